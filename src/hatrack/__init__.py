@@ -1,0 +1,1 @@
+"""One network, a hat for every task, nothing forgotten."""

@@ -1,0 +1,41 @@
+"""The errors that hatrack raises: one clear line each, saying what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "GuaranteeError",
+    "HatrackError",
+    "InputError",
+    "TrainingError",
+    "UnsupportedError",
+]
+
+
+class HatrackError(Exception):
+    """Base of every error that hatrack raises on purpose; its message is one line for a person to act on."""
+
+
+class InputError(HatrackError, ValueError):
+    """The caller asked for something that cannot be: an unknown name, a wrong shape, a label outside the head."""
+
+
+class DataError(HatrackError):
+    """A data file is missing, damaged, or not what its name says."""
+
+
+class UnsupportedError(HatrackError):
+    """The network uses an operation that no rule explains, so its parameters could not be protected."""
+
+
+class GuaranteeError(HatrackError):
+    """Something that must not move has moved: a consolidated task would no longer give its old outputs."""
+
+
+class CheckpointError(HatrackError):
+    """A saved file is damaged, foreign, from a newer version, or made for another network."""
+
+
+class TrainingError(HatrackError):
+    """Training cannot go on, for example because the loss is not a number."""
