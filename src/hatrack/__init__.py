@@ -1,1 +1,37 @@
-"""One network, a hat for every task, nothing forgotten."""
+"""One network, a hat for every task, nothing forgotten.
+
+hatrack learns tasks one after the other with hard attention to the task (HAT), on any network, and guarantees that the
+outputs of every task learned before stay bit-identical.
+"""
+
+from hatrack import functional, units
+from hatrack.errors import (
+    CheckpointError,
+    DataError,
+    GuaranteeError,
+    HatrackError,
+    InputError,
+    TrainingError,
+    UnsupportedError,
+)
+from hatrack.functional import Compensation
+from hatrack.loading import load
+from hatrack.network import HATNetwork
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Compensation",
+    "DataError",
+    "GuaranteeError",
+    "HATNetwork",
+    "HatrackError",
+    "InputError",
+    "TrainingError",
+    "UnsupportedError",
+    "__version__",
+    "functional",
+    "load",
+    "units",
+]

@@ -1,0 +1,132 @@
+"""The file format of saved networks: named tensors and a JSON description, with a checksum over both.
+
+A file is a safetensors file whose metadata holds one entry, ``hatrack``: JSON with ``version``, ``sha256`` and
+``description``. Reading one never executes anything from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hatrack.atomic import write_atomically
+from hatrack.errors import CheckpointError
+
+__all__ = ["VERSION", "Checkpoint", "check_backbone", "description_of_modules", "read_checkpoint", "write_checkpoint"]
+
+VERSION = 1
+"""Version of the file format that this library writes; it reads this one and older ones."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        tensors: by name.
+        description: JSON values; ``format`` says what was saved.
+    """
+
+    tensors: Mapping[str, Tensor]
+    description: Mapping[str, Any]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a file atomically.
+
+    Raises:
+        CheckpointError: the file cannot be written; what was there before is still there.
+    """
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.tensors.items()}
+    description = json.dumps(checkpoint.description, sort_keys=True)
+    header = json.dumps({"version": VERSION, "sha256": _checksum(tensors, description), "description": description})
+    content = safetensors.torch.save(tensors, metadata={"hatrack": header})
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{path} could not be written ({reason}); nothing was changed") from error
+
+
+def read_checkpoint(path: Path, expected_format: str) -> Checkpoint:
+    """Read a file and check that it is whole.
+
+    Args:
+        path: the file.
+        expected_format: the ``format`` that its description must have.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not hatrack's, of another kind, or from a newer version.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
+    try:
+        tensors = safetensors.torch.load(content)
+        header_length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + header_length]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged, or not a file that hatrack saved ({error})") from error
+    if "hatrack" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but hatrack did not save it")
+    try:
+        header = json.loads(metadata["hatrack"])
+        version, checksum, text = header["version"], header["sha256"], header["description"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: its description cannot be read") from error
+    if not isinstance(version, int) or version > VERSION:
+        raise CheckpointError(
+            f"{path} has version {version} of the format, this hatrack reads up to {VERSION}; upgrade it"
+        )
+    if checksum != _checksum(tensors, text):
+        raise CheckpointError(f"{path} is damaged: its checksum does not match; use an earlier copy")
+    description = json.loads(text)
+    if description.get("format") != expected_format:
+        raise CheckpointError(f"{path} holds a {description.get('format')}, not a {expected_format}")
+    return Checkpoint(tensors, description)
+
+
+def description_of_modules(backbone: nn.Module) -> list[list[str]]:
+    """Names and types of a network's modules, by which a file recognises the network that it was made for."""
+    return [[name, type(module).__name__] for name, module in backbone.named_modules()]
+
+
+def check_backbone(path: Path, saved: list[list[str]], backbone: nn.Module) -> None:
+    """Check that a network has the modules that a file was saved with.
+
+    Raises:
+        CheckpointError: it does not; the first difference is named.
+    """
+    present = description_of_modules(backbone)
+    for index in range(max(len(saved), len(present))):
+        theirs = saved[index] if index < len(saved) else None
+        ours = present[index] if index < len(present) else None
+        if theirs != ours:
+            raise CheckpointError(
+                f"{path} was saved with another backbone: it had {_say(theirs)} where this one has {_say(ours)}; "
+                "build the backbone exactly as it was"
+            )
+
+
+def _say(module: list[str] | None) -> str:
+    return "nothing" if module is None else f"{module[1]} {module[0]!r}".replace(" ''", " at its root")
+
+
+def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
+    summary = hashlib.sha256(description.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        summary.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            summary.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return summary.hexdigest()

@@ -1,0 +1,106 @@
+"""Gates at the inputs of the layers that read units, attached from outside and removable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack import functional
+from hatrack.units import Group, Reader
+
+__all__ = ["ActiveTask", "InputGate", "used_units"]
+
+
+def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
+    """Which units a task uses once its mask is hard.
+
+    A group of which a task used nothing would make its output constant, so the unit with the largest embedding value
+    stays on in every group.
+
+    Args:
+        embedding: the task's embedding, ``(U,)``.
+        groups: the groups of the network.
+
+    Returns:
+        Booleans, ``(U,)``.
+    """
+    mask = functional.hard_attention(embedding)
+    for group in groups:
+        if not mask[group.span].any():
+            mask[group.start + int(embedding[group.span].argmax())] = True
+    return mask
+
+
+class ActiveTask:
+    """What the gates and norms of one network do during the forward pass that is under way.
+
+    Attributes:
+        attention: numbers in [0, 1], ``(U + 1,)``, to multiply with; the last is 1 and stands for "ungated". None when
+            the mask is hard.
+        cleared: booleans, ``(U + 1,)``, True where a hard mask is off; the last is False. None when the mask is soft.
+        norms: the active task's own norms by the name of the layer they stand for; None when no task is active.
+    """
+
+    def __init__(self) -> None:
+        self.attention: Tensor | None = None
+        self.cleared: Tensor | None = None
+        self.norms: dict[str, nn.Module] | None = None
+
+    def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> None:
+        """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms."""
+        if attention.dtype == torch.bool:
+            self.attention, self.cleared = None, torch.cat([~attention, attention.new_zeros(1)])
+        else:
+            self.attention, self.cleared = torch.cat([attention, attention.new_ones(1)]), None
+        self.norms = norms
+
+    def deactivate(self) -> None:
+        """Let the backbone be as it is without gates."""
+        self.attention = self.cleared = self.norms = None
+
+
+class InputGate(nn.Module):
+    """The gate at the input of one reader: applied by a forward pre-hook, after activation, pooling and dropout.
+
+    Args:
+        reader: which units the layer reads along which axis.
+        num_units: number of units of the network.
+        active: the state shared by all gates of the network.
+    """
+
+    units: Tensor
+
+    def __init__(self, reader: Reader, num_units: int, active: ActiveTask) -> None:
+        super().__init__()
+        self._active = active
+        self._trailing = (1,) * (-reader.axis - 1)
+        self.register_buffer("units", reader.units.clone(), persistent=False)
+        first = int(reader.units[0])
+        consecutive = torch.equal(reader.units, torch.arange(first, first + len(reader.units)))
+        in_range = first + len(reader.units) <= num_units
+        self._span = slice(first, first + len(reader.units)) if consecutive and in_range else None
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Gate a value whose units lie along the reader's axis; the value itself while no task is active.
+
+        A hard mask clears with ``masked_fill``: a product with zero would keep infinities as "not a number".
+        """
+        active = self._active
+        if active.cleared is not None:
+            return value.masked_fill(self._pick(active.cleared), 0.0)
+        if active.attention is not None:
+            return value * self._pick(active.attention).to(value.dtype)
+        return value
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward pre-hook: gate the layer's first argument."""
+        if args:
+            return (self(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self(kwargs["input"])}
+
+    def _pick(self, per_unit: Tensor) -> Tensor:
+        picked = per_unit[self._span] if self._span is not None else per_unit.index_select(0, self.units)
+        return picked.view(-1, *self._trailing)

@@ -1,0 +1,505 @@
+"""HATNetwork: hard attention to the task around a network that stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hatrack import functional
+from hatrack.capacity import Capacity, measure_capacity, measure_reuse
+from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
+from hatrack.errors import GuaranteeError, InputError
+from hatrack.functional import Compensation
+from hatrack.gates import ActiveTask, InputGate, used_units
+from hatrack.names import unknown_name
+from hatrack.norm import TaskNormSwitch
+from hatrack.poison import find_leak
+from hatrack.protect import OptimizerGuard, Shield, attention_on_entries, digest
+from hatrack.tasks import TaskState
+from hatrack.units import Role, UnitGraph, analyze
+
+__all__ = ["FORMAT", "HATNetwork"]
+
+FORMAT = "hatrack.HATNetwork"
+"""What saved networks call themselves."""
+
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+class HATNetwork(nn.Module):
+    """A network that learns tasks one after the other and forgets none of them.
+
+    Gates are attached to the inputs of the backbone's layers; the backbone itself is not rewritten and is what it was
+    again after :meth:`detach`. Each task has an embedding (which decides on the units it uses), a linear head, and its
+    own batch norms. Once a task is consolidated, its logits never change by a single bit: for the same batch shape,
+    type, device, number of threads, grad mode and library versions, in evaluation mode.
+
+    Args:
+        backbone: maps a batch to features ``(N, F)``.
+        example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
+            backbone's device.
+        s_max: largest scale of the gates, > 0 (the paper uses 400 and advises 25 to 800).
+        hard: whether masks become exactly 0 or 1 when a task is consolidated. False keeps the sigmoid's values, as the
+            paper's code does; then old outputs drift a little.
+        compensation: arithmetic of the embedding's gradient.
+
+    Attributes:
+        backbone: the network that was given.
+        s_max: largest scale of the gates.
+        hard: whether masks are 0 or 1.
+        compensation: arithmetic of the embedding's gradient.
+        example_shape: shape of the example input.
+
+    Raises:
+        UnsupportedError: the backbone does something that no rule explains.
+        InputError: the backbone does not give features ``(N, F)``, or is inside another HATNetwork.
+        GuaranteeError: the attached gates were tried out with random masks, and an entry that should have been free
+            changed the outputs.
+
+    Example:
+        >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU())
+        >>> net = HATNetwork(backbone, torch.zeros(1, 1, 28, 28))
+        >>> net.add_task("shoes", num_classes=2)
+        >>> net(torch.zeros(5, 1, 28, 28), "shoes").shape
+        torch.Size([5, 2])
+    """
+
+    _cumulative: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        example_input: Tensor,
+        *,
+        s_max: float = 400.0,
+        hard: bool = True,
+        compensation: Compensation = Compensation.EXACT,
+    ) -> None:
+        super().__init__()
+        functional.annealed_scale(1.0, s_max)  # raises for a scale that cannot be
+        if _is_attached(backbone):
+            raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
+        device = next((p.device for p in backbone.parameters()), example_input.device)
+        self.s_max, self.hard, self.compensation = float(s_max), hard, compensation
+        self.example_shape, self._example_dtype = example_input.shape, example_input.dtype
+        self.backbone = backbone
+        self._graph = analyze(backbone, example_input.to(device), prefix="backbone.")
+        self.tasks = nn.ModuleList()
+        self._active = ActiveTask()
+        self._scale = float(s_max)
+        self._digests: dict[str, str] = {}
+        self._shields: list[tuple[nn.Parameter, Shield]] = []
+        self._guard = OptimizerGuard(lambda: [], lambda: [], lambda: None)
+        self._guard = OptimizerGuard(self._present_shields, self._frozen_parameters, self._embedding_in_training)
+        self.register_buffer(
+            "_cumulative", torch.zeros(self._graph.num_units, dtype=torch.bool, device=device), persistent=False
+        )
+        self._attach()
+        self.to(device)
+        self._try_out(example_input.to(device))
+
+    # ------------------------------------------------------------------------------------------ attaching, detaching
+
+    def _attach(self) -> None:
+        modules = dict(self.backbone.named_modules())
+        gates = [InputGate(reader, self._graph.num_units, self._active) for reader in self._graph.readers]
+        self._gates = nn.ModuleList(gates)
+        self._hooks = [
+            modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
+            for reader, gate in zip(self._graph.readers[:-1], gates[:-1], strict=True)
+        ]
+        self._switches = [TaskNormSwitch(name, modules[name], self._active) for name in self._graph.per_task_modules]
+        for switch in self._switches:
+            switch.attach()
+
+    def _try_out(self, example: Tensor) -> None:
+        """The guarantee is shown, not believed: poison free entries under random masks and compare."""
+        leak = find_leak(self, example)
+        if leak is not None:
+            self.detach()
+            raise GuaranteeError(
+                f"the gates do not hold on this network: free entries of {leak} change the outputs of a task that does "
+                "not use them; a rule for one of its operations must be wrong"
+            )
+
+    def detach(self) -> nn.Module:
+        """Take all gates off again.
+
+        Returns:
+            The backbone, with its own forward and state, and the weights it has by now. The HATNetwork is of no further
+            use.
+        """
+        for handle in self._hooks:
+            handle.remove()
+        for switch in self._switches:
+            switch.detach()
+        self._hooks, self._switches = [], []
+        return self.backbone
+
+    # ------------------------------------------------------------------------------------------------------- tasks
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of all tasks, in the order in which they were added."""
+        return tuple(state.name for state in self._states())
+
+    @property
+    def task_in_training(self) -> str | None:
+        """Name of the task that was added and is not consolidated yet."""
+        state = self._in_training()
+        return None if state is None else state.name
+
+    def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
+        """Open a task: a normal embedding, N(0, 1), a linear head, and copies of the batch norms.
+
+        Args:
+            name: a name that no task has yet.
+            num_classes: number of classes, at least 1.
+            generator: source of randomness on the CPU; torch's global one if left out.
+
+        Raises:
+            InputError: the name is taken or empty, the number of classes is below 1, or another task is not
+                consolidated yet.
+        """
+        if not isinstance(name, str) or not name:
+            raise InputError(f"a task's name must be a text that is not empty, not {name!r}")
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise InputError(f"task {name!r} must have at least one class, not {num_classes!r}")
+        if name in self.task_names:
+            raise InputError(f"there is a task {name!r} already; choose another name")
+        if self.task_in_training is not None:
+            raise InputError(
+                f"task {self.task_in_training!r} is still in training: consolidate it before adding {name!r}"
+            )
+        self._open_task(name, num_classes, generator)
+
+    def _open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> None:
+        reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
+        embedding = torch.randn(self._graph.num_units, generator=generator)
+        features = len(self._graph.features().units)
+        head = _linear(features, num_classes, generator)
+        norms = {switch_name: s.copy_for_task() for switch_name, s in self._norm_switches().items()}
+        state = TaskState(name, num_classes, embedding, head.to(reference.dtype), norms).to(reference.device)
+        self.tasks.append(state)
+        self._scale = self.s_max
+        state.train(self.training)
+
+    def task_parameters(self, name: str, *, new_only: bool = False) -> list[nn.Parameter]:
+        """The parameters to train for a task.
+
+        Args:
+            name: the task in training.
+            new_only: leave the backbone out, for an optimizer that has it already from the task before.
+
+        Returns:
+            The task's embedding, head and norms, and the backbone's shared parameters.
+
+        Raises:
+            InputError: there is no such task, or it is consolidated, so that nothing of it may move.
+        """
+        state = self._state(name)
+        if state.consolidated:
+            raise InputError(f"task {name!r} is consolidated and cannot be trained again; add a new task")
+        shared = [
+            parameter
+            for parameter_name, parameter in self.backbone.named_parameters(prefix="backbone")
+            if self._graph.roles[parameter_name] is not Role.PER_TASK
+        ]
+        return [*([] if new_only else shared), *state.parameters()]
+
+    def protect(self, optimizer: OptimizerT) -> OptimizerT:
+        """Make every later step of an optimizer keep what consolidated tasks rely on.
+
+        Once per optimizer is enough, also if tasks are consolidated afterwards.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            InputError: the optimizer holds no parameter of this network.
+        """
+        own = {id(parameter) for parameter in self.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise InputError("this optimizer holds no parameter of the network; build it from net.task_parameters(...)")
+        self._guard.protect(optimizer)
+        return optimizer
+
+    def anneal(self, progress: float) -> None:
+        """Set the scale of the gates in training (Eq. 3).
+
+        Args:
+            progress: position within the epoch, 0 (first batch) to 1 (last batch).
+
+        Raises:
+            InputError: no task is in training, or progress lies outside [0, 1].
+        """
+        self._require_training("anneal")
+        try:
+            self._scale = float(functional.annealed_scale(progress, self.s_max))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def regularization(self) -> Tensor:
+        """Share of the free units that the task in training takes (Eq. 5), to be added to the loss times ``c``.
+
+        Raises:
+            InputError: no task is in training.
+        """
+        state = self._require_training("regularization")
+        attention = self._attention(state)
+        return functional.attention_regularization(attention.to(state.embedding.dtype), self._cumulative)
+
+    def consolidate(self, name: str) -> None:
+        """End the training of a task: its mask becomes final, and all that it relies on is protected from now on.
+
+        Raises:
+            InputError: there is no such task, or it is consolidated already.
+            GuaranteeError: protected entries moved since the task before; nothing is changed then.
+        """
+        state = self._state(name)
+        if state.consolidated:
+            raise InputError(f"task {name!r} is consolidated already")
+        self.check()
+        with torch.no_grad():
+            state.freeze(self._final_mask(state))
+        self._renew_protection()
+        self._digests = self._take_digests()
+
+    # --------------------------------------------------------------------------------------------------------- use
+
+    def forward(self, x: Tensor, task: str | Sequence[str]) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            x: the batch, of the example input's shape but for its first axis.
+            task: name of one task, or one name per sample.
+
+        Returns:
+            ``(N, classes)``; for a task per sample ``(N, most classes)``, filled with −inf behind a task's last class.
+
+        Raises:
+            InputError: a task is unknown, or the batch does not have the shape that the backbone expects.
+        """
+        if isinstance(task, str):
+            return self._forward_one(x, self._state(task))
+        if len(task) != len(x):
+            raise InputError(f"{len(task)} tasks were named for {len(x)} samples; name one task, or one per sample")
+        states = {name: self._state(name) for name in task}
+        widest = max((state.num_classes for state in states.values()), default=0)
+        logits: Tensor | None = None
+        for name, state in states.items():
+            rows = torch.tensor([i for i, other in enumerate(task) if other == name], device=x.device)
+            part = self._forward_one(x[rows], state)
+            if logits is None:
+                logits = part.new_full((len(x), widest), float("-inf"))
+            padded = nn.functional.pad(part, (0, widest - state.num_classes), value=float("-inf"))
+            logits = logits.index_copy(0, rows, padded)
+        return x.new_zeros(0, 0) if logits is None else logits
+
+    def _forward_one(self, x: Tensor, state: TaskState) -> Tensor:
+        self._active.activate(self._attention(state), state.norms)
+        try:
+            features: Tensor = self._gates[-1](self.backbone(x))
+        except (RuntimeError, ValueError) as error:
+            if x.shape[1:] == self.example_shape[1:]:
+                raise
+            expected = ", ".join(map(str, self.example_shape[1:]))
+            raise InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})") from error
+        finally:
+            self._active.deactivate()
+        logits: Tensor = state.head(features)
+        return logits
+
+    def _attention(self, state: TaskState) -> Tensor:
+        """Attention over all units: annealed while training, final otherwise; booleans where it is hard."""
+        if state.consolidated:
+            return state.mask
+        if not self.training:
+            return self._final_mask(state)
+        return functional.compensated_gate(state.embedding, self._scale, self.s_max, self.compensation)
+
+    def _final_mask(self, state: TaskState) -> Tensor:
+        if self.hard:
+            return used_units(state.embedding.detach(), self._graph.groups)
+        return functional.gate(state.embedding, self.s_max)
+
+    # ------------------------------------------------------------------------------------------------- inspection
+
+    @property
+    def units(self) -> UnitGraph:
+        """Groups of units, who writes and reads them, and every parameter's role; print it to see a table."""
+        of_tasks = {name: p.shape for name, p in self.named_parameters() if name not in self._graph.roles}
+        return replace(
+            self._graph,
+            uses={**self._graph.uses, **dict.fromkeys(of_tasks, ())},
+            roles={**self._graph.roles, **dict.fromkeys(of_tasks, Role.PER_TASK)},
+            shapes={**self._graph.shapes, **of_tasks},
+        )
+
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """The units that a task uses, by group: booleans ``(units of the group,)``, or numbers if masks are soft.
+
+        For a task in training it is what consolidating it now would give.
+        """
+        state = self._state(task)
+        mask = state.mask if state.consolidated else self._final_mask(state).detach()
+        return {name: part.clone() for name, part in self._graph.split(mask).items()}
+
+    def protected(self) -> dict[str, Tensor]:
+        """For every name of ``named_parameters()`` a bool tensor of its shape, True where an entry must not move."""
+        frozen = {id(parameter) for parameter in self._frozen_parameters()}
+        held = {id(parameter): shield.held for parameter, shield in self._shields}
+        return {
+            name: held[id(p)].clone() if id(p) in held else torch.full_like(p, id(p) in frozen, dtype=torch.bool)
+            for name, p in self.named_parameters()
+        }
+
+    def capacity(self) -> Capacity:
+        """Share of units, per group and over all, and of shared weights that consolidated tasks use."""
+        return measure_capacity(self._graph, self._cumulative, self._consolidated_states() != [])
+
+    def reuse(self) -> Tensor:
+        """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks (paper, Fig. 6)."""
+        return measure_reuse(self._graph, [state.mask == 1 for state in self._consolidated_states()])
+
+    def check(self) -> None:
+        """Compare what consolidated tasks rely on with the digest taken when the last one was consolidated.
+
+        Raises:
+            GuaranteeError: something moved, for example because an optimizer was not given to :meth:`protect`.
+        """
+        now = self._take_digests()
+        moved = [name for name, value in self._digests.items() if now.get(name) != value]
+        if moved:
+            raise GuaranteeError(
+                f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
+                "old outputs; load the last saved network, and pass every optimizer through net.protect(...)"
+            )
+
+    # ------------------------------------------------------------------------------------------------ keeping it
+
+    def save(self, path: str | Path) -> None:
+        """Write the network to one file (safetensors with JSON), atomically; :func:`hatrack.load` reads it.
+
+        Raises:
+            GuaranteeError: protected entries moved since the last task was consolidated; nothing is written then.
+            CheckpointError: the file cannot be written; what was there before is still there.
+        """
+        self.check()
+        tensors = {name: value for name, value in self.state_dict().items() if not name.endswith("_extra_state")}
+        write_checkpoint(Path(path), Checkpoint(tensors, self._description()))
+
+    def _description(self) -> dict[str, object]:
+        return {
+            "format": FORMAT,
+            "s_max": self.s_max,
+            "hard": self.hard,
+            "compensation": self.compensation.value,
+            "example_input": {"shape": list(self.example_shape), "dtype": str(self._example_dtype).partition(".")[2]},
+            "modules": description_of_modules(self.backbone),
+            "tasks": [
+                {"name": s.name, "num_classes": s.num_classes, "consolidated": s.consolidated} for s in self._states()
+            ],
+            "digests": self._digests,
+        }
+
+    # -------------------------------------------------------------------------------------------------- internals
+
+    def _states(self) -> list[TaskState]:
+        return [state for state in self.tasks if isinstance(state, TaskState)]
+
+    def _consolidated_states(self) -> list[TaskState]:
+        return [state for state in self._states() if state.consolidated]
+
+    def _state(self, name: str) -> TaskState:
+        for state in self._states():
+            if state.name == name:
+                return state
+        raise unknown_name("task", name, self.task_names)
+
+    def _in_training(self) -> TaskState | None:
+        states = self._states()
+        return states[-1] if states and not states[-1].consolidated else None
+
+    def _require_training(self, purpose: str) -> TaskState:
+        state = self._in_training()
+        if state is None:
+            raise InputError(f"{purpose} acts on the task in training, and there is none; call add_task first")
+        return state
+
+    def _norm_switches(self) -> dict[str, TaskNormSwitch]:
+        return dict(zip(self._graph.per_task_modules, self._switches, strict=True))
+
+    def _present_shields(self) -> list[tuple[nn.Parameter, Shield]]:
+        return self._shields
+
+    def _frozen_parameters(self) -> list[nn.Parameter]:
+        return [parameter for state in self._consolidated_states() for parameter in state.parameters()]
+
+    def _embedding_in_training(self) -> Tensor | None:
+        state = self._in_training()
+        return None if state is None else state.embedding
+
+    def _renew_protection(self) -> None:
+        """Derive the cumulative attention and all shields from the consolidated tasks' masks."""
+        states = self._consolidated_states()
+        cumulative: Tensor | None = None
+        for state in states:
+            cumulative = functional.cumulative_attention(cumulative, state.mask)
+        self._cumulative = torch.zeros_like(self._cumulative) if cumulative is None else cumulative
+        everywhere = self._cumulative.new_ones(1) if states else self._cumulative.new_zeros(1)
+        attention = torch.cat([self._cumulative, everywhere])
+        self._shields = []
+        for name, parameter in self.backbone.named_parameters(prefix="backbone"):
+            uses = self._graph.uses[name]
+            shield = Shield.around(parameter, attention_on_entries(uses, attention, parameter.shape)) if uses else None
+            if shield is not None:
+                self._shields.append((parameter, shield))
+
+    def _take_digests(self) -> dict[str, str]:
+        """Digests of all that must not move: held entries by parameter, and consolidated tasks whole."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        digests = {names[id(p)]: digest({"held": shield.held, "values": p[shield.held]}) for p, shield in self._shields}
+        for state in self._consolidated_states():
+            digests[f"task {state.name}"] = digest(
+                {name: value for name, value in state.state_dict().items() if name != "_extra_state"}
+            )
+        return digests
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along."""
+        before = [p.dtype for p in self.parameters()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._renew_protection()
+        if before != [p.dtype for p in self.parameters()]:
+            self._digests = self._take_digests()
+        return self
+
+    def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._renew_protection()
+        self._digests = self._take_digests()
+        return result
+
+
+def _is_attached(backbone: nn.Module) -> bool:
+    hooks = [hook for module in backbone.modules() for hook in module._forward_pre_hooks.values()]
+    forwards = [vars(module).get("forward") for module in backbone.modules()]
+    return any(isinstance(getattr(f, "__self__", None), (InputGate, TaskNormSwitch)) for f in [*hooks, *forwards])
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
+    """A linear layer with torch's usual initialisation, U(−1/√inputs, 1/√inputs), from an explicit generator."""
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    bound = inputs**-0.5 if inputs else 0.0
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer

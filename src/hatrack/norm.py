@@ -1,0 +1,61 @@
+"""Batch norm with statistics and affine parameters of its own for every task.
+
+Shared statistics would follow the newest task and change the old ones' outputs (Dinu 2019). Every task therefore gets a
+copy of each batch norm, taken from the backbone's as it was when the task was added.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from hatrack.gates import ActiveTask
+
+__all__ = ["TaskNormSwitch"]
+
+
+class TaskNormSwitch:
+    """Stands in for the ``forward`` of one batch norm of the backbone and calls the active task's copy instead.
+
+    Args:
+        name: the layer's name in the backbone.
+        module: the layer.
+        active: the state shared by all gates and norms of the network.
+    """
+
+    def __init__(self, name: str, module: nn.Module, active: ActiveTask) -> None:
+        self._name = name
+        self._module = module
+        self._active = active
+
+    def attach(self) -> None:
+        """Put the switch in the place of the layer's forward."""
+        vars(self._module)["forward"] = self.forward
+
+    def detach(self) -> None:
+        """Give the layer its own forward back."""
+        del vars(self._module)["forward"]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The active task's norm; the layer's own while no task is active."""
+        norms = self._active.norms
+        if norms is None:
+            return type(self._module).forward(self._module, *args, **kwargs)
+        return norms[self._name](*args, **kwargs)
+
+    def copy_for_task(self) -> nn.Module:
+        """A copy of the layer: same class, affine parameters and statistics, without hooks and without the switch."""
+        attached = vars(self._module).pop("forward", None)
+        hooks = {name: vars(self._module)[name] for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")}
+        try:
+            vars(self._module).update({name: type(value)() for name, value in hooks.items()})
+            twin = copy.deepcopy(self._module)
+        finally:
+            vars(self._module).update(hooks)
+            if attached is not None:
+                vars(self._module)["forward"] = attached
+        for parameter in twin.parameters():
+            parameter.requires_grad_(True)
+        return twin

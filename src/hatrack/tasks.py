@@ -1,0 +1,75 @@
+"""What a network holds for one task: embedding, mask, head and norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["TaskState"]
+
+
+class TaskState(nn.Module):
+    """Everything that belongs to one task alone.
+
+    Args:
+        name: the task's name.
+        num_classes: outputs of its head.
+        embedding: its embedding to begin with, ``(U,)``.
+        head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
+        norms: its batch norms, by the name of the layer they stand for.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, name: str, num_classes: int, embedding: Tensor, head: nn.Linear, norms: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.consolidated = False
+        self.embedding = nn.Parameter(embedding)
+        self.head = head
+        self._norm_names = list(norms)
+        self.batch_norms = nn.ModuleList(norms.values())
+        self.register_buffer("mask", torch.zeros(len(embedding), dtype=torch.bool, device=embedding.device))
+
+    @property
+    def norms(self) -> dict[str, nn.Module]:
+        """The task's batch norms, by the name of the layer they stand for."""
+        return dict(zip(self._norm_names, self.batch_norms, strict=True))
+
+    def freeze(self, mask: Tensor) -> None:
+        """Fix the mask, booleans or numbers ``(U,)``; from now on nothing of the task moves."""
+        self.mask = mask.detach().clone()
+        self.consolidated = True
+        self.train(False)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def train(self, mode: bool = True) -> TaskState:
+        """Training mode, which a consolidated task never enters: its norms' statistics would move."""
+        super().train(mode and not self.consolidated)
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """Whether the task is consolidated, as part of ``state_dict``."""
+        return torch.tensor(self.consolidated)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over whether the task is consolidated from a ``state_dict``."""
+        if bool(state):
+            self.freeze(self.mask)
+        else:
+            self.consolidated = False
+            self.requires_grad_(True)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A soft mask holds numbers where a fresh task has booleans; copying would round them.
+        mask = state_dict.get(prefix + "mask")
+        if isinstance(mask, Tensor) and mask.shape == self.mask.shape:
+            self.mask = self.mask.to(mask.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,8 @@
+"""How the units of a network are found: rules, the labelled run, and the graph that comes out of it."""
+
+from hatrack.units.analysis import analyze
+from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
+from hatrack.units.rules import rule
+from hatrack.units.trace import Call, Trace
+
+__all__ = ["Call", "Group", "ParameterUse", "Reader", "Role", "Trace", "UnitGraph", "analyze", "rule"]

@@ -1,0 +1,97 @@
+"""Labels of units, and which of them must share one gate.
+
+Beside every value of a labelled run travels an integer tensor of the same shape: entry by entry the *label* of the unit
+that the value belongs to. Label 0 means "no unit": the network's input and constants, which nothing gates. Two units
+that are added together must be on or off together; they are *coupled*, and :class:`Coupling` keeps track of that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["UNGATED", "Coupling", "Producer"]
+
+UNGATED = 0
+"""The label of positions that belong to no unit."""
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A layer that opened units of its own.
+
+    Attributes:
+        name: the layer's name in the model.
+        start: its first label; its units are ``start`` to ``start + count − 1``.
+        count: how many units it opened.
+    """
+
+    name: str
+    start: int
+    count: int
+
+
+class Coupling:
+    """Union-find over labels: which units share one gate."""
+
+    def __init__(self) -> None:
+        self._parent = [UNGATED]
+        self.producers: list[Producer] = []
+
+    def open_units(self, name: str, count: int) -> Tensor:
+        """Open units for a layer.
+
+        Args:
+            name: the layer's name, for messages and tables.
+            count: number of units, at least 1.
+
+        Returns:
+            Their fresh labels, ``(count,)``.
+        """
+        start = len(self._parent)
+        self._parent.extend(range(start, start + count))
+        self.producers.append(Producer(name, start, count))
+        return torch.arange(start, start + count)
+
+    def root(self, label: int) -> int:
+        """The label that stands for all those coupled with this one."""
+        while self._parent[label] != label:
+            self._parent[label] = self._parent[self._parent[label]]
+            label = self._parent[label]
+        return label
+
+    def couple(self, a: Tensor, b: Tensor) -> Tensor:
+        """Couple what meets in an element-wise operation of two values.
+
+        Args:
+            a: labels of the one.
+            b: labels of the other, broadcastable with ``a``.
+
+        Returns:
+            Labels of the result, of the broadcast shape: where one side is ungated, the other side's.
+        """
+        differing = a != b
+        a, b = a.expand_as(differing), b.expand_as(differing)
+        meeting = differing & (a != UNGATED) & (b != UNGATED)
+        if meeting.any():
+            for one, other in set(zip(a[meeting].tolist(), b[meeting].tolist(), strict=True)):
+                first, second = sorted((self.root(one), self.root(other)))
+                self._parent[second] = first
+        return torch.where(a == UNGATED, b, a)
+
+    def along(self, labels: Tensor, axis: int) -> Tensor:
+        """Couple all positions that share an index of one axis, such as the pixels of a channel.
+
+        Args:
+            labels: labels of a value.
+            axis: the axis that counts units.
+
+        Returns:
+            One label per index of that axis, ``(labels.shape[axis],)``.
+        """
+        rows = labels.movedim(axis, 0).flatten(1) if labels.dim() > 1 else labels.unsqueeze(1)
+        representative = rows.amax(dim=1)
+        self.couple(rows, representative.unsqueeze(1))
+        return representative

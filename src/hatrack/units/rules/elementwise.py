@@ -1,0 +1,69 @@
+"""Element-wise operations: of one value they pass its labels on, of two they couple what meets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.units.coupling import UNGATED
+from hatrack.units.rules.registry import functions, rule
+from hatrack.units.trace import Call, Trace
+
+__all__ = ["binary", "prelu", "unary"]
+
+# Whatever these do to a zero does not matter: units are gated where they are read, after the activation.
+_ACTIVATIONS = functions(
+    *("relu", "relu_", "relu6", "elu", "elu_", "selu", "selu_", "celu", "celu_", "gelu", "silu", "mish"),
+    *("sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softsign", "hardtanh", "hardtanh_", "hardsigmoid"),
+    *("hardswish", "leaky_relu", "leaky_relu_", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "threshold"),
+    *("threshold_", "rrelu", "rrelu_", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square", "sin"),
+    *("cos", "atan", "erf", "clamp", "clamp_min", "clamp_max", "sign", "reciprocal", "__abs__", "__neg__"),
+)
+_DROPOUTS = functions(
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
+)
+_COPIES = functions("clone", "contiguous", "detach", "to", "float", "half", "bfloat16", "double", "type_as")
+_ARITHMETIC = functions(
+    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "true_divide", "maximum", "minimum", "pow"),
+    *("__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__", "rsub", "__mul__", "__imul__", "__rmul__"),
+    *("__truediv__", "__itruediv__", "__rtruediv__", "__pow__"),
+)
+
+
+@rule(*_ACTIVATIONS, *_DROPOUTS, *_COPIES)
+def unary(trace: Trace, call: Call) -> Tensor:
+    """Activations, dropout and copies: every position keeps its unit."""
+    return trace.labels(call.argument(0, "input"))
+
+
+@rule(*_ARITHMETIC)
+def binary(trace: Trace, call: Call) -> Tensor:
+    """Arithmetic of two values: units that meet are coupled, as in a skip connection."""
+    values = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    labels = torch.zeros((), dtype=torch.int64)
+    for value in values:
+        if value.dim() and trace.is_gated(value) and 1 in _broadcast_axes(value, call.output):
+            raise trace.refuse(call, "it spreads one unit over many; there is no rule for that yet")
+        labels = trace.coupling.couple(labels, trace.labels(value))
+    changed_in_place = bool(values) and call.output is values[0]
+    if changed_in_place and values[0]._is_view() and not torch.equal(labels, trace.labels(values[0])):
+        raise trace.refuse(call, "it changes part of another value in place; write the result to a new value instead")
+    return labels.expand(call.output.shape)
+
+
+def _broadcast_axes(value: Tensor, output: Tensor) -> set[int]:
+    """For every axis along which a value is repeated to the shape of the output, its size there (always 1)."""
+    own = (1,) * (output.dim() - value.dim()) + tuple(value.shape)
+    return {mine for mine, full in zip(own, output.shape, strict=True) if mine != full}
+
+
+@rule(nn.PReLU)
+def prelu(trace: Trace, call: Call) -> Tensor:
+    """A learned slope: one per unit, or one for all of them."""
+    value, module = call.args[0], call.target
+    labels = trace.labels(value)
+    if module.num_parameters == 1:
+        trace.use(module.weight, torch.full((1,), UNGATED))
+    else:
+        trace.use(module.weight, trace.coupling.along(labels, 1))
+    return labels

@@ -1,0 +1,148 @@
+"""What a labelled run records: labels of values, who reads which units, and how parameters are used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.errors import UnsupportedError
+from hatrack.units.coupling import UNGATED, Coupling
+
+__all__ = ["Call", "Labels", "Read", "Rule", "Trace", "Use"]
+
+Labels = Tensor | tuple["Labels", ...]
+"""Labels of a result: an int64 tensor of its shape, or a tuple of such for a result with several tensors."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module or a function during the labelled run.
+
+    Attributes:
+        target: the module, or the function.
+        name: what to call it in a message: the module's name in the model, or the function's name.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        output: what it returned.
+    """
+
+    target: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    def argument(self, position: int, name: str) -> Any:
+        """An argument that may have been given by position or by name; None if it was not given."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name)
+
+
+Rule = Callable[["Trace", Call], Labels]
+"""Explains an operation to the analysis: records what it reads, couples what it must, returns the result's labels."""
+
+
+@dataclass
+class Read:
+    """Units that a module reads: where its input is to be gated."""
+
+    module: str
+    axis: int
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Use:
+    """A use of a parameter: the labels at each of its ends, each broadcastable to its shape."""
+
+    parameter: nn.Parameter
+    sides: tuple[Tensor, ...]
+
+
+@dataclass
+class Trace:
+    """The state of a labelled run, which the rules read and write."""
+
+    coupling: Coupling = field(default_factory=Coupling)
+    reads: dict[str, Read] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
+    per_task: list[str] = field(default_factory=list)
+    _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _written: dict[str, Tensor] = field(default_factory=dict)
+
+    def labels(self, value: Tensor) -> Tensor:
+        """Labels of a value: zeros for one that the run has not seen."""
+        known = self._values.get(id(value))
+        return torch.full(value.shape, UNGATED) if known is None else known[1]
+
+    def is_gated(self, value: Tensor) -> bool:
+        """Whether any position of a value belongs to a unit."""
+        return id(value) in self._values
+
+    def remember(self, output: Any, labels: Labels) -> None:
+        """Attach labels to the result of an operation."""
+        if isinstance(output, Tensor) and isinstance(labels, Tensor):
+            if labels.shape != output.shape:
+                raise AssertionError(f"labels of shape {tuple(labels.shape)} for a value of {tuple(output.shape)}")
+            if bool((labels != UNGATED).any()):
+                # The value is kept with its labels: as long as it lives, no other tensor can have its identity.
+                self._values[id(output)] = (output, labels)
+        elif isinstance(output, (tuple, list)) and isinstance(labels, tuple):
+            for value, its_labels in zip(output, labels, strict=True):
+                self.remember(value, its_labels)
+
+    def read(self, call: Call, value: Tensor, axis: int) -> Tensor:
+        """Record that a module reads units; from then on its input is gated.
+
+        Args:
+            call: the module's call.
+            value: its input.
+            axis: the axis of the input that counts units, negative.
+
+        Returns:
+            One label per index of that axis.
+        """
+        labels = self.coupling.along(self.labels(value), axis)
+        earlier = self.reads.get(call.name)
+        if earlier is not None:  # the module is called a second time: one gate serves both calls
+            labels = self.coupling.couple(earlier.labels, labels)
+        self.reads[call.name] = Read(call.name, axis, labels)
+        return labels
+
+    def write(self, call: Call, count: int) -> Tensor:
+        """Open the units that a module writes, once per module.
+
+        Returns:
+            Their labels, ``(count,)``; those of the module's first call if it is called again.
+        """
+        if call.name not in self._written:
+            self._written[call.name] = self.coupling.open_units(call.name, count)
+        return self._written[call.name]
+
+    def use(self, parameter: nn.Parameter | None, *sides: Tensor) -> None:
+        """Record the ends of a parameter; None (a layer without bias) is ignored."""
+        if parameter is not None:
+            self.uses.append(Use(parameter, sides))
+
+    def refuse(self, call: Call, reason: str) -> UnsupportedError:
+        """The error for an operation that the analysis cannot follow, naming it and the line that called it."""
+        return UnsupportedError(f"{call.name}: {reason}{calling_line()}")
+
+
+def calling_line() -> str:
+    """`` (at FILE:LINE)`` of the innermost frame outside torch and hatrack, or nothing."""
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    frame = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith((*inside, "<")):
+            return f" (at {Path(filename).name}:{frame.f_lineno})"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return ""
