@@ -17,6 +17,7 @@ from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpo
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.functional import Compensation
 from hatrack.gates import ActiveTask, InputGate, used_units
+from hatrack.heads import linear_head
 from hatrack.names import unknown_name
 from hatrack.norm import TaskNormSwitch
 from hatrack.poison import find_leak
@@ -183,7 +184,7 @@ class HATNetwork(nn.Module):
         reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
         embedding = torch.randn(self._graph.num_units, generator=generator)
         features = len(self._graph.features().units)
-        head = _linear(features, num_classes, generator)
+        head = linear_head(features, num_classes, generator)
         norms = {switch_name: s.copy_for_task() for switch_name, s in self._norm_switches().items()}
         state = TaskState(name, num_classes, embedding, head.to(reference.dtype), norms).to(reference.device)
         self.tasks.append(state)
@@ -493,13 +494,3 @@ def _is_attached(backbone: nn.Module) -> bool:
     hooks = [hook for module in backbone.modules() for hook in module._forward_pre_hooks.values()]
     forwards = [vars(module).get("forward") for module in backbone.modules()]
     return any(isinstance(getattr(f, "__self__", None), (InputGate, TaskNormSwitch)) for f in [*hooks, *forwards])
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
-    """A linear layer with torch's usual initialisation, U(−1/√inputs, 1/√inputs), from an explicit generator."""
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
-    bound = inputs**-0.5 if inputs else 0.0
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
-    return layer

@@ -1,0 +1,10 @@
+"""Data sets of labelled images: found on this machine or downloaded, verified, and held in memory as bytes."""
+
+from __future__ import annotations
+
+from hatrack.data.dataset import DatasetSpec, ImageDataset
+from hatrack.data.idx import read_idx
+from hatrack.data.registry import DATASETS, load_dataset
+from hatrack.data.subset import build_subset, load_subset
+
+__all__ = ["DATASETS", "DatasetSpec", "ImageDataset", "build_subset", "load_dataset", "load_subset", "read_idx"]

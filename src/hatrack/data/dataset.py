@@ -1,0 +1,115 @@
+"""What a data set is: labelled images in memory, and the recipe by which they are obtained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from hatrack.data.sources import Source
+from hatrack.errors import DataError, InputError
+
+__all__ = ["DatasetSpec", "Decoder", "ImageArrays", "ImageDataset"]
+
+
+class ImageArrays(NamedTuple):
+    """The bare arrays of a data set: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
+
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+
+
+Decoder: TypeAlias = Callable[[Mapping[str, bytes]], ImageArrays]
+"""Turns the verified content of a data set's files, by plain name, into its arrays."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Labelled images, held in memory as bytes.
+
+    Attributes:
+        name: Name of the data set.
+        x_train: Training images, uint8 ``(N, C, H, W)``, values 0 to 255.
+        y_train: Their classes, int64 ``(N,)``, indices into ``class_names``.
+        x_test: Test images, of the same image shape.
+        y_test: Their classes.
+        class_names: The name of each class.
+        mean: Mean of each channel over the training images, after scaling to [0, 1].
+        std: Standard deviation of each channel, after scaling to [0, 1].
+
+    Raises:
+        InputError: The arrays do not fit together.
+    """
+
+    name: str
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for part, x, y in (("training", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+            if x.dtype != torch.uint8 or x.dim() != 4:
+                raise InputError(
+                    f"{self.name}: {part} images must be uint8 (N, C, H, W), not {x.dtype} {tuple(x.shape)}"
+                )
+            if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+                raise InputError(
+                    f"{self.name}: {part} labels must be int64 ({len(x)},), not {y.dtype} {tuple(y.shape)}"
+                )
+            if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(self.class_names):
+                raise InputError(f"{self.name}: {part} labels must lie in 0..{len(self.class_names) - 1}")
+        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            raise InputError(f"{self.name}: training and test images differ in shape")
+        if not len(self.mean) == len(self.std) == self.x_train.shape[1]:
+            raise InputError(
+                f"{self.name}: mean and std need one value for each of the {self.x_train.shape[1]} channels"
+            )
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """How to obtain a data set. A data set in another format is another decoder, not another loader.
+
+    Attributes:
+        name: Name under which the data set is asked for.
+        description: One line on what it holds.
+        licence: Under what terms it is published.
+        class_names: The name of each class, in the order of the labels.
+        mean: Mean of each channel of the training images, after scaling to [0, 1].
+        std: Standard deviation of each channel, likewise.
+        source: Where its files come from.
+        decode: How their content becomes arrays.
+    """
+
+    name: str
+    description: str
+    licence: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: Source
+    decode: Decoder
+
+    def load(self, data_dir: Path | None = None, *, download: bool = True) -> ImageDataset:
+        """Obtain the data set.
+
+        Args:
+            data_dir: Folder to look in before all others.
+            download: Whether files found nowhere may be fetched from the network.
+
+        Raises:
+            DataError: ``data_dir`` is no folder, or a file is missing or damaged; the message says what to do.
+        """
+        if data_dir is not None and not data_dir.is_dir():
+            raise DataError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
+        arrays = self.decode(self.source.fetch(self.name, data_dir, download=download))
+        return ImageDataset(self.name, *arrays, class_names=self.class_names, mean=self.mean, std=self.std)

@@ -1,0 +1,90 @@
+"""Files whose content is known in advance: reading them, packed or plain, and checking what they hold."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hatrack.errors import DataError
+
+__all__ = ["DataFile", "read_content", "unpack"]
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def unpack(payload: bytes, origin: str) -> bytes:
+    """Return the content of a file's bytes: decompressed if they are gzip, otherwise as they are.
+
+    Args:
+        payload: The bytes of the file. Whether they are gzip is told by their first two bytes, not by a name.
+        origin: Where they come from (a path or an address), for the error message.
+
+    Raises:
+        DataError: The bytes begin as gzip but are cut short or damaged.
+    """
+    if not payload.startswith(GZIP_MAGIC):
+        return payload
+    try:
+        return gzip.decompress(payload)
+    except EOFError as error:
+        raise DataError(f"{origin}: the gzip data is cut short; fetch the file again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{origin}: the gzip data is damaged ({error}); fetch the file again") from error
+
+
+def read_content(path: Path) -> bytes:
+    """Return the content of the file at ``path``, decompressed if it is gzip.
+
+    Raises:
+        DataError: The file cannot be read, or its gzip data is damaged.
+    """
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return unpack(payload, str(path))
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One published file of a data set, known by the hash of its content.
+
+    The name proves nothing: MNIST and Fashion-MNIST use the same four file names.
+
+    Attributes:
+        name: Name of the plain file.
+        sha256: SHA-256 of the content, after gzip decompression where it is gzip, in lower-case hexadecimal.
+        suffix: What the publisher appends to ``name`` for the packed file, for example ``".gz"``.
+    """
+
+    name: str
+    sha256: str
+    suffix: str = ""
+
+    @property
+    def published_name(self) -> str:
+        """Name under which the file is published, downloaded and cached."""
+        return self.name + self.suffix
+
+    @property
+    def accepted_names(self) -> tuple[str, ...]:
+        """Names under which the file may lie on a disk, the published one first."""
+        return tuple(dict.fromkeys((self.published_name, self.name)))
+
+    def verified(self, content: bytes, *, origin: str, dataset: str) -> bytes:
+        """Return ``content`` unchanged if it is what this file holds.
+
+        Args:
+            content: Decompressed bytes.
+            origin: Where they come from, for the error message.
+            dataset: Name of the data set the file belongs to, for the error message.
+
+        Raises:
+            DataError: The hash is another one.
+        """
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise DataError(f"{origin}: its content is not that of {dataset}'s {self.name} (the SHA-256 differs)")
+        return content

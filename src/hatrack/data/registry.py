@@ -1,0 +1,38 @@
+"""The data sets that can be asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from hatrack.data.dataset import DatasetSpec, ImageDataset
+from hatrack.data.mnist import FASHION_MNIST, MNIST
+from hatrack.data.subset import FASHION_MNIST_SUBSET
+from hatrack.names import look_up
+
+__all__ = ["DATASETS", "load_dataset"]
+
+DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
+    {spec.name: spec for spec in (MNIST, FASHION_MNIST, FASHION_MNIST_SUBSET)}
+)
+"""Every known data set by name."""
+
+
+def load_dataset(name: str, data_dir: Path | str | None = None, *, download: bool = True) -> ImageDataset:
+    """Load a data set by name.
+
+    Its files are looked for in ``data_dir``, in ``$HATRACK_DATA``, in the system's folder where there is one, in
+    the download cache, and then on the network. A file counts only if its content has the right SHA-256.
+
+    Args:
+        name: One of :data:`DATASETS`.
+        data_dir: Folder to look in first; it must exist if given.
+        download: Whether files found nowhere may be fetched from the network.
+
+    Raises:
+        InputError: There is no data set of that name.
+        DataError: The files are missing or damaged; the message says how to get them.
+    """
+    spec = look_up("data set", name, DATASETS)
+    return spec.load(None if data_dir is None else Path(data_dir), download=download)

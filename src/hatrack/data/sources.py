@@ -1,0 +1,149 @@
+"""Where the files of a data set come from: folders on this machine and the network, or the package itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+from hatrack.data.download import download_file
+from hatrack.data.files import DataFile, read_content, unpack
+from hatrack.errors import DataError
+
+__all__ = ["PackagedFiles", "PublishedFiles", "Source", "cache_root", "find_file"]
+
+DATA_VARIABLE = "HATRACK_DATA"
+
+
+class Source(Protocol):
+    """Something that can provide the verified content of a data set's files."""
+
+    def fetch(self, dataset: str, data_dir: Path | None, *, download: bool) -> dict[str, bytes]:
+        """Return the content of every file by its plain name.
+
+        Args:
+            dataset: Name of the data set, for error messages.
+            data_dir: Folder to look in first, or None.
+            download: Whether the network may be used.
+
+        Raises:
+            DataError: A file is missing or not what it should be.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PackagedFiles:
+    """Files that are part of the installed package, next to this module.
+
+    Attributes:
+        folder: Folder within ``hatrack.data``.
+        files: The files in it.
+    """
+
+    folder: str
+    files: tuple[DataFile, ...]
+
+    def fetch(self, dataset: str, data_dir: Path | None = None, *, download: bool = True) -> dict[str, bytes]:
+        """Return the content of every file; needs neither ``data_dir`` nor the network. See :class:`Source`."""
+        return {file.name: self._read(file, dataset) for file in self.files}
+
+    def _read(self, file: DataFile, dataset: str) -> bytes:
+        resource = resources.files("hatrack.data") / self.folder / file.published_name
+        try:
+            payload = resource.read_bytes()
+        except OSError as error:
+            raise DataError(f"{resource}: missing from the installation; install hatrack again") from error
+        return file.verified(unpack(payload, str(resource)), origin=str(resource), dataset=dataset)
+
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """Files that a publisher offers and that may already lie on this machine.
+
+    Each file is looked for in the given folder, in ``$HATRACK_DATA``, in the system's folders, in the download
+    cache, and then on the network; only the right content counts, so a wrong file never hides a right one.
+
+    Attributes:
+        files: The files that make up the data set.
+        folders: Folder names under which a data directory may hold them; the directory itself is tried last.
+        mirrors: Download addresses ending in ``/``, the preferred one first.
+        system_folders: Folders in which an operating system's package puts the files.
+        system_advice: How to get that package, for example a command; empty where there is none.
+    """
+
+    files: tuple[DataFile, ...]
+    folders: tuple[str, ...]
+    mirrors: tuple[str, ...]
+    system_folders: tuple[Path, ...] = ()
+    system_advice: str = ""
+
+    def fetch(self, dataset: str, data_dir: Path | None = None, *, download: bool = True) -> dict[str, bytes]:
+        """Return the content of every file, downloading into the cache what is not there. See :class:`Source`."""
+        cache = cache_root() / dataset
+        places = [*_data_roots(data_dir), *self.system_folders, cache]
+        folders = [place / name for place in places for name in (*self.folders, "")]
+        contents = {}
+        for file in self.files:
+            content, faults = find_file(file, folders, dataset=dataset)
+            if content is None and download:
+                try:
+                    content = download_file(file, self.mirrors, cache, dataset=dataset)
+                except DataError as error:
+                    faults.append(str(error))
+            if content is None:
+                raise DataError(self._advice(dataset, file, places, faults))
+            contents[file.name] = content
+        return contents
+
+    def _advice(self, dataset: str, missing: DataFile, places: Sequence[Path], faults: Sequence[str]) -> str:
+        """Say in one line what is missing, what was found instead, and what to do."""
+        searched = ", ".join(map(str, places))
+        instead = f" ({'; '.join(faults)})" if faults else ""
+        system = f", or {self.system_advice}" if self.system_advice else ""
+        return (
+            f"{dataset}: {missing.name} not found in {searched}{instead}; put "
+            f"{', '.join(file.published_name for file in self.files)} (packed or not) into a folder DIR or "
+            f"DIR/{self.folders[0]} and give it as --data DIR or {DATA_VARIABLE}=DIR{system}"
+        )
+
+
+def find_file(file: DataFile, folders: Sequence[Path], *, dataset: str) -> tuple[bytes | None, list[str]]:
+    """Look for a file by name and content.
+
+    Args:
+        file: What to look for, under any of its accepted names.
+        folders: Where to look, in this order; they need not exist.
+        dataset: Name of the data set, for the messages.
+
+    Returns:
+        The content of the first file that has the right one, or None; and what was wrong with each file of the
+        right name that was passed over.
+    """
+    faults: list[str] = []
+    for folder in folders:
+        for path in (folder / name for name in file.accepted_names):
+            if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a folder may not be entered
+                continue
+            try:
+                return file.verified(read_content(path), origin=str(path), dataset=dataset), faults
+            except DataError as error:
+                faults.append(str(error))
+    return None, faults
+
+
+def cache_root() -> Path:
+    """Return hatrack's download cache: ``$XDG_CACHE_HOME/hatrack``, by default ``~/.cache/hatrack``."""
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG base directory specification has relative paths ignored.
+    base = configured if configured.is_absolute() else Path.home() / ".cache"
+    return base / "hatrack"
+
+
+def _data_roots(data_dir: Path | None) -> list[Path]:
+    """The directories that a person named: by argument and by environment variable."""
+    from_environment = os.environ.get(DATA_VARIABLE)
+    return [Path(root) for root in (data_dir, from_environment) if root]

@@ -1,0 +1,51 @@
+"""What a result was made with."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["describe_environment"]
+
+
+def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Versions, processor and threads, as far as results depend on them.
+
+    Args:
+        device: where the network runs.
+
+    Returns:
+        JSON values; two equal environments give the same bits for the same command.
+    """
+    device = torch.device(device)
+    return {
+        "hatrack": _version("hatrack"),
+        "torch": torch.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The processor's name, which decides on the instructions that kernels choose."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,23 @@
+"""Experiments: presets, running them, their results, and verifying these."""
+
+from hatrack.experiments.presets import EXPERIMENTS, Experiment, find_experiment
+from hatrack.experiments.results import RunResult, Status, read_result
+from hatrack.experiments.run import Event, Prepared, RunRequest, TaskBegun, TaskLearned, prepare, run
+from hatrack.experiments.settings import Config
+
+__all__ = [
+    "EXPERIMENTS",
+    "Config",
+    "Event",
+    "Experiment",
+    "Prepared",
+    "RunRequest",
+    "RunResult",
+    "Status",
+    "TaskBegun",
+    "TaskLearned",
+    "find_experiment",
+    "prepare",
+    "read_result",
+    "run",
+]

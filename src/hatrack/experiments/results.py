@@ -1,0 +1,176 @@
+"""The results of a run: what ``run.json`` holds."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hatrack.atomic import write_atomically
+from hatrack.errors import CheckpointError
+from hatrack.metrics import average_accuracy, backward_transfer, forgetting
+from hatrack.train import Score
+
+__all__ = ["SCHEMA", "RunResult", "Status", "TaskSummary", "read_result", "write_result"]
+
+SCHEMA = 1
+"""Version of the format of ``run.json``."""
+
+
+class Status(str, enum.Enum):
+    """How far a run is."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """A task in ``run.json``: its name, number of classes and numbers of samples."""
+
+    name: str
+    classes: int
+    train: int
+    valid: int
+    test: int
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run, finished or not.
+
+    Attributes:
+        experiment: its name.
+        method: its name.
+        seed: the seed.
+        command: a command that makes this run.
+        config: all settings, by key.
+        tasks: all tasks, learned or not.
+        scores: row t holds the scores on tasks 0..t after task t.
+        capacity: what the method says of its use of the network, after the last task learned; None if it says nothing.
+        epochs: number of epochs made for every task learned.
+        seconds: time spent on every task learned.
+        environment: what it ran on.
+        status: how far it is.
+    """
+
+    experiment: str
+    method: str
+    seed: int
+    command: str
+    config: dict[str, Any]
+    tasks: tuple[TaskSummary, ...]
+    scores: tuple[tuple[Score, ...], ...]
+    capacity: dict[str, Any] | None
+    epochs: tuple[int, ...]
+    seconds: tuple[float, ...]
+    environment: dict[str, Any]
+    status: Status
+
+    def with_row(
+        self, row: tuple[Score, ...], capacity: dict[str, Any] | None, epochs: int, seconds: float
+    ) -> RunResult:
+        """The run after one more task."""
+        return replace(
+            self,
+            scores=(*self.scores, row),
+            capacity=capacity,
+            epochs=(*self.epochs, epochs),
+            seconds=(*self.seconds, seconds),
+            status=Status.FINISHED if len(self.scores) + 1 == len(self.tasks) else Status.RUNNING,
+        )
+
+    def matrix(self, what: str) -> list[list[Any]]:
+        """A lower triangular ``T × T`` matrix of one part of the scores, None elsewhere.
+
+        Args:
+            what: ``accuracy``, ``loss`` or ``logits_sha256``.
+        """
+        size = len(self.tasks)
+        rows = [[getattr(score, what) for score in row] + [None] * (size - len(row)) for row in self.scores]
+        return rows + [[None] * size for _ in range(size - len(rows))]
+
+    def metrics(self) -> dict[str, Any]:
+        """Average accuracy, forgetting and backward transfer of the tasks so far; None before the first."""
+        rows = self.matrix("accuracy")[: len(self.scores)]
+        return {
+            "average_accuracy": average_accuracy(rows) if rows else None,
+            "forgetting": forgetting(rows) if rows else None,
+            "backward_transfer": backward_transfer(rows) if rows else None,
+            "forgetting_ratio": None,  # it needs the runs of joint training and of guessing
+            "capacity": self.capacity,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``run.json``."""
+        return {
+            "schema": SCHEMA,
+            "experiment": self.experiment,
+            "method": self.method,
+            "seed": self.seed,
+            "command": self.command,
+            "config": self.config,
+            "tasks": [vars(task) for task in self.tasks],
+            "accuracy": self.matrix("accuracy"),
+            "loss": self.matrix("loss"),
+            "logits_sha256": self.matrix("logits_sha256"),
+            "metrics": self.metrics(),
+            "timing": {"seconds": list(self.seconds), "epochs": list(self.epochs)},
+            "environment": self.environment,
+            "status": self.status.value,
+        }
+
+
+def write_result(path: Path, result: RunResult) -> None:
+    """Write ``run.json`` atomically.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there before is still there.
+    """
+    text = json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written ({error.strerror or error}); nothing was changed"
+        ) from error
+
+
+def read_result(path: Path) -> RunResult:
+    """Read ``run.json``.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or from a newer version.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged, or not a result of hatrack ({error})") from error
+    try:
+        if data["schema"] > SCHEMA:
+            raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
+        tasks = tuple(TaskSummary(**task) for task in data["tasks"])
+        rows = zip(data["loss"], data["accuracy"], data["logits_sha256"], strict=True)
+        scores = [tuple(Score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
+        return RunResult(
+            experiment=data["experiment"],
+            method=data["method"],
+            seed=data["seed"],
+            command=data["command"],
+            config=data["config"],
+            tasks=tasks,
+            scores=tuple(row for row in scores if row),
+            capacity=data["metrics"]["capacity"],
+            epochs=tuple(data["timing"]["epochs"]),
+            seconds=tuple(data["timing"]["seconds"]),
+            environment=data["environment"],
+            status=Status(data["status"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, or not a result of hatrack ({type(error).__name__}: {error})"
+        ) from error

@@ -1,0 +1,247 @@
+"""Running an experiment: task after task, resumable at every finished one."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hatrack.environment import describe_environment
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.presets import Experiment, find_experiment
+from hatrack.experiments.results import RunResult, Status, TaskSummary, read_result, write_result
+from hatrack.experiments.settings import Config, Initialization, NetworkKind, NetworkSettings
+from hatrack.methods import METHODS, Method, Setup
+from hatrack.networks import MLP, AlexNet, build_reproducibly
+from hatrack.streams import TaskStream, build_stream
+from hatrack.train import BatchDone, EpochDone, Score, evaluate, fit
+
+__all__ = ["CHECKPOINT", "RESULT", "Event", "Prepared", "RunRequest", "TaskBegun", "TaskLearned", "prepare", "run"]
+
+RESULT = "run.json"
+CHECKPOINT = "net.hat"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run.
+
+    Attributes:
+        experiment: name of the experiment.
+        method: name of the method.
+        seed: the seed, 0 or more.
+        out: folder of the run; None keeps nothing.
+        data: folder to look for data in first.
+        overrides: settings that differ from the experiment's, by key.
+        device: where to train.
+    """
+
+    experiment: str
+    method: str
+    seed: int = 0
+    out: Path | None = None
+    data: Path | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    def command(self) -> str:
+        """A command line that makes this run."""
+        words = ["hatrack", "run", self.experiment, "--method", self.method, "--seed", str(self.seed)]
+        for key, value in self.overrides.items():
+            text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+            words += ["--set", f"{key}={text}"]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class TaskBegun:
+    """A task is about to be learned; ``index`` counts from 0."""
+
+    index: int
+    task: TaskSummary
+    max_epochs: int
+
+
+@dataclass(frozen=True)
+class TaskLearned:
+    """A task was learned, all tasks so far were tested, and everything is on disk."""
+
+    index: int
+    result: RunResult
+
+
+Event = TaskBegun | BatchDone | EpochDone | TaskLearned
+
+
+@dataclass
+class Prepared:
+    """A run that is ready to start or to go on.
+
+    Attributes:
+        request: what was asked for.
+        config: all settings.
+        stream: the tasks.
+        method: the method, with the tasks learned so far.
+        result: the results so far.
+    """
+
+    request: RunRequest
+    config: Config
+    stream: TaskStream
+    method: Method
+    result: RunResult
+
+
+def prepare(request: RunRequest) -> Prepared:
+    """Set up a run, or take up one that was interrupted or is finished.
+
+    Raises:
+        InputError: an unknown name or setting, or the folder holds a run with other settings (they are named).
+        DataError: the data is missing or damaged.
+        CheckpointError: what the folder holds is damaged.
+    """
+    if request.seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {request.seed}")
+    experiment = find_experiment(request.experiment)
+    config = experiment.config(request.method).overridden(request.overrides)
+    earlier = _earlier_result(request, config)
+    stream = _stream(experiment, request, config)
+    setup = Setup(
+        lambda: _backbone(config.network, stream, request.seed), stream.input_shape, request.seed, request.device
+    )
+    method = METHODS[request.method](setup, config.method)
+    if earlier is not None:
+        prepared = Prepared(request, config, stream, method, earlier)
+        _take_up(prepared)
+        return prepared
+    result = RunResult(
+        experiment=experiment.name,
+        method=request.method,
+        seed=request.seed,
+        command=request.command(),
+        config=config.flat(),
+        tasks=tuple(TaskSummary(t.name, t.num_classes, len(t.train), len(t.valid), len(t.test)) for t in stream),
+        scores=(),
+        capacity=None,
+        epochs=(),
+        seconds=(),
+        environment=describe_environment(request.device),
+        status=Status.RUNNING,
+    )
+    return Prepared(request, config, stream, method, result)
+
+
+def _take_up(prepared: Prepared) -> None:
+    """Load the network of an earlier run of the same folder."""
+    assert prepared.request.out is not None
+    checkpoint, earlier = prepared.request.out / CHECKPOINT, prepared.result
+    if not earlier.scores and not checkpoint.exists():
+        return
+    learned = prepared.method.load(checkpoint)
+    known = tuple(task.name for task in earlier.tasks)
+    ahead = len(learned) - len(earlier.scores)
+    if learned != known[: len(learned)] or ahead not in (0, 1):
+        folder = prepared.request.out
+        raise CheckpointError(f"{checkpoint} does not belong to {folder / RESULT}; remove {folder} and start again")
+    if ahead:  # the run was stopped after writing the network and before writing that task's row
+        _record(prepared, epochs=0, seconds=0.0)
+
+
+def run(prepared: Prepared) -> Iterator[Event]:
+    """Learn the tasks that are left; after each one everything is written to the folder.
+
+    Yields:
+        What happens, for whoever wants to show it. Stopping the iteration, or interrupting it, keeps finished tasks.
+
+    Raises:
+        TrainingError: the loss is not a number; finished tasks are kept.
+        CheckpointError: something could not be written; finished tasks are kept.
+    """
+    method, stream, training = prepared.method, prepared.stream, prepared.config.training
+    out = prepared.request.out
+    if out is not None and not prepared.result.scores:
+        write_result(out / RESULT, prepared.result)
+    for index in range(len(prepared.result.scores), len(stream)):
+        task = stream[index]
+        started = time.perf_counter()
+        epochs = 0
+        yield TaskBegun(index, prepared.result.tasks[index], training.epochs)
+        method.begin_task(task)
+        if method.trains:
+            for event in fit(method, stream[: index + 1], training):
+                epochs += isinstance(event, EpochDone)
+                yield event
+        method.end_task(task)
+        if out is not None:
+            method.save(out / CHECKPOINT)
+        _record(prepared, epochs, time.perf_counter() - started)
+        yield TaskLearned(index, prepared.result)
+
+
+def last_row(method: Method, stream: TaskStream, learned: int, batch_size: int) -> tuple[Score, ...]:
+    """Test a method on the tasks that it has learned, running it on each."""
+    return tuple(evaluate(method, task.test, task.name, batch_size) for task in stream[:learned])
+
+
+def _record(prepared: Prepared, epochs: int, seconds: float) -> None:
+    """Test on all tasks learned, and write the result."""
+    learned = len(prepared.result.scores) + 1
+    row = last_row(prepared.method, prepared.stream, learned, prepared.config.training.eval_batch_size)
+    capacity = prepared.method.capacity()
+    shares = None if capacity is None else dataclasses.asdict(capacity)
+    prepared.result = prepared.result.with_row(row, shares, epochs, round(seconds, 3))
+    if prepared.request.out is not None:
+        write_result(prepared.request.out / RESULT, prepared.result)
+
+
+def _earlier_result(request: RunRequest, config: Config) -> RunResult | None:
+    """What the folder holds of the same run, or None.
+
+    Raises:
+        InputError: it holds another run, or other files.
+    """
+    if request.out is None or not (request.out / RESULT).exists():
+        if request.out is not None and (request.out / CHECKPOINT).exists():
+            raise InputError(f"{request.out} holds a {CHECKPOINT} but no {RESULT}; choose another folder with --out")
+        return None
+    earlier = read_result(request.out / RESULT)
+    wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed, **config.flat()}
+    found = {"experiment": earlier.experiment, "method": earlier.method, "seed": earlier.seed, **earlier.config}
+    differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if differing:
+        changes = ", ".join(f"{key} ({found.get(key)} there, {wanted.get(key)} now)" for key in differing)
+        raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder with --out")
+    return earlier
+
+
+def _stream(experiment: Experiment, request: RunRequest, config: Config) -> TaskStream:
+    data = config.stream
+    return build_stream(
+        experiment.stream,
+        seed=request.seed,
+        data_dir=request.data,
+        validation=data.validation,
+        limit=data.limit,
+        num_tasks=data.num_tasks,
+    )
+
+
+def _backbone(settings: NetworkSettings, stream: TaskStream, seed: int) -> nn.Module:
+    dropout = (settings.dropout_early, settings.dropout_late)
+    shape = stream.input_shape
+
+    def build() -> nn.Module:
+        match settings.network:
+            case NetworkKind.MLP:
+                return MLP(shape, settings.hidden, dropout)
+            case NetworkKind.ALEXNET:
+                return AlexNet(shape, dropout)
+
+    return build_reproducibly(build, seed, xavier=settings.initialization is Initialization.XAVIER)

@@ -1,0 +1,181 @@
+"""Settings as frozen dataclasses: merged from presets, overridden by ``key=value``, recorded as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hatrack.errors import InputError
+from hatrack.names import unknown_name
+from hatrack.train import TrainingSettings
+
+__all__ = ["Config", "Initialization", "NetworkKind", "NetworkSettings", "StreamSettings", "parse_value"]
+
+
+class NetworkKind(enum.Enum):
+    """The backbones to choose from."""
+
+    MLP = "mlp"
+    ALEXNET = "alexnet"
+
+
+class Initialization(enum.Enum):
+    """How the backbone's weights start."""
+
+    XAVIER = "xavier"
+    """Xavier-uniform weights and zero biases, as the HAT paper says."""
+
+    TORCH = "torch"
+    """torch's defaults, as the HAT authors' code does."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The backbone.
+
+    Attributes:
+        network: mlp or alexnet.
+        hidden: width of every dense layer (mlp).
+        dropout_early: dropout at the input (mlp), or after the first two convolutions (alexnet).
+        dropout_late: dropout after every hidden layer (mlp), or after the later layers (alexnet).
+        initialization: xavier or torch.
+    """
+
+    network: NetworkKind = NetworkKind.MLP
+    hidden: tuple[int, ...] = (2000, 2000)
+    dropout_early: float = 0.2
+    dropout_late: float = 0.5
+    initialization: Initialization = Initialization.XAVIER
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """The data.
+
+    Attributes:
+        validation: share of the training samples that are held out; 0 validates on the training samples themselves.
+        limit: at most so many training samples per task, balanced over its classes; none for all.
+        num_tasks: number of tasks; none for all of the stream.
+    """
+
+    validation: float = 0.15
+    limit: int | None = None
+    num_tasks: int | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run.
+
+    Attributes:
+        stream: the data.
+        network: the backbone.
+        training: the schedule.
+        method: the method's own settings.
+    """
+
+    stream: StreamSettings
+    network: NetworkSettings
+    training: TrainingSettings
+    method: Any
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by key, as JSON values."""
+        return {key: _as_json(getattr(part, key)) for part in self._parts() for key in _types(part)}
+
+    def overridden(self, values: Mapping[str, Any]) -> Config:
+        """A config with some settings replaced.
+
+        Args:
+            values: by key; texts are read as the setting's type.
+
+        Raises:
+            InputError: there is no such key, or a value does not fit.
+        """
+        known = [key for part in self._parts() for key in _types(part)]
+        for key in values:
+            if key not in known:
+                raise unknown_name("setting", key, known)
+        replaced = {}
+        for field in dataclasses.fields(self):
+            part = getattr(self, field.name)
+            mine = {key: parse_value(key, values[key], kind) for key, kind in _types(part).items() if key in values}
+            replaced[field.name] = dataclasses.replace(part, **mine)
+        return Config(**replaced)
+
+    def _parts(self) -> Iterable[Any]:
+        return (self.stream, self.network, self.training, self.method)
+
+
+def _types(part: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(type(part))
+    return {field.name: hints[field.name] for field in dataclasses.fields(part)}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def parse_value(key: str, value: Any, kind: Any) -> Any:
+    """Read a setting's value.
+
+    Args:
+        key: the setting's name, for the message.
+        value: a text, or a JSON value, or one of the right type already.
+        kind: the setting's type: int, float, bool, an enum, ``tuple[int, ...]``, or one of these or None.
+
+    Raises:
+        InputError: the value cannot be read as that type, or is not finite or negative.
+    """
+    if isinstance(kind, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
+            return None
+        (kind,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
+    try:
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            return value if isinstance(value, kind) else kind(str(value).lower())
+        if typing.get_origin(kind) is tuple:
+            parts = value.replace("x", ",").split(",") if isinstance(value, str) else list(value)
+            return tuple(_number(part, int) for part in parts if part != "")
+        if kind is bool:
+            return _truth(value)
+        return _number(value, kind)
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(f"{key}={value} does not fit: {key} must be {_say(kind)}") from None
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool):
+        raise ValueError
+    number = float(value)
+    if not 0.0 <= number < float("inf"):
+        raise ValueError
+    if kind is int:
+        if number != int(number):
+            raise ValueError
+        return int(number)
+    return number
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if str(value).lower() not in words:
+        raise ValueError
+    return words[str(value).lower()]
+
+
+def _say(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "one of " + ", ".join(member.value for member in kind)
+    if typing.get_origin(kind) is tuple:
+        return "whole numbers joined by commas, such as 2000,2000"
+    return {int: "a whole number, 0 or more", float: "a finite number, 0 or more", bool: "true or false"}[kind]

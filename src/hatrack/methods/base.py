@@ -1,0 +1,147 @@
+"""The protocol of a method: one way to learn tasks one after the other."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.capacity import Capacity
+from hatrack.streams import Task
+
+__all__ = ["Batch", "Loss", "Method", "NoSettings", "Setup"]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Settings of a method that has none."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every method starts from; equal for all methods of an experiment and seed.
+
+    Attributes:
+        build_backbone: makes the backbone with the seed's initial weights, afresh at every call.
+        input_shape: shape of one sample.
+        seed: the run's seed, from which further randomness is derived.
+        device: where to train.
+    """
+
+    build_backbone: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples to learn from.
+
+    Attributes:
+        x: samples ``(N, *input_shape)``.
+        y: their classes within their task, int64 ``(N,)``.
+        tasks: names of the tasks that the samples may come from.
+        task_of: for every sample the index of its task in ``tasks``, int64 ``(N,)``.
+        progress: position within the epoch, 0 (first batch) to 1 (last).
+    """
+
+    x: Tensor
+    y: Tensor
+    tasks: tuple[str, ...]
+    task_of: Tensor
+    progress: float
+
+
+class Loss(NamedTuple):
+    """A loss and where it came from: ``value`` is a scalar to minimise, ``logits`` are ``(N, classes)``."""
+
+    value: Tensor
+    logits: Tensor
+
+
+class Method(abc.ABC):
+    """One way to learn tasks one after the other; a subclass is one small file and one line in the registry.
+
+    For every task the trainer calls :meth:`begin_task`, then :meth:`loss` for batches of :meth:`training_tasks`, then
+    :meth:`end_task`; between tasks :meth:`predict`.
+
+    Args:
+        setup: what all methods start from.
+        settings: an instance of :attr:`settings_type`.
+
+    Attributes:
+        name: what the command line calls it.
+        description: one line for a list.
+        source: the paper that it comes from.
+        settings_type: a frozen dataclass of the method's own settings, with its paper's values as defaults.
+        trains: False for a method without anything to train.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    source: ClassVar[str]
+    settings_type: ClassVar[type] = NoSettings
+    trains: ClassVar[bool] = True
+
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        self.setup = setup
+        self.settings = settings
+
+    @abc.abstractmethod
+    def begin_task(self, task: Task) -> None:
+        """Get ready to learn a task that was never seen before."""
+
+    @abc.abstractmethod
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
+
+    @abc.abstractmethod
+    def end_task(self, task: Task) -> None:
+        """Do what follows training: consolidate, measure importance, merge."""
+
+    @abc.abstractmethod
+    def predict(self, x: Tensor, task: str) -> Tensor:
+        """Logits of samples ``(N, *input_shape)`` for a task that was learned, ``(N, classes)``, in evaluation mode."""
+
+    @abc.abstractmethod
+    def trained_modules(self) -> Sequence[nn.Module]:
+        """The modules in training: their mode is switched, and their best state is kept."""
+
+    @abc.abstractmethod
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer of this task gets."""
+
+    @abc.abstractmethod
+    def save(self, path: Path) -> None:
+        """Write all that :meth:`predict` and further tasks need to one file, atomically."""
+
+    @abc.abstractmethod
+    def load(self, path: Path) -> tuple[str, ...]:
+        """Read a file that :meth:`save` wrote, into a method that was just made.
+
+        Returns:
+            Names of the tasks learned so far, in order.
+        """
+
+    def training_tasks(self, seen: Sequence[Task]) -> Sequence[Task]:
+        """The tasks to draw samples from, of those seen so far; usually the last one alone."""
+        return seen[-1:]
+
+    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Give a method the chance to guard the optimizer's steps."""
+        return optimizer
+
+    def train_mode(self, mode: bool) -> None:
+        """Switch between training and evaluation mode."""
+        for module in self.trained_modules():
+            module.train(mode)
+
+    def capacity(self) -> Capacity | None:
+        """Share of the network in use, for methods that know it."""
+        return None

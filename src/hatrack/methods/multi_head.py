@@ -1,0 +1,136 @@
+"""A plain network with a head per task, and what methods on top of it have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack.checkpoint import Checkpoint, check_backbone, description_of_modules, read_checkpoint, write_checkpoint
+from hatrack.heads import linear_head
+from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.names import unknown_name
+from hatrack.streams import Task, seeded_generator
+
+__all__ = ["MultiHeadMethod", "MultiHeadNetwork"]
+
+FORMAT = "hatrack.MultiHeadNetwork"
+
+
+class MultiHeadNetwork(nn.Module):
+    """A backbone shared by all tasks without protection, and a linear head per task.
+
+    Args:
+        backbone: maps a batch to features ``(N, F)``.
+        features: F.
+    """
+
+    def __init__(self, backbone: nn.Module, features: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.features = features
+        self.heads = nn.ModuleList()
+        self.task_names: list[str] = []
+
+    def add_task(self, name: str, num_classes: int, generator: torch.Generator) -> None:
+        """Open a head, on the device of the backbone."""
+        device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+        self.heads.append(linear_head(self.features, num_classes, generator).to(device))
+        self.task_names.append(name)
+
+    def head(self, task: str) -> nn.Linear:
+        """The head of a task.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        if task not in self.task_names:
+            raise unknown_name("task", task, self.task_names)
+        head = self.heads[self.task_names.index(task)]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def num_classes(self, task: str) -> int:
+        """Number of classes of a task."""
+        return self.head(task).out_features
+
+    def forward(self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Logits ``(N, most classes)`` of samples of one task, or of several: −inf behind a task's last class."""
+        features = self.backbone(x)
+        if len(tasks) == 1:
+            result: Tensor = self.head(tasks[0])(features)
+            return result
+        assert task_of is not None
+        each = [self.head(task)(features) for task in tasks]
+        widest = max(logits.shape[1] for logits in each)
+        padded = [F.pad(logits, (0, widest - logits.shape[1]), value=float("-inf")) for logits in each]
+        return torch.stack(padded)[task_of, torch.arange(len(x), device=x.device)]
+
+
+class MultiHeadMethod(Method):
+    """Trains a :class:`MultiHeadNetwork` with the cross-entropy; the base of everything that adds to that."""
+
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        super().__init__(setup, settings)
+        self.network = self._fresh_network()
+
+    def _fresh_network(self) -> MultiHeadNetwork:
+        backbone = self.setup.build_backbone()
+        with torch.no_grad():
+            training = backbone.training
+            features = backbone.eval()(torch.zeros(1, *self.setup.input_shape)).shape[1]
+            backbone.train(training)
+        return MultiHeadNetwork(backbone, features).to(self.setup.device)
+
+    def _add_head(self, name: str, num_classes: int) -> None:
+        self.network.add_task(name, num_classes, seeded_generator(self.setup.seed, "head", name))
+
+    def begin_task(self, task: Task) -> None:
+        """Open the task's head."""
+        self._add_head(task.name, task.num_classes)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy of the right head's logits."""
+        logits = self.network(batch.x, batch.tasks, batch.task_of)
+        return Loss(F.cross_entropy(logits, batch.y), logits)
+
+    def end_task(self, task: Task) -> None:
+        """Nothing to do."""
+
+    def predict(self, x: Tensor, task: str) -> Tensor:
+        """Logits of the task's head."""
+        logits: Tensor = self.network(x, [task])
+        return logits
+
+    def trained_modules(self) -> Sequence[nn.Module]:
+        """The whole network."""
+        return [self.network]
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """All parameters; heads of other tasks get no gradient."""
+        return list(self.network.parameters())
+
+    def save(self, path: Path) -> None:
+        """Write backbone and heads."""
+        network = self.network
+        tasks = [[name, network.num_classes(name)] for name in network.task_names]
+        description = {
+            "format": FORMAT,
+            "method": self.name,
+            "modules": description_of_modules(network.backbone),
+            "tasks": tasks,
+        }
+        write_checkpoint(path, Checkpoint(network.state_dict(), description))
+
+    def load(self, path: Path) -> tuple[str, ...]:
+        """Read backbone and heads."""
+        checkpoint = read_checkpoint(path, FORMAT)
+        check_backbone(path, checkpoint.description["modules"], self.network.backbone)
+        for name, num_classes in checkpoint.description["tasks"]:
+            self._add_head(name, num_classes)
+        self.network.load_state_dict(dict(checkpoint.tensors))
+        return tuple(self.network.task_names)

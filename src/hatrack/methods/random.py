@@ -1,0 +1,77 @@
+"""Guessing: what an accuracy is to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.names import unknown_name
+from hatrack.protect import digest
+from hatrack.streams import Task, seeded_generator
+
+__all__ = ["Random"]
+
+FORMAT = "hatrack.Random"
+
+
+class Random(Method):
+    """Guesses a class with the frequency that it has in training (the stratified random classifier of Eq. 6).
+
+    Logits are the logarithm of the frequencies plus Gumbel noise, whose largest entry is a draw from them. The noise
+    depends on the samples alone, so that the same batch gets the same guess again.
+    """
+
+    name = "random"
+    description = "guessing by the class frequencies of the training set"
+    source = "lower bound of Serrà et al., ICML 2018"
+    trains = False
+
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        super().__init__(setup, settings)
+        self._frequencies: dict[str, Tensor] = {}
+
+    def begin_task(self, task: Task) -> None:
+        """Count the classes."""
+        counts = torch.bincount(task.train.labels, minlength=task.num_classes)
+        self._frequencies[task.name] = counts / counts.sum()
+
+    def loss(self, batch: Batch) -> Loss:
+        """Refuse: there is nothing to train."""
+        raise TypeError("random guessing has nothing to train")
+
+    def end_task(self, task: Task) -> None:
+        """Nothing to do."""
+
+    def predict(self, x: Tensor, task: str) -> Tensor:
+        """Draw one class per sample."""
+        if task not in self._frequencies:
+            raise unknown_name("task", task, self._frequencies)
+        frequencies = self._frequencies[task]
+        generator = seeded_generator(self.setup.seed, "guess", task, digest({"x": x}))
+        uniform = torch.rand(len(x), len(frequencies), generator=generator).clamp_(1e-12, 1 - 1e-7)
+        return (frequencies.clamp_min(1e-12).log() - (-uniform.log()).log()).to(x.device)
+
+    def trained_modules(self) -> Sequence[nn.Module]:
+        """None."""
+        return []
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def save(self, path: Path) -> None:
+        """Write the frequencies."""
+        description = {"format": FORMAT, "tasks": list(self._frequencies)}
+        write_checkpoint(path, Checkpoint(self._frequencies, description))
+
+    def load(self, path: Path) -> tuple[str, ...]:
+        """Read the frequencies."""
+        checkpoint = read_checkpoint(path, FORMAT)
+        self._frequencies = {name: checkpoint.tensors[name] for name in checkpoint.description["tasks"]}
+        return tuple(self._frequencies)

@@ -1,0 +1,40 @@
+"""The AlexNet-like network of the HAT paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+__all__ = ["AlexNet"]
+
+
+class AlexNet(nn.Sequential):
+    """Three convolutions and two dense layers of 2048 units: 7.1 million parameters for 32×32×3 (the paper, section 3).
+
+    Convolutions of 64 (4×4), 128 (3×3) and 256 filters (2×2), each followed by ReLU, dropout and 2×2 max-pooling.
+
+    Args:
+        input_shape: shape of one sample, ``(channels, height, width)``.
+        dropout: probabilities after the first two convolutions, and after the layers that follow.
+        width: factor on the number of units of every layer.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int] = (3, 32, 32), dropout: tuple[float, float] = (0.2, 0.5), width: float = 1.0
+    ) -> None:
+        channels, height, wide = input_shape
+        early, late = dropout
+        convolutions = [(64, 4, early), (128, 3, early), (256, 2, late)]
+        layers: list[nn.Module] = []
+        for filters, kernel, probability in convolutions:
+            outputs = max(1, round(filters * width))
+            layers += [nn.Conv2d(channels, outputs, kernel), nn.ReLU(), nn.Dropout(probability), nn.MaxPool2d(2)]
+            channels, height, wide = outputs, (height - kernel + 1) // 2, (wide - kernel + 1) // 2
+        features = channels * height * wide
+        layers.append(nn.Flatten())
+        for _ in range(2):
+            outputs = max(1, round(2048 * width))
+            layers += [nn.Linear(features, outputs), nn.ReLU(), nn.Dropout(late)]
+            features = outputs
+        super().__init__(*layers)

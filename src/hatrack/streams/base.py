@@ -1,0 +1,258 @@
+"""Tasks that come one after the other: a split of samples, a task of three splits, a stream of tasks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+
+from hatrack.errors import InputError
+from hatrack.streams.sampling import stratified_split
+from hatrack.streams.seeding import seeded_generator
+from hatrack.streams.transforms import Transform
+
+__all__ = ["Split", "Task", "TaskStream"]
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A labelled part of a set of samples, made into floats only when it is loaded.
+
+    Many splits may refer to one source; ten permutations of a data set hold its images once.
+
+    Attributes:
+        source: Samples ``(M, ...)``, bytes or floats; shared, so it must not be changed.
+        rows: Which samples belong to the split, int64 ``(N,)`` in 0..M-1, N at least 1.
+        labels: Their classes within the task, int64 ``(N,)``, 0 and up.
+        transform: Applied to the samples on loading; None leaves them as they are.
+
+    Raises:
+        InputError: Rows and labels do not fit together or the source.
+    """
+
+    source: torch.Tensor
+    rows: torch.Tensor
+    labels: torch.Tensor
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        for what, indices in (("rows", self.rows), ("labels", self.labels)):
+            if indices.dtype != torch.int64 or indices.dim() != 1:
+                raise InputError(
+                    f"the {what} of a split must be int64 (N,), not {indices.dtype} {tuple(indices.shape)}"
+                )
+        if len(self.rows) != len(self.labels) or not len(self.rows):
+            raise InputError(
+                f"a split needs as many labels as rows, at least 1, not {len(self.labels)} and {len(self.rows)}"
+            )
+        if self.rows.min() < 0 or self.rows.max() >= len(self.source):
+            raise InputError(f"the rows of a split must lie within its source of {len(self.source)} samples")
+        if self.labels.min() < 0:
+            raise InputError("the labels of a split must be 0 or more")
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample as loaded."""
+        return tuple(self._transformed(self.source[:1]).shape[1:])
+
+    def load(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the samples, float32 ``(N, *shape)``, and their classes, int64 ``(N,)``.
+
+        Both are new, contiguous tensors that the caller may change.
+        """
+        x = self._transformed(self.source.index_select(0, self.rows))
+        return x.to(torch.float32).contiguous(), self.labels.clone()
+
+    def divided(self, validation: float, generator: torch.Generator) -> tuple[Split, Split]:
+        """Divide the split into one for training and one for validation, stratified by class.
+
+        Args:
+            validation: Share to hold out, at least 0 and below 1. With 0 both are this very split: the training
+                samples then serve as validation samples.
+            generator: Draws which samples are held out.
+
+        Raises:
+            InputError: ``validation`` is out of range, or the split is too small to hold out anything.
+        """
+        if validation == 0:
+            return self, self
+        train, valid = stratified_split(self.labels, validation, generator)
+        return self._part(train), self._part(valid)
+
+    def _part(self, chosen: torch.Tensor) -> Split:
+        return Split(self.source, self.rows[chosen], self.labels[chosen], self.transform)
+
+    def _transformed(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.transform is None else self.transform(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One classification task.
+
+    Attributes:
+        name: Letters, digits, ``_`` and ``-``.
+        classes: The names of the classes; label ``i`` means ``classes[i]``.
+        train: What the task is learned from.
+        valid: What decides when to stop; may be the training split itself.
+        test: What is measured.
+
+    Raises:
+        InputError: The name is unusable, a label has no class, or the splits differ in shape.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    valid: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        _check_name("task", self.name)
+        for part, split in (("training", self.train), ("validation", self.valid), ("test", self.test)):
+            if int(split.labels.max()) >= self.num_classes:
+                raise InputError(f"task {self.name}: {part} labels must be integers 0..{self.num_classes - 1}")
+            if split.shape != self.train.shape:
+                raise InputError(
+                    f"task {self.name}: {part} samples are {split.shape}, training ones {self.train.shape}"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as loaded."""
+        return self.train.shape
+
+    @classmethod
+    def from_tensors(
+        cls,
+        name: str,
+        x_train: torch.Tensor,
+        y_train: torch.Tensor,
+        x_test: torch.Tensor,
+        y_test: torch.Tensor,
+        *,
+        classes: Sequence[str] | None = None,
+        validation: float = 0.0,
+        generator: torch.Generator | None = None,
+        transform: Transform | None = None,
+    ) -> Task:
+        """Make a task of a user's own tensors.
+
+        The samples are used as they are, as float32; scale them beforehand or give a ``transform``. They are not
+        copied, so they must not be changed afterwards.
+
+        Args:
+            name: Letters, digits, ``_`` and ``-``.
+            x_train: Training samples ``(N, ...)``, real and finite.
+            y_train: Their classes ``(N,)``, integers 0..C-1.
+            x_test: Test samples ``(M, ...)`` of the same shape.
+            y_test: Their classes ``(M,)``, integers 0..C-1.
+            classes: The C names of the classes. Without them C is told by the training labels, of which each of
+                0..C-1 must then occur, and the names are ``"0"``, ``"1"``, ...
+            validation: Share of the training samples to hold out for validation, at least 0 and below 1, stratified
+                by class. With 0 the training samples serve as validation samples.
+            generator: Draws the validation samples. Without it the draw depends on ``name`` alone.
+            transform: Applied to the samples on loading.
+
+        Raises:
+            InputError: The tensors are not as described.
+        """
+        x_train, y_train = _checked_samples(name, "training", x_train, y_train)
+        x_test, y_test = _checked_samples(name, "test", x_test, y_test)
+        if classes is None:
+            found = sorted(set(y_train.tolist()))
+            if found != list(range(len(found))):
+                raise InputError(
+                    f"task {name}: training labels must be 0..C-1, each occurring; renumber or name the classes"
+                )
+            classes = [str(label) for label in found]
+        everything = Split(x_train, torch.arange(len(x_train)), y_train, transform)
+        train, valid = everything.divided(validation, generator or seeded_generator(0, "validation", name))
+        test = Split(x_test, torch.arange(len(x_test)), y_test, transform)
+        return cls(name, tuple(classes), train, valid, test)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskStream(Sequence[Task]):
+    """Tasks in the order in which they are to be learned.
+
+    Attributes:
+        name: Letters, digits, ``_`` and ``-``.
+        tasks: The tasks, at least one, with different names and the same shape of samples.
+
+    Raises:
+        InputError: The name is unusable, there is no task, two tasks share a name, or their shapes differ.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        _check_name("stream", self.name)
+        object.__setattr__(self, "tasks", tuple(self.tasks))  # a list is welcome, but must not stay one
+        if not self.tasks:
+            raise InputError(f"stream {self.name}: needs at least one task")
+        seen: set[str] = set()
+        for task in self.tasks:
+            if task.name in seen:
+                raise InputError(f"stream {self.name}: two tasks are named {task.name!r}; give each its own name")
+            if task.input_shape != self.input_shape:
+                raise InputError(
+                    f"stream {self.name}: samples of {task.name} are {task.input_shape}, "
+                    f"those of {self.tasks[0].name} {self.input_shape}; one network needs one shape"
+                )
+            seen.add(task.name)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, the same in all tasks."""
+        return self.tasks[0].input_shape
+
+    def __len__(self) -> int:
+        """Return the number of tasks."""
+        return len(self.tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Task, ...]: ...
+    def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
+        """Return one task, or a tuple of tasks."""
+        return self.tasks[index]
+
+
+def _check_name(what: str, name: str) -> None:
+    """Refuse names that could not be a file name or a column title anywhere."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise InputError(f"{what} name {name!r}: use letters, digits, '_' and '-' only")
+
+
+def _checked_samples(task: str, part: str, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a user's samples and labels on the CPU, the labels as int64, if they are usable."""
+    if x.dim() < 2 or x.is_complex() or not x.numel():
+        raise InputError(
+            f"task {task}: {part} samples must be real and (N, ...), none of it 0, not {x.dtype} {tuple(x.shape)}"
+        )
+    if not x.to(torch.float32).isfinite().all():
+        raise InputError(f"task {task}: {part} samples hold infinite values or NaN; clean them first")
+    if y.shape != x.shape[:1]:
+        raise InputError(f"task {task}: {len(x)} {part} samples need labels of shape ({len(x)},), not {tuple(y.shape)}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(f"task {task}: {part} labels must be integers, not {y.dtype}")
+    if y.min() < 0:
+        raise InputError(f"task {task}: {part} labels must be integers 0..C-1, not negative")
+    return x.detach().cpu(), y.detach().cpu().long()

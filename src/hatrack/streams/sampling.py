@@ -1,0 +1,77 @@
+"""Choosing rows of a labelled set: a stratified validation split, and a class-balanced part."""
+
+from __future__ import annotations
+
+import torch
+
+from hatrack.errors import InputError
+
+__all__ = ["balanced_rows", "stratified_split"]
+
+
+def stratified_split(
+    labels: torch.Tensor, fraction: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide the rows of a labelled set into training and validation, class by class.
+
+    Of a class with n rows, the number held out is within one of ``fraction * n``. A class of two rows or more has at
+    least one row on each side; a single row stays in training.
+
+    Args:
+        labels: int64 ``(N,)``.
+        fraction: Share to hold out for validation, above 0 and below 1.
+        generator: Draws which rows are held out.
+
+    Returns:
+        Training rows and validation rows, int64, each ascending; disjoint, and together all of 0..N-1.
+
+    Raises:
+        InputError: ``fraction`` is not between 0 and 1, or the set is too small to hold out anything.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"the validation share must be at least 0 and below 1, not {fraction}")
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for rows in _rows_by_class(labels):
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        held_out[_draw(rows, count, generator)] = True
+    if not held_out.any():
+        raise InputError(f"{len(labels)} training samples are too few for a validation split; use more, or share 0")
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def balanced_rows(labels: torch.Tensor, limit: int, generator: torch.Generator) -> torch.Tensor:
+    """Choose about ``limit`` rows, as evenly over the classes as their sizes allow.
+
+    Args:
+        labels: int64 ``(N,)``.
+        limit: How many rows to keep, at least 1. All rows are kept where there are no more; and one row of every
+            class is kept even if the classes are more than ``limit``.
+        generator: Draws which rows are kept.
+
+    Returns:
+        The rows, int64, ascending. Classes that are not kept whole differ by at most one row.
+
+    Raises:
+        InputError: ``limit`` is below 1.
+    """
+    if limit < 1:
+        raise InputError(f"the limit of training samples per task must be at least 1, not {limit}")
+    by_size = sorted(_rows_by_class(labels), key=len)
+    remaining = max(limit, len(by_size))
+    kept = []
+    # Smallest class first: what a small class cannot fill is shared out among the larger ones after it.
+    for position, rows in enumerate(by_size):
+        count = min(len(rows), remaining // (len(by_size) - position))
+        kept.append(_draw(rows, count, generator))
+        remaining -= count
+    return torch.cat(kept).sort().values
+
+
+def _rows_by_class(labels: torch.Tensor) -> list[torch.Tensor]:
+    """The rows of every class that occurs, by ascending label."""
+    return [(labels == label).nonzero().flatten() for label in sorted(set(labels.tolist()))]
+
+
+def _draw(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw ``count`` of ``rows`` without replacement."""
+    return rows[torch.randperm(len(rows), generator=generator)[:count]]

@@ -1,0 +1,281 @@
+"""The one training loop: epochs, the learning-rate schedule, early stopping, the best weights kept; and evaluation."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack.errors import TrainingError
+from hatrack.functional import batch_progress
+from hatrack.methods import Batch, Method
+from hatrack.streams import Split, Task, derive_seed, seeded_generator
+
+__all__ = ["BatchDone", "EpochDone", "OptimizerKind", "Score", "TrainingSettings", "evaluate", "fit"]
+
+
+class OptimizerKind(enum.Enum):
+    """The optimizers to choose from."""
+
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a task is trained, with the HAT paper's values.
+
+    Attributes:
+        epochs: largest number of epochs per task.
+        batch_size: samples per step.
+        optimizer: sgd, adam or adamw.
+        lr: learning rate to begin with.
+        lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
+        lr_patience: see ``lr_factor``.
+        lr_min: training stops when the learning rate falls below this.
+        momentum: of SGD.
+        weight_decay: of any optimizer.
+        clip_norm: largest norm of the gradient of all parameters together.
+        eval_batch_size: samples per batch in validation and testing; part of what makes test logits reproducible.
+    """
+
+    epochs: int = 200
+    batch_size: int = 64
+    optimizer: OptimizerKind = OptimizerKind.SGD
+    lr: float = 0.05
+    lr_factor: float = 3.0
+    lr_patience: int = 5
+    lr_min: float = 1e-4
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 10000.0
+    eval_batch_size: int = 1000
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """A step was made: ``done`` of ``total`` in this epoch; ``loss`` is the epoch's mean so far, where it is known."""
+
+    epoch: int
+    done: int
+    total: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch was made and validated.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean loss of the epoch's batches.
+        valid_loss: loss on the validation set.
+        valid_accuracy: accuracy on the validation set.
+        lr: the learning rate that was used.
+        best: whether the validation loss is the lowest so far.
+    """
+
+    epoch: int
+    train_loss: float
+    valid_loss: float
+    valid_accuracy: float
+    lr: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a test gave.
+
+    Attributes:
+        loss: mean cross-entropy.
+        accuracy: share of right answers, in [0, 1].
+        logits_sha256: SHA-256 of the float32 logits in test order, little-endian: the proof of what the network said.
+    """
+
+    loss: float
+    accuracy: float
+    logits_sha256: str
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples of one or several tasks, on the training device."""
+
+    x: Tensor
+    y: Tensor
+    task_of: Tensor
+    tasks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task], splits: Sequence[Split], device: torch.device) -> _Samples:
+        loaded = [split.load() for split in splits]
+        x = loaded[0][0] if len(loaded) == 1 else torch.cat([x for x, _ in loaded])
+        y = torch.cat([y for _, y in loaded])
+        task_of = torch.cat([torch.full((len(y),), index) for index, (_, y) in enumerate(loaded)])
+        return cls(x.to(device), y.to(device), task_of.to(device), tuple(task.name for task in tasks))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, rows: Tensor | slice, progress: float) -> Batch:
+        return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress)
+
+
+def fit(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Iterator[BatchDone | EpochDone]:
+    """Train a method on a task that it has begun, and leave it with the weights of the best epoch.
+
+    Args:
+        method: the method, after ``begin_task``.
+        seen: the tasks so far, the one to train last.
+        settings: the schedule.
+
+    Yields:
+        What happened, after every step and every epoch; stop iterating and training stops.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+    """
+    setup, task = method.setup, seen[-1]
+    tasks = method.training_tasks(seen)
+    train = _Samples.of(tasks, [t.train for t in tasks], setup.device)
+    same = all(t.valid is t.train for t in tasks)
+    valid = train if same else _Samples.of(tasks, [t.valid for t in tasks], setup.device)
+    parameters = method.trained_parameters()
+    optimizer = method.protect(_optimizer(parameters, settings))
+    best_loss, best, patience, lr = math.inf, _Snapshot(method), settings.lr_patience, settings.lr
+    for epoch in range(1, settings.epochs + 1):
+        train_loss = 0.0
+        for done in _train_epoch(method, train, optimizer, parameters, settings, task.name, epoch):
+            train_loss = train_loss if done.loss is None else done.loss
+            yield done
+        valid_loss, valid_accuracy = _validate(method, valid, settings)
+        _require_finite(valid_loss, "validation loss", task.name, epoch)
+        improved = valid_loss < best_loss
+        if improved:
+            best_loss, patience = valid_loss, settings.lr_patience
+            best.take()
+        yield EpochDone(epoch, train_loss, valid_loss, valid_accuracy, lr, improved)
+        if not improved:
+            patience -= 1
+            if patience <= 0:
+                lr, patience = lr / settings.lr_factor, settings.lr_patience
+                if lr < settings.lr_min:
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+    best.restore()
+
+
+def _train_epoch(
+    method: Method,
+    train: _Samples,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    settings: TrainingSettings,
+    task: str,
+    epoch: int,
+) -> Iterator[BatchDone]:
+    seed = method.setup.seed
+    order = torch.randperm(len(train), generator=seeded_generator(seed, "shuffle", task, epoch)).to(train.x.device)
+    batches = math.ceil(len(train) / settings.batch_size)
+    total = torch.zeros((), device=train.x.device)
+    method.train_mode(True)
+    # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
+    devices = [train.x.device] if train.x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(derive_seed(seed, "dropout", task, epoch))
+        for index in range(batches):
+            rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
+            loss = method.loss(train.batch(rows, batch_progress(index, batches))).value
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            optimizer.step()
+            total += loss.detach()
+            mean = None
+            if index == batches - 1 or index % 25 == 24:  # reading a loss waits for the device
+                mean = float(total) / (index + 1)
+                _require_finite(mean, "loss", task, epoch)
+            yield BatchDone(epoch, index + 1, batches, mean)
+
+
+def _validate(method: Method, valid: _Samples, settings: TrainingSettings) -> tuple[float, float]:
+    method.train_mode(False)
+    loss = right = 0.0
+    with torch.no_grad():
+        for start in range(0, len(valid), settings.eval_batch_size):
+            batch = valid.batch(slice(start, start + settings.eval_batch_size), progress=1.0)
+            result = method.loss(batch)
+            loss += float(result.value) * len(batch.x)
+            right += int((result.logits.argmax(dim=1) == batch.y).sum())
+    return loss / len(valid), right / len(valid)
+
+
+def evaluate(method: Method, split: Split, task: str, batch_size: int) -> Score:
+    """Test a method on a task that it has learned, by running it.
+
+    Args:
+        method: the method.
+        split: the test samples.
+        task: the task's name.
+        batch_size: samples per batch; logits are reproducible to the bit for equal batches only.
+
+    Returns:
+        Loss, accuracy, and the hash of the logits.
+    """
+    method.train_mode(False)
+    x, y = split.load()
+    device = method.setup.device
+    with torch.no_grad():
+        parts = [method.predict(part.to(device), task).float().cpu() for part in torch.split(x, batch_size)]
+    logits = torch.cat(parts).contiguous()
+    little_endian = logits.numpy().astype("<f4", copy=False)
+    return Score(
+        loss=float(F.cross_entropy(logits, y)),
+        accuracy=int((logits.argmax(dim=1) == y).sum()) / len(y),
+        logits_sha256=hashlib.sha256(little_endian.tobytes()).hexdigest(),
+    )
+
+
+class _Snapshot:
+    """A copy of everything in training, to go back to the best epoch."""
+
+    def __init__(self, method: Method) -> None:
+        modules = method.trained_modules()
+        self._live = [*method.trained_parameters(), *(buffer for module in modules for buffer in module.buffers())]
+        self._kept: list[Tensor] = []
+
+    def take(self) -> None:
+        self._kept = [tensor.detach().clone() for tensor in self._live]
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for live, kept in zip(self._live, self._kept, strict=False):  # nothing was kept if no epoch was made
+                live.copy_(kept)
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    lr, weight_decay = settings.lr, settings.weight_decay
+    match settings.optimizer:
+        case OptimizerKind.SGD:
+            return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
+        case OptimizerKind.ADAM:
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+        case OptimizerKind.ADAMW:
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def _require_finite(loss: float, what: str, task: str, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {what} of task {task!r} became {loss} in epoch {epoch}; lower the learning rate (--set lr=...), or "
+            "look for extreme values in the data"
+        )

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hatrack.errors import InputError
+from hatrack.streams import Chain, Normalise, Permute
+
+
+def test_normalise_each_channel_by_its_own_constants() -> None:
+    x = torch.tensor([[[[0, 51]], [[255, 102]]]], dtype=torch.uint8)
+    expected = torch.tensor([[[[-2.0, -1.0]], [[0.0, -6.0]]]])
+    torch.testing.assert_close(Normalise((0.4, 1.0), (0.2, 0.1))(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_normalise_leaves_its_argument_alone(dtype: torch.dtype) -> None:
+    x = torch.full((2, 1, 3, 3), 7, dtype=dtype)
+    assert Normalise((0.5,), (0.5,))(x).dtype == torch.float32
+    assert torch.equal(x, torch.full((2, 1, 3, 3), 7, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((0.5,), (-1.0,)), ((0.5,), (float("nan"),))]
+)
+def test_normalise_refuses_unusable_constants(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="a mean and a positive std per channel"):
+        Normalise(mean, std)
+
+
+def test_normalise_refuses_other_channels() -> None:
+    with pytest.raises(InputError, match=r"shape \(3, 2, 2\) do not have the 1 channels"):
+        Normalise((0.5,), (0.5,))(torch.zeros(1, 3, 2, 2))
+
+
+@given(st.integers(0, 5), st.integers(1, 3), st.permutations(range(6)))
+def test_permutation_reorders_every_channel_of_every_image_alike(count: int, channels: int, order: list[int]) -> None:
+    x = torch.arange(count * channels * 6).reshape(count, channels, 2, 3)
+    permuted = Permute(torch.tensor(order))(x)
+    assert permuted.shape == x.shape
+    for image in range(count):
+        for channel in range(channels):
+            pixels = x[image, channel].flatten().tolist()
+            assert permuted[image, channel].flatten().tolist() == [pixels[position] for position in order]
+
+
+@given(st.permutations(range(12)))
+def test_permutation_is_undone_by_its_inverse(order: list[int]) -> None:
+    x = torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+    permutation = torch.tensor(order)
+    assert torch.equal(Permute(permutation.argsort())(Permute(permutation)(x)), x)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        torch.tensor([0, 1, 1]),
+        torch.tensor([1, 2, 3]),
+        torch.tensor([-1, 0, 1]),
+        torch.tensor([[0, 1]]),
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([], dtype=torch.int64),
+    ],
+)
+def test_what_is_no_permutation_is_refused(order: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="exactly once"):
+        Permute(order)
+
+
+def test_permutation_of_another_size_is_refused() -> None:
+    with pytest.raises(InputError, match=r"permutation of 5 positions does not fit samples of shape \(1, 2, 3\)"):
+        Permute(torch.arange(5))(torch.zeros(4, 1, 2, 3))
+
+
+def test_chain_applies_its_steps_in_order() -> None:
+    x = torch.tensor([[3.0]])
+    assert Chain((lambda y: y + 1, lambda y: y * 10))(x).item() == 40
+    assert Chain(())(x) is x
