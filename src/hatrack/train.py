@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.errors import TrainingError
+from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.methods import Batch, Method
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
 
-__all__ = ["BatchDone", "EpochDone", "OptimizerKind", "Score", "TrainingSettings", "evaluate", "fit"]
+__all__ = ["BatchDone", "EpochDone", "OptimizerKind", "Score", "TrainingSettings", "fit", "predict_split", "score"]
 
 
 class OptimizerKind(enum.Enum):
@@ -57,6 +57,16 @@ class TrainingSettings:
     weight_decay: float = 0.0
     clip_norm: float = 10000.0
     eval_batch_size: int = 1000
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "lr_patience", "eval_batch_size"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key} must be at least 1, not {getattr(self, key)}")
+        for key in ("lr", "clip_norm"):
+            if getattr(self, key) <= 0:
+                raise InputError(f"{key} must be above 0, not {getattr(self, key)}")
+        if self.lr_factor <= 1:
+            raise InputError(f"lr_factor must be above 1, not {self.lr_factor}: the learning rate is divided by it")
 
 
 @dataclass(frozen=True)
@@ -219,8 +229,8 @@ def _validate(method: Method, valid: _Samples, settings: TrainingSettings) -> tu
     return loss / len(valid), right / len(valid)
 
 
-def evaluate(method: Method, split: Split, task: str, batch_size: int) -> Score:
-    """Test a method on a task that it has learned, by running it.
+def predict_split(method: Method, split: Split, task: str, batch_size: int) -> Tensor:
+    """Run a method on the test samples of a task that it has learned.
 
     Args:
         method: the method.
@@ -229,18 +239,23 @@ def evaluate(method: Method, split: Split, task: str, batch_size: int) -> Score:
         batch_size: samples per batch; logits are reproducible to the bit for equal batches only.
 
     Returns:
-        Loss, accuracy, and the hash of the logits.
+        Logits in test order, float32 on the CPU, ``(N, classes)``.
     """
     method.train_mode(False)
-    x, y = split.load()
-    device = method.setup.device
+    x, _ = split.load()
     with torch.no_grad():
-        parts = [method.predict(part.to(device), task).float().cpu() for part in torch.split(x, batch_size)]
-    logits = torch.cat(parts).contiguous()
+        parts = [
+            method.predict(part.to(method.setup.device), task).float().cpu() for part in torch.split(x, batch_size)
+        ]
+    return torch.cat(parts).contiguous()
+
+
+def score(logits: Tensor, labels: Tensor) -> Score:
+    """Loss and accuracy of logits ``(N, classes)`` for labels ``(N,)``, and the hash of the logits."""
     little_endian = logits.numpy().astype("<f4", copy=False)
     return Score(
-        loss=float(F.cross_entropy(logits, y)),
-        accuracy=int((logits.argmax(dim=1) == y).sum()) / len(y),
+        loss=float(F.cross_entropy(logits, labels)),
+        accuracy=int((logits.argmax(dim=1) == labels).sum()) / len(labels),
         logits_sha256=hashlib.sha256(little_endian.tobytes()).hexdigest(),
     )
 

@@ -9,10 +9,10 @@ import torch
 
 from hatrack.data import DATASETS, ImageDataset, build_subset, load_dataset, load_subset
 from hatrack.data.idx import encode_idx
-from hatrack.names import look_up
 from hatrack.data.mnist import decode_mnist
 from hatrack.data.subset import TEST_PER_CLASS, TRAIN_PER_CLASS, encode_subset
 from hatrack.errors import DataError, InputError
+from hatrack.names import look_up
 
 SHIPPED = resources.files("hatrack.data") / "subset"
 FOUR_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -87,7 +87,7 @@ def test_look_up_without_a_close_name() -> None:
 
 @pytest.mark.parametrize("name", list(DATASETS))
 def test_given_folder_must_exist(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="absent does not exist"):
+    with pytest.raises(InputError, match="absent does not exist"):
         load_dataset(name, tmp_path / "absent")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from hatrack.data.sources import Source
-from hatrack.errors import DataError, InputError
+from hatrack.errors import InputError
 
 __all__ = ["DatasetSpec", "Decoder", "ImageArrays", "ImageDataset"]
 
@@ -110,6 +110,6 @@ class DatasetSpec:
             DataError: ``data_dir`` is no folder, or a file is missing or damaged; the message says what to do.
         """
         if data_dir is not None and not data_dir.is_dir():
-            raise DataError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
+            raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
         arrays = self.decode(self.source.fetch(self.name, data_dir, download=download))
         return ImageDataset(self.name, *arrays, class_names=self.class_names, mean=self.mean, std=self.std)

@@ -4,6 +4,7 @@ from hatrack.experiments.presets import EXPERIMENTS, Experiment, find_experiment
 from hatrack.experiments.results import RunResult, Status, read_result
 from hatrack.experiments.run import Event, Prepared, RunRequest, TaskBegun, TaskLearned, prepare, run
 from hatrack.experiments.settings import Config
+from hatrack.experiments.verify import Verification, verify
 
 __all__ = [
     "EXPERIMENTS",
@@ -16,8 +17,10 @@ __all__ = [
     "Status",
     "TaskBegun",
     "TaskLearned",
+    "Verification",
     "find_experiment",
     "prepare",
     "read_result",
     "run",
+    "verify",
 ]

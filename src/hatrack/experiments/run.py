@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hatrack.checkpoint import Checkpoint, write_checkpoint
 from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.presets import Experiment, find_experiment
@@ -21,12 +22,28 @@ from hatrack.experiments.settings import Config, Initialization, NetworkKind, Ne
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.networks import MLP, AlexNet, build_reproducibly
 from hatrack.streams import TaskStream, build_stream
-from hatrack.train import BatchDone, EpochDone, Score, evaluate, fit
+from hatrack.train import BatchDone, EpochDone, Score, fit, predict_split, score
 
-__all__ = ["CHECKPOINT", "RESULT", "Event", "Prepared", "RunRequest", "TaskBegun", "TaskLearned", "prepare", "run"]
+__all__ = [
+    "CHECKPOINT",
+    "LOGITS",
+    "LOGITS_FORMAT",
+    "RESULT",
+    "Event",
+    "Prepared",
+    "RunRequest",
+    "TaskBegun",
+    "TaskLearned",
+    "last_logits",
+    "prepare",
+    "run",
+    "score_row",
+]
 
 RESULT = "run.json"
 CHECKPOINT = "net.hat"
+LOGITS = "logits.safetensors"
+LOGITS_FORMAT = "hatrack.Logits"
 
 
 @dataclass(frozen=True)
@@ -185,20 +202,30 @@ def run(prepared: Prepared) -> Iterator[Event]:
         yield TaskLearned(index, prepared.result)
 
 
-def last_row(method: Method, stream: TaskStream, learned: int, batch_size: int) -> tuple[Score, ...]:
-    """Test a method on the tasks that it has learned, running it on each."""
-    return tuple(evaluate(method, task.test, task.name, batch_size) for task in stream[:learned])
+def last_logits(prepared: Prepared, learned: int) -> dict[str, Tensor]:
+    """Test logits of the first ``learned`` tasks by name, the method run on each."""
+    batch_size = prepared.config.training.eval_batch_size
+    tasks = prepared.stream[:learned]
+    return {task.name: predict_split(prepared.method, task.test, task.name, batch_size) for task in tasks}
+
+
+def score_row(prepared: Prepared, logits: Mapping[str, Tensor]) -> tuple[Score, ...]:
+    """The scores of test logits, by name of the task."""
+    tasks = prepared.stream[: len(logits)]
+    return tuple(score(logits[task.name], task.test.labels) for task in tasks)
 
 
 def _record(prepared: Prepared, epochs: int, seconds: float) -> None:
-    """Test on all tasks learned, and write the result."""
-    learned = len(prepared.result.scores) + 1
-    row = last_row(prepared.method, prepared.stream, learned, prepared.config.training.eval_batch_size)
+    """Test on all tasks learned, and write the logits and the result."""
+    logits = last_logits(prepared, len(prepared.result.scores) + 1)
     capacity = prepared.method.capacity()
     shares = None if capacity is None else dataclasses.asdict(capacity)
+    row = score_row(prepared, logits)
     prepared.result = prepared.result.with_row(row, shares, epochs, round(seconds, 3))
-    if prepared.request.out is not None:
-        write_result(prepared.request.out / RESULT, prepared.result)
+    out = prepared.request.out
+    if out is not None:
+        write_checkpoint(out / LOGITS, Checkpoint(logits, {"format": LOGITS_FORMAT}))
+        write_result(out / RESULT, prepared.result)
 
 
 def _earlier_result(request: RunRequest, config: Config) -> RunResult | None:
@@ -215,6 +242,11 @@ def _earlier_result(request: RunRequest, config: Config) -> RunResult | None:
     wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed, **config.flat()}
     found = {"experiment": earlier.experiment, "method": earlier.method, "seed": earlier.seed, **earlier.config}
     differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    now = describe_environment(request.device)
+    for key in ("threads", "device"):
+        if earlier.environment.get(key) != now[key]:
+            differing.append(key)
+            found[key], wanted[key] = earlier.environment.get(key), now[key]
     if differing:
         changes = ", ".join(f"{key} ({found.get(key)} there, {wanted.get(key)} now)" for key in differing)
         raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder with --out")

@@ -52,6 +52,13 @@ class NetworkSettings:
     dropout_late: float = 0.5
     initialization: Initialization = Initialization.XAVIER
 
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise InputError(f"hidden must be widths of at least 1, such as 2000,2000, not {self.hidden}")
+        for key in ("dropout_early", "dropout_late"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise InputError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
+
 
 @dataclass(frozen=True)
 class StreamSettings:
@@ -66,6 +73,14 @@ class StreamSettings:
     validation: float = 0.15
     limit: int | None = None
     num_tasks: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.validation < 1.0:
+            raise InputError(f"validation must be at least 0 and below 1, not {self.validation}")
+        for key in ("limit", "num_tasks"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"{key} must be at least 1, or none, not {value}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
+from hatrack.errors import InputError
 from hatrack.functional import Compensation
 from hatrack.loading import load
 from hatrack.methods.base import Batch, Loss, Method, Setup
@@ -36,6 +37,10 @@ class HATSettings:
     c: float = 0.75
     hard: bool = True
     compensation: Compensation = Compensation.EXACT
+
+    def __post_init__(self) -> None:
+        if self.s_max <= 0:
+            raise InputError(f"s_max must be above 0, not {self.s_max}")
 
 
 class HAT(Method):

@@ -1,0 +1,276 @@
+"""The commands of ``hatrack``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+import torch
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from hatrack import __version__
+from hatrack.cli.display import RunDisplay
+from hatrack.data import DATASETS
+from hatrack.errors import HatrackError, InputError
+from hatrack.experiments import (
+    EXPERIMENTS,
+    Prepared,
+    RunRequest,
+    RunResult,
+    Status,
+    prepare,
+    read_result,
+    run,
+    verify,
+)
+from hatrack.experiments.run import RESULT
+from hatrack.methods import METHODS
+from hatrack.report import accuracy_table, forgetting_line, verification_table
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="hatrack",
+    version=__version__,
+    help="One network, a hat for every task, nothing forgotten: learn tasks one after the other.\n\n"
+    "Start with `hatrack demo`. Exit codes: 0 done, 2 wrong input, 1 failure, 130 interrupted.",
+    help_format="markdown",
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+app.register_install_completion_command()
+
+Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
+Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
+
+
+@app.command
+def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
+    """See forgetting, and its cure, in a minute.
+
+    Learns five small tasks from Fashion-MNIST (shipped with hatrack), once with plain fine-tuning and once with hard
+    attention to the task, and shows the accuracy on every task after every task.
+
+    Parameters
+    ----------
+    out
+        Folder to keep the two runs in; without it nothing is kept.
+    """
+    console = _console()
+    results = {}
+    for method in ("sgd", "hat"):
+        request = RunRequest("demo", method, out=None if out is None else out / method)
+        results[method] = _carry_out(request, console, quiet)
+    if not quiet:
+        _show_demo(console, results["sgd"], results["hat"])
+    return 0
+
+
+@app.command(name="run")
+def run_command(
+    experiment: Annotated[str, Parameter(choices=tuple(EXPERIMENTS))],
+    /,
+    *,
+    method: Annotated[str, Parameter(choices=tuple(METHODS))],
+    seed: int = 0,
+    epochs: int | None = None,
+    out: Path | None = None,
+    data: Data = None,
+    settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+    quiet: Quiet = False,
+) -> int:
+    """Run a task sequence with a method, and keep the results.
+
+    Every finished task is on disk: interrupt it, and the same command goes on from there.
+
+    Parameters
+    ----------
+    experiment
+        What to learn; `hatrack list experiments` explains them.
+    method
+        How to learn it; `hatrack list methods` explains them.
+    seed
+        Decides on initial weights, order of samples, validation split and permutations.
+    epochs
+        Largest number of epochs per task; short for `--set epochs=N`.
+    out
+        Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
+    settings
+        Override a setting, `key=value`, as often as needed: `--set lr=0.01 --set hidden=500,500`.
+    device
+        Where to train; `auto` takes a GPU if there is one.
+    threads
+        Number of CPU threads; test logits are the same to the bit only with the same number.
+    """
+    overrides = _overrides(settings)
+    if epochs is not None:
+        overrides["epochs"] = epochs
+    folder = out or Path("runs") / f"{experiment}-{method}-seed{seed}"
+    _set_threads(threads, folder)
+    request = RunRequest(experiment, method, seed, folder, data, overrides, _device(device))
+    console = _console()
+    result = _carry_out(request, console, quiet)
+    if not quiet:
+        console.print(accuracy_table(result))
+        console.print(forgetting_line(result), highlight=False)
+        console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command(name="list")
+def list_command(what: Literal["experiments", "methods", "datasets"] | None = None, /) -> int:
+    """Explain what there is to choose from.
+
+    Parameters
+    ----------
+    what
+        One kind of thing; all of them if left out.
+    """
+    console = _console()
+    tables = {
+        "experiments": _named_table(
+            "experiments", ("tasks", "source"), ((e.name, e.description, e.source) for e in EXPERIMENTS.values())
+        ),
+        "methods": _named_table(
+            "methods", ("what it does", "source"), ((m.name, m.description, m.source) for m in METHODS.values())
+        ),
+        "datasets": _named_table(
+            "datasets", ("what it holds", "licence"), ((d.name, d.description, d.licence) for d in DATASETS.values())
+        ),
+    }
+    for name, table in tables.items():
+        if what in (None, name):
+            console.print(table)
+    return 0
+
+
+@app.command(name="verify")
+def verify_command(folder: Path, /, *, data: Data = None) -> int:
+    """Test a saved network again, and compare with what its run says.
+
+    Where the environment is the recorded one, the test logits must be the same to the bit; elsewhere to 1e-5. Exit code
+    1 if they are not.
+
+    Parameters
+    ----------
+    folder
+        The folder of a run.
+    """
+    console = _console()
+    verification = verify(folder, data)
+    console.print(verification_table(verification))
+    if not verification.bitwise:
+        differences = ", ".join(verification.differences)
+        console.print(f"compared to 1e-5, not to the bit, since these differ from the run: {differences}")
+    console.print("verified" if verification.holds else "[bold]not verified:[/] the network is not the one of the run")
+    return 0 if verification.holds else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: the words after the program's name; those of the process if left out.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code = app(arguments)
+        return code if isinstance(code, int) else 0
+    except cyclopts.CycloptsError as error:
+        return _fail(_first_line(error), 2)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except HatrackError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished tasks are kept, and the same command goes on from there", 130)
+
+
+def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
+    prepared: Prepared = prepare(request)
+    if prepared.result.status is Status.FINISHED:
+        if not quiet:
+            console.print(f"{request.out} is finished; nothing to do", highlight=False, soft_wrap=True)
+        return prepared.result
+    with RunDisplay(console, prepared.result, quiet=quiet, label=request.method) as display:
+        for event in run(prepared):
+            display.show(event)
+    return prepared.result
+
+
+def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
+    console.print()
+    console.print(accuracy_table(plain, "fine-tuning: every new task overwrites the ones before"))
+    console.print(forgetting_line(plain), highlight=False)
+    console.print()
+    console.print(accuracy_table(hat, "hard attention to the task: what is learned stays, to the bit"))
+    console.print(forgetting_line(hat), highlight=False)
+
+
+def _overrides(settings: Iterable[str]) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {setting} does not fit: write --set key=value")
+        if key in overrides:
+            raise InputError(f"--set {key} is given twice")
+        overrides[key] = value
+    return overrides
+
+
+def _set_threads(threads: int | None, folder: Path) -> None:
+    """Take the number asked for, or the one with which a run in this folder began."""
+    if threads is None and (folder / RESULT).exists():
+        threads = read_result(folder / RESULT).environment.get("threads")
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads must be at least 1, not {threads}")
+        torch.set_num_threads(threads)
+
+
+def _device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
+    if choice == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Only deterministic kernels give the same bits again.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda")
+
+
+def _console() -> Console:
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def _named_table(title: str, columns: tuple[str, str], rows: Iterable[tuple[str, str, str]]) -> Table:
+    table = Table("name", *columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _fail(message: str, code: int) -> int:
+    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+    return code
+
+
+def _first_line(error: cyclopts.CycloptsError) -> str:
+    return " ".join(str(error).split()) + "; see hatrack --help"

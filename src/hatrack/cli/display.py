@@ -1,0 +1,106 @@
+"""Showing a run while it goes on: bars in a terminal, a line per task where there is none."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hatrack.experiments import Event, RunResult, TaskBegun, TaskLearned
+from hatrack.train import BatchDone, EpochDone
+
+__all__ = ["RunDisplay"]
+
+
+class RunDisplay:
+    """A context in which :meth:`show` is given the events of a run.
+
+    Args:
+        console: where to show.
+        result: the run as it stands.
+        quiet: show nothing.
+        label: what the run is called.
+    """
+
+    def __init__(self, console: Console, result: RunResult, *, quiet: bool, label: str) -> None:
+        self._console = console
+        self._result = result
+        self._quiet = quiet
+        self._label = label
+        self._max_epochs = 1
+        self._validation = ""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[detail]}"),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._all = self._bar(label, total=float(len(result.tasks)))
+        self._one: TaskID | None = None
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        done = len(self._result.scores)
+        self._progress.update(self._all, completed=float(done))
+        if done and not self._quiet:
+            self._console.print(f"{self._label}: taking up after {done} of {len(self._result.tasks)} tasks")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Show what happened."""
+        match event:
+            case TaskBegun():
+                self._begin(event)
+            case BatchDone():
+                self._batch(event)
+            case EpochDone():
+                self._validation = f"valid {event.valid_loss:.3f}, {event.valid_accuracy:.1%}"
+            case TaskLearned():
+                self._learned(event)
+
+    def _bar(self, description: str, total: float) -> TaskID:
+        return self._progress.add_task(description, total=total, detail="")
+
+    def _begin(self, event: TaskBegun) -> None:
+        self._max_epochs, self._validation = event.max_epochs, ""
+        if self._one is not None:
+            self._progress.remove_task(self._one)
+        title = f"task {event.index + 1}/{len(self._result.tasks)} {event.task.name}"
+        self._one = self._bar(title, total=float(event.max_epochs))
+        self._progress.update(self._all, completed=float(event.index))
+
+    def _batch(self, event: BatchDone) -> None:
+        if event.loss is None or self._one is None:
+            return
+        epochs = event.epoch - 1 + event.done / event.total
+        detail = f"epoch {event.epoch}/{self._max_epochs}, loss {event.loss:.3f}"
+        self._progress.update(
+            self._one, completed=epochs, detail=f"{detail}, {self._validation}" if self._validation else detail
+        )
+        learned = len(self._result.scores)
+        self._progress.update(self._all, completed=learned + epochs / self._max_epochs)
+
+    def _learned(self, event: TaskLearned) -> None:
+        self._result = event.result
+        self._progress.update(self._all, completed=float(event.index + 1))
+        if self._quiet:
+            return
+        result, index = event.result, event.index
+        accuracies = [score.accuracy for score in result.scores[-1]]
+        line = f"{self._label}: task {index + 1}/{len(result.tasks)} {result.tasks[index].name}: {accuracies[-1]:.1%}"
+        if index:
+            line += f", all so far {sum(accuracies) / len(accuracies):.1%}"
+        if result.capacity is not None:
+            line += f", {result.capacity['units']:.0%} of the units in use"
+        self._console.print(f"{line} [dim]({result.epochs[-1]} epochs, {result.seconds[-1]:.1f} s)", highlight=False)

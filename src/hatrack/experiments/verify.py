@@ -1,0 +1,113 @@
+"""Verifying a run: load its network, test it again, and compare with what the run says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hatrack.checkpoint import read_checkpoint
+from hatrack.environment import describe_environment
+from hatrack.errors import InputError
+from hatrack.experiments.results import RunResult, read_result
+from hatrack.experiments.run import (
+    CHECKPOINT,
+    LOGITS,
+    LOGITS_FORMAT,
+    RESULT,
+    RunRequest,
+    last_logits,
+    prepare,
+    score_row,
+)
+
+__all__ = ["TOLERANCE", "TaskVerdict", "Verification", "verify"]
+
+TOLERANCE = 1e-5
+"""How far logits may differ, relative and absolute, where the environment is not the one that made them."""
+
+
+@dataclass(frozen=True)
+class TaskVerdict:
+    """Whether a task's test came out as recorded.
+
+    Attributes:
+        task: its name.
+        accuracy: accuracy now.
+        recorded: accuracy in the result.
+        agrees: whether logits (and with them accuracy) are as recorded: to the bit in the same environment, else within
+            the tolerance.
+        constant: whether the recorded hashes of this task are the same in every row.
+    """
+
+    task: str
+    accuracy: float
+    recorded: float
+    agrees: bool
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verifying found.
+
+    Attributes:
+        result: the run's record.
+        verdicts: one per task learned.
+        bitwise: whether hashes were compared, or logits within :data:`TOLERANCE`.
+        differences: what differs between the environment of the run and this one; empty if ``bitwise``.
+    """
+
+    result: RunResult
+    verdicts: tuple[TaskVerdict, ...]
+    bitwise: bool
+    differences: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every task came out as recorded."""
+        return all(verdict.agrees for verdict in self.verdicts)
+
+
+def verify(folder: Path, data: Path | None = None) -> Verification:
+    """Derive the last row of a run again from its saved network.
+
+    The number of threads is set to the recorded one for this process, since the last bits depend on it.
+
+    Args:
+        folder: the run's folder.
+        data: folder to look for data in first.
+
+    Raises:
+        InputError: the folder holds no run, or one in which no task was learned.
+        CheckpointError: a file is damaged.
+        DataError: the data is missing.
+    """
+    if not (folder / RESULT).exists():
+        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
+    recorded = read_result(folder / RESULT)
+    if not recorded.scores:
+        raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
+    torch.set_num_threads(int(recorded.environment.get("threads", torch.get_num_threads())))
+    on_cuda = recorded.environment.get("device") != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_cuda else "cpu")
+    request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config, device)
+    prepared = prepare(request)
+    prepared.method.load(folder / CHECKPOINT)
+    logits = last_logits(prepared, len(recorded.scores))
+    now = describe_environment(device)
+    differences = tuple(key for key in now if now[key] != recorded.environment.get(key))
+    row = score_row(prepared, logits)
+    saved = read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors
+    verdicts = []
+    for index, (task, score) in enumerate(zip(recorded.tasks, row, strict=False)):
+        before = recorded.scores[-1][index]
+        if differences:
+            close = torch.allclose(logits[task.name], saved[task.name], rtol=TOLERANCE, atol=TOLERANCE)
+            agrees = close and abs(score.accuracy - before.accuracy) < 0.01
+        else:
+            agrees = score.logits_sha256 == before.logits_sha256 and score.accuracy == before.accuracy
+        hashes = {scores[index].logits_sha256 for scores in recorded.scores[index:]}
+        verdicts.append(TaskVerdict(task.name, score.accuracy, before.accuracy, agrees, len(hashes) == 1))
+    return Verification(recorded, tuple(verdicts), not differences, differences)
