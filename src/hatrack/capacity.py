@@ -69,7 +69,7 @@ def measure_reuse(graph: UnitGraph, masks: Sequence[Tensor]) -> Tensor:
         ``(T, T)``, rows i and columns j, with ones on the diagonal; 0 where a task uses no weight at all.
     """
     tasks = len(masks)
-    shared = torch.zeros(tasks, tasks)
+    shared = torch.zeros(tasks, tasks, dtype=torch.int64)
     for name, uses in graph.uses.items():
         if graph.roles[name] is not Role.MIXING:
             continue

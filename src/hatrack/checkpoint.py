@@ -84,6 +84,8 @@ def read_checkpoint(path: Path, expected_format: str) -> Checkpoint:
         version, checksum, text = header["version"], header["sha256"], header["description"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: its description cannot be read") from error
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path} is damaged: its description cannot be read")
     if not isinstance(version, int) or version > VERSION:
         raise CheckpointError(
             f"{path} has version {version} of the format, this hatrack reads up to {VERSION}; upgrade it"

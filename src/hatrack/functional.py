@@ -150,7 +150,8 @@ def _compensated_slope(e: Tensor, scale: float | Tensor, s_max: float) -> Tensor
     """
     sigma = torch.sigmoid(e)
     decay = torch.exp(-torch.relu((scale * e).abs() - SATURATION_BOUND))
-    return s_max * sigma * (1.0 - sigma) * decay
+    slope = s_max * sigma * (1.0 - sigma) * decay
+    return torch.where(slope < torch.finfo(slope.dtype).tiny, 0.0, slope)  # denormal numbers are slow
 
 
 class _CompensatedGate(torch.autograd.Function):

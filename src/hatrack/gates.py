@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +35,10 @@ def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
     return mask
 
 
-class ActiveTask:
+class ActiveTask(threading.local):
     """What the gates and norms of one network do during the forward pass that is under way.
+
+    Every thread has its own, so that several of them can ask one network about different tasks at the same time.
 
     Attributes:
         attention: numbers in [0, 1], ``(U + 1,)``, to multiply with; the last is 1 and stands for "ungated". None when
@@ -48,6 +51,10 @@ class ActiveTask:
         self.attention: Tensor | None = None
         self.cleared: Tensor | None = None
         self.norms: dict[str, nn.Module] | None = None
+
+    def __reduce__(self) -> tuple[type[ActiveTask], tuple[()]]:
+        """Copies start without an active task, as every thread does."""
+        return type(self), ()
 
     def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> None:
         """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms."""

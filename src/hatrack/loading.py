@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +36,9 @@ def load(path: str | Path, backbone: nn.Module) -> HATNetwork:
     checkpoint = read_checkpoint(path, FORMAT)
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
+    state = dict(checkpoint.tensors)
+    of_backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    _require_match(path, of_backbone, {f"backbone.{name}": value for name, value in backbone.state_dict().items()})
     example = torch.zeros(
         described["example_input"]["shape"], dtype=getattr(torch, described["example_input"]["dtype"])
     )
@@ -44,14 +49,17 @@ def load(path: str | Path, backbone: nn.Module) -> HATNetwork:
         hard=described["hard"],
         compensation=Compensation(described["compensation"]),
     )
-    state = dict(checkpoint.tensors)
     for index, task in enumerate(described["tasks"]):
         net._open_task(task["name"], task["num_classes"])
+        for name, parameter in net.tasks[index].named_parameters():
+            saved = state.get(f"tasks.{index}.{name}", parameter)
+            parameter.data = parameter.data.to(saved.dtype)
         state[f"tasks.{index}._extra_state"] = torch.tensor(task["consolidated"])
-    mismatches = _mismatches(net, state)
-    if mismatches:
+    try:
+        _require_match(path, state, net.state_dict())
+    except CheckpointError:
         net.detach()
-        raise CheckpointError(f"{path} was saved with another backbone: {mismatches[0]}; build it exactly as it was")
+        raise
     net.load_state_dict(state)  # type: ignore[no-untyped-call]
     if net._digests != described["digests"]:
         net.detach()
@@ -59,14 +67,24 @@ def load(path: str | Path, backbone: nn.Module) -> HATNetwork:
     return net
 
 
-def _mismatches(net: HATNetwork, state: dict[str, torch.Tensor]) -> list[str]:
-    present = {name: value for name, value in net.state_dict().items() if not name.endswith("_extra_state")}
-    saved = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
-    missing = [f"{name} is missing in the file" for name in present if name not in saved]
-    extra = [f"{name} is missing in this one" for name in saved if name not in present]
-    shapes = [
-        f"{name} has shape {tuple(saved[name].shape)} in the file and {tuple(value.shape)} here"
-        for name, value in present.items()
-        if name in saved and saved[name].shape != value.shape
+def _require_match(path: Path, file: Mapping[str, Any], network: Mapping[str, Any]) -> None:
+    """Check that a file and a network hold tensors of the same names, shapes and types (a mask's may differ)."""
+    present = {name: value for name, value in network.items() if not name.endswith("_extra_state")}
+    saved = {name: value for name, value in file.items() if not name.endswith("_extra_state")}
+    common = [(name, saved[name], value) for name, value in present.items() if name in saved]
+    differences = [
+        *[
+            f"{name} has shape {tuple(theirs.shape)} in the file and {tuple(ours.shape)} here"
+            for name, theirs, ours in common
+            if theirs.shape != ours.shape
+        ],
+        *[
+            f"{name} has type {theirs.dtype} in the file and {ours.dtype} here"
+            for name, theirs, ours in common
+            if theirs.dtype != ours.dtype and not name.endswith(".mask")
+        ],
+        *[f"{name} is missing in the file" for name in present if name not in saved],
+        *[f"{name} is missing in this one" for name in saved if name not in present],
     ]
-    return [*shapes, *missing, *extra]
+    if differences:
+        raise CheckpointError(f"{path} was saved with another backbone: {differences[0]}; build it exactly as it was")

@@ -30,6 +30,9 @@ __all__ = ["FORMAT", "HATNetwork"]
 FORMAT = "hatrack.HATNetwork"
 """What saved networks call themselves."""
 
+_ATTACHED = "_hatrack_attached"
+"""Attribute of a backbone that is inside a HATNetwork."""
+
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
@@ -59,7 +62,8 @@ class HATNetwork(nn.Module):
 
     Raises:
         UnsupportedError: the backbone does something that no rule explains.
-        InputError: the backbone does not give features ``(N, F)``, or is inside another HATNetwork.
+        InputError: the backbone does not give features ``(N, F)``, or is inside another HATNetwork, or ``s_max`` is not
+            positive and finite.
         GuaranteeError: the attached gates were tried out with random masks, and an entry that should have been free
             changed the outputs.
 
@@ -83,7 +87,10 @@ class HATNetwork(nn.Module):
         compensation: Compensation = Compensation.EXACT,
     ) -> None:
         super().__init__()
-        functional.annealed_scale(1.0, s_max)  # raises for a scale that cannot be
+        try:
+            functional.annealed_scale(1.0, s_max)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         if _is_attached(backbone):
             raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
         device = next((p.device for p in backbone.parameters()), example_input.device)
@@ -96,8 +103,8 @@ class HATNetwork(nn.Module):
         self._scale = float(s_max)
         self._digests: dict[str, str] = {}
         self._shields: list[tuple[nn.Parameter, Shield]] = []
-        self._guard = OptimizerGuard(lambda: [], lambda: [], lambda: None)
-        self._guard = OptimizerGuard(self._present_shields, self._frozen_parameters, self._embedding_in_training)
+        self._frozen: list[tuple[nn.Parameter, Shield]] = []
+        self._guard = OptimizerGuard(self._present_shields, self._present_frozen, self._embedding_in_training)
         self.register_buffer(
             "_cumulative", torch.zeros(self._graph.num_units, dtype=torch.bool, device=device), persistent=False
         )
@@ -118,6 +125,7 @@ class HATNetwork(nn.Module):
         self._switches = [TaskNormSwitch(name, modules[name], self._active) for name in self._graph.per_task_modules]
         for switch in self._switches:
             switch.attach()
+        vars(self.backbone)[_ATTACHED] = True
 
     def _try_out(self, example: Tensor) -> None:
         """The guarantee is shown, not believed: poison free entries under random masks and compare."""
@@ -141,6 +149,7 @@ class HATNetwork(nn.Module):
         for switch in self._switches:
             switch.detach()
         self._hooks, self._switches = [], []
+        vars(self.backbone).pop(_ATTACHED, None)
         return self.backbone
 
     # ------------------------------------------------------------------------------------------------------- tasks
@@ -267,10 +276,10 @@ class HATNetwork(nn.Module):
         if state.consolidated:
             raise InputError(f"task {name!r} is consolidated already")
         self.check()
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             state.freeze(self._final_mask(state))
-        self._renew_protection()
-        self._digests = self._take_digests()
+            self._renew_protection()
+            self._digests = self._take_digests()
 
     # --------------------------------------------------------------------------------------------------------- use
 
@@ -307,7 +316,7 @@ class HATNetwork(nn.Module):
         self._active.activate(self._attention(state), state.norms)
         try:
             features: Tensor = self._gates[-1](self.backbone(x))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             if x.shape[1:] == self.example_shape[1:]:
                 raise
             expected = ", ".join(map(str, self.example_shape[1:]))
@@ -354,7 +363,7 @@ class HATNetwork(nn.Module):
 
     def protected(self) -> dict[str, Tensor]:
         """For every name of ``named_parameters()`` a bool tensor of its shape, True where an entry must not move."""
-        frozen = {id(parameter) for parameter in self._frozen_parameters()}
+        frozen = {id(parameter) for state in self._consolidated_states() for parameter in state.parameters()}
         held = {id(parameter): shield.held for parameter, shield in self._shields}
         return {
             name: held[id(p)].clone() if id(p) in held else torch.full_like(p, id(p) in frozen, dtype=torch.bool)
@@ -440,8 +449,8 @@ class HATNetwork(nn.Module):
     def _present_shields(self) -> list[tuple[nn.Parameter, Shield]]:
         return self._shields
 
-    def _frozen_parameters(self) -> list[nn.Parameter]:
-        return [parameter for state in self._consolidated_states() for parameter in state.parameters()]
+    def _present_frozen(self) -> list[tuple[nn.Parameter, Shield]]:
+        return self._frozen
 
     def _embedding_in_training(self) -> Tensor | None:
         state = self._in_training()
@@ -462,6 +471,11 @@ class HATNetwork(nn.Module):
             shield = Shield.around(parameter, attention_on_entries(uses, attention, parameter.shape)) if uses else None
             if shield is not None:
                 self._shields.append((parameter, shield))
+        self._frozen = []
+        for parameter in [parameter for state in states for parameter in state.parameters()]:
+            shield = Shield.around(parameter, torch.ones_like(parameter, dtype=torch.bool))
+            if shield is not None:
+                self._frozen.append((parameter, shield))
 
     def _take_digests(self) -> dict[str, str]:
         """Digests of all that must not move: held entries by parameter, and consolidated tasks whole."""
@@ -477,6 +491,7 @@ class HATNetwork(nn.Module):
         """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along."""
         before = [p.dtype for p in self.parameters()]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._example_dtype = fn(torch.zeros(1, dtype=self._example_dtype)).dtype
         self._renew_protection()
         if before != [p.dtype for p in self.parameters()]:
             self._digests = self._take_digests()
@@ -493,4 +508,7 @@ class HATNetwork(nn.Module):
 def _is_attached(backbone: nn.Module) -> bool:
     hooks = [hook for module in backbone.modules() for hook in module._forward_pre_hooks.values()]
     forwards = [vars(module).get("forward") for module in backbone.modules()]
-    return any(isinstance(getattr(f, "__self__", None), (InputGate, TaskNormSwitch)) for f in [*hooks, *forwards])
+    inside = any(_ATTACHED in vars(module) for module in backbone.modules())
+    return inside or any(
+        isinstance(getattr(f, "__self__", None), (InputGate, TaskNormSwitch)) for f in [*hooks, *forwards]
+    )

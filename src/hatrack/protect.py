@@ -127,14 +127,14 @@ class OptimizerGuard:
 
     Args:
         shields: gives the present shields: a list of parameters with what protects them.
-        frozen: gives the parameters that belong to consolidated tasks and must not move at all.
+        frozen: gives the parameters of consolidated tasks, which must not move at all, with what protects them.
         bounded: gives the embedding in training, if there is one, which is kept within its bounds.
     """
 
     def __init__(
         self,
         shields: Callable[[], list[tuple[nn.Parameter, Shield]]],
-        frozen: Callable[[], list[nn.Parameter]],
+        frozen: Callable[[], list[tuple[nn.Parameter, Shield]]],
         bounded: Callable[[], Tensor | None],
     ) -> None:
         self._shields = shields
@@ -154,7 +154,7 @@ class OptimizerGuard:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
-        for parameter in self._frozen():
+        for parameter, _ in self._frozen():
             parameter.grad = None
         restored = _restores(optimizer, args, kwargs)
         for parameter, shield in self._shields():
@@ -171,6 +171,9 @@ class OptimizerGuard:
         for parameter, shield in self._shields():
             if restored or (parameter.grad is not None and parameter.grad.is_sparse):
                 shield.restore(parameter)
+        if _has_closure(args, kwargs) or type(optimizer) not in _ELEMENTWISE:  # they may move what has no gradient
+            for parameter, shield in self._frozen():
+                shield.restore(parameter)
         embedding = self._bounded()
         if embedding is not None:
             embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
@@ -178,5 +181,9 @@ class OptimizerGuard:
 
 def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether held entries are put back after this step; with a closure gradients come too late to be conditioned."""
-    closure = args[0] if args else kwargs.get("closure")
-    return closure is not None or not keeps_entries_without_gradient(optimizer)
+    return _has_closure(args, kwargs) or not keeps_entries_without_gradient(optimizer)
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step was called with a closure; torch counts the optimizer itself as a hook's first argument."""
+    return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None

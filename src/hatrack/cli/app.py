@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 import torch
 from cyclopts import App, Parameter
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -218,7 +219,7 @@ def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
     console.print(accuracy_table(plain, "fine-tuning: every new task overwrites the ones before"))
     console.print(forgetting_line(plain), highlight=False)
     console.print()
-    console.print(accuracy_table(hat, "hard attention to the task: what is learned stays, to the bit"))
+    console.print(accuracy_table(hat, "hard attention: what is learned stays, to the bit"))
     console.print(forgetting_line(hat), highlight=False)
 
 
@@ -261,7 +262,7 @@ def _console() -> Console:
 
 
 def _named_table(title: str, columns: tuple[str, str], rows: Iterable[tuple[str, str, str]]) -> Table:
-    table = Table("name", *columns, title=title, title_justify="left")
+    table = Table("name", *columns, title=title, title_justify="left", title_style="bold", box=SIMPLE)
     for row in rows:
         table.add_row(*row)
     return table
@@ -273,4 +274,4 @@ def _fail(message: str, code: int) -> int:
 
 
 def _first_line(error: cyclopts.CycloptsError) -> str:
-    return " ".join(str(error).split()) + "; see hatrack --help"
+    return " ".join(str(error).split()).rstrip(".") + "; see hatrack --help"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
+from hatrack.experiments.settings import Config, Initialization, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
 from hatrack.names import look_up
 from hatrack.train import TrainingSettings
@@ -61,8 +61,11 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
                 description="5 tasks of 2 classes from the small part of Fashion-MNIST that ships with hatrack",
                 source="hatrack's own, for a first look",
                 stream="demo",
-                network=NetworkSettings(hidden=(400, 400), dropout_early=0.0, dropout_late=0.2),
-                training=TrainingSettings(epochs=12),
+                # Small initial weights make features move far, and with them the forgetting that there is to see.
+                network=NetworkSettings(
+                    hidden=(200, 200), dropout_early=0.0, dropout_late=0.2, initialization=Initialization.TORCH
+                ),
+                training=TrainingSettings(epochs=30, lr=0.1),
             ),
             Experiment(
                 name="split-fashion-mnist",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -26,13 +27,14 @@ def accuracy_table(result: RunResult, title: str | None = None) -> Table:
         title: above the table; by default experiment, method and seed.
     """
     learned = len(result.scores)
-    table = Table(title=title or f"{result.experiment} · {result.method} · seed {result.seed}", title_justify="left")
-    table.add_column("after", no_wrap=True)
-    for task in result.tasks[:learned]:
-        table.add_column(task.name, justify="right", overflow="fold")
+    title = title or f"{result.experiment} · {result.method} · seed {result.seed}"
+    table = Table(title=f"{title}\n[dim]accuracy in %", title_justify="left", box=SIMPLE, title_style="bold")
+    table.add_column("after task", no_wrap=True)
+    for index in range(learned):
+        table.add_column(str(index + 1), justify="right", no_wrap=True)
     for index, row in enumerate(result.scores):
-        cells = [Text(f"{score.accuracy:.1%}", _colour(result, index, task)) for task, score in enumerate(row)]
-        table.add_row(result.tasks[index].name, *cells, end_section=index == learned - 1)
+        cells = [Text(f"{100 * score.accuracy:.1f}", _colour(result, index, task)) for task, score in enumerate(row)]
+        table.add_row(f"{index + 1} {result.tasks[index].name}", *cells, end_section=index == learned - 1)
     table.add_row("logits", *(Text(word, style) for word, style in map(_proof, _hash_columns(result))))
     return table
 
@@ -48,7 +50,7 @@ def forgetting_line(result: RunResult) -> str:
 def verification_table(verification: Verification) -> Table:
     """What :func:`hatrack.experiments.verify` found, task by task."""
     how = "logits, to the bit" if verification.bitwise else "logits, to 1e-5"
-    table = Table("task", "recorded", "now", how, "unchanged since learned")
+    table = Table("task", "recorded", "now", how, "unchanged since learned", box=SIMPLE)
     for verdict in verification.verdicts:
         agrees = Text("agree", _KEPT) if verdict.agrees else Text("differ", _LOST)
         constant = Text("yes", _KEPT) if verdict.constant else Text("no", _FADED)
@@ -71,4 +73,4 @@ def _hash_columns(result: RunResult) -> list[list[str]]:
 def _proof(hashes: Sequence[str]) -> tuple[str, str]:
     if len(hashes) == 1:
         return "new", "dim"
-    return (f"same ×{len(hashes)}", _KEPT) if len(set(hashes)) == 1 else ("changed", _LOST)
+    return ("same", _KEPT) if len(set(hashes)) == 1 else ("diff", _LOST)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from hatrack.errors import InputError, UnsupportedError
+from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.units.coupling import UNGATED, Producer
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
 from hatrack.units.rules import find_rule
@@ -19,7 +19,11 @@ from hatrack.units.trace import Call, Trace
 __all__ = ["analyze"]
 
 FEATURES = ""
-"""The name under which the heads' reading of the backbone's result is recorded."""
+"""The name under which the graph records the heads' reading of the backbone's result."""
+
+_RESULT = "."
+"""The name for the same during the run: no module can have it, while ``""`` is the model itself, a reader if it is one
+layer alone."""
 
 # What a tensor is, as opposed to what is in it: asking for these says nothing about units.
 _FACTS = frozenset(
@@ -54,7 +58,7 @@ def analyze(model: nn.Module, example_input: Tensor, prefix: str = "") -> UnitGr
             f"the backbone must map a batch to features (N, F), and gave {found}; "
             "leave out its last layer, since every task brings a head of its own, and flatten what is left"
         )
-    trace.read(Call(model, FEATURES, (output,), {}, None), output, axis=-1)
+    trace.read(Call(model, _RESULT, (output,), {}, None), output, axis=-1)
     return _resolve(trace, model, prefix)
 
 
@@ -64,7 +68,9 @@ def _labelled_run(model: nn.Module, example_input: Tensor, trace: Trace) -> Any:
     try:
         with torch.no_grad(), _LabelledRun(model, trace) as run, run.modules_announced():
             return model(example_input)
-    except RuntimeError as error:
+    except HatrackError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
         shape = tuple(example_input.shape)
         raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
     finally:
@@ -181,9 +187,9 @@ def _resolve(trace: Trace, model: nn.Module, prefix: str) -> UnitGraph:
     ungated = len(positions) - positions.count(None)
     table = torch.tensor([ungated if p is None else p for p in positions])
     readers = tuple(
-        Reader(read.module, read.axis, table[read.labels])
+        Reader(FEATURES if read.module == _RESULT else read.module, read.axis, table[read.labels])
         for read in trace.reads.values()
-        if read.module == FEATURES or bool((table[read.labels] != ungated).any())
+        if read.module == _RESULT or bool((table[read.labels] != ungated).any())
     )
     groups = tuple(
         Group(group.name, group.start, group.size, tuple(r.module for r in readers if _touches(r.units, group)))

@@ -17,7 +17,7 @@ _ACTIVATIONS = functions(
     *("sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softsign", "hardtanh", "hardtanh_", "hardsigmoid"),
     *("hardswish", "leaky_relu", "leaky_relu_", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "threshold"),
     *("threshold_", "rrelu", "rrelu_", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square", "sin"),
-    *("cos", "atan", "erf", "clamp", "clamp_min", "clamp_max", "sign", "reciprocal", "__abs__", "__neg__"),
+    *("cos", "atan", "erf", "sign", "reciprocal", "__abs__", "__neg__"),
 )
 _DROPOUTS = functions(
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
@@ -26,7 +26,7 @@ _COPIES = functions("clone", "contiguous", "detach", "to", "float", "half", "bfl
 _ARITHMETIC = functions(
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "true_divide", "maximum", "minimum", "pow"),
     *("__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__", "rsub", "__mul__", "__imul__", "__rmul__"),
-    *("__truediv__", "__itruediv__", "__rtruediv__", "__pow__"),
+    *("__truediv__", "__itruediv__", "__rtruediv__", "__pow__", "clamp", "clamp_min", "clamp_max"),
 )
 
 
@@ -60,7 +60,7 @@ def _broadcast_axes(value: Tensor, output: Tensor) -> set[int]:
 @rule(nn.PReLU)
 def prelu(trace: Trace, call: Call) -> Tensor:
     """A learned slope: one per unit, or one for all of them."""
-    value, module = call.args[0], call.target
+    value, module = call.argument(0, "input"), call.target
     labels = trace.labels(value)
     if module.num_parameters == 1:
         trace.use(module.weight, torch.full((1,), UNGATED))

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hatrack.cli import main
+
+QUICK = ["--epochs", "2", "--set", "hidden=40,30", "--set", "limit=120", "--threads", "1"]
+
+
+def hatrack(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hatrack", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_run_verify_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    command = ["run", "demo", "--method", "hat", *QUICK, "--out", out]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "task 5/5 bag-ankleboot" in shown.out
+    assert "forgetting 0.00 points" in shown.out
+    assert "\x1b" not in shown.out, "there is no terminal, so there must be no colour"
+    before = (tmp_path / "run" / "run.json").read_bytes()
+
+    assert main(command) == 0
+    assert "is finished; nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+    assert main(["verify", out]) == 0
+    assert "verified" in capsys.readouterr().out
+
+    assert main([*command, "--set", "lr=0.1"]) == 2
+    assert "other settings: lr (0.05 there, 0.1 now)" in capsys.readouterr().err
+
+
+def test_the_recorded_command_makes_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "demo", "--method", "random", *QUICK, "--out", str(tmp_path / "a"), "--quiet"]) == 0
+    recorded = json.loads((tmp_path / "a" / "run.json").read_text())
+    command = recorded["command"].split()
+    assert command[0] == "hatrack"
+    assert main([*command[1:], "--out", str(tmp_path / "b"), "--quiet"]) == 0
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["logits_sha256"] == recorded["logits_sha256"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "demo", "--method", "random", "--seed", "3", "--quiet"]) == 0
+    assert (tmp_path / "runs" / "demo-random-seed3" / "run.json").exists()
+    assert (tmp_path / "runs" / "demo-random-seed3" / "net.hat").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nope", "--method", "hat"], "nope"),
+        (["run", "demo", "--method", "hta"], 'Did you mean "hat"'),
+        (["run", "demo"], "--method"),
+        (["run", "demo", "--method", "hat", "--seed", "x"], "--seed"),
+        (["run", "demo", "--method", "hat", "--seed", "-1"], "seed must be 0 or more"),
+        (["run", "demo", "--method", "hat", "--set", "lrr=1"], "did you mean 'lr'"),
+        (["run", "demo", "--method", "hat", "--set", "lr"], "write --set key=value"),
+        (["run", "demo", "--method", "hat", "--set", "lr=1", "--set", "lr=2"], "given twice"),
+        (["run", "demo", "--method", "hat", "--threads", "0"], "--threads must be at least 1"),
+        (["run", "demo", "--method", "hat", "--data", "absent-folder"], "absent-folder does not exist"),
+        (["verify", "absent-folder"], "holds no run.json"),
+        (["list", "nope"], "nope"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "wrong input must leave nothing behind"
+
+
+def test_a_damaged_checkpoint_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["run", "demo", "--method", "random", "--out", str(out), "--quiet"]) == 0
+    content = bytearray((out / "net.hat").read_bytes())
+    content[-1] ^= 1
+    (out / "net.hat").write_bytes(content)
+    assert main(["verify", str(out)]) == 1
+    assert "net.hat is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", [[], ["experiments"], ["methods"], ["datasets"]])
+def test_list(what: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", *what]) == 0
+    shown = capsys.readouterr().out
+    expected = {"experiments": "split-fashion-mnist", "methods": "joint", "datasets": "fashion-mnist-subset"}
+    for name, entry in expected.items():
+        assert (entry in shown) == (not what or what == [name])
+
+
+def test_demo_shows_forgetting_and_its_cure(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    shown = hatrack("demo", "--out", str(tmp_path))
+    assert time.perf_counter() - start < 60
+    assert (shown.returncode, shown.stderr) == (0, "")
+    figures = {method: json.loads((tmp_path / method / "run.json").read_text())["metrics"] for method in ("sgd", "hat")}
+    assert figures["hat"]["forgetting"] == 0.0
+    assert figures["sgd"]["forgetting"] > 0.05
+    assert figures["hat"]["average_accuracy"] > 0.95
+    assert shown.stdout.count("accuracy in %") == 2
+
+
+def test_demo_quiet_prints_nothing_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = hatrack("demo", "--quiet")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_keeps_finished_tasks_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    arguments = ["run", "demo", "--method", "hat", "--set", "hidden=200,200", "--epochs", "60", "--threads", "1"]
+    command = [sys.executable, "-m", "hatrack", *arguments, "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "task 1/5" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "error: interrupted; finished tasks are kept, and the same command goes on from there\n"
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert kept["status"] == "running"
+    assert kept["accuracy"][0][0] is not None
+
+    again = hatrack(*arguments, "--out", str(tmp_path / "run"))
+    assert again.returncode == 0
+    assert "hat: taking up after" in again.stdout
+    assert hatrack(*arguments, "--out", str(tmp_path / "whole"), "--quiet").returncode == 0
+    one, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "whole"))
+    assert one["logits_sha256"] == other["logits_sha256"]
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["run"], ["demo"], ["list"], ["verify"]):
+        assert main([*command, "--help"]) == 0
+        assert "Usage: hatrack" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    process = subprocess.run(
+        f"{sys.executable} -m hatrack list | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert process.stderr == ""

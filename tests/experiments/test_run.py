@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hatrack
+from hatrack.errors import CheckpointError, InputError, TrainingError
+from hatrack.experiments import (
+    EXPERIMENTS,
+    RunRequest,
+    RunResult,
+    Status,
+    TaskLearned,
+    prepare,
+    read_result,
+    run,
+    verify,
+)
+from hatrack.experiments.run import _backbone
+from hatrack.methods import METHODS
+from hatrack.streams import build_stream
+
+QUICK: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}
+
+
+def request(method: str, out: Path | None = None, **changes: Any) -> RunRequest:
+    seed = changes.pop("seed", 0)
+    return RunRequest("demo", method, seed, out, overrides={**QUICK, **changes})
+
+
+def finish(wanted: RunRequest) -> RunResult:
+    prepared = prepare(wanted)
+    for _ in run(prepared):
+        pass
+    return prepared.result
+
+
+def comparable(result: RunResult) -> dict[str, Any]:
+    """The result without what may differ between two runs of the same command."""
+    content = result.to_json()
+    return {key: value for key, value in content.items() if key not in ("timing", "environment", "command")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None:
+    result = finish(request(method, tmp_path))
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert list(content) == [
+        *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
+        *("metrics", "timing", "environment", "status"),
+    ]
+    assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (1, "demo", method, 0)
+    assert content["status"] == "finished"
+    assert content["tasks"][0] == {"name": "tshirt-trouser", "classes": 2, "train": 102, "valid": 18, "test": 200}
+    for what, kind in (("accuracy", float), ("loss", float), ("logits_sha256", str)):
+        matrix = content[what]
+        assert len(matrix) == 3
+        assert [[isinstance(value, kind) for value in row] for row in matrix] == [
+            [column <= row for column in range(3)] for row in range(3)
+        ]
+    assert all(0.0 <= value <= 1.0 for row in content["accuracy"] for value in row if value is not None)
+    assert set(content["metrics"]) == {
+        *("average_accuracy", "forgetting", "backward_transfer", "forgetting_ratio", "capacity"),
+    }
+    assert content["metrics"]["average_accuracy"] == pytest.approx(sum(content["accuracy"][-1]) / 3)
+    assert content["metrics"]["forgetting_ratio"] is None
+    assert read_result(tmp_path / "run.json") == result
+
+
+def test_hat_keeps_every_column_of_hashes_constant_and_sgd_does_not(tmp_path: Path) -> None:
+    for method, constant in (("hat", True), ("sgd", False)):
+        hashes = finish(request(method)).matrix("logits_sha256")
+        columns = [{hashes[row][task] for row in range(task, 3)} for task in range(2)]
+        assert all((len(column) == 1) == constant for column in columns)
+
+
+def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
+    """Derive the proof by hand, from the saved file and the public interface alone."""
+    result = finish(request("hat", tmp_path))
+    stream = build_stream("demo", seed=0, limit=120, num_tasks=3, validation=0.15)
+    backbone = _backbone(EXPERIMENTS["demo"].config("hat").overridden(QUICK).network, stream, seed=7)
+    net = hatrack.load(tmp_path / "net.hat", backbone).eval()
+    for index, task in enumerate(stream):
+        x, y = task.test.load()
+        with torch.no_grad():
+            logits = net(x, task.name)  # 200 samples: a single batch in the run as well
+        assert (
+            hashlib.sha256(logits.numpy().astype("<f4").tobytes()).hexdigest() == result.scores[-1][index].logits_sha256
+        )
+        assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(result.scores[-1][index].accuracy)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_goes_on_to_the_same_end(method: str, tmp_path: Path) -> None:
+    whole = finish(request(method))
+    interrupted = prepare(request(method, tmp_path))
+    for event in run(interrupted):
+        if isinstance(event, TaskLearned):
+            break  # stops here, as Ctrl-C would
+    assert read_result(tmp_path / "run.json").status is Status.RUNNING
+    taken_up = prepare(request(method, tmp_path))
+    assert len(taken_up.result.scores) == 1
+    for _ in run(taken_up):
+        pass
+    assert comparable(taken_up.result) == comparable(whole)
+
+
+def test_interrupted_in_the_middle_of_a_task(tmp_path: Path) -> None:
+    whole = finish(request("hat"))
+    interrupted = prepare(request("hat", tmp_path))
+    for number, _ in enumerate(run(interrupted)):
+        if number == 12:
+            break
+    assert comparable(finish(request("hat", tmp_path))) == comparable(whole)
+
+
+def test_stopped_between_writing_the_network_and_the_result(tmp_path: Path) -> None:
+    whole = finish(request("hat", tmp_path))
+    behind = prepare(request("hat", tmp_path)).result.to_json()
+    for what in ("accuracy", "loss", "logits_sha256"):
+        behind[what][2] = [None] * 3
+    behind["timing"] = {"seconds": [1.0, 1.0], "epochs": [2, 2]}
+    behind["status"] = "running"
+    (tmp_path / "run.json").write_text(json.dumps(behind))
+    assert comparable(finish(request("hat", tmp_path))) == comparable(whole)
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    finish(request("hat", tmp_path))
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    assert prepare(request("hat", tmp_path)).result.status is Status.FINISHED
+    finish(request("hat", tmp_path))
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("changes", "key"), [({"lr": 0.01}, "lr"), ({"seed": 3}, "seed"), ({"c": 2}, "c")])
+def test_another_run_in_the_same_folder_is_refused(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
+    finish(request("hat", tmp_path))
+    with pytest.raises(InputError, match=rf"other settings: {key} \("):
+        prepare(request("hat", tmp_path, **changes))
+
+
+def test_same_seed_same_bits_other_seed_others() -> None:
+    first, again, other = (finish(request("hat", seed=seed)) for seed in (0, 0, 1))
+    assert comparable(first) == comparable(again)
+    assert first.matrix("logits_sha256") != other.matrix("logits_sha256")
+
+
+def test_all_methods_share_data_and_initial_weights() -> None:
+    def digest(method: str) -> str:
+        prepared = prepare(request(method, seed=5))
+        summary = hashlib.sha256()
+        for task in prepared.stream:
+            for split in (task.train, task.valid, task.test):
+                x, y = split.load()
+                summary.update(task.name.encode() + x.numpy().tobytes() + y.numpy().tobytes())
+        for name, value in prepared.method.setup.build_backbone().state_dict().items():
+            summary.update(name.encode() + value.numpy().tobytes())
+        return summary.hexdigest()
+
+    assert len({digest(method) for method in METHODS}) == 1
+    initial = [
+        prepare(request(method, seed=5)).method.network.backbone.state_dict()["1.weight"]
+        for method in ("hat", "sgd", "joint")
+    ]
+    assert torch.equal(initial[0], initial[1])
+    assert torch.equal(initial[0], initial[2])
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was_learned(tmp_path: Path) -> None:
+    learned = prepare(request("hat", tmp_path))
+    for event in run(learned):
+        if isinstance(event, TaskLearned):
+            break
+    prepared = prepare(request("hat", tmp_path))
+    original = prepared.method.loss
+    prepared.method.loss = lambda batch: original(batch)._replace(value=original(batch).value * float("nan"))  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"loss of task 'pullover-dress' became nan in epoch 1; lower the learning"):
+        for _ in run(prepared):
+            pass
+    assert len(read_result(tmp_path / "run.json").scores) == 1
+    assert comparable(finish(request("hat", tmp_path))) == comparable(finish(request("hat")))
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = prepare(request("hat", tmp_path))
+    for event in run(learned):
+        if isinstance(event, TaskLearned):
+            break
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    prepared = prepare(request("hat", tmp_path))
+    with monkeypatch.context() as patch:
+
+        def full(self: Path, target: Path) -> Path:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            for _ in run(prepared):
+                pass
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    assert comparable(finish(request("hat", tmp_path))) == comparable(finish(request("hat")))
+
+
+def test_soft_masks_and_adamw_run_too() -> None:
+    assert finish(request("hat", hard=False)).metrics()["average_accuracy"] > 0.6
+    hashes = finish(request("hat", optimizer="adamw", lr=1e-3, weight_decay=0.1)).matrix("logits_sha256")
+    assert all(len({hashes[row][task] for row in range(task, 3)}) == 1 for task in range(3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_verify_agrees_with_an_honest_run(method: str, tmp_path: Path) -> None:
+    finish(request(method, tmp_path))
+    verification = verify(tmp_path)
+    assert verification.bitwise
+    assert verification.holds
+    assert [verdict.constant for verdict in verification.verdicts] == [method not in ("sgd", "joint")] * 2 + [True]
+
+
+def test_verify_notices_another_network(tmp_path: Path) -> None:
+    finish(request("hat", tmp_path / "one"))
+    finish(request("hat", tmp_path / "other", seed=1))
+    (tmp_path / "one" / "net.hat").write_bytes((tmp_path / "other" / "net.hat").read_bytes())
+    assert not verify(tmp_path / "one").holds
+
+
+def test_verify_elsewhere_compares_to_a_tolerance_and_says_so(tmp_path: Path) -> None:
+    finish(request("hat", tmp_path))
+    content = json.loads((tmp_path / "run.json").read_text())
+    content["environment"]["processor"] = "another one"
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    verification = verify(tmp_path)
+    assert (verification.holds, verification.bitwise, verification.differences) == (True, False, ("processor",))
+
+
+def test_verify_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no run\.json"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace('"tasks"', '"task"'),
+        lambda text: "",
+    ],
+)
+def test_a_damaged_result_is_named(damage: Any, tmp_path: Path) -> None:
+    finish(request("random", tmp_path))
+    path = tmp_path / "run.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        prepare(request("random", tmp_path))
+
+
+def test_a_newer_result_is_refused(tmp_path: Path) -> None:
+    finish(request("random", tmp_path))
+    path = tmp_path / "run.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
+        read_result(path)

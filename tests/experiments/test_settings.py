@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+
+import pytest
+
+from hatrack.errors import InputError
+from hatrack.experiments import EXPERIMENTS, Config
+from hatrack.experiments.settings import Initialization
+from hatrack.functional import Compensation
+from hatrack.methods import METHODS
+from hatrack.train import OptimizerKind
+
+
+def config(experiment: str = "split-mnist", method: str = "hat") -> Config:
+    return EXPERIMENTS[experiment].config(method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keys_of_all_parts_are_distinct(method: str) -> None:
+    parts = config(method=method)
+    keys = Counter(f.name for part in (parts.stream, parts.network, parts.training, parts.method) for f in fields(part))
+    assert max(keys.values()) == 1
+    assert list(keys) == list(parts.flat())
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_recorded_makes_the_same_config_again(experiment: str, method: str) -> None:
+    recorded = config(experiment, method).flat()
+    assert EXPERIMENTS["demo"].config(method).overridden(recorded) == config(experiment, method)
+
+
+def test_presets_carry_the_papers_settings() -> None:
+    split, permuted = config("split-mnist"), config("permuted-mnist")
+    assert (split.network.hidden, split.method.c, split.training.epochs) == ((800, 800), 0.1, 50)
+    assert (permuted.network.hidden, permuted.method.c, permuted.method.s_max) == ((500, 500), 0.5, 400.0)
+    assert split.network.dropout_early == permuted.network.dropout_late == split.stream.validation == 0.0
+    fashion = config("split-fashion-mnist")
+    assert (fashion.network.hidden, fashion.stream.validation, fashion.method.c) == ((2000, 2000), 0.15, 0.75)
+    assert (fashion.network.dropout_early, fashion.network.dropout_late) == (0.2, 0.5)
+    training = fashion.training
+    assert (training.lr, training.lr_factor, training.lr_patience, training.lr_min) == (0.05, 3.0, 5, 1e-4)
+    assert (training.batch_size, training.epochs, training.clip_norm) == (64, 200, 10000.0)
+
+
+def test_texts_are_read_as_the_settings_type() -> None:
+    values = {
+        "lr": "1e-3",
+        "epochs": "7",
+        "hidden": "30,20",
+        "optimizer": "adamw",
+        "limit": "100",
+        "hard": "no",
+        "compensation": "float32",
+        "initialization": "torch",
+    }
+    changed = config().overridden(values)
+    assert (changed.training.lr, changed.training.epochs, changed.network.hidden) == (1e-3, 7, (30, 20))
+    assert (changed.training.optimizer, changed.stream.limit) == (OptimizerKind.ADAMW, 100)
+    assert (changed.method.hard, changed.method.compensation) == (False, Compensation.FLOAT32)
+    assert changed.network.initialization is Initialization.TORCH
+    assert changed.overridden({"limit": "none"}).stream.limit is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lrr", "1", "did you mean 'lr'"),
+        ("lr", "fast", "lr must be a finite number"),
+        ("lr", "nan", "lr must be a finite number"),
+        ("lr", "0", "lr must be above 0"),
+        ("lr", "-1", "0 or more"),
+        ("epochs", "1.5", "epochs must be a whole number"),
+        ("epochs", "0", "epochs must be at least 1"),
+        ("batch_size", "0", "batch_size must be at least 1"),
+        ("lr_factor", "1", "lr_factor must be above 1"),
+        ("hidden", "", "hidden must be widths"),
+        ("hidden", "a,b", "whole numbers joined by commas"),
+        ("hidden", "10,0", "hidden must be widths"),
+        ("optimizer", "lion", "one of sgd, adam, adamw"),
+        ("hard", "maybe", "true or false"),
+        ("dropout_late", "1", "below 1"),
+        ("validation", "1", "below 1"),
+        ("limit", "0", "at least 1"),
+        ("s_max", "0", "s_max must be above 0"),
+    ],
+)
+def test_what_does_not_fit_is_named(key: str, value: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config().overridden({key: value})
