@@ -28,7 +28,9 @@ def accuracy_table(result: RunResult, title: str | None = None) -> Table:
     """
     learned = len(result.scores)
     title = title or f"{result.experiment} · {result.method} · seed {result.seed}"
-    table = Table(title=f"{title}\n[dim]accuracy in %", title_justify="left", box=SIMPLE, title_style="bold")
+    table = Table(
+        title=f"{title}\n[dim]accuracy in %", title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
     table.add_column("after task", no_wrap=True)
     for index in range(learned):
         table.add_column(str(index + 1), justify="right", no_wrap=True)

@@ -184,7 +184,7 @@ def _function_name(function: Any) -> str:
 def _resolve(trace: Trace, model: nn.Module, prefix: str) -> UnitGraph:
     """Turn labels into positions of an embedding, and check that every parameter was seen."""
     positions, groups = _number_units(trace)
-    ungated = len(positions) - positions.count(None)
+    ungated = sum(group.size for group in groups)
     table = torch.tensor([ungated if p is None else p for p in positions])
     readers = tuple(
         Reader(FEATURES if read.module == _RESULT else read.module, read.axis, table[read.labels])

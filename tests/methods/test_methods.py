@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hatrack.errors import CheckpointError, InputError
+from hatrack.methods import METHODS, Batch, Method, Setup
+from hatrack.methods.multi_head import MultiHeadMethod
+from hatrack.networks import MLP, build_reproducibly
+from hatrack.streams import Task
+from hatrack.train import TrainingSettings, fit
+
+SHAPE = (4,)
+
+
+def make(name: str, hidden: tuple[int, ...] = (16,)) -> Method:
+    def build() -> nn.Module:
+        return build_reproducibly(lambda: MLP(SHAPE, hidden), seed=0, xavier=True)
+
+    return METHODS[name](Setup(build, SHAPE, 0, torch.device("cpu")), METHODS[name].settings_type())
+
+
+def toy(name: str, column: int, classes: int = 2) -> Task:
+    generator = torch.Generator().manual_seed(column)
+    x = torch.randn(240, *SHAPE, generator=generator)
+    y = torch.bucketize(x[:, column].contiguous(), torch.linspace(-0.7, 0.7, classes + 1)[1:-1])
+    return Task.from_tensors(name, x[:160], y[:160], x[160:], y[160:])
+
+
+TASKS = (toy("first", 0), toy("second", 1, classes=3), toy("third", 2))
+
+
+def learn(method: Method, count: int = 2, epochs: int = 15) -> None:
+    for index, task in enumerate(TASKS[:count]):
+        method.begin_task(task)
+        if method.trains:
+            for _ in fit(method, TASKS[: index + 1], TrainingSettings(epochs=epochs, batch_size=16)):
+                pass
+        method.end_task(task)
+
+
+def accuracy(method: Method, task: Task) -> float:
+    method.train_mode(False)
+    x, y = task.test.load()
+    with torch.no_grad():
+        return float((method.predict(x, task.name).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_is_what_was_learned(name: str, tmp_path: Path) -> None:
+    method = make(name)
+    learn(method)
+    method.save(tmp_path / "net.hat")
+    other = make(name)
+    assert other.load(tmp_path / "net.hat") == ("first", "second")
+    for task in TASKS[:2]:
+        x, _ = task.test.load()
+        method.train_mode(False)
+        other.train_mode(False)
+        with torch.no_grad():
+            assert torch.equal(other.predict(x, task.name), method.predict(x, task.name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_methods_file_is_refused(name: str, tmp_path: Path) -> None:
+    foreign = make("random" if name != "random" else "sgd")
+    foreign.save(tmp_path / "net.hat")
+    with pytest.raises(CheckpointError, match="not a hatrack"):
+        make(name).load(tmp_path / "net.hat")
+
+
+@pytest.mark.parametrize("name", ["sgd", "joint", "hat"])
+def test_another_backbone_is_refused(name: str, tmp_path: Path) -> None:
+    method = make(name)
+    learn(method, count=1, epochs=1)
+    method.save(tmp_path / "net.hat")
+    with pytest.raises(CheckpointError, match="another backbone"):
+        make(name, hidden=(16, 16)).load(tmp_path / "net.hat")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_unknown_task_is_named(name: str) -> None:
+    method = make(name)
+    learn(method, count=1, epochs=1)
+    with pytest.raises(InputError, match="there is no task 'frist', did you mean 'first'"):
+        method.predict(torch.zeros(2, *SHAPE), "frist")
+
+
+def test_hat_and_joint_know_the_first_task_after_the_third_and_sgd_does_not() -> None:
+    after = {}
+    for name in ("hat", "sgd", "joint"):
+        method = make(name, hidden=(64,))
+        learn(method, count=3, epochs=25)
+        after[name] = accuracy(method, TASKS[0])
+    assert after["hat"] > 0.9
+    assert after["joint"] > 0.9
+    assert after["sgd"] < min(after["hat"], after["joint"])
+
+
+def test_several_tasks_in_a_batch_equal_the_tasks_one_by_one() -> None:
+    method = make("joint")
+    assert isinstance(method, MultiHeadMethod)
+    learn(method, epochs=1)
+    method.train_mode(False)
+    x = torch.randn(6, *SHAPE)
+    task_of = torch.tensor([0, 1, 1, 0, 1, 0])
+    with torch.no_grad():
+        mixed = method.network(x, ["first", "second"], task_of)
+        for row, index in enumerate(task_of.tolist()):
+            alone = method.network(x[row : row + 1], [("first", "second")[index]])
+            torch.testing.assert_close(mixed[row, : alone.shape[1]], alone[0])
+            assert bool((mixed[row, alone.shape[1] :] == float("-inf")).all())
+    y = torch.tensor([0, 2, 1, 1, 0, 0])
+    loss = method.loss(Batch(x, y, ("first", "second"), task_of, 1.0)).value
+    assert torch.isfinite(loss)
+
+
+def test_joint_starts_anew_with_the_same_weights_and_sees_all_tasks() -> None:
+    method = make("joint")
+    assert isinstance(method, MultiHeadMethod)
+    initial = {name: value.clone() for name, value in method.network.backbone.state_dict().items()}
+    learn(method, count=1, epochs=2)
+    assert not all(torch.equal(value, initial[name]) for name, value in method.network.backbone.state_dict().items())
+    method.begin_task(TASKS[1])
+    assert all(torch.equal(value, initial[name]) for name, value in method.network.backbone.state_dict().items())
+    assert method.network.task_names == ["first", "second"]
+    assert method.training_tasks(TASKS[:2]) == TASKS[:2]
+    assert make("sgd").training_tasks(TASKS[:2]) == TASKS[1:2]
+
+
+def test_guesses_have_the_frequencies_of_the_training_set_and_repeat_themselves() -> None:
+    x = torch.randn(400, *SHAPE)
+    y = (torch.arange(400) % 10 >= 7).long()  # 70 % and 30 %
+    skewed = Task.from_tensors("skewed", x, y, x, y)
+    method = make("random")
+    method.begin_task(skewed)
+    samples = torch.randn(5000, *SHAPE)
+    guesses = method.predict(samples, "skewed").argmax(1)
+    assert float(guesses.float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(method.predict(samples, "skewed").argmax(1), guesses)
+    assert not torch.equal(method.predict(samples + 1, "skewed").argmax(1), guesses)
+    assert not method.trains
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_what_it_is_and_where_it_is_from(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name
+    assert method.description
+    assert method.source

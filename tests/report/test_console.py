@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from hatrack.experiments import RunResult, Status
+from hatrack.experiments.results import TaskSummary
+from hatrack.report import accuracy_table, forgetting_line
+from hatrack.train import Score
+
+
+def result(tasks: int, *, constant: bool = True) -> RunResult:
+    def cell(row: int, task: int) -> Score:
+        return Score(0.1, 0.987 - (0.0 if constant else 0.2 * (row - task)), f"{task}" if constant else f"{row} {task}")
+
+    return RunResult(
+        experiment="permuted-mnist",
+        method="hat",
+        seed=3,
+        command="hatrack run",
+        config={},
+        tasks=tuple(TaskSummary(f"permutation-{index + 1}", 10, 1, 1, 1) for index in range(tasks)),
+        scores=tuple(tuple(cell(row, task) for task in range(row + 1)) for row in range(tasks)),
+        capacity={"groups": {}, "units": 0.421, "weights": 0.3},
+        epochs=(1,) * tasks,
+        seconds=(1.0,) * tasks,
+        environment={},
+        status=Status.FINISHED,
+    )
+
+
+def shown(renderable: object, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_ten_tasks_fit_a_terminal_of_eighty_columns() -> None:
+    text = shown(accuracy_table(result(10)))
+    assert "…" not in text
+    assert text.count("98.7") == 55
+    assert "10 permutation-10" in text
+    assert text.count("same") == 9
+    assert text.count("new") == 1
+
+
+def test_what_changed_is_said() -> None:
+    text = shown(accuracy_table(result(3, constant=False)))
+    assert text.count("diff") == 2
+    assert "same" not in text
+
+
+def test_the_line_below() -> None:
+    assert forgetting_line(result(3)) == "average accuracy 98.70%, forgetting 0.00 points, 42% of the units in use"

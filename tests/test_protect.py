@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import attach, easy_task, learn, logits, loss_of, open_task, train
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hatrack import GuaranteeError, HATNetwork, InputError
+from hatrack.protect import Shield, attention_on_entries, digest, keeps_entries_without_gradient
+from hatrack.units import ParameterUse
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.detach().contiguous().view(-1).view(torch.uint8).tolist())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels-last"])
+def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: str) -> None:
+    value = torch.randn(2, 3, 4, 5).to(dtype)
+    value.view(-1)[:4] = torch.tensor([float("nan"), float("inf"), -0.0, 0.0], dtype=dtype)
+    if layout == "transposed":
+        value = value.permute(3, 1, 0, 2)
+    if layout == "channels-last":
+        value = value.to(memory_format=torch.channels_last)
+    held = torch.rand(value.shape) < 0.5
+    shield = Shield.around(value, held)
+    assert shield is not None
+    moved = value.clone().fill_(float("nan"))
+    shield.restore(moved)
+    assert bits(moved[held]) == bits(value[held])
+    assert moved[~held].isnan().all()
+    gradient = torch.full_like(value, float("inf"))
+    shield.condition(gradient)
+    assert (gradient[held] == 0).all()
+    assert not torch.signbit(gradient[held]).any()
+    assert gradient[~held].isinf().all()
+
+
+def test_nothing_to_hold_needs_no_shield() -> None:
+    assert Shield.around(torch.ones(3), torch.zeros(3, dtype=torch.bool)) is None
+
+
+@given(st.lists(st.integers(0, 4), min_size=3, max_size=3), st.lists(st.integers(0, 4), min_size=2, max_size=2))
+def test_attention_on_entries_against_a_loop(outs: list[int], ins: list[int]) -> None:
+    attention = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.0])
+    uses = [
+        ParameterUse((torch.tensor(outs).view(-1, 1), torch.tensor(ins).view(1, -1))),
+        ParameterUse((torch.tensor([[outs[0]]]), torch.tensor(ins).view(1, -1))),
+    ]
+    found = attention_on_entries(uses, attention, torch.Size([3, 2]))
+    for i in range(3):
+        for j in range(2):
+            one = min(attention[outs[i]], attention[ins[j]])
+            other = min(attention[outs[0]], attention[ins[j]])
+            assert found[i, j] == max(one, other)
+
+
+def test_digest_sees_names_types_shapes_and_bits() -> None:
+    a = torch.zeros(2, 3)
+    different = [
+        {"x": a},
+        {"y": a},
+        {"x": a.view(3, 2)},
+        {"x": a.double()},
+        {"x": -a},
+        {"x": a, "y": a},
+        {},
+    ]
+    assert len({digest(tensors) for tensors in different}) == len(different)
+    assert digest({"x": torch.randn(4, 5).t()[:0]}) == digest({"x": torch.zeros(0, 4)})
+
+
+def test_which_optimizers_need_no_restoring() -> None:
+    def of(**settings: object) -> bool:
+        return keeps_entries_without_gradient(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1, **settings))
+
+    assert of()
+    assert of(foreach=True)
+    assert not of(momentum=0.9)
+    assert not of(weight_decay=0.1)
+    assert not of(maximize=True)
+    assert not keeps_entries_without_gradient(torch.optim.Adam([nn.Parameter(torch.ones(1))]))
+
+
+def prepared(kind: str = "mlp") -> tuple[HATNetwork, torch.Tensor, torch.Tensor]:
+    net = attach(kind)
+    learn(net, "old")
+    open_task(net, "new", 1)
+    x, y = easy_task(net.example_shape[1:], 1)
+    return net, x, y
+
+
+def test_plain_sgd_conditions_the_gradient_and_others_restore() -> None:
+    """The cheap path is really taken: held entries of the gradient are cleared, and no value is written back."""
+    net, x, y = prepared()
+    optimizer = net.protect(torch.optim.SGD(net.task_parameters("new"), lr=0.1))
+    net.anneal(0.5)
+    loss_of(net, "new", x, y).backward()
+    held = net.protected()["backbone.1.weight"]
+    assert net.backbone[1].weight.grad[held].any()
+    with torch.no_grad():
+        net.backbone[1].weight[held] += 1.0  # a wrong value would be put right by restoring
+    moved = net.backbone[1].weight.detach().clone()
+    optimizer.step()
+    assert not net.backbone[1].weight.grad[held].any()
+    assert torch.equal(net.backbone[1].weight[held], moved[held])
+    with pytest.raises(GuaranteeError, match=r"backbone\.1\.weight"):
+        net.check()
+    net.protect(torch.optim.Adam(net.task_parameters("new"))).step()
+    net.check()
+
+
+def test_protecting_twice_is_protecting_once() -> None:
+    net, _, _ = prepared()
+    optimizer = torch.optim.Adam(net.task_parameters("new"))
+    assert net.protect(optimizer) is optimizer
+    hooks = len(optimizer._optimizer_step_post_hooks)
+    assert net.protect(optimizer) is optimizer
+    assert len(optimizer._optimizer_step_post_hooks) == hooks == 1
+
+
+def test_a_foreign_optimizer_is_refused() -> None:
+    net, _, _ = prepared()
+    with pytest.raises(InputError, match="holds no parameter of the network"):
+        net.protect(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=50.0), lambda p: torch.optim.Adam(p, lr=5.0)])
+def test_the_embedding_stays_within_its_bounds(make: object) -> None:
+    net, x, y = prepared()
+    train(net, "new", x, y, net.protect(make(net.task_parameters("new"))), steps=3)  # type: ignore[operator]
+    assert net.tasks[-1].embedding.abs().max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv-bn"])
+def test_without_protection_the_check_speaks_up(kind: str, tmp_path: object) -> None:
+    net, x, y = prepared(kind)
+    train(net, "new", x, y, torch.optim.SGD(net.task_parameters("new"), lr=0.1), steps=2)
+    for action in (net.check, lambda: net.consolidate("new"), lambda: net.save(f"{tmp_path}/net.hat")):
+        with pytest.raises(GuaranteeError, match=r"protected entries have moved in backbone\..*weight"):
+            action()
+    assert net.task_in_training == "new"
+
+
+def test_a_touched_head_or_mask_is_named() -> None:
+    net, _, _ = prepared()
+    with torch.no_grad():
+        net.tasks[0].head.bias.add_(1)
+    with pytest.raises(GuaranteeError, match="task old"):
+        net.check()
+
+
+def test_free_entries_may_be_changed_by_hand() -> None:
+    net, x, _ = prepared()
+    promised = logits(net, x, "old")
+    with torch.no_grad():
+        for name, held in net.protected().items():
+            if name.startswith("backbone."):
+                net.get_parameter(name)[~held] = 7.0
+    net.check()
+    assert torch.equal(logits(net, x, "old"), promised)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hatrack.errors import TrainingError
+from hatrack.methods import Batch, Loss, Method, Setup
+from hatrack.streams import Task
+from hatrack.train import BatchDone, EpochDone, OptimizerKind, TrainingSettings, fit, predict_split, score
+
+
+class Scripted(Method):
+    """A method with one weight, which every step raises by the learning rate, and validation losses by a script."""
+
+    name = "scripted"
+    description = source = "for this test"
+
+    def __init__(self, valid_losses: Sequence[float], train_loss: float = 1.0) -> None:
+        super().__init__(Setup(nn.Identity, (1,), 0, torch.device("cpu")), None)
+        self.module = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.module.weight)
+        self.module.register_buffer("seen", torch.zeros(()))
+        self.valid_losses = list(valid_losses)
+        self.train_loss = train_loss
+        self.batches: list[Batch] = []
+
+    def loss(self, batch: Batch) -> Loss:
+        logits = torch.zeros(len(batch.x), 2)
+        if not self.module.training:
+            return Loss(torch.tensor(self.valid_losses.pop(0)), logits)
+        self.batches.append(batch)
+        self.module.seen += 1
+        return Loss(self.train_loss - self.module.weight.sum(), logits)
+
+    def begin_task(self, task: Task) -> None: ...
+    def end_task(self, task: Task) -> None: ...
+    def save(self, path: Path) -> None: ...
+
+    def load(self, path: Path) -> tuple[str, ...]:
+        return ()
+
+    def predict(self, x: Tensor, task: str) -> Tensor:
+        return torch.cat([x, -x], dim=1)
+
+    def trained_modules(self) -> Sequence[nn.Module]:
+        return [self.module]
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [self.module.weight]
+
+
+def task(samples: int = 10) -> Task:
+    x = torch.arange(samples, dtype=torch.float32).unsqueeze(1)
+    y = torch.arange(samples) % 2
+    return Task.from_tensors("only", x, y, x, y)
+
+
+def train(method: Scripted, *, samples: int = 10, **settings: Any) -> list[EpochDone]:
+    chosen = TrainingSettings(batch_size=4, **settings)
+    return [event for event in fit(method, [task(samples)], chosen) if isinstance(event, EpochDone)]
+
+
+def test_the_learning_rate_is_divided_after_bad_epochs_until_it_is_too_small() -> None:
+    method = Scripted([1.0, 0.9] + [0.95] * 100)
+    epochs = train(method, epochs=100, lr=0.05, lr_factor=3.0, lr_patience=5, lr_min=0.005)
+    rates = [0.05] * 7 + [0.05 / 3] * 5 + [0.05 / 9] * 5  # then 0.05 / 27, which is below the least
+    assert [epoch.lr for epoch in epochs] == pytest.approx(rates)
+    assert [epoch.best for epoch in epochs] == [True, True] + [False] * 15
+
+
+def test_the_best_epochs_weights_and_buffers_come_back() -> None:
+    method = Scripted([1.0, 0.5, 0.7, 0.6])
+    train(method, epochs=4, lr=0.1)
+    steps = 2 * 3  # two epochs of three batches
+    assert method.module.weight.item() == pytest.approx(0.1 * steps)
+    assert method.module.seen.item() == steps
+
+
+def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
+    method = Scripted([1.0] * 3)
+    train(method, epochs=3)
+    epochs = [method.batches[3 * epoch : 3 * epoch + 3] for epoch in range(3)]
+    orders = [torch.cat([batch.x for batch in epoch]).flatten().tolist() for epoch in epochs]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert [[batch.progress for batch in epoch] for epoch in epochs] == [[0.0, 0.5, 1.0]] * 3
+    again = Scripted([1.0] * 3)
+    train(again, epochs=3)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(method.batches, again.batches, strict=True))
+
+
+def test_one_batch_is_a_whole_epoch() -> None:
+    method = Scripted([1.0])
+    train(method, samples=3, epochs=1)
+    assert [batch.progress for batch in method.batches] == [1.0]
+
+
+def test_losses_are_means_and_steps_are_reported() -> None:
+    method = Scripted([0.25])
+    events = list(fit(method, [task()], TrainingSettings(epochs=1, batch_size=4, lr=0.1)))
+    assert [(e.epoch, e.done, e.total) for e in events if isinstance(e, BatchDone)] == [(1, 1, 3), (1, 2, 3), (1, 3, 3)]
+    (epoch,) = (e for e in events if isinstance(e, EpochDone))
+    assert epoch.train_loss == pytest.approx((1.0 + 0.9 + 0.8) / 3)
+    assert (epoch.valid_loss, epoch.valid_accuracy) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Scripted([1.0], train_loss=math.nan), "the loss of task 'only' became nan in epoch 1"),
+        (Scripted([math.inf]), "the validation loss of task 'only' became inf"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_an_error(method: Scripted, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        train(method, epochs=1)
+
+
+def test_gradients_are_clipped() -> None:
+    method = Scripted([1.0])
+    train(method, epochs=1, lr=1.0, clip_norm=0.01)
+    assert method.module.weight.item() == pytest.approx(3 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+def test_every_optimizer_trains(kind: OptimizerKind) -> None:
+    method = Scripted([1.0])
+    train(method, epochs=1, optimizer=kind)
+    assert method.module.weight.item() > 0
+
+
+def test_training_leaves_the_global_random_state_alone() -> None:
+    method = Scripted([1.0])
+    before = torch.random.get_rng_state()
+    train(method, epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_scores_by_hand() -> None:
+    only = task(4)  # logits (x, -x): the first class wins but for x = 0, where the first one does as well
+    logits = predict_split(Scripted([]), only.test, "only", batch_size=3)
+    assert logits.tolist() == [[0.0, 0.0], [1.0, -1.0], [2.0, -2.0], [3.0, -3.0]]
+    result = score(logits, only.test.labels)
+    assert result.accuracy == 0.5
+    losses = [math.log(2), math.log(1 + math.exp(2)), math.log(1 + math.exp(-4)), math.log(1 + math.exp(6))]
+    assert result.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+    assert score(logits.clone(), only.test.labels).logits_sha256 == result.logits_sha256
+    assert score(torch.nextafter(logits, logits + 1), only.test.labels).logits_sha256 != result.logits_sha256
