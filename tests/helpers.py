@@ -191,7 +191,7 @@ def learn(net: HATNetwork, name: str, seed: int = 0, steps: int = 5, lr: float =
 
 
 def poison(net: HATNetwork, seed: int = 0) -> int:
-    """Fill every unprotected entry of every parameter with huge numbers; returns how many there were in the backbone."""
+    """Fill every unprotected entry with huge numbers; returns how many there were in the backbone."""
     generator = torch.Generator().manual_seed(seed)
     protected, filled = net.protected(), 0
     with torch.no_grad():

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import NETS, attach, learn
 from torch import nn
 
 from hatrack import HATNetwork
+from helpers import NETS, attach, learn
 
 
 def test_by_hand() -> None:

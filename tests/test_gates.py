@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from helpers import attach, learn, open_task
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from hatrack import Compensation, HATNetwork
 from hatrack.gates import ActiveTask, InputGate, used_units
 from hatrack.units import Group, Reader
+from helpers import attach, learn, open_task
 
 NUM_UNITS = 6
 
@@ -68,7 +68,7 @@ def test_compensation_reaches_the_embedding(compensation: Compensation) -> None:
     torch.manual_seed(0)
     net = HATNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.zeros(1, 4), compensation=compensation)
     open_task(net, "a")
-    net.anneal(0.2)
+    net.anneal(0.005)
     net(torch.randn(5, 4), "a").square().sum().backward()
     gradient = net.tasks[0].embedding.grad
     assert gradient is not None

@@ -8,6 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hatrack import HATNetwork
 from helpers import (
     NETS,
     accuracy,
@@ -21,12 +27,6 @@ from helpers import (
     progress,
     train,
 )
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from hatrack import HATNetwork
 
 TASKS = 5
 

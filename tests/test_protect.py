@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import attach, easy_task, learn, logits, loss_of, open_task, train
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from hatrack import GuaranteeError, HATNetwork, InputError
 from hatrack.protect import Shield, attention_on_entries, digest, keeps_entries_without_gradient
 from hatrack.units import ParameterUse
+from helpers import attach, easy_task, learn, logits, loss_of, open_task, train
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
