@@ -23,11 +23,13 @@ LAYERS = [
     {"data"},
     {"loading"},
     {"network"},
-    {"poison", "capacity", "norm", "tasks"},
+    {"guard", "poison"},
+    {"guarantee", "attachment", "capacity"},
+    {"norm", "tasks"},
     {"gates", "protect"},
     {"units"},
     {"checkpoint"},
-    {"functional", "metrics", "heads", "atomic", "environment", "names"},
+    {"functional", "metrics", "heads", "atomic", "environment", "names", "modes"},
     {"errors"},
 ]
 """From the top down; a module may import what stands below it, and its own kind."""

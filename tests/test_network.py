@@ -394,4 +394,5 @@ def test_a_failing_backbone_leaves_no_task_active() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         net(torch.zeros(1, 4), "a")
     backbone.fail = False
-    assert net._active.attention is net._active.cleared is net._active.norms is None
+    active = net._attachment._active
+    assert active.attention is active.cleared is active.norms is None

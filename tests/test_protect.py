@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hatrack import GuaranteeError, HATNetwork, InputError
-from hatrack.protect import Shield, attention_on_entries, digest, keeps_entries_without_gradient
+from hatrack.guard import keeps_entries_without_gradient
+from hatrack.protect import Shield, attention_on_entries, digest
 from hatrack.units import ParameterUse
 from helpers import attach, easy_task, learn, logits, loss_of, open_task, train
 

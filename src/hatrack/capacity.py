@@ -21,7 +21,7 @@ class Capacity:
     Attributes:
         groups: share of used units, by group.
         units: share of used units over all groups; 0 for a network without units.
-        weights: share of the entries of mixing and per-unit parameters that must not move.
+        weights: share of the entries of shared parameters that must not move.
     """
 
     groups: dict[str, float]

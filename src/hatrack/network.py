@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import functional
+from hatrack.attachment import Attachment, is_attached
 from hatrack.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.functional import Compensation
-from hatrack.gates import ActiveTask, InputGate, used_units
+from hatrack.gates import used_units
+from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
+from hatrack.guard import OptimizerGuard
 from hatrack.heads import linear_head
+from hatrack.modes import evaluation_mode
 from hatrack.names import unknown_name
-from hatrack.norm import TaskNormSwitch
 from hatrack.poison import find_leak
-from hatrack.protect import OptimizerGuard, Shield, attention_on_entries, digest
 from hatrack.tasks import TaskState
 from hatrack.units import Role, UnitGraph, analyze
 
@@ -29,9 +31,6 @@ __all__ = ["FORMAT", "HATNetwork"]
 
 FORMAT = "hatrack.HATNetwork"
 """What saved networks call themselves."""
-
-_ATTACHED = "_hatrack_attached"
-"""Attribute of a backbone that is inside a HATNetwork."""
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
@@ -75,8 +74,6 @@ class HATNetwork(nn.Module):
         torch.Size([5, 2])
     """
 
-    _cumulative: Tensor
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -91,7 +88,7 @@ class HATNetwork(nn.Module):
             functional.annealed_scale(1.0, s_max)
         except ValueError as error:
             raise InputError(str(error)) from error
-        if _is_attached(backbone):
+        if is_attached(backbone):
             raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
         device = next((p.device for p in backbone.parameters()), example_input.device)
         self.s_max, self.hard, self.compensation = float(s_max), hard, compensation
@@ -99,37 +96,17 @@ class HATNetwork(nn.Module):
         self.backbone = backbone
         self._graph = analyze(backbone, example_input.to(device), prefix="backbone.")
         self.tasks = nn.ModuleList()
-        self._active = ActiveTask()
         self._scale = float(s_max)
         self._digests: dict[str, str] = {}
-        self._shields: list[tuple[nn.Parameter, Shield]] = []
-        self._frozen: list[tuple[nn.Parameter, Shield]] = []
-        self._guard = OptimizerGuard(self._present_shields, self._present_frozen, self._embedding_in_training)
-        self.register_buffer(
-            "_cumulative", torch.zeros(self._graph.num_units, dtype=torch.bool, device=device), persistent=False
-        )
-        self._attach()
+        self._attachment = Attachment(self._graph, backbone)
+        self._guarantee = Guarantee.of(self._graph, backbone, [])
+        self._guard = OptimizerGuard(self._present_guarantee, self._embedding_in_training)
         self.to(device)
         self._try_out(example_input.to(device))
 
-    # ------------------------------------------------------------------------------------------ attaching, detaching
-
-    def _attach(self) -> None:
-        modules = dict(self.backbone.named_modules())
-        gates = [InputGate(reader, self._graph.num_units, self._active) for reader in self._graph.readers]
-        self._gates = nn.ModuleList(gates)
-        self._hooks = [
-            modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
-            for reader, gate in zip(self._graph.readers[:-1], gates[:-1], strict=True)
-        ]
-        self._switches = [TaskNormSwitch(name, modules[name], self._active) for name in self._graph.per_task_modules]
-        for switch in self._switches:
-            switch.attach()
-        vars(self.backbone)[_ATTACHED] = True
-
     def _try_out(self, example: Tensor) -> None:
         """The guarantee is shown, not believed: poison free entries under random masks and compare."""
-        leak = find_leak(self, example)
+        leak = find_leak(self._attachment, self._graph, self.backbone, example)
         if leak is not None:
             self.detach()
             raise GuaranteeError(
@@ -144,12 +121,7 @@ class HATNetwork(nn.Module):
             The backbone, with its own forward and state, and the weights it has by now. The HATNetwork is of no further
             use.
         """
-        for handle in self._hooks:
-            handle.remove()
-        for switch in self._switches:
-            switch.detach()
-        self._hooks, self._switches = [], []
-        vars(self.backbone).pop(_ATTACHED, None)
+        self._attachment.detach(self.backbone)
         return self.backbone
 
     # ------------------------------------------------------------------------------------------------------- tasks
@@ -194,7 +166,7 @@ class HATNetwork(nn.Module):
         embedding = torch.randn(self._graph.num_units, generator=generator)
         features = len(self._graph.features().units)
         head = linear_head(features, num_classes, generator)
-        norms = {switch_name: s.copy_for_task() for switch_name, s in self._norm_switches().items()}
+        norms = self._attachment.copy_norms()
         state = TaskState(name, num_classes, embedding, head.to(reference.dtype), norms).to(reference.device)
         self.tasks.append(state)
         self._scale = self.s_max
@@ -263,7 +235,7 @@ class HATNetwork(nn.Module):
         """
         state = self._require_training("regularization")
         attention = self._attention(state)
-        return functional.attention_regularization(attention.to(state.embedding.dtype), self._cumulative)
+        return functional.attention_regularization(attention.to(state.embedding.dtype), self._guarantee.cumulative)
 
     def consolidate(self, name: str) -> None:
         """End the training of a task: its mask becomes final, and all that it relies on is protected from now on.
@@ -278,7 +250,7 @@ class HATNetwork(nn.Module):
         self.check()
         with torch.inference_mode(False), torch.no_grad():
             state.freeze(self._final_mask(state))
-            self._renew_protection()
+            self._renew_guarantee()
             self._digests = self._take_digests()
 
     # --------------------------------------------------------------------------------------------------------- use
@@ -313,16 +285,13 @@ class HATNetwork(nn.Module):
         return x.new_zeros(0, 0) if logits is None else logits
 
     def _forward_one(self, x: Tensor, state: TaskState) -> Tensor:
-        self._active.activate(self._attention(state), state.norms)
         try:
-            features: Tensor = self._gates[-1](self.backbone(x))
+            features = self._attachment.run(self.backbone, x, self._attention(state), state.norms)
         except (RuntimeError, ValueError, IndexError) as error:
             if x.shape[1:] == self.example_shape[1:]:
                 raise
             expected = ", ".join(map(str, self.example_shape[1:]))
             raise InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})") from error
-        finally:
-            self._active.deactivate()
         logits: Tensor = state.head(features)
         return logits
 
@@ -363,16 +332,15 @@ class HATNetwork(nn.Module):
 
     def protected(self) -> dict[str, Tensor]:
         """For every name of ``named_parameters()`` a bool tensor of its shape, True where an entry must not move."""
-        frozen = {id(parameter) for state in self._consolidated_states() for parameter in state.parameters()}
-        held = {id(parameter): shield.held for parameter, shield in self._shields}
+        held = self._guarantee.held()
         return {
-            name: held[id(p)].clone() if id(p) in held else torch.full_like(p, id(p) in frozen, dtype=torch.bool)
+            name: held[id(p)].clone() if id(p) in held else torch.zeros_like(p, dtype=torch.bool)
             for name, p in self.named_parameters()
         }
 
     def capacity(self) -> Capacity:
         """Share of units, per group and over all, and of shared weights that consolidated tasks use."""
-        return measure_capacity(self._graph, self._cumulative, self._consolidated_states() != [])
+        return measure_capacity(self._graph, self._guarantee.cumulative, self._consolidated_states() != [])
 
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks (paper, Fig. 6)."""
@@ -382,10 +350,19 @@ class HATNetwork(nn.Module):
         """Compare what consolidated tasks rely on with the digest taken when the last one was consolidated.
 
         Raises:
-            GuaranteeError: something moved, for example because an optimizer was not given to :meth:`protect`.
+            GuaranteeError: something moved, for example because an optimizer was not given to :meth:`protect`; or a
+                weight became infinite or not a number, which spoils the outputs of tasks that do not even use it.
         """
-        now = self._take_digests()
-        moved = [name for name, value in self._digests.items() if now.get(name) != value]
+        self._require_unmoved(self._digests)
+        spoilt = find_values_that_spread(self.backbone) if self._digests else []
+        if spoilt:
+            raise GuaranteeError(
+                f"values in {', '.join(spoilt)} became infinite or not a number, and would spoil the outputs of "
+                "consolidated tasks; load the last saved network, and lower the learning rate"
+            )
+
+    def _require_unmoved(self, digests: Mapping[str, str]) -> None:
+        moved = find_changes(digests, self._take_digests())
         if moved:
             raise GuaranteeError(
                 f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
@@ -417,7 +394,25 @@ class HATNetwork(nn.Module):
                 {"name": s.name, "num_classes": s.num_classes, "consolidated": s.consolidated} for s in self._states()
             ],
             "digests": self._digests,
+            "probe": self.probe(),
         }
+
+    def probe(self) -> dict[str, object] | None:
+        """What the last consolidated task says to a fixed input, by which a file recognises its network.
+
+        Returns:
+            The task's name, and its logits in evaluation mode as numbers; None before any task is consolidated.
+        """
+        states = self._consolidated_states()
+        if not states:
+            return None
+        example = torch.zeros(self.example_shape, dtype=self._example_dtype)
+        if example.is_floating_point():
+            example = torch.randn(self.example_shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+        device = states[-1].embedding.device
+        with torch.no_grad(), evaluation_mode(self):
+            logits = self._forward_one(example.to(device), states[-1])
+        return {"task": states[-1].name, "logits": logits.double().flatten().tolist()}
 
     # -------------------------------------------------------------------------------------------------- internals
 
@@ -443,72 +438,50 @@ class HATNetwork(nn.Module):
             raise InputError(f"{purpose} acts on the task in training, and there is none; call add_task first")
         return state
 
-    def _norm_switches(self) -> dict[str, TaskNormSwitch]:
-        return dict(zip(self._graph.per_task_modules, self._switches, strict=True))
-
-    def _present_shields(self) -> list[tuple[nn.Parameter, Shield]]:
-        return self._shields
-
-    def _present_frozen(self) -> list[tuple[nn.Parameter, Shield]]:
-        return self._frozen
+    def _present_guarantee(self) -> Guarantee:
+        return self._guarantee
 
     def _embedding_in_training(self) -> Tensor | None:
         state = self._in_training()
         return None if state is None else state.embedding
 
-    def _renew_protection(self) -> None:
-        """Derive the cumulative attention and all shields from the consolidated tasks' masks."""
-        states = self._consolidated_states()
-        cumulative: Tensor | None = None
-        for state in states:
-            cumulative = functional.cumulative_attention(cumulative, state.mask)
-        self._cumulative = torch.zeros_like(self._cumulative) if cumulative is None else cumulative
-        everywhere = self._cumulative.new_ones(1) if states else self._cumulative.new_zeros(1)
-        attention = torch.cat([self._cumulative, everywhere])
-        self._shields = []
-        for name, parameter in self.backbone.named_parameters(prefix="backbone"):
-            uses = self._graph.uses[name]
-            shield = Shield.around(parameter, attention_on_entries(uses, attention, parameter.shape)) if uses else None
-            if shield is not None:
-                self._shields.append((parameter, shield))
-        self._frozen = []
-        for parameter in [parameter for state in states for parameter in state.parameters()]:
-            shield = Shield.around(parameter, torch.ones_like(parameter, dtype=torch.bool))
-            if shield is not None:
-                self._frozen.append((parameter, shield))
+    def _renew_guarantee(self) -> None:
+        self._guarantee = Guarantee.of(self._graph, self.backbone, self._consolidated_states())
 
     def _take_digests(self) -> dict[str, str]:
-        """Digests of all that must not move: held entries by parameter, and consolidated tasks whole."""
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        digests = {names[id(p)]: digest({"held": shield.held, "values": p[shield.held]}) for p, shield in self._shields}
-        for state in self._consolidated_states():
-            digests[f"task {state.name}"] = digest(
-                {name: value for name, value in state.state_dict().items() if name != "_extra_state"}
-            )
-        return digests
+        return take_digests(self._guarantee, self._graph, self.backbone, self._consolidated_states())
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along."""
-        before = [p.dtype for p in self.parameters()]
+        """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along.
+
+        Raises:
+            GuaranteeError: protected entries had moved before a conversion, which would hide it.
+        """
+        converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
+        if converting:
+            self.check()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._example_dtype = fn(torch.zeros(1, dtype=self._example_dtype)).dtype
-        self._renew_protection()
-        if before != [p.dtype for p in self.parameters()]:
+        self._renew_guarantee()
+        if converting:
             self._digests = self._take_digests()
         return self
 
+    def get_extra_state(self) -> dict[str, str]:
+        """The digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it."""
+        return dict(self._digests)
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Take over the digests of a ``state_dict``."""
+        self._digests = dict(state)
+
     def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected."""
+        """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
+
+        Raises:
+            GuaranteeError: its protected entries are not those that its tasks were consolidated with.
+        """
         result = super().load_state_dict(*args, **kwargs)
-        self._renew_protection()
-        self._digests = self._take_digests()
+        self._renew_guarantee()
+        self._require_unmoved(self._digests)
         return result
-
-
-def _is_attached(backbone: nn.Module) -> bool:
-    hooks = [hook for module in backbone.modules() for hook in module._forward_pre_hooks.values()]
-    forwards = [vars(module).get("forward") for module in backbone.modules()]
-    inside = any(_ATTACHED in vars(module) for module in backbone.modules())
-    return inside or any(
-        isinstance(getattr(f, "__self__", None), (InputGate, TaskNormSwitch)) for f in [*hooks, *forwards]
-    )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hatrack.gates import ActiveTask
+from hatrack.attachment import Attachment
+from hatrack.modes import evaluation_mode
 from hatrack.protect import attention_on_entries
-from hatrack.units import Role
-
-if TYPE_CHECKING:
-    from hatrack.network import HATNetwork
+from hatrack.units import Role, UnitGraph
 
 __all__ = ["find_leak", "poison_value", "poisoned"]
 
@@ -47,61 +44,63 @@ def poisoned(entries: dict[Tensor, Tensor], generator: torch.Generator) -> Itera
 
 
 @torch.no_grad()
-def find_leak(net: HATNetwork, example: Tensor) -> str | None:
-    """Try the gates of a network that was just attached with a random mask, and poison all that the mask leaves free.
+def find_leak(attachment: Attachment, graph: UnitGraph, backbone: nn.Module, example: Tensor) -> str | None:
+    """Try the gates of a network that was just attached: under random masks, poison all that a mask leaves free.
+
+    Two masks and their complements are tried, since on a narrow network a single one may say little.
 
     Args:
-        net: the network.
+        attachment: the gates.
+        graph: the units of the backbone.
+        backbone: the network, which is left as it was.
         example: a batch; floating-point values are replaced by random ones, since zeros would hide a leak.
 
     Returns:
         The names of the parameters whose free entries changed a feature, or None when all is well.
     """
     generator = torch.Generator().manual_seed(0)
-    graph, active = net.units, net._active
     if example.is_floating_point():
         example = torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
-    mask = (torch.rand(graph.num_units, generator=generator) < 0.5).to(example.device)
-    attention = torch.cat([mask, mask.new_ones(1)])
-    free = {}
-    for name, parameter in net.backbone.named_parameters(prefix="backbone"):
-        if graph.roles[name] is not Role.PER_TASK and parameter.is_floating_point():
-            free[name] = (parameter, ~attention_on_entries(graph.uses[name], attention, parameter.shape))
+    norms = {name: norm.eval() for name, norm in attachment.copy_norms().items()}
+    with evaluation_mode(backbone):
+        for _ in range(2):
+            mask = (torch.rand(graph.num_units, generator=generator) < 0.5).to(example.device)
+            for used in (mask, ~mask):
 
-    norms = {name: switch.copy_for_task().eval() for name, switch in net._norm_switches().items()}
+                def features(used: Tensor = used) -> Tensor:
+                    return attachment.run(backbone, example, used, norms)
 
-    def features() -> Tensor:
-        with _evaluation(net), _masked(active, mask, norms):
-            result: Tensor = net._gates[-1](net.backbone(example))
-            return result
+                leak = _leak_of(features, _free_entries(graph, backbone, used), generator)
+                if leak is not None:
+                    return leak
+    return None
 
+
+def _free_entries(graph: UnitGraph, backbone: nn.Module, used: Tensor) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """By name, the shared parameters and where the mask leaves them free."""
+    attention = torch.cat([used, used.new_ones(1)])
+    return {
+        name: (parameter, ~attention_on_entries(graph.uses[name], attention, parameter.shape))
+        for name, parameter in backbone.named_parameters(prefix="backbone")
+        if graph.roles[name] is not Role.PER_TASK and parameter.is_floating_point()
+    }
+
+
+def _leak_of(
+    features: Callable[[], Tensor], free: dict[str, tuple[nn.Parameter, Tensor]], generator: torch.Generator
+) -> str | None:
     clean = features()
     with poisoned(dict(free.values()), generator):
-        if torch.equal(features(), clean):
+        if _same(features(), clean):
             return None
     culprits = []
     for name, (parameter, where) in free.items():
         with poisoned({parameter: where}, generator):
-            if not torch.equal(features(), clean):
+            if not _same(features(), clean):
                 culprits.append(name)
     return ", ".join(culprits or free)
 
 
-@contextmanager
-def _masked(active: ActiveTask, mask: Tensor, norms: dict[str, torch.nn.Module]) -> Iterator[None]:
-    active.activate(mask, norms)
-    try:
-        yield
-    finally:
-        active.deactivate()
-
-
-@contextmanager
-def _evaluation(net: HATNetwork) -> Iterator[None]:
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal to the bit, where "not a number" equals itself: an activation may give it on random input."""
+    return torch.equal(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0)) and torch.equal(one.isnan(), other.isnan())

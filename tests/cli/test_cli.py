@@ -44,8 +44,8 @@ def test_run_verify_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["verify", out]) == 0
     assert "verified" in capsys.readouterr().out
 
-    assert main([*command, "--set", "lr=0.1"]) == 2
-    assert "other settings: lr (0.05 there, 0.1 now)" in capsys.readouterr().err
+    assert main([*command, "--set", "lr=0.2"]) == 2
+    assert "other settings: lr (0.1 there, 0.2 now)" in capsys.readouterr().err
 
 
 def test_the_recorded_command_makes_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

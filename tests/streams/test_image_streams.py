@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatrack.data import DATASETS, ImageDataset
-from hatrack.errors import DataError, InputError
+from hatrack.errors import InputError
 from hatrack.streams import (
     STREAMS,
     ClassGroup,
@@ -220,7 +220,7 @@ def test_unknown_stream_gets_the_closest_and_all() -> None:
 
 
 def test_data_folder_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="absent does not exist"):
+    with pytest.raises(InputError, match="absent does not exist"):
         build_stream("split-mnist", seed=0, data_dir=tmp_path / "absent")
 
 

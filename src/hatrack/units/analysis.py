@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
+from hatrack.modes import evaluation_mode
 from hatrack.units.coupling import UNGATED, Producer
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
 from hatrack.units.rules import find_rule
@@ -63,19 +64,14 @@ def analyze(model: nn.Module, example_input: Tensor, prefix: str = "") -> UnitGr
 
 
 def _labelled_run(model: nn.Module, example_input: Tensor, trace: Trace) -> Any:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), _LabelledRun(model, trace) as run, run.modules_announced():
+        with torch.no_grad(), evaluation_mode(model), _LabelledRun(model, trace) as run, run.modules_announced():
             return model(example_input)
     except HatrackError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         shape = tuple(example_input.shape)
         raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _LabelledRun(TorchFunctionMode):

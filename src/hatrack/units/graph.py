@@ -120,7 +120,10 @@ class UnitGraph:
         lines = [f"{len(self.groups)} groups, {self.num_units} units"]
         lines += _table(
             ("group", "units", "read by"),
-            [(g.name, str(g.size), ", ".join(name or "heads" for name in g.readers) or "–") for g in self.groups],
+            [
+                (group.name or "backbone", str(group.size), ", ".join(name or "heads" for name in group.readers) or "–")
+                for group in self.groups
+            ],
         )
         lines += ["", f"{len(self.roles)} parameters"]
         lines += _table(
@@ -141,7 +144,7 @@ class UnitGraph:
 
     def _groups_of(self, side: Tensor) -> str:
         positions = set(side.flatten().tolist())
-        names = [g.name for g in self.groups if any(g.start <= p < g.start + g.size for p in positions)]
+        names = [g.name or "backbone" for g in self.groups if any(g.start <= p < g.start + g.size for p in positions)]
         return "+".join(names + (["always"] if self.num_units in positions else []))
 
 

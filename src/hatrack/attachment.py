@@ -1,0 +1,84 @@
+"""Gates and norm switches on a backbone: put on from outside, and taken off again without a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hatrack.gates import ActiveTask, InputGate
+from hatrack.norm import TaskNormSwitch
+from hatrack.units import UnitGraph
+
+__all__ = ["Attachment", "is_attached"]
+
+_ATTACHED = "_hatrack_attached"
+"""Attribute of a backbone that carries an attachment."""
+
+
+def is_attached(backbone: nn.Module) -> bool:
+    """Whether a network, or a part of it, carries an attachment."""
+    modules = list(backbone.modules())
+    callables: list[Any] = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    callables += [vars(module).get("forward") for module in modules]
+    return any(_ATTACHED in vars(module) for module in modules) or any(
+        isinstance(getattr(each, "__self__", None), (InputGate, TaskNormSwitch)) for each in callables
+    )
+
+
+class Attachment(nn.Module):
+    """All gates and norm switches of one network.
+
+    It has no parameters; it is a module so that its index tensors move along with the network.
+
+    Args:
+        graph: the units of the backbone.
+        backbone: the network to attach to.
+    """
+
+    def __init__(self, graph: UnitGraph, backbone: nn.Module) -> None:
+        super().__init__()
+        self._active = ActiveTask()
+        modules = dict(backbone.named_modules())
+        gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
+        self.gates = nn.ModuleList(gates)
+        self._hooks = [
+            modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
+            for reader, gate in zip(graph.readers[:-1], gates[:-1], strict=True)
+        ]
+        self._switches = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
+        for switch in self._switches.values():
+            switch.attach()
+        vars(backbone)[_ATTACHED] = True
+
+    def run(self, backbone: nn.Module, x: Tensor, attention: Tensor, norms: dict[str, nn.Module]) -> Tensor:
+        """Features of a batch under a task's attention and norms, gated as its head reads them.
+
+        Args:
+            backbone: the network that was attached to.
+            x: the batch.
+            attention: ``(U,)``, booleans or numbers in [0, 1].
+            norms: the task's norms, by the name of the layer they stand for.
+
+        Returns:
+            ``(N, F)``.
+        """
+        self._active.activate(attention, norms)
+        try:
+            features: Tensor = self.gates[-1](backbone(x))
+            return features
+        finally:
+            self._active.deactivate()
+
+    def copy_norms(self) -> dict[str, nn.Module]:
+        """Norms for a new task: copies of the backbone's, by the name of the layer they stand for."""
+        return {name: switch.copy_for_task() for name, switch in self._switches.items()}
+
+    def detach(self, backbone: nn.Module) -> None:
+        """Take everything off."""
+        for handle in self._hooks:
+            handle.remove()
+        for switch in self._switches.values():
+            switch.detach()
+        self._hooks, self._switches = [], {}
+        vars(backbone).pop(_ATTACHED, None)

@@ -1,0 +1,109 @@
+"""What consolidated tasks rely on: an immutable plan of all that must not move, and digests that show it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hatrack import functional
+from hatrack.protect import Shield, attention_on_entries, digest
+from hatrack.tasks import TaskState
+from hatrack.units import UnitGraph
+
+__all__ = ["Guarantee", "find_changes", "find_values_that_spread", "take_digests"]
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """The protection that follows from the masks of the consolidated tasks.
+
+    Attributes:
+        cumulative: attention of all consolidated tasks, ``(U,)``, booleans (hard) or numbers in [0, 1] (soft).
+        shared: the backbone's parameters that are held in part, with what holds them.
+        own: the consolidated tasks' own parameters, which are held whole.
+    """
+
+    cumulative: Tensor
+    shared: tuple[tuple[nn.Parameter, Shield], ...]
+    own: tuple[tuple[nn.Parameter, Shield], ...]
+
+    @classmethod
+    def of(cls, graph: UnitGraph, backbone: nn.Module, consolidated: Sequence[TaskState]) -> Guarantee:
+        """Derive the protection, for the values that parameters have now.
+
+        Args:
+            graph: the units of the backbone.
+            backbone: the network.
+            consolidated: the consolidated tasks.
+        """
+        device = next((parameter.device for parameter in backbone.parameters()), None)
+        cumulative = torch.zeros(graph.num_units, dtype=torch.bool, device=device)
+        for index, state in enumerate(consolidated):
+            cumulative = functional.cumulative_attention(cumulative if index else None, state.mask)
+        ungated = cumulative.new_ones(1) if consolidated else cumulative.new_zeros(1)
+        attention = torch.cat([cumulative, ungated])
+        shared = [
+            (parameter, Shield.around(parameter, attention_on_entries(graph.uses[name], attention, parameter.shape)))
+            for name, parameter in backbone.named_parameters(prefix="backbone")
+        ]
+        own = [
+            (parameter, Shield.around(parameter, torch.ones_like(parameter, dtype=torch.bool)))
+            for state in consolidated
+            for parameter in state.parameters()
+        ]
+        return cls(cumulative, _with_shield(shared), _with_shield(own))
+
+    def held(self) -> dict[int, Tensor]:
+        """By identity of a parameter, True where an entry must not move."""
+        return {id(parameter): shield.held for parameter, shield in (*self.shared, *self.own)}
+
+
+def take_digests(
+    guarantee: Guarantee, graph: UnitGraph, backbone: nn.Module, consolidated: Sequence[TaskState]
+) -> dict[str, str]:
+    """Digests of all that must not move: held entries by parameter, buffers by name, consolidated tasks whole.
+
+    Buffers of layers that every task has a copy of are left out: no task looks at them.
+    """
+    names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
+    digests = {
+        names[id(parameter)]: digest({"held": shield.held, "values": parameter[shield.held]})
+        for parameter, shield in guarantee.shared
+    }
+    if consolidated:
+        per_task = tuple(f"backbone.{name}." for name in graph.per_task_modules)
+        digests |= {
+            name: digest({"buffer": buffer})
+            for name, buffer in backbone.named_buffers(prefix="backbone")
+            if not name.startswith(per_task)
+        }
+    for state in consolidated:
+        values = {name: value for name, value in state.state_dict().items() if name != "_extra_state"}
+        digests[f"task {state.name}"] = digest(values)
+    return digests
+
+
+def find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of what has moved, or is no longer there."""
+    return [name for name, value in before.items() if now.get(name) != value]
+
+
+def find_values_that_spread(backbone: nn.Module) -> list[str]:
+    """Names of parameters with values that are infinite or not a number.
+
+    Such a value spoils outputs even where a mask is off, since zero times infinity is not a number.
+    """
+    return [
+        name
+        for name, parameter in backbone.named_parameters(prefix="backbone")
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all()
+    ]
+
+
+def _with_shield(
+    candidates: Sequence[tuple[nn.Parameter, Shield | None]],
+) -> tuple[tuple[nn.Parameter, Shield], ...]:
+    return tuple((parameter, shield) for parameter, shield in candidates if shield is not None)

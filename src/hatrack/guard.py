@@ -1,0 +1,95 @@
+"""Protection as an invariant: whatever an optimizer does, entries that earlier tasks rely on keep their bits.
+
+A zero gradient is not a zero change: weight decay moves a weight without gradient, and so does momentum carried over
+from the task before. Entries are therefore put back after every step, through the optimizer's own hooks; only where a
+zero gradient *is* a zero change, in plain SGD, clearing the gradient beforehand does the same for less.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hatrack import functional
+from hatrack.guarantee import Guarantee
+
+__all__ = ["OptimizerGuard", "keeps_entries_without_gradient"]
+
+_ELEMENTWISE = tuple(
+    getattr(torch.optim, name)
+    for name in "SGD Adam AdamW Adamax NAdam RAdam RMSprop Rprop Adagrad Adadelta ASGD".split()  # noqa: SIM905
+)
+"""Optimizers in which an entry's step depends on that entry's own gradients alone."""
+
+
+def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
+    """Whether a zero gradient is a zero change, bit for bit: SGD without momentum, weight decay or ascent."""
+    return type(optimizer) is torch.optim.SGD and all(
+        group["momentum"] == 0 and group["weight_decay"] == 0 and not group["maximize"]
+        for group in optimizer.param_groups
+    )
+
+
+class OptimizerGuard:
+    """The pair of hooks around the steps of the optimizers of one network.
+
+    Args:
+        guarantee: gives what must not move at present.
+        bounded: gives the embedding in training, if there is one, which is kept within its bounds.
+    """
+
+    def __init__(self, guarantee: Callable[[], Guarantee], bounded: Callable[[], Tensor | None]) -> None:
+        self._guarantee = guarantee
+        self._bounded = bounded
+        self._guarded: list[weakref.ref[Optimizer]] = []
+
+    def protect(self, optimizer: Optimizer) -> None:
+        """Guard all later steps of an optimizer; a second call for the same one changes nothing."""
+        self._guarded = [reference for reference in self._guarded if reference() is not None]
+        if any(reference() is optimizer for reference in self._guarded):
+            return
+        optimizer.register_step_pre_hook(self.before)
+        optimizer.register_step_post_hook(self.after)
+        self._guarded.append(weakref.ref(optimizer))
+
+    @torch.no_grad()
+    def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
+        for parameter, _ in self._guarantee().own:
+            parameter.grad = None
+        restored = _restores(optimizer, args, kwargs)
+        for parameter, shield in self._guarantee().shared:
+            gradient = parameter.grad
+            if gradient is None or gradient.is_sparse:
+                continue
+            if not restored or shield.freedom is not None or type(optimizer) not in _ELEMENTWISE:
+                shield.condition(gradient)
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Step post-hook: put held entries back where the step may have moved them; clamp the embedding."""
+        restored = _restores(optimizer, args, kwargs)
+        for parameter, shield in self._guarantee().shared:
+            if restored or (parameter.grad is not None and parameter.grad.is_sparse):
+                shield.restore(parameter)
+        if _has_closure(args, kwargs) or type(optimizer) not in _ELEMENTWISE:  # they may move what has no gradient
+            for parameter, shield in self._guarantee().own:
+                shield.restore(parameter)
+        embedding = self._bounded()
+        if embedding is not None:
+            embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
+
+
+def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether held entries are put back after this step; with a closure gradients come too late to be conditioned."""
+    return _has_closure(args, kwargs) or not keeps_entries_without_gradient(optimizer)
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step was called with a closure; torch counts the optimizer itself as a hook's first argument."""
+    return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
