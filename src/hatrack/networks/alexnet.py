@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -25,16 +26,18 @@ class AlexNet(nn.Sequential):
     ) -> None:
         channels, height, wide = input_shape
         early, late = dropout
-        convolutions = [(64, 4, early), (128, 3, early), (256, 2, late)]
-        layers: list[nn.Module] = []
-        for filters, kernel, probability in convolutions:
+        layers: dict[str, nn.Module] = {}
+        for number, (filters, kernel, probability) in enumerate([(64, 4, early), (128, 3, early), (256, 2, late)], 1):
             outputs = max(1, round(filters * width))
-            layers += [nn.Conv2d(channels, outputs, kernel), nn.ReLU(), nn.Dropout(probability), nn.MaxPool2d(2)]
+            layers[f"conv{number}"] = nn.Conv2d(channels, outputs, kernel)
+            layers |= {f"relu{number}": nn.ReLU(), f"dropout{number}": nn.Dropout(probability)}
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
             channels, height, wide = outputs, (height - kernel + 1) // 2, (wide - kernel + 1) // 2
+        layers["flatten"] = nn.Flatten()
         features = channels * height * wide
-        layers.append(nn.Flatten())
-        for _ in range(2):
+        for number in (4, 5):
             outputs = max(1, round(2048 * width))
-            layers += [nn.Linear(features, outputs), nn.ReLU(), nn.Dropout(late)]
+            layers[f"dense{number}"] = nn.Linear(features, outputs)
+            layers |= {f"relu{number}": nn.ReLU(), f"dropout{number}": nn.Dropout(late)}
             features = outputs
-        super().__init__(*layers)
+        super().__init__(OrderedDict(layers))

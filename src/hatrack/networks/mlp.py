@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
@@ -27,7 +28,12 @@ class MLP(nn.Sequential):
         dropout: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         at_input, at_hidden = dropout
-        layers: list[nn.Module] = [nn.Flatten(), *([nn.Dropout(at_input)] if at_input else [])]
-        for inputs, outputs in pairwise([prod(input_shape), *hidden]):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([nn.Dropout(at_hidden)] if at_hidden else [])]
-        super().__init__(*layers)
+        layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+        if at_input:
+            layers["dropout0"] = nn.Dropout(at_input)
+        for number, (inputs, outputs) in enumerate(pairwise([prod(input_shape), *hidden]), start=1):
+            layers[f"dense{number}"] = nn.Linear(inputs, outputs)
+            layers[f"relu{number}"] = nn.ReLU()
+            if at_hidden:
+                layers[f"dropout{number}"] = nn.Dropout(at_hidden)
+        super().__init__(OrderedDict(layers))

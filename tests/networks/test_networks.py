@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hatrack import HATNetwork
+from hatrack.networks import MLP, AlexNet, build_reproducibly
+
+
+def test_alexnet_has_the_papers_size() -> None:
+    net = AlexNet((3, 32, 32))
+    heads = 8 * (2048 * 10 + 10)
+    assert sum(p.numel() for p in net.parameters()) + heads == pytest.approx(7.1e6, rel=0.05)
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 2048)
+    shapes = [tuple(p.shape) for p in net.parameters() if p.dim() > 1]
+    assert shapes == [(64, 3, 4, 4), (128, 64, 3, 3), (256, 128, 2, 2), (2048, 1024), (2048, 2048)]
+    dropouts = [module.p for module in net if isinstance(module, nn.Dropout)]
+    assert dropouts == [0.2, 0.2, 0.5, 0.5, 0.5]
+
+
+def test_mlp_layers_and_names() -> None:
+    net = MLP((1, 28, 28), (30, 20), (0.2, 0.5))
+    names = ["flatten", "dropout0", "dense1", "relu1", "dropout1", "dense2", "relu2", "dropout2"]
+    assert [name for name, _ in net.named_children()] == names
+    assert [name for name, _ in MLP((4,), (5,)).named_children()] == ["flatten", "dense1", "relu1"]
+    assert net(torch.zeros(3, 1, 28, 28)).shape == (3, 20)
+
+
+def test_groups_carry_the_layers_names() -> None:
+    groups = HATNetwork(AlexNet((1, 20, 20), width=1 / 16), torch.zeros(1, 1, 20, 20)).units.groups
+    assert [group.name for group in groups] == ["conv1", "conv2", "conv3", "dense4", "dense5"]
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    def weights(seed: int, *, xavier: bool = True) -> torch.Tensor:
+        torch.manual_seed(torch.seed() % 1000)
+        return next(build_reproducibly(lambda: MLP((4,), (5,)), seed, xavier=xavier).parameters()).detach()
+
+    assert torch.equal(weights(0), weights(0))
+    assert torch.equal(weights(0, xavier=False), weights(0, xavier=False))
+    assert not torch.equal(weights(0), weights(1))
+    assert not torch.equal(weights(0), weights(0, xavier=False))
+
+
+def test_xavier_bounds_and_zero_biases() -> None:
+    net = build_reproducibly(lambda: MLP((300,), (200,)), 0, xavier=True)
+    bound = (6 / 500) ** 0.5
+    weight, bias = net.get_parameter("dense1.weight"), net.get_parameter("dense1.bias")
+    assert weight.abs().max() <= bound
+    assert weight.abs().max() > 0.99 * bound
+    assert not bias.any()
+
+
+def test_building_leaves_the_global_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    build_reproducibly(lambda: MLP((4,), (5,)), 0, xavier=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
