@@ -105,9 +105,8 @@ class _LabelledRun(TorchFunctionMode):
     def leave_module(
         self, module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
-        if (
-            self._depth == 1
-        ):  # still counted as inside, so that the rule's own work on labels is not followed in its turn
+        # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
+        if self._depth == 1:
             rule = find_rule(module)
             assert rule is not None
             self._trace.remember(out, rule(self._trace, Call(module, name, args, kwargs, out)))
