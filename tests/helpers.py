@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -140,6 +141,16 @@ def open_task(net: HATNetwork, name: str, seed: int = 0) -> None:
         for group in net.units.groups:
             chosen = torch.randperm(group.size, generator=generator)[: math.ceil(group.size * 0.35)]
             embedding[group.span][chosen] *= -1
+
+
+@contextmanager
+def rounding_announced(dtype: torch.dtype) -> Iterator[None]:
+    """A conversion to fewer digits warns that old outputs change; one to more digits does not."""
+    if torch.finfo(dtype).bits >= 32:
+        yield
+    else:
+        with pytest.warns(UserWarning, match="this conversion rounds weights"):
+            yield
 
 
 @contextmanager

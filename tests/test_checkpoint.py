@@ -14,7 +14,7 @@ from torch import nn
 import hatrack
 from hatrack import CheckpointError, GuaranteeError, HATNetwork, InputError
 from hatrack.checkpoint import VERSION, Checkpoint, read_checkpoint, write_checkpoint
-from helpers import NETS, attach, learn, logits, open_task
+from helpers import NETS, attach, learn, logits, open_task, rounding_announced
 
 
 def tiny() -> HATNetwork:
@@ -60,7 +60,8 @@ def test_a_round_trip_and_on_it_goes(kind: str, hard: bool, tmp_path: Path) -> N
 def test_other_types(dtype: torch.dtype, kind: str, tmp_path: Path) -> None:
     net = attach(kind)
     x, _ = learn(net, "a")
-    net.to(dtype)
+    with rounding_announced(dtype):
+        net.to(dtype)
     learn(net, "b", 1)
     net.save(tmp_path / "net.hat")
     again = hatrack.load(tmp_path / "net.hat", NETS[kind].build().to(dtype))

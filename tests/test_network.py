@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import hatrack
 from hatrack import HATNetwork, InputError
 from hatrack.units import Role
-from helpers import NETS, accuracy, attach, easy_task, learn, logits, open_task, train
+from helpers import NETS, accuracy, attach, easy_task, learn, logits, open_task, rounding_announced, train
 
 KINDS = list(NETS)
 
@@ -143,7 +146,8 @@ def test_going_back_to_a_state_before_consolidation() -> None:
 def test_another_type_after_the_first_task(kind: str, dtype: torch.dtype) -> None:
     net = attach(kind)
     x, _ = learn(net, "a")
-    net = net.to(dtype)
+    with rounding_announced(dtype):
+        net = net.to(dtype)
     net.check()
     promised = logits(net, x.to(dtype), "a")
     learn(net, "b", 1)
@@ -334,8 +338,30 @@ def test_bad_names(name: object) -> None:
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, "2", None])
 def test_bad_numbers_of_classes(classes: object) -> None:
-    with pytest.raises(InputError, match="must have at least one class"):
+    with pytest.raises(InputError, match=r"must (have at least one class|be a whole number)"):
         small().add_task("a", classes)  # type: ignore[arg-type]
+
+
+def test_any_whole_number_of_classes() -> None:
+    net = small()
+    net.add_task("a", np.int64(3))  # type: ignore[arg-type]
+    assert net.tasks[0].num_classes == 3
+    assert type(net.tasks[0].num_classes) is int
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda: HATNetwork(lambda x: x, torch.zeros(1, 4)), "backbone must be a torch.nn.Module, not a function"),
+        (lambda: HATNetwork(nn.Linear(4, 4), (1, 4)), "example_input must be a tensor"),
+        (lambda: small().protect("sgd"), "protect takes a torch optimizer, not a str"),
+        (lambda: small()(torch.zeros(1, 4), 0), "name a task, or a task per sample; 0 is neither"),
+        (lambda: hatrack.load("net.hat", None), "backbone must be a torch.nn.Module, not a NoneType"),
+    ],
+)
+def test_things_of_another_kind(mistake: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mistake()
 
 
 @pytest.mark.parametrize("s_max", [0.0, -3.0, math.nan, math.inf])

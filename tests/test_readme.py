@@ -23,7 +23,7 @@ def test_the_program_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     exec(program, names)
     net = names["net"]
     assert isinstance(net, hatrack.HATNetwork)
-    assert net.task_names == ("shoes",)
+    assert net.task_names == ("shoes", "bags")
     assert (tmp_path / "net.hat").exists()
     for call in ('net.masks("shoes")', "net.capacity()", "net.reuse()", "net.protected()", "net.check()", "net.units"):
         assert call in README.read_text(encoding="utf-8")

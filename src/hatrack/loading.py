@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hatrack.checkpoint import check_backbone, read_checkpoint
-from hatrack.errors import CheckpointError, GuaranteeError
+from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.functional import Compensation
 from hatrack.network import FORMAT, HATNetwork
 
@@ -34,6 +34,8 @@ def load(path: str | Path, backbone: nn.Module) -> HATNetwork:
         UnsupportedError: the backbone does something that no rule explains.
     """
     path = Path(path)
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
     checkpoint = read_checkpoint(path, FORMAT)
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +90,10 @@ class HATNetwork(nn.Module):
             functional.annealed_scale(1.0, s_max)
         except ValueError as error:
             raise InputError(str(error)) from error
+        if not isinstance(backbone, nn.Module):
+            raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
+        if not isinstance(example_input, Tensor):
+            raise InputError("example_input must be a tensor, such as torch.zeros(1, 1, 28, 28)")
         if is_attached(backbone):
             raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
         device = next((p.device for p in backbone.parameters()), example_input.device)
@@ -151,8 +157,12 @@ class HATNetwork(nn.Module):
         """
         if not isinstance(name, str) or not name:
             raise InputError(f"a task's name must be a text that is not empty, not {name!r}")
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise InputError(f"task {name!r} must have at least one class, not {num_classes!r}")
+        try:
+            num_classes = operator.index(num_classes)
+        except TypeError:
+            raise InputError(f"num_classes of task {name!r} must be a whole number, not {num_classes!r}") from None
+        if num_classes < 1:
+            raise InputError(f"task {name!r} must have at least one class, not {num_classes}")
         if name in self.task_names:
             raise InputError(f"there is a task {name!r} already; choose another name")
         if self.task_in_training is not None:
@@ -206,6 +216,8 @@ class HATNetwork(nn.Module):
         Raises:
             InputError: the optimizer holds no parameter of this network.
         """
+        if not isinstance(optimizer, Optimizer):
+            raise InputError(f"protect takes a torch optimizer, not a {type(optimizer).__name__}")
         own = {id(parameter) for parameter in self.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise InputError("this optimizer holds no parameter of the network; build it from net.task_parameters(...)")
@@ -270,6 +282,8 @@ class HATNetwork(nn.Module):
         """
         if isinstance(task, str):
             return self._forward_one(x, self._state(task))
+        if not isinstance(task, Sequence):
+            raise InputError(f"name a task, or a task per sample; {task!r} is neither")
         if len(task) != len(x):
             raise InputError(f"{len(task)} tasks were named for {len(x)} samples; name one task, or one per sample")
         states = {name: self._state(name) for name in task}
@@ -454,13 +468,24 @@ class HATNetwork(nn.Module):
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along.
 
+        A conversion to fewer digits changes the outputs of consolidated tasks; a warning says so, and new digests are
+        taken for what they are from then on.
+
         Raises:
             GuaranteeError: protected entries had moved before a conversion, which would hide it.
         """
         converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
+        held = (*self._guarantee.shared, *self._guarantee.own)
+        relied_on = [parameter.detach().clone() for parameter, _ in held] if converting else []
         if converting:
             self.check()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if any(not torch.equal(fn(before).to(before.dtype), before) for before in relied_on):
+            warnings.warn(
+                "this conversion rounds weights: the outputs of consolidated tasks are other ones from here on, and "
+                "converting back does not bring the old ones back; convert a copy (copy.deepcopy) to keep them",
+                stacklevel=3,
+            )
         self._example_dtype = fn(torch.zeros(1, dtype=self._example_dtype)).dtype
         self._renew_guarantee()
         if converting:

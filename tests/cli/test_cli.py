@@ -72,6 +72,10 @@ def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["run", "demo", "--method", "hta"], 'Did you mean "hat"'),
         (["run", "demo"], "--method"),
         (["run", "demo", "--method", "hat", "--seed", "x"], "--seed"),
+        (["run", "demo", "--method", "hat", "--seed", "1.7"], "--seed"),
+        (["run", "demo", "--method", "hat", "--epochs", "1.5"], "--epochs"),
+        (["run", "demo", "--method", "hat", "--epochs", "1", "--set", "epochs=2"], "give one of them"),
+        (["run", "demo", "--method", "hat", "--threads", "100000"], "too much for this machine"),
         (["run", "demo", "--method", "hat", "--seed", "-1"], "seed must be 0 or more"),
         (["run", "demo", "--method", "hat", "--set", "lrr=1"], "did you mean 'lr'"),
         (["run", "demo", "--method", "hat", "--set", "lr"], "write --set key=value"),
@@ -108,6 +112,33 @@ def test_a_damaged_checkpoint_is_a_failure(tmp_path: Path, capsys: pytest.Captur
     (out / "net.hat").write_bytes(content)
     assert main(["verify", str(out)]) == 1
     assert "net.hat is damaged" in capsys.readouterr().err
+
+
+def test_out_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["run", "demo", "--method", "random", "--out", str(tmp_path / "file")]) == 2
+    assert "is a file; give a folder as --out" in capsys.readouterr().err
+
+
+def test_a_network_that_does_not_fit_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    huge = ["--set", "hidden=10000000,10000000", "--out", str(tmp_path / "run")]
+    assert main(["run", "demo", "--method", "sgd", *huge]) == 1
+    assert "not enough memory" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_no_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "hatrack", "list"]
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert "No space left" in process.stderr
+
+
+def test_a_terminal_without_accents_is_no_traceback() -> None:
+    shown = hatrack("list", "methods", PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Serr? et al." in shown.stdout
 
 
 @pytest.mark.parametrize("what", [[], ["experiments"], ["methods"], ["datasets"]])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +50,13 @@ app = App(
 )
 app.register_install_completion_command()
 
+
+def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
+    return int(tokens[0].value)  # cyclopts itself would round 1.5
+
+
+_TOO_LARGE = "not enough memory; try a smaller network (--set hidden=...) or smaller batches (--set batch_size=...)"
+_WHOLE = Parameter(converter=_whole_number)
 Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
 Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
 
@@ -81,13 +89,13 @@ def run_command(
     /,
     *,
     method: Annotated[str, Parameter(choices=tuple(METHODS))],
-    seed: int = 0,
-    epochs: int | None = None,
+    seed: Annotated[int, _WHOLE] = 0,
+    epochs: Annotated[int | None, _WHOLE] = None,
     out: Path | None = None,
     data: Data = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    threads: int | None = None,
+    threads: Annotated[int | None, _WHOLE] = None,
     quiet: Quiet = False,
 ) -> int:
     """Run a task sequence with a method, and keep the results.
@@ -115,6 +123,8 @@ def run_command(
     """
     overrides = _overrides(settings)
     if epochs is not None:
+        if "epochs" in overrides:
+            raise InputError("--epochs and --set epochs=... are the same setting; give one of them")
         overrides["epochs"] = epochs
     folder = out or Path("runs") / f"{experiment}-{method}-seed{seed}"
     _set_threads(threads, folder)
@@ -177,6 +187,10 @@ def verify_command(folder: Path, /, *, data: Data = None) -> int:
     return 0 if verification.holds else 1
 
 
+class _InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C while a run was going on whose finished tasks are on disk."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line.
 
@@ -186,6 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without accents is no reason to fail
     try:
         code = app(arguments)
         return code if isinstance(code, int) else 0
@@ -198,8 +215,18 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
         return 1
-    except KeyboardInterrupt:
+    except _InterruptedRun:
         return _fail("interrupted; finished tasks are kept, and the same command goes on from there", 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _fail(f"{_TOO_LARGE} ({error})", 1)
+    except RuntimeError as error:
+        if "alloc" not in str(error):
+            raise  # a fault of hatrack's own: let it be seen whole
+        return _fail(_TOO_LARGE, 1)
+    except OSError as error:
+        return _fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
 
 
 def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
@@ -208,9 +235,14 @@ def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
         if not quiet:
             console.print(f"{request.out} is finished; nothing to do", highlight=False, soft_wrap=True)
         return prepared.result
-    with RunDisplay(console, prepared.result, quiet=quiet, label=request.method) as display:
-        for event in run(prepared):
-            display.show(event)
+    try:
+        with RunDisplay(console, prepared.result, quiet=quiet, label=request.method) as display:
+            for event in run(prepared):
+                display.show(event)
+    except KeyboardInterrupt:
+        if request.out is None:
+            raise
+        raise _InterruptedRun from None
     return prepared.result
 
 
@@ -242,6 +274,8 @@ def _set_threads(threads: int | None, folder: Path) -> None:
     if threads is not None:
         if threads < 1:
             raise InputError(f"--threads must be at least 1, not {threads}")
+        if threads > 4 * (os.cpu_count() or 1):
+            raise InputError(f"--threads {threads} is too much for this machine, which has {os.cpu_count()} processors")
         torch.set_num_threads(threads)
 
 

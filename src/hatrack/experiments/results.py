@@ -155,7 +155,7 @@ def read_result(path: Path) -> RunResult:
             raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
         tasks = tuple(TaskSummary(**task) for task in data["tasks"])
         rows = zip(data["loss"], data["accuracy"], data["logits_sha256"], strict=True)
-        scores = [tuple(Score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
+        scores = [tuple(_score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
         return RunResult(
             experiment=data["experiment"],
             method=data["method"],
@@ -174,3 +174,9 @@ def read_result(path: Path) -> RunResult:
         raise CheckpointError(
             f"{path} is damaged, or not a result of hatrack ({type(error).__name__}: {error})"
         ) from error
+
+
+def _score(loss: float, accuracy: float, logits_sha256: str) -> Score:
+    if not (isinstance(loss, float) and isinstance(accuracy, float) and isinstance(logits_sha256, str)):
+        raise TypeError(f"a score holds {loss!r}, {accuracy!r}, {logits_sha256!r}")
+    return Score(loss, accuracy, logits_sha256)

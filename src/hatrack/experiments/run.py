@@ -124,6 +124,8 @@ def prepare(request: RunRequest) -> Prepared:
         DataError: the data is missing or damaged.
         CheckpointError: what the folder holds is damaged.
     """
+    if request.out is not None and request.out.exists() and not request.out.is_dir():
+        raise InputError(f"{request.out} is a file; give a folder as --out")
     if request.seed < 0:
         raise InputError(f"the seed must be 0 or more, not {request.seed}")
     experiment = find_experiment(request.experiment)
@@ -159,13 +161,16 @@ def _take_up(prepared: Prepared) -> None:
     """Load the network of an earlier run of the same folder."""
     assert prepared.request.out is not None
     checkpoint, earlier = prepared.request.out / CHECKPOINT, prepared.result
+    folder = prepared.request.out
     if not earlier.scores and not checkpoint.exists():
         return
-    learned = prepared.method.load(checkpoint)
+    try:
+        learned = prepared.method.load(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or remove {folder} and run again") from error
     known = tuple(task.name for task in earlier.tasks)
     ahead = len(learned) - len(earlier.scores)
     if learned != known[: len(learned)] or ahead not in (0, 1):
-        folder = prepared.request.out
         raise CheckpointError(f"{checkpoint} does not belong to {folder / RESULT}; remove {folder} and start again")
     if ahead:  # the run was stopped after writing the network and before writing that task's row
         _record(prepared, epochs=0, seconds=0.0)

@@ -33,7 +33,7 @@ def accuracy_table(result: RunResult, title: str | None = None) -> Table:
     )
     table.add_column("after task", no_wrap=True)
     for index in range(learned):
-        table.add_column(str(index + 1), justify="right", no_wrap=True)
+        table.add_column(str(index + 1), justify="right", no_wrap=True, min_width=4)
     for index, row in enumerate(result.scores):
         cells = [Text(f"{100 * score.accuracy:.1f}", _colour(result, index, task)) for task, score in enumerate(row)]
         table.add_row(f"{index + 1} {result.tasks[index].name}", *cells, end_section=index == learned - 1)
@@ -52,7 +52,7 @@ def forgetting_line(result: RunResult) -> str:
 def verification_table(verification: Verification) -> Table:
     """What :func:`hatrack.experiments.verify` found, task by task."""
     how = "logits, to the bit" if verification.bitwise else "logits, to 1e-5"
-    table = Table("task", "recorded", "now", how, "unchanged since learned", box=SIMPLE)
+    table = Table("task", "recorded", "now", how, "unchanged during the run", box=SIMPLE)
     for verdict in verification.verdicts:
         agrees = Text("agree", _KEPT) if verdict.agrees else Text("differ", _LOST)
         constant = Text("yes", _KEPT) if verdict.constant else Text("no", _FADED)
