@@ -129,15 +129,17 @@ class _LabelledRun(TorchFunctionMode):
         inputs = list(_tensors((args, kwargs)))
         for value in inputs:
             if id(value) in self._parameters:
-                parameter = self._parameters[id(value)]
-                raise self._trace.refuse(
-                    call,
-                    f"it uses the parameter {parameter!r} outside a layer that has a rule, "
-                    "so it could not be protected",
-                )
+                self._trace.open_parameter(self._parameters[id(value)], value)
         if not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         rule = find_rule(func)
+        if rule is None and any(id(value) in self._parameters for value in inputs):
+            names = ", ".join(repr(self._parameters[id(v)]) for v in inputs if id(v) in self._parameters)
+            raise self._trace.refuse(
+                call,
+                f"it uses {names} in an operation that has no rule, so the parameter could not be protected; "
+                "register one with @hatrack.units.rule, or use a layer that has one",
+            )
         if rule is None:
             raise self._trace.refuse(
                 call,
@@ -190,7 +192,7 @@ def _resolve(trace: Trace, model: nn.Module, prefix: str) -> UnitGraph:
         Group(group.name, group.start, group.size, tuple(r.module for r in readers if _touches(r.units, group)))
         for group in groups
     )
-    uses, roles = _parameters(trace, model, table, prefix)
+    uses, roles = _parameters(trace, model, table, ungated, prefix)
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
     return UnitGraph(ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task))
 
@@ -202,6 +204,8 @@ def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
     producers_of: dict[int, dict[str, Producer]] = {}
     for producer in coupling.producers:
         for root in roots[producer.start : producer.start + producer.count]:
+            if root == UNGATED:
+                continue
             producers_of.setdefault(root, {})[producer.name] = producer
     members: dict[tuple[str, ...], list[int]] = {}
     for root, producers in producers_of.items():
@@ -219,11 +223,10 @@ def _touches(units: Tensor, group: Group) -> bool:
 
 
 def _parameters(
-    trace: Trace, model: nn.Module, table: Tensor, prefix: str
+    trace: Trace, model: nn.Module, table: Tensor, ungated: int, prefix: str
 ) -> tuple[dict[str, tuple[ParameterUse, ...]], dict[str, Role]]:
     """The uses and the role of every parameter of the model."""
     found: dict[int, list[ParameterUse]] = {}
-    ungated_only = {id(use.parameter) for use in trace.uses if all(bool((s == UNGATED).all()) for s in use.sides)}
     for use in trace.uses:
         found.setdefault(id(use.parameter), []).append(ParameterUse(tuple(table[side] for side in use.sides)))
     modules = dict(model.named_modules())
@@ -239,7 +242,7 @@ def _parameters(
                 f"the parameter {name!r} took no part in the run on the example input, so it could not be protected; "
                 "remove it, or give an example input that reaches it"
             )
-        elif id(parameter) in ungated_only:
+        elif all(bool((side == ungated).all()) for use in uses[prefix + name] for side in use.sides):
             roles[prefix + name] = Role.WHOLE
         else:
             roles[prefix + name] = Role.MIXING if any(len(u.sides) > 1 for u in uses[prefix + name]) else Role.PER_UNIT

@@ -38,6 +38,7 @@ class Coupling:
 
     def __init__(self) -> None:
         self._parent = [UNGATED]
+        self._pinned = False
         self.producers: list[Producer] = []
 
     def open_units(self, name: str, count: int) -> Tensor:
@@ -80,6 +81,19 @@ class Coupling:
                 first, second = sorted((self.root(one), self.root(other)))
                 self._parent[second] = first
         return torch.where(a == UNGATED, b, a)
+
+    def pin(self, labels: Tensor) -> None:
+        """Make units always-on: every task uses them, as it uses what belongs to no unit."""
+        for label in set(labels.flatten().tolist()):
+            self._parent[self.root(label)] = UNGATED
+        self._pinned = True
+
+    def without_pinned(self, labels: Tensor) -> Tensor:
+        """The labels, where those of always-on units are replaced by "no unit"."""
+        if not self._pinned:
+            return labels
+        pinned = torch.tensor([self.root(label) == UNGATED for label in range(len(self._parent))])
+        return labels.masked_fill(pinned[labels], UNGATED)
 
     def along(self, labels: Tensor, axis: int) -> Tensor:
         """Couple all positions that share an index of one axis, such as the pixels of a channel.

@@ -78,7 +78,7 @@ class Trace:
     def labels(self, value: Tensor) -> Tensor:
         """Labels of a value: zeros for one that the run has not seen."""
         known = self._values.get(id(value))
-        return torch.full(value.shape, UNGATED) if known is None else known[1]
+        return torch.full(value.shape, UNGATED) if known is None else self.coupling.without_pinned(known[1])
 
     def is_gated(self, value: Tensor) -> bool:
         """Whether any position of a value belongs to a unit."""
@@ -128,6 +128,17 @@ class Trace:
         """Record the ends of a parameter; None (a layer without bias) is ignored."""
         if parameter is not None:
             self.uses.append(Use(parameter, sides))
+
+    def open_parameter(self, name: str, parameter: Tensor) -> None:
+        """Label a parameter that is used by itself, such as a position embedding: every entry is a unit at first.
+
+        What it meets decides which units these are: they are coupled with them, or made always-on.
+        """
+        if not self.is_gated(parameter):
+            labels = self.coupling.open_units(name, parameter.numel()).view(parameter.shape)
+            self.remember(parameter, labels)
+            assert isinstance(parameter, nn.Parameter)
+            self.use(parameter, labels)
 
     def refuse(self, call: Call, reason: str) -> UnsupportedError:
         """The error for an operation that the analysis cannot follow, naming it and the line that called it."""

@@ -40,21 +40,37 @@ def unary(trace: Trace, call: Call) -> Tensor:
 def binary(trace: Trace, call: Call) -> Tensor:
     """Arithmetic of two values: units that meet are coupled, as in a skip connection."""
     values = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    shape = call.output.shape
     labels = torch.zeros((), dtype=torch.int64)
     for value in values:
-        if value.dim() and trace.is_gated(value) and 1 in _broadcast_axes(value, call.output):
-            raise trace.refuse(call, "it spreads one unit over many; there is no rule for that yet")
-        labels = trace.coupling.couple(labels, trace.labels(value))
+        own = trace.labels(value)
+        if isinstance(value, nn.Parameter) and not any(trace.is_gated(v) for v in values if v is not value):
+            trace.coupling.pin(own)  # it meets the input alone, which no task gates
+            own = trace.labels(value)
+        if _spreads(own, labels, shape):
+            trace.coupling.pin(own)
+        elif _spreads(labels, own, shape):
+            trace.coupling.pin(labels)
+            labels = own.expand(shape)
+        else:
+            labels = trace.coupling.couple(labels, own)
     changed_in_place = bool(values) and call.output is values[0]
     if changed_in_place and values[0]._is_view() and not torch.equal(labels, trace.labels(values[0])):
         raise trace.refuse(call, "it changes part of another value in place; write the result to a new value instead")
-    return labels.expand(call.output.shape)
+    return labels.expand(shape)
 
 
-def _broadcast_axes(value: Tensor, output: Tensor) -> set[int]:
-    """For every axis along which a value is repeated to the shape of the output, its size there (always 1)."""
-    own = (1,) * (output.dim() - value.dim()) + tuple(value.shape)
-    return {mine for mine, full in zip(own, output.shape, strict=True) if mine != full}
+def _spreads(one: Tensor, other: Tensor, shape: torch.Size) -> bool:
+    """Whether a unit of the one value is broadcast over several units of the other.
+
+    Coupling would then merge all of these into one; the unit that is spread is made always-on instead.
+    """
+    widths = (1,) * (len(shape) - one.dim()) + tuple(one.shape)
+    full = other.expand(shape)
+    for axis, width in enumerate(widths):
+        if width == 1 and shape[axis] > 1 and not bool((full == full.narrow(axis, 0, 1)).all()):
+            return bool((one != UNGATED).any())
+    return False
 
 
 @rule(nn.PReLU)

@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from hatrack.units.coupling import UNGATED
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Trace
 
-__all__ = ["convolution", "linear"]
+__all__ = ["convolution", "embedding", "linear", "transposed_convolution"]
 
 
 @rule(nn.Linear)
 def linear(trace: Trace, call: Call) -> Tensor:
-    """A dense layer: weight ``(out, in)``, units along the last axis."""
+    """A dense layer: weight ``(out, in)``, units along the last axis.
+
+    Where the last axis does not count units (mixing the tokens of every channel, say), the layer is shared by all units
+    and passes them on.
+    """
+    labels = trace.labels(call.argument(0, "input"))
+    along_last = labels[..., :1]
+    if bool((labels == along_last).all()) and not bool((labels == labels.flatten()[0]).all()):
+        for parameter in call.target.parameters():
+            trace.use(parameter, torch.full((1,), UNGATED))
+        return along_last.expand(call.output.shape)
     return _mix(trace, call, axis=-1)
 
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution(trace: Trace, call: Call) -> Tensor:
-    """A convolution: weight ``(out, in, *kernel)``, units along the channel axis."""
+    """A convolution: weight ``(out, in / groups, *kernel)``, units along the channel axis.
+
+    A depthwise one, whose groups are single channels, passes units on.
+    """
     module = call.target
-    if module.transposed:
-        raise trace.refuse(call, "there is no rule for transposed convolutions yet")
-    if module.groups != 1:
-        raise trace.refuse(call, "there is no rule for grouped convolutions yet")
-    return _mix(trace, call, axis=-1 - len(module.kernel_size))
+    axis = -1 - len(module.kernel_size)
+    if 1 < module.groups == module.in_channels:
+        inputs = trace.coupling.along(trace.labels(call.argument(0, "input")), axis)
+        outputs = inputs.repeat_interleave(module.out_channels // module.in_channels)
+        trace.use(module.weight, _first_axis(outputs, module.weight.dim()))
+        trace.use(module.bias, outputs)
+        return _first_axis(outputs, -axis).expand(call.output.shape)
+    return _mix(trace, call, axis)
+
+
+@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def transposed_convolution(trace: Trace, call: Call) -> Tensor:
+    """A transposed convolution: weight ``(in, out / groups, *kernel)``, units along the channel axis."""
+    module = call.target
+    axis = -1 - len(module.kernel_size)
+    kernel = (1,) * len(module.kernel_size)
+    inputs = trace.read(call, call.argument(0, "input"), axis)
+    outputs = trace.write(call, module.out_channels)
+    per_group = outputs.view(module.groups, 1, -1).expand(-1, module.in_channels // module.groups, -1)
+    trace.use(module.weight, inputs.view(-1, 1, *kernel), per_group.reshape(module.in_channels, -1, *kernel))
+    trace.use(module.bias, outputs)
+    return _first_axis(outputs, -axis).expand(call.output.shape)
+
+
+@rule(nn.Embedding)
+def embedding(trace: Trace, call: Call) -> Tensor:
+    """A table of vectors ``(entries, units)``: every column is a unit, written for whatever entry is looked up."""
+    if call.target.max_norm is not None:
+        raise trace.refuse(call, "max_norm rescales entries while they are looked up, so they could not be protected")
+    outputs = trace.write(call, call.target.embedding_dim)
+    trace.use(call.target.weight, outputs.view(1, -1))
+    return outputs.expand(call.output.shape)
 
 
 def _mix(trace: Trace, call: Call, axis: int) -> Tensor:
-    weight: nn.Parameter = call.target.weight
+    module = call.target
+    weight: nn.Parameter = module.weight
+    groups = getattr(module, "groups", 1)
     inputs = trace.read(call, call.argument(0, "input"), axis)
     outputs = trace.write(call, weight.shape[0])
-    kernel = (1,) * (weight.dim() - 2)
-    trace.use(weight, outputs.view(-1, 1, *kernel), inputs.view(1, -1, *kernel))
-    trace.use(call.target.bias, outputs)
-    positions = (1,) * (-axis - 1)
-    return outputs.view(-1, *positions).expand(call.output.shape)
+    per_group = inputs.view(groups, 1, -1).expand(-1, 1 if groups == 1 else weight.shape[0] // groups, -1)
+    ends = per_group.reshape(-1, weight.shape[1])
+    trace.use(weight, _first_axis(outputs, weight.dim()), ends.view(*ends.shape, *(1,) * (weight.dim() - 2)))
+    trace.use(module.bias, outputs)
+    return _first_axis(outputs, -axis).expand(call.output.shape)
+
+
+def _first_axis(labels: Tensor, dimensions: int) -> Tensor:
+    """A vector as a tensor of so many axes that is 1 wide in all but the first."""
+    return labels.view(-1, *(1,) * (dimensions - 1))

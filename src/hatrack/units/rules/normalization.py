@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hatrack.units.rules.registry import rule
-from hatrack.units.trace import Call, Trace
+from hatrack.units.trace import Call, Labels, Trace
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
+
+_AXES_AFTER_CHANNELS = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -17,3 +19,51 @@ def batch_norm(trace: Trace, call: Call) -> Tensor:
         raise trace.refuse(call, "a batch norm that is called twice has no rule yet: give each place its own")
     trace.per_task.append(call.name)
     return trace.labels(call.argument(0, "input"))
+
+
+@rule(*_AXES_AFTER_CHANNELS)
+def instance_norm(trace: Trace, call: Call) -> Labels:
+    """Instance norm works on every unit by itself; running statistics, if it has any, are every task's own."""
+    if call.target.track_running_stats:
+        return batch_norm(trace, call)
+    labels = trace.labels(call.argument(0, "input"))
+    after = next(count for kind, count in _AXES_AFTER_CHANNELS.items() if isinstance(call.target, kind))
+    units = trace.coupling.along(labels, -1 - after)
+    trace.use(call.target.weight, units)
+    trace.use(call.target.bias, units)
+    return labels
+
+
+@rule(nn.LayerNorm, nn.RMSNorm)
+def layer_norm(trace: Trace, call: Call) -> Tensor:
+    """Layer norm mixes units in its statistics: it reads what it normalises, and passes units on.
+
+    Statistics run over the original width, in which units that are off count as zeros.
+    """
+    value = call.argument(0, "input")
+    normalized = len(call.target.normalized_shape)
+    labels = trace.labels(value)
+    axis = _axis_of_units(labels, range(-normalized, 0))
+    units = trace.read(call, value, axis)
+    per_entry = units.view(-1, *(1,) * (-axis - 1)).expand(labels.shape[-normalized:])
+    trace.use(call.target.weight, per_entry)
+    trace.use(getattr(call.target, "bias", None), per_entry)
+    return labels
+
+
+@rule(nn.GroupNorm)
+def group_norm(trace: Trace, call: Call) -> Tensor:
+    """Group norm mixes the units of a group in its statistics: it reads its input, and passes units on."""
+    value = call.argument(0, "input")
+    units = trace.read(call, value, 1 - value.dim())
+    trace.use(call.target.weight, units)
+    trace.use(call.target.bias, units)
+    return trace.labels(value)
+
+
+def _axis_of_units(labels: Tensor, axes: range) -> int:
+    """The first of some axes along which labels differ; the last one if they differ along none."""
+    for axis in axes:
+        if not bool((labels == labels.narrow(axis, 0, 1)).all()):
+            return axis
+    return axes[-1]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Labels, Trace
 
-__all__ = ["pool"]
+__all__ = ["interpolate", "pool", "reduce"]
 
 _KINDS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
 _POOLS = {
@@ -28,3 +29,28 @@ def pool(trace: Trace, call: Call) -> Labels:
     output: Tensor = call.output[0] if isinstance(call.output, tuple) else call.output
     labels = units.view(-1, *positions).expand(output.shape)
     return (labels, labels) if isinstance(call.output, tuple) else labels
+
+
+@rule(F.interpolate)
+def interpolate(trace: Trace, call: Call) -> Tensor:
+    """Resizing of all axes after the second, which counts units."""
+    value = call.argument(0, "input")
+    units = trace.coupling.along(trace.labels(value), 1)
+    return units.view(-1, *(1,) * (value.dim() - 2)).expand(call.output.shape)
+
+
+@rule(*functions("mean", "sum", "amax", "amin", "logsumexp", "var", "std", "softmax", "log_softmax", "cumsum"))
+def reduce(trace: Trace, call: Call) -> Tensor:
+    """Reductions and running sums over positions of one unit; over several units they would be a read."""
+    value = call.argument(0, "input")
+    axes = call.argument(1, "dim")
+    labels = trace.labels(value)
+    chosen = range(value.dim()) if axes is None else [axes] if isinstance(axes, int) else axes
+    for axis in chosen:
+        if not bool((labels == labels.narrow(axis, 0, 1)).all()):
+            raise trace.refuse(call, "it mixes several units, which only layers with gates of their own may do")
+    if call.output.shape == value.shape:
+        return labels
+    for axis in sorted((axis % value.dim() for axis in chosen), reverse=True):
+        labels = labels.narrow(axis, 0, 1) if call.output.dim() == value.dim() else labels.select(axis, 0)
+    return labels

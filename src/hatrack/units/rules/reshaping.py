@@ -6,29 +6,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Labels, Trace
 
-__all__ = ["reshape"]
+__all__ = ["pad", "reshape"]
 
 _VIEWS = functions("view")
 _RESHAPES = functions(
     *("flatten", "reshape", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "swapaxes"),
-    *("swapdims", "t", "mT", "expand", "narrow", "select"),
+    *("swapdims", "t", "mT", "expand", "narrow", "select", "chunk", "split", "unbind", "cat", "concat", "stack"),
+    *("roll", "flip", "repeat", "repeat_interleave", "tile", "index_select", "__getitem__", "pixel_shuffle"),
+    *("pixel_unshuffle", "channel_shuffle", "expand_as", "view_as", "reshape_as", "tensor_split", "T", "mT"),
 )
 
 
 @rule(*_RESHAPES, *_VIEWS)
 def reshape(trace: Trace, call: Call) -> Labels:
-    """Flatten, reshape, permute and their kin."""
+    """Flatten, permute, concatenate, split, index and their kin."""
     # Labels need not lie in memory as the values do, which is all that separates `view` from `reshape`.
     function = torch.Tensor.reshape if call.target in _VIEWS else call.target
 
     def labelled(value: Any) -> Any:
-        return trace.labels(value) if isinstance(value, Tensor) else value
+        if isinstance(value, (tuple, list)):
+            return type(value)(labelled(each) for each in value)
+        return trace.labels(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    arguments = [labelled(value) for value in call.args]
-    keywords = {name: labelled(value) for name, value in call.kwargs.items()}
-    labels: Tensor = function(*arguments, **keywords)
-    return labels
+    labels: Any = function(*labelled(call.args), **{name: labelled(value) for name, value in call.kwargs.items()})
+    return tuple(labels) if isinstance(labels, (tuple, list)) else labels
+
+
+@rule(F.pad)
+def pad(trace: Trace, call: Call) -> Tensor:
+    """Padding: with a constant the margin belongs to no unit, else to the unit whose values are repeated there."""
+    value, widths, *rest = call.args
+    mode = rest[0] if rest else call.kwargs.get("mode", "constant")
+    exact = trace.labels(value).double()  # integers have no rule for reflection; these hold labels exactly
+    return F.pad(exact, widths, mode=mode).long()
