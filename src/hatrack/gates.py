@@ -83,6 +83,7 @@ class InputGate(nn.Module):
     def __init__(self, reader: Reader, num_units: int, active: ActiveTask) -> None:
         super().__init__()
         self._active = active
+        self._argument, self._keyword = reader.argument, reader.keyword
         self._trailing = (1,) * (-reader.axis - 1)
         self.register_buffer("units", reader.units.clone(), persistent=False)
         first = int(reader.units[0])
@@ -103,10 +104,11 @@ class InputGate(nn.Module):
         return value
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The forward pre-hook: gate the layer's first argument."""
-        if args:
-            return (self(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "input": self(kwargs["input"])}
+        """The forward pre-hook: gate one of the layer's arguments."""
+        if self._argument < len(args):
+            gated = self(args[self._argument])
+            return (*args[: self._argument], gated, *args[self._argument + 1 :]), kwargs
+        return args, {**kwargs, self._keyword: self(kwargs[self._keyword])}
 
     def _pick(self, per_unit: Tensor) -> Tensor:
         picked = per_unit[self._span] if self._span is not None else per_unit.index_select(0, self.units)

@@ -31,7 +31,7 @@ _FACTS = frozenset(
     [
         *("size", "dim", "shape", "dtype", "device", "ndim", "numel", "nelement", "stride", "layout", "is_cuda"),
         *("is_leaf", "is_contiguous", "is_floating_point", "is_complex", "requires_grad", "__len__", "get_device"),
-        *("element_size", "is_sparse", "is_quantized", "is_meta", "itemsize"),
+        *("element_size", "is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize"),
     ]
 )
 
@@ -184,12 +184,23 @@ def _resolve(trace: Trace, model: nn.Module, prefix: str) -> UnitGraph:
     ungated = sum(group.size for group in groups)
     table = torch.tensor([ungated if p is None else p for p in positions])
     readers = tuple(
-        Reader(FEATURES if read.module == _RESULT else read.module, read.axis, table[read.labels])
+        Reader(
+            FEATURES if read.module == _RESULT else read.module,
+            read.argument,
+            read.keyword,
+            read.axis,
+            table[read.labels],
+        )
         for read in trace.reads.values()
         if read.module == _RESULT or bool((table[read.labels] != ungated).any())
     )
     groups = tuple(
-        Group(group.name, group.start, group.size, tuple(r.module for r in readers if _touches(r.units, group)))
+        Group(
+            group.name,
+            group.start,
+            group.size,
+            tuple(dict.fromkeys(r.module for r in readers if _touches(r.units, group))),
+        )
         for group in groups
     )
     uses, roles = _parameters(trace, model, table, ungated, prefix)
@@ -218,8 +229,9 @@ def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
     return [position_of.get(root) if label else None for label, root in enumerate(roots)], tuple(groups)
 
 
-def _touches(units: Tensor, group: Group) -> bool:
-    return bool(((units >= group.start) & (units < group.start + group.size)).any())
+def _readers_of(group: Group, readers: tuple[Reader, ...]) -> tuple[str, ...]:
+    touching = [r.module for r in readers if ((r.units >= group.start) & (r.units < group.start + group.size)).any()]
+    return tuple(dict.fromkeys(touching))
 
 
 def _parameters(

@@ -56,11 +56,15 @@ class Reader:
 
     Attributes:
         module: name of the layer; the backbone's result, which the heads read, has the name ``""``.
-        axis: the axis of its input that counts units, negative (counted from the end).
+        argument: position of the argument that is gated.
+        keyword: name of that argument.
+        axis: its axis that counts units, negative (counted from the end).
         units: position in the embedding for every index of that axis, int64; the number of units stands for "ungated".
     """
 
     module: str
+    argument: int
+    keyword: str
     axis: int
     units: Tensor
 

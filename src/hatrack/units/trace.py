@@ -49,9 +49,11 @@ Rule = Callable[["Trace", Call], Labels]
 
 @dataclass
 class Read:
-    """Units that a module reads: where its input is to be gated."""
+    """Units that a module reads: where one of its arguments is to be gated."""
 
     module: str
+    argument: int
+    keyword: str
     axis: int
     labels: Tensor
 
@@ -69,7 +71,7 @@ class Trace:
     """The state of a labelled run, which the rules read and write."""
 
     coupling: Coupling = field(default_factory=Coupling)
-    reads: dict[str, Read] = field(default_factory=dict)
+    reads: dict[tuple[str, int], Read] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     per_task: list[str] = field(default_factory=list)
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -96,22 +98,24 @@ class Trace:
             for value, its_labels in zip(output, labels, strict=True):
                 self.remember(value, its_labels)
 
-    def read(self, call: Call, value: Tensor, axis: int) -> Tensor:
+    def read(self, call: Call, value: Tensor, axis: int, *, argument: int = 0, keyword: str = "input") -> Tensor:
         """Record that a module reads units; from then on its input is gated.
 
         Args:
             call: the module's call.
-            value: its input.
-            axis: the axis of the input that counts units, negative.
+            value: the argument that is read.
+            axis: the axis of the argument that counts units, negative.
+            argument: its position.
+            keyword: its name.
 
         Returns:
             One label per index of that axis.
         """
         labels = self.coupling.along(self.labels(value), axis)
-        earlier = self.reads.get(call.name)
+        earlier = self.reads.get((call.name, argument))
         if earlier is not None:  # the module is called a second time: one gate serves both calls
             labels = self.coupling.couple(earlier.labels, labels)
-        self.reads[call.name] = Read(call.name, axis, labels)
+        self.reads[call.name, argument] = Read(call.name, argument, keyword, axis, labels)
         return labels
 
     def write(self, call: Call, count: int) -> Tensor:

@@ -36,7 +36,15 @@ def unary(trace: Trace, call: Call) -> Tensor:
     return trace.labels(call.argument(0, "input"))
 
 
-@rule(*_ARITHMETIC)
+@rule(*functions("masked_fill", "masked_fill_"))
+def masked(trace: Trace, call: Call) -> Tensor:
+    """Filling in where a mask says so: every position keeps its unit."""
+    if trace.is_gated(call.argument(1, "mask")):
+        raise trace.refuse(call, "its mask depends on units, which only layers with gates of their own may read")
+    return trace.labels(call.argument(0, "input"))
+
+
+@rule(*_ARITHMETIC, torch.where)
 def binary(trace: Trace, call: Call) -> Tensor:
     """Arithmetic of two values: units that meet are coupled, as in a skip connection."""
     values = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]

@@ -1,0 +1,82 @@
+"""Attention, and products of two values: what is contracted is read without a gate, so it is coupled into one unit.
+
+In attention written by hand the queries, keys and values of a head become one unit: a task uses a head wholly or not at
+all. That is exact, and leaves the layers before and after to be gated as usual.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack.units.coupling import UNGATED
+from hatrack.units.rules.registry import functions, rule
+from hatrack.units.trace import Call, Labels, Trace
+
+__all__ = ["matrix_product", "multi_head_attention", "scaled_dot_product_attention"]
+
+
+@rule(*functions("matmul", "bmm", "__matmul__"))
+def matrix_product(trace: Trace, call: Call) -> Tensor:
+    """A product of two values: units along the contracted axis become one, and so do the units that meet."""
+    first, second = (trace.labels(value) for value in call.args[:2])
+    if first.dim() < 2 or second.dim() < 2:
+        raise trace.refuse(call, "products with a vector have no rule yet")
+    return _product(trace, first, second).expand(call.output.shape)
+
+
+@rule(F.scaled_dot_product_attention)
+def scaled_dot_product_attention(trace: Trace, call: Call) -> Tensor:
+    """Attention with queries, keys and values ``(..., length, width)``."""
+    query, key, value = (
+        trace.labels(call.argument(position, name)) for position, name in enumerate(("query", "key", "value"))
+    )
+    scores = _product(trace, query, key.transpose(-2, -1))
+    mask = call.argument(3, "attn_mask")
+    if isinstance(mask, Tensor):
+        scores = trace.coupling.couple(scores, trace.labels(mask))
+    return _product(trace, scores, value).expand(call.output.shape)
+
+
+@rule(nn.MultiheadAttention)
+def multi_head_attention(trace: Trace, call: Call) -> Labels:
+    """The fused module: its inputs are gated, its heads are always on, since no hook reaches inside its kernel.
+
+    Projections into the heads are held where a task uses the unit that is read, projections out of them where it uses
+    the unit that is written.
+    """
+    module = call.target
+    if module.bias_k is not None:
+        raise trace.refuse(call, "add_bias_kv has no rule yet")
+    names = ("query", "key", "value")
+    ends = [trace.read(call, call.argument(i, name), -1, argument=i, keyword=name) for i, name in enumerate(names)]
+    always = torch.full((1, 1), UNGATED)
+    if module.in_proj_weight is not None:
+        per_row = torch.stack(ends).repeat_interleave(module.embed_dim, dim=0)
+        trace.use(module.in_proj_weight, always, per_row)
+    else:
+        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        for weight, units in zip(weights, ends, strict=True):
+            trace.use(weight, always, units.view(1, -1))
+    trace.use(module.in_proj_bias, torch.full((1,), UNGATED))
+    outputs = trace.write(call, module.embed_dim)
+    trace.use(module.out_proj.weight, outputs.view(-1, 1), always)
+    trace.use(module.out_proj.bias, outputs)
+    attended, weights_of_keys = call.output
+    nothing: Labels = () if weights_of_keys is None else torch.full(weights_of_keys.shape, UNGATED)
+    return outputs.expand(attended.shape), nothing
+
+
+def _product(trace: Trace, first: Tensor, second: Tensor) -> Tensor:
+    """Labels of ``first @ second``."""
+    rows = _merge(trace, first, -1)
+    columns = _merge(trace, second, -2)
+    return trace.coupling.couple(rows, columns)
+
+
+def _merge(trace: Trace, labels: Tensor, axis: int) -> Tensor:
+    """Couple everything along an axis, and keep one label of it."""
+    representative = labels.amax(dim=axis, keepdim=True)
+    trace.coupling.couple(labels, representative)
+    return representative
