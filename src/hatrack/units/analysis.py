@@ -194,15 +194,7 @@ def _resolve(trace: Trace, model: nn.Module, prefix: str) -> UnitGraph:
         for read in trace.reads.values()
         if read.module == _RESULT or bool((table[read.labels] != ungated).any())
     )
-    groups = tuple(
-        Group(
-            group.name,
-            group.start,
-            group.size,
-            tuple(dict.fromkeys(r.module for r in readers if _touches(r.units, group))),
-        )
-        for group in groups
-    )
+    groups = tuple(replace(group, readers=_readers_of(group, readers)) for group in groups)
     uses, roles = _parameters(trace, model, table, ungated, prefix)
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
     return UnitGraph(ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task))
