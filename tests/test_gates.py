@@ -19,7 +19,7 @@ NUM_UNITS = 6
 
 def gate_over(units: list[int], axis: int) -> tuple[InputGate, ActiveTask]:
     active = ActiveTask()
-    return InputGate(Reader("layer", axis, torch.tensor(units)), NUM_UNITS, active), active
+    return InputGate(Reader("layer", 0, "input", axis, torch.tensor(units)), NUM_UNITS, active), active
 
 
 POSITIONS = st.lists(st.integers(0, NUM_UNITS), min_size=1, max_size=8)
