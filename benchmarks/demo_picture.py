@@ -1,6 +1,6 @@
 """Draw what `hatrack demo` shows, for the README.
 
-    python benchmarks/demo_picture.py docs/demo.svg
+python benchmarks/demo_picture.py docs/demo.svg
 """
 
 from __future__ import annotations

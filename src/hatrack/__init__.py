@@ -14,7 +14,7 @@ from hatrack.errors import (
     TrainingError,
     UnsupportedError,
 )
-from hatrack.functional import Compensation
+from hatrack.functional import Compensation, Conditioning
 from hatrack.loading import load
 from hatrack.network import HATNetwork
 
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Compensation",
+    "Conditioning",
     "DataError",
     "GuaranteeError",
     "HATNetwork",

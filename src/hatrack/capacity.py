@@ -33,28 +33,23 @@ class Capacity:
         return f"units {self.units:.0%} ({', '.join(parts)}), weights {self.weights:.0%}"
 
 
-def measure_capacity(graph: UnitGraph, cumulative: Tensor, anything_consolidated: bool) -> Capacity:
+def measure_capacity(graph: UnitGraph, cumulative: Tensor, held_entries: int) -> Capacity:
     """Shares in use.
 
     Args:
         graph: the network's units.
         cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (used means exactly 1).
-        anything_consolidated: whether there is a consolidated task, which holds what is ungated.
+        held_entries: how many entries of shared parameters must not move.
 
     Returns:
         The shares.
     """
     used = cumulative == 1
-    attention = torch.cat([used, used.new_full((1,), anything_consolidated)])
-    held = entries = 0
-    for name, uses in graph.uses.items():
-        if graph.roles[name] is not Role.PER_TASK:
-            held += int(attention_on_entries(uses, attention, graph.shapes[name]).sum())
-            entries += graph.shapes[name].numel()
+    entries = sum(shape.numel() for name, shape in graph.shapes.items() if graph.roles[name] is not Role.PER_TASK)
     return Capacity(
         {name: float(part.float().mean()) for name, part in graph.split(used).items()},
         float(used.float().mean()) if graph.num_units else 0.0,
-        held / entries if entries else 0.0,
+        held_entries / entries if entries else 0.0,
     )
 
 

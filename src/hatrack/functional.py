@@ -21,6 +21,7 @@ __all__ = [
     "GATE_FLUSH",
     "SATURATION_BOUND",
     "Compensation",
+    "Conditioning",
     "annealed_scale",
     "attention_regularization",
     "batch_progress",
@@ -59,6 +60,17 @@ class Compensation(enum.Enum):
 
     NONE = "none"
     """No compensation: the plain derivative ``s · σ'(s·e)``."""
+
+
+class Conditioning(enum.Enum):
+    """Which entries of a weight earlier tasks hold."""
+
+    CUMULATIVE = "cumulative"
+    """Those between units that any tasks use (Eq. 2): an entry is held although one task uses only its one end, and
+    another task only its other end."""
+
+    PER_TASK = "per-task"
+    """Those between units that one and the same task uses: exact too, and more entries stay free."""
 
 
 def batch_progress(batch: int, batches: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import functional
+from hatrack.functional import Conditioning
 from hatrack.protect import Shield, attention_on_entries, digest
 from hatrack.tasks import TaskState
 from hatrack.units import UnitGraph
@@ -22,31 +23,36 @@ class Guarantee:
 
     Attributes:
         cumulative: attention of all consolidated tasks, ``(U,)``, booleans (hard) or numbers in [0, 1] (soft).
+        conditioning: which entries the tasks hold.
         shared: the backbone's parameters that are held in part, with what holds them.
         own: the consolidated tasks' own parameters, which are held whole.
     """
 
     cumulative: Tensor
+    conditioning: Conditioning
     shared: tuple[tuple[nn.Parameter, Shield], ...]
     own: tuple[tuple[nn.Parameter, Shield], ...]
 
     @classmethod
-    def of(cls, graph: UnitGraph, backbone: nn.Module, consolidated: Sequence[TaskState]) -> Guarantee:
+    def of(
+        cls, graph: UnitGraph, backbone: nn.Module, consolidated: Sequence[TaskState], conditioning: Conditioning
+    ) -> Guarantee:
         """Derive the protection, for the values that parameters have now.
 
         Args:
             graph: the units of the backbone.
             backbone: the network.
             consolidated: the consolidated tasks.
+            conditioning: which entries they hold.
         """
         device = next((parameter.device for parameter in backbone.parameters()), None)
         cumulative = torch.zeros(graph.num_units, dtype=torch.bool, device=device)
         for index, state in enumerate(consolidated):
             cumulative = functional.cumulative_attention(cumulative if index else None, state.mask)
-        ungated = cumulative.new_ones(1) if consolidated else cumulative.new_zeros(1)
-        attention = torch.cat([cumulative, ungated])
+        separate = conditioning is Conditioning.PER_TASK
+        masks = [state.mask for state in consolidated] if separate else [cumulative] if consolidated else []
         shared = [
-            (parameter, Shield.around(parameter, attention_on_entries(graph.uses[name], attention, parameter.shape)))
+            (parameter, Shield.around(parameter, _held(graph, name, parameter, masks)))
             for name, parameter in backbone.named_parameters(prefix="backbone")
         ]
         own = [
@@ -54,11 +60,24 @@ class Guarantee:
             for state in consolidated
             for parameter in state.parameters()
         ]
-        return cls(cumulative, _with_shield(shared), _with_shield(own))
+        return cls(cumulative, conditioning, _with_shield(shared), _with_shield(own))
+
+    def held_entries(self) -> int:
+        """Number of entries of shared parameters that must not move."""
+        return sum(int(shield.held.sum()) for _, shield in self.shared)
 
     def held(self) -> dict[int, Tensor]:
         """By identity of a parameter, True where an entry must not move."""
         return {id(parameter): shield.held for parameter, shield in (*self.shared, *self.own)}
+
+
+def _held(graph: UnitGraph, name: str, parameter: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """How much every entry of a parameter is relied on: the largest of what each mask says."""
+    held = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+    for index, mask in enumerate(masks):
+        attention = attention_on_entries(graph.uses[name], torch.cat([mask, mask.new_ones(1)]), parameter.shape)
+        held = torch.maximum(held, attention) if index else attention
+    return held
 
 
 def take_digests(

@@ -11,7 +11,7 @@ from torch import nn
 
 from hatrack.checkpoint import check_backbone, read_checkpoint
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
-from hatrack.functional import Compensation
+from hatrack.functional import Compensation, Conditioning
 from hatrack.network import FORMAT, HATNetwork
 
 __all__ = ["load"]
@@ -51,6 +51,7 @@ def load(path: str | Path, backbone: nn.Module) -> HATNetwork:
         s_max=described["s_max"],
         hard=described["hard"],
         compensation=Compensation(described["compensation"]),
+        conditioning=Conditioning(described["conditioning"]),
     )
     for index, task in enumerate(described["tasks"]):
         net._open_task(task["name"], task["num_classes"], torch.Generator().manual_seed(0))  # overwritten below

@@ -18,7 +18,7 @@ from hatrack.attachment import Attachment, is_attached
 from hatrack.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.functional import Compensation
+from hatrack.functional import Compensation, Conditioning
 from hatrack.gates import used_units
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
@@ -53,12 +53,15 @@ class HATNetwork(nn.Module):
         hard: whether masks become exactly 0 or 1 when a task is consolidated. False keeps the sigmoid's values, as the
             paper's code does; then old outputs drift a little.
         compensation: arithmetic of the embedding's gradient.
+        conditioning: which entries of a weight earlier tasks hold: those between units that any tasks use (the paper),
+            or only those between units that one and the same task uses, which is exact too and frees more.
 
     Attributes:
         backbone: the network that was given.
         s_max: largest scale of the gates.
         hard: whether masks are 0 or 1.
         compensation: arithmetic of the embedding's gradient.
+        conditioning: which entries earlier tasks hold.
         example_shape: shape of the example input.
 
     Raises:
@@ -84,6 +87,7 @@ class HATNetwork(nn.Module):
         s_max: float = 400.0,
         hard: bool = True,
         compensation: Compensation = Compensation.EXACT,
+        conditioning: Conditioning = Conditioning.CUMULATIVE,
     ) -> None:
         super().__init__()
         try:
@@ -97,7 +101,8 @@ class HATNetwork(nn.Module):
         if is_attached(backbone):
             raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
         device = next((p.device for p in backbone.parameters()), example_input.device)
-        self.s_max, self.hard, self.compensation = float(s_max), hard, compensation
+        self.s_max, self.hard = float(s_max), hard
+        self.compensation, self.conditioning = compensation, conditioning
         self.example_shape, self._example_dtype = example_input.shape, example_input.dtype
         self.backbone = backbone
         self._graph = analyze(backbone, example_input.to(device), prefix="backbone.")
@@ -105,7 +110,7 @@ class HATNetwork(nn.Module):
         self._scale = float(s_max)
         self._digests: dict[str, str] = {}
         self._attachment = Attachment(self._graph, backbone)
-        self._guarantee = Guarantee.of(self._graph, backbone, [])
+        self._guarantee = Guarantee.of(self._graph, backbone, [], conditioning)
         self._guard = OptimizerGuard(self._present_guarantee, self._embedding_in_training)
         self.to(device)
         self._try_out(example_input.to(device))
@@ -354,7 +359,7 @@ class HATNetwork(nn.Module):
 
     def capacity(self) -> Capacity:
         """Share of units, per group and over all, and of shared weights that consolidated tasks use."""
-        return measure_capacity(self._graph, self._guarantee.cumulative, self._consolidated_states() != [])
+        return measure_capacity(self._graph, self._guarantee.cumulative, self._guarantee.held_entries())
 
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks (paper, Fig. 6)."""
@@ -402,6 +407,7 @@ class HATNetwork(nn.Module):
             "s_max": self.s_max,
             "hard": self.hard,
             "compensation": self.compensation.value,
+            "conditioning": self.conditioning.value,
             "example_input": {"shape": list(self.example_shape), "dtype": str(self._example_dtype).partition(".")[2]},
             "modules": description_of_modules(self.backbone),
             "tasks": [
@@ -460,7 +466,7 @@ class HATNetwork(nn.Module):
         return None if state is None else state.embedding
 
     def _renew_guarantee(self) -> None:
-        self._guarantee = Guarantee.of(self._graph, self.backbone, self._consolidated_states())
+        self._guarantee = Guarantee.of(self._graph, self.backbone, self._consolidated_states(), self.conditioning)
 
     def _take_digests(self) -> dict[str, str]:
         return take_digests(self._guarantee, self._graph, self.backbone, self._consolidated_states())

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
 from hatrack.errors import InputError
-from hatrack.functional import Compensation
+from hatrack.functional import Compensation, Conditioning
 from hatrack.loading import load
 from hatrack.methods.base import Batch, Loss, Method, Setup
 from hatrack.network import HATNetwork
@@ -31,12 +31,14 @@ class HATSettings:
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
+        conditioning: which weights earlier tasks hold: cumulative (the paper) or per-task, which frees more.
     """
 
     s_max: float = 400.0
     c: float = 0.75
     hard: bool = True
     compensation: Compensation = Compensation.EXACT
+    conditioning: Conditioning = Conditioning.CUMULATIVE
 
     def __post_init__(self) -> None:
         if self.s_max <= 0:
@@ -59,6 +61,7 @@ class HAT(Method):
             s_max=settings.s_max,
             hard=settings.hard,
             compensation=settings.compensation,
+            conditioning=settings.conditioning,
         ).to(setup.device)
 
     def begin_task(self, task: Task) -> None:
