@@ -32,9 +32,8 @@ def learn(task, epochs=4, batch_size=32):
     x, y = task.train.load()
     net.train()
     for _ in range(epochs):
-        batches = torch.randperm(len(x)).split(batch_size)
-        for index, rows in enumerate(batches):
-            net.anneal(hatrack.functional.batch_progress(index, len(batches)))
+        for progress, rows in hatrack.with_progress(torch.randperm(len(x)).split(batch_size)):
+            net.anneal(progress)
             loss = F.cross_entropy(net(x[rows], task.name), y[rows]) + 0.75 * net.regularization()
             optimizer.zero_grad()
             loss.backward()

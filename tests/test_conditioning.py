@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import NETS, assert_poison_harmless, learn, logits
-from zoo import ZOO
 
 import hatrack
 from hatrack import Conditioning, HATNetwork
+from helpers import NETS, assert_poison_harmless, learn, logits
+from zoo import ZOO
 
 
 def network(kind: str, conditioning: Conditioning) -> HATNetwork:

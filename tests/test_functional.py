@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import hatrack
 from hatrack import functional as hat
 from hatrack.functional import Compensation
 
@@ -265,3 +266,9 @@ def test_forgetting_ratio_by_hand() -> None:
     assert hat.forgetting_ratio(0.95, 0.5, 0.9) == pytest.approx(0.125)
     assert hat.forgetting_ratio(0.3, 0.5, 0.9) == pytest.approx(-1.5)
     assert math.isnan(hat.forgetting_ratio(0.3, 0.5, 0.5))
+
+
+def test_with_progress_goes_from_nought_to_one() -> None:
+    assert list(hatrack.with_progress(["a", "b", "c"])) == [(0.0, "a"), (0.5, "b"), (1.0, "c")]
+    assert list(hatrack.with_progress(["only"])) == [(1.0, "only")]
+    assert list(hatrack.with_progress([])) == []

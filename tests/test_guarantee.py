@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import hatrack
 from hatrack import HATNetwork
-from hatrack.errors import CheckpointError, GuaranteeError
+from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.units.rules import registry
 from hatrack.units.trace import Call, Trace
-from helpers import attach, learn
+from helpers import assert_poison_harmless, attach, learn, logits
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -145,3 +145,84 @@ def test_a_backbone_whose_weights_fit_but_which_computes_something_else(
     assert hatrack.load(tmp_path / "net.hat", convolution(1, 0.1)).task_names == ("first",)
     with pytest.raises(CheckpointError, match="task 'first' gives other outputs"):
         hatrack.load(tmp_path / "net.hat", convolution(stride, slope))
+
+
+def diverge(net: HATNetwork) -> None:
+    """What a step without protection and with a huge learning rate leaves behind."""
+    with torch.no_grad():
+        for number, parameter in enumerate(net.parameters()):
+            parameter.add_(1.0)
+            parameter.flatten()[number % parameter.numel()] = float("nan")
+
+
+def test_restoring_brings_old_outputs_back_bit_by_bit() -> None:
+    net = attach("conv-bn")
+    x, _ = learn(net, "first")
+    net.add_task("second", 2)
+    promised = logits(net, x, "first")
+    diverge(net)
+    with pytest.raises(GuaranteeError, match=r"call restore\(\)"):
+        net.check()
+    net.restore()
+    net.check()
+    assert torch.equal(logits(net, x, "first"), promised)
+    assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
+
+
+def test_a_bad_state_is_refused_and_leaves_the_good_one() -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "first")
+    promised = logits(net, x, "first")
+    bad = {name: value.clone() if isinstance(value, Tensor) else value for name, value in net.state_dict().items()}
+    bad["backbone.4.weight"] += 1
+    with pytest.raises(GuaranteeError, match="protected entries have moved"):
+        net.load_state_dict(bad)
+    net.check()
+    assert torch.equal(logits(net, x, "first"), promised)
+
+
+def test_a_detached_network_answers_no_more(tmp_path: Path) -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "first")
+    net.add_task("second", 2)
+    net.detach()
+    for use in (
+        lambda: net(x, "first"),
+        lambda: net.consolidate("second"),
+        lambda: net.save(tmp_path / "net.hat"),
+    ):
+        with pytest.raises(InputError, match="was detached"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (6,)])
+def test_a_shape_that_a_dense_layer_takes_but_the_network_does_not(shape: tuple[int, ...]) -> None:
+    net = HATNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), torch.zeros(1, 6))
+    net.add_task("first", 2)
+    with pytest.raises(InputError, match=r"the network expects \(N, 6\)"):
+        net(torch.zeros(shape), "first")
+
+
+class HandWritten(nn.Module):
+    """A leaky activation, a thresholded one and noise, as people write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = torch.where(h > 0, h, 0.1 * h) + torch.zeros_like(h)
+        return (self.second(h) * (self.second(h) >= 0.1)).masked_fill(h[:, :16] < -2, 0.0)
+
+
+def test_activations_written_by_hand() -> None:
+    net = HATNetwork(HandWritten(), torch.zeros(1, 6))
+    x = torch.randn(9, 6)
+    promised = {}
+    for task in ("first", "second"):
+        learn_on(net, task)
+        promised[task] = logits(net, x, task)
+    assert all(torch.equal(logits(net, x, task), kept) for task, kept in promised.items())
+    assert_poison_harmless(net, dict.fromkeys(promised, x))

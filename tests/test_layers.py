@@ -29,6 +29,7 @@ LAYERS = [
     {"gates", "protect"},
     {"units"},
     {"checkpoint"},
+    {"progress"},
     {"functional", "metrics", "heads", "atomic", "environment", "names", "modes"},
     {"errors"},
 ]

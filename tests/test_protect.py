@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hatrack import GuaranteeError, HATNetwork, InputError
+from hatrack.functional import condition_gradient
 from hatrack.guard import keeps_entries_without_gradient
 from hatrack.protect import Shield, attention_on_entries, digest
 from hatrack.units import ParameterUse
@@ -165,3 +166,16 @@ def test_free_entries_may_be_changed_by_hand() -> None:
                 net.get_parameter(name)[~held] = 7.0
     net.check()
     assert torch.equal(logits(net, x, "old"), promised)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_shield_conditions_as_equation_2_does(soft: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    out, inp = (torch.rand(size, generator=generator) for size in (7, 5))
+    out, inp = (torch.where(side > 0.6, 1.0, side) if soft else (side > 0.5) for side in (out, inp))
+    weight, gradient = torch.randn(7, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    shield = Shield.around(weight, torch.minimum(out[:, None], inp[None, :]))
+    assert shield is not None
+    conditioned = gradient.clone()
+    shield.condition(conditioned)
+    torch.testing.assert_close(conditioned, condition_gradient(gradient, out[:, None].float(), inp[None, :].float()))

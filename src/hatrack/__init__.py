@@ -17,6 +17,7 @@ from hatrack.errors import (
 from hatrack.functional import Compensation, Conditioning
 from hatrack.loading import load
 from hatrack.network import HATNetwork
+from hatrack.progress import with_progress
 
 __version__ = "0.1.0"
 
@@ -35,4 +36,5 @@ __all__ = [
     "functional",
     "load",
     "units",
+    "with_progress",
 ]

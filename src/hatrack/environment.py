@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "deterministic_cuda"]
 
 
 def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -33,6 +34,14 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def deterministic_cuda() -> torch.device:
+    """The GPU, with torch set to kernels that give the same bits again, for this process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda")
 
 
 def _version(package: str) -> str:

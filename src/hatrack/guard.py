@@ -67,7 +67,9 @@ class OptimizerGuard:
             gradient = parameter.grad
             if gradient is None or gradient.is_sparse:
                 continue
-            if not restored or shield.freedom is not None or type(optimizer) not in _ELEMENTWISE:
+            # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
+            steps_mix_entries = type(optimizer) not in _ELEMENTWISE
+            if not restored or shield.freedom is not None or steps_mix_entries:
                 shield.condition(gradient)
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,7 @@ class HATNetwork(nn.Module):
         self._graph = analyze(backbone, example_input.to(device), prefix="backbone.")
         self.tasks = nn.ModuleList()
         self._scale = float(s_max)
+        self._detached = False
         self._digests: dict[str, str] = {}
         self._attachment = Attachment(self._graph, backbone)
         self._guarantee = Guarantee.of(self._graph, backbone, [], conditioning)
@@ -133,7 +135,14 @@ class HATNetwork(nn.Module):
             use.
         """
         self._attachment.detach(self.backbone)
+        self._detached = True
         return self.backbone
+
+    def _require_attached(self) -> None:
+        if self._detached:
+            raise InputError(
+                "this network was detached from its backbone; attach a new HATNetwork, or load a saved one"
+            )
 
     # ------------------------------------------------------------------------------------------------------- tasks
 
@@ -213,7 +222,9 @@ class HATNetwork(nn.Module):
     def protect(self, optimizer: OptimizerT) -> OptimizerT:
         """Make every later step of an optimizer keep what consolidated tasks rely on.
 
-        Once per optimizer is enough, also if tasks are consolidated afterwards.
+        Once per optimizer is enough, also if tasks are consolidated afterwards. After each step the embedding in
+        training is clamped to [−6, 6] as well. Gradients are conditioned (Eq. 2) when the step begins: clipping their
+        norm before it counts the entries that are held, too.
 
         Returns:
             The optimizer.
@@ -230,7 +241,7 @@ class HATNetwork(nn.Module):
         return optimizer
 
     def anneal(self, progress: float) -> None:
-        """Set the scale of the gates in training (Eq. 3).
+        """Set the scale of the gates in training (Eq. 3); it has an effect in training mode alone.
 
         Args:
             progress: position within the epoch, 0 (first batch) to 1 (last batch).
@@ -261,6 +272,7 @@ class HATNetwork(nn.Module):
             InputError: there is no such task, or it is consolidated already.
             GuaranteeError: protected entries moved since the task before; nothing is changed then.
         """
+        self._require_attached()
         state = self._state(name)
         if state.consolidated:
             raise InputError(f"task {name!r} is consolidated already")
@@ -285,6 +297,7 @@ class HATNetwork(nn.Module):
         Raises:
             InputError: a task is unknown, or the batch does not have the shape that the backbone expects.
         """
+        self._require_attached()
         if isinstance(task, str):
             return self._forward_one(x, self._state(task))
         if not isinstance(task, Sequence):
@@ -311,6 +324,9 @@ class HATNetwork(nn.Module):
                 raise
             expected = ", ".join(map(str, self.example_shape[1:]))
             raise InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})") from error
+        if features.dim() != 2 or len(features) != len(x):
+            expected = ", ".join(map(str, self.example_shape[1:]))
+            raise InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})")
         logits: Tensor = state.head(features)
         return logits
 
@@ -377,15 +393,33 @@ class HATNetwork(nn.Module):
         if spoilt:
             raise GuaranteeError(
                 f"values in {', '.join(spoilt)} became infinite or not a number, and would spoil the outputs of "
-                "consolidated tasks; load the last saved network, and lower the learning rate"
+                "consolidated tasks; call restore() or load the last saved network, and lower the learning rate"
             )
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back what consolidated tasks rely on, after training went wrong.
+
+        Entries that must not move get the bits that they had when the last task was consolidated, and weights that
+        became infinite or not a number are set to 0. What the task in training has learned meanwhile stays.
+
+        Raises:
+            GuaranteeError: something that no copy is kept of has moved, such as a buffer of the backbone.
+        """
+        for parameter, shield in (*self._guarantee.shared, *self._guarantee.own):
+            shield.restore(parameter)
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self.check()
 
     def _require_unmoved(self, digests: Mapping[str, str]) -> None:
         moved = find_changes(digests, self._take_digests())
         if moved:
             raise GuaranteeError(
                 f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
-                "old outputs; load the last saved network, and pass every optimizer through net.protect(...)"
+                "old outputs; call restore() or load the last saved network, and pass every optimizer through "
+                "net.protect(...)"
             )
 
     # ------------------------------------------------------------------------------------------------ keeping it
@@ -397,6 +431,7 @@ class HATNetwork(nn.Module):
             GuaranteeError: protected entries moved since the last task was consolidated; nothing is written then.
             CheckpointError: the file cannot be written; what was there before is still there.
         """
+        self._require_attached()
         self.check()
         tensors = {name: value for name, value in self.state_dict().items() if not name.endswith("_extra_state")}
         write_checkpoint(Path(path), Checkpoint(tensors, self._description()))
@@ -510,9 +545,16 @@ class HATNetwork(nn.Module):
         """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
 
         Raises:
-            GuaranteeError: its protected entries are not those that its tasks were consolidated with.
+            GuaranteeError: its protected entries are not those that its tasks were consolidated with; the network is as
+                it was then.
         """
+        before = {key: copy.deepcopy(value) for key, value in self.state_dict().items()}
         result = super().load_state_dict(*args, **kwargs)
         self._renew_guarantee()
-        self._require_unmoved(self._digests)
+        try:
+            self._require_unmoved(self._digests)
+        except GuaranteeError:
+            super().load_state_dict(before)  # what was here is still good
+            self._renew_guarantee()
+            raise
         return result

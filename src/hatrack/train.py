@@ -17,7 +17,17 @@ from hatrack.functional import batch_progress
 from hatrack.methods import Batch, Method
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
 
-__all__ = ["BatchDone", "EpochDone", "OptimizerKind", "Score", "TrainingSettings", "fit", "predict_split", "score"]
+__all__ = [
+    "BatchDone",
+    "EpochDone",
+    "OptimizerKind",
+    "Score",
+    "TrainingSettings",
+    "fit",
+    "predict_split",
+    "require_finite",
+    "score",
+]
 
 
 class OptimizerKind(enum.Enum):
@@ -167,7 +177,7 @@ def fit(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Ite
             train_loss = train_loss if done.loss is None else done.loss
             yield done
         valid_loss, valid_accuracy = _validate(method, valid, settings)
-        _require_finite(valid_loss, "validation loss", task.name, epoch)
+        require_finite(valid_loss, "validation loss", task.name, epoch)
         improved = valid_loss < best_loss
         if improved:
             best_loss, patience = valid_loss, settings.lr_patience
@@ -213,7 +223,7 @@ def _train_epoch(
             mean = None
             if index == batches - 1 or index % 25 == 24:  # reading a loss waits for the device
                 mean = float(total) / (index + 1)
-                _require_finite(mean, "loss", task, epoch)
+                require_finite(mean, "loss", task, epoch)
             yield BatchDone(epoch, index + 1, batches, mean)
 
 
@@ -288,9 +298,15 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -
             return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
 
 
-def _require_finite(loss: float, what: str, task: str, epoch: int) -> None:
+def require_finite(loss: float, what: str, task: str, epoch: int | None = None) -> None:
+    """Check a loss.
+
+    Raises:
+        TrainingError: it is infinite or not a number.
+    """
     if not math.isfinite(loss):
+        when = "" if epoch is None else f" in epoch {epoch}"
         raise TrainingError(
-            f"the {what} of task {task!r} became {loss} in epoch {epoch}; lower the learning rate (--set lr=...), or "
+            f"the {what} of task {task!r} became {loss}{when}; lower the learning rate (--set lr=...), or "
             "look for extreme values in the data"
         )

@@ -209,3 +209,25 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         timeout=60,
     )
     assert process.stderr == ""
+
+
+@pytest.mark.parametrize(("setting", "shown"), [("x[/y]=1", "'x[/y]'"), ("lr=[bold]", "lr=[bold] does not fit")])
+def test_what_a_user_typed_is_not_read_as_markup(
+    setting: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "demo", "--method", "hat", "--set", setting, "--out", str(tmp_path / "run")]) == 2
+    assert shown in capsys.readouterr().err
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s[/x] [b]1"
+    for _ in range(2):
+        assert main(["run", "demo", "--method", "random", "--out", str(out)]) == 0
+        assert "s[/x] [b]1" in capsys.readouterr().out
+
+
+def test_the_demo_takes_up_its_own_folder_with_other_threads(tmp_path: Path) -> None:
+    assert hatrack("demo", "--out", str(tmp_path), "--quiet", OMP_NUM_THREADS="1").returncode == 0
+    again = hatrack("demo", "--out", str(tmp_path), OMP_NUM_THREADS="2")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.count("is finished; nothing to do") == 2

@@ -16,12 +16,13 @@ from hatrack.experiments import (
     RunResult,
     Status,
     TaskLearned,
+    finished_result,
     prepare,
     read_result,
     run,
     verify,
 )
-from hatrack.experiments.run import _backbone
+from hatrack.experiments.running import _backbone
 from hatrack.methods import METHODS
 from hatrack.streams import build_stream
 
@@ -264,3 +265,54 @@ def test_a_newer_result_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
         read_result(path)
+
+
+def edited(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(environment=[]),
+        lambda content: content["environment"].update(threads="x"),
+        lambda content: content["environment"].update(threads=0),
+        lambda content: content.update(config=[]),
+        lambda content: content.update(seed="a"),
+        lambda content: content.update(tasks=content["tasks"][:2]),
+        lambda content: content["accuracy"][1].__setitem__(0, None),
+        lambda content: content["accuracy"][1].__setitem__(0, "x"),
+        lambda content: content.update(accuracy=content["accuracy"][:2]),
+    ],
+)
+def test_a_result_that_cannot_be_is_named(change: Any, tmp_path: Path) -> None:
+    finish(request("random", tmp_path))
+    edited(tmp_path / "run.json", change)
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        read_result(tmp_path / "run.json")
+
+
+def test_elsewhere_the_kept_logits_must_be_those_of_the_run(tmp_path: Path) -> None:
+    finish(request("hat", tmp_path / "one"))
+    finish(request("hat", tmp_path / "other", seed=1))
+    for name in ("net.hat", "logits.safetensors"):
+        (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    edited(tmp_path / "one" / "run.json", lambda content: content["environment"].update(processor="another one"))
+    with pytest.raises(CheckpointError, match="its logits have another hash"):
+        verify(tmp_path / "one")
+
+
+def test_in_the_same_environment_the_network_and_the_result_are_enough(tmp_path: Path) -> None:
+    finish(request("hat", tmp_path))
+    (tmp_path / "logits.safetensors").unlink()
+    assert verify(tmp_path).holds
+
+
+def test_a_finished_run_needs_neither_data_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = finish(request("hat", tmp_path))
+    (tmp_path / "net.hat").unlink()
+    monkeypatch.setattr("hatrack.experiments.running.build_stream", None)
+    assert finished_result(request("hat", tmp_path)) == result
+    assert finished_result(request("hat", tmp_path / "elsewhere")) is None

@@ -15,23 +15,24 @@ from cyclopts import App, Parameter
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hatrack import __version__
 from hatrack.cli.display import RunDisplay
 from hatrack.data import DATASETS
+from hatrack.environment import deterministic_cuda
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
     EXPERIMENTS,
-    Prepared,
     RunRequest,
     RunResult,
-    Status,
+    finished_result,
     prepare,
     read_result,
     run,
     verify,
 )
-from hatrack.experiments.run import RESULT
+from hatrack.experiments.running import RESULT
 from hatrack.methods import METHODS
 from hatrack.report import accuracy_table, forgetting_line, verification_table
 
@@ -76,6 +77,8 @@ def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
     console = _console()
     results = {}
     for method in ("sgd", "hat"):
+        if out is not None:
+            _set_threads(None, out / method)
         request = RunRequest("demo", method, out=None if out is None else out / method)
         results[method] = _carry_out(request, console, quiet)
     if not quiet:
@@ -134,7 +137,7 @@ def run_command(
     if not quiet:
         console.print(accuracy_table(result))
         console.print(forgetting_line(result), highlight=False)
-        console.print(f"kept in {folder}", highlight=False, soft_wrap=True)
+        _say(console, f"kept in {folder}")
     return 0
 
 
@@ -230,11 +233,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
-    prepared: Prepared = prepare(request)
-    if prepared.result.status is Status.FINISHED:
+    finished = finished_result(request)
+    if finished is not None:
         if not quiet:
-            console.print(f"{request.out} is finished; nothing to do", highlight=False, soft_wrap=True)
-        return prepared.result
+            _say(console, f"{request.out} is finished; nothing to do")
+        return finished
+    prepared = prepare(request)
     try:
         with RunDisplay(console, prepared.result, quiet=quiet, label=request.method) as display:
             for event in run(prepared):
@@ -284,11 +288,7 @@ def _device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
         raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
     if choice == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    # Only deterministic kernels give the same bits again.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    return torch.device("cuda")
+    return deterministic_cuda()
 
 
 def _console() -> Console:
@@ -302,8 +302,14 @@ def _named_table(title: str, columns: tuple[str, str], rows: Iterable[tuple[str,
     return table
 
 
+def _say(console: Console, text: str) -> None:
+    """Print what may hold a user's own words: as it is, neither markup nor coloured nor folded."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _fail(message: str, code: int) -> int:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+    text = Text.assemble(("error:", "bold red"), " ", message)  # not markup: a message may quote what a user typed
+    Console(stderr=True).print(text, soft_wrap=True)
     return code
 
 

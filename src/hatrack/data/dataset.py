@@ -107,7 +107,8 @@ class DatasetSpec:
             download: Whether files found nowhere may be fetched from the network.
 
         Raises:
-            DataError: ``data_dir`` is no folder, or a file is missing or damaged; the message says what to do.
+            InputError: ``data_dir`` is no folder.
+            DataError: a file is missing or damaged; the message says what to do.
         """
         if data_dir is not None and not data_dir.is_dir():
             raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")

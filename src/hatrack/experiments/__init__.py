@@ -2,7 +2,16 @@
 
 from hatrack.experiments.presets import EXPERIMENTS, Experiment, find_experiment
 from hatrack.experiments.results import RunResult, Status, read_result
-from hatrack.experiments.run import Event, Prepared, RunRequest, TaskBegun, TaskLearned, prepare, run
+from hatrack.experiments.running import (
+    Event,
+    Prepared,
+    RunRequest,
+    TaskBegun,
+    TaskLearned,
+    finished_result,
+    prepare,
+    run,
+)
 from hatrack.experiments.settings import Config
 from hatrack.experiments.verify import Verification, verify
 
@@ -19,6 +28,7 @@ __all__ = [
     "TaskLearned",
     "Verification",
     "find_experiment",
+    "finished_result",
     "prepare",
     "read_result",
     "run",

@@ -154,6 +154,7 @@ def read_result(path: Path) -> RunResult:
         if data["schema"] > SCHEMA:
             raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
         tasks = tuple(TaskSummary(**task) for task in data["tasks"])
+        _require_sound(data)
         rows = zip(data["loss"], data["accuracy"], data["logits_sha256"], strict=True)
         scores = [tuple(_score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
         return RunResult(
@@ -170,10 +171,27 @@ def read_result(path: Path) -> RunResult:
             environment=data["environment"],
             status=Status(data["status"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"{path} is damaged, or not a result of hatrack ({type(error).__name__}: {error})"
         ) from error
+
+
+def _require_sound(data: Any) -> None:
+    """Check what else would be believed and fail later."""
+    size = len(data["tasks"])
+    threads = data["environment"]["threads"]
+    whole_numbers = [data["seed"], threads]
+    if not all(type(number) is int and number >= 0 for number in whole_numbers) or threads < 1:
+        raise TypeError("the seed or the number of threads is not a whole number")
+    if not isinstance(data["config"], dict):
+        raise TypeError("the config is not a set of keys")
+    for what in ("loss", "accuracy", "logits_sha256"):
+        matrix = data[what]
+        learned = sum(row[0] is not None for row in matrix)
+        shape = [[column <= index < learned for column in range(size)] for index in range(size)]
+        if [[value is not None for value in row] for row in matrix] != shape:
+            raise TypeError(f"{what} is not a lower triangular matrix of {size} tasks")
 
 
 def _score(loss: float, accuracy: float, logits_sha256: str) -> Score:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hatrack.checkpoint import read_checkpoint
-from hatrack.environment import describe_environment
-from hatrack.errors import InputError
+from hatrack.environment import describe_environment, deterministic_cuda
+from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.results import RunResult, read_result
-from hatrack.experiments.run import (
+from hatrack.experiments.running import (
     CHECKPOINT,
     LOGITS,
     LOGITS_FORMAT,
@@ -21,6 +23,8 @@ from hatrack.experiments.run import (
     prepare,
     score_row,
 )
+from hatrack.streams import Task
+from hatrack.train import Score, score
 
 __all__ = ["TOLERANCE", "TaskVerdict", "Verification", "verify"]
 
@@ -91,7 +95,7 @@ def verify(folder: Path, data: Path | None = None) -> Verification:
         raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
     torch.set_num_threads(int(recorded.environment.get("threads", torch.get_num_threads())))
     on_cuda = recorded.environment.get("device") != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_cuda else "cpu")
+    device = deterministic_cuda() if on_cuda else torch.device("cpu")
     request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config, device)
     prepared = prepare(request)
     prepared.method.load(folder / CHECKPOINT)
@@ -99,15 +103,23 @@ def verify(folder: Path, data: Path | None = None) -> Verification:
     now = describe_environment(device)
     differences = tuple(key for key in now if now[key] != recorded.environment.get(key))
     row = score_row(prepared, logits)
-    saved = read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors
+    saved = {} if not differences else read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors
     verdicts = []
-    for index, (task, score) in enumerate(zip(recorded.tasks, row, strict=False)):
+    for index, (task, now_scored) in enumerate(zip(recorded.tasks[: len(row)], row, strict=True)):
         before = recorded.scores[-1][index]
         if differences:
-            close = torch.allclose(logits[task.name], saved[task.name], rtol=TOLERANCE, atol=TOLERANCE)
-            agrees = close and abs(score.accuracy - before.accuracy) < 0.01
+            theirs = _recorded_logits(folder, saved, task.name, before, prepared.stream[index])
+            agrees = torch.allclose(logits[task.name], theirs, rtol=TOLERANCE, atol=TOLERANCE)
         else:
-            agrees = score.logits_sha256 == before.logits_sha256 and score.accuracy == before.accuracy
+            agrees = now_scored.logits_sha256 == before.logits_sha256 and now_scored.accuracy == before.accuracy
         hashes = {scores[index].logits_sha256 for scores in recorded.scores[index:]}
-        verdicts.append(TaskVerdict(task.name, score.accuracy, before.accuracy, agrees, len(hashes) == 1))
+        verdicts.append(TaskVerdict(task.name, now_scored.accuracy, before.accuracy, agrees, len(hashes) == 1))
     return Verification(recorded, tuple(verdicts), not differences, differences)
+
+
+def _recorded_logits(folder: Path, saved: Mapping[str, Tensor], name: str, recorded: Score, task: Task) -> Tensor:
+    """The logits that a run kept, after checking that they are those whose hash it recorded."""
+    logits = saved.get(name)
+    if logits is None or score(logits, task.test.labels).logits_sha256 != recorded.logits_sha256:
+        raise CheckpointError(f"{folder / LOGITS} does not belong to {folder / RESULT}: its logits have another hash")
+    return logits

@@ -9,7 +9,7 @@ from hatrack.units.coupling import UNGATED
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
-__all__ = ["binary", "prelu", "unary"]
+__all__ = ["binary", "constant", "prelu", "unary"]
 
 # Whatever these do to a zero does not matter: units are gated where they are read, after the activation.
 _ACTIVATIONS = functions(
@@ -17,7 +17,9 @@ _ACTIVATIONS = functions(
     *("sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softsign", "hardtanh", "hardtanh_", "hardsigmoid"),
     *("hardswish", "leaky_relu", "leaky_relu_", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "threshold"),
     *("threshold_", "rrelu", "rrelu_", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square", "sin"),
-    *("cos", "atan", "erf", "sign", "reciprocal", "__abs__", "__neg__"),
+    *("cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "exp2", "log2"),
+    *("log10", "sign", "reciprocal", "round", "floor", "ceil", "trunc", "nan_to_num", "clamp_", "square_", "__abs__"),
+    *("__neg__", "expit", "logit", "isnan", "isfinite", "logical_not", "__invert__"),
 )
 _DROPOUTS = functions(
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
@@ -26,8 +28,12 @@ _COPIES = functions("clone", "contiguous", "detach", "to", "float", "half", "bfl
 _ARITHMETIC = functions(
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "true_divide", "maximum", "minimum", "pow"),
     *("__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__", "rsub", "__mul__", "__imul__", "__rmul__"),
-    *("__truediv__", "__itruediv__", "__rtruediv__", "__pow__", "clamp", "clamp_min", "clamp_max"),
+    *("__truediv__", "__itruediv__", "__rtruediv__", "__pow__", "__rpow__", "clamp", "clamp_min", "clamp_max", "fmax"),
+    *("fmin", "hypot", "atan2", "lerp", "addcmul", "addcdiv", "where", "masked_fill", "masked_fill_", "logaddexp"),
+    *("gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__"),
+    *("logical_and", "logical_or", "__and__", "__or__"),
 )
+_CONSTANTS = functions("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
 
 
 @rule(*_ACTIVATIONS, *_DROPOUTS, *_COPIES)
@@ -36,15 +42,13 @@ def unary(trace: Trace, call: Call) -> Tensor:
     return trace.labels(call.argument(0, "input"))
 
 
-@rule(*functions("masked_fill", "masked_fill_"))
-def masked(trace: Trace, call: Call) -> Tensor:
-    """Filling in where a mask says so: every position keeps its unit."""
-    if trace.is_gated(call.argument(1, "mask")):
-        raise trace.refuse(call, "its mask depends on units, which only layers with gates of their own may read")
-    return trace.labels(call.argument(0, "input"))
+@rule(*_CONSTANTS)
+def constant(trace: Trace, call: Call) -> Tensor:
+    """New values of another's shape belong to no unit."""
+    return torch.full(call.output.shape, UNGATED)
 
 
-@rule(*_ARITHMETIC, torch.where)
+@rule(*_ARITHMETIC)
 def binary(trace: Trace, call: Call) -> Tensor:
     """Arithmetic of two values: units that meet are coupled, as in a skip connection."""
     values = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]

@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hatrack.experiments.settings import Config, Initialization, NetworkKind, Ne
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.networks import MLP, AlexNet, build_reproducibly
 from hatrack.streams import TaskStream, build_stream
-from hatrack.train import BatchDone, EpochDone, Score, fit, predict_split, score
+from hatrack.train import BatchDone, EpochDone, Score, fit, predict_split, require_finite, score
 
 __all__ = [
     "CHECKPOINT",
@@ -71,6 +71,7 @@ class RunRequest:
     def command(self) -> str:
         """A command line that makes this run."""
         words = ["hatrack", "run", self.experiment, "--method", self.method, "--seed", str(self.seed)]
+        words += ["--threads", str(torch.get_num_threads()), "--device", self.device.type]
         for key, value in self.overrides.items():
             text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
             words += ["--set", f"{key}={text}"]
@@ -124,10 +125,6 @@ def prepare(request: RunRequest) -> Prepared:
         DataError: the data is missing or damaged.
         CheckpointError: what the folder holds is damaged.
     """
-    if request.out is not None and request.out.exists() and not request.out.is_dir():
-        raise InputError(f"{request.out} is a file; give a folder as --out")
-    if request.seed < 0:
-        raise InputError(f"the seed must be 0 or more, not {request.seed}")
     experiment = find_experiment(request.experiment)
     config = experiment.config(request.method).overridden(request.overrides)
     earlier = _earlier_result(request, config)
@@ -155,6 +152,17 @@ def prepare(request: RunRequest) -> Prepared:
         status=Status.RUNNING,
     )
     return Prepared(request, config, stream, method, result)
+
+
+def finished_result(request: RunRequest) -> RunResult | None:
+    """The result of a run that its folder holds finished; None if it is not finished, or not begun. Needs no data.
+
+    Raises:
+        InputError, CheckpointError: as :func:`prepare`.
+    """
+    config = find_experiment(request.experiment).config(request.method).overridden(request.overrides)
+    earlier = _earlier_result(request, config)
+    return earlier if earlier is not None and earlier.status is Status.FINISHED else None
 
 
 def _take_up(prepared: Prepared) -> None:
@@ -226,7 +234,10 @@ def _record(prepared: Prepared, epochs: int, seconds: float) -> None:
     capacity = prepared.method.capacity()
     shares = None if capacity is None else dataclasses.asdict(capacity)
     row = score_row(prepared, logits)
-    prepared.result = prepared.result.with_row(row, shares, epochs, round(seconds, 3))
+    for task, of_task in zip(prepared.result.tasks, row, strict=False):
+        require_finite(of_task.loss, "test loss", task.name)
+    here = describe_environment(prepared.request.device)
+    prepared.result = replace(prepared.result.with_row(row, shares, epochs, round(seconds, 3)), environment=here)
     out = prepared.request.out
     if out is not None:
         write_checkpoint(out / LOGITS, Checkpoint(logits, {"format": LOGITS_FORMAT}))
@@ -237,8 +248,13 @@ def _earlier_result(request: RunRequest, config: Config) -> RunResult | None:
     """What the folder holds of the same run, or None.
 
     Raises:
-        InputError: it holds another run, or other files.
+        InputError: it holds another run, or other files, or cannot be such a folder.
     """
+    if request.seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {request.seed}")
+    for place in () if request.out is None else (request.out, *request.out.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file; give a folder as --out")
     if request.out is None or not (request.out / RESULT).exists():
         if request.out is not None and (request.out / CHECKPOINT).exists():
             raise InputError(f"{request.out} holds a {CHECKPOINT} but no {RESULT}; choose another folder with --out")
