@@ -10,6 +10,8 @@ from hatrack.networks import MLP
 from hatrack.streams import Task, TaskStream
 from hatrack.train import TrainingSettings, fit, predict_split, score
 
+torch.set_num_threads(1)  # for a network this small more threads only get in each other's way
+
 # Three tasks: on which side of a line, of another line, of a circle?
 torch.manual_seed(0)
 x = torch.randn(1200, 2)

@@ -20,7 +20,7 @@ def hatrack(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         [sys.executable, "-m", "hatrack", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},  # two runs of two threads each crawl on two cores
         timeout=120,
         check=False,
     )

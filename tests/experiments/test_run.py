@@ -316,3 +316,10 @@ def test_a_finished_run_needs_neither_data_nor_network(tmp_path: Path, monkeypat
     monkeypatch.setattr("hatrack.experiments.running.build_stream", None)
     assert finished_result(request("hat", tmp_path)) == result
     assert finished_result(request("hat", tmp_path / "elsewhere")) is None
+
+
+@pytest.mark.parametrize("network", ["alexnet", "resnet18", "vit"])
+def test_every_network_can_be_asked_for(network: str) -> None:
+    prepared = prepare(request("sgd", network=network))
+    features = {"alexnet": 2048, "resnet18": 512, "vit": 192}[network]
+    assert prepared.method.setup.build_backbone().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, features)

@@ -33,6 +33,7 @@ from hatrack.experiments import (
     verify,
 )
 from hatrack.experiments.running import RESULT
+from hatrack.experiments.settings import NetworkKind
 from hatrack.methods import METHODS
 from hatrack.report import accuracy_table, forgetting_line, verification_table
 
@@ -94,6 +95,7 @@ def run_command(
     method: Annotated[str, Parameter(choices=tuple(METHODS))],
     seed: Annotated[int, _WHOLE] = 0,
     epochs: Annotated[int | None, _WHOLE] = None,
+    network: Annotated[str | None, Parameter(choices=tuple(kind.value for kind in NetworkKind))] = None,
     out: Path | None = None,
     data: Data = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
@@ -115,6 +117,8 @@ def run_command(
         Decides on initial weights, order of samples, validation split and permutations.
     epochs
         Largest number of epochs per task; short for `--set epochs=N`.
+    network
+        The backbone, if not the experiment's own; short for `--set network=NAME`.
     out
         Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
     settings
@@ -125,10 +129,11 @@ def run_command(
         Number of CPU threads; test logits are the same to the bit only with the same number.
     """
     overrides = _overrides(settings)
-    if epochs is not None:
-        if "epochs" in overrides:
-            raise InputError("--epochs and --set epochs=... are the same setting; give one of them")
-        overrides["epochs"] = epochs
+    for key, value in (("epochs", epochs), ("network", network)):
+        if value is not None and key in overrides:
+            raise InputError(f"--{key} and --set {key}=... are the same setting; give one of them")
+        if value is not None:
+            overrides[key] = value
     folder = out or Path("runs") / f"{experiment}-{method}-seed{seed}"
     _set_threads(threads, folder)
     request = RunRequest(experiment, method, seed, folder, data, overrides, _device(device))

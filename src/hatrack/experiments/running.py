@@ -20,7 +20,7 @@ from hatrack.experiments.presets import Experiment, find_experiment
 from hatrack.experiments.results import RunResult, Status, TaskSummary, read_result, write_result
 from hatrack.experiments.settings import Config, Initialization, NetworkKind, NetworkSettings
 from hatrack.methods import METHODS, Method, Setup
-from hatrack.networks import MLP, AlexNet, build_reproducibly
+from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly
 from hatrack.streams import TaskStream, build_stream
 from hatrack.train import BatchDone, EpochDone, Score, fit, predict_split, require_finite, score
 
@@ -296,5 +296,9 @@ def _backbone(settings: NetworkSettings, stream: TaskStream, seed: int) -> nn.Mo
                 return MLP(shape, settings.hidden, dropout)
             case NetworkKind.ALEXNET:
                 return AlexNet(shape, dropout)
+            case NetworkKind.RESNET18:
+                return ResNet18(shape)
+            case NetworkKind.VIT:
+                return ViT(shape)
 
     return build_reproducibly(build, seed, xavier=settings.initialization is Initialization.XAVIER)

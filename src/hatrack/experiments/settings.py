@@ -22,6 +22,8 @@ class NetworkKind(enum.Enum):
 
     MLP = "mlp"
     ALEXNET = "alexnet"
+    RESNET18 = "resnet18"
+    VIT = "vit"
 
 
 class Initialization(enum.Enum):
@@ -39,7 +41,7 @@ class NetworkSettings:
     """The backbone.
 
     Attributes:
-        network: mlp or alexnet.
+        network: mlp, alexnet, resnet18 or vit.
         hidden: width of every dense layer (mlp).
         dropout_early: dropout at the input (mlp), or after the first two convolutions (alexnet).
         dropout_late: dropout after every hidden layer (mlp), or after the later layers (alexnet).
