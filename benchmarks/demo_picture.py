@@ -13,19 +13,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from hatrack.cli.app import DEMO_TITLES
 from hatrack.experiments import RunRequest, prepare, run
 from hatrack.report import accuracy_table, forgetting_line
-
-TITLES = {
-    "sgd": "fine-tuning: every new task overwrites the ones before",
-    "hat": "hard attention: what is learned stays, to the bit",
-}
 
 
 def main(target: Path) -> None:
     torch.set_num_threads(1)
     console = Console(record=True, width=72, file=io.StringIO(), force_terminal=True)
-    for method, title in TITLES.items():
+    for method, title in DEMO_TITLES.items():
         prepared = prepare(RunRequest("demo", method))
         for _ in run(prepared):
             pass

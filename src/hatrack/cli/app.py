@@ -37,7 +37,13 @@ from hatrack.experiments.settings import NetworkKind
 from hatrack.methods import METHODS
 from hatrack.report import accuracy_table, forgetting_line, verification_table
 
-__all__ = ["app", "main"]
+__all__ = ["DEMO_TITLES", "app", "main"]
+
+DEMO_TITLES = {
+    "sgd": "fine-tuning: new tasks overwrite the old ones",
+    "hat": "hard attention: what is learned stays, to the bit",
+}
+"""What the two tables of the demo are called, by method."""
 
 app = App(
     name="hatrack",
@@ -257,10 +263,10 @@ def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
 
 def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
     console.print()
-    console.print(accuracy_table(plain, "fine-tuning: every new task overwrites the ones before"))
+    console.print(accuracy_table(plain, DEMO_TITLES["sgd"]))
     console.print(forgetting_line(plain), highlight=False)
     console.print()
-    console.print(accuracy_table(hat, "hard attention: what is learned stays, to the bit"))
+    console.print(accuracy_table(hat, DEMO_TITLES["hat"]))
     console.print(forgetting_line(hat), highlight=False)
 
 
