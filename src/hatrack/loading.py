@@ -52,6 +52,7 @@ def load(path: str | Path, backbone: nn.Module) -> HATNetwork:
         hard=described["hard"],
         compensation=Compensation(described["compensation"]),
         conditioning=Conditioning(described["conditioning"]),
+        gate_inputs=described["gate_inputs"],
     )
     for index, task in enumerate(described["tasks"]):
         net._open_task(task["name"], task["num_classes"], torch.Generator().manual_seed(0))  # overwritten below

@@ -56,6 +56,8 @@ class HATNetwork(nn.Module):
         compensation: arithmetic of the embedding's gradient.
         conditioning: which entries of a weight earlier tasks hold: those between units that any tasks use (the paper),
             or only those between units that one and the same task uses, which is exact too and frees more.
+        gate_inputs: also learn which input features a task uses, as units of a group ``inputs``; for inputs whose
+            features are independent of each other (the paper, Fig. 10).
 
     Attributes:
         backbone: the network that was given.
@@ -63,6 +65,7 @@ class HATNetwork(nn.Module):
         hard: whether masks are 0 or 1.
         compensation: arithmetic of the embedding's gradient.
         conditioning: which entries earlier tasks hold.
+        gate_inputs: whether input features are units.
         example_shape: shape of the example input.
 
     Raises:
@@ -89,6 +92,7 @@ class HATNetwork(nn.Module):
         hard: bool = True,
         compensation: Compensation = Compensation.EXACT,
         conditioning: Conditioning = Conditioning.CUMULATIVE,
+        gate_inputs: bool = False,
     ) -> None:
         super().__init__()
         try:
@@ -103,10 +107,10 @@ class HATNetwork(nn.Module):
             raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
         device = next((p.device for p in backbone.parameters()), example_input.device)
         self.s_max, self.hard = float(s_max), hard
-        self.compensation, self.conditioning = compensation, conditioning
+        self.compensation, self.conditioning, self.gate_inputs = compensation, conditioning, gate_inputs
         self.example_shape, self._example_dtype = example_input.shape, example_input.dtype
         self.backbone = backbone
-        self._graph = analyze(backbone, example_input.to(device), prefix="backbone.")
+        self._graph = analyze(backbone, example_input.to(device), prefix="backbone.", gate_inputs=gate_inputs)
         self.tasks = nn.ModuleList()
         self._scale = float(s_max)
         self._detached = False
@@ -443,6 +447,7 @@ class HATNetwork(nn.Module):
             "hard": self.hard,
             "compensation": self.compensation.value,
             "conditioning": self.conditioning.value,
+            "gate_inputs": self.gate_inputs,
             "example_input": {"shape": list(self.example_shape), "dtype": str(self._example_dtype).partition(".")[2]},
             "modules": description_of_modules(self.backbone),
             "tasks": [

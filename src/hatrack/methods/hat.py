@@ -31,6 +31,7 @@ class HATSettings:
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
+        gate_inputs: learn which input features a task uses, too.
         conditioning: which weights earlier tasks hold: cumulative (the paper) or per-task, which frees more.
     """
 
@@ -39,6 +40,7 @@ class HATSettings:
     hard: bool = True
     compensation: Compensation = Compensation.EXACT
     conditioning: Conditioning = Conditioning.CUMULATIVE
+    gate_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.s_max <= 0:
@@ -62,6 +64,7 @@ class HAT(Method):
             hard=settings.hard,
             compensation=settings.compensation,
             conditioning=settings.conditioning,
+            gate_inputs=settings.gate_inputs,
         ).to(setup.device)
 
     def begin_task(self, task: Task) -> None:

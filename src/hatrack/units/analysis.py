@@ -23,6 +23,9 @@ __all__ = ["analyze"]
 FEATURES = ""
 """The name under which the graph records the heads' reading of the backbone's result."""
 
+INPUTS = "inputs"
+"""The name of the group of input features, if these are gated."""
+
 _RESULT = "."
 """The name for the same during the run: no module can have it, while ``""`` is the model itself, a reader if it is one
 layer alone."""
@@ -37,13 +40,15 @@ _FACTS = frozenset(
 )
 
 
-def analyze(model: nn.Module, example_input: Tensor, prefix: str = "") -> UnitGraph:
+def analyze(model: nn.Module, example_input: Tensor, prefix: str = "", *, gate_inputs: bool = False) -> UnitGraph:
     """Find the units of a network by running it once.
 
     Args:
         model: maps a batch to features ``(N, F)``. It is run in evaluation mode and left as it was.
         example_input: a batch of the shape that the model expects.
         prefix: put before every parameter's name in the result, such as ``"backbone."``.
+        gate_inputs: make every feature of the input a unit of a group ``inputs``, for features that are independent of
+            each other. What a layer treats alike, such as the pixels of a channel, becomes one unit.
 
     Returns:
         The groups of units, who reads them, and the role of every parameter.
@@ -53,6 +58,11 @@ def analyze(model: nn.Module, example_input: Tensor, prefix: str = "") -> UnitGr
         InputError: the model does not map the example to features ``(N, F)``, or cannot run on it at all.
     """
     trace = Trace()
+    if gate_inputs:
+        if not example_input.is_floating_point():
+            raise InputError("gate_inputs needs inputs of real numbers")
+        features = trace.coupling.open_units(INPUTS, example_input[0].numel())
+        trace.remember(example_input, features.view(1, *example_input.shape[1:]).expand(example_input.shape))
     output = _labelled_run(model, example_input, trace)
     if not isinstance(output, Tensor) or output.dim() != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
