@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -10,27 +9,14 @@ import torch
 from torch import nn
 
 from hatrack import HATNetwork
-from helpers import assert_poison_harmless, logits, loss_of, mode, progress
+from helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
 from zoo import ZOO
-
-CLASSES, SAMPLES = 3, 24
 
 RECIPES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
     "momentum-decay": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.01),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.1),
 }
-
-
-def open_sparse_task(net: HATNetwork, name: str, seed: int) -> None:
-    """A task that starts with a third of every group, so that several tasks leave something free."""
-    generator = torch.Generator().manual_seed(seed)
-    net.add_task(name, CLASSES, generator=generator)
-    with torch.no_grad():
-        embedding = net.tasks[-1].embedding.abs_().neg_()
-        for group in net.units.groups:
-            chosen = torch.randperm(group.size, generator=generator)[: math.ceil(group.size * 0.35)]
-            embedding[group.span][chosen] *= -1
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -44,7 +30,7 @@ def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str, 
     for number in range(3):
         task = f"task {number}"
         x, y = architecture.samples(SAMPLES, generator), torch.arange(SAMPLES) % CLASSES
-        open_sparse_task(net, task, number)
+        open_task(net, task, number)
         before = {n: p.detach().clone() for n, p in net.backbone.named_parameters()}
         optimizer = net.protect(RECIPES[recipe](net.task_parameters(task)))
         net.train()
