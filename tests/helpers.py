@@ -106,7 +106,7 @@ class Net:
 
 NETS = {
     "mlp": Net(mlp, (1, 6)),
-    "alexnet": Net(lambda: AlexNet((3, 20, 20), dropout=(0.1, 0.1), width=1 / 12), (3, 20, 20)),
+    "alexnet": Net(lambda: AlexNet((3, 20, 20), dropout=(0.1, 0.1), width=1 / 6), (3, 20, 20)),
     "conv-bn": Net(conv_bn, (2, 6, 6)),
     "conv1d": Net(conv1d, (2, 8)),
     "conv3d": Net(conv3d, (1, 4, 4, 4)),

@@ -129,7 +129,7 @@ SGD, ADAM = torch.optim.SGD, torch.optim.Adam
 
 RECIPES = {
     "sgd": Recipe(lambda p: SGD(p, lr=0.2), steps=40),
-    "sgd-maximize": Recipe(lambda p: SGD(p, lr=0.01, maximize=True), learns=False),
+    "sgd-maximize": Recipe(lambda p: SGD(p, lr=1e-4, maximize=True), learns=False),
     "sgd-tensor-lr": Recipe(lambda p: SGD(p, lr=torch.tensor(0.2)), steps=40),
     "sgd-clipped": Recipe(lambda p: SGD(p, lr=0.2), loop=clipped, steps=40),
     "sgd-infinite": Recipe(lambda p: SGD(p, lr=0.2), loop=infinite, steps=40),
@@ -160,13 +160,13 @@ RECIPES = {
 }
 CHEAP = ("sgd", "momentum-carried", "adamw-foreach-carried", "adam-autocast", "own")
 CASES = [("mlp", recipe) for recipe in RECIPES] + [
-    *[(kind, recipe) for kind in NETS if kind != "mlp" for recipe in CHEAP],
-    *[("alexnet", recipe) for recipe in ("nesterov-decay", "rmsprop", "sgd-clipped", "lbfgs")],
+    *[("alexnet", recipe) for recipe in RECIPES],
+    *[(kind, recipe) for kind in NETS if kind not in ("mlp", "alexnet") for recipe in CHEAP],
     *[("conv-bn", recipe) for recipe in ("adamw", "lbfgs")],
 ]
 
 
-def learn_tasks(net: HATNetwork, recipe: Recipe) -> tuple[dict[str, Tensor], list[float]]:
+def learn_tasks(net: HATNetwork, recipe: Recipe, slower: int = 1) -> tuple[dict[str, Tensor], list[float]]:
     """Learn several tasks and check the law after each; returns their samples and how well each was learned."""
     optimizer: Optimizer | None = None
     samples: dict[str, Tensor] = {}
@@ -178,11 +178,13 @@ def learn_tasks(net: HATNetwork, recipe: Recipe) -> tuple[dict[str, Tensor], lis
         open_task(net, task, seed=index)
         if optimizer is None or not recipe.carried:
             optimizer = net.protect(recipe.make(net.task_parameters(task)))
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] / slower
         else:
             optimizer.add_param_group({"params": net.task_parameters(task, new_only=True)})
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
         free = {name: ~held for name, held in net.protected().items()}
-        recipe.loop(net, task, x, y, optimizer, recipe.steps)
+        recipe.loop(net, task, x, y, optimizer, recipe.steps * slower)
         assert any(
             bool((p != before[name])[free[name]].any())
             for name, p in net.named_parameters()
@@ -200,7 +202,8 @@ def learn_tasks(net: HATNetwork, recipe: Recipe) -> tuple[dict[str, Tensor], lis
 @pytest.mark.parametrize(("kind", "recipe"), CASES)
 def test_no_task_is_forgotten_by_a_single_bit(kind: str, recipe: str) -> None:
     net = attach(kind)
-    samples, accuracies = learn_tasks(net, RECIPES[recipe])
+    slower = 4 if kind == "alexnet" else 1  # the recipes are made for the small networks; a deep one needs patience
+    samples, accuracies = learn_tasks(net, RECIPES[recipe], slower)
     assert_poison_harmless(net, samples)
     if RECIPES[recipe].learns:
         assert min(accuracies) >= 0.5, accuracies
