@@ -31,6 +31,7 @@ def load(path: str | Path, backbone: nn.Module) -> HATNetwork:
         CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone. The
             backbone is as it was then, but for its weights.
         GuaranteeError: the file is whole, but what its tasks rely on is not what they were consolidated with.
+        InputError: the backbone is no module, or is inside another HATNetwork.
         UnsupportedError: the backbone does something that no rule explains.
     """
     path = Path(path)
