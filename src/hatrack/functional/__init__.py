@@ -1,0 +1,42 @@
+"""The equations of hard attention to the task, one pure function each.
+
+Serrà, Surís, Miron and Karatzoglou, *Overcoming catastrophic forgetting with hard attention to the task*, ICML 2018
+(called "the paper" below; equation numbers are its own).
+The rest of hatrack is wiring around them (`hatrack.protect` does Eq. 2 bit by bit, and is tested against the one here).
+
+Notation: a *unit* is a neuron of a dense layer or a filter of a convolution; ``e`` is a task's embedding (one real
+number per unit), ``a`` its attention or mask (one number in [0, 1] per unit), ``s`` the scale of the gate.
+"""
+
+from hatrack.functional.annealing import annealed_scale, batch_progress
+from hatrack.functional.conditioning import Conditioning, condition_gradient, cumulative_attention
+from hatrack.functional.forgetting import forgetting_ratio
+from hatrack.functional.gating import (
+    EMBEDDING_BOUND,
+    GATE_FLUSH,
+    SATURATION_BOUND,
+    Compensation,
+    compensated_gate,
+    compensation_factor,
+    gate,
+    hard_attention,
+)
+from hatrack.functional.regularization import attention_regularization
+
+__all__ = [
+    "EMBEDDING_BOUND",
+    "GATE_FLUSH",
+    "SATURATION_BOUND",
+    "Compensation",
+    "Conditioning",
+    "annealed_scale",
+    "attention_regularization",
+    "batch_progress",
+    "compensated_gate",
+    "compensation_factor",
+    "condition_gradient",
+    "cumulative_attention",
+    "forgetting_ratio",
+    "gate",
+    "hard_attention",
+]

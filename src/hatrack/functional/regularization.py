@@ -1,0 +1,35 @@
+"""What it costs a task to use units (the HAT paper, Eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["attention_regularization"]
+
+
+def attention_regularization(
+    attention: Tensor | Sequence[Tensor], cumulative: Tensor | Sequence[Tensor] | None = None
+) -> Tensor:
+    """Share of the still free units that a task takes: the attention-weighted L1 term R (Eq. 5).
+
+    ``R = Σ a (1 − a^{<t}) / Σ (1 − a^{<t})``, both sums over the units of all layers together.
+
+    Args:
+        attention: ``a^t``, one tensor over all units, or one per layer.
+        cumulative: ``a^{<t}`` likewise (numbers in [0, 1] or booleans); None before the first task.
+
+    Returns:
+        A scalar in [0, 1]; 0 when no unit is free.
+    """
+    current = [attention] if isinstance(attention, Tensor) else list(attention)
+    if cumulative is None:
+        before = [torch.zeros_like(a) for a in current]
+    else:
+        before = [cumulative] if isinstance(cumulative, Tensor) else list(cumulative)
+    free = torch.cat([1.0 - b.to(a.dtype).flatten() for a, b in zip(current, before, strict=True)])
+    taken = torch.dot(torch.cat([a.flatten() for a in current]), free)
+    total = free.sum()
+    return torch.where(total > 0, taken / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
