@@ -9,19 +9,27 @@ number per unit), ``a`` its attention or mask (one number in [0, 1] per unit), `
 """
 
 from hatrack.functional.annealing import annealed_scale, batch_progress
-from hatrack.functional.conditioning import Conditioning, condition_gradient, cumulative_attention
+from hatrack.functional.conditioning import (
+    Conditioning,
+    adaptive_freedom,
+    condition_gradient,
+    cumulative_attention,
+    faded_attention,
+)
 from hatrack.functional.forgetting import forgetting_ratio
 from hatrack.functional.gating import (
     EMBEDDING_BOUND,
     GATE_FLUSH,
     SATURATION_BOUND,
     Compensation,
+    GateFunction,
     compensated_gate,
     compensation_factor,
     gate,
+    gate_slope,
     hard_attention,
 )
-from hatrack.functional.regularization import attention_regularization
+from hatrack.functional.regularization import Regularization, attention_regularization, unweighted_regularization
 
 __all__ = [
     "EMBEDDING_BOUND",
@@ -29,6 +37,9 @@ __all__ = [
     "SATURATION_BOUND",
     "Compensation",
     "Conditioning",
+    "GateFunction",
+    "Regularization",
+    "adaptive_freedom",
     "annealed_scale",
     "attention_regularization",
     "batch_progress",
@@ -36,7 +47,10 @@ __all__ = [
     "compensation_factor",
     "condition_gradient",
     "cumulative_attention",
+    "faded_attention",
     "forgetting_ratio",
     "gate",
+    "gate_slope",
     "hard_attention",
+    "unweighted_regularization",
 ]

@@ -7,7 +7,7 @@ import enum
 import torch
 from torch import Tensor
 
-__all__ = ["Conditioning", "condition_gradient", "cumulative_attention"]
+__all__ = ["Conditioning", "adaptive_freedom", "condition_gradient", "cumulative_attention", "faded_attention"]
 
 
 class Conditioning(enum.Enum):
@@ -58,3 +58,37 @@ def condition_gradient(gradient: Tensor, *attentions: Tensor) -> Tensor:
     for attention in attentions[1:]:
         held = torch.minimum(held, attention)
     return torch.where(held == 1, 0.0, gradient * (1 - held.to(gradient.dtype)))
+
+
+def faded_attention(previous: Tensor | None, current: Tensor, keep: float) -> Tensor:
+    """Cumulative attention of which every later task leaves a share: ``max(a^t, keep · a^{≤t−1})``.
+
+    The HAT paper speaks of "a more online mode" in which the oldest tasks are forgotten for the sake of new ones, and
+    gives no formula; this one is hatrack's own.
+
+    Args:
+        previous: ``a^{≤t−1}``, numbers in [0, 1], or None before the first task.
+        current: ``a^t``, numbers in [0, 1] or booleans, of the shape of ``previous``.
+        keep: what is left of a task's hold after one more task, in [0, 1]; 1 forgets nothing.
+
+    Returns:
+        Numbers in [0, 1], of the shape of ``current``.
+    """
+    numbers = current.float() if current.dtype == torch.bool else current
+    return numbers if previous is None else torch.maximum(numbers, keep * previous.to(numbers.dtype))
+
+
+def adaptive_freedom(uses: Tensor, rate: float | Tensor) -> Tensor:
+    """What AdaHAT leaves of a gradient, by how many tasks rely on the weight: ``r / (n + r)``.
+
+    Wang et al., *AdaHAT: adaptive hard attention to the task in task-incremental learning*, ECML PKDD 2024. HAT would
+    leave nothing wherever n is 1 or more.
+
+    Args:
+        uses: n, number of earlier tasks that use the weight's ends: the smaller number of the two; any shape.
+        rate: r > 0, ``α / (ε + R)``: a number, or a tensor that fits the shape of ``uses``.
+
+    Returns:
+        Factors in (0, 1]: 1 where no task relies on the weight.
+    """
+    return rate / (uses + rate)

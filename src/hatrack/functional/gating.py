@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ __all__ = [
     "GATE_FLUSH",
     "SATURATION_BOUND",
     "Compensation",
+    "GateFunction",
     "compensated_gate",
     "compensation_factor",
     "gate",
+    "gate_slope",
     "hard_attention",
 ]
 
@@ -47,18 +50,72 @@ class Compensation(enum.Enum):
     """No compensation: the plain derivative ``s · σ'(s·e)``."""
 
 
-def gate(e: Tensor, scale: float | Tensor) -> Tensor:
+class GateFunction(enum.Enum):
+    """What turns a scaled embedding into attention.
+
+    The paper uses the sigmoid and notes that others would do. All of these rise from 0 to 1, are 1/2 at 0 with the
+    sigmoid's slope there, 1/4, and treat both sides alike: ``f(−x) = 1 − f(x)``. So a unit is on where its embedding
+    is positive, whichever is chosen.
+    """
+
+    SIGMOID = "sigmoid"
+    """``1 / (1 + exp(−x))``."""
+
+    HARD_SIGMOID = "hard-sigmoid"
+    """``x/4 + 1/2``, limited to [0, 1]: exactly 0 or 1 outside (−2, 2)."""
+
+    ARCTAN = "arctan"
+    """``1/2 + arctan(π x / 4) / π``: far tails, which fall like 1/x."""
+
+    SOFTSIGN = "softsign"
+    """``1/2 + x / (2 (2 + |x|))``: the farthest tails."""
+
+    STEP = "step"
+    """0 or 1 at any scale, with the sigmoid's slope for a gradient (straight through)."""
+
+
+def gate(e: Tensor, scale: float | Tensor, function: GateFunction = GateFunction.SIGMOID) -> Tensor:
     """Attention of a task over units (Eq. 1): ``a = σ(s · e)``.
 
     Args:
         e: embedding, any shape.
         scale: the gate's scale s, > 0.
+        function: the gate function σ.
 
     Returns:
         Attention in [0, 1], of the shape of ``e``; values below :data:`GATE_FLUSH` are exactly 0.
     """
-    a = torch.sigmoid(scale * e)
+    x = scale * e
+    if function is GateFunction.HARD_SIGMOID:
+        return (x / 4.0 + 0.5).clamp(0.0, 1.0)
+    if function is GateFunction.ARCTAN:
+        return torch.atan(x * (math.pi / 4.0)) / math.pi + 0.5
+    if function is GateFunction.SOFTSIGN:
+        return x / (2.0 * (2.0 + x.abs())) + 0.5
+    if function is GateFunction.STEP:
+        return hard_attention(e).to(e.dtype)
+    a = torch.sigmoid(x)
     return torch.where(a < GATE_FLUSH, 0.0, a)
+
+
+def gate_slope(x: Tensor, function: GateFunction = GateFunction.SIGMOID) -> Tensor:
+    """Derivative of a gate function, at most 1/4.
+
+    Args:
+        x: scaled embedding ``s · e``, any shape.
+        function: the gate function; the step's slope is the sigmoid's.
+
+    Returns:
+        Numbers of the shape of ``x``, none negative.
+    """
+    if function is GateFunction.HARD_SIGMOID:
+        return torch.where(x.abs() < 2.0, 0.25, 0.0).to(x.dtype)
+    if function is GateFunction.ARCTAN:
+        return 0.25 / (1.0 + (x * (math.pi / 4.0)).square())
+    if function is GateFunction.SOFTSIGN:
+        return 1.0 / (2.0 + x.abs()).square()
+    sigma = torch.sigmoid(x)
+    return sigma * (1.0 - sigma)
 
 
 def hard_attention(e: Tensor) -> Tensor:
@@ -104,27 +161,38 @@ def _compensated_slope(e: Tensor, scale: float | Tensor, s_max: float) -> Tensor
 
 class _CompensatedGate(torch.autograd.Function):
     @staticmethod
-    def forward(e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation) -> Tensor:
-        return gate(e, scale)
+    def forward(
+        e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation, function: GateFunction
+    ) -> Tensor:
+        return gate(e, scale, function)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        e, ctx.scale, ctx.s_max, ctx.compensation = inputs
+        e, ctx.scale, ctx.s_max, ctx.compensation, ctx.function = inputs
         ctx.save_for_backward(e, output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         e, a = ctx.saved_tensors
+        sigmoid = ctx.function is GateFunction.SIGMOID
         if ctx.compensation is Compensation.EXACT:
-            return gradient * _compensated_slope(e, ctx.scale, ctx.s_max), None, None, None
-        plain = gradient * ctx.scale * a * (1.0 - a)
+            slope = _compensated_slope(e, ctx.scale, ctx.s_max) if sigmoid else ctx.s_max * gate_slope(e, ctx.function)
+        elif sigmoid:
+            slope = ctx.scale * a * (1.0 - a)
+        else:
+            slope = ctx.scale * gate_slope(ctx.scale * e, ctx.function)
+        plain = gradient * slope
         if ctx.compensation is Compensation.FLOAT32:
             plain = plain * compensation_factor(e, ctx.scale, ctx.s_max)
-        return plain, None, None, None
+        return plain, None, None, None, None
 
 
 def compensated_gate(
-    e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation = Compensation.EXACT
+    e: Tensor,
+    scale: float | Tensor,
+    s_max: float,
+    compensation: Compensation = Compensation.EXACT,
+    function: GateFunction = GateFunction.SIGMOID,
 ) -> Tensor:
     """The gate of Eq. 1 whose gradient is already compensated for the annealing (the paper, section 2.5).
 
@@ -136,10 +204,19 @@ def compensated_gate(
         e: embedding, any shape, within [-6, 6].
         scale: the gate's present scale s, > 0; a number or a 0-dimensional tensor.
         s_max: largest scale, > 0.
-        compensation: which arithmetic the gradient follows.
+        compensation: which arithmetic the gradient follows; the float32 formula holds for the sigmoid alone.
+        function: the gate function.
 
     Returns:
         Attention in [0, 1], of the shape of ``e``. Its gradient with respect to ``e`` is not that of a sigmoid: it is
-        ``s_max σ(e)(1 − σ(e))`` where ``|s·e| ≤ 50`` and decays as ``exp(50 − |s·e|)`` outside.
+        ``s_max σ(e)(1 − σ(e))`` where ``|s·e| ≤ 50`` and decays as ``exp(50 − |s·e|)`` outside. For other gate
+        functions, which need no such limit, it is ``s_max f'(e)`` everywhere.
+
+    Raises:
+        ValueError: the float32 compensation was asked for with a gate function other than the sigmoid.
     """
-    return _CompensatedGate.apply(e, scale, s_max, compensation)  # type: ignore[no-any-return, no-untyped-call]
+    if compensation is Compensation.FLOAT32 and function is not GateFunction.SIGMOID:
+        raise ValueError(
+            f"the float32 compensation is the sigmoid's; take exact or none with the {function.value} gate"
+        )
+    return _CompensatedGate.apply(e, scale, s_max, compensation, function)  # type: ignore[no-any-return, no-untyped-call]

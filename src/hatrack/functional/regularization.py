@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["attention_regularization"]
+__all__ = ["Regularization", "attention_regularization", "unweighted_regularization"]
+
+
+class Regularization(enum.Enum):
+    """How the use of units is counted."""
+
+    WEIGHTED_L1 = "weighted-l1"
+    """Eq. 5: units that earlier tasks use cost nothing."""
+
+    L1 = "l1"
+    """The mean of the attention over all units, used before or not (the HAT paper, appendix D)."""
+
+    L2 = "l2"
+    """The mean of its square over all units (the same place)."""
 
 
 def attention_regularization(
@@ -33,3 +47,21 @@ def attention_regularization(
     taken = torch.dot(torch.cat([a.flatten() for a in current]), free)
     total = free.sum()
     return torch.where(total > 0, taken / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+
+
+def unweighted_regularization(attention: Tensor, kind: Regularization) -> Tensor:
+    """Share of all units that a task takes, whether earlier ones use them or not: ``Σ a / N`` or ``Σ a² / N``.
+
+    Args:
+        attention: ``a^t``, over all units.
+        kind: :attr:`Regularization.L1` or :attr:`Regularization.L2`.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        ValueError: the weighted kind was asked for, which needs the attention of earlier tasks.
+    """
+    if kind is Regularization.WEIGHTED_L1:
+        raise ValueError("the weighted kind is attention_regularization, which knows the earlier tasks")
+    return (attention if kind is Regularization.L1 else attention.square()).mean()
