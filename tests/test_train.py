@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import TrainingError
-from hatrack.methods import Batch, Loss, Method, Setup
+from hatrack.methods import Batch, Loss, Method, ParameterGroup, Setup
 from hatrack.streams import Task
 from hatrack.train import BatchDone, EpochDone, OptimizerKind, TrainingSettings, fit, predict_split, score
 
@@ -176,3 +176,29 @@ def test_phases_follow_each_other_and_each_ends_with_its_best_weights() -> None:
         ("begin", 1, pytest.approx(0.1)),
         ("end", 1, pytest.approx(0.2), pytest.approx(0.9)),
     ]
+
+
+class TwoRates(Scripted):
+    """The scripted weight at the schedule's rate, and a second one that learns ten times as fast."""
+
+    def __init__(self, valid_losses: Sequence[float]) -> None:
+        super().__init__(valid_losses)
+        self.module.fast = nn.Parameter(torch.zeros(1, 1))
+
+    def loss(self, batch: Batch) -> Loss:
+        loss = super().loss(batch)
+        return loss._replace(value=loss.value - self.module.fast.sum()) if self.module.training else loss
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [self.module.weight, self.module.fast]
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        return [ParameterGroup([self.module.weight]), ParameterGroup([self.module.fast], lr_factor=10.0)]
+
+
+def test_a_group_keeps_its_factor_when_the_learning_rate_falls() -> None:
+    method = TwoRates([1.0, 2.0, 0.5])
+    train(method, epochs=3, lr=0.1, lr_patience=1, lr_factor=2.0)
+    moved = 3 * (0.1 + 0.1 + 0.05)  # three steps an epoch
+    assert float(method.module.weight.detach()) == pytest.approx(moved)
+    assert float(method.module.fast.detach()) == pytest.approx(10 * moved)

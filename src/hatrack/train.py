@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
-from hatrack.methods import Batch, Method
+from hatrack.methods import Batch, Method, ParameterGroup
 from hatrack.modes import fresh_statistics
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
 
@@ -189,8 +189,9 @@ def _fit_phase(
     method: Method, train: _Samples, valid: _Samples, settings: TrainingSettings, task: str, epochs: range
 ) -> Generator[BatchDone | EpochDone, None, float]:
     """Train for some epochs with a schedule of their own, and go back to the best of them; returns its loss."""
-    parameters = method.trained_parameters()
-    optimizer = method.protect(_optimizer(parameters, settings))
+    groups = method.parameter_groups()
+    parameters = [parameter for group in groups for parameter in group.parameters]
+    optimizer = method.protect(_optimizer(groups, settings))
     best_loss, best, patience, lr = math.inf, _Snapshot(method), settings.lr_patience, settings.lr
     for epoch in epochs:
         train_loss = 0.0
@@ -212,8 +213,8 @@ def _fit_phase(
                 lr, patience = lr / settings.lr_factor, settings.lr_patience
                 if lr < settings.lr_min:
                     break
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
+                for group, learning in zip(groups, optimizer.param_groups, strict=True):
+                    learning["lr"] = lr * group.lr_factor
     best.restore()
     return best_loss
 
@@ -327,8 +328,9 @@ class _Snapshot:
                 live.copy_(kept)
 
 
-def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+def _optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
     lr, weight_decay = settings.lr, settings.weight_decay
+    parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
     match settings.optimizer:
         case OptimizerKind.SGD:
             return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from hatrack.methods.base import Batch, Loss, Method, NoSettings, Setup
+from hatrack.methods.base import Batch, Loss, Method, NoSettings, ParameterGroup, Setup
 from hatrack.methods.cab import CAB
 from hatrack.methods.derpp import DERPP
 from hatrack.methods.er import ER
@@ -24,7 +24,7 @@ from hatrack.methods.sgd import SGD
 from hatrack.methods.sgd_variants import SGDFrozen, SGDRestart
 from hatrack.methods.si import SI
 
-__all__ = ["METHODS", "Batch", "Loss", "Method", "NoSettings", "Setup"]
+__all__ = ["METHODS", "Batch", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {

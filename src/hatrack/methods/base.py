@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hatrack.capacity import Capacity
 from hatrack.streams import Task
 
-__all__ = ["Batch", "Loss", "Method", "NoSettings", "Setup"]
+__all__ = ["Batch", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ class Loss(NamedTuple):
     logits: Tensor
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that learn at one rate: the schedule's learning rate times ``lr_factor``."""
+
+    parameters: list[nn.Parameter]
+    lr_factor: float = 1.0
+
+
 class Method(abc.ABC):
     """One way to learn tasks one after the other; a subclass is one small file and one line in the registry.
 
@@ -125,6 +132,10 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimizer of this task gets."""
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The trained parameters by the rate at which they learn; all at the schedule's, unless the method differs."""
+        return [ParameterGroup(self.trained_parameters())]
 
     @abc.abstractmethod
     def save(self, path: Path) -> None:
