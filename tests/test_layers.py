@@ -23,6 +23,8 @@ LAYERS = [
     {"data"},
     {"loading"},
     {"network"},
+    {"masked"},
+    {"multitask"},
     {"guard", "poison"},
     {"guarantee", "attachment", "capacity"},
     {"norm", "tasks"},

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hatrack import functional
-from hatrack.functional import Conditioning
 from hatrack.protect import Shield, attention_on_entries, digest
 from hatrack.tasks import TaskState
 from hatrack.units import UnitGraph
 
-__all__ = ["Guarantee", "find_changes", "find_values_that_spread", "take_digests"]
+__all__ = ["Guarantee", "attention_on_parameters", "find_changes", "find_values_that_spread", "take_digests"]
 
 
 @dataclass(frozen=True)
@@ -22,45 +20,36 @@ class Guarantee:
     """The protection that follows from the masks of the consolidated tasks.
 
     Attributes:
-        cumulative: attention of all consolidated tasks, ``(U,)``, booleans (hard) or numbers in [0, 1] (soft).
-        conditioning: which entries the tasks hold.
         shared: the backbone's parameters that are held in part, with what holds them.
         own: the consolidated tasks' own parameters, which are held whole.
     """
 
-    cumulative: Tensor
-    conditioning: Conditioning
     shared: tuple[tuple[nn.Parameter, Shield], ...]
     own: tuple[tuple[nn.Parameter, Shield], ...]
 
     @classmethod
-    def of(
-        cls, graph: UnitGraph, backbone: nn.Module, consolidated: Sequence[TaskState], conditioning: Conditioning
+    def around(
+        cls, attention: Mapping[str, Tensor], backbone: nn.Module, consolidated: Sequence[TaskState]
     ) -> Guarantee:
         """Derive the protection, for the values that parameters have now.
 
         Args:
-            graph: the units of the backbone.
+            attention: how much the consolidated tasks rely on every entry of the backbone's parameters, by
+                ``backbone.`` and name, booleans (hard) or numbers in [0, 1] (soft); what is left out is not held.
             backbone: the network.
             consolidated: the consolidated tasks.
-            conditioning: which entries they hold.
         """
-        device = next((parameter.device for parameter in backbone.parameters()), None)
-        cumulative = torch.zeros(graph.num_units, dtype=torch.bool, device=device)
-        for index, state in enumerate(consolidated):
-            cumulative = functional.cumulative_attention(cumulative if index else None, state.mask)
-        separate = conditioning is Conditioning.PER_TASK
-        masks = [state.mask for state in consolidated] if separate else [cumulative] if consolidated else []
         shared = [
-            (parameter, Shield.around(parameter, _held(graph, name, parameter, masks)))
+            (parameter, Shield.around(parameter, attention[name]))
             for name, parameter in backbone.named_parameters(prefix="backbone")
+            if name in attention
         ]
         own = [
             (parameter, Shield.around(parameter, torch.ones_like(parameter, dtype=torch.bool)))
             for state in consolidated
             for parameter in state.parameters()
         ]
-        return cls(cumulative, conditioning, _with_shield(shared), _with_shield(own))
+        return cls(_with_shield(shared), _with_shield(own))
 
     def held_entries(self) -> int:
         """Number of entries of shared parameters that must not move."""
@@ -71,8 +60,23 @@ class Guarantee:
         return {id(parameter): shield.held for parameter, shield in (*self.shared, *self.own)}
 
 
+def attention_on_parameters(graph: UnitGraph, backbone: nn.Module, masks: Sequence[Tensor]) -> dict[str, Tensor]:
+    """How much every entry of a backbone's parameters is relied on, by masks of units.
+
+    Args:
+        graph: the units of the backbone.
+        backbone: the network.
+        masks: attention over all units, ``(U,)``; an entry's is the largest of what each of them says.
+
+    Returns:
+        For the name of every parameter a tensor of its shape, of the type of the masks.
+    """
+    return {
+        name: _held(graph, name, parameter, masks) for name, parameter in backbone.named_parameters(prefix="backbone")
+    }
+
+
 def _held(graph: UnitGraph, name: str, parameter: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """How much every entry of a parameter is relied on: the largest of what each mask says."""
     held = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
     for index, mask in enumerate(masks):
         attention = attention_on_entries(graph.uses[name], torch.cat([mask, mask.new_ones(1)]), parameter.shape)
@@ -81,11 +85,15 @@ def _held(graph: UnitGraph, name: str, parameter: Tensor, masks: Sequence[Tensor
 
 
 def take_digests(
-    guarantee: Guarantee, graph: UnitGraph, backbone: nn.Module, consolidated: Sequence[TaskState]
+    guarantee: Guarantee, backbone: nn.Module, consolidated: Sequence[TaskState], per_task_modules: Sequence[str]
 ) -> dict[str, str]:
     """Digests of all that must not move: held entries by parameter, buffers by name, consolidated tasks whole.
 
-    Buffers of layers that every task has a copy of are left out: no task looks at them.
+    Args:
+        guarantee: what is held.
+        backbone: the network.
+        consolidated: the consolidated tasks.
+        per_task_modules: names of the layers that every task has a copy of; no task looks at their buffers.
     """
     names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
     digests = {
@@ -93,7 +101,7 @@ def take_digests(
         for parameter, shield in guarantee.shared
     }
     if consolidated:
-        per_task = tuple(f"backbone.{name}." for name in graph.per_task_modules)
+        per_task = tuple(f"backbone.{name}." for name in per_task_modules)
         digests |= {
             name: digest({"buffer": buffer})
             for name, buffer in backbone.named_buffers(prefix="backbone")

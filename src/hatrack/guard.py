@@ -8,7 +8,7 @@ zero gradient *is* a zero change, in plain SGD, clearing the gradient beforehand
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +40,10 @@ class OptimizerGuard:
 
     Args:
         guarantee: gives what must not move at present.
-        bounded: gives the embedding in training, if there is one, which is kept within its bounds.
+        bounded: gives the embeddings in training, which are kept within their bounds.
     """
 
-    def __init__(self, guarantee: Callable[[], Guarantee], bounded: Callable[[], Tensor | None]) -> None:
+    def __init__(self, guarantee: Callable[[], Guarantee], bounded: Callable[[], Sequence[Tensor]]) -> None:
         self._guarantee = guarantee
         self._bounded = bounded
         self._guarded: list[weakref.ref[Optimizer]] = []
@@ -78,7 +78,7 @@ class OptimizerGuard:
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Step post-hook: put held entries back where the step may have moved them; clamp the embedding."""
+        """Step post-hook: put held entries back where the step may have moved them; clamp embeddings."""
         restored = _restores(optimizer, args, kwargs)
         for parameter, shield in self._guarantee().shared:
             if restored or (parameter.grad is not None and parameter.grad.is_sparse):
@@ -86,8 +86,7 @@ class OptimizerGuard:
         if _has_closure(args, kwargs) or type(optimizer) not in _ELEMENTWISE:  # they may move what has no gradient
             for parameter, shield in self._guarantee().own:
                 shield.restore(parameter)
-        embedding = self._bounded()
-        if embedding is not None:
+        for embedding in self._bounded():
             embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
 
 

@@ -1,4 +1,4 @@
-"""What a network holds for one task: embedding, mask, head and norms."""
+"""What a network holds for one task: head, norms, and what decides on its mask."""
 
 from __future__ import annotations
 
@@ -7,43 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TaskState"]
+__all__ = ["TaskState", "UnitTask"]
 
 
 class TaskState(nn.Module):
-    """Everything that belongs to one task alone.
+    """Everything that belongs to one task alone, whatever its mask is about.
 
     Args:
         name: the task's name.
         num_classes: outputs of its head.
-        embedding: its embedding to begin with, ``(U,)``.
         head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
         norms: its batch norms, by the name of the layer they stand for.
     """
 
-    mask: Tensor
-
-    def __init__(
-        self, name: str, num_classes: int, embedding: Tensor, head: nn.Linear, norms: dict[str, nn.Module]
-    ) -> None:
+    def __init__(self, name: str, num_classes: int, head: nn.Linear, norms: dict[str, nn.Module]) -> None:
         super().__init__()
         self.name = name
         self.num_classes = num_classes
         self.consolidated = False
-        self.embedding = nn.Parameter(embedding)
         self.head = head
         self._norm_names = list(norms)
         self.batch_norms = nn.ModuleList(norms.values())
-        self.register_buffer("mask", torch.zeros(len(embedding), dtype=torch.bool, device=embedding.device))
 
     @property
     def norms(self) -> dict[str, nn.Module]:
         """The task's batch norms, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
 
-    def freeze(self, mask: Tensor) -> None:
-        """Fix the mask, booleans or numbers ``(U,)``; from now on nothing of the task moves."""
-        self.mask = mask.detach().clone()
+    def close(self) -> None:
+        """End the training: from now on nothing of the task moves."""
         self.consolidated = True
         self.train(False)
         for parameter in self.parameters():
@@ -62,10 +54,36 @@ class TaskState(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Take over whether the task is consolidated from a ``state_dict``."""
         if bool(state):
-            self.freeze(self.mask)
+            self.close()
         else:
             self.consolidated = False
             self.requires_grad_(True)
+
+
+class UnitTask(TaskState):
+    """The state of a task whose mask is about units.
+
+    Args:
+        name: the task's name.
+        num_classes: outputs of its head.
+        embedding: its embedding to begin with, ``(U,)``.
+        head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
+        norms: its batch norms, by the name of the layer they stand for.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, name: str, num_classes: int, embedding: Tensor, head: nn.Linear, norms: dict[str, nn.Module]
+    ) -> None:
+        super().__init__(name, num_classes, head, norms)
+        self.embedding = nn.Parameter(embedding)
+        self.register_buffer("mask", torch.zeros(len(embedding), dtype=torch.bool, device=embedding.device))
+
+    def freeze(self, mask: Tensor) -> None:
+        """Fix the mask, booleans or numbers ``(U,)``; from now on nothing of the task moves."""
+        self.mask = mask.detach().clone()
+        self.close()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A soft mask holds numbers where a fresh task has booleans; copying would round them.

@@ -1,0 +1,303 @@
+"""What every network has in common that masks for its tasks and keeps what they rely on, bit by bit."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
+
+from hatrack.capacity import Capacity
+from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
+from hatrack.errors import GuaranteeError, InputError
+from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
+from hatrack.guard import OptimizerGuard
+from hatrack.multitask import MultiTaskNetwork, StateT
+
+__all__ = ["MaskedNetwork"]
+
+_ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
+
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+class MaskedNetwork(MultiTaskNetwork[StateT]):
+    """A network that forgets no task: each has a mask, and what consolidated tasks rely on is held.
+
+    A subclass decides what is masked and where masks come from, and says which entries of the backbone's parameters
+    the masks of consolidated tasks hold (:meth:`_attention_on_parameters`). The rest follows: optimizers are guarded,
+    digests show that nothing moved, and both survive conversions, copies and files.
+
+    Args:
+        backbone: maps a batch to features ``(N, F)``.
+        example_input: a batch of the shape that the backbone expects.
+
+    Attributes:
+        format: what saved networks call themselves.
+    """
+
+    format: ClassVar[str]
+
+    def __init__(self, backbone: nn.Module, example_input: Tensor) -> None:
+        super().__init__(backbone, example_input)
+        self._digests: dict[str, str] = {}
+        self._guarantee = Guarantee((), ())
+        self._guard = OptimizerGuard(self._present_guarantee, self._bounded)
+
+    # --------------------------------------------------------------------------------- what a kind of mask decides on
+
+    @abc.abstractmethod
+    def detach(self) -> nn.Module:
+        """Leave the backbone as it was, but for the weights that it has by now, and return it."""
+
+    @abc.abstractmethod
+    def anneal(self, progress: float) -> None:
+        """Set how hard masks in training are, by the position within the epoch, 0 (first batch) to 1 (last)."""
+
+    @abc.abstractmethod
+    def regularization(self) -> Tensor:
+        """What keeps the mask in training small, a scalar to be added to the loss times a strength."""
+
+    @abc.abstractmethod
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """What a task uses, by name; for a task in training, what consolidating it now would give."""
+
+    @abc.abstractmethod
+    def capacity(self) -> Capacity:
+        """Shares of the network that consolidated tasks use."""
+
+    @abc.abstractmethod
+    def reuse(self) -> Tensor:
+        """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
+
+    @abc.abstractmethod
+    def _attention_on_parameters(self) -> Mapping[str, Tensor]:
+        """How much consolidated tasks rely on every entry of the backbone's parameters, by ``backbone.`` and name.
+
+        Booleans, or numbers in [0, 1], of the parameter's shape; what is left out is held by nobody.
+        """
+
+    @abc.abstractmethod
+    def _fix_mask(self, state: StateT) -> None:
+        """End the training of a task: give it its final mask, and freeze it."""
+
+    @abc.abstractmethod
+    def _shared_parameters(self) -> list[nn.Parameter]:
+        """The backbone's parameters that a task in training trains together with its own."""
+
+    @abc.abstractmethod
+    def _per_task_modules(self) -> Sequence[str]:
+        """Names of the backbone's modules that tasks have copies of, so that no task looks at the originals."""
+
+    @abc.abstractmethod
+    def _settings(self) -> dict[str, object]:
+        """The settings of this kind of network as JSON values, for a file."""
+
+    def _bounded(self) -> Sequence[Tensor]:
+        """Tensors in training that are clamped to [−6, 6] after every step."""
+        return ()
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def task_parameters(self, name: str, *, new_only: bool = False) -> list[nn.Parameter]:
+        """The parameters to train for a task.
+
+        Args:
+            name: the task in training.
+            new_only: leave the backbone out, for an optimizer that has it already from the task before.
+
+        Returns:
+            The task's own (embedding, head, norms), and the backbone's shared parameters.
+
+        Raises:
+            InputError: there is no such task, or it is consolidated, so that nothing of it may move.
+        """
+        state = self._state(name)
+        if state.consolidated:
+            raise InputError(f"task {name!r} is consolidated and cannot be trained again; add a new task")
+        return [*([] if new_only else self._shared_parameters()), *state.parameters()]
+
+    def protect(self, optimizer: OptimizerT) -> OptimizerT:
+        """Make every later step of an optimizer keep what consolidated tasks rely on.
+
+        Once per optimizer is enough, also if tasks are consolidated afterwards. After each step an embedding in
+        training is clamped to [−6, 6] as well. Gradients are conditioned (Eq. 2) when the step begins: clipping their
+        norm before it counts the entries that are held, too.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            InputError: the optimizer holds no parameter of this network.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise InputError(f"protect takes a torch optimizer, not a {type(optimizer).__name__}")
+        own = {id(parameter) for parameter in self.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise InputError("this optimizer holds no parameter of the network; build it from net.task_parameters(...)")
+        self._guard.protect(optimizer)
+        return optimizer
+
+    def consolidate(self, name: str) -> None:
+        """End the training of a task: its mask becomes final, and all that it relies on is protected from now on.
+
+        Raises:
+            InputError: there is no such task, or it is consolidated already.
+            GuaranteeError: protected entries moved since the task before; nothing is changed then.
+        """
+        self._require_attached()
+        state = self._state(name)
+        if state.consolidated:
+            raise InputError(f"task {name!r} is consolidated already")
+        self.check()
+        with torch.inference_mode(False), torch.no_grad():
+            self._fix_mask(state)
+            self._renew_guarantee()
+            self._digests = self._take_digests()
+
+    # ----------------------------------------------------------------------------------------------- the guarantee
+
+    def protected(self) -> dict[str, Tensor]:
+        """For every name of ``named_parameters()`` a bool tensor of its shape, True where an entry must not move."""
+        held = self._guarantee.held()
+        return {
+            name: held[id(p)].clone() if id(p) in held else torch.zeros_like(p, dtype=torch.bool)
+            for name, p in self.named_parameters()
+        }
+
+    def check(self) -> None:
+        """Compare what consolidated tasks rely on with the digest taken when the last one was consolidated.
+
+        Raises:
+            GuaranteeError: something moved, for example because an optimizer was not given to :meth:`protect`; or a
+                weight became infinite or not a number, which spoils the outputs of tasks that do not even use it.
+        """
+        self._require_unmoved(self._digests)
+        spoilt = find_values_that_spread(self.backbone) if self._digests else []
+        if spoilt:
+            raise GuaranteeError(
+                f"values in {', '.join(spoilt)} became infinite or not a number, and would spoil the outputs of "
+                "consolidated tasks; call restore() or load the last saved network, and lower the learning rate"
+            )
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back what consolidated tasks rely on, after training went wrong.
+
+        Entries that must not move get the bits that they had when the last task was consolidated, and weights that
+        became infinite or not a number are set to 0. What the task in training has learned meanwhile stays.
+
+        Raises:
+            GuaranteeError: something that no copy is kept of has moved, such as a buffer of the backbone.
+        """
+        for parameter, shield in (*self._guarantee.shared, *self._guarantee.own):
+            shield.restore(parameter)
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self.check()
+
+    def _require_unmoved(self, digests: Mapping[str, str]) -> None:
+        moved = find_changes(digests, self._take_digests())
+        if moved:
+            raise GuaranteeError(
+                f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
+                "old outputs; call restore() or load the last saved network, and pass every optimizer through "
+                f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
+            )
+
+    def _present_guarantee(self) -> Guarantee:
+        return self._guarantee
+
+    def _renew_guarantee(self) -> None:
+        held = self._attention_on_parameters()
+        self._guarantee = Guarantee.around(held, self.backbone, self._consolidated_states())
+
+    def _take_digests(self) -> dict[str, str]:
+        return take_digests(self._guarantee, self.backbone, self._consolidated_states(), self._per_task_modules())
+
+    # -------------------------------------------------------------------------------------------------- keeping it
+
+    def save(self, path: str | Path) -> None:
+        """Write the network to one file (safetensors with JSON), atomically; :func:`hatrack.load` reads it.
+
+        Raises:
+            GuaranteeError: protected entries moved since the last task was consolidated; nothing is written then.
+            CheckpointError: the file cannot be written; what was there before is still there.
+        """
+        self._require_attached()
+        self.check()
+        tensors = {name: value for name, value in self.state_dict().items() if not name.endswith("_extra_state")}
+        write_checkpoint(Path(path), Checkpoint(tensors, self._description()))
+
+    def _description(self) -> dict[str, object]:
+        return {
+            "format": self.format,
+            **self._settings(),
+            "example_input": {"shape": list(self.example_shape), "dtype": str(self._example_dtype).partition(".")[2]},
+            "modules": description_of_modules(self.backbone),
+            "tasks": [
+                {"name": s.name, "num_classes": s.num_classes, "consolidated": s.consolidated} for s in self._states()
+            ],
+            "digests": self._digests,
+            "probe": self.probe(),
+        }
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along.
+
+        A conversion to fewer digits changes the outputs of consolidated tasks; a warning says so, and new digests are
+        taken for what they are from then on.
+
+        Raises:
+            GuaranteeError: protected entries had moved before a conversion, which would hide it.
+        """
+        converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
+        held = (*self._guarantee.shared, *self._guarantee.own)
+        relied_on = [parameter.detach().clone() for parameter, _ in held] if converting else []
+        if converting:
+            self.check()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if any(not torch.equal(fn(before).to(before.dtype), before) for before in relied_on):
+            warnings.warn(
+                "this conversion rounds weights: the outputs of consolidated tasks are other ones from here on, and "
+                "converting back does not bring the old ones back; convert a copy (copy.deepcopy) to keep them",
+                stacklevel=3,
+            )
+        self._example_dtype = fn(torch.zeros(1, dtype=self._example_dtype)).dtype
+        self._renew_guarantee()
+        if converting:
+            self._digests = self._take_digests()
+        return self
+
+    def get_extra_state(self) -> dict[str, str]:
+        """The digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it."""
+        return dict(self._digests)
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Take over the digests of a ``state_dict``."""
+        self._digests = dict(state)
+
+    def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
+
+        Raises:
+            GuaranteeError: its protected entries are not those that its tasks were consolidated with; the network is as
+                it was then.
+        """
+        before = {key: copy.deepcopy(value) for key, value in self.state_dict().items()}
+        result = super().load_state_dict(*args, **kwargs)
+        self._renew_guarantee()
+        try:
+            self._require_unmoved(self._digests)
+        except GuaranteeError:
+            super().load_state_dict(before)  # what was here is still good
+            self._renew_guarantee()
+            raise
+        return result

@@ -1,0 +1,202 @@
+"""A backbone that many tasks share: their names, how they are opened, and how they are asked."""
+
+from __future__ import annotations
+
+import abc
+import operator
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack.attachment import is_attached
+from hatrack.compilers import start_compilers_inside
+from hatrack.errors import InputError
+from hatrack.modes import evaluation_mode
+from hatrack.names import unknown_name
+from hatrack.tasks import TaskState
+
+__all__ = ["MultiTaskNetwork"]
+
+StateT = TypeVar("StateT", bound=TaskState)
+
+
+class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
+    """A backbone and a state per task; a subclass says what a state is, and what features the backbone gives under it.
+
+    Args:
+        backbone: maps a batch to features ``(N, F)``.
+        example_input: a batch of the shape that the backbone expects; its values do not matter.
+
+    Attributes:
+        backbone: the network that was given.
+        example_shape: shape of the example input.
+        tasks: the states, in the order in which their tasks were added.
+
+    Raises:
+        InputError: the backbone is no module, or is inside another network of this kind.
+    """
+
+    def __init__(self, backbone: nn.Module, example_input: Tensor) -> None:
+        super().__init__()
+        start_compilers_inside(
+            MultiTaskNetwork.forward,
+            MultiTaskNetwork._forward_one,
+            MultiTaskNetwork._state,
+            MultiTaskNetwork._states,
+        )
+        if not isinstance(backbone, nn.Module):
+            raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
+        if not isinstance(example_input, Tensor):
+            raise InputError("example_input must be a tensor, such as torch.zeros(1, 1, 28, 28)")
+        if is_attached(backbone):
+            raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
+        self.example_shape, self._example_dtype = example_input.shape, example_input.dtype
+        self.backbone = backbone
+        self.tasks = nn.ModuleList()
+        self._detached = False
+
+    @abc.abstractmethod
+    def _open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> None:
+        """Append the state of a new task, whose name and number of classes are good, to :attr:`tasks`."""
+
+    @abc.abstractmethod
+    def _features(self, x: Tensor, state: StateT) -> Tensor:
+        """What the backbone gives for a batch under a task's state, ``(N, F)``."""
+
+    # ------------------------------------------------------------------------------------------------------- tasks
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of all tasks, in the order in which they were added."""
+        return tuple(state.name for state in self._states())
+
+    @property
+    def task_in_training(self) -> str | None:
+        """Name of the task that was added and is not consolidated yet."""
+        state = self._in_training()
+        return None if state is None else state.name
+
+    def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
+        """Open a task: what decides on its mask, a linear head, and copies of the batch norms unless it shares them.
+
+        Args:
+            name: a name that no task has yet.
+            num_classes: number of classes, at least 1.
+            generator: source of randomness on the CPU; torch's global one if left out.
+
+        Raises:
+            InputError: the name is taken or empty, the number of classes is below 1, or another task is not
+                consolidated yet.
+        """
+        if not isinstance(name, str) or not name:
+            raise InputError(f"a task's name must be a text that is not empty, not {name!r}")
+        try:
+            num_classes = operator.index(num_classes)
+        except TypeError:
+            raise InputError(f"num_classes of task {name!r} must be a whole number, not {num_classes!r}") from None
+        if num_classes < 1:
+            raise InputError(f"task {name!r} must have at least one class, not {num_classes}")
+        if name in self.task_names:
+            raise InputError(f"there is a task {name!r} already; choose another name")
+        if self.task_in_training is not None:
+            raise InputError(
+                f"task {self.task_in_training!r} is still in training: consolidate it before adding {name!r}"
+            )
+        self._open_task(name, num_classes, generator)
+
+    # --------------------------------------------------------------------------------------------------------- use
+
+    def forward(self, x: Tensor, task: str | Sequence[str]) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            x: the batch, of the example input's shape but for its first axis.
+            task: name of one task, or one name per sample.
+
+        Returns:
+            ``(N, classes)``; for a task per sample ``(N, most classes)``, filled with −inf behind a task's last class.
+
+        Raises:
+            InputError: a task is unknown, or the batch does not have the shape that the backbone expects.
+        """
+        self._require_attached()
+        if isinstance(task, str):
+            return self._forward_one(x, self._state(task))
+        if not isinstance(task, Sequence):
+            raise InputError(f"name a task, or a task per sample; {task!r} is neither")
+        if len(task) != len(x):
+            raise InputError(f"{len(task)} tasks were named for {len(x)} samples; name one task, or one per sample")
+        states = {name: self._state(name) for name in task}
+        widest = max((state.num_classes for state in states.values()), default=0)
+        logits: Tensor | None = None
+        for name, state in states.items():
+            rows = torch.tensor([i for i, other in enumerate(task) if other == name], device=x.device)
+            part = self._forward_one(x[rows], state)
+            if logits is None:
+                logits = part.new_full((len(x), widest), float("-inf"))
+            padded = nn.functional.pad(part, (0, widest - state.num_classes), value=float("-inf"))
+            logits = logits.index_copy(0, rows, padded)
+        return x.new_zeros(0, 0) if logits is None else logits
+
+    def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
+        try:
+            features = self._features(x, state)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if x.shape[1:] == self.example_shape[1:]:
+                raise
+            expected = ", ".join(map(str, self.example_shape[1:]))
+            raise InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})") from error
+        if features.dim() != 2 or len(features) != len(x):
+            expected = ", ".join(map(str, self.example_shape[1:]))
+            raise InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})")
+        return F.linear(features, state.head.weight, state.head.bias)
+
+    def probe(self) -> dict[str, object] | None:
+        """What the last consolidated task says to a fixed input, by which a file recognises its network.
+
+        Returns:
+            The task's name, and its logits in evaluation mode as numbers; None before any task is consolidated.
+        """
+        states = self._consolidated_states()
+        if not states:
+            return None
+        example = torch.zeros(self.example_shape, dtype=self._example_dtype)
+        if example.is_floating_point():
+            example = torch.randn(self.example_shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+        device = states[-1].head.weight.device
+        with torch.no_grad(), evaluation_mode(self):
+            logits = self._forward_one(example.to(device), states[-1])
+        return {"task": states[-1].name, "logits": logits.double().flatten().tolist()}
+
+    # -------------------------------------------------------------------------------------------------- internals
+
+    def _states(self) -> list[StateT]:
+        return [*self.tasks]
+
+    def _consolidated_states(self) -> list[StateT]:
+        return [state for state in self._states() if state.consolidated]
+
+    def _state(self, name: str) -> StateT:
+        for state in self._states():
+            if state.name == name:
+                return state
+        raise unknown_name("task", name, self.task_names)
+
+    def _in_training(self) -> StateT | None:
+        states = self._states()
+        return states[-1] if states and not states[-1].consolidated else None
+
+    def _require_training(self, purpose: str) -> StateT:
+        state = self._in_training()
+        if state is None:
+            raise InputError(f"{purpose} acts on the task in training, and there is none; call add_task first")
+        return state
+
+    def _require_attached(self) -> None:
+        if self._detached:
+            raise InputError(
+                "this network was detached from its backbone; attach a new HATNetwork, or load a saved one"
+            )
