@@ -28,6 +28,7 @@ LAYERS = [
     {"guard", "poison"},
     {"guarantee", "attachment", "capacity"},
     {"norm", "tasks"},
+    {"conditioning"},
     {"gates", "protect"},
     {"units"},
     {"checkpoint"},

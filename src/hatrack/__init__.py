@@ -5,6 +5,7 @@ outputs of every task learned before stay bit-identical.
 """
 
 from hatrack import functional, units
+from hatrack.conditioning import Adaptive, Fading
 from hatrack.errors import (
     CheckpointError,
     DataError,
@@ -14,7 +15,7 @@ from hatrack.errors import (
     TrainingError,
     UnsupportedError,
 )
-from hatrack.functional import Compensation, Conditioning
+from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.loading import load
 from hatrack.modes import fresh_statistics
 from hatrack.network import HATNetwork
@@ -24,15 +25,19 @@ from hatrack.progress import with_progress
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
     "BatchNorms",
     "CheckpointError",
     "Compensation",
     "Conditioning",
     "DataError",
+    "Fading",
+    "GateFunction",
     "GuaranteeError",
     "HATNetwork",
     "HatrackError",
     "InputError",
+    "Regularization",
     "TrainingError",
     "UnsupportedError",
     "__version__",

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.units import Group, Reader
 
-__all__ = ["ActiveTask", "InputGate", "used_units"]
+__all__ = ["ActiveTask", "InputGate", "initial_embedding", "used_units"]
 
 
 def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -34,6 +35,37 @@ def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
         if not mask[group.span].any():
             mask[group.start + int(embedding[group.span].argmax())] = True
     return mask
+
+
+def initial_embedding(start: Tensor | Distribution, num_units: int, generator: torch.Generator | None = None) -> Tensor:
+    """What a task's embedding starts as.
+
+    Args:
+        start: the embedding itself, or a distribution of single numbers.
+        num_units: U.
+        generator: source of randomness on the CPU; torch's global one if left out.
+
+    Returns:
+        Numbers, ``(U,)``, those of a distribution limited to [−6, 6].
+
+    Raises:
+        InputError: the embedding does not have a number in [−6, 6] for every unit, or the distribution does not give
+            single real numbers.
+    """
+    bound = functional.EMBEDDING_BOUND
+    if isinstance(start, Distribution):
+        if start.batch_shape or start.event_shape:
+            raise InputError(f"an embedding is drawn from a distribution of single numbers, which {start} is not")
+        with torch.random.fork_rng(devices=[]):  # distributions draw from torch's global generator and take no other
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            drawn: Tensor = start.sample(torch.Size([num_units]))
+        return drawn.to(torch.get_default_dtype()).clamp(-bound, bound)
+    if start.shape != (num_units,) or not bool((start.abs() <= bound).all()):
+        raise InputError(
+            f"an embedding has a number in [-6, 6] for each of the {num_units} units; this one has shape "
+            f"{tuple(start.shape)} and values up to {float(start.abs().max()) if start.numel() else 0.0:.3g}"
+        )
+    return start.detach()
 
 
 class ActiveTask(threading.local):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from hatrack.conditioning import Damper
 from hatrack.protect import Shield, attention_on_entries, digest
 from hatrack.tasks import TaskState
 from hatrack.units import UnitGraph
@@ -22,14 +24,20 @@ class Guarantee:
     Attributes:
         shared: the backbone's parameters that are held in part, with what holds them.
         own: the consolidated tasks' own parameters, which are held whole.
+        damped: the backbone's parameters that are held by nobody, but move less, with what says how much less.
     """
 
     shared: tuple[tuple[nn.Parameter, Shield], ...]
     own: tuple[tuple[nn.Parameter, Shield], ...]
+    damped: tuple[tuple[nn.Parameter, Damper], ...] = ()
 
     @classmethod
     def around(
-        cls, attention: Mapping[str, Tensor], backbone: nn.Module, consolidated: Sequence[TaskState]
+        cls,
+        attention: Mapping[str, Tensor],
+        backbone: nn.Module,
+        consolidated: Sequence[TaskState],
+        dampers: Mapping[str, Damper] = MappingProxyType({}),
     ) -> Guarantee:
         """Derive the protection, for the values that parameters have now.
 
@@ -38,6 +46,7 @@ class Guarantee:
                 ``backbone.`` and name, booleans (hard) or numbers in [0, 1] (soft); what is left out is not held.
             backbone: the network.
             consolidated: the consolidated tasks.
+            dampers: what scales the steps of parameters, by the same names.
         """
         shared = [
             (parameter, Shield.around(parameter, attention[name]))
@@ -49,7 +58,12 @@ class Guarantee:
             for state in consolidated
             for parameter in state.parameters()
         ]
-        return cls(_with_shield(shared), _with_shield(own))
+        damped = [
+            (parameter, dampers[name])
+            for name, parameter in backbone.named_parameters(prefix="backbone")
+            if name in dampers
+        ]
+        return cls(_with_shield(shared), _with_shield(own), tuple(damped))
 
     def held_entries(self) -> int:
         """Number of entries of shared parameters that must not move."""

@@ -41,11 +41,19 @@ class OptimizerGuard:
     Args:
         guarantee: gives what must not move at present.
         bounded: gives the embeddings in training, which are kept within their bounds.
+        rates: gives what dampers go by, a number per unit.
     """
 
-    def __init__(self, guarantee: Callable[[], Guarantee], bounded: Callable[[], Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        guarantee: Callable[[], Guarantee],
+        bounded: Callable[[], Sequence[Tensor]],
+        rates: Callable[[], Tensor],
+    ) -> None:
         self._guarantee = guarantee
         self._bounded = bounded
+        self._rates = rates
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self._guarded: list[weakref.ref[Optimizer]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,6 +83,8 @@ class OptimizerGuard:
             steps_mix_entries = type(optimizer) not in _ELEMENTWISE
             if not restored or shield.freedom is not None or steps_mix_entries:
                 shield.condition(gradient)
+        if self._guarantee().damped:
+            self._damp(scale_gradients=not restored)
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -86,8 +96,24 @@ class OptimizerGuard:
         if _has_closure(args, kwargs) or type(optimizer) not in _ELEMENTWISE:  # they may move what has no gradient
             for parameter, shield in self._guarantee().own:
                 shield.restore(parameter)
+        for moved, before, freedom in self._before:
+            moved.copy_(torch.lerp(before, moved, freedom))
+        self._before = []
         for embedding in self._bounded():
             embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
+
+    def _damp(self, scale_gradients: bool) -> None:
+        """Scale what is to come: the gradients, where steps are in proportion to them; the steps themselves elsewhere.
+
+        Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
+        """
+        rates = self._rates()
+        for parameter, damper in self._guarantee().damped:
+            freedom = damper.freedom(rates).to(parameter.dtype)
+            if not scale_gradients:
+                self._before.append((parameter, parameter.detach().clone(), freedom))
+            elif parameter.grad is not None:
+                parameter.grad.mul_(freedom)
 
 
 def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hatrack.checkpoint import check_backbone, read_checkpoint
+from hatrack.conditioning import conditioning_from
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
-from hatrack.functional import Compensation, Conditioning
+from hatrack.functional import Compensation, GateFunction, Regularization
 from hatrack.network import FORMAT, HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.units import Rule
@@ -55,7 +56,9 @@ def load(path: str | Path, backbone: nn.Module, *, rules: Mapping[Any, Rule] | N
         s_max=described["s_max"],
         hard=described["hard"],
         compensation=Compensation(described["compensation"]),
-        conditioning=Conditioning(described["conditioning"]),
+        conditioning=conditioning_from(described["conditioning"]),
+        gate_function=GateFunction(described.get("gate_function", GateFunction.SIGMOID.value)),
+        regularizer=Regularization(described.get("regularizer", Regularization.WEIGHTED_L1.value)),
         batch_norms=BatchNorms(described.get("batch_norms", BatchNorms.PER_TASK.value)),
         gate_inputs=described["gate_inputs"],
         rules=rules,

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
+from hatrack.conditioning import Damper
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
@@ -48,7 +49,7 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
         super().__init__(backbone, example_input)
         self._digests: dict[str, str] = {}
         self._guarantee = Guarantee((), ())
-        self._guard = OptimizerGuard(self._present_guarantee, self._bounded)
+        self._guard = OptimizerGuard(self._present_guarantee, self._bounded, self._rates)
 
     # --------------------------------------------------------------------------------- what a kind of mask decides on
 
@@ -102,6 +103,14 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
     def _bounded(self) -> Sequence[Tensor]:
         """Tensors in training that are clamped to [−6, 6] after every step."""
         return ()
+
+    def _dampers(self) -> Mapping[str, Damper]:
+        """What scales the steps of parameters that consolidated tasks hold in part, by ``backbone.`` and name."""
+        return {}
+
+    def _rates(self) -> Tensor:
+        """What dampers go by at present, ``(U + 1,)``."""
+        raise NotImplementedError("a network with dampers says what they go by")
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -217,7 +226,7 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
 
     def _renew_guarantee(self) -> None:
         held = self._attention_on_parameters()
-        self._guarantee = Guarantee.around(held, self.backbone, self._consolidated_states())
+        self._guarantee = Guarantee.around(held, self.backbone, self._consolidated_states(), self._dampers())
 
     def _take_digests(self) -> dict[str, str]:
         return take_digests(self._guarantee, self.backbone, self._consolidated_states(), self._per_task_modules())

@@ -8,13 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from hatrack import functional
 from hatrack.attachment import Attachment
 from hatrack.capacity import Capacity, measure_capacity, measure_reuse
+from hatrack.conditioning import (
+    Adaptive,
+    Damper,
+    UnitConditioning,
+    attention_of_tasks,
+    dampers,
+    describe_conditioning,
+)
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.functional import Compensation, Conditioning
-from hatrack.gates import used_units
+from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
+from hatrack.gates import initial_embedding, used_units
 from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
 from hatrack.masked import MaskedNetwork
@@ -46,7 +55,11 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             paper's code does; then old outputs drift a little.
         compensation: arithmetic of the embedding's gradient.
         conditioning: which entries of a weight earlier tasks hold: those between units that any tasks use (the paper),
-            or only those between units that one and the same task uses, which is exact too and frees more.
+            or only those between units that one and the same task uses, which is exact too and frees more. Or how far
+            they hold them, where room for new tasks matters more than that nothing is forgotten: :class:`Fading`,
+            :class:`Adaptive`.
+        gate_function: what turns embeddings into attention.
+        regularizer: how the use of units is counted in :meth:`regularization`.
         batch_norms: whether every task has batch norms of its own, or all use the first task's.
         gate_inputs: also learn which input features a task uses, as units of a group ``inputs``; for inputs whose
             features are independent of each other (the paper, Fig. 10).
@@ -60,6 +73,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         hard: whether masks are 0 or 1.
         compensation: arithmetic of the embedding's gradient.
         conditioning: which entries earlier tasks hold.
+        gate_function: what turns embeddings into attention.
+        regularizer: how the use of units is counted.
         batch_norms: whose batch norms a task uses.
         gate_inputs: whether input features are units.
         example_shape: shape of the example input.
@@ -89,19 +104,23 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         s_max: float = 400.0,
         hard: bool = True,
         compensation: Compensation = Compensation.EXACT,
-        conditioning: Conditioning = Conditioning.CUMULATIVE,
+        conditioning: UnitConditioning = Conditioning.CUMULATIVE,
+        gate_function: GateFunction = GateFunction.SIGMOID,
+        regularizer: Regularization = Regularization.WEIGHTED_L1,
         batch_norms: BatchNorms = BatchNorms.PER_TASK,
         gate_inputs: bool = False,
         rules: Mapping[Any, Rule] | None = None,
     ) -> None:
         try:
             functional.annealed_scale(1.0, s_max)
+            functional.compensated_gate(torch.zeros(1), 1.0, s_max, compensation, gate_function)
         except ValueError as error:
             raise InputError(str(error)) from error
         super().__init__(backbone, example_input)
         device = next((p.device for p in backbone.parameters()), example_input.device)
         self.s_max, self.hard = float(s_max), hard
         self.compensation, self.conditioning = compensation, conditioning
+        self.gate_function, self.regularizer = gate_function, regularizer
         self.batch_norms, self.gate_inputs = batch_norms, gate_inputs
         self._graph = analyze(
             backbone, example_input.to(device), prefix="backbone.", gate_inputs=gate_inputs, rules=rules
@@ -135,6 +154,34 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         return self.backbone
 
     # ------------------------------------------------------------------------------------------------------- tasks
+
+    def add_task(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        generator: torch.Generator | None = None,
+        embedding: Tensor | Distribution | None = None,
+    ) -> None:
+        """Open a task: an embedding, a linear head, and copies of the batch norms unless it shares them.
+
+        Args:
+            name: a name that no task has yet.
+            num_classes: number of classes, at least 1.
+            generator: source of randomness on the CPU; torch's global one if left out.
+            embedding: what the embedding starts as, ``(U,)``, or what it is drawn from: any distribution of single
+                numbers. N(0, 1) if left out; the paper takes U(0, 2), with every unit on at first, to compress a
+                single task, and k₁ in [1, 6], k₂ in [0.5, 2] for another uniform one whose formula is lost here.
+
+        Raises:
+            InputError: the name is taken or empty, the number of classes is below 1, another task is not consolidated
+                yet, or the embedding does not have a number in [−6, 6] for every unit.
+        """
+        start = None if embedding is None else initial_embedding(embedding, self._graph.num_units, generator)
+        super().add_task(name, num_classes, generator=generator)
+        if start is not None:
+            with torch.no_grad():
+                self._require_training("add_task").embedding.copy_(start)
 
     def _open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> None:
         reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
@@ -182,12 +229,16 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     def regularization(self) -> Tensor:
         """Share of the free units that the task in training takes (Eq. 5), to be added to the loss times ``c``.
 
+        Of all units, where ``regularizer`` is one of the unweighted kinds.
+
         Raises:
             InputError: no task is in training.
         """
         state = self._require_training("regularization")
-        attention = self._attention(state)
-        return functional.attention_regularization(attention.to(state.embedding.dtype), self._cumulative)
+        attention = self._attention(state).to(state.embedding.dtype)
+        if self.regularizer is Regularization.WEIGHTED_L1:
+            return functional.attention_regularization(attention, self._cumulative)
+        return functional.unweighted_regularization(attention, self.regularizer)
 
     # --------------------------------------------------------------------------------------------------------- use
 
@@ -207,12 +258,14 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             return state.mask
         if not self.training:
             return self._final_mask(state)
-        return functional.compensated_gate(state.embedding, self._scale, self.s_max, self.compensation)
+        return functional.compensated_gate(
+            state.embedding, self._scale, self.s_max, self.compensation, self.gate_function
+        )
 
     def _final_mask(self, state: UnitTask) -> Tensor:
         if self.hard:
             return used_units(state.embedding.detach(), self._graph.groups)
-        return functional.gate(state.embedding, self.s_max)
+        return functional.gate(state.embedding, self.s_max, self.gate_function)
 
     def _fix_mask(self, state: UnitTask) -> None:
         state.freeze(self._final_mask(state))
@@ -221,12 +274,25 @@ class HATNetwork(MaskedNetwork[UnitTask]):
 
     def _attention_on_parameters(self) -> Mapping[str, Tensor]:
         masks = [state.mask for state in self._consolidated_states()]
-        self._cumulative = self._none()
-        for index, mask in enumerate(masks):
-            self._cumulative = functional.cumulative_attention(self._cumulative if index else None, mask)
+        self._cumulative = attention_of_tasks(self.conditioning, masks, self._none())
+        if isinstance(self.conditioning, Adaptive):
+            return {}
         separate = self.conditioning is Conditioning.PER_TASK
         holders = masks if separate else [self._cumulative] if masks else []
         return attention_on_parameters(self._graph, self.backbone, holders)
+
+    def _dampers(self) -> Mapping[str, Damper]:
+        if not isinstance(self.conditioning, Adaptive):
+            return {}
+        shapes = {name: p.shape for name, p in self.backbone.named_parameters(prefix="backbone")}
+        masks = [state.mask for state in self._consolidated_states()]
+        return dampers(self._graph, shapes, masks, self._none())
+
+    def _rates(self) -> Tensor:
+        assert isinstance(self.conditioning, Adaptive)
+        state = self._in_training()
+        attention = self._none() if state is None else self._attention(state)
+        return self.conditioning.rates(self._graph, attention, self._cumulative)
 
     def _none(self) -> Tensor:
         """The attention of no task at all, ``(U,)``."""
@@ -273,7 +339,9 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             "s_max": self.s_max,
             "hard": self.hard,
             "compensation": self.compensation.value,
-            "conditioning": self.conditioning.value,
+            "conditioning": describe_conditioning(self.conditioning),
+            "gate_function": self.gate_function.value,
+            "regularizer": self.regularizer.value,
             "batch_norms": self.batch_norms.value,
             "gate_inputs": self.gate_inputs,
         }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from hatrack.methods.adahat import AdaHAT
 from hatrack.methods.base import Batch, Loss, Method, NoSettings, ParameterGroup, Setup
 from hatrack.methods.cab import CAB
 from hatrack.methods.derpp import DERPP
@@ -30,7 +31,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {
         method.name: method
         for method in (
-            *(HAT, SGD, SGDFrozen, SGDRestart, Joint, Independent, Random),
+            *(HAT, AdaHAT, SGD, SGDFrozen, SGDRestart, Joint, Independent, Random),
             *(EWC, IMMMean, IMMMode, SI, MAS, CAB, LWF, LFL),
             *(PackNet, PNN, PathNet),
             *(ER, DERPP, GEM),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Uniform
 from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
+from hatrack.conditioning import Fading, UnitConditioning
 from hatrack.errors import InputError
-from hatrack.functional import Compensation, Conditioning
+from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.loading import load
-from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.methods.base import Batch, Loss, Method, ParameterGroup, Setup
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.streams import Task, seeded_generator
 
 __all__ = ["HAT", "HATSettings"]
+
+
+class InitialEmbedding(enum.Enum):
+    """What embeddings are drawn from."""
+
+    NORMAL = "normal"
+    """N(0, 1)."""
+
+    UNIFORM = "uniform"
+    """U(low, high)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,14 @@ class HATSettings:
         gate_inputs: learn which input features a task uses, too.
         conditioning: which weights earlier tasks hold: cumulative (the paper) or per-task, which frees more.
         batch_norms: per-task (each task has its own), or shared (the first task's, frozen).
+        gate_function: sigmoid (the paper), hard-sigmoid, arctan, softsign, or step.
+        regularizer: weighted-l1 (the paper), l1 or l2, which count units again that earlier tasks use.
+        embedding: what embeddings start as: normal, N(0, 1), or uniform, U(embedding_low, embedding_high).
+        embedding_low: at least 0; with 0 and 2, the paper's choice to compress a single task, every unit starts on.
+        embedding_high: at most 6.
+        embedding_lr_factor: how much faster embeddings learn; 10 to 50 without compensation (the paper, appendix D).
+        keep: what is left of a task's hold on its weights after one more task; 1 holds them for good, less lets old
+            tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
 
     s_max: float = 400.0
@@ -44,10 +65,28 @@ class HATSettings:
     conditioning: Conditioning = Conditioning.CUMULATIVE
     batch_norms: BatchNorms = BatchNorms.PER_TASK
     gate_inputs: bool = False
+    gate_function: GateFunction = GateFunction.SIGMOID
+    regularizer: Regularization = Regularization.WEIGHTED_L1
+    embedding: InitialEmbedding = InitialEmbedding.NORMAL
+    embedding_low: float = 0.0
+    embedding_high: float = 2.0
+    embedding_lr_factor: float = 1.0
+    keep: float = 1.0
 
     def __post_init__(self) -> None:
         if self.s_max <= 0:
             raise InputError(f"s_max must be above 0, not {self.s_max}")
+        if not self.embedding_low < self.embedding_high <= EMBEDDING_BOUND:
+            raise InputError(
+                "embedding_low must be below embedding_high, and that at most 6, "
+                f"not {self.embedding_low} and {self.embedding_high}"
+            )
+        if self.embedding_lr_factor <= 0:
+            raise InputError(f"embedding_lr_factor must be above 0, not {self.embedding_lr_factor}")
+        if self.keep > 1:
+            raise InputError(f"keep must be at most 1, not {self.keep}")
+        if self.keep < 1 and self.conditioning is Conditioning.PER_TASK:
+            raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
 
 
 class HAT(Method):
@@ -66,15 +105,24 @@ class HAT(Method):
             s_max=settings.s_max,
             hard=settings.hard,
             compensation=settings.compensation,
-            conditioning=settings.conditioning,
+            conditioning=self._conditioning(),
+            gate_function=settings.gate_function,
+            regularizer=settings.regularizer,
             batch_norms=settings.batch_norms,
             gate_inputs=settings.gate_inputs,
         ).to(setup.device)
 
+    def _conditioning(self) -> UnitConditioning:
+        """How earlier tasks hold weights."""
+        settings: HATSettings = self.settings
+        return settings.conditioning if settings.keep == 1.0 else Fading(settings.keep)
+
     def begin_task(self, task: Task) -> None:
         """Open the task."""
         generator = seeded_generator(self.setup.seed, "head", task.name)
-        self.network.add_task(task.name, task.num_classes, generator=generator)
+        uniform = self.settings.embedding is InitialEmbedding.UNIFORM
+        start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
+        self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
 
     def loss(self, batch: Batch) -> Loss:
         """Cross-entropy and, times c, the share of free units that the task takes (Eq. 4)."""
@@ -100,6 +148,17 @@ class HAT(Method):
         task = self.network.task_in_training
         assert task is not None
         return self.network.task_parameters(task)
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The embedding apart, where it learns at another rate."""
+        if self.settings.embedding_lr_factor == 1.0:
+            return super().parameter_groups()
+        embeddings = {id(state.embedding) for state in self.network.tasks}
+        parameters = self.trained_parameters()
+        return [
+            ParameterGroup([p for p in parameters if id(p) not in embeddings]),
+            ParameterGroup([p for p in parameters if id(p) in embeddings], self.settings.embedding_lr_factor),
+        ]
 
     def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Keep what earlier tasks rely on."""

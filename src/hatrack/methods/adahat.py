@@ -1,0 +1,43 @@
+"""Adaptive hard attention to the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hatrack.conditioning import Adaptive, UnitConditioning
+from hatrack.errors import InputError
+from hatrack.functional import Conditioning
+from hatrack.methods.hat import HAT, HATSettings
+
+__all__ = ["AdaHAT", "AdaHATSettings"]
+
+
+@dataclass(frozen=True)
+class AdaHATSettings(HATSettings):
+    """Settings of AdaHAT: those of HAT, and how far weights in use may move, with the authors' values.
+
+    Attributes:
+        alpha: α, above 0: how much moves at all; the larger, the more is learned, and forgotten.
+        epsilon: ε, above 0: bounds the rate of tasks that take next to none of a layer's free units.
+    """
+
+    alpha: float = 1e-6
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Adaptive(self.alpha, self.epsilon)
+        if self.keep != 1.0 or self.conditioning is not Conditioning.CUMULATIVE:
+            raise InputError("adahat holds weights in its own way: leave keep and conditioning as they are")
+
+
+class AdaHAT(HAT):
+    """HAT whose weights in use move a little, the less the more tasks use them: room for tasks when all is taken."""
+
+    name = "adahat"
+    description = "HAT that gives way: weights in use move the less, the more tasks use them"
+    source = "Wang et al., ECML PKDD 2024"
+    settings_type = AdaHATSettings
+
+    def _conditioning(self) -> UnitConditioning:
+        return Adaptive(self.settings.alpha, self.settings.epsilon)
