@@ -4,7 +4,7 @@ hatrack learns tasks one after the other with hard attention to the task (HAT), 
 outputs of every task learned before stay bit-identical.
 """
 
-from hatrack import functional, units
+from hatrack import functional, masks, units
 from hatrack.errors import (
     CheckpointError,
     DataError,
@@ -20,6 +20,7 @@ from hatrack.modes import fresh_statistics
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.progress import with_progress
+from hatrack.weights import WeightMaskedNetwork
 
 __version__ = "0.1.0"
 
@@ -35,10 +36,12 @@ __all__ = [
     "InputError",
     "TrainingError",
     "UnsupportedError",
+    "WeightMaskedNetwork",
     "__version__",
     "fresh_statistics",
     "functional",
     "load",
+    "masks",
     "units",
     "with_progress",
 ]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hatrack.capacity import Capacity
 from hatrack.errors import InputError
 from hatrack.functional import Compensation, Conditioning
-from hatrack.loading import load
+from hatrack.loading import load_as
 from hatrack.methods.base import Batch, Loss, Method, Setup
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
@@ -111,7 +111,7 @@ class HAT(Method):
 
     def load(self, path: Path) -> tuple[str, ...]:
         """Read the network."""
-        self.network = load(path, self.network.detach()).to(self.setup.device)
+        self.network = load_as(HATNetwork, path, self.network.detach()).to(self.setup.device)
         return self.network.task_names
 
     def capacity(self) -> Capacity:
