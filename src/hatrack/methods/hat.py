@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hatrack.capacity import Capacity
 from hatrack.errors import InputError
 from hatrack.functional import Compensation, Conditioning
 from hatrack.loading import load_as
-from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.methods.base import Setup
+from hatrack.methods.masked import MaskedMethod
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
-from hatrack.streams import Task, seeded_generator
 
 __all__ = ["HAT", "HATSettings"]
 
@@ -50,13 +46,14 @@ class HATSettings:
             raise InputError(f"s_max must be above 0, not {self.s_max}")
 
 
-class HAT(Method):
+class HAT(MaskedMethod):
     """Trains a :class:`~hatrack.HATNetwork`."""
 
     name = "hat"
     description = "hard attention to the task: a mask of units per task, nothing forgotten"
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
+    network: HATNetwork
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
@@ -71,49 +68,12 @@ class HAT(Method):
             gate_inputs=settings.gate_inputs,
         ).to(setup.device)
 
-    def begin_task(self, task: Task) -> None:
-        """Open the task."""
-        generator = seeded_generator(self.setup.seed, "head", task.name)
-        self.network.add_task(task.name, task.num_classes, generator=generator)
-
-    def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy and, times c, the share of free units that the task takes (Eq. 4)."""
-        self.network.anneal(batch.progress)
-        logits = self.network(batch.x, batch.tasks[0])
-        return Loss(F.cross_entropy(logits, batch.y) + self.settings.c * self.network.regularization(), logits)
-
-    def end_task(self, task: Task) -> None:
-        """Consolidate the task."""
-        self.network.consolidate(task.name)
-
-    def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits under the task's mask."""
-        logits: Tensor = self.network(x, task)
-        return logits
-
-    def trained_modules(self) -> Sequence[nn.Module]:
-        """The whole network."""
-        return [self.network]
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The backbone's shared parameters and the task's own."""
-        task = self.network.task_in_training
-        assert task is not None
-        return self.network.task_parameters(task)
-
-    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Keep what earlier tasks rely on."""
-        return self.network.protect(optimizer)
-
-    def save(self, path: Path) -> None:
-        """Write the network; :func:`hatrack.load` reads it too."""
-        self.network.save(path)
+    def strength(self) -> float:
+        """The c of Eq. 4, times the share of free units that the task takes."""
+        c: float = self.settings.c
+        return c
 
     def load(self, path: Path) -> tuple[str, ...]:
         """Read the network."""
         self.network = load_as(HATNetwork, path, self.network.detach()).to(self.setup.device)
         return self.network.task_names
-
-    def capacity(self) -> Capacity:
-        """Share of units and weights that the tasks so far use."""
-        return self.network.capacity()
