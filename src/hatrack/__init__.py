@@ -4,7 +4,7 @@ hatrack learns tasks one after the other with hard attention to the task (HAT), 
 outputs of every task learned before stay bit-identical.
 """
 
-from hatrack import functional, units
+from hatrack import functional, masks, units
 from hatrack.conditioning import Adaptive, Fading
 from hatrack.errors import (
     CheckpointError,
@@ -21,6 +21,7 @@ from hatrack.modes import fresh_statistics
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.progress import with_progress
+from hatrack.weights import WeightMaskedNetwork
 
 __version__ = "0.1.0"
 
@@ -40,10 +41,12 @@ __all__ = [
     "Regularization",
     "TrainingError",
     "UnsupportedError",
+    "WeightMaskedNetwork",
     "__version__",
     "fresh_statistics",
     "functional",
     "load",
+    "masks",
     "units",
     "with_progress",
 ]

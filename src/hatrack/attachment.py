@@ -10,20 +10,29 @@ from hatrack.gates import ActiveTask, InputGate
 from hatrack.norm import TaskNormSwitch
 from hatrack.units import UnitGraph
 
-__all__ = ["Attachment", "is_attached"]
+__all__ = ["Attachment", "attached_to", "mark"]
 
 _ATTACHED = "_hatrack_attached"
-"""Attribute of a backbone that carries an attachment."""
+"""Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds that network's class."""
 
 
-def is_attached(backbone: nn.Module) -> bool:
-    """Whether a network, or a part of it, carries an attachment."""
+def attached_to(backbone: nn.Module) -> str | None:
+    """The class of the network that a backbone, or a part of it, is inside of; None if there is none."""
     modules = list(backbone.modules())
+    marks: list[str] = [vars(module)[_ATTACHED] for module in modules if _ATTACHED in vars(module)]
+    if marks:
+        return marks[0]
     callables: list[Any] = [hook for module in modules for hook in module._forward_pre_hooks.values()]
     callables += [vars(module).get("forward") for module in modules]
-    return any(_ATTACHED in vars(module) for module in modules) or any(
-        isinstance(getattr(each, "__self__", None), (InputGate, TaskNormSwitch)) for each in callables
-    )
+    attached = any(isinstance(getattr(each, "__self__", None), (InputGate, TaskNormSwitch)) for each in callables)
+    return "HATNetwork" if attached else None
+
+
+def mark(backbone: nn.Module, owner: str | None) -> None:
+    """Say what class of network a backbone is inside of, so that it does not get into a second one; None: into any."""
+    vars(backbone).pop(_ATTACHED, None)
+    if owner is not None:
+        vars(backbone)[_ATTACHED] = owner
 
 
 class Attachment(nn.Module):
@@ -49,7 +58,7 @@ class Attachment(nn.Module):
         self._switches = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
         for switch in self._switches.values():
             switch.attach()
-        vars(backbone)[_ATTACHED] = True
+        mark(backbone, "HATNetwork")
 
     def run(self, backbone: nn.Module, x: Tensor, attention: Tensor, norms: dict[str, nn.Module]) -> Tensor:
         """Features of a batch under a task's attention and norms, gated as its head reads them.
@@ -81,4 +90,4 @@ class Attachment(nn.Module):
         for switch in self._switches.values():
             switch.detach()
         self._hooks, self._switches = [], {}
-        vars(backbone).pop(_ATTACHED, None)
+        mark(backbone, None)

@@ -19,17 +19,19 @@ class Capacity:
     """Shares of a network that consolidated tasks use, each in [0, 1].
 
     Attributes:
-        groups: share of used units, by group.
-        units: share of used units over all groups; 0 for a network without units.
-        weights: share of the entries of shared parameters that must not move.
+        groups: share of used units, by group; or of used weights, by parameter, where masks are about weights.
+        units: share of used units over all groups; 0 for a network without units, None where masks are about weights.
+        weights: share of the entries of shared parameters that must not move, or that masks of weights let through.
     """
 
     groups: dict[str, float]
-    units: float
+    units: float | None
     weights: float
 
     def __str__(self) -> str:
         parts = [f"{name} {share:.0%}" for name, share in self.groups.items()]
+        if self.units is None:
+            return f"weights {self.weights:.0%} ({', '.join(parts)})"
         return f"units {self.units:.0%} ({', '.join(parts)}), weights {self.weights:.0%}"
 
 

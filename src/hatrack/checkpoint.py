@@ -57,12 +57,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{path} could not be written ({reason}); nothing was changed") from error
 
 
-def read_checkpoint(path: Path, expected_format: str) -> Checkpoint:
+def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
     """Read a file and check that it is whole.
 
     Args:
         path: the file.
-        expected_format: the ``format`` that its description must have.
+        *expected_formats: the ``format`` that its description may have.
 
     Raises:
         CheckpointError: the file is missing, damaged, not hatrack's, of another kind, or from a newer version.
@@ -93,8 +93,8 @@ def read_checkpoint(path: Path, expected_format: str) -> Checkpoint:
     if checksum != _checksum(tensors, text):
         raise CheckpointError(f"{path} is damaged: its checksum does not match; use an earlier copy")
     description = json.loads(text)
-    if description.get("format") != expected_format:
-        raise CheckpointError(f"{path} holds a {description.get('format')}, not a {expected_format}")
+    if description.get("format") not in expected_formats:
+        raise CheckpointError(f"{path} holds a {description.get('format')}, not a {' or a '.join(expected_formats)}")
     return Checkpoint(tensors, description)
 
 

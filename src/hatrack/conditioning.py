@@ -22,9 +22,9 @@ __all__ = [
     "Fading",
     "UnitConditioning",
     "attention_of_tasks",
-    "conditioning_from",
     "dampers",
-    "describe_conditioning",
+    "describe_unit_conditioning",
+    "unit_conditioning_from",
 ]
 
 
@@ -147,15 +147,15 @@ def dampers(
     return result
 
 
-def describe_conditioning(conditioning: UnitConditioning) -> str | dict[str, Any]:
+def describe_unit_conditioning(conditioning: UnitConditioning) -> str | dict[str, Any]:
     """A conditioning as JSON values."""
     if isinstance(conditioning, Conditioning):
         return conditioning.value
     return {"kind": type(conditioning).__name__.lower(), **dataclasses.asdict(conditioning)}
 
 
-def conditioning_from(described: str | Mapping[str, Any]) -> UnitConditioning:
-    """The conditioning that :func:`describe_conditioning` described."""
+def unit_conditioning_from(described: str | Mapping[str, Any]) -> UnitConditioning:
+    """The conditioning that :func:`describe_unit_conditioning` described."""
     if isinstance(described, str):
         return Conditioning(described)
     values = {key: value for key, value in described.items() if key != "kind"}

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hatrack.checkpoint import check_backbone, read_checkpoint
-from hatrack.conditioning import conditioning_from
+from hatrack.conditioning import unit_conditioning_from
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.functional import Compensation, GateFunction, Regularization
+from hatrack.masked import MaskedNetwork
+from hatrack.masks import Unmasked, conditioning_from, source_from
 from hatrack.network import FORMAT, HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.units import Rule
+from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
 
-__all__ = ["load"]
+__all__ = ["load", "load_as"]
+
+Rules = Mapping[Any, Rule] | None
+Build = Callable[[nn.Module, Tensor, Mapping[str, Any], Rules], MaskedNetwork[Any]]
+NetworkT = TypeVar("NetworkT", HATNetwork, WeightMaskedNetwork)
 
 
-def load(path: str | Path, backbone: nn.Module, *, rules: Mapping[Any, Rule] | None = None) -> HATNetwork:
-    """Read a network that :meth:`hatrack.HATNetwork.save` wrote.
+def load(
+    path: str | Path, backbone: nn.Module, *, rules: Mapping[Any, Rule] | None = None
+) -> HATNetwork | WeightMaskedNetwork:
+    """Read a network that :meth:`hatrack.HATNetwork.save` or :meth:`hatrack.WeightMaskedNetwork.save` wrote.
 
     Args:
         path: the file.
@@ -35,13 +45,59 @@ def load(path: str | Path, backbone: nn.Module, *, rules: Mapping[Any, Rule] | N
         CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone. The
             backbone is as it was then, but for its weights.
         GuaranteeError: the file is whole, but what its tasks rely on is not what they were consolidated with.
-        InputError: the backbone is no module, or is inside another HATNetwork.
+        InputError: the backbone is no module, or is inside another network of masks.
         UnsupportedError: the backbone does something that no rule explains.
     """
-    path = Path(path)
+    net: HATNetwork | WeightMaskedNetwork = _load(Path(path), backbone, rules, (FORMAT, WEIGHTS_FORMAT))
+    return net
+
+
+def load_as(kind: type[NetworkT], path: str | Path, backbone: nn.Module, *, rules: Rules = None) -> NetworkT:
+    """Read a network of one kind; otherwise as :func:`load`.
+
+    Raises:
+        CheckpointError: the file holds another kind of network, or as in :func:`load`.
+    """
+    net = _load(Path(path), backbone, rules, (kind.format,))
+    assert isinstance(net, kind)
+    return net
+
+
+def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules) -> HATNetwork:
+    return HATNetwork(
+        backbone,
+        example,
+        s_max=described["s_max"],
+        hard=described["hard"],
+        compensation=Compensation(described["compensation"]),
+        conditioning=unit_conditioning_from(described["conditioning"]),
+        gate_function=GateFunction(described.get("gate_function", GateFunction.SIGMOID.value)),
+        regularizer=Regularization(described.get("regularizer", Regularization.WEIGHTED_L1.value)),
+        batch_norms=BatchNorms(described.get("batch_norms", BatchNorms.PER_TASK.value)),
+        gate_inputs=described["gate_inputs"],
+        rules=rules,
+    )
+
+
+def _build_weights(
+    backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules
+) -> WeightMaskedNetwork:
+    return WeightMaskedNetwork(
+        backbone,
+        example,
+        source=source_from(described["source"]),
+        conditioning=conditioning_from(described["conditioning"]),
+        unmasked=Unmasked(described["unmasked"]),
+    )
+
+
+_BUILDERS: Mapping[str, Build] = MappingProxyType({FORMAT: _build_hat, WEIGHTS_FORMAT: _build_weights})
+
+
+def _load(path: Path, backbone: nn.Module, rules: Rules, formats: Sequence[str]) -> Any:
     if not isinstance(backbone, nn.Module):
         raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
-    checkpoint = read_checkpoint(path, FORMAT)
+    checkpoint = read_checkpoint(path, *formats)
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
     state = dict(checkpoint.tensors)
@@ -50,25 +106,12 @@ def load(path: str | Path, backbone: nn.Module, *, rules: Mapping[Any, Rule] | N
     example = torch.zeros(
         described["example_input"]["shape"], dtype=getattr(torch, described["example_input"]["dtype"])
     )
-    net = HATNetwork(
-        backbone,
-        example,
-        s_max=described["s_max"],
-        hard=described["hard"],
-        compensation=Compensation(described["compensation"]),
-        conditioning=conditioning_from(described["conditioning"]),
-        gate_function=GateFunction(described.get("gate_function", GateFunction.SIGMOID.value)),
-        regularizer=Regularization(described.get("regularizer", Regularization.WEIGHTED_L1.value)),
-        batch_norms=BatchNorms(described.get("batch_norms", BatchNorms.PER_TASK.value)),
-        gate_inputs=described["gate_inputs"],
-        rules=rules,
-    )
+    net = _BUILDERS[described["format"]](backbone, example, described, rules)
     for index, task in enumerate(described["tasks"]):
         net._open_task(task["name"], task["num_classes"], torch.Generator().manual_seed(0))  # overwritten below
-        for name, parameter in net.tasks[index].named_parameters():
-            saved = state.get(f"tasks.{index}.{name}", parameter)
-            parameter.data = parameter.data.to(saved.dtype)
-        state[f"tasks.{index}._extra_state"] = torch.tensor(task["consolidated"])
+        own = f"tasks.{index}."
+        net._states()[index].prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
+        state[f"{own}_extra_state"] = torch.tensor(task["consolidated"])
     state["_extra_state"] = described["digests"]
     try:
         _require_match(path, state, net.state_dict())
@@ -84,7 +127,7 @@ def load(path: str | Path, backbone: nn.Module, *, rules: Mapping[Any, Rule] | N
     return net
 
 
-def _require_same_answer(path: Path, net: HATNetwork, saved: dict[str, Any] | None) -> None:
+def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:
     """Check that the last task says what it said when it was saved: a stride or a slope may differ unseen otherwise."""
     now = net.probe()
     if saved is None or now is None:

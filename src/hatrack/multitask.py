@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.attachment import is_attached
+from hatrack.attachment import attached_to
 from hatrack.compilers import start_compilers_inside
 from hatrack.errors import InputError
 from hatrack.modes import evaluation_mode
@@ -51,8 +51,9 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
             raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
         if not isinstance(example_input, Tensor):
             raise InputError("example_input must be a tensor, such as torch.zeros(1, 1, 28, 28)")
-        if is_attached(backbone):
-            raise InputError("this backbone is already inside a HATNetwork: call its detach() first")
+        owner = attached_to(backbone)
+        if owner is not None:
+            raise InputError(f"this backbone is already inside a {owner}: call its detach() first")
         self.example_shape, self._example_dtype = example_input.shape, example_input.dtype
         self.backbone = backbone
         self.tasks = nn.ModuleList()
@@ -198,5 +199,5 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
     def _require_attached(self) -> None:
         if self._detached:
             raise InputError(
-                "this network was detached from its backbone; attach a new HATNetwork, or load a saved one"
+                f"this network was detached from its backbone; attach a new {type(self).__name__}, or load a saved one"
             )

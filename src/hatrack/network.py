@@ -19,7 +19,7 @@ from hatrack.conditioning import (
     UnitConditioning,
     attention_of_tasks,
     dampers,
-    describe_conditioning,
+    describe_unit_conditioning,
 )
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
@@ -339,7 +339,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             "s_max": self.s_max,
             "hard": self.hard,
             "compensation": self.compensation.value,
-            "conditioning": describe_conditioning(self.conditioning),
+            "conditioning": describe_unit_conditioning(self.conditioning),
             "gate_function": self.gate_function.value,
             "regularizer": self.regularizer.value,
             "batch_norms": self.batch_norms.value,

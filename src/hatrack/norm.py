@@ -15,7 +15,7 @@ from torch import nn
 
 from hatrack.gates import ActiveTask
 
-__all__ = ["BatchNorms", "TaskNormSwitch"]
+__all__ = ["BatchNorms", "TaskNormSwitch", "copy_of_norm"]
 
 
 class BatchNorms(enum.Enum):
@@ -27,6 +27,22 @@ class BatchNorms(enum.Enum):
     SHARED = "shared"
     """The first task's, frozen once that is consolidated: nothing to store per task, but later tasks are normalised
     with statistics that are not theirs."""
+
+
+def copy_of_norm(norm: nn.Module) -> nn.Module:
+    """A copy of a batch norm to be trained: same class, affine parameters and statistics, without hooks or a switch."""
+    attached = vars(norm).pop("forward", None)
+    hooks = {name: vars(norm)[name] for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")}
+    try:
+        vars(norm).update({name: type(value)() for name, value in hooks.items()})
+        twin = copy.deepcopy(norm)
+    finally:
+        vars(norm).update(hooks)
+        if attached is not None:
+            vars(norm)["forward"] = attached
+    for parameter in twin.parameters():
+        parameter.requires_grad_(True)
+    return twin
 
 
 class TaskNormSwitch:
@@ -60,16 +76,5 @@ class TaskNormSwitch:
         return norms[self._name](*args, **kwargs)
 
     def copy_for_task(self) -> nn.Module:
-        """A copy of the layer: same class, affine parameters and statistics, without hooks and without the switch."""
-        attached = vars(self._module).pop("forward", None)
-        hooks = {name: vars(self._module)[name] for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")}
-        try:
-            vars(self._module).update({name: type(value)() for name, value in hooks.items()})
-            twin = copy.deepcopy(self._module)
-        finally:
-            vars(self._module).update(hooks)
-            if attached is not None:
-                vars(self._module)["forward"] = attached
-        for parameter in twin.parameters():
-            parameter.requires_grad_(True)
-        return twin
+        """A copy of the layer for a task."""
+        return copy_of_norm(self._module)

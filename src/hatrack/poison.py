@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from hatrack.attachment import Attachment
+from hatrack.masks import WeightLayout
 from hatrack.modes import evaluation_mode
 from hatrack.protect import attention_on_entries
 from hatrack.units import Role, UnitGraph
 
-__all__ = ["find_leak", "poison_value", "poisoned"]
+__all__ = ["find_leak", "find_leak_of_weights", "leak_of", "poison_value", "poisoned", "random_like"]
 
 
 def poison_value(dtype: torch.dtype) -> float:
@@ -59,8 +60,7 @@ def find_leak(attachment: Attachment, graph: UnitGraph, backbone: nn.Module, exa
         The names of the parameters whose free entries changed a feature, or None when all is well.
     """
     generator = torch.Generator().manual_seed(0)
-    if example.is_floating_point():
-        example = torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
+    example = random_like(example, generator)
     norms = {name: norm.eval() for name, norm in attachment.copy_norms().items()}
     with evaluation_mode(backbone):
         for _ in range(2):
@@ -70,7 +70,7 @@ def find_leak(attachment: Attachment, graph: UnitGraph, backbone: nn.Module, exa
                 def features(used: Tensor = used) -> Tensor:
                     return attachment.run(backbone, example, used, norms)
 
-                leak = _leak_of(features, _free_entries(graph, backbone, used), generator)
+                leak = leak_of(features, _free_entries(graph, backbone, used), generator)
                 if leak is not None:
                     return leak
     return None
@@ -86,9 +86,76 @@ def _free_entries(graph: UnitGraph, backbone: nn.Module, used: Tensor) -> dict[s
     }
 
 
-def _leak_of(
-    features: Callable[[], Tensor], free: dict[str, tuple[nn.Parameter, Tensor]], generator: torch.Generator
+@torch.no_grad()
+def find_leak_of_weights(
+    features: Callable[[Tensor, Sequence[Tensor]], Tensor], backbone: nn.Module, layout: WeightLayout, example: Tensor
 ) -> str | None:
+    """Try masks of weights: under random ones and their complements, poison what they leave free.
+
+    What tasks have copies of is poisoned as a whole, since none of them may look at the backbone's own.
+
+    Args:
+        features: features of a batch under a mask for every masked weight, booleans.
+        backbone: the network, which is left as it was.
+        layout: its parameters.
+        example: a batch; floating-point values are replaced by random ones.
+
+    Returns:
+        The names of the tensors whose free entries changed a feature, or None when all is well.
+    """
+    generator = torch.Generator().manual_seed(0)
+    example = random_like(example, generator)
+    weights = [backbone.get_parameter(name) for name in layout.masked]
+    originals = {
+        name: (value, torch.ones_like(value, dtype=torch.bool))
+        for name, value in _originals(backbone, layout)
+        if value.is_floating_point()
+    }
+    with evaluation_mode(backbone):
+        for _ in range(2):
+            drawn = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in weights]
+            for masks in (drawn, [~mask for mask in drawn]):
+
+                def of_masks(masks: Sequence[Tensor] = masks) -> Tensor:
+                    return features(example, masks)
+
+                free = zip(layout.masked, zip(weights, (~mask for mask in masks), strict=True), strict=True)
+                leak = leak_of(of_masks, {**dict(free), **originals}, generator)
+                if leak is not None:
+                    return leak
+    return None
+
+
+def _originals(backbone: nn.Module, layout: WeightLayout) -> Iterator[tuple[str, Tensor]]:
+    """What tasks have copies of."""
+    for name in layout.copied:
+        yield name, backbone.get_parameter(name)
+    for name in layout.norms:
+        norm = backbone.get_submodule(name)
+        for own, value in (*norm.named_parameters(), *norm.named_buffers()):
+            yield f"{name}.{own}", value
+
+
+def random_like(example: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch to try a network with: random where it holds real numbers, since zeros would hide a leak."""
+    if not example.is_floating_point():
+        return example
+    return torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
+
+
+def leak_of(
+    features: Callable[[], Tensor], free: Mapping[str, tuple[Tensor, Tensor]], generator: torch.Generator
+) -> str | None:
+    """Poison entries that should be free, and compare.
+
+    Args:
+        features: gives what must not change.
+        free: by name, tensors and where they are free.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        The names of the tensors whose free entries changed something, or None when all is well.
+    """
     clean = features()
     with poisoned(dict(free.values()), generator):
         if _same(features(), clean):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ class TaskState(nn.Module):
     def norms(self) -> dict[str, nn.Module]:
         """The task's batch norms, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
+
+    def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
+        """Take the types of what a file holds, tensors by their names in ``state_dict``, before it is loaded."""
+        for name, parameter in self.named_parameters():
+            parameter.data = parameter.data.to(saved.get(name, parameter).dtype)
 
     def close(self) -> None:
         """End the training: from now on nothing of the task moves."""

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hatrack.experiments import Event, RunResult, TaskBegun, TaskLearned
+from hatrack.report import share_in_use
 from hatrack.train import BatchDone, EpochDone
 
 __all__ = ["RunDisplay"]
@@ -102,5 +103,5 @@ class RunDisplay:
         if index:
             line += f", all so far {sum(accuracies) / len(accuracies):.1%}"
         if result.capacity is not None:
-            line += f", {result.capacity['units']:.0%} of the units in use"
+            line += f", {share_in_use(result.capacity)}"
         self._console.print(f"{line} [dim]({result.epochs[-1]} epochs, {result.seconds[-1]:.1f} s)", highlight=False)

@@ -27,7 +27,7 @@ class Experiment:
         data: settings of the stream.
         network: the backbone.
         training: the schedule.
-        methods: for a method's name, settings that differ from the method's own defaults.
+        methods: for a method's name, settings that differ from the method's own defaults, or from ``training``.
     """
 
     name: str
@@ -45,8 +45,9 @@ class Experiment:
         Raises:
             InputError: there is no such method.
         """
-        own = look_up("method", method, METHODS).settings_type()
-        return Config(self.data, self.network, self.training, own).overridden(self.methods.get(method, {}))
+        kind = look_up("method", method, METHODS)
+        config = Config(self.data, self.network, self.training, kind.settings_type())
+        return config.overridden({**kind.training, **self.methods.get(method, {})})
 
 
 _PAPER = "Serrà et al., ICML 2018"

@@ -19,11 +19,14 @@ from hatrack.methods.lwf import LWF
 from hatrack.methods.mas import MAS
 from hatrack.methods.packnet import PackNet
 from hatrack.methods.pathnet import PathNet
+from hatrack.methods.pmask import PMASK
 from hatrack.methods.pnn import PNN
 from hatrack.methods.random import Random
 from hatrack.methods.sgd import SGD
 from hatrack.methods.sgd_variants import SGDFrozen, SGDRestart
 from hatrack.methods.si import SI
+from hatrack.methods.supsup import SupSup
+from hatrack.methods.wsn import WSN
 
 __all__ = ["METHODS", "Batch", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
 
@@ -33,6 +36,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         for method in (
             *(HAT, AdaHAT, SGD, SGDFrozen, SGDRestart, Joint, Independent, Random),
             *(EWC, IMMMean, IMMMode, SI, MAS, CAB, LWF, LFL),
+            *(PMASK, WSN, SupSup),
             *(PackNet, PNN, PathNet),
             *(ER, DERPP, GEM),
         )

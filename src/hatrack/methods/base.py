@@ -95,6 +95,7 @@ class Method(abc.ABC):
         source: the paper that it comes from.
         settings_type: a frozen dataclass of the method's own settings, with its paper's values as defaults.
         trains: False for a method without anything to train.
+        training: settings of the training that the source has other values for than experiments, such as its optimizer.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
     """
 
@@ -103,6 +104,7 @@ class Method(abc.ABC):
     source: ClassVar[str]
     settings_type: ClassVar[type] = NoSettings
     trains: ClassVar[bool] = True
+    training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})
 
     def __init__(self, setup: Setup, settings: Any) -> None:

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.distributions import Uniform
-from torch.nn import functional as F
 
-from hatrack.capacity import Capacity
 from hatrack.conditioning import Fading, UnitConditioning
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
-from hatrack.loading import load
-from hatrack.methods.base import Batch, Loss, Method, ParameterGroup, Setup
+from hatrack.loading import load_as
+from hatrack.methods.base import ParameterGroup, Setup
+from hatrack.methods.masked import MaskedMethod
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.streams import Task, seeded_generator
@@ -89,13 +87,14 @@ class HATSettings:
             raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
 
 
-class HAT(Method):
+class HAT(MaskedMethod):
     """Trains a :class:`~hatrack.HATNetwork`."""
 
     name = "hat"
     description = "hard attention to the task: a mask of units per task, nothing forgotten"
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
+    network: HATNetwork
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
@@ -124,31 +123,6 @@ class HAT(Method):
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
 
-    def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy and, times c, the share of free units that the task takes (Eq. 4)."""
-        self.network.anneal(batch.progress)
-        logits = self.network(batch.x, batch.tasks[0])
-        return Loss(F.cross_entropy(logits, batch.y) + self.settings.c * self.network.regularization(), logits)
-
-    def end_task(self, task: Task) -> None:
-        """Consolidate the task."""
-        self.network.consolidate(task.name)
-
-    def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits under the task's mask."""
-        logits: Tensor = self.network(x, task)
-        return logits
-
-    def trained_modules(self) -> Sequence[nn.Module]:
-        """The whole network."""
-        return [self.network]
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The backbone's shared parameters and the task's own."""
-        task = self.network.task_in_training
-        assert task is not None
-        return self.network.task_parameters(task)
-
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """The embedding apart, where it learns at another rate."""
         if self.settings.embedding_lr_factor == 1.0:
@@ -160,19 +134,12 @@ class HAT(Method):
             ParameterGroup([p for p in parameters if id(p) in embeddings], self.settings.embedding_lr_factor),
         ]
 
-    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Keep what earlier tasks rely on."""
-        return self.network.protect(optimizer)
-
-    def save(self, path: Path) -> None:
-        """Write the network; :func:`hatrack.load` reads it too."""
-        self.network.save(path)
+    def strength(self) -> float:
+        """The c of Eq. 4, times the share of free units that the task takes."""
+        c: float = self.settings.c
+        return c
 
     def load(self, path: Path) -> tuple[str, ...]:
         """Read the network."""
-        self.network = load(path, self.network.detach()).to(self.setup.device)
+        self.network = load_as(HATNetwork, path, self.network.detach()).to(self.setup.device)
         return self.network.task_names
-
-    def capacity(self) -> Capacity:
-        """Share of units and weights that the tasks so far use."""
-        return self.network.capacity()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from hatrack.experiments import RunResult, Verification
 
-__all__ = ["accuracy_table", "forgetting_line", "verification_table"]
+__all__ = ["accuracy_table", "forgetting_line", "share_in_use", "verification_table"]
 
 # Sky blue, yellow and vermilion of Okabe and Ito's palette can be told apart with any colour vision.
 _KEPT, _FADED, _LOST = "#56b4e9", "#f0e442", "#d55e00"
@@ -42,11 +43,18 @@ def accuracy_table(result: RunResult, title: str | None = None) -> Table:
 
 
 def forgetting_line(result: RunResult) -> str:
-    """One sentence: average accuracy, forgetting, and the share of units in use."""
+    """One sentence: average accuracy, forgetting, and the share of units or weights in use."""
     figures = result.metrics()
     line = f"average accuracy {figures['average_accuracy']:.2%}, forgetting {100 * figures['forgetting']:.2f} points"
     capacity = figures["capacity"]
-    return line if capacity is None else f"{line}, {capacity['units']:.0%} of the units in use"
+    return line if capacity is None else f"{line}, {share_in_use(capacity)}"
+
+
+def share_in_use(capacity: Mapping[str, Any]) -> str:
+    """The share of units in use, or of weights where masks are about weights."""
+    if capacity["units"] is None:
+        return f"{capacity['weights']:.0%} of the weights in use"
+    return f"{capacity['units']:.0%} of the units in use"
 
 
 def verification_table(verification: Verification) -> Table:

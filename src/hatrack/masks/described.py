@@ -1,0 +1,49 @@
+"""Sources and conditionings as JSON values, for files."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from hatrack.masks.conditioning import FreeWeights, NoWeights, WeightConditioning
+from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Scores
+from hatrack.names import look_up
+
+__all__ = ["CONDITIONINGS", "SOURCES", "conditioning_from", "describe", "source_from"]
+
+SOURCES: Mapping[str, type[MaskSource]] = MappingProxyType({s.kind: s for s in (Embedding, Scores, Magnitude)})
+"""Every source by its kind."""
+
+CONDITIONINGS: Mapping[str, type[WeightConditioning]] = MappingProxyType({c.kind: c for c in (FreeWeights, NoWeights)})
+"""Every conditioning by its kind."""
+
+
+def describe(part: MaskSource | WeightConditioning) -> dict[str, Any]:
+    """A source or a conditioning as JSON values."""
+    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}  # type: ignore[arg-type]
+    return {"kind": part.kind} | {
+        key: value.value if isinstance(value, enum.Enum) else value for key, value in fields.items()
+    }
+
+
+def source_from(described: Mapping[str, Any]) -> MaskSource:
+    """The source that :func:`describe` described."""
+    return _made(look_up("mask source", described["kind"], SOURCES), described)  # type: ignore[no-any-return]
+
+
+def conditioning_from(described: Mapping[str, Any]) -> WeightConditioning:
+    """The conditioning that :func:`describe` described."""
+    return _made(look_up("conditioning", described["kind"], CONDITIONINGS), described)  # type: ignore[no-any-return]
+
+
+def _made(kind: type, described: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {key: value for key, value in described.items() if key != "kind"}
+    for key, value in values.items():
+        if isinstance(hints[key], type) and issubclass(hints[key], enum.Enum):
+            values[key] = hints[key](value)
+    return kind(**values)

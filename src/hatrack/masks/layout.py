@@ -1,0 +1,132 @@
+"""What every parameter of a backbone is to a network that masks weights."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from hatrack.errors import InputError, UnsupportedError
+from hatrack.modes import evaluation_mode
+
+__all__ = ["Unmasked", "WeightLayout", "WeightRole", "count_features", "lay_out"]
+
+_MASKED_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)
+
+
+class WeightRole(str, enum.Enum):
+    """What a parameter is to the tasks; every parameter has exactly one role."""
+
+    MASKED = "masked"
+    """A weight of a dense, convolutional, recurrent or attention layer: a mask per task says which entries it uses."""
+
+    PER_TASK = "per-task"
+    """Everything else, such as biases, norms and tokens: tasks have copies; the backbone's own is their beginning."""
+
+
+class Unmasked(enum.Enum):
+    """Whose copies a task uses of what has no mask: biases, norms with their statistics, tokens."""
+
+    PER_TASK = "per-task"
+    """Its own."""
+
+    FIRST_TASK = "first-task"
+    """Those of the first task, frozen once that is consolidated: nothing to store per task, but they fit it alone."""
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """The parameters of a backbone by their roles, by their names there.
+
+    Attributes:
+        masked: names of the weights with masks.
+        copied: names of the parameters that are copied for tasks one by one.
+        norms: names of the batch norms, which are copied for tasks as a whole, with their statistics.
+    """
+
+    masked: tuple[str, ...]
+    copied: tuple[str, ...]
+    norms: tuple[str, ...]
+
+
+def lay_out(backbone: nn.Module) -> WeightLayout:
+    """Find the role of every parameter.
+
+    A weight that several layers share has one mask, which holds for all of them; it is masked if any of them is a layer
+    with masks.
+
+    Raises:
+        UnsupportedError: the backbone has no weight to mask; or it has a parameter that is computed from others before
+            each use, or not initialised yet, or complex, or shared by a batch norm and something else.
+    """
+    for name, module in backbone.named_modules():
+        _require_plain(name or type(backbone).__name__, module)
+    norms = {name: module for name, module in backbone.named_modules() if isinstance(module, _NormBase)}
+    of_norms = {id(parameter) for norm in norms.values() for parameter in norm.parameters()}
+    weights = {id(parameter) for parameter in _weights(backbone)}
+    for name, module in backbone.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in of_norms and not isinstance(module, _NormBase):
+                raise UnsupportedError(
+                    f"{name}.{own} is a batch norm's parameter too, which every task has a copy of; give it its own"
+                )
+    masked: list[str] = []
+    copied: list[str] = []
+    for name, parameter in backbone.named_parameters():
+        if parameter.is_complex():
+            raise UnsupportedError(f"{name} is complex; masks need real weights")
+        if id(parameter) not in of_norms:
+            (masked if id(parameter) in weights else copied).append(name)
+    if not masked:
+        raise UnsupportedError("the backbone has no dense, convolutional, recurrent or attention layer to mask")
+    return WeightLayout(tuple(masked), tuple(copied), tuple(norms))
+
+
+def _weights(backbone: nn.Module) -> Iterator[nn.Parameter]:
+    for module in backbone.modules():
+        if isinstance(module, _MASKED_LAYERS):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() >= 2 and not name.startswith("bias"):
+                    yield parameter
+
+
+def _require_plain(name: str, module: nn.Module) -> None:
+    hooks = module._forward_pre_hooks.values()
+    if parametrize.is_parametrized(module) or any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):
+        raise UnsupportedError(
+            f"{name} computes a weight from others before every use, so that a mask would not be a mask of weights; "
+            "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or "
+            "remove_spectral_norm), or use a HATNetwork"
+        )
+    if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False)):
+        raise UnsupportedError(f"{name} is not initialised yet; run the backbone once on a batch")
+
+
+@torch.no_grad()
+def count_features(backbone: nn.Module, example: Tensor) -> int:
+    """The number of features that a backbone gives.
+
+    Raises:
+        InputError: it does not give any, or cannot run on the example.
+    """
+    try:
+        with evaluation_mode(backbone):
+            features = backbone(example)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise InputError(f"the backbone cannot run on the example input: {error}") from error
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(
+            f"the backbone must map a batch to features (N, F), and gave {found}; "
+            "leave out its last layer, since every task brings a head of its own, and flatten what is left"
+        )
+    return features.shape[1]

@@ -1,0 +1,49 @@
+"""Masks as bits: eight entries per byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["bytes_for", "pack", "unpack"]
+
+
+def bytes_for(entries: int) -> int:
+    """Number of bytes that hold so many entries."""
+    return -(-entries // 8)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Booleans as bits.
+
+    Args:
+        mask: booleans of any shape.
+
+    Returns:
+        uint8, ``(⌈entries / 8⌉,)``: entry i is bit ``i mod 8``, counted from the lowest, of byte ``⌊i / 8⌋``; what is
+        behind the last entry is 0.
+    """
+    flat = mask.flatten()
+    padded = flat.new_zeros(8 * bytes_for(len(flat)))
+    padded[: len(flat)] = flat
+    bits = padded.view(-1, 8).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The booleans of :func:`pack`.
+
+    Args:
+        packed: uint8, as :func:`pack` gives it.
+        shape: shape of the mask.
+
+    Raises:
+        ValueError: the number of bytes is not the one for that shape.
+    """
+    entries = torch.Size(shape).numel()
+    if len(packed) != bytes_for(entries):
+        raise ValueError(f"{entries} entries take {bytes_for(entries)} bytes, not {len(packed)}")
+    bits = packed.unsqueeze(1) & (1 << torch.arange(8, dtype=torch.uint8, device=packed.device))
+    return (bits != 0).flatten()[:entries].view(*shape)

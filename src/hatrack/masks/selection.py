@@ -1,0 +1,58 @@
+"""Choosing entries: the largest of a tensor, and a choice that gradients pass through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["largest", "straight_through"]
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Where a tensor's largest entries are; of equal ones the first.
+
+    Args:
+        values: any shape.
+        count: how many to choose, 0 up to the number of entries.
+
+    Returns:
+        Booleans of that shape, True at exactly ``count`` entries.
+
+    Raises:
+        ValueError: there are not that many entries.
+    """
+    flat = values.detach().flatten()
+    if not 0 <= count <= len(flat):
+        raise ValueError(f"{count} of {len(flat)} entries cannot be chosen")
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    least = flat.kthvalue(len(flat) - count + 1).values
+    chosen = flat > least
+    missing = count - int(chosen.sum())
+    chosen[(flat == least).nonzero()[:missing, 0]] = True
+    return chosen.view(values.shape)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, chosen: Tensor) -> Tensor:
+        return chosen.to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
+    """A choice as numbers 0 and 1, whose gradient reaches the scores as if they had been passed on unchanged.
+
+    Args:
+        scores: what the choice was made by.
+        chosen: booleans of that shape.
+
+    Returns:
+        Numbers of the shape and type of the scores (Bengio, Léonard and Courville, 2013, arXiv:1308.3432).
+    """
+    return _StraightThrough.apply(scores, chosen)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,0 +1,194 @@
+"""Where a task's mask of weights comes from: an embedding, a score, or the weights themselves.
+
+A source looks at one weight at a time. What a task learns to choose its mask with are its *values* of that weight; a
+source without any chooses by the weight alone.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hatrack import functional
+from hatrack.errors import InputError
+from hatrack.functional import Compensation
+from hatrack.masks.selection import largest, straight_through
+
+__all__ = ["Embedding", "Magnitude", "MaskSource", "Scores", "signed_constant"]
+
+
+class MaskSource(abc.ABC):
+    """How a mask of one weight is learned, and what it is in the end.
+
+    Attributes:
+        kind: what files call it.
+        bounded: whether values are clamped to [−6, 6] after every step.
+    """
+
+    kind: ClassVar[str]
+    bounded: ClassVar[bool] = False
+
+    def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """The values that a new task begins with, of the weight's shape, on the CPU; None if it learns none."""
+        return None
+
+    @abc.abstractmethod
+    def in_training(self, values: Tensor | None, progress: float) -> Tensor | None:
+        """The mask while the task is trained, numbers in [0, 1] of the weight's shape; None lets all of it through.
+
+        Args:
+            values: the task's values of the weight.
+            progress: position within the epoch, 0 (first batch) to 1 (last).
+        """
+
+    @abc.abstractmethod
+    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
+        """The mask that training leads to, booleans of the weight's shape.
+
+        Args:
+            values: the task's values of the weight.
+            weight: the weight.
+            held: booleans of its shape, True where consolidated tasks use it.
+        """
+
+    def regularization(self, masks: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
+        """What the masks of all weights cost, a scalar; 0 where a source sets their size by itself.
+
+        Args:
+            masks: the mask of every weight, numbers in [0, 1].
+            held: booleans for every weight, True where consolidated tasks use it.
+        """
+        return torch.zeros(())
+
+
+@dataclass(frozen=True)
+class Embedding(MaskSource):
+    """One embedding value per weight: attention ``A = σ(s E)``, annealed as in HAT (PMASK, Raskoti and Ghimire).
+
+    Attributes:
+        s_max: largest scale of the gates, > 0.
+        compensation: arithmetic of the embedding's gradient.
+    """
+
+    kind = "embedding"
+    bounded = True
+
+    s_max: float = 400.0
+    compensation: Compensation = Compensation.EXACT
+
+    def __post_init__(self) -> None:
+        try:
+            functional.annealed_scale(1.0, self.s_max)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Normal, N(0, 1)."""
+        return torch.randn(weight.shape, generator=generator)
+
+    def in_training(self, values: Tensor | None, progress: float) -> Tensor:
+        """The gate at the scale of Eq. 3, whose gradient makes up for that scale."""
+        assert values is not None
+        scale = functional.annealed_scale(progress, self.s_max)
+        return functional.compensated_gate(values, scale, self.s_max, self.compensation)
+
+    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
+        """Where the embedding is above 0; its largest entry where none is, or the layer would be constant."""
+        assert values is not None
+        mask = functional.hard_attention(values.detach())
+        return mask if mask.any() else largest(values, 1)
+
+    def regularization(self, masks: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
+        """Share of the free weights that the task takes: Eq. 5 with weights for units."""
+        return functional.attention_regularization(masks, held)
+
+
+@dataclass(frozen=True)
+class Scores(MaskSource):
+    """One score per weight, learned by a straight-through estimator; each layer uses those with the best.
+
+    With ``keep`` these are a share of the largest ``|score|`` (edge-popup, Ramanujan et al., CVPR 2020, as in WSN, Kang
+    et al., ICML 2022); without it those that are not negative (as in the authors' code of SupSup, Wortsman et al.,
+    NeurIPS 2020), so that the size of a mask is learned.
+
+    Attributes:
+        keep: share of each layer's weights that a task uses, above 0 and up to 1; None for scores of 0 and more.
+    """
+
+    kind = "scores"
+
+    keep: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and not 0.0 < self.keep <= 1.0:
+            raise InputError(f"keep must be above 0 and at most 1, not {self.keep}")
+
+    def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Uniform in ``±1/√fan_in``, as torch's layers begin."""
+        bound = weight[0].numel() ** -0.5
+        return torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
+
+    def in_training(self, values: Tensor | None, progress: float) -> Tensor:
+        """The present choice, with a gradient for every score."""
+        assert values is not None
+        return straight_through(values if self.keep is None else values.abs(), self._chosen(values))
+
+    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
+        """The present choice."""
+        assert values is not None
+        return self._chosen(values)
+
+    def _chosen(self, values: Tensor) -> Tensor:
+        if self.keep is None:
+            mask = values.detach() >= 0
+            return mask if mask.any() else largest(values, 1)
+        return largest(values.abs(), max(1, round(self.keep * values.numel())))
+
+
+@dataclass(frozen=True)
+class Magnitude(MaskSource):
+    """The largest weights: a task trains all that are free, keeps the largest and uses those of earlier tasks as well.
+
+    Call :meth:`hatrack.WeightMaskedNetwork.settle` between training and retraining (PackNet, Mallya and Lazebnik, CVPR
+    2018).
+
+    Attributes:
+        prune_first: share of each layer's weights that the first task frees again, at least 0 and below 1.
+        prune: share of the free ones that every later task frees again.
+    """
+
+    kind = "magnitude"
+
+    prune_first: float = 0.5
+    prune: float = 0.75
+
+    def __post_init__(self) -> None:
+        for key in ("prune_first", "prune"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise InputError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
+
+    def in_training(self, values: Tensor | None, progress: float) -> None:
+        """No mask: all weights take part."""
+
+    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
+        """What earlier tasks hold, and of the free weights all but the smallest; rounded to whole weights."""
+        free = int((~held).sum())
+        share = self.prune if held.any() else self.prune_first
+        return held | largest(weight.detach().abs().masked_fill(held, -1.0), free - round(share * free))
+
+
+def signed_constant(weight: Tensor) -> Tensor:
+    """A weight of the same signs and one size, ``√(2 / fan_in)``: the signed Kaiming constant.
+
+    Ramanujan et al., CVPR 2020; it is what SupSup's weights are, which are never trained.
+
+    Args:
+        weight: two or more dimensions, of which the first counts the outputs.
+    """
+    size = float((2 / weight[0].numel()) ** 0.5)
+    return torch.where(weight < 0, -size, size).to(weight.dtype)

@@ -1,0 +1,90 @@
+"""The state of a task whose mask is about weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.masks.packing import bytes_for, pack, unpack
+from hatrack.tasks import TaskState
+
+__all__ = ["WeightTask"]
+
+
+class WeightTask(TaskState):
+    """What belongs to one task: what it chooses weights by, then the mask alone, one bit per weight.
+
+    Args:
+        name: the task's name.
+        num_classes: outputs of its head.
+        shapes: shapes of the weights with masks.
+        choice: the values that its mask of each weight is learned by; empty where the source has none.
+        copies: its copies of parameters without masks.
+        head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
+        norms: its batch norms, by the name of the layer they stand for.
+
+    Attributes:
+        choice: as above; empty once the mask is settled.
+        copies: as above.
+        packed: the bits of the masks, weight after weight, each beginning with a new byte; zeros until settled.
+        settled: whether the mask is chosen for good, a bool.
+    """
+
+    packed: Tensor
+    settled: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        shapes: Sequence[torch.Size],
+        choice: Sequence[Tensor],
+        copies: Sequence[Tensor],
+        head: nn.Linear,
+        norms: dict[str, nn.Module],
+    ) -> None:
+        super().__init__(name, num_classes, head, norms)
+        self._shapes = tuple(shapes)
+        self.choice = nn.ParameterList(nn.Parameter(values) for values in choice)
+        self.copies = nn.ParameterList(nn.Parameter(value) for value in copies)
+        self.register_buffer("packed", torch.zeros(sum(self._bytes), dtype=torch.uint8))
+        self.register_buffer("settled", torch.tensor(False))
+
+    @property
+    def _bytes(self) -> list[int]:
+        return [bytes_for(shape.numel()) for shape in self._shapes]
+
+    def mask(self, index: int) -> Tensor:
+        """The settled mask of one weight, booleans of its shape."""
+        start = sum(self._bytes[:index])
+        return unpack(self.packed[start : start + self._bytes[index]], self._shapes[index])
+
+    def settle(self, masks: Sequence[Tensor]) -> None:
+        """Choose the masks of all weights for good, and drop what they were chosen by."""
+        self.packed.copy_(torch.cat([pack(mask) for mask in masks]))
+        self.settled.fill_(True)
+        self._drop_choice()
+
+    def _drop_choice(self) -> None:
+        for values in self.choice:
+            values.grad = None
+        self.choice = nn.ParameterList()
+
+    def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
+        """Take the shape of what a file holds: without choice if that is settled."""
+        super().prepare_for(saved)
+        if bool(saved.get("settled", False)):
+            self._drop_choice()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        settled = state_dict.get(prefix + "settled")
+        if settled is not None and bool(settled):
+            self._drop_choice()
+        elif settled is not None and not self.choice:
+            start = prefix + "choice."
+            values = [value for name, value in state_dict.items() if name.startswith(start)]
+            self.choice = nn.ParameterList(nn.Parameter(v.detach().to(self.packed.device, copy=True)) for v in values)
+        super()._load_from_state_dict(state_dict, prefix, *args)

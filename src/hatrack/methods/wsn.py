@@ -1,0 +1,40 @@
+"""WSN: winning subnetworks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from hatrack.masks import Scores
+from hatrack.methods.masked import WeightMaskedMethod
+
+__all__ = ["WSN", "WSNSettings"]
+
+
+@dataclass(frozen=True)
+class WSNSettings:
+    """Settings of WSN.
+
+    Attributes:
+        keep: share c of each layer's weights that a task uses, above 0 and up to 1.
+    """
+
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        Scores(self.keep)  # refuses what is no share
+
+
+class WSN(WeightMaskedMethod):
+    """Learns weights and a score for each; a task uses the best share of every layer, and later ones train the rest."""
+
+    name = "wsn"
+    description = "winning subnetworks: each task uses the best-scored share of the weights, and freezes them"
+    source = "Kang et al., ICML 2022"
+    settings_type = WSNSettings
+    training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
+    grid = MappingProxyType({"keep": (0.03, 0.05, 0.1, 0.3, 0.5, 0.7)})
+
+    def source_of_masks(self) -> Scores:
+        """The largest scores of each layer."""
+        return Scores(self.settings.keep)

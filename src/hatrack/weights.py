@@ -1,0 +1,306 @@
+"""WeightMaskedNetwork: a mask of weights per task around a network that stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.attachment import mark
+from hatrack.capacity import Capacity
+from hatrack.errors import GuaranteeError, InputError
+from hatrack.heads import linear_head
+from hatrack.masked import MaskedNetwork
+from hatrack.masks import (
+    Embedding,
+    FreeWeights,
+    MaskSource,
+    Unmasked,
+    WeightConditioning,
+    WeightRole,
+    WeightTask,
+    count_features,
+    describe,
+    lay_out,
+    twin,
+    union,
+)
+from hatrack.norm import copy_of_norm
+from hatrack.poison import find_leak_of_weights
+
+__all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
+
+WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
+"""What saved networks call themselves."""
+
+
+class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
+    """A network that learns tasks one after the other, each with some of its weights, and forgets none of them.
+
+    The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
+    ``A ⊙ W``. Everything else (biases, norms, tokens) is copied for each task, or for the first one alone; every task
+    has its own head. The backbone itself is never touched but for its weights: twins of its modules are run in its
+    place. Once a task is consolidated its masks are 0 or 1, kept as bits, and its logits never change by a single bit:
+    for the same batch shape, type, device, number of threads, grad mode and library versions, in evaluation mode.
+
+    Args:
+        backbone: maps a batch to features ``(N, F)``.
+        example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
+            backbone's device.
+        source: where masks come from; :class:`hatrack.masks.Embedding` if left out.
+        conditioning: what of the weights later tasks may change; :class:`hatrack.masks.FreeWeights` if left out.
+        unmasked: whose copies a task uses of what has no mask.
+
+    Attributes:
+        backbone: the network that was given.
+        source: where masks come from.
+        conditioning: what of the weights later tasks may change.
+        unmasked: whose copies a task uses of what has no mask.
+        example_shape: shape of the example input.
+
+    Raises:
+        UnsupportedError: the backbone has no weight to mask, or a parameter that no mask could be for.
+        InputError: the backbone does not give features ``(N, F)``, or is inside another network of masks.
+        GuaranteeError: random masks were tried out, and an entry that should have been free changed the outputs.
+
+    Example:
+        >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU())
+        >>> net = WeightMaskedNetwork(backbone, torch.zeros(1, 1, 28, 28))
+        >>> net.add_task("shoes", num_classes=2)
+        >>> net(torch.zeros(5, 1, 28, 28), "shoes").shape
+        torch.Size([5, 2])
+    """
+
+    format = WEIGHTS_FORMAT
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        example_input: Tensor,
+        *,
+        source: MaskSource | None = None,
+        conditioning: WeightConditioning | None = None,
+        unmasked: Unmasked = Unmasked.PER_TASK,
+    ) -> None:
+        super().__init__(backbone, example_input)
+        self.source = Embedding() if source is None else source
+        self.conditioning = FreeWeights() if conditioning is None else conditioning
+        self.unmasked = unmasked
+        self._layout = lay_out(backbone)
+        self._progress = 1.0
+        self._unpacked: tuple[Tensor, int, list[Tensor]] | None = None
+        weight = self._weights()[0]
+        self._num_features = count_features(backbone, example_input.to(weight.device))
+        self._renew_guarantee()
+        self.to(weight.device)
+        self._try_out(example_input.to(weight.device))
+        mark(backbone, type(self).__name__)
+
+    def detach(self) -> nn.Module:
+        """Give the backbone back.
+
+        Returns:
+            The backbone, with the weights it has by now. The network of masks is of no further use.
+        """
+        mark(self.backbone, None)
+        self._detached = True
+        return self.backbone
+
+    # ------------------------------------------------------------------------------------------------------- tasks
+
+    def _open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> None:
+        weights = self._weights()
+        starts = [self.source.start(weight, generator) for weight in weights]
+        head = linear_head(self._num_features, num_classes, generator).to(weights[0].dtype)
+        copies, norms = self._copies() if self.unmasked is Unmasked.PER_TASK or not len(self.tasks) else ([], {})
+        shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
+        state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
+        self.tasks.append(state)
+        self._progress = 1.0
+        state.train(self.training)
+
+    def _copies(self) -> tuple[list[Tensor], dict[str, nn.Module]]:
+        """What has no mask, as the backbone has it."""
+        copies = [self.backbone.get_parameter(name).detach().clone() for name in self._layout.copied]
+        return copies, {name: copy_of_norm(self.backbone.get_submodule(name)) for name in self._layout.norms}
+
+    def anneal(self, progress: float) -> None:
+        """Set how hard masks in training are; it has an effect in training mode alone, and on embeddings alone.
+
+        Args:
+            progress: position within the epoch, 0 (first batch) to 1 (last batch).
+
+        Raises:
+            InputError: no task is in training, or progress lies outside [0, 1].
+        """
+        self._require_training("anneal")
+        if not 0.0 <= progress <= 1.0:
+            raise InputError(f"progress must lie in [0, 1], not {progress}")
+        self._progress = progress
+
+    def regularization(self) -> Tensor:
+        """What the source says that the masks in training cost, to be added to the loss times a strength.
+
+        Raises:
+            InputError: no task is in training.
+        """
+        state = self._require_training("regularization")
+        device = state.head.weight.device
+        masks = [
+            torch.ones(weight.shape, device=device) if mask is None else mask * 1.0
+            for mask, weight in zip(self._masks(state), self._weights(), strict=True)
+        ]
+        return self.source.regularization(masks, self._used).to(device)
+
+    def settle(self, name: str) -> None:
+        """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
+
+        What the masks were learned by is dropped: take the parameters for a new optimizer from :meth:`task_parameters`.
+
+        Raises:
+            InputError: there is no such task, or its masks are settled already.
+        """
+        state = self._state(name)
+        if state.settled:
+            raise InputError(f"the masks of task {name!r} are settled already")
+        state.settle(self._final_masks(state))
+
+    def _fix_mask(self, state: WeightTask) -> None:
+        if not state.settled:
+            state.settle(self._final_masks(state))
+        state.close()
+
+    def _shared_parameters(self) -> list[nn.Parameter]:
+        return self._weights() if self.conditioning.trains_weights else []
+
+    def _bounded(self) -> Sequence[Tensor]:
+        state = self._in_training()
+        return () if state is None or not self.source.bounded else tuple(state.choice)
+
+    # --------------------------------------------------------------------------------------------------------- use
+
+    def _features(self, x: Tensor, state: WeightTask) -> Tensor:
+        owner = state if self.unmasked is Unmasked.PER_TASK else self._states()[0]
+        return self._run(x, self._masks(state), list(owner.copies), owner.norms)
+
+    def _run(
+        self, x: Tensor, masks: Sequence[Tensor | None], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
+    ) -> Tensor:
+        """Features of a batch under masks, with copies of what has none."""
+        part = self.backbone.get_parameter
+        values = {id(part(name)): copied for name, copied in zip(self._layout.copied, copies, strict=True)}
+        for weight, mask in zip(self._weights(), masks, strict=True):
+            values[id(weight)] = self._through(weight, mask)
+        standing_in = {id(self.backbone.get_submodule(name)): norm for name, norm in norms.items()}
+        features: Tensor = twin(self.backbone, values, standing_in)(x)
+        return features
+
+    def _through(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        """What a mask lets through of a weight; booleans clear, since a product with zero would keep infinities."""
+        weight = weight if self.conditioning.trains_weights else weight.detach()
+        if mask is None:
+            return weight
+        return weight.masked_fill(~mask, 0.0) if mask.dtype == torch.bool else weight * mask.to(weight.dtype)
+
+    def _masks(self, state: WeightTask) -> Sequence[Tensor | None]:
+        """The mask of every weight: annealed while training, booleans otherwise; None where all of it passes."""
+        if state.settled:
+            return self._settled_masks(state)
+        if self.training:
+            return [self.source.in_training(values, self._progress) for values in self._values(state)]
+        return self._final_masks(state)
+
+    def _settled_masks(self, state: WeightTask) -> Sequence[Tensor]:
+        """Bits as booleans; those of the task that was asked for last are kept."""
+        kept = self._unpacked
+        if kept is not None and kept[0] is state.packed and kept[1] == state.packed._version:
+            return kept[2]
+        masks = [state.mask(index) for index in range(len(self._layout.masked))]
+        self._unpacked = (state.packed, state.packed._version, masks)
+        return masks
+
+    @torch.no_grad()
+    def _final_masks(self, state: WeightTask) -> Sequence[Tensor]:
+        each = zip(self._values(state), self._weights(), self._used, strict=True)
+        return [self.source.final(values, weight, used) for values, weight, used in each]
+
+    def _values(self, state: WeightTask) -> Sequence[Tensor | None]:
+        return [*state.choice] or [None] * len(self._layout.masked)
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [self.backbone.get_parameter(name) for name in self._layout.masked]
+
+    # ------------------------------------------------------------------------------------------------- inspection
+
+    @property
+    def roles(self) -> dict[str, WeightRole]:
+        """The role of every parameter of ``named_parameters()``, by name."""
+        masked = {f"backbone.{name}" for name in self._layout.masked}
+        return {
+            name: WeightRole.MASKED if name in masked else WeightRole.PER_TASK for name, _ in self.named_parameters()
+        }
+
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """The weights that a task uses, by the backbone's names: booleans of their shapes.
+
+        For a task in training it is what consolidating it now would give.
+        """
+        state = self._state(task)
+        masks = self._settled_masks(state) if state.settled else self._final_masks(state)
+        return {name: mask.clone() for name, mask in zip(self._layout.masked, masks, strict=True)}
+
+    def capacity(self) -> Capacity:
+        """Share of the weights that consolidated tasks use, per parameter and over all."""
+        shares = {name: float(used.float().mean()) for name, used in zip(self._layout.masked, self._used, strict=True)}
+        taken = sum(int(used.sum()) for used in self._used)
+        return Capacity(shares, None, taken / sum(used.numel() for used in self._used))
+
+    def reuse(self) -> Tensor:
+        """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
+        states = self._consolidated_states()
+        common = torch.zeros(len(states), len(states), dtype=torch.int64)
+        for index in range(len(self._layout.masked)):
+            masks = [state.mask(index) for state in states]
+            common += torch.tensor([[int((one & other).sum()) for other in masks] for one in masks]).view_as(common)
+        return common / common.diagonal().clamp_min(1).unsqueeze(1)
+
+    # ----------------------------------------------------------------------------------------------- the guarantee
+
+    def _attention_on_parameters(self) -> Mapping[str, Tensor]:
+        states, attention = self._consolidated_states(), {}
+        self._used: list[Tensor] = []
+        for index, (name, weight) in enumerate(zip(self._layout.masked, self._weights(), strict=True)):
+            masks = [state.mask(index) for state in states]
+            self._used.append(union(masks, weight))
+            attention[f"backbone.{name}"] = self.conditioning.attention(masks, weight)
+        return attention
+
+    def _per_task_modules(self) -> Sequence[str]:
+        return self._layout.norms
+
+    def _try_out(self, example: Tensor) -> None:
+        """The guarantee is shown, not believed: poison all that random masks leave free, and compare."""
+        copies, norms = self._copies()
+        for norm in norms.values():
+            norm.eval()
+
+        def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
+            return self._run(batch, masks, copies, norms)
+
+        leak = find_leak_of_weights(features, self.backbone, self._layout, example)
+        if leak is not None:
+            raise GuaranteeError(
+                f"masks do not hold on this network: free entries of {leak} change the outputs of a task that does not "
+                "use them; a layer must be reached in a way that torch does not know of, as in a plain list of layers "
+                "(use torch.nn.ModuleList), or be compiled already"
+            )
+
+    # -------------------------------------------------------------------------------------------------- keeping it
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "source": describe(self.source),
+            "conditioning": describe(self.conditioning),
+            "unmasked": self.unmasked.value,
+        }
