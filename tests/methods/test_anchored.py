@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toy_tasks import SHAPE, TASKS, accuracy, learn, logits, make, multi_head, tasks_for
+from toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch, Setup
@@ -25,8 +25,8 @@ def some_batch(task: Task) -> Batch:
     ("name", "factor"), [("ewc", 5000 / 2), ("mas", 1.0), ("si", 0.1), ("imm-mean", 1e-4 / 2), ("imm-mode", 1 / 2)]
 )
 def test_the_penalty_is_that_of_the_paper(name: str, factor: float) -> None:
-    method = multi_head(name)
-    learn(method, count=1, epochs=2)
+    method = make(name, "shallow")
+    learn(method, TASKS[:1], epochs=2)
     anchor = {key: value.detach().clone() for key, value in method.network.backbone.named_parameters()}
     method.begin_task(TASKS[1])
     with torch.no_grad():
@@ -49,11 +49,11 @@ def test_ewc_merges_the_fishers_of_tasks_to_their_mean_or_online() -> None:
         ({}, 1 / 2, 1 / 2),
         ({"consolidation": Consolidation.ONLINE, "gamma": 0.7}, 0.7, 1.0),
     ):
-        method = multi_head("ewc", strength=10.0, fisher=Fisher.TRUE, **settings)
-        learn(method, count=1, epochs=2)
+        method = make("ewc", "shallow", strength=10.0, fisher=Fisher.TRUE, **settings)
+        learn(method, TASKS[:1], epochs=2)
         first = method.importance
         torch.testing.assert_close(first, fisher_diagonal(method.network, TASKS[0], Fisher.TRUE))
-        learn(method, count=2, first=1, epochs=2)
+        learn(method, TASKS[:2], first=1, epochs=2)
         second = fisher_diagonal(method.network, TASKS[1], Fisher.TRUE)
         for name, value in method.importance.items():
             torch.testing.assert_close(value, old * first[name] + new * second[name])
@@ -62,20 +62,20 @@ def test_ewc_merges_the_fishers_of_tasks_to_their_mean_or_online() -> None:
 
 
 def test_the_mean_over_three_tasks_weighs_them_alike() -> None:
-    method = multi_head("ewc", strength=1.0)
+    method = make("ewc", "shallow", strength=1.0)
     each = []
     for index in range(3):
-        learn(method, count=index + 1, first=index, epochs=1)
+        learn(method, TASKS[: index + 1], first=index, epochs=1)
         each.append(fisher_diagonal(method.network, TASKS[index], Fisher.BATCHES))
     for name, value in method.importance.items():
         torch.testing.assert_close(value, sum(fisher[name] for fisher in each) / 3)
 
 
 def test_mas_sums_the_sensitivity_over_tasks() -> None:
-    method = multi_head("mas")
+    method = make("mas", "shallow")
     each = []
     for index in range(2):
-        learn(method, count=index + 1, first=index, epochs=2)
+        learn(method, TASKS[: index + 1], first=index, epochs=2)
         each.append(output_sensitivity(method.network, TASKS[index]))
     for name, value in method.importance.items():
         torch.testing.assert_close(value, each[0][name] + each[1][name])
@@ -121,7 +121,7 @@ def test_the_path_leaves_the_penalty_out() -> None:
 
 
 def test_the_path_goes_back_to_the_best_epoch_with_the_weights() -> None:
-    method = multi_head("si")
+    method = make("si", "shallow")
     method.begin_task(TASKS[0])
     kept, last_was_best = [], True
     for event in fit(method, TASKS[:1], TrainingSettings(epochs=12, batch_size=16, lr=3.0)):
@@ -147,7 +147,7 @@ STRENGTHS = {"ewc-norm": 500.0, "si-wide": 10.0, "si-norm": 10.0, "lwf-wide": 8.
     [
         *((name, "wide") for name in ("ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl")),
         *((name, "norm") for name in ("ewc", "imm-mean", "imm-mode", "si", "mas", "lwf")),
-        ("cab", "conv"),
+        ("cab", "plain"),
     ],
 )
 def test_less_is_forgotten_than_in_fine_tuning(name: str, network: str) -> None:
@@ -155,9 +155,9 @@ def test_less_is_forgotten_than_in_fine_tuning(name: str, network: str) -> None:
     key = f"{name}-{network}"
     for each, settings in (("sgd", {}), (name, {"strength": STRENGTHS[key]} if key in STRENGTHS else {})):
         method = make(each, network, **settings)
-        learn(method, count=1, epochs=15, tasks=tasks)
+        learn(method, tasks[:1], epochs=15)
         before = logits(method, tasks[0])
         assert accuracy(method, tasks[0]) > 0.7
-        learn(method, count=3, first=1, epochs=10, tasks=tasks)
+        learn(method, tasks, first=1, epochs=10)
         forgotten[each] = float((logits(method, tasks[0]) - before).square().mean())
     assert forgotten[name] < forgotten["sgd"] / 2

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toy_tasks import TASKS, learn, make, multi_head, tasks_for
+from toys import TASKS, learn, make, tasks_for
 
 from hatrack.errors import InputError
 from hatrack.methods.cab import CABSettings, conceptor, free_space, layer_inputs
@@ -52,11 +52,11 @@ def test_the_inputs_of_a_layer_are_what_it_multiplies(layer: nn.Linear | nn.Conv
     torch.testing.assert_close(layer_inputs(layer, x) @ weights.T, outputs)
 
 
-@pytest.mark.parametrize("network", ["mlp", "conv"])
+@pytest.mark.parametrize("network", ["shallow", "plain"])
 def test_correlations_are_means_over_the_inputs_of_each_layer(network: str) -> None:
     tasks = tasks_for(network)
-    method = multi_head("cab", network, conceptor_samples=10**6)
-    learn(method, count=1, epochs=1, tasks=tasks)
+    method = make("cab", network, conceptor_samples=10**6)
+    learn(method, tasks[:1], epochs=1)
     x, _ = tasks[0].train.load()
     first, layer = next(iter(method._layers().items()))
     rows = layer_inputs(layer, x)
@@ -64,18 +64,18 @@ def test_correlations_are_means_over_the_inputs_of_each_layer(network: str) -> N
     assert set(method.correlation) == set(method._layers())
 
 
-@pytest.mark.parametrize("network", ["deep", "conv"])
+@pytest.mark.parametrize("network", ["deep", "plain"])
 def test_a_projected_step_leaves_outputs_on_old_inputs_nearly_as_they_were(network: str) -> None:
     """The old inputs fill a part of the space, so that there is a free one, and the aperture is large."""
     tasks = tasks_for(network)
-    method = multi_head("cab", network, aperture=1e3, pull=0.0)
-    learn(method, count=1, epochs=1, tasks=tasks)
+    method = make("cab", network, aperture=1e3, pull=0.0)
+    learn(method, tasks[:1], epochs=1)
     x, _ = tasks[0].train.load()
     name, layer = next(iter(method._layers().items()))
     narrow = x.clone()
     narrow.flatten(1)[:, ::2] = 0
     rows = layer_inputs(layer, narrow)
-    if network == "conv":  # patches are shifted against each other and fill everything, so take a few
+    if network == "plain":  # patches are shifted against each other and fill everything, so take a few
         rows = rows[:4]
     method.correlation = {name: rows.T @ rows / len(rows)} | {
         key: torch.zeros_like(value) for key, value in method.correlation.items() if key != name
@@ -92,8 +92,8 @@ def test_a_projected_step_leaves_outputs_on_old_inputs_nearly_as_they_were(netwo
 
 
 def test_the_pull_is_to_the_weights_before_the_task() -> None:
-    method = multi_head("cab", pull=0.25)
-    learn(method, count=1, epochs=1)
+    method = make("cab", "shallow", pull=0.25)
+    learn(method, TASKS[:1], epochs=1)
     method.begin_task(TASKS[1])
     weight = method.network.backbone.dense1.weight
     with torch.no_grad():

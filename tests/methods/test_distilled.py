@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from toy_tasks import IMAGES, TASKS, learn, multi_head
+from toys import IMAGES, TASKS, learn, make
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch
@@ -41,8 +41,8 @@ def test_distillation_is_the_cross_entropy_of_tempered_probabilities(temperature
 @pytest.mark.parametrize("network", ["dropout", "norm"])
 def test_lwf_asks_every_old_head(network: str) -> None:
     tasks = IMAGES if network == "norm" else TASKS
-    method = multi_head("lwf", network, strength=3.0, temperature=2.0)
-    learn(method, count=2, epochs=1, tasks=tasks)
+    method = make("lwf", network, strength=3.0, temperature=2.0)
+    learn(method, tasks[:2], epochs=1)
     before = method.network.frozen_copy()
     method.begin_task(tasks[2])
     with torch.no_grad():
@@ -61,8 +61,8 @@ def test_lwf_asks_every_old_head(network: str) -> None:
 
 
 def test_lfl_keeps_features_near_and_old_heads_where_they_are() -> None:
-    method = multi_head("lfl", strength=0.3)
-    learn(method, count=1, epochs=1)
+    method = make("lfl", "shallow", strength=0.3)
+    learn(method, TASKS[:1], epochs=1)
     head = method.network.head("first").weight.detach().clone()
     before = method.network.frozen_copy()
     method.begin_task(TASKS[1])
@@ -75,14 +75,14 @@ def test_lfl_keeps_features_near_and_old_heads_where_they_are() -> None:
     distance = (method.network.backbone(batch.x) - before.backbone(batch.x)).pow(2).sum() / 2 / len(batch.x)
     torch.testing.assert_close(loss.value, F.cross_entropy(loss.logits, batch.y) + 0.3 * distance)
     assert float(distance.detach()) > 0
-    learn(method, count=3, first=2, epochs=2)
+    learn(method, TASKS, first=2, epochs=2)
     assert torch.equal(method.network.head("first").weight, head)
     assert not torch.equal(method.network.backbone.dense1.weight, before.backbone.dense1.weight)
 
 
 def test_the_old_network_is_in_evaluation_mode_while_the_new_one_trains() -> None:
-    method = multi_head("lwf", "norm")
-    learn(method, count=1, epochs=1, tasks=IMAGES)
+    method = make("lwf", "norm")
+    learn(method, IMAGES[:1], epochs=1)
     method.begin_task(IMAGES[1])
     method.train_mode(True)
     assert method.network.training

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from toy_tasks import IMAGES, SHAPE, TASKS, learn, logits, multi_head
+from toys import IMAGES, SHAPE, TASKS, learn, logits, make
 
 from hatrack.methods import Setup
 from hatrack.methods.imm import IMMMean, IMMMeanSettings
@@ -14,10 +14,10 @@ def state(method: object) -> dict[str, torch.Tensor]:
 
 
 def test_the_mean_is_that_of_all_tasks_weights_and_statistics_and_predicts() -> None:
-    method = multi_head("imm-mean", "norm")
+    method = make("imm-mean", "norm")
     each = []
     for index in range(3):
-        learn(method, count=index + 1, first=index, epochs=2, tasks=IMAGES)
+        learn(method, IMAGES[: index + 1], first=index, epochs=2)
         each.append(state(method))
         if index == 0:
             assert torch.equal(logits(method, IMAGES[0]), method.network.eval()(IMAGES[0].test.load()[0], ["first"]))
@@ -36,10 +36,10 @@ def test_the_mean_is_that_of_all_tasks_weights_and_statistics_and_predicts() -> 
 
 
 def test_the_mode_weighs_by_the_fisher() -> None:
-    method = multi_head("imm-mode", strength=1e-3)
+    method = make("imm-mode", "shallow", strength=1e-3)
     weights, fishers = [], []
     for index in range(3):
-        learn(method, count=index + 1, first=index, epochs=2)
+        learn(method, TASKS[: index + 1], first=index, epochs=2)
         weights.append(state(method))
         fishers.append(fisher_diagonal(method.network, TASKS[index], Fisher.TRUE))
     for name, value in method.merged.backbone.state_dict().items():
@@ -54,8 +54,8 @@ def test_the_mode_weighs_by_the_fisher() -> None:
 
 
 def test_weights_that_matter_to_no_task_become_their_mean() -> None:
-    method = multi_head("imm-mode")
-    learn(method, count=1, epochs=1)
+    method = make("imm-mode", "shallow")
+    learn(method, TASKS[:1], epochs=1)
     dead = method.network.backbone.dense1
     with torch.no_grad():
         dead.bias.fill_(-1e3)  # no unit is ever active, so no weight before it matters
@@ -83,7 +83,7 @@ def test_weights_that_layers_share_are_merged_once() -> None:
     method = IMMMean(Setup(Tied, SHAPE, 0, torch.device("cpu")), IMMMeanSettings())
     each = []
     for index in range(2):
-        learn(method, count=index + 1, first=index, epochs=1)
+        learn(method, TASKS[: index + 1], first=index, epochs=1)
         each.append(state(method)["one.weight"])
     assert method.merged is not None
     torch.testing.assert_close(method.merged.backbone.state_dict()["other.weight"], (each[0] + each[1]) / 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toy_tasks import multi_head, tasks_for
+from toys import make, tasks_for
 
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
 from hatrack.methods.multi_head import MultiHeadNetwork
@@ -13,7 +13,7 @@ from hatrack.streams import Task
 
 
 def prepared(network: str) -> tuple[MultiHeadNetwork, Task]:
-    method, task = multi_head("sgd", network), tasks_for(network)[0]
+    method, task = make("sgd", network), tasks_for(network)[0]
     method.begin_task(task)
     for module in method.network.modules():
         if isinstance(module, nn.BatchNorm2d):  # statistics other than those that it starts with
@@ -44,7 +44,7 @@ def test_the_empirical_fisher_is_the_mean_of_every_samples_squared_gradient(netw
         assert not value.requires_grad
 
 
-@pytest.mark.parametrize("network", ["mlp", "norm"])
+@pytest.mark.parametrize("network", ["shallow", "norm"])
 def test_output_sensitivity_is_the_mean_size_of_every_samples_gradient(network: str) -> None:
     net, task = prepared(network)
     measured = output_sensitivity(net, task)
@@ -59,7 +59,7 @@ def test_output_sensitivity_is_the_mean_size_of_every_samples_gradient(network: 
 
 
 def test_the_batch_estimate_is_that_of_the_hat_authors() -> None:
-    net, task = prepared("mlp")
+    net, task = prepared("shallow")
     x, y = task.train.load()
     rows = torch.arange(50)  # two batches and a half
     part = Task.from_tensors(task.name, x[rows], y[rows], x, y)

@@ -1,8 +1,8 @@
-"""Two small networks, easy tasks and the optimizers that a promise has to hold under."""
+"""Small networks, easy tasks and the optimizers that a promise has to hold under, for the tests of all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.methods import METHODS, Method, Setup
-from hatrack.networks import MLP, build_reproducibly
+from hatrack.networks import MLP, ViT, build_reproducibly
 from hatrack.streams import Task
 from hatrack.train import OptimizerKind, TrainingSettings, fit
-
-SHAPES = {"mlp": (4,), "conv": (2, 6, 6)}
-"""Shape of a sample, by the network that it is for."""
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {},
@@ -25,12 +22,12 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def narrow(kind: str, share: float, dropout: float = 0.1) -> nn.Module:
-    """One of the networks, with a share of its units."""
-    widths = [max(1, round(width * share)) for width in (16, 12)]
-    if kind == "mlp":
-        return MLP(SHAPES["mlp"], widths, (0.0, dropout))
-    first, second = widths
+def part(units: int, share: float) -> int:
+    return max(1, round(units * share))
+
+
+def conv(share: float, dropout: float) -> nn.Module:
+    first, second = part(16, share), part(12, share)
     return nn.Sequential(
         nn.Conv2d(2, first, 3, padding=1, bias=False),
         nn.BatchNorm2d(first),
@@ -46,13 +43,49 @@ def narrow(kind: str, share: float, dropout: float = 0.1) -> nn.Module:
     )
 
 
+def small_conv(norm: bool, share: float) -> nn.Module:
+    first, second = part(6, share), part(8, share)
+    return nn.Sequential(
+        nn.Conv2d(1, first, 3, padding=1),
+        nn.BatchNorm2d(first) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+
+
+def mlp(widths: Sequence[int], share: float, dropout: tuple[float, float] = (0.0, 0.0)) -> nn.Module:
+    return MLP(SHAPE, [part(width, share) for width in widths], dropout)
+
+
+SHAPE = (4,)
+IMAGE = (1, 6, 6)
+
+NETWORKS: dict[str, tuple[Callable[[float, float], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda share, dropout: mlp((16, 12), share, (0.0, dropout)), SHAPE),
+    "shallow": (lambda share, _: mlp((16,), share), SHAPE),
+    "wide": (lambda share, _: mlp((64,), share), SHAPE),
+    "deep": (lambda share, _: mlp((16, 16), share), SHAPE),
+    "dropout": (lambda share, dropout: mlp((16, 16), share, (dropout, 2 * dropout)), SHAPE),
+    "conv": (conv, (2, 6, 6)),
+    "plain": (lambda share, _: small_conv(False, share), IMAGE),
+    "norm": (lambda share, _: small_conv(True, share), IMAGE),
+    "vit": (lambda share, _: ViT(IMAGE, patch=3, width=part(4, share) * 2, depth=1, heads=2), IMAGE),
+}
+"""How to build a network with a share of its units and some dropout, and what it takes."""
+
+SHAPES = {kind: shape for kind, (_, shape) in NETWORKS.items()}
+
+
 def setup(kind: str = "mlp", dropout: float = 0.1, seed: int = 0) -> Setup:
     """What a method starts from."""
+    build, shape = NETWORKS[kind]
 
     def build_narrow(share: float, weights: int) -> nn.Module:
-        return build_reproducibly(lambda: narrow(kind, share, dropout), weights, xavier=True)
+        return build_reproducibly(lambda: build(share, dropout), weights, xavier=True)
 
-    return Setup(lambda: build_narrow(1.0, seed), SHAPES[kind], seed, torch.device("cpu"), build_narrow)
+    return Setup(lambda: build_narrow(1.0, seed), shape, seed, torch.device("cpu"), build_narrow)
 
 
 def make(name: str, kind: str = "mlp", *, dropout: float = 0.1, **settings: Any) -> Any:
@@ -74,6 +107,23 @@ def tasks(kind: str = "mlp", count: int = 3, samples: int = 96) -> list[Task]:
     return made
 
 
+def toy(name: str, column: int, classes: int = 2, shape: tuple[int, ...] = SHAPE) -> Task:
+    """Classes told by one feature of the input."""
+    generator = torch.Generator().manual_seed(column)
+    x = torch.randn(240, *shape, generator=generator)
+    y = torch.bucketize(x.flatten(1)[:, column].contiguous(), torch.linspace(-0.7, 0.7, classes + 1)[1:-1])
+    return Task.from_tensors(name, x[:160], y[:160], x[160:], y[160:])
+
+
+TASKS = (toy("first", 0), toy("second", 1, classes=3), toy("third", 2))
+IMAGES = (toy("first", 7, shape=IMAGE), toy("second", 14, classes=3, shape=IMAGE), toy("third", 21, shape=IMAGE))
+
+
+def tasks_for(network: str) -> tuple[Task, ...]:
+    """Either of the two, whichever fits the network."""
+    return TASKS if SHAPES[network] == SHAPE else IMAGES
+
+
 def rival_tasks(samples: int = 240) -> list[Task]:
     """Tasks that are forgotten for one another: whether two coordinates, others in each task, have the same sign."""
     made = []
@@ -89,8 +139,9 @@ def learn(method: Method, seen: Sequence[Task], first: int = 0, **training: Any)
     schedule = TrainingSettings(**{"epochs": 3, "batch_size": 16, **training})
     for index in range(first, len(seen)):
         method.begin_task(seen[index])
-        for _ in fit(method, seen[: index + 1], schedule):
-            pass
+        if method.trains:
+            for _ in fit(method, seen[: index + 1], schedule):
+                pass
         method.end_task(seen[index])
 
 
@@ -131,5 +182,5 @@ def assert_goes_on_as_without_interruption(name: str, kind: str, folder: Path, *
     return straight, after
 
 
-KINDS = pytest.mark.parametrize("kind", SHAPES)
+KINDS = pytest.mark.parametrize("kind", ["mlp", "conv"])
 EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer", OPTIMIZERS)

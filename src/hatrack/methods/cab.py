@@ -24,10 +24,14 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class CABSettings:
-    """Settings of CAB, with the values that its authors' code has for permuted MNIST.
+    """Settings of CAB, for permuted MNIST.
+
+    Where the defaults come from could not be checked: the paper names no code, none was found, and of the paper itself
+    no more than its beginning was at hand. Choose them by a search of your own before you compare.
 
     Attributes:
-        aperture: α, above 0: how much of the space that inputs fill counts as used. (4; 9 for split MNIST.)
+        aperture: α, above 0: how much of the space that inputs fill counts as used. (4; 9 for split MNIST.) A
+            layer's correlations are means over what it reads, so that α means less where inputs are scaled down.
         pull: weight of the distance from the weights before the task. (0.001; 0.005 for split MNIST.) Left out in the
             first task, where it would be a weight decay that other methods do not have.
         conceptor_samples: how many training samples, drawn at random, a task's conceptors are computed from. (500; 1000

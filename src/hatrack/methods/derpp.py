@@ -21,12 +21,16 @@ __all__ = ["DERPP", "DERPPSettings", "logit_distance"]
 
 @dataclass(frozen=True)
 class DERPPSettings:
-    """Settings of DER++, with the paper's values for CIFAR-10 in 5 tasks and 500 samples.
+    """Settings of DER++, with the weights that its authors' code has for CIFAR-10 in 5 tasks and 500 samples.
+
+    The grid holds the values that the code lists as best for one data set and memory or another.
 
     Attributes:
         memory: samples to remember, of all tasks together.
-        replay: remembered samples per step, for each of the two terms.
-        alpha: weight of the distance between the logits then and now.
+        replay: remembered samples per step, for each of the two terms: as many as there are new ones in a batch of 64.
+            The authors' code has 32 of both.
+        alpha: weight of the distance between the logits then and now, a mean over samples and classes. The authors' one
+            head takes the mean over the classes of all tasks, a head per task over those of one.
         beta: weight of the remembered samples' cross-entropy; 0 is DER.
     """
 

@@ -22,10 +22,10 @@ __all__ = ["GEM", "GEMSettings", "nonnegative_minimum", "project"]
 
 @dataclass(frozen=True)
 class GEMSettings:
-    """Settings of GEM, with the paper's values.
+    """Settings of GEM, with the values that its authors' code has for all three of its experiments.
 
     Attributes:
-        memory_per_task: samples to remember of each task.
+        memory_per_task: samples to remember of each task, drawn at random; the last ones seen in the authors' code.
         margin: least weight of every earlier task's gradient in a projected one; it favours going back to what was
             known (γ in the paper, section 3).
     """

@@ -20,6 +20,9 @@ __all__ = ["LWF", "LWFSettings", "distillation"]
 class LWFSettings:
     """Settings of LwF, with the values that the HAT paper chose.
 
+    Both the new task's loss and the distillation are means over samples, as in the HAT authors' code; the distillation
+    is summed over old tasks, so that it weighs more the more of them there are.
+
     Attributes:
         strength: λ, the weight of the old tasks; the method's own paper has 1.
         temperature: T, above 0: the larger, the more small probabilities count; the method's own paper has 2.

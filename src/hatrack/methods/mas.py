@@ -16,7 +16,9 @@ class MASSettings:
     """Settings of MAS.
 
     Attributes:
-        strength: λ; the paper's experiments use 1.
+        strength: λ; the authors' code has 1, and says that object recognition used that. No search is known. The
+            squared length of the output is a sum over classes, so that importance, and with it what λ means, grows with
+            their number.
     """
 
     strength: float = 1.0
@@ -26,7 +28,8 @@ class MAS(AnchoredMethod):
     """Adds ``λ Σ Ω (θ − θ*)²`` to the loss (Aljundi et al.).
 
     Ω is the mean over a task's samples of the size of the gradient of the squared length of the output, without labels,
-    and is summed over tasks.
+    and is summed over tasks. Sizes are taken sample by sample, as the paper says; the authors' code does so only when
+    asked, and takes the size of the gradient of a batch of 200, divided by 200, otherwise, which is smaller.
     """
 
     name = "mas"

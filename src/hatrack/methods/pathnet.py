@@ -40,8 +40,9 @@ class PathNetSettings:
     """Settings of PathNet, with the HAT paper's values.
 
     Attributes:
-        modules: number of modules in every layer.
-        active: how many of them a path takes at most.
+        modules: number of modules in every layer; 10 or 20 in the method's own paper. The HAT authors' code says that
+            20 with 5 of them active learned nothing on their network.
+        active: how many of them a path takes at most; 3 of 10, or 5 of 20, in the method's own paper.
         generations: rounds of the tournament; at most one per epoch.
         module_width: share of the backbone's units in a module, instead of the one that makes all modules together have
             as many parameters as the backbone, heads included.

@@ -34,7 +34,7 @@ Inputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class PNNSettings:
-    """Settings of progressive networks.
+    """Settings of progressive networks, of which the HAT paper searched none.
 
     Attributes:
         expected_tasks: number of tasks for which all columns together have as many parameters as the backbone and its
@@ -57,7 +57,8 @@ class Adapter(nn.Module):
 
     V reduces what the same layer of the earlier columns reads to as many features as it reads in its own column, with a
     dense layer or a 1×1 convolution; U is a layer like the one that it adds to, without a bias. The scales α start
-    small, at random.
+    small, at random, as the paper says. The HAT authors' code starts them with N(0, 1), gives U a bias, and leaves out
+    the relu before a head.
 
     Args:
         layer: the layer that the result is added to.

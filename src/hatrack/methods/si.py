@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,12 +20,15 @@ __all__ = ["SI", "PathIntegral", "SISettings"]
 
 @dataclass(frozen=True)
 class SISettings:
-    """Settings of SI, with the values of the paper's permuted MNIST.
+    """Settings of SI, with the values of the paper's permuted MNIST, from a coarse search.
+
+    They go with Adam, whose steps differ in size from those of SGD, so that path and importance do, too. The loss is a
+    mean over samples and the penalty a sum over weights, without a factor of one half, here as in the authors' code.
 
     Attributes:
-        strength: c, 0.1.
-        damping: ξ, 0.1, above 0: keeps the importance of a weight that hardly moved within bounds. (The authors' code
-            has 0.001 for split MNIST and CIFAR.)
+        strength: c, 0.1. The authors' code has 1 for split MNIST, and tries 0.01 and 0.1 for CIFAR.
+        damping: ξ, 0.1, above 0: keeps the importance of a weight that hardly moved within bounds. The authors'
+            code has 0.001 for split MNIST and CIFAR.
     """
 
     strength: float = 0.1
@@ -67,6 +71,7 @@ class SI(AnchoredMethod):
     description = "synaptic intelligence: weights that lowered the loss on their way move less"
     source = "Zenke et al., ICML 2017"
     settings_type = SISettings
+    grid = MappingProxyType({"strength": (0.01, 0.1, 1.0)})  # the values in the authors' code for permuted MNIST
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
