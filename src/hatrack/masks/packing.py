@@ -46,4 +46,4 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
     if len(packed) != bytes_for(entries):
         raise ValueError(f"{entries} entries take {bytes_for(entries)} bytes, not {len(packed)}")
     bits = packed.unsqueeze(1) & (1 << torch.arange(8, dtype=torch.uint8, device=packed.device))
-    return (bits != 0).flatten()[:entries].view(*shape)
+    return (bits != 0).flatten()[:entries].view(torch.Size(shape))

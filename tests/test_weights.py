@@ -1,0 +1,549 @@
+"""Networks with masks of weights: the law, the poison test, slow oracles, copies and files."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+import hatrack
+from hatrack import (
+    CheckpointError,
+    GuaranteeError,
+    HATNetwork,
+    InputError,
+    UnsupportedError,
+    WeightMaskedNetwork,
+)
+from hatrack.masks import Embedding, FreeWeights, Magnitude, NoWeights, Scores, Unmasked, WeightRole, bytes_for
+from hatrack.networks import MLP, AlexNet, ResNet18, ViT
+from helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, mode, progress
+
+KINDS: dict[str, dict[str, Any]] = {
+    "pmask": {"source": Embedding(s_max=100.0)},
+    "wsn": {"source": Scores(0.3)},
+    "supsup": {"source": Scores(None), "conditioning": NoWeights()},
+    "packnet": {"source": Magnitude(), "unmasked": Unmasked.FIRST_TASK},
+}
+"""Members of the family, as the parts that they are made of."""
+
+
+class Recurrent(nn.Module):
+    """Attention and a recurrent layer: weights that torch's own kernels read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.lstm = nn.LSTM(8, 12, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x + self.attention(x, x, x, need_weights=False)[0])[0][:, -1]
+
+
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: MLP((6,), (32, 32), (0.1, 0.1)), (6,)),
+    "alexnet": (lambda: AlexNet((3, 20, 20), (0.1, 0.1), width=1 / 8), (3, 20, 20)),
+    "resnet18": (lambda: ResNet18((3, 12, 12), width=4), (3, 12, 12)),
+    "vit": (lambda: ViT((3, 8, 8), width=12, depth=1, heads=2), (3, 8, 8)),
+    "recurrent": (Recurrent, (5, 8)),
+    "conv-bn": (NETS["conv-bn"].build, NETS["conv-bn"].shape),
+    "tied": (NETS["residual"].build, NETS["residual"].shape),
+}
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+    "momentum-decay": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.1),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.5),
+}
+
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def attach(kind: str, backbone: str = "mlp", seed: int = 0, **settings: Any) -> WeightMaskedNetwork:
+    torch.manual_seed(seed)
+    build, shape = BACKBONES[backbone]
+    network = build()
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            nn.init.kaiming_normal_(module.weight)
+    return WeightMaskedNetwork(network, torch.zeros(2, *shape), **{**KINDS[kind], **settings})
+
+
+def train(net: WeightMaskedNetwork, task: str, x: Tensor, y: Tensor, optimizer: Optimizer, steps: int) -> None:
+    net.train()
+    for step in range(steps):
+        net.anneal(progress(step))
+        optimizer.zero_grad()
+        (F.cross_entropy(net(x, task), y) + 0.1 * net.regularization()).backward()
+        optimizer.step()
+
+
+def learn(
+    net: WeightMaskedNetwork, name: str, seed: int = 0, steps: int = 5, optimizer: str = "momentum-decay"
+) -> tuple[Tensor, Tensor]:
+    """Open, train, prune and retrain if that is how it is done, and consolidate a task; returns its samples."""
+    x, y = easy_task(net.example_shape[1:], seed)
+    net.add_task(name, CLASSES, generator=torch.Generator().manual_seed(seed))
+    for phase in range(1 + isinstance(net.source, Magnitude)):
+        if phase:
+            net.settle(name)
+        train(net, name, x, y, net.protect(OPTIMIZERS[optimizer](net.task_parameters(name))), steps)
+    net.consolidate(name)
+    return x, y
+
+
+def assert_own_poison_harmless(net: WeightMaskedNetwork, samples: dict[str, Tensor]) -> None:
+    """No bit of a task's logits depends on a weight outside of its masks, nor on what it has copies of."""
+    for task, x in samples.items():
+        poisoned, masks = copy.deepcopy(net), net.masks(task)
+        with torch.no_grad():
+            for name, parameter in poisoned.backbone.named_parameters():
+                parameter.masked_fill_(~masks.get(name, torch.zeros_like(parameter, dtype=torch.bool)), 1e30)
+        assert torch.equal(logits(poisoned, x, task), logits(net, x, task)), task
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("optimizer", ["momentum-decay", "adamw"])
+def test_the_law_and_the_poison(kind: str, backbone: str, optimizer: str) -> None:
+    net = attach(kind, backbone)
+    samples: dict[str, Tensor] = {}
+    promised: dict[str, Tensor] = {}
+    for seed in range(3):
+        task = f"task {seed}"
+        samples[task], _ = learn(net, task, seed, steps=4, optimizer=optimizer)
+        promised[task] = logits(net, samples[task], task)
+        for name, x in samples.items():
+            assert torch.equal(logits(net, x, name), promised[name]), f"{name} after {task}"
+    net.check()
+    assert_poison_harmless(net, samples)  # type: ignore[arg-type]
+    assert_own_poison_harmless(net, samples)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_optimizer_for_all_tasks_with_all_parameters(kind: str, optimizer: str) -> None:
+    net = attach(kind)
+    x, _ = learn(net, "first")
+    promised = logits(net, x, "first")
+    net.add_task("second", CLASSES)
+    carried = net.protect(OPTIMIZERS[optimizer](net.parameters()))
+    y = torch.arange(len(x)) % CLASSES
+    net.train()
+    for step in range(6):
+        net.anneal(progress(step))
+        carried.zero_grad(set_to_none=False)
+        F.cross_entropy(net(x, "second"), y).backward()
+        carried.step()
+        assert torch.equal(logits(net, x, "first"), promised)
+        net.train()
+    net.consolidate("second")
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("pmask", "adam"), ("wsn", "adam"), ("supsup", "adam"), ("packnet", "sgd")]
+)
+def test_tasks_are_learned(kind: str, optimizer: str) -> None:
+    net = attach(kind)
+    samples = {f"task {seed}": learn(net, f"task {seed}", seed, 60, optimizer) for seed in range(3)}
+    for task, (x, y) in samples.items():
+        assert float((logits(net, x, task).argmax(1) == y).float().mean()) > 0.9, task
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("backbone", ["mlp", "resnet18", "tied", "recurrent"])
+def test_a_plain_network_with_weights_multiplied_by_the_mask_says_the_same(kind: str, backbone: str) -> None:
+    net = attach(kind, backbone)
+    samples = {f"task {seed}": learn(net, f"task {seed}", seed)[0] for seed in range(2)}
+    for index, (task, x) in enumerate(samples.items()):
+        plain = BACKBONES[backbone][0]().eval()
+        plain.load_state_dict(net.backbone.state_dict())
+        masks = net.masks(task)
+        state = net.tasks[0 if net.unmasked is Unmasked.FIRST_TASK else index]
+        rest = [n for n, _ in plain.named_parameters() if n not in masks and n.rpartition(".")[0] not in state.norms]
+        with torch.no_grad():
+            for name, mask in masks.items():
+                plain.get_parameter(name).mul_(mask)
+            for name, copied in zip(rest, state.copies, strict=True):
+                plain.get_parameter(name).copy_(copied)
+            for name, norm in state.norms.items():
+                plain.get_submodule(name).load_state_dict(norm.state_dict())
+            assert torch.equal(net.tasks[index].head(plain(x)), logits(net, x, task))
+
+
+@EVERY_KIND
+def test_capacity_reuse_and_protection_by_hand(kind: str) -> None:
+    net = attach(kind)
+    for seed in range(3):
+        learn(net, f"task {seed}", seed)
+    masks = [net.masks(task) for task in net.task_names]
+    used = {name: masks[0][name] | masks[1][name] | masks[2][name] for name in masks[0]}
+    capacity = net.capacity()
+    for name, entries in used.items():
+        assert capacity.groups[name] == pytest.approx(float(entries.float().mean()))
+    everything = torch.cat([entries.flatten() for entries in used.values()])
+    assert capacity.weights == pytest.approx(float(everything.float().mean()))
+    assert capacity.units is None
+    assert str(capacity).startswith(f"weights {capacity.weights:.0%} (")
+    reuse = net.reuse()
+    for i, of_i in enumerate(masks):
+        for j, of_j in enumerate(masks):
+            both = sum(int((of_i[name] & of_j[name]).sum()) for name in of_i)
+            own = sum(int(mask.sum()) for mask in of_i.values())
+            assert float(reuse[i, j]) == pytest.approx(both / own)
+    protected = net.protected()
+    for name, entries in used.items():
+        held = torch.ones_like(entries) if kind == "supsup" else entries
+        assert torch.equal(protected[f"backbone.{name}"], held)
+    assert all(protected[name].all() for name in protected if name.startswith("tasks."))
+    roles = net.roles
+    assert roles.keys() == protected.keys()
+    assert {name for name, role in roles.items() if role is WeightRole.MASKED} == {f"backbone.{name}" for name in used}
+
+
+def test_regularisation_counts_what_is_still_free() -> None:
+    net = attach("pmask")
+    learn(net, "first")
+    held = net.masks("first")
+    net.add_task("second", CLASSES)
+    net.train()
+    net.anneal(0.5)
+    scale = 1 / 100 + (100 - 1 / 100) * 0.5
+    taken = free = 0.0
+    for values, used in zip(net.tasks[1].choice, held.values(), strict=True):
+        taken += float((torch.sigmoid(scale * values.detach()) * ~used).sum())
+        free += int((~used).sum())
+    assert net.regularization().requires_grad
+    assert float(net.regularization().detach()) == pytest.approx(taken / free, rel=1e-4)
+    net.eval()
+    chosen = sum(int((mask & ~held[name]).sum()) for name, mask in net.masks("second").items())
+    assert float(net.regularization()) == pytest.approx(chosen / free, rel=1e-4)
+
+
+def test_weights_of_supsup_are_never_trained() -> None:
+    net = attach("supsup")
+    before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
+    for seed in range(2):
+        learn(net, f"task {seed}", seed, optimizer="adamw")
+    assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())
+    net.add_task("new", 2)
+    backbone = {id(parameter) for parameter in net.backbone.parameters()}
+    assert not backbone & {id(parameter) for parameter in net.task_parameters("new")}
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("backbone", ["mlp", "resnet18"])
+def test_the_backbone_is_not_touched_and_comes_back(kind: str, backbone: str) -> None:
+    torch.manual_seed(0)
+    build, shape = BACKBONES[backbone]
+    plain = build()
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    parts = {name: set(vars(module)) for name, module in plain.named_modules()}
+    x = torch.randn(3, *shape)
+    with torch.no_grad(), mode(plain, False):
+        said = plain(x)
+    net = WeightMaskedNetwork(plain, torch.zeros(2, *shape), **KINDS[kind])
+    with torch.no_grad(), mode(plain, False):
+        assert torch.equal(plain(x), said)
+    with pytest.raises(InputError, match=r"already inside a WeightMaskedNetwork: call its detach\(\) first"):
+        HATNetwork(plain, torch.zeros(2, *shape))
+    with pytest.raises(InputError, match="already inside a WeightMaskedNetwork"):
+        WeightMaskedNetwork(nn.Sequential(plain), torch.zeros(2, *shape))
+    assert net.detach() is plain
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+    assert {name: set(vars(module)) for name, module in plain.named_modules()} == parts
+    with pytest.raises(InputError, match="was detached from its backbone; attach a new WeightMaskedNetwork"):
+        net.save("nowhere")
+    HATNetwork(plain, torch.zeros(2, *shape))
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("backbone", ["mlp", "conv-bn", "tied"])
+def test_a_round_trip_and_on_it_goes(kind: str, backbone: str, tmp_path: Path) -> None:
+    net = attach(kind, backbone)
+    samples = {task: learn(net, task, seed)[0] for seed, task in enumerate(["a", "b.ü"])}
+    net.add_task("unfinished", CLASSES, generator=torch.Generator().manual_seed(2))
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", BACKBONES[backbone][0]())
+    assert isinstance(again, WeightMaskedNetwork)
+    assert (again.source, again.conditioning, again.unmasked) == (net.source, net.conditioning, net.unmasked)
+    assert again.task_names == net.task_names
+    assert again.task_in_training == "unfinished"
+    protected = net.protected()
+    assert all(torch.equal(held, protected[name]) for name, held in again.protected().items())
+    for task, x in samples.items():
+        assert torch.equal(logits(again, x, task), logits(net, x, task))
+        assert all(torch.equal(mask, again.masks(task)[name]) for name, mask in net.masks(task).items())
+    for each in (net, again):
+        x, y = easy_task(each.example_shape[1:], 2)
+        optimizer = each.protect(torch.optim.Adam(each.task_parameters("unfinished"), lr=0.01))
+        torch.manual_seed(0)
+        train(each, "unfinished", x, y, optimizer, 3)
+        each.consolidate("unfinished")
+    assert torch.equal(logits(again, x, "unfinished"), logits(net, x, "unfinished"))
+    again.save(tmp_path / "again.hat")
+    net.save(tmp_path / "net.hat")
+    assert (tmp_path / "again.hat").read_bytes() == (tmp_path / "net.hat").read_bytes()
+
+
+def test_a_settled_task_is_saved_and_goes_on(tmp_path: Path) -> None:
+    net = attach("packnet")
+    net.add_task("first", CLASSES)
+    net.settle("first")
+    with pytest.raises(InputError, match="masks of task 'first' are settled already"):
+        net.settle("first")
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", BACKBONES["mlp"][0]())
+    assert all(torch.equal(mask, again.masks("first")[name]) for name, mask in net.masks("first").items())
+    again.consolidate("first")
+
+
+@EVERY_KIND
+def test_a_consolidated_mask_takes_a_bit_per_weight(kind: str) -> None:
+    net = attach(kind)
+    learn(net, "first")
+    state = net.tasks[0].state_dict()
+    entries = {name: mask.numel() for name, mask in net.masks("first").items()}
+    assert state["packed"].dtype == torch.uint8
+    assert state["packed"].numel() == sum(map(bytes_for, entries.values()))
+    large = [
+        name for name, value in state.items() if isinstance(value, Tensor) and value.numel() > max(entries.values())
+    ]
+    assert large == []
+    assert not any(name.startswith("choice") for name in state)
+
+
+def test_a_file_of_another_kind_is_read_as_what_it_is(tmp_path: Path) -> None:
+    hat = HATNetwork(BACKBONES["mlp"][0](), torch.zeros(2, 6))
+    hat.save(tmp_path / "hat.hat")
+    assert isinstance(hatrack.load(tmp_path / "hat.hat", BACKBONES["mlp"][0]()), HATNetwork)
+    with pytest.raises(CheckpointError, match=r"holds a hatrack\.HATNetwork, not a hatrack\.WeightMaskedNetwork"):
+        hatrack.loading.load_as(WeightMaskedNetwork, tmp_path / "hat.hat", BACKBONES["mlp"][0]())
+    attach("wsn").save(tmp_path / "wsn.hat")
+    with pytest.raises(CheckpointError, match="another backbone"):
+        hatrack.load(tmp_path / "wsn.hat", MLP((6,), (32, 31)))
+
+
+@EVERY_KIND
+def test_moved_entries_are_noticed_and_put_back(kind: str) -> None:
+    net = attach(kind)
+    x, _ = learn(net, "first")
+    promised = logits(net, x, "first")
+    name = "dense2.weight"
+    with torch.no_grad():
+        net.backbone.get_parameter(name).add_(1.0)
+    with pytest.raises(GuaranteeError, match=r"protected entries have moved in backbone\.dense2\.weight"):
+        net.check()
+    net.restore()
+    assert torch.equal(logits(net, x, "first"), promised)
+    with torch.no_grad():
+        net.tasks[0].packed.bitwise_not_()
+    with pytest.raises(GuaranteeError, match="task first"):
+        net.check()
+
+
+@EVERY_KIND
+def test_a_copy_and_a_state_dict_go_on_alone(kind: str) -> None:
+    net = attach(kind, "conv-bn")
+    x, _ = learn(net, "old")
+    promised = logits(net, x, "old")
+    other = attach(kind, "conv-bn", seed=1)
+    other.add_task("old", CLASSES)
+    other.load_state_dict(net.state_dict())
+    for twin in (copy.deepcopy(net), other):
+        assert torch.equal(logits(twin, x, "old"), promised)
+        before = {name: value.clone() for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+        learn(twin, "new", 1)
+        assert torch.equal(logits(twin, x, "old"), promised)
+        assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    learn(net, "new", 2)
+    assert torch.equal(logits(net, x, "old"), promised)
+
+
+def test_an_unfinished_state_goes_into_a_finished_network_and_back() -> None:
+    net = attach("pmask")
+    net.add_task("first", CLASSES)
+    unfinished = copy.deepcopy(net.state_dict())
+    chosen = net.masks("first")
+    net.consolidate("first")
+    net.load_state_dict(unfinished)
+    assert net.task_in_training == "first"
+    assert all(torch.equal(mask, chosen[name]) for name, mask in net.masks("first").items())
+    net.consolidate("first")
+
+
+@EVERY_KIND
+def test_another_type(kind: str, tmp_path: Path) -> None:
+    net = attach(kind, "conv-bn").double()
+    x, _ = learn_in_double(net)
+    promised = logits(net, x, "first")
+    with pytest.warns(UserWarning, match="this conversion rounds weights"):
+        net.float()
+    net.check()
+    assert torch.allclose(logits(net, x.float(), "first").double(), promised, atol=1e-3)
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", BACKBONES["conv-bn"][0]())
+    assert torch.equal(logits(again, x.float(), "first"), logits(net, x.float(), "first"))
+
+
+def learn_in_double(net: WeightMaskedNetwork) -> tuple[Tensor, Tensor]:
+    x, y = easy_task(net.example_shape[1:], 0, torch.float64)
+    net.add_task("first", CLASSES)
+    net.double()
+    train(net, "first", x, y, net.protect(torch.optim.Adam(net.task_parameters("first"), lr=0.01)), 3)
+    net.consolidate("first")
+    return x, y
+
+
+def test_threads_ask_about_different_tasks_at_the_same_time() -> None:
+    net = attach("wsn", "alexnet")
+    samples = {f"task {seed}": learn(net, f"task {seed}", seed, steps=2)[0] for seed in range(3)}
+    promised = {task: logits(net, x, task) for task, x in samples.items()}
+    net.eval()
+    wrong: list[str] = []
+
+    def ask(task: str) -> None:
+        with torch.no_grad():
+            for _ in range(10):
+                if not torch.equal(net(samples[task], task), promised[task]):
+                    wrong.append(task)
+
+    threads = [threading.Thread(target=ask, args=(task,)) for task in samples]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+class Recomputing(nn.Module):
+    """Recomputes its middle in the backward pass, and asks about another task in between if told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle = nn.Linear(6, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = checkpoint(self.middle, torch.relu(self.first(x)), use_reentrant=False)
+        return torch.relu(h)
+
+
+def test_what_is_recomputed_is_computed_under_the_mask_of_its_forward_pass() -> None:
+    torch.manual_seed(0)
+    net = WeightMaskedNetwork(Recomputing(), torch.zeros(2, 6))
+    net.add_task("first", 2)
+    net.consolidate("first")
+    net.add_task("second", 2)
+    x = torch.randn(5, 6)
+    gradients = []
+    for disturb in (False, True):
+        net.zero_grad()
+        loss = net(x, "second").square().sum()
+        if disturb:
+            net(x, "first")
+        loss.backward()
+        gradients.append([p.grad.clone() for p in net.task_parameters("second") if p.grad is not None])
+    assert len(gradients[0]) > 3
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_a_task_per_sample() -> None:
+    net = attach("wsn")
+    samples = {f"task {seed}": learn(net, f"task {seed}", seed)[0] for seed in range(2)}
+    x = torch.cat([samples["task 0"][:2], samples["task 1"][:2]])
+    mixed = net.eval()(x, ["task 0", "task 0", "task 1", "task 1"])
+    assert torch.allclose(mixed[:2], net(x[:2], "task 0"))
+    assert torch.allclose(mixed[2:], net(x[2:], "task 1"))
+
+
+class Hidden(nn.Module):
+    """Keeps its layers in a plain list beside a real one, so that nobody knows that they are called by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = nn.ModuleList([nn.Linear(6, 16), nn.Linear(16, 16)])
+        self.hidden = list(self.known)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return x
+
+
+def test_layers_that_are_reached_behind_the_masks_back_are_found_out() -> None:
+    backbone = Hidden()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(GuaranteeError, match=r"free entries of known\.0\.weight.* change the outputs"):
+        WeightMaskedNetwork(backbone, torch.zeros(2, 6))
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+class Centred(nn.Module):
+    """Subtracts a running mean that it updates in training: a state that no parameter shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 8)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.layer(x))
+        if self.training:
+            self.mean.lerp_(h.detach().mean(0), 0.1)
+        return h - self.mean
+
+
+def test_a_buffer_that_changes_the_outputs_is_named() -> None:
+    net = WeightMaskedNetwork(Centred(), torch.zeros(2, 6))
+    net.add_task("first", 2)
+    net.consolidate("first")
+    net.add_task("second", 2)
+    net.train()
+    net(torch.randn(9, 6), "second")
+    with pytest.raises(GuaranteeError, match=r"moved in backbone\.mean"):
+        net.consolidate("second")
+
+
+def test_what_cannot_be_attached() -> None:
+    with pytest.raises(UnsupportedError, match="no dense, convolutional"):
+        WeightMaskedNetwork(nn.Flatten(), torch.zeros(2, 6))
+    with pytest.raises(InputError, match=r"features \(N, F\)"):
+        WeightMaskedNetwork(nn.Conv1d(1, 2, 3), torch.zeros(2, 1, 6))
+    net = attach("wsn")
+    with pytest.raises(InputError, match="anneal acts on the task in training"):
+        net.anneal(0.5)
+    net.add_task("first", 2)
+    with pytest.raises(InputError, match=r"progress must lie in \[0, 1\], not 1.5"):
+        net.anneal(1.5)
+    with pytest.raises(InputError, match="the network expects"):
+        net(torch.zeros(2, 7), "first")
+
+
+def test_first_tasks_biases_are_everyones_only_if_asked_for() -> None:
+    for unmasked in Unmasked:
+        net = attach("wsn", "conv-bn", unmasked=unmasked)
+        learn(net, "first")
+        learn(net, "second", 1)
+        own = len(net.tasks[1].copies) + len(net.tasks[1].norms)
+        assert (own == 0) == (unmasked is Unmasked.FIRST_TASK)
+
+
+def test_free_weights_of_a_layer_no_mask_needs_are_trained_on() -> None:
+    net = attach("wsn")
+    learn(net, "first")
+    before = net.backbone.get_parameter("dense2.weight").clone()
+    learn(net, "second", 1)
+    moved = net.backbone.get_parameter("dense2.weight") != before
+    assert not (moved & net.masks("first")["dense2.weight"]).any()
+    assert (moved & net.masks("second")["dense2.weight"]).any()
+    assert isinstance(net.conditioning, FreeWeights)
