@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_pnn import MIXTURE, setup_of
-from torch import Tensor
+from torch import Tensor, nn
 from toys import (
     EVERY_OPTIMIZER,
     KINDS,
@@ -21,8 +21,10 @@ from toys import (
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.running import RunRequest, TaskBegun, prepare, run
-from hatrack.methods import METHODS
-from hatrack.methods.pathnet import PathNet, mutated, random_genes
+from hatrack.methods import METHODS, Setup
+from hatrack.methods.narrow import sections_of
+from hatrack.methods.pathnet import PathNet, growth, mutated, random_genes
+from hatrack.networks import build_reproducibly
 from hatrack.train import EpochDone
 
 SMALL = {"modules": 4, "active": 2, "generations": 2, "module_width": 0.5}
@@ -173,6 +175,46 @@ def test_all_modules_start_differently() -> None:
     method = make("pathnet", **SMALL)
     first = [next(iter(module.parameters())) for module in method.layers[0]]
     assert len({tuple(value.flatten().tolist()) for value in first}) == len(first) == 4
+
+
+@pytest.mark.parametrize("active", [1, 3, 6])
+def test_sums_of_modules_start_no_larger_than_one_modules_output(active: int) -> None:
+    settings = METHODS["pathnet"].settings_type(modules=6, active=active, module_width=0.1)
+    start = setup_of("alexnet", (3, 32, 32))
+    method = METHODS["pathnet"](start, settings)
+    method.layers.eval()
+    x = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    one = start.build_narrow(0.1, 0).eval()  # type: ignore[misc]
+    with torch.no_grad():
+        usual = float(one(x).square().mean())
+        method._heads["t0"] = nn.Identity()
+        several = float(method._forward(x, "t0", (tuple(range(active)),) * 5).square().mean())
+    assert 0.1 < several / usual < 10  # with weights as they are, 3 give 1800 times as much, 6 a million times
+
+
+def test_how_much_sums_of_modules_grow() -> None:
+    x = torch.randn(200_000, 6, generator=torch.Generator().manual_seed(0)).relu()
+    for number in (1, 2, 6):
+        ratio = x[:, :number].sum(dim=1).square().mean().sqrt() / x[:, 0].square().mean().sqrt()
+        assert growth(number) == pytest.approx(float(ratio), rel=0.01)
+
+
+def test_a_norm_before_the_first_layer_belongs_to_the_modules() -> None:
+    def build_narrow(share: float, seed: int) -> nn.Module:
+        width = max(1, round(8 * share))
+        return build_reproducibly(
+            lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.1), nn.Linear(4, width), nn.ReLU()), seed, xavier=True
+        )
+
+    stem, sections = sections_of(build_narrow(1.0, 0))
+    assert len(stem.state_dict()) == 0
+    assert [type(part) for part in sections[0]] == [nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU]
+    start = Setup(lambda: build_narrow(1.0, 0), SHAPES["mlp"], 0, torch.device("cpu"), build_narrow)
+    method, seen = METHODS["pathnet"](start, METHODS["pathnet"].settings_type(**SMALL)), tasks(count=2)
+    learn(method, seen[:1])
+    promised = logits(method, seen[0])
+    learn(method, seen, first=1)
+    assert torch.equal(logits(method, seen[0]), promised)
 
 
 def test_the_width_is_that_of_the_file(tmp_path: Path) -> None:

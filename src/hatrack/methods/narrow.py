@@ -90,7 +90,8 @@ def sections_of(network: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
         network: an ``nn.Sequential`` of layers and blocks.
 
     Returns:
-        What comes before the first such part, and the sections, of which every one begins with such a part.
+        What comes before the first such part, and the sections, of which every one begins with such a part. Only the
+        first may begin earlier, with what has parameters or statistics, such as a norm: those belong to a section.
 
     Raises:
         InputError: the network is no sequence of parts.
@@ -98,9 +99,13 @@ def sections_of(network: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
     if not isinstance(network, nn.Sequential):
         raise InputError(f"the network must be an nn.Sequential to be taken apart, not a {type(network).__name__}")
     sections: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
+    waits = False  # for the layer of a section that something else has begun
     for name, part in network.named_children():
-        if any(isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) for layer in part.modules()):
+        layer = any(isinstance(inner, (nn.Linear, nn.modules.conv._ConvNd)) for inner in part.modules())
+        early = not layer and len(sections) == 1 and bool(part.state_dict())
+        if early or (layer and not waits):
             sections.append(OrderedDict())
+        waits = early or (waits and not layer)
         sections[-1][name] = part
     stem, *others = (nn.Sequential(section) for section in sections)
     return stem, list(others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from hatrack.methods.narrow import (
 from hatrack.names import unknown_name
 from hatrack.streams import Task, derive_seed, seeded_generator
 
-__all__ = ["PathNet", "PathNetSettings", "mutated", "random_genes"]
+__all__ = ["PathNet", "PathNetSettings", "growth", "mutated", "random_genes"]
 
 FORMAT = "hatrack.PathNet"
 INDIVIDUALS = 2
@@ -88,6 +89,15 @@ def mutated(genes: Genes, modules: int, generator: torch.Generator) -> Genes:
     return tuple(result)
 
 
+def growth(modules: int) -> float:
+    """How many times as large a sum of several modules' outputs is as one output, as root mean squares.
+
+    ``√(N (1 − 1/π) + N² / π)`` for N independent, rectified normal numbers, whose mean square is 1/2, and whose squared
+    mean is 1/(2π).
+    """
+    return math.sqrt(modules * (1 - 1 / math.pi) + modules**2 / math.pi)
+
+
 class PathNet(Method):
     """Layers of modules whose outputs are summed; a path takes some of each layer, and a tournament chooses the path.
 
@@ -141,8 +151,17 @@ class PathNet(Method):
             self._features = network(torch.zeros(1, *self.setup.input_shape)).shape[1]
 
     def _copy(self, number: int) -> tuple[nn.Module, list[nn.Module]]:
-        """One module of every layer, with initial weights that belong to its number and to the task."""
-        return sections_of(self._build(self.width, derive_seed(self.setup.seed, "module", len(self.paths), number)))
+        """One module of every layer, with initial weights that belong to its number and to the task.
+
+        They are divided by :func:`growth`, so that the sum of a layer's modules starts about as large as the output of
+        one would, instead of growing from layer to layer until the first steps diverge.
+        """
+        copy = self._build(self.width, derive_seed(self.setup.seed, "module", len(self.paths), number))
+        with torch.no_grad():
+            for layer in copy.modules():
+                if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+                    layer.weight /= growth(self.settings.active)
+        return sections_of(copy)
 
     def module(self, layer: int, number: int) -> nn.Module:
         """A module."""
