@@ -19,8 +19,9 @@ class Capacity:
     """Shares of a network that consolidated tasks use, each in [0, 1].
 
     Attributes:
-        groups: share of used units, by group; or of used weights, by parameter, where masks are about weights.
-        units: share of used units over all groups; 0 for a network without units, None where masks are about weights.
+        groups: share of used units, by group; of used weights, by parameter, where masks are about weights; or of used
+            modules, by layer (PathNet).
+        units: share of used units over all groups; 0 for a network without units, None where tasks do not hold units.
         weights: share of the entries of shared parameters that must not move, or that masks of weights let through.
     """
 

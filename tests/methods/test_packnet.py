@@ -65,6 +65,26 @@ def test_every_layer_frees_the_shares_that_were_asked_for() -> None:
         assert 0 < free < size
 
 
+def test_capacity_counts_what_no_later_task_may_change() -> None:
+    method, seen = make("packnet", "conv", prune_first=0.5, prune=0.75), tasks("conv")
+    backbone = method.network.backbone
+    assert method.capacity().weights == 0.0
+    for index, share in enumerate((0.5, 0.625, 0.71875)):  # of what is free a quarter is taken each time
+        learn(method, seen[: index + 1], first=index, epochs=2)
+        capacity = method.capacity()
+        assert capacity.units is None
+        for name, owner in method.owners.items():
+            assert (
+                capacity.groups[name] == float((owner != 0).float().mean()) == pytest.approx(share, abs=2 / len(owner))
+            )
+        free = sum(int((owner == 0).sum()) for owner in method.owners.values())
+        assert capacity.weights == pytest.approx(1 - free / sum(p.numel() for p in backbone.parameters()))
+    before = [p.clone() for p in backbone.parameters()]
+    learn(method, [*seen, *tasks("conv", 4)[3:]], first=3, epochs=2)
+    moved = sum(int((p != old).sum()) for p, old in zip(backbone.parameters(), before, strict=True))
+    assert 0 < moved <= round((1 - capacity.weights) * sum(p.numel() for p in backbone.parameters()))
+
+
 def test_what_is_free_is_zero_and_what_is_no_weight_is_the_first_tasks() -> None:
     method, seen = make("packnet", "conv"), tasks("conv", 2)
     learn(method, seen[:1])

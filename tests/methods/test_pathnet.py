@@ -171,6 +171,24 @@ def test_residual_blocks_are_modules() -> None:
     assert method._forward(x, "t0", genes).shape == (2, 3)
 
 
+@KINDS
+def test_capacity_counts_frozen_modules(kind: str, tmp_path: Path) -> None:
+    method, seen = make("pathnet", kind, **SMALL), tasks(kind, 2)
+    assert method.capacity().weights == 0.0
+    learn(method, seen)
+    capacity = method.capacity()
+    paths = list(method.paths.values())
+    used = [len({number for path in paths for number in path[layer]}) for layer in range(len(method.layers))]
+    assert list(capacity.groups.values()) == [number / 4 for number in used]
+    assert capacity.units is None
+    frozen = sum(p.numel() for p in method.layers.parameters() if not p.requires_grad)
+    assert capacity.weights == pytest.approx(frozen / sum(p.numel() for p in method.layers.parameters()))
+    method.save(tmp_path / "net.hat")
+    other = make("pathnet", kind, **SMALL)
+    other.load(tmp_path / "net.hat")
+    assert other.capacity() == capacity
+
+
 def test_all_modules_start_differently() -> None:
     method = make("pathnet", **SMALL)
     first = [next(iter(module.parameters())) for module in method.layers[0]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -53,4 +54,8 @@ def test_what_changed_is_said() -> None:
 
 
 def test_the_line_below() -> None:
-    assert forgetting_line(result(3)) == "average accuracy 98.70%, forgetting 0.00 points, 42% of the units in use"
+    line = "average accuracy 98.70%, forgetting 0.00 points"
+    assert forgetting_line(result(3)) == f"{line}, 42% of the units in use"
+    without_units = replace(result(3), capacity={"groups": {}, "units": None, "weights": 0.3})
+    assert forgetting_line(without_units) == f"{line}, 30% of the weights in use"
+    assert forgetting_line(replace(result(3), capacity=None)) == line

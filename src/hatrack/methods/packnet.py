@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from hatrack.capacity import Capacity
 from hatrack.errors import InputError
 from hatrack.methods.base import Setup
 from hatrack.methods.multi_head import MultiHeadMethod
@@ -180,6 +181,14 @@ class PackNet(MultiHeadMethod):
         }
         logits: Tensor = functional_call(self.network, used, (x, [task]))
         return logits
+
+    def capacity(self) -> Capacity:
+        """Share of the weights that belong to a task, by layer; in all, with what is no weight and fixed with them."""
+        backbone = dict(self.network.backbone.named_parameters())
+        held = {name: int((owner != 0).sum()) for name, owner in self._owners.items()}
+        shares = {name: number / backbone[name].numel() for name, number in held.items()}
+        others = sum(p.numel() for name, p in backbone.items() if name not in held) if any(held.values()) else 0
+        return Capacity(shares, None, (sum(held.values()) + others) / max(1, sum(p.numel() for p in backbone.values())))
 
     def _extra_state(self) -> dict[str, Tensor]:
         return {f"owner.{name}": owner for name, owner in self._owners.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, check_backbone, description_of_modules, read_checkpoint, write_checkpoint
 from hatrack.errors import CheckpointError, InputError
 from hatrack.heads import linear_head
@@ -250,6 +251,15 @@ class PathNet(Method):
     def trained_parameters(self) -> list[nn.Parameter]:
         """Theirs."""
         return list(self._trained().parameters())
+
+    def capacity(self) -> Capacity:
+        """Share of the modules that belong to a task's path, by layer; in all, of their parameters."""
+        modules = self.settings.modules
+        held = [sum((layer, number) in self.frozen for number in range(modules)) for layer in range(len(self.layers))]
+        sizes = [number_of_parameters(self.module(layer, 0)) for layer in range(len(self.layers))]
+        shares = {f"layer{layer}": number / modules for layer, number in enumerate(held, start=1)}
+        used = sum(number * size for number, size in zip(held, sizes, strict=True))
+        return Capacity(shares, None, used / max(1, modules * sum(sizes)))
 
     def save(self, path: Path) -> None:
         """Write paths, heads and frozen modules; all others start anew with the next task anyway."""
