@@ -185,9 +185,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
 
     def _open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> None:
         reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
+        head = linear_head(len(self._graph.features().units), num_classes, generator)  # drawn first, as by any method
         embedding = torch.randn(self._graph.num_units, generator=generator)
-        features = len(self._graph.features().units)
-        head = linear_head(features, num_classes, generator)
         shares_norms = self.batch_norms is BatchNorms.SHARED and len(self.tasks) > 0
         norms = {} if shares_norms else self._attachment.copy_norms()
         state = UnitTask(name, num_classes, embedding, head.to(reference.dtype), norms).to(reference.device)

@@ -111,8 +111,8 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     def _open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> None:
         weights = self._weights()
+        head = linear_head(self._num_features, num_classes, generator).to(weights[0].dtype)  # first, as by any method
         starts = [self.source.start(weight, generator) for weight in weights]
-        head = linear_head(self._num_features, num_classes, generator).to(weights[0].dtype)
         copies, norms = self._copies() if self.unmasked is Unmasked.PER_TASK or not len(self.tasks) else ([], {})
         shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
         state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
