@@ -297,7 +297,8 @@ def test_a_twin_computes_with_what_it_is_given_and_leaves_the_original_alone() -
     values: dict[int, Tensor] = {}
     for (name, parameter), replacement in zip(original.named_parameters(), other.parameters(), strict=True):
         if not name.startswith("batch"):
-            values[id(parameter)] = replacement.detach().clone()
+            # A parameter too: torch has another way of multiplying by what needs no gradient.
+            values[id(parameter)] = nn.Parameter(replacement.clone())
     made = twin(original, values, {id(original.batch): other.batch})
     assert torch.equal(made(x), expected)
     assert torch.equal(original(x), before)
