@@ -162,12 +162,12 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             InputError: there is no such task, or its masks are settled already.
         """
         state = self._state(name)
-        if state.settled:
+        if state.is_settled:
             raise InputError(f"the masks of task {name!r} are settled already")
         state.settle(self._final_masks(state))
 
     def _fix_mask(self, state: WeightTask) -> None:
-        if not state.settled:
+        if not state.is_settled:
             state.settle(self._final_masks(state))
         state.close()
 
@@ -205,7 +205,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     def _masks(self, state: WeightTask) -> Sequence[Tensor | None]:
         """The mask of every weight: annealed while training, booleans otherwise; None where all of it passes."""
-        if state.settled:
+        if state.is_settled:
             return self._settled_masks(state)
         if self.training:
             return [self.source.in_training(values, self._progress) for values in self._values(state)]
@@ -247,7 +247,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         For a task in training it is what consolidating it now would give.
         """
         state = self._state(task)
-        masks = self._settled_masks(state) if state.settled else self._final_masks(state)
+        masks = self._settled_masks(state) if state.is_settled else self._final_masks(state)
         return {name: mask.clone() for name, mask in zip(self._layout.masked, masks, strict=True)}
 
     def capacity(self) -> Capacity:

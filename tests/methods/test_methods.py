@@ -8,12 +8,14 @@ from toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.methods import METHODS, Batch
+from hatrack.methods.masked import MaskedMethod
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.streams import Task
 from hatrack.train import TrainingSettings, fit
 
 MULTI_HEAD = [name for name, method in METHODS.items() if issubclass(method, MultiHeadMethod)]
-OF_THEIR_OWN_FROM_THE_START = {"packnet", "derpp"}  # which prune after the first task, and replay during it
+MASKED = [name for name, method in METHODS.items() if issubclass(method, MaskedMethod)]
+OF_THEIR_OWN_FROM_THE_START = {"derpp"}  # which replays during the first task
 WITH_DROPOUT = [(name, "dropout") for name in METHODS]
 WITH_NORM = [(name, "plain" if name == "cab" else "norm") for name in METHODS]  # cab refuses batch norms
 
@@ -171,7 +173,7 @@ def test_the_first_task_is_that_of_fine_tuning(name: str, network: str) -> None:
     assert torch.equal(logits(method, tasks[0]), logits(sgd, tasks[0]))
 
 
-@pytest.mark.parametrize("name", [name for name in MULTI_HEAD if name not in ("cab", "independent")])
+@pytest.mark.parametrize("name", [name for name in (*MULTI_HEAD, *MASKED) if name not in ("cab", "independent")])
 def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     tasks = tasks_for("vit")
     method = make(name, "vit")

@@ -30,7 +30,8 @@ class WeightTask(TaskState):
         choice: as above; empty once the mask is settled.
         copies: as above.
         packed: the bits of the masks, weight after weight, each beginning with a new byte; zeros until settled.
-        settled: whether the mask is chosen for good, a bool.
+        settled: whether the mask is chosen for good, as a part of ``state_dict``.
+        is_settled: the same where asking is free, which it is not of a tensor on another device.
     """
 
     packed: Tensor
@@ -52,6 +53,7 @@ class WeightTask(TaskState):
         self.copies = nn.ParameterList(nn.Parameter(value) for value in copies)
         self.register_buffer("packed", torch.zeros(sum(self._bytes), dtype=torch.uint8))
         self.register_buffer("settled", torch.tensor(False))
+        self.is_settled = False
 
     @property
     def _bytes(self) -> list[int]:
@@ -66,6 +68,7 @@ class WeightTask(TaskState):
         """Choose the masks of all weights for good, and drop what they were chosen by."""
         self.packed.copy_(torch.cat([pack(mask) for mask in masks]))
         self.settled.fill_(True)
+        self.is_settled = True
         self._drop_choice()
 
     def _drop_choice(self) -> None:
@@ -81,10 +84,14 @@ class WeightTask(TaskState):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         settled = state_dict.get(prefix + "settled")
-        if settled is not None and bool(settled):
-            self._drop_choice()
-        elif settled is not None and not self.choice:
-            start = prefix + "choice."
-            values = [value for name, value in state_dict.items() if name.startswith(start)]
-            self.choice = nn.ParameterList(nn.Parameter(v.detach().to(self.packed.device, copy=True)) for v in values)
+        if settled is not None:
+            self.is_settled = bool(settled)
+            if self.is_settled:
+                self._drop_choice()
+            elif not self.choice:
+                start = prefix + "choice."
+                values = [value for name, value in state_dict.items() if name.startswith(start)]
+                self.choice = nn.ParameterList(
+                    nn.Parameter(v.detach().to(self.packed.device, copy=True)) for v in values
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
