@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import hatrack
 from hatrack.cli import main
+from hatrack.methods import METHODS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -44,6 +47,24 @@ def test_the_guide_to_networks_runs() -> None:
             exec(program, names)
     (table,) = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
     assert shown.getvalue() == table
+
+
+def test_the_guide_to_methods_names_every_method_and_only_settings_that_there_are() -> None:
+    guide = (README.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z][a-z-]*)`", guide))
+    assert set(METHODS) <= named, f"say what these are: {set(METHODS) - named}"
+    known = {field.name for method in METHODS.values() for field in dataclasses.fields(method.settings_type)}
+    settings = set(re.findall(r"`([a-z_]+)=[^`]*`", guide)) - {"key"}
+    assert settings
+    assert settings <= known, f"there are no such settings: {settings - known}"
+    (program,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    net = names["net"]
+    net.anneal(1.0)
+    assert net(torch.zeros(3, 1, 28, 28), "shoes").shape == (3, 2)
+    net.consolidate("shoes")
+    assert float(net.masks("shoes")["1.weight"].float().mean()) == pytest.approx(0.3, abs=0.01)
 
 
 def test_every_command_in_the_readme_is_understood(capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,7 +213,7 @@ def test_soft_masks_and_adamw_run_too() -> None:
     assert all(len({hashes[row][task] for row in range(task, 3)}) == 1 for task in range(3))
 
 
-CONSTANT = {"hat", "packnet", "pnn", "pathnet", "independent", "sgd-frozen", "random"}
+CONSTANT = {"hat", "pmask", "wsn", "supsup", "packnet", "pnn", "pathnet", "independent", "sgd-frozen", "random"}
 """Methods whose logits for earlier tasks never change."""
 
 
