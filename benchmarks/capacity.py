@@ -28,8 +28,10 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "hat": ("hat", {}),
     "hat-per-task": ("hat", {"conditioning": "per-task"}),
     "hat-grow": ("hat", {"capacity": "grow"}),
+    "hat-grow-more": ("hat", {"capacity": "grow", "growth_threshold": 0.4, "growth_share": 0.4}),
+    "adahat": ("adahat", {}),
 }
-"""For every way the method and what it sets; others, such as AdaHAT, are one line each."""
+"""For every way the method and what it sets, beside SETTINGS."""
 
 
 def follow(method: str, settings: dict[str, Any], tasks: int, seed: int, data: Path | None) -> dict[str, Any]:

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import hatrack
-from hatrack import BatchNorms, CheckpointError, Conditioning, Growth, GuaranteeError, HATNetwork, InputError
+from hatrack import (
+    Adaptive,
+    BatchNorms,
+    CheckpointError,
+    Conditioning,
+    Fading,
+    Growth,
+    GuaranteeError,
+    HATNetwork,
+    InputError,
+)
 from hatrack.functional import EMBEDDING_BOUND
 from hatrack.growth import Origin, plan_growth
 from hatrack.networks import MLP, initialize_xavier
@@ -138,6 +148,17 @@ def test_other_ways_to_hold_and_to_normalise(batch_norms: BatchNorms, conditioni
     assert_poison_harmless(net, samples)
 
 
+@pytest.mark.parametrize("conditioning", [Fading(0.5), Adaptive()])
+def test_tasks_that_may_fade_do_not_notice_a_widening(conditioning: Fading | Adaptive) -> None:
+    net = network("resnet-basic", conditioning=conditioning)
+    samples = {name: learn(net, name, seed)[0] for seed, name in enumerate("ab")}
+    before = say(net, samples)
+    net.grow(every_group(net))
+    assert_close_to(net, samples, before, ROUNDING)
+    learn(net, "c", 2)
+    net.check()
+
+
 def test_soft_masks_are_0_for_new_units() -> None:
     net = attach("mlp", hard=False)
     samples = {"a": learn(net, "a")[0]}
@@ -160,7 +181,7 @@ def test_convolutions_in_groups_grow_by_whole_groups() -> None:
     assert_poison_harmless(net, samples)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     channels=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     dense=st.integers(1, 6),

@@ -126,6 +126,7 @@ def grow_and_keep(plan: Plan, added: int) -> str:
         except InputError as error:
             event(f"cannot grow: {str(error).partition('): ')[2].partition(',')[0][-40:]}")
             assert torch.equal(logits(net, x, "task 0"), kept)
+    # Drawn networks may be deep and logits small differences of large numbers: more than the usual 1e-6.
     assert (logits(net, x, "task 0") - before).abs().max() <= 1e-5 * before.abs().max()
     kept = logits(net, x, "task 0")
     later, _ = train_a_task(net, 1, "momentum-decay")
@@ -139,7 +140,7 @@ def grow_and_keep(plan: Plan, added: int) -> str:
 def test_what_grows_keeps_the_law(kind: str) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=40, suppress_health_check=HEALTH)
+    @settings(max_examples=20, suppress_health_check=HEALTH)
     @given(plan=plans(SHAPES[kind], most=6), added=st.integers(1, 4))
     def law(plan: Plan, added: int) -> None:
         outcome = grow_and_keep(plan, added)
