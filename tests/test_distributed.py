@@ -62,13 +62,19 @@ def state_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
 
 
-def keep_the_law(kind: str) -> None:
+def keep_the_law(kind: str, grows: int = 0) -> None:
     net = attach(kind)
     samples: dict[str, Tensor] = {}
     promised: dict[str, Tensor] = {}
     for number in range(3):
         task = f"task {number}"
         x, y = easy_task(net.example_shape[1:], number)
+        if number and grows:  # every rank draws other weights, and takes those of rank 0 when it is wrapped
+            generator = torch.Generator().manual_seed(distributed.get_rank())
+            net.grow({group.name: grows for group in net.units.groups}, generator=generator)
+            for earlier, kept in promised.items():
+                torch.testing.assert_close(logits(net, samples[earlier], earlier), kept)
+                promised[earlier] = logits(net, samples[earlier], earlier)
         open_task(net, task, number)
         before = {name: parameter.detach().clone() for name, parameter in net.backbone.named_parameters()}
         train_on_this_rank(net, task, x, y)
@@ -106,6 +112,7 @@ def on_every_rank(rank: int, folder: str) -> None:
     try:
         keep_the_law("mlp")
         keep_the_law("conv-bn")
+        keep_the_law("conv-bn", grows=3)
         forget_to_share_buffers()
         distributed.barrier()
         gc.collect()  # wrappers that are left in reference cycles must not outlive the process group

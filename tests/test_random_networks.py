@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hatrack import Conditioning, HATNetwork, UnsupportedError
+from hatrack import Conditioning, HATNetwork, InputError, UnsupportedError
 from helpers import CLASSES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
 from random_networks import FEATURES, IMAGE, Plan, Step, plans
 
@@ -109,6 +109,46 @@ def test_old_tasks_keep_every_bit(kind: str) -> None:
     law()
     assert outcomes["trained"] >= 0.8 * outcomes.total(), outcomes
     assert outcomes["refused"] <= 0.1 * outcomes.total(), outcomes
+
+
+def grow_and_keep(plan: Plan, added: int) -> str:
+    """Widen group by group: old outputs stay, and the law holds afterwards; returns what became of it, in a word."""
+    net = attach(plan)
+    if net is None:
+        return "refused"
+    x, _ = train_a_task(net, 0, "adamw")
+    before, grown = logits(net, x, "task 0"), 0
+    for group in net.units.groups:
+        kept = logits(net, x, "task 0")
+        try:
+            net.grow({group.name: added}, generator=torch.Generator().manual_seed(0))
+            grown += 1
+        except InputError as error:
+            event(f"cannot grow: {str(error).partition('): ')[2].partition(',')[0][-40:]}")
+            assert torch.equal(logits(net, x, "task 0"), kept)
+    # Drawn networks may be deep and logits small differences of large numbers: more than the usual 1e-6.
+    assert (logits(net, x, "task 0") - before).abs().max() <= 1e-5 * before.abs().max()
+    kept = logits(net, x, "task 0")
+    later, _ = train_a_task(net, 1, "momentum-decay")
+    assert torch.equal(logits(net, x, "task 0"), kept)
+    if free_entries(net):
+        assert_poison_harmless(net, {"task 0": x, "task 1": later})
+    return "grown" if grown else "stuck"
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_grows_keeps_the_law(kind: str) -> None:
+    outcomes: Counter[str] = Counter()
+
+    @settings(max_examples=20, suppress_health_check=HEALTH)
+    @given(plan=plans(SHAPES[kind], most=6), added=st.integers(1, 4))
+    def law(plan: Plan, added: int) -> None:
+        outcome = grow_and_keep(plan, added)
+        event(outcome)
+        outcomes[outcome] += 1
+
+    law()
+    assert outcomes["grown"] >= 0.3 * outcomes.total(), outcomes
 
 
 @pytest.mark.parametrize("kind", SHAPES)

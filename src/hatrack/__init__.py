@@ -16,6 +16,7 @@ from hatrack.errors import (
     UnsupportedError,
 )
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
+from hatrack.growth import Growth
 from hatrack.loading import load
 from hatrack.modes import fresh_statistics
 from hatrack.network import HATNetwork
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "Fading",
     "GateFunction",
+    "Growth",
     "GuaranteeError",
     "HATNetwork",
     "HatrackError",

@@ -23,11 +23,13 @@ class Capacity:
             modules, by layer (PathNet).
         units: share of used units over all groups; 0 for a network without units, None where tasks do not hold units.
         weights: share of the entries of shared parameters that must not move, or that masks of weights let through.
+        parameters: number of entries of shared parameters, which says how far a network has grown.
     """
 
     groups: dict[str, float]
     units: float | None
     weights: float
+    parameters: int
 
     def __str__(self) -> str:
         parts = [f"{name} {share:.0%}" for name, share in self.groups.items()]
@@ -53,6 +55,7 @@ def measure_capacity(graph: UnitGraph, cumulative: Tensor, held_entries: int) ->
         {name: float(part.float().mean()) for name, part in graph.split(used).items()},
         float(used.float().mean()) if graph.num_units else 0.0,
         held_entries / entries if entries else 0.0,
+        entries,
     )
 
 

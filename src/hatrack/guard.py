@@ -69,6 +69,10 @@ class OptimizerGuard:
         optimizer.register_step_post_hook(self.after)
         self._guarded.append(weakref.ref(optimizer))
 
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers that are guarded and still in use."""
+        return [optimizer for reference in self._guarded if (optimizer := reference()) is not None]
+
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""

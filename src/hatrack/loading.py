@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hatrack.attachment import attached_to
 from hatrack.checkpoint import check_backbone, read_checkpoint
 from hatrack.conditioning import unit_conditioning_from
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.functional import Compensation, GateFunction, Regularization
+from hatrack.growth import Growth, Origin
 from hatrack.masked import MaskedNetwork
 from hatrack.masks import Unmasked, conditioning_from, source_from
 from hatrack.network import FORMAT, HATNetwork
@@ -35,7 +37,8 @@ def load(
 
     Args:
         path: the file.
-        backbone: a network built as the saved one was; its weights are overwritten.
+        backbone: a network built as the saved one was, as wide as it was at first or as it had grown; its weights are
+            overwritten.
         rules: the rules that were given to the saved network, if any.
 
     Returns:
@@ -43,7 +46,7 @@ def load(
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone. The
-            backbone is as it was then, but for its weights.
+            backbone is as it was then, but for its weights, and for its widths if the saved one had grown.
         GuaranteeError: the file is whole, but what its tasks rely on is not what they were consolidated with.
         InputError: the backbone is no module, or is inside another network of masks.
         UnsupportedError: the backbone does something that no rule explains.
@@ -64,7 +67,7 @@ def load_as(kind: type[NetworkT], path: str | Path, backbone: nn.Module, *, rule
 
 
 def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules) -> HATNetwork:
-    return HATNetwork(
+    net = HATNetwork(
         backbone,
         example,
         s_max=described["s_max"],
@@ -76,7 +79,31 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
         batch_norms=BatchNorms(described.get("batch_norms", BatchNorms.PER_TASK.value)),
         gate_inputs=described["gate_inputs"],
         rules=rules,
+        growth=None if described.get("growth") is None else Growth(**described["growth"]),
     )
+    if "origin" in described:
+        net._origin = Origin(**described["origin"])
+    if _has_grown(described):
+        try:
+            _widen_as_saved(net, described["widths"])
+        except InputError:
+            net.detach()
+            raise
+    return net
+
+
+def _has_grown(described: Mapping[str, Any]) -> bool:
+    return "origin" in described and bool(described["widths"] != described["origin"]["widths"])
+
+
+def _widen_as_saved(net: HATNetwork, widths: Mapping[str, int]) -> None:
+    """Widen a network that has no tasks yet to the widths of a file; one that has grown already may have them."""
+    present = {group.name: group.size for group in net.units.groups}
+    if present.keys() != widths.keys() or any(widths[name] < size for name, size in present.items()):
+        raise InputError(f"it had groups of units {dict(widths)}, and this one has {present}")
+    missing = {name: widths[name] - size for name, size in present.items() if widths[name] > size}
+    if missing:
+        net.grow(missing, generator=torch.Generator().manual_seed(0))  # the new weights are overwritten
 
 
 def _build_weights(
@@ -102,11 +129,18 @@ def _load(path: Path, backbone: nn.Module, rules: Rules, formats: Sequence[str])
     check_backbone(path, described["modules"], backbone)
     state = dict(checkpoint.tensors)
     of_backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
-    _require_match(path, of_backbone, {f"backbone.{name}": value for name, value in backbone.state_dict().items()})
+    if not _has_grown(described):  # else it may have to be widened before it matches
+        _require_match(path, of_backbone, {f"backbone.{name}": value for name, value in backbone.state_dict().items()})
     example = torch.zeros(
         described["example_input"]["shape"], dtype=getattr(torch, described["example_input"]["dtype"])
     )
-    net = _BUILDERS[described["format"]](backbone, example, described, rules)
+    try:
+        net = _BUILDERS[described["format"]](backbone, example, described, rules)
+    except InputError as error:
+        if not _has_grown(described) or attached_to(backbone) is not None:
+            raise
+        reason = f"{path} was saved with another backbone: {error}"
+        raise CheckpointError(f"{reason}; build it exactly as it was") from error
     for index, task in enumerate(described["tasks"]):
         net._open_task(task["name"], task["num_classes"], torch.Generator().manual_seed(0))  # overwritten below
         own = f"tasks.{index}."

@@ -92,6 +92,10 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
             InputError: the name is taken or empty, the number of classes is below 1, or another task is not
                 consolidated yet.
         """
+        self._open_task(name, self._require_addable(name, num_classes), generator)
+
+    def _require_addable(self, name: str, num_classes: int) -> int:
+        """Check that a task can be added; returns its number of classes."""
         if not isinstance(name, str) or not name:
             raise InputError(f"a task's name must be a text that is not empty, not {name!r}")
         try:
@@ -106,7 +110,7 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
             raise InputError(
                 f"task {self.task_in_training!r} is still in training: consolidate it before adding {name!r}"
             )
-        self._open_task(name, num_classes, generator)
+        return num_classes
 
     # --------------------------------------------------------------------------------------------------------- use
 
@@ -164,13 +168,16 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
         states = self._consolidated_states()
         if not states:
             return None
-        example = torch.zeros(self.example_shape, dtype=self._example_dtype)
-        if example.is_floating_point():
-            example = torch.randn(self.example_shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-        device = states[-1].head.weight.device
-        with torch.no_grad(), evaluation_mode(self):
-            logits = self._forward_one(example.to(device), states[-1])
+        logits = self._answer(states[-1], self.example_shape)
         return {"task": states[-1].name, "logits": logits.double().flatten().tolist()}
+
+    def _answer(self, state: StateT, shape: Sequence[int]) -> Tensor:
+        """What a task says to a fixed input of some shape, in evaluation mode."""
+        example = torch.zeros(shape, dtype=self._example_dtype)
+        if example.is_floating_point():
+            example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+        with torch.no_grad(), evaluation_mode(self):
+            return self._forward_one(example.to(state.head.weight.device), state)
 
     # -------------------------------------------------------------------------------------------------- internals
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from hatrack import functional
-from hatrack.attachment import Attachment
 from hatrack.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.conditioning import (
     Adaptive,
@@ -24,13 +23,14 @@ from hatrack.conditioning import (
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gates import initial_embedding, used_units
+from hatrack.growing import GrowingNetwork
+from hatrack.growth import Growth
 from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
-from hatrack.masked import MaskedNetwork
 from hatrack.norm import BatchNorms
 from hatrack.poison import find_leak
 from hatrack.tasks import UnitTask
-from hatrack.units import Role, Rule, UnitGraph, analyze, warn_of_collapse
+from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
 
 __all__ = ["FORMAT", "HATNetwork"]
 
@@ -38,7 +38,7 @@ FORMAT = "hatrack.HATNetwork"
 """What saved networks call themselves."""
 
 
-class HATNetwork(MaskedNetwork[UnitTask]):
+class HATNetwork(GrowingNetwork):
     """A network that learns tasks one after the other and forgets none of them.
 
     Gates are attached to the inputs of the backbone's layers; the backbone itself is not rewritten and is what it was
@@ -66,6 +66,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         rules: how modules treat units that hatrack does not understand by itself, by a module's name, its type, or a
             function; see :func:`hatrack.units.shared_layer`, :func:`hatrack.units.unit_by_unit` and
             :func:`hatrack.units.rule`.
+        growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
+            leaves its widths as they are, unless :meth:`grow` is called.
 
     Attributes:
         backbone: the network that was given.
@@ -77,6 +79,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         regularizer: how the use of units is counted.
         batch_norms: whose batch norms a task uses.
         gate_inputs: whether input features are units.
+        growth: when the backbone is widened by itself.
         example_shape: shape of the example input.
 
     Raises:
@@ -110,24 +113,21 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         batch_norms: BatchNorms = BatchNorms.PER_TASK,
         gate_inputs: bool = False,
         rules: Mapping[Any, Rule] | None = None,
+        growth: Growth | None = None,
     ) -> None:
         try:
             functional.annealed_scale(1.0, s_max)
             functional.compensated_gate(torch.zeros(1), 1.0, s_max, compensation, gate_function)
         except ValueError as error:
             raise InputError(str(error)) from error
-        super().__init__(backbone, example_input)
+        super().__init__(backbone, example_input, growth, gate_inputs, rules)
         device = next((p.device for p in backbone.parameters()), example_input.device)
         self.s_max, self.hard = float(s_max), hard
         self.compensation, self.conditioning = compensation, conditioning
         self.gate_function, self.regularizer = gate_function, regularizer
-        self.batch_norms, self.gate_inputs = batch_norms, gate_inputs
-        self._graph = analyze(
-            backbone, example_input.to(device), prefix="backbone.", gate_inputs=gate_inputs, rules=rules
-        )
+        self.batch_norms = batch_norms
         warn_of_collapse(self._graph)
         self._set_scale(self.s_max)
-        self._attachment = Attachment(self._graph, backbone)
         self._renew_guarantee()
         self.to(device)
         self._try_out(example_input)
@@ -168,7 +168,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         Args:
             name: a name that no task has yet.
             num_classes: number of classes, at least 1.
-            generator: source of randomness on the CPU; torch's global one if left out.
+            generator: source of randomness on the CPU; torch's global one if left out. If the network has a
+                ``growth``, groups that are nearly full are widened first; see :meth:`grow`.
             embedding: what the embedding starts as, ``(U,)``, or what it is drawn from: any distribution of single
                 numbers. N(0, 1) if left out; the paper takes U(0, 2), with every unit on at first, to compress a
                 single task, and k₁ in [1, 6], k₂ in [0.5, 2] for another uniform one whose formula is lost here.
@@ -177,8 +178,10 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             InputError: the name is taken or empty, the number of classes is below 1, another task is not consolidated
                 yet, or the embedding does not have a number in [−6, 6] for every unit.
         """
+        num_classes = self._require_addable(name, num_classes)
+        self._grow_if_full(generator)
         start = None if embedding is None else initial_embedding(embedding, self._graph.num_units, generator)
-        super().add_task(name, num_classes, generator=generator)
+        self._open_task(name, num_classes, generator)
         if start is not None:
             with torch.no_grad():
                 self._require_training("add_task").embedding.copy_(start)
@@ -342,5 +345,5 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             "gate_function": self.gate_function.value,
             "regularizer": self.regularizer.value,
             "batch_norms": self.batch_norms.value,
-            "gate_inputs": self.gate_inputs,
+            **super()._settings(),
         }

@@ -254,7 +254,8 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         """Share of the weights that consolidated tasks use, per parameter and over all."""
         shares = {name: float(used.float().mean()) for name, used in zip(self._layout.masked, self._used, strict=True)}
         taken = sum(int(used.sum()) for used in self._used)
-        return Capacity(shares, None, taken / sum(used.numel() for used in self._used))
+        entries = sum(used.numel() for used in self._used)
+        return Capacity(shares, None, taken / entries, entries)
 
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""

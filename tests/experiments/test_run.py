@@ -213,6 +213,23 @@ def test_soft_masks_and_adamw_run_too() -> None:
     assert all(len({hashes[row][task] for row in range(task, 3)}) == 1 for task in range(3))
 
 
+def test_a_network_that_grows_goes_on_where_it_was(tmp_path: Path) -> None:
+    growing = {"hidden": (10, 8), "capacity": "grow", "growth_threshold": 0.9, "growth_share": 0.5}
+    whole = finish(request("hat", **growing))
+    assert whole.capacity is not None
+    fixed = finish(request("hat", hidden=(10, 8))).capacity
+    assert fixed is not None
+    assert whole.capacity["parameters"] > fixed["parameters"] == 784 * 10 + 10 + 10 * 8 + 8
+    for event in run(prepare(request("hat", tmp_path, **growing))):
+        if isinstance(event, TaskLearned) and event.index == 1:
+            break
+    assert comparable(finish(request("hat", tmp_path, **growing))) == comparable(whole)
+    assert verify(tmp_path).holds
+    for row, before in zip(whole.scores[1:], whole.scores[:-1], strict=True):
+        for now, earlier in zip(row, before, strict=False):
+            assert now.loss == pytest.approx(earlier.loss, rel=1e-6)
+
+
 CONSTANT = {"hat", "pmask", "wsn", "supsup", "packnet", "pnn", "pathnet", "independent", "sgd-frozen", "random"}
 """Methods whose logits for earlier tasks never change."""
 

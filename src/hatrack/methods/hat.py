@@ -14,6 +14,7 @@ from torch.distributions import Uniform
 from hatrack.conditioning import Fading, UnitConditioning
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
+from hatrack.growth import Growth
 from hatrack.loading import load_as
 from hatrack.methods.base import ParameterGroup, Setup
 from hatrack.methods.masked import MaskedMethod
@@ -21,7 +22,17 @@ from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.streams import Task, seeded_generator
 
-__all__ = ["HAT", "HATSettings"]
+__all__ = ["HAT", "HATSettings", "Room"]
+
+
+class Room(enum.Enum):
+    """Whether there is room for any number of tasks."""
+
+    FIXED = "fixed"
+    """The network stays as wide as it is."""
+
+    GROW = "grow"
+    """Layers that are nearly full are widened before a task begins; old outputs change by rounding then."""
 
 
 class InitialEmbedding(enum.Enum):
@@ -44,6 +55,9 @@ class HATSettings:
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
+        capacity: fixed, or grow: layers that are nearly full get more units before a task begins.
+        growth_threshold: a layer grows when a smaller share of its original width is free.
+        growth_share: by how large a share of its original width.
         conditioning: which weights earlier tasks hold: cumulative (the paper) or per-task, which frees more.
         batch_norms: per-task (each task has its own), or shared (the first task's, frozen).
         gate_function: sigmoid (the paper), hard-sigmoid, arctan, softsign, or step.
@@ -70,6 +84,9 @@ class HATSettings:
     embedding_high: float = 2.0
     embedding_lr_factor: float = 1.0
     keep: float = 1.0
+    capacity: Room = Room.FIXED
+    growth_threshold: float = 0.2
+    growth_share: float = 0.25
 
     def __post_init__(self) -> None:
         if self.s_max <= 0:
@@ -85,6 +102,12 @@ class HATSettings:
             raise InputError(f"keep must be at most 1, not {self.keep}")
         if self.keep < 1 and self.conditioning is Conditioning.PER_TASK:
             raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
+        Growth(self.growth_threshold, self.growth_share)
+
+    @property
+    def growth(self) -> Growth | None:
+        """When the network is widened; None if it never is."""
+        return Growth(self.growth_threshold, self.growth_share) if self.capacity is Room.GROW else None
 
 
 class HAT(MaskedMethod):
@@ -109,6 +132,7 @@ class HAT(MaskedMethod):
             regularizer=settings.regularizer,
             batch_norms=settings.batch_norms,
             gate_inputs=settings.gate_inputs,
+            growth=settings.growth,
         ).to(setup.device)
 
     def _conditioning(self) -> UnitConditioning:

@@ -259,7 +259,8 @@ class PathNet(Method):
         sizes = [number_of_parameters(self.module(layer, 0)) for layer in range(len(self.layers))]
         shares = {f"layer{layer}": number / modules for layer, number in enumerate(held, start=1)}
         used = sum(number * size for number, size in zip(held, sizes, strict=True))
-        return Capacity(shares, None, used / max(1, modules * sum(sizes)))
+        entries = modules * sum(sizes)
+        return Capacity(shares, None, used / max(1, entries), entries)
 
     def save(self, path: Path) -> None:
         """Write paths, heads and frozen modules; all others start anew with the next task anyway."""

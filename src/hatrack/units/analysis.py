@@ -99,7 +99,9 @@ def _resolve(trace: Trace, model: nn.Module, prefix: str) -> UnitGraph:
     groups = tuple(replace(group, readers=_readers_of(group, readers)) for group in groups)
     uses, roles = _parameters(trace, model, table, ungated, prefix)
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
-    return UnitGraph(ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task))
+    return UnitGraph(
+        ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task), _outputs(trace, model, table)
+    )
 
 
 def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
@@ -121,6 +123,16 @@ def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
         groups.append(Group("+".join(names), len(position_of), len(roots_of_group), (), outputs))
         position_of.update({root: len(position_of) + i for i, root in enumerate(roots_of_group)})
     return [position_of.get(root) if label else None for label, root in enumerate(roots)], tuple(groups)
+
+
+def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]:
+    """The units of what modules write or pass on; without those that have other ones at a second call."""
+    modules = {name for name, _ in model.named_modules()}
+    found: dict[str, list[Tensor]] = {name: [labels] for name, labels in trace.written.items() if name in modules}
+    for name, labels in trace.passing:
+        found.setdefault(name, []).append(labels)
+    resolved = {name: [table[labels] for labels in calls] for name, calls in found.items()}
+    return {name: calls[0] for name, calls in resolved.items() if all(torch.equal(each, calls[0]) for each in calls)}
 
 
 def _readers_of(group: Group, readers: tuple[Reader, ...]) -> tuple[str, ...]:

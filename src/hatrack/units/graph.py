@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -101,6 +101,8 @@ class UnitGraph:
         roles: the role of every parameter, by name.
         shapes: the shape of every parameter, by name.
         per_task_modules: names of the modules of which every task has its own copy.
+        outputs: for layers that open units, or have something for each unit that they pass on, by name: position in the
+            embedding for every output, int64; the number of units stands for "ungated".
     """
 
     num_units: int
@@ -110,6 +112,7 @@ class UnitGraph:
     roles: Mapping[str, Role]
     shapes: Mapping[str, torch.Size]
     per_task_modules: tuple[str, ...]
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def split(self, per_unit: Tensor) -> dict[str, Tensor]:
         """Cut a vector over all units, ``(num_units,)``, into one per group."""

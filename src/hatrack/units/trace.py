@@ -82,6 +82,8 @@ class Trace:
     reads: dict[tuple[str, int], Read] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     per_task: list[str] = field(default_factory=list)
+    passing: list[tuple[str, Tensor]] = field(default_factory=list)
+    written: dict[str, Tensor] = field(default_factory=dict)
     sources: Sources = field(default_factory=Sources)
     parameters: dict[int, str] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
@@ -89,7 +91,6 @@ class Trace:
         default_factory=list
     )  # first and last label of parameters used by themselves
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _written: dict[str, Tensor] = field(default_factory=dict)
 
     def labels(self, value: Tensor) -> Tensor:
         """Labels of a value: zeros for one that the run has not seen."""
@@ -169,15 +170,24 @@ class Trace:
         axis = max(axes, key=lambda axis: labels.shape[axis], default=earlier.axis if earlier else -1)
         self.read(place, argument.value, axis, argument=argument.position, keyword=argument.keyword)
 
+    def pass_on(self, call: Call, labels: Tensor) -> None:
+        """Record the units of a layer that has something for each of its channels, and passes units on.
+
+        Args:
+            call: the module's call.
+            labels: for every channel its unit, ``(channels,)``.
+        """
+        self.passing.append((call.name, labels))
+
     def write(self, call: Call, count: int) -> Tensor:
         """Open the units that a module writes, once per module.
 
         Returns:
             Their labels, ``(count,)``; those of the module's first call if it is called again.
         """
-        if call.name not in self._written:
-            self._written[call.name] = self.coupling.open_units(call.name, count)
-        return self._written[call.name]
+        if call.name not in self.written:
+            self.written[call.name] = self.coupling.open_units(call.name, count)
+        return self.written[call.name]
 
     def use(self, parameter: nn.Parameter | None, *sides: Tensor) -> None:
         """Record the ends of a parameter; None (a layer without bias) is ignored."""

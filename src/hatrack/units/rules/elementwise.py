@@ -106,5 +106,6 @@ def prelu(trace: Trace, call: Call) -> Tensor:
         trace.use_of(call, "weight", torch.full((1,), UNGATED))
         return labels
     units = trace.coupling.along(labels, 1)
+    trace.pass_on(call, units)
     trace.use_of(call, "weight", units)
     return units.view(-1, *(1,) * (value.dim() - 2)).expand(labels.shape)

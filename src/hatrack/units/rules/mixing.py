@@ -50,6 +50,7 @@ def convolution(trace: Trace, call: Call) -> Tensor:
     if 1 < module.groups == module.in_channels and bool((labels != UNGATED).any()):
         inputs = trace.coupling.along(labels, axis)
         outputs = inputs.repeat_interleave(module.out_channels // module.in_channels)
+        trace.pass_on(call, outputs)
         trace.use_of(call, "weight", first_axis(outputs, module.weight.dim()))
         trace.use_of(call, "bias", outputs)
         return first_axis(outputs, -axis).expand(call.output.shape)

@@ -25,8 +25,13 @@ def batch_norm(trace: Trace, call: Call) -> Tensor:
     trace.per_task.append(call.name)
     labels = trace.labels(call.argument(0, "input"))
     if call.target.track_running_stats:
+        channels = labels.movedim(1, 0).flatten(1)
+        largest = channels.amax(dim=1)
+        if bool(((channels == largest.unsqueeze(1)) | (channels == UNGATED)).all()):  # else a channel is several units
+            trace.pass_on(call, largest)
         return labels
     units = trace.coupling.along(labels, 1)  # statistics of the batch, which run over all that shares a channel
+    trace.pass_on(call, units)
     return units.view(-1, *(1,) * (labels.dim() - 2)).expand(labels.shape)
 
 
@@ -38,6 +43,7 @@ def instance_norm(trace: Trace, call: Call) -> Labels:
     labels = trace.labels(call.argument(0, "input"))
     after = next(count for kind, count in _AXES_AFTER_CHANNELS.items() if isinstance(call.target, kind))
     units = trace.coupling.along(labels, -1 - after)
+    trace.pass_on(call, units)
     trace.use_of(call, "weight", units)
     trace.use_of(call, "bias", units)
     return units.view(-1, *(1,) * after).expand(labels.shape)

@@ -1,0 +1,90 @@
+"""What becomes of a small network over many tasks: when it is full, and what growth does about it.
+
+30 tasks of permuted Fashion-MNIST, 2,000 images each, on two dense layers of 100 units. For every way to deal with
+capacity: accuracy per task right after learning and at the end, and after every task the share in use and the size.
+
+python benchmarks/capacity.py [--ways hat hat-grow] [--tasks 30] [--seed 0] [--out benchmarks/results/capacity.json]
+
+A file that is there already keeps the other ways that it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.environment import describe_environment
+from hatrack.experiments import RunRequest, TaskLearned, prepare, run
+
+SETTINGS = {"hidden": (100, 100), "limit": 2000, "epochs": 15, "s_max": 200.0, "c": 0.5}
+
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hat": ("hat", {}),
+    "hat-per-task": ("hat", {"conditioning": "per-task"}),
+    "hat-grow": ("hat", {"capacity": "grow"}),
+    "hat-grow-more": ("hat", {"capacity": "grow", "growth_threshold": 0.4, "growth_share": 0.4}),
+    "adahat": ("adahat", {}),
+}
+"""For every way the method and what it sets, beside SETTINGS."""
+
+
+def follow(method: str, settings: dict[str, Any], tasks: int, seed: int, data: Path | None) -> dict[str, Any]:
+    """Run one way, and record what a run's own file does not: capacity after every task."""
+    overrides = {**SETTINGS, "num_tasks": tasks, **settings}
+    prepared = prepare(RunRequest("permuted-fashion-mnist", method, seed, data=data, overrides=overrides))
+    started, capacity = time.perf_counter(), []
+    for event in run(prepared):
+        if isinstance(event, TaskLearned):
+            assert event.result.capacity is not None
+            capacity.append({**event.result.capacity, "seconds": round(time.perf_counter() - started, 1)})
+            learned = event.result.scores[-1][-1].accuracy
+            print(f"  task {event.index + 1}: {learned:.2%}, {event.result.capacity['units']:.0%} of the units in use")
+    scores = prepared.result.scores
+    after_learning = [row[-1].accuracy for row in scores]
+    at_end = [score.accuracy for score in scores[-1]]
+    return {
+        "method": method,
+        "settings": prepared.result.config,
+        "accuracy_after_learning": after_learning,
+        "accuracy_at_end": at_end,
+        "average_after_learning": statistics.mean(after_learning),
+        "average_at_end": statistics.mean(at_end),
+        "average_after_learning_by_tens": [
+            statistics.mean(after_learning[start : start + 10]) for start in range(0, len(after_learning), 10)
+        ],
+        "largest_change_of_an_old_accuracy": max(abs(a - b) for a, b in zip(after_learning, at_end, strict=True)),
+        "capacity": capacity,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--tasks", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/capacity.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": {}}
+    content["command"] = "python benchmarks/capacity.py"
+    for way in arguments.ways:
+        print(way)
+        method, settings = WAYS[way]
+        found = follow(method, settings, arguments.tasks, arguments.seed, arguments.data)
+        found["environment"] = describe_environment(torch.device("cpu"))
+        content["runs"][way] = found
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        size = found["capacity"][-1]["parameters"]
+        print(f"  on average {found['average_at_end']:.2%}, {size} parameters, {found['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()

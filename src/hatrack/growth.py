@@ -1,0 +1,178 @@
+"""Growth: when a network is widened, and what follows for its tasks and optimizers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hatrack import functional
+from hatrack.errors import InputError
+from hatrack.fresh import measure_spread
+from hatrack.layers import Layer, Ledger, widened
+from hatrack.names import unknown_name
+from hatrack.tasks import UnitTask
+from hatrack.units import UnitGraph
+from hatrack.widening import Widening
+
+__all__ = ["Growth", "Origin", "changed_answers", "plan_growth", "require_growable", "widen_optimizer", "widen_tasks"]
+
+
+Places = Mapping[nn.Parameter, Sequence[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """When a network is widened before a task is added, so that the number of tasks has no bound.
+
+    Both shares are of a group's *original* width: every task finds about as much room as the first ones did, and the
+    network grows with what tasks use. Groups whose readers' results depend on how many units there are (layer and group
+    norm, attention), or that no rule can widen (recurrent layers, weight norm, weights of the user's own, convolutions
+    in groups that are not depthwise), stay as they are; a warning says so if nothing else is nearly full.
+
+    Attributes:
+        threshold: a group grows when fewer free units are left than this share, in [0, 1].
+        share: how many units it gets then, above 0; but at least what the threshold asks for.
+    """
+
+    threshold: float = 0.2
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise InputError(f"the threshold of growth must be in [0, 1], not {self.threshold}")
+        if not 0.0 < self.share < float("inf"):
+            raise InputError(f"the share of growth must be above 0 and finite, not {self.share}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a network was before it ever grew.
+
+    Attributes:
+        widths: number of units by group.
+        spread: how widely the entries of its parameters were spread, by name; see
+            :func:`hatrack.fresh.measure_spread`.
+    """
+
+    widths: Mapping[str, int]
+    spread: Mapping[str, float]
+
+    @classmethod
+    def of(cls, graph: UnitGraph, backbone: nn.Module) -> Origin:
+        """The origin of a network that has not grown."""
+        return cls({group.name: group.size for group in graph.groups}, measure_spread(backbone))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, from which ``Origin(**values)`` makes it again."""
+        return {"widths": dict(self.widths), "spread": dict(self.spread)}
+
+
+def plan_growth(growth: Growth, graph: UnitGraph, cumulative: Tensor, origin: Origin) -> dict[str, int]:
+    """How many units to add to the groups that are nearly full.
+
+    Args:
+        growth: when to grow, and by how much.
+        graph: the units of the network.
+        cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (from 1/2 on a unit is in use).
+        origin: the network's original widths.
+    """
+    plan = {}
+    for group in graph.groups:
+        free = group.size - int((cumulative[group.span] >= 0.5).sum())
+        original = origin.widths[group.name]
+        if free < growth.threshold * original:
+            missing = math.ceil(growth.threshold * original) - free
+            plan[group.name] = max(math.ceil(growth.share * original), missing)
+    return plan
+
+
+def require_growable(groups: Mapping[str, int], graph: UnitGraph) -> None:
+    """Check a request to grow.
+
+    Raises:
+        InputError: there is no such group, or a number of units is not a whole number of at least 1.
+    """
+    for name, count in groups.items():
+        if name not in [group.name for group in graph.groups]:
+            raise unknown_name("group of units", name, [group.name for group in graph.groups])
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"the group {name!r} can grow by a whole number of units, at least 1, not {count!r}")
+
+
+def widen_tasks(states: Iterable[UnitTask], widening: Widening, ledger: Ledger) -> Places:
+    """Make room for new units in tasks that do not use them.
+
+    Their embedding values are at the lower bound, masks are off, heads have zeros for new features, and batch norms do
+    nothing to new units.
+
+    Returns:
+        For every parameter of the tasks that was widened the new indices of its old entries, along its first axes.
+    """
+    places: dict[nn.Parameter, tuple[Tensor | None, ...]] = {}
+    total = (widening.graph.num_units,)
+    features = len(widening.graph.features().units)
+    for state in states:
+        units: tuple[Tensor | None, ...] = (widening.units,)
+        columns: tuple[Tensor | None, ...] = (None, widening.features)
+        below = -functional.EMBEDDING_BOUND
+        ledger.set_data(state.embedding, widened(state.embedding.data, total, units, below))
+        ledger.set_attribute(state, "mask", widened(state.mask, total, units))
+        head = state.head
+        ledger.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
+        ledger.set_attribute(head, "in_features", features)
+        places[state.embedding], places[head.weight] = units, columns  # type: ignore[index]
+        for name, norm in state.norms.items():
+            change, layer = widening.changes.get(name), Layer.of(norm)
+            if change is not None and layer is not None:
+                before = layer.replace(change.widths, _constant, ledger)
+                layer.resize(change.widths, ledger)
+                layer.put_back(before, change.kept)
+                places |= layer.places(change.kept)
+    return places
+
+
+def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
+    raise AssertionError(f"a norm has no {name} to draw")
+
+
+def widen_optimizer(optimizer: Optimizer, places: Places, ledger: Ledger) -> None:
+    """Give what an optimizer remembers of parameters their new shapes, with zeros for new entries.
+
+    Args:
+        optimizer: the optimizer.
+        places: for every parameter that was widened the new indices of its old entries, along its first axes.
+        ledger: keeps the record.
+
+    Raises:
+        InputError: it remembers something that does not have a parameter's shape.
+    """
+    for parameter, where in places.items():
+        memory = optimizer.state.get(parameter, {})
+        old_shape = [len(kept) if kept is not None else n for kept, n in zip(where, parameter.shape, strict=False)]
+        old_shape += parameter.shape[len(where) :]
+        for key, value in memory.items():
+            if isinstance(value, Tensor) and list(value.shape) == old_shape:
+                ledger.set_item(memory, key, widened(value, parameter.shape, where))
+            elif (value.numel() > 1) if isinstance(value, Tensor) else isinstance(value, (list, tuple, dict)):
+                raise InputError(
+                    f"what {type(optimizer).__name__} remembers as {key!r} cannot be widened with the network; "
+                    "grow before this optimizer makes its first step, or train every task with an optimizer of its own"
+                )
+
+
+def changed_answers(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
+    """Names of tasks that answer otherwise, by more than rounding in kernels of another shape."""
+    differing = []
+    for name, logits in before.items():
+        # On a GPU products may be rounded to ten bits (TF32), whatever the type.
+        tolerance = max(100 * torch.finfo(logits.dtype).eps, 0.01 if logits.is_cuda else 0.0)
+        scale = float(logits.abs().max()) if logits.numel() else 0.0
+        if not torch.allclose(now[name], logits, rtol=0.0, atol=tolerance * scale, equal_nan=True):
+            differing.append(name)
+    return differing

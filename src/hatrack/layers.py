@@ -1,0 +1,213 @@
+"""Layers by their widths: which axis of which tensor counts inputs or outputs, and how to widen a layer in place."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Layer", "Ledger", "Side", "widened"]
+
+
+class Side(enum.Enum):
+    """What an axis of a layer's tensor counts."""
+
+    INPUTS = "inputs"
+    OUTPUTS = "outputs"
+
+
+_IN, _OUT = Side.INPUTS, Side.OUTPUTS
+Axes = tuple[Side | None, ...]
+"""For the first axes of a tensor what they count; None for what does not depend on units."""
+
+
+class Ledger:
+    """A record of changes in place, so that all of them can be taken back."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def set_data(self, parameter: Tensor, data: Tensor) -> None:
+        """Give a parameter other values, of whatever shape; it stays the same object, so that optimizers keep it."""
+        before, gradient = parameter.data, parameter.grad
+        _replace(parameter, data)
+
+        def undo() -> None:
+            _replace(parameter, before)
+            parameter.grad = gradient
+
+        self._undo.append(undo)
+
+    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute, such as ``in_features`` or a buffer."""
+        before = getattr(owner, name)
+        setattr(owner, name, value)
+        self._undo.append(lambda: setattr(owner, name, before))
+
+    def set_item(self, table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
+        """Replace an entry of a table."""
+        before = table[key]
+        table[key] = value
+        self._undo.append(lambda: table.__setitem__(key, before))
+
+    def undo(self) -> None:
+        """Take everything back, the last change first."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def _replace(parameter: Tensor, data: Tensor) -> None:
+    parameter.grad = None
+    # A graph that somebody still holds (a loss, say) keeps the node that collects the gradient, with the old shape.
+    # Passing through another type makes torch forget that node.
+    other = torch.float32 if data.dtype == torch.float64 else torch.float64
+    parameter.data = torch.empty(0, dtype=other, device=data.device)
+    parameter.data = data
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose widths can be changed.
+
+    Attributes:
+        module: the layer.
+        tensors: for its parameters and buffers by name, what their first axes count.
+        sizes: for its attributes that hold a width, which.
+        groups: number of groups of a convolution; 1 for other layers. A new group has as many channels as an old one.
+        fresh: values of new entries where they are not drawn at random.
+    """
+
+    module: nn.Module
+    tensors: Mapping[str, Axes]
+    sizes: Mapping[str, Side]
+    groups: int
+    fresh: Mapping[str, float]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layer | None:
+        """The description of a layer; None if it is none of torch's, or computes its weights from others."""
+        for kinds, tensors, sizes, fresh in _KINDS:
+            kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+            if kind is None or any(_differs(module, kind, name) for name in ("forward", "_conv_forward")):
+                continue
+            if not {name for name, _ in module.named_parameters()} <= set(tensors):
+                return None
+            groups = int(getattr(module, "groups", 1))
+            if groups > 1:  # the second axis of the weight counts within a group
+                tensors = {**tensors, "weight": tensors["weight"][:1]}
+            return cls(module, tensors, sizes, groups, fresh)
+        return None
+
+    def width(self, side: Side) -> int:
+        """Number of inputs or outputs."""
+        return int(getattr(self.module, next(name for name, of in self.sizes.items() if of is side)))
+
+    def resize(self, widths: Mapping[Side, int], ledger: Ledger) -> None:
+        """Change what the layer says of its widths, but none of its tensors."""
+        if self.groups > 1:
+            ledger.set_attribute(self.module, "groups", self.groups * widths[_OUT] // self.width(_OUT))
+        for name, side in self.sizes.items():
+            ledger.set_attribute(self.module, name, widths[side])
+
+    def replace(
+        self,
+        widths: Mapping[Side, int],
+        draw: Callable[[str, torch.Size, Tensor], Tensor],
+        ledger: Ledger,
+    ) -> dict[str, Tensor]:
+        """Give every tensor its new shape, with nothing but new entries.
+
+        Args:
+            widths: the new numbers of inputs and outputs.
+            draw: makes new entries, of a tensor's name, the new shape, and the old tensor.
+            ledger: keeps the record.
+
+        Returns:
+            The old tensors, by name.
+        """
+        before = {}
+        for name, axes in self.tensors.items():
+            tensor = getattr(self.module, name, None)
+            if not isinstance(tensor, Tensor):
+                continue
+            sizes = [size if axis is None else widths[axis] for size, axis in zip(tensor.shape, axes, strict=False)]
+            shape = torch.Size([*sizes, *tensor.shape[len(axes) :]])
+            before[name] = tensor.data
+            if name in self.fresh:
+                new = tensor.data.new_full(shape, self.fresh[name])
+            else:
+                new = draw(name, shape, tensor.data)
+            if isinstance(tensor, nn.Parameter):
+                ledger.set_data(tensor, new)
+            else:
+                ledger.set_attribute(self.module, name, new)
+        return before
+
+    def places(self, kept: Mapping[Side, Tensor]) -> dict[nn.Parameter, tuple[Tensor | None, ...]]:
+        """For every parameter the new indices of its old entries, along its first axes; None where nothing changed."""
+        return {
+            parameter: tuple(None if axis is None else kept.get(axis) for axis in self.tensors[name])
+            for name, parameter in self.module.named_parameters(recurse=False)
+        }
+
+    def put_back(self, before: Mapping[str, Tensor], kept: Mapping[Side, Tensor]) -> None:
+        """Write old values to where they belong among the new ones.
+
+        Args:
+            before: the old tensors, by name.
+            kept: for a side that changed the new indices of the old inputs or outputs, in their order.
+        """
+        for name, old in before.items():
+            where = tuple(None if axis is None else kept.get(axis) for axis in self.tensors[name])
+            _put(getattr(self.module, name).data, old, where)
+
+
+def widened(old: Tensor, shape: Sequence[int], where: Sequence[Tensor | None], fill: float = 0.0) -> Tensor:
+    """A larger tensor with old values at their new places, and a constant everywhere else.
+
+    Args:
+        old: the old values.
+        shape: the new shape.
+        where: for the first axes the new indices of the old ones; None where nothing changes.
+        fill: the constant.
+    """
+    new = old.new_full(tuple(shape), fill)
+    _put(new, old, where)
+    return new
+
+
+def _put(new: Tensor, old: Tensor, where: Sequence[Tensor | None]) -> None:
+    axes = len(where)
+    indices = []
+    for axis, kept in enumerate(where):
+        rows = torch.arange(old.shape[axis]) if kept is None else kept
+        indices.append(rows.to(new.device).view(-1, *(1,) * (axes - 1 - axis)))
+    new[tuple(indices)] = old
+
+
+def _differs(module: nn.Module, kind: type, name: str) -> bool:
+    return getattr(type(module), name, None) is not getattr(kind, name, None)
+
+
+_MIXING: dict[str, Axes] = {"weight": (_OUT, _IN), "bias": (_OUT,)}
+_TRANSPOSED: dict[str, Axes] = {"weight": (_IN, _OUT), "bias": (_OUT,)}
+_NORM: dict[str, Axes] = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (_OUT,))
+_CHANNELS = {"in_channels": _IN, "out_channels": _OUT}
+_KINDS: tuple[tuple[tuple[type, ...], dict[str, Axes], dict[str, Side], dict[str, float]], ...] = (
+    ((nn.Linear,), _MIXING, {"in_features": _IN, "out_features": _OUT}, {}),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _MIXING, _CHANNELS, {}),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _TRANSPOSED, _CHANNELS, {}),
+    ((nn.Embedding,), {"weight": (None, _OUT)}, {"embedding_dim": _OUT}, {}),
+    (
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        _NORM,
+        {"num_features": _OUT},
+        {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
+    ),
+    ((nn.PReLU,), {"weight": (_OUT,)}, {"num_parameters": _OUT}, {"weight": 0.25}),
+)
+"""Kinds of layers: their tensors, their attributes, and torch's values where it draws none."""

@@ -1,0 +1,292 @@
+"""Widening a backbone in place: which layers change with a group of units, and where the old values go.
+
+The layers of a group get more outputs, and the layers that read it more inputs. Then the network is analysed anew, and
+the labels of that run say where every old entry belongs: entries whose ends are old units keep their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.errors import InputError
+from hatrack.fresh import fresh_entries
+from hatrack.layers import Layer, Ledger, Side
+from hatrack.units import Group, Reader, UnitGraph
+
+__all__ = ["Change", "Widening", "widen"]
+
+PREFIX = "backbone."
+"""What the names of a backbone's parameters begin with."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A layer that was widened.
+
+    Attributes:
+        layer: the layer.
+        before: its old tensors, by name.
+        kept: the new indices of its old inputs and outputs, in their order; without a side that reads no units.
+        widths: its new numbers of inputs and outputs.
+    """
+
+    layer: Layer
+    before: Mapping[str, Tensor]
+    kept: Mapping[Side, Tensor]
+    widths: Mapping[Side, int]
+
+
+@dataclass(frozen=True)
+class Widening:
+    """What became of a network.
+
+    Attributes:
+        graph: its units now.
+        units: new position of every old unit, int64 ``(U,)``.
+        features: new index of every old feature, int64 ``(F,)``.
+        changes: the layers that were widened, by name.
+    """
+
+    graph: UnitGraph
+    units: Tensor
+    features: Tensor
+    changes: Mapping[str, Change]
+
+    def places(self) -> dict[nn.Parameter, tuple[Tensor | None, ...]]:
+        """For every parameter that was widened the new indices of its old entries, along its first axes."""
+        return {
+            parameter: where
+            for change in self.changes.values()
+            for parameter, where in change.layer.places(change.kept).items()
+        }
+
+
+class _UnfitError(Exception):
+    """A group of units cannot be widened; the text says why."""
+
+
+@torch.no_grad()
+def widen(
+    backbone: nn.Module,
+    graph: UnitGraph,
+    added: Mapping[str, int],
+    analyze_again: Callable[[], UnitGraph],
+    spread: Mapping[str, float],
+    generator: torch.Generator | None,
+    ledger: Ledger,
+) -> Widening:
+    """Widen a backbone, on which no gates are attached.
+
+    Args:
+        backbone: the network.
+        graph: its units.
+        added: how many units to add, by group; at least 1 each.
+        analyze_again: finds the units of the network as it is when called.
+        spread: what :func:`hatrack.fresh.measure_spread` said of the network as it was first initialised.
+        generator: draws the new entries, on the CPU; torch's global one if None.
+        ledger: keeps the record of all changes, by which the caller takes them back if anything goes wrong.
+
+    Returns:
+        Where everything went.
+
+    Raises:
+        InputError: one of the groups cannot be widened; the message says why.
+    """
+    try:
+        layers = _layers_to_change(backbone, graph, added)
+        widths = {name: _new_widths(name, layer, graph, added) for name, layer in layers.items()}
+    except _UnfitError as error:
+        raise _refusal(added, error) from error
+    before = {}
+    for name, layer in layers.items():
+
+        def draw(own: str, shape: torch.Size, old: Tensor, name: str = name, layer: Layer = layer) -> Tensor:
+            return fresh_entries(layer, own, shape, old, spread.get(f"{name}.{own}".lstrip(".")), generator)
+
+        before[name] = layer.replace(widths[name], draw, ledger)
+        layer.resize(widths[name], ledger)
+    try:
+        new = analyze_again()
+        places = _Places(graph, new, added)
+        _require_same_elsewhere(backbone, places, layers)
+        kept = {name: places.sides(name) for name in layers}
+        features = places.kept(graph.features().units, new.features().units, "the heads")
+    except (_UnfitError, InputError, RuntimeError, ValueError) as error:
+        raise _refusal(added, error) from error
+    for name, layer in layers.items():
+        layer.put_back(before[name], kept[name])
+    changes = {name: Change(layer, before[name], kept[name], widths[name]) for name, layer in layers.items()}
+    return Widening(new, places.positions[:-1], features, changes)
+
+
+def _refusal(added: Mapping[str, int], error: Exception) -> InputError:
+    asked = ", ".join(f"{name or 'backbone'} by {count}" for name, count in added.items())
+    return InputError(f"the network cannot be widened ({asked}): {error}")
+
+
+# ------------------------------------------------------------------------------------------------ which layers change
+
+
+def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str, int]) -> dict[str, Layer]:
+    """All layers that write, pass on or read a group, after checking that each of them can be widened."""
+    modules = dict(backbone.named_modules())
+    layers: dict[str, Layer] = {}
+
+    def include(name: str, group: Group, does: str) -> None:
+        layer = Layer.of(modules[name])
+        if layer is None:
+            kind = type(modules[name]).__name__
+            raise _UnfitError(
+                f"{group.name!r} is {does} {name or 'the backbone'!r} ({kind}), which takes a fixed number of units"
+            )
+        layers[name] = layer
+
+    for group in map(graph.group, added):
+        for name in group.name.split("+"):
+            if name not in graph.outputs:
+                raise _UnfitError(f"the units of {group.name!r} come from {name!r}, which is no layer")
+        for name, units in graph.outputs.items():
+            if _in_group(units, group).any():
+                include(name, group, "written or passed on by")
+        for reader in graph.readers[:-1]:
+            if _in_group(reader.units, group).any():
+                include(reader.module, group, "read by")
+                if Side.INPUTS not in layers[reader.module].sizes.values():
+                    raise _UnfitError(f"{reader.module!r} reads {group.name!r} and cannot be wider")
+    _require_parameters_covered(backbone, graph, added, layers)
+    return layers
+
+
+def _require_parameters_covered(
+    backbone: nn.Module, graph: UnitGraph, added: Mapping[str, int], layers: Mapping[str, Layer]
+) -> None:
+    """Check that every parameter with entries for a group belongs to one layer that is going to be widened."""
+    owners: dict[int, list[str]] = {}
+    for name, module in backbone.named_modules():
+        for _, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for name, parameter in backbone.named_parameters():
+        for group in map(graph.group, added):
+            sides = [side for use in graph.uses[PREFIX + name] for side in use.sides]
+            affected = any(_in_group(side, group).any() for side in sides)
+            owned = owners[id(parameter)]
+            if affected and not set(owned) <= set(layers):
+                raise _UnfitError(
+                    f"{name!r} has entries for the units of {group.name!r}, and no rule says how it grows"
+                )
+            if len(owned) > 1 and any(owner in layers for owner in owned):
+                raise _UnfitError(f"{name!r} is shared by the layers {', '.join(map(repr, owned))}")
+
+
+def _new_widths(name: str, layer: Layer, graph: UnitGraph, added: Mapping[str, int]) -> dict[Side, int]:
+    """The numbers of inputs and outputs that a layer is going to have."""
+    labels = _labels(graph, name)
+    widths = {side: layer.width(side) for side in set(layer.sizes.values())}
+    for side, units in labels.items():
+        widths[side] += sum(count * _share(units, graph.group(group), name) for group, count in added.items())
+    if layer.groups == 1:
+        return widths
+    inside, outside = (layer.width(side) // layer.groups for side in (Side.INPUTS, Side.OUTPUTS))
+    if Side.INPUTS not in labels and widths[Side.OUTPUTS] % outside == 0:  # depthwise: passes units on
+        widths[Side.INPUTS] = widths[Side.OUTPUTS] // outside * inside
+    if widths[Side.INPUTS] * outside != widths[Side.OUTPUTS] * inside or widths[Side.INPUTS] % inside:
+        raise _UnfitError(
+            f"{name!r} is a convolution in {layer.groups} groups: each more takes {inside} inputs and {outside} outputs"
+        )
+    return widths
+
+
+def _share(units: Tensor, group: Group, name: str) -> int:
+    """How many indices of an axis belong to each unit of a group: the same number for all of them."""
+    counts = torch.bincount(units[_in_group(units, group)] - group.start, minlength=group.size)
+    if bool((counts != counts[0]).any()):
+        raise _UnfitError(f"{name!r} does not treat all units of {group.name!r} alike")
+    return int(counts[0])
+
+
+def _labels(graph: UnitGraph, name: str) -> dict[Side, Tensor]:
+    """The units that a layer reads and writes, for each side where it does so."""
+    labels = {Side.OUTPUTS: graph.outputs[name]} if name in graph.outputs else {}
+    reader = _reader(graph, name)
+    return labels if reader is None else {**labels, Side.INPUTS: reader.units}
+
+
+def _reader(graph: UnitGraph, name: str) -> Reader | None:
+    return next((reader for reader in graph.readers[:-1] if reader.module == name), None)
+
+
+def _in_group(units: Tensor, group: Group) -> Tensor:
+    return (units >= group.start) & (units < group.start + group.size)
+
+
+# ----------------------------------------------------------------------------------------------- where old units go
+
+
+class _Places:
+    """Where the old units are in the widened network: the first ones of every group, in their order."""
+
+    def __init__(self, old: UnitGraph, new: UnitGraph, added: Mapping[str, int]) -> None:
+        expected = [(group.name, group.size + added.get(group.name, 0)) for group in old.groups]
+        if [(group.name, group.size) for group in new.groups] != expected:
+            raise _UnfitError("its units are then grouped in another way")
+        self._old, self._new = old, new
+        starts = [
+            torch.arange(now.start, now.start + was.size) for was, now in zip(old.groups, new.groups, strict=True)
+        ]
+        self.positions = torch.cat([*starts, torch.tensor([new.num_units])])
+        self._is_old = torch.zeros(new.num_units + 1, dtype=torch.bool)
+        self._is_old[self.positions] = True
+
+    def kept(self, before: Tensor, now: Tensor, name: str) -> Tensor:
+        """The indices of an axis that were there before.
+
+        Args:
+            before: units along the old axis.
+            now: units along the new one.
+            name: whose axis it is.
+        """
+        indices = self._is_old[now].nonzero().flatten()
+        if not torch.equal(now[indices], self.positions[before]):
+            raise _UnfitError(f"old and new units would come in another order to {name!r}")
+        return indices
+
+    def sides(self, name: str) -> dict[Side, Tensor]:
+        """The indices of a layer's inputs and outputs that were there before, where these are units."""
+        before, now = _labels(self._old, name), _labels(self._new, name)
+        if before.keys() != now.keys():
+            raise _UnfitError(f"{name!r} then reads or writes other units")
+        return {side: self.kept(before[side], now[side], name) for side in before}
+
+    def same(self, before: Tensor, now: Tensor) -> bool:
+        """Whether something that was not widened has the same units at the same places."""
+        return torch.equal(self.positions[before], now)
+
+    @property
+    def graphs(self) -> tuple[UnitGraph, UnitGraph]:
+        """The units before and now."""
+        return self._old, self._new
+
+
+def _require_same_elsewhere(backbone: nn.Module, places: _Places, layers: Mapping[str, Layer]) -> None:
+    """Check that nothing but the widened layers has changed its units."""
+    old, new = places.graphs
+    gates = [(reader.module, reader.argument, reader.axis) for reader in old.readers]
+    if [(reader.module, reader.argument, reader.axis) for reader in new.readers] != gates:
+        raise _UnfitError("units are then read at other places")
+    for before, now in zip(old.readers[:-1], new.readers[:-1], strict=True):
+        if before.module not in layers and not places.same(before.units, now.units):
+            raise _UnfitError(f"{before.module!r} then reads other units")
+    changed = {id(p) for layer in layers.values() for p in layer.module.parameters()}
+    for name, parameter in backbone.named_parameters():
+        uses, uses_now = old.uses[PREFIX + name], new.uses[PREFIX + name]
+        if len(uses) != len(uses_now) or old.roles[PREFIX + name] is not new.roles[PREFIX + name]:
+            raise _UnfitError(f"{name!r} then has another role")
+        pairs = [
+            pair for use, now in zip(uses, uses_now, strict=True) for pair in zip(use.sides, now.sides, strict=True)
+        ]
+        if id(parameter) not in changed and not all(places.same(*pair) for pair in pairs):
+            raise _UnfitError(f"the entries of {name!r} then belong to other units")
