@@ -547,3 +547,23 @@ def test_free_weights_of_a_layer_no_mask_needs_are_trained_on() -> None:
     assert not (moved & net.masks("first")["dense2.weight"]).any()
     assert (moved & net.masks("second")["dense2.weight"]).any()
     assert isinstance(net.conditioning, FreeWeights)
+
+
+@EVERY_KIND
+def test_asking_in_inference_mode_leaves_nothing_behind_that_training_would_stumble_on(kind: str) -> None:
+    net = attach(kind)
+    x, y = learn(net, "first")
+    promised = logits(net, x, "first")
+    net.add_task("second", CLASSES)
+    net.settle("second")
+    with torch.inference_mode():
+        for task in ("first", "second"):
+            net.eval()(x, task)
+        assert torch.equal(net(x, "first"), promised)
+        net(x, "second")
+    train(net, "second", x, y, net.protect(torch.optim.SGD(net.task_parameters("second"), lr=0.05)), 2)
+    with torch.inference_mode():
+        net.consolidate("second")
+    net.check()
+    learn(net, "third", 1)
+    assert torch.equal(logits(net, x, "first"), promised)
