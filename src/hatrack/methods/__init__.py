@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from hatrack.methods.base import Batch, Loss, Method, NoSettings, Setup
+from hatrack.methods.base import Batch, EpochPlan, Loss, Method, NoSettings, Setup
 from hatrack.methods.cab import CAB
 from hatrack.methods.derpp import DERPP
+from hatrack.methods.dwa import DWA
 from hatrack.methods.er import ER
 from hatrack.methods.ewc import EWC
 from hatrack.methods.gem import GEM
@@ -24,7 +25,7 @@ from hatrack.methods.sgd import SGD
 from hatrack.methods.sgd_variants import SGDFrozen, SGDRestart
 from hatrack.methods.si import SI
 
-__all__ = ["METHODS", "Batch", "Loss", "Method", "NoSettings", "Setup"]
+__all__ = ["METHODS", "Batch", "EpochPlan", "Loss", "Method", "NoSettings", "Setup"]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {
@@ -32,7 +33,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         for method in (
             *(HAT, SGD, SGDFrozen, SGDRestart, Joint, Independent, Random),
             *(EWC, IMMMean, IMMMode, SI, MAS, CAB, LWF, LFL),
-            *(PackNet, PNN, PathNet),
+            *(PackNet, PNN, PathNet, DWA),
             *(ER, DERPP, GEM),
         )
     }
