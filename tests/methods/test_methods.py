@@ -13,9 +13,10 @@ from hatrack.streams import Task
 from hatrack.train import TrainingSettings, fit
 
 MULTI_HEAD = [name for name, method in METHODS.items() if issubclass(method, MultiHeadMethod)]
-OF_THEIR_OWN_FROM_THE_START = {"packnet", "derpp"}  # which prune after the first task, and replay during it
+OF_THEIR_OWN_FROM_THE_START = {"packnet", "derpp", "dwa"}  # which prune after the first task, replay during it, mask
 WITH_DROPOUT = [(name, "dropout") for name in METHODS]
-WITH_NORM = [(name, "conv" if name == "cab" else "norm") for name in METHODS]  # cab refuses batch norms
+WITHOUT_NORMS = ("cab", "dwa")  # which refuse batch norms
+WITH_NORM = [(name, "conv" if name in WITHOUT_NORMS else "norm") for name in METHODS]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -169,7 +170,7 @@ def test_the_first_task_is_that_of_fine_tuning(name: str, network: str) -> None:
     assert torch.equal(logits(method, tasks[0]), logits(sgd, tasks[0]))
 
 
-@pytest.mark.parametrize("name", [name for name in MULTI_HEAD if name not in ("cab", "independent")])
+@pytest.mark.parametrize("name", [name for name in MULTI_HEAD if name not in ("cab", "independent", "dwa")])
 def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     tasks = tasks_for("vit")
     method = make(name, "vit")
@@ -177,7 +178,7 @@ def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     assert all(bool(torch.isfinite(logits(method, task)).all()) for task in tasks[:2])
 
 
-@pytest.mark.parametrize("name", ["ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl"])
+@pytest.mark.parametrize("name", ["ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl", "dwa"])
 def test_a_file_of_another_multi_head_method_is_refused(name: str, tmp_path: Path) -> None:
     method = make("sgd")
     learn(method, count=1, epochs=1)

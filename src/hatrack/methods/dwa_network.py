@@ -29,7 +29,11 @@ class Context(enum.Enum):
     """The sample: an embedding that a context processor makes of the stem's output."""
 
     TASK = "task"
-    """The task's number, one-hot: all samples of a task have the same masks."""
+    """The task's number, one-hot: all samples of a task have the same masks.
+
+    Of the length √D, which is our choice: entries are then of the size that the generators' Xavier weights are made for.
+    With the length 1, masks of dense layers start so near to 0 that nothing is learned.
+    """
 
 
 class Pass(NamedTuple):
@@ -177,7 +181,8 @@ class DWANetwork(MultiHeadNetwork):
         embedding = None
         if self.backbone.context is Context.TASK:
             numbers = torch.tensor([self.task_names.index(task) for task in tasks], device=x.device)
-            embedding = F.one_hot(numbers, self.backbone.embedding).to(x)  # one for all samples
+            length = self.backbone.embedding
+            embedding = F.one_hot(numbers, length).to(x) * length**0.5  # one for all samples
             if len(tasks) > 1:
                 embedding = embedding[task_of]
         return self.backbone.run(x, embedding, importance, usage)
