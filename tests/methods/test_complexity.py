@@ -60,8 +60,9 @@ def test_complexity_goes_from_0_to_1_over_the_set() -> None:
     assert 0.0 < complexity[0] < 0.5
     torch.testing.assert_close(sample_complexity(3.0 * x - 1.0), complexity)  # the range of the pixels is no matter
     assert sample_complexity(torch.ones(4, 1, 5, 5)).tolist() == [0.0] * 4
-    vectors = torch.randn(6, 12, generator=generator)
-    torch.testing.assert_close(sample_complexity(vectors), sample_complexity(vectors.view(6, 1, 1, 12)))
+    assert sample_complexity(torch.randn(6, 12, generator=generator)).tolist() == [0.0] * 6, "vectors are simple"
+    colours = torch.rand(5, 3, 8, 8, generator=generator)
+    torch.testing.assert_close(sample_complexity(colours), sample_complexity(colours.mean(dim=1, keepdim=True)))
 
 
 def test_the_threshold_grows_linearly_and_stays_at_1() -> None:

@@ -126,9 +126,9 @@ def test_making_one_leaves_the_global_random_state_alone() -> None:
 
 
 def test_curriculum_and_warm_up_follow_the_paper_in_200_epochs_and_shrink_in_fewer() -> None:
-    method = dwa()
-    method.begin_task(TASKS[0])
-    samples = whole(method)
+    method = dwa("conv")
+    method.begin_task(IMAGES[0])
+    samples = whole(method, IMAGES[0])
     zeta = sample_complexity(samples.x)
 
     def plan(epoch: int, epochs: int) -> tuple[list[int] | None, float]:
@@ -184,10 +184,10 @@ def test_negative_anchors_are_those_with_the_highest_loss() -> None:
 
 
 def test_the_loss_is_the_sum_of_its_parts() -> None:
-    method = dwa("deep", magnitude=Magnitude.ABSOLUTE, plasticity_strength=3.0, allowed=0.0, eta=2.0, margin=50.0)
-    learn(method, count=1, epochs=1)
-    method.begin_task(TASKS[1])
-    samples = whole(method, TASKS[1])
+    method = dwa("conv", magnitude=Magnitude.ABSOLUTE, plasticity_strength=3.0, allowed=0.0, eta=2.0)
+    learn(method, count=1, epochs=1, tasks=IMAGES)
+    method.begin_task(IMAGES[1])
+    samples = whole(method, IMAGES[1])
     method.begin_epoch(1, 200, samples)
     method.train_mode(True)
     rows = torch.tensor([3, 8, 5])
@@ -200,13 +200,13 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     assert float(importance.sum()) > 0
     parts = {
         "task": F.cross_entropy(network.logits(result.features, ["second"]), batch.y),
-        "plasticity": 3.0 * (importance * (2.0 * masks).abs()).sum((1, 2)).mean(),
-        "sparsity": 500.0 * masks.abs().mean((1, 2)).mean(),
+        "plasticity": 3.0 * (importance * (2.0 * masks).abs()).sum((1, 2, 3, 4)).mean(),
+        "sparsity": 500.0 * masks.abs().mean((1, 2, 3, 4)).mean(),
     }
     assert parts["sparsity"] > 0
     assert method._anchors is not None
     zeta = sample_complexity(samples.x)[rows]
-    anchors = 20.0 * anchor_loss(result.embedding, zeta, *method._anchors, 50.0, 1.0).mean()
+    anchors = 20.0 * anchor_loss(result.embedding, zeta, *method._anchors, 1.5, 1.0).mean()
     assert anchors > 0
     torch.testing.assert_close(method.loss(batch).value, sum(parts.values()) + anchors)
     validation = Batch(batch.x, batch.y, batch.tasks, batch.task_of, 1.0)

@@ -82,16 +82,17 @@ def sample_complexity(x: Tensor) -> Tensor:
 
     The mean over the pixels of the local entropy, scaled to [0, 1] over the set. Pictures become grey as the mean of
     their channels, in 256 levels from the darkest pixel of the set to the brightest. What is no picture ``(C, H, W)``
-    counts as one line of pixels.
+    has no pixels around another, and is as simple as can be.
 
     Args:
         x: samples ``(N, ...)``, N at least 1.
 
     Returns:
-        ``(N,)``, float32; all 0 if the samples are equally complex.
+        ``(N,)``, float32; all 0 if the samples are equally complex, or no pictures.
     """
-    pictures = x.float().mean(dim=1) if x.dim() == 4 else x.float().reshape(len(x), 1, -1)
-    grey = (_scaled(pictures) * (LEVELS - 1)).round().to(torch.int16)
+    if x.dim() != 4:
+        return torch.zeros(len(x), device=x.device)
+    grey = (_scaled(x.float().mean(dim=1)) * (LEVELS - 1)).round().to(torch.int16)
     return _scaled(local_entropy(grey).mean(dim=(1, 2)))
 
 

@@ -31,7 +31,7 @@ class Context(enum.Enum):
     TASK = "task"
     """The task's number, one-hot: all samples of a task have the same masks.
 
-    Of the length √D, which is our choice: entries are then of the size that the generators' Xavier weights are made for.
+    Of the length √D, which is our choice: the generators' Xavier weights are made for vectors of about that length.
     With the length 1, masks of dense layers start so near to 0 that nothing is learned.
     """
 
