@@ -201,7 +201,6 @@ class DWA(MultiHeadMethod):
         fisher = fisher_diagonal(
             self.network, task, settings.fisher, seeded_generator(self.setup.seed, "fisher", task.name)
         )
-        assert isinstance(self.network.backbone, DWABackbone)
         for name in self.network.backbone.layers():
             earlier = self.importance.get(name, torch.zeros_like(fisher[name]))
             self.importance[name] = (earlier * (tasks - 1) + fisher[name]) / tasks

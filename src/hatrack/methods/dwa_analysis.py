@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.methods.dwa_network import DWABackbone, DWANetwork
+from hatrack.methods.dwa_network import DWANetwork
 from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
 
@@ -51,14 +51,12 @@ class Relatedness:
 @torch.no_grad()
 def task_profile(network: DWANetwork, task: Task) -> Profile:
     """Mean embedding and mean mask over a task's test samples, in evaluation mode."""
-    backbone = network.backbone
-    assert isinstance(backbone, DWABackbone)
     x = task.test.load()[0].to(next(network.parameters()).device)
     with evaluation_mode(network):
-        embeddings = torch.cat([network.run(part, [task.name]).embedding for part in torch.split(x, SAMPLES_AT_ONCE)])
+        embeddings = torch.cat([network.embeddings(part, task.name) for part in torch.split(x, SAMPLES_AT_ONCE)])
         means = [
             torch.stack([layer.masks(part).sum(dim=0) for part in torch.split(embeddings, layer.chunk())]).sum(dim=0)
-            for layer in backbone.layers().values()
+            for layer in network.backbone.layers().values()
         ]
     masks = [mean.flatten() / len(x) for mean in means]
     return Profile(embeddings.mean(dim=0), torch.cat(masks) if masks else x.new_zeros(0))

@@ -49,7 +49,7 @@ def simple_samples(complexity: Tensor, below: float, most: int, generator: torch
 def positive_anchor(network: DWANetwork, task: str, x: Tensor) -> Tensor:
     """P: the mean embedding of samples ``(N, ...)`` of a task, in evaluation mode."""
     with evaluation_mode(network):
-        return network.run(x, [task]).embedding.mean(dim=0)
+        return network.embeddings(x, task).mean(dim=0)
 
 
 @torch.no_grad()

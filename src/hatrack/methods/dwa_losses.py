@@ -89,18 +89,19 @@ def plasticity_loss(mask: Tensor, importance: Tensor, eta: float, magnitude: Mag
     Args:
         mask: H, ``(N, *weight)``.
         importance: F, the mean of the earlier tasks' Fisher diagonals, of the weight's shape.
-        eta: η.
+        eta: η, not negative.
         magnitude: what an entry counts as.
 
     Returns:
         ``(N,)``, none negative.
     """
-    return (importance * magnitude.of(eta * mask)).flatten(1).sum(dim=1)
+    return eta * (magnitude.of(mask).flatten(1) @ importance.flatten())
 
 
 def mask_activity(mask: Tensor) -> Tensor:
     """Mean magnitude of a layer's masks ``(N, *weight)``, ``(N,)``: stands for the share of entries in use in (5)."""
-    return mask.abs().flatten(1).mean(dim=1)
+    activity: Tensor = torch.linalg.vector_norm(mask.flatten(1), ord=1, dim=1) / mask[:1].numel()
+    return activity
 
 
 def sparsity_loss(activity: Tensor, allowed: float) -> Tensor:

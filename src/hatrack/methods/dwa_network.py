@@ -14,7 +14,7 @@ from hatrack.errors import InputError
 from hatrack.methods.dwa_masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, Usage
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.methods.narrow import sections_of
-from hatrack.networks import initialize_xavier
+from hatrack.networks import initialize_he
 
 __all__ = ["Context", "DWABackbone", "DWANetwork", "Pass", "context_processor"]
 
@@ -131,6 +131,12 @@ class DWABackbone(nn.Module):
         named = {f"masked.{number}.layer.weight": layer for number, layer in enumerate(self.masked)}
         return {name: layer for name, layer in named.items() if isinstance(layer, MaskedLayer)}
 
+    def embeddings(self, x: Tensor) -> Tensor:
+        """The context processor's embeddings ``(N, D)`` of samples, which must be what masks are generated from."""
+        assert self.processor is not None
+        embeddings: Tensor = self.processor(self.stem(x))
+        return embeddings
+
     def run(
         self,
         x: Tensor,
@@ -168,6 +174,8 @@ class DWABackbone(nn.Module):
 class DWANetwork(MultiHeadNetwork):
     """A :class:`DWABackbone` and a linear head per task."""
 
+    backbone: DWABackbone
+
     def run(
         self,
         x: Tensor,
@@ -177,15 +185,24 @@ class DWANetwork(MultiHeadNetwork):
         usage: Usage | None = None,
     ) -> Pass:
         """Run samples of one task, or of several, through the backbone; see :meth:`DWABackbone.run`."""
-        assert isinstance(self.backbone, DWABackbone)
         embedding = None
         if self.backbone.context is Context.TASK:
-            numbers = torch.tensor([self.task_names.index(task) for task in tasks], device=x.device)
-            length = self.backbone.embedding
-            embedding = F.one_hot(numbers, length).to(x) * length**0.5  # one for all samples
+            embedding = self._one_hot(tasks).to(x)  # one for all samples
             if len(tasks) > 1:
                 embedding = embedding[task_of]
         return self.backbone.run(x, embedding, importance, usage)
+
+    def _one_hot(self, tasks: Sequence[str]) -> Tensor:
+        numbers = torch.tensor([self.task_names.index(task) for task in tasks])
+        length = self.backbone.embedding
+        one_hot: Tensor = F.one_hot(numbers, length) * length**0.5
+        return one_hot
+
+    def embeddings(self, x: Tensor, task: str) -> Tensor:
+        """What the masks of samples ``(N, ...)`` of a task are generated from, ``(N, D)``."""
+        if self.backbone.context is Context.TASK:
+            return self._one_hot([task]).to(x).expand(len(x), -1)
+        return self.backbone.embeddings(x)
 
     def forward(self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
         """Logits ``(N, most classes)``, as of any :class:`~hatrack.methods.multi_head.MultiHeadNetwork`."""
@@ -203,12 +220,10 @@ def _masked(layer: nn.Module, embedding: int, form: MaskForm, chunk_entries: int
 
 
 def _initialize(module: nn.Module | None, generator: torch.Generator) -> None:
-    """He-normal convolutions and Xavier-uniform dense layers without biases, but for the masked layer's own weights."""
-    parts = [] if module is None else [part for name, part in module.named_children() if name != "layer"]
-    for part in parts:
-        initialize_xavier(part, generator)
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu", generator=generator)
+    """He for convolutions and Xavier for dense layers, but for the masked layer's own weights."""
+    for name, part in () if module is None else module.named_children():
+        if name != "layer":
+            initialize_he(part, generator)
 
 
 def _check(backbone: nn.Module) -> None:
