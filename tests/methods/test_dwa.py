@@ -110,6 +110,8 @@ def test_every_layer_after_the_first_has_masks_of_its_weights_shape() -> None:
         (ViT((3, 32, 32), width=12, depth=1), "a ViT, which is no nn.Sequential"),
         (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten()), "Conv2d '0' is neither"),
         (nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, padding_mode="circular"), nn.Flatten()), "Conv2d '0' is neither"),
+        (nn.Sequential(nn.Flatten(2), nn.Linear(1024, 5)), r"the first layer gives \(3, 5\)"),
+        (nn.Sequential(nn.Linear(32, 5), nn.Linear(5, 4)), r"a dense layer reads \(3, 32, 5\) and no vector"),
         (nn.Flatten(), "no nn.Sequential"),
         (nn.Sequential(nn.Flatten()), "no such layer"),
     ],

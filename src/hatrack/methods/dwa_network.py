@@ -21,6 +21,8 @@ __all__ = ["Context", "DWABackbone", "DWANetwork", "Pass", "context_processor"]
 BOTTLENECK, CHANNELS = 32, 128
 """Widths of the context processor."""
 
+ADVICE = "dwa masks sequences of dense layers and convolutions, such as the networks mlp and alexnet"
+
 
 class Context(enum.Enum):
     """What masks are generated from."""
@@ -62,7 +64,12 @@ def context_processor(shape: Sequence[int], embedding: int) -> nn.Sequential:
     Args:
         shape: of what the stem gives for a sample, ``(C, H, W)`` or ``(F,)``.
         embedding: length of an embedding.
+
+    Raises:
+        InputError: it has another number of dimensions.
     """
+    if len(shape) not in (1, 3):
+        raise InputError(f"{ADVICE}; the first layer gives {tuple(shape)}, neither a vector nor a picture")
     if len(shape) == 1:
         first: list[nn.Module] = [nn.Linear(shape[0], BOTTLENECK), nn.Linear(BOTTLENECK, CHANNELS)]
         features = CHANNELS
@@ -160,6 +167,8 @@ class DWABackbone(nn.Module):
         nothing = x.new_zeros(0, len(x))
         activity, plasticity = [nothing], [nothing]
         for (name, layer), after in zip(self.layers().items(), self.after, strict=True):
+            if isinstance(layer.layer, nn.Linear) and x.dim() != 2:
+                raise InputError(f"{ADVICE}; a dense layer reads {tuple(x.shape[1:])} and no vector: flatten before it")
             result = layer(x, embedding, (importance or {}).get(name), usage or Usage())
             x = after(result.output)
             activity.append(result.activity.expand(1, len(x)))
@@ -228,14 +237,13 @@ def _initialize(module: nn.Module | None, generator: torch.Generator) -> None:
 
 def _check(backbone: nn.Module) -> None:
     """Refuse what is no sequence of dense layers, plain convolutions and layers without parameters."""
-    advice = "dwa masks sequences of dense layers and convolutions, such as the networks mlp and alexnet"
     if not isinstance(backbone, nn.Sequential):
-        raise InputError(f"{advice}; this one is a {type(backbone).__name__}, which is no nn.Sequential")
+        raise InputError(f"{ADVICE}; this one is a {type(backbone).__name__}, which is no nn.Sequential")
     for name, part in backbone.named_children():
         plain = type(part) is nn.Linear or (
             type(part) is nn.Conv2d and part.groups == 1 and part.padding_mode == "zeros"
         )
         if not plain and any(True for _ in (*part.parameters(), *part.buffers())):
-            raise InputError(f"{advice}; {type(part).__name__} {name!r} is neither")
+            raise InputError(f"{ADVICE}; {type(part).__name__} {name!r} is neither")
     if not any(True for _ in backbone.parameters()):
-        raise InputError(f"{advice}; this one has no such layer")
+        raise InputError(f"{ADVICE}; this one has no such layer")
