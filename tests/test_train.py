@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import TrainingError
-from hatrack.methods import Batch, Loss, Method, ParameterGroup, Setup
+from hatrack.methods import Batch, EpochPlan, Loss, Method, ParameterGroup, Setup
 from hatrack.streams import Task
 from hatrack.train import BatchDone, EpochDone, OptimizerKind, TrainingSettings, fit, predict_split, score
 
@@ -202,3 +202,58 @@ def test_a_group_keeps_its_factor_when_the_learning_rate_falls() -> None:
     moved = 3 * (0.1 + 0.1 + 0.05)  # three steps an epoch
     assert float(method.module.weight.detach()) == pytest.approx(moved)
     assert float(method.module.fast.detach()) == pytest.approx(10 * moved)
+
+
+class Planned(Scripted):
+    """Learns from the even samples, at a tenth of the rate, in the first two epochs."""
+
+    def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
+        self.asked.append((epoch, epochs, len(samples.x)))
+        return EpochPlan(torch.arange(0, len(samples.x), 2), 0.1) if epoch <= 2 else EpochPlan()
+
+    def __init__(self, valid_losses: Sequence[float]) -> None:
+        super().__init__(valid_losses)
+        self.asked: list[tuple[int, int, int]] = []
+
+
+def test_a_method_says_which_samples_an_epoch_learns_from() -> None:
+    method = Planned([1.0] * 3)
+    train(method, epochs=3)
+    assert method.asked == [(1, 3, 10), (2, 3, 10), (3, 3, 10)]
+    epochs = [method.batches[:2], method.batches[2:4], method.batches[4:]]
+    seen = [torch.cat([batch.x for batch in epoch]).flatten().tolist() for epoch in epochs]
+    assert [sorted(values) for values in seen] == [[0, 2, 4, 6, 8], [0, 2, 4, 6, 8], list(range(10))]
+    assert seen[0] != seen[1]
+    assert [batch.progress for batch in method.batches] == [0.0, 1.0, 0.0, 1.0, 0.0, 0.5, 1.0]
+    for batch in method.batches:
+        assert batch.rows is not None
+        assert batch.rows.tolist() == batch.x.flatten().tolist()  # sample i is the number i
+
+
+def test_a_warm_up_lowers_the_rate_and_takes_no_patience() -> None:
+    method = Planned([1.0, 1.0, 1.0, 1.0, 1.0])
+    epochs = train(method, epochs=5, lr=0.05, lr_patience=1)
+    assert [epoch.lr for epoch in epochs] == pytest.approx([0.005, 0.005, 0.05, 0.05 / 3, 0.05 / 9])
+
+
+def test_epochs_of_a_plan_are_counted_within_the_part() -> None:
+    class InTwoParts(Planned):
+        def phases(self, epochs: int) -> Sequence[int]:
+            return (epochs - 1, 1)
+
+    method = InTwoParts([1.0] * 3)
+    train(method, epochs=3)
+    assert method.asked == [(1, 2, 10), (2, 2, 10), (1, 1, 10)]
+
+
+def test_validation_has_no_rows() -> None:
+    seen: list[Batch] = []
+
+    class Watching(Scripted):
+        def loss(self, batch: Batch) -> Loss:
+            if not self.module.training:
+                seen.append(batch)
+            return super().loss(batch)
+
+    train(Watching([1.0]), epochs=1)
+    assert [batch.rows for batch in seen] == [None]

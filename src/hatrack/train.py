@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
-from hatrack.methods import Batch, Method, ParameterGroup
+from hatrack.methods import Batch, EpochPlan, Method, ParameterGroup
 from hatrack.modes import fresh_statistics
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
 
@@ -157,6 +157,9 @@ class _Samples:
     def batch(self, rows: Tensor | slice, progress: float) -> Batch:
         return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress)
 
+    def step(self, rows: Tensor, progress: float) -> Batch:
+        return replace(self.batch(rows, progress), rows=rows)
+
 
 def fit(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Iterator[BatchDone | EpochDone]:
     """Train a method on a task that it has begun, and leave it with the weights of the best epoch.
@@ -194,8 +197,12 @@ def _fit_phase(
     optimizer = method.protect(_optimizer(groups, settings))
     best_loss, best, patience, lr = math.inf, _Snapshot(method), settings.lr_patience, settings.lr
     for epoch in epochs:
+        plan = method.begin_epoch(epoch - epochs.start + 1, len(epochs), train.batch(slice(None), progress=0.0))
+        epoch_lr = lr * plan.lr_factor
+        for group, learning in zip(groups, optimizer.param_groups, strict=True):
+            learning["lr"] = epoch_lr * group.lr_factor
         train_loss = 0.0
-        for done in _train_epoch(method, train, optimizer, parameters, settings, task, epoch):
+        for done in _train_epoch(method, train, plan, optimizer, parameters, settings, task, epoch):
             train_loss = train_loss if done.loss is None else done.loss
             yield done
         if settings.fresh_statistics:
@@ -206,15 +213,13 @@ def _fit_phase(
         if improved:
             best_loss, patience = valid_loss, settings.lr_patience
             best.take()
-        yield EpochDone(epoch, train_loss, valid_loss, valid_accuracy, lr, improved)
-        if not improved:
+        yield EpochDone(epoch, train_loss, valid_loss, valid_accuracy, epoch_lr, improved)
+        if not improved and plan.lr_factor == 1.0:
             patience -= 1
             if patience <= 0:
                 lr, patience = lr / settings.lr_factor, settings.lr_patience
                 if lr < settings.lr_min:
                     break
-                for group, learning in zip(groups, optimizer.param_groups, strict=True):
-                    learning["lr"] = lr * group.lr_factor
     best.restore()
     return best_loss
 
@@ -222,6 +227,7 @@ def _fit_phase(
 def _train_epoch(
     method: Method,
     train: _Samples,
+    plan: EpochPlan,
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
     settings: TrainingSettings,
@@ -229,8 +235,10 @@ def _train_epoch(
     epoch: int,
 ) -> Iterator[BatchDone]:
     seed = method.setup.seed
-    order = torch.randperm(len(train), generator=seeded_generator(seed, "shuffle", task, epoch)).to(train.x.device)
-    batches = math.ceil(len(train) / settings.batch_size)
+    count = len(train) if plan.rows is None else len(plan.rows)
+    order = torch.randperm(count, generator=seeded_generator(seed, "shuffle", task, epoch)).to(train.x.device)
+    order = order if plan.rows is None else plan.rows.to(train.x.device)[order]
+    batches = math.ceil(count / settings.batch_size)
     total = torch.zeros((), device=train.x.device)
     method.train_mode(True)
     # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
@@ -239,7 +247,7 @@ def _train_epoch(
         torch.manual_seed(derive_seed(seed, "dropout", task, epoch))
         for index in range(batches):
             rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-            loss = method.loss(train.batch(rows, batch_progress(index, batches))).value
+            loss = method.loss(train.step(rows, batch_progress(index, batches))).value
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)

@@ -14,7 +14,7 @@ from hatrack.cli import main
 from hatrack.cli.app import NetworkName, app
 from hatrack.errors import InputError
 from hatrack.experiments.backbones import NETWORKS, build_backbone
-from hatrack.experiments.settings import NetworkSettings, Norm
+from hatrack.experiments.settings import Initialization, NetworkSettings, Norm
 
 OWN = """
 from torch import nn
@@ -34,6 +34,18 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     (tmp_path / "my_broken_networks.py").write_text("def build(shape:\n")
     monkeypatch.chdir(tmp_path)
     return
+
+
+def test_he_differs_from_xavier_in_the_convolutions() -> None:
+    def weights(initialization: Initialization) -> dict[str, torch.Tensor]:
+        settings = NetworkSettings("alexnet", initialization=initialization)
+        return dict(build_backbone(settings, (3, 20, 20), 0).state_dict())
+
+    he, again, xavier = (weights(kind) for kind in (Initialization.HE, Initialization.HE, Initialization.XAVIER))
+    assert all(torch.equal(he[name], again[name]) for name in he)
+    ratio = he["conv3.weight"].std() / xavier["conv3.weight"].std()
+    assert float(ratio) == pytest.approx(((128 + 256) / 128) ** 0.5, rel=0.02)  # fan-in + fan-out over fan-in
+    assert he["dense5.weight"].abs().max() <= (6 / 4096) ** 0.5
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -15,9 +15,10 @@ from hatrack.train import TrainingSettings, fit
 
 MULTI_HEAD = [name for name, method in METHODS.items() if issubclass(method, MultiHeadMethod)]
 MASKED = [name for name, method in METHODS.items() if issubclass(method, MaskedMethod)]
-OF_THEIR_OWN_FROM_THE_START = {"derpp"}  # which replays during the first task
+OF_THEIR_OWN_FROM_THE_START = {"derpp", "dwa"}  # which replay during the first task, or mask
+WITHOUT_NORMS = ("cab", "dwa")  # which refuse batch norms
 WITH_DROPOUT = [(name, "dropout") for name in METHODS]
-WITH_NORM = [(name, "plain" if name == "cab" else "norm") for name in METHODS]  # cab refuses batch norms
+WITH_NORM = [(name, "plain" if name in WITHOUT_NORMS else "norm") for name in METHODS]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -173,7 +174,7 @@ def test_the_first_task_is_that_of_fine_tuning(name: str, network: str) -> None:
     assert torch.equal(logits(method, tasks[0]), logits(sgd, tasks[0]))
 
 
-@pytest.mark.parametrize("name", [name for name in (*MULTI_HEAD, *MASKED) if name not in ("cab", "independent")])
+@pytest.mark.parametrize("name", [n for n in (*MULTI_HEAD, *MASKED) if n not in ("cab", "independent", "dwa")])
 def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     tasks = tasks_for("vit")
     method = make(name, "vit")
@@ -181,7 +182,7 @@ def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     assert all(bool(torch.isfinite(logits(method, task)).all()) for task in tasks[:2])
 
 
-@pytest.mark.parametrize("name", ["ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl"])
+@pytest.mark.parametrize("name", ["ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl", "dwa"])
 def test_a_file_of_another_multi_head_method_is_refused(name: str, tmp_path: Path) -> None:
     method = make("sgd", "shallow")
     learn(method, TASKS[:1], epochs=1)

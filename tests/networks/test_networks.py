@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, fresh_statistics, with_progress
-from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly
+from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
 
 
 def test_alexnet_has_the_papers_size() -> None:
@@ -54,6 +54,18 @@ def test_xavier_bounds_and_zero_biases() -> None:
     assert weight.abs().max() <= bound
     assert weight.abs().max() > 0.99 * bound
     assert not bias.any()
+
+
+def test_he_is_normal_for_convolutions_and_xavier_for_dense_layers() -> None:
+    net = nn.Sequential(nn.Conv2d(50, 60, 3), nn.Linear(300, 200))
+    initialize_he(net, torch.Generator().manual_seed(0))
+    conv, dense = net[0].weight.detach(), net[1].weight.detach()
+    deviation = (2 / (50 * 9)) ** 0.5
+    assert float(conv.std()) == pytest.approx(deviation, rel=0.02)
+    assert float(conv.abs().max()) > 3 * deviation  # which is outside of any uniform distribution of this deviation
+    assert 0.99 * (6 / 500) ** 0.5 < float(dense.abs().max()) <= (6 / 500) ** 0.5
+    assert not net[0].bias.any()
+    assert not net[1].bias.any()
 
 
 def test_building_leaves_the_global_random_state_alone() -> None:

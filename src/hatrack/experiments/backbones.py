@@ -15,7 +15,8 @@ from torch import nn
 from hatrack.errors import InputError
 from hatrack.experiments.settings import Initialization, NetworkSettings, Norm
 from hatrack.names import unknown_name
-from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly
+from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
+from hatrack.streams import seeded_generator
 
 __all__ = ["NETWORKS", "NetworkSpec", "build_backbone", "find_network", "narrow_builder"]
 
@@ -98,9 +99,7 @@ def build_backbone(settings: NetworkSettings, input_shape: Sequence[int], seed: 
         InputError: there is no such network, or the user's function does not make one.
     """
     build = find_network(settings.network)
-    return build_reproducibly(
-        lambda: build(input_shape, settings), seed, xavier=settings.initialization is Initialization.XAVIER
-    )
+    return _initialized(lambda: build(input_shape, settings), seed, settings.initialization)
 
 
 def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Callable[[float, int], nn.Module] | None:
@@ -108,8 +107,15 @@ def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Cal
     spec = NETWORKS.get(settings.network)
     if spec is None or spec.build_narrow is None:
         return None
-    build, xavier = spec.build_narrow, settings.initialization is Initialization.XAVIER
-    return lambda share, seed: build_reproducibly(lambda: build(input_shape, settings, share), seed, xavier=xavier)
+    build = spec.build_narrow
+    return lambda share, seed: _initialized(lambda: build(input_shape, settings, share), seed, settings.initialization)
+
+
+def _initialized(build: Callable[[], nn.Module], seed: int, initialization: Initialization) -> nn.Module:
+    network = build_reproducibly(build, seed, xavier=initialization is Initialization.XAVIER)
+    if initialization is Initialization.HE:
+        initialize_he(network, seeded_generator(seed, "he"))
+    return network
 
 
 def find_network(name: str) -> Build:

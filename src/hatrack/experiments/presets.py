@@ -52,6 +52,8 @@ class Experiment:
 
 _PAPER = "Serrà et al., ICML 2018"
 _PMASK = "the data of PMASK (Raskoti and Ghimire)"
+_DWA = {"dwa": {"lr": 0.075, "batch_size": 32, "initialization": "he", "dropout_early": 0.0, "dropout_late": 0.0}}
+"""What the DWA paper trains its AlexNet with."""
 _TRAIN_IS_VALID = StreamSettings(validation=0.0)
 
 EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
@@ -112,6 +114,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
                 source=f"{_PMASK}; network and schedule of {_PAPER}",
                 stream="split-cifar10",
                 network=NetworkSettings(network="alexnet"),
+                methods=_DWA,
             ),
             Experiment(
                 name="split-cifar100",
@@ -119,6 +122,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
                 source=f"{_PMASK}; network and schedule of {_PAPER}",
                 stream="split-cifar100",
                 network=NetworkSettings(network="alexnet"),
+                methods=_DWA,
             ),
             Experiment(
                 name="residual-cifar",

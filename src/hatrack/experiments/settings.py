@@ -33,6 +33,9 @@ class Initialization(enum.Enum):
     XAVIER = "xavier"
     """Xavier-uniform weights and zero biases, as the HAT paper says."""
 
+    HE = "he"
+    """He-normal convolutions, Xavier-uniform dense layers and zero biases, as the DWA paper says."""
+
     TORCH = "torch"
     """torch's defaults, as the HAT authors' code does."""
 
@@ -46,7 +49,7 @@ class NetworkSettings:
         hidden: width of every dense layer (mlp).
         dropout_early: dropout at the input (mlp), or after the first two convolutions (alexnet).
         dropout_late: dropout after every hidden layer (mlp), or after the later layers (alexnet).
-        initialization: xavier or torch.
+        initialization: xavier, he or torch.
         norm: batch or none (resnet18).
     """
 

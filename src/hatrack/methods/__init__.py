@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from hatrack.methods.adahat import AdaHAT
-from hatrack.methods.base import Batch, Loss, Method, NoSettings, ParameterGroup, Setup
+from hatrack.methods.base import Batch, EpochPlan, Loss, Method, NoSettings, ParameterGroup, Setup
 from hatrack.methods.cab import CAB
 from hatrack.methods.derpp import DERPP
+from hatrack.methods.dwa import DWA
 from hatrack.methods.er import ER
 from hatrack.methods.ewc import EWC
 from hatrack.methods.gem import GEM
@@ -28,7 +29,7 @@ from hatrack.methods.si import SI
 from hatrack.methods.supsup import SupSup
 from hatrack.methods.wsn import WSN
 
-__all__ = ["METHODS", "Batch", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
+__all__ = ["METHODS", "Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {
@@ -37,7 +38,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
             *(HAT, AdaHAT, SGD, SGDFrozen, SGDRestart, Joint, Independent, Random),
             *(EWC, IMMMean, IMMMode, SI, MAS, CAB, LWF, LFL),
             *(PMASK, WSN, SupSup),
-            *(PackNet, PNN, PathNet),
+            *(PackNet, PNN, PathNet, DWA),
             *(ER, DERPP, GEM),
         )
     }

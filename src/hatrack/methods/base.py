@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hatrack.capacity import Capacity
 from hatrack.streams import Task
 
-__all__ = ["Batch", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
+__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Batch:
         tasks: names of the tasks that the samples may come from.
         task_of: for every sample the index of its task in ``tasks``, int64 ``(N,)``.
         progress: position within the epoch, 0 (first batch) to 1 (last).
+        rows: for every sample its place among all the training samples, int64 ``(N,)``; None outside of training steps.
     """
 
     x: Tensor
@@ -63,6 +64,21 @@ class Batch:
     tasks: tuple[str, ...]
     task_of: Tensor
     progress: float
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What an epoch is to be like.
+
+    Attributes:
+        rows: places of the training samples to learn from, int64 ``(N,)``, at least one; None for all of them.
+        lr_factor: what the schedule's learning rate is multiplied by. While it is not 1, an epoch without a better
+            validation loss does not count towards a lower learning rate.
+    """
+
+    rows: Tensor | None = None
+    lr_factor: float = 1.0
 
 
 class Loss(NamedTuple):
@@ -170,6 +186,16 @@ class Method(abc.ABC):
 
     def end_phase(self, index: int, valid_loss: float) -> None:  # noqa: B027
         """Do what follows a part of the training, whose best validation loss is given; infinite without any epoch."""
+
+    def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
+        """Get ready for an epoch, and say what it is to be like: a curriculum, or a warm-up of the learning rate.
+
+        Args:
+            epoch: counted from 1 within the part of the training.
+            epochs: largest number of epochs of the part.
+            samples: all the training samples.
+        """
+        return EpochPlan()
 
     def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Give a method the chance to guard the optimizer's steps."""

@@ -64,7 +64,10 @@ class MultiHeadNetwork(nn.Module):
 
     def forward(self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
         """Logits ``(N, most classes)`` of samples of one task, or of several: −inf behind a task's last class."""
-        features = self.backbone(x)
+        return self.logits(self.backbone(x), tasks, task_of)
+
+    def logits(self, features: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Logits of features ``(N, F)``; see :meth:`forward`."""
         if len(tasks) == 1:
             result: Tensor = self.head(tasks[0])(features)
             return result
@@ -72,7 +75,7 @@ class MultiHeadNetwork(nn.Module):
         each = [self.head(task)(features) for task in tasks]
         widest = max(logits.shape[1] for logits in each)
         padded = [F.pad(logits, (0, widest - logits.shape[1]), value=float("-inf")) for logits in each]
-        return torch.stack(padded)[task_of, torch.arange(len(x), device=x.device)]
+        return torch.stack(padded)[task_of, torch.arange(len(features), device=features.device)]
 
     def frozen_copy(self) -> MultiHeadNetwork:
         """The network as it is now, in evaluation mode, and never to be trained."""

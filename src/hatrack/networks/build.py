@@ -9,7 +9,7 @@ from torch import nn
 
 from hatrack.streams import derive_seed, seeded_generator
 
-__all__ = ["build_reproducibly", "initialize_xavier"]
+__all__ = ["build_reproducibly", "initialize_he", "initialize_xavier"]
 
 
 def build_reproducibly(build: Callable[[], nn.Module], seed: int, *, xavier: bool) -> nn.Module:
@@ -38,3 +38,11 @@ def initialize_xavier(network: nn.Module, generator: torch.Generator) -> None:
             nn.init.xavier_uniform_(module.weight, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def initialize_he(network: nn.Module, generator: torch.Generator) -> None:
+    """He-normal weights for every convolution, Xavier-uniform ones for every dense layer, and zero biases, in place."""
+    initialize_xavier(network, generator)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

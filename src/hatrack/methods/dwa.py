@@ -1,0 +1,219 @@
+"""Dynamic weight allocation: masks of weights that are generated anew for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack.errors import InputError
+from hatrack.methods.anchored import part_of
+from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
+from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
+from hatrack.methods.dwa_anchors import Anchors, choose_anchors, positive_anchor, simple_samples
+from hatrack.methods.dwa_losses import Magnitude, anchor_loss, sparsity_loss
+from hatrack.methods.dwa_masks import MaskForm, Usage
+from hatrack.methods.dwa_network import Context, DWABackbone, DWANetwork
+from hatrack.methods.importance import Fisher, fisher_diagonal
+from hatrack.methods.multi_head import MultiHeadMethod
+from hatrack.streams import Task, seeded_generator
+
+__all__ = ["DWA", "DWASettings"]
+
+FULL_TRAINING = 200
+"""Epochs that the lengths of curriculum and warm-up are meant for; both shrink in proportion in shorter trainings."""
+
+
+@dataclass(frozen=True)
+class DWASettings:
+    """Settings of DWA, with the paper's values; where it gives none, those of its author's code, or ours.
+
+    Attributes:
+        context: processor (masks by the sample) or task (by the task's number).
+        mask: tanh-of-outer (the code) or outer-of-tanh (far faster), for dense layers.
+        embedding: length of an embedding; as a one-hot task number, the most tasks there can be.
+        anchor_strength: λ1, of the anchor loss.
+        plasticity_strength: λ2, of the plasticity loss; 0.05 in the code.
+        sparsity_strength: λ3, of the sparsity loss.
+        margin: α of the triplet loss.
+        delta: δ, weight of the triplets with an earlier task's anchor.
+        eta: η of the plasticity loss, which the paper leaves open.
+        magnitude: of a mask's entry in the plasticity loss: positive (the paper) or absolute (the code).
+        allowed: μ, mean magnitude of a layer's mask that costs nothing.
+        anchor_first_task: whether the first task has an anchor loss; not so in the code.
+        anchor_complexity: anchors are made of samples less complex than this (the code).
+        anchor_samples: so many of them at most: 10 batches of 32 (the code).
+        candidates: vectors that the negative anchor is chosen from (the code).
+        fisher: estimate of the Fisher diagonal; batches, as the code's ancestor, the HAT authors' code.
+        curriculum_start: complexity up to which samples are learned from in the first epoch.
+        curriculum_epochs: epochs until all are, of 200; in proportion if there are fewer. 0 for no curriculum.
+        warmup_epochs: first epochs with a lower learning rate, of 200; in proportion if there are fewer.
+        warmup_divisor: what the learning rate is divided by in them.
+        gradient_norm: largest norm of the gradient of all parameters together, our addition: with the paper's λ3 a
+            single step on the sparsity loss otherwise drives the masks of layers of some hundred units to ±1 for good.
+        chunk_entries: most entries of masks held at once.
+    """
+
+    context: Context = Context.PROCESSOR
+    mask: MaskForm = MaskForm.TANH_OF_OUTER
+    embedding: int = 100
+    anchor_strength: float = 20.0
+    plasticity_strength: float = 0.1
+    sparsity_strength: float = 500.0
+    margin: float = 1.5
+    delta: float = 1.0
+    eta: float = 1.0
+    magnitude: Magnitude = Magnitude.POSITIVE
+    allowed: float = 0.2
+    anchor_first_task: bool = False
+    anchor_complexity: float = 0.4
+    anchor_samples: int = 320
+    candidates: int = 5
+    fisher: Fisher = Fisher.BATCHES
+    curriculum_start: float = 0.2
+    curriculum_epochs: int = 100
+    warmup_epochs: int = 10
+    warmup_divisor: float = 750.0
+    gradient_norm: float = 1.0
+    chunk_entries: int = 2**24
+
+    def __post_init__(self) -> None:
+        for key, least in (("embedding", 2), ("anchor_samples", 1), ("candidates", 1), ("chunk_entries", 1)):
+            if getattr(self, key) < least:
+                raise InputError(f"{key} must be at least {least}, not {getattr(self, key)}")
+        if self.gradient_norm <= 0:
+            raise InputError(f"gradient_norm must be above 0, not {self.gradient_norm}")
+        if self.warmup_divisor < 1:
+            raise InputError(f"warmup_divisor must be at least 1, not {self.warmup_divisor}")
+        for key in ("curriculum_start", "allowed"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise InputError(f"{key} must be at least 0 and at most 1, not {getattr(self, key)}")
+
+
+class DWA(MultiHeadMethod):
+    """Trains a :class:`~hatrack.methods.dwa_network.DWANetwork` with the loss of ``dwa_losses`` (1).
+
+    Earlier tasks are protected by penalties alone, and stem, processor and generators not even by those: it forgets.
+
+    An epoch learns from the samples up to a complexity that grows. Anchors are chosen before every epoch: P is the mean
+    embedding of simple samples; N the candidate orthogonal to P, and N_T the earlier task's P, with which all those
+    samples would have the highest cross-entropy. As the anchors move, validation leaves the anchor loss out.
+    """
+
+    name = "dwa"
+    description = "dynamic weight allocation: masks of weights generated from each sample; forgets"
+    source = "Geilert, fork of HAT"
+    settings_type = DWASettings
+
+    network: DWANetwork
+
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        super().__init__(setup, settings)
+        self.importance: dict[str, Tensor] = {}
+        self.positives: list[Tensor] = []
+        self._usage = Usage(settings.eta, settings.magnitude)
+        self._complexity = torch.zeros(0)
+        self._anchors: Anchors | None = None
+
+    def _fresh_network(self) -> DWANetwork:
+        settings = self.settings
+        backbone = DWABackbone(
+            self.setup.build_backbone(),
+            torch.zeros(1, *self.setup.input_shape),
+            settings.context,
+            settings.embedding,
+            settings.mask,
+            settings.chunk_entries,
+            seeded_generator(self.setup.seed, "dwa"),
+        )
+        return DWANetwork(backbone, backbone.features).to(self.setup.device)
+
+    def begin_task(self, task: Task) -> None:
+        """Open the task's head, and measure how complex its samples are.
+
+        Raises:
+            InputError: there are as many tasks already as a one-hot embedding can tell apart.
+        """
+        if self.settings.context is Context.TASK and len(self.network.task_names) == self.settings.embedding:
+            raise InputError(f"one-hot tasks: embedding={self.settings.embedding} tells no more tasks apart; raise it")
+        super().begin_task(task)
+        self._complexity = sample_complexity(task.train.load()[0]).to(self.setup.device)
+        self._anchors = None
+
+    def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
+        """Choose the anchors; curriculum and warm-up, both shorter where there are fewer than 200 epochs."""
+        settings = self.settings
+        if self._with_anchors():
+            simple, task = self._simple_samples("anchor samples", epoch), self.network.task_names[-1]
+            generator = seeded_generator(self.setup.seed, "anchors", task, epoch)
+            x, y = samples.x[simple], samples.y[simple]
+            self._anchors = choose_anchors(self.network, task, x, y, self.positives, settings.candidates, generator)
+        length = scaled_epochs(settings.curriculum_epochs, epochs, FULL_TRAINING)
+        threshold = curriculum_threshold(epoch, length, settings.curriculum_start)
+        warm = epoch > scaled_epochs(settings.warmup_epochs, epochs, FULL_TRAINING)
+        rows = None if threshold == 1.0 else (self._complexity <= threshold).nonzero().squeeze(1)
+        return EpochPlan(rows, 1.0 if warm else 1.0 / settings.warmup_divisor)
+
+    def _with_anchors(self) -> bool:
+        if self.settings.context is Context.TASK:
+            return False  # a one-hot embedding is what it is
+        return bool(self.settings.anchor_first_task) or len(self.network.task_names) > 1
+
+    def _simple_samples(self, purpose: str, epoch: int = 0) -> Tensor:
+        """Places of the samples to make anchors of."""
+        generator = seeded_generator(self.setup.seed, purpose, self.network.task_names[-1], epoch)
+        return simple_samples(
+            self._complexity, self.settings.anchor_complexity, self.settings.anchor_samples, generator
+        )
+
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy, plasticity and sparsity; in training steps the anchor loss as well."""
+        settings = self.settings
+        result = self.network.run(batch.x, batch.tasks, batch.task_of, self.importance, self._usage)
+        logits = self.network.logits(result.features, batch.tasks, batch.task_of)
+        value = F.cross_entropy(logits, batch.y)
+        value = value + settings.plasticity_strength * result.plasticity.sum(dim=0).mean()
+        sparsity = sparsity_loss(result.activity, settings.allowed).sum(dim=0).mean()
+        value = value + settings.sparsity_strength * sparsity
+        if self._anchors is not None and batch.rows is not None:
+            complexity = self._complexity[batch.rows]
+            anchors = anchor_loss(result.embedding, complexity, *self._anchors, settings.margin, settings.delta)
+            value = value + settings.anchor_strength * anchors.mean()
+        return Loss(value, logits)
+
+    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Clip the gradient before every step."""
+        parameters = self.trained_parameters()
+
+        def clip(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(parameters, self.settings.gradient_norm)
+
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    def end_task(self, task: Task) -> None:
+        """Remember the task's positive anchor, and merge what its masked weights matter to it into the mean."""
+        settings, tasks = self.settings, len(self.network.task_names)
+        fisher = fisher_diagonal(
+            self.network, task, settings.fisher, seeded_generator(self.setup.seed, "fisher", task.name)
+        )
+        for name in self.network.backbone.layers():
+            earlier = self.importance.get(name, torch.zeros_like(fisher[name]))
+            self.importance[name] = (earlier * (tasks - 1) + fisher[name]) / tasks
+        if settings.context is Context.PROCESSOR:
+            x = task.train.load()[0].to(self.setup.device)[self._simple_samples("last anchor samples")]
+            self.positives.append(positive_anchor(self.network, task.name, x))
+        self._anchors = None
+
+    def _extra_state(self) -> Mapping[str, Tensor]:
+        importance = {f"importance.{name}": value for name, value in self.importance.items()}
+        return importance | {f"positive.{number}": value for number, value in enumerate(self.positives)}
+
+    def _load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        self.importance = part_of(state, "importance.")
+        positives = part_of(state, "positive.")
+        self.positives = [positives[str(number)] for number in range(len(positives))]

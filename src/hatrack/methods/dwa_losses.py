@@ -1,0 +1,137 @@
+"""The losses of dynamic weight allocation (F. Geilert, "Pay attention to the task"), as pure functions.
+
+Notation: ``E`` embeddings of samples, ``P`` the task's positive anchor, ``N`` its negative anchor, ``N_T`` the negative
+anchor that is an earlier task's, ``H`` masks, ``F`` the Fisher diagonal, ``ζ`` the complexity of samples in [0, 1]. The
+whole loss is ``L = L_task + λ1 L_emb + λ2 Σ_l L_pl,l + λ3 Σ_l R_sp,l`` (1), summed over the layers l with masks; every
+term is a mean over the samples of the batch here.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Magnitude",
+    "anchor_loss",
+    "mask_activity",
+    "orthogonal_candidates",
+    "plasticity_loss",
+    "sparsity_loss",
+    "triplet_loss",
+]
+
+
+class Magnitude(enum.Enum):
+    """How much a mask's entry uses its weight, where the plasticity loss is concerned."""
+
+    POSITIVE = "positive"
+    """``[H]_+``, as the paper has it: an entry below 0 counts as unused, though it passes the weight with its sign."""
+
+    ABSOLUTE = "absolute"
+    """``|H|``, as the author's code has it."""
+
+    def of(self, mask: Tensor) -> Tensor:
+        """The magnitude of every entry."""
+        return mask.relu() if self is Magnitude.POSITIVE else mask.abs()
+
+
+def triplet_loss(embedding: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+    """How far samples are from lying nearer to P than to N by a margin (2): ``[‖E − P‖² − ‖E − N‖² + α]_+``.
+
+    Args:
+        embedding: E, ``(N, D)``.
+        positive: P, ``(D,)``.
+        negative: N, ``(D,)``.
+        margin: α.
+
+    Returns:
+        ``(N,)``.
+    """
+    to_positive, to_negative = ((embedding - anchor).square().sum(dim=1) for anchor in (positive, negative))
+    return (to_positive - to_negative + margin).relu()
+
+
+def anchor_loss(
+    embedding: Tensor,
+    complexity: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    task_negative: Tensor | None,
+    margin: float,
+    delta: float,
+) -> Tensor:
+    """Anchor triplet loss (3): ``L_emb = (1 − ζ) (Tri(E, P, N) + δ Tri(E, P, N_T))``, simple samples counting most.
+
+    Args:
+        embedding: E, ``(N, D)``.
+        complexity: ζ, ``(N,)``.
+        positive: P, ``(D,)``.
+        negative: N, ``(D,)``.
+        task_negative: N_T, ``(D,)``; None, and no second term, where there is no earlier task.
+        margin: α.
+        delta: δ.
+
+    Returns:
+        ``(N,)``.
+    """
+    loss = triplet_loss(embedding, positive, negative, margin)
+    if task_negative is not None:
+        loss = loss + delta * triplet_loss(embedding, positive, task_negative, margin)
+    return (1 - complexity) * loss
+
+
+def plasticity_loss(mask: Tensor, importance: Tensor, eta: float, magnitude: Magnitude = Magnitude.POSITIVE) -> Tensor:
+    """How much a layer's masks use of what matters to earlier tasks (4): ``L_pl = Σ_i F_i [η H_i]_+``.
+
+    Args:
+        mask: H, ``(N, *weight)``.
+        importance: F, the mean of the earlier tasks' Fisher diagonals, of the weight's shape.
+        eta: η, not negative.
+        magnitude: what an entry counts as.
+
+    Returns:
+        ``(N,)``, none negative.
+    """
+    return eta * (magnitude.of(mask).flatten(1) @ importance.flatten())
+
+
+def mask_activity(mask: Tensor) -> Tensor:
+    """Mean magnitude of a layer's masks ``(N, *weight)``, ``(N,)``: stands for the share of entries in use in (5)."""
+    activity: Tensor = torch.linalg.vector_norm(mask.flatten(1), ord=1, dim=1) / mask[:1].numel()
+    return activity
+
+
+def sparsity_loss(activity: Tensor, allowed: float) -> Tensor:
+    """How much more of a layer is in use than allowed (5): ``R_sp = [mean_i |H_i| − μ]_+``.
+
+    The paper counts entries above 0 instead of ``|H|``, which has no gradient; its author's code takes ``|H|``.
+
+    Args:
+        activity: of a layer's masks, ``(N,)``; see :func:`mask_activity`.
+        allowed: μ.
+
+    Returns:
+        ``(N,)``, none negative.
+    """
+    return (activity - allowed).relu()
+
+
+def orthogonal_candidates(positive: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random vectors orthogonal to P and as long as P, which N is chosen from.
+
+    Args:
+        positive: P, ``(D,)``, D at least 2.
+        count: how many.
+        generator: on the CPU.
+
+    Returns:
+        ``(count, D)``; all 0 if P is.
+    """
+    drawn = torch.randn(count, len(positive), generator=generator).to(positive)
+    along = (drawn @ positive) / positive.square().sum().clamp_min(torch.finfo(positive.dtype).tiny)
+    across = drawn - along.unsqueeze(1) * positive
+    candidates: Tensor = across / across.norm(dim=1, keepdim=True) * positive.norm()
+    return candidates

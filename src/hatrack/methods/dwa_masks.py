@@ -1,0 +1,213 @@
+"""Layers whose weights are masked anew for every sample: ``W ⊙ H`` with ``H`` generated from the sample's embedding."""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from hatrack.methods.dwa_losses import Magnitude, mask_activity, plasticity_loss
+
+__all__ = ["FactoredDense", "MaskForm", "Masked", "MaskedConv", "MaskedDense", "MaskedLayer", "Usage"]
+
+
+class MaskForm(enum.Enum):
+    """How the mask of a dense layer comes from its two generated vectors, a per output and b per input."""
+
+    TANH_OF_OUTER = "tanh-of-outer"
+    """``tanh(a bᵀ)``, as the author's code has it."""
+
+    OUTER_OF_TANH = "outer-of-tanh"
+    """``tanh(a) tanh(b)ᵀ``: of rank one, so that no mask need ever be written out, which is faster by far."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How the use of weights is measured; see :func:`~hatrack.methods.dwa_losses.plasticity_loss`.
+
+    Attributes:
+        eta: η.
+        magnitude: what an entry of a mask counts as.
+    """
+
+    eta: float = 1.0
+    magnitude: Magnitude = Magnitude.POSITIVE
+
+
+class Masked(NamedTuple):
+    """What a masked layer gives for N samples.
+
+    Attributes:
+        output: ``(N, ...)``.
+        activity: mean magnitude of each sample's mask, ``(N,)``.
+        plasticity: plasticity loss of each sample's mask, ``(N,)``; 0 where nothing is important yet.
+    """
+
+    output: Tensor
+    activity: Tensor
+    plasticity: Tensor
+
+
+class MaskedLayer(nn.Module, abc.ABC):
+    """A layer of a network, and the generator of its masks.
+
+    Masks are written out for so many samples at a time that they have at most ``chunk_entries`` entries, or for one
+    sample if that has more; while gradients are kept, a chunk's masks are made again in the backward pass instead of
+    being stored. Memory is bounded by a few tensors of that size.
+
+    Args:
+        layer: whose weight is masked; its bias is not.
+        chunk_entries: most entries of the masks held at once.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, chunk_entries: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.chunk_entries = chunk_entries
+
+    @abc.abstractmethod
+    def masks(self, embedding: Tensor) -> Tensor:
+        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``, all written out at once."""
+
+    @abc.abstractmethod
+    def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
+        """The layer's output for each sample under its own mask, or under the only one."""
+
+    def chunk(self) -> int:
+        """Number of samples whose masks are held at once."""
+        return max(1, self.chunk_entries // self.layer.weight.numel())
+
+    def forward(self, x: Tensor, embedding: Tensor, importance: Tensor | None, usage: Usage) -> Masked:
+        """Run samples through the layer.
+
+        Args:
+            x: what the layer reads, ``(N, ...)``.
+            embedding: ``(N, D)``, or ``(1, D)`` for one mask that all samples share; activity and plasticity are then
+                those of the one mask, ``(1,)``.
+            importance: of the weight's entries to earlier tasks, of the weight's shape; None if there were none.
+            usage: how the use of what is important is measured.
+        """
+
+        def of_chunk(x: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
+            masks = self.masks(embedding)
+            activity = mask_activity(masks)
+            if importance is None:
+                plasticity = torch.zeros_like(activity)
+            else:
+                plasticity = plasticity_loss(masks, importance, usage.eta, usage.magnitude)
+            return self._apply_masks(x, masks), activity, plasticity
+
+        if len(embedding) == 1:
+            return Masked(*of_chunk(x, embedding))
+        return Masked(*_in_chunks(of_chunk, (x, embedding), self.chunk()))
+
+
+def _in_chunks(
+    function: Callable[..., tuple[Tensor, ...]], per_sample: Sequence[Tensor], size: int
+) -> tuple[Tensor, ...]:
+    """Apply a function to so many samples at a time, and join what it gives; backward calls it once more for each."""
+    if len(per_sample[0]) <= size:
+        return function(*per_sample)
+    pieces: list[tuple[Tensor, ...]] = []
+    for chunk in zip(*(torch.split(values, size) for values in per_sample), strict=True):
+        if torch.is_grad_enabled():
+            pieces.append(checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False))
+        else:
+            pieces.append(function(*chunk))
+    return tuple(torch.cat(part) for part in zip(*pieces, strict=True))
+
+
+class MaskedConv(MaskedLayer):
+    """A convolution; its generator is one dense layer with an output per entry of the weight, and tanh.
+
+    Args:
+        layer: a convolution of one group, padded with zeros if at all.
+        embedding: length of an embedding, D.
+        chunk_entries: see :class:`MaskedLayer`.
+    """
+
+    def __init__(self, layer: nn.Conv2d, embedding: int, chunk_entries: int) -> None:
+        super().__init__(layer, chunk_entries)
+        self.generator = nn.Linear(embedding, layer.weight.numel())
+
+    def masks(self, embedding: Tensor) -> Tensor:
+        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        masks: Tensor = self.generator(embedding)
+        return masks.tanh().view(len(embedding), *self.layer.weight.shape)
+
+    def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
+        """One convolution of as many groups as there are masks, each with the channels of its samples."""
+        layer = self.layer
+        assert isinstance(layer, nn.Conv2d)
+        groups, weight = len(masks), layer.weight * masks
+        y = F.conv2d(
+            x.reshape(len(x) // groups, -1, *x.shape[2:]),
+            weight.flatten(0, 1),
+            None,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            groups=groups,
+        )
+        y = y.view(len(x), layer.out_channels, *y.shape[2:])
+        return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
+
+
+class MaskedDense(MaskedLayer):
+    """A dense layer whose mask is ``tanh(a bᵀ)``; the generator is two dense layers, for a and b.
+
+    Args:
+        layer: a dense layer.
+        embedding: length of an embedding, D.
+        chunk_entries: see :class:`MaskedLayer`.
+    """
+
+    def __init__(self, layer: nn.Linear, embedding: int, chunk_entries: int) -> None:
+        super().__init__(layer, chunk_entries)
+        self.per_output = nn.Linear(embedding, layer.out_features)
+        self.per_input = nn.Linear(embedding, layer.in_features)
+
+    def masks(self, embedding: Tensor) -> Tensor:
+        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        a, b = self.per_output(embedding), self.per_input(embedding)
+        masks: Tensor = (a.unsqueeze(2) * b.unsqueeze(1)).tanh()
+        return masks
+
+    def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
+        weight = self.layer.weight * masks
+        y = F.linear(x, weight[0]) if len(masks) == 1 else torch.bmm(weight, x.unsqueeze(2)).squeeze(2)
+        return y if self.layer.bias is None else y + self.layer.bias
+
+
+class FactoredDense(MaskedDense):
+    """A dense layer whose mask is ``tanh(a) tanh(b)ᵀ``: ``(W ⊙ H) x = tanh(a) ⊙ W (tanh(b) ⊙ x)``, without a mask."""
+
+    def _factors(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        return self.per_output(embedding).tanh(), self.per_input(embedding).tanh()
+
+    def masks(self, embedding: Tensor) -> Tensor:
+        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        a, b = self._factors(embedding)
+        return a.unsqueeze(2) * b.unsqueeze(1)
+
+    def forward(self, x: Tensor, embedding: Tensor, importance: Tensor | None, usage: Usage) -> Masked:
+        """Run samples through the layer; see :meth:`MaskedLayer.forward`."""
+        a, b = self._factors(embedding)
+        y = a * F.linear(b * x, self.layer.weight)
+        y = y if self.layer.bias is None else y + self.layer.bias
+        activity = a.abs().mean(dim=1) * b.abs().mean(dim=1)
+        if importance is None:
+            return Masked(y, activity, torch.zeros_like(activity))
+        # An entry of the outer product is above 0 where both factors are, or neither.
+        pairs = [(a.relu(), b.relu()), ((-a).relu(), (-b).relu())]
+        if usage.magnitude is Magnitude.ABSOLUTE:
+            pairs = [(a.abs(), b.abs())]
+        plasticity = torch.stack([(u @ importance * v).sum(dim=1) for u, v in pairs]).sum(dim=0)
+        return Masked(y, activity, usage.eta * plasticity)
