@@ -15,6 +15,7 @@ from torch import nn
 from hatrack.experiments.running import Prepared, RunRequest, prepare, run
 from hatrack.masks import signed_constant
 from hatrack.methods import METHODS, Batch, Loss
+from hatrack.methods.dwa import DWA
 from hatrack.methods.masked import MaskedMethod
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.pathnet import PathNet, growth
@@ -24,8 +25,12 @@ from hatrack.streams import Split, Task, derive_seed
 from hatrack.train import EpochDone
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": (12, 8), "limit": 40, "num_tasks": 3, "batch_size": 16}
-AS_WIDE_AS_ALL: dict[str, dict[str, Any]] = {"pnn": {"column_width": 1.0}, "pathnet": {"module_width": 1.0}}
-"""Both make narrow networks by default, which cannot have the weights of a wider one."""
+LIKE_ALL: dict[str, dict[str, Any]] = {
+    "pnn": {"column_width": 1.0},
+    "pathnet": {"module_width": 1.0},
+    "dwa": {"curriculum_epochs": 0},
+}
+"""Two make narrow networks by default, which cannot have a wider one's weights; one begins with simple samples."""
 
 TRAINED = [name for name, method in METHODS.items() if method.trains]
 ALONE = [name for name in TRAINED if name != "joint"]
@@ -52,7 +57,7 @@ class Seen:
 
 
 def overrides(name: str) -> dict[str, Any]:
-    return {**QUICK, **AS_WIDE_AS_ALL.get(name, {})}
+    return {**QUICK, **LIKE_ALL.get(name, {})}
 
 
 @functools.cache
@@ -71,6 +76,8 @@ def hashes_of_stream(tasks: Sequence[Task]) -> list[tuple[str, ...]]:
 
 def backbone_of(method: Any) -> nn.Module | None:
     """The network that starts with the seed's weights; None for PathNet, whose modules must all start differently."""
+    if isinstance(method, DWA):
+        return nn.ModuleList([method.network.backbone.stem, *(part.layer for part in method.network.backbone.masked)])
     if isinstance(method, (MultiHeadMethod, MaskedMethod)):
         backbone: nn.Module = method.network.backbone
         return backbone
