@@ -249,6 +249,7 @@ def test_whatever_the_settings(
         assume(all(bool(p.isfinite().all()) for p in net.parameters()))
         net.consolidate(task)
         samples[task], promised[task] = x, logits(net, x, task)
+        assume(bool(promised[task].isfinite().all()))  # finite weights may overflow in the product
         for old in samples:
             assert torch.equal(logits(net, samples[old], old), promised[old])
 
