@@ -228,8 +228,13 @@ def consolidated(name: str, conditioning: Conditioning, seed: int) -> tuple[HATN
     small = NETWORKS[name]
     x = torch.randint(0, 5, (8, 6)) if small.shape is None else 2 * torch.randn(12, *small.shape).double()
     net = HATNetwork(small.build().double(), x, conditioning=conditioning)
+    # The masks that the figures were counted with: a task's units are drawn before its head, in the order in which the
+    # network itself once drew them.
+    units = torch.randn(net.units.num_units)
     for task in ("a", "b"):
         net.add_task(task, CLASSES)
+        embedding = net.tasks[-1].embedding.data
+        units, _ = embedding.clone(), embedding.copy_(units)
         net.consolidate(task)
     return net, x
 
