@@ -1,7 +1,8 @@
 """All methods on one sequence of tasks: is the published ordering found here?
 
 As in the HAT paper, the settings of a method are searched over its recorded grid on one seed, by the final average
-accuracy, and then used for all seeds; the untuned figures are recorded too. Runs that are on disk are not made again.
+accuracy, and then used for all seeds; the untuned figures are recorded too. Runs that are on disk are not made again, and
+a file that is there already keeps the other methods that it holds.
 
 python benchmarks/baselines.py split-fashion-mnist [--seeds 3] [--workers 2] [--runs DIR] [--out FILE] [--methods a,b]
 """
@@ -131,6 +132,8 @@ def main() -> None:
         tuned, untuned = row["tuned"], row["untuned"]
         print(f"{method:12} {tuned['accuracy']} {tuned['forgetting']} untuned {untuned['accuracy']} {row['chosen']}")
     if arguments.out:
+        if arguments.out.exists():
+            rows = {**json.loads(arguments.out.read_text(encoding="utf-8"))["methods"], **rows}
         record = {
             "command": f"python benchmarks/baselines.py {arguments.experiment} --seeds {arguments.seeds}",
             "experiment": arguments.experiment,
