@@ -1,8 +1,8 @@
 """All methods on one sequence of tasks: is the published ordering found here?
 
 As in the HAT paper, the settings of a method are searched over its recorded grid on one seed, by the final average
-accuracy, and then used for all seeds; the untuned figures are recorded too. Runs that are on disk are not made again, and
-a file that is there already keeps the other methods that it holds.
+accuracy, and then used for all seeds; the untuned figures are recorded too. Runs that are on disk are not made again,
+and a file that is there already keeps the other methods that it holds.
 
 python benchmarks/baselines.py split-fashion-mnist [--seeds 3] [--workers 2] [--runs DIR] [--out FILE] [--methods a,b]
 """
@@ -39,7 +39,6 @@ GRIDS: Mapping[str, Mapping[str, tuple[float | str, ...]]] = {
     "si": {"strength": (0.01, 0.1, 1, 10, 100)},
     "mas": {"strength": (0.01, 0.1, 1, 10)},
     "cab": {"aperture": (1, 2, 4, 8, 16)},
-    "lfl": {"strength": (5, 0.5, 0.1, 0.05, 0.01, 0.005, 0.001)},
 }
 """Grids of this benchmark where the method has none of its own, or needs more than the published one."""
 

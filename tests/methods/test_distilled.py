@@ -88,3 +88,21 @@ def test_the_old_network_is_in_evaluation_mode_while_the_new_one_trains() -> Non
     assert method.network.training
     assert not any(module.training for module in method.old.modules())
     assert method.old not in method.trained_modules()
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_lfl_compares_features_under_the_same_dropout(matched: bool) -> None:
+    method = make("lfl", "dropout", matched_dropout=matched)
+    learn(method, TASKS[:1], epochs=1)
+    method.begin_task(TASKS[1])
+    method.train_mode(True)
+    batch = batch_of(1)
+    torch.manual_seed(3)
+    loss = method.loss(batch).value
+    after = torch.random.get_rng_state()
+    torch.manual_seed(3)
+    plain = F.cross_entropy(method.network(batch.x, ["second"]), batch.y)
+    assert torch.equal(torch.random.get_rng_state(), after)  # the old network takes no randomness away
+    penalty = float((loss - plain).detach())
+    assert penalty == 0.0 if matched else penalty > 1e-4  # nothing has moved yet
+    assert not any(module.training for module in method.old.modules())

@@ -37,12 +37,16 @@ class DistilledMethod(MultiHeadMethod):
         """Cross-entropy of the new task and, from the second task on, what the old network has to say."""
         if self.old is None:
             return super().loss(batch)
-        with torch.no_grad():
-            old_features = self.old.backbone(batch.x)
-        features = self.network.backbone(batch.x)
+        features, old_features = self.both_features(batch.x, self.old)
         logits = self.network.head(batch.tasks[0])(features)
         penalty = self.settings.strength * self.distance(self.old, features, old_features)
         return Loss(F.cross_entropy(logits, batch.y) + penalty, logits)
+
+    def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
+        """What the backbone and the old one give for samples, each ``(N, F)``; the old one's have no gradient."""
+        with torch.no_grad():
+            old_features = old.backbone(x)
+        return self.network.backbone(x), old_features
 
     @abc.abstractmethod
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
