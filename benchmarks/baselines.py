@@ -34,7 +34,8 @@ COMMON: Mapping[str, Mapping[str, Any]] = {
 
 GRIDS: Mapping[str, Mapping[str, tuple[float | str, ...]]] = {
     "ewc": {"fisher": ("batches", "sampled"), "strength": (50, 500, 2000, 5000, 10000, 20000, 50000)},
-    "lwf": {"strength": (0.1, 0.5, 1, 2, 4), "temperature": (1, 2, 4)},
+    "lwf": {"strength": (0.5, 1, 2), "temperature": (1, 2, 4)},
+    "pathnet": {"generations": (5, 20)},
     "adahat": {"alpha": (1e-6, 1e-4, 1e-2)},
     "si": {"strength": (0.01, 0.1, 1, 10, 100)},
     "mas": {"strength": (0.01, 0.1, 1, 10)},

@@ -31,6 +31,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "hat-grow-more": ("hat", {"capacity": "grow", "growth_threshold": 0.4, "growth_share": 0.4}),
     "adahat": ("adahat", {}),
     "adahat-more": ("adahat", {"alpha": 1e-2}),
+    "adahat-most": ("adahat", {"alpha": 1.0}),
 }
 """For every way the method and what it sets, beside SETTINGS."""
 
