@@ -238,7 +238,7 @@ TRAFFIC_SIGNS = DatasetSpec(
         ),
         # torchvision fetches the smaller training part of the competition: 26,640 pictures
         PictureTree(
-            name="torchvision's folders, 26640 training pictures",
+            name="folders of torchvision",
             archives=(),
             folders=("traffic-signs", "gtsrb"),
             layout=SignLayout(train_folder="GTSRB/Training", train=26_640),
