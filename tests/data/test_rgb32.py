@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hatrack.data import CommonForm, Fitting, ImageDataset, as_rgb32, load_subset
+from hatrack.data import CommonForm, Fitting, ImageDataset, as_rgb32, channel_statistics, load_subset
 from hatrack.errors import InputError
 
 PAD = CommonForm(Fitting.PAD)
@@ -81,3 +81,25 @@ def test_what_cannot_be_done_is_refused() -> None:
         as_rgb32(dataset(PAD, 2))
     with pytest.raises(InputError, match="tiny: images of 20 x 40 cannot be padded"):
         as_rgb32(dataset(PAD, 1, 40, 20))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "mean", "std"), [("mnist", 0.1, 0.2752), ("fashion", 0.2190, 0.3318)])
+def test_real_sets_have_the_published_constants(
+    name: str, mean: float, std: float, request: pytest.FixtureRequest
+) -> None:
+    common = as_rgb32(request.getfixturevalue(name))
+    assert (common.mean, common.std) == ((mean,) * 3, (std,) * 3)
+    (computed, *_), (deviation, *_) = channel_statistics(common.x_train[:, :1])
+    assert computed == pytest.approx(mean, abs=1.5e-4)  # the paper rounds MNIST's 0.10006 to 0.1
+    assert round(deviation, 4) == std
+
+
+@pytest.mark.data
+def test_real_letters_keep_their_constants(notmnist: ImageDataset) -> None:
+    common = as_rgb32(notmnist)
+    assert common.x_train.shape == (8000, 3, 32, 32)
+    assert (common.mean, common.std) == ((0.4254,) * 3, (0.4501,) * 3)
+    (mean, *_), (std, *_) = channel_statistics(common.x_test[:, :1])
+    assert mean == pytest.approx(0.4254, abs=0.01), "a sample"
+    assert std == pytest.approx(0.4501, abs=0.01)

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from hatrack.cli.display import DownloadDisplay, size_in_words
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
-from hatrack.data.download import OFFLINE_VARIABLE, offline
 from hatrack.data.sources import NotFoundError
 from hatrack.data.subset import FASHION_MNIST_SUBSET
 from hatrack.errors import DataError, InputError
@@ -126,13 +125,7 @@ def fetch_command(*names: Name, data: Data = None, quiet: Quiet = False) -> int:
     console = _console()
     for spec in (DATASETS[name] for name in names):
         with DownloadDisplay(console, quiet=quiet) as monitor:
-            try:
-                spec.load(data, monitor=monitor)
-            except NotFoundError as error:
-                if offline():
-                    reason = f"{OFFLINE_VARIABLE} is set, so the network was not asked"
-                    raise DataError(f"{error} ({reason})") from error
-                raise
+            spec.load(data, monitor=monitor)
         if not quiet:
             _, paths = spec.locate(data)
             _say(console, f"{spec.name}: ready, in {_common(paths)}")

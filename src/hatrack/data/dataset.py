@@ -13,7 +13,7 @@ import PIL
 import torch
 
 from hatrack.data.arrays import ImageArrays
-from hatrack.data.download import DownloadMonitor, offline
+from hatrack.data.download import OFFLINE_VARIABLE, DownloadMonitor, offline
 from hatrack.data.prepared import Decoded, prepared
 from hatrack.data.sources import Absence, NotFoundError, Source, cache_root
 from hatrack.errors import DataError, InputError
@@ -261,7 +261,12 @@ class DatasetSpec:
             DataError: a file is missing or damaged; the message says what to do.
         """
         _require_folder(data_dir)
-        arrays, origin = self._load(data_dir, download and not offline(), monitor)
+        try:
+            arrays, origin = self._load(data_dir, download and not offline(), monitor)
+        except NotFoundError as error:
+            if download and self.downloads and offline():
+                raise error.with_fault(f"{OFFLINE_VARIABLE} is set, so the network was not asked") from error
+            raise
         return ImageDataset(
             self.name,
             *arrays,

@@ -23,7 +23,7 @@ try:
 except ImportError:  # Windows: two downloads of one file at once then spoil each other, which the hash shows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["DownloadMonitor", "download_file", "offline"]
+__all__ = ["OFFLINE_VARIABLE", "DownloadMonitor", "download_file", "offline"]
 
 TIMEOUT_SECONDS = 15.0
 BLOCK = 1 << 18
@@ -81,6 +81,8 @@ def download_file(
                 else:
                     part.flush()
                     os.fsync(part.fileno())
+                    if fcntl is None:
+                        part.close()  # Windows renames no open file
                     _partial(path).replace(path)
                     return content
     except OSError as error:
@@ -183,11 +185,16 @@ def _part_of(path: Path) -> Iterator[BinaryIO | None]:
         if path.exists():
             yield None
             return
-    with part:
+    try:
         yield part
-        part.seek(0, os.SEEK_END)
-        if part.tell() == 0 and _is_still(part, partial):
-            partial.unlink()
+    finally:
+        if not part.closed:
+            empty = part.seek(0, os.SEEK_END) == 0 and _is_still(part, partial)
+            if empty and fcntl is not None:
+                partial.unlink()  # while it is locked: nobody else has begun to write to it
+            part.close()
+            if empty and fcntl is None:
+                partial.unlink(missing_ok=True)
 
 
 def _is_still(part: BinaryIO, path: Path) -> bool:

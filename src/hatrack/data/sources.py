@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -84,6 +84,11 @@ class NotFoundError(DataError):
     def __init__(self, what: str, absence: Absence) -> None:
         super().__init__(absence.message(what))
         self.absence = absence
+        self._what = what
+
+    def with_fault(self, fault: str) -> NotFoundError:
+        """The same, naming one thing more that was in the way."""
+        return NotFoundError(self._what, replace(self.absence, faults=(*self.absence.faults, fault)))
 
 
 class Source(Protocol):
