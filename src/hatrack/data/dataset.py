@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -15,8 +14,9 @@ import torch
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.download import OFFLINE_VARIABLE, DownloadMonitor, offline
 from hatrack.data.prepared import Decoded, prepared
-from hatrack.data.sources import Absence, NotFoundError, Source, cache_root
-from hatrack.errors import DataError, InputError
+from hatrack.data.search import Search
+from hatrack.data.sources import NotFoundError, Source, cache_root
+from hatrack.errors import InputError
 
 __all__ = [
     "CommonForm",
@@ -290,7 +290,7 @@ class DatasetSpec:
             NotFoundError: It is not on this machine; the message says what to do.
         """
         _require_folder(data_dir)
-        search = _Search(self.name)
+        search = Search(self.name)
         for variant in self.variants:
             with search:
                 return variant, variant.locate(self.name, data_dir)
@@ -299,7 +299,7 @@ class DatasetSpec:
     def _load(self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None) -> Loaded:
         if len(self.variants) == 1:  # nothing to choose from, so its own error says it best
             return self.variants[0].load(self.name, data_dir, download=download, monitor=monitor)
-        search = _Search(self.name)
+        search = Search(self.name)
         for downloading in (False, True) if download else (False,):
             for variant in self.variants:
                 if downloading and not variant.downloads:
@@ -312,32 +312,3 @@ class DatasetSpec:
 def _require_folder(data_dir: Path | None) -> None:
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
-
-
-class _Search:
-    """Gathers, as a context around each attempt, why the forms of a data set cannot be had."""
-
-    def __init__(self, dataset: str) -> None:
-        self._dataset = dataset
-        self._errors: list[DataError] = []
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, DataError):  # a damaged form must not hide a sound one
-            self._errors.append(error)
-            return True
-        return False
-
-    def failure(self) -> DataError:
-        """The one error that says all: where it was looked, what was wrong there, and what to do."""
-        absences = [error.absence for error in self._errors if isinstance(error, NotFoundError)]
-        faults = [str(error) for error in self._errors if not isinstance(error, NotFoundError)]
-        if len({str(error) for error in self._errors}) == 1:
-            return self._errors[-1]
-        if not absences:
-            return DataError("; ".join(dict.fromkeys(faults)))
-        whole = Absence.of_all(absences)
-        whole = dataclasses.replace(whole, faults=tuple(dict.fromkeys((*whole.faults, *faults))))
-        return NotFoundError(f"{self._dataset}:", whole)
