@@ -14,6 +14,7 @@ import torch
 
 import hatrack
 from hatrack.cli import main
+from hatrack.data import DATASETS
 from hatrack.methods import METHODS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -65,6 +66,28 @@ def test_the_guide_to_methods_names_every_method_and_only_settings_that_there_ar
     assert net(torch.zeros(3, 1, 28, 28), "shoes").shape == (3, 2)
     net.consolidate("shoes")
     assert float(net.masks("shoes")["1.weight"].float().mean()) == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_guide_to_data_runs() -> None:
+    guide = (README.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    shown = io.StringIO()
+    for program in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        with contextlib.redirect_stdout(shown):
+            exec(program, names)
+    (printed,) = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
+    assert shown.getvalue() == printed
+    assert names["mine"].class_names == ("red", "green", "blue")  # type: ignore[attr-defined]
+
+
+def test_the_guide_to_data_names_every_data_set_and_its_constants() -> None:
+    guide = (README.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in guide.splitlines() if row.startswith("| `")}
+    assert rows.keys() == DATASETS.keys()
+    for name, spec in DATASETS.items():
+        if "those of" not in rows[name]:
+            stated = re.findall(r"(?<=[ /])\.\d+", rows[name])
+            assert [float(value) for value in stated] == pytest.approx([*spec.mean, *spec.std], abs=5e-5), name
 
 
 def test_every_command_in_the_readme_is_understood(capsys: pytest.CaptureFixture[str]) -> None:

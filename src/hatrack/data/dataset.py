@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
+import PIL
 import torch
 
-from hatrack.data.sources import Absence, NotFoundError, Source
-from hatrack.errors import DataError, InputError
+from hatrack.data.arrays import ImageArrays
+from hatrack.data.download import OFFLINE_VARIABLE, DownloadMonitor, offline
+from hatrack.data.prepared import Decoded, prepared
+from hatrack.data.search import Search
+from hatrack.data.sources import NotFoundError, Source, cache_root
+from hatrack.errors import InputError
 
-__all__ = ["DatasetSpec", "Decoder", "FileVariant", "ImageArrays", "ImageDataset", "Loaded", "Variant"]
-
-
-class ImageArrays(NamedTuple):
-    """The bare arrays of a data set: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
-
-    x_train: torch.Tensor
-    y_train: torch.Tensor
-    x_test: torch.Tensor
-    y_test: torch.Tensor
+__all__ = [
+    "CommonForm",
+    "DatasetSpec",
+    "Decoder",
+    "FileVariant",
+    "Fitting",
+    "ImageArrays",
+    "ImageDataset",
+    "Loaded",
+    "Variant",
+]
 
 
 Decoder: TypeAlias = Callable[[Mapping[str, bytes]], ImageArrays]
@@ -49,17 +55,35 @@ class Variant(Protocol):
         """Whether the network could provide it."""
         ...
 
-    def load(self, dataset: str, data_dir: Path | None, *, download: bool) -> Loaded:
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """From where the network could provide it."""
+        ...
+
+    def load(
+        self, dataset: str, data_dir: Path | None, *, download: bool, monitor: DownloadMonitor | None = None
+    ) -> Loaded:
         """Obtain the data set in this form.
 
         Args:
             dataset: Name of the data set.
             data_dir: Folder to look in before all others, or None.
             download: Whether the network may be used.
+            monitor: Told how downloads go on.
 
         Raises:
             NotFoundError: This form was found nowhere.
             DataError: It was found damaged.
+        """
+        ...
+
+    def locate(self, dataset: str, data_dir: Path | None) -> tuple[Path, ...]:
+        """Return the files or the folder on this machine from which :meth:`load` would take the data set.
+
+        Published files are verified; trees of pictures are not read.
+
+        Raises:
+            NotFoundError: This form was found nowhere.
         """
         ...
 
@@ -73,22 +97,70 @@ class FileVariant:
         source: Where its files come from.
         decode: How their content becomes arrays.
         origin: What results record, by default the name; forms with the same images in the same order share it.
+        keep: Above 0 if the arrays are kept once decoded, because decoding is slow. Raise it when ``decode`` changes,
+            so that what was kept before is no longer used.
     """
 
     name: str
     source: Source
     decode: Decoder
     origin: str = ""
+    keep: int = 0
 
     @property
     def downloads(self) -> bool:
         """Whether its source can download."""
-        return self.source.downloads
+        return bool(self.addresses)
 
-    def load(self, dataset: str, data_dir: Path | None = None, *, download: bool = True) -> Loaded:
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where its source can download."""
+        return self.source.addresses
+
+    def load(
+        self,
+        dataset: str,
+        data_dir: Path | None = None,
+        *,
+        download: bool = True,
+        monitor: DownloadMonitor | None = None,
+    ) -> Loaded:
         """Fetch, verify and decode the files. See :class:`Variant`."""
-        contents = self.source.fetch(dataset, data_dir, download=download)
-        return Loaded(self.decode(contents), self.origin or self.name)
+        contents = self.source.fetch(dataset, data_dir, download=download, monitor=monitor)
+        origin = self.origin or self.name
+        if not self.keep:
+            return Loaded(self.decode(contents), origin)
+        key = f"{self.source.digest} {self.keep} pillow {PIL.__version__}"
+        path = cache_root() / dataset / f"{self.name.replace(' ', '-')}.safetensors"
+        return Loaded(prepared(path, key, lambda: Decoded(self.decode(contents), self.source.digest)).arrays, origin)
+
+    def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
+        """Return where the files are. See :class:`Variant`."""
+        return self.source.locate(dataset, data_dir)
+
+
+class Fitting(Enum):
+    """How images become 32 x 32."""
+
+    PAD = "pad"
+    """Zeros around them."""
+    RESIZE = "resize"
+    """Bilinear, whatever their proportions."""
+
+
+@dataclass(frozen=True)
+class CommonForm:
+    """How images take the form 3 x 32 x 32; see :func:`hatrack.data.as_rgb32`.
+
+    Attributes:
+        fitting: What is done to images of another size.
+        mean: Mean that is published for this form, one value for all channels; empty if none is.
+        std: Standard deviation, likewise.
+    """
+
+    fitting: Fitting = Fitting.RESIZE
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +177,7 @@ class ImageDataset:
         mean: Mean of each channel over the training images, after scaling to [0, 1].
         std: Standard deviation of each channel, after scaling to [0, 1].
         origin: One line on the form in which the data set was found, for results to record; empty if unknown.
+        common_form: How the images take the form that all data sets of a mixture share.
 
     Raises:
         InputError: The arrays do not fit together.
@@ -119,6 +192,7 @@ class ImageDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str = ""
+    common_form: CommonForm = CommonForm()
 
     def __post_init__(self) -> None:
         for part, x, y in (("training", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
@@ -155,6 +229,7 @@ class DatasetSpec:
         mean: Mean of each channel of the training images, after scaling to [0, 1].
         std: Standard deviation of each channel, likewise.
         variants: The forms in which it can be had, the preferred one first.
+        common_form: How the images become 3 x 32 x 32.
     """
 
     name: str
@@ -164,42 +239,76 @@ class DatasetSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     variants: tuple[Variant, ...]
+    common_form: CommonForm = CommonForm()
 
-    def load(self, data_dir: Path | None = None, *, download: bool = True) -> ImageDataset:
+    @property
+    def downloads(self) -> bool:
+        """Whether the network could provide it."""
+        return any(variant.downloads for variant in self.variants)
+
+    def load(
+        self, data_dir: Path | None = None, *, download: bool = True, monitor: DownloadMonitor | None = None
+    ) -> ImageDataset:
         """Obtain the data set: in the first form that is on this machine, or else can be downloaded.
 
         Args:
             data_dir: Folder to look in before all others.
-            download: Whether files found nowhere may be fetched from the network.
+            download: Whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
+            monitor: Told how downloads go on.
 
         Raises:
             InputError: ``data_dir`` is no folder.
             DataError: a file is missing or damaged; the message says what to do.
         """
-        if data_dir is not None and not data_dir.is_dir():
-            raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
-        arrays, origin = self._load(data_dir, download)
+        _require_folder(data_dir)
+        try:
+            arrays, origin = self._load(data_dir, download and not offline(), monitor)
+        except NotFoundError as error:
+            if download and self.downloads and offline():
+                raise error.with_fault(f"{OFFLINE_VARIABLE} is set, so the network was not asked") from error
+            raise
         return ImageDataset(
-            self.name, *arrays, class_names=self.class_names, mean=self.mean, std=self.std, origin=origin
+            self.name,
+            *arrays,
+            class_names=self.class_names,
+            mean=self.mean,
+            std=self.std,
+            origin=origin,
+            common_form=self.common_form,
         )
 
-    def _load(self, data_dir: Path | None, download: bool) -> Loaded:
+    def locate(self, data_dir: Path | None = None) -> tuple[Variant, tuple[Path, ...]]:
+        """Return the form in which :meth:`load` would find the data set on this machine, and where.
+
+        Published files are verified; trees of pictures are not read.
+
+        Args:
+            data_dir: Folder to look in before all others.
+
+        Raises:
+            InputError: ``data_dir`` is no folder.
+            NotFoundError: It is not on this machine; the message says what to do.
+        """
+        _require_folder(data_dir)
+        search = Search(self.name)
+        for variant in self.variants:
+            with search:
+                return variant, variant.locate(self.name, data_dir)
+        raise search.failure()
+
+    def _load(self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None) -> Loaded:
         if len(self.variants) == 1:  # nothing to choose from, so its own error says it best
-            return self.variants[0].load(self.name, data_dir, download=download)
-        absences: dict[str, Absence] = {}
-        faults: list[str] = []
+            return self.variants[0].load(self.name, data_dir, download=download, monitor=monitor)
+        search = Search(self.name)
         for downloading in (False, True) if download else (False,):
             for variant in self.variants:
                 if downloading and not variant.downloads:
                     continue
-                try:
-                    return variant.load(self.name, data_dir, download=downloading)
-                except NotFoundError as error:
-                    absences[variant.name] = error.absence
-                except DataError as error:  # a damaged form must not hide a sound one
-                    faults.append(str(error))
-        if not absences:
-            raise DataError("; ".join(dict.fromkeys(faults)))
-        whole = Absence.of_all(absences.values())
-        whole = dataclasses.replace(whole, faults=tuple(dict.fromkeys((*whole.faults, *faults))))
-        raise NotFoundError(f"{self.name}:", whole)
+                with search:
+                    return variant.load(self.name, data_dir, download=downloading, monitor=monitor)
+        raise search.failure()
+
+
+def _require_folder(data_dir: Path | None) -> None:
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")

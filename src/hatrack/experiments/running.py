@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hatrack.checkpoint import Checkpoint, write_checkpoint
+from hatrack.data import DownloadMonitor
 from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
@@ -117,8 +118,12 @@ class Prepared:
     result: RunResult
 
 
-def prepare(request: RunRequest) -> Prepared:
+def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Prepared:
     """Set up a run, or take up one that was interrupted or is finished.
+
+    Args:
+        request: what to run.
+        monitor: told how the download of a data set goes on.
 
     Raises:
         InputError: an unknown name or setting, or the folder holds a run with other settings (they are named).
@@ -128,7 +133,7 @@ def prepare(request: RunRequest) -> Prepared:
     experiment = find_experiment(request.experiment)
     config = experiment.config(request.method).overridden(request.overrides)
     earlier = _earlier_result(request, config)
-    stream = _stream(experiment, request, config)
+    stream = _stream(experiment, request, config, monitor)
     setup = Setup(
         lambda: build_backbone(config.network, stream.input_shape, request.seed),
         stream.input_shape,
@@ -285,7 +290,7 @@ def _earlier_result(request: RunRequest, config: Config) -> RunResult | None:
     return earlier
 
 
-def _stream(experiment: Experiment, request: RunRequest, config: Config) -> TaskStream:
+def _stream(experiment: Experiment, request: RunRequest, config: Config, monitor: DownloadMonitor | None) -> TaskStream:
     data = config.stream
     return build_stream(
         experiment.stream,
@@ -294,4 +299,5 @@ def _stream(experiment: Experiment, request: RunRequest, config: Config) -> Task
         validation=data.validation,
         limit=data.limit,
         num_tasks=data.num_tasks,
+        monitor=monitor,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from hatrack.data import DATASETS, ImageDataset, load_dataset
+from hatrack.data import DATASETS, DownloadMonitor, ImageDataset, load_dataset
 from hatrack.errors import InputError
 from hatrack.names import look_up
 from hatrack.streams.base import TaskStream
@@ -234,6 +234,7 @@ def build_stream(
     limit: int | None = None,
     num_tasks: int | None = None,
     download: bool = True,
+    monitor: DownloadMonitor | None = None,
 ) -> TaskStream:
     """Make a stream by name. The same arguments give the same stream.
 
@@ -247,6 +248,7 @@ def build_stream(
         num_tasks: Number of tasks, at least 1; fewer than the stream's own are its first ones, and more are
             possible with permutations only. None takes the stream's own.
         download: Whether a data set found nowhere may be fetched from the network.
+        monitor: Told how downloads go on.
 
     Raises:
         InputError: There is no such stream, or a number is out of range.
@@ -257,7 +259,7 @@ def build_stream(
     if tasks < 1:
         raise InputError(f"a stream needs at least 1 task, not {tasks}")
     return spec.builder(
-        [load_dataset(dataset, data_dir, download=download) for dataset in spec.datasets],
+        [load_dataset(dataset, data_dir, download=download, monitor=monitor) for dataset in spec.datasets],
         tasks,
         name=spec.name,
         seed=seed,
