@@ -24,7 +24,7 @@ from hatrack.experiments import (
 )
 from hatrack.experiments.backbones import build_backbone
 from hatrack.methods import METHODS
-from hatrack.streams import build_stream
+from hatrack.streams import StreamOptions, build_stream
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}
 
@@ -84,7 +84,7 @@ def test_hat_keeps_every_column_of_hashes_constant_and_sgd_does_not(tmp_path: Pa
 def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
     """Derive the proof by hand, from the saved file and the public interface alone."""
     result = finish(request("hat", tmp_path))
-    stream = build_stream("demo", seed=0, limit=120, num_tasks=3, validation=0.15)
+    stream = build_stream("demo", StreamOptions(seed=0, limit=120, validation=0.15), num_tasks=3)
     backbone = build_backbone(EXPERIMENTS["demo"].config("hat").overridden(QUICK).network, stream.input_shape, seed=7)
     net = hatrack.load(tmp_path / "net.hat", backbone).eval()
     for index, task in enumerate(stream):

@@ -21,7 +21,7 @@ from hatrack.experiments.presets import Experiment, find_experiment
 from hatrack.experiments.results import RunResult, Status, TaskSummary, read_result, write_result
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS, Method, Setup
-from hatrack.streams import TaskStream, build_stream
+from hatrack.streams import StreamOptions, TaskStream, build_stream
 from hatrack.train import BatchDone, EpochDone, Score, fit, predict_split, require_finite, score
 
 __all__ = [
@@ -287,11 +287,5 @@ def _earlier_result(request: RunRequest, config: Config) -> RunResult | None:
 
 def _stream(experiment: Experiment, request: RunRequest, config: Config) -> TaskStream:
     data = config.stream
-    return build_stream(
-        experiment.stream,
-        seed=request.seed,
-        data_dir=request.data,
-        validation=data.validation,
-        limit=data.limit,
-        num_tasks=data.num_tasks,
-    )
+    options = StreamOptions(request.seed, data.validation, data.limit)
+    return build_stream(experiment.stream, options, data_dir=request.data, num_tasks=data.num_tasks)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from hatrack.streams.base import Split, Task, TaskStream
+from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, shuffled_groups
 from hatrack.streams.image_streams import (
-    ClassGroup,
     class_stream,
-    consecutive_groups,
-    permuted_stream,
+    class_task,
+    incremental_stream,
+    mixture_stream,
     shuffled_class_stream,
-    shuffled_groups,
     split_stream,
+    transfer_stream,
 )
+from hatrack.streams.pixel_streams import drawn_angles, permuted_stream, rotated_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
+from hatrack.streams.sampling import StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
-from hatrack.streams.transforms import Chain, Normalise, Permute, Transform
+from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Transform
 
 __all__ = [
     "STREAMS",
@@ -22,18 +25,27 @@ __all__ = [
     "ClassGroup",
     "Normalise",
     "Permute",
+    "Rotate",
     "Split",
+    "StreamOptions",
     "StreamSpec",
     "Task",
     "TaskStream",
     "Transform",
+    "all_classes",
     "build_stream",
     "class_stream",
+    "class_task",
     "consecutive_groups",
     "derive_seed",
+    "drawn_angles",
+    "incremental_stream",
+    "mixture_stream",
     "permuted_stream",
+    "rotated_stream",
     "seeded_generator",
     "shuffled_class_stream",
     "shuffled_groups",
     "split_stream",
+    "transfer_stream",
 ]

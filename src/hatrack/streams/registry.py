@@ -12,13 +12,10 @@ from hatrack.data import DATASETS, ImageDataset, load_dataset
 from hatrack.errors import InputError
 from hatrack.names import look_up
 from hatrack.streams.base import TaskStream
-from hatrack.streams.image_streams import (
-    ClassGroup,
-    consecutive_groups,
-    permuted_stream,
-    shuffled_class_stream,
-    split_stream,
-)
+from hatrack.streams.groups import ClassGroup, consecutive_groups
+from hatrack.streams.image_streams import shuffled_class_stream, split_stream
+from hatrack.streams.pixel_streams import permuted_stream
+from hatrack.streams.sampling import StreamOptions
 
 __all__ = ["STREAMS", "ByClass", "ByPermutation", "ByShuffledClasses", "StreamBuilder", "StreamSpec", "build_stream"]
 
@@ -32,22 +29,19 @@ class StreamBuilder(Protocol):
         ...
 
     def __call__(
-        self,
-        datasets: Sequence[ImageDataset],
-        num_tasks: int,
-        *,
-        name: str,
-        seed: int,
-        validation: float,
-        limit: int | None,
+        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
     ) -> TaskStream:
-        """Make the stream of the data sets that its :class:`StreamSpec` names; see :func:`build_stream`."""
+        """Make the first ``num_tasks`` tasks, of the data sets that its :class:`StreamSpec` names.
+
+        Raises:
+            InputError: There are not so many, or an option is out of range.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ByClass:
-    """Make every task of a few classes.
+    """Make every task of a few classes of one data set, in fixed order.
 
     Attributes:
         groups: The classes of each task.
@@ -61,30 +55,18 @@ class ByClass:
         return len(self.groups)
 
     def __call__(
-        self,
-        datasets: Sequence[ImageDataset],
-        num_tasks: int,
-        *,
-        name: str,
-        seed: int,
-        validation: float,
-        limit: int | None,
+        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
     ) -> TaskStream:
-        """Make the stream of the first ``num_tasks`` groups.
-
-        Raises:
-            InputError: There are not so many groups.
-        """
+        """See :class:`StreamBuilder`."""
         if num_tasks > len(self.groups):
             raise InputError(f"stream {name} has {len(self.groups)} tasks; {num_tasks} cannot be made of its classes")
         (dataset,) = datasets
-        groups = self.groups[:num_tasks]
-        return split_stream(dataset, groups, name=name, seed=seed, validation=validation, limit=limit)
+        return split_stream(dataset, self.groups[:num_tasks], options, name=name)
 
 
 @dataclass(frozen=True)
 class ByPermutation:
-    """Make every task of all classes, with the pixels in an order of its own.
+    """Make every task of all classes, with the pixels in an order of its own; as many tasks as one likes.
 
     Attributes:
         num_tasks: Number of tasks if none is asked for.
@@ -93,18 +75,11 @@ class ByPermutation:
     num_tasks: int
 
     def __call__(
-        self,
-        datasets: Sequence[ImageDataset],
-        num_tasks: int,
-        *,
-        name: str,
-        seed: int,
-        validation: float,
-        limit: int | None,
+        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
     ) -> TaskStream:
-        """Make a stream of ``num_tasks`` permutations, of which there are as many as one likes."""
+        """See :class:`StreamBuilder`."""
         (dataset,) = datasets
-        return permuted_stream(dataset, num_tasks, name=name, seed=seed, validation=validation, limit=limit)
+        return permuted_stream(dataset, num_tasks, options, name=name)
 
 
 @dataclass(frozen=True)
@@ -120,23 +95,10 @@ class ByShuffledClasses:
     num_tasks: int
 
     def __call__(
-        self,
-        datasets: Sequence[ImageDataset],
-        num_tasks: int,
-        *,
-        name: str,
-        seed: int,
-        validation: float,
-        limit: int | None,
+        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
     ) -> TaskStream:
-        """Make the first ``num_tasks`` tasks.
-
-        Raises:
-            InputError: There are not so many.
-        """
-        return shuffled_class_stream(
-            datasets, self.sizes, num_tasks, seed=seed, name=name, validation=validation, limit=limit
-        )
+        """See :class:`StreamBuilder`."""
+        return shuffled_class_stream(datasets, self.sizes, options, num_tasks=num_tasks, name=name)
 
 
 @dataclass(frozen=True)
@@ -148,15 +110,12 @@ class StreamSpec:
         description: One line on what its tasks are.
         datasets: Names of the data sets it is made of.
         builder: How it is made.
-        validation: Share of the training images held out for validation if none is asked for; with 0 the training
-            images serve as validation images.
     """
 
     name: str
     description: str
     datasets: tuple[str, ...]
     builder: StreamBuilder
-    validation: float = 0.0
 
 
 _FASHION_PAIRS = ByClass(consecutive_groups(DATASETS["fashion-mnist"].class_names, 2))
@@ -171,14 +130,12 @@ STREAMS: Mapping[str, StreamSpec] = MappingProxyType(
                 description="5 tasks of 2 classes from the part of Fashion-MNIST that is shipped with hatrack",
                 datasets=("fashion-mnist-subset",),
                 builder=_FASHION_PAIRS,
-                validation=0.15,
             ),
             StreamSpec(
                 name="split-fashion-mnist",
                 description="5 tasks of 2 classes of clothing",
                 datasets=("fashion-mnist",),
                 builder=_FASHION_PAIRS,
-                validation=0.15,
             ),
             StreamSpec(
                 name="permuted-fashion-mnist",
@@ -203,21 +160,18 @@ STREAMS: Mapping[str, StreamSpec] = MappingProxyType(
                 description="5 tasks of 2 classes of photographs",
                 datasets=("cifar10",),
                 builder=ByClass(consecutive_groups(DATASETS["cifar10"].class_names, 2)),
-                validation=0.15,
             ),
             StreamSpec(
                 name="split-cifar100",
                 description="5 tasks of 20 classes of photographs",
                 datasets=("cifar100",),
                 builder=ByClass(consecutive_groups(DATASETS["cifar100"].class_names, 20)),
-                validation=0.15,
             ),
             StreamSpec(
                 name="residual-cifar",
                 description="5 tasks of 2 classes of CIFAR-10 and 5 of 20 of CIFAR-100: classes and order by the seed",
                 datasets=("cifar10", "cifar100"),
                 builder=ByShuffledClasses(sizes=(2, 20), num_tasks=10),
-                validation=0.15,
             ),
         )
     }
@@ -227,11 +181,9 @@ STREAMS: Mapping[str, StreamSpec] = MappingProxyType(
 
 def build_stream(
     name: str,
+    options: StreamOptions,
     *,
-    seed: int,
     data_dir: Path | str | None = None,
-    validation: float | None = None,
-    limit: int | None = None,
     num_tasks: int | None = None,
     download: bool = True,
 ) -> TaskStream:
@@ -239,11 +191,8 @@ def build_stream(
 
     Args:
         name: One of :data:`STREAMS`.
-        seed: Determines permutations, shuffled classes and tasks, and which images are held out and kept.
+        options: The seed, and which samples to take.
         data_dir: Folder to look for the data sets in first; see :func:`hatrack.data.load_dataset`.
-        validation: Share of the training images to hold out, stratified; with 0 the training images serve as
-            validation images. None takes the stream's own.
-        limit: Training images per task, balanced over its classes, before any are held out; None keeps all.
         num_tasks: Number of tasks, at least 1; fewer than the stream's own are its first ones, and more are
             possible with permutations only. None takes the stream's own.
         download: Whether a data set found nowhere may be fetched from the network.
@@ -256,11 +205,5 @@ def build_stream(
     tasks = spec.builder.num_tasks if num_tasks is None else num_tasks
     if tasks < 1:
         raise InputError(f"a stream needs at least 1 task, not {tasks}")
-    return spec.builder(
-        [load_dataset(dataset, data_dir, download=download) for dataset in spec.datasets],
-        tasks,
-        name=spec.name,
-        seed=seed,
-        validation=spec.validation if validation is None else validation,
-        limit=limit,
-    )
+    datasets = [load_dataset(dataset, data_dir, download=download) for dataset in spec.datasets]
+    return spec.builder(datasets, tasks, options, name=spec.name)
