@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from hatrack.data.dataset import DatasetSpec, FileVariant, ImageDataset, Variant
+from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageDataset, Variant
 from hatrack.data.idx import read_idx
 from hatrack.data.pictures import PictureLayout, PictureTree
 from hatrack.data.registry import DATASETS, load_dataset
+from hatrack.data.rgb32 import as_rgb32
 from hatrack.data.subset import build_subset, load_subset
 
 __all__ = [
     "DATASETS",
+    "CommonForm",
     "DatasetSpec",
     "FileVariant",
+    "Fitting",
     "ImageDataset",
     "PictureLayout",
     "PictureTree",
     "Variant",
+    "as_rgb32",
     "build_subset",
     "load_dataset",
     "load_subset",

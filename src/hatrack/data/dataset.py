@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -13,7 +14,17 @@ import torch
 from hatrack.data.sources import Absence, NotFoundError, Source
 from hatrack.errors import DataError, InputError
 
-__all__ = ["DatasetSpec", "Decoder", "FileVariant", "ImageArrays", "ImageDataset", "Loaded", "Variant"]
+__all__ = [
+    "CommonForm",
+    "DatasetSpec",
+    "Decoder",
+    "FileVariant",
+    "Fitting",
+    "ImageArrays",
+    "ImageDataset",
+    "Loaded",
+    "Variant",
+]
 
 
 class ImageArrays(NamedTuple):
@@ -91,6 +102,30 @@ class FileVariant:
         return Loaded(self.decode(contents), self.origin or self.name)
 
 
+class Fitting(Enum):
+    """How images become 32 x 32."""
+
+    PAD = "pad"
+    """Zeros around them."""
+    RESIZE = "resize"
+    """Bilinear, whatever their proportions."""
+
+
+@dataclass(frozen=True)
+class CommonForm:
+    """How images take the form 3 x 32 x 32; see :func:`hatrack.data.as_rgb32`.
+
+    Attributes:
+        fitting: What is done to images of another size.
+        mean: Mean that is published for this form, one value for all channels; empty if none is.
+        std: Standard deviation, likewise.
+    """
+
+    fitting: Fitting = Fitting.RESIZE
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Labelled images, held in memory as bytes.
@@ -105,6 +140,7 @@ class ImageDataset:
         mean: Mean of each channel over the training images, after scaling to [0, 1].
         std: Standard deviation of each channel, after scaling to [0, 1].
         origin: One line on the form in which the data set was found, for results to record; empty if unknown.
+        common_form: How the images take the form that all data sets of a mixture share.
 
     Raises:
         InputError: The arrays do not fit together.
@@ -119,6 +155,7 @@ class ImageDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str = ""
+    common_form: CommonForm = CommonForm()
 
     def __post_init__(self) -> None:
         for part, x, y in (("training", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
@@ -155,6 +192,7 @@ class DatasetSpec:
         mean: Mean of each channel of the training images, after scaling to [0, 1].
         std: Standard deviation of each channel, likewise.
         variants: The forms in which it can be had, the preferred one first.
+        common_form: How the images become 3 x 32 x 32.
     """
 
     name: str
@@ -164,6 +202,7 @@ class DatasetSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     variants: tuple[Variant, ...]
+    common_form: CommonForm = CommonForm()
 
     def load(self, data_dir: Path | None = None, *, download: bool = True) -> ImageDataset:
         """Obtain the data set: in the first form that is on this machine, or else can be downloaded.
@@ -180,7 +219,13 @@ class DatasetSpec:
             raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
         arrays, origin = self._load(data_dir, download)
         return ImageDataset(
-            self.name, *arrays, class_names=self.class_names, mean=self.mean, std=self.std, origin=origin
+            self.name,
+            *arrays,
+            class_names=self.class_names,
+            mean=self.mean,
+            std=self.std,
+            origin=origin,
+            common_form=self.common_form,
         )
 
     def _load(self, data_dir: Path | None, download: bool) -> Loaded:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hatrack.data.dataset import DatasetSpec, FileVariant, ImageArrays
+from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageArrays
 from hatrack.data.files import DataFile
 from hatrack.data.idx import decode_idx
 from hatrack.data.sources import PublishedFiles
@@ -66,6 +66,7 @@ MNIST = DatasetSpec(
     class_names=tuple(str(digit) for digit in range(10)),
     mean=(0.1307,),
     std=(0.3081,),
+    common_form=CommonForm(Fitting.PAD, mean=(0.1,), std=(0.2752,)),
     variants=(
         FileVariant(
             name="idx files",
@@ -105,6 +106,7 @@ FASHION_MNIST = DatasetSpec(
     ),
     mean=(0.2860,),
     std=(0.3530,),
+    common_form=CommonForm(Fitting.PAD, mean=(0.2190,), std=(0.3318,)),
     variants=(
         FileVariant(
             name="idx files",

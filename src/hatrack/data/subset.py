@@ -47,6 +47,7 @@ FASHION_MNIST_SUBSET = DatasetSpec(
     # The full set's constants, so that the subset is prepared exactly as the full set is.
     mean=FASHION_MNIST.mean,
     std=FASHION_MNIST.std,
+    common_form=FASHION_MNIST.common_form,
     variants=(
         FileVariant(
             name="idx files",
@@ -97,6 +98,7 @@ def build_subset(dataset: ImageDataset, per_class_train: int, per_class_test: in
         mean=dataset.mean,
         std=dataset.std,
         origin=dataset.origin,
+        common_form=dataset.common_form,
     )
 
 
