@@ -53,7 +53,7 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
     content = json.loads((tmp_path / "run.json").read_text())
     assert list(content) == [
         *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
-        *("metrics", "timing", "environment", "data", "status"),
+        *("metrics", "timing", "environment", "data", "sources", "status"),
     ]
     assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (1, "demo", method, 0)
     assert content["status"] == "finished"
@@ -354,7 +354,7 @@ def test_in_the_same_environment_the_network_and_the_result_are_enough(tmp_path:
 def test_a_finished_run_needs_neither_data_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = finish(request("hat", tmp_path))
     (tmp_path / "net.hat").unlink()
-    monkeypatch.setattr("hatrack.experiments.running.build_stream", None)
+    monkeypatch.setattr("hatrack.experiments.experiment.build_stream", None)
     assert finished_result(request("hat", tmp_path)) == result
     assert finished_result(request("hat", tmp_path / "elsewhere")) is None
 

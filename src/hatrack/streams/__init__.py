@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hatrack.streams.arranging import concatenated, in_portions, interleaved, repeated, shuffled
 from hatrack.streams.base import Split, Task, TaskStream
 from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, shuffled_groups
 from hatrack.streams.image_streams import (
@@ -13,6 +14,7 @@ from hatrack.streams.image_streams import (
     split_stream,
     transfer_stream,
 )
+from hatrack.streams.own import OwnStream, OwnTask, own_stream
 from hatrack.streams.pixel_streams import drawn_angles, permuted_stream, rotated_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
 from hatrack.streams.sampling import StreamOptions
@@ -24,6 +26,8 @@ __all__ = [
     "Chain",
     "ClassGroup",
     "Normalise",
+    "OwnStream",
+    "OwnTask",
     "Permute",
     "Rotate",
     "Split",
@@ -36,14 +40,20 @@ __all__ = [
     "build_stream",
     "class_stream",
     "class_task",
+    "concatenated",
     "consecutive_groups",
     "derive_seed",
     "drawn_angles",
+    "in_portions",
     "incremental_stream",
+    "interleaved",
     "mixture_stream",
+    "own_stream",
     "permuted_stream",
+    "repeated",
     "rotated_stream",
     "seeded_generator",
+    "shuffled",
     "shuffled_class_stream",
     "shuffled_groups",
     "split_stream",

@@ -13,9 +13,9 @@ import torch
 
 from hatrack.data import ImageDataset
 from hatrack.errors import InputError
-from hatrack.streams.base import Split, Task, TaskStream
+from hatrack.streams.base import Split, Task, TaskStream, sampled_task
 from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, shuffled_groups
-from hatrack.streams.sampling import StreamOptions, balanced_rows
+from hatrack.streams.sampling import StreamOptions
 from hatrack.streams.seeding import seeded_generator
 from hatrack.streams.transforms import Normalise, Transform
 
@@ -182,14 +182,10 @@ def class_task(
         )
     if transform is None:
         transform = Normalise(dataset.mean, dataset.std)
-    rows, labels = _rows_of(dataset.y_train, group)
-    if options.limit is not None:
-        kept = balanced_rows(labels, options.limit, seeded_generator(options.seed, "limit", index))
-        rows, labels = rows[kept], labels[kept]
-    everything = Split(dataset.x_train, rows, labels, transform)
-    train, valid = everything.divided(options.validation, seeded_generator(options.seed, "validation", index))
+    classes = tuple(dataset.class_names[label] for label in group.classes)
+    train = Split(dataset.x_train, *_rows_of(dataset.y_train, group), transform)
     test = Split(dataset.x_test, *_rows_of(dataset.y_test, group), transform)
-    return Task(group.name, tuple(dataset.class_names[label] for label in group.classes), train, valid, test)
+    return sampled_task(group.name, classes, train, test, options, index=index)
 
 
 def origins_of(datasets: Iterable[ImageDataset]) -> tuple[str, ...]:

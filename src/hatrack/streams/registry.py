@@ -2,103 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
-from hatrack.data import DATASETS, ImageDataset, load_dataset
+from hatrack.data import DATASETS, load_dataset
 from hatrack.errors import InputError
 from hatrack.names import look_up
 from hatrack.streams.base import TaskStream
+from hatrack.streams.builders import (
+    ByClass,
+    ByPermutation,
+    ByRotation,
+    ByShuffledClasses,
+    Incremental,
+    Mixture,
+    StreamBuilder,
+    Whole,
+)
 from hatrack.streams.groups import ClassGroup, consecutive_groups
-from hatrack.streams.image_streams import shuffled_class_stream, split_stream
-from hatrack.streams.pixel_streams import permuted_stream
 from hatrack.streams.sampling import StreamOptions
 
-__all__ = ["STREAMS", "ByClass", "ByPermutation", "ByShuffledClasses", "StreamBuilder", "StreamSpec", "build_stream"]
-
-
-class StreamBuilder(Protocol):
-    """A way to make a stream of one data set or of several."""
-
-    @property
-    def num_tasks(self) -> int:
-        """Number of tasks if none is asked for."""
-        ...
-
-    def __call__(
-        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
-    ) -> TaskStream:
-        """Make the first ``num_tasks`` tasks, of the data sets that its :class:`StreamSpec` names.
-
-        Raises:
-            InputError: There are not so many, or an option is out of range.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class ByClass:
-    """Make every task of a few classes of one data set, in fixed order.
-
-    Attributes:
-        groups: The classes of each task.
-    """
-
-    groups: Sequence[ClassGroup]
-
-    @property
-    def num_tasks(self) -> int:
-        """Number of groups."""
-        return len(self.groups)
-
-    def __call__(
-        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
-    ) -> TaskStream:
-        """See :class:`StreamBuilder`."""
-        if num_tasks > len(self.groups):
-            raise InputError(f"stream {name} has {len(self.groups)} tasks; {num_tasks} cannot be made of its classes")
-        (dataset,) = datasets
-        return split_stream(dataset, self.groups[:num_tasks], options, name=name)
-
-
-@dataclass(frozen=True)
-class ByPermutation:
-    """Make every task of all classes, with the pixels in an order of its own; as many tasks as one likes.
-
-    Attributes:
-        num_tasks: Number of tasks if none is asked for.
-    """
-
-    num_tasks: int
-
-    def __call__(
-        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
-    ) -> TaskStream:
-        """See :class:`StreamBuilder`."""
-        (dataset,) = datasets
-        return permuted_stream(dataset, num_tasks, options, name=name)
-
-
-@dataclass(frozen=True)
-class ByShuffledClasses:
-    """Make every task of a few classes of one of several data sets; the seed draws the classes and the order.
-
-    Attributes:
-        sizes: Classes per task, for each data set.
-        num_tasks: Number of tasks if none is asked for.
-    """
-
-    sizes: tuple[int, ...]
-    num_tasks: int
-
-    def __call__(
-        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
-    ) -> TaskStream:
-        """See :class:`StreamBuilder`."""
-        return shuffled_class_stream(datasets, self.sizes, options, num_tasks=num_tasks, name=name)
+__all__ = ["STREAMS", "StreamSpec", "build_stream"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +46,9 @@ class StreamSpec:
 
 _FASHION_PAIRS = ByClass(consecutive_groups(DATASETS["fashion-mnist"].class_names, 2))
 _DIGIT_HALVES = ByClass((ClassGroup("digits-0-4", (0, 1, 2, 3, 4)), ClassGroup("digits-5-9", (5, 6, 7, 8, 9))))
+
+_MIXTURE = ("cifar10", "cifar100", "facescrub", "fashion-mnist", "notmnist", "mnist", "svhn", "traffic-signs")
+_OPEN_MIXTURE = ("mnist", "fashion-mnist", "notmnist", "cifar10", "traffic-signs", "animals")
 
 STREAMS: Mapping[str, StreamSpec] = MappingProxyType(
     {
@@ -172,6 +101,57 @@ STREAMS: Mapping[str, StreamSpec] = MappingProxyType(
                 description="5 tasks of 2 classes of CIFAR-10 and 5 of 20 of CIFAR-100: classes and order by the seed",
                 datasets=("cifar10", "cifar100"),
                 builder=ByShuffledClasses(sizes=(2, 20), num_tasks=10),
+            ),
+            StreamSpec(
+                name="incremental-cifar",
+                description="5 tasks of 2 classes of CIFAR-10 and 5 of 20 of CIFAR-100, in an order by the seed",
+                datasets=("cifar10", "cifar100"),
+                builder=Incremental(sizes=(2, 20), num_tasks=10),
+            ),
+            StreamSpec(
+                name="mixture",
+                description="8 data sets as colour images of 32 x 32, in an order by the seed",
+                datasets=_MIXTURE,
+                builder=Mixture(len(_MIXTURE)),
+            ),
+            StreamSpec(
+                name="mixture-open",
+                description="6 data sets that are freely at hand as colour images of 32 x 32, in an order by the seed",
+                datasets=_OPEN_MIXTURE,
+                builder=Mixture(len(_OPEN_MIXTURE)),
+            ),
+            StreamSpec(
+                name="rotated-mnist",
+                description="10 tasks of 10 handwritten digits, each turned by an angle of its own",
+                datasets=("mnist",),
+                builder=ByRotation(10),
+            ),
+            StreamSpec(
+                name="rotated-fashion-mnist",
+                description="10 tasks of 10 classes of clothing, each turned by an angle of its own",
+                datasets=("fashion-mnist",),
+                builder=ByRotation(10),
+            ),
+            StreamSpec(
+                name="transfer-mnist-fashion",
+                description="2 tasks: handwritten digits, then clothing",
+                datasets=("mnist", "fashion-mnist"),
+                builder=Mixture(2, drawn=False),
+            ),
+            StreamSpec(
+                name="all-mnist",
+                description="1 task of 10 handwritten digits",
+                datasets=("mnist",),
+                builder=Whole(),
+            ),
+            *(
+                StreamSpec(
+                    name=f"all-{name}-rgb32",
+                    description=f"1 task of all classes of {name} as colour images of 32 x 32",
+                    datasets=(name,),
+                    builder=Mixture(1),
+                )
+                for name in _MIXTURE
             ),
         )
     }
