@@ -23,9 +23,8 @@ backbone = nn.Sequential(
 net = hatrack.HATNetwork(backbone, example_input=torch.zeros(1, 1, 28, 28))
 print(net.units, "\n")
 
-first, second = build_stream(
-    "demo", StreamOptions(seed=0, validation=0.15), num_tasks=2
-)  # T-shirts and trousers; pullovers and dresses
+# T-shirts and trousers; pullovers and dresses
+first, second = build_stream("demo", StreamOptions(seed=0, validation=0.15), num_tasks=2)
 
 
 def learn(task, epochs=4, batch_size=32):

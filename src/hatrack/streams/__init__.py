@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hatrack.streams.arranging import concatenated, in_portions, interleaved, repeated, shuffled
 from hatrack.streams.base import Split, Task, TaskStream
+from hatrack.streams.boundaries import DetectorSettings, LossDetector, Surprise, Unannounced, usual_limit
 from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, shuffled_groups
 from hatrack.streams.image_streams import (
     class_stream,
@@ -25,6 +26,8 @@ __all__ = [
     "STREAMS",
     "Chain",
     "ClassGroup",
+    "DetectorSettings",
+    "LossDetector",
     "Normalise",
     "OwnStream",
     "OwnTask",
@@ -33,9 +36,11 @@ __all__ = [
     "Split",
     "StreamOptions",
     "StreamSpec",
+    "Surprise",
     "Task",
     "TaskStream",
     "Transform",
+    "Unannounced",
     "all_classes",
     "build_stream",
     "class_stream",
@@ -58,4 +63,5 @@ __all__ = [
     "shuffled_groups",
     "split_stream",
     "transfer_stream",
+    "usual_limit",
 ]
