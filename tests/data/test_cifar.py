@@ -29,7 +29,8 @@ from hatrack.data.cifar import CIFAR10, CIFAR100, _variants
 from hatrack.data.cifar_formats import CifarFormat
 from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
-from hatrack.data.pictures import PictureLayout, PictureTree
+from hatrack.data.pictures import PictureLayout
+from hatrack.data.trees import PictureTree
 from hatrack.errors import DataError
 
 ARRAYS = {layout: arrays_of(layout) for layout in (TEN, HUNDRED)}

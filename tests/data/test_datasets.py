@@ -44,7 +44,7 @@ class Form:
     downloads: bool = False
     asked: list[bool] = dataclasses.field(default_factory=list)
 
-    def load(self, dataset: str, data_dir: Path | None, *, download: bool) -> Loaded:
+    def load(self, dataset: str, data_dir: Path | None, *, download: bool, monitor: object = None) -> Loaded:
         self.asked.append(download)
         if self.failure is not None and not (download and self.downloads):
             raise self.failure

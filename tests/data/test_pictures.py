@@ -8,8 +8,9 @@ import torch
 from miniatures import picture, put, zipped
 
 from hatrack.data import pictures
-from hatrack.data.pictures import PictureLayout, PictureTree, decode_pictures, tree_digest
+from hatrack.data.pictures import PictureLayout, decode_pictures
 from hatrack.data.sources import NotFoundError
+from hatrack.data.trees import PictureTree, tree_digest
 from hatrack.errors import DataError
 
 CLASSES = ("zebra", "ant")  # not in alphabetical order: labels follow this one

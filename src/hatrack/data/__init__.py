@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageDataset, Variant
+from hatrack.data.download import DownloadMonitor
 from hatrack.data.idx import read_idx
-from hatrack.data.pictures import PictureLayout, PictureTree
+from hatrack.data.pictures import PictureLayout
 from hatrack.data.registry import DATASETS, load_dataset
 from hatrack.data.rgb32 import as_rgb32
 from hatrack.data.subset import build_subset, load_subset
+from hatrack.data.trees import PictureTree, TreeLayout
 
 __all__ = [
     "DATASETS",
     "CommonForm",
     "DatasetSpec",
+    "DownloadMonitor",
     "FileVariant",
     "Fitting",
     "ImageDataset",
     "PictureLayout",
     "PictureTree",
+    "TreeLayout",
     "Variant",
     "as_rgb32",
     "build_subset",

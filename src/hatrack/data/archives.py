@@ -10,16 +10,107 @@ import io
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from hatrack.errors import DataError
 
-__all__ = ["read_tar_gz", "read_zip"]
+__all__ = ["Limits", "read_archive", "read_tar_gz", "read_zip"]
 
 GZIP_WINDOW = 31
 """zlib's code for the largest window, with a gzip header."""
 
+GZIP_MAGIC = b"\x1f\x8b"
 ENCRYPTED = 0x1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is read of a tree of files, or of an archive of them.
+
+    Attributes:
+        files: Largest number of files.
+        file_bytes: Largest size of one of them, unpacked.
+        bytes: Largest size of all of them together, unpacked, and of the archive itself.
+    """
+
+    files: int
+    file_bytes: int
+    bytes: int
+
+
+def read_archive(
+    payload: bytes, choose: Callable[[Sequence[str]], Collection[str]], limits: Limits, *, origin: str
+) -> dict[str, bytes]:
+    """Read some files out of a zip archive, or out of a tar archive that is packed with gzip.
+
+    Args:
+        payload: The bytes of the archive; their beginning tells which of the two it is.
+        choose: Given the names of all files, returns those to read. ``./`` before a name in a tar archive is left out.
+        limits: How much may be read.
+        origin: Where the bytes come from, for the error message.
+
+    Returns:
+        The content of each file by its full name.
+
+    Raises:
+        DataError: The archive is damaged, encrypted, or holds too much, or names that point outside of it.
+    """
+    if payload.startswith(GZIP_MAGIC):
+        return _read_tar(_gunzip(payload, limits.bytes, origin), choose, limits, origin)
+    chosen = frozenset(choose(_zip_names(payload, origin)))
+    return read_zip(
+        payload,
+        chosen.__contains__,
+        files=limits.files,
+        file_limit=limits.file_bytes,
+        limit=limits.bytes,
+        origin=origin,
+    )
+
+
+def _read_tar(
+    content: bytes, choose: Callable[[Sequence[str]], Collection[str]], limits: Limits, origin: str
+) -> dict[str, bytes]:
+    entries: dict[str, tarfile.TarInfo] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for entry in archive:
+                name = entry.name.removeprefix("./")
+                if entry.isdir():
+                    continue
+                _require_plain_name(name, origin)
+                if not entry.isreg() or entry.issparse() or name in entries:
+                    raise DataError(f"{origin}: {name} is there twice, or is no plain file; do not trust it")
+                entries[name] = entry
+            chosen = choose(list(entries))
+            if len(chosen) > limits.files:
+                raise DataError(f"{origin}: holds more than {limits.files} images")
+            for name in chosen:
+                if entries[name].size > limits.file_bytes:
+                    raise DataError(
+                        f"{origin}: {name} unpacks to {entries[name].size} bytes, more than the {limits.file_bytes} "
+                        "that an image may have"
+                    )
+            return {name: _content_of(archive, entries[name]) for name in chosen}
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
+        raise DataError(f"{origin}: the tar archive is damaged ({error}); fetch it again") from error
+
+
+def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(entry)
+    content = b"" if file is None else file.read()
+    if len(content) != entry.size:
+        raise EOFError("unexpected end of data")
+    return content
+
+
+def _zip_names(payload: bytes, origin: str) -> list[str]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+            return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, OSError, RuntimeError) as error:
+        raise DataError(f"{origin}: the zip archive is damaged ({error}); fetch it again") from error
 
 
 def read_tar_gz(payload: bytes, members: Collection[str], *, limit: int, origin: str) -> dict[str, bytes]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from hatrack.data.cifar_formats import CifarFormat
 from hatrack.data.dataset import DatasetSpec, Decoder, FileVariant, Variant
 from hatrack.data.files import DataFile
-from hatrack.data.pictures import PictureLayout, PictureTree
+from hatrack.data.pictures import PictureLayout
 from hatrack.data.sources import PublishedFiles
+from hatrack.data.trees import PictureTree
 
 __all__ = ["CIFAR10", "CIFAR10_FORMAT", "CIFAR100", "CIFAR100_FORMAT"]
 

@@ -9,9 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
+import PIL
 import torch
 
-from hatrack.data.sources import Absence, NotFoundError, Source
+from hatrack.data.arrays import ImageArrays
+from hatrack.data.download import DownloadMonitor, offline
+from hatrack.data.prepared import Decoded, prepared
+from hatrack.data.sources import Absence, NotFoundError, Source, cache_root
 from hatrack.errors import DataError, InputError
 
 __all__ = [
@@ -25,15 +29,6 @@ __all__ = [
     "Loaded",
     "Variant",
 ]
-
-
-class ImageArrays(NamedTuple):
-    """The bare arrays of a data set: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
-
-    x_train: torch.Tensor
-    y_train: torch.Tensor
-    x_test: torch.Tensor
-    y_test: torch.Tensor
 
 
 Decoder: TypeAlias = Callable[[Mapping[str, bytes]], ImageArrays]
@@ -60,17 +55,30 @@ class Variant(Protocol):
         """Whether the network could provide it."""
         ...
 
-    def load(self, dataset: str, data_dir: Path | None, *, download: bool) -> Loaded:
+    def load(
+        self, dataset: str, data_dir: Path | None, *, download: bool, monitor: DownloadMonitor | None = None
+    ) -> Loaded:
         """Obtain the data set in this form.
 
         Args:
             dataset: Name of the data set.
             data_dir: Folder to look in before all others, or None.
             download: Whether the network may be used.
+            monitor: Told how downloads go on.
 
         Raises:
             NotFoundError: This form was found nowhere.
             DataError: It was found damaged.
+        """
+        ...
+
+    def locate(self, dataset: str, data_dir: Path | None) -> tuple[Path, ...]:
+        """Return the files or the folder on this machine from which :meth:`load` would take the data set.
+
+        Published files are verified; trees of pictures are not read.
+
+        Raises:
+            NotFoundError: This form was found nowhere.
         """
         ...
 
@@ -84,22 +92,41 @@ class FileVariant:
         source: Where its files come from.
         decode: How their content becomes arrays.
         origin: What results record, by default the name; forms with the same images in the same order share it.
+        keep: Above 0 if the arrays are kept once decoded, because decoding is slow. Raise it when ``decode`` changes,
+            so that what was kept before is no longer used.
     """
 
     name: str
     source: Source
     decode: Decoder
     origin: str = ""
+    keep: int = 0
 
     @property
     def downloads(self) -> bool:
         """Whether its source can download."""
         return self.source.downloads
 
-    def load(self, dataset: str, data_dir: Path | None = None, *, download: bool = True) -> Loaded:
+    def load(
+        self,
+        dataset: str,
+        data_dir: Path | None = None,
+        *,
+        download: bool = True,
+        monitor: DownloadMonitor | None = None,
+    ) -> Loaded:
         """Fetch, verify and decode the files. See :class:`Variant`."""
-        contents = self.source.fetch(dataset, data_dir, download=download)
-        return Loaded(self.decode(contents), self.origin or self.name)
+        contents = self.source.fetch(dataset, data_dir, download=download, monitor=monitor)
+        origin = self.origin or self.name
+        if not self.keep:
+            return Loaded(self.decode(contents), origin)
+        key = f"{self.source.digest} {self.keep} pillow {PIL.__version__}"
+        path = cache_root() / dataset / f"{self.name.replace(' ', '-')}.safetensors"
+        return Loaded(prepared(path, key, lambda: Decoded(self.decode(contents), self.source.digest)).arrays, origin)
+
+    def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
+        """Return where the files are. See :class:`Variant`."""
+        return self.source.locate(dataset, data_dir)
 
 
 class Fitting(Enum):
@@ -204,20 +231,27 @@ class DatasetSpec:
     variants: tuple[Variant, ...]
     common_form: CommonForm = CommonForm()
 
-    def load(self, data_dir: Path | None = None, *, download: bool = True) -> ImageDataset:
+    @property
+    def downloads(self) -> bool:
+        """Whether the network could provide it."""
+        return any(variant.downloads for variant in self.variants)
+
+    def load(
+        self, data_dir: Path | None = None, *, download: bool = True, monitor: DownloadMonitor | None = None
+    ) -> ImageDataset:
         """Obtain the data set: in the first form that is on this machine, or else can be downloaded.
 
         Args:
             data_dir: Folder to look in before all others.
-            download: Whether files found nowhere may be fetched from the network.
+            download: Whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
+            monitor: Told how downloads go on.
 
         Raises:
             InputError: ``data_dir`` is no folder.
             DataError: a file is missing or damaged; the message says what to do.
         """
-        if data_dir is not None and not data_dir.is_dir():
-            raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
-        arrays, origin = self._load(data_dir, download)
+        _require_folder(data_dir)
+        arrays, origin = self._load(data_dir, download and not offline(), monitor)
         return ImageDataset(
             self.name,
             *arrays,
@@ -228,23 +262,67 @@ class DatasetSpec:
             common_form=self.common_form,
         )
 
-    def _load(self, data_dir: Path | None, download: bool) -> Loaded:
+    def locate(self, data_dir: Path | None = None) -> tuple[Variant, tuple[Path, ...]]:
+        """Return the form in which :meth:`load` would find the data set on this machine, and where.
+
+        Published files are verified; trees of pictures are not read.
+
+        Args:
+            data_dir: Folder to look in before all others.
+
+        Raises:
+            InputError: ``data_dir`` is no folder.
+            NotFoundError: It is not on this machine; the message says what to do.
+        """
+        _require_folder(data_dir)
+        search = _Search(self.name)
+        for variant in self.variants:
+            with search:
+                return variant, variant.locate(self.name, data_dir)
+        raise search.failure()
+
+    def _load(self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None) -> Loaded:
         if len(self.variants) == 1:  # nothing to choose from, so its own error says it best
-            return self.variants[0].load(self.name, data_dir, download=download)
-        absences: dict[str, Absence] = {}
-        faults: list[str] = []
+            return self.variants[0].load(self.name, data_dir, download=download, monitor=monitor)
+        search = _Search(self.name)
         for downloading in (False, True) if download else (False,):
             for variant in self.variants:
                 if downloading and not variant.downloads:
                     continue
-                try:
-                    return variant.load(self.name, data_dir, download=downloading)
-                except NotFoundError as error:
-                    absences[variant.name] = error.absence
-                except DataError as error:  # a damaged form must not hide a sound one
-                    faults.append(str(error))
+                with search:
+                    return variant.load(self.name, data_dir, download=downloading, monitor=monitor)
+        raise search.failure()
+
+
+def _require_folder(data_dir: Path | None) -> None:
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
+
+
+class _Search:
+    """Gathers, as a context around each attempt, why the forms of a data set cannot be had."""
+
+    def __init__(self, dataset: str) -> None:
+        self._dataset = dataset
+        self._errors: list[DataError] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, DataError):  # a damaged form must not hide a sound one
+            self._errors.append(error)
+            return True
+        return False
+
+    def failure(self) -> DataError:
+        """The one error that says all: where it was looked, what was wrong there, and what to do."""
+        absences = [error.absence for error in self._errors if isinstance(error, NotFoundError)]
+        faults = [str(error) for error in self._errors if not isinstance(error, NotFoundError)]
+        if len({str(error) for error in self._errors}) == 1:
+            return self._errors[-1]
         if not absences:
-            raise DataError("; ".join(dict.fromkeys(faults)))
-        whole = Absence.of_all(absences.values())
+            return DataError("; ".join(dict.fromkeys(faults)))
+        whole = Absence.of_all(absences)
         whole = dataclasses.replace(whole, faults=tuple(dict.fromkeys((*whole.faults, *faults))))
-        raise NotFoundError(f"{self.name}:", whole)
+        return NotFoundError(f"{self._dataset}:", whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from hatrack.data.dataset import ImageArrays
+from hatrack.data.arrays import ImageArrays
 from hatrack.errors import CheckpointError
 
 __all__ = ["FORMAT", "Decoded", "prepared"]

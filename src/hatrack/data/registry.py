@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from hatrack.data.cifar import CIFAR10, CIFAR100
 from hatrack.data.dataset import DatasetSpec, ImageDataset
+from hatrack.data.download import DownloadMonitor
 from hatrack.data.mnist import FASHION_MNIST, MNIST
 from hatrack.data.subset import FASHION_MNIST_SUBSET
 from hatrack.names import look_up
@@ -20,7 +21,13 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
 """Every known data set by name."""
 
 
-def load_dataset(name: str, data_dir: Path | str | None = None, *, download: bool = True) -> ImageDataset:
+def load_dataset(
+    name: str,
+    data_dir: Path | str | None = None,
+    *,
+    download: bool = True,
+    monitor: DownloadMonitor | None = None,
+) -> ImageDataset:
     """Load a data set by name.
 
     Its files are looked for in ``data_dir``, in ``$HATRACK_DATA``, in the system's folder where there is one, in
@@ -30,11 +37,12 @@ def load_dataset(name: str, data_dir: Path | str | None = None, *, download: boo
     Args:
         name: One of :data:`DATASETS`.
         data_dir: Folder to look in first; it must exist if given.
-        download: Whether files found nowhere may be fetched from the network.
+        download: Whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
+        monitor: Told how downloads go on: the file's name, the bytes that are there, and how many there will be.
 
     Raises:
         InputError: There is no data set of that name.
         DataError: The files are missing or damaged; the message says how to get them.
     """
     spec = look_up("data set", name, DATASETS)
-    return spec.load(None if data_dir is None else Path(data_dir), download=download)
+    return spec.load(None if data_dir is None else Path(data_dir), download=download, monitor=monitor)

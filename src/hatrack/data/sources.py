@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from hatrack.data.download import download_file
+from hatrack.data.download import DownloadMonitor, download_file
 from hatrack.data.files import DataFile, read_payload, unpack
 from hatrack.errors import DataError
 
 __all__ = [
     "Absence",
+    "FoundFile",
     "NotFoundError",
     "PackagedFiles",
     "PublishedFiles",
@@ -37,6 +39,7 @@ class Absence:
         wanted: What would have done, each entry for itself.
         folders: Folder names under which a data directory may hold it.
         system_advice: How to get it from the operating system, or empty.
+        cache: The folder of downloads, which would do too, if it is looked at.
     """
 
     places: tuple[Path, ...]
@@ -44,6 +47,7 @@ class Absence:
     wanted: tuple[str, ...]
     folders: tuple[str, ...]
     system_advice: str = ""
+    cache: Path | None = None
 
     @classmethod
     def of_all(cls, absences: Iterable[Absence]) -> Absence:
@@ -55,6 +59,7 @@ class Absence:
             wanted=tuple(dict.fromkeys(wish for one in every for wish in one.wanted)),
             folders=tuple(dict.fromkeys(folder for one in every for folder in one.folders)),
             system_advice=next((one.system_advice for one in every if one.system_advice), ""),
+            cache=next((one.cache for one in every if one.cache), None),
         )
 
     def message(self, what: str) -> str:
@@ -62,8 +67,9 @@ class Absence:
         searched = ", ".join(map(str, self.places))
         instead = f" ({'; '.join(self.faults)})" if self.faults else ""
         system = f", or {self.system_advice}" if self.system_advice else ""
+        own = f"{self.cache}, or into " if self.cache else ""
         return (
-            f"{what} not found in {searched}{instead}; put {' or '.join(self.wanted)} into a folder DIR or "
+            f"{what} not found in {searched}{instead}; put {' or '.join(self.wanted)} into {own}a folder DIR or "
             f"DIR/{self.folders[0]} and give it as --data DIR or {DATA_VARIABLE}=DIR{system}"
         )
 
@@ -83,13 +89,16 @@ class NotFoundError(DataError):
 class Source(Protocol):
     """Something that can provide the verified content of a data set's files."""
 
-    def fetch(self, dataset: str, data_dir: Path | None, *, download: bool) -> dict[str, bytes]:
+    def fetch(
+        self, dataset: str, data_dir: Path | None, *, download: bool, monitor: DownloadMonitor | None = None
+    ) -> dict[str, bytes]:
         """Return the content of every file by its plain name.
 
         Args:
             dataset: Name of the data set, for error messages.
             data_dir: Folder to look in first, or None.
             download: Whether the network may be used.
+            monitor: Told how downloads go on.
 
         Raises:
             NotFoundError: A file was found nowhere, at least not with the right content.
@@ -97,9 +106,22 @@ class Source(Protocol):
         """
         ...
 
+    def locate(self, dataset: str, data_dir: Path | None) -> tuple[Path, ...]:
+        """Return where every file is on this machine, after verifying its content.
+
+        Raises:
+            NotFoundError: As :meth:`fetch`.
+        """
+        ...
+
     @property
     def downloads(self) -> bool:
         """Whether the network could provide what this machine lacks."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What all verified contents have in common: it changes when other files are asked for."""
         ...
 
 
@@ -120,9 +142,27 @@ class PackagedFiles:
         """No: the files come with the installation."""
         return False
 
-    def fetch(self, dataset: str, data_dir: Path | None = None, *, download: bool = True) -> dict[str, bytes]:
+    @property
+    def digest(self) -> str:
+        """See :class:`Source`."""
+        return _digest(self.files)
+
+    def fetch(
+        self,
+        dataset: str,
+        data_dir: Path | None = None,
+        *,
+        download: bool = True,
+        monitor: DownloadMonitor | None = None,
+    ) -> dict[str, bytes]:
         """Return the content of every file; needs neither ``data_dir`` nor the network. See :class:`Source`."""
         return {file.name: self._read(file, dataset) for file in self.files}
+
+    def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
+        """Return where the files are installed. See :class:`Source`."""
+        self.fetch(dataset, data_dir)
+        folder = resources.files("hatrack.data") / self.folder
+        return tuple(Path(str(folder / file.published_name)) for file in self.files)
 
     def _read(self, file: DataFile, dataset: str) -> bytes:
         resource = resources.files("hatrack.data") / self.folder / file.published_name
@@ -161,32 +201,68 @@ class PublishedFiles:
         """Whether there is a download address."""
         return bool(self.mirrors)
 
-    def fetch(self, dataset: str, data_dir: Path | None = None, *, download: bool = True) -> dict[str, bytes]:
+    @property
+    def digest(self) -> str:
+        """See :class:`Source`."""
+        return _digest(self.files)
+
+    def fetch(
+        self,
+        dataset: str,
+        data_dir: Path | None = None,
+        *,
+        download: bool = True,
+        monitor: DownloadMonitor | None = None,
+    ) -> dict[str, bytes]:
         """Return the content of every file, downloading into the cache what is not there. See :class:`Source`."""
+        return {found.file.name: found.content for found in self._find(dataset, data_dir, download, monitor)}
+
+    def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
+        """Return where every file is on this machine. See :class:`Source`."""
+        return tuple(found.path for found in self._find(dataset, data_dir, False, None))
+
+    def _find(
+        self, dataset: str, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None
+    ) -> Iterator[FoundFile]:
         cache = cache_root() / dataset
         places = [*data_roots(data_dir), *self.system_folders, cache]
         folders = [place / name for place in places for name in (*self.folders, "")]
-        contents: dict[str, bytes] = {}
+        first = ""
         for file in self.files:
-            content, faults = find_file(file, folders, dataset=dataset)
-            if content is None and download:
+            found, faults = find_file(file, folders, dataset=dataset)
+            if found is None and download:
                 try:
-                    content = download_file(file, self.mirrors, cache, dataset=dataset)
+                    content = download_file(file, self.mirrors, cache, dataset=dataset, monitor=monitor)
+                    found = FoundFile(file, cache / file.published_name, content)
                 except DataError as error:
                     faults.append(str(error))
-            if content is None:
+            if found is None:
                 names = f"{', '.join(file.published_name for file in self.files)} (packed or not)"
-                if contents and not faults:
-                    faults.append(f"{file.name} is missing beside {next(iter(contents))}")
-                raise NotFoundError(
-                    f"{dataset}: {file.name}",
-                    Absence(tuple(places), tuple(faults), (self.wanted or names,), self.folders, self.system_advice),
+                if first and not faults:
+                    faults.append(f"{file.name} is missing beside {first}")
+                wanted = (self.wanted or names,)
+                absence = Absence(
+                    tuple(places), tuple(faults), wanted, self.folders, self.system_advice, cache if download else None
                 )
-            contents[file.name] = content
-        return contents
+                raise NotFoundError(f"{dataset}: {file.name}", absence)
+            first = first or file.name
+            yield found
 
 
-def find_file(file: DataFile, folders: Sequence[Path], *, dataset: str) -> tuple[bytes | None, list[str]]:
+class FoundFile(NamedTuple):
+    """A file on this machine, and its verified content, by which it is ``file``."""
+
+    file: DataFile
+    path: Path
+    content: bytes
+
+
+def _digest(files: Iterable[DataFile]) -> str:
+    known = "\n".join(f"{file.name} {file.sha256 or file.md5}" for file in files)
+    return hashlib.sha256(known.encode()).hexdigest()
+
+
+def find_file(file: DataFile, folders: Sequence[Path], *, dataset: str) -> tuple[FoundFile | None, list[str]]:
     """Look for a file by name and content.
 
     Args:
@@ -195,8 +271,8 @@ def find_file(file: DataFile, folders: Sequence[Path], *, dataset: str) -> tuple
         dataset: Name of the data set, for the messages.
 
     Returns:
-        The content of the first file that has the right one, or None; and what was wrong with each file of the
-        right name that was passed over.
+        The first file that has the right content, or None; and what was wrong with each file of the right name that
+        was passed over.
     """
     faults: list[str] = []
     for folder in folders:
@@ -204,9 +280,11 @@ def find_file(file: DataFile, folders: Sequence[Path], *, dataset: str) -> tuple
             if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a folder may not be entered
                 continue
             try:
-                return file.opened(read_payload(path), origin=str(path), dataset=dataset), faults
+                content = file.opened(read_payload(path), origin=str(path), dataset=dataset)
             except DataError as error:
                 faults.append(str(error))
+            else:
+                return FoundFile(file, path, content), faults
     return None, faults
 
 

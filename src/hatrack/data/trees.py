@@ -1,0 +1,223 @@
+"""Data sets as trees of files, in a folder or in an archive: found, read, decoded once, and then kept.
+
+A tree is known by the digest of its paths and contents, which is the same for an archive and for the folder that it
+unpacks to. Any tree that its layout accepts is used; a tree that is not a published one is recorded as such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+
+import PIL
+
+from hatrack.data.archives import Limits, read_archive
+from hatrack.data.arrays import ImageArrays
+from hatrack.data.dataset import Loaded
+from hatrack.data.download import DownloadMonitor
+from hatrack.data.files import read_payload
+from hatrack.data.prepared import Decoded, prepared
+from hatrack.data.sources import Absence, NotFoundError, cache_root, data_roots
+from hatrack.errors import DataError
+
+__all__ = ["PictureTree", "TreeLayout", "tree_digest"]
+
+
+class TreeLayout(Protocol):
+    """What a tree of files must hold, and how it becomes arrays. Its ``repr`` must tell it from all others."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Which files belong to the tree: paths within it, with ``*`` for any name of a folder or file."""
+        ...
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Folders within it by all of which a folder is taken for such a tree."""
+        ...
+
+    @property
+    def advice(self) -> str:
+        """What to put where, for a person who lacks it: ``pictures as train/CLASS/*.png``."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """How much there may be."""
+        ...
+
+    def choose(self, names: Sequence[str]) -> list[str]:
+        """Return those of the names that fit the patterns that are to be read, in any order."""
+        ...
+
+    def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
+        """Turn the contents of the files into arrays.
+
+        Args:
+            contents: By path within the tree.
+            origin: Where they come from, for the error message.
+
+        Raises:
+            DataError: They are not what they should be.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PictureTree:
+    """A variant of a data set: a tree of pictures, decoded once and then kept. See :class:`~hatrack.data.Variant`.
+
+    Attributes:
+        name: What the form is called.
+        archives: Names of archives to look for.
+        folders: Folder names under which a data directory may hold the archive or the tree; the directory itself is
+            tried last.
+        layout: What the tree must hold.
+        known: What published trees are called, by their digest.
+        top: Name of the folder that holds the tree within the archives, or empty.
+    """
+
+    name: str
+    archives: tuple[str, ...]
+    folders: tuple[str, ...]
+    layout: TreeLayout
+    known: Mapping[str, str] = field(default_factory=dict)
+    top: str = ""
+
+    @property
+    def downloads(self) -> bool:
+        """No: a tree is looked for on this machine only."""
+        return False
+
+    def load(
+        self,
+        dataset: str,
+        data_dir: Path | None = None,
+        *,
+        download: bool = False,
+        monitor: DownloadMonitor | None = None,
+    ) -> Loaded:
+        """Decode the first tree that is as it should be, or take what was kept of it.
+
+        Raises:
+            NotFoundError: There is none; what was wrong with others is named.
+        """
+        faults = []
+        kept = cache_root() / dataset / f"{self.name.replace(' ', '-')}.safetensors"
+        for path in self._candidates(dataset, data_dir):
+            try:
+                arrays, digest = self._decoded(path, kept)
+            except DataError as error:
+                faults.append(str(error))
+            except OSError as error:
+                faults.append(f"{path}: cannot be read ({error.strerror or error})")
+            else:
+                return Loaded(arrays, self.known.get(digest, f"{self.name}, not a published set: SHA-256 {digest}"))
+        raise self._absence(dataset, data_dir, faults)
+
+    def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
+        """Return the archive or the folder that would be read first, without reading it.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        for path in self._candidates(dataset, data_dir):
+            return (path,)
+        raise self._absence(dataset, data_dir, [])
+
+    def _absence(self, dataset: str, data_dir: Path | None, faults: list[str]) -> NotFoundError:
+        wanted = f"{self.archives[0]} (or {self.layout.advice})" if self.archives else self.layout.advice
+        places = tuple(data_roots(data_dir))
+        return NotFoundError(f"{dataset}: {self.name}", Absence(places, tuple(faults), (wanted,), self.folders))
+
+    def _candidates(self, dataset: str, data_dir: Path | None) -> Iterator[Path]:
+        """Archives by their names, and folders that look like such a tree."""
+        own = cache_root() / dataset
+        places = [place / name for place in data_roots(data_dir) for name in (*self.folders, "")]
+        for folder in (*places, *(own / name for name in (*self.folders, ""))):
+            # os.path says no where pathlib raises, in a folder that may not be entered
+            yield from (folder / name for name in self.archives if os.path.isfile(folder / name))  # noqa: PTH113
+            if all(os.path.isdir(folder / marker) for marker in self.layout.markers):  # noqa: PTH112
+                yield folder
+
+    def _decoded(self, path: Path, kept: Path) -> Decoded:
+        limits = self.layout.limits
+        if not path.is_dir() and path.stat().st_size > limits.bytes:
+            raise DataError(f"{path}: has more than the {limits.bytes} bytes that an archive of small images may have")
+        payload = b"" if path.is_dir() else read_payload(path)
+        files = _files_of(path, self.layout) if path.is_dir() else {}
+        state = _state(files) if path.is_dir() else hashlib.sha256(payload).hexdigest()
+
+        def decode() -> Decoded:
+            contents = _read_files(files, limits, str(path)) if path.is_dir() else self._unpacked(payload, str(path))
+            return Decoded(self.layout.decode(contents, str(path)), tree_digest(contents))
+
+        # Decoders differ in the last bit now and then, so the version is part of what the pixels depend on.
+        return prepared(kept, json.dumps([state, repr(self.layout), f"pillow {PIL.__version__}"]), decode)
+
+    def _unpacked(self, payload: bytes, origin: str) -> dict[str, bytes]:
+        prefix = f"{self.top}/" if self.top else ""
+
+        def choose(names: Sequence[str]) -> list[str]:
+            full = {name.removeprefix(prefix): name for name in names}
+            return [full[name] for name in _chosen(list(full), self.layout)]
+
+        contents = read_archive(payload, choose, self.layout.limits, origin=origin)
+        return {name.removeprefix(prefix): content for name, content in contents.items()}
+
+
+def tree_digest(contents: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of a tree: of every path and content, in the order of the paths."""
+    digest = hashlib.sha256()
+    for path in sorted(contents):
+        digest.update(f"{path}\0{len(contents[path])}\0".encode())
+        digest.update(contents[path])
+    return digest.hexdigest()
+
+
+def _chosen(names: Sequence[str], layout: TreeLayout) -> list[str]:
+    """The names that belong to the tree, in order."""
+    split = [pattern.split("/") for pattern in layout.patterns]
+
+    def fits(name: str) -> bool:
+        parts = name.split("/")
+        return any(
+            len(pattern) == len(parts) and all(fnmatchcase(*pair) for pair in zip(parts, pattern, strict=True))
+            for pattern in split
+        )
+
+    return sorted(layout.choose([name for name in names if fits(name)]))
+
+
+def _files_of(folder: Path, layout: TreeLayout) -> dict[str, Path]:
+    """The files of a tree by their paths within it."""
+    found = (path for pattern in layout.patterns for path in folder.glob(pattern))
+    named = {path.relative_to(folder).as_posix(): path for path in found}
+    return {name: named[name] for name in sorted(layout.choose(list(named)))}
+
+
+def _state(files: Mapping[str, Path]) -> str:
+    """What changes when a file of a tree does, told without reading them: sizes and times."""
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        about = path.stat()
+        digest.update(f"{path.absolute()}\0{name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_files(files: Mapping[str, Path], limits: Limits, origin: str) -> dict[str, bytes]:
+    if len(files) > limits.files:
+        raise DataError(f"{origin}: holds {len(files)} pictures instead of {limits.files}")
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    for name, size in sizes.items():
+        if size > limits.file_bytes:
+            raise DataError(f"{origin}: {name} has more than the {limits.file_bytes} bytes that an image may have")
+    if sum(sizes.values()) > limits.bytes:
+        raise DataError(f"{origin}: its pictures have more than {limits.bytes} bytes together, which cannot be right")
+    return {name: read_payload(path) for name, path in files.items()}
