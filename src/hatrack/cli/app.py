@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack import __version__
-from hatrack.cli.display import RunDisplay
+from hatrack.cli.data import data_app
+from hatrack.cli.display import DownloadDisplay, RunDisplay
 from hatrack.data import DATASETS
 from hatrack.environment import deterministic_cuda
 from hatrack.errors import HatrackError, InputError
@@ -59,6 +60,7 @@ app = App(
     result_action="return_value",
 )
 app.register_install_completion_command()
+app.command(data_app)
 
 
 def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
@@ -213,7 +215,8 @@ def verify_command(folder: Path, /, *, data: Data = None) -> int:
         The folder of a run.
     """
     console = _console()
-    verification = verify(folder, data)
+    with DownloadDisplay(console) as monitor:
+        verification = verify(folder, data, monitor)
     console.print(verification_table(verification))
     if not verification.bitwise:
         differences = ", ".join(verification.differences)
@@ -270,7 +273,8 @@ def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
         if not quiet:
             _say(console, f"{request.out} is finished; nothing to do")
         return finished
-    prepared = prepare(request)
+    with DownloadDisplay(console, quiet=quiet) as monitor:
+        prepared = prepare(request, monitor)
     try:
         with RunDisplay(console, prepared.result, quiet=quiet, label=request.method) as display:
             for event in run(prepared):

@@ -5,13 +5,81 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from hatrack.experiments import Event, RunResult, TaskBegun, TaskLearned
 from hatrack.report import share_in_use
 from hatrack.train import BatchDone, EpochDone
 
-__all__ = ["RunDisplay"]
+__all__ = ["DownloadDisplay", "RunDisplay", "size_in_words"]
+
+
+class DownloadDisplay:
+    """A context in which calls show how downloads go on. See :data:`hatrack.data.DownloadMonitor`.
+
+    In a terminal there is a bar for every file, elsewhere a line when its download begins; without a download, nothing.
+
+    Args:
+        console: where to show.
+        quiet: show nothing.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+
+    def __enter__(self) -> DownloadDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """Show that ``done`` bytes of a file are there."""
+        if name not in self._bars:
+            self._begin(name, done, total)
+        self._progress.update(self._bars[name], completed=done, total=total)
+
+    def _begin(self, name: str, done: int, total: int | None) -> None:
+        if not self._bars:
+            self._progress.start()
+        self._bars[name] = self._progress.add_task(f"downloading {name}", total=total)
+        if not self._quiet and not self._console.is_terminal:
+            size = "" if total is None else f" ({size_in_words(total)})"
+            going_on = f", going on after {size_in_words(done)}" if done else ""
+            self._console.print(f"downloading {name}{size}{going_on}", highlight=False, markup=False)
+
+
+def size_in_words(size: int) -> str:
+    """A number of bytes as a person reads it, in powers of 1000: ``170.5 MB``."""
+    amount = float(size)
+    for unit in ("bytes", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
 
 
 class RunDisplay:

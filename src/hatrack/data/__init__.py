@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hatrack.data.arrays import channel_statistics
 from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageDataset, Variant
 from hatrack.data.download import DownloadMonitor
 from hatrack.data.idx import read_idx
+from hatrack.data.own import from_dataset, from_huggingface, from_npz, from_pictures
 from hatrack.data.pictures import PictureLayout
 from hatrack.data.registry import DATASETS, load_dataset
 from hatrack.data.rgb32 import as_rgb32
@@ -25,6 +27,11 @@ __all__ = [
     "Variant",
     "as_rgb32",
     "build_subset",
+    "channel_statistics",
+    "from_dataset",
+    "from_huggingface",
+    "from_npz",
+    "from_pictures",
     "load_dataset",
     "load_subset",
     "read_idx",

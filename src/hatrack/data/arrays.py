@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["ImageArrays", "every_nth_of_each_class"]
+__all__ = ["ImageArrays", "channel_statistics", "every_nth_of_each_class"]
 
 
 class ImageArrays(NamedTuple):
@@ -32,3 +32,23 @@ def every_nth_of_each_class(images: torch.Tensor, labels: torch.Tensor, n: int) 
     for label in sorted(set(labels.tolist())):
         test[(labels == label).nonzero().flatten()[n - 1 :: n]] = True
     return ImageArrays(images[~test], labels[~test], images[test], labels[test])
+
+
+def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, after scaling to [0, 1].
+
+    They are computed from counts of the 256 values, so that nothing is lost by adding up many small numbers.
+
+    Args:
+        images: uint8 ``(N, C, H, W)``, at least one.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.zeros(256, dtype=torch.float64)
+        for start in range(0, len(images), 4096):  # bincount needs eight times the memory
+            counts += images[start : start + 4096, channel].flatten().bincount(minlength=256)
+        mean = float(counts @ values / counts.sum())
+        means.append(mean)
+        deviations.append(float(counts @ (values - mean) ** 2 / counts.sum()) ** 0.5)
+    return tuple(means), tuple(deviations)

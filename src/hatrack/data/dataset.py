@@ -55,6 +55,11 @@ class Variant(Protocol):
         """Whether the network could provide it."""
         ...
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """From where the network could provide it."""
+        ...
+
     def load(
         self, dataset: str, data_dir: Path | None, *, download: bool, monitor: DownloadMonitor | None = None
     ) -> Loaded:
@@ -105,7 +110,12 @@ class FileVariant:
     @property
     def downloads(self) -> bool:
         """Whether its source can download."""
-        return self.source.downloads
+        return bool(self.addresses)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where its source can download."""
+        return self.source.addresses
 
     def load(
         self,

@@ -6,17 +6,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from hatrack.data.animals import ANIMALS
 from hatrack.data.cifar import CIFAR10, CIFAR100
 from hatrack.data.dataset import DatasetSpec, ImageDataset
 from hatrack.data.download import DownloadMonitor
+from hatrack.data.facescrub import FACESCRUB
 from hatrack.data.mnist import FASHION_MNIST, MNIST
+from hatrack.data.notmnist import NOTMNIST
 from hatrack.data.subset import FASHION_MNIST_SUBSET
+from hatrack.data.svhn import SVHN
+from hatrack.data.traffic_signs import TRAFFIC_SIGNS
 from hatrack.names import look_up
 
 __all__ = ["DATASETS", "load_dataset"]
 
 DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
-    {spec.name: spec for spec in (MNIST, FASHION_MNIST, FASHION_MNIST_SUBSET, CIFAR10, CIFAR100)}
+    {
+        spec.name: spec
+        for spec in (
+            MNIST,
+            FASHION_MNIST,
+            FASHION_MNIST_SUBSET,
+            NOTMNIST,
+            CIFAR10,
+            CIFAR100,
+            SVHN,
+            TRAFFIC_SIGNS,
+            FACESCRUB,
+            ANIMALS,
+        )
+    }
 )
 """Every known data set by name."""
 

@@ -115,8 +115,8 @@ class Source(Protocol):
         ...
 
     @property
-    def downloads(self) -> bool:
-        """Whether the network could provide what this machine lacks."""
+    def addresses(self) -> tuple[str, ...]:
+        """From where the network could provide what this machine lacks; none if it could not."""
         ...
 
     @property
@@ -138,9 +138,9 @@ class PackagedFiles:
     files: tuple[DataFile, ...]
 
     @property
-    def downloads(self) -> bool:
-        """No: the files come with the installation."""
-        return False
+    def addresses(self) -> tuple[str, ...]:
+        """None: the files come with the installation."""
+        return ()
 
     @property
     def digest(self) -> str:
@@ -197,9 +197,9 @@ class PublishedFiles:
     wanted: str = ""
 
     @property
-    def downloads(self) -> bool:
-        """Whether there is a download address."""
-        return bool(self.mirrors)
+    def addresses(self) -> tuple[str, ...]:
+        """The mirrors."""
+        return self.mirrors
 
     @property
     def digest(self) -> str:
@@ -241,9 +241,7 @@ class PublishedFiles:
                 if first and not faults:
                     faults.append(f"{file.name} is missing beside {first}")
                 wanted = (self.wanted or names,)
-                absence = Absence(
-                    tuple(places), tuple(faults), wanted, self.folders, self.system_advice, cache if download else None
-                )
+                absence = Absence(tuple(places), tuple(faults), wanted, self.folders, self.system_advice, cache)
                 raise NotFoundError(f"{dataset}: {file.name}", absence)
             first = first or file.name
             yield found

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from hatrack.data.prepared import Decoded, prepared
 from hatrack.data.sources import Absence, NotFoundError, cache_root, data_roots
 from hatrack.errors import DataError
 
-__all__ = ["PictureTree", "TreeLayout", "tree_digest"]
+__all__ = ["PictureTree", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
 
 
 class TreeLayout(Protocol):
@@ -39,7 +40,7 @@ class TreeLayout(Protocol):
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Folders within it by all of which a folder is taken for such a tree."""
+        """Folders within it by all of which a folder is taken for such a tree; none if its own name has to do."""
         ...
 
     @property
@@ -95,6 +96,11 @@ class PictureTree:
         """No: a tree is looked for on this machine only."""
         return False
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def load(
         self,
         dataset: str,
@@ -143,33 +149,66 @@ class PictureTree:
         for folder in (*places, *(own / name for name in (*self.folders, ""))):
             # os.path says no where pathlib raises, in a folder that may not be entered
             yield from (folder / name for name in self.archives if os.path.isfile(folder / name))  # noqa: PTH113
-            if all(os.path.isdir(folder / marker) for marker in self.layout.markers):  # noqa: PTH112
+            # a tree without folders of known names is known by its own
+            signs = self.layout.markers or ("",) * (folder.name in {Path(name).name for name in self.folders})
+            if signs and all(os.path.isdir(folder / sign) for sign in signs):  # noqa: PTH112
                 yield folder
 
     def _decoded(self, path: Path, kept: Path) -> Decoded:
         limits = self.layout.limits
         if not path.is_dir() and path.stat().st_size > limits.bytes:
             raise DataError(f"{path}: has more than the {limits.bytes} bytes that an archive of small images may have")
-        payload = b"" if path.is_dir() else read_payload(path)
-        files = _files_of(path, self.layout) if path.is_dir() else {}
-        state = _state(files) if path.is_dir() else hashlib.sha256(payload).hexdigest()
+        if path.is_dir():
+            files = _files_of(path, self.layout)
+            state = _state(files)
+            contents_of = partial(_read_files, files, limits, str(path))
+        else:
+            payload = read_payload(path)
+            state = hashlib.sha256(payload).hexdigest()
+            contents_of = partial(unpack_tree, payload, self.layout, top=self.top, origin=str(path))
 
         def decode() -> Decoded:
-            contents = _read_files(files, limits, str(path)) if path.is_dir() else self._unpacked(payload, str(path))
+            contents = contents_of()
             return Decoded(self.layout.decode(contents, str(path)), tree_digest(contents))
 
         # Decoders differ in the last bit now and then, so the version is part of what the pixels depend on.
         return prepared(kept, json.dumps([state, repr(self.layout), f"pillow {PIL.__version__}"]), decode)
 
-    def _unpacked(self, payload: bytes, origin: str) -> dict[str, bytes]:
-        prefix = f"{self.top}/" if self.top else ""
 
-        def choose(names: Sequence[str]) -> list[str]:
-            full = {name.removeprefix(prefix): name for name in names}
-            return [full[name] for name in _chosen(list(full), self.layout)]
+def unpack_tree(payload: bytes, layout: TreeLayout, *, top: str = "", origin: str) -> dict[str, bytes]:
+    """Read the files of a tree out of a zip or tar.gz archive.
 
-        contents = read_archive(payload, choose, self.layout.limits, origin=origin)
-        return {name.removeprefix(prefix): content for name, content in contents.items()}
+    Args:
+        payload: The bytes of the archive.
+        layout: Tells which files belong to the tree.
+        top: Name of the folder that holds the tree within the archive, or empty; it may be missing there.
+        origin: Where the bytes come from, for the error message.
+
+    Returns:
+        The content of each file by its path within the tree.
+
+    Raises:
+        DataError: The archive is damaged, or holds too much.
+    """
+    prefix = f"{top}/" if top else ""
+
+    def choose(names: Sequence[str]) -> list[str]:
+        full = {name.removeprefix(prefix): name for name in names}
+        return [full[name] for name in _chosen(list(full), layout)]
+
+    contents = read_archive(payload, choose, layout.limits, origin=origin)
+    return {name.removeprefix(prefix): content for name, content in contents.items()}
+
+
+def read_tree(path: Path, layout: TreeLayout) -> dict[str, bytes]:
+    """Read the files of a tree from a folder, or from a zip or tar.gz archive.
+
+    Raises:
+        DataError: It cannot be read, is damaged, or holds too much.
+    """
+    if path.is_dir():
+        return _read_files(_files_of(path, layout), layout.limits, str(path))
+    return unpack_tree(read_payload(path), layout, origin=str(path))
 
 
 def tree_digest(contents: Mapping[str, bytes]) -> str:

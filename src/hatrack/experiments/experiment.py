@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hatrack.data import DownloadMonitor
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
 from hatrack.names import look_up
@@ -56,8 +57,16 @@ class Experiment:
         config = Config(self.data, self.network, self.training, kind.settings_type())
         return config.overridden({**kind.training, **self.settings, **self.methods.get(method, {})})
 
-    def stream_of(self, data: StreamSettings, *, seed: int, data_dir: Path | None) -> TaskStream:
+    def stream_of(
+        self, data: StreamSettings, *, seed: int, data_dir: Path | None, monitor: DownloadMonitor | None = None
+    ) -> TaskStream:
         """Make the stream; the same for all methods.
+
+        Args:
+            data: which samples to take, and how many tasks.
+            seed: the run's.
+            data_dir: folder to look for data sets in first.
+            monitor: told how the download of a data set goes on.
 
         Raises:
             InputError: a number is out of range.
@@ -66,4 +75,4 @@ class Experiment:
         options = StreamOptions(seed, data.validation, data.limit)
         if self.own is not None:
             return self.own.build(options, num_tasks=data.num_tasks)
-        return build_stream(self.stream, options, data_dir=data_dir, num_tasks=data.num_tasks)
+        return build_stream(self.stream, options, data_dir=data_dir, num_tasks=data.num_tasks, monitor=monitor)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hatrack.checkpoint import Checkpoint, write_checkpoint
+from hatrack.data import DownloadMonitor
 from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
@@ -132,8 +133,12 @@ class Prepared:
     result: RunResult
 
 
-def prepare(request: RunRequest) -> Prepared:
+def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Prepared:
     """Set up a run, or take up one that was interrupted or is finished.
+
+    Args:
+        request: what to run.
+        monitor: told how the download of a data set goes on.
 
     Raises:
         InputError: an unknown name or setting, or the folder holds a run with other settings (they are named).
@@ -143,7 +148,7 @@ def prepare(request: RunRequest) -> Prepared:
     experiment = request.described()
     config = experiment.config(request.method).overridden(request.overrides)
     earlier = _earlier_result(request, config)
-    stream = experiment.stream_of(config.stream, seed=request.seed, data_dir=request.data)
+    stream = experiment.stream_of(config.stream, seed=request.seed, data_dir=request.data, monitor=monitor)
     setup = Setup(
         lambda: build_backbone(config.network, stream.input_shape, request.seed),
         stream.input_shape,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hatrack.checkpoint import read_checkpoint
+from hatrack.data import DownloadMonitor
 from hatrack.environment import describe_environment, deterministic_cuda
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.results import RunResult, read_result
@@ -74,7 +75,7 @@ class Verification:
         return all(verdict.agrees for verdict in self.verdicts)
 
 
-def verify(folder: Path, data: Path | None = None) -> Verification:
+def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | None = None) -> Verification:
     """Derive the last row of a run again from its saved network.
 
     The number of threads is set to the recorded one for this process, since the last bits depend on it.
@@ -82,6 +83,7 @@ def verify(folder: Path, data: Path | None = None) -> Verification:
     Args:
         folder: the run's folder.
         data: folder to look for data in first.
+        monitor: told how the download of a data set goes on.
 
     Raises:
         InputError: the folder holds no run, or one in which no task was learned.
@@ -99,7 +101,7 @@ def verify(folder: Path, data: Path | None = None) -> Verification:
     sources = tuple(map(Path, recorded.sources))
     config = recorded.config
     request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, config, device, sources)
-    prepared = prepare(request)
+    prepared = prepare(request, monitor)
     prepared.method.load(folder / CHECKPOINT)
     logits = last_logits(prepared, len(recorded.scores))
     now = describe_environment(device)

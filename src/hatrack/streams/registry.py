@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from hatrack.data import DATASETS, load_dataset
+from hatrack.data import DATASETS, DownloadMonitor, load_dataset
 from hatrack.errors import InputError
 from hatrack.names import look_up
 from hatrack.streams.base import TaskStream
@@ -166,6 +166,7 @@ def build_stream(
     data_dir: Path | str | None = None,
     num_tasks: int | None = None,
     download: bool = True,
+    monitor: DownloadMonitor | None = None,
 ) -> TaskStream:
     """Make a stream by name. The same arguments give the same stream.
 
@@ -176,6 +177,7 @@ def build_stream(
         num_tasks: Number of tasks, at least 1; fewer than the stream's own are its first ones, and more are
             possible with permutations only. None takes the stream's own.
         download: Whether a data set found nowhere may be fetched from the network.
+        monitor: Told how downloads go on.
 
     Raises:
         InputError: There is no such stream, or a number is out of range.
@@ -185,5 +187,5 @@ def build_stream(
     tasks = spec.builder.num_tasks if num_tasks is None else num_tasks
     if tasks < 1:
         raise InputError(f"a stream needs at least 1 task, not {tasks}")
-    datasets = [load_dataset(dataset, data_dir, download=download) for dataset in spec.datasets]
+    datasets = [load_dataset(name, data_dir, download=download, monitor=monitor) for name in spec.datasets]
     return spec.builder(datasets, tasks, options, name=spec.name)

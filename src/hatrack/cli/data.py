@@ -1,0 +1,175 @@
+"""The commands of ``hatrack data``: which data sets there are, where they are, whether they are sound, getting them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from cyclopts import App, Parameter
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from hatrack.cli.display import DownloadDisplay, size_in_words
+from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
+from hatrack.data.download import OFFLINE_VARIABLE, offline
+from hatrack.data.sources import NotFoundError
+from hatrack.data.subset import FASHION_MNIST_SUBSET
+from hatrack.errors import DataError, InputError
+
+__all__ = ["data_app"]
+
+data_app = App(
+    name="data",
+    help="Show, check and fetch data sets.\n\nThey are looked for in `--data DIR`, in `HATRACK_DATA`, in the system's "
+    "folders and in the download cache (`XDG_CACHE_HOME/hatrack`). `HATRACK_OFFLINE=1` forbids the network.",
+    help_format="markdown",
+)
+
+Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
+Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
+Statistics = Annotated[
+    bool,
+    Parameter(
+        name="--statistics",
+        negative="",
+        help="Compute mean and standard deviation of the training images, and show them beside the published ones.",
+    ),
+]
+Name = Annotated[str, Parameter(choices=tuple(DATASETS))]
+
+
+@data_app.command(name="list")
+def list_command(*, data: Data = None) -> int:
+    """Show all data sets: where they are, in which form, and where those that are missing come from.
+
+    Published files count as found only if their content has the right hash; for pictures see `hatrack data check`. What
+    the sets hold is explained by `hatrack list datasets`.
+    """
+    console = _console()
+    table = Table("name", "form", "size", "where", "source", box=SIMPLE)
+    for column in table.columns[1:]:
+        column.overflow = "fold"
+    for spec in DATASETS.values():
+        try:
+            variant, paths = spec.locate(data)
+        except NotFoundError as error:
+            table.add_row(spec.name, "", "", "damaged" if error.absence.faults else "missing", _source(spec))
+        else:
+            table.add_row(spec.name, variant.name, _size(paths), str(_common(paths)), _source(spec))
+    console.print(table)
+    return 0
+
+
+@data_app.command(name="path")
+def path_command(name: Name, /, *, data: Data = None) -> int:
+    """Print where the files of a data set are, one path a line.
+
+    If it is missing, an error says which files to put where.
+
+    Parameters
+    ----------
+    name
+        The data set.
+    """
+    _, paths = DATASETS[name].locate(data)
+    console = _console()
+    for path in paths:
+        _say(console, str(path))
+    return 0
+
+
+@data_app.command(name="check")
+def check_command(*names: Name, data: Data = None, statistics: Statistics = False) -> int:
+    """Verify and decode data sets. Exit code 1 if one is damaged, or missing though it was named.
+
+    Parameters
+    ----------
+    names
+        The data sets; all of them if left out.
+    """
+    console = _console()
+    faults = 0
+    for spec in (DATASETS[name] for name in names or DATASETS):
+        try:
+            dataset = spec.load(data, download=False)
+        except DataError as error:
+            missing = isinstance(error, NotFoundError) and not error.absence.faults
+            faults += bool(names) or not missing
+            _say(console, f"{spec.name}: missing" if missing and not names else str(error))
+            continue
+        train, test, classes = len(dataset.y_train), len(dataset.y_test), len(dataset.class_names)
+        found = f"{train:,} + {test:,} images of {classes} classes"
+        _say(console, f"{spec.name}: sound, {found} ({dataset.origin})")
+        if statistics:
+            for line in _statistics(dataset):
+                _say(console, line)
+    return 1 if faults else 0
+
+
+@data_app.command(name="fetch")
+def fetch_command(*names: Name, data: Data = None, quiet: Quiet = False) -> int:
+    """Download what is not on this machine, verify it, and prepare it for use.
+
+    Interrupt it whenever you like: the same command goes on from there.
+
+    Parameters
+    ----------
+    names
+        The data sets.
+    """
+    if not names:
+        raise InputError(f"hatrack data fetch needs the names of data sets; choose from {', '.join(DATASETS)}")
+    console = _console()
+    for spec in (DATASETS[name] for name in names):
+        with DownloadDisplay(console, quiet=quiet) as monitor:
+            try:
+                spec.load(data, monitor=monitor)
+            except NotFoundError as error:
+                if offline():
+                    reason = f"{OFFLINE_VARIABLE} is set, so the network was not asked"
+                    raise DataError(f"{error} ({reason})") from error
+                raise
+        if not quiet:
+            _, paths = spec.locate(data)
+            _say(console, f"{spec.name}: ready, in {_common(paths)}")
+    return 0
+
+
+def _statistics(dataset: ImageDataset) -> Iterable[str]:
+    measured = channel_statistics(dataset.x_train)
+    for what, computed, published in zip(
+        ("mean", "standard deviation"), measured, (dataset.mean, dataset.std), strict=True
+    ):
+        pairs = (", ".join(f"{value:.4f}" for value in values) for values in (computed, published))
+        yield "  {}: computed {}; published {}".format(what, *pairs)
+
+
+def _source(spec: DatasetSpec) -> str:
+    addresses = [address for variant in spec.variants for address in variant.addresses]
+    hosts = dict.fromkeys(urlsplit(address).hostname or address for address in addresses)
+    if not hosts and spec is FASHION_MNIST_SUBSET:
+        return "shipped with hatrack"
+    return ", ".join(hosts) or "to be put there by hand"
+
+
+def _common(paths: tuple[Path, ...]) -> Path:
+    return paths[0] if len(paths) == 1 else paths[0].parent
+
+
+def _size(paths: tuple[Path, ...]) -> str:
+    if any(path.is_dir() for path in paths):
+        return "a folder"
+    return size_in_words(sum(path.stat().st_size for path in paths))
+
+
+def _say(console: Console, text: str) -> None:
+    """Print as it is what may hold a user's own words."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console(soft_wrap=not sys.stdout.isatty())

@@ -1,0 +1,89 @@
+"""Data sets in numpy's npz files: four arrays, ``x_train y_train x_test y_test``."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from hatrack.data.archives import Limits, read_archive
+from hatrack.data.arrays import ImageArrays
+from hatrack.errors import DataError
+
+__all__ = ["decode_npz"]
+
+BYTES = 1 << 31
+"""Largest size of an array, unpacked."""
+
+
+def decode_npz(content: bytes, origin: str, *, classes: int | None = None) -> ImageArrays:
+    """Decode an npz file. Nothing in it is executed: pickled arrays are refused.
+
+    Args:
+        content: The bytes of the file.
+        origin: Where they come from, for the error message.
+        classes: Number of classes; None accepts any labels from 0.
+
+    Returns:
+        Images uint8 ``(N, C, H, W)``, from images ``(N, H, W)``, ``(N, H, W, 1)`` or ``(N, H, W, 3)`` of bytes, and
+        labels int64 ``(N,)`` from whole numbers ``(N,)`` or ``(N, 1)``.
+
+    Raises:
+        DataError: The file is damaged, an array is missing, or of another type, shape or range.
+    """
+    names = [f"{part}.npy" for part in ImageArrays._fields]
+    limits = Limits(len(names), BYTES, BYTES)
+    files = read_archive(content, lambda present: [name for name in names if name in present], limits, origin=origin)
+    arrays = {name.removesuffix(".npy"): _array(files, name, origin) for name in names}
+    images = {part: _images(arrays[part], f"{origin}: {part}") for part in ("x_train", "x_test")}
+    labels = {
+        part: _labels(arrays[part], len(images[part.replace("y", "x")]), classes, f"{origin}: {part}")
+        for part in ("y_train", "y_test")
+    }
+    if images["x_train"].shape[1:] != images["x_test"].shape[1:]:
+        raise DataError(f"{origin}: training and test images differ in shape; fetch the file again")
+    return ImageArrays(images["x_train"], labels["y_train"], images["x_test"], labels["y_test"])
+
+
+def _array(files: Mapping[str, bytes], name: str, origin: str) -> np.ndarray:
+    """The array of an npy file, after checking that it holds as many bytes as its header says."""
+    if name not in files:
+        raise DataError(f"{origin}: holds no {name}; fetch the file again")
+    file = io.BytesIO(files[name])
+    try:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        present = len(files[name]) - file.tell()
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != present:
+            raise ValueError(f"{shape} values of type {dtype} in {present} bytes")
+        file.seek(0)
+        return npy.read_array(file, allow_pickle=False)
+    except (ValueError, OverflowError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{origin}: {name} is no whole array of numbers ({reason}); fetch the file again") from error
+
+
+def _images(array: np.ndarray, origin: str) -> torch.Tensor:
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        raise DataError(f"{origin} must be bytes (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {_say(array)}")
+    if array.size == 0:
+        raise DataError(f"{origin} is empty")
+    images = torch.from_numpy(np.ascontiguousarray(array))
+    return images.unsqueeze(1) if array.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels(array: np.ndarray, count: int, classes: int | None, origin: str) -> torch.Tensor:
+    if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
+        raise DataError(f"{origin} must be {count} whole numbers, not {_say(array)}")
+    if int(array.min()) < 0 or (classes is not None and int(array.max()) >= classes):
+        raise DataError(f"{origin}: a label is outside of 0..{'' if classes is None else classes - 1}")
+    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def _say(array: np.ndarray) -> str:
+    return f"{array.dtype} {tuple(array.shape)}"

@@ -1,0 +1,300 @@
+"""Data sets of one's own, from what people have: torch's data sets, tensors, npz files, folders of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hatrack.data.archives import Limits
+from hatrack.data.arrays import ImageArrays, channel_statistics
+from hatrack.data.dataset import CommonForm, ImageDataset
+from hatrack.data.files import read_payload
+from hatrack.data.npz import decode_npz
+from hatrack.data.pictures import SUFFIXES, PictureForm, decode_files
+from hatrack.data.trees import read_tree
+from hatrack.errors import DataError, InputError
+
+__all__ = ["MapStyle", "from_dataset", "from_huggingface", "from_npz", "from_pictures"]
+
+MapStyle: TypeAlias = Any
+"""Anything with ``len`` and ``[]`` that gives pairs of a picture and its label; or a pair of all of both."""
+
+Constants: TypeAlias = "tuple[float, ...] | None"
+
+
+def from_dataset(
+    name: str,
+    train: MapStyle,
+    test: MapStyle,
+    *,
+    class_names: Sequence[str] | None = None,
+    mean: Constants = None,
+    std: Constants = None,
+    common_form: CommonForm = CommonForm(),  # noqa: B008 - it cannot be changed
+) -> ImageDataset:
+    """Make a data set of what is at hand; it is gone through once and kept in memory as bytes.
+
+    Pictures may be tensors ``(C, H, W)`` or ``(H, W)``, arrays ``(H, W, C)`` or ``(H, W)``, or PIL pictures; bytes, or
+    floats in [0, 1], which are rounded to bytes. So leave out transforms that normalise or augment.
+
+    Args:
+        name: What it is called.
+        train: The training part: a map-style data set such as torchvision's, whose items are pairs of a picture and a
+            whole number, or a pair of all pictures ``(N, …)`` and all labels ``(N,)``.
+        test: The test part, likewise.
+        class_names: The name of each class; by default those that ``train.classes`` gives, or the numbers.
+        mean: Mean of each channel, after scaling to [0, 1]; by default, of the training images.
+        std: Standard deviation of each channel, likewise.
+        common_form: How the images become 3 x 32 x 32; see :func:`hatrack.data.as_rgb32`.
+
+    Raises:
+        InputError: An item is no such pair, a picture is of another shape than the first, its values are out of range,
+            or the labels and the names of classes do not fit.
+    """
+    x_train, y_train = _part(train, f"{name}: training")
+    x_test, y_test = _part(test, f"{name}: test")
+    if class_names is None:
+        class_names = _names_of(train, 1 + max(int(y_train.max()), int(y_test.max())))
+    return _assembled(name, ImageArrays(x_train, y_train, x_test, y_test), class_names, mean, std, common_form, "own")
+
+
+def from_huggingface(
+    name: str,
+    source: str | Mapping[str, Any],
+    *,
+    image: str = "image",
+    label: str = "label",
+    train: str = "train",
+    test: str = "test",
+    mean: Constants = None,
+    std: Constants = None,
+) -> ImageDataset:
+    """Make a data set of one of the ``datasets`` library.
+
+    Args:
+        name: What it is called.
+        source: A ``DatasetDict`` or another mapping of splits; or the name of a data set on the hub, for which the
+            library must be there: ``pip install 'hatrack[huggingface]'``.
+        image: The column of the pictures.
+        label: The column of the labels.
+        train: The split for training.
+        test: The split for testing.
+        mean: As for :func:`from_dataset`.
+        std: As for :func:`from_dataset`.
+
+    Raises:
+        InputError: The library, a split or a column is missing, or as :func:`from_dataset`.
+    """
+    splits = _from_hub(source) if isinstance(source, str) else source
+    for split in (train, test):
+        if split not in splits:
+            raise InputError(f"{name}: there is no split {split!r}; choose from {', '.join(map(str, splits))}")
+    parts = {split: _Columns(splits[split], image, label, f"{name}: {split}") for split in (train, test)}
+    return from_dataset(name, parts[train], parts[test], class_names=parts[train].classes, mean=mean, std=std)
+
+
+def from_npz(
+    name: str,
+    path: Path | str,
+    *,
+    class_names: Sequence[str] | None = None,
+    mean: Constants = None,
+    std: Constants = None,
+) -> ImageDataset:
+    """Make a data set of an npz file with ``x_train y_train x_test y_test``; pickled arrays are refused.
+
+    Args:
+        name: What it is called.
+        path: The file: images as bytes ``(N, H, W)`` or ``(N, H, W, C)``, labels whole numbers from 0.
+        class_names: The name of each class; by default the numbers.
+        mean: As for :func:`from_dataset`.
+        std: As for :func:`from_dataset`.
+
+    Raises:
+        DataError: The file cannot be read, is damaged, or holds other arrays.
+    """
+    arrays = decode_npz(read_payload(Path(path)), str(path), classes=len(class_names) if class_names else None)
+    names = class_names or _names_of(None, 1 + max(int(arrays.y_train.max()), int(arrays.y_test.max())))
+    return _assembled(name, arrays, names, mean, std, CommonForm(), "own npz file")
+
+
+def from_pictures(
+    name: str,
+    path: Path | str,
+    *,
+    size: tuple[int, int],
+    channels: int = 3,
+    mean: Constants = None,
+    std: Constants = None,
+) -> ImageDataset:
+    """Make a data set of pictures ``train/CLASS/*`` and ``test/CLASS/*``, in a folder or in a zip or tar.gz archive.
+
+    Args:
+        name: What it is called.
+        path: The folder or archive.
+        size: Width and height to which pictures of other sizes are resized.
+        channels: 3, or 1 for grey.
+        mean: As for :func:`from_dataset`.
+        std: As for :func:`from_dataset`.
+
+    Raises:
+        DataError: There is no such folder or archive, it is damaged, or ``test`` has a class that ``train`` lacks.
+    """
+    contents = read_tree(Path(path), _ANY_CLASSES)
+    classes = sorted({name.split("/")[1] for name in contents if name.startswith("train/")})
+    label_of = {folder: label for label, folder in enumerate(classes)}
+    form = PictureForm(size, resize=True, channels=channels)
+    arrays = []
+    for part in ("train", "test"):
+        files = {name: contents[name] for name in sorted(contents) if name.startswith(f"{part}/")}
+        if not files:
+            raise DataError(f"{path}: holds no pictures {part}/CLASS/*.png or *.jpg")
+        unknown = {name.split("/")[1] for name in files} - label_of.keys()
+        if unknown:
+            raise DataError(f"{path}: there is a class {min(unknown)!r} in test, but not in train")
+        labels = torch.tensor([label_of[name.split("/")[1]] for name in files])
+        arrays += [decode_files(files, form, str(path)), labels]
+    return _assembled(name, ImageArrays(*arrays), classes, mean, std, CommonForm(), "own pictures")
+
+
+class _AnyClasses:
+    """A layout: pictures of any classes."""
+
+    patterns = ("train/*/*", "test/*/*")
+    markers = ("train", "test")
+    advice = "pictures as train/CLASS/*.png and test/CLASS/*.png"
+    limits = Limits(files=1 << 20, file_bytes=1 << 25, bytes=1 << 32)
+
+    def choose(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name.lower().endswith(SUFFIXES)]
+
+    def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
+        raise NotImplementedError
+
+
+_ANY_CLASSES = _AnyClasses()
+
+
+class _Columns:
+    """Two columns of a table as a map-style data set."""
+
+    def __init__(self, table: Any, image: str, label: str, origin: str) -> None:
+        columns = list(getattr(table, "column_names", None) or (table[0] if len(table) else ()))
+        for column in (image, label):
+            if column not in columns:
+                raise InputError(f"{origin}: there is no column {column!r}; choose from {', '.join(columns)}")
+        self._table, self._image, self._label = table, image, label
+        names = getattr((getattr(table, "features", None) or {}).get(label), "names", None)
+        self.classes: list[str] | None = list(names) if names else None
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        row = self._table[index]
+        return row[self._image], row[self._label]
+
+
+def _from_hub(source: str) -> Mapping[str, Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"{source}: needs the library datasets; pip install 'hatrack[huggingface]'") from error
+    splits: Mapping[str, Any] = datasets.load_dataset(source)
+    return splits
+
+
+def _assembled(
+    name: str,
+    arrays: ImageArrays,
+    class_names: Sequence[str],
+    mean: Constants,
+    std: Constants,
+    common_form: CommonForm,
+    origin: str,
+) -> ImageDataset:
+    measured = channel_statistics(arrays.x_train)
+    return ImageDataset(
+        name,
+        *arrays,
+        class_names=tuple(class_names),
+        mean=measured[0] if mean is None else tuple(mean),
+        std=measured[1] if std is None else tuple(std),
+        origin=origin,
+        common_form=common_form,
+    )
+
+
+def _names_of(part: MapStyle, classes: int) -> list[str]:
+    names = getattr(part, "classes", None)
+    return list(map(str, names)) if names else [str(label) for label in range(classes)]
+
+
+def _part(part: MapStyle, origin: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images and labels of one part."""
+    if isinstance(part, tuple) and len(part) == 2:
+        pictures, labels = part
+    else:
+        try:
+            length = len(part)
+        except TypeError as error:
+            raise InputError(f"{origin} part has no length; give a map-style data set or a pair of tensors") from error
+        items = [_item(part[index], f"{origin} item {index}") for index in range(length)]
+        pictures, labels = [picture for picture, _ in items], [label for _, label in items]
+    if len(pictures) == 0 or len(pictures) != len(labels):
+        raise InputError(f"{origin} part has {len(pictures)} pictures and {len(labels)} labels")
+    images = [_image(picture, f"{origin} picture {index}") for index, picture in enumerate(pictures)]
+    for index, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise InputError(
+                f"{origin} picture {index} has the shape {tuple(image.shape)}, the first {tuple(images[0].shape)}; "
+                "resize them in the data set's transform"
+            )
+    return torch.stack(images), torch.tensor([_label(label, f"{origin} label {i}") for i, label in enumerate(labels)])
+
+
+def _item(item: Any, origin: str) -> tuple[Any, Any]:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise InputError(f"{origin} must be a pair of a picture and a label, not {type(item).__name__}")
+    return item[0], item[1]
+
+
+def _label(label: Any, origin: str) -> int:
+    single = isinstance(label, np.generic) or (isinstance(label, (torch.Tensor, np.ndarray)) and len(label.shape) == 0)
+    value = label.item() if single else label
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{origin} must be a whole number from 0, not {label!r}")
+    return value
+
+
+def _image(picture: Any, origin: str) -> torch.Tensor:
+    """One picture as uint8 ``(C, H, W)``."""
+    if isinstance(picture, Image.Image):
+        if picture.mode not in ("L", "RGB"):
+            raise InputError(f"{origin} is of kind {picture.mode}, not RGB or grey; convert it in the transform")
+        picture = np.array(picture)
+    if isinstance(picture, np.ndarray):
+        values = torch.from_numpy(np.ascontiguousarray(picture))
+        values = values.permute(2, 0, 1) if values.dim() == 3 else values
+    elif isinstance(picture, torch.Tensor):
+        values = picture.detach().cpu()
+    else:
+        raise InputError(f"{origin} must be a tensor, an array or a PIL picture, not {type(picture).__name__}")
+    values = values.unsqueeze(0) if values.dim() == 2 else values
+    if values.dim() != 3 or values.shape[0] not in (1, 3):
+        raise InputError(
+            f"{origin} has the shape {tuple(picture.shape)}; it must be (H, W), a tensor (C, H, W) or an array "
+            "(H, W, C), with 1 or 3 channels"
+        )
+    if values.dtype == torch.uint8:
+        return values.contiguous()
+    if not values.is_floating_point() or not bool(((values >= 0) & (values <= 1)).all()):
+        raise InputError(
+            f"{origin} must hold bytes, or floats in [0, 1]; leave out transforms that normalise (it is {values.dtype})"
+        )
+    return (values * 255).round().byte()
