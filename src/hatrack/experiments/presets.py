@@ -167,6 +167,7 @@ _OF_HAT = (
         name="feature-selection",
         description="1 task of 10 digits, learned from as few pixels as will do",
         source=f"{_HAT}, appendix D, figure 10, which leaves c and the network open",
+        published="pictures of the masks, without figures",
         stream="all-mnist",
         data=_TRAIN_IS_VALID,
         network=_dense(500, 500),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
@@ -181,7 +182,8 @@ def _picture(path: Path, task: OwnTask) -> torch.Tensor:
 
 def _read_npz(task: OwnTask) -> tuple[Samples, Samples]:
     try:
-        with np.load(task.path, allow_pickle=False) as archive:
+        # From bytes, since numpy leaves a file open that it cannot read.
+        with np.load(io.BytesIO(task.path.read_bytes()), allow_pickle=False) as archive:
             missing = [name for name in ARRAYS if name not in archive]
             if missing:
                 raise DataError(f"{task.path}: has no array {missing[0]}; it must hold {', '.join(ARRAYS)}")
