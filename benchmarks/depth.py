@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from hatrack import HATNetwork, with_progress
 from hatrack.environment import describe_environment
 from hatrack.networks import initialize_xavier
-from hatrack.streams import Task, build_stream
+from hatrack.streams import StreamOptions, Task, build_stream
 
 WIDTH, TASKS, EPOCHS, LIMIT, BATCH, C, LR, S_MAX = 100, 3, 10, 2000, 64, 0.75, 0.05, 400.0
 DEPTHS = (1, 2, 4, 8, 16)
@@ -110,7 +110,7 @@ def overlap(masks: list[Tensor]) -> float:
 
 
 def measure(kind: str, depth: int, seed: int) -> dict[str, float]:
-    stream = build_stream("split-fashion-mnist", seed=seed, limit=LIMIT, num_tasks=TASKS)
+    stream = build_stream("split-fashion-mnist", StreamOptions(seed, validation=0.15, limit=LIMIT), num_tasks=TASKS)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     backbone = stack(kind, depth)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hatrack
-from hatrack.streams import build_stream
+from hatrack.streams import StreamOptions, build_stream
 
 # Any network that maps a batch to features; hatrack attaches to it from outside.
 backbone = nn.Sequential(
@@ -23,7 +23,8 @@ backbone = nn.Sequential(
 net = hatrack.HATNetwork(backbone, example_input=torch.zeros(1, 1, 28, 28))
 print(net.units, "\n")
 
-first, second = build_stream("demo", seed=0, num_tasks=2)  # T-shirts and trousers; pullovers and dresses
+# T-shirts and trousers; pullovers and dresses
+first, second = build_stream("demo", StreamOptions(seed=0, validation=0.15), num_tasks=2)
 
 
 def learn(task, epochs=4, batch_size=32):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hatrack.experiments import presets, running
+from hatrack.experiments import experiment, running
 from hatrack.methods import METHODS, Method
 from hatrack.methods.anchored import AnchoredMethod
 
@@ -31,7 +31,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     method: type[Method] = module.L2
     assert method.name not in METHODS
     registry = {**METHODS, method.name: method}
-    for reader in (presets, running):
+    for reader in (experiment, running):
         monkeypatch.setattr(reader, "METHODS", registry)
     return method
 

@@ -17,6 +17,7 @@ LAYERS = [
     {"report"},
     {"experiments"},
     {"train"},
+    {"unannounced"},
     {"methods"},
     {"networks"},
     {"streams"},

@@ -24,7 +24,7 @@ from hatrack.experiments import (
 )
 from hatrack.experiments.backbones import build_backbone
 from hatrack.methods import METHODS
-from hatrack.streams import build_stream
+from hatrack.streams import StreamOptions, build_stream
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}
 
@@ -53,7 +53,7 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
     content = json.loads((tmp_path / "run.json").read_text())
     assert list(content) == [
         *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
-        *("metrics", "timing", "environment", "data", "status"),
+        *("metrics", "timing", "environment", "data", "sources", "status"),
     ]
     assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (1, "demo", method, 0)
     assert content["status"] == "finished"
@@ -84,7 +84,7 @@ def test_hat_keeps_every_column_of_hashes_constant_and_sgd_does_not(tmp_path: Pa
 def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
     """Derive the proof by hand, from the saved file and the public interface alone."""
     result = finish(request("hat", tmp_path))
-    stream = build_stream("demo", seed=0, limit=120, num_tasks=3, validation=0.15)
+    stream = build_stream("demo", StreamOptions(seed=0, limit=120, validation=0.15), num_tasks=3)
     backbone = build_backbone(EXPERIMENTS["demo"].config("hat").overridden(QUICK).network, stream.input_shape, seed=7)
     net = hatrack.load(tmp_path / "net.hat", backbone).eval()
     for index, task in enumerate(stream):
@@ -354,7 +354,7 @@ def test_in_the_same_environment_the_network_and_the_result_are_enough(tmp_path:
 def test_a_finished_run_needs_neither_data_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = finish(request("hat", tmp_path))
     (tmp_path / "net.hat").unlink()
-    monkeypatch.setattr("hatrack.experiments.running.build_stream", None)
+    monkeypatch.setattr("hatrack.experiments.experiment.build_stream", None)
     assert finished_result(request("hat", tmp_path)) == result
     assert finished_result(request("hat", tmp_path / "elsewhere")) is None
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 
 from hatrack.data import DATASETS, ImageDataset
 from hatrack.errors import InputError
+from hatrack.experiments import EXPERIMENTS
 from hatrack.streams import (
     STREAMS,
     ClassGroup,
     Normalise,
+    StreamOptions,
     TaskStream,
     build_stream,
     class_stream,
@@ -34,11 +37,11 @@ Make = Callable[[ImageDataset, int], TaskStream]
 
 
 def make_split(dataset: ImageDataset, seed: int) -> TaskStream:
-    return split_stream(dataset, GROUPS, seed=seed, validation=0.2, limit=40)
+    return split_stream(dataset, GROUPS, StreamOptions(seed=seed, validation=0.2, limit=40))
 
 
 def make_permuted(dataset: ImageDataset, seed: int) -> TaskStream:
-    return permuted_stream(dataset, 3, seed=seed, validation=0.2, limit=40)
+    return permuted_stream(dataset, 3, StreamOptions(seed=seed, validation=0.2, limit=40))
 
 
 def contents(stream: TaskStream) -> list[torch.Tensor]:
@@ -68,7 +71,7 @@ def test_groups_cover_all_classes_in_order(num_classes: int, size: int) -> None:
 
 
 def test_split_stream_holds_the_classes_of_each_group_renumbered(tiny: ImageDataset) -> None:
-    stream = split_stream(tiny, GROUPS, seed=0)
+    stream = split_stream(tiny, GROUPS, StreamOptions(seed=0))
     assert stream.name == "split-tiny"
     assert [task.name for task in stream] == ["some", "others"]
     assert stream[0].classes == ("Dog", "Ant/bug")
@@ -89,14 +92,14 @@ def test_split_stream_holds_the_classes_of_each_group_renumbered(tiny: ImageData
 @pytest.mark.parametrize("classes", [(), (0, 5), (-1, 0), (1, 1)])
 def test_unusable_group_is_refused(tiny: ImageDataset, classes: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"task odd: needs classes of tiny, each once, out of 0\.\.4"):
-        split_stream(tiny, [ClassGroup("odd", classes)], seed=0)
+        split_stream(tiny, [ClassGroup("odd", classes)], StreamOptions(seed=0))
 
 
 # --- permutations
 
 
 def test_permuted_stream_has_another_order_in_every_task_and_one_within_it(tiny: ImageDataset) -> None:
-    stream = permuted_stream(tiny, 4, seed=5)
+    stream = permuted_stream(tiny, 4, StreamOptions(seed=5))
     assert stream.name == "permuted-tiny"
     assert [task.name for task in stream] == [f"permutation-{number}" for number in (1, 2, 3, 4)]
     plain_train = Normalise(tiny.mean, tiny.std)(tiny.x_train).flatten(2)
@@ -115,21 +118,21 @@ def test_permuted_stream_has_another_order_in_every_task_and_one_within_it(tiny:
 
 
 def test_permuted_tasks_share_one_source(tiny: ImageDataset) -> None:
-    stream = permuted_stream(tiny, 3, seed=0, validation=0.1)
+    stream = permuted_stream(tiny, 3, StreamOptions(seed=0, validation=0.1))
     for task in stream:
         assert task.train.source is task.valid.source is tiny.x_train
         assert task.test.source is tiny.x_test
 
 
 def test_longer_permuted_stream_begins_with_the_shorter(tiny: ImageDataset) -> None:
-    short, long = (permuted_stream(tiny, count, seed=3, validation=0.1, limit=50) for count in (2, 4))
+    short, long = (permuted_stream(tiny, count, StreamOptions(seed=3, validation=0.1, limit=50)) for count in (2, 4))
     for left, right in zip(contents(short), contents(long), strict=False):
         assert torch.equal(left, right)
 
 
 def test_no_permutation_is_refused(tiny: ImageDataset) -> None:
     with pytest.raises(InputError, match="at least one task"):
-        permuted_stream(tiny, 0, seed=0)
+        permuted_stream(tiny, 0, StreamOptions(seed=0))
 
 
 # --- several data sets
@@ -143,13 +146,17 @@ def other(tiny: ImageDataset, **changes: object) -> ImageDataset:
 
 def shuffled(tiny: ImageDataset, seed: int, num_tasks: int | None = None) -> TaskStream:
     return shuffled_class_stream(
-        [tiny, other(tiny)], (2, 4), num_tasks, seed=seed, name="mixed", validation=0.15, limit=20
+        [tiny, other(tiny)],
+        (2, 4),
+        StreamOptions(seed=seed, validation=0.15, limit=20),
+        num_tasks=num_tasks,
+        name="mixed",
     )
 
 
 def test_tasks_of_several_data_sets_are_prepared_each_with_its_own_constants(tiny: ImageDataset) -> None:
     second = other(tiny)
-    stream = class_stream([(second, GROUPS[1]), (tiny, GROUPS[0])], seed=0, name="mixed")
+    stream = class_stream([(second, GROUPS[1]), (tiny, GROUPS[0])], StreamOptions(seed=0), name="mixed")
     assert [task.name for task in stream] == ["others", "some"]
     for task, dataset in zip(stream, (second, tiny), strict=True):
         x, _ = task.train.load()
@@ -158,7 +165,9 @@ def test_tasks_of_several_data_sets_are_prepared_each_with_its_own_constants(tin
 
 
 def test_one_data_set_is_the_same_stream_either_way(tiny: ImageDataset) -> None:
-    together = class_stream([(tiny, group) for group in GROUPS], seed=4, name="a", validation=0.2, limit=40)
+    together = class_stream(
+        [(tiny, group) for group in GROUPS], StreamOptions(seed=4, validation=0.2, limit=40), name="a"
+    )
     for left, right in zip(contents(together), contents(make_split(tiny, 4)), strict=True):
         assert torch.equal(left, right)
 
@@ -166,7 +175,7 @@ def test_one_data_set_is_the_same_stream_either_way(tiny: ImageDataset) -> None:
 def test_images_of_another_shape_are_refused(tiny: ImageDataset) -> None:
     wide = other(tiny, x_train=tiny.x_test.mT.contiguous(), x_test=tiny.x_test.mT.contiguous())
     with pytest.raises(InputError, match="one network needs one shape"):
-        class_stream([(tiny, GROUPS[0]), (wide, GROUPS[1])], seed=0, name="mixed")
+        class_stream([(tiny, GROUPS[0]), (wide, GROUPS[1])], StreamOptions(seed=0), name="mixed")
 
 
 @given(st.integers(0, 2**32), st.integers(1, 6))
@@ -215,7 +224,7 @@ def test_shorter_shuffled_stream_begins_the_longer(tiny: ImageDataset) -> None:
     with pytest.raises(InputError, match="stream mixed has 5 tasks; 6 cannot be made"):
         shuffled(tiny, 5, num_tasks=6)
     with pytest.raises(InputError, match="at least 1 class"):
-        shuffled_class_stream([tiny], (0,), seed=0, name="mixed")
+        shuffled_class_stream([tiny], (0,), StreamOptions(seed=0), name="mixed")
 
 
 # --- both
@@ -249,17 +258,18 @@ def test_limit_and_validation(tiny: ImageDataset, make: Make, per_task: list[lis
 
 
 def test_limit_leaves_the_test_images_alone(tiny: ImageDataset) -> None:
-    (task,) = permuted_stream(tiny, 1, seed=0, limit=5)
+    (task,) = permuted_stream(tiny, 1, StreamOptions(seed=0, limit=5))
     assert task.test.rows.tolist() == list(range(60))
 
 
 def test_validation_images_are_drawn_by_the_seed(tiny: ImageDataset) -> None:
-    held_out = {tuple(split_stream(tiny, GROUPS, seed=seed, validation=0.2)[0].valid.rows.tolist()) for seed in (0, 1)}
+    streams = [split_stream(tiny, GROUPS, StreamOptions(seed, validation=0.2)) for seed in (0, 1)]
+    held_out = {tuple(stream[0].valid.rows.tolist()) for stream in streams}
     assert len(held_out) == 2
 
 
 def test_tasks_of_a_stream_draw_independently(tiny: ImageDataset) -> None:
-    stream = permuted_stream(tiny, 2, seed=0, limit=50)
+    stream = permuted_stream(tiny, 2, StreamOptions(seed=0, limit=50))
     assert not torch.equal(stream[0].train.rows, stream[1].train.rows)
 
 
@@ -268,7 +278,7 @@ def test_tasks_of_a_stream_draw_independently(tiny: ImageDataset) -> None:
 
 def test_demo_needs_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HATRACK_DATA", str(tmp_path))
-    stream = build_stream("demo", seed=0, download=False)
+    stream = build_stream("demo", StreamOptions(seed=0, validation=0.15), download=False)
     assert stream.name == "demo"
     assert stream.input_shape == (1, 28, 28)
     assert [task.name for task in stream] == [
@@ -281,8 +291,8 @@ def test_demo_needs_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert [(len(task.train), len(task.valid), len(task.test)) for task in stream] == [(510, 90, 200)] * 5
 
 
-def test_arguments_overrule_the_streams_own() -> None:
-    stream = build_stream("demo", seed=0, validation=0.0, limit=10, num_tasks=2)
+def test_options_and_number_of_tasks() -> None:
+    stream = build_stream("demo", StreamOptions(seed=0, validation=0.0, limit=10), num_tasks=2)
     assert [task.name for task in stream] == ["tshirt-trouser", "pullover-dress"]
     assert [task.train.labels.bincount().tolist() for task in stream] == [[5, 5]] * 2
     assert all(task.valid is task.train for task in stream)
@@ -296,24 +306,26 @@ def test_arguments_overrule_the_streams_own() -> None:
         ({"num_tasks": -1}, "at least 1 task"),
         ({"limit": 0}, "at least 1, not 0"),
         ({"validation": 1.5}, "validation share"),
-        ({"limit": 2}, "too few for a validation split"),
+        ({"limit": 2, "validation": 0.15}, "too few for a validation split"),
     ],
 )
-def test_numbers_out_of_range(arguments: dict[str, int], fault: str) -> None:
+def test_numbers_out_of_range(arguments: dict[str, Any], fault: str) -> None:
+    tasks = arguments.get("num_tasks")
+    options = {key: value for key, value in arguments.items() if key != "num_tasks"}
     with pytest.raises(InputError, match=fault):
-        build_stream("demo", seed=0, **arguments)  # type: ignore[arg-type]
+        build_stream("demo", StreamOptions(seed=0, **options), num_tasks=tasks)
 
 
 def test_unknown_stream_gets_the_closest_and_all() -> None:
     with pytest.raises(InputError, match="no stream 'permuted-mnits', did you mean 'permuted-mnist'") as caught:
-        build_stream("permuted-mnits", seed=0)
+        build_stream("permuted-mnits", StreamOptions(seed=0))
     for name in STREAMS:
         assert name in str(caught.value)
 
 
 def test_data_folder_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent does not exist"):
-        build_stream("split-mnist", seed=0, data_dir=tmp_path / "absent")
+        build_stream("split-mnist", StreamOptions(seed=0), data_dir=tmp_path / "absent")
 
 
 def test_registry_agrees_with_itself() -> None:
@@ -335,7 +347,8 @@ def blank_cifar(name: str) -> ImageDataset:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_cifar_streams(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "load_dataset", lambda name, *_, **__: blank_cifar(name))
-    ten, hundred = build_stream("split-cifar10", seed=seed), build_stream("split-cifar100", seed=seed)
+    options = StreamOptions(seed, validation=0.15)
+    ten, hundred = build_stream("split-cifar10", options), build_stream("split-cifar100", options)
     assert [task.name for task in ten] == [
         "airplane-automobile",
         "bird-cat",
@@ -345,7 +358,7 @@ def test_cifar_streams(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert [task.num_classes for task in hundred] == [20] * 5
     assert [task.name for task in hundred][:2] == ["apple-to-cattle", "chair-to-keyboard"]
-    both = build_stream("residual-cifar", seed=seed)
+    both = build_stream("residual-cifar", options)
     assert len(both) == 10
     assert both.origins in (
         ("cifar10: blank", "cifar100: blank"),
@@ -368,7 +381,7 @@ def test_split_cifar10_of_the_full_set(tmp_path: Path, monkeypatch: pytest.Monke
     if root is None:
         pytest.skip("CIFAR-10 is not on this machine")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    stream = build_stream("split-cifar10", seed=0, data_dir=root, download=False)
+    stream = build_stream("split-cifar10", StreamOptions(seed=0, validation=0.15), data_dir=root, download=False)
     shutil.rmtree(tmp_path / "hatrack")  # 180 MB
     assert [(len(task.train), len(task.valid), len(task.test)) for task in stream] == [(8500, 1500, 2000)] * 5
     x, y = stream[3].test.load()
@@ -392,7 +405,8 @@ def test_split_cifar10_of_the_full_set(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_streams_of_the_full_sets(name: str, names: list[str], sizes: list[tuple[int, int, int]]) -> None:
-    stream = build_stream(name, seed=0, data_dir=_data_dir(*STREAMS[name].datasets), download=False)
+    options = StreamOptions(seed=0, validation=EXPERIMENTS[name].data.validation)
+    stream = build_stream(name, options, data_dir=_data_dir(*STREAMS[name].datasets), download=False)
     assert [task.name for task in stream] == names
     assert [(len(task.train), len(task.valid), len(task.test)) for task in stream] == sizes
     x, y = stream[-1].train.load()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hatrack.errors import InputError
-from hatrack.streams import Chain, Normalise, Permute
+from hatrack.streams import Chain, Normalise, Permute, Rotate
 
 
 def test_normalise_each_channel_by_its_own_constants() -> None:
@@ -78,3 +80,45 @@ def test_chain_applies_its_steps_in_order() -> None:
     x = torch.tensor([[3.0]])
     assert Chain((lambda y: y + 1, lambda y: y * 10))(x).item() == 40
     assert Chain(())(x) is x
+
+
+# --- rotations
+
+
+def test_quarter_turns_move_pixels_as_they_are() -> None:
+    x = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
+    for quarters in range(-2, 5):
+        assert torch.equal(Rotate(90.0 * quarters)(x), x.rot90(quarters, dims=(2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 6), (7, 3)])
+@pytest.mark.parametrize("angle", [10.0, 45.0, 90.0, 133.0, -70.0])
+def test_turning_agrees_with_a_slow_oracle(shape: tuple[int, int], angle: float) -> None:
+    height, width = shape
+    x = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(0))
+    turned = Rotate(angle)(x)[0, 0]
+    sin, cos = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    for row in range(height):
+        for column in range(width):
+            # The place in the original that an anticlockwise turn carries to this place; rows count downwards.
+            right, up = column - (width - 1) / 2, (height - 1) / 2 - row
+            from_right, from_up = cos * right + sin * up, -sin * right + cos * up
+            wanted = bilinear(x[0, 0], (height - 1) / 2 - from_up, (width - 1) / 2 + from_right)
+            assert abs(float(turned[row, column]) - wanted) < 1e-5
+
+
+def bilinear(image: torch.Tensor, row: float, column: float) -> float:
+    """The value between four pixels; beyond the edge all pixels are 0."""
+    value = 0.0
+    for y in (math.floor(row), math.floor(row) + 1):
+        for x in (math.floor(column), math.floor(column) + 1):
+            if 0 <= y < image.shape[0] and 0 <= x < image.shape[1]:
+                value += float(image[y, x]) * (1 - abs(row - y)) * (1 - abs(column - x))
+    return value
+
+
+def test_what_cannot_be_turned() -> None:
+    with pytest.raises(InputError, match="only images"):
+        Rotate(5.0)(torch.zeros(3, 4))
+    with pytest.raises(InputError, match="finite number of degrees"):
+        Rotate(float("nan"))

@@ -7,12 +7,11 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 import torch
 from cyclopts import App, Parameter
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +26,9 @@ from hatrack.experiments import (
     EXPERIMENTS,
     RunRequest,
     RunResult,
+    find_experiment,
     finished_result,
+    own_experiment,
     prepare,
     read_result,
     run,
@@ -67,6 +68,11 @@ def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
 
 _TOO_LARGE = "not enough memory; try a smaller network (--set hidden=...) or smaller batches (--set batch_size=...)"
 _WHOLE = Parameter(converter=_whole_number)
+# For completion, as the next.
+if TYPE_CHECKING:
+    ExperimentName = str
+else:
+    ExperimentName = Literal[tuple(EXPERIMENTS)]
 NetworkName = Literal["mlp", "alexnet", "resnet18", "vit"]  # for completion; any other name may follow
 Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
 Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
@@ -98,12 +104,14 @@ def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
 
 @app.command(name="run")
 def run_command(
-    experiment: Annotated[str, Parameter(choices=tuple(EXPERIMENTS))],
+    experiment: ExperimentName | str | None = None,
     /,
     *,
     method: Annotated[str, Parameter(choices=tuple(METHODS))],
     seed: Annotated[int, _WHOLE] = 0,
+    tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
     epochs: Annotated[int | None, _WHOLE] = None,
+    limit: Annotated[int | None, _WHOLE] = None,
     network: NetworkName | str | None = None,
     out: Path | None = None,
     data: Data = None,
@@ -119,13 +127,17 @@ def run_command(
     Parameters
     ----------
     experiment
-        What to learn; `hatrack list experiments` explains them.
+        What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`.
     method
         How to learn it; `hatrack list methods` explains them.
     seed
-        Decides on initial weights, order of samples, validation split and permutations.
+        Decides on initial weights, order of samples and tasks, validation split and permutations.
+    tasks
+        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
     epochs
         Largest number of epochs per task; short for `--set epochs=N`.
+    limit
+        At most so many training samples per task, balanced over its classes; short for `--set limit=N`.
     network
         The backbone, if not the experiment's own; short for `--set network=NAME`. `mymodule:build` takes a function of
         your own, which gets the shape of a sample and returns a network that maps a batch to features.
@@ -139,14 +151,15 @@ def run_command(
         Number of CPU threads; test logits are the same to the bit only with the same number.
     """
     overrides = _overrides(settings)
-    for key, value in (("epochs", epochs), ("network", network)):
+    for key, value in (("epochs", epochs), ("limit", limit), ("network", network)):
         if value is not None and key in overrides:
             raise InputError(f"--{key} and --set {key}=... are the same setting; give one of them")
         if value is not None:
             overrides[key] = value
-    folder = out or Path("runs") / f"{experiment}-{method}-seed{seed}"
+    name, sources = _what_to_learn(experiment, tasks)
+    folder = out or Path("runs") / f"{name}-{method}-seed{seed}"
     _set_threads(threads, folder)
-    request = RunRequest(experiment, method, seed, folder, data, overrides, _device(device))
+    request = RunRequest(name, method, seed, folder, data, overrides, _device(device), sources)
     console = _console()
     result = _carry_out(request, console, quiet)
     if not quiet:
@@ -167,18 +180,14 @@ def list_command(what: Literal["experiments", "methods", "networks", "datasets"]
     """
     console = _console()
     tables = {
-        "experiments": _named_table(
-            "experiments", ("tasks", "source"), ((e.name, e.description, e.source) for e in EXPERIMENTS.values())
+        "experiments": _listing(
+            "experiments",
+            ("source", "published there"),
+            ((e.name, e.description, e.source, e.published) for e in EXPERIMENTS.values()),
         ),
-        "methods": _named_table(
-            "methods", ("what it does", "source"), ((m.name, m.description, m.source) for m in METHODS.values())
-        ),
-        "networks": _named_table(
-            "networks", ("what it is", "source"), ((n.name, n.description, n.source) for n in NETWORKS.values())
-        ),
-        "datasets": _named_table(
-            "datasets", ("what it holds", "licence"), ((d.name, d.description, d.licence) for d in DATASETS.values())
-        ),
+        "methods": _listing("methods", ("source",), ((m.name, m.description, m.source) for m in METHODS.values())),
+        "networks": _listing("networks", ("source",), ((n.name, n.description, n.source) for n in NETWORKS.values())),
+        "datasets": _listing("datasets", ("licence",), ((d.name, d.description, d.licence) for d in DATASETS.values())),
     }
     for name, table in tables.items():
         if what in (None, name):
@@ -291,6 +300,16 @@ def _overrides(settings: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
+def _what_to_learn(experiment: str | None, tasks: tuple[Path, ...]) -> tuple[str, tuple[Path, ...]]:
+    """The experiment's name, and for one's own tasks what they are made of."""
+    if (experiment is None) == (not tasks):
+        raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
+    if experiment is not None and not experiment.lower().endswith(".toml"):
+        return find_experiment(experiment).name, ()
+    sources = tasks if experiment is None else (Path(experiment),)
+    return own_experiment(sources).name, sources
+
+
 def _set_threads(threads: int | None, folder: Path) -> None:
     """Take the number asked for, or the one with which a run in this folder began."""
     if threads is None and (folder / RESULT).exists():
@@ -315,10 +334,19 @@ def _console() -> Console:
     return Console(soft_wrap=not sys.stdout.isatty())
 
 
-def _named_table(title: str, columns: tuple[str, str], rows: Iterable[tuple[str, str, str]]) -> Table:
-    table = Table("name", *columns, title=title, title_justify="left", title_style="bold", box=SIMPLE)
-    for row in rows:
-        table.add_row(*row)
+def _listing(title: str, kinds: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    """Names that are never cut, each with one line or more on what it is, and on what else is known of it."""
+    table = Table(
+        box=None, title=title, title_style="bold", title_justify="left", show_header=False, padding=(0, 2, 0, 0)
+    )
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column()
+    for name, description, *others in rows:
+        said = Text(description)
+        for kind, other in zip(kinds, others, strict=True):
+            if other:
+                said.append(f"\n{kind}: {other}", style="dim")
+        table.add_row(name, said)
     return table
 
 

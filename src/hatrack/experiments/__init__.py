@@ -1,6 +1,8 @@
 """Experiments: presets, running them, their results, and verifying these."""
 
-from hatrack.experiments.presets import EXPERIMENTS, Experiment, find_experiment
+from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.own import own_experiment
+from hatrack.experiments.presets import EXPERIMENTS, find_experiment
 from hatrack.experiments.results import RunResult, Status, read_result
 from hatrack.experiments.running import (
     Event,
@@ -29,6 +31,7 @@ __all__ = [
     "Verification",
     "find_experiment",
     "finished_result",
+    "own_experiment",
     "prepare",
     "read_result",
     "run",

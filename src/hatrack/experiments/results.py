@@ -55,6 +55,7 @@ class RunResult:
         environment: what it ran on.
         status: how far it is.
         data: in which form every data set was found, one line each; empty in results of older versions.
+        sources: of one's own tasks, the ``tasks.toml`` or the files and folders that they were made of; else empty.
     """
 
     experiment: str
@@ -70,6 +71,7 @@ class RunResult:
     environment: dict[str, Any]
     status: Status
     data: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def with_row(
         self, row: tuple[Score, ...], capacity: dict[str, Any] | None, epochs: int, seconds: float
@@ -122,6 +124,7 @@ class RunResult:
             "timing": {"seconds": list(self.seconds), "epochs": list(self.epochs)},
             "environment": self.environment,
             "data": list(self.data),
+            "sources": list(self.sources),
             "status": self.status.value,
         }
 
@@ -174,6 +177,7 @@ def read_result(path: Path) -> RunResult:
             environment=data["environment"],
             status=Status(data["status"]),
             data=tuple(str(origin) for origin in data.get("data", ())),
+            sources=tuple(str(path) for path in data.get("sources", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(

@@ -18,11 +18,13 @@ from hatrack.data import DownloadMonitor
 from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
-from hatrack.experiments.presets import Experiment, find_experiment
+from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.own import own_experiment
+from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.results import RunResult, Status, TaskSummary, read_result, write_result
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS, Method, Setup
-from hatrack.streams import TaskStream, build_stream
+from hatrack.streams import TaskStream
 from hatrack.train import BatchDone, EpochDone, Score, fit, predict_split, require_finite, score
 
 __all__ = [
@@ -52,13 +54,14 @@ class RunRequest:
     """What to run.
 
     Attributes:
-        experiment: name of the experiment.
+        experiment: name of the experiment; of one's own tasks, what they are called.
         method: name of the method.
         seed: the seed, 0 or more.
         out: folder of the run; None keeps nothing.
         data: folder to look for data in first.
         overrides: settings that differ from the experiment's, by key.
         device: where to train.
+        sources: for one's own tasks, a ``tasks.toml``, or the files and folders of the tasks; empty for presets.
     """
 
     experiment: str
@@ -68,10 +71,22 @@ class RunRequest:
     data: Path | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    sources: tuple[Path, ...] = ()
+
+    def described(self) -> Experiment:
+        """The experiment.
+
+        Raises:
+            InputError: there is none, or the sources cannot be used.
+        """
+        return own_experiment(self.sources) if self.sources else find_experiment(self.experiment)
 
     def command(self) -> str:
         """A command line that makes this run."""
-        words = ["hatrack", "run", self.experiment, "--method", self.method, "--seed", str(self.seed)]
+        files = [str(path.absolute()) for path in self.sources]
+        what = files if len(files) == 1 and files[0].endswith(".toml") else ["--tasks", *files]
+        words = ["hatrack", "run", *(what if files else [self.experiment])]
+        words += ["--method", self.method, "--seed", str(self.seed)]
         words += ["--threads", str(torch.get_num_threads()), "--device", self.device.type]
         for key, value in self.overrides.items():
             text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
@@ -130,10 +145,10 @@ def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Prep
         DataError: the data is missing or damaged.
         CheckpointError: what the folder holds is damaged.
     """
-    experiment = find_experiment(request.experiment)
+    experiment = request.described()
     config = experiment.config(request.method).overridden(request.overrides)
     earlier = _earlier_result(request, config)
-    stream = _stream(experiment, request, config, monitor)
+    stream = experiment.stream_of(config.stream, seed=request.seed, data_dir=request.data, monitor=monitor)
     setup = Setup(
         lambda: build_backbone(config.network, stream.input_shape, request.seed),
         stream.input_shape,
@@ -144,11 +159,7 @@ def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Prep
     )
     method = METHODS[request.method](setup, config.method)
     if earlier is not None:
-        if earlier.data and earlier.data != stream.origins:
-            raise InputError(
-                f"{request.out} holds a run on other data ({'; '.join(earlier.data)} there, "
-                f"{'; '.join(stream.origins)} now); give that data with --data, or choose another folder with --out"
-            )
+        _require_same_data(request, earlier, stream.origins)
         prepared = Prepared(request, config, stream, method, earlier)
         _take_up(prepared)
         return prepared
@@ -166,19 +177,39 @@ def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Prep
         environment=describe_environment(request.device),
         status=Status.RUNNING,
         data=stream.origins,
+        sources=tuple(str(path.absolute()) for path in request.sources),
     )
     return Prepared(request, config, stream, method, result)
 
 
 def finished_result(request: RunRequest) -> RunResult | None:
-    """The result of a run that its folder holds finished; None if it is not finished, or not begun. Needs no data.
+    """The result of a run that its folder holds finished; None if it is not finished, or not begun.
+
+    Of a preset it needs no data; one's own files are looked at, since they may have changed.
 
     Raises:
-        InputError, CheckpointError: as :func:`prepare`.
+        InputError, DataError, CheckpointError: as :func:`prepare`.
     """
-    config = find_experiment(request.experiment).config(request.method).overridden(request.overrides)
+    experiment = request.described()
+    config = experiment.config(request.method).overridden(request.overrides)
     earlier = _earlier_result(request, config)
-    return earlier if earlier is not None and earlier.status is Status.FINISHED else None
+    if earlier is None or earlier.status is not Status.FINISHED:
+        return None
+    if experiment.own is not None:
+        _require_same_data(request, earlier, experiment.own.origins(config.stream.num_tasks))
+    return earlier
+
+
+def _require_same_data(request: RunRequest, earlier: RunResult, origins: tuple[str, ...]) -> None:
+    """Refuse to go on with a run that was made of other data."""
+    if earlier.data and earlier.data != origins:
+        there = [line for line in earlier.data if line not in origins]
+        now = [line for line in origins if line not in earlier.data]
+        remedy = "its files have changed since;" if request.sources else "give that data with --data, or"
+        raise InputError(
+            f"{request.out} holds a run on other data ({'; '.join(there)} there, {'; '.join(now)} now); "
+            f"{remedy} choose another folder with --out"
+        )
 
 
 def _take_up(prepared: Prepared) -> None:
@@ -288,16 +319,3 @@ def _earlier_result(request: RunRequest, config: Config) -> RunResult | None:
         changes = ", ".join(f"{key} ({found.get(key)} there, {wanted.get(key)} now)" for key in differing)
         raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder with --out")
     return earlier
-
-
-def _stream(experiment: Experiment, request: RunRequest, config: Config, monitor: DownloadMonitor | None) -> TaskStream:
-    data = config.stream
-    return build_stream(
-        experiment.stream,
-        seed=request.seed,
-        data_dir=request.data,
-        validation=data.validation,
-        limit=data.limit,
-        num_tasks=data.num_tasks,
-        monitor=monitor,
-    )

@@ -98,7 +98,9 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
     torch.set_num_threads(int(recorded.environment.get("threads", torch.get_num_threads())))
     on_cuda = recorded.environment.get("device") != "cpu" and torch.cuda.is_available()
     device = deterministic_cuda() if on_cuda else torch.device("cpu")
-    request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config, device)
+    sources = tuple(map(Path, recorded.sources))
+    config = recorded.config
+    request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, config, device, sources)
     prepared = prepare(request, monitor)
     prepared.method.load(folder / CHECKPOINT)
     logits = last_logits(prepared, len(recorded.scores))

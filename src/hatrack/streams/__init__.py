@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+from hatrack.streams.arranging import concatenated, in_portions, interleaved, repeated, shuffled
 from hatrack.streams.base import Split, Task, TaskStream
+from hatrack.streams.boundaries import DetectorSettings, LossDetector, Surprise, Unannounced, usual_limit
+from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, shuffled_groups
 from hatrack.streams.image_streams import (
-    ClassGroup,
     class_stream,
-    consecutive_groups,
-    permuted_stream,
+    class_task,
+    incremental_stream,
+    mixture_stream,
     shuffled_class_stream,
-    shuffled_groups,
     split_stream,
+    transfer_stream,
 )
+from hatrack.streams.own import OwnStream, OwnTask, own_stream
+from hatrack.streams.pixel_streams import drawn_angles, permuted_stream, rotated_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
+from hatrack.streams.sampling import StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
-from hatrack.streams.transforms import Chain, Normalise, Permute, Transform
+from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Transform
 
 __all__ = [
     "STREAMS",
     "Chain",
     "ClassGroup",
+    "DetectorSettings",
+    "LossDetector",
     "Normalise",
+    "OwnStream",
+    "OwnTask",
     "Permute",
+    "Rotate",
     "Split",
+    "StreamOptions",
     "StreamSpec",
+    "Surprise",
     "Task",
     "TaskStream",
     "Transform",
+    "Unannounced",
+    "all_classes",
     "build_stream",
     "class_stream",
+    "class_task",
+    "concatenated",
     "consecutive_groups",
     "derive_seed",
+    "drawn_angles",
+    "in_portions",
+    "incremental_stream",
+    "interleaved",
+    "mixture_stream",
+    "own_stream",
     "permuted_stream",
+    "repeated",
+    "rotated_stream",
     "seeded_generator",
+    "shuffled",
     "shuffled_class_stream",
     "shuffled_groups",
     "split_stream",
+    "transfer_stream",
+    "usual_limit",
 ]

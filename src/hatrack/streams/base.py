@@ -10,11 +10,11 @@ from typing import overload
 import torch
 
 from hatrack.errors import InputError
-from hatrack.streams.sampling import stratified_split
+from hatrack.streams.sampling import StreamOptions, balanced_rows, stratified_split
 from hatrack.streams.seeding import seeded_generator
 from hatrack.streams.transforms import Transform
 
-__all__ = ["Split", "Task", "TaskStream"]
+__all__ = ["Split", "Task", "TaskStream", "check_name", "sampled_task"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -86,9 +86,10 @@ class Split:
         if validation == 0:
             return self, self
         train, valid = stratified_split(self.labels, validation, generator)
-        return self._part(train), self._part(valid)
+        return self.part(train), self.part(valid)
 
-    def _part(self, chosen: torch.Tensor) -> Split:
+    def part(self, chosen: torch.Tensor) -> Split:
+        """The split of some of its samples, by their positions in it, int64 ``(N,)``."""
         return Split(self.source, self.rows[chosen], self.labels[chosen], self.transform)
 
     def _transformed(self, x: torch.Tensor) -> torch.Tensor:
@@ -117,7 +118,7 @@ class Task:
     test: Split
 
     def __post_init__(self) -> None:
-        _check_name("task", self.name)
+        check_name("task", self.name)
         for part, split in (("training", self.train), ("validation", self.valid), ("test", self.test)):
             if int(split.labels.max()) >= self.num_classes:
                 raise InputError(f"task {self.name}: {part} labels must be integers 0..{self.num_classes - 1}")
@@ -186,6 +187,28 @@ class Task:
         return cls(name, tuple(classes), train, valid, test)
 
 
+def sampled_task(
+    name: str, classes: tuple[str, ...], train: Split, test: Split, options: StreamOptions, *, index: int
+) -> Task:
+    """Make a task, taking of its training samples what the options say.
+
+    Args:
+        name: Its name.
+        classes: The names of its classes.
+        train: All its training samples.
+        test: Its test samples, which stay complete.
+        options: The seed, and which samples to take.
+        index: Position of the task in its stream; tasks at different positions draw their samples independently.
+
+    Raises:
+        InputError: An option is out of range, or as for :class:`Task`.
+    """
+    if options.limit is not None:
+        train = train.part(balanced_rows(train.labels, options.limit, seeded_generator(options.seed, "limit", index)))
+    train, valid = train.divided(options.validation, seeded_generator(options.seed, "validation", index))
+    return Task(name, classes, train, valid, test)
+
+
 @dataclass(frozen=True, eq=False)
 class TaskStream(Sequence[Task]):
     """Tasks in the order in which they are to be learned.
@@ -204,7 +227,7 @@ class TaskStream(Sequence[Task]):
     origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_name("stream", self.name)
+        check_name("stream", self.name)
         object.__setattr__(self, "tasks", tuple(self.tasks))  # a list is welcome, but must not stay one
         if not self.tasks:
             raise InputError(f"stream {self.name}: needs at least one task")
@@ -237,7 +260,7 @@ class TaskStream(Sequence[Task]):
         return self.tasks[index]
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
     """Refuse names that could not be a file name or a column title anywhere."""
     if not NAME_PATTERN.fullmatch(name):
         raise InputError(f"{what} name {name!r}: use letters, digits, '_' and '-' only")

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from hatrack.errors import InputError
 
-__all__ = ["balanced_rows", "stratified_split"]
+__all__ = ["StreamOptions", "balanced_rows", "stratified_split"]
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What every stream can be told about its samples, whichever tasks it makes of them.
+
+    Attributes:
+        seed: Determines all that is drawn: order, permutations, and which samples are held out and kept.
+        validation: Share of a task's training samples to hold out, stratified by class, at least 0 and below 1; with
+            0 the training samples serve as validation samples too.
+        limit: Training samples per task, balanced over its classes, before any are held out; None keeps all. The
+            test samples are always complete.
+    """
+
+    seed: int
+    validation: float = 0.0
+    limit: int | None = None
 
 
 def stratified_split(

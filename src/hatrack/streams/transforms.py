@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.nn import functional as F
 
 from hatrack.errors import InputError
 
-__all__ = ["Chain", "Normalise", "Permute", "Transform"]
+__all__ = ["Chain", "Normalise", "Permute", "Rotate", "Transform"]
 
 
 class Transform(Protocol):
@@ -94,6 +96,45 @@ class Permute:
         flat = x.reshape(len(x), x.shape[1:].numel() // length, length)
         # gather reads one row at a time, several times faster here than index_select along the last axis.
         return flat.gather(-1, self.permutation.to(x.device).expand(flat.shape)).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn every image about its middle.
+
+    Multiples of 90 degrees move the pixels of square images as they are; other angles interpolate between pixels
+    (bilinear), and what comes from beyond the edge is 0.
+
+    Attributes:
+        angle: Degrees, anticlockwise.
+
+    Raises:
+        InputError: ``angle`` is not finite.
+    """
+
+    angle: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.angle):
+            raise InputError(f"an angle must be a finite number of degrees, not {self.angle}")
+
+    def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
+        """Return images ``(N, C, H, W)`` turned, in their shape; float32 unless the pixels are only moved.
+
+        Raises:
+            InputError: ``x`` does not hold images.
+        """
+        if x.dim() != 4:
+            raise InputError(f"only images (N, C, H, W) can be turned, not samples of shape {tuple(x.shape[1:])}")
+        height, width = x.shape[-2:]
+        quarters, rest = divmod(self.angle, 90.0)
+        if rest == 0.0 and (height == width or quarters % 2 == 0):
+            return x.rot90(int(quarters), dims=(-2, -1))
+        sin, cos = math.sin(math.radians(self.angle)), math.cos(math.radians(self.angle))
+        # affine_grid says where every pixel of the result comes from, in coordinates from -1 to 1 along each side.
+        turn = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]], device=x.device)
+        grid = F.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+        return F.grid_sample(x.to(torch.float32), grid, align_corners=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,146 @@
+"""Task switches that are not announced: how late are they noticed, how often wrongly, and what does it cost?
+
+HAT on two dense layers learns batches without task names, once with switches detected from the loss, once announced
+(though not to which task). Tested with the task that fits 256 labelled training samples best. The detector's
+smallest jump was chosen on seeds 0 and 1 out of .05, .1 and .3, which is why the recorded seeds are others.
+
+python benchmarks/boundaries.py [--seeds 2 3 4] [--out benchmarks/results/boundaries.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.environment import describe_environment
+from hatrack.methods import METHODS, Setup
+from hatrack.networks import MLP, build_reproducibly
+from hatrack.streams import (
+    DetectorSettings,
+    StreamOptions,
+    Surprise,
+    TaskStream,
+    Unannounced,
+    build_stream,
+    repeated,
+)
+from hatrack.unannounced import UnannouncedLearner
+
+HIDDEN, LR, CYCLE, PASSES, BATCH, LIMIT, PROBE = (200, 200), 0.05, 25, 4, 32, 2000, 256
+
+
+def split_fashion(seed: int) -> TaskStream:
+    return build_stream("split-fashion-mnist", StreamOptions(seed, limit=LIMIT))
+
+
+def permuted(seed: int) -> TaskStream:
+    """Five permutations, which come back in the same order."""
+    return repeated(build_stream("permuted-mnist", StreamOptions(seed, limit=LIMIT), num_tasks=5), 2)
+
+
+STREAMS = {"split-fashion-mnist": split_fashion, "permuted-mnist, every task twice": permuted}
+
+
+def judge(switches: list[int], truth: tuple[int, ...]) -> dict[str, Any]:
+    """Delays in batches (0: with the first of the new task), switches that were missed, and false alarms."""
+    starts = [index for index in range(1, len(truth)) if truth[index] != truth[index - 1]]
+    delays, used = [], set()
+    for start, end in zip(starts, [*starts[1:], len(truth)], strict=True):
+        hit = next((index for index in switches if start <= index < end), None)
+        if hit is not None:
+            delays.append(hit - start)
+            used.add(hit)
+    return {
+        "switches": len(starts),
+        "delays": delays,
+        "missed": len(starts) - len(delays),
+        "false_alarms": len([index for index in switches if index not in used]),
+    }
+
+
+def learn(stream: TaskStream, seed: int, announced: bool, settings: DetectorSettings) -> dict[str, Any]:
+    def build() -> torch.nn.Module:
+        return build_reproducibly(lambda: MLP(stream.input_shape, HIDDEN), seed, xavier=True)
+
+    method = METHODS["hat"](Setup(build, stream.input_shape, seed, torch.device("cpu")), METHODS["hat"].settings_type())
+    batches = Unannounced(stream, PASSES, BATCH, seed)
+    learner = UnannouncedLearner(
+        method,
+        batches.classes,
+        lambda parameters: torch.optim.SGD(parameters, lr=LR),
+        detector=settings,
+        announced=announced,
+        cycle=CYCLE,
+    )
+    truth, steps, started = batches.truth(), [], time.perf_counter()
+    for index, (x, y) in enumerate(batches):
+        if announced and index and truth[index] != truth[index - 1]:
+            learner.announce()
+        steps.append(learner.observe(x, y))
+    learner.finish()
+    seconds = time.perf_counter() - started
+    switches = [index for index, step in enumerate(steps) if step.surprise is Surprise.SWITCH and index]
+    accuracy, answered_by = {}, {}
+    for task in stream:
+        x, y = task.train.load()
+        found = learner.best_task(x[:PROBE], y[:PROBE])
+        x, y = task.test.load()
+        with torch.no_grad():
+            accuracy[task.name] = float((method.predict(x, found).argmax(dim=1) == y).float().mean())
+        answered_by[task.name] = found
+    return {
+        **judge(switches, truth),
+        "opened": len(learner.tasks),
+        "batches": len(steps),
+        "accuracy": accuracy,
+        "answered_by": answered_by,
+        "average_accuracy": statistics.fmean(accuracy.values()),
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = DetectorSettings()
+    runs = []
+    for name, make in STREAMS.items():
+        for seed in arguments.seeds:
+            stream = make(seed)
+            for announced in (True, False):
+                run = learn(stream, seed, announced, settings)
+                runs.append({"stream": name, "seed": seed, "announced": announced, **run})
+                print(
+                    f"{name}, seed {seed}, {'announced' if announced else 'detected'}: "
+                    f"{run['average_accuracy']:.2%}, {run['opened']} tasks opened, delays {run['delays']}, "
+                    f"{run['missed']} of {run['switches']} missed, {run['false_alarms']} false alarms"
+                )
+    result = {
+        "settings": {
+            "hidden": HIDDEN,
+            "lr": LR,
+            "cycle": CYCLE,
+            "passes": PASSES,
+            "batch_size": BATCH,
+            "limit": LIMIT,
+            "detector": dataclasses.asdict(settings),
+        },
+        "environment": describe_environment(),
+        "runs": runs,
+    }
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Tasks from a person's own files: folders of pictures, numpy archives and tables."""
+
+from __future__ import annotations
+
+from hatrack.streams.own.files import OwnTask
+from hatrack.streams.own.streams import OwnStream, own_stream
+
+__all__ = ["OwnStream", "OwnTask", "own_stream"]

@@ -1,0 +1,232 @@
+"""A task of a person's own: what it is said to be, and reading its files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hatrack.errors import DataError, InputError
+from hatrack.streams.own.samples import Samples, divided_samples, fitted
+from hatrack.streams.own.tables import Table, read_table
+from hatrack.streams.seeding import seeded_generator
+
+__all__ = ["OwnTask", "digest_of", "read_own_task"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task made of files.
+
+    Attributes:
+        name: Letters, digits, ``_`` and ``-``.
+        path: A folder of pictures, an ``.npz`` file or a ``.csv`` file.
+        table: What the columns of a CSV file mean; None for the other kinds.
+        test: A second CSV file with the test samples, or None.
+        test_share: Share of the samples to test on, drawn by the seed and stratified by class, for a CSV file without
+            ``test`` and for a folder without ``train`` and ``test`` in it; None where the files say it.
+        resize: Height and width that pictures get, or None to leave them.
+        channels: 1 or 3, what pictures are turned into, or None to leave them.
+
+    Raises:
+        InputError: These do not go together.
+    """
+
+    name: str
+    path: Path
+    table: Table | None = None
+    test: Path | None = None
+    test_share: float | None = None
+    resize: tuple[int, int] | None = None
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            raise InputError(f"task {self.name}: {self.path} does not exist")
+        if not self.path.is_dir() and self.path.suffix.lower() not in (".npz", ".csv"):
+            raise InputError(f"task {self.name}: {self.path} is no folder of pictures, .npz or .csv file")
+        if (self.table is not None) != self.is_table:
+            says = "needs label, the name of the column that holds the class" if self.is_table else "is no CSV file"
+            raise InputError(f"task {self.name}: {self.path} {says}; label, drop, delimiter and test are for those")
+        if self.test is not None and not (self.is_table and self.test.is_file()):
+            raise InputError(f"task {self.name}: test must be a CSV file beside another, not {self.test}")
+        if self.is_table and (self.resize or self.channels):
+            raise InputError(f"task {self.name}: resize and channels are for pictures, not for {self.path}")
+        if self.test_share is not None and not 0.0 < self.test_share < 1.0:
+            raise InputError(f"task {self.name}: test_share must be above 0 and below 1, not {self.test_share}")
+        if self.resize is not None and (len(self.resize) != 2 or min(self.resize) < 1):
+            raise InputError(f"task {self.name}: resize must be [height, width], not {list(self.resize)}")
+        if self.channels not in (None, 1, 3):
+            raise InputError(f"task {self.name}: channels must be 1 or 3, not {self.channels}")
+        has_test = self.test is not None if self.is_table else not self.path.is_dir() or _is_divided(self.path)
+        if has_test == (self.test_share is not None):
+            raise InputError(
+                f"task {self.name}: {self.path} has test samples of its own; leave out test_share"
+                if has_test
+                else f"task {self.name}: {self.path} has no test samples; give test_share, such as test_share = 0.2"
+            )
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a CSV file."""
+        return not self.path.is_dir() and self.path.suffix.lower() == ".csv"
+
+    @property
+    def kind(self) -> str:
+        """What its files are, in a word or two."""
+        return "pictures" if self.path.is_dir() else "table" if self.is_table else "npz"
+
+
+def read_own_task(task: OwnTask, seed: int) -> tuple[Samples, Samples]:
+    """Read the training and test samples of a task.
+
+    Args:
+        task: What to read.
+        seed: Draws the test samples where ``test_share`` is given, together with the task's name.
+
+    Raises:
+        DataError: A file is missing, damaged, or not what it should be; it is named.
+    """
+    if task.table is not None:
+        train, features = read_table(task.path, task.table)
+        test = None if task.test is None else read_table(task.test, task.table, features)[0]
+    elif task.path.is_dir():
+        divided = _is_divided(task.path)
+        train = _read_pictures(task.path / "train" if divided else task.path, task)
+        test = _read_pictures(task.path / "test", task) if divided else None
+    else:
+        train, test = _read_npz(task)
+    if test is not None:
+        return train, test
+    assert task.test_share is not None
+    return divided_samples(train, task.test_share, seeded_generator(seed, "test", task.name))
+
+
+def digest_of(task: OwnTask) -> str:
+    """SHA-256 of all files of a task: of their paths within it, their sizes and their contents.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    if task.path.is_dir():
+        files = {path.relative_to(task.path).as_posix(): path for path in _pictures_of(task.path, "**/*")}
+    else:
+        files = {"": task.path} if task.test is None else {"": task.path, "test": task.test}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        try:
+            content = files[name].read_bytes()
+        except OSError as error:
+            raise DataError(f"{files[name]}: cannot be read ({error.strerror or error})") from error
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _is_divided(folder: Path) -> bool:
+    """Whether a folder of pictures has training and test samples apart."""
+    return (folder / "train").is_dir() and (folder / "test").is_dir()
+
+
+def _pictures_of(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _read_pictures(folder: Path, task: OwnTask) -> Samples:
+    """The pictures ``CLASS/*`` in a folder."""
+    paths = _pictures_of(folder, "*/*")
+    if not paths:
+        raise DataError(f"{folder}: holds no pictures; they must lie in it as CLASS/*.png (or .jpg, .bmp, .webp)")
+    images = [_picture(path, task) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            channels, height, width = image.shape[1:]
+            others, high, wide = images[0].shape[1:]
+            raise DataError(
+                f"{path} has {channels} channels of {height} x {width} pixels, {paths[0]} {others} of {high} x {wide}; "
+                "say what all shall have by resize = [height, width] and channels = 1 or 3 in a tasks.toml"
+            )
+    return Samples(torch.cat(images), tuple(path.parent.name for path in paths), str(folder))
+
+
+def _picture(path: Path, task: OwnTask) -> torch.Tensor:
+    """A picture, uint8 ``(1, C, H, W)``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("RGB", "L") and task.channels is None:
+                    raise DataError(f"{path}: is a picture of kind {picture.mode}; say channels = 1 or 3 to convert it")
+                mode = {1: "L", 3: "RGB", None: picture.mode}[task.channels]
+                pixels = torch.from_numpy(np.array(picture.convert(mode)))
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombWarning,
+            Image.DecompressionBombError,
+        ) as error:
+            raise DataError(f"{path}: not a whole picture ({error})") from error
+    return fitted(pixels.reshape(1, *pixels.shape[:2], -1).permute(0, 3, 1, 2), task.resize, None)
+
+
+def _read_npz(task: OwnTask) -> tuple[Samples, Samples]:
+    try:
+        # From bytes, since numpy leaves a file open that it cannot read.
+        with np.load(io.BytesIO(task.path.read_bytes()), allow_pickle=False) as archive:
+            missing = [name for name in ARRAYS if name not in archive]
+            if missing:
+                raise DataError(f"{task.path}: has no array {missing[0]}; it must hold {', '.join(ARRAYS)}")
+            arrays = {name: archive[name] for name in ARRAYS}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{task.path}: not a whole npz file of plain arrays ({error})") from error
+    train, test = (
+        Samples(
+            _numbers(arrays[f"x_{part}"], f"{task.path}: x_{part}"),
+            _labels(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), f"{task.path}: y_{part}"),
+            str(task.path),
+        )
+        for part in ("train", "test")
+    )
+    if task.resize is None and task.channels is None:
+        return train, test
+    if train.x.dim() != 4:
+        raise InputError(f"task {task.name}: resize and channels are for pictures, not for {tuple(train.x.shape)}")
+    fit = (fitted(samples.x, task.resize, task.channels) for samples in (train, test))
+    return tuple(replace(samples, x=x) for samples, x in zip((train, test), fit, strict=True))  # type: ignore[return-value]
+
+
+def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
+    """Samples as images ``(N, C, H, W)`` where they can be images, and else as numbers ``(N, ...)``.
+
+    Pictures are ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1 or 3 channels C.
+    """
+    if array.ndim < 2 or not array.size or array.dtype.kind not in "uif":
+        raise DataError(f"{where} must hold numbers, (N, ...) with none of it 0, not {array.dtype} {array.shape}")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim == 4 and array.shape[1] in (1, 3) and array.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    with np.errstate(over="ignore"):
+        x = torch.from_numpy(array.astype(np.float32))
+    if not x.isfinite().all():
+        raise DataError(f"{where} holds NaN, infinite or far too large values; clean it first")
+    return x
+
+
+def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
+    if array.shape != (count,) or array.dtype.kind not in "uiU":
+        raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}")
+    return tuple(str(label) for label in array.tolist())

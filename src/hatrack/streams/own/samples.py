@@ -1,0 +1,135 @@
+"""What is read of a task's own files, and how it is made ready: labels numbered, features standardised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from hatrack.errors import DataError
+from hatrack.streams.base import Split
+from hatrack.streams.sampling import stratified_split
+from hatrack.streams.transforms import Normalise
+
+__all__ = ["Samples", "as_splits", "divided_samples", "fitted", "pick_samples"]
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Labelled samples as they were read.
+
+    Attributes:
+        x: Images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers float32 ``(N, ...)``.
+        labels: The class of each, as it was written.
+        origin: Where they come from, for messages.
+    """
+
+    x: torch.Tensor
+    labels: tuple[str, ...]
+    origin: str
+
+
+def pick_samples(samples: Samples, rows: torch.Tensor) -> Samples:
+    """Some of the samples, by their positions."""
+    return Samples(samples.x[rows], tuple(samples.labels[row] for row in rows.tolist()), samples.origin)
+
+
+def divided_samples(samples: Samples, share: float, generator: torch.Generator) -> tuple[Samples, Samples]:
+    """Divide samples into training and test samples, stratified by class.
+
+    Args:
+        samples: What to divide.
+        share: Share to test on, above 0 and below 1.
+        generator: Draws which.
+    """
+    numbers = {label: number for number, label in enumerate(sorted(set(samples.labels)))}
+    labels = torch.tensor([numbers[label] for label in samples.labels])
+    train, test = stratified_split(labels, share, generator)
+    return pick_samples(samples, train), pick_samples(samples, test)
+
+
+def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Split]:
+    """Number the classes, and standardise the samples by the mean and deviation of the training samples.
+
+    Images of bytes have one mean and deviation per channel, and so have images of numbers; other samples have them for
+    every feature. What does not vary in training is only shifted.
+
+    Returns:
+        The classes: numbers in their order, anything else in the order of the alphabet; the training and test samples.
+
+    Raises:
+        DataError: There is but one class, a test sample has an unknown one, or the shapes differ.
+    """
+    classes = tuple(sorted(set(train.labels), key=_order))
+    if len(classes) < 2:
+        raise DataError(f"{train.origin}: all training samples are of class {classes[0]!r}; a task needs two or more")
+    unknown = sorted(set(test.labels) - set(classes))
+    if unknown:
+        raise DataError(f"{test.origin}: no training sample is of the test sample's class {unknown[0]!r}")
+    if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+        raise DataError(
+            f"{test.origin}: test samples are {test.x.dtype} {tuple(test.x.shape[1:])}, "
+            f"training samples {train.x.dtype} {tuple(train.x.shape[1:])}"
+        )
+    numbers = {label: number for number, label in enumerate(classes)}
+    mean, std = _statistics(train.x)
+    splits = []
+    for samples in (train, test):
+        y = torch.tensor([numbers[label] for label in samples.labels])
+        if samples.x.dtype == torch.uint8:
+            constants = [tuple((values.flatten() / 255).tolist()) for values in (mean, std)]
+            splits.append(Split(samples.x, torch.arange(len(y)), y, Normalise(*constants)))
+        else:
+            x = ((samples.x.double() - mean) / std).float()
+            splits.append(Split(x, torch.arange(len(y)), y))
+    return classes, splits[0], splits[1]
+
+
+def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
+    """Give images the size and the channels that were asked for.
+
+    Args:
+        images: uint8 or float32 ``(N, C, H, W)`` with one or three channels.
+        resize: Height and width, bilinear and antialiased whatever the proportions; None leaves them.
+        channels: 1 takes the luminance of colours, 3 repeats grey; None leaves them.
+    """
+    if channels == 3 and images.shape[1] == 1:
+        images = images.repeat(1, 3, 1, 1)
+    elif channels == 1 and images.shape[1] == 3:
+        weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
+        images = _as_before((images.float() * weights).sum(dim=1, keepdim=True), images.dtype)
+    if resize is not None and tuple(images.shape[-2:]) != resize:
+        resized = F.interpolate(images.float(), list(resize), mode="bilinear", antialias=True, align_corners=False)
+        images = _as_before(resized, images.dtype)
+    return images
+
+
+def _as_before(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else x
+
+
+def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation in float64, shaped to go with the samples: per channel of images, else per feature.
+
+    The deviation of what does not vary is 1.
+    """
+    over = (0, *range(2, x.dim())) if x.dim() > 2 else (0,)
+    count = x.numel() // (x.shape[1] if x.dim() > 1 else 1)
+    mean = sum((part.double().sum(dim=over, keepdim=True) for part in torch.split(x, 4096)), torch.zeros(())) / count
+    squares = ((part.double() - mean).square().sum(dim=over, keepdim=True) for part in torch.split(x, 4096))
+    std = (sum(squares, torch.zeros(())) / count).sqrt()
+    # Rounding leaves a trace of deviation where there is none; dividing by it would make noise of it.
+    constant = std <= 1e-9 * mean.abs().clamp(min=1e-300)
+    return mean, torch.where(constant, 1.0, std)
+
+
+def _order(label: str) -> tuple[int, float, str]:
+    """Numbers before words, and each in its own order."""
+    try:
+        return (0, float(label), label)
+    except ValueError:
+        return (1, 0.0, label)

@@ -1,0 +1,164 @@
+"""A stream of a person's own tasks: read from a ``tasks.toml``, or from files and folders named one after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hatrack.errors import InputError
+from hatrack.names import unknown_name
+from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
+from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
+from hatrack.streams.own.samples import as_splits
+from hatrack.streams.own.tables import Table
+from hatrack.streams.sampling import StreamOptions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["SECTIONS", "OwnStream", "own_stream"]
+
+SECTIONS = ("stream", "network", "training", "method")
+"""Tables of settings that a ``tasks.toml`` may have."""
+
+PICTURE_KEYS = {"resize": list, "channels": int}
+STREAM_KEYS = {"name": str, "task": list, **PICTURE_KEYS, **dict.fromkeys(SECTIONS, dict)}
+TABLE_KEYS = {"label": str, "drop": list, "delimiter": str}
+TASK_KEYS = {"name": str, "path": str, "test": str, "test_share": float, **TABLE_KEYS, **PICTURE_KEYS}
+KINDS = {str: "a text", list: "a list in []", int: "a whole number", float: "a number", dict: "a table"}
+
+
+@dataclass(frozen=True)
+class OwnStream:
+    """Tasks made of files, in their order.
+
+    Attributes:
+        name: Letters, digits, ``_`` and ``-``.
+        tasks: The tasks.
+        sources: The files and folders that say so, absolute: a ``tasks.toml``, or the tasks themselves.
+        settings: The settings that the ``tasks.toml`` makes, by the name of their table.
+    """
+
+    name: str
+    tasks: tuple[OwnTask, ...]
+    sources: tuple[Path, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def origins(self, num_tasks: int | None = None) -> tuple[str, ...]:
+        """What results record about the data, one line for each task, with a digest of its files.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return tuple(f"{task.name}: {task.kind}, SHA-256 {digest_of(task)}" for task in self.tasks[:num_tasks])
+
+    def build(self, options: StreamOptions, *, num_tasks: int | None = None) -> TaskStream:
+        """Read the files and make the stream. The same files and arguments give the same stream.
+
+        Args:
+            options: The seed, and which samples to take.
+            num_tasks: Number of tasks, the first ones; None takes all.
+
+        Raises:
+            InputError: There are not so many tasks, their samples differ in shape, or an option is out of range.
+            DataError: A file is damaged or not what it should be; it is named.
+        """
+        if num_tasks is not None and num_tasks > len(self.tasks):
+            raise InputError(f"stream {self.name} has {len(self.tasks)} tasks, not {num_tasks}")
+        tasks = [_build(task, options, index) for index, task in enumerate(self.tasks[:num_tasks])]
+        for task in tasks:
+            if task.input_shape != tasks[0].input_shape:
+                raise InputError(
+                    f"samples of {task.name} are {task.input_shape}, those of {tasks[0].name} {tasks[0].input_shape}; "
+                    "one network needs one shape: for pictures, choose resize = [height, width] and channels = 1 or 3 "
+                    "in a tasks.toml"
+                )
+        return TaskStream(self.name, tuple(tasks), self.origins(num_tasks))
+
+
+def own_stream(sources: Sequence[Path]) -> OwnStream:
+    """What a stream of one's own is to be made of; its samples are not read yet.
+
+    Args:
+        sources: One ``.toml`` file, or the files and folders of the tasks, each named after itself.
+
+    Raises:
+        InputError: A file does not exist, or says something that cannot be.
+    """
+    sources = tuple(path.absolute() for path in sources)
+    if len(sources) == 1 and sources[0].suffix.lower() == ".toml":
+        return _read_toml(sources[0])
+    if any(path.suffix.lower() == ".toml" for path in sources):
+        raise InputError("give one tasks.toml alone, or the folders and files of the tasks themselves")
+    return OwnStream("own", tuple(OwnTask(path.stem, path) for path in sources), sources)
+
+
+def _build(own: OwnTask, options: StreamOptions, index: int) -> Task:
+    classes, train, test = as_splits(*read_own_task(own, options.seed))
+    return sampled_task(own.name, classes, train, test, options, index=index)
+
+
+def _read_toml(path: Path) -> OwnStream:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from error
+    _check(content, STREAM_KEYS, str(path))
+    tasks = content.get("task", [])
+    if not tasks or not all(isinstance(task, dict) for task in tasks):
+        raise InputError(f"{path}: names no task; write [[task]] and below it path = ...")
+    shared = {key: content[key] for key in PICTURE_KEYS if key in content}
+    name = content.get("name", path.stem)
+    check_name("stream", name)
+    settings = {section: content[section] for section in SECTIONS if section in content}
+    made = tuple(_task(task, shared, path) for task in tasks)
+    names = [task.name for task in made]
+    for twin in names:
+        if names.count(twin) > 1:
+            raise InputError(f"{path}: two tasks are named {twin!r}; give each a name of its own")
+    return OwnStream(name, made, (path,), settings)
+
+
+def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> OwnTask:
+    where = f"{toml}, task {entry.get('name', entry.get('path', '?'))}"
+    _check(entry, TASK_KEYS, where)
+    if "path" not in entry:
+        raise InputError(f"{where}: has no path")
+    path = toml.parent / entry["path"]
+    is_table = path.suffix.lower() == ".csv"
+    given = {**({} if is_table else shared), **entry}
+    for key, kind in (("drop", str), ("resize", int)):
+        if not all(type(one) is kind for one in given.get(key, ())):
+            raise InputError(f"{where}: {key} must be a list of {KINDS[kind].split()[-1]}s, not {given[key]}")
+    table = {key: given[key] for key in TABLE_KEYS if key in given}
+    if table and "label" not in table:
+        raise InputError(f"{where}: drop and delimiter need label, the name of the column that holds the class")
+    name = given.get("name", path.stem)
+    check_name("task", name)
+    return OwnTask(
+        name,
+        path,
+        Table(table["label"], tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
+        toml.parent / given["test"] if "test" in given else None,
+        given.get("test_share"),
+        tuple(given["resize"]) if "resize" in given else None,
+        given.get("channels"),
+    )
+
+
+def _check(entry: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
+    """Refuse keys that mean nothing, and values of another type."""
+    for key, value in entry.items():
+        if key not in known:
+            raise InputError(f"{where}: {unknown_name('key', key, list(known))}")
+        wanted = known[key]
+        fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
+        if not fits:
+            raise InputError(f"{where}: {key} must be {KINDS[wanted]}, not {value!r}")

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hatrack.errors import DataError, HatrackError, InputError
+from hatrack.streams import OwnTask, StreamOptions, Task, own_stream
+from hatrack.streams.own.files import digest_of
+from hatrack.streams.own.samples import fitted
+from hatrack.streams.own.tables import Table
+
+RANDOM = np.random.default_rng(0)
+
+
+def pictures(folder: Path, sizes: dict[str, int], shape: tuple[int, ...] = (6, 5), kind: str = "png") -> Path:
+    for name, count in sizes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = RANDOM.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.{kind}")
+    return folder
+
+
+def archive(path: Path, **changes: Any) -> Path:
+    arrays = {
+        "x_train": RANDOM.normal(3, 2, (30, 4)),
+        "y_train": np.arange(30) % 3,
+        "x_test": RANDOM.normal(3, 2, (9, 4)),
+        "y_test": np.arange(9) % 3,
+    }
+    np.savez(path, **{key: value for key, value in {**arrays, **changes}.items() if value is not None})
+    return path
+
+
+def built(*sources: Path, seed: int = 0, **options: Any) -> Task:
+    return own_stream(sources).build(StreamOptions(seed, **options))[0]
+
+
+def from_toml(folder: Path, text: str, seed: int = 0) -> Task:
+    (folder / "tasks.toml").write_text(text)
+    return built(folder / "tasks.toml", seed=seed)
+
+
+# --- folders of pictures
+
+
+def test_folder_with_training_and_test_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path / "set" / "train", {"b": 4, "a": 6}, (6, 5, 3))
+    pictures(tmp_path / "set" / "test", {"a": 2, "b": 3}, (6, 5, 3))
+    task = built(tmp_path / "set")
+    assert (task.name, task.classes, task.input_shape) == ("set", ("a", "b"), (3, 6, 5))
+    assert task.train.labels.bincount().tolist() == [6, 4]
+    assert task.test.labels.bincount().tolist() == [2, 3]
+    x, _ = task.train.load()
+    torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    first = np.array(Image.open(tmp_path / "set" / "train" / "a" / "0.png")).transpose(2, 0, 1)
+    assert torch.equal(task.train.source[0], torch.from_numpy(first.copy()))
+
+
+def test_folder_divided_by_the_seed(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", {"a": 20, "b": 10})
+    text = '[[task]]\npath = "set"\ntest_share = 0.3\n'
+    task = from_toml(tmp_path, text)
+    assert task.input_shape == (1, 6, 5), "grey pictures have one channel"
+    assert task.test.labels.bincount().tolist() == [6, 3]
+    assert torch.equal(task.test.source, from_toml(tmp_path, text).test.source)
+    assert not torch.equal(task.test.source, from_toml(tmp_path, text, seed=1).test.source)
+    train = {image.numpy().tobytes() for image in task.train.source}
+    assert not train & {image.numpy().tobytes() for image in task.test.source}
+    assert len(task.train) + len(task.test) == 30
+
+
+def test_pictures_are_never_resized_silently(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", {"a": 5, "b": 5})
+    pictures(tmp_path / "set", {"c": 5}, (8, 5))
+    with pytest.raises(DataError, match=r"1 channels of 8 x 5 pixels.*resize = \[height, width\]"):
+        from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.3\n')
+    task = from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.3\nresize = [4, 3]\nchannels = 3\n')
+    assert task.input_shape == (3, 4, 3)
+
+
+def test_tasks_of_different_sizes_need_a_choice(tmp_path: Path) -> None:
+    grey = RANDOM.integers(0, 256, (30, 6, 5), dtype=np.uint8)
+    archive(tmp_path / "grey.npz", x_train=grey, x_test=grey[:9])
+    pictures(tmp_path / "colour", {"a": 5, "b": 5}, (8, 8, 3))
+    text = '[[task]]\npath = "grey.npz"\n[[task]]\npath = "colour"\ntest_share = 0.5\n'
+    with pytest.raises(
+        InputError, match=r"samples of colour are \(3, 8, 8\), those of grey \(1, 6, 5\).*choose resize"
+    ):
+        from_toml(tmp_path, text)
+    stream = own_stream([tmp_path / "tasks.toml"])
+    (tmp_path / "tasks.toml").write_text(f"resize = [8, 8]\nchannels = 1\n{text}")
+    stream = own_stream([tmp_path / "tasks.toml"])
+    assert stream.build(StreamOptions(0)).input_shape == (1, 8, 8)
+
+
+def test_other_kinds_of_pictures_need_a_choice_too(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", {"a": 5, "b": 5}, (4, 4, 4))  # with transparency
+    with pytest.raises(DataError, match="of kind RGBA; say channels = 1 or 3"):
+        from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.5\n')
+    assert from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.5\nchannels = 3\n').input_shape == (3, 4, 4)
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 5, "b": 5})
+    whole = (folder / "b" / "3.png").read_bytes()
+    (folder / "b" / "3.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"3\.png: not a whole picture"):
+        from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.5\n')
+
+
+def test_channels_by_hand() -> None:
+    colour = torch.tensor([[[[255]], [[0]], [[100]]]], dtype=torch.uint8)
+    assert fitted(colour, None, 1).item() == round(0.299 * 255 + 0.114 * 100)
+    assert fitted(torch.tensor([[[[7]]]], dtype=torch.uint8), None, 3).flatten().tolist() == [7, 7, 7]
+    even = torch.tensor([[[[0, 0, 100, 100], [0, 0, 100, 100]]]], dtype=torch.uint8)
+    halved = fitted(even, (1, 2), None)
+    assert halved.shape == (1, 1, 1, 2)
+    assert int(halved[0, 0, 0, 0]) + int(halved[0, 0, 0, 1]) == 100, "antialiased: the mean stays"
+
+
+# --- npz files
+
+
+def test_archive_of_numbers_is_standardised_feature_by_feature(tmp_path: Path) -> None:
+    constant = np.concatenate([RANDOM.normal(50, 9, (30, 2)), np.full((30, 1), 0.1)], axis=1)
+    y_train, y_test = np.arange(30) % 3 * 5 - 5, np.array([-5, 0, 5] * 3)
+    path = archive(tmp_path / "a.npz", x_train=constant, y_train=y_train, x_test=np.ones((9, 3)), y_test=y_test)
+    task = built(path)
+    x, y = task.train.load()
+    torch.testing.assert_close(x[:, :2].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x[:, :2].std(0, correction=0), torch.ones(2), atol=1e-5, rtol=0)
+    assert x[:, 2].abs().max() < 1e-6, "what does not vary is shifted to 0, not divided by nothing"
+    assert torch.allclose(task.test.load()[0][:, 2], torch.tensor(0.9))
+    assert task.classes == ("-5", "0", "5"), "numbers in their order"
+    assert y[:3].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "loaded"),
+    [((8, 9), (1, 8, 9)), ((3, 8, 9), (3, 8, 9)), ((8, 9, 3), (3, 8, 9)), ((1, 8, 9), (1, 8, 9)), ((7,), (7,))],
+)
+def test_shapes_of_arrays(shape: tuple[int, ...], loaded: tuple[int, ...], tmp_path: Path) -> None:
+    x = RANDOM.integers(0, 256, (39, *shape), dtype=np.uint8)
+    assert built(archive(tmp_path / "a.npz", x_train=x[:30], x_test=x[30:])).input_shape == loaded
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"x_test": None}, "has no array x_test"),
+        ({"x_train": np.full((30, 4), np.nan)}, "x_train holds NaN, infinite"),
+        ({"x_train": np.full((30, 4), 1e300)}, "far too large"),
+        ({"x_train": np.zeros((30, 4), dtype=object)}, "not a whole npz file of plain arrays"),
+        ({"x_train": np.zeros(30)}, "x_train must hold numbers"),
+        ({"x_test": np.zeros((9, 5))}, r"test samples are torch.float32 \(5,\)"),
+        ({"y_train": np.arange(29) % 3}, "y_train must hold 30 whole numbers"),
+        ({"y_train": np.arange(30) / 10}, "y_train must hold 30 whole numbers or texts, not float64"),
+        ({"y_train": np.zeros(30, dtype=int)}, "all training samples are of class '0'"),
+        ({"y_test": np.arange(9)}, "no training sample is of the test sample's class '3'"),
+    ],
+)
+def test_unusable_archives_are_named(changes: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=fault) as caught:
+        built(archive(tmp_path / "a.npz", **changes))
+    assert str(tmp_path / "a.npz") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(DataError, match=r"a\.npz: not a whole npz file"):
+        built(tmp_path / "a.npz")
+
+
+def test_limit_and_validation_of_own_tasks(tmp_path: Path) -> None:
+    task = built(archive(tmp_path / "a.npz"), limit=15, validation=0.2)
+    assert task.train.labels.bincount().tolist() == [4, 4, 4]
+    assert task.valid.labels.bincount().tolist() == [1, 1, 1]
+    assert len(task.test) == 9
+    again = built(tmp_path / "a.npz", limit=15, validation=0.2)
+    assert torch.equal(task.train.rows, again.train.rows)
+    assert not torch.equal(task.train.rows, built(tmp_path / "a.npz", seed=1, limit=15, validation=0.2).train.rows)
+
+
+# --- tables
+
+TABLE = '[[task]]\npath = "a.csv"\nlabel = "kind"\ntest_share = 0.5\n'
+ROWS = ["id,kind,size,mass", *(f"{row},{'xy'[row % 2]},{row},{row * row}" for row in range(12))]
+
+
+def test_table_is_standardised_on_its_training_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\ufeff" + "\n".join(ROWS) + "\n\n", encoding="utf-8")
+    task = from_toml(tmp_path, f'{TABLE}drop = ["id"]\n')
+    assert (task.classes, task.input_shape) == (("x", "y"), (2,))
+    sizes = torch.arange(12.0, dtype=torch.float64)
+    values = torch.stack([sizes, sizes**2], dim=1)
+    # Which rows were drawn is told by undoing the standardisation for every possible choice: the sizes are distinct.
+    train, test = task.train.load()[0].double(), task.test.load()[0].double()
+    assert train.mean(0).abs().max() < 1e-6
+    scale = None
+    for rows in torch.combinations(torch.arange(12), 6):
+        mean, std = values[rows].mean(0), values[rows].std(0, correction=0)
+        if torch.allclose((values[rows] - mean) / std, train, atol=1e-5):
+            scale = (mean, std, rows)
+    assert scale is not None
+    mean, std, rows = scale
+    others = torch.tensor([row for row in range(12) if row not in rows.tolist()])
+    torch.testing.assert_close(test, (values[others] - mean) / std, atol=1e-5, rtol=1e-5)
+
+
+def test_second_table_for_testing_may_have_its_columns_in_another_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(ROWS))
+    (tmp_path / "b.csv").write_text("kind;mass;size;id\ny;9;3;1\nx;4;2;1\n".replace(";", ","))
+    task = from_toml(tmp_path, '[[task]]\npath = "a.csv"\nlabel = "kind"\ndrop = ["id"]\ntest = "b.csv"\n')
+    assert task.test.load()[1].tolist() == [1, 0]
+    assert torch.equal(task.test.load()[0], task.train.load()[0][[3, 2]])
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda text: text.replace("\n3,y,3,", "\n3,y,,"), "a.csv line 5, column 'size': the value is missing"),
+        (lambda text: text.replace("\n3,y,3,", "\n3,y,NaN,"), "a.csv line 5, column 'size': 'NaN' is not a finite"),
+        (lambda text: text.replace("\n3,y,3,", "\n3,y,big,"), "a.csv line 5, column 'size': 'big' is not a finite"),
+        (lambda text: text.replace("\n3,y,3,", "\n3,y,1e39,"), "a.csv line 5, column 'size': '1e39' is not a finite"),
+        (lambda text: text.replace("\n3,y,3,", "\n3,,3,"), "a.csv line 5, column 'kind': the label is missing"),
+        (lambda text: text.replace("\n3,y,3,", "\n3,y,3,0,"), "a.csv line 5: has 5 cells instead of 4"),
+        (lambda text: text.replace("mass", "size"), "line 1: two columns are named 'size'"),
+        (lambda text: text.replace("kind", "sort"), "there is no column in .*a.csv 'kind'"),
+        (lambda text: text.split("\n")[0], "no line below the column names"),
+        (lambda text: text.replace("\n3,y,3,", '\n3,y,"3,'), "cannot be read as a table"),
+        (lambda text: text.replace("y", "x"), "all training samples are of class 'x'"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_named(change: Callable[[str], str], fault: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(change("\n".join(ROWS)))
+    with pytest.raises(HatrackError, match=fault) as caught:
+        from_toml(tmp_path, TABLE)
+    assert "\n" not in str(caught.value)
+
+
+# --- what a file may say
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "names no task"),
+        ("[[task]]\n", "has no path"),
+        ('[[task]]\npath = "absent"\n', "absent does not exist"),
+        ('[[task]]\npath = "tasks.toml"\n', "is no folder of pictures, .npz or .csv file"),
+        ('[[task]]\npath = "a.csv"\n', "needs label"),
+        ('[[task]]\npath = "a.csv"\nlabel = "kind"\n', "no test samples; give test_share"),
+        ('[[task]]\npath = "a.npz"\ntest_share = 0.2\n', "test samples of its own; leave out test_share"),
+        ('[[task]]\npath = "a.npz"\nlabel = "kind"\n', "is no CSV file"),
+        (TABLE + 'test = "a.csv"\n', "test samples of its own"),
+        (TABLE + "resize = [2, 2]\n", "resize and channels are for pictures"),
+        (TABLE + 'delimiter = ",,"\n', "a single character"),
+        (TABLE + 'drop = ["kind"]\n', "cannot be dropped"),
+        (TABLE + "drop = [1]\n", "drop must be a list of texts"),
+        (TABLE + TABLE, "two tasks are named 'a'"),
+        (TABLE.replace("0.5", "1.5"), "test_share must be above 0 and below 1"),
+        (TABLE.replace("0.5", "true"), "test_share must be a number"),
+        ('[[task]]\npath = "a.npz"\nresize = [2]\n', r"resize must be \[height, width\]"),
+        ('[[task]]\npath = "a.npz"\nresize = [2.5, 2]\n', "resize must be a list of numbers"),
+        ('[[task]]\npath = "a.npz"\nchannels = 2\n', "channels must be 1 or 3"),
+        ('[[task]]\npath = "a.npz"\nresise = [2, 2]\n', "did you mean 'resize'"),
+        ('[[task]]\npath = "a.npz"\nname = "a b"\n', "letters, digits"),
+        ('name = 5\n[[task]]\npath = "a.npz"\n', "name must be a text"),
+        ("[[task\n", "not a TOML file"),
+    ],
+)
+def test_what_cannot_be_said(text: str, fault: str, tmp_path: Path) -> None:
+    archive(tmp_path / "a.npz")
+    (tmp_path / "a.csv").write_text("\n".join(ROWS))
+    with pytest.raises(InputError, match=fault) as caught:
+        from_toml(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_digest_tells_every_change(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 3, "b": 3})
+    (tmp_path / "a.csv").write_text("\n".join(ROWS))
+    (tmp_path / "b.csv").write_text("\n".join(ROWS))
+    tasks = [
+        OwnTask("set", folder, test_share=0.5),
+        OwnTask("table", tmp_path / "a.csv", Table("kind"), test=tmp_path / "b.csv"),
+    ]
+    before = [digest_of(task) for task in tasks]
+    assert before == [digest_of(task) for task in tasks]
+    (folder / "a" / "0.png").rename(folder / "b" / "9.png")
+    (tmp_path / "b.csv").write_text("\n".join(ROWS[:-1]))
+    assert all(left != right for left, right in zip(before, [digest_of(task) for task in tasks], strict=True))

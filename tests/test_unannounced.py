@@ -1,0 +1,113 @@
+"""Learning without being told of task switches."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from hatrack.errors import InputError
+from hatrack.methods import METHODS, Method, Setup
+from hatrack.networks import MLP, build_reproducibly
+from hatrack.streams import DetectorSettings, Surprise, Task, TaskStream, Unannounced, repeated
+from hatrack.unannounced import Step, UnannouncedLearner
+
+
+def rules() -> TaskStream:
+    """Three tasks that contradict each other: on which side of a line lies a point?"""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 8, generator=generator)
+    sides = {"first": x[:, 0] > 0, "second": x[:, 1] - x[:, 0] > 0, "third": x[:, 2] - x[:, 1] > 0}
+    return TaskStream(
+        "rules",
+        tuple(Task.from_tensors(name, x[:600], y[:600].long(), x[600:], y[600:].long()) for name, y in sides.items()),
+    )
+
+
+class Learned(NamedTuple):
+    method: Method
+    learner: UnannouncedLearner
+    steps: list[Step]
+    logits: list[torch.Tensor]
+
+
+def learn(method: str, announced: bool = False, visits: int = 2, steps: int | None = None) -> Learned:
+    """Learn the tasks, each of them so often; of the first one the logits are kept every 40 steps once it is done."""
+    stream = repeated(rules(), visits)
+
+    def build() -> torch.nn.Module:
+        return build_reproducibly(lambda: MLP(stream.input_shape, (200, 200)), 0, xavier=True)
+
+    setup = Setup(build, stream.input_shape, 0, torch.device("cpu"))
+    made = METHODS[method](setup, METHODS[method].settings_type())
+    learner = UnannouncedLearner(
+        made, 2, lambda p: torch.optim.SGD(p, lr=0.2), detector=DetectorSettings(), announced=announced
+    )
+    batches = Unannounced(stream, passes=10, batch_size=30)
+    truth, probe = batches.truth(), stream[0].test.load()[0]
+    done, logits = [], []
+    for index, (x, y) in enumerate(islice(batches, steps)):
+        if announced and index and truth[index] != truth[index - 1]:
+            learner.announce()
+        done.append(learner.observe(x, y))
+        if len(learner.tasks) > 1 and index % 40 == 0:
+            made.train_mode(False)
+            with torch.no_grad():
+                logits.append(made.predict(probe, "found-1"))
+    learner.finish()
+    return Learned(made, learner, done, logits)
+
+
+@cache
+def learned() -> Learned:
+    return learn("hat")
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_switches_are_noticed_and_known_tasks_recognised(announced: bool) -> None:
+    run = learn("hat", announced=True, visits=1) if announced else learned()
+    assert run.learner.tasks == ["found-1", "found-2", "found-3"]
+    switched = [index for index, step in enumerate(run.steps) if step.surprise is Surprise.SWITCH]
+    patience = DetectorSettings().patience
+    tasks = (1, 2, 3) if announced else (1, 2, 3, 1, 2, 3)
+    assert switched == [0, *(200 * visit + patience - 1 for visit in range(1, len(tasks)))]
+    assert [run.steps[index].opened for index in switched] == [True, True, True, False, False, False][: len(tasks)]
+    assert [run.steps[index].task for index in switched] == [f"found-{number}" for number in tasks]
+
+
+def test_what_was_learned_answers_for_the_right_task() -> None:
+    run = learned()
+    for index, task in enumerate(rules()):
+        x, y = task.train.load()
+        found = run.learner.best_task(x[:100], y[:100])
+        assert found == f"found-{index + 1}"
+        x, y = task.test.load()
+        with torch.no_grad():
+            assert float((run.method.predict(x, found).argmax(dim=1) == y).float().mean()) > 0.85
+
+
+def test_a_consolidated_task_is_never_changed() -> None:
+    """Its logits stay the same to the bit while other tasks are learned and while it is the task at hand again."""
+    kept = learned().logits
+    assert len(kept) > 20
+    assert all(torch.equal(logits, kept[0]) for logits in kept)
+
+
+@pytest.mark.parametrize("method", ["sgd", "ewc"])
+def test_other_methods_can_be_trained_so(method: str) -> None:
+    run = learn(method, steps=220)
+    assert run.learner.tasks == ["found-1", "found-2"]
+    assert [step.task for step in run.steps[:200]] == ["found-1"] * 200
+
+
+def test_the_same_batches_give_the_same_steps() -> None:
+    torch.manual_seed(7)
+    assert learn("hat", steps=250).steps == learned().steps[:250]
+
+
+def test_cycle_out_of_range() -> None:
+    with pytest.raises(InputError, match="cycle must be at least 1"):
+        UnannouncedLearner(learned().method, 2, lambda p: torch.optim.SGD(p, lr=0.2), cycle=0)
