@@ -106,6 +106,18 @@ def learn(stream: TaskStream, seed: int, announced: bool, settings: DetectorSett
     }
 
 
+def write(path: Path | None, settings: DetectorSettings, runs: list[dict[str, Any]]) -> None:
+    """Write what was measured so far."""
+    choices = {"hidden": HIDDEN, "lr": LR, "cycle": CYCLE, "passes": PASSES, "batch_size": BATCH, "limit": LIMIT}
+    result = {
+        "settings": {**choices, "detector": dataclasses.asdict(settings)},
+        "environment": describe_environment(),
+        "runs": runs,
+    }
+    if path is not None:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4])
@@ -113,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = DetectorSettings()
-    runs = []
+    runs: list[dict[str, Any]] = []
     for name, make in STREAMS.items():
         for seed in arguments.seeds:
             stream = make(seed)
@@ -125,21 +137,7 @@ def main() -> None:
                     f"{run['average_accuracy']:.2%}, {run['opened']} tasks opened, delays {run['delays']}, "
                     f"{run['missed']} of {run['switches']} missed, {run['false_alarms']} false alarms"
                 )
-    result = {
-        "settings": {
-            "hidden": HIDDEN,
-            "lr": LR,
-            "cycle": CYCLE,
-            "passes": PASSES,
-            "batch_size": BATCH,
-            "limit": LIMIT,
-            "detector": dataclasses.asdict(settings),
-        },
-        "environment": describe_environment(),
-        "runs": runs,
-    }
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                write(arguments.out, settings, runs)
 
 
 if __name__ == "__main__":
