@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,23 +46,21 @@ class DaskExecutor:
             futures = {client.submit(run_in_child, job.to_json(), pure=False): job for job in jobs}
             try:
                 while futures:
-                    for future in self._ended(distributed, list(futures)):
+                    ended = [future for future in futures if future.done()]
+                    for future in ended:
                         yield _end(future, futures.pop(future))
                     for job in futures.values():
                         yield from watch.news(job)
+                    if not ended:
+                        time.sleep(self.pause)
             finally:
                 client.cancel(list(futures))
-
-    def _ended(self, distributed: Any, futures: list[Any]) -> list[Any]:
-        try:
-            return list(distributed.wait(futures, timeout=self.pause, return_when="FIRST_COMPLETED").done)
-        except distributed.TimeoutError:
-            return []
 
 
 def _end(future: Any, job: Job) -> JobEvent:
     if future.status != "finished":
-        return JobFailed(job, f"Dask could not carry it out: {future.exception() if future.done() else future.status}")
+        reason = future.exception() if future.status == "error" else future.status
+        return JobFailed(job, f"Dask could not carry it out: {reason}")
     end = decode(job, future.result())
     assert not isinstance(end, JobAdvanced)
     return checked(end)
