@@ -28,7 +28,7 @@ from hatrack.cli.options import (
     take_device,
     with_short_forms,
 )
-from hatrack.errors import CheckpointError, InputError
+from hatrack.errors import InputError
 from hatrack.experiments import (
     EXPERIMENTS,
     Comparison,
@@ -304,13 +304,7 @@ def _state(job: Job) -> str:
 
 
 def _say_end(console: Console, jobs: Sequence[Job], folder: Path, quiet: bool) -> int:
-    failed = 0
-    for job in jobs:
-        try:
-            error = read_failure(job.folder)
-        except CheckpointError as damaged:
-            error = str(damaged)
-        failed += error is not None
+    failed = sum(read_failure(job.folder) is not None for job in jobs)
     if not quiet:
         if failed:
             say(console, f"{failed} of {len(jobs)} runs failed; the same command tries them again")

@@ -46,9 +46,11 @@ class Comparison:
     def read(cls, folder: Path) -> Comparison:
         """Read a folder that ``hatrack compare`` made; nothing is written, and runs may be going on.
 
+        A run whose file is damaged counts as failed.
+
         Raises:
             InputError: the folder holds no comparison.
-            CheckpointError: a file is damaged, or from a newer version.
+            CheckpointError: the plan is damaged, or from a newer version.
         """
         if not (folder / PLAN).exists():
             raise InputError(f"{folder} holds no {PLAN}; give the folder of a comparison (hatrack compare --out)")
@@ -57,11 +59,14 @@ class Comparison:
         for method in plan.methods:
             for seed in plan.seeds:
                 place = run_folder(folder, method, seed)
-                if (place / RESULT).exists():
-                    results[method, seed] = read_result(place / RESULT)
                 failure = read_failure(place)
                 if failure is not None:
                     failures[method, seed] = failure
+                try:
+                    if (place / RESULT).exists():
+                        results[method, seed] = read_result(place / RESULT)
+                except CheckpointError as error:  # one bad file is no reason to lose sight of the other runs
+                    failures[method, seed] = str(error)
         return cls(plan, results, failures, environment)
 
     @property
@@ -158,18 +163,14 @@ class Comparison:
 
 
 def read_failure(folder: Path) -> str | None:
-    """Why the run in a folder failed; None if it did not.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """Why the run in a folder failed; None if it did not."""
     path = folder / FAILURE
     if not path.exists():
         return None
     try:
         return str(json.loads(path.read_bytes())["error"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); remove it") from error
+    except (OSError, KeyError, TypeError, ValueError):
+        return f"it failed, but {path} does not say why"
 
 
 def write_failure(folder: Path, error: str | None) -> None:
