@@ -35,7 +35,19 @@ LAYERS = [
     {"units"},
     {"checkpoint"},
     {"progress"},
-    {"functional", "metrics", "heads", "layers", "atomic", "environment", "names", "modes", "compilers"},
+    {
+        "functional",
+        "metrics",
+        "heads",
+        "layers",
+        "atomic",
+        "environment",
+        "names",
+        "modes",
+        "compilers",
+        "statistics",
+        "locks",
+    },
     {"errors"},
 ]
 """From the top down; a module may import what stands below it, and its own kind."""

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 import torch
@@ -19,8 +19,23 @@ from rich.text import Text
 from hatrack import __version__
 from hatrack.cli.data import data_app
 from hatrack.cli.display import DownloadDisplay, RunDisplay
+from hatrack.cli.many import compare_command, tune_command
+from hatrack.cli.options import (
+    WHOLE,
+    Data,
+    Device,
+    InterruptedRun,
+    NetworkName,
+    Quiet,
+    Settings,
+    check_threads,
+    make_console,
+    read_overrides,
+    say,
+    take_device,
+    with_short_forms,
+)
 from hatrack.data import DATASETS
-from hatrack.environment import deterministic_cuda
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
     EXPERIMENTS,
@@ -62,20 +77,12 @@ app.register_install_completion_command()
 app.command(data_app)
 
 
-def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
-    return int(tokens[0].value)  # cyclopts itself would round 1.5
-
-
 _TOO_LARGE = "not enough memory; try a smaller network (--set hidden=...) or smaller batches (--set batch_size=...)"
-_WHOLE = Parameter(converter=_whole_number)
-# For completion, as the next.
+# For completion.
 if TYPE_CHECKING:
     ExperimentName = str
 else:
     ExperimentName = Literal[tuple(EXPERIMENTS)]
-NetworkName = Literal["mlp", "alexnet", "resnet18", "vit"]  # for completion; any other name may follow
-Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
-Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
 
 
 @app.command
@@ -90,7 +97,7 @@ def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
     out
         Folder to keep the two runs in; without it nothing is kept.
     """
-    console = _console()
+    console = make_console()
     results = {}
     for method in ("sgd", "hat"):
         if out is not None:
@@ -108,16 +115,16 @@ def run_command(
     /,
     *,
     method: Annotated[str, Parameter(choices=tuple(METHODS))],
-    seed: Annotated[int, _WHOLE] = 0,
+    seed: Annotated[int, WHOLE] = 0,
     tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
-    epochs: Annotated[int | None, _WHOLE] = None,
-    limit: Annotated[int | None, _WHOLE] = None,
+    epochs: Annotated[int | None, WHOLE] = None,
+    limit: Annotated[int | None, WHOLE] = None,
     network: NetworkName | str | None = None,
     out: Path | None = None,
     data: Data = None,
-    settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    threads: Annotated[int | None, _WHOLE] = None,
+    settings: Settings = (),
+    device: Device = "auto",
+    threads: Annotated[int | None, WHOLE] = None,
     quiet: Quiet = False,
 ) -> int:
     """Run a task sequence with a method, and keep the results.
@@ -150,23 +157,22 @@ def run_command(
     threads
         Number of CPU threads; test logits are the same to the bit only with the same number.
     """
-    overrides = _overrides(settings)
-    for key, value in (("epochs", epochs), ("limit", limit), ("network", network)):
-        if value is not None and key in overrides:
-            raise InputError(f"--{key} and --set {key}=... are the same setting; give one of them")
-        if value is not None:
-            overrides[key] = value
+    overrides = with_short_forms(read_overrides(settings), epochs=epochs, limit=limit, network=network)
     name, sources = _what_to_learn(experiment, tasks)
     folder = out or Path("runs") / f"{name}-{method}-seed{seed}"
     _set_threads(threads, folder)
-    request = RunRequest(name, method, seed, folder, data, overrides, _device(device), sources)
-    console = _console()
+    request = RunRequest(name, method, seed, folder, data, overrides, take_device(device), sources)
+    console = make_console()
     result = _carry_out(request, console, quiet)
     if not quiet:
         console.print(accuracy_table(result))
         console.print(forgetting_line(result), highlight=False)
-        _say(console, f"kept in {folder}")
+        say(console, f"kept in {folder}")
     return 0
+
+
+app.command(compare_command, name="compare")
+app.command(tune_command, name="tune")
 
 
 @app.command(name="list")
@@ -178,7 +184,7 @@ def list_command(what: Literal["experiments", "methods", "networks", "datasets"]
     what
         One kind of thing; all of them if left out.
     """
-    console = _console()
+    console = make_console()
     tables = {
         "experiments": _listing(
             "experiments",
@@ -207,7 +213,7 @@ def verify_command(folder: Path, /, *, data: Data = None) -> int:
     folder
         The folder of a run.
     """
-    console = _console()
+    console = make_console()
     with DownloadDisplay(console) as monitor:
         verification = verify(folder, data, monitor)
     console.print(verification_table(verification))
@@ -216,10 +222,6 @@ def verify_command(folder: Path, /, *, data: Data = None) -> int:
         console.print(f"compared to 1e-5, not to the bit, since these differ from the run: {differences}")
     console.print("verified" if verification.holds else "[bold]not verified:[/] the network is not the one of the run")
     return 0 if verification.holds else 1
-
-
-class _InterruptedRun(KeyboardInterrupt):
-    """Ctrl-C while a run was going on whose finished tasks are on disk."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -246,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
         return 1
-    except _InterruptedRun:
+    except InterruptedRun:
         return _fail("interrupted; finished tasks are kept, and the same command goes on from there", 130)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -264,7 +266,7 @@ def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
     finished = finished_result(request)
     if finished is not None:
         if not quiet:
-            _say(console, f"{request.out} is finished; nothing to do")
+            say(console, f"{request.out} is finished; nothing to do")
         return finished
     with DownloadDisplay(console, quiet=quiet) as monitor:
         prepared = prepare(request, monitor)
@@ -275,7 +277,7 @@ def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
     except KeyboardInterrupt:
         if request.out is None:
             raise
-        raise _InterruptedRun from None
+        raise InterruptedRun from None
     return prepared.result
 
 
@@ -286,18 +288,6 @@ def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
     console.print()
     console.print(accuracy_table(hat, DEMO_TITLES["hat"]))
     console.print(forgetting_line(hat), highlight=False)
-
-
-def _overrides(settings: Iterable[str]) -> dict[str, Any]:
-    overrides: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {setting} does not fit: write --set key=value")
-        if key in overrides:
-            raise InputError(f"--set {key} is given twice")
-        overrides[key] = value
-    return overrides
 
 
 def _what_to_learn(experiment: str | None, tasks: tuple[Path, ...]) -> tuple[str, tuple[Path, ...]]:
@@ -315,23 +305,7 @@ def _set_threads(threads: int | None, folder: Path) -> None:
     if threads is None and (folder / RESULT).exists():
         threads = read_result(folder / RESULT).environment.get("threads")
     if threads is not None:
-        if threads < 1:
-            raise InputError(f"--threads must be at least 1, not {threads}")
-        if threads > 4 * (os.cpu_count() or 1):
-            raise InputError(f"--threads {threads} is too much for this machine, which has {os.cpu_count()} processors")
-        torch.set_num_threads(threads)
-
-
-def _device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
-    if choice == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return deterministic_cuda()
-
-
-def _console() -> Console:
-    return Console(soft_wrap=not sys.stdout.isatty())
+        torch.set_num_threads(check_threads(threads))
 
 
 def _listing(title: str, kinds: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
@@ -348,11 +322,6 @@ def _listing(title: str, kinds: Sequence[str], rows: Iterable[tuple[str, ...]]) 
                 said.append(f"\n{kind}: {other}", style="dim")
         table.add_row(name, said)
     return table
-
-
-def _say(console: Console, text: str) -> None:
-    """Print what may hold a user's own words: as it is, neither markup nor coloured nor folded."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(message: str, code: int) -> int:

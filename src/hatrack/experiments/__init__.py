@@ -1,7 +1,12 @@
 """Experiments: presets, running them, their results, and verifying these."""
 
+from hatrack.experiments.comparing import compare, jobs_of
+from hatrack.experiments.comparison import Comparison
+from hatrack.experiments.executors import DaskExecutor, Executor, LocalExecutor, SlurmExecutor
 from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 from hatrack.experiments.own import own_experiment
+from hatrack.experiments.plan import Plan
 from hatrack.experiments.presets import EXPERIMENTS, find_experiment
 from hatrack.experiments.results import RunResult, Status, read_result
 from hatrack.experiments.running import (
@@ -19,18 +24,32 @@ from hatrack.experiments.verify import Verification, verify
 
 __all__ = [
     "EXPERIMENTS",
+    "Comparison",
     "Config",
+    "DaskExecutor",
     "Event",
+    "Executor",
     "Experiment",
+    "Job",
+    "JobAdvanced",
+    "JobBegun",
+    "JobDone",
+    "JobEvent",
+    "JobFailed",
+    "LocalExecutor",
+    "Plan",
     "Prepared",
     "RunRequest",
     "RunResult",
+    "SlurmExecutor",
     "Status",
     "TaskBegun",
     "TaskLearned",
     "Verification",
+    "compare",
     "find_experiment",
     "finished_result",
+    "jobs_of",
     "own_experiment",
     "prepare",
     "read_result",

@@ -1,5 +1,13 @@
 """Results for people to look at."""
 
 from hatrack.report.console import accuracy_table, forgetting_line, share_in_use, verification_table
+from hatrack.report.many import comparison_table, tuning_table
 
-__all__ = ["accuracy_table", "forgetting_line", "share_in_use", "verification_table"]
+__all__ = [
+    "accuracy_table",
+    "comparison_table",
+    "forgetting_line",
+    "share_in_use",
+    "tuning_table",
+    "verification_table",
+]

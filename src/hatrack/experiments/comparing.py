@@ -1,0 +1,119 @@
+"""Carrying out a comparison: the runs that its folder does not hold yet."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.environment import describe_environment
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.comparison import FAILURE, FIGURES, Comparison, write_failure
+from hatrack.experiments.executors import Executor
+from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
+from hatrack.experiments.plan import PLAN, Plan, read_plan, write_json, write_plan
+from hatrack.experiments.results import Status, read_result
+from hatrack.experiments.running import RESULT
+from hatrack.locks import locked
+
+__all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]
+
+SUMMARY = "summary.json"
+"""The file at the top of the folder that holds the figures of every run and their means."""
+
+_PATIENCE = 5.0
+"""Seconds to wait for a comparison that is just ending."""
+
+
+def jobs_of(
+    plan: Plan, folder: Path, *, data: Path | None = None, device: torch.device | None = None, threads: int = 1
+) -> tuple[Job, ...]:
+    """Every run of a plan, finished or not, all methods of the first seed first.
+
+    Args:
+        plan: which runs.
+        folder: the comparison's folder.
+        data: folder to look for data in first.
+        device: where to train; the CPU by default.
+        threads: CPU threads of every run.
+    """
+    requests = plan.requests(folder, data, device or torch.device("cpu"))
+    return tuple(Job(request, threads) for request in requests)
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a job's folder holds its run finished. A damaged one is not: the run itself will say what is wrong."""
+    try:
+        return read_result(job.folder / RESULT).status is Status.FINISHED
+    except CheckpointError:
+        return False
+
+
+def compare(plan: Plan, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+    """Carry out the jobs of a plan that are not finished, and keep everything in the folder.
+
+    The folder may hold a comparison already, interrupted or finished; methods and seeds are added to it. Runs that
+    failed are tried again.
+
+    Args:
+        plan: which runs.
+        folder: the comparison's folder.
+        jobs: its jobs, see :func:`jobs_of`.
+        executor: where to carry them out.
+
+    Yields:
+        What happens. Closing the generator stops the workers; finished tasks are kept.
+
+    Raises:
+        InputError: the folder holds something else, or runs with other settings, or is in use.
+        CheckpointError: the folder's plan is damaged.
+    """
+    if (folder / RESULT).exists():
+        raise InputError(f"{folder} holds a single run; choose another folder with --out")
+    with locked(folder, _PATIENCE):
+        whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
+        environment: dict[str, Any] = {**describe_environment(jobs[0].request.device), "threads": jobs[0].threads}
+        write_plan(folder, whole, environment)
+        yield from execute_recorded(jobs, executor)
+        write_summary(folder)
+
+
+def execute_recorded(jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+    """Carry out those jobs that are not finished; a failure is written to its run's folder."""
+    left = []
+    for job in jobs:
+        if not is_finished(job):
+            left.append(job)
+        elif (job.folder / FAILURE).exists():  # it was finished by other means since
+            write_failure(job.folder, None)
+    if not left:
+        return
+    with closing(executor.execute(left)) as events:
+        for event in events:
+            match event:
+                case JobFailed():
+                    write_failure(event.job.folder, event.error)
+                case JobDone() if (event.job.folder / FAILURE).exists():
+                    write_failure(event.job.folder, None)
+            yield event
+
+
+def write_summary(folder: Path) -> None:
+    """Write what a comparison has found so far: for every method the figures by seed, their mean and deviation."""
+    comparison = Comparison.read(folder)
+    methods = {}
+    for method in comparison.methods:
+        row: dict[str, Any] = {}
+        for figure in FIGURES:
+            found = comparison.spread(method, figure)
+            row[figure] = {
+                "mean": None if found is None else found.mean,
+                "sd": None if found is None else found.sd,
+                "by_seed": {str(seed): value for seed, value in comparison.figures(method, figure).items()},
+            }
+        row["failures"] = {str(s): error for (m, s), error in comparison.failures.items() if m == method}
+        methods[method] = row
+    write_json(folder / SUMMARY, {"schema": 1, "experiment": comparison.experiment, "methods": methods})

@@ -1,0 +1,218 @@
+"""Which runs make a comparison, and the file that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.atomic import write_atomically
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.presets import find_experiment
+from hatrack.experiments.running import RunRequest
+from hatrack.experiments.settings import Config
+from hatrack.methods import METHODS
+from hatrack.names import look_up, unknown_name
+
+__all__ = ["PLAN", "REFERENCES", "Plan", "read_plan", "run_folder", "write_json", "write_plan"]
+
+PLAN = "comparison.json"
+"""The file at the top of the folder, which holds the plan."""
+
+REFERENCES = ("joint", "random")
+"""Methods that the forgetting ratio compares with; they are part of every comparison."""
+
+SCHEMA = 1
+"""Version of the format of ``comparison.json``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs make a comparison.
+
+    Attributes:
+        experiment: name of the experiment.
+        methods: names of methods; :data:`REFERENCES` come last unless they are named.
+        seeds: the seeds.
+        common: settings of all runs that differ from the experiment's, by key.
+        own: settings of single methods, by method and key.
+    """
+
+    experiment: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    common: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls,
+        experiment: str,
+        methods: Sequence[str],
+        seeds: Sequence[int],
+        settings: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Check what was asked for, and add the references.
+
+        Args:
+            experiment: name of the experiment.
+            methods: names of methods.
+            seeds: the seeds, 0 or more.
+            settings: by ``key`` for all methods, or by ``method.key`` for one; texts are read as the setting's type.
+
+        Raises:
+            InputError: an unknown or repeated name, no seed, or a setting that does not exist or does not fit.
+        """
+        for name in methods:
+            look_up("method", name, METHODS)
+        for what, given in (("method", methods), ("seed", seeds)):
+            if len(set(given)) != len(given):
+                raise InputError(f"a {what} is given twice in {','.join(map(str, given))}")
+            if not given:
+                raise InputError(f"give at least one {what} with --{what}s")
+        if min(seeds) < 0:
+            raise InputError(f"a seed must be 0 or more, not {min(seeds)}")
+        wanted = (*methods, *(name for name in REFERENCES if name not in methods))
+        common, own = _split_settings(settings or {}, wanted)
+        plan = cls(experiment, wanted, tuple(seeds), common, own)
+        common, own = _canonical(plan)
+        return replace(plan, common=common, own=own)
+
+    def overrides(self, method: str) -> dict[str, Any]:
+        """The settings of a method's runs that differ from the experiment's, by key."""
+        return {**self.common, **self.own.get(method, {})}
+
+    def config(self, method: str) -> Config:
+        """All settings of a method's runs."""
+        return find_experiment(self.experiment).config(method).overridden(self.overrides(method))
+
+    def requests(self, folder: Path, data: Path | None, device: torch.device) -> tuple[RunRequest, ...]:
+        """Every run of the plan, all methods of the first seed first."""
+        return tuple(
+            RunRequest(
+                self.experiment, method, seed, run_folder(folder, method, seed), data, self.overrides(method), device
+            )
+            for seed in self.seeds
+            for method in self.methods
+        )
+
+    def joined(self, earlier: Plan) -> Plan:
+        """The plan of a folder that holds ``earlier`` and shall hold this one, too.
+
+        Raises:
+            InputError: it compares something else, or a method with other settings (they are named).
+        """
+        if self.experiment != earlier.experiment:
+            raise InputError(f"the folder holds a comparison on {earlier.experiment}; choose another folder with --out")
+        for method in self.methods:
+            if method not in earlier.methods:
+                continue
+            now, then = self.config(method).flat(), earlier.config(method).flat()
+            changes = [f"{key} ({then[key]} there, {now[key]} now)" for key in now if now[key] != then[key]]
+            if changes:
+                raise InputError(
+                    f"the folder holds runs of {method} with other settings: {', '.join(changes)}; "
+                    "choose another folder with --out"
+                )
+        own = {method: self._beside(method, earlier.common) for method in self.methods if method not in earlier.methods}
+        methods = dict.fromkeys((*earlier.methods, *self.methods))
+        return Plan(
+            self.experiment,
+            (*(name for name in methods if name not in REFERENCES), *(name for name in methods if name in REFERENCES)),
+            tuple(sorted({*earlier.seeds, *self.seeds})),
+            earlier.common,
+            {**earlier.own, **{method: settings for method, settings in own.items() if settings}},
+        )
+
+    def _beside(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
+        """What a method's settings must be where the common ones are others."""
+        flat = self.config(method).flat()
+        return {key: flat[key] for key in {**common, **self.overrides(method)} if flat[key] != common.get(key)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "experiment": self.experiment,
+            "methods": list(self.methods),
+            "seeds": list(self.seeds),
+            "settings": {"common": dict(self.common), "own": {name: dict(own) for name, own in self.own.items()}},
+        }
+
+
+def run_folder(folder: Path, method: str, seed: int) -> Path:
+    """Where a comparison keeps a run."""
+    return folder / method / f"seed{seed}"
+
+
+def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan of a folder, and what it was made with.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or from a newer version.
+    """
+    path = folder / PLAN
+    try:
+        data = json.loads(path.read_bytes())
+        if data["schema"] > SCHEMA:
+            raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
+        plan = Plan(
+            str(data["experiment"]),
+            tuple(map(str, data["methods"])),
+            tuple(map(int, data["seeds"])),
+            dict(data["settings"]["common"]),
+            {str(name): dict(own) for name, own in data["settings"]["own"].items()},
+        )
+        for method in plan.methods:
+            plan.config(method)
+        return plan, dict(data["environment"])
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged, or not a comparison ({type(error).__name__}: {error})") from error
+
+
+def write_plan(folder: Path, plan: Plan, environment: Mapping[str, Any]) -> None:
+    """Write ``comparison.json`` atomically."""
+    write_json(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of JSON atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
+
+
+def _split_settings(
+    settings: Mapping[str, Any], methods: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    common: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        method, dot, name = key.partition(".")
+        if not dot:
+            common[key] = value
+        elif method in methods:
+            own.setdefault(method, {})[name] = value
+        else:
+            raise unknown_name(f"method for {key}={value}", method, methods)
+    return common, own
+
+
+def _canonical(plan: Plan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings as JSON values of their types, so that ``0.50`` and ``0.5`` are one setting."""
+    configs = {method: find_experiment(plan.experiment).config(method) for method in plan.methods}
+    for key in plan.common:
+        owners = [method for method, config in configs.items() if key in config.flat()]
+        if owners and len(owners) < len(configs):
+            examples = ", ".join(f"--set {method}.{key}=..." for method in owners)
+            raise InputError(f"{key} is a setting of some methods only; say of which: {examples}")
+    common = configs[plan.methods[0]].overridden(plan.common).flat()
+    own = {method: configs[method].overridden(settings).flat() for method, settings in plan.own.items()}
+    return (
+        {key: common[key] for key in plan.common},
+        {method: {key: own[method][key] for key in settings} for method, settings in plan.own.items()},
+    )

@@ -1,0 +1,261 @@
+"""Searching a method's settings on one seed, as the HAT paper did for its baselines (appendix B.2)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.comparing import execute_recorded
+from hatrack.experiments.comparison import read_failure
+from hatrack.experiments.executors import Executor
+from hatrack.experiments.executors.base import optional_module
+from hatrack.experiments.jobs import Job, JobEvent
+from hatrack.experiments.plan import write_json
+from hatrack.experiments.presets import find_experiment
+from hatrack.experiments.results import Status, read_result
+from hatrack.experiments.running import RESULT, RunRequest
+from hatrack.locks import locked
+from hatrack.methods import METHODS
+from hatrack.names import look_up
+
+__all__ = ["JOURNAL", "TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
+
+TUNING = "tuning.json"
+"""The file at the top of the folder: what was searched, and what came out."""
+
+JOURNAL = "optuna.journal"
+"""Optuna's record of the search, for its own tools."""
+
+SCHEMA = 1
+"""Version of the format of ``tuning.json``."""
+
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to search.
+
+    Attributes:
+        experiment: name of the experiment.
+        method: name of the method.
+        seed: the one seed.
+        settings: settings of all runs that differ from the experiment's, by key.
+        grid: the values to try, by key; every combination is tried.
+    """
+
+    experiment: str
+    method: str
+    seed: int
+    settings: Mapping[str, Any]
+    grid: Mapping[str, tuple[Any, ...]]
+
+    @classmethod
+    def make(
+        cls,
+        experiment: str,
+        method: str,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        grid: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Search:
+        """Check what was asked for.
+
+        Args:
+            experiment: name of the experiment.
+            method: name of the method.
+            seed: the seed, 0 or more.
+            settings: by key; texts are read as the setting's type.
+            grid: values by key; the method's own grid if left out. The values as they are without a search are always
+                tried first.
+
+        Raises:
+            InputError: an unknown name or setting, a value that does not fit, or a method without a grid.
+        """
+        grid = grid or look_up("method", method, METHODS).grid
+        if not grid:
+            raise InputError(f"{method} has no recorded grid; give one, such as --grid lr=0.01,0.05,0.1")
+        config = find_experiment(experiment).config(method).overridden(settings or {})
+        plain = config.flat()
+        read: dict[str, tuple[Any, ...]] = {}
+        for key, values in grid.items():
+            if settings and key in settings:
+                raise InputError(f"{key} is searched; leave out --set {key}=...")
+            tried = [config.overridden({key: value}).flat()[key] for value in values]
+            read[key] = tuple(_unique([plain[key], *tried]))
+        return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read)
+
+    def candidates(self) -> tuple[dict[str, Any], ...]:
+        """Every combination of the grid, the values without a search first."""
+        return tuple(dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
+
+    def jobs(
+        self, folder: Path, *, data: Path | None = None, device: torch.device | None = None, threads: int = 1
+    ) -> tuple[Job, ...]:
+        """One run per candidate, in their order.
+
+        Args:
+            folder: the search's folder.
+            data: folder to look for data in first.
+            device: where to train; the CPU by default.
+            threads: CPU threads of every run.
+        """
+        at = device or torch.device("cpu")
+        return tuple(
+            Job(
+                RunRequest(
+                    self.experiment,
+                    self.method,
+                    self.seed,
+                    folder / _folder_name(candidate),
+                    data,
+                    {**self.settings, **candidate},
+                    at,
+                ),
+                threads,
+            )
+            for candidate in self.candidates()
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One combination of settings, and what came of it.
+
+    Attributes:
+        settings: by key.
+        accuracy: average accuracy after the last task; None if the run is not finished.
+        error: why the run failed; None if it did not.
+    """
+
+    settings: Mapping[str, Any]
+    accuracy: float | None
+    error: str | None
+
+
+def tune(search: Search, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+    """Carry out the runs of a search that are not finished, and record the outcome.
+
+    Args:
+        search: what to search.
+        folder: the search's folder, which may hold the same search, interrupted or finished, also with another grid.
+        jobs: its jobs, see :meth:`Search.jobs`.
+        executor: where to carry them out.
+
+    Yields:
+        What happens. Closing the generator stops the workers; finished tasks are kept.
+
+    Raises:
+        InputError: Optuna is not installed, or the folder holds another search or is in use.
+        CheckpointError: the folder's record is damaged.
+    """
+    optuna = optional_module("optuna", "tune")
+    with locked(folder, _PATIENCE):
+        _require_same(search, folder)
+        _write(search, folder, ())
+        yield from execute_recorded(jobs, executor)
+        found = outcomes(search, jobs)
+        _journal(optuna, search, folder, found)
+        _write(search, folder, found)
+
+
+def outcomes(search: Search, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
+    """What the folders of a search's jobs say."""
+    found = []
+    for candidate, job in zip(search.candidates(), jobs, strict=True):
+        accuracy = None
+        if (job.folder / RESULT).exists():
+            result = read_result(job.folder / RESULT)
+            if result.status is Status.FINISHED:
+                accuracy = float(result.metrics()["average_accuracy"])
+        found.append(Candidate(candidate, accuracy, None if accuracy is not None else read_failure(job.folder)))
+    return tuple(found)
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate of the highest accuracy, the first of equal ones; None if no run is finished."""
+    good = [candidate for candidate in candidates if candidate.accuracy is not None]
+    return max(good, key=lambda candidate: candidate.accuracy or 0.0) if good else None
+
+
+def _journal(optuna: Any, search: Search, folder: Path, found: Sequence[Candidate]) -> None:
+    """Add what is new to Optuna's journal: a study per search, a trial per run that ended."""
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend),
+        study_name=f"{search.experiment} {search.method} seed {search.seed} over {_said(search.grid)}",
+        direction="maximize",
+        load_if_exists=True,
+    )
+    optuna.logging.set_verbosity(verbosity)
+    # Lists, such as widths, are no values that Optuna knows; their JSON is.
+    choices = {
+        key: optuna.distributions.CategoricalDistribution([_said(v) for v in values])
+        for key, values in search.grid.items()
+    }
+    known = [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
+    for candidate in found:
+        params = {key: _said(value) for key, value in candidate.settings.items()}
+        if params not in known and candidate.accuracy is not None:
+            trial = optuna.trial.create_trial(params=params, distributions=choices, value=candidate.accuracy)
+            study.add_trial(trial)
+
+
+def _require_same(search: Search, folder: Path) -> None:
+    path = folder / TUNING
+    if not path.exists():
+        return
+    try:
+        data = json.loads(path.read_bytes())
+        if data["schema"] > SCHEMA:
+            raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
+        then = {key: data[key] for key in ("experiment", "method", "seed", "settings")}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); choose another folder") from error
+    now = _identity(search)
+    changes = [f"{key} ({then[key]} there, {now[key]} now)" for key in now if then[key] != now[key]]
+    if changes:
+        raise InputError(f"{folder} holds another search: {', '.join(changes)}; choose another folder with --out")
+
+
+def _identity(search: Search) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(_said(dict(search.settings)))
+    return {"experiment": search.experiment, "method": search.method, "seed": search.seed, "settings": settings}
+
+
+def _write(search: Search, folder: Path, found: Sequence[Candidate]) -> None:
+    chosen = best(found)
+    write_json(
+        folder / TUNING,
+        {
+            "schema": SCHEMA,
+            **_identity(search),
+            "grid": {key: list(values) for key, values in search.grid.items()},
+            "candidates": [
+                {"settings": dict(c.settings), "average_accuracy": c.accuracy, "error": c.error} for c in found
+            ],
+            "best": None if chosen is None else dict(chosen.settings),
+        },
+    )
+
+
+def _said(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _unique(values: Sequence[Any]) -> list[Any]:
+    return [value for index, value in enumerate(values) if value not in values[:index]]
+
+
+def _folder_name(candidate: Mapping[str, Any]) -> str:
+    return re.sub(r"[^\w.=,+-]", "_", ",".join(f"{key}={value}" for key, value in candidate.items()))

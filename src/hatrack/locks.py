@@ -1,0 +1,71 @@
+"""A lock on a folder that the operating system gives back when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from hatrack.errors import InputError
+
+__all__ = ["LOCK", "locked"]
+
+LOCK = ".lock"
+"""Name of the file that is locked; its content names the holder for people."""
+
+_PAUSE = 0.1
+
+
+@contextmanager
+def locked(folder: Path, patience: float) -> Iterator[None]:
+    """Hold a folder alone; it is made if need be.
+
+    The lock is one of the operating system, on the file :data:`LOCK`, which stays there: a process that was killed
+    holds nothing, so there is no stale lock to remove.
+
+    Args:
+        folder: the folder.
+        patience: how many seconds to wait for another holder.
+
+    Raises:
+        InputError: another process holds it for longer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        while not _try(file):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise InputError(f"{folder} is in use by {holder}; wait for it, or choose another folder with --out")
+            time.sleep(_PAUSE)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield  # closing the file unlocks it
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try(file: IO[str]) -> bool:
+        try:
+            file.seek(1 << 20)  # a byte that nobody reads: locked ones cannot be read by others
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _try(file: IO[str]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -1,0 +1,169 @@
+"""The plan of a comparison, and reading its folder; nothing is trained here."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments import Comparison, Plan
+from hatrack.experiments.comparison import write_failure
+from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
+from hatrack.experiments.results import RunResult, Status, TaskSummary, write_result
+from hatrack.experiments.running import RESULT
+from hatrack.train import Score
+
+
+def fake_run(folder: Path, method: str, seed: int, rows: list[list[float]], tasks: int | None = None) -> None:
+    tasks = len(rows) if tasks is None else tasks
+    result = RunResult(
+        experiment="demo",
+        method=method,
+        seed=seed,
+        command="",
+        config={},
+        tasks=tuple(TaskSummary(f"task{index}", 2, 10, 2, 10) for index in range(tasks)),
+        scores=tuple(tuple(Score(0.5, value, "0") for value in row) for row in rows),
+        capacity=None,
+        epochs=(1,) * len(rows),
+        seconds=(1.0,) * len(rows),
+        environment={"threads": 1},
+        status=Status.FINISHED if len(rows) == tasks else Status.RUNNING,
+    )
+    write_result(run_folder(folder, method, seed) / RESULT, result)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_plan(tmp_path, Plan.make("demo", ["sgd", "hat"], [0, 1]), {})
+    for seed in (0, 1):
+        fake_run(tmp_path, "joint", seed, [[0.9], [0.8, 1.0]])
+        fake_run(tmp_path, "random", seed, [[0.5], [0.5, 0.6]])
+    fake_run(tmp_path, "sgd", 0, [[0.9], [0.5, 1.0]])
+    fake_run(tmp_path, "sgd", 1, [[0.7], [0.65, 0.8]])
+    fake_run(tmp_path, "hat", 0, [[0.9]], tasks=2)
+    write_failure(run_folder(tmp_path, "hat", 0), "the loss became nan")
+    return tmp_path
+
+
+def test_forgetting_ratios_worked_by_hand(folder: Path) -> None:
+    found = Comparison.read(folder)
+    # after task 1: (.9 − .5) / (.9 − .5) − 1 = 0; after task 2: (.5 − .5) / .3 − 1 = −1 and (1 − .6) / .4 − 1 = 0
+    assert found.forgetting_ratio("sgd", 0) == pytest.approx((0.0, -0.5))
+    # (.2 / .4 − 1) = −.5; (.15 / .3 − 1) = −.5 and (.2 / .4 − 1) = −.5
+    assert found.forgetting_ratio("sgd", 1) == pytest.approx((-0.5, -0.5))
+    assert found.forgetting_ratio("joint", 0) == pytest.approx((0.0, 0.0))
+    assert found.forgetting_ratio("random", 0) == pytest.approx((-1.0, -1.0))
+    spread = found.spread("sgd", "forgetting_ratio")
+    assert spread is not None
+    assert (spread.mean, spread.sd, spread.n) == (pytest.approx(-0.5), pytest.approx(0.0, abs=1e-12), 2)
+
+
+def test_joint_training_that_learned_nothing_gives_no_ratio(folder: Path) -> None:
+    fake_run(folder, "joint", 0, [[0.9], [0.8, 0.6]])
+    found = Comparison.read(folder)
+    ratio = found.forgetting_ratio("sgd", 0)
+    assert ratio is not None
+    assert ratio[0] == pytest.approx(0.0)
+    assert math.isnan(ratio[1])
+    assert found.figures("sgd", "forgetting_ratio") == {1: pytest.approx(-0.5)}
+
+
+def test_what_is_not_finished_is_not_a_result(folder: Path) -> None:
+    found = Comparison.read(folder)
+    assert found.run("hat", 0) is None
+    assert found.run("hat", 1) is None
+    assert found.forgetting_ratio("hat", 0) is None
+    assert found.missing == (("hat", 0), ("hat", 1))
+    assert found.failures == {("hat", 0): "the loss became nan"}
+    assert found.spread("hat", "average_accuracy") is None
+    assert found.figures("sgd", "average_accuracy") == {0: 0.75, 1: pytest.approx(0.725)}
+
+
+def test_unknown_names_are_refused_with_a_suggestion(folder: Path) -> None:
+    found = Comparison.read(folder)
+    with pytest.raises(InputError, match="did you mean 'sgd'"):
+        found.run("sdg", 0)
+    with pytest.raises(InputError, match="no seed '7'"):
+        found.run("sgd", 7)
+    with pytest.raises(InputError, match="did you mean 'forgetting'"):
+        found.spread("sgd", "forgeting")
+    with pytest.raises(InputError, match="hatrack compare --out"):
+        Comparison.read(folder / "sgd")
+
+
+def test_references_are_added_once() -> None:
+    assert Plan.make("demo", ["sgd"], [0]).methods == ("sgd", "joint", "random")
+    assert Plan.make("demo", ["joint", "sgd"], [0]).methods == ("joint", "sgd", "random")
+
+
+def test_settings_are_read_as_their_types() -> None:
+    plan = Plan.make("demo", ["ewc", "sgd"], [0], {"epochs": "2", "hidden": "30,20", "ewc.strength": "0500"})
+    assert plan.common == {"epochs": 2, "hidden": [30, 20]}
+    assert plan.own == {"ewc": {"strength": 500.0}}
+    assert plan.overrides("ewc") == {"epochs": 2, "hidden": [30, 20], "strength": 500.0}
+    assert plan.overrides("sgd") == {"epochs": 2, "hidden": [30, 20]}
+    assert plan.config("ewc").method.strength == 500.0
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "settings", "message"),
+    [
+        (["sdg"], [0], {}, "did you mean 'sgd'"),
+        (["sgd", "sgd"], [0], {}, "method is given twice"),
+        (["sgd"], [1, 1], {}, "seed is given twice"),
+        (["sgd"], [], {}, "at least one seed"),
+        (["sgd"], [-1], {}, "0 or more"),
+        (["sgd"], [0], {"lrr": "1"}, "did you mean 'lr'"),
+        (["sgd", "ewc"], [0], {"strength": "1"}, "--set ewc.strength="),
+        (["sgd", "ewc"], [0], {"ewcc.strength": "1"}, "did you mean 'ewc'"),
+        (["sgd", "ewc"], [0], {"ewc.strenght": "1"}, "did you mean 'strength'"),
+        (["sgd"], [0], {"epochs": "two"}, "whole number"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    methods: list[str], seeds: list[int], settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Plan.make("demo", methods, seeds, settings)
+
+
+def test_a_plan_is_written_and_read(tmp_path: Path) -> None:
+    plan = Plan.make("demo", ["ewc", "sgd"], [0, 4], {"epochs": "2", "ewc.strength": "1"})
+    write_plan(tmp_path, plan, {"torch": "9"})
+    assert read_plan(tmp_path) == (plan, {"torch": "9"})
+
+
+def test_a_damaged_or_newer_plan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / PLAN).write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        Comparison.read(tmp_path)
+    (tmp_path / PLAN).write_text(json.dumps({"schema": 2}))
+    with pytest.raises(CheckpointError, match="upgrade"):
+        Comparison.read(tmp_path)
+    (tmp_path / PLAN).write_text(json.dumps({"schema": 1, "experiment": "demo"}))
+    with pytest.raises(CheckpointError, match="damaged"):
+        Comparison.read(tmp_path)
+
+
+def test_methods_and_seeds_are_added_to_a_folder() -> None:
+    earlier = Plan.make("demo", ["sgd"], [0, 1], {"epochs": "2", "sgd.lr": "0.5"})
+    more = Plan.make("demo", ["ewc"], [1, 2], {"epochs": "2", "ewc.strength": "7"})
+    whole = more.joined(earlier)
+    assert whole.methods == ("sgd", "ewc", "joint", "random")
+    assert whole.seeds == (0, 1, 2)
+    assert whole.own == {"sgd": {"lr": 0.5}, "ewc": {"strength": 7.0}}
+    assert [whole.config(name) for name in ("sgd", "ewc")] == [earlier.config("sgd"), more.config("ewc")]
+
+
+def test_other_settings_in_one_folder_are_refused() -> None:
+    earlier = Plan.make("demo", ["ewc"], [0], {"epochs": "2", "ewc.strength": "7"})
+    with pytest.raises(InputError, match=r"runs of ewc with other settings: strength \(7.0 there, 8.0 now\)"):
+        Plan.make("demo", ["ewc"], [1], {"epochs": "2", "ewc.strength": "8"}).joined(earlier)
+    with pytest.raises(InputError, match=r"epochs \(2 there, 3 now\)"):
+        Plan.make("demo", ["sgd"], [1], {"epochs": "3"}).joined(earlier)
+    with pytest.raises(InputError, match="comparison on demo"):
+        Plan.make("split-mnist", ["ewc"], [0]).joined(earlier)
