@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from cyclopts import Parameter
 from rich.console import Console
 
@@ -105,6 +106,14 @@ class Engine:
                 options = {key: _number_or_text(value) for key, value in read_overrides(self.slurm, "--slurm").items()}
                 return SlurmExecutor(folder / "slurm", self.workers, options)
 
+    def take_device(self, choice: Device) -> torch.device:
+        """The device of the runs; whether other machines have a GPU cannot be seen from here.
+
+        Raises:
+            InputError: a GPU of this machine was asked for and there is none.
+        """
+        return torch.device("cuda") if choice == "cuda" and self.executor != "local" else take_device(choice)
+
     @property
     def at_a_time(self) -> int:
         """How many runs go on at a time, as far as that is known."""
@@ -157,7 +166,7 @@ def compare_command(
         Override a setting of all runs, `key=value`, or of one method's, `method.key=value`, as often as needed:
         `--set lr=0.01 --set ewc.strength=500`.
     device
-        Where to train; `auto` takes a GPU if there is one.
+        Where to train; `auto` takes a GPU if this machine has one.
     dry_run
         Say what would be run, and run nothing.
     """
@@ -166,7 +175,7 @@ def compare_command(
     plan = Plan.make(experiment, methods.split(","), read_seeds(seeds), overrides)
     folder = out or Path("runs") / f"compare-{experiment}"
     executor = engine.build(folder)
-    jobs = jobs_of(plan, folder, data=data, device=take_device(device), threads=engine.threads)
+    jobs = jobs_of(plan, folder, data=data, device=engine.take_device(device), threads=engine.threads)
     console = make_console()
     if dry_run:
         if (folder / PLAN).exists():
@@ -221,7 +230,7 @@ def tune_command(
     settings
         Override a setting of all runs, `key=value`, as often as needed.
     device
-        Where to train; `auto` takes a GPU if there is one.
+        Where to train; `auto` takes a GPU if this machine has one.
     dry_run
         Say what would be run, and run nothing.
     """
@@ -232,7 +241,7 @@ def tune_command(
     search = Search.make(experiment, method, seed, overrides, values)
     folder = out or Path("runs") / f"tune-{experiment}-{method}-seed{seed}"
     executor = engine.build(folder)
-    jobs = search.jobs(folder, data=data, device=take_device(device), threads=engine.threads)
+    jobs = search.jobs(folder, data=data, device=engine.take_device(device), threads=engine.threads)
     console = make_console()
     if dry_run:
         return _list(console, jobs)

@@ -75,8 +75,9 @@ def compare(plan: Plan, folder: Path, jobs: Sequence[Job], executor: Executor) -
         raise InputError(f"{folder} holds a single run; choose another folder with --out")
     with locked(folder, _PATIENCE):
         whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
-        environment: dict[str, Any] = {**describe_environment(jobs[0].request.device), "threads": jobs[0].threads}
-        write_plan(folder, whole, environment)
+        # The device's name is in every run: other machines may have one that this one has not.
+        on = {"threads": jobs[0].threads, "device": jobs[0].request.device.type}
+        write_plan(folder, whole, {**describe_environment(), **on})
         yield from execute_recorded(jobs, executor)
         write_summary(folder)
 
