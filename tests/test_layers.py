@@ -47,6 +47,7 @@ LAYERS = [
         "compilers",
         "statistics",
         "locks",
+        "parallel",
     },
     {"errors"},
 ]

@@ -6,7 +6,7 @@ import enum
 import hashlib
 import math
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,12 +18,14 @@ from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.methods import Batch, EpochPlan, Method, ParameterGroup
 from hatrack.modes import fresh_statistics
+from hatrack.parallel import ALONE, Ranks
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
 
 __all__ = [
     "BatchDone",
     "EpochDone",
     "OptimizerKind",
+    "Precision",
     "Score",
     "TrainingSettings",
     "fit",
@@ -44,6 +46,16 @@ class OptimizerKind(enum.Enum):
     ADAMW = "adamw"
 
 
+class Precision(enum.Enum):
+    """What training computes with; tests are always in float32."""
+
+    FLOAT32 = "float32"
+    """Float32 throughout."""
+
+    BFLOAT16 = "bfloat16"
+    """Mixed: torch's autocast takes bfloat16 where that is safe; weights and their steps stay float32."""
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a task is trained, with the HAT paper's values.
@@ -62,6 +74,7 @@ class TrainingSettings:
         eval_batch_size: samples per batch in validation and testing; part of what makes test logits reproducible.
         fresh_statistics: before every validation, batch norms take the mean over up to 32 batches of the training set
             for their running averages, which lag behind the weights; see :func:`hatrack.fresh_statistics`.
+        precision: float32, or bfloat16 for mixed precision in training and validation.
     """
 
     epochs: int = 200
@@ -76,6 +89,7 @@ class TrainingSettings:
     clip_norm: float = 10000.0
     eval_batch_size: int = 1000
     fresh_statistics: bool = True
+    precision: Precision = Precision.FLOAT32
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "lr_patience", "eval_batch_size"):
@@ -161,13 +175,16 @@ class _Samples:
         return replace(self.batch(rows, progress), rows=rows)
 
 
-def fit(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Iterator[BatchDone | EpochDone]:
+def fit(
+    method: Method, seen: Sequence[Task], settings: TrainingSettings, ranks: Ranks = ALONE
+) -> Iterator[BatchDone | EpochDone]:
     """Train a method on a task that it has begun, and leave it with the weights of the best epoch.
 
     Args:
         method: the method, after ``begin_task``.
         seen: the tasks so far, the one to train last.
         settings: the schedule.
+        ranks: the processes that share the work, of which this is one.
 
     Yields:
         What happened, after every step and every epoch; stop iterating and training stops.
@@ -183,13 +200,21 @@ def fit(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Ite
     first = 1
     for index, epochs in enumerate(method.phases(settings.epochs)):
         method.begin_phase(index)
-        best_loss = yield from _fit_phase(method, train, valid, settings, task.name, range(first, first + epochs))
+        best_loss = yield from _fit_phase(
+            method, train, valid, settings, ranks, task.name, range(first, first + epochs)
+        )
         method.end_phase(index, best_loss)
         first += epochs
 
 
 def _fit_phase(
-    method: Method, train: _Samples, valid: _Samples, settings: TrainingSettings, task: str, epochs: range
+    method: Method,
+    train: _Samples,
+    valid: _Samples,
+    settings: TrainingSettings,
+    ranks: Ranks,
+    task: str,
+    epochs: range,
 ) -> Generator[BatchDone | EpochDone, None, float]:
     """Train for some epochs with a schedule of their own, and go back to the best of them; returns its loss."""
     groups = method.parameter_groups()
@@ -202,11 +227,13 @@ def _fit_phase(
         for group, learning in zip(groups, optimizer.param_groups, strict=True):
             learning["lr"] = epoch_lr * group.lr_factor
         train_loss = 0.0
-        for done in _train_epoch(method, train, plan, optimizer, parameters, settings, task, epoch):
+        for done in _train_epoch(method, train, plan, optimizer, parameters, settings, ranks, task, epoch):
             train_loss = train_loss if done.loss is None else done.loss
             yield done
+        ranks.require_same(parameters, task)
         if settings.fresh_statistics:
             _renew_statistics(method, train, settings.batch_size, task, epoch)
+        ranks.share_buffers(method.trained_modules())
         valid_loss, valid_accuracy = _validate(method, valid, settings)
         require_finite(valid_loss, "validation loss", task, epoch)
         improved = valid_loss < best_loss
@@ -231,6 +258,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
     settings: TrainingSettings,
+    ranks: Ranks,
     task: str,
     epoch: int,
 ) -> Iterator[BatchDone]:
@@ -244,20 +272,32 @@ def _train_epoch(
     # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
     devices = [train.x.device] if train.x.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(derive_seed(seed, "dropout", task, epoch))
+        torch.manual_seed(derive_seed(seed, "dropout", task, epoch, *((ranks.rank,) if ranks.size > 1 else ())))
         for index in range(batches):
             rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-            loss = method.loss(train.step(rows, batch_progress(index, batches))).value
+            rows, weight = ranks.share(rows)
+            with _autocast(train.x.device, settings):
+                loss = method.loss(train.step(rows, batch_progress(index, batches))).value
+            loss = loss if ranks.size == 1 else loss * weight
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
             total += loss.detach()
             mean = None
             if index == batches - 1 or index % 25 == 24:  # reading a loss waits for the device
-                mean = float(total) / (index + 1)
+                whole = total.clone()
+                ranks.add_up([whole])
+                mean = float(whole) / (index + 1)
                 require_finite(mean, "loss", task, epoch)
             yield BatchDone(epoch, index + 1, batches, mean)
+
+
+def _autocast(device: torch.device, settings: TrainingSettings) -> AbstractContextManager[object]:
+    if settings.precision is Precision.FLOAT32:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _renew_statistics(method: Method, train: _Samples, batch_size: int, task: str, epoch: int) -> None:
@@ -282,7 +322,8 @@ def _validate(method: Method, valid: _Samples, settings: TrainingSettings) -> tu
     with torch.no_grad():
         for start in range(0, len(valid), settings.eval_batch_size):
             batch = valid.batch(slice(start, start + settings.eval_batch_size), progress=1.0)
-            result = method.loss(batch)
+            with _autocast(valid.x.device, settings):
+                result = method.loss(batch)
             loss += float(result.value) * len(batch.x)
             right += int((result.logits.argmax(dim=1) == batch.y).sum())
     return loss / len(valid), right / len(valid)

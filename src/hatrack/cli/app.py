@@ -52,6 +52,7 @@ from hatrack.experiments import (
 from hatrack.experiments.backbones import NETWORKS
 from hatrack.experiments.running import RESULT
 from hatrack.methods import METHODS
+from hatrack.parallel import joined
 from hatrack.report import accuracy_table, forgetting_line, verification_table
 
 __all__ = ["DEMO_TITLES", "app", "main"]
@@ -161,9 +162,11 @@ def run_command(
     name, sources = _what_to_learn(experiment, tasks)
     folder = out or Path("runs") / f"{name}-{method}-seed{seed}"
     _set_threads(threads, folder)
-    request = RunRequest(name, method, seed, folder, data, overrides, take_device(device), sources)
-    console = make_console()
-    result = _carry_out(request, console, quiet)
+    console, where = make_console(), take_device(device)
+    with joined(where) as ranks:
+        quiet = quiet or ranks.rank > 0
+        request = RunRequest(name, method, seed, folder, data, overrides, where, sources, ranks)
+        result = _carry_out(request, console, quiet)
     if not quiet:
         console.print(accuracy_table(result))
         console.print(forgetting_line(result), highlight=False)

@@ -24,6 +24,7 @@ from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.results import RunResult, Status, TaskSummary, read_result, write_result
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS, Method, Setup
+from hatrack.parallel import ALONE, Ranks
 from hatrack.streams import TaskStream
 from hatrack.train import BatchDone, EpochDone, Score, fit, predict_split, require_finite, score
 
@@ -62,6 +63,7 @@ class RunRequest:
         overrides: settings that differ from the experiment's, by key.
         device: where to train.
         sources: for one's own tasks, a ``tasks.toml``, or the files and folders of the tasks; empty for presets.
+        ranks: the processes that share this run, of which this is one.
     """
 
     experiment: str
@@ -72,6 +74,7 @@ class RunRequest:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     sources: tuple[Path, ...] = ()
+    ranks: Ranks = ALONE
 
     def described(self) -> Experiment:
         """The experiment.
@@ -85,7 +88,8 @@ class RunRequest:
         """A command line that makes this run."""
         files = [str(path.absolute()) for path in self.sources]
         what = files if len(files) == 1 and files[0].endswith(".toml") else ["--tasks", *files]
-        words = ["hatrack", "run", *(what if files else [self.experiment])]
+        many = ["torchrun", "--nproc-per-node", str(self.ranks.size), "-m"] if self.ranks.size > 1 else []
+        words = [*many, "hatrack", "run", *(what if files else [self.experiment])]
         words += ["--method", self.method, "--seed", str(self.seed)]
         words += ["--threads", str(torch.get_num_threads()), "--device", self.device.type]
         for key, value in self.overrides.items():
@@ -242,7 +246,9 @@ def run(prepared: Prepared) -> Iterator[Event]:
         CheckpointError: something could not be written; finished tasks are kept.
     """
     method, stream, training = prepared.method, prepared.stream, prepared.config.training
-    out = prepared.request.out
+    ranks = prepared.request.ranks
+    out = prepared.request.out if ranks.rank == 0 else None
+    ranks.wait()  # all have read what the folder holds
     if out is not None and not prepared.result.scores:
         write_result(out / RESULT, prepared.result)
     for index in range(len(prepared.result.scores), len(stream)):
@@ -252,7 +258,7 @@ def run(prepared: Prepared) -> Iterator[Event]:
         yield TaskBegun(index, prepared.result.tasks[index], sum(method.phases(training.epochs)))
         method.begin_task(task)
         if method.trains:
-            for event in fit(method, stream[: index + 1], training):
+            for event in fit(method, stream[: index + 1], training, ranks):
                 epochs += isinstance(event, EpochDone)
                 yield event
         method.end_task(task)
@@ -286,7 +292,7 @@ def _record(prepared: Prepared, epochs: int, seconds: float) -> None:
     here = describe_environment(prepared.request.device)
     prepared.result = replace(prepared.result.with_row(row, shares, epochs, round(seconds, 3)), environment=here)
     out = prepared.request.out
-    if out is not None:
+    if out is not None and prepared.request.ranks.rank == 0:
         write_checkpoint(out / LOGITS, Checkpoint(logits, {"format": LOGITS_FORMAT}))
         write_result(out / RESULT, prepared.result)
 

@@ -1,0 +1,108 @@
+"""One run on several processes: every batch is shared among them, and all make the same step.
+
+Start them with torch's own launcher, ``torchrun --nproc-per-node 2 -m hatrack run …``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+from hatrack.errors import TrainingError
+
+__all__ = ["ALONE", "Ranks", "joined"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, of which this is one.
+
+    Attributes:
+        rank: which one this is, from 0; only the first writes files.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, rows: Tensor) -> tuple[Tensor, float]:
+        """This process's part of a batch.
+
+        Args:
+            rows: the rows of the whole batch, ``(B,)``.
+
+        Returns:
+            Its rows, and what its mean loss counts in that of the batch; the weights of all processes add up to 1. A
+            batch too small to be shared is worked on by all of them.
+        """
+        if len(rows) < self.size:
+            return rows, 1.0 / self.size
+        own = rows[self.rank :: self.size]
+        return own, len(own) / len(rows)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their sums over all processes, which get the same bits."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        distributed.all_reduce(flat)
+        for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
+
+    def share_buffers(self, modules: Sequence[nn.Module]) -> None:
+        """Give all processes the first one's buffers: their batch norms have seen other samples."""
+        if self.size == 1:
+            return
+        for module in modules:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def require_same(self, parameters: Sequence[nn.Parameter], task: str) -> None:
+        """Check that all processes have the same parameters.
+
+        Raises:
+            TrainingError: they drifted apart, which a method does that decides on steps by its own share of a batch.
+        """
+        if self.size == 1 or not parameters:
+            return
+        sums = torch.stack([parameter.detach().double().sum() for parameter in parameters])
+        both = torch.stack([sums, -sums])
+        distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
+        if not torch.equal(both[0], -both[1]):
+            raise TrainingError(
+                f"in task {task!r} the processes have come to different weights: the method cannot share batches; "
+                "run it with a single process"
+            )
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+ALONE = Ranks()
+"""A run in a single process."""
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that ``torchrun`` started, if it did; leave them at the end.
+
+    Args:
+        device: where to train; on GPUs every process of a machine takes one of its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
