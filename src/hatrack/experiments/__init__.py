@@ -6,7 +6,7 @@ from hatrack.experiments.executors import DaskExecutor, Executor, LocalExecutor,
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 from hatrack.experiments.plan import Plan
 from hatrack.experiments.presets import EXPERIMENTS, Experiment, find_experiment
-from hatrack.experiments.results import RunResult, Status, read_result
+from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, read_result
 from hatrack.experiments.running import (
     Event,
     Prepared,
@@ -42,7 +42,9 @@ __all__ = [
     "SlurmExecutor",
     "Status",
     "TaskBegun",
+    "TaskHistory",
     "TaskLearned",
+    "TaskSummary",
     "Verification",
     "compare",
     "find_experiment",
