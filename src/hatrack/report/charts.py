@@ -20,8 +20,10 @@ except ImportError as error:  # pragma: no cover - the extra is installed wherev
 __all__ = [
     "DARK",
     "LIGHT",
+    "VEGA_LITE",
     "bars",
     "curves",
+    "dark_cell",
     "heat_map",
     "layers",
     "lines_per_task",
@@ -31,11 +33,14 @@ __all__ = [
     "usage",
 ]
 
-LIGHT = ("#0072b2", "#d55e00", "#007d5c", "#b3548b", "#8a6d00", "#56606b", "#2a9fd6")
+LIGHT = ("#0072b2", "#d55e00", "#007d5c", "#b3548b", "#8a6d00", "#56606b", "#2493c7")
 """Colours on white: Okabe and Ito's, darkened where they would be hard to see."""
 
 DARK = ("#5ab4f0", "#ff8b4d", "#3dd6a3", "#e79ac6", "#e8c547", "#b4bec9", "#9ad7ff")
 """The same colours on black."""
+
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+"""The version of Vega-Lite that the charts are made for."""
 
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
 _HEAT = {"light": ("#f4f7fb", "#0b4f8a"), "dark": ("#1c2733", "#7cc4ff")}
@@ -58,7 +63,7 @@ def style(theme: str) -> dict[str, Any]:
     }
     return {
         "background": None if theme == "dark" else "white",
-        "view": {"stroke": None},
+        "view": {"stroke": None, "continuousWidth": 400, "discreteWidth": 400, "continuousHeight": 250},
         "axis": {**text, "gridColor": grid, "domainColor": grid, "tickColor": grid, "titlePadding": 8},
         "legend": {**text, "symbolStrokeWidth": 2.5, "symbolSize": 120, "labelLimit": 240},
         "header": text,
@@ -71,6 +76,19 @@ def style(theme: str) -> dict[str, Any]:
         },
         "rule": {"color": muted},
     }
+
+
+def dark_cell(share: float, theme: str) -> bool:
+    """Whether a cell of a heat map is so dark that white on it can be read better than black.
+
+    Args:
+        share: place between the two ends of the theme's colours, in [0, 1].
+        theme: ``light`` or ``dark``.
+    """
+    ends = [[int(end[place : place + 2], 16) / 255 for place in (1, 3, 5)] for end in _HEAT[theme]]
+    mixed = [low + share * (high - low) for low, high in zip(*ends, strict=True)]
+    linear: list[float] = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in mixed]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.179  # where both have a contrast of 4.6
 
 
 def curves(rows: Sequence[Row], figure: Column, methods: Sequence[str], *, legend: bool = True) -> Chart:
@@ -102,18 +120,24 @@ def curves(rows: Sequence[Row], figure: Column, methods: Sequence[str], *, legen
     x = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
     base = _chart(values).encode(x=x, color=_color(methods, legend))
     y_title = f"{figure.title}{title}"
-    band = base.mark_area(opacity=0.14).encode(
-        y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q"
+    band = (
+        base.encode(color=_color(methods, False))
+        .mark_area(opacity=0.14)
+        .encode(y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q")
     )
     line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y("value:Q", title=y_title), strokeDash=_dash(methods, legend))
-    dots = base.mark_circle(size=46, opacity=1).encode(
-        y="value:Q",
-        tooltip=[
-            alt.Tooltip("method:N"),
-            alt.Tooltip("after:O", title="tasks learned"),
-            alt.Tooltip("value:Q", title=figure.title),
-            alt.Tooltip("sd:Q", title="standard deviation"),
-        ],
+    dots = (
+        base.encode(color=_color(methods, False))
+        .mark_circle(size=46, opacity=1)
+        .encode(
+            y="value:Q",
+            tooltip=[
+                alt.Tooltip("method:N"),
+                alt.Tooltip("after:O", title="tasks learned"),
+                alt.Tooltip("value:Q", title=figure.title),
+                alt.Tooltip("sd:Q", title="standard deviation"),
+            ],
+        )
     )
     return _chosen(alt.layer(band, line, dots), methods)
 
@@ -130,7 +154,7 @@ def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str]) -> Ch
     for row in rows:
         if row["method"] == method:
             cells.setdefault((row["task"], row["after"]), []).append(row["accuracy"])
-    values = [
+    values: list[dict[str, Any]] = [
         {"task": f"{task} {names[task - 1]}", "after": after, "value": _digits(100 * sum(of) / len(of))}
         for (task, after), of in sorted(cells.items())
     ]
@@ -228,10 +252,11 @@ def heat_map(rows: Sequence[Row], x: Column, y: Column, value: Column, *, top: f
             alt.Tooltip("value:Q", title=f"{value.title} (%)"),
         ],
     )
-    middle = (min(low, 50.0) + top) / 2
+    floor = min(low, 50.0)
+    middle = next((floor + share / 100 * (top - floor) for share in range(101) if dark_cell(share / 100, "light")), top)
     numbers = base.mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=".1f"),
-        color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("#1c232b")),
+        color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("black")),
     )
     return alt.layer(cells, numbers).properties(width=46 * size, height=34 * len({row["y"] for row in values}))
 
@@ -258,26 +283,35 @@ def bars(rows: Sequence[Row], figure: Column, *, unit: str = "") -> Chart:
         .encode(x=alt.X("value:Q", title=title), y=y, tooltip=tooltip)
     )
     spread = _chart(values).mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q", y=y)
-    return alt.layer(body, spread)
+    return alt.layer(body, spread).properties(height=alt.Step(22))
 
 
-def scatter(rows: Sequence[Row], x: str, y: str, titles: tuple[str, str], group: str, *, log_x: bool = False) -> Chart:
-    """Points joined by lines, a line per group: for sensitivity (Fig. 4) and compression (Fig. 7)."""
-    values = [{"x": row[x], "y": _digits(100 * row[y]), "group": str(row[group])} for row in rows]
+def scatter(
+    rows: Sequence[Row], x: str, y: str, titles: tuple[str, str], group: str, *, order: str, log_x: bool = False
+) -> Chart:
+    """Points joined by lines, a line per group: for sensitivity (Fig. 4) and compression (Fig. 7).
+
+    Args:
+        rows: with the keys below; y is a share, and drawn in percent.
+        x: key of what goes to the right.
+        y: key of what goes up.
+        titles: of the two axes.
+        group: key of what tells lines apart.
+        order: key by which the points of a line follow each other.
+        log_x: whether x grows by factors.
+    """
+    values = [{"x": row[x], "y": _digits(100 * row[y]), "group": str(row[group]), "order": row[order]} for row in rows]
     groups = list(dict.fromkeys(value["group"] for value in values))
     scale = alt.Scale(type="log") if log_x else alt.Scale(zero=False)
     axis = alt.Axis(values=sorted({value["x"] for value in values}), format="~g") if log_x else alt.Axis()
-    return (
-        _chart(values)
-        .mark_line(point=alt.OverlayMarkDef(size=50), strokeWidth=2)
-        .encode(
-            x=alt.X("x:Q", title=titles[0], scale=scale, axis=axis),
-            y=alt.Y("y:Q", title=titles[1], scale=alt.Scale(zero=False)),
-            order="x:Q" if log_x else alt.Undefined,
-            color=alt.Color("group:N", sort=groups, title=group),
-            strokeDash=alt.StrokeDash("group:N", sort=groups, title=group, scale=_dashes(groups)),
-            tooltip=["group:N", alt.Tooltip("x:Q", title=titles[0]), alt.Tooltip("y:Q", title=titles[1])],
-        )
+    mark = _chart(values).mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=2)
+    return mark.encode(
+        x=alt.X("x:Q", title=titles[0], scale=scale, axis=axis),
+        y=alt.Y("y:Q", title=titles[1], scale=alt.Scale(zero=False)),
+        order="order:Q",
+        color=alt.Color("group:N", sort=groups, title=group),
+        strokeDash=alt.StrokeDash("group:N", sort=groups, title=group, scale=_dashes(groups)),
+        tooltip=["group:N", alt.Tooltip("x:Q", title=titles[0]), alt.Tooltip("y:Q", title=titles[1])],
     )
 
 
@@ -300,7 +334,7 @@ def _chart(values: Sequence[dict[str, Any]]) -> Any:
 
 
 def _color(methods: Sequence[str], legend: bool) -> Any:
-    shown = alt.Legend(title="method") if legend else None
+    shown = alt.Legend(title="method", symbolType="stroke") if legend else None
     return alt.Color("method:N", scale=alt.Scale(domain=list(methods)), legend=shown)
 
 

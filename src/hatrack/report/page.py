@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -113,7 +114,7 @@ def html_report(runs: Runs) -> str:
 
 
 def _file(name: str) -> str:
-    return resources.files("hatrack.report").joinpath("template", name).read_text(encoding="utf-8")
+    return resources.files("hatrack.report").joinpath("template").joinpath(name).read_text(encoding="utf-8")
 
 
 def _css() -> str:
@@ -124,13 +125,14 @@ def _css() -> str:
     return text
 
 
+@cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed, as one script that vl-convert ships."""
     try:
         import vl_convert
     except ImportError as error:  # pragma: no cover - the extra is installed wherever tests run
         raise InputError("the report needs altair and vl-convert: pip install 'hatrack[report]'") from error
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="6.4")
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=charts.VEGA_LITE)
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
@@ -145,8 +147,11 @@ def _downloads(table: str) -> Markup:
 
 
 def _title(runs: Runs) -> str:
-    competing = [label for label in runs.labels if label in runs.competitors]
-    return competing[0] if len(competing) == 1 else f"{len(competing)} methods compared"
+    competing = runs.competitors
+    if len(competing) == 1:
+        return competing[0]
+    references = [label for label in runs.labels if label not in competing]
+    return f"{len(competing)} methods" + (f" and {_count(len(references), 'reference')}" if references else " compared")
 
 
 def _methods(runs: Runs) -> list[dict[str, Any]]:
@@ -230,12 +235,11 @@ def _sentences(runs: Runs, outcome: Verdict) -> list[str]:
 
 
 def _summary(table: Table) -> dict[str, Any]:
-    columns = [
-        {"title": c.title, "help": c.help, "kind": c.kind, "unit": _UNITS.get(c.kind, "")} for c in table.columns
-    ]
+    shown = [column for column in table.columns if column.key not in ("backward_transfer", "seeds")]  # said otherwise
+    columns = [{"title": c.title, "help": c.help, "kind": c.kind, "unit": _UNITS.get(c.kind, "")} for c in shown]
     rows = []
     for row in table.rows:
-        cells = [_cell(row, column) for column in table.columns]
+        cells = [_cell(row, column) for column in shown]
         rows.append({"method": row["method"], "reference": row["method"] in REFERENCES, "cells": cells})
     return {"columns": columns, "rows": rows}
 
@@ -258,10 +262,10 @@ def _forest(table: Table, reference: str) -> dict[str, Any]:
         return {"rows": []}
     low = min(0.0, *(row["average_accuracy_low"] for row in rows))
     high = max(0.0, *(row["average_accuracy_high"] for row in rows))
-    width = (high - low) or 1.0
+    width: float = (high - low) or 1.0
 
     def place(value: float) -> float:
-        return round(100 * (value - low) / width, 2)
+        return round(100 * float(value - low) / float(width), 2)
 
     return {
         "reference": reference,
@@ -277,7 +281,7 @@ def _forest(table: Table, reference: str) -> dict[str, Any]:
                 "left": place(row["average_accuracy_low"]),
                 "at": place(row["average_accuracy"]),
                 "width": place(row["average_accuracy_high"]) - place(row["average_accuracy_low"]),
-                "word": "no telling"
+                "word": "may be luck"
                 if not row["average_accuracy_significant"]
                 else "better"
                 if row["average_accuracy"] > 0
@@ -348,7 +352,8 @@ def _reuse(table: Table, runs: Runs) -> list[dict[str, Any]]:
 def _heat(value: float, low: float, high: float, *, digits: int = 1) -> dict[str, Any]:
     v = (value - low) / (high - low) if high > low else 1.0
     v = min(1.0, max(0.0, v))
-    return {"text": f"{100 * value:.{digits}f}", "v": round(v, 3), "ink": "hi" if v > 0.5 else ""}
+    inks = [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if charts.dark_cell(v, theme)]
+    return {"text": f"{100 * value:.{digits}f}", "v": round(v, 3), "ink": " ".join(inks)}
 
 
 def _proof(runs: Runs) -> dict[str, Any]:

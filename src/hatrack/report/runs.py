@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hatrack.errors import InputError
-from hatrack.experiments import RunResult, read_result
+from hatrack.experiments import Comparison, RunResult, read_result
+from hatrack.experiments.plan import PLAN
 from hatrack.experiments.running import RESULT
 from hatrack.functional import forgetting_ratio
+from hatrack.metrics import average_accuracy
 
 __all__ = ["REFERENCES", "Runs", "read_runs"]
 
@@ -65,10 +68,16 @@ class Runs:
             by_label[label][result.seed] = result
         return cls({label: dict(sorted(by_seed.items())) for label, by_seed in by_label.items()}, tuple(left_out))
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        """All labels: those that compete first, then references, each in the order of their names."""
-        return tuple(sorted(self.by_label, key=lambda label: (label in REFERENCES, label)))
+        """All labels: those that compete first, then references, each with the highest accuracy first."""
+
+        def rank(label: str) -> tuple[bool, float, str]:
+            of = self.by_label[label].values()
+            mean = sum(average_accuracy(run.matrix("accuracy")[: len(run.scores)]) for run in of) / len(of)
+            return label in REFERENCES, -mean, label
+
+        return tuple(sorted(self.by_label, key=rank))
 
     @property
     def competitors(self) -> tuple[str, ...]:
@@ -123,12 +132,17 @@ class Runs:
 
 
 def read_runs(folder: Path) -> Runs:
-    """Read every run that is in a folder, at any depth.
+    """Read the runs of a comparison's folder, or every run that is in a folder, at any depth.
 
     Raises:
         InputError: there is none, or they do not belong together.
         CheckpointError: a ``run.json`` is damaged.
     """
+    if (folder / PLAN).exists():
+        comparison = Comparison.read(folder)
+        runs = Runs.of(comparison.results.values())
+        failed = [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in comparison.failures.items()]
+        return replace(runs, left_out=(*failed, *runs.left_out))
     paths = sorted(folder.rglob(RESULT))
     if not paths:
         raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, or one that holds several")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.metrics import average_accuracy, forgetting, forward_transfer, learning_accuracy
 from hatrack.report.runs import Runs
@@ -20,11 +21,13 @@ __all__ = [
     "Table",
     "accuracy",
     "capacity",
+    "compression",
     "curves",
     "data",
     "forgetting_ratios",
     "is_constant",
     "reuse",
+    "sensitivity",
     "summary",
     "usage",
 ]
@@ -85,7 +88,7 @@ _AFTER = Column("after", "after task", Kind.NUMBER)
 
 def summary(runs: Runs) -> Table:
     """A row per method, the best first: accuracy, forgetting, transfer, time, and the proof by hashes."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label in runs.labels:
         of = list(runs.by_label[label].items())
         matrices = {seed: _matrix(run) for seed, run in of}
@@ -106,11 +109,12 @@ def summary(runs: Runs) -> Table:
                 "unchanged": sum(all(is_constant(run, task) for task in range(runs.learned)) for _, run in of),
             }
         )
-    rows.sort(key=lambda row: -row["average_accuracy"])
+    rows.sort(key=lambda row: -float(row["average_accuracy"]))
     columns = (
         _METHOD,
         Column("average_accuracy", "accuracy", Kind.PERCENT, "mean accuracy on all tasks after the last one"),
         Column("forgetting", "forgetting", Kind.POINTS, "points lost since each task was learned, on the average"),
+        Column("unchanged", "same to the bit", Kind.NUMBER, "runs in which no output on an earlier task ever changed"),
         Column("forgetting_ratio", "ρ", Kind.RATIO, "0: as good as learning all tasks at once; −1: as bad as guessing"),
         Column("learning_accuracy", "learning", Kind.PERCENT, "mean accuracy on every task right after learning it"),
         Column("backward_transfer", "backward", Kind.POINTS, "what later tasks did to earlier ones, in points"),
@@ -119,7 +123,6 @@ def summary(runs: Runs) -> Table:
         ),
         Column("used", "in use", Kind.PERCENT, "share of the units, or weights, that the tasks use in the end"),
         Column("seconds", "time", Kind.SECONDS, "for training and testing all tasks"),
-        Column("unchanged", "same to the bit", Kind.NUMBER, "runs in which no output on an earlier task ever changed"),
         Column("seeds", "seeds", Kind.NUMBER, "number of runs"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
@@ -262,6 +265,50 @@ def data(runs: Runs) -> Table:
     return Table("data", "The tasks", (Column("task", "task", Kind.NUMBER), Column("name", "name"), *numbers), rows)
 
 
+def compression(runs: Runs) -> Table:
+    """A row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7)."""
+    rows = tuple(
+        {"method": label, "seed": seed, "epoch": epoch, "used": used, "valid_accuracy": right}
+        for label, seed, run in _each(runs)
+        if run.history
+        for epoch, (used, right) in enumerate(zip(run.history[0].used, run.history[0].valid_accuracy, strict=False), 1)
+    )
+    columns = (
+        *(_METHOD, _SEED, Column("epoch", "epoch", Kind.NUMBER)),
+        *(Column("used", "in use", Kind.PERCENT), Column("valid_accuracy", "validation accuracy", Kind.PERCENT)),
+    )
+    return Table("compression", "Share in use and accuracy during the first task", columns, rows)
+
+
+def sensitivity(runs: Runs) -> Table:
+    """A row per value of the one setting in which the runs of a method differ: accuracy and forgetting (Fig. 4).
+
+    Raises:
+        InputError: no method was run with several values of one setting, or one differs in several settings.
+    """
+    configs: dict[str, list[Mapping[str, Any]]] = {}
+    for _, _, run in _each(runs):
+        configs.setdefault(run.method, []).append(run.config)
+    varied = {key for of in configs.values() for key in of[0] if len({repr(one.get(key)) for one in of}) > 1}
+    if len(varied) != 1:
+        found = f"these differ in {', '.join(sorted(varied))}" if varied else "these do not differ"
+        raise InputError(f"sensitivity is about runs that differ in one setting, such as s_max; {found}")
+    key = varied.pop()
+    by_label = {row["method"]: row for row in summary(runs).rows}
+    rows = []
+    for label, of in runs.by_label.items():
+        run = next(iter(of.values()))
+        if label != run.method:
+            figures = {k: v for k, v in by_label[label].items() if k.startswith(("average", "forgetting"))}
+            rows.append({"method": run.method, key: run.config[key], **figures})
+    rows.sort(key=lambda row: (row["method"], row[key]))
+    columns = (
+        *(_METHOD, Column(key, key, Kind.NUMBER), Column("average_accuracy", "accuracy", Kind.PERCENT)),
+        Column("forgetting", "forgetting", Kind.POINTS),
+    )
+    return Table("sensitivity", f"Sensitivity to {key}", columns, tuple(rows))
+
+
 def is_constant(run: RunResult, task: int) -> bool:
     """Whether the outputs on a task stayed the same to the bit from when it was learned to the end."""
     column = [row[task].logits_sha256 for row in run.scores[task:]]
@@ -296,16 +343,3 @@ def _spread(key: str, values: Iterable[float | None]) -> dict[str, float | None]
         return {key: None, f"{key}_sd": None}
     both = spread([value for value in known if value is not None])
     return {key: both.mean, f"{key}_sd": both.sd}
-
-
-TABLES: Mapping[str, Callable[[Runs], Table]] = {
-    "summary": summary,
-    "forgetting-ratios": forgetting_ratios,
-    "curves": curves,
-    "accuracy": accuracy,
-    "capacity": capacity,
-    "usage": usage,
-    "reuse": reuse,
-    "data": data,
-}
-"""Every table by its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hatrack.metrics import average_accuracy, forgetting
 from hatrack.report.runs import Runs
@@ -61,7 +62,7 @@ def differences(runs: Runs, reference: str | None = None) -> Table:
     reference = reference or verdict(runs).best
     rows = []
     for label in runs.labels:
-        row = {"method": label}
+        row: dict[str, Any] = {"method": label}
         for figure in ("average_accuracy", "forgetting"):
             interval = _difference(runs, label, reference, figure) if label != reference else None
             if interval is not None:

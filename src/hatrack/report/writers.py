@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from hatrack.report.tables import Column, Kind, Row, Table
 
-__all__ = ["display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
+__all__ = ["WRITERS", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
 
 _LATEX = str.maketrans(
     {
@@ -108,3 +110,9 @@ def _keys(table: Table) -> list[str]:
 
 def _markdown(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+WRITERS: Mapping[str, Callable[[Table], str]] = MappingProxyType(
+    {"csv": to_csv, "json": to_json, "markdown": to_markdown, "latex": to_latex}
+)
+"""Every way to write a table, by name."""
