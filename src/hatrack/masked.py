@@ -74,6 +74,13 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
         """Shares of the network that consolidated tasks use."""
 
     @abc.abstractmethod
+    def usage(self) -> float:
+        """Share of units, or of weights where masks are about weights, that tasks use: :meth:`capacity`, cheaply.
+
+        A task in training counts with what consolidating it now would give.
+        """
+
+    @abc.abstractmethod
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
 

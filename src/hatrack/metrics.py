@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Matrix", "average_accuracy", "backward_transfer", "forgetting"]
+__all__ = ["Matrix", "average_accuracy", "backward_transfer", "forgetting", "forward_transfer", "learning_accuracy"]
 
 Matrix = Sequence[Sequence[float | None]]
 """Rows of a square, lower triangular matrix; None above the diagonal."""
@@ -40,6 +40,39 @@ def forgetting(matrix: Matrix) -> float:
 def backward_transfer(matrix: Matrix) -> float:
     """What learning later tasks did to earlier ones: forgetting with the sign reversed (Lopez-Paz and Ranzato 2017)."""
     return 0.0 - forgetting(matrix)
+
+
+def learning_accuracy(matrix: Matrix) -> float:
+    """Mean accuracy on every task right after it was learned: the mean of the diagonal (Riemer et al., 2019).
+
+    Raises:
+        ValueError: the matrix is empty or a value is missing.
+    """
+    _known(matrix, len(matrix) - 1)
+    diagonal = [_known(matrix, task)[task] for task in range(len(matrix))]
+    return sum(diagonal) / len(diagonal)
+
+
+def forward_transfer(matrix: Matrix, alone: Sequence[float]) -> float:
+    """What earlier tasks did for later ones: the mean over τ > 1 of ``A[τ][τ]`` − accuracy of the task learned alone.
+
+    Tasks have heads of their own, so that there is nothing to ask before a task is learned; accuracy right after it is
+    compared with that of a network that learned nothing else (the "intransigence" of Chaudhry et al., 2018, with the
+    sign reversed and another reference).
+
+    Args:
+        matrix: accuracies.
+        alone: accuracy on every task of a network of its own.
+
+    Returns:
+        A difference of shares; 0 for a single task.
+
+    Raises:
+        ValueError: the matrix is empty or a value is missing.
+    """
+    _known(matrix, len(matrix) - 1)
+    gains = [_known(matrix, task)[task] - alone[task] for task in range(1, len(matrix))]
+    return sum(gains) / len(gains) if gains else 0.0
 
 
 def _known(matrix: Matrix, row: int) -> list[float]:

@@ -330,6 +330,13 @@ class HATNetwork(GrowingNetwork):
         """Share of units, per group and over all, and of shared weights that consolidated tasks use."""
         return measure_capacity(self._graph, self._cumulative, self._guarantee.held_entries())
 
+    def usage(self) -> float:
+        """Share of all units that tasks use, a task in training with what consolidating it now would give."""
+        state, used = self._in_training(), self._cumulative == 1
+        if state is not None:
+            used = used | used_units(state.embedding.detach(), self._graph.groups)
+        return float(used.float().mean()) if len(used) else 0.0
+
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks (paper, Fig. 6)."""
         return measure_reuse(self._graph, [state.mask == 1 for state in self._consolidated_states()])

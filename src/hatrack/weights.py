@@ -257,6 +257,14 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         entries = sum(used.numel() for used in self._used)
         return Capacity(shares, None, taken / entries, entries)
 
+    def usage(self) -> float:
+        """Share of all masked weights that tasks use, a task in training with what consolidating it now would give."""
+        state, used = self._in_training(), self._used
+        if state is not None:
+            masks = self._settled_masks(state) if state.is_settled else self._final_masks(state)
+            used = [held | mask for held, mask in zip(used, masks, strict=True)]
+        return sum(int(mask.sum()) for mask in used) / sum(mask.numel() for mask in used)
+
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
         states = self._consolidated_states()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hatrack.experiments import (
     RunRequest,
     RunResult,
     Status,
+    TaskHistory,
     TaskLearned,
     finished_result,
     prepare,
@@ -53,7 +55,7 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
     content = json.loads((tmp_path / "run.json").read_text())
     assert list(content) == [
         *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
-        *("metrics", "timing", "environment", "data", "sources", "status"),
+        *("metrics", "timing", "environment", "data", "sources", "history", "reuse", "status"),
     ]
     assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (1, "demo", method, 0)
     assert content["status"] == "finished"
@@ -128,8 +130,52 @@ def test_stopped_between_writing_the_network_and_the_result(tmp_path: Path) -> N
         behind[what][2] = [None] * 3
     behind["timing"] = {"seconds": [1.0, 1.0], "epochs": [2, 2]}
     behind["status"] = "running"
+    behind["history"].pop()
     (tmp_path / "run.json").write_text(json.dumps(behind))
-    assert comparable(finish(request("hat", tmp_path))) == comparable(whole)
+    after = comparable(finish(request("hat", tmp_path)))
+    curves_are_lost = replace(TaskHistory(), capacity=whole.history[2].capacity)
+    expected = comparable(replace(whole, history=(*whole.history[:2], curves_are_lost)))
+    assert after == expected
+
+
+def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
+    for method, units in (("hat", True), ("pmask", False)):
+        prepared = prepare(request(method))
+        shares: list[float] = []
+        for event in run(prepared):
+            if isinstance(event, TaskLearned):
+                usage = prepared.method.usage()
+                assert usage is not None
+                shares.append(usage)
+        result = prepared.result
+        for share, task in zip(shares, result.history, strict=True):
+            assert task.capacity is not None
+            assert share == pytest.approx(task.capacity["units" if units else "weights"])
+            assert len(task.used) == len(task.valid_accuracy) == len(task.train_loss) == len(task.valid_loss) == 2
+            assert all(0 < used <= 1 for used in task.used)
+        assert shares == sorted(shares), "what is used stays used"
+        assert result.history[-1].capacity == result.capacity
+        assert result.reuse is not None
+        assert [result.reuse[task][task] for task in range(3)] == [1.0] * 3
+    plain = finish(request("sgd"))
+    assert plain.reuse is None
+    assert [(task.capacity, task.used) for task in plain.history] == [(None, ())] * 3
+    assert [len(task.valid_accuracy) for task in plain.history] == [2, 2, 2]
+
+
+def test_results_without_history_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    for event in run(prepare(request("hat", tmp_path))):
+        if isinstance(event, TaskLearned):
+            break
+    content = json.loads((tmp_path / "run.json").read_text())
+    del content["history"], content["reuse"]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    old = read_result(tmp_path / "run.json")
+    assert (old.history, old.reuse) == ((), None)
+    result = finish(request("hat", tmp_path))
+    assert result.history == (), "a history with a hole would be drawn as if it were whole"
+    assert result.reuse is not None
+    assert len(result.reuse) == 3
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from hatrack.cli.options import (
     take_device,
     with_short_forms,
 )
+from hatrack.cli.reporting import figure_command, report_command
 from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
@@ -54,6 +55,7 @@ from hatrack.experiments.running import RESULT
 from hatrack.methods import METHODS
 from hatrack.parallel import joined
 from hatrack.report import accuracy_table, forgetting_line, verification_table
+from hatrack.report.figures import FIGURES
 
 __all__ = ["DEMO_TITLES", "app", "main"]
 
@@ -176,10 +178,12 @@ def run_command(
 
 app.command(compare_command, name="compare")
 app.command(tune_command, name="tune")
+app.command(report_command, name="report")
+app.command(figure_command, name="figure")
 
 
 @app.command(name="list")
-def list_command(what: Literal["experiments", "methods", "networks", "datasets"] | None = None, /) -> int:
+def list_command(what: Literal["experiments", "methods", "networks", "datasets", "figures"] | None = None, /) -> int:
     """Explain what there is to choose from.
 
     Parameters
@@ -197,6 +201,7 @@ def list_command(what: Literal["experiments", "methods", "networks", "datasets"]
         "methods": _listing("methods", ("source",), ((m.name, m.description, m.source) for m in METHODS.values())),
         "networks": _listing("networks", ("source",), ((n.name, n.description, n.source) for n in NETWORKS.values())),
         "datasets": _listing("datasets", ("licence",), ((d.name, d.description, d.licence) for d in DATASETS.values())),
+        "figures": _listing("figures", ("source",), ((f.name, f.description, f.source) for f in FIGURES.values())),
     }
     for name, table in tables.items():
         if what in (None, name):

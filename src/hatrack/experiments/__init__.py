@@ -8,7 +8,7 @@ from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEve
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.plan import Plan
 from hatrack.experiments.presets import EXPERIMENTS, find_experiment
-from hatrack.experiments.results import RunResult, Status, read_result
+from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, read_result
 from hatrack.experiments.running import (
     Event,
     Prepared,
@@ -44,7 +44,9 @@ __all__ = [
     "SlurmExecutor",
     "Status",
     "TaskBegun",
+    "TaskHistory",
     "TaskLearned",
+    "TaskSummary",
     "Verification",
     "compare",
     "find_experiment",

@@ -11,9 +11,9 @@ from typing import Any
 from hatrack.atomic import write_atomically
 from hatrack.errors import CheckpointError
 from hatrack.metrics import average_accuracy, backward_transfer, forgetting
-from hatrack.train import Score
+from hatrack.train import EpochDone, Score
 
-__all__ = ["SCHEMA", "RunResult", "Status", "TaskSummary", "read_result", "write_result"]
+__all__ = ["SCHEMA", "RunResult", "Status", "TaskHistory", "TaskSummary", "read_result", "write_result"]
 
 SCHEMA = 1
 """Version of the format of ``run.json``."""
@@ -38,6 +38,38 @@ class TaskSummary:
 
 
 @dataclass(frozen=True)
+class TaskHistory:
+    """What happened while a task was learned: what curves over a run are drawn from.
+
+    The sequences have an entry per epoch; all are empty where a run was stopped before they were written.
+
+    Attributes:
+        capacity: what the method says of its use of the network, after the task; None if it says nothing.
+        train_loss: mean loss of the batches.
+        valid_loss: loss on the validation set.
+        valid_accuracy: accuracy on the validation set.
+        used: share of units, or of weights where masks are about weights, that all tasks use, this one included; empty
+            for methods without masks.
+    """
+
+    capacity: dict[str, Any] | None = None
+    train_loss: tuple[float, ...] = ()
+    valid_loss: tuple[float, ...] = ()
+    valid_accuracy: tuple[float, ...] = ()
+    used: tuple[float, ...] = ()
+
+    def with_epoch(self, epoch: EpochDone, used: float | None) -> TaskHistory:
+        """The history after one more epoch; five digits are plenty for a curve."""
+        return replace(
+            self,
+            train_loss=(*self.train_loss, round(epoch.train_loss, 5)),
+            valid_loss=(*self.valid_loss, round(epoch.valid_loss, 5)),
+            valid_accuracy=(*self.valid_accuracy, round(epoch.valid_accuracy, 5)),
+            used=self.used if used is None else (*self.used, round(used, 5)),
+        )
+
+
+@dataclass(frozen=True)
 class RunResult:
     """A run, finished or not.
 
@@ -56,6 +88,8 @@ class RunResult:
         status: how far it is.
         data: in which form every data set was found, one line each; empty in results of older versions.
         sources: of one's own tasks, the ``tasks.toml`` or the files and folders that they were made of; else empty.
+        history: what happened during every task learned; empty in results of older versions.
+        reuse: share of the weights of task i (row) that task j (column) uses too; None if the method does not know.
     """
 
     experiment: str
@@ -72,16 +106,25 @@ class RunResult:
     status: Status
     data: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    history: tuple[TaskHistory, ...] = ()
+    reuse: tuple[tuple[float, ...], ...] | None = None
 
     def with_row(
-        self, row: tuple[Score, ...], capacity: dict[str, Any] | None, epochs: int, seconds: float
+        self,
+        row: tuple[Score, ...],
+        history: TaskHistory,
+        seconds: float,
+        reuse: tuple[tuple[float, ...], ...] | None = None,
     ) -> RunResult:
         """The run after one more task."""
+        known = len(self.history) == len(self.scores)  # a run that an older version began has none of earlier tasks
         return replace(
             self,
             scores=(*self.scores, row),
-            capacity=capacity,
-            epochs=(*self.epochs, epochs),
+            capacity=history.capacity,
+            history=(*self.history, history) if known else (),
+            reuse=reuse,
+            epochs=(*self.epochs, len(history.valid_loss)),
             seconds=(*self.seconds, seconds),
             status=Status.FINISHED if len(self.scores) + 1 == len(self.tasks) else Status.RUNNING,
         )
@@ -125,6 +168,8 @@ class RunResult:
             "environment": self.environment,
             "data": list(self.data),
             "sources": list(self.sources),
+            "history": [{key: _listed(value) for key, value in vars(task).items()} for task in self.history],
+            "reuse": None if self.reuse is None else [list(row) for row in self.reuse],
             "status": self.status.value,
         }
 
@@ -178,6 +223,8 @@ def read_result(path: Path) -> RunResult:
             status=Status(data["status"]),
             data=tuple(str(origin) for origin in data.get("data", ())),
             sources=tuple(str(path) for path in data.get("sources", ())),
+            history=tuple(_history(task) for task in data.get("history", ())),
+            reuse=None if data.get("reuse") is None else tuple(_numbers(row) for row in data["reuse"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
@@ -200,6 +247,19 @@ def _require_sound(data: Any) -> None:
         shape = [[column <= index < learned for column in range(size)] for index in range(size)]
         if [[value is not None for value in row] for row in matrix] != shape:
             raise TypeError(f"{what} is not a lower triangular matrix of {size} tasks")
+
+
+def _history(task: Any) -> TaskHistory:
+    curves = {key: _numbers(task[key]) for key in ("train_loss", "valid_loss", "valid_accuracy", "used")}
+    return TaskHistory(task["capacity"], **curves)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _score(loss: float, accuracy: float, logits_sha256: str) -> Score:

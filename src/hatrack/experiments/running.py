@@ -21,7 +21,7 @@ from hatrack.experiments.backbones import build_backbone, narrow_builder
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.presets import find_experiment
-from hatrack.experiments.results import RunResult, Status, TaskSummary, read_result, write_result
+from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, read_result, write_result
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.parallel import ALONE, Ranks
@@ -232,7 +232,7 @@ def _take_up(prepared: Prepared) -> None:
     if learned != known[: len(learned)] or ahead not in (0, 1):
         raise CheckpointError(f"{checkpoint} does not belong to {folder / RESULT}; remove {folder} and start again")
     if ahead:  # the run was stopped after writing the network and before writing that task's row
-        _record(prepared, epochs=0, seconds=0.0)
+        _record(prepared, TaskHistory(), seconds=0.0)
 
 
 def run(prepared: Prepared) -> Iterator[Event]:
@@ -254,17 +254,18 @@ def run(prepared: Prepared) -> Iterator[Event]:
     for index in range(len(prepared.result.scores), len(stream)):
         task = stream[index]
         started = time.perf_counter()
-        epochs = 0
+        history = TaskHistory()
         yield TaskBegun(index, prepared.result.tasks[index], sum(method.phases(training.epochs)))
         method.begin_task(task)
         if method.trains:
             for event in fit(method, stream[: index + 1], training, ranks):
-                epochs += isinstance(event, EpochDone)
+                if isinstance(event, EpochDone):
+                    history = history.with_epoch(event, method.usage())
                 yield event
         method.end_task(task)
         if out is not None:
             method.save(out / CHECKPOINT)
-        _record(prepared, epochs, time.perf_counter() - started)
+        _record(prepared, history, time.perf_counter() - started)
         yield TaskLearned(index, prepared.result)
 
 
@@ -281,16 +282,17 @@ def score_row(prepared: Prepared, logits: Mapping[str, Tensor]) -> tuple[Score, 
     return tuple(score(logits[task.name], task.test.labels) for task in tasks)
 
 
-def _record(prepared: Prepared, epochs: int, seconds: float) -> None:
+def _record(prepared: Prepared, history: TaskHistory, seconds: float) -> None:
     """Test on all tasks learned, and write the logits and the result."""
     logits = last_logits(prepared, len(prepared.result.scores) + 1)
-    capacity = prepared.method.capacity()
-    shares = None if capacity is None else dataclasses.asdict(capacity)
+    capacity, reuse = prepared.method.capacity(), prepared.method.reuse()
+    history = replace(history, capacity=None if capacity is None else dataclasses.asdict(capacity))
+    shares = None if reuse is None else tuple(tuple(round(share, 5) for share in row) for row in reuse.tolist())
     row = score_row(prepared, logits)
     for task, of_task in zip(prepared.result.tasks, row, strict=False):
         require_finite(of_task.loss, "test loss", task.name)
     here = describe_environment(prepared.request.device)
-    prepared.result = replace(prepared.result.with_row(row, shares, epochs, round(seconds, 3)), environment=here)
+    prepared.result = replace(prepared.result.with_row(row, history, round(seconds, 3), shares), environment=here)
     out = prepared.request.out
     if out is not None and prepared.request.ranks.rank == 0:
         write_checkpoint(out / LOGITS, Checkpoint(logits, {"format": LOGITS_FORMAT}))

@@ -209,3 +209,14 @@ class Method(abc.ABC):
     def capacity(self) -> Capacity | None:
         """Share of the network in use, for methods that know it."""
         return None
+
+    def usage(self) -> float | None:
+        """Share of units, or of weights where masks are about weights, in use while a task is in training.
+
+        The task in training counts with what consolidating it now would give. None for methods without masks.
+        """
+        return None
+
+    def reuse(self) -> Tensor | None:
+        """Share of the weights of task i that task j uses too, ``(T, T)``, for methods that know it."""
+        return None

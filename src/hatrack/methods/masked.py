@@ -80,6 +80,14 @@ class MaskedMethod(Method):
         """Share of the network that the tasks so far use."""
         return self.network.capacity()
 
+    def usage(self) -> float:
+        """Share of units, or of weights, that tasks use, the one in training included."""
+        return self.network.usage()
+
+    def reuse(self) -> Tensor:
+        """Share of the weights of task i that task j uses too, ``(T, T)``."""
+        return self.network.reuse()
+
 
 class WeightMaskedMethod(MaskedMethod):
     """Trains a :class:`~hatrack.WeightMaskedNetwork`; a subclass says where masks come from, and little else."""

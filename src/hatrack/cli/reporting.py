@@ -1,0 +1,107 @@
+"""The commands that show runs which are finished: a report, tables, and figures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from hatrack.atomic import write_atomically
+from hatrack.cli.options import make_console, say
+from hatrack.errors import InputError
+from hatrack.names import look_up
+from hatrack.report.figures import FIGURES, TABLES
+from hatrack.report.runs import Runs, read_runs
+from hatrack.report.writers import WRITERS
+
+__all__ = ["figure_command", "report_command"]
+
+Output = Annotated[Path | None, Parameter(name=["--out", "-o"])]
+
+
+def report_command(
+    folder: Path,
+    /,
+    *,
+    out: Output = None,
+    format: Literal["html", "csv", "json", "markdown", "latex"] = "html",  # noqa: A002 - what the option is called
+    table: Annotated[str, Parameter(choices=tuple(TABLES))] = "summary",
+) -> int:
+    """Make a report of runs: a page for a browser, or a table.
+
+    The page is one file that needs no network: who won and by how much, accuracy on every task, forgetting, capacity,
+    and the proof that nothing was forgotten.
+
+    Parameters
+    ----------
+    folder
+        A run's folder, or one that holds several, such as that of `hatrack compare`.
+    out
+        The file to write; by default report.html. Tables are printed if it is left out.
+    format
+        `html` for the page; the others write one table.
+    table
+        Which table: summary, forgetting-ratios, differences, curves, accuracy, capacity, usage, reuse, compression,
+        timing, data.
+    """
+    runs = read_runs(folder)
+    if format == "html":
+        from hatrack.report.page import html_report
+
+        target = out or Path("report.html")
+        _write(target, html_report(runs))
+        say(make_console(), f"wrote {target}")
+        return 0
+    text = WRITERS[format](look_up("table", table, TABLES)(runs))
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        _write(out, text)
+        say(make_console(), f"wrote {out}")
+    return 0
+
+
+def figure_command(
+    name: Annotated[str, Parameter(choices=tuple(FIGURES))],
+    folder: Path,
+    /,
+    *,
+    out: Output = None,
+    method: str | None = None,
+) -> int:
+    """Draw a figure of the papers from runs, as SVG, PDF or PNG, with its data beside it.
+
+    Parameters
+    ----------
+    name
+        Which figure; `hatrack list figures` explains them.
+    folder
+        A run's folder, or one that holds several.
+    out
+        The file to write, by default NAME.svg. Its data goes into a CSV file of the same name.
+    method
+        For figures about one method: which; by default hat, or the best one.
+    """
+    from hatrack.report import charts
+
+    runs = read_runs(folder)
+    drawing = look_up("figure", name, FIGURES).draw(runs, method or _usual_method(runs))
+    target = out or Path(f"{name}.svg")
+    charts.save(drawing.chart, target, drawing.title)
+    data = target.with_suffix(".csv")
+    _write(data, WRITERS["csv"](drawing.table))
+    say(make_console(), f"wrote {target} and {data}")
+    return 0
+
+
+def _usual_method(runs: Runs) -> str:
+    return "hat" if "hat" in runs.labels else runs.labels[0]
+
+
+def _write(path: Path, text: str) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file as --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode())

@@ -1,0 +1,174 @@
+"""The runs of one experiment that a report is about."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hatrack.errors import InputError
+from hatrack.experiments import Comparison, RunResult, read_result
+from hatrack.experiments.plan import PLAN
+from hatrack.experiments.running import RESULT
+from hatrack.functional import forgetting_ratio
+from hatrack.metrics import average_accuracy
+
+__all__ = ["REFERENCES", "Runs", "read_runs"]
+
+REFERENCES: Mapping[str, str] = {
+    "joint": "learns all tasks so far at once, with all their data: what there is to reach",
+    "independent": "a network of its own for every task: nothing to forget, and nothing shared",
+    "random": "guesses, knowing how frequent the classes are: what there is to lose",
+}
+"""Methods that are there to compare with, not to win."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one experiment with the same number of tasks learned, by label and seed.
+
+    A label is a method's name, with the settings that differ where a method was run with several.
+
+    Attributes:
+        by_label: runs by label, then by seed.
+        left_out: sentences about runs that are not part of it, and why.
+    """
+
+    by_label: Mapping[str, Mapping[int, RunResult]]
+    left_out: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def of(cls, results: Iterable[RunResult]) -> Runs:
+        """Sort results.
+
+        Raises:
+            InputError: there are none with a task learned, they are of different experiments or numbers of tasks, or
+                two are the same.
+        """
+        everything = [*results]
+        learned = [result for result in everything if result.scores]
+        if not learned:
+            raise InputError("there is no run in which a task has been learned; run an experiment first")
+        _require_one([result.experiment for result in learned], "experiments")
+        _require_one([f"{len(result.tasks)} tasks" for result in learned], "numbers of tasks")
+        most = max(len(result.scores) for result in learned)
+        left_out = [
+            f"{result.method}, seed {result.seed}: {len(result.scores)} of {most} tasks learned"
+            for result in everything
+            if len(result.scores) < most
+        ]
+        by_label: dict[str, dict[int, RunResult]] = defaultdict(dict)
+        complete = [result for result in learned if len(result.scores) == most]
+        for label, result in _labelled(complete):
+            if result.seed in by_label[label]:
+                raise InputError(f"there are two runs of {label} with seed {result.seed}; report on one of them")
+            by_label[label][result.seed] = result
+        return cls({label: dict(sorted(by_seed.items())) for label, by_seed in by_label.items()}, tuple(left_out))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """All labels: those that compete first, then references, each with the highest accuracy first."""
+
+        def rank(label: str) -> tuple[bool, float, str]:
+            of = self.by_label[label].values()
+            mean = sum(average_accuracy(run.matrix("accuracy")[: len(run.scores)]) for run in of) / len(of)
+            return label in REFERENCES, -mean, label
+
+        return tuple(sorted(self.by_label, key=rank))
+
+    @property
+    def competitors(self) -> tuple[str, ...]:
+        """Labels of methods that compete; all of them where there is nothing but references."""
+        return tuple(label for label in self.labels if label not in REFERENCES) or self.labels
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds of any run."""
+        return tuple(sorted({seed for by_seed in self.by_label.values() for seed in by_seed}))
+
+    @property
+    def any(self) -> RunResult:
+        """One of the runs, for what all have in common."""
+        return next(iter(self.by_label[self.labels[0]].values()))
+
+    @property
+    def learned(self) -> int:
+        """Number of tasks learned."""
+        return len(self.any.scores)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks; their places ("task 1") where seeds have them in other orders."""
+        orders = {tuple(t.name for t in run.tasks) for of in self.by_label.values() for run in of.values()}
+        names = next(iter(orders)) if len(orders) == 1 else tuple(f"task {i + 1}" for i in range(len(self.any.tasks)))
+        return names[: self.learned]
+
+    def run(self, label: str, seed: int) -> RunResult | None:
+        """The run of a label and seed; None if there is none."""
+        return self.by_label.get(label, {}).get(seed)
+
+    def forgetting_ratio(self, label: str, seed: int, after: int) -> float | None:
+        """ρ^{≤t}, the mean forgetting ratio of tasks 0..t after task t (Eq. 6).
+
+        Args:
+            label: of the runs.
+            seed: the seed.
+            after: t, from 0.
+
+        Returns:
+            The ratio; None without the runs of joint training and of guessing with the same seed, and where joint
+            training is no better than guessing.
+        """
+        run, joint, random = (self.run(name, seed) for name in (label, "joint", "random"))
+        if run is None or joint is None or random is None:
+            return None
+        cells = zip(run.scores[after], random.scores[after], joint.scores[after], strict=True)
+        ratios = [forgetting_ratio(*(score.accuracy for score in cell)) for cell in cells]
+        mean = sum(ratios) / len(ratios)
+        return mean if mean == mean else None
+
+
+def read_runs(folder: Path) -> Runs:
+    """Read the runs of a comparison's folder, or every run that is in a folder, at any depth.
+
+    Raises:
+        InputError: there is none, or they do not belong together.
+        CheckpointError: a ``run.json`` is damaged.
+    """
+    if (folder / PLAN).exists():
+        comparison = Comparison.read(folder)
+        runs = Runs.of(comparison.results.values())
+        failed = [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in comparison.failures.items()]
+        return replace(runs, left_out=(*failed, *runs.left_out))
+    paths = sorted(folder.rglob(RESULT))
+    if not paths:
+        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, or one that holds several")
+    return Runs.of(read_result(path) for path in paths)
+
+
+def _require_one(values: Iterable[str], what: str) -> None:
+    different = sorted(set(values))
+    if len(different) > 1:
+        raise InputError(
+            f"a report is about runs that can be compared; these are of different {what}: {', '.join(different)}"
+        )
+
+
+def _labelled(results: Iterable[RunResult]) -> Iterable[tuple[str, RunResult]]:
+    by_method: dict[str, list[RunResult]] = defaultdict(list)
+    for result in results:
+        by_method[result.method].append(result)
+    for method, same in by_method.items():
+        keys = [key for key in same[0].config if len({repr(run.config.get(key)) for run in same}) > 1]
+        for run in same:
+            settings = ", ".join(f"{key}={_short(run.config.get(key))}" for key in keys)
+            yield (f"{method} ({settings})" if settings else method), run
+
+
+def _short(value: Any) -> str:
+    return (
+        ",".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if type(value) is float else str(value)
+    )

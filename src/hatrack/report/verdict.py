@@ -1,0 +1,119 @@
+"""Who won, by how much, and whether that means something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hatrack.metrics import average_accuracy, forgetting
+from hatrack.report.runs import Runs
+from hatrack.report.tables import Column, Kind, Table, summary
+from hatrack.statistics import Interval, paired_difference
+
+__all__ = ["Verdict", "differences", "timing", "verdict"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a comparison.
+
+    Attributes:
+        best: label of the method with the highest accuracy, references aside.
+        accuracy: its mean accuracy after the last task.
+        second: label of the next; None if there is only one.
+        lead: by how much the best is better than the second, over the seeds that both have; None below two seeds.
+        points: the difference of their mean accuracies; None without a second.
+        unforgotten: labels, references aside, of which no output ever changed, in any run.
+        most_forgetful: label that lost most, and how much.
+    """
+
+    best: str
+    accuracy: float
+    second: str | None
+    lead: Interval | None
+    points: float | None
+    unforgotten: tuple[str, ...]
+    most_forgetful: tuple[str, float]
+
+
+def verdict(runs: Runs) -> Verdict:
+    """Find the winner."""
+    ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
+    best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    forgetful = max(ranked, key=lambda row: row["forgetting"])
+    return Verdict(
+        best=best["method"],
+        accuracy=best["average_accuracy"],
+        second=None if second is None else second["method"],
+        lead=None if second is None else _difference(runs, best["method"], second["method"], "average_accuracy"),
+        points=None if second is None else best["average_accuracy"] - second["average_accuracy"],
+        unforgotten=tuple(row["method"] for row in ranked if row["unchanged"] == row["seeds"]),
+        most_forgetful=(forgetful["method"], forgetful["forgetting"]),
+    )
+
+
+def differences(runs: Runs, reference: str | None = None) -> Table:
+    """How every method differs from one of them, over the seeds that both have, with 95 % intervals.
+
+    Args:
+        runs: the runs.
+        reference: label to compare with; by default the one with the highest accuracy, references aside.
+    """
+    reference = reference or verdict(runs).best
+    rows = []
+    for label in runs.labels:
+        row: dict[str, Any] = {"method": label}
+        for figure in ("average_accuracy", "forgetting"):
+            interval = _difference(runs, label, reference, figure) if label != reference else None
+            if interval is not None:
+                row |= {
+                    figure: interval.mean,
+                    f"{figure}_low": interval.low,
+                    f"{figure}_high": interval.high,
+                    f"{figure}_significant": interval.excludes_zero,
+                    "pairs": interval.n,
+                }
+        if len(row) > 1:
+            rows.append(row)
+    rows.sort(key=lambda row: -float(row["average_accuracy"]))
+    columns = [Column("method", "method")]
+    for figure, title in (("average_accuracy", "accuracy"), ("forgetting", "forgetting")):
+        columns += [
+            Column(figure, f"{title}, difference", Kind.POINTS),
+            Column(f"{figure}_low", "from", Kind.POINTS),
+            Column(f"{figure}_high", "to", Kind.POINTS),
+            Column(f"{figure}_significant", "excludes 0"),
+        ]
+    columns.append(Column("pairs", "seeds", Kind.NUMBER))
+    return Table("differences", f"Differences from {reference}, with 95 % intervals", tuple(columns), tuple(rows))
+
+
+def timing(runs: Runs) -> Table:
+    """Training time: seconds per method, over all tasks, and against plain fine-tuning (the HAT paper's table 5)."""
+    rows = [{key: row[key] for key in ("method", "seconds", "seconds_sd")} for row in summary(runs).rows]
+    plain = next((row["seconds"] for row in rows if row["method"] == "sgd"), None)
+    for row in rows:
+        epochs = [sum(run.epochs) for run in runs.by_label[row["method"]].values()]
+        row["epochs"] = sum(epochs) / len(epochs)
+        row["times_sgd"] = row["seconds"] / plain if plain else None
+    rows.sort(key=lambda row: row["seconds"])
+    columns = (
+        Column("method", "method"),
+        Column("seconds", "seconds", Kind.SECONDS),
+        Column("epochs", "epochs", Kind.NUMBER),
+        Column("times_sgd", "times sgd", Kind.RATIO),
+    )
+    known = columns if plain else columns[:-1]
+    return Table("timing", "Training and testing time", known, tuple(rows))
+
+
+def _difference(runs: Runs, label: str, other: str, figure: str) -> Interval | None:
+    both = sorted(set(runs.by_label[label]) & set(runs.by_label[other]))
+    if len(both) < 2:
+        return None
+    measure = {"average_accuracy": average_accuracy, "forgetting": forgetting}[figure]
+
+    def values(of: str) -> list[float]:
+        return [measure(runs.by_label[of][seed].matrix("accuracy")[: runs.learned]) for seed in both]
+
+    return paired_difference(values(label), values(other))

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic import METHODS, synthetic
+
+from hatrack.cli import main
+from hatrack.experiments.results import write_result
+from hatrack.report import charts
+from hatrack.report.page import html_report
+from hatrack.report.runs import Runs
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+HOSTILE = "</script><img src=x onerror=document.title='hacked'>{}"
+
+
+def opened(page: Path, *options: str) -> tuple[str, str]:
+    """The page as Chromium has it after its scripts, and what the console said."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *options]
+    shown = subprocess.run(
+        [*command, f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "HOME": str(page.parent)},
+    )
+    return shown.stdout, "\n".join(line for line in shown.stderr.splitlines() if "CONSOLE" in line)
+
+
+def attribute(dom: str, name: str) -> int:
+    found = re.search(rf'<html[^>]* data-{name}="(\d+)"', dom)
+    assert found, f"the page has no {name}"
+    return int(found[1])
+
+
+@needs_chromium
+def test_a_large_report_opens_quickly_without_a_word_of_complaint(tmp_path: Path) -> None:
+    runs = Runs.of(synthetic(method, seed, 8, epochs=50) for method in METHODS for seed in range(10))
+    page = tmp_path / "report.html"
+    page.write_text(html_report(runs), encoding="utf-8")
+    assert page.stat().st_size < 5e6
+    times = []
+    for _ in range(3):  # other processes take their share of the machine: the best of three is the page's own time
+        dom, console = opened(page)
+        assert console == ""
+        assert attribute(dom, "drawn") == 4
+        times.append(attribute(dom, "milliseconds"))
+        if times[-1] < 2000:
+            break
+    assert min(times) < 2000
+    assert dom.count("<path") > 4 * 13, "a line per method in every chart"
+
+
+@needs_chromium
+def test_choosing_methods_and_theme_works(tmp_path: Path) -> None:
+    runs = Runs.of(synthetic(method, seed, 3) for method in ("hat", "sgd", "joint", "random") for seed in range(2))
+    probe = """
+    addEventListener("load", () => setTimeout(() => {
+      const shown = () => document.querySelectorAll("#matrices [data-method]:not([hidden])").length;
+      const lines = () => document.querySelectorAll("[data-chart=average_accuracy] .mark-line path").length;
+      const found = [shown(), lines()];
+      document.querySelector("[data-choose=none]").click();
+      setTimeout(() => {
+        found.push(shown(), lines());
+        document.querySelector("#choose input[value=hat]").click();
+        setTimeout(() => {
+          found.push(shown(), lines());
+          document.querySelector("#theme").click();
+          setTimeout(() => { found.push(document.documentElement.dataset.theme, lines()); document.title = found.join(" "); }, 900);
+        }, 300);
+      }, 300);
+    }, 900));
+    """  # noqa: E501
+    page = tmp_path / "report.html"
+    before, _, _ = html_report(runs).rpartition("</body>")
+    page.write_text(f"{before}<script>{probe}</script></body></html>", encoding="utf-8")
+    dom, console = opened(page, "--virtual-time-budget=8000")
+    assert console == ""
+    assert "<title>3 3 0 0 1 1 dark 1</title>" in dom
+
+
+@needs_chromium
+def test_names_from_outside_stay_text(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    hostile = synthetic("hat", 0, 3, names=HOSTILE)
+    page.write_text(html_report(Runs.of([hostile, synthetic("sgd", 0, 3, names=HOSTILE)])), encoding="utf-8")
+    assert "<img src=x" not in page.read_text()
+    dom, console = opened(page)
+    assert console == ""
+    assert "hacked</title>" not in dom
+    assert "&lt;img src=x" in dom
+
+
+class Outline(HTMLParser):
+    """What is where in a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.unnamed: list[str] = []
+        self.headings: list[int] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids += [found["id"] or ""] if "id" in found else []
+        self.links += [value for key in ("src", "href") if (value := found.get(key))]
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append(int(tag[1]))
+        needs_name = found.get("role") in ("img", "region") or (found.get("tabindex") == "0" and tag != "pre")
+        if needs_name and not found.get("aria-label"):
+            self.unnamed.append(tag)
+
+
+@pytest.mark.parametrize("methods", [("hat",), ("sgd",), METHODS])
+def test_the_page_needs_nothing_else_and_is_named_throughout(methods: tuple[str, ...]) -> None:
+    page = html_report(Runs.of(synthetic(method, 0, 3) for method in methods))
+    outline = Outline()
+    outline.feed(page)
+    assert {link for link in outline.links if not link.startswith("#")} == {"data:,"}
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
+    assert outline.unnamed == []
+    assert outline.headings[0] == 1
+    assert all(after - before <= 1 for before, after in zip(outline.headings, outline.headings[1:], strict=False))
+    assert "nan" not in re.sub(r"<script.*?</script>", "", page, flags=re.S).lower().replace("finance", "")
+    assert 'lang="en"' in page
+    assert "default-src 'none'" in page, "the browser itself refuses to load anything"
+
+
+def test_a_single_run_of_a_single_task() -> None:
+    page = html_report(Runs.of([synthetic("hat", 3, 1)]))
+    assert "split-mnist: hat" in page
+    assert "data-chart" in page, "the use of the network can be drawn; curves over one task cannot"
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def variables(theme: str) -> dict[str, str]:
+    page = html_report(Runs.of([synthetic("hat", 0, 2)]))
+    block = re.search(r":root\{(.*?)\}" if theme == "light" else r":root\[data-theme=dark\]\{(.*?)\}", page, re.S)
+    assert block
+    return dict(re.findall(r"--([\w-]+):(#\w+)", block[1]))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_can_be_seen(theme: str) -> None:
+    colours = {
+        key: value if len(value) == 7 else "#" + "".join(2 * c for c in value[1:])
+        for key, value in variables(theme).items()
+    }
+    for text in ("ink", "muted", "accent", "good", "bad"):
+        assert contrast(colours[text], colours["bg"]) >= 4.5, f"{text} is text (WCAG 1.4.3)"
+        assert contrast(colours[text], colours["panel"]) >= 4.5
+    for index in range(len(charts.LIGHT)):
+        assert contrast(colours[f"c{index}"], colours["bg"]) >= 3.0, "lines are graphics (WCAG 1.4.11)"
+    low, high = ([int(colours[end][at : at + 2], 16) for at in (1, 3, 5)] for end in ("low", "high"))
+    for step in range(101):
+        parts = (round(a + (b - a) * step / 100) for a, b in zip(low, high, strict=True))
+        mixed = "#" + "".join(f"{part:02x}" for part in parts)
+        ink = "#ffffff" if charts.dark_cell(step / 100, theme) else "#000000"
+        assert contrast(ink, mixed) >= 4.5
+
+
+def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_result(tmp_path / "run" / "run.json", synthetic("hat", 0, 2))
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "run"), "-o", str(out)]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out.replace("\n", "")
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert main(["report", str(tmp_path / "nothing"), "-o", str(out)]) == 2

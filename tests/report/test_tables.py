@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic import METHODS, synthetic
+
+from hatrack.cli import main
+from hatrack.errors import InputError
+from hatrack.experiments import Comparison, RunResult, Status, read_result
+from hatrack.experiments.comparison import write_failure
+from hatrack.experiments.plan import Plan, run_folder, write_plan
+from hatrack.experiments.results import write_result
+from hatrack.metrics import forward_transfer, learning_accuracy
+from hatrack.report import tables
+from hatrack.report.figures import FIGURES, TABLES
+from hatrack.report.runs import Runs, read_runs
+from hatrack.report.verdict import differences, timing, verdict
+from hatrack.report.writers import WRITERS, to_csv, to_json, to_latex, to_markdown
+from hatrack.train import Score
+
+
+def by_hand(method: str, rows: list[list[float]], seed: int = 0) -> RunResult:
+    scores = tuple(tuple(Score(0.0, value, f"{method}{value}") for value in row) for row in rows)
+    return replace(synthetic(method, seed, len(rows)), scores=scores)
+
+
+HAND = Runs.of(
+    [
+        by_hand("sgd", [[0.9], [0.7, 0.8]]),
+        by_hand("hat", [[0.8], [0.8, 0.9]]),
+        by_hand("joint", [[0.9], [1.0, 0.9]]),
+        by_hand("random", [[0.5], [0.5, 0.5]]),
+        by_hand("independent", [[0.9], [0.9, 0.7]]),
+    ]
+)
+
+
+def row_of(table: tables.Table, method: str, **where: object) -> tables.Row:
+    wanted = {"method": method, **where}
+    (row,) = [row for row in table.rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+def test_summary_by_hand() -> None:
+    sgd, hat = (row_of(tables.summary(HAND), method) for method in ("sgd", "hat"))
+    assert sgd["average_accuracy"] == pytest.approx(0.75)
+    assert sgd["forgetting"] == pytest.approx(0.2)
+    assert sgd["learning_accuracy"] == pytest.approx(0.85)
+    assert sgd["forward_transfer"] == pytest.approx(0.1)
+    # (0.7 − 0.5) / (1.0 − 0.5) − 1 and (0.8 − 0.5) / (0.9 − 0.5) − 1
+    assert sgd["forgetting_ratio"] == pytest.approx((-0.6 - 0.25) / 2)
+    assert (sgd["unchanged"], hat["unchanged"], hat["seeds"]) == (0, 1, 1)
+    assert hat["average_accuracy_sd"] is None, "one seed has no spread"
+    assert [row["method"] for row in tables.summary(HAND).rows] == ["joint", "hat", "independent", "sgd", "random"]
+
+
+def test_curves_by_hand() -> None:
+    first, second = (row_of(tables.curves(HAND), "sgd", after=after) for after in (1, 2))
+    assert (first["average_accuracy"], first["forgetting"]) == (0.9, 0.0)
+    assert first["forgetting_ratio"] == pytest.approx(0.0)
+    assert second["average_accuracy"] == pytest.approx(0.75)
+
+
+def test_ratios_need_joint_and_random() -> None:
+    alone = Runs.of([by_hand("sgd", [[0.9], [0.7, 0.8]])])
+    assert tables.forgetting_ratios(alone).rows == ()
+    assert "ρ" not in to_markdown(tables.summary(alone))
+    assert row_of(tables.forgetting_ratios(HAND), "joint")["after_2"] == pytest.approx(0.0)
+
+
+def test_metrics_by_hand() -> None:
+    matrix = [[0.9, None], [0.7, 0.8]]
+    assert learning_accuracy(matrix) == pytest.approx(0.85)
+    assert forward_transfer(matrix, [0.9, 0.7]) == pytest.approx(0.1)
+    assert forward_transfer([[0.5]], [0.4]) == 0.0
+
+
+def test_references_do_not_win_and_luck_is_told_from_more() -> None:
+    def pair(method: str, values: tuple[float, ...]) -> list[RunResult]:
+        return [by_hand(method, [[value]], seed) for seed, value in enumerate(values)]
+
+    clear = Runs.of([*pair("hat", (0.90, 0.91, 0.92)), *pair("sgd", (0.80, 0.81, 0.83)), *pair("joint", (1.0,) * 3)])
+    outcome = verdict(clear)
+    assert (outcome.best, outcome.second) == ("hat", "sgd")
+    assert outcome.lead is not None
+    assert outcome.lead.excludes_zero
+    assert row_of(differences(clear), "sgd")["average_accuracy"] == pytest.approx(-0.29 / 3)
+    luck = Runs.of([*pair("hat", (0.90, 0.70, 0.92)), *pair("sgd", (0.80, 0.81, 0.83))])
+    lead = verdict(luck).lead
+    assert lead is not None
+    assert not lead.excludes_zero
+    assert verdict(Runs.of(pair("hat", (0.9,)))).second is None
+
+
+def test_what_does_not_belong_together_is_refused_or_left_out() -> None:
+    run = synthetic("hat", 0, 3)
+    with pytest.raises(InputError, match="different experiments: demo, split-mnist"):
+        Runs.of([run, replace(run, experiment="demo")])
+    with pytest.raises(InputError, match="different numbers of tasks"):
+        Runs.of([run, synthetic("sgd", 0, 2)])
+    with pytest.raises(InputError, match="two runs of hat with seed 0"):
+        Runs.of([run, run])
+    with pytest.raises(InputError, match="no run in which a task has been learned"):
+        Runs.of([replace(run, scores=())])
+    behind = replace(synthetic("sgd", 1, 3), scores=run.scores[:2], status=Status.RUNNING)
+    runs = Runs.of([run, behind])
+    assert runs.labels == ("hat",)
+    assert runs.left_out == ("sgd, seed 1: 2 of 3 tasks learned",)
+
+
+def test_runs_of_a_method_with_other_settings_get_labels_of_their_own() -> None:
+    run = synthetic("hat", 0, 2)
+    runs = Runs.of([replace(run, config={**run.config, "s_max": value}) for value in (50.0, 400.0)])
+    assert set(runs.labels) == {"hat (s_max=50)", "hat (s_max=400)"}
+    assert [row["s_max"] for row in tables.sensitivity(runs).rows] == [50.0, 400.0]
+    with pytest.raises(InputError, match="these do not differ"):
+        tables.sensitivity(Runs.of([run]))
+
+
+def test_a_comparison_is_read_with_its_failures(tmp_path: Path) -> None:
+    plan = Plan("split-mnist", ("hat", "sgd", "joint", "random"), (0,))
+    write_plan(tmp_path, plan, {})
+    for method in ("hat", "joint", "random"):
+        write_result(run_folder(tmp_path, method, 0) / "run.json", synthetic(method, 0, 3))
+    write_failure(run_folder(tmp_path, "sgd", 0), "out of memory")
+    runs = read_runs(tmp_path)
+    assert set(runs.labels) == {"hat", "joint", "random"}
+    assert runs.left_out == ("sgd, seed 0, failed: out of memory",)
+    ratios = Comparison.read(tmp_path).forgetting_ratio("hat", 0)
+    assert ratios is not None
+    assert [runs.forgetting_ratio("hat", 0, after) for after in range(3)] == pytest.approx(list(ratios))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no run\.json"):
+        read_runs(tmp_path)
+
+
+RUNS = Runs.of(synthetic(method, seed, 3) for method in METHODS for seed in range(2))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_can_be_written_and_read_again(name: str) -> None:
+    table = TABLES[name](RUNS)
+    assert table.rows
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(rows) == len(table.rows)
+    for column in table.columns:
+        value = table.rows[0][column.key]
+        assert rows[0][column.key] == ("" if value is None else str(value))
+    assert json.loads(to_json(table)) == [dict(row) for row in table.rows]
+    assert to_markdown(table).count("\n") == len(table.rows) + 2
+    assert to_latex(table).count(r"\\") == len(table.rows) + 1
+
+
+def test_special_characters_do_not_break_tables() -> None:
+    table = tables.data(Runs.of([synthetic("hat", 0, 2, names="a|b_{} & 50% <i>")]))
+    assert "a\\|b_1 & 50% &lt;i>" in to_markdown(table)
+    assert r"a|b\_1 \& 50\% <i>" in to_latex(table)
+
+
+def test_missing_figures_are_a_dash_and_minus_zero_is_zero() -> None:
+    assert "| –" in to_markdown(tables.summary(RUNS))
+    assert "−0.00" not in to_markdown(tables.summary(RUNS))
+
+
+def test_time_is_compared_with_fine_tuning() -> None:
+    assert row_of(timing(RUNS), "hat")["times_sgd"] == 1.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for method in ("hat", "sgd", "joint", "random"):
+        write_result(tmp_path / "runs" / method / "run.json", synthetic(method, 0, 3))
+    return tmp_path
+
+
+def test_results_with_history_survive_writing(folder: Path) -> None:
+    assert read_result(folder / "runs" / "hat" / "run.json") == synthetic("hat", 0, 3)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_command_prints_tables(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(folder / "runs"), "--format", kind, "--table", "summary"]) == 0
+    assert capsys.readouterr().out == WRITERS[kind](tables.summary(read_runs(folder)))
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "sensitivity"])
+def test_every_figure_can_be_drawn(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "out" / f"{name}.svg"
+    assert main(["figure", name, str(folder / "runs"), "-o", str(out)]) == 0
+    assert capsys.readouterr().err == ""
+    text = out.read_text()
+    assert text.startswith("<svg")
+    assert "NaN" not in text
+    assert out.with_suffix(".csv").read_text().count("\n") > 1
+
+
+def test_figures_in_other_forms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = str(folder / "runs")
+    assert main(["figure", "accuracy", runs, "-o", str(folder / "a.pdf")]) == 0
+    assert (folder / "a.pdf").read_bytes().startswith(b"%PDF")
+    assert main(["figure", "accuracy", runs, "-o", str(folder / "a.gif")]) == 2
+    assert "as .svg, .pdf or .png" in capsys.readouterr().err
+    assert main(["figure", "reuse", runs, "--method", "sgd", "-o", str(folder / "a.svg")]) == 2
+    assert "hat" in capsys.readouterr().err
+    assert main(["figure", "sensitivity", runs]) == 2
+    assert "these do not differ" in capsys.readouterr().err
