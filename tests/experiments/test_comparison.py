@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments import Comparison, Plan
+from hatrack.experiments import Comparison, Job, Plan, jobs_of
 from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
 from hatrack.experiments.results import RunResult, Status, TaskSummary, write_result
@@ -167,3 +167,18 @@ def test_other_settings_in_one_folder_are_refused() -> None:
         Plan.make("demo", ["sgd"], [1], {"epochs": "3"}).joined(earlier)
     with pytest.raises(InputError, match="comparison on demo"):
         Plan.make("split-mnist", ["ewc"], [0]).joined(earlier)
+
+
+def test_tasks_of_ones_own_are_compared_too(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("a,b,answer\n" + "1,2,yes\n3,4,no\n" * 20)
+    tasks = tmp_path / "tasks.toml"
+    tasks.write_text('[[task]]\npath = "one.csv"\nlabel = "answer"\ntest_share = 0.25\n[training]\nepochs = 3\n')
+    plan = Plan.make("tasks", ["sgd"], [0], {"lr": "0.5"}, [tasks])
+    assert plan.config("sgd").training.epochs == 3
+    write_plan(tmp_path, plan, {})
+    assert read_plan(tmp_path)[0] == plan
+    (*_, job) = jobs_of(plan, tmp_path)
+    assert Job.from_json(job.to_json()) == job
+    assert job.request.sources == (tasks,)
+    with pytest.raises(InputError, match="the folder holds a comparison on tasks"):
+        Plan.make("demo", ["sgd"], [0]).joined(plan)

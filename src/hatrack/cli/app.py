@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import cyclopts
 import torch
@@ -24,6 +24,7 @@ from hatrack.cli.options import (
     WHOLE,
     Data,
     Device,
+    ExperimentName,
     InterruptedRun,
     NetworkName,
     Quiet,
@@ -33,6 +34,7 @@ from hatrack.cli.options import (
     read_overrides,
     say,
     take_device,
+    what_to_learn,
     with_short_forms,
 )
 from hatrack.cli.reporting import figure_command, report_command
@@ -42,9 +44,7 @@ from hatrack.experiments import (
     EXPERIMENTS,
     RunRequest,
     RunResult,
-    find_experiment,
     finished_result,
-    own_experiment,
     prepare,
     read_result,
     run,
@@ -82,10 +82,6 @@ app.command(data_app)
 
 _TOO_LARGE = "not enough memory; try a smaller network (--set hidden=...) or smaller batches (--set batch_size=...)"
 # For completion.
-if TYPE_CHECKING:
-    ExperimentName = str
-else:
-    ExperimentName = Literal[tuple(EXPERIMENTS)]
 
 
 @app.command
@@ -161,7 +157,7 @@ def run_command(
         Number of CPU threads; test logits are the same to the bit only with the same number.
     """
     overrides = with_short_forms(read_overrides(settings), epochs=epochs, limit=limit, network=network)
-    name, sources = _what_to_learn(experiment, tasks)
+    name, sources = what_to_learn(experiment, tasks)
     folder = out or Path("runs") / f"{name}-{method}-seed{seed}"
     _set_threads(threads, folder)
     console, where = make_console(), take_device(device)
@@ -296,16 +292,6 @@ def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
     console.print()
     console.print(accuracy_table(hat, DEMO_TITLES["hat"]))
     console.print(forgetting_line(hat), highlight=False)
-
-
-def _what_to_learn(experiment: str | None, tasks: tuple[Path, ...]) -> tuple[str, tuple[Path, ...]]:
-    """The experiment's name, and for one's own tasks what they are made of."""
-    if (experiment is None) == (not tasks):
-        raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
-    if experiment is not None and not experiment.lower().endswith(".toml"):
-        return find_experiment(experiment).name, ()
-    sources = tasks if experiment is None else (Path(experiment),)
-    return own_experiment(sources).name, sources
 
 
 def _set_threads(threads: int | None, folder: Path) -> None:

@@ -18,6 +18,7 @@ from hatrack.cli.options import (
     WHOLE,
     Data,
     Device,
+    ExperimentName,
     InterruptedRun,
     NetworkName,
     Quiet,
@@ -27,11 +28,11 @@ from hatrack.cli.options import (
     read_overrides,
     say,
     take_device,
+    what_to_learn,
     with_short_forms,
 )
 from hatrack.errors import InputError
 from hatrack.experiments import (
-    EXPERIMENTS,
     Comparison,
     DaskExecutor,
     Executor,
@@ -41,7 +42,6 @@ from hatrack.experiments import (
     Plan,
     SlurmExecutor,
     compare,
-    find_experiment,
     jobs_of,
     read_result,
 )
@@ -126,11 +126,12 @@ LOCAL = Engine()
 
 
 def compare_command(
-    experiment: Annotated[str, Parameter(choices=tuple(EXPERIMENTS))],
+    experiment: ExperimentName | str | None = None,
     /,
     *,
     methods: str,
     seeds: str = "0",
+    tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
     epochs: Annotated[int | None, WHOLE] = None,
     network: NetworkName | str | None = None,
     out: Path | None = None,
@@ -150,12 +151,14 @@ def compare_command(
     Parameters
     ----------
     experiment
-        What to learn; `hatrack list experiments` explains them.
+        What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`.
 
     Methods:
         Names joined by commas; `hatrack list methods` explains them.
     seeds
         Such as `0-9` or `0,3,5`.
+    tasks
+        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
     epochs
         Largest number of epochs per task; short for `--set epochs=N`.
     network
@@ -171,9 +174,9 @@ def compare_command(
         Say what would be run, and run nothing.
     """
     overrides = with_short_forms(read_overrides(settings), epochs=epochs, network=network)
-    find_experiment(experiment)
-    plan = Plan.make(experiment, methods.split(","), read_seeds(seeds), overrides)
-    folder = out or Path("runs") / f"compare-{experiment}"
+    name, sources = what_to_learn(experiment, tasks)
+    plan = Plan.make(name, methods.split(","), read_seeds(seeds), overrides, sources)
+    folder = out or Path("runs") / f"compare-{name}"
     executor = engine.build(folder)
     jobs = jobs_of(plan, folder, data=data, device=engine.take_device(device), threads=engine.threads)
     console = make_console()
@@ -189,11 +192,12 @@ def compare_command(
 
 
 def tune_command(
-    experiment: Annotated[str, Parameter(choices=tuple(EXPERIMENTS))],
+    experiment: ExperimentName | str | None = None,
     /,
     *,
     method: Annotated[str, Parameter(choices=tuple(METHODS))],
     seed: Annotated[int, WHOLE] = 0,
+    tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
     grid: Annotated[tuple[str, ...], Parameter(name="--grid", negative="", consume_multiple=False)] = (),
     epochs: Annotated[int | None, WHOLE] = None,
     network: NetworkName | str | None = None,
@@ -213,11 +217,13 @@ def tune_command(
     Parameters
     ----------
     experiment
-        What to learn; `hatrack list experiments` explains them.
+        What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`.
     method
         The method; `hatrack list methods` explains them.
     seed
         The one seed to search on.
+    tasks
+        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
     grid
         Values to try, `key=value,value`, as often as needed; by default the method's recorded grid, which is mostly the
         one that its paper searched.
@@ -238,8 +244,9 @@ def tune_command(
     values = {key: text.split(",") for key, text in read_overrides(grid, "--grid").items()}
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, not {seed}")
-    search = Search.make(experiment, method, seed, overrides, values)
-    folder = out or Path("runs") / f"tune-{experiment}-{method}-seed{seed}"
+    name, sources = what_to_learn(experiment, tasks)
+    search = Search.make(name, method, seed, overrides, values, sources)
+    folder = out or Path("runs") / f"tune-{name}-{method}-seed{seed}"
     executor = engine.build(folder)
     jobs = search.jobs(folder, data=data, device=engine.take_device(device), threads=engine.threads)
     console = make_console()

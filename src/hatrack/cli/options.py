@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 import torch
@@ -15,11 +15,14 @@ from rich.console import Console
 
 from hatrack.environment import deterministic_cuda
 from hatrack.errors import InputError
+from hatrack.experiments import EXPERIMENTS, find_experiment
+from hatrack.experiments.own import own_experiment
 
 __all__ = [
     "WHOLE",
     "Data",
     "Device",
+    "ExperimentName",
     "InterruptedRun",
     "NetworkName",
     "Quiet",
@@ -29,6 +32,7 @@ __all__ = [
     "read_overrides",
     "say",
     "take_device",
+    "what_to_learn",
     "with_short_forms",
 ]
 
@@ -43,6 +47,10 @@ Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothi
 Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
 Device = Literal["auto", "cpu", "cuda"]
+if TYPE_CHECKING:
+    ExperimentName = str
+else:
+    ExperimentName = Literal[tuple(EXPERIMENTS)]
 
 
 class InterruptedRun(KeyboardInterrupt):
@@ -112,3 +120,17 @@ def make_console() -> Console:
 def say(console: Console, text: str) -> None:
     """Print what may hold a user's own words: as it is, neither markup nor coloured nor folded."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def what_to_learn(experiment: str | None, tasks: tuple[Path, ...]) -> tuple[str, tuple[Path, ...]]:
+    """The experiment's name, and for one's own tasks what they are made of.
+
+    Raises:
+        InputError: there is no such thing, or two are given.
+    """
+    if (experiment is None) == (not tasks):
+        raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
+    if experiment is not None and not experiment.lower().endswith(".toml"):
+        return find_experiment(experiment).name, ()
+    sources = tasks if experiment is None else (Path(experiment),)
+    return own_experiment(sources).name, sources

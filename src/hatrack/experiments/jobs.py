@@ -62,6 +62,7 @@ class Job:
                 "data": None if request.data is None else str(request.data.absolute()),
                 "overrides": dict(request.overrides),
                 "device": request.device.type,
+                "sources": [str(path.absolute()) for path in request.sources],
                 "threads": self.threads,
             }
         )
@@ -72,8 +73,10 @@ class Job:
         data: dict[str, Any] = json.loads(text)
         threads = data.pop("threads")
         out, folder = Path(data.pop("out")), data.pop("data")
+        data["data"] = None if folder is None else Path(folder)
+        sources = tuple(map(Path, data.pop("sources")))
         device = torch.device(data.pop("device"))
-        return cls(RunRequest(**data, out=out, data=None if folder is None else Path(folder), device=device), threads)
+        return cls(RunRequest(**data, out=out, device=device, sources=sources), threads)
 
 
 @dataclass(frozen=True)

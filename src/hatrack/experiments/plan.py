@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,8 @@ import torch
 
 from hatrack.atomic import write_atomically
 from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.own import own_experiment
 from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.running import RunRequest
 from hatrack.experiments.settings import Config
@@ -35,11 +38,12 @@ class Plan:
     """Which runs make a comparison.
 
     Attributes:
-        experiment: name of the experiment.
+        experiment: name of the experiment; of one's own tasks, what they are called.
         methods: names of methods; :data:`REFERENCES` come last unless they are named.
         seeds: the seeds.
         common: settings of all runs that differ from the experiment's, by key.
         own: settings of single methods, by method and key.
+        sources: for one's own tasks, a ``tasks.toml``, or the files and folders of the tasks; empty for presets.
     """
 
     experiment: str
@@ -47,6 +51,7 @@ class Plan:
     seeds: tuple[int, ...]
     common: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()
 
     @classmethod
     def make(
@@ -55,6 +60,7 @@ class Plan:
         methods: Sequence[str],
         seeds: Sequence[int],
         settings: Mapping[str, Any] | None = None,
+        sources: Sequence[Path] = (),
     ) -> Plan:
         """Check what was asked for, and add the references.
 
@@ -63,6 +69,7 @@ class Plan:
             methods: names of methods.
             seeds: the seeds, 0 or more.
             settings: by ``key`` for all methods, or by ``method.key`` for one; texts are read as the setting's type.
+            sources: as for :class:`RunRequest`.
 
         Raises:
             InputError: an unknown or repeated name, no seed, or a setting that does not exist or does not fit.
@@ -78,9 +85,18 @@ class Plan:
             raise InputError(f"a seed must be 0 or more, not {min(seeds)}")
         wanted = (*methods, *(name for name in REFERENCES if name not in methods))
         common, own = _split_settings(settings or {}, wanted)
-        plan = cls(experiment, wanted, tuple(seeds), common, own)
+        plan = cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
         common, own = _canonical(plan)
         return replace(plan, common=common, own=own)
+
+    @functools.cached_property
+    def described(self) -> Experiment:
+        """The experiment.
+
+        Raises:
+            InputError: there is none, or the sources cannot be used.
+        """
+        return own_experiment(self.sources) if self.sources else find_experiment(self.experiment)
 
     def overrides(self, method: str) -> dict[str, Any]:
         """The settings of a method's runs that differ from the experiment's, by key."""
@@ -88,13 +104,20 @@ class Plan:
 
     def config(self, method: str) -> Config:
         """All settings of a method's runs."""
-        return find_experiment(self.experiment).config(method).overridden(self.overrides(method))
+        return self.described.config(method).overridden(self.overrides(method))
 
     def requests(self, folder: Path, data: Path | None, device: torch.device) -> tuple[RunRequest, ...]:
         """Every run of the plan, all methods of the first seed first."""
         return tuple(
             RunRequest(
-                self.experiment, method, seed, run_folder(folder, method, seed), data, self.overrides(method), device
+                self.experiment,
+                method,
+                seed,
+                run_folder(folder, method, seed),
+                data,
+                self.overrides(method),
+                device,
+                self.sources,
             )
             for seed in self.seeds
             for method in self.methods
@@ -106,7 +129,7 @@ class Plan:
         Raises:
             InputError: it compares something else, or a method with other settings (they are named).
         """
-        if self.experiment != earlier.experiment:
+        if (self.experiment, self.sources) != (earlier.experiment, earlier.sources):
             raise InputError(f"the folder holds a comparison on {earlier.experiment}; choose another folder with --out")
         for method in self.methods:
             if method not in earlier.methods:
@@ -126,6 +149,7 @@ class Plan:
             tuple(sorted({*earlier.seeds, *self.seeds})),
             earlier.common,
             {**earlier.own, **{method: settings for method, settings in own.items() if settings}},
+            self.sources,
         )
 
     def _beside(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,6 +161,7 @@ class Plan:
         """The plan as JSON values."""
         return {
             "experiment": self.experiment,
+            "sources": [str(path) for path in self.sources],
             "methods": list(self.methods),
             "seeds": list(self.seeds),
             "settings": {"common": dict(self.common), "own": {name: dict(own) for name, own in self.own.items()}},
@@ -165,9 +190,10 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
             tuple(map(int, data["seeds"])),
             dict(data["settings"]["common"]),
             {str(name): dict(own) for name, own in data["settings"]["own"].items()},
+            tuple(Path(path) for path in data.get("sources", ())),
         )
         for method in plan.methods:
-            plan.config(method)
+            look_up("method", method, METHODS)
         return plan, dict(data["environment"])
     except OSError as error:
         raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
@@ -204,7 +230,7 @@ def _split_settings(
 
 def _canonical(plan: Plan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings as JSON values of their types, so that ``0.50`` and ``0.5`` are one setting."""
-    configs = {method: find_experiment(plan.experiment).config(method) for method in plan.methods}
+    configs = {method: plan.described.config(method) for method in plan.methods}
     for key in plan.common:
         owners = [method for method, config in configs.items() if key in config.flat()]
         if owners and len(owners) < len(configs):

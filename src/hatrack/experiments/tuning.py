@@ -18,6 +18,7 @@ from hatrack.experiments.comparison import read_failure
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.executors.base import optional_module
 from hatrack.experiments.jobs import Job, JobEvent
+from hatrack.experiments.own import own_experiment
 from hatrack.experiments.plan import write_json
 from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.results import Status, read_result
@@ -50,6 +51,7 @@ class Search:
         seed: the one seed.
         settings: settings of all runs that differ from the experiment's, by key.
         grid: the values to try, by key; every combination is tried.
+        sources: for one's own tasks, what they are made of, as for :class:`RunRequest`.
     """
 
     experiment: str
@@ -57,6 +59,7 @@ class Search:
     seed: int
     settings: Mapping[str, Any]
     grid: Mapping[str, tuple[Any, ...]]
+    sources: tuple[Path, ...] = ()
 
     @classmethod
     def make(
@@ -66,6 +69,7 @@ class Search:
         seed: int,
         settings: Mapping[str, Any] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
+        sources: Sequence[Path] = (),
     ) -> Search:
         """Check what was asked for.
 
@@ -76,6 +80,7 @@ class Search:
             settings: by key; texts are read as the setting's type.
             grid: values by key; the method's own grid if left out. The values as they are without a search are always
                 tried first.
+            sources: as for :class:`RunRequest`.
 
         Raises:
             InputError: an unknown name or setting, a value that does not fit, or a method without a grid.
@@ -83,7 +88,8 @@ class Search:
         grid = grid or look_up("method", method, METHODS).grid
         if not grid:
             raise InputError(f"{method} has no recorded grid; give one, such as --grid lr=0.01,0.05,0.1")
-        config = find_experiment(experiment).config(method).overridden(settings or {})
+        described = own_experiment(sources) if sources else find_experiment(experiment)
+        config = described.config(method).overridden(settings or {})
         plain = config.flat()
         read: dict[str, tuple[Any, ...]] = {}
         for key, values in grid.items():
@@ -91,7 +97,7 @@ class Search:
                 raise InputError(f"{key} is searched; leave out --set {key}=...")
             tried = [config.overridden({key: value}).flat()[key] for value in values]
             read[key] = tuple(_unique([plain[key], *tried]))
-        return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read)
+        return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
 
     def candidates(self) -> tuple[dict[str, Any], ...]:
         """Every combination of the grid, the values without a search first."""
@@ -119,6 +125,7 @@ class Search:
                     data,
                     {**self.settings, **candidate},
                     at,
+                    self.sources,
                 ),
                 threads,
             )
@@ -219,7 +226,7 @@ def _require_same(search: Search, folder: Path) -> None:
         data = json.loads(path.read_bytes())
         if data["schema"] > SCHEMA:
             raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
-        then = {key: data[key] for key in ("experiment", "method", "seed", "settings")}
+        then = {key: data[key] for key in ("experiment", "sources", "method", "seed", "settings")}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); choose another folder") from error
     now = _identity(search)
@@ -230,7 +237,13 @@ def _require_same(search: Search, folder: Path) -> None:
 
 def _identity(search: Search) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(_said(dict(search.settings)))
-    return {"experiment": search.experiment, "method": search.method, "seed": search.seed, "settings": settings}
+    return {
+        "experiment": search.experiment,
+        "sources": [str(path.absolute()) for path in search.sources],
+        "method": search.method,
+        "seed": search.seed,
+        "settings": settings,
+    }
 
 
 def _write(search: Search, folder: Path, found: Sequence[Candidate]) -> None:
