@@ -105,7 +105,10 @@ def main() -> None:
         candidate = chosen[method]
         rows[method] = {
             "chosen": {} if candidate is None else dict(candidate.settings),
-            "searched": [{**c.settings, "accuracy": c.accuracy, "error": c.error} for c in tried[method]],
+            "searched": [
+                {**c.settings, "accuracy": None if c.accuracy is None else round(100 * c.accuracy, 2)}
+                for c in tried[method]
+            ],
             "tuned": summary(found, method),
             "untuned": summary(plain, method),
         }
