@@ -15,12 +15,14 @@ from hatrack.errors import (
     TrainingError,
     UnsupportedError,
 )
+from hatrack.forgetting import Forgotten
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.growth import Growth
-from hatrack.loading import load
+from hatrack.loading import forget_in_files, load
 from hatrack.modes import fresh_statistics
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
+from hatrack.plan import Plan
 from hatrack.progress import with_progress
 from hatrack.weights import WeightMaskedNetwork
 
@@ -34,17 +36,20 @@ __all__ = [
     "Conditioning",
     "DataError",
     "Fading",
+    "Forgotten",
     "GateFunction",
     "Growth",
     "GuaranteeError",
     "HATNetwork",
     "HatrackError",
     "InputError",
+    "Plan",
     "Regularization",
     "TrainingError",
     "UnsupportedError",
     "WeightMaskedNetwork",
     "__version__",
+    "forget_in_files",
     "fresh_statistics",
     "functional",
     "load",

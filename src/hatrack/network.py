@@ -290,6 +290,18 @@ class HATNetwork(GrowingNetwork):
         masks = [state.mask for state in self._consolidated_states()]
         return dampers(self._graph, shapes, masks, self._none())
 
+    def _entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
+        mask = (state.mask if state.consolidated else self._final_mask(state).detach()) != 0
+        held = attention_on_parameters(self._graph, self.backbone, [mask])
+        return {name.removeprefix("backbone."): entries for name, entries in held.items()}
+
+    def _hand_over(self, state: UnitTask, heir: UnitTask) -> None:
+        if self.batch_norms is BatchNorms.SHARED:
+            heir.take_norms_of(state)
+
+    def _sizes(self) -> Mapping[str, int]:
+        return {group.name: group.size for group in self._graph.groups}
+
     def _rates(self) -> Tensor:
         assert isinstance(self.conditioning, Adaptive)
         state = self._in_training()

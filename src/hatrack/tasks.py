@@ -35,6 +35,10 @@ class TaskState(nn.Module):
         """The task's batch norms, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
 
+    def take_norms_of(self, other: TaskState) -> None:
+        """Take over another task's batch norms, which this one used already."""
+        self._norm_names, self.batch_norms = other._norm_names, other.batch_norms
+
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
         """Take the types of what a file holds, tensors by their names in ``state_dict``, before it is loaded."""
         for name, parameter in self.named_parameters():

@@ -277,6 +277,21 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             attention[f"backbone.{name}"] = self.conditioning.attention(masks, weight)
         return attention
 
+    def _entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
+        return self.masks(state.name)
+
+    def _hand_over(self, state: WeightTask, heir: WeightTask) -> None:
+        if self.unmasked is not Unmasked.PER_TASK:
+            heir.take_norms_of(state)
+            heir.copies = state.copies
+
+    def _remove(self, state: WeightTask) -> None:
+        super()._remove(state)
+        self._unpacked = None
+
+    def _sizes(self) -> Mapping[str, int]:
+        return {name: weight.numel() for name, weight in zip(self._layout.masked, self._weights(), strict=True)}
+
     def _per_task_modules(self) -> Sequence[str]:
         return self._layout.norms
 
