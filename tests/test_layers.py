@@ -26,7 +26,7 @@ LAYERS = [
     {"growing"},
     {"masked"},
     {"multitask"},
-    {"guard", "poison", "growth", "forgetting"},
+    {"guard", "poison", "growth", "forgetting", "compact"},
     {"guarantee", "attachment", "capacity", "plan", "masks", "widening"},
     {"norm", "tasks", "fresh"},
     {"conditioning"},

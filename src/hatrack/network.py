@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch.distributions import Distribution
 
 from hatrack import functional
 from hatrack.capacity import Capacity, measure_capacity, measure_reuse
+from hatrack.compact import CompactNetwork, extract_task
 from hatrack.conditioning import (
     Adaptive,
     Damper,
@@ -20,15 +22,16 @@ from hatrack.conditioning import (
     dampers,
     describe_unit_conditioning,
 )
-from hatrack.errors import GuaranteeError, InputError
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gates import initial_embedding, used_units
 from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth
 from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
+from hatrack.modes import evaluation_mode
 from hatrack.norm import BatchNorms
-from hatrack.poison import find_leak
+from hatrack.poison import find_leak, random_like
 from hatrack.tasks import UnitTask
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
 
@@ -345,6 +348,48 @@ class HATNetwork(GrowingNetwork):
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks (paper, Fig. 6)."""
         return measure_reuse(self._graph, [state.mask == 1 for state in self._consolidated_states()])
+
+    # ---------------------------------------------------------------------------------------------------- leaving it
+
+    @torch.no_grad()
+    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
+        """A consolidated task as a plain module of its own, without gates, dropout and the units that it does not use.
+
+        Its logits are the gated network's up to rounding (1e-5, relative to the largest), since kernels sum in another
+        order for another width; that is checked before it is returned. This network stays as it is.
+
+        Args:
+            task: the task.
+            example: samples to compare on, and to count operations with; random ones if left out, which is not enough
+                where inputs are integers.
+
+        Returns:
+            The network in evaluation mode, ``summary`` saying how large it is and which groups could not be cut.
+
+        Raises:
+            InputError: there is no such task, or it is not consolidated.
+            UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
+        """
+        self._require_attached()
+        state = self._state(task)
+        if not state.consolidated:
+            raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
+        if state.mask.dtype != torch.bool:
+            raise UnsupportedError(
+                f"the mask of {task!r} is soft: every unit is used a little, and none can be cut out"
+            )
+        if example is None:
+            samples = torch.zeros(16, *self.example_shape[1:]).to(self._example())
+            example = random_like(samples, torch.Generator().manual_seed(0))
+        twin = copy.deepcopy(self)
+        norms = twin._norms(twin._state(task))
+        backbone = twin.detach()
+
+        def ask(x: Tensor) -> Tensor:
+            with evaluation_mode(self):
+                return self._forward_one(x, state)
+
+        return extract_task(task, backbone, norms, self._graph, state.mask, state.head, ask, example)
 
     # ------------------------------------------------------------------------------------------------ keeping it
 
