@@ -23,7 +23,7 @@ LAYERS = [
     {"data"},
     {"loading"},
     {"network", "weights"},
-    {"growing"},
+    {"growing", "mixing"},
     {"masked"},
     {"multitask"},
     {"guard", "poison", "growth", "forgetting", "compact"},

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from hatrack import functional
+from hatrack.attachment import Attachment
 from hatrack.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.compact import CompactNetwork, extract_task
+from hatrack.compilers import start_compilers_inside
 from hatrack.conditioning import (
     Adaptive,
     Damper,
@@ -29,6 +31,7 @@ from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth
 from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
+from hatrack.mixing import mixed_norms, mixes_samples
 from hatrack.modes import evaluation_mode
 from hatrack.norm import BatchNorms
 from hatrack.poison import find_leak, random_like
@@ -129,6 +132,8 @@ class HATNetwork(GrowingNetwork):
         self.compensation, self.conditioning = compensation, conditioning
         self.gate_function, self.regularizer = gate_function, regularizer
         self.batch_norms = batch_norms
+        self._mixing: tuple[Attachment, bool] | None = None
+        start_compilers_inside(HATNetwork._features_mixed, HATNetwork._mixes_samples)
         warn_of_collapse(self._graph)
         self._set_scale(self.s_max)
         self._renew_guarantee()
@@ -249,6 +254,24 @@ class HATNetwork(GrowingNetwork):
 
     def _features(self, x: Tensor, state: UnitTask) -> Tensor:
         return self._attachment.run(self.backbone, x, self._attention(state), self._norms(state))
+
+    def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
+        expected = x.shape[1:] == self.example_shape[1:]
+        if self.training or len(states) < 2 or not len(x) or not expected or not self._mixes_samples():
+            return None
+        attentions = [self._attention(state) for state in states]
+        soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
+        attention = torch.stack([each.to(soft) for each in attentions])
+        norms = mixed_norms([self._norms(state) for state in states], task_of)
+        return self._attachment.run(self.backbone, x, attention[task_of], norms)
+
+    def _mixes_samples(self) -> bool:
+        """Whether samples of several tasks may go through the backbone together; tried out once."""
+        if self._mixing is None or self._mixing[0] is not self._attachment:
+            try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
+            mixes = try_out(self._attachment, self.backbone, self._graph.num_units, self._example())
+            self._mixing = (self._attachment, mixes)
+        return self._mixing[1]
 
     def _norms(self, state: UnitTask) -> dict[str, nn.Module]:
         """The batch norms that a task uses: its own, or the first task's."""
