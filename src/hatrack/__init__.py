@@ -5,6 +5,7 @@ outputs of every task learned before stay bit-identical.
 """
 
 from hatrack import functional, masks, units
+from hatrack.calibration import Scorer
 from hatrack.conditioning import Adaptive, Fading
 from hatrack.errors import (
     CheckpointError,
@@ -18,6 +19,8 @@ from hatrack.errors import (
 from hatrack.forgetting import Forgotten
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.growth import Growth
+from hatrack.inference import IncrementalAccuracy, Inferred, measure_inference
+from hatrack.learner import Learner, Prediction
 from hatrack.loading import forget_in_files, load
 from hatrack.modes import fresh_statistics
 from hatrack.network import HATNetwork
@@ -42,9 +45,14 @@ __all__ = [
     "GuaranteeError",
     "HATNetwork",
     "HatrackError",
+    "IncrementalAccuracy",
+    "Inferred",
     "InputError",
+    "Learner",
     "Plan",
+    "Prediction",
     "Regularization",
+    "Scorer",
     "TrainingError",
     "UnsupportedError",
     "WeightMaskedNetwork",
@@ -54,6 +62,7 @@ __all__ = [
     "functional",
     "load",
     "masks",
+    "measure_inference",
     "units",
     "with_progress",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.attachment import attached_to
-from hatrack.checkpoint import check_backbone, read_checkpoint
+from hatrack.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.conditioning import unit_conditioning_from
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.forgetting import Forgotten
@@ -24,7 +24,7 @@ from hatrack.norm import BatchNorms
 from hatrack.units import Rule
 from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
 
-__all__ = ["forget_in_files", "load", "load_as"]
+__all__ = ["forget_in_files", "load", "load_as", "network_from"]
 
 Rules = Mapping[Any, Rule] | None
 Build = Callable[[nn.Module, Tensor, Mapping[str, Any], Rules], MaskedNetwork[Any]]
@@ -157,7 +157,11 @@ _BUILDERS: Mapping[str, Build] = MappingProxyType({FORMAT: _build_hat, WEIGHTS_F
 def _load(path: Path, backbone: nn.Module, rules: Rules, formats: Sequence[str]) -> Any:
     if not isinstance(backbone, nn.Module):
         raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
-    checkpoint = read_checkpoint(path, *formats)
+    return network_from(path, read_checkpoint(path, *formats), backbone, rules)
+
+
+def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules: Rules = None) -> Any:
+    """The network that a checkpoint holds; ``path`` is for messages. Otherwise as :func:`load`."""
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
     state = dict(checkpoint.tensors)

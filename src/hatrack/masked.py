@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from hatrack.calibration import fit_calibration
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.conditioning import Damper
@@ -20,7 +21,9 @@ from hatrack.errors import GuaranteeError, InputError
 from hatrack.forgetting import Forgotten, Initialization, entries_to_erase, forget_in_optimizer, report
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
-from hatrack.multitask import MultiTaskNetwork, StateT
+from hatrack.inference import InferringNetwork
+from hatrack.modes import evaluation_mode
+from hatrack.multitask import StateT
 from hatrack.plan import Plan, make_plan
 
 __all__ = ["MaskedNetwork"]
@@ -30,7 +33,7 @@ _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
-class MaskedNetwork(MultiTaskNetwork[StateT]):
+class MaskedNetwork(InferringNetwork[StateT]):
     """A network that forgets no task: each has a mask, and what consolidated tasks rely on is held.
 
     A subclass decides what is masked and where masks come from, and says which entries of the backbone's parameters
@@ -249,6 +252,34 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
     def _hand_over(self, state: StateT, heir: StateT) -> None:
         """Give the first task's norms and copies to the task that is going to be first, if all tasks use them."""
 
+    def calibrate(self, name: str, x: Tensor, y: Tensor, *, batch_size: int = 500) -> None:
+        """Keep of a consolidated task's training data what :meth:`infer` recognises it by: some numbers, no samples.
+
+        They are saved with the network, guarded as all of the task, and forgotten with it.
+
+        Args:
+            name: the task.
+            x: its training samples ``(N, ...)``.
+            y: their classes, int64 ``(N,)``.
+            batch_size: samples per pass.
+
+        Raises:
+            InputError: there is no such task, it is not consolidated, or samples and classes do not fit.
+            GuaranteeError: protected entries had moved before.
+        """
+        self._require_attached()
+        state = self._state(name)
+        if not state.consolidated:
+            raise InputError(f"task {name!r} is still in training: consolidate it before it is calibrated")
+        if not len(x) or y.shape != x.shape[:1] or int(y.min()) < 0 or int(y.max()) >= state.num_classes:
+            raise InputError(f"calibrating {name!r} takes samples with classes 0 to {state.num_classes - 1} each")
+        self.check()
+        with torch.inference_mode(False), torch.no_grad(), evaluation_mode(self):
+            features = torch.cat([self._features(part, state) for part in torch.split(x, batch_size)])
+            logits = self._classify(features, state)
+            state.calibration = fit_calibration(self._used_features(features, state), logits, y.to(logits.device))
+        self._digests = self._take_digests()
+
     def plan(self) -> Plan:
         """How much room is left, per group of units (or per masked parameter), and roughly for how many more tasks."""
         return make_plan(self._sizes(), [self.masks(state.name) for state in self._consolidated_states()])
@@ -323,10 +354,18 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
             GuaranteeError: protected entries moved since the last task was consolidated; nothing is written then.
             CheckpointError: the file cannot be written; what was there before is still there.
         """
+        write_checkpoint(Path(path), self.to_checkpoint())
+
+    def to_checkpoint(self) -> Checkpoint:
+        """All that a file holds.
+
+        Raises:
+            GuaranteeError: protected entries moved since the last task was consolidated.
+        """
         self._require_attached()
         self.check()
         tensors = {name: value for name, value in self.state_dict().items() if not name.endswith("_extra_state")}
-        write_checkpoint(Path(path), Checkpoint(tensors, self._description()))
+        return Checkpoint(tensors, self._description())
 
     def _description(self) -> dict[str, object]:
         return {

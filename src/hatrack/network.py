@@ -265,6 +265,12 @@ class HATNetwork(GrowingNetwork):
         norms = mixed_norms([self._norms(state) for state in states], task_of)
         return self._attachment.run(self.backbone, x, attention[task_of], norms)
 
+    def _used_features(self, features: Tensor, state: UnitTask) -> Tensor:
+        if state.mask.dtype != torch.bool:
+            return features
+        on = torch.cat([state.mask, state.mask.new_ones(1)])
+        return features[:, on[self._graph.features().units.to(on.device)]]
+
     def _mixes_samples(self) -> bool:
         """Whether samples of several tasks may go through the backbone together; tried out once."""
         if self._mixing is None or self._mixing[0] is not self._attachment:
