@@ -22,7 +22,7 @@ LAYERS = [
     {"networks"},
     {"streams"},
     {"data"},
-    {"loading"},
+    {"loading", "export"},
     {"network", "weights"},
     {"growing", "mixing"},
     {"masked"},

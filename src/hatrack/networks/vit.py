@@ -76,6 +76,6 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(N, width)``: the class token after the last block."""
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
         features: Tensor = self.norm(self.blocks(x))[:, 0]
         return features
