@@ -1,5 +1,6 @@
 """Experiments: presets, running them, their results, and verifying these."""
 
+from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
 from hatrack.experiments.presets import EXPERIMENTS, Experiment, find_experiment
 from hatrack.experiments.results import RunResult, Status, read_result
 from hatrack.experiments.running import (
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "Event",
     "Experiment",
+    "PicturePrediction",
     "Prepared",
     "RunRequest",
     "RunResult",
@@ -27,8 +29,11 @@ __all__ = [
     "TaskBegun",
     "TaskLearned",
     "Verification",
+    "export_run",
     "find_experiment",
     "finished_result",
+    "open_run",
+    "predict_pictures",
     "prepare",
     "read_result",
     "run",
