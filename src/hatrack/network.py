@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,10 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from hatrack import functional
-from hatrack.attachment import Attachment
 from hatrack.capacity import Capacity, measure_capacity, measure_reuse
-from hatrack.compact import CompactNetwork, extract_task
-from hatrack.compilers import start_compilers_inside
 from hatrack.conditioning import (
     Adaptive,
     Damper,
@@ -24,17 +20,15 @@ from hatrack.conditioning import (
     dampers,
     describe_unit_conditioning,
 )
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import GuaranteeError, InputError
+from hatrack.extracting import ExtractableNetwork
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gates import initial_embedding, used_units
-from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth
 from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
-from hatrack.mixing import mixed_norms, mixes_samples
-from hatrack.modes import evaluation_mode
 from hatrack.norm import BatchNorms
-from hatrack.poison import find_leak, random_like
+from hatrack.poison import find_leak
 from hatrack.tasks import UnitTask
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
 
@@ -44,7 +38,7 @@ FORMAT = "hatrack.HATNetwork"
 """What saved networks call themselves."""
 
 
-class HATNetwork(GrowingNetwork):
+class HATNetwork(ExtractableNetwork):
     """A network that learns tasks one after the other and forgets none of them.
 
     Gates are attached to the inputs of the backbone's layers; the backbone itself is not rewritten and is what it was
@@ -132,8 +126,6 @@ class HATNetwork(GrowingNetwork):
         self.compensation, self.conditioning = compensation, conditioning
         self.gate_function, self.regularizer = gate_function, regularizer
         self.batch_norms = batch_norms
-        self._mixing: tuple[Attachment, bool] | None = None
-        start_compilers_inside(HATNetwork._features_mixed, HATNetwork._mixes_samples)
         warn_of_collapse(self._graph)
         self._set_scale(self.s_max)
         self._renew_guarantee()
@@ -255,30 +247,6 @@ class HATNetwork(GrowingNetwork):
     def _features(self, x: Tensor, state: UnitTask) -> Tensor:
         return self._attachment.run(self.backbone, x, self._attention(state), self._norms(state))
 
-    def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
-        expected = x.shape[1:] == self.example_shape[1:]
-        if self.training or len(states) < 2 or not len(x) or not expected or not self._mixes_samples():
-            return None
-        attentions = [self._attention(state) for state in states]
-        soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
-        attention = torch.stack([each.to(soft) for each in attentions])
-        norms = mixed_norms([self._norms(state) for state in states], task_of)
-        return self._attachment.run(self.backbone, x, attention[task_of], norms)
-
-    def _used_features(self, features: Tensor, state: UnitTask) -> Tensor:
-        if state.mask.dtype != torch.bool:
-            return features
-        on = torch.cat([state.mask, state.mask.new_ones(1)])
-        return features[:, on[self._graph.features().units.to(on.device)]]
-
-    def _mixes_samples(self) -> bool:
-        """Whether samples of several tasks may go through the backbone together; tried out once."""
-        if self._mixing is None or self._mixing[0] is not self._attachment:
-            try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
-            mixes = try_out(self._attachment, self.backbone, self._graph.num_units, self._example())
-            self._mixing = (self._attachment, mixes)
-        return self._mixing[1]
-
     def _norms(self, state: UnitTask) -> dict[str, nn.Module]:
         """The batch norms that a task uses: its own, or the first task's."""
         shared = self.batch_norms is BatchNorms.SHARED
@@ -377,48 +345,6 @@ class HATNetwork(GrowingNetwork):
     def reuse(self) -> Tensor:
         """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks (paper, Fig. 6)."""
         return measure_reuse(self._graph, [state.mask == 1 for state in self._consolidated_states()])
-
-    # ---------------------------------------------------------------------------------------------------- leaving it
-
-    @torch.no_grad()
-    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
-        """A consolidated task as a plain module of its own, without gates, dropout and the units that it does not use.
-
-        Its logits are the gated network's up to rounding (1e-5, relative to the largest), since kernels sum in another
-        order for another width; that is checked before it is returned. This network stays as it is.
-
-        Args:
-            task: the task.
-            example: samples to compare on, and to count operations with; random ones if left out, which is not enough
-                where inputs are integers.
-
-        Returns:
-            The network in evaluation mode, ``summary`` saying how large it is and which groups could not be cut.
-
-        Raises:
-            InputError: there is no such task, or it is not consolidated.
-            UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
-        """
-        self._require_attached()
-        state = self._state(task)
-        if not state.consolidated:
-            raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
-        if state.mask.dtype != torch.bool:
-            raise UnsupportedError(
-                f"the mask of {task!r} is soft: every unit is used a little, and none can be cut out"
-            )
-        if example is None:
-            samples = torch.zeros(16, *self.example_shape[1:]).to(self._example())
-            example = random_like(samples, torch.Generator().manual_seed(0))
-        twin = copy.deepcopy(self)
-        norms = twin._norms(twin._state(task))
-        backbone = twin.detach()
-
-        def ask(x: Tensor) -> Tensor:
-            with evaluation_mode(self):
-                return self._forward_one(x, state)
-
-        return extract_task(task, backbone, norms, self._graph, state.mask, state.head, ask, example)
 
     # ------------------------------------------------------------------------------------------------ keeping it
 

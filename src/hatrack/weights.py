@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hatrack.attachment import mark
 from hatrack.capacity import Capacity
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.forgettable import ForgettableNetwork
 from hatrack.heads import linear_head
-from hatrack.masked import MaskedNetwork
 from hatrack.masks import (
     Embedding,
     FreeWeights,
@@ -35,7 +35,7 @@ WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
 """What saved networks call themselves."""
 
 
-class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
+class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
     """A network that learns tasks one after the other, each with some of its weights, and forgets none of them.
 
     The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
