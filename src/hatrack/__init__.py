@@ -5,6 +5,7 @@ outputs of every task learned before stay bit-identical.
 """
 
 from hatrack import functional, masks, units
+from hatrack.calibration import Scorer
 from hatrack.conditioning import Adaptive, Fading
 from hatrack.errors import (
     CheckpointError,
@@ -15,12 +16,16 @@ from hatrack.errors import (
     TrainingError,
     UnsupportedError,
 )
+from hatrack.forgetting import Forgotten
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.growth import Growth
-from hatrack.loading import load
+from hatrack.inference import IncrementalAccuracy, Inferred, measure_inference
+from hatrack.learner import Learner, Prediction
+from hatrack.loading import forget_in_files, load
 from hatrack.modes import fresh_statistics
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
+from hatrack.plan import Plan
 from hatrack.progress import with_progress
 from hatrack.weights import WeightMaskedNetwork
 
@@ -34,21 +39,30 @@ __all__ = [
     "Conditioning",
     "DataError",
     "Fading",
+    "Forgotten",
     "GateFunction",
     "Growth",
     "GuaranteeError",
     "HATNetwork",
     "HatrackError",
+    "IncrementalAccuracy",
+    "Inferred",
     "InputError",
+    "Learner",
+    "Plan",
+    "Prediction",
     "Regularization",
+    "Scorer",
     "TrainingError",
     "UnsupportedError",
     "WeightMaskedNetwork",
     "__version__",
+    "forget_in_files",
     "fresh_statistics",
     "functional",
     "load",
     "masks",
+    "measure_inference",
     "units",
     "with_progress",
 ]

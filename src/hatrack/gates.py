@@ -75,7 +75,7 @@ class ActiveTask(threading.local):
 
     Attributes:
         attention: numbers in [0, 1], ``(U + 1,)``, to multiply with; the last is 1 and stands for "ungated". None when
-            the mask is hard.
+            the mask is hard. A row per sample, ``(N, U + 1)``, where samples belong to several tasks.
         cleared: booleans, ``(U + 1,)``, True where a hard mask is off; the last is False. None when the mask is soft.
         norms: the active task's own norms by the name of the layer they stand for; None when no task is active.
     """
@@ -90,11 +90,12 @@ class ActiveTask(threading.local):
         return type(self), ()
 
     def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> None:
-        """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms."""
+        """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms; or a row per sample."""
+        last = (*attention.shape[:-1], 1)
         if attention.dtype == torch.bool:
-            self.attention, self.cleared = None, torch.cat([~attention, attention.new_zeros(1)])
+            self.attention, self.cleared = None, torch.cat([~attention, attention.new_zeros(last)], dim=-1)
         else:
-            self.attention, self.cleared = torch.cat([attention, attention.new_ones(1)]), None
+            self.attention, self.cleared = torch.cat([attention, attention.new_ones(last)], dim=-1), None
         self.norms = norms
 
     def require_forward(self) -> None:
@@ -143,9 +144,9 @@ class InputGate(nn.Module):
         """
         active = self._active
         if active.cleared is not None:
-            return value.masked_fill(self._pick(active.cleared), 0.0)
+            return value.masked_fill(self._pick(active.cleared, value), 0.0)
         if active.attention is not None:
-            return value * self._pick(active.attention).to(value.dtype)
+            return value * self._pick(active.attention, value).to(value.dtype)
         active.require_forward()
         return value
 
@@ -156,6 +157,11 @@ class InputGate(nn.Module):
             return (*args[: self._argument], gated, *args[self._argument + 1 :]), kwargs
         return args, {**kwargs, self._keyword: self(kwargs[self._keyword])}
 
-    def _pick(self, per_unit: Tensor) -> Tensor:
-        picked = per_unit[self._span] if self._span is not None else per_unit.index_select(0, self.units)
-        return picked.view(-1, *self._trailing)
+    def _pick(self, per_unit: Tensor, value: Tensor) -> Tensor:
+        picked = per_unit[..., self._span] if self._span is not None else per_unit.index_select(-1, self.units)
+        if per_unit.dim() == 1:
+            return picked.view(-1, *self._trailing)
+        between = value.dim() - 2 - len(self._trailing)
+        if between < 0 or len(value) != len(picked):
+            raise ValueError("the first axis of what a layer reads does not count samples")
+        return picked.view(len(picked), *(1,) * between, -1, *self._trailing)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hatrack.attachment import Attachment
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.forgettable import ForgettableNetwork
 from hatrack.growth import (
     Growth,
     Origin,
@@ -23,7 +24,6 @@ from hatrack.growth import (
     widen_tasks,
 )
 from hatrack.layers import Ledger
-from hatrack.masked import MaskedNetwork
 from hatrack.poison import find_leak
 from hatrack.tasks import UnitTask
 from hatrack.units import Rule, UnitGraph, analyze
@@ -32,7 +32,7 @@ from hatrack.widening import widen
 __all__ = ["GrowingNetwork"]
 
 
-class GrowingNetwork(MaskedNetwork[UnitTask]):
+class GrowingNetwork(ForgettableNetwork[UnitTask]):
     """A network whose units are masked by gates on a backbone, and that gets more of them when it is full.
 
     Args:

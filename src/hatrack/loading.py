@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.attachment import attached_to
-from hatrack.checkpoint import check_backbone, read_checkpoint
+from hatrack.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.conditioning import unit_conditioning_from
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
+from hatrack.forgetting import Forgotten
 from hatrack.functional import Compensation, GateFunction, Regularization
 from hatrack.growth import Growth, Origin
 from hatrack.masked import MaskedNetwork
@@ -23,7 +24,7 @@ from hatrack.norm import BatchNorms
 from hatrack.units import Rule
 from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
 
-__all__ = ["load", "load_as"]
+__all__ = ["forget_in_files", "load", "load_as", "network_from"]
 
 Rules = Mapping[Any, Rule] | None
 Build = Callable[[nn.Module, Tensor, Mapping[str, Any], Rules], MaskedNetwork[Any]]
@@ -64,6 +65,38 @@ def load_as(kind: type[NetworkT], path: str | Path, backbone: nn.Module, *, rule
     net = _load(Path(path), backbone, rules, (kind.format,))
     assert isinstance(net, kind)
     return net
+
+
+def forget_in_files(
+    task: str,
+    paths: Sequence[str | Path],
+    build: Callable[[], nn.Module],
+    *,
+    generator: torch.Generator | None = None,
+    rules: Rules = None,
+) -> dict[Path, Forgotten]:
+    """Remove a task from saved networks, such as earlier checkpoints that still hold it; each file is replaced.
+
+    Args:
+        task: the task's name.
+        paths: the files; those that do not hold the task stay as they are.
+        build: builds the backbone that the files were saved with.
+        generator: draws new values, on the CPU; torch's global one if left out.
+        rules: the rules that were given to the saved networks, if any.
+
+    Returns:
+        For each file that held the task what was erased.
+
+    Raises:
+        CheckpointError, GuaranteeError, InputError, UnsupportedError: as :func:`load`; files before that one are done.
+    """
+    reports = {}
+    for path in map(Path, paths):
+        net = load(path, build(), rules=rules)
+        if task in net.task_names:
+            reports[path] = net.forget(task, generator=generator)
+            net.save(path)
+    return reports
 
 
 def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules) -> HATNetwork:
@@ -124,7 +157,11 @@ _BUILDERS: Mapping[str, Build] = MappingProxyType({FORMAT: _build_hat, WEIGHTS_F
 def _load(path: Path, backbone: nn.Module, rules: Rules, formats: Sequence[str]) -> Any:
     if not isinstance(backbone, nn.Module):
         raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
-    checkpoint = read_checkpoint(path, *formats)
+    return network_from(path, read_checkpoint(path, *formats), backbone, rules)
+
+
+def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules: Rules = None) -> Any:
+    """The network that a checkpoint holds; ``path`` is for messages. Otherwise as :func:`load`."""
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
     state = dict(checkpoint.tensors)

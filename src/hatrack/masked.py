@@ -17,9 +17,11 @@ from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.conditioning import Damper
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.forgetting import Initialization
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
-from hatrack.multitask import MultiTaskNetwork, StateT
+from hatrack.inference import InferringNetwork
+from hatrack.multitask import StateT
 
 __all__ = ["MaskedNetwork"]
 
@@ -28,7 +30,7 @@ _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
-class MaskedNetwork(MultiTaskNetwork[StateT]):
+class MaskedNetwork(InferringNetwork[StateT]):
     """A network that forgets no task: each has a mask, and what consolidated tasks rely on is held.
 
     A subclass decides what is masked and where masks come from, and says which entries of the backbone's parameters
@@ -48,6 +50,7 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
     def __init__(self, backbone: nn.Module, example_input: Tensor) -> None:
         super().__init__(backbone, example_input)
         self._digests: dict[str, str] = {}
+        self._initialization = Initialization.of(backbone)
         self._guarantee = Guarantee((), ())
         self._guard = OptimizerGuard(self._present_guarantee, self._bounded, self._rates)
 
@@ -247,10 +250,18 @@ class MaskedNetwork(MultiTaskNetwork[StateT]):
             GuaranteeError: protected entries moved since the last task was consolidated; nothing is written then.
             CheckpointError: the file cannot be written; what was there before is still there.
         """
+        write_checkpoint(Path(path), self.to_checkpoint())
+
+    def to_checkpoint(self) -> Checkpoint:
+        """All that a file holds.
+
+        Raises:
+            GuaranteeError: protected entries moved since the last task was consolidated.
+        """
         self._require_attached()
         self.check()
         tensors = {name: value for name, value in self.state_dict().items() if not name.endswith("_extra_state")}
-        write_checkpoint(Path(path), Checkpoint(tensors, self._description()))
+        return Checkpoint(tensors, self._description())
 
     def _description(self) -> dict[str, object]:
         return {

@@ -44,6 +44,8 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
         start_compilers_inside(
             MultiTaskNetwork.forward,
             MultiTaskNetwork._forward_one,
+            MultiTaskNetwork._forward_mixed,
+            MultiTaskNetwork._classify,
             MultiTaskNetwork._state,
             MultiTaskNetwork._states,
         )
@@ -121,6 +123,9 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
             x: the batch, of the example input's shape but for its first axis.
             task: name of one task, or one name per sample.
 
+        In evaluation mode samples of several tasks go through the network together where it keeps samples apart; else
+        every task's samples go through by themselves. Logits are those of the tasks one by one, up to rounding.
+
         Returns:
             ``(N, classes)``; for a task per sample ``(N, most classes)``, filled with −inf behind a task's last class.
 
@@ -134,17 +139,34 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
             raise InputError(f"name a task, or a task per sample; {task!r} is neither")
         if len(task) != len(x):
             raise InputError(f"{len(task)} tasks were named for {len(x)} samples; name one task, or one per sample")
-        states = {name: self._state(name) for name in task}
-        widest = max((state.num_classes for state in states.values()), default=0)
+        names = list(dict.fromkeys(task))
+        numbers = {name: number for number, name in enumerate(names)}
+        task_of = torch.tensor([numbers[name] for name in task], dtype=torch.int64, device=x.device)
+        return self._forward_mixed(x, [self._state(name) for name in names], task_of)
+
+    def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
+        """Logits of samples of several tasks, ``task_of`` being the indices of their states."""
+        if not states:
+            return x.new_zeros(0, 0)
+        widest = max(state.num_classes for state in states)
+        features = self._features_mixed(x, states, task_of)
         logits: Tensor | None = None
-        for name, state in states.items():
-            rows = torch.tensor([i for i, other in enumerate(task) if other == name], device=x.device)
-            part = self._forward_one(x[rows], state)
+        for number, state in enumerate(states):
+            rows = (task_of == number).nonzero().flatten()
+            part = self._forward_one(x[rows], state) if features is None else self._classify(features[rows], state)
             if logits is None:
                 logits = part.new_full((len(x), widest), float("-inf"))
-            padded = nn.functional.pad(part, (0, widest - state.num_classes), value=float("-inf"))
-            logits = logits.index_copy(0, rows, padded)
-        return x.new_zeros(0, 0) if logits is None else logits
+            logits = logits.index_copy(0, rows, F.pad(part, (0, widest - state.num_classes), value=float("-inf")))
+        assert logits is not None
+        return logits
+
+    def _features_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor | None:
+        """Features of samples of several tasks in one pass, ``(N, F)``; None where each task needs its own."""
+        return None
+
+    def _classify(self, features: Tensor, state: StateT) -> Tensor:
+        """A task's logits of features ``(N, F)``."""
+        return F.linear(features, state.head.weight, state.head.bias)
 
     def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
         try:
@@ -157,7 +179,7 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
         if features.dim() != 2 or len(features) != len(x):
             expected = ", ".join(map(str, self.example_shape[1:]))
             raise InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})")
-        return F.linear(features, state.head.weight, state.head.bias)
+        return self._classify(features, state)
 
     def probe(self) -> dict[str, object] | None:
         """What the last consolidated task says to a fixed input, by which a file recognises its network.

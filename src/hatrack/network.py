@@ -21,9 +21,9 @@ from hatrack.conditioning import (
     describe_unit_conditioning,
 )
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.extracting import ExtractableNetwork
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gates import initial_embedding, used_units
-from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth
 from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
@@ -38,7 +38,7 @@ FORMAT = "hatrack.HATNetwork"
 """What saved networks call themselves."""
 
 
-class HATNetwork(GrowingNetwork):
+class HATNetwork(ExtractableNetwork):
     """A network that learns tasks one after the other and forgets none of them.
 
     Gates are attached to the inputs of the backbone's layers; the backbone itself is not rewritten and is what it was
@@ -289,6 +289,18 @@ class HATNetwork(GrowingNetwork):
         shapes = {name: p.shape for name, p in self.backbone.named_parameters(prefix="backbone")}
         masks = [state.mask for state in self._consolidated_states()]
         return dampers(self._graph, shapes, masks, self._none())
+
+    def _entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
+        mask = (state.mask if state.consolidated else self._final_mask(state).detach()) != 0
+        held = attention_on_parameters(self._graph, self.backbone, [mask])
+        return {name.removeprefix("backbone."): entries for name, entries in held.items()}
+
+    def _hand_over(self, state: UnitTask, heir: UnitTask) -> None:
+        if self.batch_norms is BatchNorms.SHARED:
+            heir.take_norms_of(state)
+
+    def _sizes(self) -> Mapping[str, int]:
+        return {group.name: group.size for group in self._graph.groups}
 
     def _rates(self) -> Tensor:
         assert isinstance(self.conditioning, Adaptive)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatrack.calibration import Calibration
+
 __all__ = ["TaskState", "UnitTask"]
 
 
@@ -19,6 +21,9 @@ class TaskState(nn.Module):
         num_classes: outputs of its head.
         head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
         norms: its batch norms, by the name of the layer they stand for.
+
+    Attributes:
+        calibration: what is kept of its training data to recognise it by; None until that is asked for.
     """
 
     def __init__(self, name: str, num_classes: int, head: nn.Linear, norms: dict[str, nn.Module]) -> None:
@@ -29,16 +34,32 @@ class TaskState(nn.Module):
         self.head = head
         self._norm_names = list(norms)
         self.batch_norms = nn.ModuleList(norms.values())
+        self.calibration: Calibration | None
+        self.register_module("calibration", None)
 
     @property
     def norms(self) -> dict[str, nn.Module]:
         """The task's batch norms, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
 
+    def take_norms_of(self, other: TaskState) -> None:
+        """Take over another task's batch norms, which this one used already."""
+        self._norm_names, self.batch_norms = other._norm_names, other.batch_norms
+
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
         """Take the types of what a file holds, tensors by their names in ``state_dict``, before it is loaded."""
+        self._prepare_calibration(saved)
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(saved.get(name, parameter).dtype)
+
+    def _prepare_calibration(self, saved: Mapping[str, Tensor], prefix: str = "") -> None:
+        own = f"{prefix}calibration."
+        found = {name.removeprefix(own): value for name, value in saved.items() if name.startswith(own)}
+        self.calibration = Calibration.like(found).to(self.head.weight.device) if found else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._prepare_calibration(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def close(self) -> None:
         """End the training: from now on nothing of the task moves."""

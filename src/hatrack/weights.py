@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hatrack.attachment import mark
 from hatrack.capacity import Capacity
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.forgettable import ForgettableNetwork
 from hatrack.heads import linear_head
-from hatrack.masked import MaskedNetwork
 from hatrack.masks import (
     Embedding,
     FreeWeights,
@@ -35,7 +35,7 @@ WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
 """What saved networks call themselves."""
 
 
-class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
+class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
     """A network that learns tasks one after the other, each with some of its weights, and forgets none of them.
 
     The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
@@ -284,6 +284,21 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             self._used.append(union(masks, weight))
             attention[f"backbone.{name}"] = self.conditioning.attention(masks, weight)
         return attention
+
+    def _entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
+        return self.masks(state.name)
+
+    def _hand_over(self, state: WeightTask, heir: WeightTask) -> None:
+        if self.unmasked is not Unmasked.PER_TASK:
+            heir.take_norms_of(state)
+            heir.copies = state.copies
+
+    def _remove(self, state: WeightTask) -> None:
+        super()._remove(state)
+        self._unpacked = None
+
+    def _sizes(self) -> Mapping[str, int]:
+        return {name: weight.numel() for name, weight in zip(self._layout.masked, self._weights(), strict=True)}
 
     def _per_task_modules(self) -> Sequence[str]:
         return self._layout.norms

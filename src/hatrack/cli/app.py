@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack import __version__
+from hatrack.cli.after import export_command, predict_command
 from hatrack.cli.data import data_app
 from hatrack.cli.display import DownloadDisplay, RunDisplay
 from hatrack.cli.many import compare_command, tune_command
@@ -176,6 +177,8 @@ app.command(compare_command, name="compare")
 app.command(tune_command, name="tune")
 app.command(report_command, name="report")
 app.command(figure_command, name="figure")
+app.command(export_command, name="export")
+app.command(predict_command, name="predict")
 
 
 @app.command(name="list")

@@ -5,6 +5,7 @@ from hatrack.experiments.comparison import Comparison
 from hatrack.experiments.executors import DaskExecutor, Executor, LocalExecutor, SlurmExecutor
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
+from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.plan import Plan
 from hatrack.experiments.presets import EXPERIMENTS, find_experiment
@@ -37,6 +38,7 @@ __all__ = [
     "JobEvent",
     "JobFailed",
     "LocalExecutor",
+    "PicturePrediction",
     "Plan",
     "Prepared",
     "RunRequest",
@@ -49,10 +51,13 @@ __all__ = [
     "TaskSummary",
     "Verification",
     "compare",
+    "export_run",
     "find_experiment",
     "finished_result",
     "jobs_of",
+    "open_run",
     "own_experiment",
+    "predict_pictures",
     "prepare",
     "read_result",
     "run",

@@ -22,10 +22,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attended tokens, of the shape of ``x``."""
-        samples, length, width = x.shape
+        samples, length, _ = x.shape
         query, key, value = self.qkv(x).reshape(samples, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
-        result: Tensor = self.out(attended.transpose(1, 2).reshape(samples, length, width))
+        result: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return result
 
 
@@ -76,6 +76,6 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(N, width)``: the class token after the last block."""
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
         features: Tensor = self.norm(self.blocks(x))[:, 0]
         return features

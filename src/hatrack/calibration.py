@@ -1,0 +1,100 @@
+"""What is kept of a task's training data to tell it from other tasks: a few numbers, and no samples."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Calibration", "Scorer", "fit_calibration", "raw_score"]
+
+
+class Scorer(enum.Enum):
+    """By what a task is recognised that nobody named; larger means more likely."""
+
+    MAX_LOGIT = "max-logit"
+    """The largest logit (Hendrycks et al., ICML 2022)."""
+
+    ENERGY = "energy"
+    """The logarithm of the sum of exponentials of logits: the negative free energy (Liu et al., NeurIPS 2020)."""
+
+    DISTANCE = "distance"
+    """Closeness to the nearest class in the space of the task's features: the negative root mean square of differences
+    from the class's mean, in units of the features' spread within classes. After Lee et al., NeurIPS 2018, with a
+    diagonal covariance."""
+
+
+class Calibration(nn.Module):
+    """Numbers of a task.
+
+    Attributes:
+        location: mean of each scorer's scores on training samples, in the order of :class:`Scorer`, ``(3,)``.
+        spread: their standard deviation, ``(3,)``.
+        centers: mean features of each class, ``(C, F)``; of the features that the task uses.
+        precision: one over the variance of each feature within classes, ``(F,)``.
+    """
+
+    location: Tensor
+    spread: Tensor
+    centers: Tensor
+    precision: Tensor
+
+    def __init__(self, location: Tensor, spread: Tensor, centers: Tensor, precision: Tensor) -> None:
+        super().__init__()
+        for name, value in (("location", location), ("spread", spread), ("centers", centers), ("precision", precision)):
+            self.register_buffer(name, value)
+
+    @classmethod
+    def like(cls, saved: Mapping[str, Tensor]) -> Calibration:
+        """An empty one of the shapes of what a file holds, by the attributes' names."""
+        names = ("location", "spread", "centers", "precision")
+        return cls(*(torch.zeros_like(saved[name]) for name in names))
+
+    def normalised(self, score: Tensor, scorer: Scorer) -> Tensor:
+        """A score in standard deviations from what is usual for the task's training samples."""
+        index = list(Scorer).index(scorer)
+        return (score - self.location[index]) / self.spread[index]
+
+
+def raw_score(scorer: Scorer, features: Tensor, logits: Tensor, calibration: Calibration | None) -> Tensor:
+    """How much samples look like those of a task, ``(N,)``, as they are.
+
+    Args:
+        scorer: by what.
+        features: the task's features, ``(N, F)``, those that it uses alone.
+        logits: its logits, ``(N, C)``.
+        calibration: needed for distances.
+    """
+    match scorer:
+        case Scorer.MAX_LOGIT:
+            return logits.amax(1)
+        case Scorer.ENERGY:
+            return logits.logsumexp(1)
+        case Scorer.DISTANCE:
+            assert calibration is not None
+            scale = calibration.precision.sqrt() / max(1, features.shape[1]) ** 0.5
+            return -torch.cdist(features * scale, calibration.centers * scale).amin(1)
+
+
+@torch.no_grad()
+def fit_calibration(features: Tensor, logits: Tensor, labels: Tensor) -> Calibration:
+    """Measure a task's training samples.
+
+    Args:
+        features: ``(N, F)``, those that the task uses.
+        logits: ``(N, C)``.
+        labels: int64 ``(N,)``; a class without samples gets a center that nothing is near to.
+    """
+    classes = logits.shape[1]
+    members = torch.nn.functional.one_hot(labels, classes).to(features.dtype)
+    counts = members.sum(0)
+    centers = members.T @ features / counts.clamp_min(1).unsqueeze(1)
+    within = (features - centers[labels]).square().mean(0)
+    precision = 1 / (within + 1e-3 * within.mean() + torch.finfo(features.dtype).tiny ** 0.5)
+    centers[counts == 0] = torch.finfo(features.dtype).max ** 0.25
+    calibration = Calibration(features.new_zeros(3), features.new_ones(3), centers, precision)
+    scores = torch.stack([raw_score(scorer, features, logits, calibration) for scorer in Scorer])
+    spread = scores.std(1, unbiased=False).clamp_min(torch.finfo(scores.dtype).eps)
+    return Calibration(scores.mean(1), spread, centers, precision)

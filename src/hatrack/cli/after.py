@@ -1,0 +1,64 @@
+"""The commands for what comes after training: exporting tasks, and asking about pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from hatrack.cli.options import Data, make_console, say
+from hatrack.errors import InputError
+from hatrack.experiments import export_run, predict_pictures
+
+__all__ = ["export_command", "predict_command"]
+
+
+def export_command(
+    folder: Path, /, *, to: Path, task: str | None = None, all_tasks: bool = False, data: Data = None
+) -> int:
+    """Write a task's own, smaller network to a file that runs without hatrack.
+
+    Before anything is written, the file is run on test samples and compared with the network. Classes and preprocessing
+    are in its metadata. `.onnx` needs `pip install hatrack[onnx]`.
+
+    Parameters
+    ----------
+    folder
+        The folder of a run of `hat`.
+    to
+        The file: `.onnx`, `.pt2` (torch.export) or `.safetensors` (weights alone).
+    task
+        The task to export.
+    all_tasks
+        Export all tasks to one `.onnx`, whose second input is the task's number for every sample.
+    """
+    if (task is None) != all_tasks:
+        raise InputError("say which task to export with --task NAME, or --all-tasks")
+    exported = export_run(folder, task, to, data)
+    console = make_console()
+    say(console, f"wrote {exported.path}: {exported.parameters:,} parameters")
+    say(console, f"compared on {exported.samples} test samples: logits within {exported.deviation:.1e} of the largest")
+    return 0
+
+
+def predict_command(folder: Path, /, *pictures: Path, task: str | None = None, data: Data = None) -> int:
+    """Ask the network of a run what pictures show.
+
+    Parameters
+    ----------
+    folder
+        The folder of a run.
+    pictures
+        Picture files; they are brought to the size of the run's data.
+    task
+        The task to ask; if left out, it is recognised for each picture.
+    """
+    table = Table("picture", "task", "class", "probability", "next", box=SIMPLE)
+    for found in predict_pictures(folder, task, pictures, data):
+        second = f"{found.classes[1]} {found.probabilities[1]:.1%}" if len(found.classes) > 1 else ""
+        cells = (str(found.picture), found.task, found.classes[0], f"{found.probabilities[0]:.1%}", second)
+        table.add_row(*map(Text, cells))
+    make_console().print(table)
+    return 0

@@ -1,0 +1,292 @@
+"""Cutting unused units out of a copy of a backbone, layer by layer, after the labels of its unit graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
+from hatrack.layers import Layer, Side
+from hatrack.units import ParameterUse, Reader, UnitGraph
+
+__all__ = ["Cut", "UnfitError", "cut_backbone", "replace_module"]
+
+PREFIX = "backbone."
+"""What the names of a backbone's parameters begin with."""
+
+_HEADS = ("heads", "num_heads", "n_heads", "n_head", "nhead")
+"""What modules that write attention by hand call their number of heads."""
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+class UnfitError(Exception):
+    """A layer cannot be cut as asked; the text says why."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to cut.
+
+    Attributes:
+        graph: the units of the backbone.
+        on: the units that the task uses, booleans ``(U + 1,)``; the last stands for "ungated" and is True.
+        keep: the units that stay, on or off, booleans ``(U + 1,)``.
+    """
+
+    graph: UnitGraph
+    on: Tensor
+    keep: Tensor
+
+    def kept(self, units: Tensor) -> Tensor:
+        """The indices of an axis that stay, of the units along it."""
+        return self.keep[units].nonzero().flatten()
+
+    def off(self, units: Tensor) -> Tensor:
+        """What of an axis is off though it stays, booleans for those that stay."""
+        return ~self.on[units[self.kept(units)]]
+
+    def readers(self, name: str) -> list[Reader]:
+        """What a module reads."""
+        return [reader for reader in self.graph.readers[:-1] if reader.module == name]
+
+
+@torch.no_grad()
+def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
+    """Cut units out of a backbone in place, and clear what is off though it stays.
+
+    Dropout goes, and weights that are computed of others, as in weight norm, are written out.
+
+    Raises:
+        UnfitError: a layer cannot be cut as asked.
+    """
+    for module in list(backbone.modules()):
+        if parametrize.is_parametrized(module):
+            _write_out(module)
+    modules = dict(backbone.named_modules())
+    done: set[int] = set()
+    for name, module in modules.items():
+        if isinstance(module, _DROPOUTS):
+            replace_module(backbone, module, nn.Identity())
+        elif type(module) in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm) and cut.readers(name):
+            done |= _cut_norm(backbone, name, module, cut)
+        elif type(module) is nn.MultiheadAttention:
+            done |= _cut_attention(backbone, name, module, cut)
+    for name, module in modules.items():
+        layer = None if id(module) in done else Layer.of(module)
+        if layer is not None:
+            _cut_layer(name, layer, cut)
+            done |= {id(module)}
+        elif id(module) not in done:
+            _cut_own_parameters(name, module, cut)
+            for reader in cut.readers(name):
+                _clear(module, reader, cut)
+    _count_heads_again(modules, cut)
+
+
+def _write_out(module: nn.Module) -> None:
+    """Give a module the weights that its parametrizations compute; the class that torch made for it is shared."""
+    values = {
+        name: getattr(module, name).detach().clone() for name in module.get_submodule("parametrizations")._modules
+    }
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+
+
+def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another one, wherever that is registered."""
+    for module in list(root.modules()):
+        for name, part in module._modules.items():
+            if part is old:
+                module._modules[name] = new
+
+
+def _cut_layer(name: str, layer: Layer, cut: Cut) -> None:
+    """Cut rows and columns of one of torch's layers, and zero the columns of what is off."""
+    module, outputs, readers = layer.module, cut.graph.outputs.get(name), cut.readers(name)
+    if readers and not isinstance(getattr(module, "weight", None), nn.Parameter):
+        raise UnfitError(f"{name!r} computes its weight")
+    inputs = readers[0].units if readers else None
+    kept: dict[Side, Tensor] = {}
+    if outputs is not None:
+        kept[Side.OUTPUTS] = cut.kept(outputs)
+    if inputs is not None:
+        kept[Side.INPUTS] = cut.kept(inputs)
+    if layer.groups > 1:
+        _cut_grouped(name, layer, cut, inputs, kept)
+    widths = {side: layer.width(side) for side in set(layer.sizes.values())}
+    whole = all(len(indices) == widths[side] for side, indices in kept.items())
+    if any(not len(indices) for indices in kept.values()):
+        raise UnfitError(f"nothing would be left of {name!r}")
+    if not whole:
+        for own, axes in layer.tensors.items():
+            tensor = getattr(module, own, None)
+            if isinstance(tensor, Tensor):
+                for axis, side in enumerate(axes):
+                    if side in kept and tensor.shape[axis] == widths[side]:
+                        tensor = tensor.index_select(axis, kept[side])
+                _set(module, own, tensor)
+        widths |= {side: len(indices) for side, indices in kept.items()}
+        for attribute, side in layer.sizes.items():
+            setattr(module, attribute, widths[side])
+    if inputs is not None and layer.groups == 1:
+        axis = layer.tensors["weight"].index(Side.INPUTS)
+        module.get_parameter("weight").data.movedim(axis, 0)[cut.off(inputs)] = 0.0
+
+
+def _cut_grouped(name: str, layer: Layer, cut: Cut, inputs: Tensor | None, kept: dict[Side, Tensor]) -> None:
+    """Keep the groups of a convolution as many as are left, or refuse; zero what reads units that are off."""
+    module = layer.module
+    widths = {side: layer.width(side) for side in (Side.INPUTS, Side.OUTPUTS)}
+    inside, outside = (widths[side] // layer.groups for side in (Side.INPUTS, Side.OUTPUTS))
+    if inputs is None and inside == 1 and Side.OUTPUTS in kept:  # depthwise: passes units on
+        groups = torch.unique(kept[Side.OUTPUTS] // outside)
+        if len(groups) * outside != len(kept[Side.OUTPUTS]):
+            raise UnfitError(f"{name!r} is a convolution in groups, which are not cut as a whole")
+        kept[Side.INPUTS] = groups
+        setattr(module, "groups", len(groups))  # noqa: B010
+        return
+    if any(len(indices) != widths[side] for side, indices in kept.items()):
+        raise UnfitError(f"{name!r} is a convolution in {layer.groups} groups, which all need to be of one size")
+    if inputs is not None:
+        off, weight = cut.off(inputs), module.get_parameter("weight").data
+        if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            weight[off] = 0.0
+        else:
+            columns = off.view(layer.groups, inside).repeat_interleave(outside, 0)
+            weight[columns] = 0.0
+
+
+def _cut_norm(backbone: nn.Module, name: str, module: nn.Module, cut: Cut) -> set[int]:
+    """Replace a norm that reads what is cut by one whose statistics run over the original width."""
+    (reader,) = cut.readers(name)
+    kept, off = cut.kept(reader.units), cut.off(reader.units)
+    if off.any():
+        _clear(module, reader, cut)
+    if len(kept) == len(reader.units):
+        return {id(module)}
+    if off.any():
+        raise UnfitError(f"{name!r} reads units of which some are cut and some are not")
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if isinstance(module, nn.GroupNorm):
+        per_group = module.num_channels // module.num_groups
+        weight, bias = (None if each is None else each.detach()[kept] for each in (weight, bias))
+        new: nn.Module = CompactGroupNorm(kept // per_group, module.num_groups, per_group, module.eps, weight, bias)
+    else:
+        assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        shape = torch.Size(module.normalized_shape)
+        axis, count = len(shape) + reader.axis, shape.numel()
+        weight, bias = (
+            None if each is None else each.detach().index_select(axis, kept).clone() for each in (weight, bias)
+        )
+        missing = count // shape[axis] * (shape[axis] - len(kept))
+        if isinstance(module, nn.LayerNorm):
+            new = CompactLayerNorm(len(shape), count, missing, module.eps, weight, bias)
+        else:
+            new = CompactRMSNorm(len(shape), count, module.eps, weight)
+    replace_module(backbone, module, new.to(reader.units.device))
+    return {id(module)}
+
+
+def _cut_attention(backbone: nn.Module, name: str, module: nn.MultiheadAttention, cut: Cut) -> set[int]:
+    """Replace torch's attention by one that reads and writes what is left; its heads stay, since all tasks use them."""
+    if module.bias_k is not None or module.add_zero_attn:
+        raise UnfitError(f"{name!r} attends to more than its keys")
+    if module.in_proj_weight is not None:
+        weights = list(module.in_proj_weight.detach().chunk(3))
+    else:
+        weights = [w.detach() for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
+    for reader in cut.readers(name):
+        columns = weights[reader.argument].index_select(1, cut.kept(reader.units)).clone()
+        columns[:, cut.off(reader.units)] = 0.0
+        weights[reader.argument] = columns
+    projection = module.out_proj
+    outputs = cut.graph.outputs.get(name)
+    rows = torch.arange(projection.out_features) if outputs is None else cut.kept(outputs)
+    out = nn.Linear(projection.in_features, len(rows), bias=projection.bias is not None, device="meta")
+    out.weight = nn.Parameter(projection.weight.detach()[rows].clone())
+    if projection.bias is not None:
+        out.bias = nn.Parameter(projection.bias.detach()[rows].clone())
+    shifts = None if module.in_proj_bias is None else module.in_proj_bias.detach().clone()
+    first, second, third = (weight.clone() for weight in weights)
+    compact = CompactAttention((first, second, third), shifts, out, module.num_heads, module.batch_first)
+    replace_module(backbone, module, compact)
+    return {id(module), id(projection)}
+
+
+def _cut_own_parameters(name: str, module: nn.Module, cut: Cut) -> None:
+    """Cut what a module of the user's own has for each unit: tokens, scales, weights written out."""
+    for own, parameter in list(module.named_parameters(recurse=False)):
+        uses = cut.graph.uses.get(PREFIX + f"{name}.{own}".lstrip("."), ())
+        if not uses:
+            continue
+        kept = [_axes(name, own, parameter, use, cut) for use in uses]
+        if any(each.keys() != kept[0].keys() for each in kept) or any(
+            not torch.equal(each[axis], kept[0][axis]) for each in kept for axis in each
+        ):
+            raise UnfitError(f"{own!r} of {name!r} is used in two ways")
+        value = parameter.detach()
+        for axis, indices in kept[0].items():
+            value = value.index_select(axis, indices)
+        if value.shape != parameter.shape:
+            _set(module, own, value)
+
+
+def _axes(name: str, own: str, parameter: Tensor, use: ParameterUse, cut: Cut) -> dict[int, Tensor]:
+    """For each axis of a parameter that is cut the indices that stay."""
+    kept = {}
+    for side in use.sides:
+        axis = _axis_of(side)
+        if axis is None:
+            if not cut.keep[side].all():
+                raise UnfitError(f"{own!r} of {name!r} has units along several axes")
+            continue
+        units = side.movedim(axis, 0).reshape(side.shape[axis], -1)[:, 0]
+        indices = cut.kept(units)
+        if len(indices) < len(units):
+            kept[parameter.dim() - side.dim() + axis] = indices
+    return kept
+
+
+def _axis_of(side: Tensor) -> int | None:
+    """The one axis along which units differ; None if there are several, or none."""
+    differing = [axis for axis in range(side.dim()) if not bool((side == side.narrow(axis, 0, 1)).all())]
+    return differing[0] if len(differing) == 1 else None
+
+
+def _clear(module: nn.Module, reader: Reader, cut: Cut) -> None:
+    """Clear what is off though it stays, before a module that mixes units in ways of its own."""
+    off = cut.off(reader.units)
+    if off.any():
+        clear = Clear(off, reader.axis, reader.argument, reader.keyword)
+        module.add_module(f"clear{reader.argument}", clear)
+        module.register_forward_pre_hook(clear.before, with_kwargs=True)
+
+
+def _count_heads_again(modules: dict[str, nn.Module], cut: Cut) -> None:
+    """Where heads are units, say how many are left to the module that splits its values into heads."""
+    for group in cut.graph.groups:
+        left = int(cut.keep[group.span].sum())
+        for producer in group.name.split("+"):
+            parent = modules.get(producer.rpartition(".")[0])
+            for attribute in _HEADS if parent is not None and left < group.size < group.outputs else ():
+                if vars(parent).get(attribute) == group.size:
+                    setattr(parent, attribute, left)
+
+
+def _set(module: nn.Module, own: str, value: Tensor) -> None:
+    if isinstance(getattr(module, own), nn.Parameter):
+        setattr(module, own, nn.Parameter(value.detach().clone()))
+    else:
+        setattr(module, own, value.clone())
+
+
+def unflattens(backbone: nn.Module) -> Sequence[nn.Unflatten]:
+    """The modules that split an axis into sizes that were written down."""
+    return [module for module in backbone.modules() if isinstance(module, nn.Unflatten)]

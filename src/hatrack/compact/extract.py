@@ -1,0 +1,197 @@
+"""Extracting a task: cut all groups at once if that is exact, else group by group, and say which ones stay whole.
+
+Whether a cut is exact is not only reasoned but seen: the smaller network is run beside the gated one. Code of a user's
+own that has a width written down stops fitting when units are missing; the group in question then stays whole, with
+zeros for what is off.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, replace_module, unflattens
+from hatrack.compact.modules import CompactNetwork, Summary
+from hatrack.errors import UnsupportedError
+from hatrack.units import UnitGraph
+
+__all__ = ["TOLERANCE", "extract_task"]
+
+TOLERANCE = 1e-5
+"""How far a logit may be from the gated network's, relative to it and to the largest logit, in float32 and float64."""
+
+_MOST_WAYS = 16
+"""How many ways to read sizes that are written down in ``nn.Unflatten`` are tried."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a task's network is made of.
+
+    Attributes:
+        backbone: a copy of the backbone without gates, in evaluation mode.
+        norms: the task's norms by the names of the layers they stand for.
+        graph: the units.
+        on: what the task uses, ``(U + 1,)``.
+        head: its head.
+        x: samples to compare on.
+        logits: what the gated network says to them.
+    """
+
+    backbone: nn.Module
+    norms: Mapping[str, nn.Module]
+    graph: UnitGraph
+    on: Tensor
+    head: nn.Linear
+    x: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def extract_task(
+    name: str,
+    backbone: nn.Module,
+    norms: Mapping[str, nn.Module],
+    graph: UnitGraph,
+    mask: Tensor,
+    head: nn.Linear,
+    ask: Callable[[Tensor], Tensor],
+    x: Tensor,
+) -> CompactNetwork:
+    """Make a task's own network.
+
+    Args:
+        name: the task's name.
+        backbone: the network without gates; it is left as it is.
+        norms: the task's norms, by the name of the layer they stand for.
+        graph: the units of the backbone.
+        mask: the units that the task uses, booleans ``(U,)``.
+        head: the task's head.
+        ask: what the gated network says to a batch, in evaluation mode.
+        x: samples to compare on.
+
+    Raises:
+        UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
+    """
+    on = torch.cat([mask, mask.new_ones(1)]).cpu()
+    source = _Source(backbone.eval(), norms, graph, on, head, x, ask(x))
+    groups = [group.name for group in graph.groups if not on[group.span].all()]
+    whole: dict[str, str] = {}
+    best = _attempt(source, groups)
+    if isinstance(best, str) and not groups:
+        raise UnsupportedError(f"{name!r} cannot be extracted: {best}")
+    if isinstance(best, str):
+        cut: list[str] = []
+        best = _attempt(source, cut)
+        if isinstance(best, str):
+            raise UnsupportedError(f"{name!r} cannot be extracted, not even with all units: {best}")
+        for group in groups:
+            trial = _attempt(source, [*cut, group])
+            if isinstance(trial, str):
+                whole[group] = trial
+            else:
+                best, cut = trial, [*cut, group]
+    full = _full(source)
+    best.summary = Summary(
+        name,
+        {g.name: int((on[g.span] if g.name not in whole else on[g.span] | True).sum()) for g in graph.groups},
+        {g.name: g.size for g in graph.groups},
+        _parameters(best),
+        _parameters(full),
+        _flops(best, x[:1]),
+        _flops(full, x[:1]),
+        whole,
+        _deviation(best(x), source.logits),
+    )
+    return best
+
+
+def _attempt(source: _Source, cut: Collection[str]) -> CompactNetwork | str:
+    """A network without the unused units of some groups, or why it is not the gated one."""
+    keep = torch.ones_like(source.on)
+    for group in source.graph.groups:
+        if group.name in cut:
+            keep[group.span] = source.on[group.span]
+    reason = "its forward has widths written down"
+    for sizes in _ways(source.backbone, bool(cut)):
+        try:
+            network = _network(source, Cut(source.graph, source.on, keep), sizes)
+            logits = network(source.x)
+        except UnfitError as error:
+            return str(error)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            reason = f"its forward has widths written down ({' '.join(str(error).split())[:120]})"
+            continue
+        if _agrees(logits, source.logits):
+            return network
+        reason = f"logits would differ by {_deviation(logits, source.logits):.1e} of the largest"
+    return reason
+
+
+def _network(source: _Source, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
+    backbone = _with_norms(source)
+    for module, axis in zip(unflattens(backbone), sizes, strict=True):
+        if axis is not None:
+            whole = [int(size) for size in module.unflattened_size]
+            module.unflattened_size = (*whole[:axis], -1, *whole[axis + 1 :])
+    cut_backbone(backbone, cut)
+    features = cut.graph.features().units
+    weight = source.head.weight.detach()[:, cut.kept(features)].clone()
+    weight[:, cut.off(features)] = 0.0
+    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    head.weight, head.bias = nn.Parameter(weight), nn.Parameter(source.head.bias.detach().clone())
+    network = CompactNetwork(backbone, head).eval()
+    return network.requires_grad_(False)
+
+
+def _full(source: _Source) -> CompactNetwork:
+    """The whole network with this task's norms and head, for comparison."""
+    everything = torch.ones_like(source.on)
+    return _network(source, Cut(source.graph, everything, everything), (None,) * len(unflattens(source.backbone)))
+
+
+def _with_norms(source: _Source) -> nn.Module:
+    backbone = copy.deepcopy(source.backbone)
+    for name, norm in source.norms.items():
+        replace_module(backbone, backbone.get_submodule(name), copy.deepcopy(norm))
+    return backbone.eval()
+
+
+def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:
+    """Which size of each ``nn.Unflatten`` may follow what is left: none of them first."""
+    modules = unflattens(backbone)
+    yield (None,) * len(modules)
+    if cut and modules:
+        choices = itertools.product(*(range(len(module.unflattened_size)) for module in modules))
+        yield from itertools.islice(choices, _MOST_WAYS)
+
+
+def _agrees(logits: Tensor, expected: Tensor) -> bool:
+    if logits.shape != expected.shape:
+        return False
+    tolerance = max(TOLERANCE, 100 * torch.finfo(expected.dtype).eps)
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+def _deviation(logits: Tensor, expected: Tensor) -> float:
+    if logits.shape != expected.shape:
+        return float("inf")
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return float((logits - expected).abs().max()) / scale if scale else 0.0
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _flops(network: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    return int(counter.get_total_flops())

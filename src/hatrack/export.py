@@ -1,0 +1,299 @@
+"""Writing a task, or all of them, to a file that runs without hatrack; what is written is compared before it counts."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hatrack.atomic import write_atomically
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.mixing import mixed_norms
+from hatrack.modes import evaluation_mode
+from hatrack.network import HATNetwork
+
+__all__ = ["PARITY", "AllTasks", "Exported", "Labels", "export_all_tasks", "export_task"]
+
+PARITY = 1e-4
+"""How far a file's logits may be from the network's, relative to them and to the largest: runtimes sum as they like."""
+
+SUFFIXES = (".onnx", ".pt2", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a file says of itself.
+
+    Attributes:
+        classes: names of the classes.
+        preprocessing: how samples become what the network takes, as JSON values, such as mean and standard deviation.
+    """
+
+    classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        samples: how many samples were compared.
+        deviation: largest difference of a logit, relative to the largest logit.
+        parameters: number of parameters in the file.
+    """
+
+    path: Path
+    samples: int
+    deviation: float
+    parameters: int
+
+
+class AllTasks(nn.Module):
+    """A whole network with the number of a task for every sample as a second input.
+
+    Args:
+        net: the network; it is used, not copied.
+
+    Raises:
+        UnsupportedError: the network does not keep the samples of a batch apart.
+    """
+
+    masks: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, net: HATNetwork) -> None:
+        super().__init__()
+        if not net._mixes_samples():
+            raise UnsupportedError("this network does not keep samples apart; export its tasks one by one")
+        states = net._consolidated_states()
+        self.net = net
+        self._norms = [net._norms(state) for state in states]
+        classes = max(state.num_classes for state in states)
+        self.register_buffer("masks", torch.stack([state.mask for state in states]))
+        pads = [classes - state.num_classes for state in states]
+        pad = nn.functional.pad
+        weights = [pad(s.head.weight.detach(), (0, 0, 0, n)) for s, n in zip(states, pads, strict=True)]
+        shifts = [pad(s.head.bias.detach(), (0, n), value=float("-inf")) for s, n in zip(states, pads, strict=True)]
+        self.register_buffer("weight", torch.stack(weights))
+        self.register_buffer("bias", torch.stack(shifts))
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        """Logits ``(N, most classes)`` of a batch and tasks, int64 ``(N,)``; −inf behind a task's last class."""
+        norms = mixed_norms(self._norms, task)
+        features = self.net._attachment.run(self.net.backbone, x, self.masks[task], norms)
+        return torch.bmm(self.weight[task], features.unsqueeze(2)).squeeze(2) + self.bias[task]
+
+
+def export_task(net: HATNetwork, task: str, path: str | Path, x: Tensor, labels: Labels) -> Exported:
+    """Write a task's extracted network: ``.onnx``, ``.pt2`` (torch.export), or ``.safetensors`` (weights alone).
+
+    The batch size is dynamic. Metadata holds the task's name, its classes, the preprocessing, and how large it is.
+
+    Args:
+        net: the network.
+        task: a consolidated task.
+        path: the file; its suffix decides.
+        x: real samples, on which the file is compared with the gated network; two at least.
+        labels: what the file says of itself.
+
+    Raises:
+        InputError: there is no such kind of file or task, or a package is missing.
+        UnsupportedError: the task cannot be extracted.
+        GuaranteeError: the file's logits are not the network's. Nothing is written then.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path.name}: a task is exported to {', '.join(SUFFIXES)}")
+    _require_samples(x)
+    compact = net.extract(task, x[:16])
+    summary = compact.summary
+    assert summary is not None
+    compact.summary = None
+    with torch.no_grad(), evaluation_mode(net):
+        expected = net(x, task)
+    units = json.dumps(dict(summary.units))
+    metadata = {**_metadata(labels), "task": task, "units": units}
+    if path.suffix == ".onnx":
+        content = _onnx(compact, (x[:2],), ("x",), metadata)
+        found = _run_onnx(content, {"x": x})
+    elif path.suffix == ".pt2":
+        content, found = _pt2(compact, x, metadata)
+    else:
+        content = safetensors.torch.save({k: v.contiguous() for k, v in compact.state_dict().items()}, metadata)
+        compact.load_state_dict(safetensors.torch.load(content))
+        with torch.no_grad():
+            found = compact(x)
+    deviation = _require_parity(path, task, found, expected)
+    write_atomically(path, content)
+    return Exported(path, len(x), deviation, summary.parameters)
+
+
+def export_all_tasks(
+    net: HATNetwork, path: str | Path, samples: Mapping[str, Tensor], labels: Mapping[str, Labels]
+) -> Exported:
+    """Write one ONNX file for all consolidated tasks, whose second input says each sample's task, int64 ``(N,)``.
+
+    Args:
+        net: the network.
+        path: the file, ``.onnx``.
+        samples: for every consolidated task real samples to compare on, two at least.
+        labels: for every task what the file says of it.
+
+    Raises:
+        InputError: the file is not called ``.onnx``, a package is missing, or a task's samples are.
+        UnsupportedError: the network does not keep the samples of a batch apart.
+        GuaranteeError: the file's logits are not the network's. Nothing is written then.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise InputError(f"{path.name}: all tasks together are exported to .onnx")
+    names = [state.name for state in net._consolidated_states()]
+    missing = [name for name in names if name not in samples or name not in labels]
+    if missing or not names:
+        raise InputError(f"samples and labels are missing for {', '.join(missing) or 'any consolidated task'}")
+    for x in samples.values():
+        _require_samples(x)
+    with evaluation_mode(net), torch.no_grad():
+        together = AllTasks(net).eval()
+        tasks = [{"name": name, "classes": list(labels[name].classes)} for name in names]
+        metadata = {**_metadata(labels[names[0]]), "classes": "", "tasks": json.dumps(tasks)}
+        of_tasks = {name: dict(labels[name].preprocessing) for name in names}
+        metadata["preprocessing"] = json.dumps(of_tasks)
+        first = samples[names[0]][:2]
+        content = _onnx(together, (first, torch.zeros(2, dtype=torch.int64)), ("x", "task"), metadata)
+        deviation, count = 0.0, 0
+        for number, name in enumerate(names):
+            x = samples[name]
+            expected = net(x, name)
+            found = _run_onnx(content, {"x": x, "task": torch.full((len(x),), number)})
+            deviation = max(deviation, _require_parity(path, name, found[:, : expected.shape[1]], expected))
+            count += len(x)
+    write_atomically(path, content)
+    parameters = sum(parameter.numel() for parameter in net.backbone.parameters()) + together.weight.numel()
+    return Exported(path, count, deviation, parameters)
+
+
+def _require_samples(x: Tensor) -> None:
+    if len(x) < 2:
+        raise InputError(f"an export is compared on real samples, two at least, not {len(x)}")
+
+
+def _metadata(labels: Labels) -> dict[str, str]:
+    return {
+        "producer": "hatrack",
+        "classes": json.dumps(list(labels.classes), ensure_ascii=False),
+        "preprocessing": json.dumps(dict(labels.preprocessing)),
+    }
+
+
+def _require_parity(path: Path, task: str, found: Tensor, expected: Tensor) -> float:
+    scale = float(expected.abs().max())
+    fits = found.shape == expected.shape
+    deviation = float((found - expected).abs().max()) / (scale or 1.0) if fits else float("inf")
+    if not fits or not torch.allclose(found, expected, rtol=PARITY, atol=PARITY * scale):
+        raise GuaranteeError(
+            f"{path} would not say what the network says on {task!r} (logits differ by {deviation:.1e} of the "
+            "largest); it was not written"
+        )
+    return deviation
+
+
+def _needed(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"the package {name} is missing; install hatrack[onnx]") from error
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Exporters say much of their own insides."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """A model as torch.export sees it, for batches of any size.
+
+    Raises:
+        UnsupportedError: it cannot be followed, or only for one size of batches.
+    """
+    batch = torch.export.Dim("batch")
+    reason = ""
+    for strict in (False, True):  # strict tracing also follows len(x), the other one follows hooks
+        try:
+            with _quiet(), torch.no_grad():
+                shapes = tuple({0: batch} for _ in inputs)
+                return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict)
+        except Exception as error:
+            reason = reason or " ".join(str(error).split())[:200]
+    raise UnsupportedError(f"torch.export cannot follow this network for batches of any size: {reason}")
+
+
+def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], metadata: Mapping[str, str]) -> bytes:
+    onnx = _needed("onnx")
+    for package in ("onnxscript", "onnxruntime"):
+        _needed(package)
+    program = _traced(model, inputs)
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            program,
+            f=target,
+            input_names=list(names),
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        written = onnx.load(target)
+        onnx.helper.set_model_props(written, dict(metadata))
+        onnx.checker.check_model(written)
+    content: bytes = written.SerializeToString()
+    return content
+
+
+def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What onnxruntime says, in two batches of different sizes."""
+    runtime = _needed("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    parts = []
+    for rows in (slice(0, 1), slice(1, None)):
+        feed = {name: value[rows].cpu().numpy() for name, value in inputs.items()}
+        parts.append(torch.from_numpy(session.run(["logits"], feed)[0]))
+    device = next(iter(inputs.values())).device
+    return torch.cat(parts).to(device)
+
+
+def _pt2(model: nn.Module, x: Tensor, metadata: Mapping[str, str]) -> tuple[bytes, Tensor]:
+    exported = _traced(model, (x[:2],))
+    with _quiet(), torch.no_grad():
+        buffer = io.BytesIO()
+        torch.export.save(exported, buffer, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        buffer.seek(0)
+        again = torch.export.load(buffer).module()
+        found = torch.cat([again(x[:1]), again(x[1:])])
+    return buffer.getvalue(), found

@@ -1,0 +1,104 @@
+"""Masks of units in use: several tasks in one pass, and a task as a network of its own."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.attachment import Attachment
+from hatrack.compact import CompactNetwork, extract_task
+from hatrack.compilers import start_compilers_inside
+from hatrack.errors import InputError, UnsupportedError
+from hatrack.growing import GrowingNetwork
+from hatrack.mixing import mixed_norms, mixes_samples
+from hatrack.modes import evaluation_mode
+from hatrack.poison import random_like
+from hatrack.tasks import UnitTask
+
+__all__ = ["ExtractableNetwork"]
+
+
+class ExtractableNetwork(GrowingNetwork):
+    """A network of masked units whose tasks can be asked together, and taken out one by one."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._mixing: tuple[Attachment, bool] | None = None
+        start_compilers_inside(ExtractableNetwork._features_mixed, ExtractableNetwork._mixes_samples)
+
+    @abc.abstractmethod
+    def _norms(self, state: UnitTask) -> dict[str, nn.Module]:
+        """The batch norms that a task uses: its own, or the first task's."""
+
+    @abc.abstractmethod
+    def _attention(self, state: UnitTask) -> Tensor:
+        """Attention over all units: annealed while training, final otherwise; booleans where it is hard."""
+
+    @torch.no_grad()
+    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
+        """A consolidated task as a plain module of its own, without gates, dropout and the units that it does not use.
+
+        Its logits are the gated network's up to rounding (1e-5, relative to the largest), since kernels sum in another
+        order for another width; that is checked before it is returned. This network stays as it is.
+
+        Args:
+            task: the task.
+            example: samples to compare on, and to count operations with; random ones if left out, which is not enough
+                where inputs are integers.
+
+        Returns:
+            The network in evaluation mode, ``summary`` saying how large it is and which groups could not be cut.
+
+        Raises:
+            InputError: there is no such task, or it is not consolidated.
+            UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
+        """
+        self._require_attached()
+        state = self._state(task)
+        if not state.consolidated:
+            raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
+        if state.mask.dtype != torch.bool:
+            raise UnsupportedError(
+                f"the mask of {task!r} is soft: every unit is used a little, and none can be cut out"
+            )
+        if example is None:
+            samples = torch.zeros(16, *self.example_shape[1:]).to(self._example())
+            example = random_like(samples, torch.Generator().manual_seed(0))
+        twin = copy.deepcopy(self)
+        norms = twin._norms(twin._state(task))
+        backbone = twin.detach()
+
+        def ask(x: Tensor) -> Tensor:
+            with evaluation_mode(self):
+                return self._forward_one(x, state)
+
+        return extract_task(task, backbone, norms, self._graph, state.mask, state.head, ask, example)
+
+    def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
+        expected = x.shape[1:] == self.example_shape[1:]
+        if self.training or len(states) < 2 or not len(x) or not expected or not self._mixes_samples():
+            return None
+        attentions = [self._attention(state) for state in states]
+        soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
+        attention = torch.stack([each.to(soft) for each in attentions])
+        norms = mixed_norms([self._norms(state) for state in states], task_of)
+        return self._attachment.run(self.backbone, x, attention[task_of], norms)
+
+    def _used_features(self, features: Tensor, state: UnitTask) -> Tensor:
+        if state.mask.dtype != torch.bool:
+            return features
+        on = torch.cat([state.mask, state.mask.new_ones(1)])
+        return features[:, on[self._graph.features().units.to(on.device)]]
+
+    def _mixes_samples(self) -> bool:
+        """Whether samples of several tasks may go through the backbone together; tried out once."""
+        if self._mixing is None or self._mixing[0] is not self._attachment:
+            try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
+            mixes = try_out(self._attachment, self.backbone, self._graph.num_units, self._example())
+            self._mixing = (self._attachment, mixes)
+        return self._mixing[1]

@@ -1,0 +1,93 @@
+"""Several tasks in one forward pass: attention and norms for every sample of a batch.
+
+Gates then take a row of attention per sample, which needs the first axis of what they gate to count samples. Most
+networks keep to that; some fold windows or sequences into it, and are asked task by task instead. Which kind a network
+is, is tried out and not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.attachment import Attachment
+from hatrack.modes import evaluation_mode
+from hatrack.poison import random_like
+
+__all__ = ["MixedNorm", "mixed_norms", "mixes_samples"]
+
+
+class MixedNorm(nn.Module):
+    """Batch norms of several tasks, in evaluation mode: every sample gets its own task's.
+
+    Args:
+        norms: the tasks' norms, with statistics.
+        task_of: for every sample the index of its task, int64 ``(N,)``.
+    """
+
+    def __init__(self, norms: Sequence[nn.Module], task_of: Tensor) -> None:
+        super().__init__()
+        self._norms, self._task_of = list(norms), task_of
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised, of the shape of ``x``, ``(N, C, ...)``."""
+        first: Any = self._norms[0]
+        if len(x) != len(self._task_of):
+            raise ValueError("the first axis does not count samples")
+        shift, scale = self._of_tasks("running_mean"), torch.rsqrt(self._of_tasks("running_var") + first.eps)
+        if getattr(first, "weight", None) is not None:
+            scale = scale * self._of_tasks("weight")
+        rows = (len(x), -1, *(1,) * (x.dim() - 2))
+        result = (x - shift[self._task_of].view(rows)) * scale[self._task_of].view(rows)
+        if getattr(first, "bias", None) is not None:
+            result = result + self._of_tasks("bias")[self._task_of].view(rows)
+        return result
+
+    def _of_tasks(self, name: str) -> Tensor:
+        return torch.stack([getattr(norm, name) for norm in self._norms])
+
+
+def mixed_norms(norms: Sequence[Mapping[str, nn.Module]], task_of: Tensor) -> dict[str, nn.Module]:
+    """The norms of several tasks as one, by the name of the layer they stand for.
+
+    Raises:
+        ValueError: a norm has no running statistics, so that samples of several tasks would share theirs.
+    """
+    names = list(norms[0])
+    if any(getattr(each[name], "running_mean", None) is None for each in norms for name in names):
+        raise ValueError("norms without running statistics look at the whole batch")
+    return {name: MixedNorm([each[name] for each in norms], task_of) for name in names}
+
+
+@torch.no_grad()
+def mixes_samples(attachment: Attachment, backbone: nn.Module, num_units: int, example: Tensor) -> bool:
+    """Whether a network gives every sample of a mixed batch what it gives it alone.
+
+    Two sizes of batches are tried, since an axis that does not count samples may have one of them by accident.
+
+    Args:
+        attachment: the gates.
+        backbone: the network.
+        num_units: U.
+        example: a batch, for its shape and type.
+    """
+    generator = torch.Generator().manual_seed(0)
+    norms = {name: norm.eval() for name, norm in attachment.copy_norms().items()}
+    masks = (torch.rand(3, num_units, generator=generator) < 0.7).to(example.device)
+    try:
+        with evaluation_mode(backbone):
+            for size in (5, 7):
+                x = random_like(torch.zeros(size, *example.shape[1:]).to(example), generator)
+                task_of = torch.randint(3, (size,), generator=generator).to(example.device)
+                mixed = attachment.run(backbone, x, masks[task_of], mixed_norms([norms] * 3, task_of))
+                alone = torch.stack([attachment.run(backbone, x, mask, norms) for mask in masks])
+                expected = alone[task_of, torch.arange(size, device=example.device)]
+                scale = float(expected.abs().max())
+                if not torch.allclose(mixed, expected, rtol=1e-3, atol=1e-3 * scale):
+                    return False
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return True

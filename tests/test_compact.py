@@ -1,0 +1,205 @@
+"""Extracted tasks: smaller, plain, and what the gated network says; over the zoo, and against torch's own layers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack import BatchNorms, HATNetwork, InputError, UnsupportedError
+from hatrack.compact import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
+from hatrack.networks import AlexNet, ResNet18, ViT
+from helpers import NETS, attach, learn, logits, open_task
+from zoo import ZOO, Architecture
+from zoo_models import MODELS
+
+ARCHITECTURES = {
+    **ZOO,
+    **MODELS,
+    **{f"nets-{name}": Architecture(net.build, net.shape) for name, net in NETS.items()},
+    "resnet18": Architecture(lambda: ResNet18((3, 8, 8), width=8), (3, 8, 8)),
+    "alexnet": Architecture(lambda: AlexNet((3, 20, 20), width=1 / 6), (3, 20, 20)),
+    "vit": Architecture(lambda: ViT((3, 8, 8), width=24, depth=2, heads=6), (3, 8, 8)),
+}
+
+STAYS_WHOLE = {
+    "vit-by-hand": 2,  # width // heads is written down in forward
+    "vit-scaled-dot-product": 2,
+    "gpt": 2,
+    "convnext": 1,  # a layer norm of its own, which counts what it gets
+    "big-transfer": 2,  # weights are standardised over what they read
+    "grouped-dilated-transposed": 3,  # groups of a convolution need to be of one size
+    "swin": 3,
+    "shufflenet-v2": 3,  # channels are split in halves
+    "cbam-blur-pool": 1,  # a filter for a fixed number of channels
+    "splines": 1,  # a view into a fixed number of bases
+}
+"""How many groups of an architecture cannot be cut; all of the others'."""
+
+
+def a_task(name: str, share: float = 0.4) -> tuple[HATNetwork, Tensor, Tensor]:
+    """A network with one consolidated task with norms of its own, samples to extract with, and others."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    architecture = ARCHITECTURES[name]
+    net = HATNetwork(architecture.build(), architecture.samples(2, generator))
+    open_task(net, "task", 1, share)
+    net.consolidate("task")
+    for norm in net.tasks[0].batch_norms:
+        norm.running_mean.normal_(generator=generator)
+        norm.running_var.uniform_(0.5, 2.0, generator=generator)
+        for parameter in norm.parameters():
+            parameter.data.normal_(generator=generator)
+    return net, architecture.samples(8, generator), architecture.samples(16, generator)
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_it_says_what_the_gated_network_says_and_is_smaller(name: str) -> None:
+    net, x, others = a_task(name)
+    before = {key: value.clone() for key, value in net.backbone.state_dict().items()}
+    expected = logits(net, others, "task")
+    compact = net.extract("task", x)
+    summary = compact.summary
+    assert summary is not None
+    with torch.no_grad():
+        assert_close(compact(others), expected)
+    assert len(summary.whole) == STAYS_WHOLE.get(name, 0), summary.whole
+    assert all(summary.whole.values())
+    for group, mask in net.masks("task").items():
+        assert summary.units[group] == (len(mask) if group in summary.whole else int(mask.sum()))
+    if not summary.whole:
+        assert summary.parameters < 0.75 * summary.full_parameters
+        assert summary.flops < 0.6 * summary.full_flops
+    assert summary.parameters == sum(parameter.numel() for parameter in compact.parameters())
+    parts = list(compact.modules())
+    assert not any(isinstance(part, (nn.Dropout, nn.Dropout2d, HATNetwork)) for part in parts)
+    hooks = [hook for part in parts for hook in part._forward_pre_hooks.values()]
+    assert not hooks or summary.whole
+    assert all(isinstance(hook.__self__, Clear) for hook in hooks)
+    assert torch.equal(logits(net, others, "task"), expected), "extraction changed the network"
+    assert all(torch.equal(value, before[key]) for key, value in net.backbone.state_dict().items())
+
+
+def test_units_of_a_chain_by_hand() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 5), nn.ReLU()), torch.zeros(1, 3)
+    )
+    net.add_task("t", 2, embedding=torch.tensor([1.0, -1, 1, -1, -1, -1, 1, 1, 1]))
+    net.consolidate("t")
+    compact = net.extract("t")
+    first, _, dropout, second, _ = compact.backbone  # type: ignore[misc]
+    assert torch.equal(first.weight, net.backbone[0].weight[[0, 2]])
+    assert torch.equal(second.weight, net.backbone[3].weight[2:][:, [0, 2]])
+    assert torch.equal(compact.head.weight, net.tasks[0].head.weight[:, 2:])
+    assert isinstance(dropout, nn.Identity)
+    assert compact.summary is not None
+    assert compact.summary.parameters == (6 + 2) + (6 + 3) + (6 + 2)
+    assert compact.summary.full_parameters == (12 + 4) + (20 + 5) + (10 + 2)
+    assert (compact.summary.flops, compact.summary.full_flops) == (2 * (6 + 6 + 6), 2 * (12 + 20 + 10))
+    assert "0: 2 of 4 units" in str(compact.summary)
+
+
+def test_several_tasks_with_norms_of_their_own_and_in_a_grown_network() -> None:
+    net = attach("conv-bn")
+    samples = {task: learn(net, task, seed)[0] for seed, task in enumerate(("a", "b"))}
+    net.grow({"0": 6})
+    samples["c"] = learn(net, "c", 2)[0]
+    for task, x in samples.items():
+        compact = net.extract(task)
+        assert_close(compact(x), logits(net, x, task))
+        assert compact.summary is not None
+        assert compact.summary.units["0"] == int(net.masks(task)["0"].sum())
+
+
+@pytest.mark.parametrize("norms", BatchNorms)
+def test_shared_norms_and_gated_inputs(norms: BatchNorms) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(NETS["mlp"].build(), torch.zeros(2, 1, 6), gate_inputs=True, batch_norms=norms)
+    for number in range(2):
+        x, _ = learn(net, f"t{number}", number)
+    compact = net.extract("t1")
+    assert_close(compact(x), logits(net, x, "t1"))
+    assert compact.summary is not None
+    assert list(compact.summary.whole) == (["inputs"] if not net.masks("t1")["inputs"].all() else [])
+
+
+def test_in_double_precision_it_agrees_to_double_precision() -> None:
+    net = attach("residual", dtype=torch.float64)
+    x, _ = learn(net, "t")
+    assert_close(net.extract("t")(x), logits(net, x, "t"), 1e-13)
+
+
+def test_what_cannot_be_extracted_says_why() -> None:
+    net = attach("mlp")
+    open_task(net, "open")
+    with pytest.raises(InputError, match="still in training"):
+        net.extract("open")
+    soft = attach("mlp", hard=False)
+    learn(soft, "t")
+    with pytest.raises(UnsupportedError, match="soft"):
+        soft.extract("t")
+
+
+@pytest.mark.parametrize("shape", [(10,), (3, 10), (10, 4, 5)])
+def test_norms_are_torchs_with_zeros_for_what_is_missing(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    axis = -2 if len(shape) == 2 and shape[0] == 10 else (-1 if shape[-1] == 10 else -3)
+    kept = torch.tensor([0, 2, 3, 7])
+    x = 3 + torch.randn(4, *shape, dtype=torch.float64)
+    cleared = torch.zeros_like(x).index_copy(axis, kept, x.index_select(axis, kept))
+    weight, bias = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    parts = [each.index_select(axis, kept) for each in (weight, bias)]
+    count = weight.numel()
+    missing = count // 10 * 6
+    expected = F.layer_norm(cleared, shape, weight, bias, 1e-5).index_select(axis, kept)
+    found = CompactLayerNorm(len(shape), count, missing, 1e-5, *parts)(x.index_select(axis, kept))
+    torch.testing.assert_close(found, expected)
+    expected = F.rms_norm(cleared, shape, weight, None).index_select(axis, kept)
+    torch.testing.assert_close(CompactRMSNorm(len(shape), count, None, parts[0])(x.index_select(axis, kept)), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (4, 12, 5), (4, 12, 3, 5)])
+def test_group_norm_is_torchs_with_zeros_for_what_is_missing(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    kept = torch.tensor([0, 1, 2, 5, 9])  # nothing is left of one of the groups 0–2, 3–5, 6–8, 9–11
+    x = 3 + torch.randn(shape, dtype=torch.float64)
+    cleared = torch.zeros_like(x).index_copy(1, kept, x[:, kept])
+    weight, bias = torch.randn(2, 12, dtype=torch.float64)
+    norm = CompactGroupNorm(kept // 3, 4, 3, 1e-5, weight[kept], bias[kept])
+    torch.testing.assert_close(norm(x[:, kept]), F.group_norm(cleared, 4, weight, bias, 1e-5)[:, kept])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@torch.no_grad()
+def test_attention_answers_what_torchs_answers(batch_first: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    whole = nn.MultiheadAttention(12, 3, batch_first=batch_first, dtype=torch.float64)
+    for parameter in whole.parameters():
+        parameter.normal_()
+    first, second, third = whole.in_proj_weight.chunk(3)
+    compact = CompactAttention(
+        (first, second, third), whole.in_proj_bias, copy.deepcopy(whole.out_proj), 3, batch_first
+    )
+    query, key = torch.randn(4, 5, 12, dtype=torch.float64), torch.randn(4, 7, 12, dtype=torch.float64)
+    if not batch_first:
+        query, key = query.transpose(0, 1), key.transpose(0, 1)
+    masks = {}
+    if masked:
+        padding = torch.zeros(4, 7, dtype=torch.bool)
+        padding[:, 5:] = True
+        masks = {"key_padding_mask": padding, "attn_mask": torch.ones(5, 7).triu(3).bool()}
+    for average in (True, False):
+        expected = whole(query, key, key, average_attn_weights=average, **masks)
+        found = compact(query, key, key, average_attn_weights=average, **masks)
+        torch.testing.assert_close(found, expected)
+    assert compact(query, key, key, need_weights=False)[1] is None
