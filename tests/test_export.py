@@ -105,3 +105,12 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     folded, x, _ = a_task(next(iter(FOLDED)))
     with pytest.raises(UnsupportedError, match="does not keep samples apart"):
         export_all_tasks(folded, tmp_path / "model.onnx", {"task": x}, {"task": LABELS})
+
+
+def test_what_onnx_does_not_know_is_refused_and_goes_to_pt2(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    net, x, _ = a_task("grouped-dilated-transposed")
+    with pytest.raises(UnsupportedError, match="ONNX has no translation of this network"):
+        export_task(net, "task", tmp_path / "model.onnx", x, LABELS)
+    assert not list(tmp_path.iterdir())
+    export_task(net, "task", tmp_path / "model.pt2", x, LABELS)

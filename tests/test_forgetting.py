@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import hatrack
-from hatrack import BatchNorms, Conditioning, GuaranteeError, HATNetwork, InputError
+from hatrack import Adaptive, BatchNorms, Conditioning, Fading, GuaranteeError, HATNetwork, InputError
 from hatrack.plan import GroupPlan, make_plan
 from helpers import NETS, assert_poison_harmless, attach, learn, logits, mode, open_task
+from test_compact import ARCHITECTURES
 from test_weights import KINDS
 from test_weights import attach as attach_weights
 from test_weights import learn as learn_weights
@@ -81,16 +82,16 @@ def test_every_entry_that_nobody_else_uses_is_drawn_anew(name: str) -> None:
 @EVERY_NETWORK
 def test_no_capacity_leaks_over_ten_rounds(name: str) -> None:
     net, learn_task = NETWORKS[name]()
-    learn_task(net, "stays", 0)
-    capacity, plan, said = net.capacity(), net.plan(), None
+    x, _ = learn_task(net, "stays", 0)
+    capacity, plan, said = net.capacity(), net.plan(), logits(net, x, "stays")
     for turn in range(10):
-        x, _ = learn_task(net, "comes and goes", turn + 1, steps=2)
+        learn_task(net, "comes and goes", turn + 1, steps=2)
         assert net.capacity().weights >= capacity.weights
-        said = logits(net, x, "comes and goes")
+        assert torch.equal(logits(net, x, "stays"), said)
         net.forget("comes and goes", generator=GENERATOR)
         assert net.capacity() == capacity
         assert net.plan() == plan
-    assert said is not None
+        assert torch.equal(logits(net, x, "stays"), said)
 
 
 @EVERY_NETWORK
@@ -147,6 +148,36 @@ def test_nothing_in_the_file_reveals_the_task(name: str, tmp_path: Path) -> None
     assert {k: v.shape for k, v in safetensors.torch.load_file(tmp_path / "after").items()} == {
         k: v.shape for k, v in safetensors.torch.load_file(tmp_path / "before").items()
     }
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if not name.startswith("nets-")])
+def test_the_zoo_forgets(name: str) -> None:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    architecture = ARCHITECTURES[name]
+    net = HATNetwork(architecture.build(), architecture.samples(2, generator))
+    for number, task in enumerate(("a", "b", "c")):
+        open_task(net, task, number)
+        net.consolidate(task)
+    x = architecture.samples(8, generator)
+    before = {task: logits(net, x, task) for task in ("a", "c")}
+    capacity = net.capacity()
+    net.forget("b", generator=generator)
+    assert net.capacity().weights <= capacity.weights
+    for task, said in before.items():
+        assert torch.equal(logits(net, x, task), said)
+    assert_poison_harmless(net, dict.fromkeys(before, x))
+
+
+@pytest.mark.parametrize("conditioning", [Fading(0.5), Adaptive()])
+def test_holds_that_fade_or_adapt_erase_no_more(conditioning: Any) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(NETS["mlp"].build(), torch.zeros(2, 6), s_max=100.0, conditioning=conditioning)
+    samples = {task: learn(net, task, seed)[0] for seed, task in enumerate(("a", "b", "c"))}
+    before = {task: logits(net, x, task) for task, x in samples.items()}
+    net.forget("b")
+    for task in ("a", "c"):
+        assert torch.equal(logits(net, samples[task], task), before[task])
 
 
 def test_earlier_files_forget_too(tmp_path: Path) -> None:

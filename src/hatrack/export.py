@@ -258,15 +258,19 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], me
     program = _traced(model, inputs)
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            program,
-            f=target,
-            input_names=list(names),
-            output_names=["logits"],
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                program,
+                f=target,
+                input_names=list(names),
+                output_names=["logits"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise UnsupportedError(f"ONNX has no translation of this network: {reason}; .pt2 may do") from error
         written = onnx.load(target)
         onnx.helper.set_model_props(written, dict(metadata))
         onnx.checker.check_model(written)
