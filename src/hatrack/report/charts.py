@@ -127,24 +127,18 @@ def curves(rows: Sequence[Row], figure: Column, methods: Sequence[str], *, legen
     x = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
     base = _chart(values).encode(x=x, color=_color(methods, legend))
     y_title = f"{figure.title}{title}"
-    band = (
-        base.encode(color=_color(methods, False))
-        .mark_area(opacity=0.14)
-        .encode(y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q")
+    band = base.mark_area(opacity=0.14).encode(
+        y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q"
     )
     line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y("value:Q", title=y_title), strokeDash=_dash(methods, legend))
-    dots = (
-        base.encode(color=_color(methods, False))
-        .mark_circle(size=46, opacity=1)
-        .encode(
-            y="value:Q",
-            tooltip=[
-                alt.Tooltip("method:N"),
-                alt.Tooltip("after:O", title="tasks learned"),
-                alt.Tooltip("value:Q", title=figure.title),
-                alt.Tooltip("sd:Q", title="standard deviation"),
-            ],
-        )
+    dots = base.mark_circle(size=46, opacity=1).encode(
+        y="value:Q",
+        tooltip=[
+            alt.Tooltip("method:N"),
+            alt.Tooltip("after:O", title="tasks learned"),
+            alt.Tooltip("value:Q", title=figure.title),
+            alt.Tooltip("sd:Q", title="standard deviation"),
+        ],
     )
     return _chosen(alt.layer(band, line, dots), methods)
 
@@ -385,12 +379,12 @@ def _chart(values: Sequence[dict[str, Any]]) -> Any:
 
 
 def _color(methods: Sequence[str], legend: bool) -> Any:
-    shown = alt.Legend(title="method", symbolType="stroke") if legend else None
+    shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
     return alt.Color("method:N", scale=alt.Scale(domain=list(methods)), legend=shown)
 
 
 def _dash(methods: Sequence[str], legend: bool) -> Any:
-    shown = alt.Legend(title="method") if legend else None
+    shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
     return alt.StrokeDash("method:N", scale=_dashes(methods), legend=shown)
 
 

@@ -72,7 +72,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
             Study(
                 "many-tasks",
                 "HAT and PNN beyond the eight tasks of the paper: 12 permutations",
-                f"{_HAT}, section 4 (its networks for PNN are sized for the number of tasks)",
+                f"{_HAT}, where there are 8",
                 experiment="permuted-mnist",
                 methods=("hat", "pnn", "random", "joint"),
                 variants=({"num_tasks": 12},),
