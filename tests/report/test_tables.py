@@ -73,6 +73,15 @@ def test_ratios_need_joint_and_random() -> None:
     assert row_of(tables.forgetting_ratios(HAND), "joint")["after_2"] == pytest.approx(0.0)
 
 
+def test_usage_of_seeds_that_stop_after_other_numbers_of_epochs() -> None:
+    first, second = synthetic("hat", 0, 1), synthetic("hat", 1, 1)
+    first = replace(first, history=(replace(first.history[0], used=(0.6, 0.4)),))
+    second = replace(second, history=(replace(second.history[0], used=(0.9, 0.7, 0.5, 0.3)),))
+    rows = tables.mean_usage(Runs.of([first, second]), points=4).rows
+    assert [row["progress"] for row in rows] == [0.25, 0.5, 0.75, 1.0]
+    assert [row["used"] for row in rows] == pytest.approx([0.75, 0.65, 0.45, 0.35])
+
+
 def test_metrics_by_hand() -> None:
     matrix = [[0.9, None], [0.7, 0.8]]
     assert learning_accuracy(matrix) == pytest.approx(0.85)
@@ -198,6 +207,8 @@ def test_every_figure_can_be_drawn(name: str, folder: Path, capsys: pytest.Captu
     text = out.read_text()
     assert text.startswith("<svg")
     assert "NaN" not in text
+    if name in ("accuracy", "forgetting", "forgetting-ratio", "usage"):
+        assert ">hat</text>" in text, "a legend says which line is which"
     assert out.with_suffix(".csv").read_text().count("\n") > 1
 
 

@@ -38,7 +38,7 @@ from hatrack.cli.options import (
     what_to_learn,
     with_short_forms,
 )
-from hatrack.cli.reporting import figure_command, report_command
+from hatrack.cli.reporting import analyse_command, figure_command, report_command
 from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
@@ -57,6 +57,7 @@ from hatrack.methods import METHODS
 from hatrack.parallel import joined
 from hatrack.report import accuracy_table, forgetting_line, verification_table
 from hatrack.report.figures import FIGURES
+from hatrack.report.studies import STUDIES
 
 __all__ = ["DEMO_TITLES", "app", "main"]
 
@@ -179,10 +180,13 @@ app.command(report_command, name="report")
 app.command(figure_command, name="figure")
 app.command(export_command, name="export")
 app.command(predict_command, name="predict")
+app.command(analyse_command, name="analyse")
 
 
 @app.command(name="list")
-def list_command(what: Literal["experiments", "methods", "networks", "datasets", "figures"] | None = None, /) -> int:
+def list_command(
+    what: Literal["experiments", "methods", "networks", "datasets", "figures", "analyses"] | None = None, /
+) -> int:
     """Explain what there is to choose from.
 
     Parameters
@@ -201,6 +205,7 @@ def list_command(what: Literal["experiments", "methods", "networks", "datasets",
         "networks": _listing("networks", ("source",), ((n.name, n.description, n.source) for n in NETWORKS.values())),
         "datasets": _listing("datasets", ("licence",), ((d.name, d.description, d.licence) for d in DATASETS.values())),
         "figures": _listing("figures", ("source",), ((f.name, f.description, f.source) for f in FIGURES.values())),
+        "analyses": _listing("analyses", ("source",), ((s.name, s.description, s.source) for s in STUDIES.values())),
     }
     for name, table in tables.items():
         if what in (None, name):

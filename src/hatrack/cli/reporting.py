@@ -9,14 +9,17 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from hatrack.atomic import write_atomically
-from hatrack.cli.options import make_console, say
+from hatrack.cli.display import RunDisplay
+from hatrack.cli.options import WHOLE, Data, InterruptedRun, Quiet, Settings, make_console, read_overrides, say
 from hatrack.errors import InputError
+from hatrack.experiments import EXPERIMENTS, finished_result, prepare, run
 from hatrack.names import look_up
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.runs import Runs, read_runs
+from hatrack.report.studies import STUDIES, draw, requests
 from hatrack.report.writers import WRITERS
 
-__all__ = ["figure_command", "report_command"]
+__all__ = ["analyse_command", "figure_command", "report_command"]
 
 Output = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 
@@ -93,6 +96,60 @@ def figure_command(
     data = target.with_suffix(".csv")
     _write(data, WRITERS["csv"](drawing.table))
     say(make_console(), f"wrote {target} and {data}")
+    return 0
+
+
+def analyse_command(
+    name: Annotated[str, Parameter(choices=tuple(STUDIES))],
+    /,
+    *,
+    out: Output = None,
+    experiment: Annotated[str | None, Parameter(choices=tuple(EXPERIMENTS))] = None,
+    seeds: Annotated[int, WHOLE] = 1,
+    settings: Settings = (),
+    data: Data = None,
+    quiet: Quiet = False,
+) -> int:
+    """Train what a figure of the papers needs, and draw it.
+
+    Every finished task is on disk: interrupt it, and the same command goes on from there.
+
+    Parameters
+    ----------
+    name
+        Which analysis; `hatrack list analyses` explains them.
+    out
+        Folder for the runs, the figure and its data, by default `runs/NAME`.
+    experiment
+        What to learn, if not what the analysis learns by itself.
+    seeds
+        How many seeds, counted from 0.
+    settings
+        Override a setting of all runs, `key=value`: `--set epochs=5`.
+    """
+    from hatrack.report import charts
+
+    study = look_up("analysis", name, STUDIES)
+    folder = out or Path("runs") / name
+    console = make_console()
+    runs = requests(
+        study, folder, experiment=experiment, seeds=range(seeds), data=data, overrides=read_overrides(settings)
+    )
+    for request in runs:
+        if finished_result(request) is None:
+            prepared = prepare(request)
+            label = request.out.name if request.out is not None else request.method
+            try:
+                with RunDisplay(console, prepared.result, quiet=quiet, label=label) as display:
+                    for event in run(prepared):
+                        display.show(event)
+            except KeyboardInterrupt:
+                raise InterruptedRun from None
+    drawing = draw(study, folder, runs)
+    charts.save(drawing.chart, folder / f"{name}.svg", drawing.title)
+    _write(folder / f"{name}.csv", WRITERS["csv"](drawing.table))
+    if not quiet:
+        say(console, f"wrote {folder / name}.svg and {folder / name}.csv")
     return 0
 
 

@@ -5,9 +5,15 @@ All of them tell methods apart by colour and by dashes, from a palette for any c
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
 
 from hatrack.errors import InputError
 from hatrack.report.tables import Column, Kind, Row
@@ -27,6 +33,7 @@ __all__ = [
     "heat_map",
     "layers",
     "lines_per_task",
+    "pictures",
     "save",
     "scatter",
     "style",
@@ -120,24 +127,18 @@ def curves(rows: Sequence[Row], figure: Column, methods: Sequence[str], *, legen
     x = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
     base = _chart(values).encode(x=x, color=_color(methods, legend))
     y_title = f"{figure.title}{title}"
-    band = (
-        base.encode(color=_color(methods, False))
-        .mark_area(opacity=0.14)
-        .encode(y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q")
+    band = base.mark_area(opacity=0.14).encode(
+        y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q"
     )
     line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y("value:Q", title=y_title), strokeDash=_dash(methods, legend))
-    dots = (
-        base.encode(color=_color(methods, False))
-        .mark_circle(size=46, opacity=1)
-        .encode(
-            y="value:Q",
-            tooltip=[
-                alt.Tooltip("method:N"),
-                alt.Tooltip("after:O", title="tasks learned"),
-                alt.Tooltip("value:Q", title=figure.title),
-                alt.Tooltip("sd:Q", title="standard deviation"),
-            ],
-        )
+    dots = base.mark_circle(size=46, opacity=1).encode(
+        y="value:Q",
+        tooltip=[
+            alt.Tooltip("method:N"),
+            alt.Tooltip("after:O", title="tasks learned"),
+            alt.Tooltip("value:Q", title=figure.title),
+            alt.Tooltip("sd:Q", title="standard deviation"),
+        ],
     )
     return _chosen(alt.layer(band, line, dots), methods)
 
@@ -165,8 +166,8 @@ def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str]) -> Ch
         .encode(
             x=alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("value:Q", title="accuracy (%)", scale=alt.Scale(zero=False)),
-            color=alt.Color("task:N", sort=tasks, title="task"),
-            strokeDash=alt.StrokeDash("task:N", sort=tasks, title="task", scale=_dashes(tasks)),
+            color=alt.Color("task:N", scale=alt.Scale(domain=tasks), title="task"),
+            strokeDash=alt.StrokeDash("task:N", title="task", scale=_dashes(tasks)),
             tooltip=[
                 "task:N",
                 alt.Tooltip("after:O", title="tasks learned"),
@@ -232,7 +233,9 @@ def layers(rows: Sequence[Row], method: str) -> Chart:
     )
 
 
-def heat_map(rows: Sequence[Row], x: Column, y: Column, value: Column, *, top: float = 100.0) -> Chart:
+def heat_map(
+    rows: Sequence[Row], x: Column, y: Column, value: Column, *, bottom: float = 50.0, top: float = 100.0
+) -> Chart:
     """A matrix, in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
     values = [
         {"x": row[x.key], "y": row[y.key], "value": round(100 * row[value.key], 1)}
@@ -245,14 +248,14 @@ def heat_map(rows: Sequence[Row], x: Column, y: Column, value: Column, *, top: f
     )
     low = min((row["value"] for row in values), default=0.0)
     cells = base.mark_rect().encode(
-        color=alt.Color("value:Q", title=f"{value.title} (%)", scale=alt.Scale(domain=[min(low, 50.0), top])),
+        color=alt.Color("value:Q", title=f"{value.title} (%)", scale=alt.Scale(domain=[min(low, bottom), top])),
         tooltip=[
             alt.Tooltip("y:O", title=y.title),
             alt.Tooltip("x:O", title=x.title),
             alt.Tooltip("value:Q", title=f"{value.title} (%)"),
         ],
     )
-    floor = min(low, 50.0)
+    floor = min(low, bottom)
     middle = next((floor + share / 100 * (top - floor) for share in range(101) if dark_cell(share / 100, "light")), top)
     numbers = base.mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=".1f"),
@@ -287,7 +290,15 @@ def bars(rows: Sequence[Row], figure: Column, *, unit: str = "") -> Chart:
 
 
 def scatter(
-    rows: Sequence[Row], x: str, y: str, titles: tuple[str, str], group: str, *, order: str, log_x: bool = False
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    titles: tuple[str, str],
+    group: str,
+    *,
+    order: str,
+    log_x: bool = False,
+    points: bool = True,
 ) -> Chart:
     """Points joined by lines, a line per group: for sensitivity (Fig. 4) and compression (Fig. 7).
 
@@ -299,20 +310,54 @@ def scatter(
         group: key of what tells lines apart.
         order: key by which the points of a line follow each other.
         log_x: whether x grows by factors.
+        points: whether points are marked.
     """
     values = [{"x": row[x], "y": _digits(100 * row[y]), "group": str(row[group]), "order": row[order]} for row in rows]
+    spreads = [
+        {
+            "x": row[x],
+            "group": str(row[group]),
+            "low": _digits(100 * (row[y] - sd)),
+            "high": _digits(100 * (row[y] + sd)),
+        }
+        for row in rows
+        if (sd := row.get(f"{y}_sd")) is not None
+    ]
     groups = list(dict.fromkeys(value["group"] for value in values))
     scale = alt.Scale(type="log") if log_x else alt.Scale(zero=False)
     axis = alt.Axis(values=sorted({value["x"] for value in values}), format="~g") if log_x else alt.Axis()
-    mark = _chart(values).mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=2)
-    return mark.encode(
+    mark = _chart(values).mark_line(point=alt.OverlayMarkDef(size=40) if points else False, strokeWidth=2)
+    lines = mark.encode(
         x=alt.X("x:Q", title=titles[0], scale=scale, axis=axis),
         y=alt.Y("y:Q", title=titles[1], scale=alt.Scale(zero=False)),
         order="order:Q",
-        color=alt.Color("group:N", sort=groups, title=group),
-        strokeDash=alt.StrokeDash("group:N", sort=groups, title=group, scale=_dashes(groups)),
+        color=alt.Color("group:N", scale=alt.Scale(domain=groups), title=group),
+        strokeDash=alt.StrokeDash("group:N", title=group, scale=_dashes(groups)),
         tooltip=["group:N", alt.Tooltip("x:Q", title=titles[0]), alt.Tooltip("y:Q", title=titles[1])],
     )
+    if not spreads:
+        return lines
+    bars_of_spread = _chart(spreads).mark_rule(strokeWidth=1.2, opacity=0.7)
+    return alt.layer(bars_of_spread.encode(x=alt.X("x:Q", scale=scale), y="low:Q", y2="high:Q", color="group:N"), lines)
+
+
+def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6, side: int = 112) -> Chart:
+    """Small grey pictures side by side: white is 1, black is 0.
+
+    Args:
+        names: above the pictures.
+        values: in [0, 1], ``(H, W)`` each.
+        columns: how many pictures beside each other.
+        side: width and height on the page.
+    """
+    rows = [
+        {"name": name, "number": number, "url": _png(value)}
+        for number, (name, value) in enumerate(zip(names, values, strict=True))
+    ]
+    image = _chart(rows).mark_image(width=side, height=side, x=0, y=0, align="left", baseline="top").encode(url="url:N")
+    header = alt.Header(title=None, labelFontSize=12, labelLimit=side)
+    facet = alt.Facet("name:N", sort=list(names), header=header)
+    return image.properties(width=side, height=side).facet(facet, columns=columns, spacing=12)
 
 
 def save(chart: Chart, path: Path, title: str = "") -> None:
@@ -334,12 +379,12 @@ def _chart(values: Sequence[dict[str, Any]]) -> Any:
 
 
 def _color(methods: Sequence[str], legend: bool) -> Any:
-    shown = alt.Legend(title="method", symbolType="stroke") if legend else None
+    shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
     return alt.Color("method:N", scale=alt.Scale(domain=list(methods)), legend=shown)
 
 
 def _dash(methods: Sequence[str], legend: bool) -> Any:
-    shown = alt.Legend(title="method") if legend else None
+    shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
     return alt.StrokeDash("method:N", scale=_dashes(methods), legend=shown)
 
 
@@ -352,6 +397,14 @@ def _chosen(chart: Any, methods: Sequence[str]) -> Any:
     """Let a page choose the methods, through the parameter ``chosen``."""
     chosen = alt.param(name="chosen", value=list(methods))
     return chart.add_params(chosen).transform_filter("!isValid(datum.method) || indexof(chosen, datum.method) >= 0")
+
+
+def _png(value: Tensor) -> str:
+    """A picture as a data address, every value a square of several pixels, so that no viewer blurs it."""
+    grey = (255 * value.clamp(0, 1)).round().to(torch.uint8).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    content = io.BytesIO()
+    Image.fromarray(grey.cpu().numpy()).save(content, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def _digits(value: float) -> float:

@@ -70,7 +70,7 @@ def _curve(key: str, title: str) -> Callable[[Runs, str], Drawing]:
 def _usage(runs: Runs, method: str) -> Drawing:
     from hatrack.report import charts
 
-    table = _require(tables.usage(runs), "methods with masks, such as hat or pmask")
+    table = _require(tables.mean_usage(runs), "methods with masks, such as hat or pmask")
     known = [label for label in runs.labels if any(row["method"] == label for row in table.rows)]
     return Drawing(charts.usage(table.rows, runs.learned, known), "Network in use during training", table)
 

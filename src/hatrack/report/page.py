@@ -24,9 +24,9 @@ from hatrack.report.tables import (
     curves,
     data,
     is_constant,
+    mean_usage,
     reuse,
     summary,
-    usage,
 )
 from hatrack.report.verdict import Verdict, differences, verdict
 from hatrack.report.writers import display, number
@@ -68,7 +68,7 @@ def html_report(runs: Runs) -> str:
             reuse(runs),
             data(runs),
             differences(runs),
-            _mean_usage(runs),
+            mean_usage(runs),
         )
     }
     drawn = _charts(runs, tables)
@@ -410,14 +410,14 @@ def _charts(runs: Runs, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
                     "chart": charts.curves(tables["curves"].rows, columns[key], methods, legend=False),
                 }
             )
-    if tables["usage"].rows:
+    if tables["mean-usage"].rows:
         drawn.append(
             {
                 "name": "usage",
                 "title": "Network in use",
-                "table": "usage",
+                "table": "mean-usage",
                 "text": "while tasks are in training; dashed lines are switches to the next task.",
-                "chart": charts.usage(tables["usage"].rows, runs.learned, methods, legend=False),
+                "chart": charts.usage(tables["mean-usage"].rows, runs.learned, methods, legend=False),
             }
         )
     for chart in drawn:
@@ -425,20 +425,6 @@ def _charts(runs: Runs, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
             f"Line chart: {chart['title']} by number of tasks learned, {chart['text']} Its data follow below."
         )
     return drawn
-
-
-def _mean_usage(runs: Runs) -> Table:
-    """Usage, the mean over seeds, with few enough points for a page."""
-    table = usage(runs)
-    sums: dict[tuple[str, int, int], list[float]] = {}
-    for row in table.rows:
-        place = round(40 * (row["progress"] - row["task"] + 1))
-        sums.setdefault((row["method"], row["task"], place), []).append(row["used"])
-    rows = tuple(
-        {"method": method, "progress": round(task - 1 + place / 40, 3), "used": round(sum(of) / len(of), 4)}
-        for (method, task, place), of in sums.items()
-    )
-    return Table("usage", table.title, tuple(c for c in table.columns if c.key in ("method", "progress", "used")), rows)
 
 
 def _compact(table: Table) -> dict[str, Any]:

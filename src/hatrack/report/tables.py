@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +27,7 @@ __all__ = [
     "data",
     "forgetting_ratios",
     "is_constant",
+    "mean_usage",
     "reuse",
     "sensitivity",
     "summary",
@@ -234,6 +236,27 @@ def usage(runs: Runs) -> Table:
         *(Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT)),
     )
     return Table("usage", "Share of the network in use during training", columns, tuple(rows))
+
+
+def mean_usage(runs: Runs, points: int = 30) -> Table:
+    """What :func:`usage` holds, the mean over seeds, which may stop a task after different numbers of epochs.
+
+    Args:
+        runs: the runs.
+        points: how many places within every task; at each, a run counts with the epoch that it was in.
+    """
+    places: dict[tuple[str, int, int], list[float]] = {}
+    for label, _, run in _each(runs):
+        for task, history in enumerate(run.history):
+            for place in range(1, points + 1) if history.used else ():
+                epoch = math.ceil(place * len(history.used) / points)
+                places.setdefault((label, task, place), []).append(history.used[epoch - 1])
+    rows = tuple(
+        {"method": label, "progress": round(task + place / points, 3), **_spread("used", of)}
+        for (label, task, place), of in places.items()
+    )
+    columns = (_METHOD, Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT))
+    return Table("mean-usage", "Share of the network in use during training", columns, rows)
 
 
 def reuse(runs: Runs) -> Table:

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from hatrack.cli import main
+from hatrack.report.studies import STUDIES, requests
+
+QUICK = ["--set", "epochs=2", "--set", "hidden=20,20", "--set", "limit=100", "--set", "num_tasks=2"]
+
+
+@pytest.mark.parametrize("name", ["input-attention", "weight-masks", "gradient"])
+def test_pictures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyse", name, *QUICK, "-o", str(tmp_path)]) == 0
+    assert f"wrote {tmp_path / name}.svg" in capsys.readouterr().out.replace("\n", "")
+    assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    with (tmp_path / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    if name != "gradient":
+        pictures = 2 if name == "input-attention" else 3  # the last is of both tasks together
+        assert len(rows) == pictures * 28 * 28
+        assert all(0.0 <= float(row["share"]) <= 1.0 for row in rows)
+        return
+    at = {(row["gate"], round(float(row["e"]), 2)): float(row["gradient"]) for row in rows}
+    # Without compensation the steps with a large scale count, whose slope s σ'(s e) is 0 but for e near 0.
+    assert at["annealed", 1.0] < 0.02 < at["annealed and compensated", 1.0]
+    # With s = 1 the slope is σ'(e), 4 σ(e)(1 − σ(e)) of its largest.
+    assert at["s = 1 throughout", 1.0] == pytest.approx(4 * 0.7310586 * 0.2689414, abs=1e-6)
+    assert all(value == pytest.approx(1.0) for (_, e), value in at.items() if e == 0.0)
+
+
+def test_sensitivity_runs_every_variant_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    command = ["analyse", "sensitivity-c", *QUICK, "-o", str(tmp_path), "--quiet"]
+    assert main(command) == 0
+    with (tmp_path / "sensitivity-c.csv").open() as file:
+        assert [float(row["c"]) for row in csv.DictReader(file)] == [0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    assert len(times) == 8
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")} == times
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_runs_of_a_study_have_folders_of_their_own(name: str, tmp_path: Path) -> None:
+    wanted = requests(STUDIES[name], tmp_path, seeds=range(3), overrides={"epochs": 2})
+    assert len({request.out for request in wanted}) == len(wanted)
+    assert all(request.overrides["epochs"] == 2 for request in wanted)
+
+
+def test_a_study_of_input_features_needs_gates_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--set", "epochs=1", "--set", "limit=10", "--set", "num_tasks=1", "--set", "network=alexnet"]
+    assert main(["analyse", "weight-masks", *tiny, "-o", str(tmp_path), "--quiet"]) == 2
+    assert "take an experiment with an mlp" in capsys.readouterr().err
