@@ -26,10 +26,7 @@ QUICK = [
 def test_a_run_can_be_followed(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
-    assert (
-        main(["run", "demo", "--method", "hat", *QUICK, "--threads", "1", "--log", "tensorboard", "--out", str(out)])
-        == 0
-    )
+    assert main(["run", "demo", "--method", "hat", *QUICK, "--log", "tensorboard", "--out", str(out)]) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the reader's own dependencies
         events = reader.EventAccumulator(str(out / "tensorboard"))
