@@ -186,7 +186,8 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
         sums.setdefault((row["method"], row["after"], row["task"]), []).append(row["accuracy"])
     means = {key: sum(values) / len(values) for key, values in sums.items()}
     shown = [value for (method, _, _), value in means.items() if method != "random"] or list(means.values())
-    low, high = min(shown), max(shown)
+    high = max(shown)
+    low = max(0.0, min([*shown, high - 0.1]))  # a few points are no reason for all the colours
     tasks = range(1, runs.learned + 1)
     matrices = []
     for label in runs.labels:
