@@ -12,7 +12,7 @@ from synthetic import METHODS, synthetic
 
 from hatrack.cli import main
 from hatrack.experiments.results import write_result
-from hatrack.report import charts
+from hatrack.report import style
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
 
@@ -169,13 +169,13 @@ def test_colours_can_be_seen(theme: str) -> None:
     for text in ("ink", "muted", "accent", "good", "bad"):
         assert contrast(colours[text], colours["bg"]) >= 4.5, f"{text} is text (WCAG 1.4.3)"
         assert contrast(colours[text], colours["panel"]) >= 4.5
-    for index in range(len(charts.LIGHT)):
+    for index in range(len(style.LIGHT)):
         assert contrast(colours[f"c{index}"], colours["bg"]) >= 3.0, "lines are graphics (WCAG 1.4.11)"
     low, high = ([int(colours[end][at : at + 2], 16) for at in (1, 3, 5)] for end in ("low", "high"))
     for step in range(101):
         parts = (round(a + (b - a) * step / 100) for a, b in zip(low, high, strict=True))
         mixed = "#" + "".join(f"{part:02x}" for part in parts)
-        ink = "#ffffff" if charts.dark_cell(step / 100, theme) else "#000000"
+        ink = "#ffffff" if style.dark_cell(step / 100, theme) else "#000000"
         assert contrast(ink, mixed) >= 4.5
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,6 +59,7 @@ from hatrack.parallel import joined
 from hatrack.report import accuracy_table, forgetting_line, verification_table
 from hatrack.report.figures import FIGURES
 from hatrack.report.studies import STUDIES
+from hatrack.report.tensorboard import TensorBoard
 
 __all__ = ["DEMO_TITLES", "app", "main"]
 
@@ -126,6 +128,7 @@ def run_command(
     settings: Settings = (),
     device: Device = "auto",
     threads: Annotated[int | None, WHOLE] = None,
+    log: Literal["tensorboard"] | None = None,
     quiet: Quiet = False,
 ) -> int:
     """Run a task sequence with a method, and keep the results.
@@ -157,6 +160,8 @@ def run_command(
         Where to train; `auto` takes a GPU if there is one.
     threads
         Number of CPU threads; test logits are the same to the bit only with the same number.
+    log
+        Write losses and accuracies for TensorBoard while the run goes on, into the folder `tensorboard` of the run.
     """
     overrides = with_short_forms(read_overrides(settings), epochs=epochs, limit=limit, network=network)
     name, sources = what_to_learn(experiment, tasks)
@@ -166,7 +171,7 @@ def run_command(
     with joined(where) as ranks:
         quiet = quiet or ranks.rank > 0
         request = RunRequest(name, method, seed, folder, data, overrides, where, sources, ranks)
-        result = _carry_out(request, console, quiet)
+        result = _carry_out(request, console, quiet, log=log is not None and ranks.rank == 0)
     if not quiet:
         console.print(accuracy_table(result))
         console.print(forgetting_line(result), highlight=False)
@@ -274,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
 
 
-def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
+def _carry_out(request: RunRequest, console: Console, quiet: bool, *, log: bool = False) -> RunResult:
     finished = finished_result(request)
     if finished is not None:
         if not quiet:
@@ -283,9 +288,13 @@ def _carry_out(request: RunRequest, console: Console, quiet: bool) -> RunResult:
     with DownloadDisplay(console, quiet=quiet) as monitor:
         prepared = prepare(request, monitor)
     try:
-        with RunDisplay(console, prepared.result, quiet=quiet, label=request.method) as display:
+        with ExitStack() as stack:
+            show = [stack.enter_context(RunDisplay(console, prepared.result, quiet=quiet, label=request.method)).show]
+            if log and request.out is not None:
+                show.append(stack.enter_context(TensorBoard(request.out / "tensorboard", prepared.result)).show)
             for event in run(prepared):
-                display.show(event)
+                for each in show:
+                    each(event)
     except KeyboardInterrupt:
         if request.out is None:
             raise

@@ -1,0 +1,297 @@
+"""What the page of a report says, section by section: plain values for its template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hatrack.report.runs import REFERENCES, Runs
+from hatrack.report.style import DASHES, LIGHT, dark_cell
+from hatrack.report.tables import Column, Kind, Table, is_constant, summary
+from hatrack.report.verdict import Verdict
+from hatrack.report.writers import display, number
+
+__all__ = [
+    "cards",
+    "environments",
+    "forest",
+    "layer_matrices",
+    "matrices",
+    "method_list",
+    "proof",
+    "reuse_matrices",
+    "sentences",
+    "settings",
+    "summary_rows",
+    "title",
+]
+
+_UNITS = {Kind.PERCENT: "%", Kind.POINTS: "points", Kind.SECONDS: "seconds"}
+
+
+def title(runs: Runs) -> str:
+    """What the runs are called."""
+    competing = runs.competitors
+    if len(competing) == 1:
+        return competing[0]
+    references = [label for label in runs.labels if label not in competing]
+    return f"{len(competing)} methods" + (f" and {_count(len(references), 'reference')}" if references else " compared")
+
+
+def method_list(runs: Runs) -> list[dict[str, Any]]:
+    """Every method, with how its lines are drawn and whether they are shown at first."""
+    palette = len(LIGHT)
+    return [
+        {
+            "name": label,
+            "color": index % palette,
+            "shown": label != "random" or len(runs.labels) == 1,
+            "dash": " ".join(map(str, DASHES[index // palette % len(DASHES)])) if index >= palette else "none",
+        }
+        for index, label in enumerate(runs.labels)
+    ]
+
+
+def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
+    """The result in a few figures."""
+    several = len(runs.competitors) > 1
+    cards = [
+        {
+            "tone": "",
+            "what": "highest accuracy after the last task" if several else "average accuracy in the end",
+            "figure": f"{outcome.best} {100 * outcome.accuracy:.1f} %"
+            if several
+            else f"{100 * outcome.accuracy:.1f} %",
+            "text": f"mean over {_count(runs.learned, 'task')} and {_count(len(runs.by_label[outcome.best]), 'seed')}",
+        }
+    ]
+    if outcome.second is not None and outcome.points is not None:
+        lead = outcome.lead
+        text = "one seed in common: no telling whether that is luck"
+        if lead is not None:
+            text = f"95 % interval {number(lead.low, Kind.POINTS)} to {number(lead.high, Kind.POINTS)}: "
+            text += "more than luck" if lead.excludes_zero else "may well be luck"
+        cards.append(
+            {
+                "tone": "",
+                "what": f"ahead of {outcome.second}, the next",
+                "figure": f"{number(outcome.points, Kind.POINTS)} points",
+                "text": text,
+            }
+        )
+    kept = outcome.unforgotten
+    if kept or not several:
+        figure = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
+        cards.append(
+            {
+                "tone": "good" if kept else "bad",
+                "what": "no output on an old task ever changed",
+                "figure": figure if several else "yes" if kept else "no",
+                "text": "identical to the bit, shown by fingerprints",
+            }
+        )
+    name, lost = outcome.most_forgetful
+    if lost > 0:
+        cards.append(
+            {
+                "tone": "bad",
+                "what": "forgets most" if several else "forgetting",
+                "figure": f"{name} {100 * lost:.1f} points" if several else f"{100 * lost:.1f} points",
+                "text": "of accuracy lost since a task was learned, on the average",
+            }
+        )
+    return cards
+
+
+def sentences(runs: Runs, outcome: Verdict) -> list[str]:
+    """What else there is to say of the result."""
+    sentences = []
+    if "joint" in runs.labels and runs.learned > 1 and outcome.best != "joint":
+        joint = next(row for row in summary(runs).rows if row["method"] == "joint")["average_accuracy"]
+        gap = outcome.accuracy - joint
+        relation = "below" if gap < 0 else "above"
+        sentences.append(
+            f"Learning all tasks at once, with all the data in hand, reaches {100 * joint:.1f} %: the best "
+            f"method is {abs(100 * gap):.1f} points {relation} that."
+        )
+    if outcome.lead is None and outcome.second is not None:
+        sentences.append("With fewer than two seeds in common, differences cannot be told from luck; run more seeds.")
+    return sentences
+
+
+def summary_rows(table: Table) -> dict[str, Any]:
+    """The table of all methods, for the page."""
+    shown = [column for column in table.columns if column.key not in ("backward_transfer", "seeds")]  # said otherwise
+    columns = [{"title": c.title, "help": c.help, "kind": c.kind, "unit": _UNITS.get(c.kind, "")} for c in shown]
+    rows = []
+    for row in table.rows:
+        cells = [_cell(row, column) for column in shown]
+        rows.append({"method": row["method"], "reference": row["method"] in REFERENCES, "cells": cells})
+    return {"columns": columns, "rows": rows}
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> dict[str, Any]:
+    value, spread = row[column.key], row.get(f"{column.key}_sd")
+    share = round(float(value), 4) if column.key in ("average_accuracy", "used") and value is not None else None
+    text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)
+    return {
+        "text": text,
+        "kind": column.kind.value,
+        "share": share,
+        "spread": None if spread is None or value is None else number(spread, column.kind),
+    }
+
+
+def forest(table: Table, reference: str) -> dict[str, Any]:
+    """Differences and their intervals, placed between the lowest and the highest end."""
+    rows = [row for row in table.rows if row["method"] != "random"]
+    if not rows:
+        return {"rows": []}
+    low = min(0.0, *(row["average_accuracy_low"] for row in rows))
+    high = max(0.0, *(row["average_accuracy_high"] for row in rows))
+    width: float = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * float(value - low) / float(width), 2)
+
+    return {
+        "reference": reference,
+        "zero": place(0.0),
+        "low": number(low, Kind.POINTS),
+        "high": number(high, Kind.POINTS),
+        "rows": [
+            {
+                "method": row["method"],
+                "mean": number(row["average_accuracy"], Kind.POINTS),
+                "interval": f"{number(row['average_accuracy_low'], Kind.POINTS)} to "
+                f"{number(row['average_accuracy_high'], Kind.POINTS)}",
+                "left": place(row["average_accuracy_low"]),
+                "at": place(row["average_accuracy"]),
+                "width": place(row["average_accuracy_high"]) - place(row["average_accuracy_low"]),
+                "word": "may be luck"
+                if not row["average_accuracy_significant"]
+                else "better"
+                if row["average_accuracy"] > 0
+                else "worse",
+            }
+            for row in rows
+        ],
+    }
+
+
+def matrices(table: Table, runs: Runs) -> dict[str, Any]:
+    """Accuracy matrices as heat maps, means over seeds, with what was lost of every task."""
+    sums: dict[tuple[str, int, int], list[float]] = {}
+    for row in table.rows:
+        sums.setdefault((row["method"], row["after"], row["task"]), []).append(row["accuracy"])
+    means = {key: sum(values) / len(values) for key, values in sums.items()}
+    shown = [value for (method, _, _), value in means.items() if method != "random"] or list(means.values())
+    high = max(shown)
+    low = max(0.0, min([*shown, high - 0.1]))  # a few points are no reason for all the colours
+    tasks = range(1, runs.learned + 1)
+    matrices = []
+    for label in runs.labels:
+        rows = [
+            [_heat(means[label, after, task], low, high) if task <= after else None for task in tasks]
+            for after in tasks
+        ]
+        lost = [means[label, task, task] - means[label, runs.learned, task] for task in tasks]
+        tones = [
+            "" if task == runs.learned else "bad" if drop > 0.01 else "good" if drop <= 0 else ""
+            for task, drop in zip(tasks, lost, strict=True)
+        ]
+        texts = [f"{100 * drop:.1f}".replace("-0.0", "0.0").replace("-", "−") for drop in lost]
+        matrices.append(
+            {
+                "method": label,
+                "rows": rows,
+                "lost": [{"text": text, "tone": tone} for text, tone in zip(texts, tones, strict=True)],
+            }
+        )
+    return {"matrices": matrices, "heat": {"low": f"{100 * low:.1f}", "high": f"{100 * high:.1f}"}}
+
+
+def layer_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
+    """Layers in use as heat maps, means over seeds."""
+    sums: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in table.rows:
+        sums.setdefault((row["method"], row["layer"]), {}).setdefault(row["after"], []).append(row["used"])
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for (method, layer), cells in sums.items():
+        values = [_heat(sum(of) / len(of), 0.0, 1.0, digits=0) for _, of in sorted(cells.items())]
+        by_method.setdefault(method, []).append({"name": layer, "cells": values})
+    return [{"method": method, "rows": rows} for method, rows in by_method.items()]
+
+
+def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
+    """Reuse between tasks as heat maps."""
+    shares = {(row["method"], row["of"], row["by"]): row["share"] for row in table.rows}
+    tasks = range(1, runs.learned + 1)
+    return [
+        {
+            "method": label,
+            "rows": [
+                {"name": str(i), "cells": [_heat(shares[label, i, j], 0.0, 1.0, digits=0) for j in tasks]}
+                for i in tasks
+            ],
+        }
+        for label in runs.labels
+        if (label, 1, 1) in shares
+    ]
+
+
+def _heat(value: float, low: float, high: float, *, digits: int = 1) -> dict[str, Any]:
+    v = (value - low) / (high - low) if high > low else 1.0
+    v = min(1.0, max(0.0, v))
+    inks = [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if dark_cell(v, theme)]
+    return {"text": f"{100 * value:.{digits}f}", "v": round(v, 3), "ink": " ".join(inks)}
+
+
+def proof(runs: Runs) -> dict[str, Any]:
+    """First digits of the hashes, when a task was learned and at the end."""
+    rows = []
+    seed = runs.seeds[0]
+    for label in runs.labels:
+        of = runs.by_label[label]
+        run = of.get(seed) or next(iter(of.values()))
+        cells = []
+        for task in range(runs.learned):
+            first, last = (run.scores[row][task].logits_sha256[:7] for row in (task, -1))
+            same, new = is_constant(run, task), task == runs.learned - 1
+            tone, mark, word = (
+                ("", "·", "just learned") if new else ("good", "✓", "same") if same else ("bad", "✗", "changed")
+            )
+            cells.append({"tone": tone, "mark": mark, "word": word, "first": first, "last": last})
+        whole = sum(all(is_constant(one, task) for task in range(runs.learned)) for one in of.values())
+        rows.append({"method": label, "cells": cells, "runs": f"{whole} of {len(of)}"})
+    return {"seed": seed, "rows": rows}
+
+
+def settings(runs: Runs) -> dict[str, Any]:
+    """Settings that all methods share, and those of single ones."""
+    first = {label: next(iter(of.values())).config for label, of in runs.by_label.items()}
+    everywhere = [key for key in runs.any.config if all(key in config for config in first.values())]
+    shared = [key for key in everywhere if len({repr(config[key]) for config in first.values()}) == 1]
+    own = [
+        (label, ", ".join(f"{key} = {_text(value)}" for key, value in first[label].items() if key not in shared))
+        for label in runs.labels
+    ]
+    return {"shared": [(key, _text(runs.any.config[key])) for key in shared], "own": [pair for pair in own if pair[1]]}
+
+
+def environments(runs: Runs) -> list[list[tuple[str, str]]]:
+    """Every different environment of the runs."""
+    different: dict[str, list[tuple[str, str]]] = {}
+    for of in runs.by_label.values():
+        for run in of.values():
+            pairs = [(key, _text(value)) for key, value in run.environment.items()]
+            different.setdefault(repr(pairs), pairs)
+    return list(different.values())
+
+
+def _count(number_of: int, what: str) -> str:
+    return f"{number_of} {what}{'' if number_of == 1 else 's'}"
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

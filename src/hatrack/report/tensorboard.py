@@ -1,0 +1,67 @@
+"""Following a run in TensorBoard, while it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hatrack.errors import InputError
+from hatrack.experiments import Event, RunResult, TaskBegun, TaskLearned
+from hatrack.train import EpochDone
+
+__all__ = ["TensorBoard"]
+
+
+class TensorBoard:
+    """A context in which :meth:`show` is given the events of a run, and writes them for TensorBoard.
+
+    Per epoch: training loss, validation loss and accuracy, learning rate, under ``epochs/``. Per task: accuracy on
+    every task so far under ``tasks/``, average accuracy, forgetting, and the share of the network in use.
+
+    Args:
+        folder: where to; ``tensorboard --logdir`` is given it, or one above it.
+        result: the run as it stands; epochs are counted on from it.
+
+    Raises:
+        InputError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, result: RunResult) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError("--log tensorboard needs tensorboard: pip install 'hatrack[tensorboard]'") from error
+        self._writer: Any = SummaryWriter(str(folder))
+        self._epoch = sum(result.epochs)
+
+    def __enter__(self) -> TensorBoard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def show(self, event: Event) -> None:
+        """Write what happened."""
+        match event:
+            case TaskBegun():
+                self._writer.add_text("task", event.task.name, self._epoch + 1)
+            case EpochDone():
+                self._epoch += 1
+                for name in ("train_loss", "valid_loss", "valid_accuracy", "lr"):
+                    self._writer.add_scalar(f"epochs/{name}", getattr(event, name), self._epoch)
+            case TaskLearned():
+                self._learned(event.result, event.index + 1)
+
+    def _learned(self, result: RunResult, learned: int) -> None:
+        for task, score in zip(result.tasks, result.scores[-1], strict=False):
+            self._writer.add_scalar(f"tasks/{task.name}", score.accuracy, learned)
+        figures = result.metrics()
+        for name in ("average_accuracy", "forgetting"):
+            self._writer.add_scalar(name, figures[name], learned)
+        if result.capacity is not None:
+            share = result.capacity["units"]
+            self._writer.add_scalar("in_use", result.capacity["weights"] if share is None else share, learned)
+        self._writer.flush()
