@@ -87,11 +87,20 @@ def test_one_line_says_what_is_wrong(
     assert not (tmp_path / "out").exists()
 
 
+def listen_to_ctrl_c() -> None:
+    """Processes that a shell puts into the background ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     endless = ["--epochs", "100000", "--set", "lr_patience=100000", "--set", "hidden=20", "--set", "limit=60"]
     command = [sys.executable, "-m", "hatrack", "compare", "demo", "--methods", "sgd", *endless, "--workers", "1"]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c,
     )
     try:
         deadline = time.monotonic() + 60
@@ -103,6 +112,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
         _, error = process.communicate(timeout=30)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 130
     assert error.strip() == "error: interrupted; finished tasks are kept, and the same command goes on from there"
     assert len(children) == 1
