@@ -50,7 +50,7 @@ def test_other_tasks_keep_every_bit(name: str, task: str) -> None:
     for other in net.task_names:
         assert torch.equal(logits(net, samples[other], other), before[other])
     net.check()
-    if isinstance(net, HATNetwork):
+    if name != "supsup":  # whose weights are all held for good, so that there is nothing free to poison
         assert_poison_harmless(net, {other: samples[other] for other in net.task_names})
 
 
