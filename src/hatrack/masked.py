@@ -119,8 +119,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         return {}
 
     def _rates(self) -> Tensor:
-        """What dampers go by at present, ``(U + 1,)``."""
-        raise NotImplementedError("a network with dampers says what they go by")
+        """What dampers go by at present, a number per unit and a last one; empty where there are no dampers."""
+        return torch.empty(0)
 
     # ---------------------------------------------------------------------------------------------------- training
 

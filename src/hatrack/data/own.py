@@ -173,9 +173,6 @@ class _AnyClasses:
     def choose(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name.lower().endswith(SUFFIXES)]
 
-    def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
-        raise NotImplementedError
-
 
 _ANY_CLASSES = _AnyClasses()
 

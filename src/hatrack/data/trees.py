@@ -27,11 +27,11 @@ from hatrack.data.prepared import Decoded, prepared
 from hatrack.data.sources import Absence, NotFoundError, cache_root, data_roots
 from hatrack.errors import DataError
 
-__all__ = ["PictureTree", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
+__all__ = ["PictureTree", "TreeFiles", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
 
 
-class TreeLayout(Protocol):
-    """What a tree of files must hold, and how it becomes arrays. Its ``repr`` must tell it from all others."""
+class TreeFiles(Protocol):
+    """Which files of a folder or an archive make up a tree."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -56,6 +56,10 @@ class TreeLayout(Protocol):
     def choose(self, names: Sequence[str]) -> list[str]:
         """Return those of the names that fit the patterns that are to be read, in any order."""
         ...
+
+
+class TreeLayout(TreeFiles, Protocol):
+    """What a tree of files must hold, and how it becomes arrays. Its ``repr`` must tell it from all others."""
 
     def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
         """Turn the contents of the files into arrays.
@@ -175,7 +179,7 @@ class PictureTree:
         return prepared(kept, json.dumps([state, repr(self.layout), f"pillow {PIL.__version__}"]), decode)
 
 
-def unpack_tree(payload: bytes, layout: TreeLayout, *, top: str = "", origin: str) -> dict[str, bytes]:
+def unpack_tree(payload: bytes, layout: TreeFiles, *, top: str = "", origin: str) -> dict[str, bytes]:
     """Read the files of a tree out of a zip or tar.gz archive.
 
     Args:
@@ -200,7 +204,7 @@ def unpack_tree(payload: bytes, layout: TreeLayout, *, top: str = "", origin: st
     return {name.removeprefix(prefix): content for name, content in contents.items()}
 
 
-def read_tree(path: Path, layout: TreeLayout) -> dict[str, bytes]:
+def read_tree(path: Path, layout: TreeFiles) -> dict[str, bytes]:
     """Read the files of a tree from a folder, or from a zip or tar.gz archive.
 
     Raises:
@@ -220,7 +224,7 @@ def tree_digest(contents: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def _chosen(names: Sequence[str], layout: TreeLayout) -> list[str]:
+def _chosen(names: Sequence[str], layout: TreeFiles) -> list[str]:
     """The names that belong to the tree, in order."""
     split = [pattern.split("/") for pattern in layout.patterns]
 
@@ -234,7 +238,7 @@ def _chosen(names: Sequence[str], layout: TreeLayout) -> list[str]:
     return sorted(layout.choose([name for name in names if fits(name)]))
 
 
-def _files_of(folder: Path, layout: TreeLayout) -> dict[str, Path]:
+def _files_of(folder: Path, layout: TreeFiles) -> dict[str, Path]:
     """The files of a tree by their paths within it."""
     found = (path for pattern in layout.patterns for path in folder.glob(pattern))
     named = {path.relative_to(folder).as_posix(): path for path in found}
