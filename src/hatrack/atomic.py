@@ -17,8 +17,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         content: all that it shall hold.
 
     Raises:
-        OSError: the disk is full, the folder cannot be written, …; what was there before is still there.
+        OSError: the disk is full, the folder cannot be written, …; it names the file that was to be written. What was
+            there before is still there.
     """
+    try:
+        _replace(path, content)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not a temporary file that nobody knows
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
