@@ -154,9 +154,12 @@ def _compensated_slope(e: Tensor, scale: float | Tensor, s_max: float) -> Tensor
     and outside it decays as ``[cosh(50) + 1] / [cosh(s e) + 1]``, which is ``exp(50 − |s e|)`` to 21 digits.
     """
     sigma = torch.sigmoid(e)
-    decay = torch.exp(-torch.relu((scale * e).abs() - SATURATION_BOUND))
-    slope = s_max * sigma * (1.0 - sigma) * decay
-    return torch.where(slope < torch.finfo(slope.dtype).tiny, 0.0, slope)  # denormal numbers are slow
+    # Denormal numbers are several times as slow: the exponential stays a little above them, and what is below is 0.
+    tiny = torch.finfo(sigma.dtype).tiny
+    limit = -math.log(tiny) - 0.5
+    beyond = torch.relu((scale * e).abs() - SATURATION_BOUND)
+    slope = s_max * sigma * (1.0 - sigma) * torch.exp(-beyond.clamp_max(limit))
+    return torch.where((beyond < limit) & (slope >= tiny), slope, 0.0)
 
 
 class _CompensatedGate(torch.autograd.Function):
