@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from hatrack.atomic import write_atomically
 from hatrack.errors import CheckpointError
 
-__all__ = ["VERSION", "Checkpoint", "check_backbone", "description_of_modules", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "VERSION",
+    "Checkpoint",
+    "check_backbone",
+    "description_of_modules",
+    "part_of",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 VERSION = 1
 """Version of the file format that this library writes; it reads this one and older ones."""
@@ -96,6 +104,11 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
     if description.get("format") not in expected_formats:
         raise CheckpointError(f"{path} holds a {description.get('format')}, not a {' or a '.join(expected_formats)}")
     return Checkpoint(tensors, description)
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def description_of_modules(backbone: nn.Module) -> list[list[str]]:

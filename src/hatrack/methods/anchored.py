@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hatrack.checkpoint import part_of
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.multi_head import MultiHeadMethod
 
-__all__ = ["AnchoredMethod", "part_of", "quadratic_distance"]
+__all__ = ["AnchoredMethod", "quadratic_distance"]
 
 
 def quadratic_distance(
@@ -68,8 +69,3 @@ class AnchoredMethod(MultiHeadMethod):
     def _load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         self.anchor = part_of(state, "anchor.")
         self.importance = part_of(state, "importance.") or None
-
-
-def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.capacity import Capacity
+from hatrack.checkpoint import part_of
 from hatrack.streams import Task
 
 __all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
@@ -196,6 +197,28 @@ class Method(abc.ABC):
             samples: all the training samples.
         """
         return EpochPlan()
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        """All that the rest of a task's training depends on, between two epochs, by names; what is trained alone, here.
+
+        A method that gathers more while it trains, such as a memory or a path, or draws random numbers from one
+        generator over many epochs, adds that. The optimizer's own state is not a method's business.
+        """
+        parts = enumerate(self.trained_modules())
+        return {
+            f"{index}.{name}": value
+            for index, module in parts
+            for name, value in module.state_dict().items()
+            if isinstance(value, Tensor) and not name.endswith("_extra_state")  # which training does not change
+        }
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`training_state` gave, after :meth:`begin_task`.
+
+        It stands for every call since then: :meth:`begin_phase` is not called again for the part that had begun.
+        """
+        for index, module in enumerate(self.trained_modules()):
+            module.load_state_dict({**module.state_dict(), **part_of(state, f"{index}.")})
 
     def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Give a method the chance to guard the optimizer's steps."""

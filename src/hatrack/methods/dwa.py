@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.checkpoint import part_of
 from hatrack.errors import InputError
-from hatrack.methods.anchored import part_of
 from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
 from hatrack.methods.dwa_anchors import Anchors, choose_anchors, positive_anchor, simple_samples

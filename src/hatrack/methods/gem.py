@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from hatrack.checkpoint import part_of
 from hatrack.errors import InputError
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.memory import Reservoir, gathers_statistics
@@ -158,9 +159,8 @@ class GEM(MultiHeadMethod):
 
     def _load_extra_state(self, extra: Mapping[str, Tensor]) -> None:
         for index in range(len(self.network.task_names)):
-            prefix = f"{index}."
             memory = Reservoir(self.settings.memory_per_task)
-            memory.load({k.removeprefix(prefix): v for k, v in extra.items() if k.startswith(prefix)})
+            memory.load(part_of(extra, f"{index}."))
             self.memories.append(memory)
 
 

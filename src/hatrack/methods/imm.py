@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hatrack.methods.anchored import AnchoredMethod, part_of
+from hatrack.checkpoint import part_of
+from hatrack.methods.anchored import AnchoredMethod
 from hatrack.methods.base import Setup
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadNetwork

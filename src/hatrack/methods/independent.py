@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hatrack.checkpoint import Checkpoint, check_backbone, description_of_modules, read_checkpoint, write_checkpoint
+from hatrack.checkpoint import (
+    Checkpoint,
+    check_backbone,
+    description_of_modules,
+    part_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.multi_head import MultiHeadMethod, MultiHeadNetwork
 from hatrack.names import unknown_name
@@ -77,7 +84,6 @@ class Independent(MultiHeadMethod):
         check_backbone(path, checkpoint.description["modules"], self.network.backbone)
         for index, (name, num_classes) in enumerate(checkpoint.description["tasks"]):
             self._open(name, num_classes)
-            prefix = f"{index}."
-            own = {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+            own = part_of(checkpoint.tensors, f"{index}.")
             self.network.load_state_dict(own)
         return tuple(self._networks)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hatrack.checkpoint import part_of
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.streams import Task, seeded_generator
@@ -117,4 +118,17 @@ class RehearsalMethod(MultiHeadMethod):
         return {f"memory.{name}": value for name, value in self.memory.state().items()}
 
     def _load_extra_state(self, extra: Mapping[str, Tensor]) -> None:
-        self.memory.load({name.removeprefix("memory."): value for name, value in extra.items()})
+        self.memory.load(part_of(extra, "memory."))
+
+    def training_state(self) -> dict[str, Tensor]:
+        """The network, the memory, and how far the streams of random numbers are."""
+        streams = {"offering": self._offering.get_state(), "drawing": self._drawing.get_state()}
+        return {**super().training_state(), **self._extra_state(), **streams}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take them up."""
+        super().load_training_state(state)
+        device = self.setup.device
+        self.memory.load({name: value.to(device) for name, value in part_of(state, "memory.").items()})
+        self._offering.set_state(state["offering"])
+        self._drawing.set_state(state["drawing"])

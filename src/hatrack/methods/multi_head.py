@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.checkpoint import Checkpoint, check_backbone, description_of_modules, read_checkpoint, write_checkpoint
+from hatrack.checkpoint import (
+    Checkpoint,
+    check_backbone,
+    description_of_modules,
+    part_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from hatrack.errors import CheckpointError
 from hatrack.heads import linear_head
 from hatrack.methods.base import Batch, Loss, Method, Setup
@@ -165,8 +172,7 @@ class MultiHeadMethod(Method):
         check_backbone(path, checkpoint.description["modules"], self.network.backbone)
         for name, num_classes in checkpoint.description["tasks"]:
             self._add_head(name, num_classes)
-        extra = {name: value for name, value in checkpoint.tensors.items() if name.startswith(EXTRA)}
-        self.network.load_state_dict({k: v for k, v in checkpoint.tensors.items() if k not in extra})
-        device = self.setup.device
-        self._load_extra_state({name.removeprefix(EXTRA): value.to(device) for name, value in extra.items()})
+        extra, device = part_of(checkpoint.tensors, EXTRA), self.setup.device
+        self.network.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(EXTRA)})
+        self._load_extra_state({name: value.to(device) for name, value in extra.items()})
         return tuple(self.network.task_names)

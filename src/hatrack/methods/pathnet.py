@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
-from hatrack.checkpoint import Checkpoint, check_backbone, description_of_modules, read_checkpoint, write_checkpoint
+from hatrack.checkpoint import (
+    Checkpoint,
+    check_backbone,
+    description_of_modules,
+    part_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from hatrack.errors import CheckpointError, InputError
 from hatrack.heads import linear_head
 from hatrack.methods.base import Batch, Loss, Method, Setup
@@ -88,6 +95,10 @@ def mutated(genes: Genes, modules: int, generator: torch.Generator) -> Genes:
         by = torch.randint(-2, 3, (len(layer),), generator=generator)
         result.append(tuple(((torch.tensor(layer) + moves * by) % modules).tolist()))
     return tuple(result)
+
+
+def _genes(path: Tensor) -> Genes:
+    return tuple(map(tuple, path.tolist()))
 
 
 def growth(modules: int) -> float:
@@ -238,7 +249,7 @@ class PathNet(Method):
         """What is in training: the modules of the path that no earlier task holds, and the newest head."""
         trained: dict[str, nn.Module] = {"stem": self.stem}
         if self._heads:
-            trained["head"] = list(self._heads.values())[-1]
+            trained["head"] = self._head_in_training
         for layer, numbers in enumerate(self._genes):
             free = (number for number in sorted(set(numbers)) if (layer, number) not in self.frozen)
             trained |= {f"{layer}_{number}": self.module(layer, number) for number in free}
@@ -251,6 +262,35 @@ class PathNet(Method):
     def trained_parameters(self) -> list[nn.Parameter]:
         """Theirs."""
         return list(self._trained().parameters())
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All modules and the head, the paths of the tournament, and the best path so far with its weights."""
+        state = {f"layers.{name}": value for name, value in self.layers.state_dict().items()}
+        state |= {f"stem.{name}": value for name, value in self.stem.state_dict().items()}
+        state |= {f"head.{name}": value for name, value in self._head_in_training.state_dict().items()}
+        state |= {"individuals": torch.tensor(self._individuals), "genes": torch.tensor(self._genes)}
+        state["generator"] = self._generator.get_state()
+        if self._champion is not None:
+            state |= {f"champion.state.{name}": value for name, value in self._champion.state.items()}
+            state["champion.genes"] = torch.tensor(self._champion.genes)
+            state["champion.loss"] = torch.tensor(self._champion.loss, dtype=torch.float64)
+        return state
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take them up."""
+        self.layers.load_state_dict(part_of(state, "layers."))
+        self.stem.load_state_dict(part_of(state, "stem."))
+        self._head_in_training.load_state_dict(part_of(state, "head."))
+        self._individuals = [_genes(path) for path in state["individuals"]]
+        self._genes = _genes(state["genes"])
+        self._generator.set_state(state["generator"])
+        if "champion.loss" in state:
+            weights = {n: v.to(self.setup.device) for n, v in part_of(state, "champion.state.").items()}
+            self._champion = _Champion(float(state["champion.loss"]), _genes(state["champion.genes"]), weights)
+
+    @property
+    def _head_in_training(self) -> nn.Linear:
+        return list(self._heads.values())[-1]
 
     def capacity(self) -> Capacity:
         """Share of the modules that belong to a task's path, by layer; in all, of their parameters."""
@@ -292,13 +332,10 @@ class PathNet(Method):
             self.width = checkpoint.description["width"]
             self._make_modules()
 
-        def state(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
-
         for name, num_classes, genes in checkpoint.description["tasks"]:
             self._add_head(name, num_classes)
-            self._heads[name].load_state_dict(state(f"head.{name}."))
+            self._heads[name].load_state_dict(part_of(checkpoint.tensors, f"head.{name}."))
             self._freeze(name, tuple(map(tuple, genes)))
         for layer, number in self.frozen:
-            self.module(layer, number).load_state_dict(state(f"{layer}.{number}."))
+            self.module(layer, number).load_state_dict(part_of(checkpoint.tensors, f"{layer}.{number}."))
         return tuple(self.paths)

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.checkpoint import Checkpoint, check_backbone, description_of_modules, read_checkpoint, write_checkpoint
+from hatrack.checkpoint import (
+    Checkpoint,
+    check_backbone,
+    description_of_modules,
+    part_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from hatrack.errors import InputError
 from hatrack.heads import linear_head
 from hatrack.methods.base import Batch, Loss, Method, Setup
@@ -246,7 +253,6 @@ class PNN(Method):
         self.width = checkpoint.description["width"]
         for index, (name, num_classes) in enumerate(checkpoint.description["tasks"]):
             self._open(name, num_classes)
-            prefix = f"{index}."
-            own = {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+            own = part_of(checkpoint.tensors, f"{index}.")
             self.columns[name].load_state_dict(own)
         return tuple(self.columns)

@@ -1,0 +1,19 @@
+"""The one training loop, and the tests that follow it."""
+
+from hatrack.train.loop import BatchDone, EpochDone, Training, fit
+from hatrack.train.scoring import Score, predict_split, require_finite, score
+from hatrack.train.settings import OptimizerKind, Precision, TrainingSettings
+
+__all__ = [
+    "BatchDone",
+    "EpochDone",
+    "OptimizerKind",
+    "Precision",
+    "Score",
+    "Training",
+    "TrainingSettings",
+    "fit",
+    "predict_split",
+    "require_finite",
+    "score",
+]

@@ -1,0 +1,241 @@
+"""The one training loop: epochs, the learning-rate schedule, early stopping, the best weights kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hatrack.checkpoint import part_of
+from hatrack.functional import batch_progress
+from hatrack.methods import EpochPlan, Method
+from hatrack.modes import fresh_statistics
+from hatrack.parallel import ALONE, Ranks
+from hatrack.streams import Task, derive_seed, seeded_generator
+from hatrack.train.samples import Samples
+from hatrack.train.scoring import require_finite
+from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
+from hatrack.train.state import Place, Snapshot, TrainingState, load_optimizer, optimizer_tensors
+
+__all__ = ["BatchDone", "EpochDone", "Training", "fit"]
+
+STATISTICS_BATCHES = 32
+"""How many batches the statistics of batch norms are taken over at most."""
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """A step was made: ``done`` of ``total`` in this epoch; ``loss`` is the epoch's mean so far, where it is known."""
+
+    epoch: int
+    done: int
+    total: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch was made and validated.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean loss of the epoch's batches.
+        valid_loss: loss on the validation set.
+        valid_accuracy: accuracy on the validation set.
+        lr: the learning rate that was used.
+        best: whether the validation loss is the lowest so far.
+    """
+
+    epoch: int
+    train_loss: float
+    valid_loss: float
+    valid_accuracy: float
+    lr: float
+    best: bool
+
+
+def fit(
+    method: Method, seen: Sequence[Task], settings: TrainingSettings, ranks: Ranks = ALONE
+) -> Iterator[BatchDone | EpochDone]:
+    """Train a method on a task that it has begun; :class:`Training` for those who need no more than that."""
+    return iter(Training(method, seen, settings, ranks))
+
+
+class Training:
+    """The training of a method on a task that it has begun; whoever iterates over it trains.
+
+    It leaves the method with the weights of the best epoch. Stop iterating, and training stops. Just after an
+    :class:`EpochDone`, :meth:`state` gives all that the rest of the training depends on; a training that takes it up
+    ends with the same bits.
+
+    Args:
+        method: the method, after ``begin_task``.
+        seen: the tasks so far, the one to train last.
+        settings: the schedule.
+        ranks: the processes that share the work, of which this is one.
+        taken_up: where an earlier training of the same task stopped; None begins it.
+
+    Yields:
+        What happened, after every step and every epoch.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        seen: Sequence[Task],
+        settings: TrainingSettings,
+        ranks: Ranks = ALONE,
+        taken_up: TrainingState | None = None,
+    ) -> None:
+        self._method, self._settings, self._ranks = method, settings, ranks
+        self._task = seen[-1].name
+        self._phases = tuple(method.phases(settings.epochs))
+        tasks, device = method.training_tasks(seen), method.setup.device
+        self._train = Samples.of(tasks, [task.train for task in tasks], device)
+        same = all(task.valid is task.train for task in tasks)
+        self._valid = self._train if same else Samples.of(tasks, [task.valid for task in tasks], device)
+        self._place = self._start_of(0)
+        self._taken_up = taken_up
+
+    def __iter__(self) -> Iterator[BatchDone | EpochDone]:
+        """Train."""
+        method, taken_up, self._taken_up = self._method, self._taken_up, None
+        if taken_up is not None:
+            self._place = taken_up.place
+            method.load_training_state(part_of(taken_up.tensors, "method."))
+            method.train_mode(False)  # as validation leaves it after every epoch
+        for phase in range(self._place.phase, len(self._phases)):
+            if taken_up is None:
+                self._place = self._start_of(phase)
+                method.begin_phase(phase)
+            yield from self._fit_phase({} if taken_up is None else taken_up.tensors)
+            method.end_phase(phase, self._place.best_loss)
+            taken_up = None
+
+    def _start_of(self, phase: int) -> Place:
+        return Place(phase, 0, math.inf, self._settings.lr_patience, self._settings.lr)
+
+    @property
+    def over(self) -> bool:
+        """Whether the epoch that was made last is the last one."""
+        return self._place.ended and not any(self._phases[self._place.phase + 1 :])
+
+    def state(self) -> TrainingState:
+        """All that the rest of the training depends on, just after an epoch; the tensors are not copied."""
+        own = {f"method.{name}": value for name, value in self._method.training_state().items()}
+        return TrainingState(self._place, {**own, **self._best.tensors(), **optimizer_tensors(self._optimizer)})
+
+    def _fit_phase(self, taken_up: Mapping[str, Tensor]) -> Iterator[BatchDone | EpochDone]:
+        """Train for some epochs with a schedule of their own, and go back to the best of them."""
+        method, settings = self._method, self._settings
+        groups = method.parameter_groups()
+        parameters = [parameter for group in groups for parameter in group.parameters]
+        optimizer = self._optimizer = method.protect(build_optimizer(groups, settings))
+        best = self._best = Snapshot(method, taken_up)
+        load_optimizer(optimizer, taken_up)
+        epochs = self._phases[self._place.phase]
+        before = sum(self._phases[: self._place.phase])
+        while self._place.epochs < epochs and not self._place.ended:
+            place = self._place
+            number = before + place.epochs + 1
+            plan = method.begin_epoch(place.epochs + 1, epochs, self._train.batch(slice(None), progress=0.0))
+            lr = place.lr * plan.lr_factor
+            for group, learning in zip(groups, optimizer.param_groups, strict=True):
+                learning["lr"] = lr * group.lr_factor
+            train_loss = 0.0
+            for done in self._train_epoch(plan, parameters, number):
+                train_loss = train_loss if done.loss is None else done.loss
+                yield done
+            valid_loss, valid_accuracy = self._end_epoch(parameters, number)
+            improved = valid_loss < place.best_loss
+            if improved:
+                best.take()
+            self._place = place.after_epoch(valid_loss, settings, counts=plan.lr_factor == 1.0, epochs=epochs)
+            yield EpochDone(number, train_loss, valid_loss, valid_accuracy, lr, improved)
+        best.restore()
+
+    def _end_epoch(self, parameters: Sequence[nn.Parameter], epoch: int) -> tuple[float, float]:
+        """Validate; the loss and the accuracy."""
+        method, ranks = self._method, self._ranks
+        ranks.require_same(parameters, self._task)
+        if self._settings.fresh_statistics:
+            self._renew_statistics(epoch)
+        ranks.share_buffers(method.trained_modules())
+        valid_loss, valid_accuracy = self._validate()
+        require_finite(valid_loss, "validation loss", self._task, epoch)
+        return valid_loss, valid_accuracy
+
+    def _train_epoch(self, plan: EpochPlan, parameters: Sequence[nn.Parameter], epoch: int) -> Iterator[BatchDone]:
+        method, settings, ranks, train = self._method, self._settings, self._ranks, self._train
+        seed, device = method.setup.seed, train.x.device
+        count = len(train) if plan.rows is None else len(plan.rows)
+        order = torch.randperm(count, generator=seeded_generator(seed, "shuffle", self._task, epoch)).to(device)
+        order = order if plan.rows is None else plan.rows.to(device)[order]
+        batches = math.ceil(count / settings.batch_size)
+        total = torch.zeros((), device=device)
+        method.train_mode(True)
+        # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            own = (ranks.rank,) if ranks.size > 1 else ()
+            torch.manual_seed(derive_seed(seed, "dropout", self._task, epoch, *own))
+            for index in range(batches):
+                rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
+                rows, weight = ranks.share(rows)
+                with self._autocast():
+                    loss = method.loss(train.step(rows, batch_progress(index, batches))).value
+                loss = loss if ranks.size == 1 else loss * weight
+                self._optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+                nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+                self._optimizer.step()
+                total += loss.detach()
+                mean = None
+                if index == batches - 1 or index % 25 == 24:  # reading a loss waits for the device
+                    whole = total.clone()
+                    ranks.add_up([whole])
+                    mean = float(whole) / (index + 1)
+                    require_finite(mean, "loss", self._task, epoch)
+                yield BatchDone(epoch, index + 1, batches, mean)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._settings.precision is Precision.FLOAT32:
+            return nullcontext()
+        return torch.autocast(self._train.x.device.type, torch.bfloat16)
+
+    def _renew_statistics(self, epoch: int) -> None:
+        """Gather the statistics of batch norms anew, if there are any; in full batches, which all count alike."""
+        method, train, batch_size = self._method, self._train, self._settings.batch_size
+        method.train_mode(True)
+        modules = [m for m in method.trained_modules() if any(isinstance(part, _NormBase) for part in m.modules())]
+        if not modules:
+            return
+        generator = seeded_generator(method.setup.seed, "statistics", self._task, epoch)
+        rows = torch.randperm(len(train), generator=generator)[: STATISTICS_BATCHES * batch_size].to(train.x.device)
+        whole = len(rows) // batch_size * batch_size or len(rows)
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(fresh_statistics(module))
+            for batch in torch.split(rows[:whole], batch_size):
+                method.loss(train.batch(batch, progress=1.0))
+
+    def _validate(self) -> tuple[float, float]:
+        method, valid, size = self._method, self._valid, self._settings.eval_batch_size
+        method.train_mode(False)
+        loss = right = 0.0
+        with torch.no_grad():
+            for start in range(0, len(valid), size):
+                batch = valid.batch(slice(start, start + size), progress=1.0)
+                with self._autocast():
+                    result = method.loss(batch)
+                loss += float(result.value) * len(batch.x)
+                right += int((result.logits.argmax(dim=1) == batch.y).sum())
+        return loss / len(valid), right / len(valid)

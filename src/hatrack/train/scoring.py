@@ -1,0 +1,77 @@
+"""Testing: what a method says to the test samples of a task, and how good that is."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hatrack.errors import TrainingError
+from hatrack.methods import Method
+from hatrack.streams import Split
+
+__all__ = ["Score", "predict_split", "require_finite", "score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a test gave.
+
+    Attributes:
+        loss: mean cross-entropy.
+        accuracy: share of right answers, in [0, 1].
+        logits_sha256: SHA-256 of the float32 logits in test order, little-endian: the proof of what the network said.
+    """
+
+    loss: float
+    accuracy: float
+    logits_sha256: str
+
+
+def predict_split(method: Method, split: Split, task: str, batch_size: int) -> Tensor:
+    """Run a method on the test samples of a task that it has learned.
+
+    Args:
+        method: the method.
+        split: the test samples.
+        task: the task's name.
+        batch_size: samples per batch; logits are reproducible to the bit for equal batches only.
+
+    Returns:
+        Logits in test order, float32 on the CPU, ``(N, classes)``.
+    """
+    method.train_mode(False)
+    x, _ = split.load()
+    with torch.no_grad():
+        parts = [
+            method.predict(part.to(method.setup.device), task).float().cpu() for part in torch.split(x, batch_size)
+        ]
+    return torch.cat(parts).contiguous()
+
+
+def score(logits: Tensor, labels: Tensor) -> Score:
+    """Loss and accuracy of logits ``(N, classes)`` for labels ``(N,)``, and the hash of the logits."""
+    little_endian = logits.numpy().astype("<f4", copy=False)
+    return Score(
+        loss=float(F.cross_entropy(logits, labels)),
+        accuracy=int((logits.argmax(dim=1) == labels).sum()) / len(labels),
+        logits_sha256=hashlib.sha256(little_endian.tobytes()).hexdigest(),
+    )
+
+
+def require_finite(loss: float, what: str, task: str, epoch: int | None = None) -> None:
+    """Check a loss.
+
+    Raises:
+        TrainingError: it is infinite or not a number.
+    """
+    if not math.isfinite(loss):
+        when = "" if epoch is None else f" in epoch {epoch}"
+        raise TrainingError(
+            f"the {what} of task {task!r} became {loss}{when}; lower the learning rate (--set lr=...), or "
+            "look for extreme values in the data"
+        )

@@ -1,0 +1,91 @@
+"""How a task is trained: the settings of the training loop."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hatrack.errors import InputError
+from hatrack.methods import ParameterGroup
+
+__all__ = ["OptimizerKind", "Precision", "TrainingSettings", "build_optimizer"]
+
+
+class OptimizerKind(enum.Enum):
+    """The optimizers to choose from."""
+
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Precision(enum.Enum):
+    """What training computes with; tests are always in float32."""
+
+    FLOAT32 = "float32"
+    """Float32 throughout."""
+
+    BFLOAT16 = "bfloat16"
+    """Mixed: torch's autocast takes bfloat16 where that is safe; weights and their steps stay float32."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a task is trained, with the HAT paper's values.
+
+    Attributes:
+        epochs: largest number of epochs per task.
+        batch_size: samples per step.
+        optimizer: sgd, adam or adamw.
+        lr: learning rate to begin with.
+        lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
+        lr_patience: see ``lr_factor``.
+        lr_min: training stops when the learning rate falls below this.
+        momentum: of SGD.
+        weight_decay: of any optimizer.
+        clip_norm: largest norm of the gradient of all parameters together.
+        eval_batch_size: samples per batch in validation and testing; part of what makes test logits reproducible.
+        fresh_statistics: before every validation, batch norms take the mean over up to 32 batches of the training set
+            for their running averages, which lag behind the weights; see :func:`hatrack.fresh_statistics`.
+        precision: float32, or bfloat16 for mixed precision in training and validation.
+    """
+
+    epochs: int = 200
+    batch_size: int = 64
+    optimizer: OptimizerKind = OptimizerKind.SGD
+    lr: float = 0.05
+    lr_factor: float = 3.0
+    lr_patience: int = 5
+    lr_min: float = 1e-4
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 10000.0
+    eval_batch_size: int = 1000
+    fresh_statistics: bool = True
+    precision: Precision = Precision.FLOAT32
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "lr_patience", "eval_batch_size"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key} must be at least 1, not {getattr(self, key)}")
+        for key in ("lr", "clip_norm"):
+            if getattr(self, key) <= 0:
+                raise InputError(f"{key} must be above 0, not {getattr(self, key)}")
+        if self.lr_factor <= 1:
+            raise InputError(f"lr_factor must be above 1, not {self.lr_factor}: the learning rate is divided by it")
+
+
+def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
+    """The optimizer of some groups of parameters."""
+    lr, weight_decay = settings.lr, settings.weight_decay
+    parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
+    match settings.optimizer:
+        case OptimizerKind.SGD:
+            return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
+        case OptimizerKind.ADAM:
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+        case OptimizerKind.ADAMW:
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)

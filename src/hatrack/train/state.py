@@ -1,0 +1,123 @@
+"""Everything that the rest of a training depends on: how it goes back to the best epoch, and goes on after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hatrack.checkpoint import part_of
+from hatrack.methods import Method
+from hatrack.train.settings import TrainingSettings
+
+__all__ = ["Place", "Snapshot", "TrainingState", "load_optimizer", "optimizer_tensors"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a training is.
+
+    Attributes:
+        phase: the part of the training, from 0; see :meth:`hatrack.methods.Method.phases`.
+        epochs: epochs made in that part.
+        best_loss: the lowest validation loss in that part; infinite before the first epoch.
+        patience: how many more epochs without a better one until the learning rate falls.
+        lr: the schedule's learning rate.
+        ended: whether that part is over.
+    """
+
+    phase: int
+    epochs: int
+    best_loss: float
+    patience: int
+    lr: float
+    ended: bool = False
+
+    def after_epoch(self, valid_loss: float, settings: TrainingSettings, *, counts: bool, epochs: int) -> Place:
+        """The place after one more epoch.
+
+        Args:
+            valid_loss: its validation loss.
+            settings: the schedule.
+            counts: whether it counts towards a lower learning rate, if it was not the best.
+            epochs: largest number of epochs of the part.
+        """
+        made = replace(self, epochs=self.epochs + 1, ended=self.epochs + 1 == epochs)
+        if valid_loss < self.best_loss:
+            return replace(made, best_loss=valid_loss, patience=settings.lr_patience)
+        if not counts:
+            return made
+        if self.patience > 1:
+            return replace(made, patience=self.patience - 1)
+        lr = self.lr / settings.lr_factor
+        return replace(made, lr=lr, patience=settings.lr_patience, ended=made.ended or lr < settings.lr_min)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands between two epochs.
+
+    Attributes:
+        place: how far it is.
+        tensors: what the method, the best epoch and the optimizer hold, by names that begin with ``method.``, ``best.``
+            and ``optimizer.``.
+    """
+
+    place: Place
+    tensors: Mapping[str, Tensor]
+
+
+class Snapshot:
+    """A copy of everything in training, to go back to the best epoch.
+
+    Args:
+        method: the method, in training.
+        saved: tensors of an earlier snapshot of the same training, if there was one; see :meth:`tensors`.
+    """
+
+    def __init__(self, method: Method, saved: Mapping[str, Tensor]) -> None:
+        modules = method.trained_modules()
+        self._live = [*method.trained_parameters(), *(buffer for module in modules for buffer in module.buffers())]
+        count = sum(name.startswith("best.") for name in saved)
+        self._kept: list[Tensor] = []
+        if count:
+            self.take()
+            for index, kept in enumerate(self._kept):
+                kept.copy_(saved[f"best.{index}"])
+
+    def take(self) -> None:
+        """Keep everything as it is now."""
+        self._kept = [tensor.detach().clone() for tensor in self._live]
+
+    def restore(self) -> None:
+        """Go back to what was kept."""
+        with torch.no_grad():
+            for live, kept in zip(self._live, self._kept, strict=False):  # nothing was kept if no epoch was made
+                live.copy_(kept)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was kept, by names."""
+        return {f"best.{index}": kept for index, kept in enumerate(self._kept)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer has gathered, such as momentum, by names."""
+    gathered = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{key}": value
+        for index, of_parameter in gathered.items()
+        for key, value in of_parameter.items()
+        if isinstance(value, Tensor)  # None stands for a momentum that has not begun
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
+    """Give a new optimizer what :func:`optimizer_tensors` found in another one."""
+    gathered: dict[int, dict[str, Tensor]] = {}
+    for name, value in part_of(saved, "optimizer.").items():
+        index, _, key = name.partition(".")
+        gathered.setdefault(int(index), {})[key] = value
+    if gathered:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})

@@ -1,0 +1,86 @@
+"""A training that stops after any epoch, and goes on in another process, ends with the same bits: for every method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.methods.toys import make, tasks
+
+from hatrack.methods import METHODS, Method
+from hatrack.train import EpochDone, Training, TrainingSettings, loop
+from hatrack.train.state import TrainingState
+
+SETTINGS: dict[str, dict[str, Any]] = {"pathnet": {"generations": 2}, "er": {"memory": 20}, "derpp": {"memory": 20}}
+WITH_NORMS = [name for name, method in METHODS.items() if method.trains and name not in ("cab", "dwa")]
+SCHEDULE = TrainingSettings(epochs=4, batch_size=16, momentum=0.9, lr_patience=1, lr_min=0.01)
+"""So impatient that the learning rate falls, and some trainings end early."""
+
+
+def apart(state: TrainingState) -> TrainingState:
+    """A copy, as a file would hold it."""
+    return replace(state, tensors={name: value.detach().cpu().clone() for name, value in state.tensors.items()})
+
+
+def train(method: Method, seen: list[Any]) -> list[tuple[list[Any], TrainingState]]:
+    """Train on the newest task; what came from each epoch on, and the state then."""
+    training = Training(method, seen, SCHEDULE)
+    epochs: list[EpochDone] = []
+    states = []
+    for event in training:
+        if isinstance(event, EpochDone):
+            epochs.append(event)
+            states.append((len(epochs), apart(training.state()), training.over))
+    assert [over for *_, over in states] == [False] * (len(states) - 1) + [True]
+    return [(epochs[made:], state) for made, state, _ in states]
+
+
+def everything(method: Method, path: Path) -> bytes:
+    """All that the method keeps of what it has learned, as bytes."""
+    method.save(path)
+    return path.read_bytes()
+
+
+def assert_same_bits(name: str, kind: str, folder: Path) -> None:
+    seen = tasks(kind, 2, samples=48)
+    settings = SETTINGS.get(name, {})
+    method = make(name, kind, **settings)
+    method.begin_task(seen[0])
+    for _ in Training(method, seen[:1], SCHEDULE):
+        pass
+    method.end_task(seen[0])
+    method.save(folder / "first.hat")
+    method.begin_task(seen[1])
+    states = train(method, seen)
+    method.end_task(seen[1])
+    whole = everything(method, folder / "whole.hat")
+    assert states
+    for made, (rest, state) in enumerate(states, start=1):
+        again = make(name, kind, **settings)
+        again.load(folder / "first.hat")
+        torch.rand(made)  # what nobody may depend on
+        again.begin_task(seen[1])
+        events = [e for e in Training(again, seen, SCHEDULE, taken_up=state) if isinstance(e, EpochDone)]
+        again.end_task(seen[1])
+        assert events == rest, f"after epoch {made}"
+        assert everything(again, folder / "again.hat") == whole, f"after epoch {made}"
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
+def test_going_on_after_any_epoch_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    assert_same_bits(name, "mlp", tmp_path)
+
+
+@pytest.mark.parametrize("name", WITH_NORMS)
+def test_going_on_with_batch_norms_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    assert_same_bits(name, "norm" if name in ("pnn", "pathnet") else "conv", tmp_path)
+
+
+def test_a_state_without_the_optimizers_part_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test itself: it fails when something is missing."""
+    monkeypatch.setattr(loop, "optimizer_tensors", lambda _: {})
+    with pytest.raises(AssertionError, match="after epoch"):
+        assert_same_bits("sgd", "mlp", tmp_path)
