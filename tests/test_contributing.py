@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hatrack.experiments import experiment, running
+from hatrack.experiments import experiment, preparing, request, running
 from hatrack.methods import METHODS, Method
 from hatrack.methods.anchored import AnchoredMethod
 
@@ -31,15 +31,15 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     method: type[Method] = module.L2
     assert method.name not in METHODS
     registry = {**METHODS, method.name: method}
-    for reader in (experiment, running):
+    for reader in (experiment, preparing):
         monkeypatch.setattr(reader, "METHODS", registry)
     return method
 
 
-def run(method: str, out: Path | None = None, tasks: int = 3, **settings: float) -> tuple[running.Prepared, float]:
+def run(method: str, out: Path | None = None, tasks: int = 3, **settings: float) -> tuple[preparing.Prepared, float]:
     """Learn some tasks; also returns how far the logits of the first have moved since it was learned, squared."""
     overrides = {**QUICK, **settings}
-    prepared = running.prepare(running.RunRequest("demo", method, out=out, overrides=overrides))
+    prepared = preparing.prepare(request.RunRequest("demo", method, out=out, overrides=overrides))
     first, moved = prepared.stream[0].name, 0.0
     told: list[torch.Tensor] = []
     for event in running.run(prepared):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["keep_previous", "remove_leftovers", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -28,6 +29,36 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error  # not a temporary file that nobody knows
 
 
+def keep_previous(path: Path, previous: Path) -> None:
+    """Give the present content of a file a second name, in place of what had that name; if there is such a file.
+
+    Raises:
+        OSError: the folder cannot be written; it names ``previous``.
+    """
+    if not path.exists():
+        return
+    temporary = path.with_name(f".{previous.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+    except OSError:  # a file system without second names
+        write_atomically(previous, path.read_bytes())
+        return
+    try:
+        temporary.replace(previous)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(previous)) from error
+    finally:
+        temporary.unlink(missing_ok=True)  # it stays where both were names of the same file
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of a process that was killed while it wrote a file; nobody may be writing it now."""
+    for name in (path.name, f"{path.stem}.previous{path.suffix}"):
+        for leftover in path.parent.glob(f".{name}.*"):
+            leftover.unlink(missing_ok=True)
+
+
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -42,6 +73,17 @@ def _replace(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the folder itself written, so that the new file is found after a power failure; not on every system."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

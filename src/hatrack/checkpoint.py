@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.atomic import write_atomically
-from hatrack.errors import CheckpointError
+from hatrack.errors import CheckpointError, NewerFileError
 
 __all__ = [
     "VERSION",
@@ -95,9 +95,8 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
     if not isinstance(text, str):
         raise CheckpointError(f"{path} is damaged: its description cannot be read")
     if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(
-            f"{path} has version {version} of the format, this hatrack reads up to {VERSION}; upgrade it"
-        )
+        kind = NewerFileError if isinstance(version, int) else CheckpointError
+        raise kind(f"{path} has version {version} of the format, this hatrack reads up to {VERSION}; upgrade it")
     if checksum != _checksum(tensors, text):
         raise CheckpointError(f"{path} is damaged: its checksum does not match; use an earlier copy")
     description = json.loads(text)

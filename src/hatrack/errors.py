@@ -8,6 +8,7 @@ __all__ = [
     "GuaranteeError",
     "HatrackError",
     "InputError",
+    "NewerFileError",
     "TrainingError",
     "UnsupportedError",
 ]
@@ -35,6 +36,10 @@ class GuaranteeError(HatrackError):
 
 class CheckpointError(HatrackError):
     """A saved file is damaged, foreign, from a newer version, or made for another network."""
+
+
+class NewerFileError(CheckpointError):
+    """A file is whole, but a newer version of hatrack wrote it."""
 
 
 class TrainingError(HatrackError):

@@ -11,9 +11,9 @@ import pytest
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments import Comparison, Job, Plan, jobs_of
 from hatrack.experiments.comparison import write_failure
+from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
 from hatrack.experiments.results import RunResult, Status, TaskSummary, write_result
-from hatrack.experiments.running import RESULT
 from hatrack.train import Score
 
 

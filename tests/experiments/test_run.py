@@ -25,6 +25,7 @@ from hatrack.experiments import (
     verify,
 )
 from hatrack.experiments.backbones import build_backbone
+from hatrack.experiments.results import write_result
 from hatrack.methods import METHODS
 from hatrack.streams import StreamOptions, build_stream
 
@@ -123,19 +124,25 @@ def test_interrupted_in_the_middle_of_a_task(tmp_path: Path) -> None:
     assert comparable(finish(request("hat", tmp_path))) == comparable(whole)
 
 
+def without_last_row(folder: Path) -> None:
+    """Have a folder as a process leaves it that is killed between writing the network and the row."""
+    behind = read_result(folder / "run.json").first(2)
+    write_result(folder / "run.json", behind)
+
+
 def test_stopped_between_writing_the_network_and_the_result(tmp_path: Path) -> None:
     whole = finish(request("hat", tmp_path))
-    behind = prepare(request("hat", tmp_path)).result.to_json()
-    for what in ("accuracy", "loss", "logits_sha256"):
-        behind[what][2] = [None] * 3
-    behind["timing"] = {"seconds": [1.0, 1.0], "epochs": [2, 2]}
-    behind["status"] = "running"
-    behind["history"].pop()
-    (tmp_path / "run.json").write_text(json.dumps(behind))
-    after = comparable(finish(request("hat", tmp_path)))
+    without_last_row(tmp_path)  # what happened in the epochs is gone with the finished run: it is learned again
+    assert comparable(finish(request("hat", tmp_path))) == comparable(whole)
+
+
+def test_stopped_there_without_an_earlier_network(tmp_path: Path) -> None:
+    whole = finish(request("hat", tmp_path))
+    without_last_row(tmp_path)
+    (tmp_path / "net.previous.hat").unlink()  # as in folders of older versions
     curves_are_lost = replace(TaskHistory(), capacity=whole.history[2].capacity)
     expected = comparable(replace(whole, history=(*whole.history[:2], curves_are_lost)))
-    assert after == expected
+    assert comparable(finish(request("hat", tmp_path))) == expected
 
 
 def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
@@ -319,12 +326,21 @@ def test_verify_without_a_run(tmp_path: Path) -> None:
         lambda text: "",
     ],
 )
-def test_a_damaged_result_is_named(damage: Any, tmp_path: Path) -> None:
-    finish(request("random", tmp_path))
-    path = tmp_path / "run.json"
+def test_a_damaged_result_is_named_and_the_one_before_is_used(damage: Any, tmp_path: Path) -> None:
+    whole = finish(request("hat", tmp_path))
+    path, before = tmp_path / "run.json", tmp_path / "run.previous.json"
     path.write_text(damage(path.read_text()))
     with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
-        prepare(request("random", tmp_path))
+        verify(tmp_path)
+    prepared = prepare(request("hat", tmp_path))
+    assert prepared.notes == (f"{path} is damaged; going on from {before}",)
+    assert len(prepared.result.scores) == 2
+    assert comparable(finish(request("hat", tmp_path))) == comparable(whole)
+    assert read_result(before).status is Status.RUNNING, "the damaged one was not kept in its place"
+    path.write_text(damage(path.read_text()))
+    before.write_text("")
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        prepare(request("hat", tmp_path))
 
 
 def test_a_result_from_before_data_was_recorded(tmp_path: Path) -> None:
@@ -352,6 +368,8 @@ def test_a_newer_result_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
         read_result(path)
+    with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
+        prepare(request("random", tmp_path))  # and does not go back to the one before
 
 
 def edited(path: Path, change: Any) -> None:

@@ -20,7 +20,7 @@ from toys import (
 )
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.running import RunRequest, TaskBegun, prepare, run
+from hatrack.experiments import RunRequest, TaskBegun, prepare, run
 from hatrack.methods import METHODS, Setup
 from hatrack.methods.narrow import sections_of
 from hatrack.methods.pathnet import PathNet, growth, mutated, random_genes

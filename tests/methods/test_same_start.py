@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hatrack.experiments.running import Prepared, RunRequest, prepare, run
+from hatrack.experiments import Prepared, RunRequest, prepare, run
 from hatrack.masks import signed_constant
 from hatrack.methods import METHODS, Batch, Loss
 from hatrack.methods.dwa import DWA

@@ -6,7 +6,6 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,8 +18,9 @@ from rich.text import Text
 
 from hatrack import __version__
 from hatrack.cli.after import export_command, predict_command
+from hatrack.cli.carrying import carry_out
+from hatrack.cli.checking import rerun_command, verify_command
 from hatrack.cli.data import data_app
-from hatrack.cli.display import DownloadDisplay, RunDisplay
 from hatrack.cli.many import compare_command, tune_command
 from hatrack.cli.options import (
     WHOLE,
@@ -46,20 +46,14 @@ from hatrack.experiments import (
     EXPERIMENTS,
     RunRequest,
     RunResult,
-    finished_result,
-    prepare,
-    read_result,
-    run,
-    verify,
 )
 from hatrack.experiments.backbones import NETWORKS
-from hatrack.experiments.running import RESULT
+from hatrack.experiments.folder import RESULT, read_recorded
 from hatrack.methods import METHODS
 from hatrack.parallel import joined
-from hatrack.report import accuracy_table, forgetting_line, verification_table
+from hatrack.report import accuracy_table, forgetting_line
 from hatrack.report.figures import FIGURES
 from hatrack.report.studies import STUDIES
-from hatrack.report.tensorboard import TensorBoard
 
 __all__ = ["DEMO_TITLES", "app", "main"]
 
@@ -106,7 +100,7 @@ def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
         if out is not None:
             _set_threads(None, out / method)
         request = RunRequest("demo", method, out=None if out is None else out / method)
-        results[method] = _carry_out(request, console, quiet)
+        results[method] = carry_out(request, console, quiet)
     if not quiet:
         _show_demo(console, results["sgd"], results["hat"])
     return 0
@@ -133,7 +127,7 @@ def run_command(
 ) -> int:
     """Run a task sequence with a method, and keep the results.
 
-    Every finished task is on disk: interrupt it, and the same command goes on from there.
+    Finished tasks and epochs are on disk: interrupt it, and the same command goes on from there.
 
     Parameters
     ----------
@@ -171,7 +165,7 @@ def run_command(
     with joined(where) as ranks:
         quiet = quiet or ranks.rank > 0
         request = RunRequest(name, method, seed, folder, data, overrides, where, sources, ranks)
-        result = _carry_out(request, console, quiet, log=log is not None and ranks.rank == 0)
+        result = carry_out(request, console, quiet, log=log is not None and ranks.rank == 0)
     if not quiet:
         console.print(accuracy_table(result))
         console.print(forgetting_line(result), highlight=False)
@@ -186,6 +180,8 @@ app.command(figure_command, name="figure")
 app.command(export_command, name="export")
 app.command(predict_command, name="predict")
 app.command(analyse_command, name="analyse")
+app.command(verify_command, name="verify")
+app.command(rerun_command, name="rerun")
 
 
 @app.command(name="list")
@@ -218,29 +214,6 @@ def list_command(
     return 0
 
 
-@app.command(name="verify")
-def verify_command(folder: Path, /, *, data: Data = None) -> int:
-    """Test a saved network again, and compare with what its run says.
-
-    Where the environment is the recorded one, the test logits must be the same to the bit; elsewhere to 1e-5. Exit code
-    1 if they are not.
-
-    Parameters
-    ----------
-    folder
-        The folder of a run.
-    """
-    console = make_console()
-    with DownloadDisplay(console) as monitor:
-        verification = verify(folder, data, monitor)
-    console.print(verification_table(verification))
-    if not verification.bitwise:
-        differences = ", ".join(verification.differences)
-        console.print(f"compared to 1e-5, not to the bit, since these differ from the run: {differences}")
-    console.print("verified" if verification.holds else "[bold]not verified:[/] the network is not the one of the run")
-    return 0 if verification.holds else 1
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line.
 
@@ -266,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
         return 1
     except InterruptedRun:
-        return _fail("interrupted; finished tasks are kept, and the same command goes on from there", 130)
+        return _fail("interrupted; the same command goes on from there", 130)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -277,29 +250,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(_TOO_LARGE, 1)
     except OSError as error:
         return _fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
-
-
-def _carry_out(request: RunRequest, console: Console, quiet: bool, *, log: bool = False) -> RunResult:
-    finished = finished_result(request)
-    if finished is not None:
-        if not quiet:
-            say(console, f"{request.out} is finished; nothing to do")
-        return finished
-    with DownloadDisplay(console, quiet=quiet) as monitor:
-        prepared = prepare(request, monitor)
-    try:
-        with ExitStack() as stack:
-            show = [stack.enter_context(RunDisplay(console, prepared.result, quiet=quiet, label=request.method)).show]
-            if log and request.out is not None:
-                show.append(stack.enter_context(TensorBoard(request.out / "tensorboard", prepared.result)).show)
-            for event in run(prepared):
-                for each in show:
-                    each(event)
-    except KeyboardInterrupt:
-        if request.out is None:
-            raise
-        raise InterruptedRun from None
-    return prepared.result
 
 
 def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
@@ -314,7 +264,7 @@ def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
 def _set_threads(threads: int | None, folder: Path) -> None:
     """Take the number asked for, or the one with which a run in this folder began."""
     if threads is None and (folder / RESULT).exists():
-        threads = read_result(folder / RESULT).environment.get("threads")
+        threads = read_recorded(folder)[0].environment.get("threads")
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
 

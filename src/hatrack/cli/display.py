@@ -146,6 +146,8 @@ class RunDisplay:
         if self._one is not None:
             self._progress.remove_task(self._one)
         title = f"task {event.index + 1}/{len(self._result.tasks)} {event.task.name}"
+        if event.epochs and not self._quiet:
+            self._console.print(f"{self._label}: {title}: going on after epoch {event.epochs}", highlight=False)
         self._one = self._bar(title, total=float(event.max_epochs))
         self._progress.update(self._all, completed=float(event.index))
 

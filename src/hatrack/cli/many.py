@@ -39,9 +39,9 @@ from hatrack.experiments import (
 )
 from hatrack.experiments.comparing import is_finished
 from hatrack.experiments.comparison import read_failure
+from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import share_on_disk
 from hatrack.experiments.plan import PLAN, read_plan
-from hatrack.experiments.running import RESULT
 from hatrack.experiments.tuning import Search, best, outcomes, tune
 from hatrack.methods import METHODS
 from hatrack.report import comparison_table, tuning_table

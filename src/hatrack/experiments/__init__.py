@@ -8,18 +8,13 @@ from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEve
 from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.plan import Plan
+from hatrack.experiments.preparing import Prepared, finished_result, prepare
 from hatrack.experiments.presets import EXPERIMENTS, find_experiment
+from hatrack.experiments.recorded import recorded_run
+from hatrack.experiments.request import RunRequest
+from hatrack.experiments.rerun import Reproduction
 from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, read_result
-from hatrack.experiments.running import (
-    Event,
-    Prepared,
-    RunRequest,
-    TaskBegun,
-    TaskLearned,
-    finished_result,
-    prepare,
-    run,
-)
+from hatrack.experiments.running import Event, TaskBegun, TaskLearned, run
 from hatrack.experiments.settings import Config
 from hatrack.experiments.verify import Verification, verify
 
@@ -41,6 +36,7 @@ __all__ = [
     "PicturePrediction",
     "Plan",
     "Prepared",
+    "Reproduction",
     "RunRequest",
     "RunResult",
     "SlurmExecutor",
@@ -60,6 +56,7 @@ __all__ = [
     "predict_pictures",
     "prepare",
     "read_result",
+    "recorded_run",
     "run",
     "verify",
 ]

@@ -13,10 +13,10 @@ from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.comparison import FAILURE, FIGURES, Comparison, write_failure
 from hatrack.experiments.executors import Executor
+from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
 from hatrack.experiments.plan import PLAN, Plan, read_plan, write_json, write_plan
 from hatrack.experiments.results import Status, read_result
-from hatrack.experiments.running import RESULT
 from hatrack.locks import locked
 
 __all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]

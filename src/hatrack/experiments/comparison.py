@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, REFERENCES, Plan, read_plan, run_folder, write_json
 from hatrack.experiments.results import RunResult, Status, read_result
-from hatrack.experiments.running import RESULT
 from hatrack.functional import forgetting_ratio
 from hatrack.names import unknown_name
 from hatrack.statistics import Spread, spread

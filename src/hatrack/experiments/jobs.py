@@ -16,8 +16,11 @@ import torch
 
 from hatrack.environment import deterministic_cuda
 from hatrack.errors import CheckpointError, HatrackError
+from hatrack.experiments.folder import RESULT
+from hatrack.experiments.preparing import finished_result, prepare
+from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import Status, read_result
-from hatrack.experiments.running import RESULT, RunRequest, TaskBegun, TaskLearned, finished_result, prepare, run
+from hatrack.experiments.running import TaskBegun, TaskLearned, run
 from hatrack.locks import locked
 from hatrack.train import BatchDone, EpochDone
 
@@ -164,8 +167,8 @@ def _shares(request: RunRequest) -> Iterator[float]:
     for event in run(prepared):
         match event:
             case TaskBegun():
-                index, epochs, max_epochs = event.index, 0, max(1, event.max_epochs)
-                yield index / tasks
+                index, epochs, max_epochs = event.index, event.epochs, max(1, event.max_epochs)
+                yield (index + min(1.0, epochs / max_epochs)) / tasks
             case BatchDone():
                 yield (index + min(1.0, (epochs + event.done / event.total) / max_epochs)) / tasks
             case EpochDone():

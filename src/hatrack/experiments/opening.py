@@ -14,8 +14,10 @@ from torch import Tensor
 
 from hatrack.calibration import Scorer
 from hatrack.errors import DataError, InputError
+from hatrack.experiments.folder import CHECKPOINT, RESULT
+from hatrack.experiments.preparing import Prepared, prepare
+from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import read_result
-from hatrack.experiments.running import CHECKPOINT, RESULT, Prepared, RunRequest, prepare
 from hatrack.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.names import unknown_name
 from hatrack.network import HATNetwork

@@ -16,7 +16,7 @@ from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.presets import find_experiment
-from hatrack.experiments.running import RunRequest
+from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS
 from hatrack.names import look_up, unknown_name

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from hatrack.atomic import write_atomically
-from hatrack.errors import CheckpointError
+from hatrack.errors import CheckpointError, NewerFileError
 from hatrack.metrics import average_accuracy, backward_transfer, forgetting
 from hatrack.train import EpochDone, Score
 
-__all__ = ["SCHEMA", "RunResult", "Status", "TaskHistory", "TaskSummary", "read_result", "write_result"]
+__all__ = [
+    "SCHEMA",
+    "RunResult",
+    "Status",
+    "TaskHistory",
+    "TaskSummary",
+    "history_from_json",
+    "read_result",
+    "write_result",
+]
 
 SCHEMA = 1
 """Version of the format of ``run.json``."""
@@ -129,6 +138,20 @@ class RunResult:
             status=Status.FINISHED if len(self.scores) + 1 == len(self.tasks) else Status.RUNNING,
         )
 
+    def first(self, learned: int) -> RunResult:
+        """The run as it was after its first tasks, as far as that is known."""
+        before = self.history[learned - 1].capacity if 0 < learned <= len(self.history) else None
+        return replace(
+            self,
+            scores=self.scores[:learned],
+            history=self.history[:learned],
+            capacity=before,
+            reuse=None if self.reuse is None or not learned else tuple(row[:learned] for row in self.reuse[:learned]),
+            epochs=self.epochs[:learned],
+            seconds=self.seconds[:learned],
+            status=Status.FINISHED if learned == len(self.tasks) else Status.RUNNING,
+        )
+
     def matrix(self, what: str) -> list[list[Any]]:
         """A lower triangular ``T × T`` matrix of one part of the scores, None elsewhere.
 
@@ -203,7 +226,7 @@ def read_result(path: Path) -> RunResult:
         raise CheckpointError(f"{path} is damaged, or not a result of hatrack ({error})") from error
     try:
         if data["schema"] > SCHEMA:
-            raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
+            raise NewerFileError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
         tasks = tuple(TaskSummary(**task) for task in data["tasks"])
         _require_sound(data)
         rows = zip(data["loss"], data["accuracy"], data["logits_sha256"], strict=True)
@@ -223,7 +246,7 @@ def read_result(path: Path) -> RunResult:
             status=Status(data["status"]),
             data=tuple(str(origin) for origin in data.get("data", ())),
             sources=tuple(str(path) for path in data.get("sources", ())),
-            history=tuple(_history(task) for task in data.get("history", ())),
+            history=tuple(history_from_json(task) for task in data.get("history", ())),
             reuse=None if data.get("reuse") is None else tuple(_numbers(row) for row in data["reuse"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -249,7 +272,8 @@ def _require_sound(data: Any) -> None:
             raise TypeError(f"{what} is not a lower triangular matrix of {size} tasks")
 
 
-def _history(task: Any) -> TaskHistory:
+def history_from_json(task: Any) -> TaskHistory:
+    """The history of a task in a file."""
     curves = {key: _numbers(task[key]) for key in ("train_loss", "valid_loss", "valid_accuracy", "used")}
     return TaskHistory(task["capacity"], **curves)
 

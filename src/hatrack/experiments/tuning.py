@@ -17,12 +17,13 @@ from hatrack.experiments.comparing import execute_recorded
 from hatrack.experiments.comparison import read_failure
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.executors.base import optional_module
+from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobEvent
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.plan import write_json
 from hatrack.experiments.presets import find_experiment
+from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import Status, read_result
-from hatrack.experiments.running import RESULT, RunRequest
 from hatrack.locks import locked
 from hatrack.methods import METHODS
 from hatrack.names import look_up

@@ -11,19 +11,13 @@ from torch import Tensor
 
 from hatrack.checkpoint import read_checkpoint
 from hatrack.data import DownloadMonitor
-from hatrack.environment import describe_environment, deterministic_cuda
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.results import RunResult, read_result
-from hatrack.experiments.running import (
-    CHECKPOINT,
-    LOGITS,
-    LOGITS_FORMAT,
-    RESULT,
-    RunRequest,
-    last_logits,
-    prepare,
-    score_row,
-)
+from hatrack.environment import describe_environment
+from hatrack.errors import CheckpointError
+from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT
+from hatrack.experiments.preparing import prepare
+from hatrack.experiments.recorded import recorded_run
+from hatrack.experiments.results import RunResult
+from hatrack.experiments.running import last_logits, score_row
 from hatrack.streams import Task
 from hatrack.train import Score, score
 
@@ -90,21 +84,11 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
         CheckpointError: a file is damaged.
         DataError: the data is missing.
     """
-    if not (folder / RESULT).exists():
-        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
-    recorded = read_result(folder / RESULT)
-    if not recorded.scores:
-        raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
-    torch.set_num_threads(int(recorded.environment.get("threads", torch.get_num_threads())))
-    on_cuda = recorded.environment.get("device") != "cpu" and torch.cuda.is_available()
-    device = deterministic_cuda() if on_cuda else torch.device("cpu")
-    sources = tuple(map(Path, recorded.sources))
-    config = recorded.config
-    request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, config, device, sources)
+    recorded, request = recorded_run(folder, data)
     prepared = prepare(request, monitor)
     prepared.method.load(folder / CHECKPOINT)
     logits = last_logits(prepared, len(recorded.scores))
-    now = describe_environment(device)
+    now = describe_environment(request.device)
     differences = tuple(key for key in now if now[key] != recorded.environment.get(key))
     if recorded.data and recorded.data != prepared.stream.origins:
         differences += ("data",)

@@ -9,9 +9,9 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from hatrack.experiments import RunResult, Verification
+from hatrack.experiments import Reproduction, RunResult, Verification
 
-__all__ = ["accuracy_table", "forgetting_line", "share_in_use", "verification_table"]
+__all__ = ["accuracy_table", "forgetting_line", "reproduction_table", "share_in_use", "verification_table"]
 
 # Sky blue, yellow and vermilion of Okabe and Ito's palette can be told apart with any colour vision.
 _KEPT, _FADED, _LOST = "#56b4e9", "#f0e442", "#d55e00"
@@ -65,6 +65,15 @@ def verification_table(verification: Verification) -> Table:
         agrees = Text("agree", _KEPT) if verdict.agrees else Text("differ", _LOST)
         constant = Text("yes", _KEPT) if verdict.constant else Text("no", _FADED)
         table.add_row(verdict.task, f"{verdict.recorded:.2%}", f"{verdict.accuracy:.2%}", agrees, constant)
+    return table
+
+
+def reproduction_table(reproduction: Reproduction) -> Table:
+    """How a run and the same run made again compare, task by task."""
+    table = Table("task", "recorded", "again", "logits, to the bit", box=SIMPLE)
+    for task in reproduction.tasks:
+        same = Text("same", _KEPT) if task.same_bits else Text("differ", _LOST)
+        table.add_row(task.task, f"{task.recorded:.2%}", f"{task.again:.2%}", same)
     return table
 
 

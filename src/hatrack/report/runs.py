@@ -11,8 +11,8 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments import Comparison, RunResult, read_result
+from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN
-from hatrack.experiments.running import RESULT
 from hatrack.functional import forgetting_ratio
 from hatrack.metrics import average_accuracy
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hatrack.errors import InputError
+from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed, share_on_disk
-from hatrack.experiments.running import RESULT
 
 __all__ = ["DiskWatch", "Executor", "checked", "optional_module"]
 

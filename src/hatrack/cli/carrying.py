@@ -1,0 +1,72 @@
+"""Carrying out one run, and showing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from hatrack.cli.display import DownloadDisplay, RunDisplay
+from hatrack.cli.options import InterruptedRun, say
+from hatrack.experiments import RunRequest, RunResult, TaskLearned, finished_result, prepare, run
+from hatrack.locks import locked
+from hatrack.report.tensorboard import TensorBoard
+
+__all__ = ["carry_out"]
+
+_PATIENCE = 2.0
+"""Seconds to wait for a run in the same folder that is just ending."""
+
+
+def carry_out(
+    request: RunRequest, console: Console, quiet: bool, *, log: bool = False, tasks: int | None = None
+) -> RunResult:
+    """Make a run, or what is left of it; nobody else may work in its folder meanwhile.
+
+    Args:
+        request: the run.
+        console: where to show it.
+        quiet: show nothing.
+        log: write for TensorBoard, too.
+        tasks: stop after so many tasks; None learns all.
+
+    Raises:
+        InterruptedRun: somebody pressed Ctrl-C, and the run can go on from its folder.
+        InputError: another process works in the folder; or as :func:`hatrack.experiments.prepare`.
+    """
+    finished = finished_result(request)
+    if finished is not None:
+        if not quiet:
+            say(console, f"{request.out} is finished; nothing to do")
+        return finished
+    with _alone_in(request.out if request.ranks.rank == 0 else None):
+        with DownloadDisplay(console, quiet=quiet) as monitor:
+            prepared = prepare(request, monitor)
+        for note in () if quiet else prepared.notes:
+            say(console, f"note: {note}")
+        try:
+            with ExitStack() as stack:
+                display = RunDisplay(console, prepared.result, quiet=quiet, label=request.method)
+                show = [stack.enter_context(display).show]
+                if log and request.out is not None:
+                    show.append(stack.enter_context(TensorBoard(request.out / "tensorboard", prepared.result)).show)
+                for event in run(prepared):
+                    for each in show:
+                        each(event)
+                    if isinstance(event, TaskLearned) and tasks == event.index + 1:
+                        break
+        except KeyboardInterrupt:
+            if request.out is None:
+                raise
+            raise InterruptedRun from None
+        return prepared.result
+
+
+@contextmanager
+def _alone_in(folder: Path | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(locked(folder, _PATIENCE))
+        yield

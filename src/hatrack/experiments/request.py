@@ -1,0 +1,67 @@
+"""What to run."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.own import own_experiment
+from hatrack.experiments.presets import find_experiment
+from hatrack.parallel import ALONE, Ranks
+
+__all__ = ["RunRequest"]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run.
+
+    Attributes:
+        experiment: name of the experiment; of one's own tasks, what they are called.
+        method: name of the method.
+        seed: the seed, 0 or more.
+        out: folder of the run; None keeps nothing.
+        data: folder to look for data in first.
+        overrides: settings that differ from the experiment's, by key.
+        device: where to train.
+        sources: for one's own tasks, a ``tasks.toml``, or the files and folders of the tasks; empty for presets.
+        ranks: the processes that share this run, of which this is one.
+    """
+
+    experiment: str
+    method: str
+    seed: int = 0
+    out: Path | None = None
+    data: Path | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    sources: tuple[Path, ...] = ()
+    ranks: Ranks = ALONE
+
+    def described(self) -> Experiment:
+        """The experiment.
+
+        Raises:
+            InputError: there is none, or the sources cannot be used.
+        """
+        return own_experiment(self.sources) if self.sources else find_experiment(self.experiment)
+
+    def command(self) -> str:
+        """A command line that makes this run."""
+        files = [str(path.absolute()) for path in self.sources]
+        what = files if len(files) == 1 and files[0].endswith(".toml") else ["--tasks", *files]
+        many = ["torchrun", "--nproc-per-node", str(self.ranks.size), "-m"] if self.ranks.size > 1 else []
+        words = [*many, "hatrack", "run", *(what if files else [self.experiment])]
+        words += ["--method", self.method, "--seed", str(self.seed)]
+        words += ["--threads", str(torch.get_num_threads()), "--device", self.device.type]
+        for key, value in self.overrides.items():
+            text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+            words += ["--set", f"{key}={text}"]
+        return shlex.join(words)

@@ -1,0 +1,94 @@
+"""A run that is killed at any moment, and started again, ends with the same bits as one that was never killed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.experiments.killing import QUICK, run_in_process
+
+from hatrack.experiments import RunRequest, prepare, read_result
+
+FILES = {"run.json", "run.previous.json", "net.hat", "net.previous.hat", "logits.safetensors"}
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that two runs of the same command have in common: results, weights, logits."""
+    result = read_result(folder / "run.json").to_json()
+    for key in ("timing", "environment", "command", "sha256"):
+        result.pop(key, None)
+    result["epochs"] = read_result(folder / "run.json").epochs
+    assert {path.name for path in folder.iterdir()} == FILES, "and nothing else is left"
+    return {**result, "net": (folder / "net.hat").read_bytes(), "logits": (folder / "logits.safetensors").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], int]:
+    """A run that was never killed, and how many moments it has."""
+    folder = tmp_path_factory.mktemp("unharmed")
+    moments = run_in_process(folder)
+    assert moments is not None
+    assert moments > 150
+    return outcome(folder), moments
+
+
+def test_killed_once_at_one_of_many_moments(unharmed: tuple[dict[str, Any], int], tmp_path: Path) -> None:
+    expected, moments = unharmed
+    for moment in random.Random(0).sample(range(1, moments + 1), 24):
+        folder = tmp_path / str(moment)
+        assert run_in_process(folder, fatal=moment) is None
+        run_in_process(folder)
+        assert outcome(folder) == expected, f"killed at moment {moment} of {moments}"
+
+
+def test_killed_again_and_again(unharmed: tuple[dict[str, Any], int], tmp_path: Path) -> None:
+    expected, moments = unharmed
+    draw, killed = random.Random(1), 0
+    while run_in_process(tmp_path, fatal=draw.randrange(5, moments // 4)) is None:
+        killed += 1
+        assert killed < 200, "a killed run gets nowhere"
+    assert killed >= 4
+    assert outcome(tmp_path) == expected
+
+
+@pytest.mark.parametrize("method", ["packnet", "pathnet", "derpp", "si"])
+def test_methods_that_gather_more_than_weights(method: str, tmp_path: Path) -> None:
+    changes = {"generations": 2} if method == "pathnet" else {}
+    moments = run_in_process(tmp_path / "whole", method, **changes)
+    assert moments is not None
+    folder = tmp_path / "killed"
+    for share in (0.55, 0.3):
+        assert run_in_process(folder, method, fatal=int(share * moments), **changes) is None
+    run_in_process(folder, method, **changes)
+    assert outcome(folder) == outcome(tmp_path / "whole")
+
+
+def test_a_damaged_network_is_named_and_the_one_before_is_used(
+    unharmed: tuple[dict[str, Any], int], tmp_path: Path
+) -> None:
+    expected, moments = unharmed
+    assert run_in_process(tmp_path, fatal=int(0.9 * moments)) is None
+    for name in ("net.hat", "training.safetensors"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (tmp_path / name).write_bytes(content)
+    prepared = prepare(RunRequest("demo", "hat", 0, tmp_path, overrides=QUICK))
+    assert "net.hat is damaged: its checksum does not match" in prepared.notes[0]
+    assert prepared.notes[0].endswith("net.previous.hat")
+    run_in_process(tmp_path)
+    assert outcome(tmp_path) == expected
+
+
+def test_a_damaged_state_of_training_is_named_and_the_one_before_is_used(
+    unharmed: tuple[dict[str, Any], int], tmp_path: Path
+) -> None:
+    expected, moments = unharmed
+    assert run_in_process(tmp_path, fatal=int(0.95 * moments)) is None
+    state = tmp_path / "training.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    prepared = prepare(RunRequest("demo", "hat", 0, tmp_path, overrides=QUICK))
+    assert "training.safetensors is damaged" in prepared.notes[0]
+    run_in_process(tmp_path)
+    assert outcome(tmp_path) == expected
