@@ -60,8 +60,8 @@ class Moments:
         return open_watched
 
 
-def _child(out: str, method: str, changes: dict[str, Any], fatal: int | None, report: str) -> None:
-    torch.set_num_threads(1)
+def _child(out: str, method: str, changes: dict[str, Any], fatal: int | None, threads: int, report: str) -> None:
+    torch.set_num_threads(threads)
     moments = Moments(fatal)
     folder.SHARE = 1.0  # every epoch is written
     os.link, os.fsync = moments.around(os.link), moments.around(os.fsync)  # type: ignore[assignment]
@@ -72,13 +72,16 @@ def _child(out: str, method: str, changes: dict[str, Any], fatal: int | None, re
     Path(report).write_text(str(moments.passed))
 
 
-def run_in_process(out: Path, method: str = "hat", fatal: int | None = None, **changes: Any) -> int | None:
+def run_in_process(
+    out: Path, method: str = "hat", fatal: int | None = None, threads: int = 1, **changes: Any
+) -> int | None:
     """Make a run, or what is left of it, in a process of its own.
 
     Args:
         out: the run's folder.
         method: its method.
         fatal: the moment at which the process is killed, from 1; None kills nobody.
+        threads: number of CPU threads.
         **changes: settings.
 
     Returns:
@@ -87,7 +90,7 @@ def run_in_process(out: Path, method: str = "hat", fatal: int | None = None, **c
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hatrack.experiments", "torch._dynamo"])  # what takes long to import
     with tempfile.NamedTemporaryFile("r") as report:
-        child = context.Process(target=_child, args=(str(out), method, changes, fatal, report.name))
+        child = context.Process(target=_child, args=(str(out), method, changes, fatal, threads, report.name))
         child.start()
         child.join()
         if child.exitcode == -signal.SIGKILL:
