@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.experiments.killing import QUICK, run_in_process
 
-from hatrack.experiments import RunRequest, prepare, read_result
+from hatrack.errors import CheckpointError
+from hatrack.experiments import RunRequest, prepare, read_result, run
+from hatrack.train import EpochDone
 
 FILES = {"run.json", "run.previous.json", "net.hat", "net.previous.hat", "logits.safetensors"}
 
@@ -92,3 +97,41 @@ def test_a_damaged_state_of_training_is_named_and_the_one_before_is_used(
     assert "training.safetensors is damaged" in prepared.notes[0]
     run_in_process(tmp_path)
     assert outcome(tmp_path) == expected
+
+
+def test_a_damaged_network_of_the_first_task_is_learned_again(
+    unharmed: tuple[dict[str, Any], int], tmp_path: Path
+) -> None:
+    expected, moments = unharmed
+    assert run_in_process(tmp_path, fatal=int(0.5 * moments)) is None
+    assert len(read_result(tmp_path / "run.json").scores) == 1
+    (tmp_path / "net.hat").write_bytes(b"")
+    assert prepare(RunRequest("demo", "hat", 0, tmp_path, overrides=QUICK)).notes[0].endswith("the beginning")
+    run_in_process(tmp_path)
+    assert outcome(tmp_path) == expected
+
+
+def test_a_network_that_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network of one's own nobody but its file knows that it is another one now."""
+    (tmp_path / "mine.py").write_text(MINE.format(width=12))
+    monkeypatch.syspath_prepend(tmp_path)
+    request = RunRequest("demo", "hat", 0, tmp_path / "run", overrides={**QUICK, "network": "mine:build"})
+    for event in run(prepare(request)):
+        if isinstance(event, EpochDone):
+            break
+    (tmp_path / "mine.py").write_text(MINE.format(width=9))
+    monkeypatch.delitem(sys.modules, "mine")
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    with pytest.raises(CheckpointError, match="'tshirt-trouser' cannot be taken up: it was one of another network"):
+        for _ in run(prepare(request)):
+            pass
+
+
+MINE = """
+from torch import nn
+
+
+def build(shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, {width}), nn.ReLU())
+"""

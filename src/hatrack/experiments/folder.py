@@ -93,13 +93,16 @@ def keep(path: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """Put the previous content of a file in the place of a damaged one.
+    """Put the previous content of a file in the place of a damaged one; without any, remove that.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
     try:
-        write_atomically(path, previous(path).read_bytes())
+        if previous(path).exists():
+            write_atomically(path, previous(path).read_bytes())
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"{path} could not be written ({error.strerror or error})") from error
 

@@ -107,30 +107,30 @@ def _taken_up(request: RunRequest, config: Config, stream: TaskStream, earlier: 
     repairs = [folder / RESULT] if damaged else []
     notes = [f"{folder / RESULT} is damaged; going on from {previous(folder / RESULT)}"] if damaged else []
 
-    def load(path: Path) -> tuple[Method, int]:
+    def load(path: Path, needed: bool) -> tuple[Method, int]:
         method = _fresh_method(request, config, stream)
-        return method, _learned(path, method, earlier) if path.exists() or rows else 0
+        return method, _learned(path, method, earlier) if path.exists() or needed else 0
 
     try:
-        method, learned = load(folder / CHECKPOINT)
+        method, learned = load(folder / CHECKPOINT, needed=rows > 0)
     except NewerFileError:
         raise
     except (CheckpointError, GuaranteeError) as error:
         try:
-            method, learned = load(previous(folder / CHECKPOINT))
+            method, learned = load(previous(folder / CHECKPOINT), needed=rows > 1)
         except (CheckpointError, GuaranteeError):
             raise CheckpointError(f"{error}; or remove {folder} and run again") from error
         repairs.append(folder / CHECKPOINT)
-        notes.append(f"{error}; going on from {previous(folder / CHECKPOINT)}")
+        notes.append(f"{error}; going on from {previous(folder / CHECKPOINT) if learned else 'the beginning'}")
     index = min(rows, learned)
     in_task, more = read_in_task(folder, index, earlier.tasks[index].name) if index < len(stream) else (None, ())
     if learned > rows and method.trains and not (in_task is not None and in_task.over):
         # What happened in the epochs of the task is lost: it is learned again, if that can be done.
         with suppress(CheckpointError, GuaranteeError):
-            before = load(previous(folder / CHECKPOINT))
+            before = load(previous(folder / CHECKPOINT), needed=rows > 0)
             if before[1] == rows:
                 method, learned = before
-                repairs += [folder / CHECKPOINT] if rows else []
+                repairs.append(folder / CHECKPOINT)
     result = earlier if index == rows else earlier.first(index)
     return Prepared(request, config, stream, method, result, learned, in_task, tuple(repairs), (*notes, *more))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.checkpoint import part_of
+from hatrack.errors import CheckpointError
 from hatrack.functional import batch_progress
 from hatrack.methods import EpochPlan, Method
 from hatrack.modes import fresh_statistics
@@ -85,6 +86,7 @@ class Training:
 
     Raises:
         TrainingError: the loss is not a finite number.
+        CheckpointError: what is taken up belongs to another network.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Training:
         method, taken_up, self._taken_up = self._method, self._taken_up, None
         if taken_up is not None:
             self._place = taken_up.place
-            method.load_training_state(part_of(taken_up.tensors, "method."))
+            self._take_up(part_of(taken_up.tensors, "method."))
             method.train_mode(False)  # as validation leaves it after every epoch
         for phase in range(self._place.phase, len(self._phases)):
             if taken_up is None:
@@ -119,6 +121,15 @@ class Training:
             yield from self._fit_phase({} if taken_up is None else taken_up.tensors)
             method.end_phase(phase, self._place.best_loss)
             taken_up = None
+
+    def _take_up(self, state: Mapping[str, Tensor]) -> None:
+        try:
+            self._method.load_training_state(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"the training of task {self._task!r} cannot be taken up: it was one of another network; build the "
+                "network as it was, or run again in another folder (--out)"
+            ) from error
 
     def _start_of(self, phase: int) -> Place:
         return Place(phase, 0, math.inf, self._settings.lr_patience, self._settings.lr)
