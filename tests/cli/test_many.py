@@ -114,7 +114,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert error.strip() == "error: interrupted; finished tasks are kept, and the same command goes on from there"
+    assert error.strip() == "error: interrupted; the same command goes on from there"
     assert len(children) == 1
     assert not Path(f"/proc/{children[0]}").exists()
     assert not (tmp_path / "sgd" / "seed0" / "failure.json").exists(), "what was stopped has not failed"

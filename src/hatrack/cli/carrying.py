@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 from rich.console import Console
 
 from hatrack.cli.display import DownloadDisplay, RunDisplay
 from hatrack.cli.options import InterruptedRun, say
-from hatrack.experiments import RunRequest, RunResult, TaskLearned, finished_result, prepare, run
+from hatrack.experiments import Prepared, RunRequest, RunResult, TaskLearned, finished_result, prepare, run
+from hatrack.experiments.folder import RESULT
 from hatrack.locks import locked
 from hatrack.report.tensorboard import TensorBoard
 
@@ -41,9 +40,8 @@ def carry_out(
         if not quiet:
             say(console, f"{request.out} is finished; nothing to do")
         return finished
-    with _alone_in(request.out if request.ranks.rank == 0 else None):
-        with DownloadDisplay(console, quiet=quiet) as monitor:
-            prepared = prepare(request, monitor)
+    with ExitStack() as held:
+        prepared = _prepare_alone(request, console, quiet, held)
         for note in () if quiet else prepared.notes:
             say(console, f"note: {note}")
         try:
@@ -64,9 +62,16 @@ def carry_out(
         return prepared.result
 
 
-@contextmanager
-def _alone_in(folder: Path | None) -> Iterator[None]:
-    with ExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(locked(folder, _PATIENCE))
-        yield
+def _prepare_alone(request: RunRequest, console: Console, quiet: bool, held: ExitStack) -> Prepared:
+    """Get a run ready, and hold its folder; a folder is not made before it is known that there is something to run."""
+    folder = request.out if request.ranks.rank == 0 else None
+    absent = folder is not None and not folder.exists()
+    if folder is not None and not absent:
+        held.enter_context(locked(folder, _PATIENCE))
+    with DownloadDisplay(console, quiet=quiet) as monitor:
+        prepared = prepare(request, monitor)
+    if folder is not None and absent:
+        held.enter_context(locked(folder, _PATIENCE))
+        if (folder / RESULT).exists():  # somebody else was faster
+            prepared = prepare(request)
+    return prepared
