@@ -16,9 +16,10 @@ from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.plan import Plan, run_folder, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.metrics import forward_transfer, learning_accuracy
-from hatrack.report import tables
+from hatrack.report import inside, tables
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.runs import Runs, read_runs
+from hatrack.report.table import Row, Table
 from hatrack.report.verdict import differences, timing, verdict
 from hatrack.report.writers import WRITERS, to_csv, to_json, to_latex, to_markdown
 from hatrack.train import Score
@@ -40,7 +41,7 @@ HAND = Runs.of(
 )
 
 
-def row_of(table: tables.Table, method: str, **where: object) -> tables.Row:
+def row_of(table: Table, method: str, **where: object) -> Row:
     wanted = {"method": method, **where}
     (row,) = [row for row in table.rows if all(row[key] == value for key, value in wanted.items())]
     return row
@@ -77,7 +78,7 @@ def test_usage_of_seeds_that_stop_after_other_numbers_of_epochs() -> None:
     first, second = synthetic("hat", 0, 1), synthetic("hat", 1, 1)
     first = replace(first, history=(replace(first.history[0], used=(0.6, 0.4)),))
     second = replace(second, history=(replace(second.history[0], used=(0.9, 0.7, 0.5, 0.3)),))
-    rows = tables.mean_usage(Runs.of([first, second]), points=4).rows
+    rows = inside.mean_usage(Runs.of([first, second]), points=4).rows
     assert [row["progress"] for row in rows] == [0.25, 0.5, 0.75, 1.0]
     assert [row["used"] for row in rows] == pytest.approx([0.75, 0.65, 0.45, 0.35])
 

@@ -87,12 +87,12 @@ def figure_command(
     method
         For figures about one method: which; by default hat, or the best one.
     """
-    from hatrack.report import charts
+    from hatrack.report import canvas
 
     runs = read_runs(folder)
     drawing = look_up("figure", name, FIGURES).draw(runs, method or _usual_method(runs))
     target = out or Path(f"{name}.svg")
-    charts.save(drawing.chart, target, drawing.title)
+    canvas.save(drawing.chart, target, drawing.title)
     data = target.with_suffix(".csv")
     _write(data, WRITERS["csv"](drawing.table))
     say(make_console(), f"wrote {target} and {data}")
@@ -127,7 +127,7 @@ def analyse_command(
     settings
         Override a setting of all runs, `key=value`: `--set epochs=5`.
     """
-    from hatrack.report import charts
+    from hatrack.report import canvas
 
     study = look_up("analysis", name, STUDIES)
     folder = out or Path("runs") / name
@@ -146,7 +146,7 @@ def analyse_command(
             except KeyboardInterrupt:
                 raise InterruptedRun from None
     drawing = draw(study, folder, runs)
-    charts.save(drawing.chart, folder / f"{name}.svg", drawing.title)
+    canvas.save(drawing.chart, folder / f"{name}.svg", drawing.title)
     _write(folder / f"{name}.csv", WRITERS["csv"](drawing.table))
     if not quiet:
         say(console, f"wrote {folder / name}.svg and {folder / name}.csv")

@@ -9,9 +9,9 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.names import unknown_name
-from hatrack.report import tables
+from hatrack.report import inside, tables
 from hatrack.report.runs import Runs
-from hatrack.report.tables import Row, Table
+from hatrack.report.table import Row, Table
 from hatrack.report.verdict import differences, timing
 
 __all__ = ["FIGURES", "TABLES", "Drawing", "Figure"]
@@ -70,7 +70,7 @@ def _curve(key: str, title: str) -> Callable[[Runs, str], Drawing]:
 def _usage(runs: Runs, method: str) -> Drawing:
     from hatrack.report import charts
 
-    table = _require(tables.mean_usage(runs), "methods with masks, such as hat or pmask")
+    table = _require(inside.mean_usage(runs), "methods with masks, such as hat or pmask")
     known = [label for label in runs.labels if any(row["method"] == label for row in table.rows)]
     return Drawing(charts.usage(table.rows, runs.learned, known), "Network in use during training", table)
 
@@ -78,20 +78,20 @@ def _usage(runs: Runs, method: str) -> Drawing:
 def _layers(runs: Runs, method: str) -> Drawing:
     from hatrack.report import charts
 
-    table = _of(tables.capacity(runs), method)
+    table = _of(inside.capacity(runs), method)
     return Drawing(charts.layers(table.rows, method), f"Layers in use, {method}", table)
 
 
 def _reuse(runs: Runs, method: str) -> Drawing:
-    from hatrack.report import charts
+    from hatrack.report import grids
 
-    table = _of(tables.reuse(runs), method)
+    table = _of(inside.reuse(runs), method)
     of, by, share = table.columns[1:]
-    return Drawing(charts.heat_map(table.rows, by, of, share), f"Reuse of weights, {method}", table)
+    return Drawing(grids.heat_map(table.rows, by, of, share), f"Reuse of weights, {method}", table)
 
 
 def _matrix(runs: Runs, method: str) -> Drawing:
-    from hatrack.report import charts
+    from hatrack.report import grids
 
     table = _of(tables.accuracy(runs), method)
     cells: dict[tuple[int, int], list[float]] = {}
@@ -99,7 +99,7 @@ def _matrix(runs: Runs, method: str) -> Drawing:
         cells.setdefault((row["after"], row["task"]), []).append(row["accuracy"])
     means = [{"after": after, "task": task, "accuracy": sum(of) / len(of)} for (after, task), of in cells.items()]
     column = {column.key: column for column in table.columns}
-    chart = charts.heat_map(means, column["task"], column["after"], column["accuracy"])
+    chart = grids.heat_map(means, column["task"], column["after"], column["accuracy"])
     return Drawing(chart, f"Accuracy on every task after every task, {method}", table)
 
 
@@ -133,7 +133,7 @@ def _sensitivity(runs: Runs, method: str) -> Drawing:
 def _compression(runs: Runs, method: str) -> Drawing:
     from hatrack.report import charts
 
-    table = _require(tables.compression(runs), "methods with masks, such as hat")
+    table = _require(inside.compression(runs), "methods with masks, such as hat")
     rows = [{**row, "percent": 100 * row["used"]} for row in table.rows]
     titles = ("units in use (%)", "validation accuracy (%)")
     chart = charts.scatter(rows, "percent", "valid_accuracy", titles, "seed", order="epoch")
@@ -200,10 +200,10 @@ TABLES: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
         "differences": differences,
         "curves": tables.curves,
         "accuracy": tables.accuracy,
-        "capacity": tables.capacity,
-        "usage": tables.usage,
-        "reuse": tables.reuse,
-        "compression": tables.compression,
+        "capacity": inside.capacity,
+        "usage": inside.usage,
+        "reuse": inside.reuse,
+        "compression": inside.compression,
         "timing": timing,
         "data": tables.data,
     }

@@ -13,18 +13,11 @@ from markupsafe import Markup
 from hatrack import __version__
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS
-from hatrack.report import charts, sections, style
+from hatrack.report import canvas, charts, sections, style
+from hatrack.report.inside import capacity, mean_usage, reuse
 from hatrack.report.runs import REFERENCES, Runs
-from hatrack.report.tables import (
-    Table,
-    accuracy,
-    capacity,
-    curves,
-    data,
-    mean_usage,
-    reuse,
-    summary,
-)
+from hatrack.report.table import Table
+from hatrack.report.tables import accuracy, curves, data, summary
 from hatrack.report.verdict import differences, verdict
 from hatrack.report.writers import display
 
@@ -128,7 +121,7 @@ def _bundle() -> str:
         import vl_convert
     except ImportError as error:  # pragma: no cover - the extra is installed wherever tests run
         raise InputError("the report needs altair and vl-convert: pip install 'hatrack[report]'") from error
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=charts.VEGA_LITE)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=canvas.VEGA_LITE)
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

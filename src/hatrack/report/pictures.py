@@ -15,7 +15,7 @@ from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa_analysis import cosine_similarities, task_profile
 from hatrack.methods.masked import MaskedMethod
 from hatrack.report.figures import Drawing
-from hatrack.report.tables import Column, Kind, Row, Table
+from hatrack.report.table import Column, Kind, Row, Table
 
 __all__ = ["dwa_embeddings", "dwa_masks", "gradient", "input_attention", "weight_masks"]
 
@@ -97,7 +97,7 @@ def dwa_embeddings(request: RunRequest) -> Drawing:
 
 
 def _similarities(request: RunRequest, what: str) -> Drawing:
-    from hatrack.report import charts
+    from hatrack.report import grids
 
     prepared = _finished(request)
     method = prepared.method
@@ -114,7 +114,7 @@ def _similarities(request: RunRequest, what: str) -> Drawing:
     cosine = Column("cosine", "cosine", Kind.RATIO)
     title = "Mean masks of tasks" if what == "masks" else "Mean embeddings of tasks"
     table = Table(f"dwa-{what}", f"{title}, cosines", (one, other, cosine), rows)
-    return Drawing(charts.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
+    return Drawing(grids.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
 
 
 def _finished(request: RunRequest) -> Prepared:
@@ -131,7 +131,7 @@ def _masked(prepared: Prepared) -> MaskedNetwork[Any]:
 
 
 def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
-    from hatrack.report import charts
+    from hatrack.report import grids
 
     rows = tuple(
         {"picture": name, "row": row, "column": column, "share": round(float(share), 4)}
@@ -143,4 +143,4 @@ def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
         *(Column("picture", "picture"), Column("row", "row", Kind.NUMBER), Column("column", "column", Kind.NUMBER)),
         Column("share", "in use", Kind.PERCENT),
     )
-    return Drawing(charts.pictures(names, values), title, Table("pictures", title, columns, rows))
+    return Drawing(grids.pictures(names, values), title, Table("pictures", title, columns, rows))

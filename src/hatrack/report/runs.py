@@ -106,6 +106,10 @@ class Runs:
         names = next(iter(orders)) if len(orders) == 1 else tuple(f"task {i + 1}" for i in range(len(self.any.tasks)))
         return names[: self.learned]
 
+    def each(self) -> Iterable[tuple[str, int, RunResult]]:
+        """Every run with its label and seed."""
+        return ((label, seed, run) for label in self.labels for seed, run in self.by_label[label].items())
+
     def run(self, label: str, seed: int) -> RunResult | None:
         """The run of a label and seed; None if there is none."""
         return self.by_label.get(label, {}).get(seed)

@@ -7,7 +7,8 @@ from typing import Any
 
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.style import DASHES, LIGHT, dark_cell
-from hatrack.report.tables import Column, Kind, Table, is_constant, summary
+from hatrack.report.table import Column, Kind, Table
+from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict
 from hatrack.report.writers import display, number
 

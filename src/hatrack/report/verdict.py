@@ -7,7 +7,8 @@ from typing import Any
 
 from hatrack.metrics import average_accuracy, forgetting
 from hatrack.report.runs import Runs
-from hatrack.report.tables import Column, Kind, Table, summary
+from hatrack.report.table import Column, Kind, Table
+from hatrack.report.tables import summary
 from hatrack.statistics import Interval, paired_difference
 
 __all__ = ["Verdict", "differences", "timing", "verdict"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hatrack.report.tables import Column, Kind, Row, Table
+from hatrack.report.table import Column, Kind, Row, Table
 
 __all__ = ["WRITERS", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
 

@@ -1,0 +1,103 @@
+"""Tidy tables of what of the network is used: by layer, over time, by two tasks, and with which accuracy."""
+
+from __future__ import annotations
+
+import math
+
+from hatrack.report.runs import Runs
+from hatrack.report.table import AFTER, METHOD, SEED, Column, Kind, Table, mean_and_sd
+
+__all__ = ["capacity", "compression", "mean_usage", "reuse", "usage"]
+
+
+def capacity(runs: Runs) -> Table:
+    """A row per method, seed, task and layer: the share in use after the task (Fig. 8)."""
+    rows = [
+        {"method": label, "seed": seed, "after": after + 1, "layer": layer, "used": share}
+        for label, seed, run in runs.each()
+        for after, history in enumerate(run.history)
+        if history.capacity is not None
+        for layer, share in history.capacity["groups"].items()
+    ]
+    columns = (METHOD, SEED, AFTER, Column("layer", "layer"), Column("used", "in use", Kind.PERCENT))
+    return Table("capacity", "Share of every layer in use", columns, tuple(rows))
+
+
+def usage(runs: Runs) -> Table:
+    """A row per method, seed and epoch: the share of units or weights in use while tasks are in training (Fig. 5)."""
+    rows = []
+    for label, seed, run in runs.each():
+        epoch = 0
+        for task, history in enumerate(run.history):
+            for within, used in enumerate(history.used):
+                epoch += 1
+                progress = task + (within + 1) / len(history.used)
+                rows.append(
+                    {
+                        "method": label,
+                        "seed": seed,
+                        "task": task + 1,
+                        "epoch": epoch,
+                        "progress": round(progress, 4),
+                        "used": used,
+                    }
+                )
+    columns = (
+        *(METHOD, SEED, Column("task", "task", Kind.NUMBER), Column("epoch", "epoch", Kind.NUMBER)),
+        *(Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT)),
+    )
+    return Table("usage", "Share of the network in use during training", columns, tuple(rows))
+
+
+def mean_usage(runs: Runs, points: int = 30) -> Table:
+    """What :func:`usage` holds, the mean over seeds, which may stop a task after different numbers of epochs.
+
+    Args:
+        runs: the runs.
+        points: how many places within every task; at each, a run counts with the epoch that it was in.
+    """
+    places: dict[tuple[str, int, int], list[float]] = {}
+    for label, _, run in runs.each():
+        for task, history in enumerate(run.history):
+            for place in range(1, points + 1) if history.used else ():
+                epoch = math.ceil(place * len(history.used) / points)
+                places.setdefault((label, task, place), []).append(history.used[epoch - 1])
+    rows = tuple(
+        {"method": label, "progress": round(task + place / points, 3), **mean_and_sd("used", of)}
+        for (label, task, place), of in places.items()
+    )
+    columns = (METHOD, Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT))
+    return Table("mean-usage", "Share of the network in use during training", columns, rows)
+
+
+def reuse(runs: Runs) -> Table:
+    """A row per method and pair of tasks: share of the weights of one that the other uses too, over seeds (Fig. 6)."""
+    rows = []
+    for label in runs.labels:
+        known = [run.reuse for run in runs.by_label[label].values() if run.reuse is not None]
+        if known:
+            rows += [
+                {"method": label, "of": i + 1, "by": j + 1, **mean_and_sd("share", (matrix[i][j] for matrix in known))}
+                for i in range(runs.learned)
+                for j in range(runs.learned)
+            ]
+    columns = (
+        *(METHOD, Column("of", "weights of task", Kind.NUMBER), Column("by", "used by task", Kind.NUMBER)),
+        Column("share", "share", Kind.PERCENT),
+    )
+    return Table("reuse", "Reuse of weights between tasks", columns, tuple(rows))
+
+
+def compression(runs: Runs) -> Table:
+    """A row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7)."""
+    rows = tuple(
+        {"method": label, "seed": seed, "epoch": epoch, "used": used, "valid_accuracy": right}
+        for label, seed, run in runs.each()
+        if run.history
+        for epoch, (used, right) in enumerate(zip(run.history[0].used, run.history[0].valid_accuracy, strict=False), 1)
+    )
+    columns = (
+        *(METHOD, SEED, Column("epoch", "epoch", Kind.NUMBER)),
+        *(Column("used", "in use", Kind.PERCENT), Column("valid_accuracy", "validation accuracy", Kind.PERCENT)),
+    )
+    return Table("compression", "Share in use and accuracy during the first task", columns, rows)
