@@ -27,7 +27,7 @@ Output = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 def report_command(
     folder: Path,
     /,
-    *,
+    *more: Path,
     out: Output = None,
     format: Literal["html", "csv", "json", "markdown", "latex"] = "html",  # noqa: A002 - what the option is called
     table: Annotated[str, Parameter(choices=tuple(TABLES))] = "summary",
@@ -40,16 +40,18 @@ def report_command(
     Parameters
     ----------
     folder
-        A run's folder, or one that holds several, such as that of `hatrack compare`.
+        A run's folder, or one that holds several, such as that of `hatrack compare`; or a result file of any name.
+    more
+        Further folders or files with runs of the same experiment.
     out
         The file to write; by default report.html. Tables are printed if it is left out.
     format
         `html` for the page; the others write one table.
     table
         Which table: summary, forgetting-ratios, differences, curves, accuracy, capacity, usage, reuse, compression,
-        timing, data.
+        timing, published, data.
     """
-    runs = read_runs(folder)
+    runs = read_runs(folder, *more)
     if format == "html":
         from hatrack.report.page import html_report
 
@@ -70,7 +72,7 @@ def figure_command(
     name: Annotated[str, Parameter(choices=tuple(FIGURES))],
     folder: Path,
     /,
-    *,
+    *more: Path,
     out: Output = None,
     method: str | None = None,
 ) -> int:
@@ -81,7 +83,9 @@ def figure_command(
     name
         Which figure; `hatrack list figures` explains them.
     folder
-        A run's folder, or one that holds several.
+        A run's folder, or one that holds several; or a result file of any name.
+    more
+        Further folders or files with runs of the same experiment.
     out
         The file to write, by default NAME.svg. Its data goes into a CSV file of the same name.
     method
@@ -89,7 +93,7 @@ def figure_command(
     """
     from hatrack.report import canvas
 
-    runs = read_runs(folder)
+    runs = read_runs(folder, *more)
     drawing = look_up("figure", name, FIGURES).draw(runs, method or _usual_method(runs))
     target = out or Path(f"{name}.svg")
     canvas.save(drawing.chart, target, drawing.title)

@@ -105,6 +105,15 @@ _OF_HAT = (
         methods=_DWA,
     ),
     Experiment(
+        name="incremental-cifar10",
+        description="NOT the paper's incremental CIFAR: its 5 tasks of CIFAR-10 alone, in an order by the seed",
+        source=f"the setup of {_HAT}, appendix C.1, without CIFAR-100",
+        stream="incremental-cifar10",
+        data=StreamSettings(validation=0.1),
+        network=_ALEXNET,
+        methods=_DWA,
+    ),
+    Experiment(
         name="permuted-mnist",
         description="10 tasks of 10 digits, the pixels in another order for each; the medium network, 2 x 500",
         source=f"{_HAT}, appendix C.2, table 7",

@@ -12,7 +12,7 @@ from hatrack.report.canvas import Chart, alt, chart_of, chosen, color, dash, das
 from hatrack.report.style import LIGHT
 from hatrack.report.table import Column, Kind, Row
 
-__all__ = ["bars", "curves", "layers", "lines_per_task", "scatter", "usage"]
+__all__ = ["bars", "bars_side_by_side", "curves", "layers", "lines_per_task", "ranking", "scatter", "usage"]
 
 
 def curves(rows: Sequence[Row], figure: Column, methods: Sequence[str], *, legend: bool = True) -> Chart:
@@ -175,6 +175,44 @@ def bars(rows: Sequence[Row], figure: Column, *, unit: str = "") -> Chart:
     )
     spread = chart_of(values).mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q", y=y)
     return alt.layer(body, spread).properties(height=alt.Step(22))
+
+
+def bars_side_by_side(rows: Sequence[Row], figures: Sequence[Column]) -> Chart:
+    """A panel of bars per figure, with the methods in the order of the rows in all of them."""
+    units = {Kind.PERCENT: "%", Kind.POINTS: "points"}
+    panels = [bars(rows, figure, unit=units.get(figure.kind, "")).properties(width=190) for figure in figures]
+    return alt.hconcat(*panels, spacing=24)
+
+
+def ranking(rows: Sequence[Row], figure: Column, group: str) -> Chart:
+    """A dot per row with its standard deviation, the rows below each other in their order.
+
+    Args:
+        rows: with a method and the hidden units of its network.
+        figure: what goes to the right.
+        group: key of what is named beside the method: who measured it.
+    """
+    scale, unit = (1.0, "") if figure.kind is Kind.RATIO else (100.0, " (%)")
+    kinds = ("these runs", "others")
+    values = []
+    for row in rows:
+        value, spread = row.get(figure.key), row.get(f"{figure.key}_sd") or 0.0
+        if value is not None:
+            parts = (row["method"], row.get("network"), row[group], row.get("differs"))
+            name = " · ".join(part for part in parts if part)
+            ends = {"low": digits(scale * (value - spread)), "high": digits(scale * (value + spread))}
+            kind = kinds[row[group] != kinds[0]]
+            values.append({"name": name, "value": digits(scale * value), "kind": kind, **ends})
+    base = chart_of(values).encode(
+        y=alt.Y("name:N", sort=[value["name"] for value in values], title=None, axis=alt.Axis(labelLimit=560)),
+        color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds)),
+    )
+    x = alt.X("value:Q", title=f"{figure.title}{unit}", scale=alt.Scale(zero=False))
+    spread_of = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", scale=alt.Scale(zero=False)), x2="high:Q")
+    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds))
+    tooltip = ["name:N", alt.Tooltip("value:Q", title=figure.title)]
+    dots = base.mark_point(size=90, filled=True, opacity=1).encode(x=x, shape=shape, tooltip=tooltip)
+    return alt.layer(spread_of, dots).properties(height=alt.Step(22))
 
 
 def scatter(

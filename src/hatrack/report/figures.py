@@ -10,8 +10,9 @@ from typing import Any
 from hatrack.errors import InputError
 from hatrack.names import unknown_name
 from hatrack.report import inside, tables
+from hatrack.report.literature import published
 from hatrack.report.runs import Runs
-from hatrack.report.table import Row, Table
+from hatrack.report.table import Kind, Row, Table
 from hatrack.report.verdict import differences, timing
 
 __all__ = ["FIGURES", "TABLES", "Drawing", "Figure"]
@@ -140,6 +141,24 @@ def _compression(runs: Runs, method: str) -> Drawing:
     return Drawing(chart, "Compression of a single task, epoch by epoch", table)
 
 
+def _published(runs: Runs, method: str) -> Drawing:
+    from hatrack.report import charts
+
+    table = published(runs)
+    column = [column for column in table.columns if column.kind in (Kind.PERCENT, Kind.RATIO)][-1]
+    return Drawing(charts.ranking(table.rows, column, "by"), table.title, table)
+
+
+def _transfer(runs: Runs, method: str) -> Drawing:
+    from hatrack.report import charts
+
+    table = tables.summary(runs)
+    shown = ("learning_accuracy", "backward_transfer", "forward_transfer")
+    rows = [row for row in table.rows if row["method"] != "random"] or table.rows
+    columns = [column for column in table.columns if column.key in shown]
+    return Drawing(charts.bars_side_by_side(rows, columns), "Learning and transfer", table)
+
+
 def _of(table: Table, method: str) -> Table:
     rows: list[Row] = [row for row in table.rows if row["method"] == method]
     if not rows:
@@ -187,6 +206,18 @@ FIGURES: Mapping[str, Figure] = MappingProxyType(
             Figure("layers", "share of every layer in use after every task; one method", f"{_HAT}, Fig. 8", _layers),
             Figure("tasks", "accuracy on every task while others follow; one method", f"{_HAT}, Fig. 9", _tasks),
             Figure("matrix", "accuracy on every task after every task; one method", "", _matrix),
+            Figure(
+                "transfer",
+                "accuracy right after learning, backward and forward transfer, by method",
+                "Lopez-Paz and Ranzato, 2017",
+                _transfer,
+            ),
+            Figure(
+                "published",
+                "the literature's figures beside these runs'",
+                f"{_HAT}, Tables 3, 4, 6, 7 and 8",
+                _published,
+            ),
             Figure("time", "time for training and testing", f"{_HAT}, Table 5", _time),
         )
     }
@@ -205,6 +236,7 @@ TABLES: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
         "reuse": inside.reuse,
         "compression": inside.compression,
         "timing": timing,
+        "published": published,
         "data": tables.data,
     }
 )

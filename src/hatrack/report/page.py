@@ -13,8 +13,9 @@ from markupsafe import Markup
 from hatrack import __version__
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS
-from hatrack.report import canvas, charts, sections, style
+from hatrack.report import canvas, charts, heat, sections, style
 from hatrack.report.inside import capacity, mean_usage, reuse
+from hatrack.report.literature import has_published, published
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Table
 from hatrack.report.tables import accuracy, curves, data, summary
@@ -58,6 +59,7 @@ def html_report(runs: Runs) -> str:
             data(runs),
             differences(runs),
             mean_usage(runs),
+            *([published(runs)] if has_published(runs) else []),
         )
     }
     drawn = _charts(runs, tables)
@@ -66,17 +68,20 @@ def html_report(runs: Runs) -> str:
         "experiment": runs.any.experiment,
         "description": EXPERIMENTS[runs.any.experiment].description if runs.any.experiment in EXPERIMENTS else "",
         "tasks": runs.task_names,
+        "named": not runs.task_names[0].startswith("task "),
         "seeds": runs.seeds,
         "methods": sections.method_list(runs),
         "references": [(name, text) for name, text in REFERENCES.items() if name in runs.labels],
         "left_out": runs.left_out,
+        "explanations": sections.explanations(runs),
+        "beside": sections.beside(runs),
         "cards": sections.cards(runs, verdict(runs)),
         "sentences": sections.sentences(runs, verdict(runs)),
         "summary": sections.summary_rows(tables["summary"]),
         "differences": sections.forest(tables["differences"], verdict(runs).best),
-        **sections.matrices(tables["accuracy"], runs),
-        "layers": sections.layer_matrices(tables["capacity"], runs),
-        "reuse": sections.reuse_matrices(tables["reuse"], runs),
+        **heat.matrices(tables["accuracy"], runs),
+        "layers": heat.layer_matrices(tables["capacity"], runs),
+        "reuse": heat.reuse_matrices(tables["reuse"], runs),
         "proof": sections.proof(runs),
         "data": {
             "columns": tables["data"].columns,

@@ -135,22 +135,42 @@ class Runs:
         return mean if mean == mean else None
 
 
-def read_runs(folder: Path) -> Runs:
-    """Read the runs of a comparison's folder, or every run that is in a folder, at any depth.
+def read_runs(*places: Path) -> Runs:
+    """Read the runs of some places, as runs of one experiment.
+
+    Args:
+        places: folders of comparisons or of runs, folders that hold runs at any depth, or result files of any name.
 
     Raises:
-        InputError: there is none, or they do not belong together.
-        CheckpointError: a ``run.json`` is damaged.
+        InputError: a place is not there or holds no run, or the runs do not belong together.
+        CheckpointError: a result is damaged.
     """
-    if (folder / PLAN).exists():
-        comparison = Comparison.read(folder)
-        runs = Runs.of(comparison.results.values())
+    results: list[RunResult] = []
+    left_out: list[str] = []
+    for place in places:
+        found, failed = _read_place(place)
+        results += found
+        left_out += failed
+    runs = Runs.of(results)
+    return replace(runs, left_out=(*left_out, *runs.left_out))
+
+
+def _read_place(place: Path) -> tuple[list[RunResult], list[str]]:
+    """The runs of a place, and sentences about those that failed."""
+    if not place.exists():
+        raise InputError(f"there is no {place}; give the folder of a run, or one that holds several")
+    if place.is_file():
+        return [read_result(place)], []
+    if (place / PLAN).exists():
+        comparison = Comparison.read(place)
+        if not comparison.results and not comparison.failures:
+            raise InputError(f"in {place} no run has been started yet; hatrack compare --out {place} goes on with it")
         failed = [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in comparison.failures.items()]
-        return replace(runs, left_out=(*failed, *runs.left_out))
-    paths = sorted(folder.rglob(RESULT))
+        return list(comparison.results.values()), failed
+    paths = sorted(place.rglob(RESULT))
     if not paths:
-        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, or one that holds several")
-    return Runs.of(read_result(path) for path in paths)
+        raise InputError(f"{place} holds no {RESULT}; give the folder of a run, or one that holds several")
+    return [read_result(path) for path in paths], []
 
 
 def _require_one(values: Iterable[str], what: str) -> None:
@@ -166,10 +186,19 @@ def _labelled(results: Iterable[RunResult]) -> Iterable[tuple[str, RunResult]]:
     for result in results:
         by_method[result.method].append(result)
     for method, same in by_method.items():
-        keys = [key for key in same[0].config if len({repr(run.config.get(key)) for run in same}) > 1]
+        keys = _varied(run.config for run in same)
         for run in same:
-            settings = ", ".join(f"{key}={_short(run.config.get(key))}" for key in keys)
+            settings = ", ".join(f"{key}={_short(run.config[key])}" for key in keys if key in run.config)
             yield (f"{method} ({settings})" if settings else method), run
+
+
+def _varied(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The settings that were recorded with several values; an older result says nothing of those that came later."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for config in configs:
+        for key, value in config.items():
+            values[key].add(repr(value))
+    return [key for key, of in values.items() if len(of) > 1]
 
 
 def _short(value: Any) -> str:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hatrack.methods import METHODS
+from hatrack.report.literature import HERE, has_published, published
 from hatrack.report.runs import REFERENCES, Runs
-from hatrack.report.style import DASHES, LIGHT, dark_cell
+from hatrack.report.style import DASHES, LIGHT
 from hatrack.report.table import Column, Kind, Table
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict
 from hatrack.report.writers import display, number
 
 __all__ = [
+    "beside",
     "cards",
     "environments",
+    "explanations",
     "forest",
-    "layer_matrices",
-    "matrices",
     "method_list",
     "proof",
-    "reuse_matrices",
     "sentences",
     "settings",
     "summary_rows",
@@ -51,6 +52,13 @@ def method_list(runs: Runs) -> list[dict[str, Any]]:
         }
         for index, label in enumerate(runs.labels)
     ]
+
+
+def explanations(runs: Runs) -> list[dict[str, str]]:
+    """What every method does, in a line, and whose it is."""
+    names = dict.fromkeys(run.method for _, _, run in runs.each())
+    known = [METHODS[name] for name in names if name in METHODS]
+    return [{"name": kind.name, "text": kind.description, "source": kind.source} for kind in known]
 
 
 def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
@@ -180,72 +188,17 @@ def forest(table: Table, reference: str) -> dict[str, Any]:
     }
 
 
-def matrices(table: Table, runs: Runs) -> dict[str, Any]:
-    """Accuracy matrices as heat maps, means over seeds, with what was lost of every task."""
-    sums: dict[tuple[str, int, int], list[float]] = {}
-    for row in table.rows:
-        sums.setdefault((row["method"], row["after"], row["task"]), []).append(row["accuracy"])
-    means = {key: sum(values) / len(values) for key, values in sums.items()}
-    shown = [value for (method, _, _), value in means.items() if method != "random"] or list(means.values())
-    high = max(shown)
-    low = max(0.0, min([*shown, high - 0.1]))  # a few points are no reason for all the colours
-    tasks = range(1, runs.learned + 1)
-    matrices = []
-    for label in runs.labels:
-        rows = [
-            [_heat(means[label, after, task], low, high) if task <= after else None for task in tasks]
-            for after in tasks
-        ]
-        lost = [means[label, task, task] - means[label, runs.learned, task] for task in tasks]
-        tones = [
-            "" if task == runs.learned else "bad" if drop > 0.01 else "good" if drop <= 0 else ""
-            for task, drop in zip(tasks, lost, strict=True)
-        ]
-        texts = [f"{100 * drop:.1f}".replace("-0.0", "0.0").replace("-", "−") for drop in lost]
-        matrices.append(
-            {
-                "method": label,
-                "rows": rows,
-                "lost": [{"text": text, "tone": tone} for text, tone in zip(texts, tones, strict=True)],
-            }
-        )
-    return {"matrices": matrices, "heat": {"low": f"{100 * low:.1f}", "high": f"{100 * high:.1f}"}}
-
-
-def layer_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
-    """Layers in use as heat maps, means over seeds."""
-    sums: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for row in table.rows:
-        sums.setdefault((row["method"], row["layer"]), {}).setdefault(row["after"], []).append(row["used"])
-    by_method: dict[str, list[dict[str, Any]]] = {}
-    for (method, layer), cells in sums.items():
-        values = [_heat(sum(of) / len(of), 0.0, 1.0, digits=0) for _, of in sorted(cells.items())]
-        by_method.setdefault(method, []).append({"name": layer, "cells": values})
-    return [{"method": method, "rows": rows} for method, rows in by_method.items()]
-
-
-def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
-    """Reuse between tasks as heat maps."""
-    shares = {(row["method"], row["of"], row["by"]): row["share"] for row in table.rows}
-    tasks = range(1, runs.learned + 1)
-    return [
-        {
-            "method": label,
-            "rows": [
-                {"name": str(i), "cells": [_heat(shares[label, i, j], 0.0, 1.0, digits=0) for j in tasks]}
-                for i in tasks
-            ],
-        }
-        for label in runs.labels
-        if (label, 1, 1) in shares
+def beside(runs: Runs) -> dict[str, Any]:
+    """These runs among what others published of the experiment; no rows where nothing is known."""
+    if not has_published(runs):
+        return {"columns": [], "rows": []}
+    table = published(runs)
+    columns = [{"title": c.title, "kind": c.kind.value, "unit": _UNITS.get(c.kind, "")} for c in table.columns]
+    rows = [
+        {"ours": row["by"] == HERE, "cells": [{"kind": c.kind.value, "text": display(row, c)} for c in table.columns]}
+        for row in table.rows
     ]
-
-
-def _heat(value: float, low: float, high: float, *, digits: int = 1) -> dict[str, Any]:
-    v = (value - low) / (high - low) if high > low else 1.0
-    v = min(1.0, max(0.0, v))
-    inks = [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if dark_cell(v, theme)]
-    return {"text": f"{100 * value:.{digits}f}", "v": round(v, 3), "ink": " ".join(inks)}
+    return {"columns": columns, "rows": rows if any(row["ours"] for row in rows) else []}
 
 
 def proof(runs: Runs) -> dict[str, Any]:

@@ -79,6 +79,14 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
                 figure="forgetting-ratio",
             ),
             Study(
+                "incremental-cifar",
+                "ρ while classes of CIFAR-10 and CIFAR-100 come in, of HAT and others",
+                f"{_HAT}, Fig. 9",
+                experiment="incremental-cifar",
+                methods=("hat", "pnn", "ewc", "sgd", "random", "joint"),
+                figure="forgetting-ratio",
+            ),
+            Study(
                 "input-attention",
                 "the input features that every task attends to",
                 f"{_HAT}, Fig. 10",

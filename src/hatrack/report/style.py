@@ -6,10 +6,10 @@ from typing import Any
 
 __all__ = ["DARK", "DASHES", "LIGHT", "dark_cell", "style"]
 
-LIGHT = ("#0072b2", "#d55e00", "#007d5c", "#b3548b", "#8a6d00", "#56606b", "#2493c7")
+LIGHT = ("#0072b2", "#d55e00", "#007d5c", "#b3548b", "#8a6d00", "#56606b")
 """Colours on white: Okabe and Ito's, darkened where they would be hard to see."""
 
-DARK = ("#5ab4f0", "#ff8b4d", "#3dd6a3", "#e79ac6", "#e8c547", "#b4bec9", "#9ad7ff")
+DARK = ("#5ab4f0", "#ff8b4d", "#3dd6a3", "#e79ac6", "#e8c547", "#b4bec9")
 """The same colours on black."""
 
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))

@@ -109,6 +109,12 @@ STREAMS: Mapping[str, StreamSpec] = MappingProxyType(
                 builder=Incremental(sizes=(2, 20), num_tasks=10),
             ),
             StreamSpec(
+                name="incremental-cifar10",
+                description="5 tasks of 2 classes of CIFAR-10, in an order by the seed: half of incremental-cifar",
+                datasets=("cifar10",),
+                builder=Incremental(sizes=(2,), num_tasks=5),
+            ),
+            StreamSpec(
                 name="mixture",
                 description="8 data sets as colour images of 32 x 32, in an order by the seed",
                 datasets=_MIXTURE,

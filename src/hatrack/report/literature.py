@@ -1,0 +1,266 @@
+"""What others published of the same experiments, and a table of it with the runs at hand in between.
+
+Only figures that could be read in a source are here: the HAT paper's tables have more rows than its text quotes, and
+these are left out rather than guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from hatrack.errors import InputError
+from hatrack.experiments import EXPERIMENTS, RunResult
+from hatrack.metrics import average_accuracy
+from hatrack.report.runs import Runs
+from hatrack.report.table import METHOD, Column, Kind, Table, mean_and_sd
+
+__all__ = ["HERE", "PUBLISHED", "Measure", "Published", "has_published", "published"]
+
+HERE = "these runs"
+"""Who made the figures that are not out of the literature."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What was measured.
+
+    Attributes:
+        key: in the rows of the table.
+        title: what people read.
+        kind: how it is shown.
+        help: what it means, in one sentence.
+        after: number of tasks learned when it was measured.
+    """
+
+    key: str
+    title: str
+    kind: Kind
+    help: str
+    after: int
+
+    @classmethod
+    def accuracy(cls, after: int) -> Measure:
+        """A^{≤t}: mean accuracy on all tasks after the last of them."""
+        return cls("average_accuracy", f"A≤{after}", Kind.PERCENT, f"mean accuracy on all {after} tasks", after)
+
+    @classmethod
+    def ratio(cls, after: int) -> Measure:
+        """ρ^{≤t} (Eq. 6 of the HAT paper)."""
+        text = f"forgetting ratio after {after} tasks: 0 is as good as joint training, −1 as guessing"
+        return cls(f"forgetting_ratio_{after}", f"ρ≤{after}", Kind.RATIO, text, after)
+
+    @classmethod
+    def size(cls) -> Measure:
+        """Share of the weights that are left of a network that learned one task."""
+        return cls("weights", "size", Kind.PERCENT, "share of the network's weights that the task needs", 1)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a small figure is a good one."""
+        return self.key == "weights"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a source says of a method.
+
+    Attributes:
+        method: its name; that of :data:`hatrack.methods.METHODS` where it is there.
+        source: who published or measured it, and where.
+        figures: means by measure.
+        sds: standard deviations by measure, where they are known.
+        network: hidden units of its layers, where they are known.
+        seeds: number of runs; None if it is not known.
+    """
+
+    method: str
+    source: str
+    figures: Mapping[Measure, float]
+    sds: Mapping[Measure, float] = field(default_factory=dict)
+    network: str = ""
+    seeds: int | None = None
+
+
+_HAT = "Serrà et al., ICML 2018"
+_CODE = "the code of Serrà et al., on a CPU"
+_WSN = "Kang et al., ICML 2022"
+
+
+def _mixture() -> tuple[Published, ...]:
+    """Tables 1 and 3 of the HAT paper: ρ≤2 and ρ≤8, mean and standard deviation of 10 seeds."""
+    two, eight = Measure.ratio(2), Measure.ratio(8)
+    found = {
+        "lfl": ((-0.73, 0.29), (-0.92, 0.08)),
+        "lwf": ((-0.14, 0.13), (-0.80, 0.06)),
+        "sgd": ((-0.20, 0.08), (-0.66, 0.03)),
+        "imm-mode": ((-0.11, 0.08), (-0.49, 0.05)),
+        "sgd-frozen": ((-0.20, 0.15), (-0.44, 0.06)),
+        "imm-mean": ((-0.12, 0.10), (-0.42, 0.04)),
+        "ewc": ((-0.08, 0.06), (-0.25, 0.03)),
+        "pathnet": ((-0.09, 0.16), (-0.17, 0.23)),
+        "pnn": ((-0.11, 0.10), (-0.11, 0.01)),
+        "hat": ((-0.02, 0.03), (-0.06, 0.01)),
+    }
+    return tuple(
+        Published(
+            method,
+            f"{_HAT}, table 3",
+            {two: first[0], eight: last[0]},
+            {two: first[1], eight: last[1]},
+            "AlexNet-like",
+            10,
+        )
+        for method, (first, last) in found.items()
+    )
+
+
+def _of(measure: Measure, *rows: tuple[str, str, float, str, int | None]) -> tuple[Published, ...]:
+    return tuple(
+        Published(method, source, {measure: value}, network=network, seeds=seeds)
+        for method, source, value, network, seeds in rows
+    )
+
+
+PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(
+    {
+        "permuted-mnist": _of(
+            Measure.accuracy(10),
+            ("hat", f"{_HAT}, table 7", 0.986, "2000-2000", None),
+            ("si", f"Zenke et al., ICML 2017, in table 7 of {_HAT}", 0.971, "", None),
+            ("hat", _CODE, 0.9727, "500-500", 1),
+            ("hat", _CODE, 0.9175, "100-100", 1),
+            ("independent", _WSN, 0.9737, "100-100", 5),
+            ("wsn", _WSN, 0.9641, "100-100", 5),
+            ("packnet", _WSN, 0.9637, "100-100", 5),
+            ("supsup", _WSN, 0.9631, "100-100", 5),
+        ),
+        "split-mnist": _of(
+            Measure.accuracy(2),
+            ("hat", f"{_HAT}, table 8", 0.990, "800-800", 10),
+            ("cab", f"He and Jaeger, ICLR 2018, in table 8 of {_HAT}", 0.949, "", None),
+            ("hat", _CODE, 0.9903, "800-800", 1),
+        ),
+        "split-fashion-mnist": _of(
+            Measure.accuracy(5),
+            ("hat", f"{_CODE}, 5 epochs", 0.9910, "2000-2000", 1),
+            ("sgd", f"{_CODE}, 5 epochs", 0.9013, "2000-2000", 1),
+        ),
+        "mixture": _mixture(),
+        "incremental-cifar": _of(
+            Measure.ratio(10),
+            ("hat", f"{_HAT}, table 6", -0.09, "AlexNet-like", 10),
+            ("ewc", f"{_HAT}, table 6", -0.18, "AlexNet-like", 10),
+        ),
+        "all-mnist-rgb32": _of(
+            Measure.size(),
+            ("hat", f"{_HAT}, table 4", 0.01, "AlexNet-like", None),
+            ("DEN", f"Yoon et al., ICLR 2018, in {_HAT}", 0.18, "", None),
+        ),
+        "all-cifar100-rgb32": _of(
+            Measure.size(),
+            ("hat", f"{_HAT}, table 4", 0.21, "AlexNet-like", None),
+            ("DEN", f"Yoon et al., ICLR 2018, in {_HAT}", 0.52, "", None),
+        ),
+    }
+)
+"""What was published, by the name of the stream that it was measured on."""
+
+
+def has_published(runs: Runs) -> bool:
+    """Whether anything was published of what these runs learned."""
+    return _stream(runs) in PUBLISHED
+
+
+def published(runs: Runs) -> Table:
+    """The literature's figures and ours in one table, the best first (the HAT paper's tables 7 and 8, and others).
+
+    Rows of ours have the number of their seeds, and the settings that differ from the experiment's, since a run with
+    fewer epochs or samples is no reproduction. A figure is left empty where so many tasks have not been learned.
+
+    Raises:
+        InputError: nothing was published of this experiment, as far as is known here.
+    """
+    stream = _stream(runs)
+    if stream not in PUBLISHED:
+        names = [name for name, experiment in EXPERIMENTS.items() if experiment.stream in PUBLISHED]
+        raise InputError(
+            f"no published figures are known of {runs.any.experiment}; there are some of {', '.join(names)}"
+        )
+    entries = PUBLISHED[stream]
+    measures = list(dict.fromkeys(measure for entry in entries for measure in entry.figures))
+    rows = [*map(_row_of_literature, entries), *_rows_of_ours(runs, measures)]
+    last = measures[-1]
+    rows.sort(key=lambda row: _rank(row[last.key], last))
+    columns = (
+        *(METHOD, Column("by", "measured by"), Column("network", "hidden units")),
+        *(Column(measure.key, measure.title, measure.kind, measure.help) for measure in measures),
+        Column("seeds", "seeds", Kind.NUMBER),
+        Column("differs", "settings of ours", help="those that differ from the experiment's own"),
+    )
+    return Table("published", "Beside what others published", columns, tuple(rows))
+
+
+def _stream(runs: Runs) -> str:
+    name = runs.any.experiment
+    return EXPERIMENTS[name].stream if name in EXPERIMENTS else ""
+
+
+def _row_of_literature(entry: Published) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": entry.method, "by": entry.source, "network": entry.network or None}
+    for measure, value in entry.figures.items():
+        row |= {measure.key: value, f"{measure.key}_sd": entry.sds.get(measure)}
+    return {**row, "seeds": entry.seeds, "differs": None}
+
+
+def _rows_of_ours(runs: Runs, measures: Iterable[Measure]) -> Iterable[dict[str, Any]]:
+    for label in runs.labels:
+        of = list(runs.by_label[label].items())
+        run = of[0][1]
+        row: dict[str, Any] = {"method": run.method, "by": HERE, "network": _network(run)}
+        for measure in measures:
+            row |= mean_and_sd(measure.key, (_measured(runs, label, seed, measure) for seed, _ in of))
+        if any(row[measure.key] is not None for measure in measures):
+            yield {**row, "seeds": len(of), "differs": _differing(run)}
+
+
+def _measured(runs: Runs, label: str, seed: int, measure: Measure) -> float | None:
+    run = runs.by_label[label][seed]
+    if len(run.scores) < measure.after:
+        return None
+    if measure.kind is Kind.RATIO:
+        return runs.forgetting_ratio(label, seed, measure.after - 1)
+    if measure.key == "weights":
+        share: float | None = None if run.capacity is None else run.capacity["weights"]
+        return share
+    return average_accuracy(run.matrix("accuracy")[: measure.after])
+
+
+def _network(run: RunResult) -> str:
+    if run.config.get("network") == "mlp":
+        return "-".join(map(str, run.config["hidden"]))
+    return "AlexNet-like" if run.config.get("network") == "alexnet" else str(run.config.get("network"))
+
+
+def _differing(run: RunResult) -> str | None:
+    """The settings that are not the experiment's, the number of hidden units aside, which have a column."""
+    own = EXPERIMENTS[run.experiment].config(run.method).flat()
+    found = [
+        f"{key}={_text(value)}"
+        for key, value in run.config.items()
+        if key not in ("hidden", "network") and key in own and value != own[key]
+    ]
+    return ", ".join(found) or None
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _rank(value: float | None, measure: Measure) -> tuple[bool, float]:
+    """Sorts the best first, and what is not known last."""
+    if value is None:
+        return True, 0.0
+    return False, value if measure.lower_is_better else -value
