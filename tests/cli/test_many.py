@@ -74,7 +74,7 @@ def test_a_comparison_with_a_failed_run_has_its_own_exit_code(
             "leave out --workers",
         ),
         (["--methods", "sgd", "--epochs", "1", "--set", "epochs=2"], "give one of them"),
-        (["--methods", "sgd", "--set", "ewc.strength=1"], "no method for ewc.strength=1 'ewc'"),
+        (["--methods", "sgd", "--set", "ewc.strength=1"], "--set ewc.strength=1 is about 'ewc', which is not compared"),
     ],
 )
 def test_one_line_says_what_is_wrong(

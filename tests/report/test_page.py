@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from synthetic import METHODS, synthetic
 
 from hatrack.cli import main
 from hatrack.experiments.results import write_result
+from hatrack.methods import METHODS as METHODS_BY_NAME
 from hatrack.report import style
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
@@ -57,6 +59,32 @@ def test_a_large_report_opens_quickly_without_a_word_of_complaint(tmp_path: Path
             break
     assert min(times) < 2000
     assert dom.count("<path") > 4 * 13, "a line per method in every chart"
+
+
+@needs_chromium
+def test_nothing_breaks_apart_or_sticks_out_on_a_phone(tmp_path: Path) -> None:
+    """Terms stand beside what they mean, and the page is no wider than the window; what is wide scrolls by itself."""
+    page = tmp_path / "report.html"
+    probe = """
+    addEventListener("load", () => setTimeout(() => {
+      document.querySelectorAll("details").forEach((part) => { part.open = true; });
+      const apart = [...document.querySelectorAll(".glossary div")].filter((pair) => {
+        const [term, meaning] = pair.children;
+        return pair.children.length !== 2 || pair.getClientRects().length !== 1
+          || term.getBoundingClientRect().left < pair.getBoundingClientRect().left
+          || meaning.getBoundingClientRect().top > term.getBoundingClientRect().bottom;
+      });
+      const root = document.documentElement;
+      document.title = ["pairs", document.querySelectorAll(".glossary div").length > 9, apart.length, root.scrollWidth <= innerWidth].join(" ");
+    }, 900));
+    """  # noqa: E501
+    before, _, _ = html_report(Runs.of(synthetic(method, seed, 8) for method in METHODS for seed in (0, 1))).rpartition(
+        "</body>"
+    )
+    page.write_text(f"{before}<script>{probe}</script></body></html>", encoding="utf-8")
+    for width in (500, 900, 1400):
+        dom, _ = opened(page, "--virtual-time-budget=4000", f"--window-size={width},900")
+        assert "<title>pairs true 0 true</title>" in dom
 
 
 @needs_chromium
@@ -136,6 +164,14 @@ def test_the_page_needs_nothing_else_and_is_named_throughout(methods: tuple[str,
     assert "default-src 'none'" in page, "the browser itself refuses to load anything"
 
 
+def test_every_method_is_explained_with_its_source() -> None:
+    page = html_report(Runs.of(synthetic(method, 0, 2) for method in ("hat", "ewc")))
+    for name in ("hat", "ewc"):
+        kind = METHODS_BY_NAME[name]
+        assert str(escape(kind.description)) in page
+        assert str(escape(kind.source)) in page
+
+
 def test_a_single_run_of_a_single_task() -> None:
     page = html_report(Runs.of([synthetic("hat", 3, 1)]))
     assert "split-mnist: hat" in page
@@ -169,6 +205,9 @@ def test_colours_can_be_seen(theme: str) -> None:
     for text in ("ink", "muted", "accent", "good", "bad"):
         assert contrast(colours[text], colours["bg"]) >= 4.5, f"{text} is text (WCAG 1.4.3)"
         assert contrast(colours[text], colours["panel"]) >= 4.5
+    part = {key: [int(colours[key][at : at + 2], 16) for at in (1, 3, 5)] for key in ("accent", "bg")}
+    bar = "#" + "".join(f"{round(0.2 * a + 0.8 * b):02x}" for a, b in zip(part["accent"], part["bg"], strict=True))
+    assert contrast(colours["muted"], bar) >= 4.5, "a reference's figures stand on a bar"
     for index in range(len(style.LIGHT)):
         assert contrast(colours[f"c{index}"], colours["bg"]) >= 3.0, "lines are graphics (WCAG 1.4.11)"
     low, high = ([int(colours[end][at : at + 2], 16) for at in (1, 3, 5)] for end in ("low", "high"))

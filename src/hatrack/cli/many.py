@@ -21,6 +21,7 @@ from hatrack.cli.options import (
     NetworkName,
     Quiet,
     Settings,
+    as_folder,
     make_console,
     read_overrides,
     say,
@@ -100,7 +101,7 @@ def compare_command(
     overrides = with_short_forms(read_overrides(settings), epochs=epochs, network=network)
     name, sources = what_to_learn(experiment, tasks)
     plan = Plan.make(name, methods.split(","), read_seeds(seeds), overrides, sources)
-    folder = out or Path("runs") / f"compare-{name}"
+    folder = as_folder(out or Path("runs") / f"compare-{name}")
     executor = engine.build(folder)
     jobs = jobs_of(plan, folder, data=data, device=engine.take_device(device), threads=engine.threads)
     console = make_console()
@@ -170,7 +171,7 @@ def tune_command(
         raise InputError(f"the seed must be 0 or more, not {seed}")
     name, sources = what_to_learn(experiment, tasks)
     search = Search.make(name, method, seed, overrides, values, sources)
-    folder = out or Path("runs") / f"tune-{name}-{method}-seed{seed}"
+    folder = as_folder(out or Path("runs") / f"tune-{name}-{method}-seed{seed}")
     executor = engine.build(folder)
     jobs = search.jobs(folder, data=data, device=engine.take_device(device), threads=engine.threads)
     console = make_console()

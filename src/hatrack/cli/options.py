@@ -27,6 +27,7 @@ __all__ = [
     "NetworkName",
     "Quiet",
     "Settings",
+    "as_folder",
     "check_threads",
     "make_console",
     "read_overrides",
@@ -55,6 +56,17 @@ else:
 
 class InterruptedRun(KeyboardInterrupt):
     """Ctrl-C while something was going on whose finished tasks are on disk."""
+
+
+def as_folder(path: Path) -> Path:
+    """A folder to write into, which need not exist yet.
+
+    Raises:
+        InputError: it is a file.
+    """
+    if path.is_file():
+        raise InputError(f"{path} is a file; give a folder as --out")
+    return path
 
 
 def read_overrides(settings: Iterable[str], option: str = "--set") -> dict[str, Any]:

@@ -10,7 +10,17 @@ from cyclopts import Parameter
 
 from hatrack.atomic import write_atomically
 from hatrack.cli.display import RunDisplay
-from hatrack.cli.options import WHOLE, Data, InterruptedRun, Quiet, Settings, make_console, read_overrides, say
+from hatrack.cli.options import (
+    WHOLE,
+    Data,
+    InterruptedRun,
+    Quiet,
+    Settings,
+    as_folder,
+    make_console,
+    read_overrides,
+    say,
+)
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, finished_result, prepare, run
 from hatrack.names import look_up
@@ -20,6 +30,14 @@ from hatrack.report.studies import STUDIES, draw, requests
 from hatrack.report.writers import WRITERS
 
 __all__ = ["analyse_command", "figure_command", "report_command"]
+
+_MASKS = "; it is about methods with masks, such as hat"
+_NEEDED = {
+    "forgetting-ratios": "; run the methods joint and random with the same seeds, too",
+    "differences": "; it takes several methods with two seeds in common",
+    **dict.fromkeys(("capacity", "usage", "reuse", "compression"), _MASKS),
+}
+"""What has to be run for a table that would be empty."""
 
 Output = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 
@@ -59,7 +77,10 @@ def report_command(
         _write(target, html_report(runs))
         say(make_console(), f"wrote {target}")
         return 0
-    text = WRITERS[format](look_up("table", table, TABLES)(runs))
+    found = look_up("table", table, TABLES)(runs)
+    if not found.rows:
+        raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
+    text = WRITERS[format](found)
     if out is None:
         sys.stdout.write(text)
     else:
@@ -134,7 +155,9 @@ def analyse_command(
     from hatrack.report import canvas
 
     study = look_up("analysis", name, STUDIES)
-    folder = out or Path("runs") / name
+    if seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {seeds}")
+    folder = as_folder(out or Path("runs") / name)
     console = make_console()
     runs = requests(
         study, folder, experiment=experiment, seeds=range(seeds), data=data, overrides=read_overrides(settings)

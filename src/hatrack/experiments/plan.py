@@ -19,7 +19,7 @@ from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS
-from hatrack.names import look_up, unknown_name
+from hatrack.names import look_up
 
 __all__ = ["PLAN", "REFERENCES", "Plan", "read_plan", "run_folder", "write_json", "write_plan"]
 
@@ -224,7 +224,9 @@ def _split_settings(
         elif method in methods:
             own.setdefault(method, {})[name] = value
         else:
-            raise unknown_name(f"method for {key}={value}", method, methods)
+            raise InputError(
+                f"--set {key}={value} is about {method!r}, which is not compared; methods are: {', '.join(methods)}"
+            )
     return common, own
 
 

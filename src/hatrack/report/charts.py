@@ -194,7 +194,7 @@ def ranking(rows: Sequence[Row], figure: Column, group: str) -> Chart:
     """
     scale, unit = (1.0, "") if figure.kind is Kind.RATIO else (100.0, " (%)")
     kinds = ("these runs", "others")
-    values = []
+    values: list[dict[str, Any]] = []
     for row in rows:
         value, spread = row.get(figure.key), row.get(f"{figure.key}_sd") or 0.0
         if value is not None:

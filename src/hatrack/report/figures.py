@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 from hatrack.errors import InputError
-from hatrack.names import unknown_name
 from hatrack.report import inside, tables
 from hatrack.report.literature import published
 from hatrack.report.runs import Runs
@@ -163,10 +162,10 @@ def _of(table: Table, method: str) -> Table:
     rows: list[Row] = [row for row in table.rows if row["method"] == method]
     if not rows:
         known = sorted({row["method"] for row in table.rows})
-        raise (
-            unknown_name("method with such data", method, known)
+        raise InputError(
+            f"there is no such data of {method!r} here; choose one of: {', '.join(known)}"
             if known
-            else InputError("no run here has such data; it is kept by methods with masks, such as hat or pmask")
+            else "no run here has such data; it is kept by methods with masks, such as hat or pmask"
         )
     return Table(table.name, table.title, table.columns, tuple(rows))
 

@@ -25,7 +25,7 @@ from hatrack.report.writers import display
 __all__ = ["html_report"]
 
 _CURVES = (
-    ("average_accuracy", "Average accuracy", "of all the tasks so far. Bands are one standard deviation over seeds."),
+    ("average_accuracy", "Average accuracy", "of all the tasks so far."),
     (
         "forgetting",
         "Forgetting",
@@ -33,6 +33,8 @@ _CURVES = (
     ),
     ("forgetting_ratio", "Forgetting ratio ρ", "0 is as good as learning all tasks at once, −1 as bad as guessing."),
 )
+
+_BANDS = " Bands are one standard deviation over seeds."
 
 
 def html_report(runs: Runs) -> str:
@@ -150,7 +152,7 @@ def _charts(runs: Runs, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
                 {
                     "name": key,
                     "title": title,
-                    "text": text,
+                    "text": text + _BANDS * (key == "average_accuracy" and len(runs.seeds) > 1),
                     "table": "curves",
                     "chart": charts.curves(tables["curves"].rows, columns[key], methods, legend=False),
                 }

@@ -158,7 +158,7 @@ def read_runs(*places: Path) -> Runs:
 def _read_place(place: Path) -> tuple[list[RunResult], list[str]]:
     """The runs of a place, and sentences about those that failed."""
     if not place.exists():
-        raise InputError(f"there is no {place}; give the folder of a run, or one that holds several")
+        raise InputError(f"{place} does not exist; give the folder of a run, or one that holds several")
     if place.is_file():
         return [read_result(place)], []
     if (place / PLAN).exists():

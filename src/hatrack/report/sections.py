@@ -68,9 +68,9 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
         {
             "tone": "",
             "what": "highest accuracy after the last task" if several else "average accuracy in the end",
-            "figure": f"{outcome.best} {100 * outcome.accuracy:.1f} %"
+            "figure": f"{outcome.best} {number(outcome.accuracy, Kind.PERCENT)} %"
             if several
-            else f"{100 * outcome.accuracy:.1f} %",
+            else f"{number(outcome.accuracy, Kind.PERCENT)} %",
             "text": f"mean over {_count(runs.learned, 'task')} and {_count(len(runs.by_label[outcome.best]), 'seed')}",
         }
     ]
@@ -100,12 +100,13 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
             }
         )
     name, lost = outcome.most_forgetful
+    points = number(lost, Kind.POINTS)
     if lost > 0:
         cards.append(
             {
                 "tone": "bad",
                 "what": "forgets most" if several else "forgetting",
-                "figure": f"{name} {100 * lost:.1f} points" if several else f"{100 * lost:.1f} points",
+                "figure": f"{name} {points} points" if several else f"{points} points",
                 "text": "of accuracy lost since a task was learned, on the average",
             }
         )
@@ -120,8 +121,8 @@ def sentences(runs: Runs, outcome: Verdict) -> list[str]:
         gap = outcome.accuracy - joint
         relation = "below" if gap < 0 else "above"
         sentences.append(
-            f"Learning all tasks at once, with all the data in hand, reaches {100 * joint:.1f} %: the best "
-            f"method is {abs(100 * gap):.1f} points {relation} that."
+            f"Learning all tasks at once, with all the data in hand, reaches {number(joint, Kind.PERCENT)} %: the best "
+            f"method is {number(abs(gap), Kind.POINTS)} points {relation} that."
         )
     if outcome.lead is None and outcome.second is not None:
         sentences.append("With fewer than two seeds in common, differences cannot be told from luck; run more seeds.")
@@ -193,10 +194,13 @@ def beside(runs: Runs) -> dict[str, Any]:
     if not has_published(runs):
         return {"columns": [], "rows": []}
     table = published(runs)
-    columns = [{"title": c.title, "kind": c.kind.value, "unit": _UNITS.get(c.kind, "")} for c in table.columns]
+    columns = [
+        {"title": c.title, "help": c.help, "kind": c.kind.value, "unit": _UNITS.get(c.kind, "")} for c in table.columns
+    ]
     rows = [
         {"ours": row["by"] == HERE, "cells": [{"kind": c.kind.value, "text": display(row, c)} for c in table.columns]}
         for row in table.rows
+        if row["by"] != HERE or row["method"] != "random"
     ]
     return {"columns": columns, "rows": rows if any(row["ours"] for row in rows) else []}
 
