@@ -56,7 +56,7 @@ def test_every_preset_states_its_source_and_the_list_shows_it(
     monkeypatch.setenv("COLUMNS", "400")
     assert main(["list", "experiments"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    own = {"demo", "permuted-fashion-mnist", "rotated-mnist", "mixture-open"}
+    own = {"demo", "permuted-fashion-mnist", "rotated-mnist", "mixture-open", "incremental-cifar10"}
     for experiment in EXPERIMENTS.values():
         assert experiment.source
         assert bool(experiment.published) == (experiment.name not in own), experiment.name

@@ -115,14 +115,13 @@ def forgetting_ratios(runs: Runs) -> Table:
     rows = []
     for label in runs.labels:
         row: dict[str, Any] = {"method": label}
-        for after in range(1, runs.learned):
+        for after in range(runs.learned):
             ratios = [runs.forgetting_ratio(label, seed, after) for seed in runs.by_label[label]]
             row |= mean_and_sd(f"after_{after + 1}", ratios)
         rows.append(row)
     known = [row for row in rows if any(value is not None for key, value in row.items() if key != "method")]
-    if runs.learned > 1:
-        known.sort(key=lambda row: -(row[f"after_{runs.learned}"] or 0.0))
-    titles = (Column(f"after_{t}", f"ρ≤{t}", Kind.RATIO) for t in range(2, runs.learned + 1))
+    known.sort(key=lambda row: -(row[f"after_{runs.learned}"] or 0.0))
+    titles = (Column(f"after_{t}", f"ρ≤{t}", Kind.RATIO) for t in range(1, runs.learned + 1))
     return Table("forgetting-ratios", "Forgetting ratio after every task", (METHOD, *titles), tuple(known))
 
 
