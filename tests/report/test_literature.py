@@ -48,6 +48,11 @@ def test_what_differs_from_the_experiment_is_said() -> None:
     assert row["differs"] == "limit=500, epochs=3"
 
 
+def test_a_method_of_another_version_is_shown_all_the_same() -> None:
+    (row,) = ours(published(Runs.of([replace(learned("hat", (0.9, 0.8)), method="hat2")])))
+    assert (row["method"], row["average_accuracy"], row["differs"]) == ("hat2", pytest.approx(0.85), None)
+
+
 def test_a_figure_over_two_tasks_says_nothing_of_one() -> None:
     assert ours(published(Runs.of([learned("hat", (0.99,))]))) == []
 

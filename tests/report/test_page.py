@@ -143,7 +143,7 @@ class Outline(HTMLParser):
         self.links += [value for key in ("src", "href") if (value := found.get(key))]
         if tag in ("h1", "h2", "h3"):
             self.headings.append(int(tag[1]))
-        needs_name = found.get("role") in ("img", "region") or (found.get("tabindex") == "0" and tag != "pre")
+        needs_name = found.get("role") in ("img", "region", "group") or (found.get("tabindex") == "0" and tag != "pre")
         if needs_name and not found.get("aria-label"):
             self.unnamed.append(tag)
 

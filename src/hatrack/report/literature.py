@@ -13,6 +13,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, RunResult
+from hatrack.methods import METHODS
 from hatrack.metrics import average_accuracy
 from hatrack.report.runs import Runs
 from hatrack.report.table import METHOD, Column, Kind, Table, mean_and_sd
@@ -240,12 +241,14 @@ def _measured(runs: Runs, label: str, seed: int, measure: Measure) -> float | No
 
 def _network(run: RunResult) -> str:
     if run.config.get("network") == "mlp":
-        return "-".join(map(str, run.config["hidden"]))
+        return "-".join(map(str, run.config.get("hidden", ())))
     return "AlexNet-like" if run.config.get("network") == "alexnet" else str(run.config.get("network"))
 
 
 def _differing(run: RunResult) -> str | None:
     """The settings that are not the experiment's, the number of hidden units aside, which have a column."""
+    if run.method not in METHODS:
+        return None  # a method of other versions: its settings are not known
     own = EXPERIMENTS[run.experiment].config(run.method).flat()
     found = [
         f"{key}={_text(value)}"
