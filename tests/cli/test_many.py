@@ -55,6 +55,7 @@ def test_a_comparison_with_a_failed_run_has_its_own_exit_code(
     shown = capsys.readouterr()
     assert "joint seed 0 failed: " in shown.out
     assert "is damaged" in shown.out
+    assert f"to begin anew, remove {out / 'joint' / 'seed0'}" in shown.out.replace("\n", "")
     assert "1 of 2 runs failed; the same command tries them again" in shown.out
     assert json.loads((out / "random" / "seed0" / "run.json").read_text())["status"] == "finished"
 

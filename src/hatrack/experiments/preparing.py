@@ -190,9 +190,17 @@ def _earlier_result(request: RunRequest, config: Config) -> tuple[RunResult | No
             raise InputError(f"{place} is a file; give a folder as --out")
     if request.out is None or not (request.out / RESULT).exists():
         if request.out is not None and (request.out / CHECKPOINT).exists():
-            raise InputError(f"{request.out} holds a {CHECKPOINT} but no {RESULT}; choose another folder with --out")
+            raise InputError(
+                f"{request.out} holds a {CHECKPOINT} but no {RESULT}; choose another folder with --out, or remove this "
+                "one to begin anew"
+            )
         return None, False
-    earlier, damaged = read_recorded(request.out)
+    try:
+        earlier, damaged = read_recorded(request.out)
+    except NewerFileError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; to begin anew, remove {request.out}") from error
     wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed, **config.flat()}
     found = {"experiment": earlier.experiment, "method": earlier.method, "seed": earlier.seed, **earlier.config}
     differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
