@@ -44,7 +44,7 @@ def curves(rows: Sequence[Row], figure: Column, methods: Sequence[str], *, legen
     x = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
     base = chart_of(values).encode(x=x, color=color(methods, legend))
     y_title = f"{figure.title}{title}"
-    band = base.mark_area(opacity=0.14).encode(
+    band = base.mark_area(opacity=0.14 if len(methods) <= len(LIGHT) else 0.07).encode(
         y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q"
     )
     line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y("value:Q", title=y_title), strokeDash=dash(methods, legend))

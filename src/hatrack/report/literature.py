@@ -239,10 +239,10 @@ def _measured(runs: Runs, label: str, seed: int, measure: Measure) -> float | No
     return average_accuracy(run.matrix("accuracy")[: measure.after])
 
 
-def _network(run: RunResult) -> str:
+def _network(run: RunResult) -> str | None:
     if run.config.get("network") == "mlp":
         return "-".join(map(str, run.config.get("hidden", ())))
-    return "AlexNet-like" if run.config.get("network") == "alexnet" else str(run.config.get("network"))
+    return "AlexNet-like" if run.config.get("network") == "alexnet" else run.config.get("network")
 
 
 def _differing(run: RunResult) -> str | None:

@@ -90,7 +90,7 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
         )
     kept = outcome.unforgotten
     if kept or not several:
-        figure = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
+        figure = ", ".join(kept) if len(kept) <= 6 else f"{', '.join(kept[:5])} and {len(kept) - 5} more"
         cards.append(
             {
                 "tone": "good" if kept else "bad",
