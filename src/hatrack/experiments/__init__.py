@@ -4,6 +4,7 @@ from hatrack.experiments.comparing import compare, jobs_of
 from hatrack.experiments.comparison import Comparison
 from hatrack.experiments.executors import DaskExecutor, Executor, LocalExecutor, SlurmExecutor
 from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.forgetting import RunForgotten, forget_in_run
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
 from hatrack.experiments.own import own_experiment
@@ -37,6 +38,7 @@ __all__ = [
     "Plan",
     "Prepared",
     "Reproduction",
+    "RunForgotten",
     "RunRequest",
     "RunResult",
     "SlurmExecutor",
@@ -50,6 +52,7 @@ __all__ = [
     "export_run",
     "find_experiment",
     "finished_result",
+    "forget_in_run",
     "jobs_of",
     "open_run",
     "own_experiment",

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from hatrack.calibration import Scorer
 from hatrack.errors import DataError, InputError
-from hatrack.experiments.folder import CHECKPOINT, RESULT
-from hatrack.experiments.preparing import Prepared, prepare
+from hatrack.experiments.preparing import Prepared
+from hatrack.experiments.recorded import load_recorded, recorded_result
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.results import read_result
 from hatrack.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.names import unknown_name
 from hatrack.network import HATNetwork
@@ -56,20 +55,15 @@ def open_run(folder: Path, data: Path | None = None) -> tuple[Prepared, tuple[Ta
 
     Raises:
         InputError: the folder holds no run, or one in which no task was learned.
-        CheckpointError: a file is damaged.
+        CheckpointError: a file is damaged, or forgetting a task was interrupted.
         DataError: the data is missing.
     """
-    if not (folder / RESULT).exists():
-        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
-    recorded = read_result(folder / RESULT)
-    if not recorded.scores:
-        raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
-    device = torch.device("cpu")
-    request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config, device)
-    prepared = prepare(request)
-    learned = prepared.method.load(folder / CHECKPOINT)
+    recorded = recorded_result(folder)
+    sources = tuple(map(Path, recorded.sources))
+    asked = (recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config)
+    prepared = load_recorded(folder, recorded, RunRequest(*asked, sources=sources))
     prepared.method.train_mode(False)
-    return prepared, prepared.stream[: len(learned)]
+    return prepared, prepared.stream[: len(recorded.scores)]
 
 
 def describe_transform(transform: Transform | None) -> dict[str, Any]:
