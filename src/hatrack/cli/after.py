@@ -26,13 +26,13 @@ def export_command(
     Parameters
     ----------
     folder
-        The folder of a run of `hat`.
+        The folder of a run of `hat`, `pmask` or their kin.
     to
         The file: `.onnx`, `.pt2` (torch.export) or `.safetensors` (weights alone).
     task
         The task to export.
     all_tasks
-        Export all tasks to one `.onnx`, whose second input is the task's number for every sample.
+        Export all tasks of a run of `hat` to one `.onnx`, whose second input is the task's number for every sample.
     """
     if (task is None) != all_tasks:
         raise InputError("say which task to export with --task NAME, or --all-tasks")

@@ -39,7 +39,7 @@ from hatrack.cli.options import (
     what_to_learn,
     with_short_forms,
 )
-from hatrack.cli.reporting import analyse_command, figure_command, report_command
+from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
 from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
@@ -180,6 +180,7 @@ app.command(figure_command, name="figure")
 app.command(export_command, name="export")
 app.command(predict_command, name="predict")
 app.command(forget_command, name="forget")
+app.command(sizes_command, name="sizes")
 app.command(analyse_command, name="analyse")
 app.command(verify_command, name="verify")
 app.command(rerun_command, name="rerun")

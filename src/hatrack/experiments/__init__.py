@@ -17,6 +17,7 @@ from hatrack.experiments.rerun import Reproduction
 from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, read_result
 from hatrack.experiments.running import Event, TaskBegun, TaskLearned, run
 from hatrack.experiments.settings import Config
+from hatrack.experiments.sizes import TaskSize, measure_sizes
 from hatrack.experiments.verify import Verification, verify
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "TaskBegun",
     "TaskHistory",
     "TaskLearned",
+    "TaskSize",
     "TaskSummary",
     "Verification",
     "compare",
@@ -54,6 +56,7 @@ __all__ = [
     "finished_result",
     "forget_in_run",
     "jobs_of",
+    "measure_sizes",
     "open_run",
     "own_experiment",
     "predict_pictures",
