@@ -60,6 +60,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "file": round(size.file_bytes / size.full_file_bytes, 4),
         "speedup": {f"batch of {batch}": round(each.speedup, 2) for batch, each in by_batch.items()},
         "by epoch": {"used": list(history.used), "valid_accuracy": list(history.valid_accuracy)},
+        "seconds": result.seconds[0],
         "sizes": [dataclasses.asdict(each) for each in by_batch.values()],
     }
 

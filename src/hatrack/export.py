@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.atomic import write_atomically
+from hatrack.decompositions import without_adaptive_maxima
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.mixing import mixed_norms
 from hatrack.modes import evaluation_mode
@@ -258,7 +259,8 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], me
     onnx = _needed("onnx")
     for package in ("onnxscript", "onnxruntime"):
         _needed(package)
-    program = _traced(model, inputs)
+    with _quiet():
+        program = without_adaptive_maxima(_traced(model, inputs))
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model.onnx"
         try:
