@@ -140,7 +140,7 @@ def _without_inputs(backbone: nn.Module, graph: UnitGraph) -> Tensor:
                 otherwise[units] = True
                 continue
             weight = layer.module.get_parameter("weight").movedim(axes.index(Side.OUTPUTS), 0)
-            zeros = (weight == 0).flatten(1).all(1)
+            zeros = (weight == 0).flatten(1).all(1).cpu()
             written[units[zeros]] = True
             otherwise[units[~zeros]] = True
     return (written & ~otherwise)[:-1]
