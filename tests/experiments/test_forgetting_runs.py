@@ -230,6 +230,19 @@ def test_a_run_that_is_not_finished(folders: dict[str, Path], tmp_path: Path) ->
     assert len(result.scores) == 1
 
 
+@pytest.mark.parametrize(
+    "settings", [{"capacity": "grow", "growth_threshold": 0.9}, {"hard": False}], ids=["grown", "soft"]
+)
+def test_networks_that_grew_and_soft_masks(settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for _ in run(prepare(RunRequest("demo", "hat", 0, folder, overrides={**QUICK, **settings}))):
+        pass
+    hidden = secrets(folder, TASKS[1])
+    forget_in_run(folder, TASKS[1])
+    assert not [path for path, content in files(folder) if any(secret in content for secret in hidden)]
+    assert verify(folder).holds
+
+
 def test_what_cannot_be_forgotten_says_why(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
