@@ -1,8 +1,9 @@
 """How well tasks are recognised that nobody names, by every scorer, with and without calibration.
 
-python benchmarks/inference.py RUN [RUN ...] [--out benchmarks/results/inference.json]
+python benchmarks/inference.py RUN [RUN ...] [--samples N] [--out benchmarks/results/inference.json]
 
 Each RUN is the folder of a finished `hatrack run ... --method hat`. Calibration is measured on the training samples.
+With --samples every task is tested on so many of its test samples, drawn at random, so that all tasks weigh the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hatrack.environment import describe_environment
 from hatrack.experiments import RunRequest, prepare, read_result
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, most: int | None) -> dict[str, Any]:
     recorded = read_result(folder / "run.json")
     device = torch.device("cpu")
     request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, None, recorded.config, device)
@@ -31,8 +32,12 @@ def measure(folder: Path) -> dict[str, Any]:
     tasks = prepared.stream[: len(learned)]
     for task in tasks:
         net.calibrate(task.name, *task.train.load())
-    samples = {task.name: task.test.load() for task in tasks}
-    found: dict[str, Any] = {"command": recorded.command, "tasks": len(tasks)}
+    samples = {}
+    for task in tasks:
+        order = torch.randperm(len(task.test), generator=torch.Generator().manual_seed(0))
+        samples[task.name] = task.test.part(order[:most]).load()
+    counts = {name: len(y) for name, (_, y) in samples.items()}
+    found: dict[str, Any] = {"command": recorded.command, "tasks": len(tasks), "samples": counts}
     for scorer in Scorer:
         for calibrated in (False, True):
             accuracy = measure_inference(net, samples, scorer, calibrated=calibrated)
@@ -44,10 +49,11 @@ def measure(folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--samples", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = [measure(folder) for folder in arguments.runs]
+    results = [measure(folder, arguments.samples) for folder in arguments.runs]
     report = {"results": results, "environment": describe_environment(torch.device("cpu"))}
     text = json.dumps(report, indent=2, ensure_ascii=False)
     print(text)

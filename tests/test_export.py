@@ -10,10 +10,12 @@ from unittest.mock import patch
 import pytest
 import safetensors
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError
+from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack import export as exporting
+from hatrack.decompositions import adaptive_maximum, without_adaptive_maxima
 from hatrack.export import Labels, export_all_tasks, export_task
 from helpers import attach, learn, logits
 from test_compact import ARCHITECTURES, a_task, assert_close
@@ -28,7 +30,13 @@ def onnx_says(path: Path, **inputs: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit", "nets-conv-bn", "layer-norm-over-images", "vit-module", "words"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "vit", "nets-conv-bn", "layer-norm-over-images", "vit-module", "words"),
+        "grouped-dilated-transposed",
+    ],
+)
 def test_onnx_says_what_the_network_says(name: str, tmp_path: Path) -> None:
     onnx: Any = pytest.importorskip("onnx")
     net, x, others = a_task(name)
@@ -107,10 +115,57 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
         export_all_tasks(folded, tmp_path / "model.onnx", {"task": x}, {"task": LABELS})
 
 
+class Bessel(nn.Module):
+    """An activation that ONNX does not know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
 def test_what_onnx_does_not_know_is_refused_and_goes_to_pt2(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    net, x, _ = a_task("grouped-dilated-transposed")
+    net = WeightMaskedNetwork(nn.Sequential(nn.Linear(4, 6), Bessel()), torch.zeros(1, 4))
+    net.add_task("task", 3)
+    net.consolidate("task")
+    x = torch.randn(4, 4)
     with pytest.raises(UnsupportedError, match="ONNX has no translation of this network"):
         export_task(net, "task", tmp_path / "model.onnx", x, LABELS)
     assert not list(tmp_path.iterdir())
     export_task(net, "task", tmp_path / "model.pt2", x, LABELS)
+
+
+class AdaptiveMaxima(nn.Module):
+    """Pooling whose windows are of several sizes, over one, two and three axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        line = functional.adaptive_max_pool1d(x.flatten(2), 4).flatten(1)
+        image = functional.adaptive_max_pool2d(x, (2, 3)).flatten(1)
+        return torch.cat([line, image, functional.adaptive_max_pool3d(x, (2, 1, 3)).flatten(1)], 1)
+
+
+def test_adaptive_maxima_are_written_out_for_onnx(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    x = torch.randn(4, 3, 5, 7)
+    content = exporting._onnx(AdaptiveMaxima(), (x[:2],), ("x",), {})
+    assert torch.equal(exporting._run_onnx(content, {"x": x}), AdaptiveMaxima()(x))
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_windows_of_adaptive_maxima(length: int) -> None:
+    for size in range(1, 10):
+        x = torch.randn(2, 3, length, length + 2)
+        assert torch.equal(adaptive_maximum(x, (size, 2)), functional.adaptive_max_pool2d(x, (size, 2)))
+
+
+class Places(nn.Module):
+    """Pooling that is asked where the maxima are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        maxima, places = functional.adaptive_max_pool2d(x, 2, return_indices=True)
+        return functional.max_unpool2d(maxima, places, 2).flatten(1)
+
+
+def test_places_of_maxima_are_not_made_up() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    program = torch.export.export(Places(), (x,))
+    assert without_adaptive_maxima(program) is program

@@ -49,6 +49,7 @@ LAYERS = [
         "names",
         "modes",
         "compilers",
+        "decompositions",
         "statistics",
         "locks",
         "parallel",

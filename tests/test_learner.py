@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from helpers import NETS, easy_task
 
 SHAPE = (2, 6, 6)
 TRAINING = TrainingSettings(epochs=8, batch_size=8, lr=0.05)
+BRIEF = TrainingSettings(epochs=1, batch_size=8, lr=0.05)
 NAMES = ("tabby", "dog", "eel")
 
 
@@ -92,3 +97,67 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing_behind(tmp_path: Path) 
     wider[10] = nn.BatchNorm1d(21)  # type: ignore[index]
     with pytest.raises(CheckpointError, match="saved with another backbone"):
         Learner.load(tmp_path / "learner", wider)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import hatrack.atomic
+from hatrack import Learner
+from helpers import NETS
+from test_learner import BRIEF, data
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+point, path = sys.argv[2], Path(sys.argv[3])
+learner = Learner.load(path, NETS["conv-bn"].build(), training=BRIEF, validation=0.0)
+learner.fit("tools", data(1), watch=die if point == "training" else None)
+replace = Path.replace
+if point == "half written":
+    opened = os.fdopen
+    def half(handle, mode):
+        file = opened(handle, mode)
+        class Half:
+            def __enter__(self): return self
+            def __exit__(self, *_): pass
+            def write(self, content):
+                file.write(content[: len(content) // 2]); file.flush(); die()
+        return Half()
+    hatrack.atomic.os.fdopen = half
+elif point == "after it took its place":
+    Path.replace = lambda self, target: (replace(self, target), die())
+learner.save(path)
+"""
+"""Learns one more task and saves, and is killed on the way."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.parametrize(
+    ("point", "tasks"),
+    [
+        ("training", ("pets",)),
+        ("half written", ("pets",)),
+        ("after it took its place", ("pets", "tools")),
+    ],
+)
+def test_killed_at_any_point_it_leaves_the_old_file_or_the_new_one(
+    point: str, tasks: tuple[str, ...], tmp_path: Path
+) -> None:
+    mine = Learner(build(), SHAPE, training=BRIEF, validation=0.0)
+    path = tmp_path / "learner"
+    mine.fit("pets", data(0), classes=NAMES)
+    mine.save(path)
+    said = mine.predict(data(0)[0], "pets").distribution
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), point, str(path)]
+    died = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    again = Learner.load(path, NETS["conv-bn"].build(), training=BRIEF, validation=0.0)
+    assert again.tasks == tasks
+    assert torch.equal(again.predict(data(0)[0], "pets").distribution, said)
+    if "tools" not in tasks:
+        again.fit("tools", data(1))
+    again.save(path)
+    assert Learner.load(path, NETS["conv-bn"].build()).tasks == ("pets", "tools")

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.atomic import write_atomically
+from hatrack.decompositions import without_adaptive_maxima
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.mixing import mixed_norms
 from hatrack.modes import evaluation_mode
 from hatrack.network import HATNetwork
+from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["PARITY", "AllTasks", "Exported", "Labels", "export_all_tasks", "export_task"]
 
@@ -99,16 +101,18 @@ class AllTasks(nn.Module):
         return torch.bmm(self.weight[task], features.unsqueeze(2)).squeeze(2) + self.bias[task]
 
 
-def export_task(net: HATNetwork, task: str, path: str | Path, x: Tensor, labels: Labels) -> Exported:
+def export_task(
+    net: HATNetwork | WeightMaskedNetwork, task: str, path: str | Path, x: Tensor, labels: Labels
+) -> Exported:
     """Write a task's extracted network: ``.onnx``, ``.pt2`` (torch.export), or ``.safetensors`` (weights alone).
 
     The batch size is dynamic. Metadata holds the task's name, its classes, the preprocessing, and how large it is.
 
     Args:
-        net: the network.
+        net: the network; masks of units or of weights.
         task: a consolidated task.
         path: the file; its suffix decides.
-        x: real samples, on which the file is compared with the gated network; two at least.
+        x: real samples, on which the file is compared with the masked network; two at least.
         labels: what the file says of itself.
 
     Raises:
@@ -255,7 +259,8 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], me
     onnx = _needed("onnx")
     for package in ("onnxscript", "onnxruntime"):
         _needed(package)
-    program = _traced(model, inputs)
+    with _quiet():
+        program = without_adaptive_maxima(_traced(model, inputs))
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model.onnx"
         try:

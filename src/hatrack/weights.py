@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hatrack.attachment import mark
 from hatrack.capacity import Capacity
+from hatrack.compact import CompactNetwork, bake, extract_baked
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.forgettable import ForgettableNetwork
 from hatrack.heads import linear_head
@@ -26,8 +27,9 @@ from hatrack.masks import (
     twin,
     union,
 )
+from hatrack.modes import evaluation_mode
 from hatrack.norm import copy_of_norm
-from hatrack.poison import find_leak_of_weights
+from hatrack.poison import find_leak_of_weights, random_like
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
 
@@ -181,8 +183,12 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
     # --------------------------------------------------------------------------------------------------------- use
 
     def _features(self, x: Tensor, state: WeightTask) -> Tensor:
+        return self._run(x, self._masks(state), *self._copies_of(state))
+
+    def _copies_of(self, state: WeightTask) -> tuple[list[Tensor], dict[str, nn.Module]]:
+        """The copies that a task uses of what has no mask: parameters and norms."""
         owner = state if self.unmasked is Unmasked.PER_TASK else self._states()[0]
-        return self._run(x, self._masks(state), list(owner.copies), owner.norms)
+        return list(owner.copies), owner.norms
 
     def _run(
         self, x: Tensor, masks: Sequence[Tensor | None], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
@@ -231,6 +237,43 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
     def _weights(self) -> list[nn.Parameter]:
         return [self.backbone.get_parameter(name) for name in self._layout.masked]
 
+    @torch.no_grad()
+    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
+        """A consolidated task as a plain module of its own: masks are written into the weights as zeros.
+
+        Units that are dead then are cut out, and logits are this network's up to rounding (1e-5, relative to the
+        largest), which is checked. Where no unit is dead, as is usual for masks of weights, the shape stays, and logits
+        are the same to the bit; ``summary`` says which, and how many weights are not 0. This network stays as it is.
+
+        Args:
+            task: the task.
+            example: samples to compare on, and to count operations with; random ones if left out, which is not enough
+                where inputs are integers.
+
+        Returns:
+            The network in evaluation mode.
+
+        Raises:
+            InputError: there is no such task, or it is not consolidated.
+            UnsupportedError: the backbone with zeros written in does not give this network's logits.
+        """
+        self._require_attached()
+        state = self._state(task)
+        if not state.consolidated:
+            raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
+        if example is None:
+            samples = torch.zeros(16, *self.example_shape[1:], dtype=self._example_dtype)
+            example = random_like(samples.to(state.head.weight.device), torch.Generator().manual_seed(0))
+        masks = dict(zip(self._layout.masked, self._settled_masks(state), strict=True))
+        copies, norms = self._copies_of(state)
+        backbone = bake(self.backbone, masks, dict(zip(self._layout.copied, copies, strict=True)), norms)
+
+        def ask(x: Tensor) -> Tensor:
+            with evaluation_mode(self):
+                return self._forward_one(x, state)
+
+        return extract_baked(task, backbone, state.head, ask, example)
+
     # ------------------------------------------------------------------------------------------------- inspection
 
     @property
@@ -271,7 +314,8 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         common = torch.zeros(len(states), len(states), dtype=torch.int64)
         for index in range(len(self._layout.masked)):
             masks = [state.mask(index) for state in states]
-            common += torch.tensor([[int((one & other).sum()) for other in masks] for one in masks]).view_as(common)
+            shared = [[int((one & other).sum()) for other in masks] for one in masks]
+            common += torch.tensor(shared, dtype=torch.int64).view_as(common)
         return common / common.diagonal().clamp_min(1).unsqueeze(1)
 
     # ----------------------------------------------------------------------------------------------- the guarantee

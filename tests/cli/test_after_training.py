@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -98,11 +98,54 @@ def test_what_cannot_be_says_why(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_method_without_masks_of_units_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_without_masks_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["run", "demo", "--method", "sgd", *QUICK, "--out", str(out)]) == 0
     assert main(["export", str(out), "--all-tasks", "--to", str(tmp_path / "a.onnx")]) == 2
     assert "made by sgd" in capsys.readouterr().err
+
+
+def test_masks_of_weights_are_exported_and_asked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["run", "demo", "--method", "pmask", *QUICK, "--out", str(run)]) == 0
+    prepared, (task, _) = open_run(run)
+    out = tmp_path / "task.pt2"
+    assert main(["export", str(run), "--task", task.name, "--to", str(out)]) == 0
+    assert "compared on 200 test samples" in capsys.readouterr().out
+    x, _ = task.test.load()
+    with torch.no_grad():
+        found = torch.export.load(out).module()(x[:10])
+    torch.testing.assert_close(found, prepared.method.predict(x[:10], task.name).detach())
+    assert main(["export", str(run), "--all-tasks", "--to", str(tmp_path / "all.onnx")]) == 2
+    assert "whose masks of weights do not mix; export tasks with --task" in " ".join(capsys.readouterr().err.split())
+    picture = tmp_path / "picture.png"
+    Image.fromarray(task.test.source[task.test.rows[0], 0].numpy()).save(picture)
+    assert main(["predict", str(run), str(picture)]) == 0, "without a name the task is recognised"
+
+
+def test_sizes(folder: Path, first: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "sizes.json"
+    assert main(["sizes", str(folder), "--repetitions", "2", "--format", "json", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert [row["task"] for row in rows] == [task.name for task in open_run(folder)[1]]
+    exported = tmp_path / "task.safetensors"
+    assert main(["export", str(folder), "--task", first, "--to", str(exported)]) == 0
+    with safetensors.safe_open(exported, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert rows[0]["file_bytes"] == len(safetensors.torch.save(tensors))
+    assert rows[0]["parameters"] == sum(value.numel() for value in tensors.values())
+    assert rows[0]["full_parameters"] == 784 * 24 + 24 + 24 * 20 + 20 + 2 * 20 + 2
+    assert rows[0]["full_file_bytes"] > 4 * rows[0]["full_parameters"]
+    assert rows[0]["speedup"] > 0
+    capsys.readouterr()
+    assert main(["sizes", str(folder), "--task", first, "--repetitions", "1"]) == 0
+    assert first in capsys.readouterr().out
+    for words, message in (
+        (["--task", "absent"], "there is no task 'absent'"),
+        (["--batch", "0"], "batch must be at least 1"),
+    ):
+        assert main(["sizes", str(folder), *words]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_transforms_are_described() -> None:

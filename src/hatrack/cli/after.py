@@ -1,4 +1,4 @@
-"""The commands for what comes after training: exporting tasks, and asking about pictures."""
+"""The commands for what comes after training: exporting tasks, asking about pictures, and forgetting."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.text import Text
 
 from hatrack.cli.options import Data, make_console, say
 from hatrack.errors import InputError
-from hatrack.experiments import export_run, predict_pictures
+from hatrack.experiments import export_run, forget_in_run, predict_pictures
 
-__all__ = ["export_command", "predict_command"]
+__all__ = ["export_command", "forget_command", "predict_command"]
 
 
 def export_command(
@@ -26,13 +26,13 @@ def export_command(
     Parameters
     ----------
     folder
-        The folder of a run of `hat`.
+        The folder of a run of `hat`, `pmask` or their kin.
     to
         The file: `.onnx`, `.pt2` (torch.export) or `.safetensors` (weights alone).
     task
         The task to export.
     all_tasks
-        Export all tasks to one `.onnx`, whose second input is the task's number for every sample.
+        Export all tasks of a run of `hat` to one `.onnx`, whose second input is the task's number for every sample.
     """
     if (task is None) != all_tasks:
         raise InputError("say which task to export with --task NAME, or --all-tasks")
@@ -62,3 +62,29 @@ def predict_command(folder: Path, /, *pictures: Path, task: str | None = None, d
         table.add_row(*map(Text, cells))
     make_console().print(table)
     return 0
+
+
+def forget_command(folder: Path, /, *, task: str) -> int:
+    """Forget a task of a run, for good: no file of the run holds anything of it afterwards.
+
+    The other tasks keep every bit of their answers. The network, the test logits and the result are written anew, and
+    copies of earlier networks in the folder, too; what was interrupted is finished by the same command. The run can be
+    verified, shown and exported as before, but it does not go on. Exit code 1 if other files in the folder name the
+    task.
+
+    Parameters
+    ----------
+    folder
+        The folder of a run of `hat`, `pmask` or their kin.
+    task
+        The task to forget.
+    """
+    done = forget_in_run(folder, task)
+    console = make_console()
+    say(console, f"{task} is forgotten; what was interrupted is finished" if done.report is None else str(done.report))
+    say(console, f"written anew: {', '.join(path.name for path in done.rewritten)}")
+    if done.removed:
+        say(console, f"removed: {', '.join(path.name for path in done.removed)}")
+    for path in done.remaining:
+        say(console, f"{path} is not of the run and still names it; remove it yourself")
+    return 1 if done.remaining else 0

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack import __version__
-from hatrack.cli.after import export_command, predict_command
+from hatrack.cli.after import export_command, forget_command, predict_command
 from hatrack.cli.carrying import carry_out
 from hatrack.cli.checking import rerun_command, verify_command
 from hatrack.cli.data import data_app
@@ -39,7 +39,7 @@ from hatrack.cli.options import (
     what_to_learn,
     with_short_forms,
 )
-from hatrack.cli.reporting import analyse_command, figure_command, report_command
+from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
 from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
@@ -179,6 +179,8 @@ app.command(report_command, name="report")
 app.command(figure_command, name="figure")
 app.command(export_command, name="export")
 app.command(predict_command, name="predict")
+app.command(forget_command, name="forget")
+app.command(sizes_command, name="sizes")
 app.command(analyse_command, name="analyse")
 app.command(verify_command, name="verify")
 app.command(rerun_command, name="rerun")

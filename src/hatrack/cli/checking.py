@@ -53,6 +53,8 @@ def rerun_command(folder: Path, /, *, out: Path | None = None, data: Data = None
         raise InputError("--out names the run that is to be made again; choose another folder")
     console = make_console()
     recorded, request = recorded_run(folder, data, out)
+    if recorded.forgotten:
+        raise InputError(f"in {folder} a task was forgotten, so that the run cannot be made again")
     again = carry_out(request, console, quiet, tasks=len(recorded.scores))
     reproduction = Reproduction.of(recorded, again)
     console.print(reproduction_table(reproduction))

@@ -22,14 +22,15 @@ from hatrack.cli.options import (
     say,
 )
 from hatrack.errors import InputError
-from hatrack.experiments import EXPERIMENTS, finished_result, prepare, run
+from hatrack.experiments import EXPERIMENTS, finished_result, measure_sizes, prepare, run
 from hatrack.names import look_up
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.runs import Runs, read_runs
+from hatrack.report.sizes import sizes_table
 from hatrack.report.studies import STUDIES, draw, requests
 from hatrack.report.writers import WRITERS
 
-__all__ = ["analyse_command", "figure_command", "report_command"]
+__all__ = ["analyse_command", "figure_command", "report_command", "sizes_command"]
 
 _MASKS = "; it is about methods with masks, such as hat"
 _NEEDED = {
@@ -81,6 +82,44 @@ def report_command(
     if not found.rows:
         raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
     text = WRITERS[format](found)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        _write(out, text)
+        say(make_console(), f"wrote {out}")
+    return 0
+
+
+def sizes_command(
+    folder: Path,
+    /,
+    *,
+    task: str | None = None,
+    format: Literal["csv", "json", "markdown", "latex"] = "markdown",  # noqa: A002 - what the option is called
+    out: Output = None,
+    batch: Annotated[int, WHOLE] = 64,
+    repetitions: Annotated[int, WHOLE] = 20,
+    data: Data = None,
+) -> int:
+    """Measure the tasks of a run as networks of their own: parameters, size of the file, and speed.
+
+    Times are of this machine, here and now; the whole network and the task's own take turns.
+
+    Parameters
+    ----------
+    folder
+        The folder of a run of `hat`, `pmask` or their kin.
+    task
+        The task; all of them if left out.
+    out
+        The file to write; printed if left out.
+    batch
+        Samples per pass.
+    repetitions
+        How many passes are timed.
+    """
+    sizes = measure_sizes(folder, task, data, batch=batch, repetitions=repetitions)
+    text = WRITERS[format](sizes_table(sizes))
     if out is None:
         sys.stdout.write(text)
     else:

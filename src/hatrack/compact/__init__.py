@@ -1,8 +1,10 @@
 """One task's part of a network as a plain, smaller module: units that the task does not use are cut out.
 
-:meth:`hatrack.HATNetwork.extract` makes it; see :mod:`hatrack.compact.extract` for how.
+:meth:`hatrack.HATNetwork.extract` makes it; see :mod:`hatrack.compact.extract` for how. Masks of weights are written
+into the weights as zeros, and cut out what units are dead then: see :mod:`hatrack.compact.baked`.
 """
 
+from hatrack.compact.baked import bake, extract_baked
 from hatrack.compact.extract import extract_task
 from hatrack.compact.modules import (
     Clear,
@@ -22,5 +24,7 @@ __all__ = [
     "CompactNetwork",
     "CompactRMSNorm",
     "Summary",
+    "bake",
+    "extract_baked",
     "extract_task",
 ]

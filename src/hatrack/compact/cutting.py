@@ -13,7 +13,7 @@ from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, C
 from hatrack.layers import Layer, Side
 from hatrack.units import ParameterUse, Reader, UnitGraph
 
-__all__ = ["Cut", "UnfitError", "cut_backbone", "replace_module"]
+__all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "replace_module"]
 
 PREFIX = "backbone."
 """What the names of a backbone's parameters begin with."""
@@ -67,12 +67,11 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
     for module in list(backbone.modules()):
         if parametrize.is_parametrized(module):
             _write_out(module)
+    drop_dropout(backbone)
     modules = dict(backbone.named_modules())
     done: set[int] = set()
     for name, module in modules.items():
-        if isinstance(module, _DROPOUTS):
-            replace_module(backbone, module, nn.Identity())
-        elif type(module) in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm) and cut.readers(name):
+        if type(module) in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm) and cut.readers(name):
             done |= _cut_norm(backbone, name, module, cut)
         elif type(module) is nn.MultiheadAttention:
             done |= _cut_attention(backbone, name, module, cut)
@@ -86,6 +85,13 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
             for reader in cut.readers(name):
                 _clear(module, reader, cut)
     _count_heads_again(modules, cut)
+
+
+def drop_dropout(backbone: nn.Module) -> None:
+    """Put identities in the place of dropout layers, which do nothing in evaluation mode."""
+    for module in list(backbone.modules()):
+        if isinstance(module, _DROPOUTS):
+            replace_module(backbone, module, nn.Identity())
 
 
 def _write_out(module: nn.Module) -> None:

@@ -21,7 +21,7 @@ from hatrack.compact.modules import CompactNetwork, Summary
 from hatrack.errors import UnsupportedError
 from hatrack.units import UnitGraph
 
-__all__ = ["TOLERANCE", "extract_task"]
+__all__ = ["TOLERANCE", "extract_task", "summarize"]
 
 TOLERANCE = 1e-5
 """How far a logit may be from the gated network's, relative to it and to the largest logit, in float32 and float64."""
@@ -97,19 +97,48 @@ def extract_task(
                 whole[group] = trial
             else:
                 best, cut = trial, [*cut, group]
-    full = _full(source)
-    best.summary = Summary(
-        name,
-        {g.name: int((on[g.span] if g.name not in whole else on[g.span] | True).sum()) for g in graph.groups},
-        {g.name: g.size for g in graph.groups},
-        _parameters(best),
-        _parameters(full),
-        _flops(best, x[:1]),
-        _flops(full, x[:1]),
-        whole,
-        _deviation(best(x), source.logits),
-    )
+    units = {g.name: int((on[g.span] if g.name not in whole else on[g.span] | True).sum()) for g in graph.groups}
+    best.summary = summarize(name, best, _full(source), x, source.logits, units, graph, whole)
     return best
+
+
+@torch.no_grad()
+def summarize(
+    name: str,
+    network: CompactNetwork,
+    full: nn.Module,
+    x: Tensor,
+    expected: Tensor,
+    units: Mapping[str, int],
+    graph: UnitGraph | None,
+    whole: Mapping[str, str],
+) -> Summary:
+    """How large a network is, and how near.
+
+    Args:
+        name: the task's name.
+        network: its network.
+        full: the whole network with the task's head and norms.
+        x: samples to compare on.
+        expected: what the masked network says to them.
+        units: by group how many are left.
+        graph: the units of the whole network; None if they are not known.
+        whole: by group why it could not be cut.
+    """
+    logits = network(x)
+    return Summary(
+        name,
+        dict(units),
+        {} if graph is None else {group.name: group.size for group in graph.groups},
+        _parameters(network),
+        _parameters(full),
+        _flops(network, x[:1]),
+        _flops(full, x[:1]),
+        dict(whole),
+        _deviation(logits, expected),
+        sum(int(parameter.count_nonzero()) for parameter in network.parameters()),
+        torch.equal(logits, expected),
+    )
 
 
 def _attempt(source: _Source, cut: Collection[str]) -> CompactNetwork | str:

@@ -38,8 +38,10 @@ class Summary:
         flops: floating-point operations for one sample, by torch's counter: products of matrices and convolutions.
         full_flops: the same of the whole network.
         whole: by group why it could not be cut; its unused units are still there and count as zeros.
-        deviation: largest difference of a logit from the gated network's on the samples that were compared, relative to
-            the largest logit.
+        deviation: largest difference of a logit from the masked network's on the samples that were compared, relative
+            to the largest logit.
+        nonzero: number of parameters that are not 0: far fewer than there are where masks are about weights.
+        bitwise: whether all logits on these samples were the masked network's to the bit.
     """
 
     task: str
@@ -51,13 +53,16 @@ class Summary:
     full_flops: int
     whole: Mapping[str, str]
     deviation: float
+    nonzero: int
+    bitwise: bool
 
     def __str__(self) -> str:
         lines = [
             f"{name or 'backbone'}: {count} of {self.full_units[name]} units" for name, count in self.units.items()
         ]
         lines += [f"{name or 'backbone'} stays whole: {reason}" for name, reason in self.whole.items()]
-        lines.append(f"parameters: {self.parameters:,} of {self.full_parameters:,}")
+        zeros = f", {self.nonzero:,} of them not 0" if self.nonzero < self.parameters else ""
+        lines.append(f"parameters: {self.parameters:,} of {self.full_parameters:,}{zeros}")
         lines.append(f"operations per sample: {self.flops:,} of {self.full_flops:,}")
         return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from hatrack.experiments.comparing import compare, jobs_of
 from hatrack.experiments.comparison import Comparison
 from hatrack.experiments.executors import DaskExecutor, Executor, LocalExecutor, SlurmExecutor
 from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.forgetting import RunForgotten, forget_in_run
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
 from hatrack.experiments.own import own_experiment
@@ -16,6 +17,7 @@ from hatrack.experiments.rerun import Reproduction
 from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, read_result
 from hatrack.experiments.running import Event, TaskBegun, TaskLearned, run
 from hatrack.experiments.settings import Config
+from hatrack.experiments.sizes import TaskSize, measure_sizes
 from hatrack.experiments.verify import Verification, verify
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Plan",
     "Prepared",
     "Reproduction",
+    "RunForgotten",
     "RunRequest",
     "RunResult",
     "SlurmExecutor",
@@ -44,13 +47,16 @@ __all__ = [
     "TaskBegun",
     "TaskHistory",
     "TaskLearned",
+    "TaskSize",
     "TaskSummary",
     "Verification",
     "compare",
     "export_run",
     "find_experiment",
     "finished_result",
+    "forget_in_run",
     "jobs_of",
+    "measure_sizes",
     "open_run",
     "own_experiment",
     "predict_pictures",

@@ -16,7 +16,7 @@ from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
 from hatrack.experiments.plan import PLAN, Plan, read_plan, write_json, write_plan
-from hatrack.experiments.results import Status, read_result
+from hatrack.experiments.results import read_result
 from hatrack.locks import locked
 
 __all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]
@@ -47,7 +47,7 @@ def jobs_of(
 def is_finished(job: Job) -> bool:
     """Whether a job's folder holds its run finished. A damaged one is not: the run itself will say what is wrong."""
     try:
-        return read_result(job.folder / RESULT).status is Status.FINISHED
+        return read_result(job.folder / RESULT).is_whole
     except CheckpointError:
         return False
 

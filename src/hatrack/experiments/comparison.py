@@ -12,7 +12,7 @@ from typing import Any
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, REFERENCES, Plan, read_plan, run_folder, write_json
-from hatrack.experiments.results import RunResult, Status, read_result
+from hatrack.experiments.results import RunResult, read_result
 from hatrack.functional import forgetting_ratio
 from hatrack.names import unknown_name
 from hatrack.statistics import Spread, spread
@@ -85,7 +85,7 @@ class Comparison:
         return self.plan.seeds
 
     def run(self, method: str, seed: int) -> RunResult | None:
-        """The finished run of a method and seed; None if it is not finished, or failed.
+        """The finished run of a method and seed; None if it is not finished, or failed, or has forgotten a task.
 
         Raises:
             InputError: the comparison has no such method or seed.
@@ -95,7 +95,7 @@ class Comparison:
         if seed not in self.seeds:
             raise unknown_name("seed", str(seed), map(str, self.seeds))
         result = self.results.get((method, seed))
-        return result if result is not None and result.status is Status.FINISHED else None
+        return result if result is not None and result.is_whole else None
 
     @property
     def missing(self) -> tuple[tuple[str, int], ...]:

@@ -15,6 +15,7 @@ killed at any moment leaves a folder from which the same run goes on to the same
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
     "put_back",
     "read_in_task",
     "read_recorded",
+    "require_whole",
 ]
 
 RESULT = "run.json"
@@ -126,6 +128,17 @@ def read_recorded(folder: Path) -> tuple[RunResult, bool]:
         except CheckpointError:
             pass
         raise
+
+
+def require_whole(folder: Path, recorded: RunResult) -> None:
+    """Check that no task of a folder is forgotten by halves.
+
+    Raises:
+        CheckpointError: forgetting was interrupted.
+    """
+    if recorded.forgetting is not None:
+        command = shlex.join(["hatrack", "forget", str(folder), "--task", recorded.forgetting])
+        raise CheckpointError(f"in {folder} forgetting a task was interrupted; finish it first: {command}")
 
 
 def clear_leftovers(folder: Path) -> None:

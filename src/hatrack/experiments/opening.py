@@ -14,17 +14,18 @@ from torch import Tensor
 
 from hatrack.calibration import Scorer
 from hatrack.errors import DataError, InputError
-from hatrack.experiments.folder import CHECKPOINT, RESULT
-from hatrack.experiments.preparing import Prepared, prepare
+from hatrack.experiments.preparing import Prepared
+from hatrack.experiments.recorded import load_recorded, recorded_result
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.results import read_result
 from hatrack.export import Exported, Labels, export_all_tasks, export_task
+from hatrack.forgettable import ForgettableNetwork
 from hatrack.names import unknown_name
 from hatrack.network import HATNetwork
 from hatrack.streams import Task
 from hatrack.streams.transforms import Chain, Normalise, Permute, Transform
+from hatrack.weights import WeightMaskedNetwork
 
-__all__ = ["PicturePrediction", "describe_transform", "export_run", "open_run", "predict_pictures"]
+__all__ = ["PicturePrediction", "describe_transform", "export_run", "masked_network", "open_run", "predict_pictures"]
 
 COMPARED = 256
 """On how many test samples of a task an export is compared."""
@@ -56,20 +57,28 @@ def open_run(folder: Path, data: Path | None = None) -> tuple[Prepared, tuple[Ta
 
     Raises:
         InputError: the folder holds no run, or one in which no task was learned.
-        CheckpointError: a file is damaged.
+        CheckpointError: a file is damaged, or forgetting a task was interrupted.
         DataError: the data is missing.
     """
-    if not (folder / RESULT).exists():
-        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
-    recorded = read_result(folder / RESULT)
-    if not recorded.scores:
-        raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
-    device = torch.device("cpu")
-    request = RunRequest(recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config, device)
-    prepared = prepare(request)
-    learned = prepared.method.load(folder / CHECKPOINT)
+    recorded = recorded_result(folder)
+    sources = tuple(map(Path, recorded.sources))
+    asked = (recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config)
+    prepared = load_recorded(folder, recorded, RunRequest(*asked, sources=sources))
     prepared.method.train_mode(False)
-    return prepared, prepared.stream[: len(learned)]
+    return prepared, prepared.stream[: len(recorded.scores)]
+
+
+def masked_network(folder: Path, prepared: Prepared) -> HATNetwork | WeightMaskedNetwork:
+    """The network of a run, out of which tasks can be taken.
+
+    Raises:
+        InputError: the run's method has no masks.
+    """
+    net = getattr(prepared.method, "network", None)
+    if not isinstance(net, (HATNetwork, WeightMaskedNetwork)):
+        method = prepared.request.method
+        raise InputError(f"{folder} was made by {method}; only tasks of hat, pmask and their kin can be taken out")
+    return net
 
 
 def describe_transform(transform: Transform | None) -> dict[str, Any]:
@@ -101,16 +110,19 @@ def export_run(folder: Path, task: str | None, to: Path, data: Path | None = Non
         data: folder to look for data in first; test samples are what the file is compared on.
 
     Raises:
-        InputError: there is no such task or kind of file, or the method has no masks of units.
+        InputError: there is no such task or kind of file, or the method has no masks, or masks of weights and all tasks
+            are to go into one file.
         UnsupportedError, GuaranteeError: as :func:`hatrack.export.export_task`.
     """
     prepared, tasks = open_run(folder, data)
-    net = getattr(prepared.method, "network", None)
-    if not isinstance(net, HATNetwork):
-        raise InputError(f"{folder} was made by {prepared.request.method}; only tasks of hat and its kin are exported")
+    net = masked_network(folder, prepared)
+    if task is None and not isinstance(net, HATNetwork):
+        method = prepared.request.method
+        raise InputError(f"{folder} was made by {method}, whose masks of weights do not mix; export tasks with --task")
     samples = {each.name: each.test.load()[0][:COMPARED] for each in tasks if task in (None, each.name)}
     labels = {each.name: Labels(each.classes, describe_transform(each.test.transform)) for each in tasks}
     if task is None:
+        assert isinstance(net, HATNetwork)
         return export_all_tasks(net, to, samples, labels)
     if task not in samples:
         raise unknown_name("task", task, [each.name for each in tasks])
@@ -159,7 +171,7 @@ def predict_pictures(
 
 def _recognise(prepared: Prepared, tasks: Sequence[Task], raw: Tensor) -> tuple[list[str], Tensor]:
     net = getattr(prepared.method, "network", None)
-    if not isinstance(net, HATNetwork):
+    if not isinstance(net, ForgettableNetwork):
         raise InputError(f"{prepared.request.method} recognises no tasks; name one with --task")
     kinds = [describe_transform(task.test.transform) for task in tasks]
     if any(kind != kinds[0] for kind in kinds):

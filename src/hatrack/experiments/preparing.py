@@ -10,7 +10,7 @@ from hatrack.data import DownloadMonitor
 from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError, GuaranteeError, InputError, NewerFileError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
-from hatrack.experiments.folder import CHECKPOINT, RESULT, InTask, previous, read_in_task, read_recorded
+from hatrack.experiments.folder import CHECKPOINT, RESULT, InTask, previous, read_in_task, read_recorded, require_whole
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import Config
@@ -201,6 +201,10 @@ def _earlier_result(request: RunRequest, config: Config) -> tuple[RunResult | No
         raise
     except CheckpointError as error:
         raise CheckpointError(f"{error}; to begin anew, remove {request.out}") from error
+    require_whole(request.out, earlier)
+    if earlier.forgotten:
+        tasks = "a task was" if earlier.forgotten == 1 else f"{earlier.forgotten} tasks were"
+        raise InputError(f"in {request.out} {tasks} forgotten, so that this run is over; choose another --out")
     wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed, **config.flat()}
     found = {"experiment": earlier.experiment, "method": earlier.method, "seed": earlier.seed, **earlier.config}
     differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]

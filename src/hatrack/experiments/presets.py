@@ -172,6 +172,18 @@ _OF_HAT = (
         network=_ALEXNET,
         methods=_COMPRESSION,
     ),
+    *(
+        Experiment(
+            name=f"compression-{data}",
+            description=f"1 task of 10 classes of {kind}, learned with as little of the network as will do",
+            source=f"{_HAT}, section 3, figure 7, and appendix B.3, table 4",
+            published="between 1 % (MNIST) and 21 % (CIFAR-100) of the network's size",
+            stream=f"all-{data}-rgb32",
+            network=_ALEXNET,
+            methods=_COMPRESSION,
+        )
+        for data, kind in (("fashion-mnist", "clothing"), ("notmnist", "letters"), ("cifar10", "photographs"))
+    ),
     Experiment(
         name="feature-selection",
         description="1 task of 10 digits, learned from as few pixels as will do",

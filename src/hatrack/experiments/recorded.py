@@ -1,18 +1,40 @@
-"""What a run's folder says of how it was made."""
+"""What a run's folder says of how it was made, and its network, to look at."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from hatrack.data import DownloadMonitor
 from hatrack.environment import deterministic_cuda
-from hatrack.errors import InputError
-from hatrack.experiments.folder import RESULT
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.folder import CHECKPOINT, RESULT, require_whole
+from hatrack.experiments.preparing import Prepared, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
+from hatrack.streams import TaskStream
 
-__all__ = ["recorded_run"]
+__all__ = ["load_recorded", "recorded_result", "recorded_run"]
+
+
+def recorded_result(folder: Path) -> RunResult:
+    """The record of a run.
+
+    Raises:
+        InputError: the folder holds no run, or one in which no task was learned.
+        CheckpointError: its record is damaged, or forgetting a task was interrupted.
+    """
+    if not (folder / RESULT).exists():
+        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
+    recorded = read_result(folder / RESULT)
+    require_whole(folder, recorded)
+    if not recorded.scores and recorded.forgotten:
+        raise InputError(f"in {folder} all tasks that were learned have been forgotten; choose another run")
+    if not recorded.scores:
+        raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
+    return recorded
 
 
 def recorded_run(folder: Path, data: Path | None = None, out: Path | None = None) -> tuple[RunResult, RunRequest]:
@@ -26,17 +48,49 @@ def recorded_run(folder: Path, data: Path | None = None, out: Path | None = None
         out: the folder of the new run; None keeps nothing.
 
     Raises:
-        InputError: the folder holds no run, or one in which no task was learned.
-        CheckpointError: its record is damaged.
+        InputError, CheckpointError: as :func:`recorded_result`.
     """
-    if not (folder / RESULT).exists():
-        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
-    recorded = read_result(folder / RESULT)
-    if not recorded.scores:
-        raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
+    recorded = recorded_result(folder)
     torch.set_num_threads(int(recorded.environment.get("threads", torch.get_num_threads())))
     on_cuda = recorded.environment.get("device") != "cpu" and torch.cuda.is_available()
     device = deterministic_cuda() if on_cuda else torch.device("cpu")
     sources = tuple(map(Path, recorded.sources))
     config = recorded.config
     return recorded, RunRequest(recorded.experiment, recorded.method, recorded.seed, out, data, config, device, sources)
+
+
+def load_recorded(
+    folder: Path, recorded: RunResult, request: RunRequest, monitor: DownloadMonitor | None = None
+) -> Prepared:
+    """Load the network of a run.
+
+    Args:
+        folder: the run's folder.
+        recorded: its record.
+        request: what to ask for to get it again, without a folder.
+        monitor: told how the download of a data set goes on.
+
+    Returns:
+        The run with its method loaded; its stream has the run's tasks alone, without those that were forgotten.
+
+    Raises:
+        InputError: the data lacks one of its tasks.
+        CheckpointError: the network is damaged, or not the one of the record.
+        DataError: the data is missing.
+    """
+    prepared = prepare(request, monitor)
+    prepared.stream = _tasks_of(folder, recorded, prepared.stream)
+    learned = prepared.method.load(folder / CHECKPOINT)
+    names = tuple(task.name for task in recorded.tasks[: len(recorded.scores)])
+    if learned[: len(names)] != names:  # one more is in the network of a run that was stopped before a task's row
+        raise CheckpointError(f"{folder / CHECKPOINT} does not belong to {folder / RESULT}; its tasks are others")
+    return prepared
+
+
+def _tasks_of(folder: Path, recorded: RunResult, stream: TaskStream) -> TaskStream:
+    by_name = {task.name: task for task in stream}
+    names = [task.name for task in recorded.tasks]
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise InputError(f"{folder} has learned {missing[0]!r}, which the data does not have any more")
+    return replace(stream, tasks=tuple(by_name[name] for name in names))

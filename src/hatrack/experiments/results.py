@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hatrack.atomic import write_atomically
 from hatrack.errors import CheckpointError, NewerFileError
@@ -26,6 +27,8 @@ __all__ = [
 
 SCHEMA = 1
 """Version of the format of ``run.json``."""
+
+T = TypeVar("T")
 
 
 class Status(str, enum.Enum):
@@ -99,6 +102,8 @@ class RunResult:
         sources: of one's own tasks, the ``tasks.toml`` or the files and folders that they were made of; else empty.
         history: what happened during every task learned; empty in results of older versions.
         reuse: share of the weights of task i (row) that task j (column) uses too; None if the method does not know.
+        forgotten: how many tasks were forgotten, of which nothing is left in any other attribute.
+        forgetting: the task that is being forgotten, while other files of the run may hold it or not; else None.
     """
 
     experiment: str
@@ -117,6 +122,13 @@ class RunResult:
     sources: tuple[str, ...] = ()
     history: tuple[TaskHistory, ...] = ()
     reuse: tuple[tuple[float, ...], ...] | None = None
+    forgotten: int = 0
+    forgetting: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all tasks of the experiment were learned, and none of them was forgotten since."""
+        return self.status is Status.FINISHED and not self.forgotten and self.forgetting is None
 
     def with_row(
         self,
@@ -150,6 +162,46 @@ class RunResult:
             epochs=self.epochs[:learned],
             seconds=self.seconds[:learned],
             status=Status.FINISHED if learned == len(self.tasks) else Status.RUNNING,
+        )
+
+    def without_task(
+        self, name: str, capacity: dict[str, Any] | None, reuse: tuple[tuple[float, ...], ...] | None
+    ) -> RunResult:
+        """The run as if a task had never been part of it, but for how many were forgotten.
+
+        What the run said of the network's use while the task was part of it goes, too: it counts the task's share.
+
+        Args:
+            name: the task, learned or not.
+            capacity: what the method says of its use of the network without the task.
+            reuse: shares of weights between the tasks that are left.
+        """
+        index = [task.name for task in self.tasks].index(name)
+        history = _left_out(self.history, index)
+        history = (*history[:index], *(replace(later, capacity=None, used=()) for later in history[index:]))
+        if history:
+            history = (*history[:-1], replace(history[-1], capacity=capacity))
+        sources = tuple(path for path in self.sources if path.endswith(".toml") or Path(path).stem != name)
+        command = [word for word in shlex.split(self.command) if word not in self.sources or word in sources]
+        config = self.config
+        if sources != self.sources and config.get("num_tasks") is not None:
+            config = {**config, "num_tasks": max(1, config["num_tasks"] - 1)}
+            command = [f"num_tasks={config['num_tasks']}" if w.startswith("num_tasks=") else w for w in command]
+        return replace(
+            self,
+            command=shlex.join(command),
+            config=config,
+            tasks=_left_out(self.tasks, index),
+            scores=tuple(_left_out(row, index) for row in _left_out(self.scores, index)),
+            capacity=capacity,
+            epochs=_left_out(self.epochs, index),
+            seconds=_left_out(self.seconds, index),
+            data=tuple(line for line in self.data if line.partition(":")[0] != name),
+            sources=sources,
+            history=history,
+            reuse=reuse,
+            forgotten=self.forgotten + 1,
+            forgetting=None,
         )
 
     def matrix(self, what: str) -> list[list[Any]]:
@@ -194,6 +246,8 @@ class RunResult:
             "history": [{key: _listed(value) for key, value in vars(task).items()} for task in self.history],
             "reuse": None if self.reuse is None else [list(row) for row in self.reuse],
             "status": self.status.value,
+            **({"forgotten": self.forgotten} if self.forgotten else {}),
+            **({} if self.forgetting is None else {"forgetting": self.forgetting}),
         }
 
 
@@ -248,6 +302,8 @@ def read_result(path: Path) -> RunResult:
             sources=tuple(str(path) for path in data.get("sources", ())),
             history=tuple(history_from_json(task) for task in data.get("history", ())),
             reuse=None if data.get("reuse") is None else tuple(_numbers(row) for row in data["reuse"]),
+            forgotten=int(data.get("forgotten", 0)),
+            forgetting=None if data.get("forgetting") is None else str(data["forgetting"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
@@ -280,6 +336,10 @@ def history_from_json(task: Any) -> TaskHistory:
 
 def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
+
+
+def _left_out(values: tuple[T, ...], index: int) -> tuple[T, ...]:
+    return (*values[:index], *values[index + 1 :])
 
 
 def _listed(value: Any) -> Any:

@@ -23,7 +23,7 @@ from hatrack.experiments.own import own_experiment
 from hatrack.experiments.plan import write_json
 from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.results import Status, read_result
+from hatrack.experiments.results import read_result
 from hatrack.locks import locked
 from hatrack.methods import METHODS
 from hatrack.names import look_up
@@ -182,7 +182,7 @@ def outcomes(search: Search, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
         accuracy = None
         if (job.folder / RESULT).exists():
             result = read_result(job.folder / RESULT)
-            if result.status is Status.FINISHED:
+            if result.is_whole:
                 accuracy = float(result.metrics()["average_accuracy"])
         found.append(Candidate(candidate, accuracy, None if accuracy is not None else read_failure(job.folder)))
     return tuple(found)

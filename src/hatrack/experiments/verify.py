@@ -13,9 +13,8 @@ from hatrack.checkpoint import read_checkpoint
 from hatrack.data import DownloadMonitor
 from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError
-from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT
-from hatrack.experiments.preparing import prepare
-from hatrack.experiments.recorded import recorded_run
+from hatrack.experiments.folder import LOGITS, LOGITS_FORMAT, RESULT
+from hatrack.experiments.recorded import load_recorded, recorded_run
 from hatrack.experiments.results import RunResult
 from hatrack.experiments.running import last_logits, score_row
 from hatrack.streams import Task
@@ -85,12 +84,14 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
         DataError: the data is missing.
     """
     recorded, request = recorded_run(folder, data)
-    prepared = prepare(request, monitor)
-    prepared.method.load(folder / CHECKPOINT)
+    prepared = load_recorded(folder, recorded, request, monitor)
     logits = last_logits(prepared, len(recorded.scores))
     now = describe_environment(request.device)
     differences = tuple(key for key in now if now[key] != recorded.environment.get(key))
-    if recorded.data and recorded.data != prepared.stream.origins:
+    origins = prepared.stream.origins
+    if recorded.forgotten:  # of whose data nothing is recorded any more
+        origins = tuple(line for line in origins if line in recorded.data)
+    if recorded.data and recorded.data != origins:
         differences += ("data",)
     row = score_row(prepared, logits)
     saved = {} if not differences else read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors

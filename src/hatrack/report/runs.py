@@ -50,6 +50,11 @@ class Runs:
         """
         everything = [*results]
         learned = [result for result in everything if result.scores]
+        forgetful = [result for result in learned if result.forgotten]
+        if len(forgetful) < len(learned):  # what has forgotten a task is compared with its like alone
+            learned = [result for result in learned if not result.forgotten]
+        else:
+            forgetful = []
         if not learned:
             raise InputError("there is no run in which a task has been learned; run an experiment first")
         _require_one([result.experiment for result in learned], "experiments")
@@ -58,8 +63,9 @@ class Runs:
         left_out = [
             f"{result.method}, seed {result.seed}: {len(result.scores)} of {most} tasks learned"
             for result in everything
-            if len(result.scores) < most
+            if len(result.scores) < most and result not in forgetful
         ]
+        left_out += [f"{result.method}, seed {result.seed}: a task of it was forgotten" for result in forgetful]
         by_label: dict[str, dict[int, RunResult]] = defaultdict(dict)
         complete = [result for result in learned if len(result.scores) == most]
         for label, result in _labelled(complete):
@@ -127,7 +133,7 @@ class Runs:
             training is no better than guessing.
         """
         run, joint, random = (self.run(name, seed) for name in (label, "joint", "random"))
-        if run is None or joint is None or random is None:
+        if run is None or joint is None or random is None or run.forgotten:
             return None
         cells = zip(run.scores[after], random.scores[after], joint.scores[after], strict=True)
         ratios = [forgetting_ratio(*(score.accuracy for score in cell)) for cell in cells]

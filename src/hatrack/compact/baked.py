@@ -1,0 +1,236 @@
+"""A task whose mask is about weights as a plain module: zeros for the weights that it does not use, dead units cut out.
+
+A unit is dead if nothing reads it: every weight that would is 0. What always has one value is made part of the biases
+that come after it, and is dead then, too: a unit all of whose incoming weights are 0, whose value is that of its bias,
+activation and norm. Where that value is 0 nothing is left to add. Where a convolution pads with zeros, a constant is
+not one at its border; such a unit stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.attachment import mark
+from hatrack.compact.cutting import PREFIX, drop_dropout, replace_module
+from hatrack.compact.extract import extract_task, summarize
+from hatrack.compact.modules import CompactNetwork
+from hatrack.errors import InputError, UnsupportedError
+from hatrack.layers import Layer, Side
+from hatrack.units import Reader, UnitGraph, analyze
+
+__all__ = ["bake", "extract_baked"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@torch.no_grad()
+def bake(
+    backbone: nn.Module,
+    masks: Mapping[str, Tensor],
+    copies: Mapping[str, Tensor],
+    norms: Mapping[str, nn.Module],
+) -> nn.Module:
+    """A copy of a backbone that computes what the backbone computes under masks.
+
+    Args:
+        backbone: the network.
+        masks: the weights that are used, booleans by name of a parameter; all others become 0.
+        copies: values of other parameters by name.
+        norms: norms by the name of the layer they stand for.
+    """
+    baked = copy.deepcopy(backbone)
+    mark(baked, None)
+    for name, mask in masks.items():
+        baked.get_parameter(name).masked_fill_(~mask, 0.0)
+    for name, value in copies.items():
+        baked.get_parameter(name).copy_(value)
+    for name, norm in norms.items():
+        replace_module(baked, baked.get_submodule(name), copy.deepcopy(norm))
+    return baked
+
+
+@torch.no_grad()
+def extract_baked(
+    name: str, backbone: nn.Module, head: nn.Linear, ask: Callable[[Tensor], Tensor], x: Tensor
+) -> CompactNetwork:
+    """Make a task's own network of a backbone whose masked weights are zeros already.
+
+    Where no unit is dead, or units cannot be found, it has the backbone's own shape.
+
+    Args:
+        name: the task's name.
+        backbone: maps a batch to features ``(N, F)``; it is left as it is.
+        head: the task's head.
+        ask: what the masked network says to a batch, in evaluation mode.
+        x: samples to compare on.
+
+    Raises:
+        UnsupportedError: the backbone does not give the masked network's logits.
+    """
+    plain = CompactNetwork(copy.deepcopy(backbone), copy.deepcopy(head)).eval().requires_grad_(False)
+    drop_dropout(plain.backbone)
+    expected = ask(x)
+    if not torch.allclose(plain(x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
+        raise UnsupportedError(f"{name!r} cannot be extracted: its weights with zeros written in give other logits")
+    graph: UnitGraph | None = None
+    why: dict[str, str] = {}
+    try:
+        graph = analyze(plain.backbone, x, PREFIX)
+        folded = copy.deepcopy(plain)
+        on = ~_dead(folded, graph, x)
+        if not on.all():
+            return extract_task(name, folded.backbone, {}, graph, on, folded.head, ask, x)
+    except (InputError, UnsupportedError) as error:
+        why = {"": f"dead units cannot be found: {' '.join(str(error).split()).partition(', so ')[0]}"}
+    units = {} if graph is None else {group.name: group.size for group in graph.groups}
+    plain.summary = summarize(name, plain, plain, x, expected, units, graph, why)
+    return plain
+
+
+def _dead(network: CompactNetwork, graph: UnitGraph, x: Tensor) -> Tensor:
+    """The units that can be cut, booleans ``(U,)``, after moving constants into the biases behind them, in place."""
+    zero = torch.zeros(graph.num_units, dtype=torch.bool)
+    moved = zero.clone()
+    for _ in range(len(graph.groups) + 1):
+        constant = _without_inputs(network.backbone, graph) & ~zero & ~moved
+        if not constant.any():
+            break
+        seen = _observe(network, graph, x)
+        for unit in constant.nonzero().flatten().tolist():
+            readings = [(reader, reader.units == unit, seen[index]) for index, reader in enumerate(graph.readers)]
+            values = [(reader, where, *(each[where] for each in low_high)) for reader, where, low_high in readings]
+            if any(not torch.equal(low, high) for _, _, low, high in values):
+                continue
+            if all(not low.any() for _, _, low, _ in values):
+                zero[unit] = True
+            elif all(not where.any() or _takes_constants(network, reader, graph) for reader, where, _, _ in values):
+                for reader, where, value, _ in values:
+                    _move(_layer_of(network, reader), where, value)
+                moved[unit] = True
+        if not (zero | moved)[constant].any():
+            break
+    dead = _unread(network, graph) | zero
+    for group in graph.groups:
+        if dead[group.span].all():
+            dead[group.start] = False  # a layer cannot be without any
+    return dead
+
+
+def _layer_of(network: CompactNetwork, reader: Reader) -> nn.Module:
+    return network.head if reader.module == "" else network.backbone.get_submodule(reader.module)
+
+
+def _without_inputs(backbone: nn.Module, graph: UnitGraph) -> Tensor:
+    """The units that layers write whose weights for them are all 0, and that nothing else writes."""
+    modules = dict(backbone.named_modules())
+    written, otherwise = (torch.zeros(graph.num_units + 1, dtype=torch.bool) for _ in range(2))
+    for name, units in graph.outputs.items():
+        layer = Layer.of(modules[name])
+        axes = () if layer is None else layer.tensors.get("weight", ())
+        if layer is None or len(axes) == 0 or None in axes:
+            otherwise[units] = True
+        elif Side.INPUTS in axes or layer.groups > 1:
+            if Side.OUTPUTS not in axes:
+                otherwise[units] = True
+                continue
+            weight = layer.module.get_parameter("weight").movedim(axes.index(Side.OUTPUTS), 0)
+            zeros = (weight == 0).flatten(1).all(1).cpu()
+            written[units[zeros]] = True
+            otherwise[units[~zeros]] = True
+    return (written & ~otherwise)[:-1]
+
+
+def _observe(network: CompactNetwork, graph: UnitGraph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For every reader the least and the largest value of what it reads, per index of the axis that counts units."""
+    found: list[list[Tensor]] = [[] for _ in graph.readers]
+    hooks = []
+    for index, reader in enumerate(graph.readers):
+
+        def watch(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index, r: Reader = reader
+        ) -> None:
+            value = args[r.argument] if r.argument < len(args) else kwargs[r.keyword]
+            found[index].append(value.movedim(r.axis, 0).flatten(1))
+
+        hooks.append(_layer_of(network, reader).register_forward_pre_hook(watch, with_kwargs=True))
+    try:
+        network(x)
+        if x.is_floating_point():
+            network(3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        (torch.stack([v.amin(1) for v in values]).amin(0).cpu(), torch.stack([v.amax(1) for v in values]).amax(0).cpu())
+        for values in found
+    ]
+
+
+def _takes_constants(network: CompactNetwork, reader: Reader, graph: UnitGraph) -> bool:
+    """Whether a constant that a reader gets can be added to its bias."""
+    module = _layer_of(network, reader)
+    own = dict(module.named_parameters(recurse=False))
+    holders = Counter(id(p) for part in network.modules() for p in part._parameters.values() if p is not None)
+    if any(holders[id(parameter)] > 1 for parameter in own.values()):
+        return False
+    if sum(each.module == reader.module for each in graph.readers) > 1:
+        return False
+    layer = Layer.of(module)
+    if isinstance(module, nn.Linear):
+        return layer is not None
+    if layer is None or layer.groups > 1 or not isinstance(module, _CONVOLUTIONS):
+        return False
+    unpadded = module.padding == "valid" or (not isinstance(module.padding, str) and not any(module.padding))
+    return unpadded or module.padding_mode != "zeros"
+
+
+def _move(module: nn.Module, where: Tensor, value: Tensor) -> None:
+    """Add constant inputs of a dense layer or a convolution to its bias, and clear their weights."""
+    if not where.any():
+        return
+    weight = module.get_parameter("weight").data
+    indices = where.nonzero().flatten().to(weight.device)
+    columns = weight.index_select(1, indices).double()
+    shift = (columns.flatten(2).sum(2) if columns.dim() > 2 else columns) @ value.to(weight.device).double()
+    if shift.any():
+        bias = getattr(module, "bias", None)
+        before = bias.data.double() if isinstance(bias, Tensor) else torch.zeros_like(shift)
+        setattr(module, "bias", nn.Parameter((before + shift).to(weight.dtype), requires_grad=False))  # noqa: B010
+    weight[:, indices] = 0.0
+
+
+def _unread(network: CompactNetwork, graph: UnitGraph) -> Tensor:
+    """The units that matter to no logit: all weights that read them are 0, or belong to units that are unread."""
+    alive = torch.ones(graph.num_units + 1, dtype=torch.bool)
+    while True:
+        now = torch.zeros_like(alive)
+        now[-1] = True
+        for reader in graph.readers:
+            module = _layer_of(network, reader)
+            now[reader.units[_columns_in_use(module, _rows(graph, reader, alive), len(reader.units))]] = True
+        if torch.equal(now, alive):
+            return ~alive[:-1]
+        alive = now
+
+
+def _rows(graph: UnitGraph, reader: Reader, alive: Tensor) -> Tensor | None:
+    """Which outputs of a reader matter; None for all."""
+    units = None if reader.module == "" else graph.outputs.get(reader.module)
+    return None if units is None else alive[units]
+
+
+def _columns_in_use(module: nn.Module, rows: Tensor | None, width: int) -> Tensor:
+    layer = Layer.of(module)
+    axes: Sequence[Side | None] = () if layer is None else layer.tensors.get("weight", ())
+    if layer is None or layer.groups > 1 or Side.INPUTS not in axes or Side.OUTPUTS not in axes:
+        return torch.ones(width, dtype=torch.bool)
+    weight = module.get_parameter("weight").movedim((axes.index(Side.OUTPUTS), axes.index(Side.INPUTS)), (0, 1))
+    used = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
+    used = used.cpu() if rows is None else used.cpu()[rows]
+    return used.any(0)

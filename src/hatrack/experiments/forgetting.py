@@ -1,0 +1,188 @@
+"""Forgetting a task of a run: its folder is rewritten so that no file of it holds anything of the task."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hatrack.errors import InputError
+from hatrack.experiments.backbones import build_backbone
+from hatrack.experiments.comparison import FAILURE
+from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, TRAINING, previous, require_whole
+from hatrack.experiments.results import RunResult, read_result, write_result
+from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
+from hatrack.forgettable import ForgettableNetwork
+from hatrack.forgetting import Forgotten
+from hatrack.locks import LOCK, locked
+from hatrack.methods import METHODS, Method, Setup
+from hatrack.methods.masked import MaskedMethod
+from hatrack.names import unknown_name
+from hatrack.network import FORMAT
+from hatrack.streams import seeded_generator
+from hatrack.train import TrainingSettings
+from hatrack.weights import WEIGHTS_FORMAT
+
+__all__ = ["RunForgotten", "forget_in_run"]
+
+_PATIENCE = 2.0
+"""Seconds to wait for a run that is just ending."""
+
+_WRITTEN = (CHECKPOINT, LOGITS, RESULT, TRAINING, FAILURE)
+_PASSING = (TRAINING, FAILURE, *(previous(Path(name)).name for name in _WRITTEN))
+"""Files about a task in training, about how the last start of the run ended, and what others were before."""
+
+_LOGS = "tensorboard"
+"""The folder of ``--log tensorboard``, whose curves are named after tasks."""
+
+
+@dataclass(frozen=True)
+class RunForgotten:
+    """What became of a run that has forgotten a task.
+
+    Attributes:
+        report: what was erased in the network; None if that was done by an earlier, interrupted attempt.
+        rewritten: the files that held the task and do not hold it any more.
+        removed: the files and folders that were removed.
+        remaining: files in the folder that the run did not make and that may name the task.
+    """
+
+    report: Forgotten | None
+    rewritten: tuple[Path, ...]
+    removed: tuple[Path, ...]
+    remaining: tuple[Path, ...]
+
+
+def forget_in_run(folder: Path, task: str) -> RunForgotten:
+    """Forget a task in all files of a run: the network, test logits, the result, and copies of earlier networks.
+
+    The task's weights, head, statistics, logits, scores and name go; the result says how many tasks were forgotten. No
+    data is needed. Every file is replaced in one step, and the result first says what is going on, and last that it is
+    done: after an interruption the same call finishes what is left, and nothing else accepts the folder until then.
+    Afterwards the run can be verified, reported on, asked and exported, but it does not go on.
+
+    Args:
+        folder: the run's folder.
+        task: the task's name.
+
+    Raises:
+        InputError: the folder holds no run, or is in use, or there is no such task, or the method cannot forget.
+        CheckpointError: a file is damaged or cannot be written, or forgetting another task was interrupted.
+        GuaranteeError: other tasks would change. The network is as it was then.
+    """
+    if not (folder / RESULT).exists():
+        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
+    recorded = read_result(folder / RESULT)
+    if not issubclass(METHODS[recorded.method], MaskedMethod):
+        raise InputError(
+            f"{folder} was made by {recorded.method}, which does not know what belongs to one task alone; "
+            "tasks of hat, pmask and their kin can be forgotten"
+        )
+    if recorded.forgetting not in (None, task):
+        require_whole(folder, recorded)
+    names = [each.name for each in recorded.tasks]
+    if task not in names:
+        raise unknown_name("task", task, names)
+    with locked(folder, _PATIENCE):
+        return _forget(folder, recorded, task)
+
+
+def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:
+    # All that can go wrong goes wrong before anything is written.
+    networks = {path: _load(path, recorded) for path in _networks(folder)}
+    logits = read_checkpoint(folder / LOGITS, LOGITS_FORMAT)
+    if recorded.forgetting is None:
+        _require_learned(folder, recorded, networks[folder / CHECKPOINT].network.task_names, task)
+    reports = {path: _forget_in(method, recorded, task) for path, method in networks.items()}
+    network = networks[folder / CHECKPOINT].network
+    shares = tuple(tuple(round(share, 5) for share in row) for row in network.reuse().tolist())
+    without = recorded.without_task(task, dataclasses.asdict(network.capacity()), shares)
+
+    write_result(folder / RESULT, replace(recorded, forgetting=task))
+    removed = tuple(_remove_passing(folder))
+    rewritten = []
+    for path, method in networks.items():
+        if reports[path] is not None:
+            method.save(path)
+            rewritten.append(path)
+    if task in logits.tensors:
+        left = {name: value for name, value in logits.tensors.items() if name != task}
+        write_checkpoint(folder / LOGITS, Checkpoint(left, logits.description))
+        rewritten.append(folder / LOGITS)
+    write_result(folder / RESULT, without)
+    rewritten.append(folder / RESULT)
+    return RunForgotten(reports[folder / CHECKPOINT], tuple(rewritten), removed, tuple(_naming(folder, task)))
+
+
+def _require_learned(folder: Path, recorded: RunResult, present: tuple[str, ...], task: str) -> None:
+    """Check that the folder's network and result agree, and that there is something to forget."""
+    learned = tuple(each.name for each in recorded.tasks[: len(recorded.scores)])
+    if present != learned:
+        raise InputError(f"{folder / CHECKPOINT} has other tasks than {RESULT}; run this first: {recorded.command}")
+    if task not in present:
+        raise InputError(f"in {folder} task {task!r} has not been learned yet, so there is nothing to forget")
+
+
+def _load(path: Path, recorded: RunResult) -> MaskedMethod:
+    """The method of a run with a network of it, made from what the files say alone."""
+    kind = METHODS[recorded.method]
+    config = Config(StreamSettings(), NetworkSettings(), TrainingSettings(), kind.settings_type())
+    config = config.overridden(recorded.config)
+    description = read_checkpoint(path, FORMAT, WEIGHTS_FORMAT).description
+    shape = tuple(description["example_input"]["shape"][1:])
+
+    def build() -> torch.nn.Module:
+        return build_backbone(config.network, shape, recorded.seed)
+
+    method: Method = kind(Setup(build, shape, recorded.seed, torch.device("cpu")), config.method)
+    method.load(path)
+    assert isinstance(method, MaskedMethod)
+    return method
+
+
+def _forget_in(method: MaskedMethod, recorded: RunResult, task: str) -> Forgotten | None:
+    """Forget a task in a network that was loaded; None if it does not have it."""
+    network = method.network
+    assert isinstance(network, ForgettableNetwork)
+    if task not in network.task_names:
+        return None
+    # Nothing of the task decides on what is drawn: its name could be guessed from that.
+    return network.forget(task, generator=seeded_generator(recorded.seed, "forget", recorded.forgotten))
+
+
+def _networks(folder: Path) -> list[Path]:
+    """The networks in a folder, copies of earlier ones first."""
+    others = {folder / CHECKPOINT, previous(folder / CHECKPOINT)}
+    return [*sorted(set(folder.glob("*.hat")) - others), folder / CHECKPOINT]
+
+
+def _remove_passing(folder: Path) -> Iterator[Path]:
+    """Remove what nobody needs any more and may hold a task: logs, previous copies, half-written files."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name == _LOGS:
+            shutil.rmtree(path)
+            yield path
+        elif path.is_file() and (path.name in _PASSING or _is_half_written(path)):
+            path.unlink()
+            yield path
+
+
+def _is_half_written(path: Path) -> bool:
+    """Whether it is a temporary file of a process that was killed."""
+    return any(path.name.startswith(f".{name}.") for name in (*_WRITTEN, *_PASSING))
+
+
+def _naming(folder: Path, task: str) -> Iterator[Path]:
+    """Files that the run did not make and that may name a task."""
+    word = re.compile(rb"(?<![\w-])" + re.escape(task.encode()) + rb"(?![\w-])")
+    made = {folder / name for name in (CHECKPOINT, LOGITS, RESULT, LOCK)}
+    for path in sorted(folder.rglob("*")):
+        elsewhere = any((parent / RESULT).exists() for parent in path.parents if folder in parent.parents)
+        if path.is_file() and path not in made and not elsewhere and word.search(path.read_bytes()):
+            yield path
