@@ -57,7 +57,7 @@ class IncrementalAccuracy:
 class InferringNetwork(MultiTaskNetwork[StateT]):
     """A network that can be asked without naming a task."""
 
-    def infer(self, x: Tensor, scorer: Scorer = Scorer.ENERGY, *, calibrated: bool = True) -> Inferred:
+    def infer(self, x: Tensor, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
         """Recognise the task of each sample, and give that task's logits; all consolidated tasks are asked in one pass.
 
         Scores of tasks that were trained separately do not compare well by themselves; calibrated, each counts in

@@ -144,7 +144,7 @@ class Learner:
 
     @torch.no_grad()
     def predict(
-        self, x: Tensor, task: str | None = None, *, scorer: Scorer = Scorer.ENERGY, batch_size: int = 500
+        self, x: Tensor, task: str | None = None, *, scorer: Scorer = Scorer.DISTANCE, batch_size: int = 500
     ) -> Prediction:
         """Classes of samples ``(N, ...)``, with the task named, or recognised by ``scorer``.
 

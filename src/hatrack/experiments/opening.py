@@ -12,7 +12,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hatrack.calibration import Scorer
 from hatrack.errors import DataError, InputError
 from hatrack.experiments.preparing import Prepared
 from hatrack.experiments.recorded import load_recorded, recorded_result
@@ -139,7 +138,7 @@ def predict_pictures(
 
     Args:
         folder: the run's folder.
-        task: the task; None recognises it, by energy, calibrated on the run's training data.
+        task: the task; None recognises it, by its distance, calibrated on the run's training data.
         pictures: the files.
         data: folder to look for data in first.
 
@@ -179,7 +178,7 @@ def _recognise(prepared: Prepared, tasks: Sequence[Task], raw: Tensor) -> tuple[
     for task in tasks:
         net.calibrate(task.name, *task.train.load())
     transform = tasks[0].test.transform
-    inferred = net.infer(raw.float() if transform is None else transform(raw), Scorer.ENERGY)
+    inferred = net.infer(raw.float() if transform is None else transform(raw))
     return inferred.task_names, inferred.logits
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from hatrack.experiments import TaskSize
-from hatrack.report.tables import Column, Kind, Row, Table
+from hatrack.report.table import Column, Kind, Row, Table
 
 __all__ = ["sizes_table"]
 
