@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from hatrack.errors import GuaranteeError, InputError
 from hatrack.forgettable import ForgettableNetwork
 from hatrack.heads import linear_head
 from hatrack.masks import (
+    ElasticWeights,
     Embedding,
     FreeWeights,
     MaskSource,
+    Tether,
     Unmasked,
     WeightConditioning,
     WeightRole,
@@ -44,7 +47,8 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
     ``A ⊙ W``. Everything else (biases, norms, tokens) is copied for each task, or for the first one alone; every task
     has its own head. The backbone itself is never touched but for its weights: twins of its modules are run in its
     place. Once a task is consolidated its masks are 0 or 1, kept as bits, and its logits never change by a single bit:
-    for the same batch shape, type, device, number of threads, grad mode and library versions, in evaluation mode.
+    for the same batch shape, type, device, number of threads, grad mode and library versions, in evaluation mode. Only
+    :class:`hatrack.masks.ElasticWeights` promises less: with them masks, biases and heads stay, and weights drift.
 
     Args:
         backbone: maps a batch to features ``(N, F)``.
@@ -59,6 +63,7 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         source: where masks come from.
         conditioning: what of the weights later tasks may change.
         unmasked: whose copies a task uses of what has no mask.
+        tether: what draws elastic weights back; None with other conditionings.
         example_shape: shape of the example input.
 
     Raises:
@@ -94,6 +99,8 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         self._unpacked: tuple[Tensor, int, list[Tensor]] | None = None
         weight = self._weights()[0]
         self._num_features = count_features(backbone, example_input.to(weight.device))
+        self.tether: Tether | None
+        self.register_module("tether", Tether(self._named()) if isinstance(conditioning, ElasticWeights) else None)
         self._renew_guarantee()
         self.to(weight.device)
         self._try_out(example_input.to(weight.device))
@@ -155,6 +162,33 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         ]
         return self.source.regularization(masks, self._used).to(device)
 
+    def penalty(self) -> Tensor:
+        """What it costs elastic weights to leave where they were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
+
+        A scalar; 0 with other conditionings, and before :meth:`tie` was called.
+        """
+        if self.tether is None or not self._consolidated_states():
+            return torch.zeros((), device=self._weights()[0].device)
+        assert isinstance(self.conditioning, ElasticWeights)
+        return self.conditioning.strength / 2 * self.tether.distance(self._named())
+
+    def tie(self, importance: Mapping[str, Tensor]) -> None:
+        """Hold elastic weights where they are now, in addition to what holds them already: once after every task.
+
+        Args:
+            importance: how much every entry of the weights matters to the task, none negative, by the names of
+                :meth:`masks`; such as the diagonal of the Fisher information under the task's mask.
+
+        Raises:
+            InputError: the network does not have elastic weights, or these are not its weights.
+        """
+        if self.tether is None:
+            raise InputError("tie acts on elastic weights; give the network conditioning=ElasticWeights(...)")
+        weights = self._named()
+        if {name: value.shape for name, value in importance.items()} != {n: w.shape for n, w in weights.items()}:
+            raise InputError(f"tie takes a tensor of its shape for every weight: {', '.join(weights)}")
+        self.tether.tie(weights, importance)
+
     def settle(self, name: str) -> None:
         """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
 
@@ -194,8 +228,7 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         self, x: Tensor, masks: Sequence[Tensor | None], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
     ) -> Tensor:
         """Features of a batch under masks, with copies of what has none."""
-        part = self.backbone.get_parameter
-        values = {id(part(name)): copied for name, copied in zip(self._layout.copied, copies, strict=True)}
+        values = {id(self._part(name)): copied for name, copied in zip(self._layout.copied, copies, strict=True)}
         for weight, mask in zip(self._weights(), masks, strict=True):
             values[id(weight)] = self._through(weight, mask)
         standing_in = {id(self.backbone.get_submodule(name)): norm for name, norm in norms.items()}
@@ -235,7 +268,15 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         return [*state.choice] or [None] * len(self._layout.masked)
 
     def _weights(self) -> list[nn.Parameter]:
-        return [self.backbone.get_parameter(name) for name in self._layout.masked]
+        return [self._part(name) for name in self._layout.masked]
+
+    def _named(self) -> dict[str, Tensor]:
+        return dict(zip(self._layout.masked, self._weights(), strict=True))
+
+    def _part(self, name: str) -> nn.Parameter:
+        """A parameter of the backbone, or the tensor that ``torch.func.functional_call`` has put in its place."""
+        part: nn.Parameter = attrgetter(name)(self.backbone)
+        return part
 
     @torch.no_grad()
     def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
@@ -336,6 +377,13 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         if self.unmasked is not Unmasked.PER_TASK:
             heir.take_norms_of(state)
             heir.copies = state.copies
+
+    def _erase(
+        self, erased: Mapping[str, Tensor], others: Sequence[WeightTask], generator: torch.Generator | None
+    ) -> None:
+        super()._erase(erased, others, generator)
+        if self.tether is not None:
+            self.tether.loosen(self._named(), erased)
 
     def _remove(self, state: WeightTask) -> None:
         super()._remove(state)

@@ -17,11 +17,13 @@ from hatrack import functional
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.functional import Compensation
 from hatrack.masks import (
+    ElasticWeights,
     Embedding,
     FreeWeights,
     Magnitude,
     NoWeights,
     Scores,
+    WeightConditioning,
     bytes_for,
     conditioning_from,
     count_features,
@@ -175,12 +177,18 @@ def test_signed_constants() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [Embedding(30.0, Compensation.FLOAT32), Scores(0.2), Scores(None), Magnitude(0.1, 0.2), FreeWeights(), NoWeights()],
+    [
+        Embedding(30.0, Compensation.FLOAT32),
+        Scores(0.2),
+        Scores(None),
+        Magnitude(0.1, 0.2),
+        FreeWeights(),
+        NoWeights(),
+        ElasticWeights(3.0),
+    ],
 )
 def test_what_is_described_comes_back(part: Any) -> None:
-    made = (
-        conditioning_from(describe(part)) if isinstance(part, (FreeWeights, NoWeights)) else source_from(describe(part))
-    )
+    made = conditioning_from(describe(part)) if isinstance(part, WeightConditioning) else source_from(describe(part))
     assert made == part
     assert type(made) is type(part)
 
@@ -204,6 +212,7 @@ def test_what_is_held_is_what_is_used_or_everything() -> None:
     assert torch.equal(FreeWeights().attention(masks, weight), masks[0] | masks[1])
     assert not FreeWeights().attention([], weight).any()
     assert NoWeights().attention([], weight).all()
+    assert not ElasticWeights().attention(masks, weight).any()
 
 
 class Odd(nn.Module):

@@ -47,6 +47,32 @@ def test_it_goes_on_after_loading_as_if_nothing_had_happened(name: str, kind: st
         assert all(torch.equal(masks[weight], mask) for weight, mask in straight.network.masks(task).items())
 
 
+@KINDS
+def test_pmask_with_ewc_goes_on_after_loading_as_if_nothing_had_happened(kind: str, tmp_path: Path) -> None:
+    straight, after = assert_goes_on_as_without_interruption("pmask", kind, tmp_path, ewc=100.0)
+    for name, value in straight.network.tether.importance.items():
+        assert value.any()
+        assert torch.equal(after.network.tether.importance[name], value)
+        assert torch.equal(after.network.tether.anchor[name], straight.network.tether.anchor[name])
+    with pytest.raises(CheckpointError, match="with other settings"):
+        make("pmask", kind).load(tmp_path / "net.hat")
+
+
+def test_pmask_with_ewc_moves_what_earlier_tasks_use_the_less_the_stronger_it_is() -> None:
+    moved = []
+    for ewc in (1.0, 10000.0):
+        method, seen = make("pmask", ewc=ewc), tasks(count=2)
+        learn(method, seen[:1], epochs=5, **ADAM)
+        before, used = (
+            method.network.tether.anchor["dense2.weight"].clone(),
+            method.network.masks("t0")["dense2.weight"],
+        )
+        learn(method, seen, first=1, epochs=5, **ADAM)
+        change = method.network.backbone.get_parameter("dense2.weight") - before
+        moved.append(float(change[used].abs().mean()))
+    assert moved[0] > 1.5 * moved[1] > 0.0
+
+
 @EVERY_METHOD
 def test_the_first_of_three_rivals_is_still_known(name: str) -> None:
     seen = rival_tasks()
@@ -112,6 +138,7 @@ def test_supsup_has_weights_of_one_size_per_layer_that_never_move() -> None:
     ("name", "settings", "message"),
     [
         ("pmask", {"s_max": 0.0}, "s_max must be"),
+        ("pmask", {"ewc": -1.0}, "ewc must be at least 0"),
         ("wsn", {"keep": 0.0}, "keep must be above 0"),
         ("supsup", {"keep": 2.0}, "keep must be above 0"),
         ("packnet", {"prune": 1.0}, "prune must be"),

@@ -16,6 +16,7 @@ from hatrack.functional.conditioning import (
     cumulative_attention,
     faded_attention,
 )
+from hatrack.functional.consolidation import quadratic_distance
 from hatrack.functional.forgetting import forgetting_ratio
 from hatrack.functional.gating import (
     EMBEDDING_BOUND,
@@ -52,5 +53,6 @@ __all__ = [
     "gate",
     "gate_slope",
     "hard_attention",
+    "quadratic_distance",
     "unweighted_regularization",
 ]

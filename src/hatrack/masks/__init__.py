@@ -1,26 +1,29 @@
 """The parts that methods with masks of weights are made of.
 
 Where a task's mask comes from (:class:`Embedding`, :class:`Scores`, :class:`Magnitude`), and what of the weights later
-tasks may still change (:class:`FreeWeights`, :class:`NoWeights`); :class:`hatrack.WeightMaskedNetwork` puts two of them
-around a backbone.
+tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`ElasticWeights`);
+:class:`hatrack.WeightMaskedNetwork` puts two of them around a backbone.
 """
 
-from hatrack.masks.conditioning import FreeWeights, NoWeights, WeightConditioning, union
+from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning, union
 from hatrack.masks.described import conditioning_from, describe, source_from
 from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_features, lay_out
 from hatrack.masks.packing import bytes_for, pack, unpack
 from hatrack.masks.selection import largest, straight_through
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Scores, signed_constant
 from hatrack.masks.state import WeightTask
+from hatrack.masks.tether import Tether
 from hatrack.masks.twins import twin
 
 __all__ = [
+    "ElasticWeights",
     "Embedding",
     "FreeWeights",
     "Magnitude",
     "MaskSource",
     "NoWeights",
     "Scores",
+    "Tether",
     "Unmasked",
     "WeightConditioning",
     "WeightLayout",

@@ -10,7 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["FreeWeights", "NoWeights", "WeightConditioning", "union"]
+from hatrack.errors import InputError
+
+__all__ = ["ElasticWeights", "FreeWeights", "NoWeights", "WeightConditioning", "union"]
 
 
 def union(masks: Sequence[Tensor], weight: Tensor) -> Tensor:
@@ -66,3 +68,28 @@ class NoWeights(WeightConditioning):
     def attention(self, masks: Sequence[Tensor], weight: Tensor) -> Tensor:
         """Everything."""
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+
+
+@dataclass(frozen=True)
+class ElasticWeights(WeightConditioning):
+    """All weights stay free, and none is held bit for bit: tasks drift, the less the more a weight mattered to them.
+
+    What holds is a penalty to be added to the loss, ``λ/2 Σ F (θ − θ*)²`` (elastic weight consolidation, Kirkpatrick et
+    al., PNAS 2017, Eq. 3): θ* are the weights after the last task, F how much each mattered to the tasks so far. See
+    :meth:`hatrack.WeightMaskedNetwork.penalty` and :meth:`hatrack.WeightMaskedNetwork.tie`.
+
+    Attributes:
+        strength: λ, at least 0; with 0 nothing is held at all.
+    """
+
+    kind = "elastic-weights"
+
+    strength: float = 5000.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength < float("inf"):
+            raise InputError(f"the strength of elastic weights must be at least 0 and finite, not {self.strength}")
+
+    def attention(self, masks: Sequence[Tensor], weight: Tensor) -> Tensor:
+        """Nothing."""
+        return torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hatrack.masks.conditioning import FreeWeights, NoWeights, WeightConditioning
+from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Scores
 from hatrack.names import look_up
 
@@ -18,7 +18,9 @@ __all__ = ["CONDITIONINGS", "SOURCES", "conditioning_from", "describe", "source_
 SOURCES: Mapping[str, type[MaskSource]] = MappingProxyType({s.kind: s for s in (Embedding, Scores, Magnitude)})
 """Every source by its kind."""
 
-CONDITIONINGS: Mapping[str, type[WeightConditioning]] = MappingProxyType({c.kind: c for c in (FreeWeights, NoWeights)})
+CONDITIONINGS: Mapping[str, type[WeightConditioning]] = MappingProxyType(
+    {c.kind: c for c in (FreeWeights, NoWeights, ElasticWeights)}
+)
 """Every conditioning by its kind."""
 
 

@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hatrack.checkpoint import part_of
+from hatrack.functional import quadratic_distance
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.multi_head import MultiHeadMethod
 
-__all__ = ["AnchoredMethod", "quadratic_distance"]
-
-
-def quadratic_distance(
-    parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor], importance: Mapping[str, Tensor] | None = None
-) -> Tensor:
-    """Weighted squared distance ``Σ Ω (θ − θ*)²``, a scalar.
-
-    Args:
-        parameters: θ by name.
-        anchor: θ* by the same names.
-        importance: Ω by the same names; None weighs all alike, with 1.
-    """
-    terms = []
-    for name, parameter in parameters.items():
-        squared = (parameter - anchor[name]).square()
-        terms.append((squared if importance is None else importance[name] * squared).sum())
-    return torch.stack(terms).sum()
+__all__ = ["AnchoredMethod"]
 
 
 class AnchoredMethod(MultiHeadMethod):

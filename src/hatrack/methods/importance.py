@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
+from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["Fisher", "fisher_diagonal", "output_sensitivity"]
 
@@ -25,6 +26,7 @@ MOST_GRADIENT_ENTRIES = 2**26
 """Gradients of so many single samples are held at once: at most 64, and at most 256 MiB in float32."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+Network = MultiHeadNetwork | WeightMaskedNetwork
 
 
 class Fisher(enum.Enum):
@@ -45,9 +47,12 @@ class Fisher(enum.Enum):
 
 
 def fisher_diagonal(
-    network: MultiHeadNetwork, task: Task, kind: Fisher, generator: torch.Generator | None = None
+    network: Network, task: Task, kind: Fisher, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Diagonal of the Fisher information of the backbone's parameters on a task's training samples.
+    """Diagonal of the Fisher information of the shared parameters on a task's training samples.
+
+    Shared are all of a backbone's; of a network with masks of weights only those that have masks, and the task's own
+    decides: what it does not let through has no information about the task.
 
     Args:
         network: taken in evaluation mode, so that samples do not depend on each other and nothing is dropped.
@@ -56,7 +61,7 @@ def fisher_diagonal(
         generator: draws the labels of :attr:`Fisher.SAMPLED`, on the CPU.
 
     Returns:
-        A tensor of its shape for every parameter of the backbone, none negative.
+        A tensor of its shape for every shared parameter, by its name in the backbone, none negative.
     """
     x, y = task.train.load()
     if kind is Fisher.BATCHES:
@@ -66,18 +71,18 @@ def fisher_diagonal(
     return _mean_over_samples(network, task.name, x, y, F.cross_entropy, torch.square)
 
 
-def output_sensitivity(network: MultiHeadNetwork, task: Task) -> dict[str, Tensor]:
+def output_sensitivity(network: Network, task: Task) -> dict[str, Tensor]:
     """Mean over a task's training samples of ``|∂ ‖logits‖² / ∂θ|``, which needs no labels (Aljundi et al., 2018).
 
     Returns:
-        A tensor of its shape for every parameter of the backbone, none negative.
+        A tensor of its shape for every shared parameter, by its name in the backbone, none negative.
     """
     x, y = task.train.load()
     return _mean_over_samples(network, task.name, x, y, lambda logits, _: logits.square().sum(), torch.abs)
 
 
 def _mean_over_samples(
-    network: MultiHeadNetwork,
+    network: Network,
     task: str,
     x: Tensor,
     y: Tensor,
@@ -85,11 +90,12 @@ def _mean_over_samples(
     magnitude: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """Mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``."""
-    parameters = {name: value.detach() for name, value in network.backbone.named_parameters()}
+    parameters = {name: value.detach() for name, value in _shared(network, task).items()}
+    named_task = _named(network, task)
 
     def of_sample(values: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         named = {f"backbone.{name}": value for name, value in values.items()}
-        logits = functional_call(network, named, (sample.unsqueeze(0), [task]))
+        logits = functional_call(network, named, (sample.unsqueeze(0), named_task))
         return objective(logits, label.unsqueeze(0))
 
     gradients = vmap(grad(of_sample), in_dims=(None, 0, 0))
@@ -104,12 +110,12 @@ def _mean_over_samples(
     return {name: value / len(x) for name, value in total.items()}
 
 
-def _mean_squared_batch_gradients(network: MultiHeadNetwork, task: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    parameters = dict(network.backbone.named_parameters())
+def _mean_squared_batch_gradients(network: Network, task: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    parameters, named_task = _shared(network, task), _named(network, task)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     with evaluation_mode(network), torch.enable_grad():
         for samples, labels in _chunks(network, x, y, REFERENCE_BATCH):
-            loss = F.cross_entropy(network(samples, [task]), labels)
+            loss = F.cross_entropy(network(samples, named_task), labels)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
@@ -117,14 +123,28 @@ def _mean_squared_batch_gradients(network: MultiHeadNetwork, task: str, x: Tenso
     return {name: value / len(x) for name, value in total.items()}
 
 
-def _drawn_labels(network: MultiHeadNetwork, task: str, x: Tensor, generator: torch.Generator | None) -> Tensor:
+def _drawn_labels(network: Network, task: str, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    named_task = _named(network, task)
     with evaluation_mode(network), torch.no_grad():
         device = next(network.parameters()).device
-        parts = [network(part.to(device), [task]).softmax(dim=1).cpu() for part in torch.split(x, LARGEST_CHUNK)]
+        parts = [network(part.to(device), named_task).softmax(dim=1).cpu() for part in torch.split(x, LARGEST_CHUNK)]
     return torch.multinomial(torch.cat(parts), 1, generator=generator).squeeze(1)
 
 
-def _chunks(network: MultiHeadNetwork, x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _shared(network: Network, task: str) -> dict[str, Tensor]:
+    """What later tasks would move of what a task relies on, by its name in the backbone."""
+    parameters = dict(network.backbone.named_parameters())
+    if isinstance(network, WeightMaskedNetwork):
+        return {name: parameters[name] for name in network.masks(task)}
+    return {**parameters}
+
+
+def _named(network: Network, task: str) -> str | list[str]:
+    """How a network is told that all samples are of one task."""
+    return task if isinstance(network, WeightMaskedNetwork) else [task]
+
+
+def _chunks(network: Network, x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pieces of samples and labels, on the network's device."""
     device = next(network.parameters()).device
     for samples, labels in zip(torch.split(x, size), torch.split(y, size), strict=True):

@@ -7,8 +7,11 @@ from types import MappingProxyType
 
 from hatrack.errors import InputError
 from hatrack.functional import Compensation
-from hatrack.masks import Embedding
+from hatrack.masks import ElasticWeights, Embedding, FreeWeights
+from hatrack.methods.base import Batch, Loss
+from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.streams import Task, seeded_generator
 
 __all__ = ["PMASK", "PMASKSettings"]
 
@@ -21,19 +24,30 @@ class PMASKSettings:
         s_max: largest scale of the gates.
         c: weight of the regulariser, how few weights a task has to get by with.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the code of HAT's authors), or none.
+        ewc: λ of elastic weight consolidation: above 0 used weights are no longer held bit for bit, but drawn back the
+            more, the more they mattered to earlier tasks (``λ/2 Σ F (θ − θ*)²``). Then old tasks drift, and new ones
+            find room.
+        ewc_fisher: how F is estimated, under the task's mask: sampled, true, or batches (about a twentieth of these).
     """
 
     s_max: float = 400.0
     c: float = 0.75
     compensation: Compensation = Compensation.EXACT
+    ewc: float = 0.0
+    ewc_fisher: Fisher = Fisher.SAMPLED
 
     def __post_init__(self) -> None:
         if self.s_max <= 0:
             raise InputError(f"s_max must be above 0, not {self.s_max}")
+        if not 0.0 <= self.ewc < float("inf"):
+            raise InputError(f"ewc must be at least 0 and finite, not {self.ewc}")
 
 
 class PMASK(WeightMaskedMethod):
-    """Learns an embedding per weight and task; layers compute with ``σ(s E) ⊙ W``, and used weights are held."""
+    """Learns an embedding per weight and task; layers compute with ``σ(s E) ⊙ W``, and used weights are held.
+
+    Its source names elastic weight consolidation of shared weights as something to combine it with: ``ewc``.
+    """
 
     name = "pmask"
     description = "hard attention on parameters: a mask of weights per task, learned as HAT learns its mask of units"
@@ -44,6 +58,22 @@ class PMASK(WeightMaskedMethod):
     def source_of_masks(self) -> Embedding:
         """An embedding, annealed and compensated as in HAT."""
         return Embedding(self.settings.s_max, self.settings.compensation)
+
+    def conditioning(self) -> FreeWeights | ElasticWeights:
+        """Used weights are held; or, with ``ewc``, drawn back to where they were."""
+        return ElasticWeights(self.settings.ewc) if self.settings.ewc else FreeWeights()
+
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy, what the masks cost, and what it costs elastic weights to move."""
+        loss = super().loss(batch)
+        return loss._replace(value=loss.value + self.network.penalty()) if self.settings.ewc else loss
+
+    def end_task(self, task: Task) -> None:
+        """Consolidate the task; with ``ewc``, measure under its mask what its weights matter to it."""
+        super().end_task(task)
+        if self.settings.ewc:
+            generator = seeded_generator(self.setup.seed, "fisher", task.name)
+            self.network.tie(fisher_diagonal(self.network, task, self.settings.ewc_fisher, generator))
 
     def strength(self) -> float:
         """The c of HAT's Eq. 4, times the share of free weights that the task takes."""
