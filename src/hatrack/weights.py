@@ -8,6 +8,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
+from hatrack import functional
 from hatrack.attachment import mark
 from hatrack.capacity import Capacity
 from hatrack.compact import CompactNetwork, bake, extract_baked
@@ -27,6 +28,7 @@ from hatrack.masks import (
     count_features,
     describe,
     lay_out,
+    through,
     twin,
     union,
 )
@@ -126,7 +128,7 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
         state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
         self.tasks.append(state)
-        self._progress = 1.0
+        self._progress, self._taken = 1.0, _Taken()
         state.train(self.training)
 
     def _copies(self) -> tuple[list[Tensor], dict[str, nn.Module]]:
@@ -156,6 +158,9 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         """
         state = self._require_training("regularization")
         device = state.head.weight.device
+        taken = self._taken.of(self._moment(state))
+        if taken is not None:  # the last pass has it already
+            return functional.share_taken(taken, taken.new_tensor(self._num_free))
         masks = [
             torch.ones(weight.shape, device=device) if mask is None else mask * 1.0
             for mask, weight in zip(self._masks(state), self._weights(), strict=True)
@@ -217,7 +222,7 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
     # --------------------------------------------------------------------------------------------------------- use
 
     def _features(self, x: Tensor, state: WeightTask) -> Tensor:
-        return self._run(x, self._masks(state), *self._copies_of(state))
+        return self._run(x, self._passed(state), *self._copies_of(state))
 
     def _copies_of(self, state: WeightTask) -> tuple[list[Tensor], dict[str, nn.Module]]:
         """The copies that a task uses of what has no mask: parameters and norms."""
@@ -225,22 +230,31 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         return list(owner.copies), owner.norms
 
     def _run(
-        self, x: Tensor, masks: Sequence[Tensor | None], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
+        self, x: Tensor, passed: Sequence[Tensor], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
     ) -> Tensor:
-        """Features of a batch under masks, with copies of what has none."""
+        """Features of a batch with what masks let through of the weights, and copies of what has no mask."""
         values = {id(self._part(name)): copied for name, copied in zip(self._layout.copied, copies, strict=True)}
-        for weight, mask in zip(self._weights(), masks, strict=True):
-            values[id(weight)] = self._through(weight, mask)
+        values |= {id(weight): value for weight, value in zip(self._weights(), passed, strict=True)}
         standing_in = {id(self.backbone.get_submodule(name)): norm for name, norm in norms.items()}
         features: Tensor = twin(self.backbone, values, standing_in)(x)
         return features
 
-    def _through(self, weight: Tensor, mask: Tensor | None) -> Tensor:
-        """What a mask lets through of a weight; booleans clear, since a product with zero would keep infinities."""
-        weight = weight if self.conditioning.trains_weights else weight.detach()
-        if mask is None:
-            return weight
-        return weight.masked_fill(~mask, 0.0) if mask.dtype == torch.bool else weight * mask.to(weight.dtype)
+    def _passed(self, state: WeightTask) -> list[Tensor]:
+        """What a task's masks let through of the weights."""
+        trains = self.conditioning.trains_weights
+        weights = [weight if trains else weight.detach() for weight in self._weights()]
+        if state.is_settled or not self.training:
+            return [through(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
+        each = zip(weights, self._values(state), self._free, strict=True)
+        passed = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
+        taken = [part.taken for part in passed if part.taken is not None]
+        self._taken.keep(self._moment(state), torch.stack(taken).sum() if taken else None)
+        return [part.weight for part in passed]
+
+    def _moment(self, state: WeightTask) -> tuple[object, ...]:
+        """All that what a mask in training takes depends on: while it is the same, so is that."""
+        values = [(id(value), value._version) for value in self._values(state) if value is not None]
+        return self.training, state.is_settled, self._progress, torch.is_grad_enabled(), *values
 
     def _masks(self, state: WeightTask) -> Sequence[Tensor | None]:
         """The mask of every weight: annealed while training, booleans otherwise; None where all of it passes."""
@@ -364,10 +378,14 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
     def _attention_on_parameters(self) -> Mapping[str, Tensor]:
         states, attention = self._consolidated_states(), {}
         self._used: list[Tensor] = []
+        self._free: list[Tensor] = []
+        self._taken = _Taken()
         for index, (name, weight) in enumerate(zip(self._layout.masked, self._weights(), strict=True)):
             masks = [state.mask(index) for state in states]
             self._used.append(union(masks, weight))
+            self._free.append((~self._used[-1]).to(weight.dtype))
             attention[f"backbone.{name}"] = self.conditioning.attention(masks, weight)
+        self._num_free = sum(int((~used).sum()) for used in self._used)
         return attention
 
     def _entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
@@ -402,7 +420,8 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
             norm.eval()
 
         def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
-            return self._run(batch, masks, copies, norms)
+            passed = [through(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
+            return self._run(batch, passed, copies, norms)
 
         leak = find_leak_of_weights(features, self.backbone, self._layout, example)
         if leak is not None:
@@ -420,3 +439,20 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
             "conditioning": describe(self.conditioning),
             "unmasked": self.unmasked.value,
         }
+
+
+class _Taken:
+    """What the masks in training took in the last pass, with its gradient; copies of a network begin without."""
+
+    def __init__(self) -> None:
+        self._moment: tuple[object, ...] | None = None
+        self._taken: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_Taken], tuple[()]]:
+        return _Taken, ()
+
+    def keep(self, moment: tuple[object, ...], taken: Tensor | None) -> None:
+        self._moment, self._taken = moment, taken
+
+    def of(self, moment: tuple[object, ...]) -> Tensor | None:
+        return self._taken if moment == self._moment else None

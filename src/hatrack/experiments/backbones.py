@@ -66,18 +66,20 @@ NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType(
             ),
             NetworkSpec(
                 "alexnet",
-                "three convolutions, two dense layers; 7.1 million parameters at 32×32",
+                "three convolutions, two dense layers; 7.1 million parameters at 32×32; --set width=0.5 halves layers",
                 "Serrà et al., ICML 2018",
-                lambda shape, settings: AlexNet(shape, _dropout(settings)),
-                lambda shape, settings, share: AlexNet(shape, _dropout(settings), share),
+                lambda shape, settings: AlexNet(shape, _dropout(settings), settings.width),
+                lambda shape, settings, share: AlexNet(shape, _dropout(settings), settings.width * share),
             ),
             NetworkSpec(
                 "resnet18",
                 "residual; 11.2 million parameters; --set norm=none leaves its batch norms out",
                 "He et al., CVPR 2016; Dinu, 2019",
-                lambda shape, settings: ResNet18(shape, batch_norm=settings.norm is Norm.BATCH),
+                lambda shape, settings: ResNet18(
+                    shape, _units(64, settings.width), batch_norm=settings.norm is Norm.BATCH
+                ),
                 lambda shape, settings, share: ResNet18(
-                    shape, _units(64, share), batch_norm=settings.norm is Norm.BATCH
+                    shape, _units(64, settings.width * share), batch_norm=settings.norm is Norm.BATCH
                 ),
             ),
             NetworkSpec(

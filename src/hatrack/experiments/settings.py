@@ -47,6 +47,7 @@ class NetworkSettings:
     Attributes:
         network: mlp, alexnet, resnet18, vit, or mymodule:build, a function of one's own.
         hidden: width of every dense layer (mlp).
+        width: factor on the number of units of every layer (alexnet, resnet18), above 0.
         dropout_early: dropout at the input (mlp), or after the first two convolutions (alexnet).
         dropout_late: dropout after every hidden layer (mlp), or after the later layers (alexnet).
         initialization: xavier, he or torch.
@@ -55,6 +56,7 @@ class NetworkSettings:
 
     network: str = "mlp"
     hidden: tuple[int, ...] = (2000, 2000)
+    width: float = 1.0
     dropout_early: float = 0.2
     dropout_late: float = 0.5
     initialization: Initialization = Initialization.XAVIER
@@ -63,6 +65,8 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden must be widths of at least 1, such as 2000,2000, not {self.hidden}")
+        if self.width <= 0.0:
+            raise InputError(f"width must be above 0, not {self.width}")
         for key in ("dropout_early", "dropout_late"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise InputError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")

@@ -30,7 +30,13 @@ from hatrack.functional.gating import (
     gate_slope,
     hard_attention,
 )
-from hatrack.functional.regularization import Regularization, attention_regularization, unweighted_regularization
+from hatrack.functional.regularization import (
+    Regularization,
+    attention_regularization,
+    share_taken,
+    unweighted_regularization,
+)
+from hatrack.functional.weight_gating import gated_weight
 
 __all__ = [
     "EMBEDDING_BOUND",
@@ -52,7 +58,9 @@ __all__ = [
     "forgetting_ratio",
     "gate",
     "gate_slope",
+    "gated_weight",
     "hard_attention",
     "quadratic_distance",
+    "share_taken",
     "unweighted_regularization",
 ]

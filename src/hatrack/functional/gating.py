@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "compensated_gate",
     "compensation_factor",
     "gate",
+    "gate_factors",
     "gate_slope",
     "hard_attention",
 ]
@@ -34,6 +36,21 @@ GATE_FLUSH = 1e-12
 A sigmoid at s = 400 gives values such as 1e-39, and a matrix product on such *denormal* numbers runs several times
 slower on a CPU. At 1e-12 the product of two gates, which is what reaches a weight's gradient, is still a normal number.
 """
+
+
+def _before(number: float, dtype: torch.dtype) -> float:
+    """The last number of a type before a positive one, to say "at least" with a comparison that says "above"."""
+    exact = torch.tensor(number, dtype=dtype).double()
+    # Half precision has no nextafter; all numbers below its smallest normal one are as far apart as the last two.
+    step = exact - torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    if dtype is torch.float16:
+        return max(0.0, float(step))
+    return float(torch.nextafter(exact.to(dtype), torch.zeros((), dtype=dtype)))
+
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BELOW_FLUSH: Mapping[torch.dtype, float] = {dtype: _before(GATE_FLUSH, dtype) for dtype in _TYPES}
+_BELOW_TINY: Mapping[torch.dtype, float] = {dtype: _before(torch.finfo(dtype).tiny, dtype) for dtype in _TYPES}
 
 
 class Compensation(enum.Enum):
@@ -95,7 +112,7 @@ def gate(e: Tensor, scale: float | Tensor, function: GateFunction = GateFunction
     if function is GateFunction.STEP:
         return hard_attention(e).to(e.dtype)
     a = torch.sigmoid(x)
-    return torch.where(a < GATE_FLUSH, 0.0, a)
+    return torch.threshold(a, _BELOW_FLUSH[a.dtype], 0.0)
 
 
 def gate_slope(x: Tensor, function: GateFunction = GateFunction.SIGMOID) -> Tensor:
@@ -154,12 +171,42 @@ def _compensated_slope(e: Tensor, scale: float | Tensor, s_max: float) -> Tensor
     and outside it decays as ``[cosh(50) + 1] / [cosh(s e) + 1]``, which is ``exp(50 − |s e|)`` to 21 digits.
     """
     sigma = torch.sigmoid(e)
-    # Denormal numbers are several times as slow: the exponential stays a little above them, and what is below is 0.
-    tiny = torch.finfo(sigma.dtype).tiny
-    limit = -math.log(tiny) - 0.5
-    beyond = torch.relu((scale * e).abs() - SATURATION_BOUND)
-    slope = s_max * sigma * (1.0 - sigma) * torch.exp(-beyond.clamp_max(limit))
-    return torch.where((beyond < limit) & (slope >= tiny), slope, 0.0)
+    # Denormal numbers are several times as slow, and so are exponentials that would be: they stay a little above, and
+    # what is there or below is 0. The margin is wider than rounding, and narrower than what a digit of e changes.
+    numbers = torch.finfo(sigma.dtype)
+    lowest = math.log(numbers.tiny) + 0.5
+    decay = (scale * e).abs_().neg_().add_(SATURATION_BOUND).clamp_(lowest, 0.0).exp_()
+    decay = torch.threshold(decay, math.exp(lowest) * (1.0 + 4.0 * numbers.eps), 0.0)
+    slope = (s_max * sigma).mul_(1.0 - sigma).mul_(decay)
+    return torch.threshold(slope, _BELOW_TINY[slope.dtype], 0.0)
+
+
+def gate_factors(
+    e: Tensor,
+    a: Tensor,
+    scale: float | Tensor,
+    s_max: float,
+    compensation: Compensation,
+    function: GateFunction = GateFunction.SIGMOID,
+) -> tuple[Tensor, ...]:
+    """What a gradient is multiplied by, by one after the other, on its way through a compensated gate.
+
+    Args:
+        e: embedding, any shape.
+        a: its gate, of that shape.
+        scale: the gate's scale s.
+        s_max: largest scale.
+        compensation: which arithmetic the gradient follows.
+        function: the gate function.
+
+    Returns:
+        One or two tensors of that shape.
+    """
+    sigmoid = function is GateFunction.SIGMOID
+    if compensation is Compensation.EXACT:
+        return (_compensated_slope(e, scale, s_max) if sigmoid else s_max * gate_slope(e, function),)
+    slope = scale * a * (1.0 - a) if sigmoid else scale * gate_slope(scale * e, function)
+    return (slope,) if compensation is Compensation.NONE else (slope, compensation_factor(e, scale, s_max))
 
 
 class _CompensatedGate(torch.autograd.Function):
@@ -177,16 +224,9 @@ class _CompensatedGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         e, a = ctx.saved_tensors
-        sigmoid = ctx.function is GateFunction.SIGMOID
-        if ctx.compensation is Compensation.EXACT:
-            slope = _compensated_slope(e, ctx.scale, ctx.s_max) if sigmoid else ctx.s_max * gate_slope(e, ctx.function)
-        elif sigmoid:
-            slope = ctx.scale * a * (1.0 - a)
-        else:
-            slope = ctx.scale * gate_slope(ctx.scale * e, ctx.function)
-        plain = gradient * slope
-        if ctx.compensation is Compensation.FLOAT32:
-            plain = plain * compensation_factor(e, ctx.scale, ctx.s_max)
+        plain = gradient
+        for factor in gate_factors(e, a, ctx.scale, ctx.s_max, ctx.compensation, ctx.function):
+            plain = plain * factor
         return plain, None, None, None, None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Regularization", "attention_regularization", "unweighted_regularization"]
+__all__ = ["Regularization", "attention_regularization", "share_taken", "unweighted_regularization"]
 
 
 class Regularization(enum.Enum):
@@ -45,8 +45,17 @@ def attention_regularization(
         before = [cumulative] if isinstance(cumulative, Tensor) else list(cumulative)
     free = torch.cat([1.0 - b.to(a.dtype).flatten() for a, b in zip(current, before, strict=True)])
     taken = torch.dot(torch.cat([a.flatten() for a in current]), free)
-    total = free.sum()
-    return torch.where(total > 0, taken / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+    return share_taken(taken, free.sum())
+
+
+def share_taken(taken: Tensor, free: Tensor) -> Tensor:
+    """Share of what is free, 0 where nothing is.
+
+    Args:
+        taken: how much of it is taken, a scalar.
+        free: how much there is, a scalar.
+    """
+    return torch.where(free > 0, taken / free.clamp_min(torch.finfo(free.dtype).tiny), 0.0)
 
 
 def unweighted_regularization(attention: Tensor, kind: Regularization) -> Tensor:

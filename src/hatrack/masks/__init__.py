@@ -9,8 +9,8 @@ from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, W
 from hatrack.masks.described import conditioning_from, describe, source_from
 from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_features, lay_out
 from hatrack.masks.packing import bytes_for, pack, unpack
-from hatrack.masks.selection import largest, straight_through
-from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Scores, signed_constant
+from hatrack.masks.selection import largest, straight_through, through
+from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
 from hatrack.masks.state import WeightTask
 from hatrack.masks.tether import Tether
 from hatrack.masks.twins import twin
@@ -22,6 +22,7 @@ __all__ = [
     "Magnitude",
     "MaskSource",
     "NoWeights",
+    "Passed",
     "Scores",
     "Tether",
     "Unmasked",
@@ -39,6 +40,7 @@ __all__ = [
     "signed_constant",
     "source_from",
     "straight_through",
+    "through",
     "twin",
     "union",
     "unpack",

@@ -1,4 +1,4 @@
-"""Choosing entries: the largest of a tensor, and a choice that gradients pass through."""
+"""Choosing entries: the largest of a tensor, a choice that gradients pass through, and what a choice leaves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["largest", "straight_through"]
+__all__ = ["largest", "straight_through", "through"]
 
 
 def largest(values: Tensor, count: int) -> Tensor:
@@ -56,3 +56,13 @@ def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
         Numbers of the shape and type of the scores (Bengio, Léonard and Courville, 2013, arXiv:1308.3432).
     """
     return _StraightThrough.apply(scores, chosen)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def through(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """What a mask of 0 and 1 lets through of a weight; it clears, since a product with zero would keep infinities.
+
+    Args:
+        weight: any shape.
+        mask: booleans of that shape; None lets everything through.
+    """
+    return weight if mask is None else weight.masked_fill(~mask, 0.0)

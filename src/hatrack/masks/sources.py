@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,19 @@ from hatrack.errors import InputError
 from hatrack.functional import Compensation
 from hatrack.masks.selection import largest, straight_through
 
-__all__ = ["Embedding", "Magnitude", "MaskSource", "Scores", "signed_constant"]
+__all__ = ["Embedding", "Magnitude", "MaskSource", "Passed", "Scores", "signed_constant"]
+
+
+class Passed(NamedTuple):
+    """What a mask in training lets through of a weight.
+
+    Attributes:
+        weight: what layers compute with, of the weight's shape.
+        taken: how much of what is free the mask takes, a scalar; None for a source that does not count it.
+    """
+
+    weight: Tensor
+    taken: Tensor | None
 
 
 class MaskSource(abc.ABC):
@@ -45,6 +57,18 @@ class MaskSource(abc.ABC):
             values: the task's values of the weight.
             progress: position within the epoch, 0 (first batch) to 1 (last).
         """
+
+    def passed(self, weight: Tensor, values: Tensor | None, free: Tensor, progress: float) -> Passed:
+        """What :meth:`in_training` lets through of a weight, with a gradient for the weight and for the values.
+
+        Args:
+            weight: the weight.
+            values: the task's values of it.
+            free: numbers of its shape, 0 where consolidated tasks use an entry and 1 elsewhere.
+            progress: position within the epoch, 0 (first batch) to 1 (last).
+        """
+        mask = self.in_training(values, progress)
+        return Passed(weight if mask is None else weight * mask.to(weight.dtype), None)
 
     @abc.abstractmethod
     def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
@@ -96,6 +120,12 @@ class Embedding(MaskSource):
         assert values is not None
         scale = functional.annealed_scale(progress, self.s_max)
         return functional.compensated_gate(values, scale, self.s_max, self.compensation)
+
+    def passed(self, weight: Tensor, values: Tensor | None, free: Tensor, progress: float) -> Passed:
+        """The weight times its gate, and the sum of the gates of what is free."""
+        assert values is not None
+        scale = functional.annealed_scale(progress, self.s_max)
+        return Passed(*functional.gated_weight(weight, values, free, scale, self.s_max, self.compensation))
 
     def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
         """Where the embedding is above 0; its largest entry where none is, or the layer would be constant."""

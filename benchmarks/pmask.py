@@ -1,0 +1,94 @@
+"""PMASK beside the methods of its paper, on split CIFAR-10: five tasks of two classes.
+
+On the AlexNet-like network with a fourth of its units, 1,000 pictures per task, 15 epochs. For every way accuracy after
+every task and the share of the weights in use; and how PMASK depends on s_max, on c, and on λ of elastic weights.
+
+python benchmarks/pmask.py [--ways pmask sgd] [--seed 0] [--out benchmarks/results/pmask.json]
+
+A file that is there already keeps the other ways that it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.environment import describe_environment
+from hatrack.experiments import RunRequest, TaskLearned, prepare, run
+
+EXPERIMENT = "split-cifar10"
+SETTINGS = {"width": 0.25, "limit": 1000, "epochs": 15}
+
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pmask": ("pmask", {}),
+    "sgd": ("sgd", {}),
+    "sgd-adam": ("sgd", {"optimizer": "adam", "lr": 0.001}),
+    "sgd-frozen": ("sgd-frozen", {}),
+    "ewc": ("ewc", {}),
+    "ewc-sampled": ("ewc", {"fisher": "sampled"}),
+    "pathnet": ("pathnet", {}),
+    "pnn": ("pnn", {}),
+    "pmask-ewc": ("pmask", {"ewc": 5000.0}),
+    "pmask-ewc-weak": ("pmask", {"ewc": 100.0}),
+    "pmask-s-max-50": ("pmask", {"s_max": 50.0}),
+    "pmask-s-max-800": ("pmask", {"s_max": 800.0}),
+    "pmask-c-0": ("pmask", {"c": 0.0}),
+    "pmask-c-2.5": ("pmask", {"c": 2.5}),
+}
+"""For every way the method and what it sets, beside SETTINGS."""
+
+
+def follow(method: str, settings: dict[str, Any], seed: int, data: Path | None) -> dict[str, Any]:
+    """Run one way."""
+    prepared = prepare(RunRequest(EXPERIMENT, method, seed, data=data, overrides={**SETTINGS, **settings}))
+    started, processor, capacity = time.perf_counter(), time.process_time(), []
+    for event in run(prepared):
+        if isinstance(event, TaskLearned):
+            capacity.append(event.result.capacity)
+            print(f"  task {event.index + 1}: {', '.join(f'{s.accuracy:.1%}' for s in event.result.scores[-1])}")
+    result, reuse = prepared.result, prepared.method.reuse()
+    metrics = result.metrics()
+    hashes = [{row[task].logits_sha256 for row in result.scores[task:]} for task in range(len(result.scores))]
+    return {
+        "method": method,
+        "settings": result.config,
+        "tasks": [task.name for task in result.tasks],
+        "accuracy": [[score.accuracy for score in row] for row in result.scores],
+        "average_accuracy": metrics["average_accuracy"],
+        "forgetting": metrics["forgetting"],
+        "old_logits_keep_every_bit": all(len(different) == 1 for different in hashes),
+        "capacity": capacity,
+        "reuse": None if reuse is None else reuse.tolist(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "processor_seconds": round(time.process_time() - processor, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pmask.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": {}}
+    content["command"] = "python benchmarks/pmask.py"
+    for way in arguments.ways:
+        print(way)
+        found = follow(*WAYS[way], arguments.seed, arguments.data)
+        found["environment"] = describe_environment(torch.device("cpu"))
+        content["runs"][way] = found
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        print(
+            f"  on average {found['average_accuracy']:.2%}, forgetting {found['forgetting']:.4f}, {found['seconds']} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

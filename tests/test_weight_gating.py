@@ -1,0 +1,173 @@
+"""The gate of every weight in one pass: the same bits as the three operations that it stands for."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hatrack import WeightMaskedNetwork
+from hatrack.functional import Compensation, annealed_scale, compensated_gate, gated_weight, share_taken, weight_gating
+from hatrack.masks import Embedding
+
+S_MAX = 400.0
+
+
+def by_three_operations(
+    weight: Tensor, e: Tensor, free: Tensor | None, scale: float, compensation: Compensation
+) -> tuple[Tensor, Tensor]:
+    """Oracle: what a network did before; the product and the cost each with a gate of their own."""
+    product = weight * compensated_gate(e, scale, S_MAX, compensation).to(weight.dtype)
+    gates = compensated_gate(e, scale, S_MAX, compensation)
+    return product, (gates if free is None else gates * free).sum()
+
+
+def gradients(function: Any, weight: Tensor, e: Tensor, *rest: Any, of: Tensor, of_cost: float) -> list[Tensor]:
+    weight, e = (tensor.detach().clone().requires_grad_() for tensor in (weight, e))
+    product, cost = function(weight, e, *rest)
+    torch.autograd.backward([product, cost], [of, torch.tensor(of_cost, dtype=cost.dtype)])
+    assert weight.grad is not None
+    assert e.grad is not None
+    return [product.detach(), weight.grad, e.grad, cost.detach()]
+
+
+@given(
+    st.lists(st.integers(0, 7), min_size=1, max_size=3),
+    st.floats(0.0, 1.0),
+    st.sampled_from(Compensation),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_product_and_gradients_keep_every_bit(
+    shape: list[int], progress: float, compensation: Compensation, dtype: torch.dtype, some_held: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    weight, e, of = draw(), (2 * draw()).clamp(-6, 6), draw()
+    free = (draw() > 0).to(dtype) if some_held else None
+    scale = annealed_scale(progress, S_MAX)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_gating, "_BLOCK", 8)
+
+        def fused(weight: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+            return gated_weight(weight, e, free, scale, S_MAX, compensation)
+
+        def oracle(weight: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+            return by_three_operations(weight, e, free, scale, compensation)
+
+        found = gradients(fused, weight, e, of=of, of_cost=0.75)
+        expected = gradients(oracle, weight, e, of=of, of_cost=0.75)
+    for one, other in zip(found[:3], expected[:3], strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(found[3], expected[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1 / S_MAX, 5.0, 20.0, 100.0, S_MAX])
+def test_the_slope_is_its_formula_to_the_bit(dtype: torch.dtype, scale: float) -> None:
+    e = torch.linspace(-6, 6, 30001, dtype=torch.float64).to(dtype)
+    values = e.clone().requires_grad_()
+    gate = compensated_gate(values, scale, S_MAX)
+    gate.sum().backward()
+    sigma, tiny = torch.sigmoid(e), torch.finfo(dtype).tiny
+    limit = -math.log(tiny) - 0.5
+    beyond = torch.relu((scale * e).abs() - 50.0)
+    slope = S_MAX * sigma * (1.0 - sigma) * torch.exp(-beyond.clamp_max(limit))
+    assert values.grad is not None
+    assert torch.equal(values.grad, torch.where((beyond < limit) & (slope >= tiny), slope, 0.0))
+    plain = torch.sigmoid(scale * e)
+    assert torch.equal(gate.detach(), torch.where(plain < 1e-12, 0.0, plain))
+
+
+def test_each_of_its_results_alone_and_a_transposed_weight() -> None:
+    e = torch.randn(5, 4, requires_grad=True)
+    weight = torch.randn(4, 5).T.requires_grad_()
+    whole = by_three_operations(weight, e, None, 20.0, Compensation.EXACT)
+    for index in (0, 1):
+        found = gated_weight(weight, e, None, 20.0, S_MAX)[index].sum()
+        expected = whole[index].sum()
+        (of_e,) = torch.autograd.grad(found, [e])
+        assert torch.equal(of_e, torch.autograd.grad(expected, [e], retain_graph=True)[0])
+    (of_weight,) = torch.autograd.grad(gated_weight(weight, e.detach(), None, 20.0, S_MAX)[0].sum(), [weight])
+    assert torch.equal(of_weight, torch.autograd.grad(whole[0].sum(), [weight])[0])
+
+
+def test_what_moved_between_the_passes_is_noticed() -> None:
+    weight, e = torch.randn(3, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
+    product, _ = gated_weight(weight, e, None, 1.0, S_MAX)
+    with torch.no_grad():
+        e.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        product.sum().backward()
+
+
+def attach() -> WeightMaskedNetwork:
+    torch.manual_seed(0)
+    net = WeightMaskedNetwork(
+        nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 8)), torch.zeros(2, 6), source=Embedding(S_MAX)
+    )
+    net.add_task("first", 2)
+    net.consolidate("first")
+    net.add_task("second", 2)
+    return net.train()
+
+
+def own_gradients(net: WeightMaskedNetwork) -> list[Tensor]:
+    found = [parameter.grad.clone() for parameter in net.task_parameters("second") if parameter.grad is not None]
+    net.zero_grad()
+    return found
+
+
+def test_the_cost_is_the_same_with_a_pass_before_it_and_without() -> None:
+    net, x = attach(), torch.randn(9, 6)
+    net.anneal(0.3)
+    alone = net.regularization()
+    alone.backward()
+    expected = own_gradients(net)
+    loss = net(x, "second").square().sum()
+    kept = net.regularization()
+    torch.testing.assert_close(kept, alone)
+    kept.backward()
+    assert all(torch.equal(one, other) for one, other in zip(own_gradients(net), expected, strict=True))
+    loss.backward()  # one after the other, in either order
+    net.zero_grad()
+    net.regularization().backward()
+    assert all(torch.equal(one, other) for one, other in zip(own_gradients(net), expected, strict=True))
+    gates = [compensated_gate(v, annealed_scale(0.3, S_MAX), S_MAX) for v in net.tasks[1].choice]
+    free = [(~mask).float() for mask in net.masks("first").values()]
+    taken = sum(float((gate * f).sum().detach()) for gate, f in zip(gates, free, strict=True))
+    total = torch.tensor(float(sum(int(f.sum()) for f in free)))
+    assert float(share_taken(torch.tensor(taken), total)) == pytest.approx(float(kept.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("change", ["anneal", "step", "evaluate", "forget", "no grad"])
+def test_an_old_cost_is_not_taken_for_a_new_one(change: str) -> None:
+    net, x = attach(), torch.randn(9, 6)
+    net.anneal(0.3)
+    with torch.set_grad_enabled(change != "no grad"):
+        net(x, "second")
+    old = float(net.regularization().detach())
+    if change == "anneal":
+        net.anneal(0.001)
+    elif change == "step":
+        with torch.no_grad():
+            net.tasks[1].choice[0].add_(1.0)
+    elif change == "evaluate":
+        net.eval()
+    elif change == "forget":
+        net.forget("second")
+        net.add_task("second", 2)
+    fresh = copy.deepcopy(net)
+    assert float(net.regularization().detach()) == pytest.approx(float(fresh.regularization().detach()))
+    assert net.regularization().requires_grad == (change != "evaluate")
+    assert (float(net.regularization().detach()) == pytest.approx(old, rel=1e-4)) == (change == "no grad")
