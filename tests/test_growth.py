@@ -26,7 +26,7 @@ from hatrack import (
     InputError,
 )
 from hatrack.functional import EMBEDDING_BOUND
-from hatrack.growth import Origin, plan_growth
+from hatrack.growth import free_units, plan_growth
 from hatrack.networks import MLP, initialize_xavier
 from helpers import (
     NETS,
@@ -424,13 +424,13 @@ def test_the_plan_counts_free_units_of_the_original_width() -> None:
     net = HATNetwork(MLP((6,), (20, 10)), torch.zeros(2, 6))
     used = torch.zeros(30, dtype=torch.bool)
     used[:19] = True
-    origin = Origin({"dense1": 20, "dense2": 10}, {})
-    assert plan_growth(Growth(0.2, 0.1), net.units, used, origin) == {"dense1": 3}, "as many as the threshold asks for"
-    assert plan_growth(Growth(0.2, 0.5), net.units, used, origin) == {"dense1": 10}
-    assert plan_growth(Growth(0.05, 0.5), net.units, used, origin) == {}
-    assert plan_growth(Growth(1.0, 0.1), net.units, used.double(), Origin({"dense1": 1, "dense2": 11}, {})) == {
-        "dense2": 2
-    }
+    free, origin = free_units(net.units, used), {"dense1": 20, "dense2": 10}
+    assert free == free_units(net.units, used.double()) == {"dense1": 1, "dense2": 10}
+    assert plan_growth(Growth(0.2, 0.1), free, origin) == {"dense1": 3}, "as many as the threshold asks for"
+    assert plan_growth(Growth(0.2, 0.5), free, origin) == {"dense1": 10}
+    assert plan_growth(Growth(0.05, 0.5), free, origin) == {}
+    assert plan_growth(Growth(1.0, 0.1), free, {"dense1": 1, "dense2": 11}) == {"dense2": 2}
+    assert plan_growth(Growth(0.2, 0.1), {"dense1": 1.5}, origin) == {"dense1": 3}, "2.5, of whole units"
 
 
 def test_the_number_of_tasks_has_no_bound() -> None:

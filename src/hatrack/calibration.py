@@ -57,6 +57,19 @@ class Calibration(nn.Module):
         index = list(Scorer).index(scorer)
         return (score - self.location[index]) / self.spread[index]
 
+    def widened(self, kept: Tensor, features: int) -> Calibration:
+        """The same for more features, of which the task uses none: they do not count, and distances stay as they are.
+
+        Args:
+            kept: new index of every old feature, int64 ``(F,)``.
+            features: their new number.
+        """
+        centers = self.centers.new_zeros(len(self.centers), features)
+        precision = self.precision.new_zeros(features)
+        centers[:, kept] = self.centers
+        precision[kept] = self.precision * (features / len(kept))  # distances are means over all features
+        return Calibration(self.location, self.spread, centers, precision)
+
 
 def raw_score(scorer: Scorer, features: Tensor, logits: Tensor, calibration: Calibration | None) -> Tensor:
     """How much samples look like those of a task, ``(N,)``, as they are.

@@ -14,7 +14,7 @@ from hatrack.attachment import Attachment
 from hatrack.compact import CompactNetwork, extract_task
 from hatrack.compilers import start_compilers_inside
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.growing import GrowingNetwork
+from hatrack.gated import GatedNetwork
 from hatrack.mixing import mixed_norms, mixes_samples
 from hatrack.modes import evaluation_mode
 from hatrack.poison import random_like
@@ -23,7 +23,7 @@ from hatrack.tasks import UnitTask
 __all__ = ["ExtractableNetwork"]
 
 
-class ExtractableNetwork(GrowingNetwork):
+class ExtractableNetwork(GatedNetwork):
     """A network of masked units whose tasks can be asked together, and taken out one by one."""
 
     def __init__(self, *args: Any) -> None:

@@ -1,78 +1,84 @@
-"""What lets a network of masked units be widened in place, between tasks."""
+"""What lets a network of masks be widened in place, between tasks."""
 
 from __future__ import annotations
 
 import abc
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import Attachment
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.forgettable import ForgettableNetwork
-from hatrack.growth import (
-    Growth,
-    Origin,
-    changed_answers,
-    plan_growth,
-    require_growable,
-    widen_optimizer,
-    widen_tasks,
-)
+from hatrack.growth import Growth, changed_answers, plan_growth, require_growable
 from hatrack.layers import Ledger
-from hatrack.poison import find_leak
-from hatrack.tasks import UnitTask
-from hatrack.units import Rule, UnitGraph, analyze
-from hatrack.widening import widen
+from hatrack.multitask import StateT
+from hatrack.units import UnitGraph
 
 __all__ = ["GrowingNetwork"]
 
 
-class GrowingNetwork(ForgettableNetwork[UnitTask]):
-    """A network whose units are masked by gates on a backbone, and that gets more of them when it is full.
+class GrowingNetwork(ForgettableNetwork[StateT]):
+    """A network of masks that gets more units when it is full, whatever its masks are about.
 
     Args:
         backbone: maps a batch to features ``(N, F)``.
         example_input: a batch of the shape that the backbone expects, on any device.
         growth: when the backbone is widened by itself; None for never.
-        gate_inputs: whether input features are units.
-        rules: how modules treat units that hatrack does not understand by itself.
 
     Attributes:
         growth: when the backbone is widened by itself.
-        gate_inputs: whether input features are units.
     """
 
-    _cumulative: Tensor
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        example_input: Tensor,
-        growth: Growth | None,
-        gate_inputs: bool,
-        rules: Mapping[Any, Rule] | None,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, example_input: Tensor, growth: Growth | None) -> None:
         super().__init__(backbone, example_input)
-        self.growth, self.gate_inputs, self._rules = growth, gate_inputs, rules
-        device = next((p.device for p in backbone.parameters()), example_input.device)
-        self._graph = self._analyze(example_input.to(device))
-        self._origin = Origin.of(self._graph, backbone)
-        self._attachment = Attachment(self._graph, backbone)
-
-    def _analyze(self, example: Tensor) -> UnitGraph:
-        return analyze(self.backbone, example, prefix="backbone.", gate_inputs=self.gate_inputs, rules=self._rules)
-
-    def _analyze_again(self) -> UnitGraph:
-        return self._analyze(self._example())
+        self.growth = growth
 
     @abc.abstractmethod
-    def _none(self) -> Tensor:
-        """The attention of no task at all, ``(U,)``."""
+    def _units_now(self) -> UnitGraph:
+        """The units of the backbone, as it is.
+
+        Raises:
+            UnsupportedError: it does something that no rule explains.
+        """
+
+    @abc.abstractmethod
+    def _room(self, graph: UnitGraph) -> tuple[Mapping[str, float], Mapping[str, int]]:
+        """How many units of every group are free, which need not be a whole number, and how many there were at first.
+
+        Groups whose room nobody knows are left out.
+        """
+
+    @abc.abstractmethod
+    def _widen(
+        self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: Ledger
+    ) -> None:
+        """Widen the backbone and all that follows, every change on record; the guarantee is the new one's then."""
+
+    @abc.abstractmethod
+    def _fit(self, graph: UnitGraph) -> None:
+        """Go by the units that the backbone has again after changes were taken back."""
+
+    @abc.abstractmethod
+    def _find_leak(self) -> str | None:
+        """Try random masks out; names what was not cleared by them, None when all is well."""
+
+    def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
+        """Open a task; if the network has a ``growth``, what is nearly full is widened first, see :meth:`grow`.
+
+        Args:
+            name: a name that no task has yet.
+            num_classes: number of classes, at least 1.
+            generator: source of randomness on the CPU; torch's global one if left out.
+
+        Raises:
+            InputError: the name is taken or empty, the number of classes is below 1, or another task is not
+                consolidated yet.
+        """
+        num_classes = self._require_addable(name, num_classes)
+        self._grow_if_full(generator)
+        self._open_task(name, num_classes, generator)
 
     def grow(self, groups: Mapping[str, int], *, generator: torch.Generator | None = None) -> None:
         """Widen the backbone in place: more units for later tasks, which no task so far uses.
@@ -86,7 +92,8 @@ class GrowingNetwork(ForgettableNetwork[UnitTask]):
         processes grow on all of them before the next task's wrapper is made, which shares the new weights.
 
         Args:
-            groups: how many units to add to each group, at least 1; the groups of ``net.units``.
+            groups: how many units to add to each group, at least 1; the groups of ``net.units``, or of
+                :func:`hatrack.units.analyze` where masks are about weights.
             generator: source of randomness on the CPU; torch's global one if left out.
 
         Raises:
@@ -95,22 +102,22 @@ class GrowingNetwork(ForgettableNetwork[UnitTask]):
             GuaranteeError: protected entries had moved before, or outputs would change. Nothing is changed then.
         """
         self._require_attached()
-        require_growable(groups, self._graph)
+        graph = self._units_now()
+        require_growable(groups, graph)
         if self.task_in_training is not None:
             raise InputError(f"the network grows between tasks: consolidate {self.task_in_training!r} first")
         self.check()
-        ledger, old, before = Ledger(), self._graph, self._answers()
+        ledger, before = Ledger(), self._answers()
         with torch.inference_mode(False), torch.no_grad():
             try:
-                self._widen(groups, generator, ledger)
-                differing = changed_answers(before, self._answers())
-                leak = find_leak(self._attachment, self._graph, self.backbone, self._example())
+                self._widen(graph, groups, generator, ledger)
+                differing, leak = changed_answers(before, self._answers()), self._find_leak()
                 if differing or leak is not None:
                     what = f"the outputs of {', '.join(differing)}" if differing else f"what holds {leak}"
                     raise GuaranteeError(f"widening {', '.join(groups)} would change {what}; nothing was changed")
             except BaseException:
                 ledger.undo()
-                self._attach_anew(old)
+                self._fit(graph)
                 raise
             self._digests = self._take_digests()
 
@@ -118,7 +125,7 @@ class GrowingNetwork(ForgettableNetwork[UnitTask]):
         """Widen the groups of which too little is free, as far as they can be."""
         if self.growth is None or self._detached:
             return
-        wanted = plan_growth(self.growth, self._graph, self._cumulative, self._origin)
+        wanted = plan_growth(self.growth, *self._room(self._units_now()))
         refusals = {name: self._why_not_grow({name: count}) for name, count in wanted.items()}
         possible = {name: count for name, count in wanted.items() if refusals[name] is None}
         if possible:
@@ -128,44 +135,21 @@ class GrowingNetwork(ForgettableNetwork[UnitTask]):
 
     def _why_not_grow(self, groups: Mapping[str, int]) -> str | None:
         """Try to widen, and take it back; None if that went well."""
-        ledger, old = Ledger(), self._graph
+        ledger, graph = Ledger(), self._units_now()
         with torch.inference_mode(False), torch.no_grad():
             try:
-                self._widen(groups, torch.Generator(), ledger)
+                self._widen(graph, groups, torch.Generator(), ledger)
             except InputError as error:
                 return str(error)
             finally:
                 ledger.undo()
-                self._attach_anew(old)
+                self._fit(graph)
         return None
 
-    def _widen(self, groups: Mapping[str, int], generator: torch.Generator | None, ledger: Ledger) -> None:
-        self._attachment.detach(self.backbone)
-        spread = self._origin.spread
-        widening = widen(self.backbone, self._graph, groups, self._analyze_again, spread, generator, ledger)
-        places = {**widening.places(), **widen_tasks(self._states(), widening, ledger)}
-        for optimizer in self._guard.optimizers():
-            widen_optimizer(optimizer, places, ledger)
-        self._attach_anew(widening.graph)
-
-    def _attach_anew(self, graph: UnitGraph) -> None:
-        self._attachment.detach(self.backbone)
-        self._graph = graph
-        device = self._none().device
-        self._attachment = Attachment(graph, self.backbone).to(device)
-        self._renew_guarantee()
-
     def _example(self) -> Tensor:
-        return torch.zeros(self.example_shape, dtype=self._example_dtype, device=self._none().device)
+        device = next((parameter.device for parameter in self.backbone.parameters()), None)
+        return torch.zeros(self.example_shape, dtype=self._example_dtype, device=device)
 
     def _answers(self) -> dict[str, Tensor]:
         shape = (16, *self.example_shape[1:])
         return {state.name: self._answer(state, shape) for state in self._consolidated_states()}
-
-    def _settings(self) -> dict[str, object]:
-        return {
-            "gate_inputs": self.gate_inputs,
-            "growth": None if self.growth is None else asdict(self.growth),
-            "origin": self._origin.to_json(),
-            "widths": {group.name: group.size for group in self._graph.groups},
-        }

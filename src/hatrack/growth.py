@@ -16,11 +16,21 @@ from hatrack.errors import InputError
 from hatrack.fresh import measure_spread
 from hatrack.layers import Layer, Ledger, widened
 from hatrack.names import unknown_name
-from hatrack.tasks import UnitTask
+from hatrack.tasks import TaskState, UnitTask
 from hatrack.units import UnitGraph
 from hatrack.widening import Widening
 
-__all__ = ["Growth", "Origin", "changed_answers", "plan_growth", "require_growable", "widen_optimizer", "widen_tasks"]
+__all__ = [
+    "Growth",
+    "Origin",
+    "changed_answers",
+    "free_units",
+    "plan_growth",
+    "require_growable",
+    "widen_optimizer",
+    "widen_own_parts",
+    "widen_tasks",
+]
 
 
 Places = Mapping[nn.Parameter, Sequence[Tensor | None]]
@@ -31,9 +41,10 @@ class Growth:
     """When a network is widened before a task is added, so that the number of tasks has no bound.
 
     Both shares are of a group's *original* width: every task finds about as much room as the first ones did, and the
-    network grows with what tasks use. Groups whose readers' results depend on how many units there are (layer and group
-    norm, attention), or that no rule can widen (recurrent layers, weight norm, weights of the user's own, convolutions
-    in groups that are not depthwise), stay as they are; a warning says so if nothing else is nearly full.
+    network grows with what tasks use. Where masks are about weights, a group has as many free units as would have the
+    free weights of its layers. Groups whose readers' results depend on how many units there are (layer and group norm,
+    attention), or that no rule can widen (recurrent layers, weight norm, weights of the user's own, convolutions in
+    groups that are not depthwise), stay as they are; a warning says so if nothing else is nearly full.
 
     Attributes:
         threshold: a group grows when fewer free units are left than this share, in [0, 1].
@@ -73,22 +84,30 @@ class Origin:
         return {"widths": dict(self.widths), "spread": dict(self.spread)}
 
 
-def plan_growth(growth: Growth, graph: UnitGraph, cumulative: Tensor, origin: Origin) -> dict[str, int]:
+def free_units(graph: UnitGraph, cumulative: Tensor) -> dict[str, int]:
+    """How many units of every group no task uses.
+
+    Args:
+        graph: the units of the network.
+        cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (from 1/2 on a unit is in use).
+    """
+    return {group.name: group.size - int((cumulative[group.span] >= 0.5).sum()) for group in graph.groups}
+
+
+def plan_growth(growth: Growth, free: Mapping[str, float], widths: Mapping[str, int]) -> dict[str, int]:
     """How many units to add to the groups that are nearly full.
 
     Args:
         growth: when to grow, and by how much.
-        graph: the units of the network.
-        cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (from 1/2 on a unit is in use).
-        origin: the network's original widths.
+        free: how many units of every group are free; where masks are about weights, as many as have that many weights.
+        widths: the groups' original widths.
     """
     plan = {}
-    for group in graph.groups:
-        free = group.size - int((cumulative[group.span] >= 0.5).sum())
-        original = origin.widths[group.name]
-        if free < growth.threshold * original:
-            missing = math.ceil(growth.threshold * original) - free
-            plan[group.name] = max(math.ceil(growth.share * original), missing)
+    for name, number in free.items():
+        original = widths[name]
+        if number < growth.threshold * original:
+            missing = math.ceil(math.ceil(growth.threshold * original) - number)
+            plan[name] = max(math.ceil(growth.share * original), missing)
     return plan
 
 
@@ -114,26 +133,36 @@ def widen_tasks(states: Iterable[UnitTask], widening: Widening, ledger: Ledger) 
     Returns:
         For every parameter of the tasks that was widened the new indices of its old entries, along its first axes.
     """
-    places: dict[nn.Parameter, tuple[Tensor | None, ...]] = {}
+    places: dict[nn.Parameter, Sequence[Tensor | None]] = {}
     total = (widening.graph.num_units,)
-    features = len(widening.graph.features().units)
     for state in states:
         units: tuple[Tensor | None, ...] = (widening.units,)
-        columns: tuple[Tensor | None, ...] = (None, widening.features)
         below = -functional.EMBEDDING_BOUND
         ledger.set_data(state.embedding, widened(state.embedding.data, total, units, below))
         ledger.set_attribute(state, "mask", widened(state.mask, total, units))
-        head = state.head
-        ledger.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
-        ledger.set_attribute(head, "in_features", features)
-        places[state.embedding], places[head.weight] = units, columns  # type: ignore[index]
-        for name, norm in state.norms.items():
-            change, layer = widening.changes.get(name), Layer.of(norm)
-            if change is not None and layer is not None:
-                before = layer.replace(change.widths, _constant, ledger)
-                layer.resize(change.widths, ledger)
-                layer.put_back(before, change.kept)
-                places |= layer.places(change.kept)
+        places[state.embedding] = units
+        places |= widen_own_parts(state, widening, ledger)
+    return places
+
+
+def widen_own_parts(state: TaskState, widening: Widening, ledger: Ledger) -> Places:
+    """Make room for new units in a task's head and batch norms: zeros for new features, and norms that do nothing.
+
+    Returns:
+        For every parameter that was widened the new indices of its old entries, along its first axes.
+    """
+    columns: tuple[Tensor | None, ...] = (None, widening.features)
+    head, features = state.head, len(widening.graph.features().units)
+    ledger.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
+    ledger.set_attribute(head, "in_features", features)
+    places: dict[nn.Parameter, Sequence[Tensor | None]] = {head.weight: columns}  # type: ignore[dict-item]
+    for name, norm in state.norms.items():
+        change, layer = widening.changes.get(name), Layer.of(norm)
+        if change is not None and layer is not None:
+            before = layer.replace(change.widths, _constant, ledger)
+            layer.resize(change.widths, ledger)
+            layer.put_back(before, change.kept)
+            places |= layer.places(change.kept)
     return places
 
 

@@ -114,6 +114,12 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
         rules=rules,
         growth=None if described.get("growth") is None else Growth(**described["growth"]),
     )
+    _grow_as_saved(net, described)
+    return net
+
+
+def _grow_as_saved(net: HATNetwork | WeightMaskedNetwork, described: Mapping[str, Any]) -> None:
+    """Give a network that has no tasks yet what a file says of its growth."""
     if "origin" in described:
         net._origin = Origin(**described["origin"])
     if _has_grown(described):
@@ -122,16 +128,15 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
         except InputError:
             net.detach()
             raise
-    return net
 
 
 def _has_grown(described: Mapping[str, Any]) -> bool:
     return "origin" in described and bool(described["widths"] != described["origin"]["widths"])
 
 
-def _widen_as_saved(net: HATNetwork, widths: Mapping[str, int]) -> None:
+def _widen_as_saved(net: HATNetwork | WeightMaskedNetwork, widths: Mapping[str, int]) -> None:
     """Widen a network that has no tasks yet to the widths of a file; one that has grown already may have them."""
-    present = {group.name: group.size for group in net.units.groups}
+    present = {group.name: group.size for group in net._units_now().groups}
     if present.keys() != widths.keys() or any(widths[name] < size for name, size in present.items()):
         raise InputError(f"it had groups of units {dict(widths)}, and this one has {present}")
     missing = {name: widths[name] - size for name, size in present.items() if widths[name] > size}
@@ -142,13 +147,16 @@ def _widen_as_saved(net: HATNetwork, widths: Mapping[str, int]) -> None:
 def _build_weights(
     backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules
 ) -> WeightMaskedNetwork:
-    return WeightMaskedNetwork(
+    net = WeightMaskedNetwork(
         backbone,
         example,
         source=source_from(described["source"]),
         conditioning=conditioning_from(described["conditioning"]),
         unmasked=Unmasked(described["unmasked"]),
+        growth=None if described.get("growth") is None else Growth(**described["growth"]),
     )
+    _grow_as_saved(net, described)
+    return net
 
 
 _BUILDERS: Mapping[str, Build] = MappingProxyType({FORMAT: _build_hat, WEIGHTS_FORMAT: _build_weights})

@@ -13,13 +13,15 @@ from hatrack.attachment import mark
 from hatrack.capacity import Capacity
 from hatrack.compact import CompactNetwork, bake, extract_baked
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.forgettable import ForgettableNetwork
+from hatrack.growing_weights import GrowingWeights
+from hatrack.growth import Growth
 from hatrack.heads import linear_head
 from hatrack.masks import (
     ElasticWeights,
     Embedding,
     FreeWeights,
     MaskSource,
+    Taken,
     Tether,
     Unmasked,
     WeightConditioning,
@@ -27,7 +29,6 @@ from hatrack.masks import (
     WeightTask,
     count_features,
     describe,
-    lay_out,
     through,
     twin,
     union,
@@ -42,7 +43,7 @@ WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
 """What saved networks call themselves."""
 
 
-class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
+class WeightMaskedNetwork(GrowingWeights):
     """A network that learns tasks one after the other, each with some of its weights, and forgets none of them.
 
     The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
@@ -59,17 +60,22 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         source: where masks come from; :class:`hatrack.masks.Embedding` if left out.
         conditioning: what of the weights later tasks may change; :class:`hatrack.masks.FreeWeights` if left out.
         unmasked: whose copies a task uses of what has no mask.
+        growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
+            leaves its widths as they are, unless :meth:`grow` is called. Old outputs then agree up to rounding across a
+            widening, and to the bit between widenings.
 
     Attributes:
         backbone: the network that was given.
         source: where masks come from.
         conditioning: what of the weights later tasks may change.
         unmasked: whose copies a task uses of what has no mask.
+        growth: when the backbone is widened by itself.
         tether: what draws elastic weights back; None with other conditionings.
         example_shape: shape of the example input.
 
     Raises:
-        UnsupportedError: the backbone has no weight to mask, or a parameter that no mask could be for.
+        UnsupportedError: the backbone has no weight to mask, or a parameter that no mask could be for; or there is a
+            growth, and it does something that no rule explains.
         InputError: the backbone does not give features ``(N, F)``, or is inside another network of masks.
         GuaranteeError: random masks were tried out, and an entry that should have been free changed the outputs.
 
@@ -91,17 +97,16 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         source: MaskSource | None = None,
         conditioning: WeightConditioning | None = None,
         unmasked: Unmasked = Unmasked.PER_TASK,
+        growth: Growth | None = None,
     ) -> None:
-        super().__init__(backbone, example_input)
+        super().__init__(backbone, example_input, growth)
         self.source = Embedding() if source is None else source
         self.conditioning = FreeWeights() if conditioning is None else conditioning
         self.unmasked = unmasked
-        self._layout = lay_out(backbone)
         self._progress = 1.0
         self._unpacked: tuple[Tensor, int, list[Tensor]] | None = None
         weight = self._weights()[0]
         self._num_features = count_features(backbone, example_input.to(weight.device))
-        self.tether: Tether | None
         self.register_module("tether", Tether(self._named()) if isinstance(conditioning, ElasticWeights) else None)
         self._renew_guarantee()
         self.to(weight.device)
@@ -128,7 +133,7 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
         state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
         self.tasks.append(state)
-        self._progress, self._taken = 1.0, _Taken()
+        self._progress, self._taken = 1.0, Taken()
         state.train(self.training)
 
     def _copies(self) -> tuple[list[Tensor], dict[str, nn.Module]]:
@@ -379,7 +384,7 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
         states, attention = self._consolidated_states(), {}
         self._used: list[Tensor] = []
         self._free: list[Tensor] = []
-        self._taken = _Taken()
+        self._taken = Taken()
         for index, (name, weight) in enumerate(zip(self._layout.masked, self._weights(), strict=True)):
             masks = [state.mask(index) for state in states]
             self._used.append(union(masks, weight))
@@ -415,6 +420,15 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
 
     def _try_out(self, example: Tensor) -> None:
         """The guarantee is shown, not believed: poison all that random masks leave free, and compare."""
+        leak = self._find_leak(example)
+        if leak is not None:
+            raise GuaranteeError(
+                f"masks do not hold on this network: free entries of {leak} change the outputs of a task that does not "
+                "use them; a layer must be reached in a way that torch does not know of, as in a plain list of layers "
+                "(use torch.nn.ModuleList), or be compiled already"
+            )
+
+    def _find_leak(self, example: Tensor | None = None) -> str | None:
         copies, norms = self._copies()
         for norm in norms.values():
             norm.eval()
@@ -423,13 +437,9 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
             passed = [through(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
             return self._run(batch, passed, copies, norms)
 
-        leak = find_leak_of_weights(features, self.backbone, self._layout, example)
-        if leak is not None:
-            raise GuaranteeError(
-                f"masks do not hold on this network: free entries of {leak} change the outputs of a task that does not "
-                "use them; a layer must be reached in a way that torch does not know of, as in a plain list of layers "
-                "(use torch.nn.ModuleList), or be compiled already"
-            )
+        return find_leak_of_weights(
+            features, self.backbone, self._layout, self._example() if example is None else example
+        )
 
     # -------------------------------------------------------------------------------------------------- keeping it
 
@@ -438,21 +448,5 @@ class WeightMaskedNetwork(ForgettableNetwork[WeightTask]):
             "source": describe(self.source),
             "conditioning": describe(self.conditioning),
             "unmasked": self.unmasked.value,
+            **super()._settings(),
         }
-
-
-class _Taken:
-    """What the masks in training took in the last pass, with its gradient; copies of a network begin without."""
-
-    def __init__(self) -> None:
-        self._moment: tuple[object, ...] | None = None
-        self._taken: Tensor | None = None
-
-    def __reduce__(self) -> tuple[type[_Taken], tuple[()]]:
-        return _Taken, ()
-
-    def keep(self, moment: tuple[object, ...], taken: Tensor | None) -> None:
-        self._moment, self._taken = moment, taken
-
-    def of(self, moment: tuple[object, ...]) -> Tensor | None:
-        return self._taken if moment == self._moment else None

@@ -12,6 +12,7 @@ from hatrack.masks.packing import bytes_for, pack, unpack
 from hatrack.masks.selection import largest, straight_through, through
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
 from hatrack.masks.state import WeightTask
+from hatrack.masks.taken import Taken
 from hatrack.masks.tether import Tether
 from hatrack.masks.twins import twin
 
@@ -24,6 +25,7 @@ __all__ = [
     "NoWeights",
     "Passed",
     "Scores",
+    "Taken",
     "Tether",
     "Unmasked",
     "WeightConditioning",

@@ -27,6 +27,7 @@ class WeightTask(TaskState):
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
+        shapes: as above.
         choice: as above; empty once the mask is settled.
         copies: as above.
         packed: the bits of the masks, weight after weight, each beginning with a new byte; zeros until settled.
@@ -48,7 +49,7 @@ class WeightTask(TaskState):
         norms: dict[str, nn.Module],
     ) -> None:
         super().__init__(name, num_classes, head, norms)
-        self._shapes = tuple(shapes)
+        self.shapes = tuple(shapes)
         self.choice = nn.ParameterList(nn.Parameter(values) for values in choice)
         self.copies = nn.ParameterList(nn.Parameter(value) for value in copies)
         self.register_buffer("packed", torch.zeros(sum(self._bytes), dtype=torch.uint8))
@@ -57,19 +58,24 @@ class WeightTask(TaskState):
 
     @property
     def _bytes(self) -> list[int]:
-        return [bytes_for(shape.numel()) for shape in self._shapes]
+        return [bytes_for(shape.numel()) for shape in self.shapes]
 
     def mask(self, index: int) -> Tensor:
         """The settled mask of one weight, booleans of its shape."""
         start = sum(self._bytes[:index])
-        return unpack(self.packed[start : start + self._bytes[index]], self._shapes[index])
+        return unpack(self.packed[start : start + self._bytes[index]], self.shapes[index])
 
     def settle(self, masks: Sequence[Tensor]) -> None:
         """Choose the masks of all weights for good, and drop what they were chosen by."""
-        self.packed.copy_(torch.cat([pack(mask) for mask in masks]))
+        self.packed.copy_(self.packed_of(masks))
         self.settled.fill_(True)
         self.is_settled = True
         self._drop_choice()
+
+    @staticmethod
+    def packed_of(masks: Sequence[Tensor]) -> Tensor:
+        """What :attr:`packed` is for the masks of all weights."""
+        return torch.cat([pack(mask) for mask in masks])
 
     def _drop_choice(self) -> None:
         for values in self.choice:

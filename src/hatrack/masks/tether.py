@@ -55,6 +55,11 @@ class Tether(nn.Module):
             anchor.copy_(weights[name])
             self.importance[name].add_(importance[name])
 
+    def buffers_of(self, name: str) -> tuple[str, str]:
+        """The names of the buffers that hold a weight's importance and anchor."""
+        index = self._names.index(name)
+        return f"importance_{index}", f"anchor_{index}"
+
     @torch.no_grad()
     def loosen(self, weights: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> None:
         """Hold some entries no longer, and remember nothing of what they were.

@@ -17,22 +17,12 @@ from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, Gate
 from hatrack.growth import Growth
 from hatrack.loading import load_as
 from hatrack.methods.base import ParameterGroup, Setup
-from hatrack.methods.masked import MaskedMethod
+from hatrack.methods.masked import MaskedMethod, Room
 from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.streams import Task, seeded_generator
 
 __all__ = ["HAT", "HATSettings", "Room"]
-
-
-class Room(enum.Enum):
-    """Whether there is room for any number of tasks."""
-
-    FIXED = "fixed"
-    """The network stays as wide as it is."""
-
-    GROW = "grow"
-    """Layers that are nearly full are widened before a task begins; old outputs change by rounding then."""
 
 
 class InitialEmbedding(enum.Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import enum
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
 from hatrack.errors import CheckpointError
+from hatrack.growth import Growth
 from hatrack.loading import load_as
 from hatrack.masked import MaskedNetwork
 from hatrack.masks import FreeWeights, MaskSource, Unmasked, WeightConditioning
@@ -20,7 +22,17 @@ from hatrack.methods.base import Batch, Loss, Method, Setup
 from hatrack.streams import Task, seeded_generator
 from hatrack.weights import WeightMaskedNetwork
 
-__all__ = ["MaskedMethod", "WeightMaskedMethod"]
+__all__ = ["MaskedMethod", "Room", "WeightMaskedMethod"]
+
+
+class Room(enum.Enum):
+    """Whether there is room for any number of tasks."""
+
+    FIXED = "fixed"
+    """The network stays as wide as it is."""
+
+    GROW = "grow"
+    """Layers that are nearly full are widened before a task begins; old outputs change by rounding then."""
 
 
 class MaskedMethod(Method):
@@ -102,6 +114,7 @@ class WeightMaskedMethod(MaskedMethod):
             source=self.source_of_masks(),
             conditioning=self.conditioning(),
             unmasked=self.unmasked(),
+            growth=self.growth(),
         ).to(setup.device)
 
     @abc.abstractmethod
@@ -115,6 +128,10 @@ class WeightMaskedMethod(MaskedMethod):
     def unmasked(self) -> Unmasked:
         """Whose copies a task uses of what has no mask: its own."""
         return Unmasked.PER_TASK
+
+    def growth(self) -> Growth | None:
+        """When the network is widened: never."""
+        return None
 
     def build_backbone(self) -> nn.Module:
         """The backbone to begin with."""

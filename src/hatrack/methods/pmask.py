@@ -7,10 +7,11 @@ from types import MappingProxyType
 
 from hatrack.errors import InputError
 from hatrack.functional import Compensation
+from hatrack.growth import Growth
 from hatrack.masks import ElasticWeights, Embedding, FreeWeights
 from hatrack.methods.base import Batch, Loss
 from hatrack.methods.importance import Fisher, fisher_diagonal
-from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.methods.masked import Room, WeightMaskedMethod
 from hatrack.streams import Task, seeded_generator
 
 __all__ = ["PMASK", "PMASKSettings"]
@@ -28,6 +29,9 @@ class PMASKSettings:
             more, the more they mattered to earlier tasks (``λ/2 Σ F (θ − θ*)²``). Then old tasks drift, and new ones
             find room.
         ewc_fisher: how F is estimated, under the task's mask: sampled, true, or batches (about a twentieth of these).
+        capacity: fixed, or grow: layers that are nearly full get more units before a task begins.
+        growth_threshold: a layer grows when fewer of its weights are free than this share of its original units has.
+        growth_share: by how large a share of its original width.
     """
 
     s_max: float = 400.0
@@ -35,18 +39,23 @@ class PMASKSettings:
     compensation: Compensation = Compensation.EXACT
     ewc: float = 0.0
     ewc_fisher: Fisher = Fisher.SAMPLED
+    capacity: Room = Room.FIXED
+    growth_threshold: float = 0.2
+    growth_share: float = 0.25
 
     def __post_init__(self) -> None:
         if self.s_max <= 0:
             raise InputError(f"s_max must be above 0, not {self.s_max}")
         if not 0.0 <= self.ewc < float("inf"):
             raise InputError(f"ewc must be at least 0 and finite, not {self.ewc}")
+        Growth(self.growth_threshold, self.growth_share)
 
 
 class PMASK(WeightMaskedMethod):
     """Learns an embedding per weight and task; layers compute with ``σ(s E) ⊙ W``, and used weights are held.
 
-    Its source names elastic weight consolidation of shared weights as something to combine it with: ``ewc``.
+    Its source names two things to combine it with: elastic weight consolidation of shared weights, ``ewc``, and
+    expanding the network, ``capacity=grow``.
     """
 
     name = "pmask"
@@ -62,6 +71,12 @@ class PMASK(WeightMaskedMethod):
     def conditioning(self) -> FreeWeights | ElasticWeights:
         """Used weights are held; or, with ``ewc``, drawn back to where they were."""
         return ElasticWeights(self.settings.ewc) if self.settings.ewc else FreeWeights()
+
+    def growth(self) -> Growth | None:
+        """When layers are widened, if they are to be at all."""
+        settings: PMASKSettings = self.settings
+        grows = settings.capacity is Room.GROW
+        return Growth(settings.growth_threshold, settings.growth_share) if grows else None
 
     def loss(self, batch: Batch) -> Loss:
         """Cross-entropy, what the masks cost, and what it costs elastic weights to move."""
