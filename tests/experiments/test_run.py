@@ -266,21 +266,35 @@ def test_soft_masks_and_adamw_run_too() -> None:
     assert all(len({hashes[row][task] for row in range(task, 3)}) == 1 for task in range(3))
 
 
-def test_a_network_that_grows_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "shared"), [("hat", 784 * 10 + 10 + 10 * 8 + 8), ("pmask", 784 * 10 + 10 * 8)])
+def test_a_network_that_grows_goes_on_where_it_was(method: str, shared: int, tmp_path: Path) -> None:
     growing = {"hidden": (10, 8), "capacity": "grow", "growth_threshold": 0.9, "growth_share": 0.5}
-    whole = finish(request("hat", **growing))
+    whole = finish(request(method, **growing))
     assert whole.capacity is not None
-    fixed = finish(request("hat", hidden=(10, 8))).capacity
+    fixed = finish(request(method, hidden=(10, 8))).capacity
     assert fixed is not None
-    assert whole.capacity["parameters"] > fixed["parameters"] == 784 * 10 + 10 + 10 * 8 + 8
-    for event in run(prepare(request("hat", tmp_path, **growing))):
+    assert whole.capacity["parameters"] > fixed["parameters"] == shared
+    for event in run(prepare(request(method, tmp_path, **growing))):
         if isinstance(event, TaskLearned) and event.index == 1:
             break
-    assert comparable(finish(request("hat", tmp_path, **growing))) == comparable(whole)
+    assert comparable(finish(request(method, tmp_path, **growing))) == comparable(whole)
     assert verify(tmp_path).holds
     for row, before in zip(whole.scores[1:], whole.scores[:-1], strict=True):
         for now, earlier in zip(row, before, strict=False):
             assert now.loss == pytest.approx(earlier.loss, rel=1e-6)
+
+
+def test_pmask_with_ewc_goes_on_where_it_was_and_its_drift_is_reported(tmp_path: Path) -> None:
+    soft = {"ewc": 10.0, "lr": 0.01}
+    whole = finish(request("pmask", **soft))
+    for event in run(prepare(request("pmask", tmp_path, **soft))):
+        if isinstance(event, TaskLearned) and event.index == 1:
+            break
+    assert comparable(finish(request("pmask", tmp_path, **soft))) == comparable(whole)
+    verification = verify(tmp_path)
+    assert verification.bitwise
+    assert verification.holds
+    assert [verdict.constant for verdict in verification.verdicts] == [False, False, True]
 
 
 CONSTANT = {"hat", "pmask", "wsn", "supsup", "packnet", "pnn", "pathnet", "independent", "sgd-frozen", "random"}
