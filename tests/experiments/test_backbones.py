@@ -13,7 +13,7 @@ from torch import nn
 from hatrack.cli import main
 from hatrack.cli.app import NetworkName, app
 from hatrack.errors import InputError
-from hatrack.experiments.backbones import NETWORKS, build_backbone
+from hatrack.experiments.backbones import NETWORKS, build_backbone, narrow_builder
 from hatrack.experiments.settings import Initialization, NetworkSettings, Norm
 
 OWN = """
@@ -58,6 +58,15 @@ def test_every_network_maps_images_to_features(name: str) -> None:
 def test_names_on_the_command_line_are_those_there_are() -> None:
     assert typing.get_args(NetworkName) == tuple(NETWORKS)
     assert "resnet18" in app.generate_completion(shell="bash")
+
+
+@pytest.mark.parametrize(("name", "layer", "units"), [("alexnet", "conv3.weight", 64), ("resnet18", "conv.weight", 16)])
+def test_a_network_with_a_fourth_of_its_units(name: str, layer: str, units: int) -> None:
+    settings = NetworkSettings(network=name, width=0.25)
+    assert build_backbone(settings, (3, 32, 32), 0).get_parameter(layer).shape[0] == units
+    narrow = narrow_builder(settings, (3, 32, 32))
+    assert narrow is not None
+    assert narrow(0.5, 0).get_parameter(layer).shape[0] == units // 2
 
 
 def test_norms_can_be_left_out() -> None:

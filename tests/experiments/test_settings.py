@@ -93,6 +93,7 @@ def test_texts_are_read_as_the_settings_type() -> None:
         ("hidden", "", "hidden must be widths"),
         ("hidden", "a,b", "whole numbers joined by commas"),
         ("hidden", "10,0", "hidden must be widths"),
+        ("width", "0", "width must be above 0"),
         ("optimizer", "lion", "one of sgd, adam, adamw"),
         ("hard", "maybe", "true or false"),
         ("dropout_late", "1", "below 1"),
