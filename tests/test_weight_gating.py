@@ -111,6 +111,17 @@ def test_what_moved_between_the_passes_is_noticed() -> None:
         product.sum().backward()
 
 
+def test_weights_of_another_type_than_their_embedding() -> None:
+    weight, e, free = torch.randn(4, 5).double(), torch.randn(4, 5), (torch.rand(4, 5) < 0.5).double()
+    of = torch.randn(4, 5).double()
+    found, expected = (
+        gradients(function, weight, e, free, 20.0, *rest, of=of, of_cost=0.5)
+        for function, rest in ((gated_weight, (S_MAX,)), (by_three_operations, (Compensation.EXACT,)))
+    )
+    assert [value.dtype for value in found] == [torch.float64, torch.float64, torch.float32, torch.float32]
+    assert all(torch.equal(one, other) for one, other in zip(found[:3], expected[:3], strict=True))
+
+
 def attach() -> WeightMaskedNetwork:
     torch.manual_seed(0)
     net = WeightMaskedNetwork(

@@ -34,7 +34,7 @@ class _GatedWeight(torch.autograd.Function):
             assert values is not None
             a = gate(values, scale)
             torch.mul(w, a.to(w.dtype), out=out)
-            costs.append(a.sum() if counted is None else torch.dot(a, counted))
+            costs.append(a.sum() if counted is None else torch.dot(a, counted.to(a.dtype)))
         return product, torch.stack(costs).sum() if costs else e.new_zeros(())
 
     @staticmethod
@@ -98,8 +98,7 @@ def gated_weight(
     Args:
         weight: W, any shape.
         e: embedding of every weight, of that shape.
-        free: 1 where an entry costs something and 0 where not, numbers of that shape and of the type of ``e``; None
-            where all do.
+        free: 1 where an entry costs something and 0 where not, numbers of that shape; None where all do.
         scale: the gate's present scale s, > 0.
         s_max: largest scale, > 0.
         compensation: which arithmetic the embedding's gradient follows.
