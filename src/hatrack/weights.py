@@ -105,6 +105,7 @@ class WeightMaskedNetwork(GrowingWeights):
         self.unmasked = unmasked
         self._progress = 1.0
         self._unpacked: tuple[Tensor, int, list[Tensor]] | None = None
+        self._free: list[Tensor] | None = None  # where no task uses a weight, as numbers; made when one is trained
         weight = self._weights()[0]
         self._num_features = count_features(backbone, example_input.to(weight.device))
         self.register_module("tether", Tether(self._named()) if isinstance(conditioning, ElasticWeights) else None)
@@ -250,6 +251,8 @@ class WeightMaskedNetwork(GrowingWeights):
         weights = [weight if trains else weight.detach() for weight in self._weights()]
         if state.is_settled or not self.training:
             return [through(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
+        if self._free is None:
+            self._free = [(~used).to(weight.dtype) for used, weight in zip(self._used, weights, strict=True)]
         each = zip(weights, self._values(state), self._free, strict=True)
         passed = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
         taken = [part.taken for part in passed if part.taken is not None]
@@ -383,12 +386,11 @@ class WeightMaskedNetwork(GrowingWeights):
     def _attention_on_parameters(self) -> Mapping[str, Tensor]:
         states, attention = self._consolidated_states(), {}
         self._used: list[Tensor] = []
-        self._free: list[Tensor] = []
+        self._free = None
         self._taken = Taken()
         for index, (name, weight) in enumerate(zip(self._layout.masked, self._weights(), strict=True)):
             masks = [state.mask(index) for state in states]
             self._used.append(union(masks, weight))
-            self._free.append((~self._used[-1]).to(weight.dtype))
             attention[f"backbone.{name}"] = self.conditioning.attention(masks, weight)
         self._num_free = sum(int((~used).sum()) for used in self._used)
         return attention
