@@ -11,6 +11,7 @@ import torch
 from tests.methods.toys import make, tasks
 
 from hatrack.methods import METHODS, Method
+from hatrack.methods.masked import Room
 from hatrack.train import EpochDone, Training, TrainingSettings, loop
 from hatrack.train.state import TrainingState
 
@@ -44,9 +45,9 @@ def everything(method: Method, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def assert_same_bits(name: str, kind: str, folder: Path) -> None:
+def assert_same_bits(name: str, kind: str, folder: Path, **settings: Any) -> None:
     seen = tasks(kind, 2, samples=48)
-    settings = SETTINGS.get(name, {})
+    settings = {**SETTINGS.get(name, {}), **settings}
     method = make(name, kind, **settings)
     method.begin_task(seen[0])
     for _ in Training(method, seen[:1], SCHEDULE):
@@ -77,6 +78,11 @@ def test_going_on_after_any_epoch_ends_with_the_same_bits(name: str, tmp_path: P
 @pytest.mark.parametrize("name", WITH_NORMS)
 def test_going_on_with_batch_norms_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     assert_same_bits(name, "norm" if name in ("pnn", "pathnet") else "conv", tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"ewc": 10.0}, {"capacity": Room.GROW, "growth_threshold": 0.9}])
+def test_pmask_with_its_combinations_ends_with_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
+    assert_same_bits("pmask", "conv", tmp_path, **settings)
 
 
 def test_a_state_without_the_optimizers_part_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
