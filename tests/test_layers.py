@@ -25,7 +25,7 @@ LAYERS = [
     {"data"},
     {"loading", "export"},
     {"network", "weights"},
-    {"extracting"},
+    {"elastic", "extracting"},
     {"gated", "growing_weights", "mixing"},
     {"growing"},
     {"forgettable"},

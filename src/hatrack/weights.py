@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +11,15 @@ from hatrack import functional
 from hatrack.attachment import mark
 from hatrack.capacity import Capacity
 from hatrack.compact import CompactNetwork, bake, extract_baked
+from hatrack.elastic import ElasticNetwork
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.growing_weights import GrowingWeights
 from hatrack.growth import Growth
 from hatrack.heads import linear_head
 from hatrack.masks import (
-    ElasticWeights,
     Embedding,
     FreeWeights,
     MaskSource,
     Taken,
-    Tether,
     Unmasked,
     WeightConditioning,
     WeightRole,
@@ -43,7 +40,7 @@ WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
 """What saved networks call themselves."""
 
 
-class WeightMaskedNetwork(GrowingWeights):
+class WeightMaskedNetwork(ElasticNetwork):
     """A network that learns tasks one after the other, each with some of its weights, and forgets none of them.
 
     The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
@@ -99,16 +96,14 @@ class WeightMaskedNetwork(GrowingWeights):
         unmasked: Unmasked = Unmasked.PER_TASK,
         growth: Growth | None = None,
     ) -> None:
-        super().__init__(backbone, example_input, growth)
+        super().__init__(backbone, example_input, growth, FreeWeights() if conditioning is None else conditioning)
         self.source = Embedding() if source is None else source
-        self.conditioning = FreeWeights() if conditioning is None else conditioning
         self.unmasked = unmasked
         self._progress = 1.0
         self._unpacked: tuple[Tensor, int, list[Tensor]] | None = None
         self._free: list[Tensor] | None = None  # where no task uses a weight, as numbers; made when one is trained
         weight = self._weights()[0]
         self._num_features = count_features(backbone, example_input.to(weight.device))
-        self.register_module("tether", Tether(self._named()) if isinstance(conditioning, ElasticWeights) else None)
         self._renew_guarantee()
         self.to(weight.device)
         self._try_out(example_input.to(weight.device))
@@ -173,33 +168,6 @@ class WeightMaskedNetwork(GrowingWeights):
         ]
         return self.source.regularization(masks, self._used).to(device)
 
-    def penalty(self) -> Tensor:
-        """What it costs elastic weights to leave where they were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
-
-        A scalar; 0 with other conditionings, and before :meth:`tie` was called.
-        """
-        if self.tether is None or not self._consolidated_states():
-            return torch.zeros((), device=self._weights()[0].device)
-        assert isinstance(self.conditioning, ElasticWeights)
-        return self.conditioning.strength / 2 * self.tether.distance(self._named())
-
-    def tie(self, importance: Mapping[str, Tensor]) -> None:
-        """Hold elastic weights where they are now, in addition to what holds them already: once after every task.
-
-        Args:
-            importance: how much every entry of the weights matters to the task, none negative, by the names of
-                :meth:`masks`; such as the diagonal of the Fisher information under the task's mask.
-
-        Raises:
-            InputError: the network does not have elastic weights, or these are not its weights.
-        """
-        if self.tether is None:
-            raise InputError("tie acts on elastic weights; give the network conditioning=ElasticWeights(...)")
-        weights = self._named()
-        if {name: value.shape for name, value in importance.items()} != {n: w.shape for n, w in weights.items()}:
-            raise InputError(f"tie takes a tensor of its shape for every weight: {', '.join(weights)}")
-        self.tether.tie(weights, importance)
-
     def settle(self, name: str) -> None:
         """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
 
@@ -217,9 +185,6 @@ class WeightMaskedNetwork(GrowingWeights):
         if not state.is_settled:
             state.settle(self._final_masks(state))
         state.close()
-
-    def _shared_parameters(self) -> list[nn.Parameter]:
-        return self._weights() if self.conditioning.trains_weights else []
 
     def _bounded(self) -> Sequence[Tensor]:
         state = self._in_training()
@@ -288,17 +253,6 @@ class WeightMaskedNetwork(GrowingWeights):
 
     def _values(self, state: WeightTask) -> Sequence[Tensor | None]:
         return [*state.choice] or [None] * len(self._layout.masked)
-
-    def _weights(self) -> list[nn.Parameter]:
-        return [self._part(name) for name in self._layout.masked]
-
-    def _named(self) -> dict[str, Tensor]:
-        return dict(zip(self._layout.masked, self._weights(), strict=True))
-
-    def _part(self, name: str) -> nn.Parameter:
-        """A parameter of the backbone, or the tensor that ``torch.func.functional_call`` has put in its place."""
-        part: nn.Parameter = attrgetter(name)(self.backbone)
-        return part
 
     @torch.no_grad()
     def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
@@ -402,13 +356,6 @@ class WeightMaskedNetwork(GrowingWeights):
         if self.unmasked is not Unmasked.PER_TASK:
             heir.take_norms_of(state)
             heir.copies = state.copies
-
-    def _erase(
-        self, erased: Mapping[str, Tensor], others: Sequence[WeightTask], generator: torch.Generator | None
-    ) -> None:
-        super()._erase(erased, others, generator)
-        if self.tether is not None:
-            self.tether.loosen(self._named(), erased)
 
     def _remove(self, state: WeightTask) -> None:
         super()._remove(state)
