@@ -1,8 +1,8 @@
 """PMASK beside the methods of its paper, on split CIFAR-10: five tasks of two classes.
 
 On the AlexNet-like network with a fourth of its units, 1,000 pictures per task, 15 epochs. For every way accuracy after
-every task and the share of the weights in use; and how PMASK depends on s_max and c. Apart from that what a step of PMASK
-costs on two dense layers of 2000, as a ratio to a plain step.
+every task and the share of the weights in use; and how PMASK depends on s_max and c. Apart from that what a step costs
+on two dense layers of 2000, as a ratio to a plain step.
 
 python benchmarks/pmask.py [--ways pmask sgd] [--seed 0] [--out benchmarks/results/pmask.json]
 python benchmarks/pmask.py --ways --steps 20
