@@ -38,7 +38,7 @@ LAYERS = [
     {"conditioning"},
     {"gates", "protect", "calibration"},
     {"units"},
-    {"checkpoint"},
+    {"checkpoint", "sealed"},
     {"progress"},
     {
         "functional",

@@ -56,7 +56,7 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
     content = json.loads((tmp_path / "run.json").read_text())
     assert list(content) == [
         *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
-        *("metrics", "timing", "environment", "data", "sources", "history", "reuse", "status"),
+        *("metrics", "timing", "environment", "data", "sources", "history", "reuse", "status", "sha256"),
     ]
     assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (1, "demo", method, 0)
     assert content["status"] == "finished"
@@ -174,9 +174,7 @@ def test_results_without_history_are_read_and_gone_on_with(tmp_path: Path) -> No
     for event in run(prepare(request("hat", tmp_path))):
         if isinstance(event, TaskLearned):
             break
-    content = json.loads((tmp_path / "run.json").read_text())
-    del content["history"], content["reuse"]
-    (tmp_path / "run.json").write_text(json.dumps(content))
+    edited(tmp_path / "run.json", lambda content: (content.pop("history"), content.pop("reuse")))
     old = read_result(tmp_path / "run.json")
     assert (old.history, old.reuse) == ((), None)
     result = finish(request("hat", tmp_path))
@@ -319,9 +317,7 @@ def test_verify_notices_another_network(tmp_path: Path) -> None:
 
 def test_verify_elsewhere_compares_to_a_tolerance_and_says_so(tmp_path: Path) -> None:
     finish(request("hat", tmp_path))
-    content = json.loads((tmp_path / "run.json").read_text())
-    content["environment"]["processor"] = "another one"
-    (tmp_path / "run.json").write_text(json.dumps(content))
+    edited(tmp_path / "run.json", lambda content: content["environment"].update(processor="another one"))
     verification = verify(tmp_path)
     assert (verification.holds, verification.bitwise, verification.differences) == (True, False, ("processor",))
 
@@ -379,7 +375,7 @@ def test_a_run_on_other_data_is_told_apart(tmp_path: Path) -> None:
 def test_a_newer_result_is_refused(tmp_path: Path) -> None:
     finish(request("random", tmp_path))
     path = tmp_path / "run.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    edited(path, lambda content: content.update(schema=2))
     with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
         read_result(path)
     with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
@@ -388,6 +384,7 @@ def test_a_newer_result_is_refused(tmp_path: Path) -> None:
 
 def edited(path: Path, change: Any) -> None:
     content = json.loads(path.read_text())
+    content.pop("sha256")  # as a version before checksums wrote it
     change(content)
     path.write_text(json.dumps(content))
 

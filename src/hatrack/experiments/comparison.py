@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.plan import PLAN, REFERENCES, Plan, read_plan, run_folder, write_json
+from hatrack.experiments.plan import PLAN, REFERENCES, Plan, read_plan, run_folder
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.functional import forgetting_ratio
 from hatrack.names import unknown_name
+from hatrack.sealed import read_sealed, write_sealed
 from hatrack.statistics import Spread, spread
 
 __all__ = ["FAILURE", "FIGURES", "Comparison", "read_failure", "write_failure"]
@@ -168,8 +168,8 @@ def read_failure(folder: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        return str(json.loads(path.read_bytes())["error"])
-    except (OSError, KeyError, TypeError, ValueError):
+        return str(read_sealed(path, ("error",))["error"])
+    except (CheckpointError, KeyError):
         return f"it failed, but {path} does not say why"
 
 
@@ -178,4 +178,4 @@ def write_failure(folder: Path, error: str | None) -> None:
     if error is None:
         (folder / FAILURE).unlink(missing_ok=True)
     else:
-        write_json(folder / FAILURE, {"error": error})
+        write_sealed(folder / FAILURE, {"error": error})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 
-from hatrack.atomic import write_atomically
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.own import own_experiment
@@ -20,8 +18,9 @@ from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS
 from hatrack.names import look_up
+from hatrack.sealed import read_sealed, write_sealed
 
-__all__ = ["PLAN", "REFERENCES", "Plan", "read_plan", "run_folder", "write_json", "write_plan"]
+__all__ = ["PLAN", "REFERENCES", "Plan", "read_plan", "run_folder", "write_plan"]
 
 PLAN = "comparison.json"
 """The file at the top of the folder, which holds the plan."""
@@ -31,6 +30,9 @@ REFERENCES = ("joint", "random")
 
 SCHEMA = 1
 """Version of the format of ``comparison.json``."""
+
+_KEYS = ("schema", "experiment", "sources", "methods", "seeds", "settings", "environment")
+"""What versions that wrote no checksum wrote."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +182,8 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
     path = folder / PLAN
+    data = read_sealed(path, _KEYS, SCHEMA)
     try:
-        data = json.loads(path.read_bytes())
-        if data["schema"] > SCHEMA:
-            raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
         plan = Plan(
             str(data["experiment"]),
             tuple(map(str, data["methods"])),
@@ -195,21 +195,17 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         for method in plan.methods:
             look_up("method", method, METHODS)
         return plan, dict(data["environment"])
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged, or not a comparison ({type(error).__name__}: {error})") from error
 
 
 def write_plan(folder: Path, plan: Plan, environment: Mapping[str, Any]) -> None:
-    """Write ``comparison.json`` atomically."""
-    write_json(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
+    """Write ``comparison.json`` atomically, with its checksum.
 
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    Raises:
+        CheckpointError: it cannot be written; what was there before is still there.
+    """
+    write_sealed(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
 
 
 def _split_settings(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import enum
-import json
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hatrack.atomic import write_atomically
-from hatrack.errors import CheckpointError, NewerFileError
+from hatrack.errors import CheckpointError
 from hatrack.metrics import average_accuracy, backward_transfer, forgetting
+from hatrack.sealed import read_sealed, write_sealed
 from hatrack.train import EpochDone, Score
 
 __all__ = [
@@ -27,6 +26,12 @@ __all__ = [
 
 SCHEMA = 1
 """Version of the format of ``run.json``."""
+
+_KEYS = (
+    *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
+    *("metrics", "timing", "environment", "data", "sources", "history", "reuse", "status"),
+)
+"""What versions that wrote no checksum wrote."""
 
 T = TypeVar("T")
 
@@ -252,18 +257,12 @@ class RunResult:
 
 
 def write_result(path: Path, result: RunResult) -> None:
-    """Write ``run.json`` atomically.
+    """Write ``run.json`` atomically, with its checksum.
 
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    text = json.dumps(result.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be written ({error.strerror or error}); nothing was changed"
-        ) from error
+    write_sealed(path, result.to_json())
 
 
 def read_result(path: Path) -> RunResult:
@@ -272,15 +271,8 @@ def read_result(path: Path) -> RunResult:
     Raises:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
+    data = read_sealed(path, _KEYS, SCHEMA)
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged, or not a result of hatrack ({error})") from error
-    try:
-        if data["schema"] > SCHEMA:
-            raise NewerFileError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
         tasks = tuple(TaskSummary(**task) for task in data["tasks"])
         _require_sound(data)
         rows = zip(data["loss"], data["accuracy"], data["logits_sha256"], strict=True)

@@ -20,13 +20,13 @@ from hatrack.experiments.executors.base import optional_module
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobEvent
 from hatrack.experiments.own import own_experiment
-from hatrack.experiments.plan import write_json
 from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import read_result
 from hatrack.locks import locked
 from hatrack.methods import METHODS
 from hatrack.names import look_up
+from hatrack.sealed import read_sealed, write_sealed
 
 __all__ = ["JOURNAL", "TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
 
@@ -38,6 +38,9 @@ JOURNAL = "optuna.journal"
 
 SCHEMA = 1
 """Version of the format of ``tuning.json``."""
+
+_KEYS = ("schema", "experiment", "sources", "method", "seed", "settings", "grid", "candidates", "best")
+"""What versions that wrote no checksum wrote."""
 
 _PATIENCE = 5.0
 
@@ -223,12 +226,10 @@ def _require_same(search: Search, folder: Path) -> None:
     path = folder / TUNING
     if not path.exists():
         return
+    data = read_sealed(path, _KEYS, SCHEMA)
     try:
-        data = json.loads(path.read_bytes())
-        if data["schema"] > SCHEMA:
-            raise CheckpointError(f"{path} has schema {data['schema']}, this hatrack reads up to {SCHEMA}; upgrade it")
         then = {key: data[key] for key in ("experiment", "sources", "method", "seed", "settings")}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); choose another folder") from error
     now = _identity(search)
     changes = [f"{key} ({then[key]} there, {now[key]} now)" for key in now if then[key] != now[key]]
@@ -249,7 +250,7 @@ def _identity(search: Search) -> dict[str, Any]:
 
 def _write(search: Search, folder: Path, found: Sequence[Candidate]) -> None:
     chosen = best(found)
-    write_json(
+    write_sealed(
         folder / TUNING,
         {
             "schema": SCHEMA,

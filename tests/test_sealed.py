@@ -1,0 +1,210 @@
+"""Damage: whatever happens to a file, it reads as what was written, or as an error that names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from hatrack import CheckpointError, HATNetwork
+from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hatrack.errors import NewerFileError
+from hatrack.experiments import RunResult, Status, TaskHistory, TaskSummary, read_result
+from hatrack.experiments.folder import LOGITS_FORMAT
+from hatrack.experiments.plan import Plan, read_plan, write_plan
+from hatrack.experiments.results import write_result
+from hatrack.network import FORMAT
+from hatrack.sealed import read_sealed, sealed, write_sealed
+from hatrack.train import Score
+
+Reader = Callable[[Path], Any]
+
+
+def result_of_a_run() -> RunResult:
+    """Two tasks of which one was learned; what is not a number or a text is there, too."""
+    return RunResult(
+        experiment="demo",
+        method="hat",
+        seed=0,
+        command="hatrack run demo --method hat",
+        config={"lr": 0.05, "hidden": [4, 4], "growth": None},
+        tasks=(TaskSummary("a", 2, 10, 2, 5), TaskSummary("ö", 2, 10, 2, 5)),
+        scores=((Score(0.25, 0.8, "0f" * 32),),),
+        capacity={"units": 0.5},
+        epochs=(1,),
+        seconds=(0.125,),
+        environment={"threads": 1, "device": "cpu"},
+        status=Status.RUNNING,
+        data=("demo: idx files",),
+        history=(TaskHistory({"units": 0.5}, (0.7,), (0.6,), (0.5,), (0.5,)),),
+        reuse=((1.0,),),
+    )
+
+
+def net_hat(path: Path) -> Reader:
+    torch.manual_seed(0)
+    net = HATNetwork(nn.Sequential(nn.Linear(1, 2), nn.ReLU()), torch.zeros(1, 1))
+    net.add_task("a", 1)
+    net.consolidate("a")
+    net.save(path)
+    return lambda file: plain(read_checkpoint(file, FORMAT))
+
+
+def logits(path: Path) -> Reader:
+    write_checkpoint(path, Checkpoint({"a": torch.tensor([[0.5, -1.0], [2.0, 0.0]])}, {"format": LOGITS_FORMAT}))
+    return lambda file: plain(read_checkpoint(file, LOGITS_FORMAT))
+
+
+def plain(checkpoint: Checkpoint) -> Any:
+    return {name: value.tolist() for name, value in checkpoint.tensors.items()}, checkpoint.description
+
+
+def run_json(path: Path) -> Reader:
+    write_result(path, result_of_a_run())
+    return read_result
+
+
+def comparison_json(path: Path) -> Reader:
+    write_plan(path.parent, Plan.make("demo", ["hat"], [0, 1], {"hat.c": "0.5"}), {"threads": 1})
+    return lambda file: read_plan(file.parent)
+
+
+FILES: dict[str, Callable[[Path], Reader]] = {
+    "net.hat": net_hat,
+    "logits.safetensors": logits,
+    "run.json": run_json,
+    "comparison.json": comparison_json,
+}
+
+
+@contextmanager
+def holding(content: bytes) -> Iterator[None]:
+    """Every file has this content: tens of thousands of writes would take a disk minutes."""
+    with mock.patch.object(Path, "read_bytes", return_value=content):
+        yield
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_flipped_bit_is_noticed_or_changes_nothing(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / kind
+    read = FILES[kind](path)
+    content, whole = path.read_bytes(), read(path)
+    harmless = 0
+    for damaged in flipped(content):
+        with holding(damaged):
+            try:
+                assert read(path) == whole
+            except CheckpointError as error:
+                require_named(error, path)
+            else:
+                harmless += 1
+    assert harmless < len(content) / 10, "padding, an exponent's E, an escape's hexadecimal digit: not much"
+
+
+def flipped(content: bytes) -> Iterator[bytes]:
+    for position in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            yield bytes(damaged)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_truncation_is_noticed_or_loses_nothing(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / kind
+    read = FILES[kind](path)
+    content, whole = path.read_bytes(), read(path)
+    for length in range(len(content)):
+        with holding(content[:length]):
+            if kind.endswith(".json") and length == len(content) - 1:  # the line's end alone
+                assert read(path) == whole
+                continue
+            with pytest.raises(CheckpointError) as caught:
+                read(path)
+            require_named(caught.value, path)
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("foreign", FILES)
+def test_foreign_files_are_noticed(kind: str, foreign: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    path, other = tmp_path / kind, tmp_path / "other" / foreign
+    read = FILES[kind](path)
+    FILES[foreign](other)
+    with holding(b"\x00" * 100 if kind == foreign else other.read_bytes()), pytest.raises(CheckpointError) as caught:
+        read(path)
+    require_named(caught.value, path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "null", "nonsense", "[" * 100_000, '{"a": NaN}', '{"a": 1e999}', "\0"])
+def test_what_is_no_such_json_is_noticed(text: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(CheckpointError, match="is damaged, or not a file of hatrack") as caught:
+        read_sealed(tmp_path / "file", ("a",))
+    require_named(caught.value, tmp_path / "file")
+
+
+def require_named(error: CheckpointError, path: Path) -> None:
+    assert str(path) in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_changed_digit_is_not_believed(tmp_path: Path) -> None:
+    write_result(tmp_path / "run.json", result_of_a_run())
+    text = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(text.replace("0.8", "0.9"))
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged: its checksum does not match"):
+        read_result(tmp_path / "run.json")
+
+
+def test_a_file_that_was_formatted_anew_is_whole(tmp_path: Path) -> None:
+    write_result(tmp_path / "run.json", result_of_a_run())
+    content = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(content, sort_keys=True))
+    assert read_result(tmp_path / "run.json") == result_of_a_run()
+
+
+def test_files_from_before_checksums_are_read(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(result_of_a_run().to_json()))
+    assert read_result(tmp_path / "run.json") == result_of_a_run()
+
+
+def test_a_damaged_name_of_the_checksum_does_not_pass_for_none(tmp_path: Path) -> None:
+    write_result(tmp_path / "run.json", result_of_a_run())
+    text = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(text.replace('"sha256"', '"sha257"').replace("0.8", "0.9"))
+    with pytest.raises(CheckpointError, match="what is 'sha257'"):
+        read_result(tmp_path / "run.json")
+
+
+def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    content = result_of_a_run().to_json()
+    for newer in ({**content, "schema": 2}, sealed({**content, "schema": 2, "of what no version knew": 1})):
+        (tmp_path / "run.json").write_text(json.dumps(newer))
+        with pytest.raises(NewerFileError, match=r"run\.json has schema 2, this hatrack reads up to 1; upgrade it"):
+            read_result(tmp_path / "run.json")
+    (tmp_path / "run.json").write_text(json.dumps({**sealed(content), "schema": 2}))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_result(tmp_path / "run.json")
+
+
+def test_whatever_json_can_say_is_read_back(tmp_path: Path) -> None:
+    content = {"a": [1, -0.0, 1e-300, True, None, 'ü\n"\\'], "b": {"3": (1, 2)}, "c": 2**70, "name": "caf\udce9"}
+    write_sealed(tmp_path / "file", content)
+    read = read_sealed(tmp_path / "file", ())
+    assert read == {**content, "b": {"3": [1, 2]}}
+    (tmp_path / "file").read_bytes().decode()  # UTF-8, although a file's name need not be
+    assert sealed(read) == sealed(content)
+
+
+def test_a_number_that_json_does_not_have_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_sealed(tmp_path / "file", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
