@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from miniatures import tar_gz, zipped
 
-from hatrack.data.archives import read_tar_gz, read_zip
+from hatrack.data.archives import Limits, read_archive, read_tar_gz, read_zip
 from hatrack.errors import DataError
 
 FILES = {"one": b"what one holds" * 50, "two": b"what two holds"}
@@ -124,3 +124,8 @@ def test_a_file_that_is_there_twice() -> None:
             archive.writestr("train/a/one", b"2")
     with pytest.raises(DataError, match="one of them twice"):
         unzip(buffer.getvalue())
+
+
+def test_a_file_without_a_name_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the zip archive is damaged|points out of the archive"):
+        read_archive(zipped({"": b"1"}), lambda names: names, Limits(2, 100, 100), origin="here")

@@ -39,6 +39,7 @@ def test_result_may_be_written_to() -> None:
         pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(40), "not an idx file", id="another format"),
         pytest.param(IMAGES[:2] + b"\x0d" + IMAGES[3:], "type 0x0d", id="floats"),
         pytest.param(IMAGES[:3] + b"\0" + IMAGES[4:], "no axis", id="no axis"),
+        pytest.param(IMAGES[:4] + bytes(4) + b"\xff" * 8, "0 x 4294967295 x 4294967295", id="nothing, on long axes"),
         pytest.param(IMAGES[:10], "cut short within the idx header", id="cut in the header"),
         pytest.param(IMAGES[:-1], "declares 2 x 2 x 3 = 12 values but holds 11", id="cut in the values"),
         pytest.param(IMAGES + b"\0", "declares 2 x 2 x 3 = 12 values but holds 13", id="trailing byte"),

@@ -64,7 +64,12 @@ def entry(value: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        pytest.param(b"", "Ran out of input", id="empty"),
+        pytest.param(b"", "pickle exhausted", id="empty"),
+        pytest.param(b"\x80\x02}r\xff\xff\xff\x7f.", "LONG_BINPUT 2147483647 at byte 3", id="a table of 32 gigabytes"),
+        pytest.param(
+            b"\x80\x05}K\x00\x96\x00\x00\x00\x00\x10\x00\x00\x00s.", "expected 68719476736 bytes", id="as much at once"
+        ),
+        pytest.param(b"\x80\x05}K\x00\x96" + bytes([1]) + bytes(7) + b"asu.", "BYTEARRAY8", id="bytes to write to"),
         pytest.param(b"<html>", "not a pickle", id="another format"),
         pytest.param(entry(array(VALUES))[:-20], "not a pickle", id="cut short"),
         pytest.param(entry(array(VALUES))[:-1], "not a pickle", id="without an end"),

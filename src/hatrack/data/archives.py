@@ -7,6 +7,7 @@ made in good faith, so it is refused.
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -22,6 +23,8 @@ GZIP_WINDOW = 31
 
 GZIP_MAGIC = b"\x1f\x8b"
 ENCRYPTED = 0x1
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, LookupError)
+"""What the standard library raises where a zip archive is damaged; an index out of range where a name is empty."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _zip_names(payload: bytes, origin: str) -> list[str]:
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
             return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, OSError, RuntimeError) as error:
+    except (*_ZIP_FAULTS, OSError, RuntimeError) as error:
         raise DataError(f"{origin}: the zip archive is damaged ({error}); fetch it again") from error
 
 
@@ -201,7 +204,7 @@ def read_zip(
                     raise DataError(f"{origin}: unpacks to more than {limit} bytes, which cannot be right")
                 with archive.open(entry) as file:  # which reads no more than the size that the entry states
                     contents[entry.filename] = file.read(file_limit + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OverflowError, OSError, RuntimeError) as error:
+    except (*_ZIP_FAULTS, OSError, RuntimeError) as error:
         raise DataError(f"{origin}: the zip archive is damaged ({error}); fetch it again") from error
     return contents
 

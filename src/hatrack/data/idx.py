@@ -63,7 +63,11 @@ def decode_idx(content: bytes, origin: str) -> torch.Tensor:
         sizes = " x ".join(map(str, shape))
         raise DataError(f"{origin}: declares {sizes} = {declared} values but holds {present}; fetch the file again")
     if declared == 0:  # torch.frombuffer refuses an empty buffer
-        return torch.empty(shape, dtype=torch.uint8)
+        try:
+            return torch.empty(shape, dtype=torch.uint8)
+        except RuntimeError as error:  # no value at all, on axes too long for any array
+            sizes = " x ".join(map(str, shape))
+            raise DataError(f"{origin}: declares {sizes} values, which cannot be; fetch the file again") from error
     # A bytearray, because a tensor over read-only bytes would be a tensor that must never be written to.
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from hatrack.data.archives import Limits, read_archive
 from hatrack.data.arrays import ImageArrays
 from hatrack.errors import DataError
 
-__all__ = ["decode_npz"]
+__all__ = ["decode_npz", "read_npz"]
 
 BYTES = 1 << 31
 """Largest size of an array, unpacked."""
@@ -35,10 +35,7 @@ def decode_npz(content: bytes, origin: str, *, classes: int | None = None) -> Im
     Raises:
         DataError: The file is damaged, an array is missing, or of another type, shape or range.
     """
-    names = [f"{part}.npy" for part in ImageArrays._fields]
-    limits = Limits(len(names), BYTES, BYTES)
-    files = read_archive(content, lambda present: [name for name in names if name in present], limits, origin=origin)
-    arrays = {name.removesuffix(".npy"): _array(files, name, origin) for name in names}
+    arrays = read_npz(content, ImageArrays._fields, limit=BYTES, origin=origin)
     images = {part: _images(arrays[part], f"{origin}: {part}") for part in ("x_train", "x_test")}
     labels = {
         part: _labels(arrays[part], len(images[part.replace("y", "x")]), classes, f"{origin}: {part}")
@@ -49,23 +46,42 @@ def decode_npz(content: bytes, origin: str, *, classes: int | None = None) -> Im
     return ImageArrays(images["x_train"], labels["y_train"], images["x_test"], labels["y_test"])
 
 
-def _array(files: Mapping[str, bytes], name: str, origin: str) -> np.ndarray:
+def read_npz(content: bytes, names: Collection[str], *, limit: int, origin: str) -> dict[str, np.ndarray]:
+    """Read some arrays out of an npz file. Nothing in it is executed: pickled arrays are refused.
+
+    Args:
+        content: The bytes of the file.
+        names: Names of the arrays.
+        limit: Largest size of all of them together, unpacked, in bytes.
+        origin: Where the bytes come from, for the error message.
+
+    Raises:
+        DataError: The file is damaged, an array is missing, or is none of plain values.
+    """
+    within = [f"{name}.npy" for name in names]
+    limits = Limits(len(within), limit, limit)
+    files = read_archive(content, lambda present: [name for name in within if name in present], limits, origin=origin)
+    for name in within:
+        if name not in files:
+            raise DataError(f"{origin}: holds no {name}; it must hold {', '.join(within)}")
+    return {name: _array(files.pop(f"{name}.npy"), f"{origin}: {name}.npy") for name in names}
+
+
+def _array(content: bytes, origin: str) -> np.ndarray:
     """The array of an npy file, after checking that it holds as many bytes as its header says."""
-    if name not in files:
-        raise DataError(f"{origin}: holds no {name}; fetch the file again")
-    file = io.BytesIO(files[name])
+    file = io.BytesIO(content)
     try:
         version = npy.read_magic(file)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read_header(file)
-        present = len(files[name]) - file.tell()
+        present = len(content) - file.tell()
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != present:
             raise ValueError(f"{shape} values of type {dtype} in {present} bytes")
         file.seek(0)
         return npy.read_array(file, allow_pickle=False)
     except (ValueError, OverflowError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{origin}: {name} is no whole array of numbers ({reason}); fetch the file again") from error
+        raise DataError(f"{origin} is no whole array of plain values ({reason}); fetch the file again") from error
 
 
 def _images(array: np.ndarray, origin: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ import torch
 from hatrack.errors import DataError
 
 __all__ = ["load_pickle"]
+
+_NUMBERING = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+"""Opcodes that number a value, which needs a table as long as the number; a value takes a byte at least."""
+
+_RESERVING = frozenset({"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"})
+"""Opcodes that are of no use here and reserve memory before reading what goes there."""
 
 
 def load_pickle(content: bytes, origin: str) -> dict[str, Any]:
@@ -33,6 +40,7 @@ def load_pickle(content: bytes, origin: str) -> dict[str, Any]:
         DataError: The pickle is damaged, is no dictionary, or asks for something else, which is then not done.
     """
     try:
+        _require_modest(content)
         loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise _fault(origin, error) from error
@@ -46,6 +54,13 @@ def load_pickle(content: bytes, origin: str) -> dict[str, Any]:
         else value
         for key, value in loaded.items()
     }
+
+
+def _require_modest(content: bytes) -> None:
+    """Refuse what makes the unpickler reserve memory for what is not there: gigabytes, for a byte or two of damage."""
+    for opcode, argument, position in pickletools.genops(content):
+        if opcode.name in _RESERVING or (opcode.name in _NUMBERING and int(argument or 0) > len(content)):
+            raise pickle.UnpicklingError(f"{opcode.name} {argument} at byte {position}")
 
 
 def _fault(origin: str, error: BaseException) -> DataError:

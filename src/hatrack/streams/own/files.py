@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hatrack.data.files import read_payload
+from hatrack.data.npz import read_npz
 from hatrack.errors import DataError, InputError
 from hatrack.streams.own.samples import Samples, divided_samples, fitted
 from hatrack.streams.own.tables import Table, read_table
@@ -22,6 +22,8 @@ __all__ = ["OwnTask", "digest_of", "read_own_task"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+NPZ_BYTES = 1 << 36
+"""Largest size of the arrays of an npz file, unpacked: a few kilobytes can unpack to as much as one likes."""
 
 
 @dataclass(frozen=True)
@@ -181,15 +183,7 @@ def _picture(path: Path, task: OwnTask) -> torch.Tensor:
 
 
 def _read_npz(task: OwnTask) -> tuple[Samples, Samples]:
-    try:
-        # From bytes, since numpy leaves a file open that it cannot read.
-        with np.load(io.BytesIO(task.path.read_bytes()), allow_pickle=False) as archive:
-            missing = [name for name in ARRAYS if name not in archive]
-            if missing:
-                raise DataError(f"{task.path}: has no array {missing[0]}; it must hold {', '.join(ARRAYS)}")
-            arrays = {name: archive[name] for name in ARRAYS}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{task.path}: not a whole npz file of plain arrays ({error})") from error
+    arrays = read_npz(read_payload(task.path), ARRAYS, limit=NPZ_BYTES, origin=str(task.path))
     train, test = (
         Samples(
             _numbers(arrays[f"x_{part}"], f"{task.path}: x_{part}"),
