@@ -14,7 +14,7 @@ from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.units import Group, Reader
 
-__all__ = ["ActiveTask", "InputGate", "initial_embedding", "used_units"]
+__all__ = ["ActiveTask", "InputGate", "groups_switched_off", "initial_embedding", "used_units"]
 
 
 def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -35,6 +35,17 @@ def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
         if not mask[group.span].any():
             mask[group.start + int(embedding[group.span].argmax())] = True
     return mask
+
+
+def groups_switched_off(embedding: Tensor, groups: Sequence[Group]) -> list[str]:
+    """Names of the groups of which a task has switched off all units; one of a single unit cannot be.
+
+    Args:
+        embedding: the task's embedding, ``(U,)``.
+        groups: the groups of the network.
+    """
+    mask = functional.hard_attention(embedding)
+    return [group.name for group in groups if group.size > 1 and not mask[group.span].any()]
 
 
 def initial_embedding(start: Tensor | Distribution, num_units: int, generator: torch.Generator | None = None) -> Tensor:

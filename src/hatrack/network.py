@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from hatrack.conditioning import (
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.extracting import ExtractableNetwork
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
-from hatrack.gates import initial_embedding, used_units
+from hatrack.gates import groups_switched_off, initial_embedding, used_units
 from hatrack.growth import Growth
 from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
@@ -270,6 +271,14 @@ class HATNetwork(ExtractableNetwork):
         return functional.gate(state.embedding, self.s_max, self.gate_function)
 
     def _fix_mask(self, state: UnitTask) -> None:
+        off = groups_switched_off(state.embedding.detach(), self._graph.groups)
+        if off:
+            left = "one unit of each stays on" if self.hard else "little of what they say is left"
+            warnings.warn(
+                f"task {state.name!r} has switched off all units of {', '.join(off)}; {left}. If it learned badly, "
+                "weigh the regularization less (c)",
+                stacklevel=3,
+            )
         state.freeze(self._final_mask(state))
 
     # ----------------------------------------------------------------------------------------------- the guarantee

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -183,7 +184,17 @@ class WeightMaskedNetwork(ElasticNetwork):
 
     def _fix_mask(self, state: WeightTask) -> None:
         if not state.is_settled:
-            state.settle(self._final_masks(state))
+            masks = self._final_masks(state)
+            single = [
+                n for n, mask in zip(self._layout.masked, masks, strict=True) if int(mask.sum()) < 2 <= mask.numel()
+            ]
+            if single:
+                warnings.warn(
+                    f"task {state.name!r} has switched off all entries of {', '.join(single)} but one at most. If it "
+                    "learned badly, weigh the regularization less (c), or keep more",
+                    stacklevel=3,
+                )
+            state.settle(masks)
         state.close()
 
     def _bounded(self) -> Sequence[Tensor]:

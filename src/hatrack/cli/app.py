@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -229,7 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without accents is no reason to fail
     try:
-        code = app(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = app(arguments)
         return code if isinstance(code, int) else 0
     except cyclopts.CycloptsError as error:
         return _fail(_first_line(error), 2)
@@ -285,6 +288,12 @@ def _listing(title: str, kinds: Sequence[str], rows: Iterable[tuple[str, ...]]) 
                 said.append(f"\n{kind}: {other}", style="dim")
         table.add_row(name, said)
     return table
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """One line for a person, without the place in the code that Python would add."""
+    text = Text.assemble(("warning:", "bold yellow"), " ", " ".join(str(message).split()))
+    Console(stderr=True).print(text, soft_wrap=True)
 
 
 def _fail(message: str, code: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,10 @@ class HATSettings:
     growth_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.s_max <= 0:
+        if not self.s_max > 0:
             raise InputError(f"s_max must be above 0, not {self.s_max}")
+        if not 0 <= self.c < math.inf:
+            raise InputError(f"c must be a finite number, 0 or more, not {self.c}")
         if not self.embedding_low < self.embedding_high <= EMBEDDING_BOUND:
             raise InputError(
                 "embedding_low must be below embedding_high, and that at most 6, "

@@ -182,7 +182,7 @@ class Task:
                 )
             classes = [str(label) for label in found]
         everything = Split(x_train, torch.arange(len(x_train)), y_train, transform)
-        train, valid = everything.divided(validation, generator or seeded_generator(0, "validation", name))
+        train, valid = _divided(name, everything, validation, generator or seeded_generator(0, "validation", name))
         test = Split(x_test, torch.arange(len(x_test)), y_test, transform)
         return cls(name, tuple(classes), train, valid, test)
 
@@ -205,8 +205,16 @@ def sampled_task(
     """
     if options.limit is not None:
         train = train.part(balanced_rows(train.labels, options.limit, seeded_generator(options.seed, "limit", index)))
-    train, valid = train.divided(options.validation, seeded_generator(options.seed, "validation", index))
+    train, valid = _divided(name, train, options.validation, seeded_generator(options.seed, "validation", index))
     return Task(name, classes, train, valid, test)
+
+
+def _divided(name: str, split: Split, validation: float, generator: torch.Generator) -> tuple[Split, Split]:
+    """Divide a task's split, whose name a fault is told with."""
+    try:
+        return split.divided(validation, generator)
+    except InputError as error:
+        raise InputError(f"task {name}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,10 @@ def stratified_split(
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         held_out[_draw(rows, count, generator)] = True
     if not held_out.any():
-        raise InputError(f"{len(labels)} training samples are too few for a validation split; use more, or share 0")
+        raise InputError(
+            f"{len(labels)} samples, one of each class, are too few for a validation split; use more, or a share of 0 "
+            "(--set validation=0), with which the training samples serve for validation, too"
+        )
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.checkpoint import part_of
-from hatrack.errors import CheckpointError
+from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.methods import EpochPlan, Method
 from hatrack.modes import fresh_statistics
@@ -200,7 +200,7 @@ class Training:
             for index in range(batches):
                 rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
                 rows, weight = ranks.share(rows)
-                with self._autocast():
+                with self._autocast(), _batch_norms_explained(self._task):
                     loss = method.loss(train.step(rows, batch_progress(index, batches))).value
                 loss = loss if ranks.size == 1 else loss * weight
                 self._optimizer.zero_grad()
@@ -250,3 +250,17 @@ class Training:
                 loss += float(result.value) * len(batch.x)
                 right += int((result.logits.argmax(dim=1) == batch.y).sum())
         return loss / len(valid), right / len(valid)
+
+
+@contextmanager
+def _batch_norms_explained(task: str) -> Iterator[None]:
+    """Say what to do where torch says only that a batch norm has one value per channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"a batch norm needs two values per channel, and a batch of task {task!r} has a single sample; choose "
+            "another batch size (--set batch_size=...), or a network without batch norms"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,8 +73,11 @@ class TrainingSettings:
             if getattr(self, key) < 1:
                 raise InputError(f"{key} must be at least 1, not {getattr(self, key)}")
         for key in ("lr", "clip_norm"):
-            if getattr(self, key) <= 0:
+            if not getattr(self, key) > 0:
                 raise InputError(f"{key} must be above 0, not {getattr(self, key)}")
+        for key in ("lr", "lr_factor", "lr_min", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise InputError(f"{key} must be a finite number, 0 or more, not {getattr(self, key)}")
         if self.lr_factor <= 1:
             raise InputError(f"lr_factor must be above 1, not {self.lr_factor}: the learning rate is divided by it")
 
