@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from hatrack import HATNetwork
+from hatrack.capacity import common_entries
 from helpers import NETS, attach, learn
 
 
@@ -78,3 +79,13 @@ def test_soft_masks_count_what_is_exactly_one() -> None:
     net.consolidate("a")
     assert net.capacity().units == 0.25
     assert net.reuse().tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("at_once", [1, 20, 1 << 24])
+def test_common_entries_are_those_of_every_pair(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hatrack.capacity._ENTRIES_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(7, 5, generator=generator) < share for share in (0.1, 0.5, 0.9, 1.1)]
+    naive = [[int((one & other).sum()) for other in masks] for one in masks]
+    assert common_entries(masks).tolist() == naive
+    assert common_entries([]).shape == (0, 0)

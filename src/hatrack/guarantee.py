@@ -99,7 +99,11 @@ def _held(graph: UnitGraph, name: str, parameter: Tensor, masks: Sequence[Tensor
 
 
 def take_digests(
-    guarantee: Guarantee, backbone: nn.Module, consolidated: Sequence[TaskState], per_task_modules: Sequence[str]
+    guarantee: Guarantee,
+    backbone: nn.Module,
+    consolidated: Sequence[TaskState],
+    per_task_modules: Sequence[str],
+    checked: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Digests of all that must not move: held entries by parameter, buffers by name, consolidated tasks whole.
 
@@ -108,6 +112,7 @@ def take_digests(
         backbone: the network.
         consolidated: the consolidated tasks.
         per_task_modules: names of the layers that every task has a copy of; no task looks at their buffers.
+        checked: digests that were compared just now; those of tasks in them are not taken again.
     """
     names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
     digests = {
@@ -122,8 +127,11 @@ def take_digests(
             if not name.startswith(per_task)
         }
     for state in consolidated:
-        values = {name: value for name, value in state.state_dict().items() if name != "_extra_state"}
-        digests[f"task {state.name}"] = digest(values)
+        task = f"task {state.name}"
+        if task in checked:
+            digests[task] = checked[task]
+        else:
+            digests[task] = digest({name: v for name, v in state.state_dict().items() if name != "_extra_state"})
     return digests
 
 

@@ -7,6 +7,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 import torch
@@ -178,7 +179,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         with torch.inference_mode(False), torch.no_grad():
             self._fix_mask(state)
             self._renew_guarantee()
-            self._digests = self._take_digests()
+            self._digests = self._take_digests(checked=self._digests)
 
     # ----------------------------------------------------------------------------------------------- the guarantee
 
@@ -238,8 +239,9 @@ class MaskedNetwork(InferringNetwork[StateT]):
         held = self._attention_on_parameters()
         self._guarantee = Guarantee.around(held, self.backbone, self._consolidated_states(), self._dampers())
 
-    def _take_digests(self) -> dict[str, str]:
-        return take_digests(self._guarantee, self.backbone, self._consolidated_states(), self._per_task_modules())
+    def _take_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        states, per_task = self._consolidated_states(), self._per_task_modules()
+        return take_digests(self._guarantee, self.backbone, states, per_task, checked)
 
     # -------------------------------------------------------------------------------------------------- keeping it
 

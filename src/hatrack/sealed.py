@@ -26,15 +26,12 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content with its checksum last.
 
     Args:
-        content: JSON values by key, without a checksum.
+        content: JSON values by key, without a checksum; all keys in it are texts.
 
     Raises:
         ValueError: a number is infinite or not a number, which JSON does not have.
     """
-    plain = json.loads(
-        json.dumps(dict(content), allow_nan=False)
-    )  # as it will be read: lists for tuples, texts for keys
-    return {**plain, CHECKSUM: _checksum(plain)}
+    return {**content, CHECKSUM: _checksum(content)}
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
@@ -47,7 +44,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    text = json.dumps(sealed(content), indent=2, ensure_ascii=False) + "\n"
+    text = _formatted(sealed(content)) + "\n"
     try:
         # What UTF-8 cannot say, a part of a file's name that is none, becomes an escape of JSON's.
         write_atomically(path, text.encode(errors="backslashreplace"))
@@ -97,3 +94,14 @@ def read_sealed(path: Path, known: Collection[str], newest: int | None = None) -
 def _checksum(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _formatted(value: Any, indent: str = "") -> str:
+    """JSON for people: a key a line, and a row of a matrix a line, which is much less to write than a number a line."""
+    deeper = indent + "  "
+    if isinstance(value, Mapping) and value:
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_formatted(part, deeper)}" for key, part in value.items()]
+        return f"{{\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}}}"
+    if isinstance(value, (list, tuple)) and any(isinstance(part, (Mapping, list, tuple)) for part in value):
+        return f"[\n{deeper}" + f",\n{deeper}".join(_formatted(part, deeper) for part in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)

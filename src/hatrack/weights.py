@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hatrack import functional
 from hatrack.attachment import mark
-from hatrack.capacity import Capacity
+from hatrack.capacity import Capacity, common_entries
 from hatrack.compact import CompactNetwork, bake, extract_baked
 from hatrack.elastic import ElasticNetwork
 from hatrack.errors import GuaranteeError, InputError
@@ -341,9 +341,7 @@ class WeightMaskedNetwork(ElasticNetwork):
         states = self._consolidated_states()
         common = torch.zeros(len(states), len(states), dtype=torch.int64)
         for index in range(len(self._layout.masked)):
-            masks = [state.mask(index) for state in states]
-            shared = [[int((one & other).sum()) for other in masks] for one in masks]
-            common += torch.tensor(shared, dtype=torch.int64).view_as(common)
+            common += common_entries([state.mask(index) for state in states])
         return common / common.diagonal().clamp_min(1).unsqueeze(1)
 
     # ----------------------------------------------------------------------------------------------- the guarantee
