@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -44,9 +44,9 @@ def locked(folder: Path, patience: float) -> Iterator[None]:
                 holder = file.read().strip() or "another process"
                 raise InputError(f"{folder} is in use by {holder}; wait for it, or choose another folder with --out")
             time.sleep(_PAUSE)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock holds just as well; only the name of its holder is missing
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield  # closing the file unlocks it
 
 

@@ -28,7 +28,7 @@ from hatrack.cli.options import (
     what_to_learn,
     with_short_forms,
 )
-from hatrack.errors import InputError
+from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
     Comparison,
     Job,
@@ -245,12 +245,16 @@ def _state(job: Job) -> str:
 
 
 def _say_end(console: Console, jobs: Sequence[Job], folder: Path, quiet: bool) -> int:
-    failed = sum(read_failure(job.folder) is not None for job in jobs)
+    failures = {job.name: why for job in jobs if (why := read_failure(job.folder)) is not None}
+    again = f"{len(failures)} of {len(jobs)} runs failed; the same command tries them again"
+    if quiet and failures:
+        name, why = next(iter(failures.items()))
+        raise HatrackError(f"{name}: {why}; {again}")
     if not quiet:
-        if failed:
-            say(console, f"{failed} of {len(jobs)} runs failed; the same command tries them again")
+        if failures:
+            say(console, again)
         say(console, f"kept in {folder}")
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 def _text(value: object) -> str:
