@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from hatrack.cli import main
+from hatrack.data.arrays import ImageArrays
+from hatrack.data.prepared import Decoded, prepared
 from hatrack.experiments import RunRequest, TaskLearned, prepare, run
 
 if sys.platform != "win32":
@@ -157,3 +160,19 @@ def test_a_folder_that_cannot_be_written(finished: Path, tmp_path: Path, capsys:
     assert "run.json could not be written (Read-only file system); nothing was changed" in shown
     assert main(command) == 0
     assert hashes(tmp_path / "run") == hashes(finished)
+
+
+def test_a_cache_of_decoded_data_is_not_needed(tmp_path: Path) -> None:
+    arrays = ImageArrays(*(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3)) * 2)
+    path = tmp_path / "cache" / "kept.safetensors"
+    for hindrance in (room_for(10), read_only(tmp_path)):
+        with hindrance:
+            assert prepared(path, "key", lambda: Decoded(arrays, "digest")).digest == "digest"
+        assert contents(tmp_path) == {}
+    prepared(path, "key", lambda: Decoded(arrays, "digest"))
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:50] + b"\0" + whole[51:], b""):
+        path.write_bytes(damaged)
+        again = prepared(path, "key", lambda: Decoded(arrays, "made again"))
+        assert again.digest == "made again"
+    assert prepared(path, "key", lambda: Decoded(arrays, "not asked")).digest == "made again"

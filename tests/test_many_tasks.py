@@ -1,0 +1,64 @@
+"""Many tasks on a tiny network; ``benchmarks/soak.py`` does a thousand, and two hundred as a run."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import hatrack
+from hatrack import HATNetwork, guarantee
+
+TASKS = 200
+
+
+def backbone() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+
+
+def test_two_hundred_tasks_on_a_full_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(backbone(), torch.zeros(1, 4))
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    promised = {}
+    for number in range(TASKS):
+        name = f"t{number}"
+        net.train()
+        net.add_task(name, 2)
+        optimizer = net.protect(torch.optim.SGD(net.task_parameters(name), lr=0.1, momentum=0.9))
+        for progress in (0.0, 1.0):
+            net.anneal(progress)
+            optimizer.zero_grad()
+            (F.cross_entropy(net(x, name), y) + net.regularization()).backward()
+            optimizer.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "task .* has switched off")
+            net.consolidate(name)
+        promised[name] = net.eval()(x, name).detach()
+    assert net.capacity().weights > 0.9, "there was hardly any room left long before the last"
+    assert net.reuse().shape == (TASKS, TASKS)
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", backbone()).eval()
+    for name, logits in promised.items():
+        assert torch.equal(net(x, name), logits)
+        assert torch.equal(again(x, name), logits)
+
+
+def test_consolidating_takes_the_digest_of_every_task_once(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    net = HATNetwork(backbone(), torch.zeros(1, 4))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "task .* has switched off")
+        for name in ("a", "b", "c"):
+            net.add_task(name, 2)
+            net.consolidate(name)
+        net.add_task("d", 2)
+        taken, whole = [], guarantee.digest
+        monkeypatch.setattr(guarantee, "digest", lambda values: taken.append(list(values)) or whole(values))
+        net.consolidate("d")
+    of_tasks = [names for names in taken if "embedding" in names]
+    assert len(of_tasks) == 4, "a, b and c to check them, and d"
+    before = dict(net._digests)
+    assert net._take_digests() == before
