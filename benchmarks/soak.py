@@ -206,8 +206,9 @@ def tiny(tasks: int) -> dict[str, Any]:
             again = hatrack.load(Path(folder) / "net.hat", backbone()).eval()
         size = (Path(folder) / "net.hat").stat().st_size
     with measured("ask all tasks", last), torch.no_grad():
+        net.eval()
         for name in net.task_names:
-            net.eval()(x, name)
+            net(x, name)
     with measured("capacity and reuse", last):
         net.capacity(), net.reuse()
     print(last, size)

@@ -122,6 +122,11 @@ def header_of(header: object) -> Callable[[Path], None]:
     return write
 
 
+def raw(header: bytes) -> bytes:
+    """A safetensors file without tensors."""
+    return len(header).to_bytes(8, "little") + header
+
+
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "could not be read"),
     "folder": (lambda path: path.mkdir(), "could not be read"),
@@ -131,6 +136,9 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (lambda path: torch.save({"x": torch.zeros(2)}, path), "damaged, or not a file"),
     "safetensors": (lambda path: safetensors.torch.save_file({"x": torch.zeros(2)}, path), "hatrack did not save it"),
     "no json": (header_of("nonsense"), "its description cannot be read"),
+    "half a character": (header_of({"version": 1, "sha256": "", "description": "\ud800"}), "checksum does not match"),
+    "deep": (header_of("[" * 100_000), "its description cannot be read"),
+    "no metadata": (lambda path: path.write_bytes(raw(b'{"__metadata__":null}')), "hatrack did not save it"),
     "a list": (header_of([1, 2]), "its description cannot be read"),
     "nothing": (header_of({}), "its description cannot be read"),
     "no text": (header_of({"version": 1, "sha256": "", "description": {}}), "its description cannot be read"),

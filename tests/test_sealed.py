@@ -51,8 +51,8 @@ def result_of_a_run() -> RunResult:
 def net_hat(path: Path) -> Reader:
     torch.manual_seed(0)
     net = HATNetwork(nn.Sequential(nn.Linear(1, 2), nn.ReLU()), torch.zeros(1, 1))
-    net.add_task("a", 1)
-    net.consolidate("a")
+    net.add_task("ö", 1)
+    net.consolidate("ö")
     net.save(path)
     return lambda file: plain(read_checkpoint(file, FORMAT))
 

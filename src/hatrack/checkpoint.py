@@ -82,15 +82,15 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
     try:
         tensors = safetensors.torch.load(content)
         header_length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + header_length]).get("__metadata__", {})
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
+        metadata = json.loads(content[8 : 8 + header_length]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, or not a file that hatrack saved ({error})") from error
     if "hatrack" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but hatrack did not save it")
     try:
         header = json.loads(metadata["hatrack"])
         version, checksum, text = header["version"], header["sha256"], header["description"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its description cannot be read") from error
     if not isinstance(text, str):
         raise CheckpointError(f"{path} is damaged: its description cannot be read")
@@ -137,7 +137,7 @@ def _say(module: list[str] | None) -> str:
 
 
 def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
-    summary = hashlib.sha256(description.encode())
+    summary = hashlib.sha256(description.encode(errors="surrogatepass"))  # which only damage makes necessary
     for name in sorted(tensors):
         tensor = tensors[name]
         summary.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

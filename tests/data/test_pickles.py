@@ -74,6 +74,7 @@ def entry(value: bytes) -> bytes:
         pytest.param(entry(array(VALUES))[:-20], "not a pickle", id="cut short"),
         pytest.param(entry(array(VALUES))[:-1], "not a pickle", id="without an end"),
         pytest.param(b"\x80\x02]q\x01.", "holds a list", id="no dictionary"),
+        pytest.param(b"(S'\\?'\nl.", "holds a list", id="an escape that means nothing"),
         pytest.param(b"\x80\x02cos\nsystem\nU\x04trueq\x01\x85R.", "it asks for os.system", id="a call"),
         pytest.param(b"(S'true'\nios\nsystem\n.", "it asks for os.system", id="a call in the oldest way"),
         pytest.param(entry(b"cnumpy\nfromfile\n"), "it asks for numpy.fromfile", id="another function of numpy"),

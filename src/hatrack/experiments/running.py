@@ -24,7 +24,7 @@ from hatrack.experiments.folder import (
 )
 from hatrack.experiments.preparing import Prepared
 from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, write_result
-from hatrack.train import BatchDone, EpochDone, Score, Training, predict_split, require_finite, score
+from hatrack.train import BatchDone, EpochDone, Score, Training, predict_splits, require_finite, score
 
 __all__ = ["Event", "TaskBegun", "TaskLearned", "last_logits", "run", "score_row"]
 
@@ -106,8 +106,7 @@ def _learn(prepared: Prepared, index: int, out: Path | None) -> Iterator[Event]:
 def last_logits(prepared: Prepared, learned: int) -> dict[str, Tensor]:
     """Test logits of the first ``learned`` tasks by name, the method run on each."""
     batch_size = prepared.config.training.eval_batch_size
-    tasks = prepared.stream[:learned]
-    return {task.name: predict_split(prepared.method, task.test, task.name, batch_size) for task in tasks}
+    return predict_splits(prepared.method, {task.name: task.test for task in prepared.stream[:learned]}, batch_size)
 
 
 def score_row(prepared: Prepared, logits: Mapping[str, Tensor]) -> tuple[Score, ...]:

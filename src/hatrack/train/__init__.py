@@ -1,7 +1,7 @@
 """The one training loop, and the tests that follow it."""
 
 from hatrack.train.loop import BatchDone, EpochDone, Training, fit
-from hatrack.train.scoring import Score, predict_split, require_finite, score
+from hatrack.train.scoring import Score, predict_split, predict_splits, require_finite, score
 from hatrack.train.settings import OptimizerKind, Precision, TrainingSettings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "TrainingSettings",
     "fit",
     "predict_split",
+    "predict_splits",
     "require_finite",
     "score",
 ]

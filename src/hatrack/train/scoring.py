@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from hatrack.errors import TrainingError
 from hatrack.methods import Method
 from hatrack.streams import Split
 
-__all__ = ["Score", "predict_split", "require_finite", "score"]
+__all__ = ["Score", "predict_split", "predict_splits", "require_finite", "score"]
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,29 @@ class Score:
 
 
 def predict_split(method: Method, split: Split, task: str, batch_size: int) -> Tensor:
-    """Run a method on the test samples of a task that it has learned.
+    """Run a method on the test samples of a task that it has learned; see :func:`predict_splits`."""
+    return predict_splits(method, {task: split}, batch_size)[task]
+
+
+def predict_splits(method: Method, splits: Mapping[str, Split], batch_size: int) -> dict[str, Tensor]:
+    """Run a method on the test samples of tasks that it has learned.
 
     Args:
-        method: the method.
-        split: the test samples.
-        task: the task's name.
+        method: the method; it is left in evaluation mode.
+        splits: the test samples, by the task's name.
         batch_size: samples per batch; logits are reproducible to the bit for equal batches only.
 
     Returns:
-        Logits in test order, float32 on the CPU, ``(N, classes)``.
+        For each task logits in test order, float32 on the CPU, ``(N, classes)``.
     """
-    method.train_mode(False)
-    x, _ = split.load()
+    method.train_mode(False)  # once: it goes through the modules of all tasks
+    logits = {}
     with torch.no_grad():
-        parts = [
-            method.predict(part.to(method.setup.device), task).float().cpu() for part in torch.split(x, batch_size)
-        ]
-    return torch.cat(parts).contiguous()
+        for task, split in splits.items():
+            parts = torch.split(split.load()[0], batch_size)
+            on_device = (part.to(method.setup.device) for part in parts)
+            logits[task] = torch.cat([method.predict(x, task).float().cpu() for x in on_device]).contiguous()
+    return logits
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:
