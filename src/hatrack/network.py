@@ -127,6 +127,7 @@ class HATNetwork(ExtractableNetwork):
         self.compensation, self.conditioning = compensation, conditioning
         self.gate_function, self.regularizer = gate_function, regularizer
         self.batch_norms = batch_norms
+        self._off: list[str] = []
         warn_of_collapse(self._graph)
         self._set_scale(self.s_max)
         self._renew_guarantee()
@@ -183,9 +184,11 @@ class HATNetwork(ExtractableNetwork):
         self._grow_if_full(generator)
         start = None if embedding is None else initial_embedding(embedding, self._graph.num_units, generator)
         self._open_task(name, num_classes, generator)
+        state = self._require_training("add_task")
         if start is not None:
             with torch.no_grad():
-                self._require_training("add_task").embedding.copy_(start)
+                state.embedding.copy_(start)
+        self._off = groups_switched_off(state.embedding.detach(), self._graph.groups)  # by chance, where they are small
 
     def _open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> None:
         reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
@@ -271,7 +274,9 @@ class HATNetwork(ExtractableNetwork):
         return functional.gate(state.embedding, self.s_max, self.gate_function)
 
     def _fix_mask(self, state: UnitTask) -> None:
-        off = groups_switched_off(state.embedding.detach(), self._graph.groups)
+        off = [
+            name for name in groups_switched_off(state.embedding.detach(), self._graph.groups) if name not in self._off
+        ]
         if off:
             left = "one unit of each stays on" if self.hard else "little of what they say is left"
             warnings.warn(

@@ -194,6 +194,17 @@ def test_masks_of_weights_that_switch_themselves_off_are_warned_of() -> None:
     assert int(net.masks("a")["0.weight"].sum()) == 1
 
 
+def test_a_group_that_began_switched_off_is_no_reason_to_warn() -> None:
+    net = HATNetwork(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
+    net.add_task("a", 2, embedding=-torch.ones(3))
+    net.consolidate("a")
+    net.add_task("b", 2, embedding=torch.tensor([-1.0, -1.0, 1.0]))
+    with torch.no_grad():
+        net.tasks[1].embedding.fill_(-1.0)  # type: ignore[union-attr,operator]
+    with pytest.warns(UserWarning, match="task 'b' has switched off all units of 0"):
+        net.consolidate("b")
+
+
 def test_a_group_of_one_unit_cannot_switch_itself_off() -> None:
     net = HATNetwork(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), torch.zeros(1, 2))
     net.add_task("a", 2, embedding=torch.tensor([-1.0]))
