@@ -54,13 +54,14 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
         ) from error
 
 
-def read_sealed(path: Path, known: Collection[str], newest: int | None = None) -> dict[str, Any]:
+def read_sealed(path: Path, known: Collection[str], newest: int | None = None, what: str = "file") -> dict[str, Any]:
     """Read a file and check that it is whole.
 
     Args:
         path: the file.
         known: the keys that versions without checksums wrote; a file without one may hold no others.
         newest: the highest ``schema`` that is understood; None for files without one.
+        what: what it is, for messages.
 
     Returns:
         What it holds, without the checksum.
@@ -79,7 +80,7 @@ def read_sealed(path: Path, known: Collection[str], newest: int | None = None) -
         raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is damaged, or not a file of hatrack ({' '.join(str(error).split())})"
+            f"{path} is damaged, or not a {what} of hatrack ({' '.join(str(error).split())})"
         ) from error
     if recorded not in (None, checksum):
         raise CheckpointError(f"{path} is damaged: its checksum does not match; use an earlier copy")
@@ -87,7 +88,7 @@ def read_sealed(path: Path, known: Collection[str], newest: int | None = None) -
         raise NewerFileError(f"{path} has schema {content['schema']}, this hatrack reads up to {newest}; upgrade it")
     unknown = [key for key in content if key not in known] if recorded is None else []
     if unknown:
-        raise CheckpointError(f"{path} is damaged, or not a file of hatrack (what is {unknown[0]!r}?)")
+        raise CheckpointError(f"{path} is damaged, or not a {what} of hatrack (what is {unknown[0]!r}?)")
     return content
 
 

@@ -182,7 +182,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
     path = folder / PLAN
-    data = read_sealed(path, _KEYS, SCHEMA)
+    data = read_sealed(path, _KEYS, SCHEMA, "comparison")
     try:
         plan = Plan(
             str(data["experiment"]),

@@ -271,7 +271,7 @@ def read_result(path: Path) -> RunResult:
     Raises:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
-    data = read_sealed(path, _KEYS, SCHEMA)
+    data = read_sealed(path, _KEYS, SCHEMA, "result")
     try:
         tasks = tuple(TaskSummary(**task) for task in data["tasks"])
         _require_sound(data)

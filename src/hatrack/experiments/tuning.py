@@ -226,7 +226,7 @@ def _require_same(search: Search, folder: Path) -> None:
     path = folder / TUNING
     if not path.exists():
         return
-    data = read_sealed(path, _KEYS, SCHEMA)
+    data = read_sealed(path, _KEYS, SCHEMA, "search")
     try:
         then = {key: data[key] for key in ("experiment", "sources", "method", "seed", "settings")}
     except (KeyError, TypeError, ValueError) as error:
