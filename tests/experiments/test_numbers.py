@@ -194,6 +194,7 @@ def test_masks_of_weights_that_switch_themselves_off_are_warned_of() -> None:
     assert int(net.masks("a")["0.weight"].sum()) == 1
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_group_that_began_switched_off_is_no_reason_to_warn() -> None:
     net = HATNetwork(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
     net.add_task("a", 2, embedding=-torch.ones(3))
@@ -205,6 +206,7 @@ def test_a_group_that_began_switched_off_is_no_reason_to_warn() -> None:
         net.consolidate("b")
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_group_of_one_unit_cannot_switch_itself_off() -> None:
     net = HATNetwork(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), torch.zeros(1, 2))
     net.add_task("a", 2, embedding=torch.tensor([-1.0]))
