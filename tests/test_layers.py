@@ -53,6 +53,7 @@ LAYERS = [
         "decompositions",
         "statistics",
         "locks",
+        "packing",
         "parallel",
     },
     {"errors"},

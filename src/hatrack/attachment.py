@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from hatrack.gates import ActiveTask, InputGate
 from hatrack.norm import TaskNormSwitch
 from hatrack.units import UnitGraph
 
-__all__ = ["Attachment", "attached_to", "mark"]
+__all__ = ["Attachment", "attached_to", "mark", "without_gates"]
 
 _ATTACHED = "_hatrack_attached"
 """Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds that network's class."""
@@ -33,6 +34,24 @@ def mark(backbone: nn.Module, owner: str | None) -> None:
     vars(backbone).pop(_ATTACHED, None)
     if owner is not None:
         vars(backbone)[_ATTACHED] = owner
+
+
+def without_gates(backbone: nn.Module) -> nn.Module:
+    """A copy of a backbone as it was before gates and norm switches were attached, with the same weights in memory.
+
+    To be looked at, and to be copied; whoever writes into it writes into the backbone.
+    """
+    tensors = (*backbone.parameters(), *backbone.buffers())
+    twin = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
+    for module in twin.modules():
+        for number, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), InputGate):
+                del module._forward_pre_hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
+        if isinstance(getattr(vars(module).get("forward"), "__self__", None), TaskNormSwitch):
+            del vars(module)["forward"]
+    mark(twin, None)
+    return twin
 
 
 class Attachment(nn.Module):

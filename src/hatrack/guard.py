@@ -98,8 +98,8 @@ class OptimizerGuard:
             if restored or (parameter.grad is not None and parameter.grad.is_sparse):
                 shield.restore(parameter)
         if _has_closure(args, kwargs) or type(optimizer) not in _ELEMENTWISE:  # they may move what has no gradient
-            for parameter, shield in self._guarantee().own:
-                shield.restore(parameter)
+            for parameter, keepsake in self._guarantee().own:
+                keepsake.restore(parameter)
         for moved, before, freedom in self._before:
             moved.copy_(torch.lerp(before, moved, freedom))
         self._before = []

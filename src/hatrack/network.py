@@ -22,6 +22,7 @@ from hatrack.conditioning import (
 )
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.extracting import ExtractableNetwork
+from hatrack.forgetting import forget_in_optimizer
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gates import initial_embedding, used_units
 from hatrack.growth import Growth
@@ -126,6 +127,7 @@ class HATNetwork(ExtractableNetwork):
         self.compensation, self.conditioning = compensation, conditioning
         self.gate_function, self.regularizer = gate_function, regularizer
         self.batch_norms = batch_norms
+        self._unpacked = (torch.empty(0), 0, torch.empty(0))
         warn_of_collapse(self._graph)
         self._set_scale(self.s_max)
         self._renew_guarantee()
@@ -257,12 +259,23 @@ class HATNetwork(ExtractableNetwork):
     def _attention(self, state: UnitTask) -> Tensor:
         """Attention over all units: annealed while training, final otherwise; booleans where it is hard."""
         if state.consolidated:
-            return state.mask
+            return self._mask_of(state)
         if not self.training:
             return self._final_mask(state)
         return functional.compensated_gate(
             state.embedding, self._scale, self.s_max, self.compensation, self.gate_function
         )
+
+    def _mask_of(self, state: UnitTask) -> Tensor:
+        """A consolidated task's mask; that of the task asked last is kept unpacked."""
+        packed = state.packed
+        if packed.is_inference() or torch.compiler.is_compiling():
+            return state.mask
+        known, version, mask = self._unpacked
+        if known is not packed or version != packed._version:
+            mask = state.mask
+            self._unpacked = (packed, packed._version, mask)
+        return mask
 
     def _final_mask(self, state: UnitTask) -> Tensor:
         if self.hard:
@@ -270,7 +283,10 @@ class HATNetwork(ExtractableNetwork):
         return functional.gate(state.embedding, self.s_max, self.gate_function)
 
     def _fix_mask(self, state: UnitTask) -> None:
+        embedding = state.embedding
         state.freeze(self._final_mask(state))
+        for optimizer in self._guard.optimizers():
+            forget_in_optimizer(optimizer, [embedding], {})
 
     # ----------------------------------------------------------------------------------------------- the guarantee
 

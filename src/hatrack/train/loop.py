@@ -206,7 +206,7 @@ class Training:
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
-                nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+                clip(parameters, settings.clip_norm)
                 self._optimizer.step()
                 total += loss.detach()
                 mean = None
@@ -217,7 +217,16 @@ class Training:
                     require_finite(mean, "loss", self._task, epoch)
                 yield BatchDone(epoch, index + 1, batches, mean)
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
+    """Scale gradients down to a norm, as ``clip_grad_norm_`` does; those that are small enough are not written again."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    # Asking another device for the norm would wait for it, which costs more than multiplying by one.
+    if norm.device.type != "cpu" or not float(norm) + 1e-6 <= largest:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+
+
+def _autocast(self) -> AbstractContextManager[object]:
         if self._settings.precision is Precision.FLOAT32:
             return nullcontext()
         return torch.autocast(self._train.x.device.type, torch.bfloat16)
