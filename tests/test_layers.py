@@ -36,7 +36,7 @@ LAYERS = [
     {"guarantee", "attachment", "capacity", "plan", "masks", "widening"},
     {"norm", "tasks", "fresh"},
     {"conditioning"},
-    {"gates", "protect", "calibration"},
+    {"gates", "protect", "calibration", "sparing"},
     {"units"},
     {"checkpoint"},
     {"progress"},

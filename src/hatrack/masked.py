@@ -155,7 +155,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
         Once per optimizer is enough, also if tasks are consolidated afterwards. After each step an embedding in
         training is clamped to [−6, 6] as well. Gradients are conditioned (Eq. 2) when the step begins: clipping their
-        norm before it counts the entries that are held, too.
+        norm before it counts entries that are held, too, but for those whose gradient is not computed to begin with.
 
         Returns:
             The optimizer.

@@ -269,7 +269,7 @@ class HATNetwork(ExtractableNetwork):
     def _mask_of(self, state: UnitTask) -> Tensor:
         """A consolidated task's mask; that of the task asked last is kept unpacked."""
         packed = state.packed
-        if packed.is_inference() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or packed.is_inference():
             return state.mask
         known, version, mask = self._unpacked
         if known is not packed or version != packed._version:
@@ -298,6 +298,10 @@ class HATNetwork(ExtractableNetwork):
         separate = self.conditioning is Conditioning.PER_TASK
         holders = masks if separate else [self._cumulative] if masks else []
         return attention_on_parameters(self._graph, self.backbone, holders)
+
+    def _renew_guarantee(self) -> None:
+        super()._renew_guarantee()
+        self._attachment.spare(self.backbone, self._guarantee.shared)
 
     def _dampers(self) -> Mapping[str, Damper]:
         if not isinstance(self.conditioning, Adaptive):
