@@ -127,6 +127,7 @@ class HATNetwork(ExtractableNetwork):
         self.compensation, self.conditioning = compensation, conditioning
         self.gate_function, self.regularizer = gate_function, regularizer
         self.batch_norms = batch_norms
+        self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
         self._unpacked = (torch.empty(0), 0, torch.empty(0))
         warn_of_collapse(self._graph)
         self._set_scale(self.s_max)
@@ -241,8 +242,18 @@ class HATNetwork(ExtractableNetwork):
         state = self._require_training("regularization")
         attention = self._attention(state).to(state.embedding.dtype)
         if self.regularizer is Regularization.WEIGHTED_L1:
-            return functional.attention_regularization(attention, self._cumulative)
+            free, total = self._free_units(attention.dtype)
+            return torch.dot(attention, free) / total  # as functional.attention_regularization, which counts every time
         return functional.unweighted_regularization(attention, self.regularizer)
+
+    def _free_units(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """How free units are for the task in training, ``(U,)``, and their sum: counted once per task."""
+        known, free, total = self._free
+        if known is not self._cumulative or free.dtype != dtype:
+            free = 1.0 - self._cumulative.to(dtype)
+            total = free.sum().clamp_min(torch.finfo(dtype).tiny)
+            self._free = (self._cumulative, free, total)
+        return free, total
 
     # --------------------------------------------------------------------------------------------------------- use
 
