@@ -57,8 +57,8 @@ def measure(
 ) -> dict[str, float]:
     """Median seconds of both steps, and the median of the ratios pair by pair.
 
-    On a shared machine other processes take their turns in the middle of steps; processor time leaves that out. It counts
-    the thread that works, and says nothing with more than one thread.
+    On a shared machine other processes take their turns in the middle of steps; processor time leaves that out. It is
+    that of the thread that works, and says nothing with more than one.
     """
     x, y = torch.randn(BATCH, *shape), torch.randint(0, 2, (BATCH,))
     plain = nn.Sequential(build(), nn.Linear(features, 2))
