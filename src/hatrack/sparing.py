@@ -20,6 +20,9 @@ __all__ = ["SparingSwitch", "Wanted", "wanted_entries"]
 ROWS_WORTH = 0.2
 """Share of a weight's rows that has to be held for smaller products to pay (measured; see benchmarks/results)."""
 
+ENTRIES_WORTH = 100_000
+"""How many entries a weight has to have, likewise: below, the layer's own gradient takes less time than choosing."""
+
 BLOCK_WORTH = 0.35
 """Largest share of free rows and of free columns together with which two smaller products pay, likewise."""
 
@@ -45,8 +48,8 @@ class Wanted:
         """
         result = outputs.new_zeros(outputs.shape[1], inputs.shape[1])
         if self.columns is not None:
-            result = result.index_copy(1, self.columns, outputs.t() @ inputs.index_select(1, self.columns))
-        return result.index_copy(0, self.rows, outputs.index_select(1, self.rows).t() @ inputs)
+            result.index_copy_(1, self.columns, outputs.t() @ inputs.index_select(1, self.columns))
+        return result.index_copy_(0, self.rows, outputs.index_select(1, self.rows).t() @ inputs)
 
 
 def wanted_entries(held: Tensor) -> Wanted | None:
@@ -58,7 +61,7 @@ def wanted_entries(held: Tensor) -> Wanted | None:
     Returns:
         All that is free, and perhaps more; None where computing all of it is faster.
     """
-    if not held.numel():
+    if not held.numel() or held.numel() < ENTRIES_WORTH:
         return None
     rows, columns = ~held.all(1), ~held.any(0)
     if float(rows.float().mean()) <= 1 - ROWS_WORTH:
