@@ -1,12 +1,13 @@
 """What a HAT step costs, as a ratio to the plain step: medians of interleaved repetitions in one process.
 
-python benchmarks/step_time.py [--repetitions 60] [--out benchmarks/results/step_time.json]
+python benchmarks/step_time.py [--repetitions 60] [--only MLP] [--out benchmarks/results/step_time.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="networks whose names begin so")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -106,6 +108,8 @@ def main() -> None:
     networks = {"MLP 2×2000": wide, "AlexNet-like 32×32×3": alexnet, "ResNet-18 32×32×3": resnet}
     results = {}
     for network, spec in networks.items():
+        if not network.startswith(options.only or ""):
+            continue
         repetitions = options.repetitions if network != "ResNet-18 32×32×3" else max(1, options.repetitions // 5)
         for name, make in optimizers.items():
             figures = measure(*spec, make, repetitions)
@@ -113,7 +117,14 @@ def main() -> None:
             print(f"{network + ', ' + name:50} {figures}", flush=True)
     if options.out:
         command = f"python benchmarks/step_time.py --repetitions {options.repetitions} --threads {options.threads}"
-        record = {"command": command, "batch": BATCH, "results": results, "environment": describe_environment()}
+        command += f" --only {options.only}" if options.only else ""
+        record = {
+            "command": command,
+            "batch": BATCH,
+            "results": results,
+            "load": round(os.getloadavg()[0], 1),
+            "environment": describe_environment(),
+        }
         options.out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
