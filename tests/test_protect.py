@@ -54,12 +54,13 @@ def test_restoring_is_exact_for_any_bits(dtype: torch.dtype) -> None:
     ends = torch.tensor([span.min, span.min + 1, -1, 0, 1, span.max], dtype=integers)
     saved = torch.cat([ends.repeat(6), torch.randint(span.min, span.max, (200,), dtype=integers)])
     now = torch.cat([ends.repeat_interleave(6), torch.randint(span.min, span.max, (200,), dtype=integers)])
-    held = torch.rand(len(saved)) < 0.5
-    shield = Shield.around(saved.view(dtype), held)
-    assert shield is not None
-    moved = now.clone().view(dtype)
-    shield.restore(moved)
-    assert torch.equal(moved.view(integers), torch.where(held, saved, now))
+    for held in (torch.rand(len(saved)) < 0.5, torch.ones(len(saved), dtype=torch.bool)):
+        shield = Shield.around(saved.view(dtype), held)
+        assert shield is not None
+        assert shield.whole == bool(held.all())
+        moved = now.clone().view(dtype)
+        shield.restore(moved)
+        assert torch.equal(moved.view(integers), torch.where(held, saved, now))
 
 
 def test_nothing_to_hold_needs_no_shield() -> None:

@@ -53,12 +53,14 @@ class Shield:
             are all alike may hold its number once, so that this is a view.
         saved_bits: the bits of the held entries, 0 where free.
         freedom: what a gradient is multiplied by in soft mode, ``1 − held``; None in hard mode.
+        whole: whether every entry is held.
     """
 
     held: Tensor
     free_bits: Tensor
     saved_bits: Tensor
     freedom: Tensor | None
+    whole: bool
 
     @classmethod
     def around(cls, parameter: Tensor, attention: Tensor) -> Shield | None:
@@ -78,7 +80,8 @@ class Shield:
         free_bits = _by_rows(held).logical_not().to(integers).neg_().expand(held.shape)
         saved_bits = parameter.detach().view(integers) & ~free_bits
         soft = attention.is_floating_point()
-        return cls(held, free_bits, saved_bits, (1 - attention).to(parameter.dtype) if soft else None)
+        freedom = (1 - attention).to(parameter.dtype) if soft else None
+        return cls(held, free_bits, saved_bits, freedom, bool(held.all()))
 
     def condition(self, gradient: Tensor) -> None:
         """Take the held share out of a gradient, in place (Eq. 2)."""
@@ -89,6 +92,9 @@ class Shield:
     def restore(self, parameter: Tensor) -> None:
         """Put the held entries back, in place."""
         bits = parameter.view(self.free_bits.dtype)
+        if self.whole:
+            bits.copy_(self.saved_bits)
+            return
         # saved + (-1) · bits · (-1 or 0): as integers that is exact for any bits, and goes over the memory only once.
         torch.addcmul(self.saved_bits, bits, self.free_bits, value=-1, out=bits)
 

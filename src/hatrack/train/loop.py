@@ -217,16 +217,7 @@ class Training:
                     require_finite(mean, "loss", self._task, epoch)
                 yield BatchDone(epoch, index + 1, batches, mean)
 
-    def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
-    """Scale gradients down to a norm, as ``clip_grad_norm_`` does; those that are small enough are not written again."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    # Asking another device for the norm would wait for it, which costs more than multiplying by one.
-    if norm.device.type != "cpu" or not float(norm) + 1e-6 <= largest:
-        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-
-
-def _autocast(self) -> AbstractContextManager[object]:
+    def _autocast(self) -> AbstractContextManager[object]:
         if self._settings.precision is Precision.FLOAT32:
             return nullcontext()
         return torch.autocast(self._train.x.device.type, torch.bfloat16)
@@ -259,3 +250,12 @@ def _autocast(self) -> AbstractContextManager[object]:
                 loss += float(result.value) * len(batch.x)
                 right += int((result.logits.argmax(dim=1) == batch.y).sum())
         return loss / len(valid), right / len(valid)
+
+
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
+    """Scale gradients down to a norm, as ``clip_grad_norm_`` does; small ones are not written again."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    # Asking another device for the norm would wait for it, which costs more than multiplying by one.
+    if norm.device.type != "cpu" or not float(norm) + 1e-6 <= largest:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
