@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hatrack import HATNetwork
 from hatrack.environment import describe_environment
-from hatrack.experiments.running import Prepared, RunRequest, TaskLearned, prepare, run
+from hatrack.experiments import Prepared, RunRequest, TaskLearned, prepare, run
 from hatrack.networks import MLP, AlexNet
 from hatrack.train import BatchDone
 
