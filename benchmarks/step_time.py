@@ -1,12 +1,13 @@
 """What a HAT step costs, as a ratio to the plain step: medians of interleaved repetitions in one process.
 
-python benchmarks/step_time.py [--repetitions 60] [--out benchmarks/results/step_time.json]
+python benchmarks/step_time.py [--repetitions 60] [--only MLP] [--out benchmarks/results/step_time.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -55,7 +56,11 @@ def at_third_task(
 def measure(
     build: Callable[[], nn.Module], features: int, shape: tuple[int, ...], make: MakeOptimizer, repetitions: int
 ) -> dict[str, float]:
-    """Median seconds of both steps, and the median of the ratios pair by pair."""
+    """Median seconds of both steps, and the median of the ratios pair by pair.
+
+    On a shared machine other processes take their turns in the middle of steps; processor time leaves that out. It is
+    that of the thread that works, and says nothing with more than one.
+    """
     x, y = torch.randn(BATCH, *shape), torch.randint(0, 2, (BATCH,))
     plain = nn.Sequential(build(), nn.Linear(features, 2))
     plain_optimizer = make(plain.parameters())
@@ -68,16 +73,18 @@ def measure(
             lambda: plain_step(plain, plain_optimizer, x, y),
             lambda progress=progress: hat_step(net, optimizer, x, y, progress),
         ):
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.thread_time()
             step()
-            seconds.append(time.perf_counter() - start)
+            seconds += [time.perf_counter() - start, time.thread_time() - worked]
         if repetition >= 0:
             pairs.append(seconds)
+    plain_s, plain_cpu, hat_s, hat_cpu = (list(times) for times in zip(*pairs, strict=True))
     return {
-        "plain_ms": round(1e3 * statistics.median(a for a, _ in pairs), 3),
-        "hat_ms": round(1e3 * statistics.median(b for _, b in pairs), 3),
-        "ratio": round(statistics.median(b / a for a, b in pairs), 3),
-        "ratio_of_medians": round(statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs), 3),
+        "plain_ms": round(1e3 * statistics.median(plain_s), 3),
+        "hat_ms": round(1e3 * statistics.median(hat_s), 3),
+        "ratio": round(statistics.median(b / a for a, b in zip(plain_s, hat_s, strict=True)), 3),
+        "ratio_of_medians": round(statistics.median(hat_s) / statistics.median(plain_s), 3),
+        "processor_time_ratio": round(statistics.median(b / a for a, b in zip(plain_cpu, hat_cpu, strict=True)), 3),
     }
 
 
@@ -85,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="networks whose names begin so")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -100,6 +108,8 @@ def main() -> None:
     networks = {"MLP 2×2000": wide, "AlexNet-like 32×32×3": alexnet, "ResNet-18 32×32×3": resnet}
     results = {}
     for network, spec in networks.items():
+        if not network.startswith(options.only or ""):
+            continue
         repetitions = options.repetitions if network != "ResNet-18 32×32×3" else max(1, options.repetitions // 5)
         for name, make in optimizers.items():
             figures = measure(*spec, make, repetitions)
@@ -107,7 +117,14 @@ def main() -> None:
             print(f"{network + ', ' + name:50} {figures}", flush=True)
     if options.out:
         command = f"python benchmarks/step_time.py --repetitions {options.repetitions} --threads {options.threads}"
-        record = {"command": command, "batch": BATCH, "results": results, "environment": describe_environment()}
+        command += f" --only {options.only}" if options.only else ""
+        record = {
+            "command": command,
+            "batch": BATCH,
+            "results": results,
+            "load": round(os.getloadavg()[0], 1),
+            "environment": describe_environment(),
+        }
         options.out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 

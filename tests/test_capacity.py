@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from hatrack import HATNetwork
-from hatrack.capacity import common_entries
+from hatrack.capacity import _shared_by_entries, _shared_by_sides, common_entries
+from hatrack.units import Role
 from helpers import NETS, attach, learn
 
 
@@ -89,3 +90,18 @@ def test_common_entries_are_those_of_every_pair(at_once: int, monkeypatch: pytes
     naive = [[int((one & other).sum()) for other in masks] for one in masks]
     assert common_entries(masks).tolist() == naive
     assert common_entries([]).shape == (0, 0)
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_weights_that_two_tasks_share_are_counted_by_their_sides(kind: str) -> None:
+    net = attach(kind)
+    on = torch.rand(5, net.units.num_units + 1, generator=torch.Generator().manual_seed(0)) < 0.6
+    on[:, -1] = True
+    counted = 0
+    for name, uses in net.units.uses.items():
+        if net.units.roles[name] is Role.MIXING:
+            quickly = _shared_by_sides(uses, on, net.units.shapes[name])
+            if quickly is not None:
+                counted += 1
+                assert torch.equal(quickly, _shared_by_entries(uses, on, net.units.shapes[name])), name
+    assert counted

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import BatchNorms, HATNetwork, InputError, UnsupportedError
+from hatrack.attachment import without_gates
 from hatrack.compact import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
 from hatrack.networks import AlexNet, ResNet18, ViT
 from helpers import NETS, attach, learn, logits, open_task
@@ -203,3 +204,59 @@ def test_attention_answers_what_torchs_answers(batch_first: bool, masked: bool) 
         found = compact(query, key, key, average_attn_weights=average, **masks)
         torch.testing.assert_close(found, expected)
     assert compact(query, key, key, need_weights=False)[1] is None
+
+
+# ------------------------------------------------------------------------------------------------- many tasks at once
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv-bn"])
+@pytest.mark.parametrize("norms", list(BatchNorms))
+def test_logits_of_tasks_are_those_of_the_gated_network_and_stay_to_the_bit(kind: str, norms: BatchNorms) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(NETS[kind].build(), torch.zeros(2, *NETS[kind].shape), s_max=100.0, batch_norms=norms)
+    samples: dict[str, Tensor] = {}
+    promised: dict[str, Tensor] = {}
+    for number in range(4):
+        task = f"task {number}"
+        samples[task] = learn(net, task, number)[0]
+        found = net.logits_of_tasks(dict(reversed(samples.items())), batch_size=7)
+        assert list(found) == list(reversed(samples))
+        for name, said in found.items():
+            assert torch.equal(said, promised.setdefault(name, said)), name
+            assert_close(said, logits(net, samples[name], name))
+    assert torch.equal(net.logits_of_tasks({"task 1": samples["task 1"]}, batch_size=7)["task 1"], promised["task 1"])
+    assert net.training
+
+
+def test_logits_of_tasks_see_a_weight_that_moved() -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "first")
+    before = net.logits_of_tasks({"first": x})["first"]
+    name, held = next((name, held) for name, held in net.protected().items() if name == "backbone.4.weight")
+    with torch.no_grad():
+        net.get_parameter(name)[held] += 0.1
+    assert not torch.equal(net.logits_of_tasks({"first": x})["first"], before)
+
+
+def test_logits_of_tasks_with_soft_masks_and_of_tasks_in_training() -> None:
+    soft = attach("mlp", hard=False)
+    x, _ = learn(soft, "first")
+    assert torch.equal(soft.logits_of_tasks({"first": x})["first"], logits(soft, x, "first"))
+    soft.add_task("open", 2)
+    with pytest.raises(InputError, match="still in training"):
+        soft.logits_of_tasks({"open": x})
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv-bn"])
+def test_a_backbone_without_gates_shares_its_weights_and_nothing_else(kind: str) -> None:
+    net = attach(kind)
+    x, _ = learn(net, "first")
+    promised, plain = logits(net, x, "first"), without_gates(net.backbone)
+    assert {id(p) for p in plain.parameters()} == {id(p) for p in net.backbone.parameters()}
+    plain.eval()
+    alone = plain(x)
+    assert torch.equal(logits(net, x, "first"), promised)
+    assert net.backbone.training
+    detached = net.detach().eval()
+    assert torch.equal(detached(x), alone)
+    HATNetwork(plain, x[:2])

@@ -115,7 +115,8 @@ def test_gradients_are_those_of_the_plain_network() -> None:
         found[compiled] = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     assert found[True].keys() == found[False].keys()
     for name, gradient in found[False].items():
-        torch.testing.assert_close(found[True][name], gradient, msg=name)
+        free = ~net.protected()[name]  # gradients of the others are cleared by the step, where they are computed at all
+        torch.testing.assert_close(found[True][name][free], gradient[free], msg=name)
 
 
 def test_a_task_per_sample_and_two_scales() -> None:

@@ -25,7 +25,6 @@ from hatrack import (
     HATNetwork,
     InputError,
 )
-from hatrack.functional import EMBEDDING_BOUND
 from hatrack.growth import free_units, plan_growth
 from hatrack.networks import MLP, initialize_xavier
 from helpers import (
@@ -230,6 +229,7 @@ def test_it_is_the_network_that_was_wide_from_the_start() -> None:
     net = HATNetwork(build(5, 6, 7), torch.zeros(2, 2, 6, 6), s_max=100.0)
     samples = {name: learn(net, name, seed)[0] for seed, name in enumerate("ab")}
     old = {name: value.clone() for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+    masks = [state.mask for state in net.tasks]
     net.grow({"0": 2, "3": 1, "6": 3})
     new = net.state_dict()
 
@@ -246,9 +246,9 @@ def test_it_is_the_network_that_was_wide_from_the_start() -> None:
         assert values[:5].tolist() == old[f"tasks.{task}.batch_norms.0.{tensor}"].tolist()
         assert values[5:].tolist() == [fresh] * 2
     for task in (0, 1):
-        embedding, before = new[f"tasks.{task}.embedding"].tolist(), old[f"tasks.{task}.embedding"].tolist()
-        low = -EMBEDDING_BOUND
-        assert embedding == [*before[:5], low, low, *before[5:11], low, *before[11:], low, low, low]
+        mask, before = net.tasks[task].mask.tolist(), masks[task].tolist()
+        off = [False]
+        assert mask == [*before[:5], *2 * off, *before[5:11], *off, *before[11:], *3 * off]
         assert new[f"tasks.{task}.head.weight"][:, :7].equal(old[f"tasks.{task}.head.weight"])
         assert not new[f"tasks.{task}.head.weight"][:, 7:].any()
 

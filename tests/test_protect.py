@@ -22,7 +22,8 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels-last"])
-def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: str) -> None:
+@pytest.mark.parametrize("whole_rows", [False, True])
+def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: str, whole_rows: bool) -> None:
     value = torch.randn(2, 3, 4, 5).to(dtype)
     value.view(-1)[:4] = torch.tensor([float("nan"), float("inf"), -0.0, 0.0], dtype=dtype)
     if layout == "transposed":
@@ -30,8 +31,11 @@ def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: 
     if layout == "channels-last":
         value = value.to(memory_format=torch.channels_last)
     held = torch.rand(value.shape) < 0.5
+    if whole_rows:
+        held = (torch.arange(len(value)) % 2 == 0).view(-1, 1, 1, 1).expand(value.shape)
     shield = Shield.around(value, held)
     assert shield is not None
+    assert shield.free_bits.shape == value.shape
     moved = value.clone().fill_(float("nan"))
     shield.restore(moved)
     assert bits(moved[held]) == bits(value[held])
@@ -41,6 +45,22 @@ def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: 
     assert (gradient[held] == 0).all()
     assert not torch.signbit(gradient[held]).any()
     assert gradient[~held].isinf().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_restoring_is_exact_for_any_bits(dtype: torch.dtype) -> None:
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[torch.empty(0, dtype=dtype).element_size()]
+    span = torch.iinfo(integers)
+    ends = torch.tensor([span.min, span.min + 1, -1, 0, 1, span.max], dtype=integers)
+    saved = torch.cat([ends.repeat(6), torch.randint(span.min, span.max, (200,), dtype=integers)])
+    now = torch.cat([ends.repeat_interleave(6), torch.randint(span.min, span.max, (200,), dtype=integers)])
+    for held in (torch.rand(len(saved)) < 0.5, torch.ones(len(saved), dtype=torch.bool)):
+        shield = Shield.around(saved.view(dtype), held)
+        assert shield is not None
+        assert shield.whole == bool(held.all())
+        moved = now.clone().view(dtype)
+        shield.restore(moved)
+        assert torch.equal(moved.view(integers), torch.where(held, saved, now))
 
 
 def test_nothing_to_hold_needs_no_shield() -> None:

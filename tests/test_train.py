@@ -13,6 +13,7 @@ from hatrack.errors import TrainingError
 from hatrack.methods import Batch, EpochPlan, Loss, Method, ParameterGroup, Setup
 from hatrack.streams import Task
 from hatrack.train import BatchDone, EpochDone, OptimizerKind, TrainingSettings, fit, predict_split, score
+from hatrack.train.loop import clip
 
 
 class Scripted(Method):
@@ -257,3 +258,16 @@ def test_validation_has_no_rows() -> None:
 
     train(Watching([1.0]), epochs=1)
     assert [batch.rows for batch in seen] == [None]
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 3.0, 1e4])
+@pytest.mark.parametrize("poison", [0.0, float("inf"), float("nan")])
+def test_gradients_are_clipped_as_torch_does(largest: float, poison: float) -> None:
+    found = []
+    for scale_down in (nn.utils.clip_grad_norm_, clip):
+        layer = nn.Linear(5, 4)
+        layer.weight.grad = torch.linspace(-1, 1, 20).view(4, 5)
+        layer.weight.grad[0, 0] += poison
+        scale_down([*layer.parameters()], largest)
+        found.append(layer.weight.grad)
+    assert torch.equal(found[0].view(torch.int32), found[1].view(torch.int32))

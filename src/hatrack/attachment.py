@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from hatrack.gates import ActiveTask, InputGate
 from hatrack.norm import TaskNormSwitch
+from hatrack.protect import Shield
+from hatrack.sparing import SparingSwitch, Wanted, wanted_entries
 from hatrack.units import UnitGraph
 
-__all__ = ["Attachment", "attached_to", "mark"]
+__all__ = ["Attachment", "attached_to", "mark", "without_gates"]
 
 _ATTACHED = "_hatrack_attached"
 """Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds that network's class."""
+
+
+_SWITCHES = (TaskNormSwitch, SparingSwitch)
+"""What stands in for the forward of single modules."""
 
 
 def attached_to(backbone: nn.Module) -> str | None:
@@ -24,7 +32,7 @@ def attached_to(backbone: nn.Module) -> str | None:
         return marks[0]
     callables: list[Any] = [hook for module in modules for hook in module._forward_pre_hooks.values()]
     callables += [vars(module).get("forward") for module in modules]
-    attached = any(isinstance(getattr(each, "__self__", None), (InputGate, TaskNormSwitch)) for each in callables)
+    attached = any(isinstance(getattr(each, "__self__", None), (InputGate, *_SWITCHES)) for each in callables)
     return "HATNetwork" if attached else None
 
 
@@ -33,6 +41,24 @@ def mark(backbone: nn.Module, owner: str | None) -> None:
     vars(backbone).pop(_ATTACHED, None)
     if owner is not None:
         vars(backbone)[_ATTACHED] = owner
+
+
+def without_gates(backbone: nn.Module) -> nn.Module:
+    """A copy of a backbone as it was before gates and norm switches were attached, with the same weights in memory.
+
+    To be looked at, and to be copied; whoever writes into it writes into the backbone.
+    """
+    tensors = (*backbone.parameters(), *backbone.buffers())
+    twin = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
+    for module in twin.modules():
+        for number, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), InputGate):
+                del module._forward_pre_hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
+        if isinstance(getattr(vars(module).get("forward"), "__self__", None), _SWITCHES):
+            del vars(module)["forward"]
+    mark(twin, None)
+    return twin
 
 
 class Attachment(nn.Module):
@@ -56,9 +82,18 @@ class Attachment(nn.Module):
             for reader, gate in zip(graph.readers[:-1], gates[:-1], strict=True)
         ]
         self._switches = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
-        for switch in self._switches.values():
+        self._wanted: dict[str, Wanted] = {}
+        self._dense = {
+            name: SparingSwitch(name, module, self._wanted)
+            for name, module in modules.items()
+            if isinstance(module, nn.Linear) and SparingSwitch.fits(module)
+        }
+        for switch in self._all_switches():
             switch.attach()
         mark(backbone, "HATNetwork")
+
+    def _all_switches(self) -> list[TaskNormSwitch | SparingSwitch]:
+        return [*self._switches.values(), *self._dense.values()]
 
     def run(self, backbone: nn.Module, x: Tensor, attention: Tensor, norms: dict[str, nn.Module]) -> Tensor:
         """Features of a batch under a task's attention and norms, gated as its head reads them.
@@ -79,6 +114,21 @@ class Attachment(nn.Module):
         finally:
             self._active.deactivate()
 
+    def spare(self, backbone: nn.Module, held: Iterable[tuple[nn.Parameter, Shield]]) -> None:
+        """Leave out of gradients what must not move.
+
+        Args:
+            backbone: the network that was attached to.
+            held: parameters with what holds them.
+        """
+        shields = {id(parameter): shield for parameter, shield in held}
+        self._wanted.clear()
+        for name in self._dense:
+            shield = shields.get(id(backbone.get_submodule(name).weight))
+            wanted = None if shield is None else wanted_entries(shield.held)
+            if wanted is not None:
+                self._wanted[name] = wanted
+
     def copy_norms(self) -> dict[str, nn.Module]:
         """Norms for a new task: copies of the backbone's, by the name of the layer they stand for."""
         return {name: switch.copy_for_task() for name, switch in self._switches.items()}
@@ -87,7 +137,7 @@ class Attachment(nn.Module):
         """Take everything off."""
         for handle in self._hooks:
             handle.remove()
-        for switch in self._switches.values():
+        for switch in self._all_switches():
             switch.detach()
-        self._hooks, self._switches = [], {}
+        self._hooks, self._switches, self._dense = [], {}, {}
         mark(backbone, None)

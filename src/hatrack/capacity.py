@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hatrack.protect import attention_on_entries
-from hatrack.units import Role, UnitGraph
+from hatrack.units import ParameterUse, Role, UnitGraph
 
 __all__ = ["Capacity", "common_entries", "measure_capacity", "measure_reuse"]
 
@@ -72,14 +73,46 @@ def measure_reuse(graph: UnitGraph, masks: Sequence[Tensor]) -> Tensor:
     Returns:
         ``(T, T)``, rows i and columns j, with ones on the diagonal; 0 where a task uses no weight at all.
     """
-    tasks = len(masks)
-    shared = torch.zeros(tasks, tasks, dtype=torch.int64)
+    if not masks:
+        return torch.zeros(0, 0)
+    on = torch.stack([torch.cat([mask, mask.new_ones(1)]) for mask in masks])
+    shared = torch.zeros(len(masks), len(masks), dtype=torch.float64)  # counts, exact up to 2^53
     for name, uses in graph.uses.items():
-        if graph.roles[name] is not Role.MIXING:
-            continue
-        active = [attention_on_entries(uses, torch.cat([mask, mask.new_ones(1)]), graph.shapes[name]) for mask in masks]
-        shared += common_entries(active)
-    return shared / shared.diagonal().clamp_min(1).unsqueeze(1)
+        if graph.roles[name] is Role.MIXING:
+            counted = _shared_by_sides(uses, on, graph.shapes[name])
+            shared += _shared_by_entries(uses, on, graph.shapes[name]) if counted is None else counted
+    shares: Tensor = shared / shared.diagonal().clamp_min(1).unsqueeze(1)
+    return shares.float()
+
+
+def _shared_by_sides(uses: Sequence[ParameterUse], on: Tensor, shape: torch.Size) -> Tensor | None:
+    """How many entries of a parameter two tasks use both, ``(T, T)``, without looking at each entry.
+
+    A task uses an outer product of what it uses at either side, and so do two of them.
+
+    Returns:
+        The counts; None if the sides do not vary along axes of their own.
+    """
+    sides = uses[0].sides
+    axes = [axis for side in sides for axis in _varying(side, len(shape))]
+    if len(uses) != 1 or len(set(axes)) != len(axes):
+        return None
+    rest = math.prod(size for axis, size in enumerate(shape) if axis not in axes)
+    counts = torch.full((len(on), len(on)), float(rest), dtype=torch.float64)
+    for side in sides:
+        used = on[:, side.flatten().to(on.device)].to(torch.float64).cpu()
+        counts *= used @ used.T
+    return counts
+
+
+def _varying(side: Tensor, dim: int) -> list[int]:
+    """The axes of a parameter along which one of its sides has more than one entry."""
+    return [dim - side.dim() + axis for axis, size in enumerate(side.shape) if size > 1]
+
+
+def _shared_by_entries(uses: Sequence[ParameterUse], on: Tensor, shape: torch.Size) -> Tensor:
+    """The same for any uses, entry by entry."""
+    return common_entries([attention_on_entries(uses, mask, shape) for mask in on]).double()
 
 
 def common_entries(masks: Sequence[Tensor]) -> Tensor:

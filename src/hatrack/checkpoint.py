@@ -31,7 +31,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-VERSION = 1
+VERSION = 2
 """Version of the file format that this library writes; it reads this one and older ones."""
 
 
@@ -42,10 +42,12 @@ class Checkpoint:
     Attributes:
         tensors: by name.
         description: JSON values; ``format`` says what was saved.
+        version: of the file format that it was read from.
     """
 
     tensors: Mapping[str, Tensor]
     description: Mapping[str, Any]
+    version: int = VERSION
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -102,7 +104,7 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
     description = json.loads(text)
     if description.get("format") not in expected_formats:
         raise CheckpointError(f"{path} holds a {description.get('format')}, not a {' or a '.join(expected_formats)}")
-    return Checkpoint(tensors, description)
+    return Checkpoint(tensors, description, version)
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

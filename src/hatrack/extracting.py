@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import abc
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import Attachment
-from hatrack.compact import CompactNetwork, extract_task
+from hatrack.attachment import Attachment, without_gates
+from hatrack.compact import CompactNetwork, Source, cut_task, extract_task
 from hatrack.compilers import start_compilers_inside
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.gated import GatedNetwork
@@ -58,26 +58,55 @@ class ExtractableNetwork(GatedNetwork):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
         """
+        return extract_task(self._source(task, example))
+
+    @torch.no_grad()
+    def logits_of_tasks(self, samples: Mapping[str, Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
+        """Logits of many samples of several consolidated tasks, in evaluation mode, in less time than one by one.
+
+        Every task is extracted from the weights as they are now, and its own network is asked, which has only its units
+        to compute. That pays from some hundred samples per task on. A task whose weights have not moved gets
+        bit-identical logits, in whichever order and with whichever others it is asked; the gated network's are the same
+        up to rounding (1e-5, relative to the largest). Where masks are soft, the gated network is asked.
+
+        Args:
+            samples: a batch ``(N, ...)`` by name of the task.
+            batch_size: samples per pass; logits are reproducible to the bit for equal batches only.
+
+        Returns:
+            By name of the task ``(N, classes)``, in the order of ``samples``.
+
+        Raises:
+            InputError: there is no such task, or it is not consolidated.
+            UnsupportedError: the backbone without gates does not give the gated network's logits.
+        """
+        results = {}
+        for task, x in samples.items():
+            soft = self._state(task).consolidated and self._state(task).mask.dtype != torch.bool
+            with evaluation_mode(self):
+                ask = partial(self.forward, task=task) if soft else cut_task(self._source(task))[0]
+                parts = [ask(part) for part in torch.split(x, batch_size)]
+            results[task] = torch.cat(parts)
+        return results
+
+    def _source(self, task: str, example: Tensor | None = None) -> Source:
+        """What a task's own network is made of."""
         self._require_attached()
         state = self._state(task)
         if not state.consolidated:
             raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
-        if state.mask.dtype != torch.bool:
+        mask = state.mask
+        if mask.dtype != torch.bool:
             raise UnsupportedError(
                 f"the mask of {task!r} is soft: every unit is used a little, and none can be cut out"
             )
         if example is None:
             samples = torch.zeros(16, *self.example_shape[1:]).to(self._example())
             example = random_like(samples, torch.Generator().manual_seed(0))
-        twin = copy.deepcopy(self)
-        norms = twin._norms(twin._state(task))
-        backbone = twin.detach()
-
-        def ask(x: Tensor) -> Tensor:
-            with evaluation_mode(self):
-                return self._forward_one(x, state)
-
-        return extract_task(task, backbone, norms, self._graph, state.mask, state.head, ask, example)
+        with evaluation_mode(self):
+            logits = self._forward_one(example, state)
+        backbone = without_gates(self.backbone)
+        return Source(task, backbone, self._norms(state), self._graph, mask, state.head, example, logits)
 
     def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
         expected = x.shape[1:] == self.example_shape[1:]

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.fresh import measure_spread
 from hatrack.layers import Layer, Ledger, widened
 from hatrack.names import unknown_name
-from hatrack.tasks import TaskState, UnitTask
+from hatrack.tasks import TaskState, UnitTask, packed_mask
 from hatrack.units import UnitGraph
 from hatrack.widening import Widening
 
@@ -125,10 +124,9 @@ def require_growable(groups: Mapping[str, int], graph: UnitGraph) -> None:
 
 
 def widen_tasks(states: Iterable[UnitTask], widening: Widening, ledger: Ledger) -> Places:
-    """Make room for new units in tasks that do not use them.
+    """Make room for new units in consolidated tasks, which do not use them.
 
-    Their embedding values are at the lower bound, masks are off, heads have zeros for new features, and batch norms do
-    nothing to new units.
+    Masks are off, heads have zeros for new features, and batch norms do nothing to new units.
 
     Returns:
         For every parameter of the tasks that was widened the new indices of its old entries, along its first axes.
@@ -137,10 +135,8 @@ def widen_tasks(states: Iterable[UnitTask], widening: Widening, ledger: Ledger) 
     total = (widening.graph.num_units,)
     for state in states:
         units: tuple[Tensor | None, ...] = (widening.units,)
-        below = -functional.EMBEDDING_BOUND
-        ledger.set_data(state.embedding, widened(state.embedding.data, total, units, below))
-        ledger.set_attribute(state, "mask", widened(state.mask, total, units))
-        places[state.embedding] = units
+        ledger.set_attribute(state, "packed", packed_mask(widened(state.mask, total, units)))
+        ledger.set_attribute(state, "num_units", widening.graph.num_units)
         places |= widen_own_parts(state, widening, ledger)
     return places
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.conditioning import Damper
-from hatrack.protect import Shield, attention_on_entries, digest
+from hatrack.protect import Keepsake, Shield, attention_on_entries, digest
 from hatrack.tasks import TaskState
 from hatrack.units import UnitGraph
 
@@ -28,7 +28,7 @@ class Guarantee:
     """
 
     shared: tuple[tuple[nn.Parameter, Shield], ...]
-    own: tuple[tuple[nn.Parameter, Shield], ...]
+    own: tuple[tuple[nn.Parameter, Keepsake], ...]
     damped: tuple[tuple[nn.Parameter, Damper], ...] = ()
 
     @classmethod
@@ -53,17 +53,13 @@ class Guarantee:
             for name, parameter in backbone.named_parameters(prefix="backbone")
             if name in attention
         ]
-        own = [
-            (parameter, Shield.around(parameter, torch.ones_like(parameter, dtype=torch.bool)))
-            for state in consolidated
-            for parameter in state.parameters()
-        ]
+        own = [(parameter, Keepsake.of(parameter)) for state in consolidated for parameter in state.parameters()]
         damped = [
             (parameter, dampers[name])
             for name, parameter in backbone.named_parameters(prefix="backbone")
             if name in dampers
         ]
-        return cls(_with_shield(shared), _with_shield(own), tuple(damped))
+        return cls(_with_shield(shared), tuple(own), tuple(damped))
 
     def held_entries(self) -> int:
         """Number of entries of shared parameters that must not move."""
@@ -71,7 +67,11 @@ class Guarantee:
 
     def held(self) -> dict[int, Tensor]:
         """By identity of a parameter, True where an entry must not move."""
-        return {id(parameter): shield.held for parameter, shield in (*self.shared, *self.own)}
+        return {id(parameter): keeper.held for parameter, keeper in self.all()}
+
+    def all(self) -> list[tuple[nn.Parameter, Shield | Keepsake]]:
+        """Every parameter of which something is held, with what holds it."""
+        return [*self.shared, *self.own]
 
 
 def attention_on_parameters(graph: UnitGraph, backbone: nn.Module, masks: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
     )
 
 
+class _Frozen(NamedTuple):
+    """What was found of an optimizer, and for which guarantee and numbers of parameters."""
+
+    guarantee: weakref.ref[Guarantee]
+    counts: list[int]
+    parameters: Sequence[Tensor]
+
+
 class OptimizerGuard:
     """The pair of hooks around the steps of the optimizers of one network.
 
@@ -55,10 +63,15 @@ class OptimizerGuard:
         self._rates = rates
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self._guarded: list[weakref.ref[Optimizer]] = []
+        self._frozen: weakref.WeakKeyDictionary[Optimizer, _Frozen] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy guards no optimizer yet: those of the original do not call it."""
-        return {**vars(self), "_guarded": []}
+        return {**{key: value for key, value in vars(self).items() if key != "_frozen"}, "_guarded": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Look up anew what optimizers hold."""
+        vars(self).update(state, _frozen=weakref.WeakKeyDictionary())
 
     def protect(self, optimizer: Optimizer) -> None:
         """Guard all later steps of an optimizer; a second call for the same one changes nothing."""
@@ -76,7 +89,7 @@ class OptimizerGuard:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
-        for parameter, _ in self._guarantee().own:
+        for parameter in self._frozen_in(optimizer):
             parameter.grad = None
         restored = _restores(optimizer, args, kwargs)
         for parameter, shield in self._guarantee().shared:
@@ -90,6 +103,20 @@ class OptimizerGuard:
         if self._guarantee().damped:
             self._damp(scale_gradients=not restored)
 
+    def _frozen_in(self, optimizer: Optimizer) -> Sequence[Tensor]:
+        """The consolidated tasks' own parameters that an optimizer holds, as one carried over from task to task does.
+
+        Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
+        """
+        guarantee, counts = self._guarantee(), [len(group["params"]) for group in optimizer.param_groups]
+        known = self._frozen.get(optimizer)
+        if known is not None and known.guarantee() is guarantee and known.counts == counts:
+            return known.parameters
+        present = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        frozen = [parameter for parameter, _ in guarantee.own if id(parameter) in present]
+        self._frozen[optimizer] = _Frozen(weakref.ref(guarantee), counts, frozen)
+        return frozen
+
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step post-hook: put held entries back where the step may have moved them; clamp embeddings."""
@@ -98,8 +125,8 @@ class OptimizerGuard:
             if restored or (parameter.grad is not None and parameter.grad.is_sparse):
                 shield.restore(parameter)
         if _has_closure(args, kwargs) or type(optimizer) not in _ELEMENTWISE:  # they may move what has no gradient
-            for parameter, shield in self._guarantee().own:
-                shield.restore(parameter)
+            for parameter, keepsake in self._guarantee().own:
+                keepsake.restore(parameter)
         for moved, before, freedom in self._before:
             moved.copy_(torch.lerp(before, moved, freedom))
         self._before = []

@@ -21,6 +21,8 @@ from hatrack.masked import MaskedNetwork
 from hatrack.masks import Unmasked, conditioning_from, source_from
 from hatrack.network import FORMAT, HATNetwork
 from hatrack.norm import BatchNorms
+from hatrack.protect import digest
+from hatrack.tasks import packed_mask
 from hatrack.units import Rule
 from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
 
@@ -172,7 +174,7 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
     """The network that a checkpoint holds; ``path`` is for messages. Otherwise as :func:`load`."""
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
-    state = dict(checkpoint.tensors)
+    state: dict[str, Any] = dict(checkpoint.tensors)
     of_backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
     if not _has_grown(described):  # else it may have to be widened before it matches
         _require_match(path, of_backbone, {f"backbone.{name}": value for name, value in backbone.state_dict().items()})
@@ -189,11 +191,15 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
     for index, task in enumerate(described["tasks"]):
         net._open_task(task["name"], task["num_classes"], torch.Generator().manual_seed(0))  # overwritten below
         own = f"tasks.{index}."
-        net._states()[index].prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
         state[f"{own}_extra_state"] = torch.tensor(task["consolidated"])
+        if checkpoint.version == 1:
+            state = _with_packed_mask(state, own, task["consolidated"])
+        net._states()[index].prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
     state["_extra_state"] = described["digests"]
     try:
         _require_match(path, state, net.state_dict())
+        if checkpoint.version == 1:
+            state["_extra_state"] = _digests_of_version_2(net, checkpoint, state)
         net.load_state_dict(state)  # type: ignore[no-untyped-call]
         _require_same_answer(path, net, described["probe"])
     except GuaranteeError as error:
@@ -204,6 +210,41 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
         net.detach()
         raise
     return net
+
+
+def _with_packed_mask(state: Mapping[str, Any], own: str, consolidated: bool) -> dict[str, Any]:
+    """The tensors of a file of version 1, which kept a byte per unit, and the embeddings of consolidated tasks."""
+    mask = state.get(f"{own}mask")
+    if mask is None:
+        return dict(state)
+    gone = {f"{own}mask"} | ({f"{own}embedding"} if consolidated else set())
+    packed = packed_mask(mask) if consolidated else torch.empty(0, dtype=torch.uint8)
+    return {**{name: value for name, value in state.items() if name not in gone}, f"{own}packed": packed}
+
+
+def _digests_of_version_2(net: MaskedNetwork[Any], old: Checkpoint, state: Mapping[str, Any]) -> dict[str, str]:
+    """The digests that a file of version 1 would have now, once it has shown that it holds what it had then.
+
+    Args:
+        net: the network that the file is for, prepared for it, which has the names in their order.
+        old: the file.
+        state: its tensors as they are now.
+
+    Raises:
+        GuaranteeError: a task is not what it was consolidated with.
+    """
+    digests = dict(old.description["digests"])
+    names = list(net.state_dict())
+    for index, task in enumerate(old.description["tasks"]):
+        own = f"tasks.{index}."
+        if f"{own}mask" not in old.tensors or not task["consolidated"]:
+            continue
+        now = [name for name in names if name.startswith(own) and not name.endswith("_extra_state")]
+        then = [f"{own}embedding", f"{own}mask", *(name for name in now if name != f"{own}packed")]
+        if digest({name.removeprefix(own): old.tensors[name] for name in then}) != digests[f"task {task['name']}"]:
+            raise GuaranteeError(f"protected entries have moved in task {task['name']}")
+        digests[f"task {task['name']}"] = digest({name.removeprefix(own): state[name] for name in now})
+    return digests
 
 
 def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:
@@ -221,7 +262,7 @@ def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, A
 
 
 def _require_match(path: Path, file: Mapping[str, Any], network: Mapping[str, Any]) -> None:
-    """Check that a file and a network hold tensors of the same names, shapes and types (a mask's may differ)."""
+    """Check that a file and a network hold tensors of the same names, shapes and types."""
     present = {name: value for name, value in network.items() if not name.endswith("_extra_state")}
     saved = {name: value for name, value in file.items() if not name.endswith("_extra_state")}
     common = [(name, saved[name], value) for name, value in present.items() if name in saved]
@@ -234,7 +275,7 @@ def _require_match(path: Path, file: Mapping[str, Any], network: Mapping[str, An
         *[
             f"{name} has type {theirs.dtype} in the file and {ours.dtype} here"
             for name, theirs, ours in common
-            if theirs.dtype != ours.dtype and not name.endswith(".mask")
+            if theirs.dtype != ours.dtype
         ],
         *[f"{name} is missing in the file" for name in present if name not in saved],
         *[f"{name} is missing in this one" for name in saved if name not in present],

@@ -143,12 +143,20 @@ class MaskedNetwork(InferringNetwork[StateT]):
             raise InputError(f"task {name!r} is consolidated and cannot be trained again; add a new task")
         return [*([] if new_only else self._shared_parameters()), *state.parameters()]
 
+    def task_buffers(self, name: str) -> list[Tensor]:
+        """The buffers that training a task may change: the backbone's, and the task's own, such as its statistics.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        return [*self.backbone.buffers(), *self._state(name).buffers()]
+
     def protect(self, optimizer: OptimizerT) -> OptimizerT:
         """Make every later step of an optimizer keep what consolidated tasks rely on.
 
         Once per optimizer is enough, also if tasks are consolidated afterwards. After each step an embedding in
         training is clamped to [−6, 6] as well. Gradients are conditioned (Eq. 2) when the step begins: clipping their
-        norm before it counts the entries that are held, too.
+        norm before it counts entries that are held, too, but for those whose gradient is not computed to begin with.
 
         Returns:
             The optimizer.
@@ -216,8 +224,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         Raises:
             GuaranteeError: something that no copy is kept of has moved, such as a buffer of the backbone.
         """
-        for parameter, shield in (*self._guarantee.shared, *self._guarantee.own):
-            shield.restore(parameter)
+        for parameter, keeper in self._guarantee.all():
+            keeper.restore(parameter)
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
@@ -288,8 +296,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             GuaranteeError: protected entries had moved before a conversion, which would hide it.
         """
         converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
-        held = (*self._guarantee.shared, *self._guarantee.own)
-        relied_on = [parameter.detach().clone() for parameter, _ in held] if converting else []
+        relied_on = [parameter.detach().clone() for parameter, _ in self._guarantee.all()] if converting else []
         if converting:
             self.check()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -48,6 +48,7 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
             MultiTaskNetwork._classify,
             MultiTaskNetwork._state,
             MultiTaskNetwork._states,
+            MultiTaskNetwork._last,
         )
         if not isinstance(backbone, nn.Module):
             raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
@@ -206,18 +207,26 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
     def _states(self) -> list[StateT]:
         return [*self.tasks]
 
+    def _last(self) -> StateT | None:
+        """The state that was added last, at the same cost for any number of tasks."""
+        last: StateT | None = self.tasks[-1] if len(self.tasks) else None  # type: ignore[assignment]
+        return last
+
     def _consolidated_states(self) -> list[StateT]:
         return [state for state in self._states() if state.consolidated]
 
     def _state(self, name: str) -> StateT:
+        last = self._last()
+        if last is not None and last.name == name:  # most questions are about the task in training
+            return last
         for state in self._states():
             if state.name == name:
                 return state
         raise unknown_name("task", name, self.task_names)
 
     def _in_training(self) -> StateT | None:
-        states = self._states()
-        return states[-1] if states and not states[-1].consolidated else None
+        last = self._last()
+        return None if last is None or last.consolidated else last
 
     def _require_training(self, purpose: str) -> StateT:
         state = self._in_training()

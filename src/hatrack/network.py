@@ -23,6 +23,7 @@ from hatrack.conditioning import (
 )
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.extracting import ExtractableNetwork
+from hatrack.forgetting import forget_in_optimizer
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gates import groups_switched_off, initial_embedding, used_units
 from hatrack.growth import Growth
@@ -128,6 +129,8 @@ class HATNetwork(ExtractableNetwork):
         self.gate_function, self.regularizer = gate_function, regularizer
         self.batch_norms = batch_norms
         self._off: list[str] = []
+        self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
+        self._unpacked = (torch.empty(0), 0, torch.empty(0))
         warn_of_collapse(self._graph)
         self._set_scale(self.s_max)
         self._renew_guarantee()
@@ -243,8 +246,18 @@ class HATNetwork(ExtractableNetwork):
         state = self._require_training("regularization")
         attention = self._attention(state).to(state.embedding.dtype)
         if self.regularizer is Regularization.WEIGHTED_L1:
-            return functional.attention_regularization(attention, self._cumulative)
+            free, total = self._free_units(attention.dtype)
+            return torch.dot(attention, free) / total  # as functional.attention_regularization, which counts every time
         return functional.unweighted_regularization(attention, self.regularizer)
+
+    def _free_units(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """How free units are for the task in training, ``(U,)``, and their sum: counted once per task."""
+        known, free, total = self._free
+        if known is not self._cumulative or free.dtype != dtype:
+            free = 1.0 - self._cumulative.to(dtype)
+            total = free.sum().clamp_min(torch.finfo(dtype).tiny)
+            self._free = (self._cumulative, free, total)
+        return free, total
 
     # --------------------------------------------------------------------------------------------------------- use
 
@@ -261,12 +274,23 @@ class HATNetwork(ExtractableNetwork):
     def _attention(self, state: UnitTask) -> Tensor:
         """Attention over all units: annealed while training, final otherwise; booleans where it is hard."""
         if state.consolidated:
-            return state.mask
+            return self._mask_of(state)
         if not self.training:
             return self._final_mask(state)
         return functional.compensated_gate(
             state.embedding, self._scale, self.s_max, self.compensation, self.gate_function
         )
+
+    def _mask_of(self, state: UnitTask) -> Tensor:
+        """A consolidated task's mask; that of the task asked last is kept unpacked."""
+        packed = state.packed
+        if torch.compiler.is_compiling() or packed.is_inference():
+            return state.mask
+        known, version, mask = self._unpacked
+        if known is not packed or version != packed._version:
+            mask = state.mask
+            self._unpacked = (packed, packed._version, mask)
+        return mask
 
     def _final_mask(self, state: UnitTask) -> Tensor:
         if self.hard:
@@ -284,7 +308,10 @@ class HATNetwork(ExtractableNetwork):
                 "weigh the regularization less (c)",
                 stacklevel=3,
             )
+        embedding = state.embedding
         state.freeze(self._final_mask(state))
+        for optimizer in self._guard.optimizers():
+            forget_in_optimizer(optimizer, [embedding], {})
 
     # ----------------------------------------------------------------------------------------------- the guarantee
 
@@ -296,6 +323,10 @@ class HATNetwork(ExtractableNetwork):
         separate = self.conditioning is Conditioning.PER_TASK
         holders = masks if separate else [self._cumulative] if masks else []
         return attention_on_parameters(self._graph, self.backbone, holders)
+
+    def _renew_guarantee(self) -> None:
+        super()._renew_guarantee()
+        self._attachment.spare(self.backbone, self._guarantee.shared)
 
     def _dampers(self) -> Mapping[str, Damper]:
         if not isinstance(self.conditioning, Adaptive):

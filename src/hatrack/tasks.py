@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.calibration import Calibration
+from hatrack.packing import bytes_for, pack, unpack
 
-__all__ = ["TaskState", "UnitTask"]
+__all__ = ["TaskState", "UnitTask", "packed_mask"]
 
 
 class TaskState(nn.Module):
@@ -96,25 +97,59 @@ class UnitTask(TaskState):
         embedding: its embedding to begin with, ``(U,)``.
         head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
         norms: its batch norms, by the name of the layer they stand for.
+
+    Attributes:
+        embedding: its embedding, ``(U,)``; there is none any more once the mask is fixed.
+        packed: the mask once it is fixed: bits, eight units to a byte, as :func:`hatrack.packing.pack` gives them; the
+            numbers themselves, ``(U,)``, where it is soft. Empty until then.
     """
 
-    mask: Tensor
+    embedding: nn.Parameter
+    packed: Tensor
 
     def __init__(
         self, name: str, num_classes: int, embedding: Tensor, head: nn.Linear, norms: dict[str, nn.Module]
     ) -> None:
         super().__init__(name, num_classes, head, norms)
+        self.num_units = len(embedding)
         self.embedding = nn.Parameter(embedding)
-        self.register_buffer("mask", torch.zeros(len(embedding), dtype=torch.bool, device=embedding.device))
+        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8, device=embedding.device))
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask once it is fixed, ``(U,)``: booleans, or numbers where it is soft."""
+        return unpack(self.packed, (self.num_units,)) if self.packed.dtype == torch.uint8 else self.packed
 
     def freeze(self, mask: Tensor) -> None:
-        """Fix the mask, booleans or numbers ``(U,)``; from now on nothing of the task moves."""
-        self.mask = mask.detach().clone()
+        """Fix the mask, booleans or numbers ``(U,)``, and drop the embedding; from now on nothing of the task moves."""
+        self.packed = packed_mask(mask)
+        self.embedding.grad = None
+        del self.embedding
         self.close()
 
+    def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
+        """Take the shape of what a file holds: without embedding if the mask is fixed."""
+        super().prepare_for(saved)
+        self._take_shape_of(saved)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A soft mask holds numbers where a fresh task has booleans; copying would round them.
-        mask = state_dict.get(prefix + "mask")
-        if isinstance(mask, Tensor) and mask.shape == self.mask.shape:
-            self.mask = self.mask.to(mask.dtype)
+        self._take_shape_of({name: state_dict.get(prefix + name) for name in ("embedding", "packed", "_extra_state")})
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _take_shape_of(self, saved: Mapping[str, Any]) -> None:
+        packed, embedding = saved.get("packed"), saved.get("embedding")
+        if isinstance(packed, Tensor) and packed.shape in ((0,), (self._width_of(packed.dtype),)):
+            self.packed = torch.empty_like(packed, device=self.packed.device)
+        if embedding is None and bool(saved.get("_extra_state", False)) and hasattr(self, "embedding"):
+            del self.embedding
+        elif isinstance(embedding, Tensor) and not hasattr(self, "embedding"):
+            fresh = torch.empty(self.num_units, dtype=embedding.dtype, device=self.packed.device)
+            self.embedding = nn.Parameter(fresh)
+
+    def _width_of(self, dtype: torch.dtype) -> int:
+        return bytes_for(self.num_units) if dtype == torch.uint8 else self.num_units
+
+
+def packed_mask(mask: Tensor) -> Tensor:
+    """How a mask ``(U,)`` is kept: booleans as bits, numbers as they are."""
+    return pack(mask) if mask.dtype == torch.bool else mask.detach().clone()

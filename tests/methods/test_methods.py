@@ -198,3 +198,19 @@ def test_a_grid_is_about_settings_and_holds_their_defaults(name: str) -> None:
     for key, values in method.grid.items():
         assert getattr(settings, key) in values
         assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_training_moves_no_other_buffers_than_those_it_keeps_of_the_best_epoch(name: str) -> None:
+    method = make(name, "norm")
+    tasks = tasks_for("norm")
+    learn(method, tasks[:2], epochs=2)
+    method.begin_task(tasks[2])
+    before = [(buffer, buffer.clone()) for buffer in method.network.buffers()]
+    kept = {id(buffer) for buffer in method.trained_buffers()}
+    for _ in fit(method, tasks[:3], TrainingSettings(epochs=2, batch_size=16)):
+        pass
+    moved = {id(buffer) for buffer, value in before if not torch.equal(buffer, value)}
+    assert moved
+    assert moved <= kept
+    assert not kept & {id(buffer) for state in [*method.network.tasks][:2] for buffer in state.buffers()}

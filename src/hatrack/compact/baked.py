@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hatrack.attachment import mark
 from hatrack.compact.cutting import PREFIX, drop_dropout, replace_module
-from hatrack.compact.extract import extract_task, summarize
+from hatrack.compact.extract import Source, extract_task, summarize
 from hatrack.compact.modules import CompactNetwork
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.layers import Layer, Side
@@ -85,7 +85,7 @@ def extract_baked(
         folded = copy.deepcopy(plain)
         on = ~_dead(folded, graph, x)
         if not on.all():
-            return extract_task(name, folded.backbone, {}, graph, on, folded.head, ask, x)
+            return extract_task(Source(name, folded.backbone.eval(), {}, graph, on, folded.head, x, expected))
     except (InputError, UnsupportedError) as error:
         why = {"": f"dead units cannot be found: {' '.join(str(error).split()).partition(', so ')[0]}"}
     units = {} if graph is None else {group.name: group.size for group in graph.groups}

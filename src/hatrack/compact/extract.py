@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from hatrack.compact.modules import CompactNetwork, Summary
 from hatrack.errors import UnsupportedError
 from hatrack.units import UnitGraph
 
-__all__ = ["TOLERANCE", "extract_task", "summarize"]
+__all__ = ["TOLERANCE", "Source", "cut_task", "extract_task", "summarize"]
 
 TOLERANCE = 1e-5
 """How far a logit may be from the gated network's, relative to it and to the largest logit, in float32 and float64."""
@@ -31,56 +32,57 @@ _MOST_WAYS = 16
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """What a task's network is made of.
 
     Attributes:
-        backbone: a copy of the backbone without gates, in evaluation mode.
+        name: the task's name.
+        backbone: the backbone without gates; it is left as it is.
         norms: the task's norms by the names of the layers they stand for.
         graph: the units.
-        on: what the task uses, ``(U + 1,)``.
+        mask: what the task uses, booleans ``(U,)``.
         head: its head.
         x: samples to compare on.
-        logits: what the gated network says to them.
+        logits: what the gated network says to them, in evaluation mode.
     """
 
+    name: str
     backbone: nn.Module
     norms: Mapping[str, nn.Module]
     graph: UnitGraph
-    on: Tensor
+    mask: Tensor
     head: nn.Linear
     x: Tensor
     logits: Tensor
 
+    @cached_property
+    def on(self) -> Tensor:
+        """What the task uses, ``(U + 1,)``, the last standing for what is not gated."""
+        return torch.cat([self.mask, self.mask.new_ones(1)]).cpu()
+
 
 @torch.no_grad()
-def extract_task(
-    name: str,
-    backbone: nn.Module,
-    norms: Mapping[str, nn.Module],
-    graph: UnitGraph,
-    mask: Tensor,
-    head: nn.Linear,
-    ask: Callable[[Tensor], Tensor],
-    x: Tensor,
-) -> CompactNetwork:
-    """Make a task's own network.
-
-    Args:
-        name: the task's name.
-        backbone: the network without gates; it is left as it is.
-        norms: the task's norms, by the name of the layer they stand for.
-        graph: the units of the backbone.
-        mask: the units that the task uses, booleans ``(U,)``.
-        head: the task's head.
-        ask: what the gated network says to a batch, in evaluation mode.
-        x: samples to compare on.
+def extract_task(source: Source) -> CompactNetwork:
+    """Make a task's own network, and say how large it is.
 
     Raises:
         UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
     """
-    on = torch.cat([mask, mask.new_ones(1)]).cpu()
-    source = _Source(backbone.eval(), norms, graph, on, head, x, ask(x))
+    best, whole = cut_task(source)
+    on, graph = source.on, source.graph
+    units = {g.name: int((on[g.span] if g.name not in whole else on[g.span] | True).sum()) for g in graph.groups}
+    best.summary = summarize(source.name, best, _full(source), source.x, source.logits, units, graph, whole)
+    return best
+
+
+@torch.no_grad()
+def cut_task(source: Source) -> tuple[CompactNetwork, dict[str, str]]:
+    """A task's own network, and by group why it could not be cut.
+
+    Raises:
+        UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
+    """
+    name, on, graph = source.name, source.on, source.graph
     groups = [group.name for group in graph.groups if not on[group.span].all()]
     whole: dict[str, str] = {}
     best = _attempt(source, groups)
@@ -97,9 +99,7 @@ def extract_task(
                 whole[group] = trial
             else:
                 best, cut = trial, [*cut, group]
-    units = {g.name: int((on[g.span] if g.name not in whole else on[g.span] | True).sum()) for g in graph.groups}
-    best.summary = summarize(name, best, _full(source), x, source.logits, units, graph, whole)
-    return best
+    return best, whole
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def summarize(
     )
 
 
-def _attempt(source: _Source, cut: Collection[str]) -> CompactNetwork | str:
+def _attempt(source: Source, cut: Collection[str]) -> CompactNetwork | str:
     """A network without the unused units of some groups, or why it is not the gated one."""
     keep = torch.ones_like(source.on)
     for group in source.graph.groups:
@@ -163,7 +163,7 @@ def _attempt(source: _Source, cut: Collection[str]) -> CompactNetwork | str:
     return reason
 
 
-def _network(source: _Source, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
+def _network(source: Source, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
     backbone = _with_norms(source)
     for module, axis in zip(unflattens(backbone), sizes, strict=True):
         if axis is not None:
@@ -179,13 +179,13 @@ def _network(source: _Source, cut: Cut, sizes: tuple[int | None, ...]) -> Compac
     return network.requires_grad_(False)
 
 
-def _full(source: _Source) -> CompactNetwork:
+def _full(source: Source) -> CompactNetwork:
     """The whole network with this task's norms and head, for comparison."""
     everything = torch.ones_like(source.on)
     return _network(source, Cut(source.graph, everything, everything), (None,) * len(unflattens(source.backbone)))
 
 
-def _with_norms(source: _Source) -> nn.Module:
+def _with_norms(source: Source) -> nn.Module:
     backbone = copy.deepcopy(source.backbone)
     for name, norm in source.norms.items():
         replace_module(backbone, backbone.get_submodule(name), copy.deepcopy(norm))

@@ -8,13 +8,13 @@ tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`Elasti
 from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning, union
 from hatrack.masks.described import conditioning_from, describe, source_from
 from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_features, lay_out
-from hatrack.masks.packing import bytes_for, pack, unpack
 from hatrack.masks.selection import largest, straight_through, through
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
 from hatrack.masks.state import WeightTask
 from hatrack.masks.taken import Taken
 from hatrack.masks.tether import Tether
 from hatrack.masks.twins import twin
+from hatrack.packing import bytes_for, pack, unpack
 
 __all__ = [
     "ElasticWeights",

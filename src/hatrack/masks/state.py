@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.masks.packing import bytes_for, pack, unpack
+from hatrack.packing import bytes_for, pack, unpack
 from hatrack.tasks import TaskState
 
 __all__ = ["WeightTask"]

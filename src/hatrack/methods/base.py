@@ -152,6 +152,10 @@ class Method(abc.ABC):
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimizer of this task gets."""
 
+    def trained_buffers(self) -> list[Tensor]:
+        """The buffers that training may change, such as statistics: those of all modules in training."""
+        return [buffer for module in self.trained_modules() for buffer in module.buffers()]
+
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """The trained parameters by the rate at which they learn; all at the schedule's, unless the method differs."""
         return [ParameterGroup(self.trained_parameters())]

@@ -144,7 +144,7 @@ class HAT(MaskedMethod):
         """The embedding apart, where it learns at another rate."""
         if self.settings.embedding_lr_factor == 1.0:
             return super().parameter_groups()
-        embeddings = {id(state.embedding) for state in self.network.tasks}
+        embeddings = {id(state.embedding) for state in self.network.tasks if not state.consolidated}
         parameters = self.trained_parameters()
         return [
             ParameterGroup([p for p in parameters if id(p) not in embeddings]),

@@ -80,6 +80,12 @@ class MaskedMethod(Method):
         assert task is not None
         return self.network.task_parameters(task)
 
+    def trained_buffers(self) -> list[Tensor]:
+        """The backbone's and the task's own: those of consolidated tasks do not move, however many there are."""
+        task = self.network.task_in_training
+        assert task is not None
+        return self.network.task_buffers(task)
+
     def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Keep what earlier tasks rely on."""
         return self.network.protect(optimizer)

@@ -206,7 +206,7 @@ class Training:
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
-                nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+                clip(parameters, settings.clip_norm)
                 self._optimizer.step()
                 total += loss.detach()
                 mean = None
@@ -264,3 +264,12 @@ def _batch_norms_explained(task: str) -> Iterator[None]:
             f"a batch norm needs two values per channel, and a batch of task {task!r} has a single sample; choose "
             "another batch size (--set batch_size=...), or a network without batch norms"
         ) from error
+
+
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
+    """Scale gradients down to a norm, as ``clip_grad_norm_`` does; small ones are not written again."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    # Asking another device for the norm would wait for it, which costs more than multiplying by one.
+    if norm.device.type != "cpu" or not float(norm) + 1e-6 <= largest:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)

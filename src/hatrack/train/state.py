@@ -78,8 +78,7 @@ class Snapshot:
     """
 
     def __init__(self, method: Method, saved: Mapping[str, Tensor]) -> None:
-        modules = method.trained_modules()
-        self._live = [*method.trained_parameters(), *(buffer for module in modules for buffer in module.buffers())]
+        self._live = [*method.trained_parameters(), *method.trained_buffers()]
         count = sum(name.startswith("best.") for name in saved)
         self._kept: list[Tensor] = []
         if count:

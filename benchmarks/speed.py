@@ -1,0 +1,276 @@
+"""What a hundred tasks, a whole run, re-testing old tasks and torch.compile cost; ratios of times in one process.
+
+python benchmarks/speed.py tasks|run|evaluation|compile [--out benchmarks/results/speed.json]
+
+Times are processor time of the one thread that works, which other processes of a shared machine disturb least; what is
+compared takes turns. With `--out` the section is put into that file, beside the others that it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from step_time import BATCH, hat_step, plain_step
+from torch import Tensor, nn
+
+from hatrack import HATNetwork
+from hatrack.environment import describe_environment
+from hatrack.experiments import Prepared, RunRequest, TaskLearned, prepare, run
+from hatrack.networks import MLP, AlexNet
+from hatrack.train import BatchDone
+
+SHAPE = (1, 28, 28)
+
+
+def in_turns(steps: Mapping[str, Callable[[int], Any]], repetitions: int, warm: int = 3) -> dict[str, list[float]]:
+    """Seconds of processor time of every step, called with the number of the repetition; some more to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repetition in range(-warm, repetitions):
+        for name, step in steps.items():
+            start = time.thread_time()
+            step(repetition)
+            if repetition >= 0:
+                seconds[name].append(time.thread_time() - start)
+    return seconds
+
+
+def against(seconds: Mapping[str, list[float]], reference: str) -> dict[str, Any]:
+    """Median times, and medians of the ratios to a reference, turn by turn."""
+    return {
+        name: {
+            "ms": round(1e3 * statistics.median(times), 3),
+            "ratio": round(statistics.median(a / b for a, b in zip(times, seconds[reference], strict=True)), 3),
+        }
+        for name, times in seconds.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ many tasks
+
+
+def with_tasks(backbone: nn.Module, tasks: int) -> HATNetwork:
+    """A network whose last task is in training; each uses the units that a normal embedding turns on."""
+    net = HATNetwork(backbone, torch.zeros(1, *SHAPE))
+    for number in range(tasks):
+        net.add_task("third" if number == tasks - 1 else f"task {number}", num_classes=2)
+        if number < tasks - 1:
+            net.consolidate(f"task {number}")
+    return net
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, Tensor))
+
+
+def many_tasks(repetitions: int) -> dict[str, Any]:
+    """A step at tasks 1, 3 and 100, and what a further task takes in memory and in a file."""
+    results: dict[str, Any] = {}
+    x, y = torch.randn(BATCH, *SHAPE), torch.randint(0, 2, (BATCH,))
+    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "SGD": lambda p: torch.optim.SGD(p, lr=0.05),
+        "AdamW, weight decay": lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-2),
+    }
+    for width, times in ((2000, repetitions), (100, 10 * repetitions)):
+        nets = {f"task {n}": with_tasks(MLP(SHAPE, hidden=(width, width), dropout=(0.2, 0.5)), n) for n in (1, 3, 100)}
+        for name, make in optimizers.items():
+            steps = {}
+            for task, net in nets.items():
+                optimizer = net.protect(make(net.task_parameters("third")))
+                steps[task] = lambda r, net=net, optimizer=optimizer: hat_step(net, optimizer, x, y, (r % 10) / 9)
+            results[f"2x{width}, {name}"] = against(in_turns(steps, times), "task 1")
+        net = nets["task 100"]
+        last = net.tasks[-2]
+        own = {id(parameter) for parameter in last.parameters()}
+        in_file = {k: v for k, v in net.to_checkpoint().tensors.items() if k.startswith(f"tasks.{len(net.tasks) - 2}.")}
+        results[f"2x{width}, bytes of a further task"] = {
+            "units": net.units.num_units,
+            "mask": bytes_of([last.packed]),
+            "head": bytes_of(last.head.parameters()),
+            "parameters and buffers": bytes_of([*last.parameters(), *last.buffers()]),
+            "file": bytes_of(in_file.values()),
+            "copy to put back": bytes_of(keeper.saved for p, keeper in net._guarantee.own if id(p) in own),
+        }
+        print(json.dumps(results), flush=True)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+def bare_loop(prepared: Prepared) -> Callable[[int, int], float]:
+    """What does so many plain steps on a task's batches, and says how long they took."""
+    training = prepared.config.training
+    backbone = prepared.method.setup.build_backbone()
+    with torch.no_grad():
+        features = backbone(torch.zeros(2, *prepared.stream.input_shape)).shape[1]
+    model = nn.Sequential(backbone, nn.Linear(features, max(task.num_classes for task in prepared.stream)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=training.lr)
+
+    def steps(task: int, count: int) -> float:
+        x, y = prepared.stream[task].train.load()
+        model.train()
+        start = time.thread_time()
+        for number in range(count):
+            first = number * training.batch_size % max(1, len(x) - training.batch_size)
+            plain_step(model, optimizer, x[first : first + training.batch_size], y[first : first + training.batch_size])
+        return time.thread_time() - start
+
+    return steps
+
+
+def whole_run(experiment: str, method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with everything that belongs to it, written to a folder, against its bare steps; task by task in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = RunRequest(experiment, method, out=Path(folder) / "run", data=data_folder(), overrides=overrides)
+        prepared = prepare(request)
+        bare = bare_loop(prepared)
+        taken, plain, steps, pending = 0.0, 0.0, 0, 0
+        bare(0, 10)
+        start = time.thread_time()
+        for event in run(prepared):
+            pending += isinstance(event, BatchDone)
+            if isinstance(event, TaskLearned):
+                taken += time.thread_time() - start
+                plain += bare(event.index, pending)
+                steps, pending = steps + pending, 0
+                start = time.thread_time()
+        return {
+            "command": request.command(),
+            "steps": steps,
+            "run_s": round(taken, 2),
+            "bare_s": round(plain, 2),
+            "ratio": round(taken / plain, 3),
+        }
+
+
+def data_folder() -> Path | None:
+    return Path(os.environ["HATRACK_DATA"]) if "HATRACK_DATA" in os.environ else None
+
+
+def whole_runs(repetitions: int) -> dict[str, Any]:
+    epochs = max(1, repetitions // 10)
+    return {name: whole_run(name, "hat", {"epochs": epochs}) for name in ("split-fashion-mnist",)}
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+
+def with_ten_tasks(backbone: nn.Module, shape: tuple[int, ...], share: float) -> HATNetwork:
+    """Ten consolidated tasks, each of which uses a random share of the units."""
+    net = HATNetwork(backbone, torch.zeros(1, *shape))
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        on = torch.rand(net.units.num_units, generator=generator) < share
+        net.add_task(f"task {number}", 10, embedding=torch.where(on, 1.0, -1.0))
+        net.consolidate(f"task {number}")
+    return net.eval()
+
+
+@torch.no_grad()
+def evaluation(repetitions: int) -> dict[str, Any]:
+    """All ten tasks tested: ten full passes, and by their extracted networks, the extraction included."""
+    results: dict[str, Any] = {}
+    cases: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], int]] = [
+        ("MLP 2x2000", lambda: MLP(SHAPE, hidden=(2000, 2000)), SHAPE, 2000),
+        ("AlexNet", lambda: AlexNet((3, 32, 32)), (3, 32, 32), 200),
+    ]
+    for name, build, shape, samples in cases:
+        x = torch.randn(samples, *shape)
+        for share in (0.25, 0.5):
+            net = with_ten_tasks(build(), shape, share)
+            size = min(1000, samples)
+
+            def full(_: int, net: HATNetwork = net, x: Tensor = x, size: int = size) -> dict[str, Tensor]:
+                return {t: torch.cat([net(part, t) for part in torch.split(x, size)]) for t in net.task_names}
+
+            def extracted(_: int, net: HATNetwork = net, x: Tensor = x, size: int = size) -> dict[str, Tensor]:
+                return net.logits_of_tasks(dict.fromkeys(net.task_names, x), batch_size=size)
+
+            def cutting(_: int, net: HATNetwork = net, x: Tensor = x) -> dict[str, Tensor]:
+                return net.logits_of_tasks(dict.fromkeys(net.task_names, x[:1]))
+
+            ways = {"full passes": full, "extracted": extracted, "extraction alone": cutting}
+            first, again = extracted(0), extracted(0)
+            found = against(in_turns(ways, max(1, repetitions // 10), warm=0), "full passes")
+            deviation = max(float((first[t] - said).abs().max() / said.abs().max()) for t, said in full(0).items())
+            print(name, share, found, flush=True)
+            results[f"{name}, {share:.0%} of the units, {samples} samples a task"] = {
+                **found,
+                "bit_identical_again": all(torch.equal(first[t], again[t]) for t in first),
+                "deviation": deviation,
+            }
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------- torch.compile
+
+
+def compiled(repetitions: int) -> dict[str, Any]:
+    """Steps with the forward pass compiled without graph breaks, and not compiled."""
+    x, y = torch.randn(BATCH, *SHAPE), torch.randint(0, 2, (BATCH,))
+    steps = {}
+    for name, width in (("2x2000", 2000), ("2x100", 100)):
+        for compile_it in (False, True):
+            plain: Any = nn.Sequential(MLP(SHAPE, hidden=(width, width), dropout=(0.2, 0.5)), nn.Linear(width, 2))
+            net: Any = with_tasks(MLP(SHAPE, hidden=(width, width), dropout=(0.2, 0.5)), 3)
+            makers = plain.parameters(), net.task_parameters("third")
+            first, second = (torch.optim.SGD(parameters, lr=0.05) for parameters in makers)
+            net.protect(second)
+            ask = torch.compile(net, fullgraph=True) if compile_it else net
+            model = torch.compile(plain, fullgraph=True) if compile_it else plain
+            how = "compiled" if compile_it else "as it is"
+            steps[f"{name}, plain, {how}"] = lambda r, model=model, first=first: plain_step(model, first, x, y)
+            steps[f"{name}, HAT, {how}"] = lambda r, ask=ask, net=net, second=second: compiled_step(
+                ask, net, second, x, y, (r % 10) / 9
+            )
+    return against(in_turns(steps, repetitions), "2x2000, plain, as it is")
+
+
+def compiled_step(
+    ask: Any, net: HATNetwork, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, progress: float
+) -> None:
+    net.anneal(progress)
+    loss = nn.functional.cross_entropy(ask(x, "third"), y) + 0.75 * net.regularization()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+SECTIONS = {"tasks": many_tasks, "run": whole_runs, "evaluation": evaluation, "compile": compiled}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", choices=SECTIONS)
+    parser.add_argument("--repetitions", type=int, default=40)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    before = os.getloadavg()[0]
+    found = SECTIONS[options.section](options.repetitions)
+    load = [round(before, 1), round(os.getloadavg()[0], 1)]
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+    if options.out:
+        known = json.loads(options.out.read_text()) if options.out.exists() else {}
+        command = f"python benchmarks/speed.py {options.section} --repetitions {options.repetitions}"
+        known[options.section] = {
+            "command": command,
+            "load_before_and_after": load,
+            "results": found,
+            "environment": describe_environment(),
+        }
+        options.out.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
