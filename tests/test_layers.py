@@ -25,6 +25,7 @@ LAYERS = [
     {"data"},
     {"loading", "export"},
     {"network", "weights"},
+    {"holding", "holding_weights"},
     {"elastic", "extracting"},
     {"gated", "growing_weights", "mixing"},
     {"growing"},

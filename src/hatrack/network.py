@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,27 +11,21 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from hatrack import functional
-from hatrack.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.conditioning import (
-    Adaptive,
-    Damper,
     UnitConditioning,
-    attention_of_tasks,
-    dampers,
     describe_unit_conditioning,
 )
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.extracting import ExtractableNetwork
 from hatrack.forgetting import forget_in_optimizer
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gates import groups_switched_off, initial_embedding, used_units
 from hatrack.growth import Growth
-from hatrack.guarantee import attention_on_parameters
 from hatrack.heads import linear_head
+from hatrack.holding import HoldingNetwork
 from hatrack.norm import BatchNorms
 from hatrack.poison import find_leak
 from hatrack.tasks import UnitTask
-from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
+from hatrack.units import Role, Rule, warn_of_collapse
 
 __all__ = ["FORMAT", "HATNetwork"]
 
@@ -40,7 +33,7 @@ FORMAT = "hatrack.HATNetwork"
 """What saved networks call themselves."""
 
 
-class HATNetwork(ExtractableNetwork):
+class HATNetwork(HoldingNetwork):
     """A network that learns tasks one after the other and forgets none of them.
 
     Gates are attached to the inputs of the backbone's layers; the backbone itself is not rewritten and is what it was
@@ -312,91 +305,6 @@ class HATNetwork(ExtractableNetwork):
         state.freeze(self._final_mask(state))
         for optimizer in self._guard.optimizers():
             forget_in_optimizer(optimizer, [embedding], {})
-
-    # ----------------------------------------------------------------------------------------------- the guarantee
-
-    def _attention_on_parameters(self) -> Mapping[str, Tensor]:
-        masks = [state.mask for state in self._consolidated_states()]
-        self._cumulative = attention_of_tasks(self.conditioning, masks, self._none())
-        if isinstance(self.conditioning, Adaptive):
-            return {}
-        separate = self.conditioning is Conditioning.PER_TASK
-        holders = masks if separate else [self._cumulative] if masks else []
-        return attention_on_parameters(self._graph, self.backbone, holders)
-
-    def _renew_guarantee(self) -> None:
-        super()._renew_guarantee()
-        self._attachment.spare(self.backbone, self._guarantee.shared)
-
-    def _dampers(self) -> Mapping[str, Damper]:
-        if not isinstance(self.conditioning, Adaptive):
-            return {}
-        shapes = {name: p.shape for name, p in self.backbone.named_parameters(prefix="backbone")}
-        masks = [state.mask for state in self._consolidated_states()]
-        return dampers(self._graph, shapes, masks, self._none())
-
-    def _entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
-        mask = (state.mask if state.consolidated else self._final_mask(state).detach()) != 0
-        held = attention_on_parameters(self._graph, self.backbone, [mask])
-        return {name.removeprefix("backbone."): entries for name, entries in held.items()}
-
-    def _hand_over(self, state: UnitTask, heir: UnitTask) -> None:
-        if self.batch_norms is BatchNorms.SHARED:
-            heir.take_norms_of(state)
-
-    def _sizes(self) -> Mapping[str, int]:
-        return {group.name: group.size for group in self._graph.groups}
-
-    def _rates(self) -> Tensor:
-        assert isinstance(self.conditioning, Adaptive)
-        state = self._in_training()
-        attention = self._none() if state is None else self._attention(state)
-        return self.conditioning.rates(self._graph, attention, self._cumulative)
-
-    def _none(self) -> Tensor:
-        """The attention of no task at all, ``(U,)``."""
-        device = next((parameter.device for parameter in self.backbone.parameters()), None)
-        return torch.zeros(self._graph.num_units, dtype=torch.bool, device=device)
-
-    def _per_task_modules(self) -> Sequence[str]:
-        return self._graph.per_task_modules
-
-    # ------------------------------------------------------------------------------------------------- inspection
-
-    @property
-    def units(self) -> UnitGraph:
-        """Groups of units, who writes and reads them, and every parameter's role; print it to see a table."""
-        of_tasks = {name: p.shape for name, p in self.named_parameters() if name not in self._graph.roles}
-        return replace(
-            self._graph,
-            uses={**self._graph.uses, **dict.fromkeys(of_tasks, ())},
-            roles={**self._graph.roles, **dict.fromkeys(of_tasks, Role.PER_TASK)},
-            shapes={**self._graph.shapes, **of_tasks},
-        )
-
-    def masks(self, task: str) -> dict[str, Tensor]:
-        """The units that a task uses, by group: booleans ``(units of the group,)``, or numbers if masks are soft.
-
-        For a task in training it is what consolidating it now would give.
-        """
-        state = self._state(task)
-        mask = state.mask if state.consolidated else self._final_mask(state).detach()
-        return {name: part.clone() for name, part in self._graph.split(mask).items()}
-
-    def capacity(self) -> Capacity:
-        """Share of units, per group and over all, and of shared weights that consolidated tasks use."""
-        return measure_capacity(self._graph, self._cumulative, self._guarantee.held_entries())
-
-    def usage(self) -> float:
-        """Share of all units that tasks use, a task in training with what consolidating it now would give."""
-        state, used = self._in_training(), self._cumulative == 1
-        if state is not None:
-            used = used | used_units(state.embedding.detach(), self._graph.groups)
-        return float(used.float().mean()) if len(used) else 0.0
-
-    def reuse(self) -> Tensor:
-        """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks (paper, Fig. 6)."""
-        return measure_reuse(self._graph, [state.mask == 1 for state in self._consolidated_states()])
 
     # ------------------------------------------------------------------------------------------------ keeping it
 

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 from hatrack import functional
 from hatrack.attachment import mark
-from hatrack.capacity import Capacity, common_entries
-from hatrack.compact import CompactNetwork, bake, extract_baked
-from hatrack.elastic import ElasticNetwork
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.growth import Growth
 from hatrack.heads import linear_head
+from hatrack.holding_weights import HoldingWeights
 from hatrack.masks import (
     Embedding,
     FreeWeights,
@@ -23,17 +21,14 @@ from hatrack.masks import (
     Taken,
     Unmasked,
     WeightConditioning,
-    WeightRole,
     WeightTask,
     count_features,
     describe,
     through,
     twin,
-    union,
 )
-from hatrack.modes import evaluation_mode
 from hatrack.norm import copy_of_norm
-from hatrack.poison import find_leak_of_weights, random_like
+from hatrack.poison import find_leak_of_weights
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
 
@@ -41,7 +36,7 @@ WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
 """What saved networks call themselves."""
 
 
-class WeightMaskedNetwork(ElasticNetwork):
+class WeightMaskedNetwork(HoldingWeights):
     """A network that learns tasks one after the other, each with some of its weights, and forgets none of them.
 
     The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
@@ -248,15 +243,6 @@ class WeightMaskedNetwork(ElasticNetwork):
             return [self.source.in_training(values, self._progress) for values in self._values(state)]
         return self._final_masks(state)
 
-    def _settled_masks(self, state: WeightTask) -> Sequence[Tensor]:
-        """Bits as booleans; those of the task that was asked for last are kept."""
-        kept = self._unpacked
-        if kept is not None and kept[0] is state.packed and kept[1] == state.packed._version:
-            return kept[2]
-        masks = [state.mask(index) for index in range(len(self._layout.masked))]
-        self._unpacked = (state.packed, state.packed._version, masks)
-        return masks
-
     @torch.no_grad()
     def _final_masks(self, state: WeightTask) -> Sequence[Tensor]:
         each = zip(self._values(state), self._weights(), self._used, strict=True)
@@ -265,116 +251,7 @@ class WeightMaskedNetwork(ElasticNetwork):
     def _values(self, state: WeightTask) -> Sequence[Tensor | None]:
         return [*state.choice] or [None] * len(self._layout.masked)
 
-    @torch.no_grad()
-    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
-        """A consolidated task as a plain module of its own: masks are written into the weights as zeros.
-
-        Units that are dead then are cut out, and logits are this network's up to rounding (1e-5, relative to the
-        largest), which is checked. Where no unit is dead, as is usual for masks of weights, the shape stays, and logits
-        are the same to the bit; ``summary`` says which, and how many weights are not 0. This network stays as it is.
-
-        Args:
-            task: the task.
-            example: samples to compare on, and to count operations with; random ones if left out, which is not enough
-                where inputs are integers.
-
-        Returns:
-            The network in evaluation mode.
-
-        Raises:
-            InputError: there is no such task, or it is not consolidated.
-            UnsupportedError: the backbone with zeros written in does not give this network's logits.
-        """
-        self._require_attached()
-        state = self._state(task)
-        if not state.consolidated:
-            raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
-        if example is None:
-            samples = torch.zeros(16, *self.example_shape[1:], dtype=self._example_dtype)
-            example = random_like(samples.to(state.head.weight.device), torch.Generator().manual_seed(0))
-        masks = dict(zip(self._layout.masked, self._settled_masks(state), strict=True))
-        copies, norms = self._copies_of(state)
-        backbone = bake(self.backbone, masks, dict(zip(self._layout.copied, copies, strict=True)), norms)
-
-        def ask(x: Tensor) -> Tensor:
-            with evaluation_mode(self):
-                return self._forward_one(x, state)
-
-        return extract_baked(task, backbone, state.head, ask, example)
-
-    # ------------------------------------------------------------------------------------------------- inspection
-
-    @property
-    def roles(self) -> dict[str, WeightRole]:
-        """The role of every parameter of ``named_parameters()``, by name."""
-        masked = {f"backbone.{name}" for name in self._layout.masked}
-        return {
-            name: WeightRole.MASKED if name in masked else WeightRole.PER_TASK for name, _ in self.named_parameters()
-        }
-
-    def masks(self, task: str) -> dict[str, Tensor]:
-        """The weights that a task uses, by the backbone's names: booleans of their shapes.
-
-        For a task in training it is what consolidating it now would give.
-        """
-        state = self._state(task)
-        masks = self._settled_masks(state) if state.is_settled else self._final_masks(state)
-        return {name: mask.clone() for name, mask in zip(self._layout.masked, masks, strict=True)}
-
-    def capacity(self) -> Capacity:
-        """Share of the weights that consolidated tasks use, per parameter and over all."""
-        shares = {name: float(used.float().mean()) for name, used in zip(self._layout.masked, self._used, strict=True)}
-        taken = sum(int(used.sum()) for used in self._used)
-        entries = sum(used.numel() for used in self._used)
-        return Capacity(shares, None, taken / entries, entries)
-
-    def usage(self) -> float:
-        """Share of all masked weights that tasks use, a task in training with what consolidating it now would give."""
-        state, used = self._in_training(), self._used
-        if state is not None:
-            masks = self._settled_masks(state) if state.is_settled else self._final_masks(state)
-            used = [held | mask for held, mask in zip(used, masks, strict=True)]
-        return sum(int(mask.sum()) for mask in used) / sum(mask.numel() for mask in used)
-
-    def reuse(self) -> Tensor:
-        """Share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
-        states = self._consolidated_states()
-        common = torch.zeros(len(states), len(states), dtype=torch.int64)
-        for index in range(len(self._layout.masked)):
-            common += common_entries([state.mask(index) for state in states])
-        return common / common.diagonal().clamp_min(1).unsqueeze(1)
-
     # ----------------------------------------------------------------------------------------------- the guarantee
-
-    def _attention_on_parameters(self) -> Mapping[str, Tensor]:
-        states, attention = self._consolidated_states(), {}
-        self._used: list[Tensor] = []
-        self._free = None
-        self._taken = Taken()
-        for index, (name, weight) in enumerate(zip(self._layout.masked, self._weights(), strict=True)):
-            masks = [state.mask(index) for state in states]
-            self._used.append(union(masks, weight))
-            attention[f"backbone.{name}"] = self.conditioning.attention(masks, weight)
-        self._num_free = sum(int((~used).sum()) for used in self._used)
-        return attention
-
-    def _entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
-        return self.masks(state.name)
-
-    def _hand_over(self, state: WeightTask, heir: WeightTask) -> None:
-        if self.unmasked is not Unmasked.PER_TASK:
-            heir.take_norms_of(state)
-            heir.copies = state.copies
-
-    def _remove(self, state: WeightTask) -> None:
-        super()._remove(state)
-        self._unpacked = None
-
-    def _sizes(self) -> Mapping[str, int]:
-        return {name: weight.numel() for name, weight in zip(self._layout.masked, self._weights(), strict=True)}
-
-    def _per_task_modules(self) -> Sequence[str]:
-        return self._layout.norms
 
     def _try_out(self, example: Tensor) -> None:
         """The guarantee is shown, not believed: poison all that random masks leave free, and compare."""
