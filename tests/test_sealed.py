@@ -16,36 +16,15 @@ from torch import nn
 from hatrack import CheckpointError, HATNetwork
 from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.errors import NewerFileError
-from hatrack.experiments import RunResult, Status, TaskHistory, TaskSummary, read_result
+from hatrack.experiments import read_result
 from hatrack.experiments.folder import LOGITS_FORMAT
 from hatrack.experiments.plan import Plan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.network import FORMAT
 from hatrack.sealed import read_sealed, sealed, write_sealed
-from hatrack.train import Score
+from records import of_a_run
 
 Reader = Callable[[Path], Any]
-
-
-def result_of_a_run() -> RunResult:
-    """Two tasks of which one was learned; what is not a number or a text is there, too."""
-    return RunResult(
-        experiment="demo",
-        method="hat",
-        seed=0,
-        command="hatrack run demo --method hat",
-        config={"lr": 0.05, "hidden": [4, 4], "growth": None},
-        tasks=(TaskSummary("a", 2, 10, 2, 5), TaskSummary("ö", 2, 10, 2, 5)),
-        scores=((Score(0.25, 0.8, "0f" * 32),),),
-        capacity={"units": 0.5},
-        epochs=(1,),
-        seconds=(0.125,),
-        environment={"threads": 1, "device": "cpu"},
-        status=Status.RUNNING,
-        data=("demo: idx files",),
-        history=(TaskHistory({"units": 0.5}, (0.7,), (0.6,), (0.5,), (0.5,)),),
-        reuse=((1.0,),),
-    )
 
 
 def net_hat(path: Path) -> Reader:
@@ -67,7 +46,7 @@ def plain(checkpoint: Checkpoint) -> Any:
 
 
 def run_json(path: Path) -> Reader:
-    write_result(path, result_of_a_run())
+    write_result(path, of_a_run())
     return read_result
 
 
@@ -157,7 +136,7 @@ def require_named(error: CheckpointError, path: Path) -> None:
 
 
 def test_a_changed_digit_is_not_believed(tmp_path: Path) -> None:
-    write_result(tmp_path / "run.json", result_of_a_run())
+    write_result(tmp_path / "run.json", of_a_run())
     text = (tmp_path / "run.json").read_text()
     (tmp_path / "run.json").write_text(text.replace("0.8", "0.9"))
     with pytest.raises(CheckpointError, match=r"run\.json is damaged: its checksum does not match"):
@@ -165,19 +144,19 @@ def test_a_changed_digit_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_formatted_anew_is_whole(tmp_path: Path) -> None:
-    write_result(tmp_path / "run.json", result_of_a_run())
+    write_result(tmp_path / "run.json", of_a_run())
     content = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(content, sort_keys=True))
-    assert read_result(tmp_path / "run.json") == result_of_a_run()
+    assert read_result(tmp_path / "run.json") == of_a_run()
 
 
 def test_files_from_before_checksums_are_read(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(result_of_a_run().to_json()))
-    assert read_result(tmp_path / "run.json") == result_of_a_run()
+    (tmp_path / "run.json").write_text(json.dumps(of_a_run().to_json()))
+    assert read_result(tmp_path / "run.json") == of_a_run()
 
 
 def test_a_damaged_name_of_the_checksum_does_not_pass_for_none(tmp_path: Path) -> None:
-    write_result(tmp_path / "run.json", result_of_a_run())
+    write_result(tmp_path / "run.json", of_a_run())
     text = (tmp_path / "run.json").read_text()
     (tmp_path / "run.json").write_text(text.replace('"sha256"', '"sha257"').replace("0.8", "0.9"))
     with pytest.raises(CheckpointError, match="what is 'sha257'"):
@@ -185,7 +164,7 @@ def test_a_damaged_name_of_the_checksum_does_not_pass_for_none(tmp_path: Path) -
 
 
 def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
-    content = result_of_a_run().to_json()
+    content = of_a_run().to_json()
     for newer in ({**content, "schema": 2}, sealed({**content, "schema": 2, "of what no version knew": 1})):
         (tmp_path / "run.json").write_text(json.dumps(newer))
         with pytest.raises(NewerFileError, match=r"run\.json has schema 2, this hatrack reads up to 1; upgrade it"):

@@ -30,7 +30,7 @@ from hatrack.data.pictures import PictureForm, PictureLayout, decode_files
 from hatrack.data.svhn import TEST, TRAIN, decode_svhn
 from hatrack.data.traffic_signs import SignLayout
 from hatrack.data.trees import unpack_tree
-from hatrack.experiments import RunResult, Status, TaskHistory, TaskSummary, read_result
+from hatrack.experiments import read_result
 from hatrack.experiments.comparison import read_failure, write_failure
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.plan import Plan, read_plan, write_plan
@@ -38,7 +38,7 @@ from hatrack.experiments.results import write_result
 from hatrack.streams.own.files import OwnTask, read_own_task
 from hatrack.streams.own.samples import as_splits
 from hatrack.streams.own.tables import Table
-from hatrack.train import Score
+from records import of_a_run
 
 FOLDER = Path(tempfile.mkdtemp(prefix="hatrack-damage-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 GENERATOR = torch.Generator().manual_seed(0)
@@ -258,27 +258,6 @@ def plan(content: bytes) -> object:
 def failure(content: bytes) -> object:
     (FOLDER / "failure.json").write_bytes(content)
     return read_failure(FOLDER)
-
-
-def of_a_run() -> RunResult:
-    """Two tasks of which one was learned; what is not a number or a text is there, too."""
-    return RunResult(
-        experiment="demo",
-        method="hat",
-        seed=0,
-        command="hatrack run demo --method hat",
-        config={"lr": 0.05, "hidden": [4, 4], "growth": None},
-        tasks=(TaskSummary("a", 2, 10, 2, 5), TaskSummary("ö", 2, 10, 2, 5)),
-        scores=((Score(0.25, 0.8, "0f" * 32),),),
-        capacity={"units": 0.5},
-        epochs=(1,),
-        seconds=(0.125,),
-        environment={"threads": 1, "device": "cpu"},
-        status=Status.RUNNING,
-        data=("demo: idx files",),
-        history=(TaskHistory({"units": 0.5}, (0.7,), (0.6,), (0.5,), (0.5,)),),
-        reuse=((1.0,),),
-    )
 
 
 def written(name: str) -> tuple[bytes, bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.experiments.killing import QUICK, run_in_process
+from killing import QUICK, run_in_process
 
 from hatrack.errors import CheckpointError
 from hatrack.experiments import RunRequest, prepare, read_result, run

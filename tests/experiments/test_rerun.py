@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.experiments.killing import run_in_process
+from killing import run_in_process
 
 from hatrack.cli import main
 from hatrack.experiments import Reproduction, read_result

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.toys import make, tasks
+from toys import make, tasks
 
 from hatrack.methods import METHODS, Method
 from hatrack.methods.masked import Room
