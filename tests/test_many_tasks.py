@@ -58,7 +58,7 @@ def test_consolidating_takes_the_digest_of_every_task_once(monkeypatch) -> None:
         taken, whole = [], guarantee.digest
         monkeypatch.setattr(guarantee, "digest", lambda values: taken.append(list(values)) or whole(values))
         net.consolidate("d")
-    of_tasks = [names for names in taken if "embedding" in names]
+    of_tasks = [names for names in taken if "packed" in names]
     assert len(of_tasks) == 4, "a, b and c to check them, and d"
     before = dict(net._digests)
     assert net._take_digests() == before

@@ -46,7 +46,7 @@ def test_split_share_out_of_range(fraction: float) -> None:
 
 
 def test_nothing_to_hold_out() -> None:
-    with pytest.raises(InputError, match="2 training samples are too few"):
+    with pytest.raises(InputError, match="2 samples, one of each class, are too few for a validation split"):
         stratified_split(torch.tensor([0, 1]), 0.5, generator())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,8 +221,11 @@ def _split_settings(
         elif method in methods:
             own.setdefault(method, {})[name] = value
         else:
+            close = difflib.get_close_matches(method, methods, n=1)
+            guess = f" (did you mean {close[0]!r}?)" if close else ""
             raise InputError(
-                f"--set {key}={value} is about {method!r}, which is not compared; methods are: {', '.join(methods)}"
+                f"--set {key}={value} is about {method!r}, which is not compared{guess}; "
+                f"methods are: {', '.join(methods)}"
             )
     return common, own
 
