@@ -175,7 +175,7 @@ def listen_to_ctrl_c() -> None:
 
 
 def test_ctrl_c_keeps_finished_tasks_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    arguments = ["run", "demo", "--method", "hat", "--set", "hidden=200,200", "--epochs", "60", "--threads", "1"]
+    arguments = ["run", "demo", "--method", "hat", "--set", "hidden=200,200", "--epochs", "20", "--threads", "1"]
     command = [sys.executable, "-m", "hatrack", *arguments, "--out", str(tmp_path / "run")]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
