@@ -137,6 +137,53 @@ def test_plain_sgd_conditions_the_gradient_and_others_restore() -> None:
     net.check()
 
 
+def full_network() -> HATNetwork:
+    """A network all of whose units are taken, with a task in training."""
+    net = HATNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()), torch.zeros(1, 6))
+    net.add_task("old", 3, embedding=torch.full((16,), 3.0))
+    net.consolidate("old")
+    net.add_task("new", 3)
+    return net
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_what_is_held_whole_takes_no_part_in_steps(make: type[torch.optim.Optimizer]) -> None:
+    net = full_network()
+    optimizer = net.protect(make(net.task_parameters("new"), lr=0.1, weight_decay=0.1))  # type: ignore[call-arg]
+    held = dict(net.backbone.named_parameters())
+    before = {name: bits(parameter) for name, parameter in held.items()}
+    for _ in range(2):
+        net.anneal(0.5)
+        (net(torch.randn(4, 6), "new").square().sum() + sum(p.sum() for p in held.values())).backward()
+        head = bits(net.tasks[-1].head.weight)
+        optimizer.step()
+        assert all(parameter.grad is None for parameter in held.values())
+        assert {name: bits(parameter) for name, parameter in held.items()} == before
+        assert bits(net.tasks[-1].head.weight) != head
+    moments = [value for p in held.values() for value in optimizer.state.get(p, {}).values() if value is not None]
+    assert not any(bool(value.any()) for value in moments), "the optimizer gathered nothing for them"
+    net.check()
+
+
+def test_a_hook_that_brings_a_gradient_back_moves_nothing() -> None:
+    """Whoever gives a wholly held parameter a gradient after the guard has looked finds it put back."""
+    net = full_network()
+    optimizer = net.protect(torch.optim.Adam(net.task_parameters("new"), lr=0.1))
+    weight = net.backbone[0].weight
+
+    def disturb(*_: object) -> None:
+        weight.grad = torch.ones_like(weight)
+
+    optimizer.register_step_pre_hook(disturb)
+    before = bits(weight)
+    net.anneal(0.5)
+    net(torch.randn(4, 6), "new").sum().backward()
+    optimizer.step()
+    assert optimizer.state[weight]["exp_avg"].any(), "the optimizer did move it"
+    assert bits(weight) == before
+    net.check()
+
+
 def test_protecting_twice_is_protecting_once() -> None:
     net, _, _ = prepared()
     optimizer = torch.optim.Adam(net.task_parameters("new"))

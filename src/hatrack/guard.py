@@ -91,10 +91,13 @@ class OptimizerGuard:
         """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
         for parameter in self._frozen_in(optimizer):
             parameter.grad = None
-        restored = _restores(optimizer, args, kwargs)
+        restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         for parameter, shield in self._guarantee().shared:
             gradient = parameter.grad
             if gradient is None or gradient.is_sparse:
+                continue
+            if shield.whole and skips:  # then there is nothing to put back, either
+                parameter.grad = None
                 continue
             # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
             steps_mix_entries = type(optimizer) not in _ELEMENTWISE
@@ -120,11 +123,12 @@ class OptimizerGuard:
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step post-hook: put held entries back where the step may have moved them; clamp embeddings."""
-        restored = _restores(optimizer, args, kwargs)
+        restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         for parameter, shield in self._guarantee().shared:
-            if restored or (parameter.grad is not None and parameter.grad.is_sparse):
+            unmoved = skips and parameter.grad is None
+            if (restored and not unmoved) or (parameter.grad is not None and parameter.grad.is_sparse):
                 shield.restore(parameter)
-        if _has_closure(args, kwargs) or type(optimizer) not in _ELEMENTWISE:  # they may move what has no gradient
+        if not skips:  # they may move what has no gradient
             for parameter, keepsake in self._guarantee().own:
                 keepsake.restore(parameter)
         for moved, before, freedom in self._before:
@@ -150,6 +154,11 @@ class OptimizerGuard:
 def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether held entries are put back after this step; with a closure gradients come too late to be conditioned."""
     return _has_closure(args, kwargs) or not keeps_entries_without_gradient(optimizer)
+
+
+def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step surely leaves alone a parameter that has no gradient when it begins."""
+    return not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
