@@ -211,6 +211,6 @@ def test_what_cannot_be_extracted_says_why(monkeypatch: pytest.MonkeyPatch) -> N
     net.add_task("second", 3)
     with pytest.raises(InputError, match="still in training: consolidate it before it is extracted"):
         net.extract("second")
-    monkeypatch.setattr("hatrack.weights.bake", lambda backbone, *_: BACKBONES["mlp"][0]())
+    monkeypatch.setattr("hatrack.holding_weights.bake", lambda backbone, *_: BACKBONES["mlp"][0]())
     with pytest.raises(UnsupportedError, match="zeros written in give other logits"):
         net.extract("first")
