@@ -184,6 +184,70 @@ def test_a_hook_that_brings_a_gradient_back_moves_nothing() -> None:
     net.check()
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_other_hooks_cannot_break_the_law(make: type[torch.optim.Optimizer], before: bool) -> None:
+    """Hooks of others may change gradients after the guard has looked at them, or clear them before it looks again."""
+    for net in (prepared()[0], full_network()):
+        x = torch.randn(4, *net.example_shape[1:])
+        task = net.task_names[0]
+        promised = net.eval()(x, task).detach()
+        net.train()
+        optimizer = make(net.parameters(), lr=0.1)  # type: ignore[call-arg]
+
+        def disturb(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = torch.ones_like(parameter)
+
+        if before:
+            optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+        net.protect(optimizer)
+        optimizer.register_step_pre_hook(disturb)
+        if not before:
+            optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+        for _ in range(3):
+            net.anneal(0.5)
+            loss_of(net, net.task_names[-1], x, torch.zeros(4, dtype=torch.int64)).backward()
+            optimizer.step()
+        net.check()
+        assert torch.equal(net.eval()(x, task), promised)
+
+
+def test_a_step_leaves_the_gradients_of_other_optimizers_alone() -> None:
+    net = full_network()
+    own = net.protect(torch.optim.Adam(net.task_parameters("new", new_only=True)))
+    shared = net.protect(torch.optim.Adam(net.backbone.parameters()))
+    net.anneal(0.5)
+    net(torch.randn(4, 6), "new").sum().backward()
+    own.step()
+    assert all(parameter.grad is not None for parameter in net.backbone.parameters())
+    shared.step()
+    assert all(parameter.grad is None for parameter in net.backbone.parameters())
+    net.check()
+
+
+def test_asking_in_inference_mode_does_not_spoil_training() -> None:
+    net = full_network()
+    with torch.inference_mode():
+        net.regularization()
+    net.train()
+    net.regularization().backward()
+    assert net.tasks[-1].embedding.grad is not None
+
+
+def test_moving_a_network_hides_no_change_and_restore_still_helps() -> None:
+    net = full_network()
+    x = torch.randn(4, 6)
+    promised = net.eval()(x, "old").detach()
+    with torch.no_grad():
+        net.backbone[0].weight.add_(1.0)
+    with pytest.raises(GuaranteeError, match="restore"):
+        net.cpu()
+    net.restore()
+    assert torch.equal(net.cpu()(x, "old"), promised)
+
+
 def test_protecting_twice_is_protecting_once() -> None:
     net, _, _ = prepared()
     optimizer = torch.optim.Adam(net.task_parameters("new"))

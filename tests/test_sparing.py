@@ -188,3 +188,26 @@ def test_a_task_that_is_learned_twice_gives_the_same_bits() -> None:
         found.append(logits(net, x, "second"))
     assert torch.equal(*found)
     assert Wanted(torch.arange(2)).columns is None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_derivatives_that_the_layers_own_forward_has() -> None:
+    """Batched gradients, forward-mode derivatives and calls with other weights are those of the plain layers."""
+    net, x, _, _ = full_network()
+    assert net._attachment._wanted
+    net.eval()
+    jacobian = torch.autograd.functional.jacobian(lambda z: net(z, "second"), x[:2], vectorize=True)
+    slow = torch.autograd.functional.jacobian(lambda z: net(z, "second"), x[:2])
+    torch.testing.assert_close(jacobian, slow)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x[:2], torch.ones_like(x[:2]))
+        tangent = torch.autograd.forward_ad.unpack_dual(net(dual, "second")).tangent
+    torch.testing.assert_close(tangent, slow.sum((2, 3)))
+    weights = {name: value.detach().clone().requires_grad_(True) for name, value in net.named_parameters()}
+    torch.func.functional_call(net, weights, (x, "second")).sum().backward()
+    own = torch.autograd.grad(net(x, "second").sum(), net.backbone[2].weight)[0]
+    given = weights["backbone.2.weight"].grad
+    assert given is not None
+    held = net.protected()["backbone.2.weight"]
+    torch.testing.assert_close(given[~held], own[~held])
+    assert given[held].any(), "nobody holds weights that a caller brings along"

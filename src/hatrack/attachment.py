@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -124,10 +125,12 @@ class Attachment(nn.Module):
         shields = {id(parameter): shield for parameter, shield in held}
         self._wanted.clear()
         for name in self._dense:
-            shield = shields.get(id(backbone.get_submodule(name).weight))
+            weight = backbone.get_submodule(name).weight
+            assert isinstance(weight, nn.Parameter)
+            shield = shields.get(id(weight))
             wanted = None if shield is None else wanted_entries(shield.held)
             if wanted is not None:
-                self._wanted[name] = wanted
+                self._wanted[name] = replace(wanted, weight=weight)
 
     def copy_norms(self) -> dict[str, nn.Module]:
         """Norms for a new task: copies of the backbone's, by the name of the layer they stand for."""

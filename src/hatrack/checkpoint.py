@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.atomic import write_atomically
-from hatrack.errors import CheckpointError, NewerFileError
+from hatrack.errors import CheckpointError, DamagedFileError, NewerFileError
 
 __all__ = [
     "VERSION",
@@ -75,35 +75,36 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
         *expected_formats: the ``format`` that its description may have.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not hatrack's, of another kind, or from a newer version.
+        DamagedFileError: the file is missing, damaged, not hatrack's, or of another kind.
+        NewerFileError: it is from a newer version.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path} could not be read ({error.strerror or error})") from error
+        raise DamagedFileError(f"{path} could not be read ({error.strerror or error})") from error
     try:
         tensors = safetensors.torch.load(content)
         header_length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + header_length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged, or not a file that hatrack saved ({error})") from error
+        raise DamagedFileError(f"{path} is damaged, or not a file that hatrack saved ({error})") from error
     if "hatrack" not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file, but hatrack did not save it")
+        raise DamagedFileError(f"{path} is a safetensors file, but hatrack did not save it")
     try:
         header = json.loads(metadata["hatrack"])
         version, checksum, text = header["version"], header["sha256"], header["description"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: its description cannot be read") from error
+        raise DamagedFileError(f"{path} is damaged: its description cannot be read") from error
     if not isinstance(text, str):
-        raise CheckpointError(f"{path} is damaged: its description cannot be read")
+        raise DamagedFileError(f"{path} is damaged: its description cannot be read")
     if not isinstance(version, int) or version > VERSION:
-        kind = NewerFileError if isinstance(version, int) else CheckpointError
+        kind = NewerFileError if isinstance(version, int) else DamagedFileError
         raise kind(f"{path} has version {version} of the format, this hatrack reads up to {VERSION}; upgrade it")
     if checksum != _checksum(tensors, text):
-        raise CheckpointError(f"{path} is damaged: its checksum does not match; use an earlier copy")
+        raise DamagedFileError(f"{path} is damaged: its checksum does not match; use an earlier copy")
     description = json.loads(text)
     if description.get("format") not in expected_formats:
-        raise CheckpointError(f"{path} holds a {description.get('format')}, not a {' or a '.join(expected_formats)}")
+        raise DamagedFileError(f"{path} holds a {description.get('format')}, not a {' or a '.join(expected_formats)}")
     return Checkpoint(tensors, description, version)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "DamagedFileError",
     "DataError",
     "GuaranteeError",
     "HatrackError",
@@ -36,6 +37,10 @@ class GuaranteeError(HatrackError):
 
 class CheckpointError(HatrackError):
     """A saved file is damaged, foreign, from a newer version, or made for another network."""
+
+
+class DamagedFileError(CheckpointError):
+    """A file is missing, cannot be read, or is not what was written."""
 
 
 class NewerFileError(CheckpointError):

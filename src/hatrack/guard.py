@@ -35,12 +35,20 @@ def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
     )
 
 
-class _Frozen(NamedTuple):
-    """What was found of an optimizer, and for which guarantee and numbers of parameters."""
+class _Found(NamedTuple):
+    """What was found of an optimizer, and for which guarantee and numbers of parameters.
+
+    Attributes:
+        guarantee: what must not move.
+        counts: number of the optimizer's parameters, group by group.
+        frozen: the consolidated tasks' own parameters among them.
+        whole: its shared parameters of which every entry is held, by identity.
+    """
 
     guarantee: weakref.ref[Guarantee]
     counts: list[int]
-    parameters: Sequence[Tensor]
+    frozen: Sequence[Tensor]
+    whole: frozenset[int]
 
 
 class OptimizerGuard:
@@ -63,15 +71,15 @@ class OptimizerGuard:
         self._rates = rates
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self._guarded: list[weakref.ref[Optimizer]] = []
-        self._frozen: weakref.WeakKeyDictionary[Optimizer, _Frozen] = weakref.WeakKeyDictionary()
+        self._found: weakref.WeakKeyDictionary[Optimizer, _Found] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy guards no optimizer yet: those of the original do not call it."""
-        return {**{key: value for key, value in vars(self).items() if key != "_frozen"}, "_guarded": []}
+        return {**{key: value for key, value in vars(self).items() if key != "_found"}, "_guarded": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Look up anew what optimizers hold."""
-        vars(self).update(state, _frozen=weakref.WeakKeyDictionary())
+        vars(self).update(state, _found=weakref.WeakKeyDictionary())
 
     def protect(self, optimizer: Optimizer) -> None:
         """Guard all later steps of an optimizer; a second call for the same one changes nothing."""
@@ -89,14 +97,15 @@ class OptimizerGuard:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
-        for parameter in self._frozen_in(optimizer):
+        found = self._found_in(optimizer)
+        for parameter in found.frozen:
             parameter.grad = None
         restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         for parameter, shield in self._guarantee().shared:
             gradient = parameter.grad
             if gradient is None or gradient.is_sparse:
                 continue
-            if shield.whole and skips:  # then there is nothing to put back, either
+            if skips and id(parameter) in found.whole:  # then there is nothing to put back, either
                 parameter.grad = None
                 continue
             # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
@@ -106,19 +115,20 @@ class OptimizerGuard:
         if self._guarantee().damped:
             self._damp(scale_gradients=not restored)
 
-    def _frozen_in(self, optimizer: Optimizer) -> Sequence[Tensor]:
-        """The consolidated tasks' own parameters that an optimizer holds, as one carried over from task to task does.
+    def _found_in(self, optimizer: Optimizer) -> _Found:
+        """What an optimizer holds of consolidated tasks, as one carried over from task to task does.
 
         Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
         """
         guarantee, counts = self._guarantee(), [len(group["params"]) for group in optimizer.param_groups]
-        known = self._frozen.get(optimizer)
+        known = self._found.get(optimizer)
         if known is not None and known.guarantee() is guarantee and known.counts == counts:
-            return known.parameters
+            return known
         present = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         frozen = [parameter for parameter, _ in guarantee.own if id(parameter) in present]
-        self._frozen[optimizer] = _Frozen(weakref.ref(guarantee), counts, frozen)
-        return frozen
+        whole = frozenset(id(p) for p, shield in guarantee.shared if shield.whole and id(p) in present)
+        self._found[optimizer] = _Found(weakref.ref(guarantee), counts, frozen, whole)
+        return self._found[optimizer]
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -153,12 +163,18 @@ class OptimizerGuard:
 
 def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether held entries are put back after this step; with a closure gradients come too late to be conditioned."""
-    return _has_closure(args, kwargs) or not keeps_entries_without_gradient(optimizer)
+    trusted = _alone(optimizer) and keeps_entries_without_gradient(optimizer)
+    return _has_closure(args, kwargs) or not trusted
 
 
 def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a step surely leaves alone a parameter that has no gradient when it begins."""
-    return not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
+    return _alone(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
+
+
+def _alone(optimizer: Optimizer) -> bool:
+    """Whether gradients are, during a step and just after it, what the guard left: nobody else has hooks there."""
+    return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

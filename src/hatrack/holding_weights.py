@@ -40,6 +40,8 @@ class HoldingWeights(ElasticNetwork):
 
     def _settled_masks(self, state: WeightTask) -> Sequence[Tensor]:
         """Bits as booleans; those of the task that was asked for last are kept."""
+        if state.packed.is_inference():
+            return [state.mask(index) for index in range(len(self._layout.masked))]
         kept = self._unpacked
         if kept is not None and kept[0] is state.packed and kept[1] == state.packed._version:
             return kept[2]
@@ -52,8 +54,10 @@ class HoldingWeights(ElasticNetwork):
         """A consolidated task as a plain module of its own: masks are written into the weights as zeros.
 
         Units that are dead then are cut out, and logits are this network's up to rounding (1e-5, relative to the
-        largest), which is checked. Where no unit is dead, as is usual for masks of weights, the shape stays, and logits
-        are the same to the bit; ``summary`` says which, and how many weights are not 0. This network stays as it is.
+        largest), which is checked. What is dead is seen by looking at ``example`` and at random samples near and far: a
+        backbone whose own code switches on what samples are like is best shown real ones of all kinds. Where no unit is
+        dead, as is usual for masks of weights, the shape stays, and logits are the same to the bit; ``summary`` says
+        which, and how many weights are not 0. This network stays as it is.
 
         Args:
             task: the task.

@@ -297,7 +297,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """
         converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
         relied_on = [parameter.detach().clone() for parameter, _ in self._guarantee.all()] if converting else []
-        if converting:
+        if converting or self._digests:  # what has moved would be kept as if it were right
             self.check()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if any(not torch.equal(fn(before).to(before.dtype), before) for before in relied_on):

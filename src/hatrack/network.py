@@ -249,7 +249,8 @@ class HATNetwork(HoldingNetwork):
         if known is not self._cumulative or free.dtype != dtype:
             free = 1.0 - self._cumulative.to(dtype)
             total = free.sum().clamp_min(torch.finfo(dtype).tiny)
-            self._free = (self._cumulative, free, total)
+            if not torch.is_inference_mode_enabled():  # whose tensors training could not use
+                self._free = (self._cumulative, free, total)
         return free, total
 
     # --------------------------------------------------------------------------------------------------------- use

@@ -34,10 +34,12 @@ class Wanted:
     Attributes:
         rows: indices of the rows that are wanted whole.
         columns: indices of the columns that are wanted whole; None if there are none.
+        weight: the weight; whoever computes with another one in its place is given its gradient whole.
     """
 
     rows: Tensor
     columns: Tensor | None = None
+    weight: nn.Parameter | None = None
 
     def product(self, outputs: Tensor, inputs: Tensor) -> Tensor:
         """``outputsᵀ · inputs`` at the entries that are wanted, and 0 elsewhere.
@@ -86,10 +88,10 @@ class _SparingLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows, columns = ctx.saved_tensors
         of_x, of_weight, of_bias, _, _ = ctx.needs_input_grad
-        flat = gradient.flatten(0, -2)
+        flat = gradient.reshape(-1, gradient.shape[-1])
         return (
             gradient @ weight if of_x else None,
-            Wanted(rows, columns).product(flat, x.flatten(0, -2)) if of_weight else None,
+            Wanted(rows, columns).product(flat, x.reshape(-1, x.shape[-1])) if of_weight else None,
             flat.sum(0) if of_bias else None,
             None,
             None,
@@ -139,6 +141,8 @@ class SparingSwitch:
             and not torch.is_autocast_enabled(input.device.type)
             and not torch._C._get_tracing_state()
             and not torch._C._are_functorch_transforms_active()
+            and torch.autograd.forward_ad._current_level < 0
+            and weight is wanted.weight
         )
         if not plain:
             return nn.Linear.forward(module, input)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hatrack import functional
 from hatrack.attachment import mark
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.forgetting import forget_in_optimizer
 from hatrack.growth import Growth
 from hatrack.heads import linear_head
 from hatrack.holding_weights import HoldingWeights
@@ -175,7 +176,14 @@ class WeightMaskedNetwork(HoldingWeights):
         state = self._state(name)
         if state.is_settled:
             raise InputError(f"the masks of task {name!r} are settled already")
-        state.settle(self._final_masks(state))
+        self._settle(state, self._final_masks(state))
+
+    def _settle(self, state: WeightTask, masks: Sequence[Tensor]) -> None:
+        """Choose masks for good; what they were learned by is of no use to anybody then, optimizers included."""
+        choice = list(state.choice)
+        state.settle(masks)
+        for optimizer in self._guard.optimizers():
+            forget_in_optimizer(optimizer, choice, {})
 
     def _fix_mask(self, state: WeightTask) -> None:
         if not state.is_settled:
@@ -189,7 +197,7 @@ class WeightMaskedNetwork(HoldingWeights):
                     "learned badly, weigh the regularization less (c), or keep more",
                     stacklevel=3,
                 )
-            state.settle(masks)
+            self._settle(state, masks)
         state.close()
 
     def _bounded(self) -> Sequence[Tensor]:

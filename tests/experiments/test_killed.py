@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from killing import QUICK, run_in_process
 
+from hatrack.cli import main
 from hatrack.errors import CheckpointError
-from hatrack.experiments import RunRequest, prepare, read_result, run
+from hatrack.experiments import Job, RunRequest, TaskLearned, prepare, read_result, run
+from hatrack.experiments.jobs import carry_out
 from hatrack.train import EpochDone
 
 FILES = {"run.json", "run.previous.json", "net.hat", "net.previous.hat", "logits.safetensors"}
@@ -126,6 +129,86 @@ def test_a_network_that_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch
     with pytest.raises(CheckpointError, match="'tshirt-trouser' cannot be taken up: it was one of another network"):
         for _ in run(prepare(request)):
             pass
+
+
+@pytest.mark.parametrize("method", ["hat", "pmask", "sgd", "independent"])
+@pytest.mark.parametrize("learned", [1, 2])
+def test_a_network_that_changed_after_a_task_touches_nothing(
+    method: str, learned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE.format(width=12))
+    monkeypatch.syspath_prepend(tmp_path)
+    request = RunRequest("demo", method, 0, tmp_path / "run", overrides={**QUICK, "network": "mine:build"})
+    for event in run(prepare(request)):
+        if isinstance(event, TaskLearned) and event.index + 1 == learned:
+            break
+    before = contents(tmp_path / "run")
+    (tmp_path / "mine.py").write_text(MINE.format(width=9))
+    monkeypatch.delitem(sys.modules, "mine")
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    with pytest.raises(CheckpointError, match="saved with another backbone"):
+        prepare(request)
+    assert contents(tmp_path / "run") == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_good_state_of_training_outlives_the_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unharmed: tuple[dict[str, Any], int]
+) -> None:
+    expected, moments = unharmed
+    assert run_in_process(tmp_path, fatal=int(0.97 * moments)) is None
+    state = tmp_path / "training.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    prepared = prepare(RunRequest("demo", "hat", 0, tmp_path, overrides=QUICK))
+    assert prepared.in_task is not None
+    events = run(prepared)
+    next(events)  # killed as soon as it goes on
+    events.close()
+    again = prepare(RunRequest("demo", "hat", 0, tmp_path, overrides=QUICK))
+    assert again.notes == (), "what is damaged was replaced"
+    assert again.in_task is not None
+    run_in_process(tmp_path)
+    assert outcome(tmp_path) == expected
+
+
+def test_what_another_run_has_left_is_not_taken_up(tmp_path: Path) -> None:
+    for event in run(prepare(RunRequest("demo", "hat", 0, tmp_path, overrides=QUICK))):
+        if isinstance(event, EpochDone):
+            break
+    assert (tmp_path / "training.safetensors").exists()
+    (tmp_path / "run.json").unlink()
+    other = RunRequest("demo", "hat", 1, tmp_path, overrides=QUICK)
+    next(run(prepare(other)))
+    assert prepare(other).in_task is None
+    assert not (tmp_path / "training.safetensors").exists()
+
+
+def test_killed_just_before_the_end_and_asked_again(tmp_path: Path) -> None:
+    """The command line and workers see a finished run then, and tidy up what it left."""
+    request = RunRequest("demo", "hat", 0, tmp_path / "run", overrides={**QUICK, "num_tasks": 1})
+    for tidy in (lambda: list(carry_out(Job(request))), lambda: main([*COMMAND, str(tmp_path / "run")])):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        torch.set_num_threads(1)
+        events = run(prepare(request))
+        for event in events:
+            if isinstance(event, TaskLearned):
+                break
+        events.close()
+        assert (tmp_path / "run" / "training.safetensors").exists()
+        tidy()
+        assert not list((tmp_path / "run").glob("training*"))
+
+
+COMMAND = ["run", "demo", "--method", "hat", "--threads", "1", "--quiet"]
+COMMAND += [
+    f"--set={key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+    for key, value in {**QUICK, "num_tasks": 1}.items()
+]
+COMMAND += ["--out"]
 
 
 MINE = """

@@ -10,7 +10,8 @@ import pytest
 from killing import run_in_process
 
 from hatrack.cli import main
-from hatrack.experiments import Reproduction, read_result
+from hatrack.experiments import Reproduction, read_result, verify
+from hatrack.experiments.results import write_result
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -63,7 +64,8 @@ def test_rerun_of_a_part_stops_where_the_run_had_stopped(tmp_path: Path, capsys:
     learned = len(read_result(tmp_path / "part" / "run.json").scores)
     assert 0 < learned < 3
     assert main(["rerun", str(tmp_path / "part"), "--quiet", "--out", str(tmp_path / "again")]) == 0
-    assert len(read_result(tmp_path / "again" / "run.json").scores) == learned
+    assert main(["rerun", str(tmp_path / "part"), "--quiet", "--out", str(tmp_path / "again")]) == 0
+    assert len(read_result(tmp_path / "again" / "run.json").scores) == learned, "asked twice, too"
     assert "the same to the bit" in capsys.readouterr().out
 
 
@@ -94,3 +96,12 @@ def test_two_processes_cannot_work_in_one_folder(
         assert main(command) == 2
         assert f"{tmp_path} is in use by process" in capsys.readouterr().err
     assert main(command) == 0
+
+
+def test_verify_of_a_run_that_was_stopped_before_a_row(tmp_path: Path) -> None:
+    """Its network holds a task more than the results; the one before is what they are of."""
+    run_in_process(tmp_path, "sgd")
+    write_result(tmp_path / "run.json", read_result(tmp_path / "run.json").first(2))
+    verification = verify(tmp_path)
+    assert verification.holds
+    assert len(verification.verdicts) == 2

@@ -9,7 +9,7 @@ from rich.console import Console
 from hatrack.cli.display import DownloadDisplay, RunDisplay
 from hatrack.cli.options import InterruptedRun, say
 from hatrack.experiments import Prepared, RunRequest, RunResult, TaskLearned, finished_result, prepare, run
-from hatrack.experiments.folder import RESULT
+from hatrack.experiments.folder import RESULT, forget_training
 from hatrack.locks import locked
 from hatrack.report.tensorboard import TensorBoard
 
@@ -37,6 +37,8 @@ def carry_out(
     """
     finished = finished_result(request)
     if finished is not None:
+        if request.out is not None:
+            forget_training(request.out)  # left where a process was killed just before its end
         if not quiet:
             say(console, f"{request.out} is finished; nothing to do")
         return finished
@@ -44,6 +46,8 @@ def carry_out(
         prepared = _prepare_alone(request, console, quiet, held)
         for note in () if quiet else prepared.notes:
             say(console, f"note: {note}")
+        if tasks is not None and len(prepared.result.scores) >= tasks:
+            return prepared.result
         try:
             with ExitStack() as stack:
                 display = RunDisplay(console, prepared.result, quiet=quiet, label=request.method)

@@ -149,7 +149,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def read_in_task(folder: Path, index: int, task: str) -> tuple[InTask | None, tuple[str, ...]]:
     """Where the training of a task stands, the newest of what the folder holds of it; and what to tell about damage."""
-    path, notes = folder / TRAINING, []
+    path, damaged = folder / TRAINING, []
     for candidate in (path, previous(path)):
         if not candidate.exists():
             continue
@@ -158,11 +158,11 @@ def read_in_task(folder: Path, index: int, task: str) -> tuple[InTask | None, tu
         except NewerFileError:
             raise
         except CheckpointError as error:
-            notes.append(f"{error}; going on from what was kept before")
+            damaged.append(str(error))
             continue
         if (found.index, found.task) == (index, task):
-            return found, tuple(notes)
-    return None, tuple(notes)
+            return found, tuple(f"{error}; going on from {candidate}" for error in damaged)
+    return None, tuple(f"{error}; the task begins anew" for error in damaged)
 
 
 def _in_task(path: Path) -> InTask:

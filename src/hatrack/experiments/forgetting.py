@@ -78,7 +78,14 @@ def forget_in_run(folder: Path, task: str) -> RunForgotten:
     """
     if not (folder / RESULT).exists():
         raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
-    recorded = read_result(folder / RESULT)
+    with locked(folder, _PATIENCE):
+        recorded = read_result(folder / RESULT)
+        _require_forgettable(folder, recorded, task)
+        return _forget(folder, recorded, task)
+
+
+def _require_forgettable(folder: Path, recorded: RunResult, task: str) -> None:
+    """Check that a run knows what belongs to a task, and that no other one is half forgotten."""
     if not issubclass(METHODS[recorded.method], MaskedMethod):
         raise InputError(
             f"{folder} was made by {recorded.method}, which does not know what belongs to one task alone; "
@@ -89,8 +96,6 @@ def forget_in_run(folder: Path, task: str) -> RunForgotten:
     names = [each.name for each in recorded.tasks]
     if task not in names:
         raise unknown_name("task", task, names)
-    with locked(folder, _PATIENCE):
-        return _forget(folder, recorded, task)
 
 
 def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:

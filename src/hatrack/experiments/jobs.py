@@ -16,7 +16,7 @@ import torch
 
 from hatrack.environment import deterministic_cuda
 from hatrack.errors import CheckpointError, HatrackError
-from hatrack.experiments.folder import RESULT
+from hatrack.experiments.folder import RESULT, forget_training
 from hatrack.experiments.preparing import finished_result, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import Status, read_result
@@ -152,6 +152,8 @@ def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
             if finished_result(request) is None:
                 for share in _seldom(_shares(request)):
                     yield JobAdvanced(job, share)
+            else:
+                forget_training(job.folder)  # left where a process was killed just before its end
         yield JobDone(job)
     except HatrackError as error:
         yield JobFailed(job, str(error))

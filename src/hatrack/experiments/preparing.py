@@ -7,17 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hatrack.data import DownloadMonitor
-from hatrack.environment import describe_environment
-from hatrack.errors import CheckpointError, GuaranteeError, InputError, NewerFileError
+from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError, NewerFileError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
-from hatrack.experiments.folder import CHECKPOINT, RESULT, InTask, previous, read_in_task, read_recorded, require_whole
-from hatrack.experiments.request import RunRequest
+from hatrack.experiments.folder import (
+    CHECKPOINT,
+    RESULT,
+    TRAINING,
+    InTask,
+    previous,
+    read_in_task,
+    read_recorded,
+    require_whole,
+)
+from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.streams import TaskStream
 
-__all__ = ["Prepared", "finished_result", "prepare"]
+__all__ = ["Prepared", "finished_result", "load_method", "prepare"]
 
 
 @dataclass
@@ -33,6 +41,7 @@ class Prepared:
         learned: number of tasks that the method has learned; one more than there are results for, where a process was
             stopped between the two.
         in_task: where the training of the first task stands that there are no results for; None if it has not begun.
+        fresh: whether the folder holds nothing of this run yet.
         repairs: damaged files, which are replaced by the ones before when the run goes on.
         notes: what was damaged, and what is done about it, for people.
     """
@@ -44,6 +53,7 @@ class Prepared:
     result: RunResult
     learned: int = 0
     in_task: InTask | None = None
+    fresh: bool = False
     repairs: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -80,12 +90,12 @@ def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Prep
         capacity=None,
         epochs=(),
         seconds=(),
-        environment=describe_environment(request.device),
+        environment=environment_of(request),
         status=Status.RUNNING,
         data=stream.origins,
         sources=tuple(str(path.absolute()) for path in request.sources),
     )
-    return Prepared(request, config, stream, _fresh_method(request, config, stream), result)
+    return Prepared(request, config, stream, _fresh_method(request, config, stream), result, fresh=True)
 
 
 def _fresh_method(request: RunRequest, config: Config, stream: TaskStream) -> Method:
@@ -113,17 +123,17 @@ def _taken_up(request: RunRequest, config: Config, stream: TaskStream, earlier: 
 
     try:
         method, learned = load(folder / CHECKPOINT, needed=rows > 0)
-    except NewerFileError:
-        raise
-    except (CheckpointError, GuaranteeError) as error:
+    except (DamagedFileError, _ForeignFileError, GuaranteeError) as error:  # another backbone is no damage
+        damage = isinstance(error, DamagedFileError)
         try:
-            method, learned = load(previous(folder / CHECKPOINT), needed=rows > 1)
+            method, learned = load(previous(folder / CHECKPOINT), needed=rows > 1 or not damage)
         except (CheckpointError, GuaranteeError):
             raise CheckpointError(f"{error}; or remove {folder} and run again") from error
         repairs.append(folder / CHECKPOINT)
         notes.append(f"{error}; going on from {previous(folder / CHECKPOINT) if learned else 'the beginning'}")
     index = min(rows, learned)
     in_task, more = read_in_task(folder, index, earlier.tasks[index].name) if index < len(stream) else (None, ())
+    repairs += [folder / TRAINING] if more else []
     if learned > rows and method.trains and not (in_task is not None and in_task.over):
         # What happened in the epochs of the task is lost: it is learned again, if that can be done.
         with suppress(CheckpointError, GuaranteeError):
@@ -132,19 +142,39 @@ def _taken_up(request: RunRequest, config: Config, stream: TaskStream, earlier: 
                 method, learned = before
                 repairs.append(folder / CHECKPOINT)
     result = earlier if index == rows else earlier.first(index)
-    return Prepared(request, config, stream, method, result, learned, in_task, tuple(repairs), (*notes, *more))
+    return Prepared(
+        request, config, stream, method, result, learned, in_task, repairs=tuple(repairs), notes=(*notes, *more)
+    )
+
+
+class _ForeignFileError(CheckpointError):
+    """A whole file that belongs to another run."""
 
 
 def _learned(path: Path, method: Method, earlier: RunResult) -> int:
     """Load a method; how many tasks it has learned.
 
     Raises:
-        CheckpointError: the file is damaged, or does not belong to the results.
+        CheckpointError: the file is damaged, or does not belong to the results, or is of another network.
     """
-    learned, rows = method.load(path), len(earlier.scores)
+    learned, rows = load_method(path, method), len(earlier.scores)
     if learned != tuple(task.name for task in earlier.tasks)[: len(learned)] or abs(len(learned) - rows) > 1:
-        raise CheckpointError(f"{path} does not belong to {path.with_name(RESULT)}")
+        raise _ForeignFileError(f"{path} does not belong to {path.with_name(RESULT)}")
     return len(learned)
+
+
+def load_method(path: Path, method: Method) -> tuple[str, ...]:
+    """Load a method, and return the names of the tasks that it has learned.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another network.
+    """
+    try:
+        return method.load(path)
+    except RuntimeError as error:  # weights that fit in name and not in shape
+        raise CheckpointError(
+            f"{path} was saved with another backbone, whose weights had other shapes; build it exactly as it was"
+        ) from error
 
 
 def finished_result(request: RunRequest) -> RunResult | None:
@@ -208,11 +238,12 @@ def _earlier_result(request: RunRequest, config: Config) -> tuple[RunResult | No
     wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed, **config.flat()}
     found = {"experiment": earlier.experiment, "method": earlier.method, "seed": earlier.seed, **earlier.config}
     differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    now = describe_environment(request.device)
-    for key in ("threads", "device"):
-        if earlier.environment.get(key) != now[key]:
+    now = environment_of(request)
+    for key in ("threads", "device", "processes"):
+        before, here = earlier.environment.get(key, 1), now.get(key, 1)
+        if before != here:
             differing.append(key)
-            found[key], wanted[key] = earlier.environment.get(key), now[key]
+            found[key], wanted[key] = before, here
     if differing:
         changes = ", ".join(f"{key} ({found.get(key)} there, {wanted.get(key)} now)" for key in differing)
         raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder with --out")

@@ -10,8 +10,8 @@ import torch
 from hatrack.data import DownloadMonitor
 from hatrack.environment import deterministic_cuda
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.folder import CHECKPOINT, RESULT, require_whole
-from hatrack.experiments.preparing import Prepared, prepare
+from hatrack.experiments.folder import CHECKPOINT, RESULT, previous, require_whole
+from hatrack.experiments.preparing import Prepared, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.streams import TaskStream
@@ -80,9 +80,12 @@ def load_recorded(
     """
     prepared = prepare(request, monitor)
     prepared.stream = _tasks_of(folder, recorded, prepared.stream)
-    learned = prepared.method.load(folder / CHECKPOINT)
+    learned = load_method(folder / CHECKPOINT, prepared.method)
     names = tuple(task.name for task in recorded.tasks[: len(recorded.scores)])
-    if learned[: len(names)] != names:  # one more is in the network of a run that was stopped before a task's row
+    if len(learned) == len(names) + 1:  # the run was stopped before the row of the last one
+        prepared.method = prepare(request, monitor).method
+        learned = load_method(previous(folder / CHECKPOINT), prepared.method)
+    if learned != names:
         raise CheckpointError(f"{folder / CHECKPOINT} does not belong to {folder / RESULT}; its tasks are others")
     return prepared
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from hatrack.environment import describe_environment
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.presets import find_experiment
 from hatrack.parallel import ALONE, Ranks
 
-__all__ = ["RunRequest"]
+__all__ = ["RunRequest", "environment_of"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,9 @@ class RunRequest:
             text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
             words += ["--set", f"{key}={text}"]
         return shlex.join(words)
+
+
+def environment_of(request: RunRequest) -> dict[str, Any]:
+    """What a run is carried out on, as JSON values: all that its last bits may depend on."""
+    shared = {"processes": request.ranks.size} if request.ranks.size > 1 else {}
+    return {**describe_environment(request.device), **shared}

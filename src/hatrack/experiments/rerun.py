@@ -50,7 +50,8 @@ class Reproduction:
             )
             before, now = recorded.scores[learned - 1][index], again.scores[learned - 1][index]
             tasks.append(TaskAgain(task.name, before.accuracy, now.accuracy, same))
-        differences = [key for key, value in again.environment.items() if recorded.environment.get(key) != value]
+        keys = {**again.environment, **recorded.environment}
+        differences = [key for key in keys if recorded.environment.get(key) != again.environment.get(key)]
         differences += ["data"] if recorded.data and recorded.data != again.data else []
         return cls(tuple(tasks), tuple(differences))
 

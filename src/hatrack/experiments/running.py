@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import Tensor
 
 from hatrack.checkpoint import Checkpoint, write_checkpoint
-from hatrack.environment import describe_environment
 from hatrack.experiments.folder import (
     CHECKPOINT,
     LOGITS,
@@ -20,9 +19,11 @@ from hatrack.experiments.folder import (
     clear_leftovers,
     forget_training,
     keep,
+    previous,
     put_back,
 )
 from hatrack.experiments.preparing import Prepared
+from hatrack.experiments.request import environment_of
 from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, write_result
 from hatrack.train import BatchDone, EpochDone, Score, Training, predict_splits, require_finite, score
 
@@ -65,6 +66,10 @@ def run(prepared: Prepared) -> Iterator[Event]:
     ranks.wait()  # all have read what the folder holds
     if out is not None and prepared.result.status is not Status.FINISHED:
         clear_leftovers(out)
+        if prepared.fresh:  # what another run may have left is not of this one
+            forget_training(out)
+            for name in (RESULT, CHECKPOINT):
+                previous(out / name).unlink(missing_ok=True)
         for damaged in prepared.repairs:
             put_back(damaged)
         if not prepared.result.scores or prepared.repairs:
@@ -124,7 +129,7 @@ def _record(prepared: Prepared, history: TaskHistory, seconds: float) -> None:
     row = score_row(prepared, logits)
     for task, of_task in zip(prepared.result.tasks, row, strict=False):
         require_finite(of_task.loss, "test loss", task.name)
-    here = describe_environment(prepared.request.device)
+    here = environment_of(prepared.request)
     prepared.result = replace(prepared.result.with_row(row, history, round(seconds, 3), shares), environment=here)
     out = prepared.request.out
     if out is not None and prepared.request.ranks.rank == 0:
