@@ -323,6 +323,22 @@ def test_a_consolidated_mask_takes_a_bit_per_weight(kind: str) -> None:
     assert not any(name.startswith("choice") for name in state)
 
 
+def test_what_a_mask_was_learned_by_leaves_optimizers_too() -> None:
+    """Of a consolidated or settled task nothing is left in a protected optimizer that its mask could be read from."""
+    net = WeightMaskedNetwork(MLP((6,), (8, 8), (0.0, 0.0)), torch.zeros(1, 6), source=Embedding(s_max=100.0))
+    net.add_task("a", 3)
+    choice = [parameter for parameter in net.task_parameters("a", new_only=True) if parameter.shape in ((8, 6), (8, 8))]
+    assert len(choice) == 2
+    optimizer = net.protect(torch.optim.Adam(net.task_parameters("a")))
+    x, y = easy_task((6,), 0)
+    (F.cross_entropy(net(x, "a"), y) + net.regularization()).backward()
+    optimizer.step()
+    assert all(optimizer.state[parameter] for parameter in choice)
+    net.consolidate("a")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert not any(id(parameter) in held or parameter in optimizer.state for parameter in choice)
+
+
 def test_a_file_of_another_kind_is_read_as_what_it_is(tmp_path: Path) -> None:
     hat = HATNetwork(BACKBONES["mlp"][0](), torch.zeros(2, 6))
     hat.save(tmp_path / "hat.hat")
