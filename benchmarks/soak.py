@@ -129,7 +129,7 @@ def state_of(prepared: Any) -> dict[str, int]:
 
 
 def memory() -> dict[str, int]:
-    """Bytes in use, after the allocator has given back what it keeps for later, where it can be asked; and the most ever."""
+    """Bytes in use, after the allocator gave back what it keeps for later, if it can be asked to; and the most ever."""
     gc.collect()
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if give_back is not None:
