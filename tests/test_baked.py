@@ -16,7 +16,7 @@ from hatrack.masks import Embedding, Unmasked
 from helpers import logits
 from test_compact import assert_close
 from test_export import onnx_says
-from test_weights import BACKBONES, EVERY_KIND, attach, learn
+from weight_networks import BACKBONES, EVERY_KIND, attach, learn
 
 LABELS = Labels(("a", "b", "c"))
 

@@ -17,9 +17,9 @@ from hatrack import Adaptive, BatchNorms, Conditioning, Fading, GuaranteeError, 
 from hatrack.plan import GroupPlan, make_plan
 from helpers import NETS, assert_poison_harmless, attach, learn, logits, mode, open_task
 from test_compact import ARCHITECTURES
-from test_weights import KINDS
-from test_weights import attach as attach_weights
-from test_weights import learn as learn_weights
+from weight_networks import KINDS
+from weight_networks import attach as attach_weights
+from weight_networks import learn as learn_weights
 
 GENERATOR = torch.Generator().manual_seed(7)
 

@@ -26,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "check_backbone",
     "description_of_modules",
+    "is_damaged",
     "part_of",
     "read_checkpoint",
     "write_checkpoint",
@@ -72,7 +73,7 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
 
     Args:
         path: the file.
-        *expected_formats: the ``format`` that its description may have.
+        *expected_formats: the ``format`` that its description may have; any, if none is given.
 
     Raises:
         DamagedFileError: the file is missing, damaged, not hatrack's, or of another kind.
@@ -103,9 +104,20 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
     if checksum != _checksum(tensors, text):
         raise DamagedFileError(f"{path} is damaged: its checksum does not match; use an earlier copy")
     description = json.loads(text)
-    if description.get("format") not in expected_formats:
+    if expected_formats and description.get("format") not in expected_formats:
         raise DamagedFileError(f"{path} holds a {description.get('format')}, not a {' or a '.join(expected_formats)}")
     return Checkpoint(tensors, description, version)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether there is a file, but not the one that was written."""
+    try:
+        read_checkpoint(path)
+    except DamagedFileError:
+        return path.exists()
+    except NewerFileError:
+        return False
+    return False
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

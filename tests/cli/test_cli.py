@@ -198,6 +198,19 @@ def test_ctrl_c_keeps_finished_tasks_and_the_same_command_goes_on(tmp_path: Path
     assert one["logits_sha256"] == other["logits_sha256"]
 
 
+def test_ctrl_c_before_anything_has_begun_is_one_line() -> None:
+    """Importing torch takes a second, in which people press keys, too."""
+    start = [sys.executable, "-c", "import sys, hatrack_start; sys.exit(hatrack_start.main())", "list"]
+    with subprocess.Popen(
+        start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
+    ) as process:
+        while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert (said, errors, process.returncode) == ("", "error: interrupted\n", 130)
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ([], ["run"], ["demo"], ["list"], ["verify"]):
         assert main([*command, "--help"]) == 0

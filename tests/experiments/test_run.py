@@ -439,3 +439,22 @@ def test_every_network_can_be_asked_for(network: str) -> None:
     prepared = prepare(request("sgd", network=network))
     features = {"alexnet": 2048, "resnet18": 512, "vit": 192}[network]
     assert prepared.method.setup.build_backbone().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, features)
+
+
+@pytest.mark.parametrize("name", ["net.hat", "logits.safetensors"])
+def test_a_finished_run_that_is_damaged_is_mended_by_its_own_command(name: str, tmp_path: Path) -> None:
+    whole = finish(request("hat", tmp_path))
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(before[:-1])
+    if name == "net.hat":
+        with pytest.raises(CheckpointError, match=r"net\.hat is damaged.*; or mend it: hatrack run demo .*--out"):
+            verify(tmp_path)
+    assert finished_result(request("hat", tmp_path)) is None
+    prepared = prepare(request("hat", tmp_path))
+    assert f"{name} is damaged" in prepared.notes[0]
+    for _ in run(prepared):
+        pass
+    assert comparable(prepared.result) == comparable(whole)
+    assert (tmp_path / name).read_bytes() == before
+    assert finished_result(request("hat", tmp_path)) is not None
+    assert verify(tmp_path).holds

@@ -6,11 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hatrack.checkpoint import is_damaged
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError, NewerFileError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
 from hatrack.experiments.folder import (
     CHECKPOINT,
+    LOGITS,
     RESULT,
     TRAINING,
     InTask,
@@ -141,6 +143,9 @@ def _taken_up(request: RunRequest, config: Config, stream: TaskStream, earlier: 
             if before[1] == rows:
                 method, learned = before
                 repairs.append(folder / CHECKPOINT)
+    if is_damaged(folder / LOGITS):
+        repairs.append(folder / LOGITS)
+        notes.append(f"{folder / LOGITS} is damaged; asking the network again")
     result = earlier if index == rows else earlier.first(index)
     return Prepared(
         request, config, stream, method, result, learned, in_task, repairs=tuple(repairs), notes=(*notes, *more)
@@ -178,7 +183,7 @@ def load_method(path: Path, method: Method) -> tuple[str, ...]:
 
 
 def finished_result(request: RunRequest) -> RunResult | None:
-    """The result of a run that its folder holds finished; None if it is not finished, or not begun.
+    """The result of a run that its folder holds finished; None if it is not finished, or not begun, or damaged.
 
     Of a preset it needs no data; one's own files are looked at, since they may have changed.
 
@@ -190,6 +195,9 @@ def finished_result(request: RunRequest) -> RunResult | None:
     earlier, damaged = _earlier_result(request, config)
     if earlier is None or damaged or earlier.status is not Status.FINISHED:
         return None
+    assert request.out is not None
+    if is_damaged(request.out / CHECKPOINT) or is_damaged(request.out / LOGITS):
+        return None  # taking it up mends it
     if experiment.own is not None:
         _require_same_data(request, earlier, experiment.own.origins(config.stream.num_tasks))
     return earlier

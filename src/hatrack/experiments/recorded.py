@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from hatrack.data import DownloadMonitor
 from hatrack.environment import deterministic_cuda
-from hatrack.errors import CheckpointError, InputError
+from hatrack.errors import CheckpointError, DamagedFileError, InputError
 from hatrack.experiments.folder import CHECKPOINT, RESULT, previous, require_whole
 from hatrack.experiments.preparing import Prepared, load_method, prepare
 from hatrack.experiments.request import RunRequest
@@ -80,7 +81,10 @@ def load_recorded(
     """
     prepared = prepare(request, monitor)
     prepared.stream = _tasks_of(folder, recorded, prepared.stream)
-    learned = load_method(folder / CHECKPOINT, prepared.method)
+    try:
+        learned = load_method(folder / CHECKPOINT, prepared.method)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error}; or mend it: {recorded.command} --out {shlex.quote(str(folder))}") from error
     names = tuple(task.name for task in recorded.tasks[: len(recorded.scores)])
     if len(learned) == len(names) + 1:  # the run was stopped before the row of the last one
         prepared.method = prepare(request, monitor).method

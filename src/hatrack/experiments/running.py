@@ -64,21 +64,30 @@ def run(prepared: Prepared) -> Iterator[Event]:
     ranks = prepared.request.ranks
     out = prepared.request.out if ranks.rank == 0 else None
     ranks.wait()  # all have read what the folder holds
-    if out is not None and prepared.result.status is not Status.FINISHED:
-        clear_leftovers(out)
-        if prepared.fresh:  # what another run may have left is not of this one
-            forget_training(out)
-            for name in (RESULT, CHECKPOINT):
-                previous(out / name).unlink(missing_ok=True)
-        for damaged in prepared.repairs:
-            put_back(damaged)
-        if not prepared.result.scores or prepared.repairs:
-            write_result(out / RESULT, prepared.result)
+    if out is not None and (prepared.repairs or prepared.result.status is not Status.FINISHED):
+        _tidy(prepared, out)
     for index in range(len(prepared.result.scores), len(prepared.stream)):
         yield from _learn(prepared, index, out)
         yield TaskLearned(index, prepared.result)
     if out is not None:
         forget_training(out)
+
+
+def _tidy(prepared: Prepared, out: Path) -> None:
+    """Bring a folder into order before the run goes on in it."""
+    clear_leftovers(out)
+    if prepared.fresh:  # what another run may have left is not of this one
+        forget_training(out)
+        for name in (RESULT, CHECKPOINT):
+            previous(out / name).unlink(missing_ok=True)
+    learned = len(prepared.result.scores)
+    for damaged in prepared.repairs:
+        if damaged != out / LOGITS:
+            put_back(damaged)
+        elif learned:
+            write_checkpoint(damaged, Checkpoint(last_logits(prepared, learned), {"format": LOGITS_FORMAT}))
+    if not learned or prepared.repairs:
+        write_result(out / RESULT, prepared.result)
 
 
 def _learn(prepared: Prepared, index: int, out: Path | None) -> Iterator[Event]:

@@ -12,9 +12,7 @@ from hatrack.streams.base import TaskStream
 from hatrack.streams.groups import ClassGroup, all_classes
 from hatrack.streams.image_streams import (
     class_stream,
-    incremental_stream,
     mixture_stream,
-    shuffled_class_stream,
     split_stream,
 )
 from hatrack.streams.pixel_streams import drawn_angles, permuted_stream, rotated_stream
@@ -24,9 +22,8 @@ __all__ = [
     "ByClass",
     "ByPermutation",
     "ByRotation",
-    "ByShuffledClasses",
-    "Incremental",
     "Mixture",
+    "OfFewClasses",
     "StreamBuilder",
     "Whole",
 ]
@@ -95,25 +92,6 @@ class ByPermutation:
 
 
 @dataclass(frozen=True)
-class ByShuffledClasses:
-    """Make every task of a few classes of one of several data sets; the seed draws the classes and the order.
-
-    Attributes:
-        sizes: Classes per task, for each data set.
-        num_tasks: Number of tasks if none is asked for.
-    """
-
-    sizes: tuple[int, ...]
-    num_tasks: int
-
-    def __call__(
-        self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
-    ) -> TaskStream:
-        """See :class:`StreamBuilder`."""
-        return shuffled_class_stream(datasets, self.sizes, options, num_tasks=num_tasks, name=name)
-
-
-@dataclass(frozen=True)
 class ByRotation:
     """Make every task of all classes, turned by an angle that the seed draws; as many tasks as one likes.
 
@@ -134,15 +112,34 @@ class ByRotation:
         return rotated_stream(dataset, angles, options, name=name)
 
 
+class _FewClasses(Protocol):
+    """A function that makes tasks of a few classes each of one of several data sets."""
+
+    def __call__(
+        self,
+        datasets: Sequence[ImageDataset],
+        sizes: Sequence[int],
+        options: StreamOptions,
+        *,
+        num_tasks: int,
+        name: str,
+    ) -> TaskStream:
+        """Make them."""
+        ...
+
+
 @dataclass(frozen=True)
-class Incremental:
-    """Make every task of a few consecutive classes of one of several data sets; the seed draws the order.
+class OfFewClasses:
+    """Make every task of a few classes of one of several data sets.
 
     Attributes:
+        make: Says what the seed draws: the order alone (:func:`incremental_stream`), or the classes too
+            (:func:`shuffled_class_stream`).
         sizes: Classes per task, for each data set.
         num_tasks: Number of tasks if none is asked for.
     """
 
+    make: _FewClasses
     sizes: tuple[int, ...]
     num_tasks: int
 
@@ -150,7 +147,7 @@ class Incremental:
         self, datasets: Sequence[ImageDataset], num_tasks: int, options: StreamOptions, *, name: str
     ) -> TaskStream:
         """See :class:`StreamBuilder`."""
-        return incremental_stream(datasets, self.sizes, options, num_tasks=num_tasks, name=name)
+        return self.make(datasets, self.sizes, options, num_tasks=num_tasks, name=name)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from hatrack.streams.builders import (
     ByClass,
     ByPermutation,
     ByRotation,
-    ByShuffledClasses,
-    Incremental,
     Mixture,
+    OfFewClasses,
     StreamBuilder,
     Whole,
 )
 from hatrack.streams.groups import ClassGroup, consecutive_groups
+from hatrack.streams.image_streams import incremental_stream, shuffled_class_stream
 from hatrack.streams.sampling import StreamOptions
 
 __all__ = ["STREAMS", "StreamSpec", "build_stream"]
@@ -100,19 +100,19 @@ STREAMS: Mapping[str, StreamSpec] = MappingProxyType(
                 name="residual-cifar",
                 description="5 tasks of 2 classes of CIFAR-10 and 5 of 20 of CIFAR-100: classes and order by the seed",
                 datasets=("cifar10", "cifar100"),
-                builder=ByShuffledClasses(sizes=(2, 20), num_tasks=10),
+                builder=OfFewClasses(shuffled_class_stream, sizes=(2, 20), num_tasks=10),
             ),
             StreamSpec(
                 name="incremental-cifar",
                 description="5 tasks of 2 classes of CIFAR-10 and 5 of 20 of CIFAR-100, in an order by the seed",
                 datasets=("cifar10", "cifar100"),
-                builder=Incremental(sizes=(2, 20), num_tasks=10),
+                builder=OfFewClasses(incremental_stream, sizes=(2, 20), num_tasks=10),
             ),
             StreamSpec(
                 name="incremental-cifar10",
                 description="5 tasks of 2 classes of CIFAR-10, in an order by the seed: half of incremental-cifar",
                 datasets=("cifar10",),
-                builder=Incremental(sizes=(2,), num_tasks=5),
+                builder=OfFewClasses(incremental_stream, sizes=(2,), num_tasks=5),
             ),
             StreamSpec(
                 name="mixture",
