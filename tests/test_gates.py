@@ -39,7 +39,7 @@ def test_hard_and_soft_gates_against_a_loop(units: list[int], mask: list[bool], 
             share = 1.0 if unit == NUM_UNITS else float(attention[unit])
             expected.select(axis, index).mul_(share)
         assert torch.equal(gate(value), expected)
-    active.deactivate()
+    active.go_back_to((None, None, None))
     assert gate(value) is value
 
 

@@ -34,6 +34,7 @@ LAYERS = [
     {"inference"},
     {"multitask"},
     {"guard", "poison", "growth", "forgetting", "compact"},
+    {"watch"},
     {"guarantee", "attachment", "capacity", "plan", "masks", "widening"},
     {"norm", "tasks", "fresh"},
     {"conditioning"},
@@ -44,6 +45,7 @@ LAYERS = [
     {
         "functional",
         "metrics",
+        "movement",
         "heads",
         "layers",
         "atomic",

@@ -22,13 +22,12 @@ def tasks_of(net: HATNetwork, count: int) -> list[str]:
     generator = torch.Generator().manual_seed(3)
     for number in range(count):
         open_task(net, f"t{number}", number, 0.5)
-        net.consolidate(f"t{number}")
-    for state in net.tasks:
-        for norm in state.batch_norms:
+        for norm in net.tasks[-1].batch_norms:
             norm.running_mean.normal_(generator=generator)
             norm.running_var.uniform_(0.5, 2.0, generator=generator)
             for parameter in norm.parameters():
                 parameter.data.normal_(generator=generator)
+        net.consolidate(f"t{number}")
     return list(net.task_names)
 
 

@@ -108,12 +108,12 @@ class Attachment(nn.Module):
         Returns:
             ``(N, F)``.
         """
-        self._active.activate(attention, norms)
+        outer = self._active.activate(attention, norms)
         try:
             features: Tensor = self.gates[-1](backbone(x))
             return features
         finally:
-            self._active.deactivate()
+            self._active.go_back_to(outer)
 
     def spare(self, backbone: nn.Module, held: Iterable[tuple[nn.Parameter, Shield]]) -> None:
         """Leave out of gradients what must not move.

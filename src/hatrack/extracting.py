@@ -15,8 +15,10 @@ from hatrack.compact import CompactNetwork, Source, cut_task, extract_task
 from hatrack.compilers import start_compilers_inside
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.gated import GatedNetwork
+from hatrack.masked import MaskedNetwork
 from hatrack.mixing import mixed_norms, mixes_samples
 from hatrack.modes import evaluation_mode
+from hatrack.movement import set_buffers
 from hatrack.poison import random_like
 from hatrack.tasks import UnitTask
 
@@ -58,7 +60,7 @@ class ExtractableNetwork(GatedNetwork):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
         """
-        return extract_task(self._source(task, example))
+        return self._asked([self._state(task)], partial(_extract, task, example))
 
     @torch.no_grad()
     def logits_of_tasks(self, samples: Mapping[str, Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
@@ -84,7 +86,7 @@ class ExtractableNetwork(GatedNetwork):
         for task, x in samples.items():
             soft = self._state(task).consolidated and self._state(task).mask.dtype != torch.bool
             with evaluation_mode(self):
-                ask = partial(self.forward, task=task) if soft else cut_task(self._source(task))[0]
+                ask = partial(self.forward, task=task) if soft else self._asked([self._state(task)], partial(_cut, task))
                 parts = [ask(part) for part in torch.split(x, batch_size)]
             results[task] = torch.cat(parts)
         return results
@@ -106,11 +108,12 @@ class ExtractableNetwork(GatedNetwork):
         with evaluation_mode(self):
             logits = self._forward_one(example, state)
         backbone = without_gates(self.backbone)
+        set_buffers(backbone, self._movement.buffers, [value.clone() for value in state.moving.values])
         return Source(task, backbone, self._norms(state), self._graph, mask, state.head, example, logits)
 
     def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
         expected = x.shape[1:] == self.example_shape[1:]
-        if self.training or len(states) < 2 or not len(x) or not expected or not self._mixes_samples():
+        if self._movement.buffers or self.training or len(states) < 2 or not len(x) or not expected or not self._mixes_samples():
             return None
         attentions = [self._attention(state) for state in states]
         soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
@@ -131,3 +134,13 @@ class ExtractableNetwork(GatedNetwork):
             mixes = try_out(self._attachment, self.backbone, self._graph.num_units, self._example())
             self._mixing = (self._attachment, mixes)
         return self._mixing[1]
+
+
+def _extract(task: str, example: Tensor | None, net: MaskedNetwork[UnitTask], states: object) -> CompactNetwork:
+    assert isinstance(net, ExtractableNetwork)
+    return extract_task(net._source(task, example))
+
+
+def _cut(task: str, net: MaskedNetwork[UnitTask], states: object) -> CompactNetwork:
+    assert isinstance(net, ExtractableNetwork)
+    return cut_task(net._source(task))[0]

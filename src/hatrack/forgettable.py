@@ -53,6 +53,7 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
         state = self._state(name)
         if self.task_in_training not in (None, name):
             raise InputError(f"consolidate or forget {self.task_in_training!r}, which is in training, before {name!r}")
+        self._put_back()
         self.check()
         with torch.inference_mode(False), torch.no_grad():
             others = {other.name: self._entries_of(other) for other in self._states() if other is not state}
@@ -119,11 +120,13 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
             raise InputError(f"task {name!r} is still in training: consolidate it before it is calibrated")
         if not len(x) or y.shape != x.shape[:1] or int(y.min()) < 0 or int(y.max()) >= state.num_classes:
             raise InputError(f"calibrating {name!r} takes samples with classes 0 to {state.num_classes - 1} each")
+        self._put_back()
         self.check()
         with torch.inference_mode(False), torch.no_grad(), evaluation_mode(self):
             features = torch.cat([self._features(part, state) for part in torch.split(x, batch_size)])
             logits = self._classify(features, state)
             state.calibration = fit_calibration(self._used_features(features, state), logits, y.to(logits.device))
+            self._renew_guarantee()
         self._digests = self._take_digests()
 
     def plan(self) -> Plan:

@@ -79,6 +79,9 @@ def initial_embedding(start: Tensor | Distribution, num_units: int, generator: t
     return start.detach()
 
 
+_Outer = tuple[Tensor | None, Tensor | None, dict[str, nn.Module] | None]
+
+
 class ActiveTask(threading.local):
     """What the gates and norms of one network do during the forward pass that is under way.
 
@@ -100,14 +103,20 @@ class ActiveTask(threading.local):
         """Copies start without an active task, as every thread does."""
         return type(self), ()
 
-    def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> None:
-        """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms; or a row per sample."""
+    def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> _Outer:
+        """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms; or a row per sample.
+
+        Returns:
+            What was active before, for :meth:`go_back_to`: a pass may be asked for in the middle of another one.
+        """
+        outer = self.attention, self.cleared, self.norms
         last = (*attention.shape[:-1], 1)
         if attention.dtype == torch.bool:
             self.attention, self.cleared = None, torch.cat([~attention, attention.new_zeros(last)], dim=-1)
         else:
             self.attention, self.cleared = torch.cat([attention, attention.new_ones(last)], dim=-1), None
         self.norms = norms
+        return outer
 
     def require_forward(self) -> None:
         """Raise if there is no active task because the backbone is being recomputed for a backward pass.
@@ -121,9 +130,9 @@ class ActiveTask(threading.local):
                 "the network as a whole instead, torch.utils.checkpoint.checkpoint(net, x, task, use_reentrant=False)"
             )
 
-    def deactivate(self) -> None:
-        """Let the backbone be as it is without gates."""
-        self.attention = self.cleared = self.norms = None
+    def go_back_to(self, outer: _Outer) -> None:
+        """Use what was active before; let the backbone be as it is without gates if that was nothing."""
+        self.attention, self.cleared, self.norms = outer
 
 
 class InputGate(nn.Module):

@@ -106,6 +106,7 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
         require_growable(groups, graph)
         if self.task_in_training is not None:
             raise InputError(f"the network grows between tasks: consolidate {self.task_in_training!r} first")
+        self._put_back()
         self.check()
         ledger, before = Ledger(), self._answers()
         with torch.inference_mode(False), torch.no_grad():

@@ -23,12 +23,12 @@ class Guarantee:
 
     Attributes:
         shared: the backbone's parameters that are held in part, with what holds them.
-        own: the consolidated tasks' own parameters, which are held whole.
+        own: the consolidated tasks' own parameters and buffers, and the backbone's buffers, which are frozen whole.
         damped: the backbone's parameters that are held by nobody, but move less, with what says how much less.
     """
 
     shared: tuple[tuple[nn.Parameter, Shield], ...]
-    own: tuple[tuple[nn.Parameter, Keepsake], ...]
+    own: tuple[tuple[Tensor, Keepsake], ...]
     damped: tuple[tuple[nn.Parameter, Damper], ...] = ()
 
     @classmethod
@@ -38,6 +38,7 @@ class Guarantee:
         backbone: nn.Module,
         consolidated: Sequence[TaskState],
         dampers: Mapping[str, Damper] = MappingProxyType({}),
+        buffers: Sequence[Tensor] = (),
     ) -> Guarantee:
         """Derive the protection, for the values that parameters have now.
 
@@ -47,13 +48,15 @@ class Guarantee:
             backbone: the network.
             consolidated: the consolidated tasks.
             dampers: what scales the steps of parameters, by the same names.
+            buffers: buffers of the backbone that are frozen.
         """
         shared = [
             (parameter, Shield.around(parameter, attention[name]))
             for name, parameter in backbone.named_parameters(prefix="backbone")
             if name in attention
         ]
-        own = [(parameter, Keepsake.of(parameter)) for state in consolidated for parameter in state.parameters()]
+        own = [(value, Keepsake.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())]
+        own += [(buffer, Keepsake.of(buffer)) for buffer in buffers]
         damped = [
             (parameter, dampers[name])
             for name, parameter in backbone.named_parameters(prefix="backbone")
@@ -69,8 +72,8 @@ class Guarantee:
         """By identity of a parameter, True where an entry must not move."""
         return {id(parameter): keeper.held for parameter, keeper in self.all()}
 
-    def all(self) -> list[tuple[nn.Parameter, Shield | Keepsake]]:
-        """Every parameter of which something is held, with what holds it."""
+    def all(self) -> list[tuple[Tensor, Shield | Keepsake]]:
+        """Every tensor of which something is held, with what holds it."""
         return [*self.shared, *self.own]
 
 
@@ -111,7 +114,8 @@ def take_digests(
         guarantee: what is held.
         backbone: the network.
         consolidated: the consolidated tasks.
-        per_task_modules: names of the layers that every task has a copy of; no task looks at their buffers.
+        per_task_modules: names of the layers and of single buffers that every task has a copy of; no task looks at
+            the backbone's own.
         checked: digests that were compared just now; those of tasks in them are not taken again.
     """
     names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
@@ -121,10 +125,11 @@ def take_digests(
     }
     if consolidated:
         per_task = tuple(f"backbone.{name}." for name in per_task_modules)
+        own_buffers = {f"backbone.{name}" for name in per_task_modules}
         digests |= {
             name: digest({"buffer": buffer})
             for name, buffer in backbone.named_buffers(prefix="backbone")
-            if not name.startswith(per_task)
+            if not name.startswith(per_task) and name not in own_buffers
         }
     for state in consolidated:
         task = f"task {state.name}"

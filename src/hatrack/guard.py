@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import functional
 from hatrack.guarantee import Guarantee
+from hatrack.protect import Keepsake, Shield
+from hatrack.watch import Watch
 
 __all__ = ["OptimizerGuard", "keeps_entries_without_gradient"]
 
@@ -36,50 +38,85 @@ def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
 
 
 class _Found(NamedTuple):
-    """What was found of an optimizer, and for which guarantee and numbers of parameters.
+    """What an optimizer holds of consolidated tasks.
 
     Attributes:
-        guarantee: what must not move.
-        counts: number of the optimizer's parameters, group by group.
-        frozen: the consolidated tasks' own parameters among them.
-        whole: its shared parameters of which every entry is held, by identity.
+        guarantee: what must not move, for which this was looked up.
+        parameters: identities of the optimizer's parameters, in order.
+        shared: its shared parameters of which entries are frozen, with what protects them.
+        own: the consolidated tasks' own parameters among its parameters, with what protects them.
+        present: identities of its parameters.
     """
 
     guarantee: weakref.ref[Guarantee]
-    counts: list[int]
-    frozen: Sequence[Tensor]
-    whole: frozenset[int]
+    parameters: list[int]
+    shared: Sequence[tuple[nn.Parameter, Shield]]
+    own: Sequence[tuple[Tensor, Keepsake]]
+    present: frozenset[int]
 
 
 class OptimizerGuard:
     """The pair of hooks around the steps of the optimizers of one network.
 
     Args:
-        guarantee: gives what must not move at present.
+        watch: gives what must not move at present, and whether anything else has touched it.
         bounded: gives the embeddings in training, which are kept within their bounds.
         rates: gives what dampers go by, a number per unit.
+        report: told of shared parameters of which something else has moved frozen entries before a step.
+
+    Attributes:
+        count: grows when a step begins and when it ends; while it stays the same, no step has moved anything.
     """
 
     def __init__(
         self,
-        guarantee: Callable[[], Guarantee],
+        watch: Callable[[], Watch],
         bounded: Callable[[], Sequence[Tensor]],
         rates: Callable[[], Tensor],
+        report: Callable[[Sequence[Tensor]], None],
     ) -> None:
-        self._guarantee = guarantee
+        self._watch = watch
         self._bounded = bounded
         self._rates = rates
+        self._report = report
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self._guarded: list[weakref.ref[Optimizer]] = []
+        self.count = 0
+        self._moment = "the network was made"
+        self._look_up_anew()
+
+    def _look_up_anew(self) -> None:
         self._found: weakref.WeakKeyDictionary[Optimizer, _Found] = weakref.WeakKeyDictionary()
+        self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy guards no optimizer yet: those of the original do not call it."""
-        return {**{key: value for key, value in vars(self).items() if key != "_found"}, "_guarded": []}
+        left_out = ("_found", "_stepping")
+        return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_guarded": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Look up anew what optimizers hold."""
-        vars(self).update(state, _found=weakref.WeakKeyDictionary())
+        vars(self).update(state)
+        self._look_up_anew()
+
+    @property
+    def moment(self) -> str:
+        """What happened last, for messages."""
+        return self._moment
+
+    def forget_unfinished(self, moment: str) -> None:
+        """Count no step as under way any more, such as one that an error has ended.
+
+        Args:
+            moment: what happens instead, for messages.
+        """
+        self._stepping, self._moment = weakref.WeakSet(), moment
+        self.count += 1
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way, in whichever thread, or was left by an error."""
+        return bool(self._stepping)
 
     def protect(self, optimizer: Optimizer) -> None:
         """Guard all later steps of an optimizer; a second call for the same one changes nothing."""
@@ -97,63 +134,84 @@ class OptimizerGuard:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
-        found = self._found_in(optimizer)
-        for parameter in found.frozen:
+        self._stepping.add(optimizer)
+        self.count += 1
+        watch, found = self._watch(), self._found_in(optimizer)
+        for parameter, _ in found.own:
             parameter.grad = None
         restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
-        for parameter, shield in self._guarantee().shared:
+        moved = watch.moved(found.shared)
+        if moved:  # by something else: a step that trusts in gradients alone would not put it back
+            for parameter, shield in moved:
+                shield.restore(parameter)
+            self._report([parameter for parameter, _ in moved])
+        for parameter, shield in found.shared:
             gradient = parameter.grad
             if gradient is None or gradient.is_sparse:
                 continue
-            if skips and id(parameter) in found.whole:  # then there is nothing to put back, either
+            if skips and shield.whole:  # then there is nothing to put back, either
                 parameter.grad = None
                 continue
             # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
             steps_mix_entries = type(optimizer) not in _ELEMENTWISE
             if not restored or shield.freedom is not None or steps_mix_entries:
                 shield.condition(gradient)
-        if self._guarantee().damped:
-            self._damp(scale_gradients=not restored)
+        if watch.guarantee.damped:
+            self._damp(found, scale_gradients=not restored)
 
     def _found_in(self, optimizer: Optimizer) -> _Found:
         """What an optimizer holds of consolidated tasks, as one carried over from task to task does.
 
         Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
         """
-        guarantee, counts = self._guarantee(), [len(group["params"]) for group in optimizer.param_groups]
+        guarantee = self._watch().guarantee
+        parameters = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         known = self._found.get(optimizer)
-        if known is not None and known.guarantee() is guarantee and known.counts == counts:
+        if known is not None and known.guarantee() is guarantee and known.parameters == parameters:
             return known
-        present = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        frozen = [parameter for parameter, _ in guarantee.own if id(parameter) in present]
-        whole = frozenset(id(p) for p, shield in guarantee.shared if shield.whole and id(p) in present)
-        self._found[optimizer] = _Found(weakref.ref(guarantee), counts, frozen, whole)
+        present = frozenset(parameters)
+        shared = [pair for pair in guarantee.shared if id(pair[0]) in present]
+        own = [pair for pair in guarantee.own if id(pair[0]) in present]
+        self._found[optimizer] = _Found(weakref.ref(guarantee), parameters, shared, own, present)
         return self._found[optimizer]
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Step post-hook: put held entries back where the step may have moved them; clamp embeddings."""
+        """Step post-hook: put held entries back where the step may have moved them; clamp embeddings.
+
+        Nothing is written to parameters that the optimizer does not have: a graph may be alive that needs them.
+        """
+        watch, found = self._watch(), self._found_in(optimizer)
         restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
-        for parameter, shield in self._guarantee().shared:
+        for parameter, shield in found.shared:
             unmoved = skips and parameter.grad is None
             if (restored and not unmoved) or (parameter.grad is not None and parameter.grad.is_sparse):
                 shield.restore(parameter)
-        if not skips:  # they may move what has no gradient
-            for parameter, keepsake in self._guarantee().own:
-                keepsake.restore(parameter)
+            watch.note(parameter)
+        for own, keepsake in found.own:
+            if not skips:  # they may move what has no gradient
+                keepsake.restore(own)
+            if watch.is_touched(own) and not keepsake.has_moved(own):
+                watch.note(own)
         for moved, before, freedom in self._before:
             moved.copy_(torch.lerp(before, moved, freedom))
         self._before = []
         for embedding in self._bounded():
-            embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
+            if id(embedding) in found.present:
+                embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
+        self._stepping.discard(optimizer)
+        self._moment = f"the last step of {type(optimizer).__name__}"
+        self.count += 1
 
-    def _damp(self, scale_gradients: bool) -> None:
+    def _damp(self, found: _Found, scale_gradients: bool) -> None:
         """Scale what is to come: the gradients, where steps are in proportion to them; the steps themselves elsewhere.
 
         Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
         """
         rates = self._rates()
-        for parameter, damper in self._guarantee().damped:
+        for parameter, damper in self._watch().guarantee.damped:
+            if id(parameter) not in found.present:
+                continue
             freedom = damper.freedom(rates).to(parameter.dtype)
             if not scale_gradients:
                 self._before.append((parameter, parameter.detach().clone(), freedom))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from hatrack.capacity import Capacity, common_entries
 from hatrack.compact import CompactNetwork, bake, extract_baked
 from hatrack.elastic import ElasticNetwork
 from hatrack.errors import InputError
+from hatrack.masked import MaskedNetwork
 from hatrack.masks import Taken, Unmasked, WeightRole, WeightTask, union
 from hatrack.modes import evaluation_mode
+from hatrack.movement import set_buffers
 from hatrack.poison import random_like
 
 __all__ = ["HoldingWeights"]
@@ -75,12 +78,17 @@ class HoldingWeights(ElasticNetwork):
         state = self._state(task)
         if not state.consolidated:
             raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
+        return self._asked([state], partial(_extract, task, example))
+
+    def _extracted(self, task: str, example: Tensor | None) -> CompactNetwork:
+        state = self._state(task)
         if example is None:
             samples = torch.zeros(16, *self.example_shape[1:], dtype=self._example_dtype)
             example = random_like(samples.to(state.head.weight.device), torch.Generator().manual_seed(0))
         masks = dict(zip(self._layout.masked, self._settled_masks(state), strict=True))
         copies, norms = self._copies_of(state)
         backbone = bake(self.backbone, masks, dict(zip(self._layout.copied, copies, strict=True)), norms)
+        set_buffers(backbone, self._movement.buffers, [value.clone() for value in state.moving.values])
 
         def ask(x: Tensor) -> Tensor:
             with evaluation_mode(self):
@@ -161,3 +169,8 @@ class HoldingWeights(ElasticNetwork):
 
     def _per_task_modules(self) -> Sequence[str]:
         return self._layout.norms
+
+
+def _extract(task: str, example: Tensor | None, net: MaskedNetwork[WeightTask], states: object) -> CompactNetwork:
+    assert isinstance(net, HoldingWeights)
+    return net._extracted(task, example)

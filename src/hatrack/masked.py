@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, TypeVar
@@ -16,19 +17,25 @@ from torch.optim import Optimizer
 
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
+from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.conditioning import Damper
-from hatrack.errors import GuaranteeError, InputError
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.forgetting import Initialization
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
-from hatrack.inference import InferringNetwork
-from hatrack.multitask import StateT
+from hatrack.calibration import Scorer
+from hatrack.inference import Inferred, InferringNetwork
+from hatrack.masks.twins import twin
+from hatrack.movement import Movement, OwnBuffers, find_movement, get_buffers, set_buffers
+from hatrack.multitask import MultiTaskNetwork, StateT
+from hatrack.watch import Watch, stamp_of
 
 __all__ = ["MaskedNetwork"]
 
 _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+AnswerT = TypeVar("AnswerT")
 
 
 class MaskedNetwork(InferringNetwork[StateT]):
@@ -52,8 +59,18 @@ class MaskedNetwork(InferringNetwork[StateT]):
         super().__init__(backbone, example_input)
         self._digests: dict[str, str] = {}
         self._initialization = Initialization.of(backbone)
+        asking = (MaskedNetwork._forward_one, MaskedNetwork._forward_mixed, MaskedNetwork._asked)
+        start_compilers_inside(*asking, _answer_one, _answer_mixed)
+        keep_compilers_out(
+            *(MaskedNetwork._relies_on_frozen, MaskedNetwork._is_as_it_must_be, MaskedNetwork._ask_copy),
+            _is_transformed,
+        )
         self._guarantee = Guarantee((), ())
-        self._guard = OptimizerGuard(self._present_guarantee, self._bounded, self._rates)
+        self._watch = Watch(self._guarantee)
+        self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
+        self._is_copy = False
+        self._movement = Movement((), ())
+        self._guard = OptimizerGuard(self._present_watch, self._bounded, self._rates, self._report)
 
     # --------------------------------------------------------------------------------- what a kind of mask decides on
 
@@ -177,17 +194,20 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
         Raises:
             InputError: there is no such task, or it is consolidated already.
-            GuaranteeError: protected entries moved since the task before; nothing is changed then.
+            GuaranteeError: protected entries moved in a way that leaves no trace, so that they could not be put back;
+                nothing is changed then.
         """
         self._require_attached()
         state = self._state(name)
         if state.consolidated:
             raise InputError(f"task {name!r} is consolidated already")
+        self._put_back()
         self.check()
         with torch.inference_mode(False), torch.no_grad():
             self._fix_mask(state)
             self._renew_guarantee()
             self._digests = self._take_digests(checked=self._digests)
+        self._guard.forget_unfinished(f"task {name!r} was consolidated")
 
     # ----------------------------------------------------------------------------------------------- the guarantee
 
@@ -240,16 +260,201 @@ class MaskedNetwork(InferringNetwork[StateT]):
                 f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
             )
 
-    def _present_guarantee(self) -> Guarantee:
-        return self._guarantee
+    def _present_watch(self) -> Watch:
+        return self._watch
 
     def _renew_guarantee(self) -> None:
         held = self._attention_on_parameters()
-        self._guarantee = Guarantee.around(held, self.backbone, self._consolidated_states(), self._dampers())
+        buffers = self._frozen_buffers()
+        states = self._consolidated_states()
+        self._guarantee = Guarantee.around(held, self.backbone, states, self._dampers(), buffers)
+        self._watch = Watch(self._guarantee)
+
+    def _frozen_buffers(self) -> list[Tensor]:
+        """The backbone's buffers that all tasks share, which no task may move once one is consolidated."""
+        if not self._consolidated_states():
+            return []
+        per_task = set(self._per_task_modules())
+        return [
+            buffer
+            for name, module in self.backbone.named_modules()
+            if name not in per_task
+            for own, buffer in module.named_buffers(prefix=name, recurse=False)
+            if own not in self._movement.buffers
+        ]
+
+    # ------------------------------------------------------------------------------------------- state that moves
+
+    @abc.abstractmethod
+    def _features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
+        """Features of a batch under a mask drawn from a seed, for trying things out."""
+
+    def _look_for_movement(self, example: Tensor) -> None:
+        """Find the buffers that every task has to have of its own.
+
+        Raises:
+            UnsupportedError: other state moves, and outputs depend on it.
+        """
+        x = self._several(example)
+        movement = find_movement(self.backbone, x, self._per_task_modules())
+        if movement.attributes:
+            self._require_harmless(movement, x)
+        self._movement = movement
+
+    def _several(self, example: Tensor) -> Tensor:
+        return torch.cat([example, example]) if len(example) == 1 else example
+
+    @torch.no_grad()
+    def _require_harmless(self, movement: Movement, x: Tensor) -> None:
+        """Ask copies under two masks, in both orders, before and after a run in training mode."""
+        buffers = {name: b.clone() for name, b in self.backbone.named_buffers() if name not in movement.attributes}
+
+        def answers(seeds: Sequence[int], trained: bool) -> list[Tensor]:
+            probe = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                if trained:
+                    probe.backbone.train()(x)
+                    set_buffers(probe.backbone, list(buffers), [value.clone() for value in buffers.values()])
+                probe.eval()
+                found = []
+                for seed in seeds:
+                    torch.manual_seed(0)
+                    found.append(probe._features_of_random_mask(x, seed).nan_to_num())
+                return found
+
+        fresh = {seed: answers([seed], trained=False)[0] for seed in (0, 1)}
+        for seeds in ((0, 1), (1, 0)):
+            for trained in (False, True):
+                found = answers(seeds, trained)
+                if not all(torch.equal(fresh[seed], each) for seed, each in zip(seeds, found, strict=True)):
+                    raise UnsupportedError(
+                        f"running the backbone changes {', '.join(movement.attributes)}, and its outputs depend on "
+                        "that: what one task does would change the outputs of others; keep such state in a buffer "
+                        "of one shape (self.register_buffer), which every task then has its own of, or compute it "
+                        "anew in every pass"
+                    )
+
+    def _own_buffers(self) -> OwnBuffers:
+        """A new task's buffers, which begin as the backbone's."""
+        return OwnBuffers([value.detach().clone() for value in get_buffers(self.backbone, self._movement.buffers)])
+
+    def _run_as(self, state: StateT, backbone: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Run a backbone with a task's own buffers, which only a task in training moves.
+
+        Args:
+            state: the task.
+            backbone: a twin of the backbone, whose buffers are replaced.
+            run: gives the features that the twin computes.
+        """
+        names = self._movement.buffers
+        own = state.moving.values
+        set_buffers(backbone, names, [value.clone() for value in own] if state.consolidated else own)
+        features = run(backbone)
+        if not state.consolidated:
+            state.moving.replace(get_buffers(backbone, names))
+        return features
+
+    def _put_back(self) -> None:
+        """Put back frozen entries that something other than a protected step has moved, and warn of it."""
+        with torch.inference_mode(False), torch.no_grad():
+            moved = self._watch.moved(self._guarantee.all())
+            for tensor, keeper in moved:
+                keeper.restore(tensor)
+                self._watch.note(tensor)
+        if moved:
+            self._report([tensor for tensor, _ in moved])
+
+    def _report(self, moved: Sequence[Tensor]) -> None:
+        """Warn that frozen entries have been moved, once for each change."""
+        new = [tensor for tensor in moved if self._reported.get(id(tensor)) != stamp_of(tensor)]
+        self._reported.update({id(tensor): stamp_of(tensor) for tensor in new})
+        if new:
+            names = {id(value): name for name, value in (*self.named_parameters(), *self.named_buffers())}
+            named = ", ".join(names.get(id(tensor), "a parameter that is no longer there") for tensor in new)
+            warnings.warn(
+                f"something other than a step of a protected optimizer has changed frozen entries of {named}, after "
+                f"{self._guard.moment}; consolidated tasks answer as before, since these entries are put back. Pass "
+                "every optimizer through net.protect(...), and let nothing else write to the backbone"
+                f"{_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}",
+                stacklevel=4,
+            )
+
+    # ---------------------------------------------------------------------------------------------------- answers
+
+    def _asked(
+        self, states: Sequence[StateT], ask: Callable[[MaskedNetwork[StateT], Sequence[StateT]], AnswerT]
+    ) -> AnswerT:
+        """Answer for tasks with the entries that consolidated ones rely on, whatever goes on meanwhile.
+
+        Where an optimizer is in the middle of a step, or something else has moved frozen entries while a task is in
+        training (a graph may be alive that needs the parameters as they are), a copy of the network answers.
+
+        Args:
+            states: the tasks.
+            ask: gives the answer of a network, for its states of these tasks.
+        """
+        if self._is_copy or _is_transformed():
+            return ask(self, states)
+        count = self._guard.count
+        if self._is_as_it_must_be(states):
+            answer = ask(self, states)
+            if self._guard.count == count or not self._relies_on_frozen(states):
+                return answer
+        return self._ask_copy(states, ask)
+
+    @staticmethod
+    def _relies_on_frozen(states: Sequence[StateT]) -> bool:
+        return any(state.consolidated for state in states)
+
+    def _is_as_it_must_be(self, states: Sequence[StateT]) -> bool:
+        """Whether tasks may be asked of the network itself; puts back what has moved where that does no harm."""
+        if not self._relies_on_frozen(states):
+            return True
+        if self._guard.is_stepping:
+            return False
+        if not any(map(self._watch.is_touched, self._watch.tensors)):
+            return True
+        if self._in_training() is None:
+            self._put_back()
+            return True
+        moved = self._watch.moved(self._guarantee.all())
+        if moved:
+            self._report([tensor for tensor, _ in moved])
+        return not moved
+
+    def _ask_copy(
+        self, states: Sequence[StateT], ask: Callable[[MaskedNetwork[StateT], Sequence[StateT]], AnswerT]
+    ) -> AnswerT:
+        copy = self._with_frozen_entries()
+        index = {id(state): number for number, state in enumerate(self._states())}
+        return ask(copy, [copy._states()[index[id(state)]] for state in states])
+
+    @torch.no_grad()
+    def _with_frozen_entries(self) -> MaskedNetwork[StateT]:
+        """A copy of the network that shares all but tensors with frozen entries, which hold these as they must be."""
+        with torch.inference_mode(False):
+            values = {id(tensor): keeper.restored(tensor) for tensor, keeper in self._guarantee.all()}
+        copy = twin(self, values, {})
+        assert isinstance(copy, MaskedNetwork)
+        copy._is_copy = True
+        return copy
+
+    def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
+        return self._asked([state], partial(_answer_one, x))
+
+    def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
+        return self._asked(states, partial(_answer_mixed, x, task_of))
+
+    def infer(self, x: Tensor, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
+        states = self._consolidated_states()
+        return self._asked(states, lambda net, _: InferringNetwork.infer(net, x, scorer, calibrated=calibrated))
+
+    infer.__doc__ = InferringNetwork.infer.__doc__
 
     def _take_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         states, per_task = self._consolidated_states(), self._per_task_modules()
-        return take_digests(self._guarantee, self.backbone, states, per_task, checked)
+        return take_digests(self._guarantee, self.backbone, states, (*per_task, *self._movement.buffers), checked)
 
     # -------------------------------------------------------------------------------------------------- keeping it
 
@@ -337,3 +542,18 @@ class MaskedNetwork(InferringNetwork[StateT]):
             self._renew_guarantee()
             raise
         return result
+
+
+def _answer_one(x: Tensor, net: MaskedNetwork[StateT], states: Sequence[StateT]) -> Tensor:
+    return MultiTaskNetwork._forward_one(net, x, states[0])
+
+
+def _answer_mixed(x: Tensor, task_of: Tensor, net: MaskedNetwork[StateT], states: Sequence[StateT]) -> Tensor:
+    return MultiTaskNetwork._forward_mixed(net, x, states, task_of)
+
+
+def _is_transformed() -> bool:
+    """Whether torch only follows the computation, or runs it with other parameters: tracing, exporting, transforming."""
+    return torch.compiler.is_compiling() or bool(
+        torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active()
+    )

@@ -199,8 +199,8 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
         example = torch.zeros(shape, dtype=self._example_dtype)
         if example.is_floating_point():
             example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-        with torch.no_grad(), evaluation_mode(self):
-            return self._forward_one(example.to(state.head.weight.device), state)
+        with torch.no_grad(), evaluation_mode(self):  # as weights are at this moment
+            return MultiTaskNetwork._forward_one(self, example.to(state.head.weight.device), state)
 
     # -------------------------------------------------------------------------------------------------- internals
 

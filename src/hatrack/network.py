@@ -22,6 +22,8 @@ from hatrack.gates import groups_switched_off, initial_embedding, used_units
 from hatrack.growth import Growth
 from hatrack.heads import linear_head
 from hatrack.holding import HoldingNetwork
+from hatrack.masks import twin
+from hatrack.movement import StateOf
 from hatrack.norm import BatchNorms
 from hatrack.poison import find_leak
 from hatrack.tasks import UnitTask
@@ -115,6 +117,7 @@ class HATNetwork(HoldingNetwork):
             functional.compensated_gate(torch.zeros(1), 1.0, s_max, compensation, gate_function)
         except ValueError as error:
             raise InputError(str(error)) from error
+        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
         super().__init__(backbone, example_input, growth, gate_inputs, rules)
         device = next((p.device for p in backbone.parameters()), example_input.device)
         self.s_max, self.hard = float(s_max), hard
@@ -129,6 +132,15 @@ class HATNetwork(HoldingNetwork):
         self._renew_guarantee()
         self.to(device)
         self._try_out(example_input)
+        assert present is not None
+        try:
+            present.put_back()  # a value kept from the runs so far would not be seen to move
+            self._look_for_movement(example_input.to(device))
+        except BaseException:
+            self.detach()
+            raise
+        finally:
+            present.put_back()
 
     def _try_out(self, example: Tensor) -> None:
         """The guarantee is shown, not believed: poison free entries under random masks and compare."""
@@ -193,6 +205,7 @@ class HATNetwork(HoldingNetwork):
         shares_norms = self.batch_norms is BatchNorms.SHARED and len(self.tasks) > 0
         norms = {} if shares_norms else self._attachment.copy_norms()
         state = UnitTask(name, num_classes, embedding, head.to(reference.dtype), norms).to(reference.device)
+        state.moving = self._own_buffers()
         self.tasks.append(state)
         self._set_scale(self.s_max)
         state.train(self.training)
@@ -256,7 +269,18 @@ class HATNetwork(HoldingNetwork):
     # --------------------------------------------------------------------------------------------------------- use
 
     def _features(self, x: Tensor, state: UnitTask) -> Tensor:
-        return self._attachment.run(self.backbone, x, self._attention(state), self._norms(state))
+        attention, norms = self._attention(state), self._norms(state)
+        if not self._movement.buffers:
+            return self._attachment.run(self.backbone, x, attention, norms)
+        return self._run_as(
+            state, twin(self.backbone, {}, {}), lambda backbone: self._attachment.run(backbone, x, attention, norms)
+        )
+
+    def _features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        mask = (torch.rand(self._graph.num_units, generator=generator) < 0.5).to(x.device)
+        norms = {name: norm.eval() for name, norm in self._attachment.copy_norms().items()}
+        return self._attachment.run(self.backbone, x, mask, norms)
 
     def _norms(self, state: UnitTask) -> dict[str, nn.Module]:
         """The batch norms that a task uses: its own, or the first task's."""

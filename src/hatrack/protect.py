@@ -89,6 +89,16 @@ class Shield:
             gradient.mul_(self.freedom)
         gradient.view(self.free_bits.dtype).bitwise_and_(self.free_bits)
 
+    def has_moved(self, parameter: Tensor) -> bool:
+        """Whether a held entry has other bits than those that were saved."""
+        return not torch.equal(parameter.detach().view(self.free_bits.dtype) & ~self.free_bits, self.saved_bits)
+
+    def restored(self, parameter: Tensor) -> Tensor:
+        """Return a copy of a parameter whose held entries are the saved ones, whatever happens to it meanwhile."""
+        copy = parameter.detach().clone()
+        self.restore(copy)
+        return copy
+
     def restore(self, parameter: Tensor) -> None:
         """Put the held entries back, in place."""
         bits = parameter.view(self.free_bits.dtype)
@@ -118,6 +128,15 @@ class Keepsake:
     def held(self) -> Tensor:
         """True for every entry: all of it must not move."""
         return torch.ones_like(self.saved, dtype=torch.bool)
+
+    def has_moved(self, parameter: Tensor) -> bool:
+        """Whether any bit differs from what was saved."""
+        one, other = (value.detach().reshape(-1).contiguous() for value in (parameter, self.saved))
+        return bool(one.numel()) and not torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+    def restored(self, parameter: Tensor) -> Tensor:
+        """Return the saved values; nobody writes to them."""
+        return self.saved
 
     def restore(self, parameter: Tensor) -> None:
         """Put the values back, in place."""

@@ -130,7 +130,11 @@ class SparingSwitch:
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """What the layer gives."""
-        module = self._module
+        return self.forward_of(self._module, input)
+
+    def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
+        """What the layer, or a twin of it with other parameters, gives."""
+        assert isinstance(module, nn.Linear)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self._name not in self._wanted:
             return nn.Linear.forward(module, input)
         wanted, weight = self._wanted[self._name], module.weight

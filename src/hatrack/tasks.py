@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.calibration import Calibration
+from hatrack.movement import OwnBuffers
 from hatrack.packing import bytes_for, pack, unpack
 
 __all__ = ["TaskState", "UnitTask", "packed_mask"]
@@ -24,6 +25,7 @@ class TaskState(nn.Module):
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
+        moving: its own values of buffers of the backbone that a forward pass moves.
         calibration: what is kept of its training data to recognise it by; None until that is asked for.
     """
 
@@ -35,6 +37,7 @@ class TaskState(nn.Module):
         self.head = head
         self._norm_names = list(norms)
         self.batch_norms = nn.ModuleList(norms.values())
+        self.moving = OwnBuffers()
         self.calibration: Calibration | None
         self.register_module("calibration", None)
 

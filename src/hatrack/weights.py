@@ -28,6 +28,7 @@ from hatrack.masks import (
     through,
     twin,
 )
+from hatrack.movement import StateOf
 from hatrack.norm import copy_of_norm
 from hatrack.poison import find_leak_of_weights
 
@@ -93,6 +94,7 @@ class WeightMaskedNetwork(HoldingWeights):
         unmasked: Unmasked = Unmasked.PER_TASK,
         growth: Growth | None = None,
     ) -> None:
+        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
         super().__init__(backbone, example_input, growth, FreeWeights() if conditioning is None else conditioning)
         self.source = Embedding() if source is None else source
         self.unmasked = unmasked
@@ -103,7 +105,13 @@ class WeightMaskedNetwork(HoldingWeights):
         self._num_features = count_features(backbone, example_input.to(weight.device))
         self._renew_guarantee()
         self.to(weight.device)
-        self._try_out(example_input.to(weight.device))
+        assert present is not None
+        try:
+            self._try_out(example_input.to(weight.device))
+            present.put_back()  # a value kept from the runs so far would not be seen to move
+            self._look_for_movement(example_input.to(weight.device))
+        finally:
+            present.put_back()
         mark(backbone, type(self).__name__)
 
     def detach(self) -> nn.Module:
@@ -125,6 +133,7 @@ class WeightMaskedNetwork(HoldingWeights):
         copies, norms = self._copies() if self.unmasked is Unmasked.PER_TASK or not len(self.tasks) else ([], {})
         shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
         state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
+        state.moving = self._own_buffers()
         self.tasks.append(state)
         self._progress, self._taken = 1.0, Taken()
         state.train(self.training)
@@ -207,22 +216,29 @@ class WeightMaskedNetwork(HoldingWeights):
     # --------------------------------------------------------------------------------------------------------- use
 
     def _features(self, x: Tensor, state: WeightTask) -> Tensor:
-        return self._run(x, self._passed(state), *self._copies_of(state))
+        backbone = self._twin(self._passed(state), *self._copies_of(state))
+        return self._run_as(state, backbone, lambda its: its(x))  # type: ignore[no-any-return]
+
+    def _features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
+        generator, (copies, norms) = torch.Generator().manual_seed(seed), self._copies()
+        masks = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in self._weights()]
+        passed = [through(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
+        features: Tensor = self._twin(passed, copies, {name: norm.eval() for name, norm in norms.items()})(x)
+        return features
 
     def _copies_of(self, state: WeightTask) -> tuple[list[Tensor], dict[str, nn.Module]]:
         """The copies that a task uses of what has no mask: parameters and norms."""
         owner = state if self.unmasked is Unmasked.PER_TASK else self._states()[0]
         return list(owner.copies), owner.norms
 
-    def _run(
-        self, x: Tensor, passed: Sequence[Tensor], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
-    ) -> Tensor:
-        """Features of a batch with what masks let through of the weights, and copies of what has no mask."""
+    def _twin(
+        self, passed: Sequence[Tensor], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
+    ) -> nn.Module:
+        """A twin of the backbone with what masks let through of the weights, and copies of what has no mask."""
         values = {id(self._part(name)): copied for name, copied in zip(self._layout.copied, copies, strict=True)}
         values |= {id(weight): value for weight, value in zip(self._weights(), passed, strict=True)}
         standing_in = {id(self.backbone.get_submodule(name)): norm for name, norm in norms.items()}
-        features: Tensor = twin(self.backbone, values, standing_in)(x)
-        return features
+        return twin(self.backbone, values, standing_in)
 
     def _passed(self, state: WeightTask) -> list[Tensor]:
         """What a task's masks let through of the weights."""
@@ -278,7 +294,8 @@ class WeightMaskedNetwork(HoldingWeights):
 
         def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
             passed = [through(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
-            return self._run(batch, passed, copies, norms)
+            answer: Tensor = self._twin(passed, copies, norms)(batch)
+            return answer
 
         return find_leak_of_weights(
             features, self.backbone, self._layout, self._example() if example is None else example

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
 
     Args:
         network: the original.
-        values: what stands for a parameter, by the identity of the parameter; others stay.
+        values: what stands for a parameter or a buffer, by its identity; others stay.
         norms: what stands for a module, by the identity of the module: its parameters, buffers and settings are used,
             and the original's hooks.
 
@@ -42,6 +43,13 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
             name: parameter if parameter is None else values.get(id(parameter), parameter)
             for name, parameter in attributes["_parameters"].items()
         }
+        attributes["_buffers"] = {
+            name: buffer if buffer is None else values.get(id(buffer), buffer)
+            for name, buffer in attributes["_buffers"].items()
+        }
+        stand_in = getattr(attributes.get("forward"), "__self__", None)
+        if hasattr(stand_in, "forward_of"):  # it computes with the module's own parameters
+            attributes["forward"] = partial(stand_in.forward_of, copy)
         attributes["_modules"] = {
             name: part if part is None else twin_of(part) for name, part in attributes["_modules"].items()
         }

@@ -1,0 +1,67 @@
+"""Version counters: whether anything but hatrack has touched what must not move, at the price of comparing integers.
+
+Torch counts the changes in place of every tensor. What is noted here is the count at which a tensor was last known to
+be right, and where its values lie in memory. Changes through ``.data`` and captured CUDA graphs leave no count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hatrack.guarantee import Guarantee
+from hatrack.protect import Keepsake, Shield
+
+__all__ = ["Watch", "stamp_of"]
+
+
+def stamp_of(tensor: Tensor) -> tuple[int, int]:
+    """Return the count of a tensor's changes in place, and the address of its values."""
+    return (-1 if tensor.is_inference() else tensor._version), tensor.data_ptr()
+
+
+class Watch:
+    """Stamps of all tensors of which entries are frozen.
+
+    Args:
+        guarantee: what must not move; all of it is right at this moment.
+        touched: indices in ``guarantee.all()`` of what may have moved already.
+    """
+
+    def __init__(self, guarantee: Guarantee, touched: Collection[int] = ()) -> None:
+        self.guarantee = guarantee
+        self._tensors = [tensor for tensor, _ in guarantee.all()]
+        self._stamps = {
+            id(tensor): stamp_of(tensor) for index, (tensor, _) in enumerate(guarantee.all()) if index not in touched
+        }
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[Any, ...]]:
+        """Copies watch the copied tensors, which have counts of their own."""
+        touched = [index for index, (tensor, _) in enumerate(self.guarantee.all()) if self.is_touched(tensor)]
+        return type(self), (self.guarantee, touched)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """All tensors of which entries are frozen."""
+        return self._tensors
+
+    def is_touched(self, tensor: Tensor) -> bool:
+        """Whether something has written to a tensor since it was last known to be right."""
+        return self._stamps.get(id(tensor)) != stamp_of(tensor)
+
+    def note(self, tensor: Tensor) -> None:
+        """Take a tensor for right as it is now."""
+        self._stamps[id(tensor)] = stamp_of(tensor)
+
+    def moved(self, watched: Iterable[tuple[Tensor, Shield | Keepsake]]) -> list[tuple[Tensor, Shield | Keepsake]]:
+        """Return those tensors of which frozen entries have other bits; only what was touched is looked at."""
+        moved = []
+        for tensor, keeper in watched:
+            if self.is_touched(tensor):
+                if keeper.has_moved(tensor):
+                    moved.append((tensor, keeper))
+                else:
+                    self.note(tensor)
+        return moved
