@@ -24,7 +24,7 @@ def start_compilers_inside(*functions: Callable[..., Any]) -> None:
 
 
 def keep_compilers_out(*functions: Callable[..., Any]) -> None:
-    """Have torch.compile run these functions and all that they call as they are, also in the middle of a compiled call."""
+    """Have torch.compile run these functions and all that they call as they are, in compiled calls too."""
     _mark(functions, inside=True)
 
 

@@ -86,7 +86,9 @@ class ExtractableNetwork(GatedNetwork):
         for task, x in samples.items():
             soft = self._state(task).consolidated and self._state(task).mask.dtype != torch.bool
             with evaluation_mode(self):
-                ask = partial(self.forward, task=task) if soft else self._asked([self._state(task)], partial(_cut, task))
+                ask = (
+                    partial(self.forward, task=task) if soft else self._asked([self._state(task)], partial(_cut, task))
+                )
                 parts = [ask(part) for part in torch.split(x, batch_size)]
             results[task] = torch.cat(parts)
         return results
@@ -113,7 +115,14 @@ class ExtractableNetwork(GatedNetwork):
 
     def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
         expected = x.shape[1:] == self.example_shape[1:]
-        if self._movement.buffers or self.training or len(states) < 2 or not len(x) or not expected or not self._mixes_samples():
+        if (
+            self._movement.buffers
+            or self.training
+            or len(states) < 2
+            or not len(x)
+            or not expected
+            or not self._mixes_samples()
+        ):
             return None
         attentions = [self._attention(state) for state in states]
         soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)

@@ -55,7 +55,9 @@ class Guarantee:
             for name, parameter in backbone.named_parameters(prefix="backbone")
             if name in attention
         ]
-        own = [(value, Keepsake.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())]
+        own = [
+            (value, Keepsake.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())
+        ]
         own += [(buffer, Keepsake.of(buffer)) for buffer in buffers]
         damped = [
             (parameter, dampers[name])

@@ -76,6 +76,9 @@ class InferringNetwork(MultiTaskNetwork[StateT]):
         states = self._consolidated_states()
         if not states:
             raise InputError("there is no consolidated task yet to recognise")
+        return self._infer(x, states, scorer, calibrated)
+
+    def _infer(self, x: Tensor, states: Sequence[StateT], scorer: Scorer, calibrated: bool) -> Inferred:
         for state in states if calibrated or scorer is Scorer.DISTANCE else []:
             if state.calibration is None:
                 raise InputError(f"task {state.name!r} was not calibrated: call calibrate({state.name!r}, x, y) first")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from hatrack.calibration import Scorer
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.compilers import keep_compilers_out, start_compilers_inside
@@ -23,7 +24,6 @@ from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.forgetting import Initialization
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
-from hatrack.calibration import Scorer
 from hatrack.inference import Inferred, InferringNetwork
 from hatrack.masks.twins import twin
 from hatrack.movement import Movement, OwnBuffers, find_movement, get_buffers, set_buffers
@@ -434,7 +434,11 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _with_frozen_entries(self) -> MaskedNetwork[StateT]:
         """A copy of the network that shares all but tensors with frozen entries, which hold these as they must be."""
         with torch.inference_mode(False):
-            values = {id(tensor): keeper.restored(tensor) for tensor, keeper in self._guarantee.all()}
+            values = {}
+            for tensor, keeper in self._guarantee.all():
+                value = keeper.restored(tensor)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                values[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
         copy = twin(self, values, {})
         assert isinstance(copy, MaskedNetwork)
         copy._is_copy = True
@@ -446,11 +450,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
         return self._asked(states, partial(_answer_mixed, x, task_of))
 
-    def infer(self, x: Tensor, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
-        states = self._consolidated_states()
-        return self._asked(states, lambda net, _: InferringNetwork.infer(net, x, scorer, calibrated=calibrated))
-
-    infer.__doc__ = InferringNetwork.infer.__doc__
+    def _infer(self, x: Tensor, states: Sequence[StateT], scorer: Scorer, calibrated: bool) -> Inferred:
+        return self._asked(states, lambda net, its: InferringNetwork._infer(net, x, its, scorer, calibrated))
 
     def _take_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         states, per_task = self._consolidated_states(), self._per_task_modules()
@@ -553,7 +554,7 @@ def _answer_mixed(x: Tensor, task_of: Tensor, net: MaskedNetwork[StateT], states
 
 
 def _is_transformed() -> bool:
-    """Whether torch only follows the computation, or runs it with other parameters: tracing, exporting, transforming."""
+    """Whether torch only follows the computation, or runs it with other parameters, as in exporting."""
     return torch.compiler.is_compiling() or bool(
         torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active()
     )

@@ -1,7 +1,7 @@
 """State that moves when a network is run: buffers and attributes that are no parameters.
 
-What one task's samples move changes the outputs of the others. Buffers are therefore every task's own, as those of batch
-norms are; attributes, which no file would hold, are refused unless outputs do not depend on them.
+What one task's samples move changes the outputs of the others. Buffers are therefore every task's own, as those of
+batch norms are; attributes, which no file would hold, are refused unless outputs do not depend on them.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class WeightMaskedNetwork(HoldingWeights):
 
     def _features(self, x: Tensor, state: WeightTask) -> Tensor:
         backbone = self._twin(self._passed(state), *self._copies_of(state))
-        return self._run_as(state, backbone, lambda its: its(x))  # type: ignore[no-any-return]
+        return self._run_as(state, backbone, lambda its: its(x))
 
     def _features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
         generator, (copies, norms) = torch.Generator().manual_seed(seed), self._copies()
@@ -231,9 +231,7 @@ class WeightMaskedNetwork(HoldingWeights):
         owner = state if self.unmasked is Unmasked.PER_TASK else self._states()[0]
         return list(owner.copies), owner.norms
 
-    def _twin(
-        self, passed: Sequence[Tensor], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]
-    ) -> nn.Module:
+    def _twin(self, passed: Sequence[Tensor], copies: Sequence[Tensor], norms: Mapping[str, nn.Module]) -> nn.Module:
         """A twin of the backbone with what masks let through of the weights, and copies of what has no mask."""
         values = {id(self._part(name)): copied for name, copied in zip(self._layout.copied, copies, strict=True)}
         values |= {id(weight): value for weight, value in zip(self._weights(), passed, strict=True)}

@@ -48,8 +48,9 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
             for name, buffer in attributes["_buffers"].items()
         }
         stand_in = getattr(attributes.get("forward"), "__self__", None)
-        if hasattr(stand_in, "forward_of"):  # it computes with the module's own parameters
-            attributes["forward"] = partial(stand_in.forward_of, copy)
+        forward_of = getattr(stand_in, "forward_of", None)
+        if forward_of is not None:  # it computes with the module's own parameters
+            attributes["forward"] = partial(forward_of, copy)
         attributes["_modules"] = {
             name: part if part is None else twin_of(part) for name, part in attributes["_modules"].items()
         }

@@ -1,0 +1,282 @@
+"""What anything but a protected step does to frozen entries: old tasks answer as before, and one warning says so."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack import HATNetwork, WeightMaskedNetwork
+from helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress
+
+Net = HATNetwork | WeightMaskedNetwork
+CHANGED = "something other than a step of a protected optimizer has changed frozen entries"
+
+
+def with_weights() -> WeightMaskedNetwork:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU())
+    return WeightMaskedNetwork(backbone, torch.zeros(2, 1, 6))
+
+
+def two_tasks(kind: str) -> tuple[Net, Tensor, Tensor]:
+    """A network with one consolidated task and one in training; samples of the old one, and what it said."""
+    net: Any = with_weights() if kind == "weights" else attach(kind)
+    x, y = easy_task(net.example_shape[1:], 0)
+    net.add_task("old", CLASSES)
+    optimizer = net.protect(torch.optim.Adam(net.task_parameters("old"), lr=0.01))
+    net.train()
+    for step in range(5):
+        net.anneal(progress(step))
+        optimizer.zero_grad()
+        loss_of(net, "old", x, y).backward()
+        optimizer.step()
+    net.consolidate("old")
+    net.add_task("new", CLASSES)
+    return net, x, logits(net, x, "old")
+
+
+def add_to_all(net: Net) -> None:
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.5)
+
+
+def step_unprotected(net: Net) -> None:
+    x, y = easy_task(net.example_shape[1:], 1)
+    optimizer = torch.optim.SGD(net.task_parameters("new"), lr=0.5, weight_decay=0.1)
+    loss_of(net, "new", x, y).backward()
+    optimizer.step()
+
+
+def load_backbone(net: Net) -> None:
+    net.backbone.load_state_dict(
+        {k: v + 1 if v.is_floating_point() else v for k, v in net.backbone.state_dict().items()}
+    )
+
+
+def hook_after_ours(net: Net) -> None:
+    x, y = easy_task(net.example_shape[1:], 1)
+    optimizer = net.protect(torch.optim.SGD(net.task_parameters("new"), lr=0.05))
+    optimizer.register_step_post_hook(lambda *_: [p.detach().add_(0.1) for p in net.backbone.parameters()])
+    loss_of(net, "new", x, y).backward()
+    optimizer.step()
+
+
+def swapped_list(net: Net) -> None:
+    """A parameter list swapped for one of the same length, after a step that has looked at the first."""
+    x, y = easy_task(net.example_shape[1:], 1)
+    parameters = net.task_parameters("new")
+    halves = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 : 2 * (len(parameters) // 2)]
+    optimizer = net.protect(torch.optim.SGD(halves[1], lr=0.5, weight_decay=0.1))
+    for half in (halves[1], halves[0]):
+        optimizer.param_groups[0]["params"] = half
+        net.zero_grad()
+        loss_of(net, "new", x, y).backward()
+        optimizer.step()
+
+
+WAYS: dict[str, Callable[[Net], None]] = {
+    way.__name__: way for way in (add_to_all, step_unprotected, load_backbone, hook_after_ours, swapped_list)
+}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv-bn", "residual", "weights"])
+@pytest.mark.parametrize("way", WAYS)
+def test_old_tasks_answer_as_before_whatever_has_written_to_the_network(kind: str, way: str) -> None:
+    net, x, promised = two_tasks(kind)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=CHANGED)
+        WAYS[way](net)
+        assert torch.equal(logits(net, x, "old"), promised), "while another task is in training"
+        net.consolidate("new")
+    assert torch.equal(logits(net, x, "old"), promised), "afterwards"
+    net.check()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "weights"])
+def test_one_warning_names_what_was_changed_and_when(kind: str) -> None:
+    net, x, promised = two_tasks(kind)
+    add_to_all(net)
+    with pytest.warns(UserWarning, match=rf"{CHANGED} of .*, after task 'old' was consolidated") as caught:
+        answers = [logits(net, x, "old") for _ in range(3)]
+    assert all(torch.equal(answer, promised) for answer in answers)
+    assert len(caught) == 1
+
+
+def test_a_graph_that_is_alive_is_not_disturbed_by_asking_an_old_task() -> None:
+    net, x, promised = two_tasks("mlp")
+    net.train()
+    _, y = easy_task(net.example_shape[1:], 1)
+    with torch.no_grad():
+        net.backbone[1].weight.add_(0.1)  # as an optimizer does that looks around before it steps
+    loss = loss_of(net, "new", x, y)
+    with pytest.warns(UserWarning, match=CHANGED):
+        assert torch.equal(logits(net, x, "old"), promised)
+    loss.backward()
+
+
+def test_an_optimizer_per_parameter_steps_in_the_middle_of_a_backward_pass() -> None:
+    net, x, promised = two_tasks("mlp")
+    optimizers = {p: net.protect(torch.optim.Adam([p], lr=0.01)) for p in net.task_parameters("new")}
+
+    def step(parameter: Tensor) -> None:
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    handles = [parameter.register_post_accumulate_grad_hook(step) for parameter in optimizers]
+    net.train()
+    _, y = easy_task(net.example_shape[1:], 1)
+    for number in range(5):
+        net.anneal(progress(number))
+        loss_of(net, "new", x, y).backward()
+        assert torch.equal(logits(net, x, "old"), promised)
+    for handle in handles:
+        handle.remove()
+    net.consolidate("new")
+    assert torch.equal(logits(net, x, "old"), promised)
+
+
+def test_a_small_optimizer_may_step_between_forward_and_backward_of_the_rest() -> None:
+    net, x, promised = two_tasks("mlp")
+    *rest, last = net.task_parameters("new")
+    optimizer, small = (net.protect(torch.optim.AdamW(p, lr=0.01)) for p in (rest, [last]))
+    net.train()
+    _, y = easy_task(net.example_shape[1:], 1)
+    last.grad = torch.ones_like(last)
+    loss = loss_of(net, "new", x, y)
+    small.step()
+    loss.backward()
+    optimizer.step()
+    assert torch.equal(logits(net, x, "old"), promised)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "residual", "weights"])
+def test_a_pass_may_be_asked_for_in_the_middle_of_another_one(kind: str) -> None:
+    net, x, promised = two_tasks(kind)
+    net.consolidate("new")
+    layer = next(part for part in net.backbone.modules() if isinstance(part, nn.Linear))
+    inside = []
+
+    def ask(*_: Any) -> None:
+        handle.remove()
+        inside.append(net(x, "new"))
+
+    with mode(net, False), torch.no_grad():
+        alone = net(x, "new")
+        handle = layer.register_forward_hook(ask)
+        assert torch.equal(net(x, "old"), promised)
+    assert torch.equal(inside[0], alone)
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.Adam(p, lr=0.01)])
+@pytest.mark.parametrize("kind", ["residual", "weights"])
+def test_threads_ask_while_another_one_trains(kind: str, make: Any) -> None:
+    net, x, promised = two_tasks(kind)
+    optimizer = net.protect(make(net.task_parameters("new")))
+    net.train()
+    _, y = easy_task(net.example_shape[1:], 1)
+    done, differing, asked = threading.Event(), [0], [0]
+
+    def ask() -> None:
+        while not done.is_set():
+            with torch.no_grad():
+                differing[0] += not torch.equal(net(x, "old"), promised)
+            asked[0] += 1
+
+    with torch.no_grad():
+        promised = net(x, "old")
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for step in range(150):
+        net.anneal(progress(step))
+        optimizer.zero_grad()
+        loss_of(net, "new", x, y).backward()
+        optimizer.step()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert asked[0] > 50
+    assert differing[0] == 0
+
+
+class Failing(torch.optim.Adam):
+    """Moves everything, and fails."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(1.0)
+        raise RuntimeError("out of memory")
+
+
+def test_a_step_that_fails_leaves_old_answers_and_a_network_that_goes_on() -> None:
+    net, x, promised = two_tasks("mlp")
+    net.train()
+    _, y = easy_task(net.example_shape[1:], 1)
+    optimizer = net.protect(Failing(net.task_parameters("new")))
+    loss_of(net, "new", x, y).backward()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert torch.equal(logits(net, x, "old"), promised)
+    with pytest.warns(UserWarning, match=CHANGED):
+        net.consolidate("new")
+    assert torch.equal(logits(net, x, "old"), promised)
+    learn(net, "third", 2)
+    assert torch.equal(logits(net, x, "old"), promised)
+
+
+def test_a_closure_may_ask_old_tasks() -> None:
+    net, x, promised = two_tasks("mlp")
+    net.train()
+    _, y = easy_task(net.example_shape[1:], 1)
+    optimizer = net.protect(torch.optim.LBFGS(net.task_parameters("new"), lr=0.1, max_iter=4))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(net, "new", x, y)
+        loss.backward()
+        assert torch.equal(logits(net, x, "old"), promised)
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+        assert torch.equal(logits(net, x, "old"), promised)
+
+
+def test_copies_watch_their_own_tensors() -> None:
+    net, x, promised = two_tasks("conv-bn")
+    twin = copy.deepcopy(net)
+    add_to_all(twin)
+    assert torch.equal(logits(net, x, "old"), promised)
+    with pytest.warns(UserWarning, match=CHANGED):
+        assert torch.equal(logits(twin, x, "old"), promised)
+    add_to_all(net)
+    late = copy.deepcopy(net)  # of a network that was changed already
+    with pytest.warns(UserWarning, match=CHANGED):
+        assert torch.equal(logits(late, x, "old"), promised)
+
+
+def test_several_tasks_in_one_batch_and_extraction_see_no_change_either() -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "a")
+    learn(net, "b", 1)
+    names = ["a", "b"] * (len(x) // 2)
+    with mode(net, False), torch.no_grad():
+        mixed = net(x, names)
+        alone = F.pad(net.extract("a", x)(x), (0, 0))
+    open_task(net, "c", 2)
+    add_to_all(net)
+    with mode(net, False), torch.no_grad():
+        with pytest.warns(UserWarning, match=CHANGED):
+            assert torch.equal(net(x, names), mixed)
+        assert torch.equal(net.extract("a", x)(x), alone)
