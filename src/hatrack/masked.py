@@ -23,6 +23,7 @@ from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, 
 from hatrack.guard import OptimizerGuard
 from hatrack.inference import InferringNetwork
 from hatrack.multitask import StateT
+from hatrack.undo import all_or_nothing
 
 __all__ = ["MaskedNetwork"]
 
@@ -172,6 +173,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         self._guard.protect(optimizer)
         return optimizer
 
+    @all_or_nothing(lambda net: net.tasks.buffers())
     def consolidate(self, name: str) -> None:
         """End the training of a task: its mask becomes final, and all that it relies on is protected from now on.
 
@@ -286,6 +288,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             "probe": self.probe(),
         }
 
+    @all_or_nothing()
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along.
 
@@ -304,7 +307,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             warnings.warn(
                 "this conversion rounds weights: the outputs of consolidated tasks are other ones from here on, and "
                 "converting back does not bring the old ones back; convert a copy (copy.deepcopy) to keep them",
-                stacklevel=3,
+                stacklevel=4,
             )
         self._example_dtype = fn(torch.zeros(1, dtype=self._example_dtype)).dtype
         self._renew_guarantee()
@@ -320,6 +323,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """Take over the digests of a ``state_dict``."""
         self._digests = dict(state)
 
+    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers()])
     def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
 

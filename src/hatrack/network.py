@@ -25,6 +25,7 @@ from hatrack.holding import HoldingNetwork
 from hatrack.norm import BatchNorms
 from hatrack.poison import find_leak
 from hatrack.tasks import UnitTask
+from hatrack.undo import all_or_nothing, attaches_or_not
 from hatrack.units import Role, Rule, warn_of_collapse
 
 __all__ = ["FORMAT", "HATNetwork"]
@@ -94,6 +95,7 @@ class HATNetwork(HoldingNetwork):
 
     format = FORMAT
 
+    @attaches_or_not
     def __init__(
         self,
         backbone: nn.Module,
@@ -134,12 +136,12 @@ class HATNetwork(HoldingNetwork):
         """The guarantee is shown, not believed: poison free entries under random masks and compare."""
         leak = find_leak(self._attachment, self._graph, self.backbone, example)
         if leak is not None:
-            self.detach()
             raise GuaranteeError(
                 f"the gates do not hold on this network: free entries of {leak} change the outputs of a task that does "
                 "not use them; a rule for one of its operations must be wrong"
             )
 
+    @all_or_nothing()
     def detach(self) -> nn.Module:
         """Take all gates off again.
 
@@ -153,6 +155,7 @@ class HATNetwork(HoldingNetwork):
 
     # ------------------------------------------------------------------------------------------------------- tasks
 
+    @all_or_nothing()
     def add_task(
         self,
         name: str,
@@ -300,7 +303,7 @@ class HATNetwork(HoldingNetwork):
             warnings.warn(
                 f"task {state.name!r} has switched off all units of {', '.join(off)}; {left}. If it learned badly, "
                 "weigh the regularization less (c)",
-                stacklevel=3,
+                stacklevel=4,
             )
         embedding = state.embedding
         state.freeze(self._final_mask(state))
