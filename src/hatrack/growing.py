@@ -112,16 +112,11 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
         self.check()
         ledger, before = Ledger(), self._answers()
         with torch.inference_mode(False), torch.no_grad():
-            try:
-                self._widen(graph, groups, generator, ledger)
-                differing, leak = changed_answers(before, self._answers()), self._find_leak()
-                if differing or leak is not None:
-                    what = f"the outputs of {', '.join(differing)}" if differing else f"what holds {leak}"
-                    raise GuaranteeError(f"widening {', '.join(groups)} would change {what}; nothing was changed")
-            except BaseException:
-                ledger.undo()
-                self._fit(graph)
-                raise
+            self._widen(graph, groups, generator, ledger)
+            differing, leak = changed_answers(before, self._answers()), self._find_leak()
+            if differing or leak is not None:
+                what = f"the outputs of {', '.join(differing)}" if differing else f"what holds {leak}"
+                raise GuaranteeError(f"widening {', '.join(groups)} would change {what}; nothing was changed")
             self._digests = self._take_digests()
 
     def _grow_if_full(self, generator: torch.Generator | None) -> None:
@@ -138,16 +133,15 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
 
     def _why_not_grow(self, groups: Mapping[str, int]) -> str | None:
         """Try to widen, and take it back; None if that went well."""
-        ledger, graph = Ledger(), self._units_now()
+        ledger, graph, refusal = Ledger(), self._units_now(), None
         with torch.inference_mode(False), torch.no_grad():
             try:
                 self._widen(graph, groups, torch.Generator(), ledger)
-            except InputError as error:
-                return str(error)
-            finally:
-                ledger.undo()
-                self._fit(graph)
-        return None
+            except InputError as error:  # after any other error the whole of add_task is taken back
+                refusal = str(error)
+            ledger.undo()
+            self._fit(graph)
+        return refusal
 
     def _example(self) -> Tensor:
         device = next((parameter.device for parameter in self.backbone.parameters()), None)

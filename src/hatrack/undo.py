@@ -88,7 +88,7 @@ class Snapshot:
             mode: Any = _get_current_dispatch_mode()
             mode.__exit__(None, None, None)
         while torch._C._len_torch_function_stack() > functions:
-            mode = _get_current_function_mode()
+            mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
             mode.__exit__(None, None, None)
         torch.set_grad_enabled(self._grad_enabled)
 
