@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -18,30 +20,76 @@ from hatrack.units import UnitGraph
 __all__ = ["Attachment", "attached_to", "mark", "without_gates"]
 
 _ATTACHED = "_hatrack_attached"
-"""Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds that network's class."""
-
+"""Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds a :class:`_Mark`."""
 
 _SWITCHES = (TaskNormSwitch, SparingSwitch)
 """What stands in for the forward of single modules."""
 
 
+class _Mark:
+    """What a backbone knows of the network that it is inside of.
+
+    Args:
+        kind: the network's class.
+        owner: the network; None where it is not known, and counts as alive: after loading a pickle, or in a copy of the
+            backbone alone.
+    """
+
+    def __init__(self, kind: str, owner: nn.Module | None) -> None:
+        self.kind = kind
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the network is known to be gone."""
+        return self._owner is not None and self._owner() is None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
+        owner = None if self._owner is None else self._owner()
+        return _Mark(self.kind, None if owner is None else memo.get(id(owner)))
+
+    def __reduce__(self) -> tuple[type[_Mark], tuple[str, None]]:
+        return type(self), (self.kind, None)
+
+
 def attached_to(backbone: nn.Module) -> str | None:
-    """The class of the network that a backbone, or a part of it, is inside of; None if there is none."""
+    """The class of the network that a backbone, or a part of it, is inside of; None if there is none.
+
+    Where that network is gone, as after an interrupt before it got a name, what it left on the backbone is taken off.
+    """
     modules = list(backbone.modules())
-    marks: list[str] = [vars(module)[_ATTACHED] for module in modules if _ATTACHED in vars(module)]
+    marked = [module for module in modules if _ATTACHED in vars(module)]
+    if marked:
+        gc.collect()  # a network refers to itself in places, so that it is gone only after this
+    for module in marked:
+        if vars(module)[_ATTACHED].is_dead:
+            _strip(module)
+    marks: list[_Mark] = [vars(module)[_ATTACHED] for module in marked if _ATTACHED in vars(module)]
     if marks:
-        return marks[0]
+        return marks[0].kind
     callables: list[Any] = [hook for module in modules for hook in module._forward_pre_hooks.values()]
     callables += [vars(module).get("forward") for module in modules]
     attached = any(isinstance(getattr(each, "__self__", None), (InputGate, *_SWITCHES)) for each in callables)
     return "HATNetwork" if attached else None
 
 
-def mark(backbone: nn.Module, owner: str | None) -> None:
-    """Say what class of network a backbone is inside of, so that it does not get into a second one; None: into any."""
+def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
+    """Say what network a backbone is inside of, so that it does not get into a second one; None: into any."""
     vars(backbone).pop(_ATTACHED, None)
     if owner is not None:
-        vars(backbone)[_ATTACHED] = owner
+        vars(backbone)[_ATTACHED] = _Mark(type(owner).__name__, owner)
+
+
+def _strip(backbone: nn.Module) -> None:
+    """Take gates, switches and the mark off a backbone, whoever put them on."""
+    for module in backbone.modules():
+        for number, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), InputGate):
+                del module._forward_pre_hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
+        if isinstance(getattr(vars(module).get("forward"), "__self__", None), _SWITCHES):
+            del vars(module)["forward"]
+    mark(backbone, None)
 
 
 def without_gates(backbone: nn.Module) -> nn.Module:
@@ -51,14 +99,7 @@ def without_gates(backbone: nn.Module) -> nn.Module:
     """
     tensors = (*backbone.parameters(), *backbone.buffers())
     twin = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
-    for module in twin.modules():
-        for number, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), InputGate):
-                del module._forward_pre_hooks[number]
-                module._forward_pre_hooks_with_kwargs.pop(number, None)
-        if isinstance(getattr(vars(module).get("forward"), "__self__", None), _SWITCHES):
-            del vars(module)["forward"]
-    mark(twin, None)
+    _strip(twin)
     return twin
 
 
@@ -70,9 +111,10 @@ class Attachment(nn.Module):
     Args:
         graph: the units of the backbone.
         backbone: the network to attach to.
+        owner: the network of masks that the backbone is inside of from then on.
     """
 
-    def __init__(self, graph: UnitGraph, backbone: nn.Module) -> None:
+    def __init__(self, graph: UnitGraph, backbone: nn.Module, owner: nn.Module) -> None:
         super().__init__()
         self._active = ActiveTask()
         modules = dict(backbone.named_modules())
@@ -91,7 +133,7 @@ class Attachment(nn.Module):
         }
         for switch in self._all_switches():
             switch.attach()
-        mark(backbone, "HATNetwork")
+        mark(backbone, owner)
 
     def _all_switches(self) -> list[TaskNormSwitch | SparingSwitch]:
         return [*self._switches.values(), *self._dense.values()]

@@ -12,6 +12,7 @@ from hatrack.errors import InputError
 from hatrack.growing_weights import GrowingWeights
 from hatrack.growth import Growth
 from hatrack.masks import ElasticWeights, Tether, WeightConditioning, WeightTask
+from hatrack.undo import all_or_nothing
 
 __all__ = ["ElasticNetwork"]
 
@@ -46,6 +47,7 @@ class ElasticNetwork(GrowingWeights):
         assert isinstance(self.conditioning, ElasticWeights)
         return self.conditioning.strength / 2 * self.tether.distance(self._named())
 
+    @all_or_nothing(lambda net: () if net.tether is None else net.tether.buffers())
     def tie(self, importance: Mapping[str, Tensor]) -> None:
         """Hold elastic weights where they are now, in addition to what holds them already: once after every task.
 

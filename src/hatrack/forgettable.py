@@ -15,6 +15,7 @@ from hatrack.masked import MaskedNetwork
 from hatrack.modes import evaluation_mode
 from hatrack.multitask import StateT
 from hatrack.plan import Plan, make_plan
+from hatrack.undo import all_or_nothing
 
 __all__ = ["ForgettableNetwork"]
 
@@ -30,6 +31,7 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
     def _sizes(self) -> Mapping[str, int]:
         """How many of what :meth:`masks` are about there are, by its names."""
 
+    @all_or_nothing(lambda net: [*net.backbone.parameters(), *net.backbone.buffers(), *net.buffers()])
     def forget(self, name: str, *, generator: torch.Generator | None = None) -> Forgotten:
         """Remove a task exactly: its masks, head and norms, and all weights that no other task uses.
 
@@ -99,6 +101,7 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
     def _hand_over(self, state: StateT, heir: StateT) -> None:
         """Give the first task's norms and copies to the task that is going to be first, if all tasks use them."""
 
+    @all_or_nothing()
     def calibrate(self, name: str, x: Tensor, y: Tensor, *, batch_size: int = 500) -> None:
         """Keep of a consolidated task's training data what :meth:`infer` recognises it by: some numbers, no samples.
 

@@ -135,6 +135,7 @@ def forget_in_optimizer(
     for parameter in own:
         optimizer.state.pop(parameter, None)
     for parameter, where in erased.items():
-        for value in optimizer.state.get(parameter, {}).values():
+        memory = optimizer.state.get(parameter, {})
+        for key, value in list(memory.items()):
             if isinstance(value, Tensor) and value.shape == where.shape:
-                value.masked_fill_(where.to(value.device), 0.0)
+                memory[key] = value.masked_fill(where.to(value.device), 0.0)  # a new one, so that this can be undone

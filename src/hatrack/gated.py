@@ -52,7 +52,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         device = next((p.device for p in backbone.parameters()), example_input.device)
         self._graph = self._analyze(example_input.to(device))
         self._origin = Origin.of(self._graph, backbone)
-        self._attachment = Attachment(self._graph, backbone)
+        self._attachment = Attachment(self._graph, backbone, self)
 
     def _analyze(self, example: Tensor) -> UnitGraph:
         return analyze(self.backbone, example, prefix="backbone.", gate_inputs=self.gate_inputs, rules=self._rules)
@@ -85,7 +85,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         self._attachment.detach(self.backbone)
         self._graph = graph
         device = self._none().device
-        self._attachment = Attachment(graph, self.backbone).to(device)
+        self._attachment = Attachment(graph, self.backbone, self).to(device)
         self._renew_guarantee()
 
     def _find_leak(self) -> str | None:

@@ -14,6 +14,7 @@ from hatrack.forgettable import ForgettableNetwork
 from hatrack.growth import Growth, changed_answers, plan_growth, require_growable
 from hatrack.layers import Ledger
 from hatrack.multitask import StateT
+from hatrack.undo import all_or_nothing
 from hatrack.units import UnitGraph
 
 __all__ = ["GrowingNetwork"]
@@ -64,6 +65,7 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
     def _find_leak(self) -> str | None:
         """Try random masks out; names what was not cleared by them, None when all is well."""
 
+    @all_or_nothing()
     def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
         """Open a task; if the network has a ``growth``, what is nearly full is widened first, see :meth:`grow`.
 
@@ -80,6 +82,7 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
         self._grow_if_full(generator)
         self._open_task(name, num_classes, generator)
 
+    @all_or_nothing(lambda net: [*net.backbone.parameters(), *net.backbone.buffers()])
     def grow(self, groups: Mapping[str, int], *, generator: torch.Generator | None = None) -> None:
         """Widen the backbone in place: more units for later tasks, which no task so far uses.
 
@@ -110,16 +113,11 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
         self.check()
         ledger, before = Ledger(), self._answers()
         with torch.inference_mode(False), torch.no_grad():
-            try:
-                self._widen(graph, groups, generator, ledger)
-                differing, leak = changed_answers(before, self._answers()), self._find_leak()
-                if differing or leak is not None:
-                    what = f"the outputs of {', '.join(differing)}" if differing else f"what holds {leak}"
-                    raise GuaranteeError(f"widening {', '.join(groups)} would change {what}; nothing was changed")
-            except BaseException:
-                ledger.undo()
-                self._fit(graph)
-                raise
+            self._widen(graph, groups, generator, ledger)
+            differing, leak = changed_answers(before, self._answers()), self._find_leak()
+            if differing or leak is not None:
+                what = f"the outputs of {', '.join(differing)}" if differing else f"what holds {leak}"
+                raise GuaranteeError(f"widening {', '.join(groups)} would change {what}; nothing was changed")
             self._digests = self._take_digests()
 
     def _grow_if_full(self, generator: torch.Generator | None) -> None:
@@ -132,20 +130,19 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
         if possible:
             self.grow(possible, generator=generator)
         elif wanted:
-            warnings.warn(f"no full group can grow: {next(iter(refusals.values()))}", stacklevel=3)
+            warnings.warn(f"no full group can grow: {next(iter(refusals.values()))}", stacklevel=4)
 
     def _why_not_grow(self, groups: Mapping[str, int]) -> str | None:
         """Try to widen, and take it back; None if that went well."""
-        ledger, graph = Ledger(), self._units_now()
+        ledger, graph, refusal = Ledger(), self._units_now(), None
         with torch.inference_mode(False), torch.no_grad():
             try:
                 self._widen(graph, groups, torch.Generator(), ledger)
-            except InputError as error:
-                return str(error)
-            finally:
-                ledger.undo()
-                self._fit(graph)
-        return None
+            except InputError as error:  # after any other error the whole of add_task is taken back
+                refusal = str(error)
+            ledger.undo()
+            self._fit(graph)
+        return refusal
 
     def _example(self) -> Tensor:
         device = next((parameter.device for parameter in self.backbone.parameters()), None)

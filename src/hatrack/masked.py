@@ -28,6 +28,7 @@ from hatrack.inference import Inferred, InferringNetwork
 from hatrack.masks.twins import twin
 from hatrack.movement import Movement, OwnBuffers, find_movement, get_buffers, set_buffers
 from hatrack.multitask import MultiTaskNetwork, StateT
+from hatrack.undo import all_or_nothing
 from hatrack.watch import Watch, stamp_of
 
 __all__ = ["MaskedNetwork"]
@@ -189,6 +190,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         self._guard.protect(optimizer)
         return optimizer
 
+    @all_or_nothing(lambda net: net.tasks.buffers())
     def consolidate(self, name: str) -> None:
         """End the training of a task: its mask becomes final, and all that it relies on is protected from now on.
 
@@ -492,6 +494,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             "probe": self.probe(),
         }
 
+    @all_or_nothing()
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Moves and conversions (``to``, ``cuda``, ``half``) take the protection along.
 
@@ -510,7 +513,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             warnings.warn(
                 "this conversion rounds weights: the outputs of consolidated tasks are other ones from here on, and "
                 "converting back does not bring the old ones back; convert a copy (copy.deepcopy) to keep them",
-                stacklevel=3,
+                stacklevel=4,
             )
         self._example_dtype = fn(torch.zeros(1, dtype=self._example_dtype)).dtype
         self._renew_guarantee()
@@ -526,6 +529,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """Take over the digests of a ``state_dict``."""
         self._digests = dict(state)
 
+    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers()])
     def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
 

@@ -27,6 +27,7 @@ from hatrack.movement import StateOf
 from hatrack.norm import BatchNorms
 from hatrack.poison import find_leak
 from hatrack.tasks import UnitTask
+from hatrack.undo import all_or_nothing, attaches_or_not
 from hatrack.units import Role, Rule, warn_of_collapse
 
 __all__ = ["FORMAT", "HATNetwork"]
@@ -96,6 +97,7 @@ class HATNetwork(HoldingNetwork):
 
     format = FORMAT
 
+    @attaches_or_not
     def __init__(
         self,
         backbone: nn.Module,
@@ -136,9 +138,6 @@ class HATNetwork(HoldingNetwork):
         try:
             present.put_back()  # a value kept from the runs so far would not be seen to move
             self._look_for_movement(example_input.to(device))
-        except BaseException:
-            self.detach()
-            raise
         finally:
             present.put_back()
 
@@ -146,12 +145,12 @@ class HATNetwork(HoldingNetwork):
         """The guarantee is shown, not believed: poison free entries under random masks and compare."""
         leak = find_leak(self._attachment, self._graph, self.backbone, example)
         if leak is not None:
-            self.detach()
             raise GuaranteeError(
                 f"the gates do not hold on this network: free entries of {leak} change the outputs of a task that does "
                 "not use them; a rule for one of its operations must be wrong"
             )
 
+    @all_or_nothing()
     def detach(self) -> nn.Module:
         """Take all gates off again.
 
@@ -165,6 +164,7 @@ class HATNetwork(HoldingNetwork):
 
     # ------------------------------------------------------------------------------------------------------- tasks
 
+    @all_or_nothing()
     def add_task(
         self,
         name: str,
@@ -324,7 +324,7 @@ class HATNetwork(HoldingNetwork):
             warnings.warn(
                 f"task {state.name!r} has switched off all units of {', '.join(off)}; {left}. If it learned badly, "
                 "weigh the regularization less (c)",
-                stacklevel=3,
+                stacklevel=4,
             )
         embedding = state.embedding
         state.freeze(self._final_mask(state))

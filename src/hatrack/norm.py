@@ -31,15 +31,12 @@ class BatchNorms(enum.Enum):
 
 def copy_of_norm(norm: nn.Module) -> nn.Module:
     """A copy of a batch norm to be trained: same class, affine parameters and statistics, without hooks or a switch."""
-    attached = vars(norm).pop("forward", None)
-    hooks = {name: vars(norm)[name] for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")}
-    try:
-        vars(norm).update({name: type(value)() for name, value in hooks.items()})
-        twin = copy.deepcopy(norm)
-    finally:
-        vars(norm).update(hooks)
-        if attached is not None:
-            vars(norm)["forward"] = attached
+    bare: nn.Module = object.__new__(type(norm))  # the norm itself is not touched, not even for a moment
+    vars(bare).update(vars(norm))
+    vars(bare).pop("forward", None)
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+        vars(bare)[name] = type(vars(norm)[name])()
+    twin = copy.deepcopy(bare)
     for parameter in twin.parameters():
         parameter.requires_grad_(True)
     return twin

@@ -31,6 +31,7 @@ from hatrack.masks import (
 from hatrack.movement import StateOf
 from hatrack.norm import copy_of_norm
 from hatrack.poison import find_leak_of_weights
+from hatrack.undo import all_or_nothing, attaches_or_not
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
 
@@ -84,6 +85,7 @@ class WeightMaskedNetwork(HoldingWeights):
 
     format = WEIGHTS_FORMAT
 
+    @attaches_or_not
     def __init__(
         self,
         backbone: nn.Module,
@@ -112,8 +114,9 @@ class WeightMaskedNetwork(HoldingWeights):
             self._look_for_movement(example_input.to(weight.device))
         finally:
             present.put_back()
-        mark(backbone, type(self).__name__)
+        mark(backbone, self)
 
+    @all_or_nothing()
     def detach(self) -> nn.Module:
         """Give the backbone back.
 
@@ -174,6 +177,7 @@ class WeightMaskedNetwork(HoldingWeights):
         ]
         return self.source.regularization(masks, self._used).to(device)
 
+    @all_or_nothing(lambda net: net.tasks.buffers())
     def settle(self, name: str) -> None:
         """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
 
@@ -204,7 +208,7 @@ class WeightMaskedNetwork(HoldingWeights):
                 warnings.warn(
                     f"task {state.name!r} has switched off all entries of {', '.join(single)} but one at most. If it "
                     "learned badly, weigh the regularization less (c), or keep more",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             self._settle(state, masks)
         state.close()

@@ -1,0 +1,204 @@
+"""All or nothing: an operation that is interrupted leaves a network, or a backbone, as it was before.
+
+Ctrl-C raises ``KeyboardInterrupt`` between any two instructions. What an operation changes is therefore recorded before
+it begins, and put back whatever goes wrong. The record holds references: a network is made of dictionaries, lists and
+tensors, and operations replace entries rather than write into tensors. Tensors that they do write into are copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable, Iterable, MutableMapping
+from types import MethodType
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.optim import Optimizer
+from torch.overrides import _get_current_function_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from hatrack.layers import Ledger
+
+__all__ = ["Snapshot", "all_or_nothing", "attaches_or_not"]
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+Selector = Callable[[Any], Iterable[Tensor]]
+"""Gives the tensors of a network whose values an operation changes in place."""
+
+_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that torch gives to every module."""
+
+
+class Snapshot:
+    """Record of a module's structure and tensors, from which all of it is put back in place.
+
+    Args:
+        root: the module; its parts are recorded with it.
+        optimizers: optimizers whose parameters and memory are recorded, too; what they remember by reference.
+        values_of: tensors whose values are copied.
+    """
+
+    def __init__(self, root: nn.Module, optimizers: Iterable[Optimizer] = (), values_of: Iterable[Tensor] = ()) -> None:
+        self._tables: list[tuple[MutableMapping[Any, Any], dict[Any, Any]]] = []
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._tensors: list[tuple[Tensor, Tensor, bool, Tensor | None, Tensor | None]] = []
+        self._seen: set[int] = set()
+        self._values = [(tensor, tensor.detach().clone()) for tensor in values_of if not _is_uninitialized(tensor)]
+        for module in root.modules():
+            self._record_module(module)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                self._record_table(group)
+                self._record_list(group["params"])
+            self._record_table(optimizer.state)
+            for memory in optimizer.state.values():
+                self._record_table(memory)
+        self._modes = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+        self._grad_enabled = torch.is_grad_enabled()
+        self._random_state = torch.get_rng_state()
+
+    def restore(self) -> None:
+        """Put everything back; a second call changes nothing."""
+        self._leave_modes()
+        torch.set_rng_state(self._random_state)
+        for table, entries in self._tables:
+            _put_back(table, entries)
+        for items, before in self._lists:
+            items[:] = before
+        with torch.no_grad():
+            for tensor, data, trained, gradient, values in self._tensors:
+                if not _is_same_memory(tensor, data):
+                    Ledger().set_data(tensor, data)
+                if gradient is not None and values is not None and not _is_same_memory(gradient, values):
+                    Ledger().set_data(gradient, values)
+                tensor.grad = gradient
+                tensor.requires_grad_(trained)
+            for tensor, values in self._values:
+                if not torch.equal(tensor, values):
+                    tensor.copy_(values)
+
+    def _leave_modes(self) -> None:
+        """Leave modes of torch whose end was not reached, and the mode without gradients."""
+        functions, dispatches = self._modes
+        while torch._C._len_torch_dispatch_stack() > dispatches:
+            mode: Any = _get_current_dispatch_mode()
+            mode.__exit__(None, None, None)
+        while torch._C._len_torch_function_stack() > functions:
+            mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
+            mode.__exit__(None, None, None)
+        torch.set_grad_enabled(self._grad_enabled)
+
+    def _record_module(self, module: nn.Module) -> None:
+        if id(module) in self._seen:
+            return
+        ours = type(module).__module__.startswith("hatrack.")
+        self._record_table(vars(module))
+        for name, value in list(vars(module).items()):
+            if name in _TORCH or ours:
+                self._record(value)
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in self._seen and not _is_uninitialized(parameter):
+                self._seen.add(id(parameter))
+                gradient = parameter.grad
+                values = None if gradient is None else gradient.data
+                self._tensors.append((parameter, parameter.data, parameter.requires_grad, gradient, values))
+
+    def _record(self, value: Any) -> None:
+        """Record a container of the network's own, or a helper object, with what is in it."""
+        if isinstance(value, (Tensor, nn.Module, type, enum.Enum, Optimizer)) or id(value) in self._seen:
+            return
+        if isinstance(value, dict):
+            self._record_table(value)
+            for each in list(value.values()):
+                self._record(each)
+        elif isinstance(value, list):
+            self._record_list(value)
+            for each in list(value):
+                self._record(each)
+        elif isinstance(value, MethodType):
+            self._record(value.__self__)
+        elif type(value).__module__.startswith("hatrack.") and hasattr(value, "__dict__") and not _is_frozen(value):
+            self._record(vars(value))
+
+    def _record_table(self, table: MutableMapping[Any, Any]) -> None:
+        if id(table) not in self._seen:
+            self._seen.add(id(table))
+            self._tables.append((table, dict(table)))
+
+    def _record_list(self, items: list[Any]) -> None:
+        if id(items) not in self._seen:
+            self._seen.add(id(items))
+            self._lists.append((items, list(items)))
+
+
+def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], MethodT]:
+    """Make a method of a network leave the network, and its optimizers, as they were when it does not come to its end.
+
+    Args:
+        values_of: gives the tensors that the method writes into; None where it replaces tensors only.
+    """
+
+    def decorate(method: MethodT) -> MethodT:
+        @functools.wraps(method)
+        def whole(network: Any, *args: Any, **kwargs: Any) -> Any:
+            guard = vars(network).get("_guard")
+            values = () if values_of is None else values_of(network)
+            snapshot = Snapshot(network, () if guard is None else guard.optimizers(), values)
+            try:
+                return method(network, *args, **kwargs)
+            except BaseException:
+                snapshot.restore()
+                raise
+
+        return cast(MethodT, whole)
+
+    return decorate
+
+
+def attaches_or_not(constructor: MethodT) -> MethodT:
+    """Make a network's constructor leave the backbone as it was when it does not come to its end."""
+
+    @functools.wraps(constructor)
+    def whole(network: Any, backbone: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(backbone, nn.Module):
+            constructor(network, backbone, *args, **kwargs)
+            return
+        snapshot = Snapshot(backbone, values_of=[*backbone.parameters(), *backbone.buffers()])
+        try:
+            constructor(network, backbone, *args, **kwargs)
+        except BaseException:
+            snapshot.restore()
+            raise
+
+    return cast(MethodT, whole)
+
+
+def _put_back(table: MutableMapping[Any, Any], entries: dict[Any, Any]) -> None:
+    """Give a table its entries again, in their order: that of hooks, parameters and modules matters."""
+    if list(table) == list(entries):
+        for key, value in entries.items():
+            if table[key] is not value:
+                table[key] = value
+        return
+    table.clear()
+    table.update(entries)
+
+
+def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+        return False
+    if one.layout != torch.strided:
+        return True
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+
+
+def _is_uninitialized(tensor: Tensor) -> bool:
+    return isinstance(tensor, (UninitializedBuffer, UninitializedParameter))
+
+
+def _is_frozen(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and bool(value.__dataclass_params__.frozen)  # type: ignore[union-attr]

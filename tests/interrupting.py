@@ -1,0 +1,375 @@
+"""Interrupting an operation at any of our lines, as Ctrl-C would."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hatrack
+from hatrack import HATNetwork, WeightMaskedNetwork
+from hatrack.masks import Magnitude
+from weight_networks import KINDS
+
+Line = tuple[str, int]
+Network = HATNetwork | WeightMaskedNetwork
+
+PACKAGE = str(Path(hatrack.__file__).parent)
+UNDO = str(Path(PACKAGE) / "undo.py")
+"""What puts things back is not interrupted: that takes two signals, one just after the other."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment in an operation.
+
+    Attributes:
+        line: file and number.
+        execution: which execution of the line, from 1 on.
+    """
+
+    line: Line
+    execution: int
+
+    def __str__(self) -> str:
+        return f"{Path(self.line[0]).name}:{self.line[1]} ({self.execution})"
+
+
+def _traced(call: Callable[[], object], visit: Callable[[Line], None]) -> None:
+    """Call a function, and visit each of our lines just before it is executed."""
+
+    def local(frame: FrameType, event: str, argument: object) -> Any:
+        if event == "line":
+            visit((frame.f_code.co_filename, frame.f_lineno))
+        return local
+
+    def enter(frame: FrameType, event: str, argument: object) -> Any:
+        name = frame.f_code.co_filename
+        return local if name.startswith(PACKAGE) and name != UNDO else None
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+
+
+def points_of(call: Callable[[], object]) -> list[Point]:
+    """The first and the last execution of each of our lines that a call runs through, in the order of the lines."""
+    counts: Counter[Line] = Counter()
+    _traced(call, lambda line: counts.update([line]))
+    return [Point(line, n) for line, last in counts.items() for n in dict.fromkeys((1, last))]
+
+
+def chosen(points: list[Point], most: int) -> list[Point]:
+    """At most so many of the points, evenly."""
+    step = max(1.0, len(points) / most)
+    return [points[int(number * step)] for number in range(min(most, len(points)))]
+
+
+def interrupt(call: Callable[[], object], point: Point) -> bool:
+    """Call a function and interrupt it at a point; returns whether it got there."""
+    counts: Counter[Line] = Counter()
+
+    def visit(line: Line) -> None:
+        counts[line] += line == point.line
+        if line == point.line and counts[line] == point.execution:
+            raise KeyboardInterrupt
+
+    try:
+        _traced(call, visit)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+# -------------------------------------------------------------------------------------------------------- networks
+
+
+def backbone() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
+
+
+def build(kind: str, inside: nn.Module | None = None) -> Network:
+    """A small network of a kind: ``hat``, or one of the kinds of masks of weights."""
+    inside = backbone() if inside is None else inside
+    if kind == "hat":
+        return HATNetwork(inside, torch.zeros(2, 4), s_max=50.0)
+    return WeightMaskedNetwork(inside, torch.zeros(2, 4), **KINDS[kind])
+
+
+def samples(seed: int = 0) -> tuple[Tensor, Tensor]:
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)), torch.arange(6) % 2
+
+
+def train(net: Network, name: str, optimizer: torch.optim.Optimizer) -> None:
+    x, y = samples(len(net.tasks))
+    net.train()
+    for progress in (0.0, 1.0):
+        net.anneal(progress)
+        optimizer.zero_grad()
+        (F.cross_entropy(net(x, name), y) + 0.1 * net.regularization()).backward()
+        optimizer.step()
+
+
+def open_and_train(net: Network, name: str) -> torch.optim.Optimizer:
+    """Open a task and take some steps."""
+    net.add_task(name, 2, generator=torch.Generator().manual_seed(len(net.tasks)))
+    if isinstance(net, WeightMaskedNetwork) and isinstance(net.source, Magnitude):
+        train(net, name, net.protect(torch.optim.Adam(net.task_parameters(name), lr=0.01)))
+    optimizer = net.protect(torch.optim.Adam(net.task_parameters(name), lr=0.01))
+    train(net, name, optimizer)
+    return optimizer
+
+
+def learned(kind: str, tasks: int = 2) -> Network:
+    """A network that has learned some tasks."""
+    net = build(kind)
+    for number in range(tasks):
+        open_and_train(net, f"t{number}")
+        net.consolidate(f"t{number}")
+    return net
+
+
+@dataclass
+class Case:
+    """A network just before an operation.
+
+    Attributes:
+        net: the network.
+        optimizer: one that is protected and was used; None if there is none.
+        loaded: a ``state_dict`` to take over.
+    """
+
+    net: Network
+    optimizer: torch.optim.Optimizer | None = None
+    loaded: dict[str, Any] | None = None
+
+    def copy(self) -> Case:
+        """The same once more; the copy's optimizer is protected, too."""
+        net, optimizer = copy.deepcopy((self.net, self.optimizer))
+        for original, twin in zip(self.net.parameters(), net.parameters(), strict=True):
+            twin.grad = None if original.grad is None else original.grad.clone()  # which deepcopy leaves out
+        if optimizer is not None:
+            optimizer._optimizer_step_pre_hooks.clear()
+            optimizer._optimizer_step_post_hooks.clear()
+            net.protect(optimizer)
+        return Case(net, optimizer, self.loaded)
+
+
+def _with_task(kind: str) -> Case:
+    net = learned(kind)
+    return Case(net, open_and_train(net, "new"))
+
+
+def _to_load(kind: str) -> Case:
+    net = learned(kind)
+    net.add_task("new", 2)
+    state = copy.deepcopy(net.state_dict())
+    net.consolidate("new")
+    return Case(net, None, state)
+
+
+def _adding(case: Case) -> None:
+    case.net.add_task("added", 2, generator=torch.Generator().manual_seed(9))
+
+
+def _growing(case: Case) -> None:
+    case.net.grow({"0" if isinstance(case.net, HATNetwork) else "0": 2}, generator=torch.Generator().manual_seed(9))
+
+
+OPERATIONS: dict[str, tuple[Callable[[str], Case], Callable[[Case], object]]] = {
+    "add_task": (lambda kind: Case(learned(kind)), _adding),
+    "consolidate": (_with_task, lambda case: case.net.consolidate("new")),
+    "settle": (_with_task, lambda case: case.net.settle("new")),  # type: ignore[union-attr]
+    "forget": (_with_task, lambda case: case.net.forget("new", generator=torch.Generator().manual_seed(9))),
+    "forget-old": (
+        lambda kind: Case(learned(kind)),
+        lambda case: case.net.forget("t0", generator=torch.Generator().manual_seed(9)),
+    ),
+    "grow": (lambda kind: Case(learned(kind)), _growing),
+    "calibrate": (lambda kind: Case(learned(kind)), lambda case: case.net.calibrate("t1", *samples())),
+    "load_state_dict": (_to_load, lambda case: case.net.load_state_dict(case.loaded)),
+    "double": (_with_task, lambda case: case.net.double()),
+    "detach": (lambda kind: Case(learned(kind)), lambda case: case.net.detach()),
+}
+"""How a network is prepared for an operation, and the operation."""
+
+EVERY_KIND = ("hat", *KINDS)
+
+
+def operations_of(kind: str) -> Iterator[str]:
+    """The operations that there are for a kind."""
+    for name in OPERATIONS:
+        if name != "settle" or kind not in ("hat", "packnet"):
+            yield name
+
+
+# ------------------------------------------------------------------------------------------------------ comparing
+
+
+def bits(module: nn.Module) -> dict[str, Any]:
+    """All that a module consists of: values, modes, marks of gradients and hooks."""
+    found: dict[str, Any] = {name: value for name, value in module.state_dict().items() if "_extra_state" not in name}
+    for name, part in module.named_modules():
+        hooks = [len(value) for key, value in vars(part).items() if key.endswith("hooks") and hasattr(value, "__len__")]
+        found[f"{name} facts"] = (part.training, hooks, sorted(vars(part)), list(part._modules), list(part._parameters))
+    for name, parameter in module.named_parameters():
+        found[f"{name} gradient"] = parameter.grad
+        found[f"{name} trains"] = parameter.requires_grad
+    if isinstance(module, (HATNetwork, WeightMaskedNetwork)):
+        found["tasks"] = [(state.name, state.consolidated, state.training) for state in module._states()]
+        found["detached"] = module._detached
+        found["digests"] = dict(module._digests)
+        found["protected"] = dict(module.protected())
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in found.items()}
+
+
+def memory(optimizer: torch.optim.Optimizer | None) -> list[Any]:
+    """What an optimizer holds and remembers."""
+    if optimizer is None:
+        return []
+    found: list[Any] = []
+    for group in optimizer.param_groups:
+        found.append(len(group["params"]))
+        for parameter in group["params"]:
+            found.append(tuple(parameter.shape))
+            found += [v.clone() for v in optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def logits(net: Network) -> dict[str, Tensor]:
+    """What consolidated tasks say."""
+    x, _ = samples()
+    x = x.to(next(net.backbone.parameters()).dtype)
+    modes = {part: part.training for part in net.modules()}
+    net.eval()
+    with torch.no_grad():
+        found = {state.name: net(x, state.name) for state in net._consolidated_states()}
+    for part, mode in modes.items():
+        part.training = mode
+    return found
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a case looks like before and after an operation."""
+
+    before: tuple[Any, Any, Any]
+    after: tuple[Any, Any, Any]
+
+
+def look(case: Case) -> tuple[Any, Any, Any]:
+    attached = not case.net._detached
+    return bits(case.net), memory(case.optimizer), logits(case.net) if attached else {}
+
+
+def fault_of(case: Case, operation: str, looks: Looks) -> str | None:
+    """What is wrong with a network whose operation was interrupted; None if nothing is."""
+    if not torch.is_grad_enabled() or torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        torch.set_grad_enabled(True)
+        return "a mode of torch is left on"
+    now = look(case)
+    if not same(now, looks.before):
+        if not same(now, looks.after):
+            keys = [key for key, value in now[0].items() if not same(value, looks.before[0].get(key))]
+            return f"neither as before nor as after: {keys[:5]}"
+        return None
+    try:
+        OPERATIONS[operation][1](case)
+        if operation == "detach":
+            build("hat", case.net.backbone)
+            return None
+        if case.net.task_in_training is not None:
+            case.net.consolidate(case.net.task_in_training)
+        case.net.check()
+        if operation != "double":
+            open_and_train(case.net, "later")
+            case.net.consolidate("later")
+            case.net.check()
+            promised = {n: v for n, v in looks.after[2].items() if n in case.net.task_names}
+            said = logits(case.net)
+            if operation != "forget-old" and not all(same(said[name], value) for name, value in promised.items()):
+                return "an old task says something else"
+    except Exception as error:
+        return f"cannot go on: {type(error).__name__}: {error}"
+    return None
+
+
+def looks_of(kind: str, operation: str) -> tuple[Case, list[Point], Looks]:
+    """A prepared case, the points of an operation, and what it looks like before and after."""
+    prepare, act = OPERATIONS[operation]
+    case = prepare(kind)
+    before = look(case)
+    twin = case.copy()
+    points = points_of(lambda: act(twin))
+    return case, points, Looks(before, look(twin))
+
+
+def faults(kind: str, operation: str, most: int | None = None) -> tuple[int, dict[str, str]]:
+    """Interrupt an operation; returns at how many points, and what went wrong, by point."""
+    case, points, looks = looks_of(kind, operation)
+    found = {}
+    points = points if most is None else chosen(points, most)
+    for point in points:
+        twin = case.copy()
+        interrupt(lambda twin=twin: OPERATIONS[operation][1](twin), point)
+        fault = fault_of(twin, operation, looks)
+        if fault is not None:
+            found[str(point)] = fault
+    return len(points), found
+
+
+def faults_of_construction(kind: str, most: int | None = None) -> tuple[int, dict[str, str]]:
+    """The same for the constructor."""
+    points = points_of(lambda: build(kind))
+    found = {}
+    points = points if most is None else chosen(points, most)
+    for point in points:
+        inside = backbone()
+        before = bits(inside)
+        interrupt(lambda inside=inside: build(kind, inside), point)
+        fault = fault_of_construction(kind, inside, before)
+        if fault is not None:
+            found[str(point)] = fault
+    return len(points), found
+
+
+def fault_of_construction(kind: str, inside: nn.Module, before: dict[str, Any]) -> str | None:
+    """What is wrong with a backbone whose network was interrupted; None if nothing is."""
+    if not torch.is_grad_enabled() or torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        torch.set_grad_enabled(True)
+        return "a mode of torch is left on"
+    now = bits(inside)
+    if not same(now, before):
+        return f"not as before: {[key for key, value in now.items() if not same(value, before.get(key))][:5]}"
+    try:
+        net = build(kind, inside)
+        open_and_train(net, "first")
+        net.consolidate("first")
+        net.check()
+    except Exception as error:
+        return f"cannot go on: {type(error).__name__}: {error}"
+    return None
