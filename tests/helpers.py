@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hatrack import HATNetwork
+from hatrack.multitask import MultiTaskNetwork
 from hatrack.networks import AlexNet
 
 CLASSES = 3
@@ -166,6 +167,12 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
 def logits(net: HATNetwork, x: Tensor, task: str) -> Tensor:
     with mode(net, False), torch.no_grad():
         return net(x, task)
+
+
+def raw_logits(net: HATNetwork, x: Tensor, task: str) -> Tensor:
+    """What weights give as they are at this moment, with nothing put back."""
+    with mode(net, False), torch.no_grad():
+        return MultiTaskNetwork._forward_one(net, x, net._state(task))
 
 
 def accuracy(net: HATNetwork, x: Tensor, y: Tensor, task: str) -> float:

@@ -41,6 +41,7 @@ LAYERS = [
     {"gates", "protect", "calibration", "sparing"},
     {"units"},
     {"checkpoint", "sealed"},
+    {"undo"},
     {"progress"},
     {
         "functional",

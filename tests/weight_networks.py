@@ -17,7 +17,7 @@ from hatrack import (
 )
 from hatrack.masks import Embedding, Magnitude, NoWeights, Scores, Unmasked
 from hatrack.networks import MLP, AlexNet, ResNet18, ViT
-from helpers import CLASSES, NETS, easy_task, logits, progress
+from helpers import CLASSES, NETS, easy_task, logits, progress, raw_logits
 
 KINDS: dict[str, dict[str, Any]] = {
     "pmask": {"source": Embedding(s_max=100.0)},
@@ -100,4 +100,4 @@ def assert_own_poison_harmless(net: WeightMaskedNetwork, samples: dict[str, Tens
         with torch.no_grad():
             for name, parameter in poisoned.backbone.named_parameters():
                 parameter.masked_fill_(~masks.get(name, torch.zeros_like(parameter, dtype=torch.bool)), 1e30)
-        assert torch.equal(logits(poisoned, x, task), logits(net, x, task)), task
+        assert torch.equal(raw_logits(poisoned, x, task), logits(net, x, task)), task
