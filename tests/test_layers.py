@@ -41,7 +41,7 @@ LAYERS = [
     {"gates", "protect", "calibration", "sparing"},
     {"units"},
     {"checkpoint", "sealed"},
-    {"undo"},
+    {"undo", "signatures"},
     {"progress"},
     {
         "functional",

@@ -17,7 +17,7 @@ from hatrack.protect import Shield
 from hatrack.sparing import SparingSwitch, Wanted, wanted_entries
 from hatrack.units import UnitGraph
 
-__all__ = ["Attachment", "attached_to", "mark", "without_gates"]
+__all__ = ["Attachment", "attached_to", "mark", "strip_gates", "without_gates"]
 
 _ATTACHED = "_hatrack_attached"
 """Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds a :class:`_Mark`."""
@@ -63,7 +63,7 @@ def attached_to(backbone: nn.Module) -> str | None:
         gc.collect()  # a network refers to itself in places, so that it is gone only after this
     for module in marked:
         if vars(module)[_ATTACHED].is_dead:
-            _strip(module)
+            strip_gates(module)
     marks: list[_Mark] = [vars(module)[_ATTACHED] for module in marked if _ATTACHED in vars(module)]
     if marks:
         return marks[0].kind
@@ -80,7 +80,7 @@ def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
         vars(backbone)[_ATTACHED] = _Mark(type(owner).__name__, owner)
 
 
-def _strip(backbone: nn.Module) -> None:
+def strip_gates(backbone: nn.Module) -> None:
     """Take gates, switches and the mark off a backbone, whoever put them on."""
     for module in backbone.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
@@ -99,7 +99,7 @@ def without_gates(backbone: nn.Module) -> nn.Module:
     """
     tensors = (*backbone.parameters(), *backbone.buffers())
     twin = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
-    _strip(twin)
+    strip_gates(twin)
     return twin
 
 

@@ -22,6 +22,7 @@ from hatrack.masks import Unmasked, conditioning_from, source_from
 from hatrack.network import FORMAT, HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.protect import digest
+from hatrack.signatures import Signature
 from hatrack.tasks import packed_mask
 from hatrack.units import Rule
 from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
@@ -116,6 +117,8 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
         rules=rules,
         growth=None if described.get("growth") is None else Growth(**described["growth"]),
     )
+    for signature in map(Signature.from_json, described.get("signatures", [])):
+        net._admit_as(signature, signature.example(next((p.device for p in backbone.parameters()), None)))
     _grow_as_saved(net, described)
     return net
 

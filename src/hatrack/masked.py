@@ -446,13 +446,22 @@ class MaskedNetwork(InferringNetwork[StateT]):
         copy._is_copy = True
         return copy
 
+    def _admit(self, x: Tensor) -> None:
+        """Look at a call of a kind that was not seen yet before it is answered; nothing to do where all are alike."""
+
     def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
+        if not self._is_copy and not _is_transformed():
+            self._admit(x)
         return self._asked([state], partial(_answer_one, x))
 
     def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
+        if not self._is_copy and not _is_transformed():
+            self._admit(x)
         return self._asked(states, partial(_answer_mixed, x, task_of))
 
     def _infer(self, x: Tensor, states: Sequence[StateT], scorer: Scorer, calibrated: bool) -> Inferred:
+        if not self._is_copy and not _is_transformed():
+            self._admit(x)
         return self._asked(states, lambda net, its: InferringNetwork._infer(net, x, its, scorer, calibrated))
 
     def _take_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

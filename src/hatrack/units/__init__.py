@@ -1,8 +1,8 @@
 """How the units of a network are found: rules, the labelled run, and the graph that comes out of it."""
 
-from hatrack.units.analysis import analyze
+from hatrack.units.analysis import analyze, follow, resolve, why_not_extended
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph, warn_of_collapse
-from hatrack.units.rules import rule, shared_layer, unit_by_unit
+from hatrack.units.rules import rule, same_on_every_path, shared_layer, unit_by_unit
 from hatrack.units.trace import Call, Rule, Trace
 
 __all__ = [
@@ -15,8 +15,12 @@ __all__ = [
     "Trace",
     "UnitGraph",
     "analyze",
+    "follow",
+    "resolve",
     "rule",
+    "same_on_every_path",
     "shared_layer",
     "unit_by_unit",
     "warn_of_collapse",
+    "why_not_extended",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.units.computed import why_it_moves
@@ -18,7 +19,7 @@ from hatrack.units.rules import RuleBook
 from hatrack.units.run import labelled_run
 from hatrack.units.trace import Call, Rule, Trace
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "follow", "resolve", "why_not_extended"]
 
 FEATURES = ""
 """The name under which the graph records the heads' reading of the backbone's result."""
@@ -58,30 +59,96 @@ def analyze(
         InputError: the model does not map the example to features ``(N, F)``, or cannot run on it at all; or a rule is
             given for a module that it does not have.
     """
+    return resolve(follow(Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules), model, prefix)
+
+
+def follow(
+    found: Trace,
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    training: bool = False,
+    grad: bool = False,
+    gate_inputs: bool = False,
+    rules: Mapping[Any, Rule] | None = None,
+) -> Trace:
+    """Run a network once more, for an input of another shape or in another mode, and add what is seen of its units.
+
+    Args:
+        found: what the runs so far have found; it stays as it is.
+        model: as for :func:`analyze`, without gates.
+        example_input: a batch.
+        training: run in training mode, not in evaluation mode.
+        grad: run with gradients.
+        gate_inputs: as for :func:`analyze`.
+        rules: as for :func:`analyze`.
+
+    Returns:
+        What all runs together have found.
+
+    Raises:
+        UnsupportedError, InputError: as for :func:`analyze`; or what one run does to units contradicts another.
+    """
     for name, module in model.named_modules():
         reason = why_it_moves(module)
         if reason is not None:
             owner = name.partition("parametrizations.")[0].rstrip(".")
             raise UnsupportedError(f"{owner or type(model).__name__}: {reason}")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise InputError(f"{name} is not initialised yet; run the backbone once on a batch")
     trace = Trace()
     if gate_inputs:
         if not example_input.is_floating_point():
             raise InputError("gate_inputs needs inputs of real numbers")
         features = trace.coupling.open_units(INPUTS, example_input[0].numel())
         trace.remember(example_input, features.view(1, *example_input.shape[1:]).expand(example_input.shape))
-    output = labelled_run(model, example_input, trace, RuleBook(model, rules or {}))
+    output = labelled_run(model, example_input, trace, RuleBook(model, rules or {}), training, grad)
     if not isinstance(output, Tensor) or output.dim() != 2:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(
-            f"the backbone must map a batch to features (N, F), and gave {found}; "
+            f"the backbone must map a batch to features (N, F), and gave {shape}; "
             "leave out its last layer, since every task brings a head of its own, and flatten what is left"
         )
     trace.read(Call(model, _RESULT, (output,), {}, None), output, axis=-1)
-    return _resolve(trace, model, prefix)
+    return found.united_with(trace) if found.coupling.producers else trace.without_values()
 
 
-def _resolve(trace: Trace, model: nn.Module, prefix: str) -> UnitGraph:
-    """Turn labels into positions of an embedding, and check that every parameter was seen."""
+def why_not_extended(before: UnitGraph, now: UnitGraph) -> str | None:
+    """Say why masks that were made for one graph do not fit another that a further run has led to.
+
+    Returns:
+        What is no longer as it was; None if all units are the same, and at most more of them is read.
+    """
+    groups, groups_now = ([(g.name, g.start, g.size) for g in graph.groups] for graph in (before, now))
+    if groups != groups_now:
+        gone = [name for name, *_ in groups if name not in [name for name, *_ in groups_now]]
+        sizes = {name: size for name, _, size in groups_now}
+        other = [
+            f"{name} with {sizes[name]} units for {size}" for name, _, size in groups if sizes.get(name, size) != size
+        ]
+        return f"units would be others: {', '.join(other or gone) or 'new ones'}"
+    readers = {(reader.module, reader.argument): reader for reader in now.readers}
+    for reader in before.readers:
+        other_reader = readers.get((reader.module, reader.argument))
+        if other_reader is None or other_reader.axis != reader.axis or len(other_reader.units) != len(reader.units):
+            return f"{reader.module or 'the head'} would read units in another way"
+        moved = (reader.units != other_reader.units) & (reader.units != before.num_units)
+        if bool(moved.any()):
+            return f"{reader.module or 'the head'} would read other units"
+    return None
+
+
+def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
+    """Turn what runs have found into a graph: labels into positions of an embedding, a role for every parameter.
+
+    Entries of parameters that no run has reached belong to no unit: the first consolidated task freezes them.
+
+    Args:
+        trace: what the runs have found.
+        model: the network.
+        prefix: put before every parameter's name in the result.
+    """
     positions, groups = _number_units(trace)
     ungated = sum(group.size for group in groups)
     table = torch.tensor([ungated if p is None else p for p in positions])
@@ -114,7 +181,10 @@ def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
             if root != UNGATED:
                 labels_of.setdefault(root, []).append(producer.name)
     members: dict[tuple[str, ...], list[int]] = {}
+    read = {int(label) for each in trace.reads.values() for label in coupling.roots(each.labels).tolist()}
     for root, producers in labels_of.items():
+        if root not in read and all(name in trace.by_themselves for name in producers):
+            continue  # entries of parameters that no run has reached
         members.setdefault(tuple(dict.fromkeys(producers)), []).append(root)
     position_of: dict[int, int] = {}
     groups = []
@@ -144,24 +214,29 @@ def _parameters(
     trace: Trace, model: nn.Module, table: Tensor, ungated: int, prefix: str
 ) -> tuple[dict[str, tuple[ParameterUse, ...]], dict[str, Role]]:
     """The uses and the role of every parameter of the model."""
-    found: dict[int, list[ParameterUse]] = {}
+    found: dict[str, list[ParameterUse]] = {}
     for use in trace.uses:
-        found.setdefault(id(use.parameter), []).append(ParameterUse(tuple(table[side] for side in use.sides)))
+        resolved = ParameterUse(tuple(table[side] for side in use.sides))
+        same = found.setdefault(use.parameter, [])
+        if not any(_is_same_use(resolved, each) for each in same):
+            same.append(resolved)
     modules = dict(model.named_modules())
     per_task = {id(p) for name in trace.per_task for p in modules[name].parameters()}
     uses: dict[str, tuple[ParameterUse, ...]] = {}
     roles: dict[str, Role] = {}
     for name, parameter in model.named_parameters():
-        uses[prefix + name] = tuple(found.get(id(parameter), ()))
+        uses[prefix + name] = tuple(found.get(name, ()))
         if id(parameter) in per_task:
             roles[prefix + name] = Role.PER_TASK
-        elif id(parameter) not in found:
-            raise UnsupportedError(
-                f"the parameter {name!r} took no part in the run on the example input, so it could not be protected; "
-                "remove it, or give an example input that reaches it"
-            )
+        elif name not in found:  # no run has reached it
+            uses[prefix + name] = (ParameterUse((torch.full((1,) * parameter.dim(), ungated),)),)
+            roles[prefix + name] = Role.WHOLE
         elif all(bool((side == ungated).all()) for use in uses[prefix + name] for side in use.sides):
             roles[prefix + name] = Role.WHOLE
         else:
             roles[prefix + name] = Role.MIXING if any(len(u.sides) > 1 for u in uses[prefix + name]) else Role.PER_UNIT
     return uses, roles
+
+
+def _is_same_use(one: ParameterUse, other: ParameterUse) -> bool:
+    return len(one.sides) == len(other.sides) and all(map(torch.equal, one.sides, other.sides))

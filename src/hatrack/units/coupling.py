@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hatrack.errors import UnsupportedError
+
 __all__ = ["UNGATED", "Coupling", "Producer"]
 
 UNGATED = 0
@@ -58,6 +60,37 @@ class Coupling:
         self._roots = None
         self.producers.append(Producer(name, start, count))
         return torch.arange(start, start + count)
+
+    def include(self, other: Coupling) -> Tensor:
+        """Take over the layers of another run of the same network, and what it couples.
+
+        Returns:
+            For every label there the one that it has here, int64.
+
+        Raises:
+            UnsupportedError: a layer has another number of units there.
+        """
+        mine: dict[str, list[Producer]] = {}
+        for producer in self.producers:
+            mine.setdefault(producer.name, []).append(producer)
+        there = torch.zeros(1 + sum(producer.count for producer in other.producers), dtype=torch.int64)
+        for producer in other.producers:
+            same = mine.get(producer.name)
+            if same:
+                found = same.pop(0)
+                if found.count != producer.count:
+                    raise UnsupportedError(
+                        f"{producer.name} has {found.count} units for some inputs and {producer.count} for others"
+                    )
+                labels = torch.arange(found.start, found.start + found.count)
+            else:
+                labels = self.open_units(producer.name, producer.count)
+            there[producer.start : producer.start + producer.count] = labels
+        roots = other.roots(torch.arange(len(there)))
+        coupled = (roots != torch.arange(len(there))).nonzero().flatten()
+        for one, its in zip(there[roots[coupled]].tolist(), there[coupled].tolist(), strict=True):
+            self._point(*sorted((self.root(one), self.root(its))))
+        return there
 
     def root(self, label: int) -> int:
         """The label that stands for all those coupled with this one."""

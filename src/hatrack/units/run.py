@@ -22,6 +22,8 @@ from hatrack.units.trace import Call, Rule, Trace
 
 __all__ = ["labelled_run"]
 
+_CONSTANTS = frozenset(CONSTANTS)
+
 # What a tensor is, as opposed to what is in it: asking for these says nothing about units.
 _FACTS = frozenset(
     [
@@ -32,8 +34,25 @@ _FACTS = frozenset(
 )
 
 
-def labelled_run(model: nn.Module, example_input: Tensor, trace: Trace, rules: RuleBook) -> Any:
-    """Run a model once, in evaluation mode, and record what happens in a trace.
+# What reads values into Python, or into a shape: what is computed then depends on them.
+_READS_VALUES = frozenset(
+    [
+        *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "item", "tolist", "numpy"),
+        *("__array__", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "equal", "allclose"),
+        *("is_nonzero",),
+    ]
+)
+
+PATH_OF_VALUES = (
+    "which computations follow would depend on values of the input or of units, and only those of the example were "
+    "seen; choose with torch.where or masks, or vouch that every path uses the same layers in the same way: "
+)
+
+
+def labelled_run(
+    model: nn.Module, example_input: Tensor, trace: Trace, rules: RuleBook, training: bool = False, grad: bool = False
+) -> Any:
+    """Run a model once, in evaluation or training mode, and record what happens in a trace.
 
     Returns:
         What the model returned.
@@ -45,8 +64,11 @@ def labelled_run(model: nn.Module, example_input: Tensor, trace: Trace, rules: R
     run = _LabelledRun(model, trace, rules)
     witness = _Witness(run, trace)
     try:
-        with torch.no_grad(), evaluation_mode(model), witness, run, run.modules_announced():
-            output = model(example_input)
+        with torch.set_grad_enabled(grad), evaluation_mode(model):
+            model.train(training)
+            with witness, run, run.modules_announced():
+                run.follow_values_of(example_input)
+                output = model(example_input)
     except Exception as error:
         if witness.refusal is not None:
             raise witness.refusal from error
@@ -74,6 +96,33 @@ class _LabelledRun(TorchFunctionMode):
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
+        self._variable: dict[int, Tensor] = {}  # values that were computed from the input, kept alive by it
+
+    def follow_values_of(self, value: Any) -> None:
+        """Remember that tensors have other values for other inputs."""
+        self._variable.update({id(tensor): tensor for tensor in _tensors(value)})
+
+    def _is_variable(self, value: Tensor) -> bool:
+        known = id(value) in self._variable or id(value) in self._parameters
+        return known or self._trace.is_gated(value)
+
+    def _require_one_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse what reads values, outside of modules that are vouched for."""
+        own = _function_name(func).rpartition(".")[2]
+        tensors = list(_tensors((args, kwargs)))
+        reads = own in _READS_VALUES or (own == "where" and len(args) + len(kwargs) == 1)
+        if own == "__getitem__" and len(args) > 1:
+            tensors = [index for index in _tensors(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
+            reads = bool(tensors)
+        if not reads or not any(map(self._is_variable, tensors)):
+            return
+        if any(self._rules.vouches_for(name, module) for name, module in [("", self._model), *self._inside]):
+            return
+        name, module = self._inside[-1] if self._inside else ("", self._model)
+        target = repr(name) if name else type(module).__name__
+        call = Call(func, _function_name(func), args, kwargs, None)
+        remedy = f"rules={{{target}: hatrack.units.same_on_every_path()}}"
+        raise self._trace.refuse(call, f"{PATH_OF_VALUES}{remedy}")
 
     @property
     def is_following(self) -> bool:
@@ -114,6 +163,7 @@ class _LabelledRun(TorchFunctionMode):
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
             self._trace.remember(call.output, rule(self._trace, call))
+            self.follow_values_of(call.output)
         self._depth -= 1
 
     def __torch_function__(
@@ -122,11 +172,15 @@ class _LabelledRun(TorchFunctionMode):
         kwargs = kwargs or {}
         self._functions += 1
         try:
+            if not self._depth:
+                self._require_one_path(func, args, kwargs)
             sources = None if self._depth else self._sources(args, kwargs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
             if not self._depth:
                 self._follow(func, args, kwargs, output)
+                if func not in _CONSTANTS and any(map(self._is_variable, _tensors((args, kwargs)))):
+                    self.follow_values_of(output)
                 for value in _tensors(output):
                     if self._trace.is_gated(value):
                         self._trace.sources.remember(value, sources, cleared)
@@ -164,6 +218,8 @@ class _LabelledRun(TorchFunctionMode):
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         rule = self._rules.for_function(func)
+        if rule is None and name.rpartition(".")[2] in _READS_VALUES:
+            return  # in a module that is vouched for
         if rule is None:
             raise self._trace.refuse(call, self._reason(parameters))
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
@@ -186,6 +242,10 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Nothing may be computed of a unit outside the calls that the run sees: the result would count as a constant.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # which would import the compiler, for seconds
 
     def __init__(self, run: _LabelledRun, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,10 @@ NO_GATE = (
 
 Labels = Tensor | tuple["Labels", ...]
 """Labels of a result: an int64 tensor of its shape, or a tuple of such for a result with several tensors."""
+
+
+_HEADS = (".", 0)
+"""Where the heads read, in :attr:`Trace.reads`."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,9 @@ class Read:
 
 @dataclass(frozen=True)
 class Use:
-    """A use of a parameter: the labels at each of its ends, each broadcastable to its shape."""
+    """A use of a parameter, by its name: the labels at each of its ends, each broadcastable to its shape."""
 
-    parameter: nn.Parameter
+    parameter: str
     sides: tuple[Tensor, ...]
 
 
@@ -90,7 +95,48 @@ class Trace:
     entries: list[tuple[int, int]] = field(
         default_factory=list
     )  # first and last label of parameters used by themselves
+    by_themselves: dict[str, Tensor] = field(default_factory=dict)  # the labels of these, by name
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def without_values(self) -> Trace:
+        """Return a copy of what was found, without the tensors of the run."""
+        return Trace(
+            copy.deepcopy(self.coupling),
+            reads=dict(self.reads),
+            uses=list(self.uses),
+            per_task=list(self.per_task),
+            passing=list(self.passing),
+            written=dict(self.written),
+            entries=list(self.entries),
+            by_themselves=dict(self.by_themselves),
+        )
+
+    def united_with(self, other: Trace) -> Trace:
+        """Return what both runs have found: units that either couples are coupled, what either reads is read.
+
+        Raises:
+            UnsupportedError: the runs contradict each other.
+        """
+        both = self.without_values()
+        there = both.coupling.include(other.coupling)
+        for key, read in other.reads.items():
+            labels, earlier = there[read.labels], both.reads.get(key)
+            if earlier is not None and (earlier.axis, earlier.labels.shape) != (read.axis, labels.shape):
+                raise UnsupportedError(
+                    f"{read.module}: other inputs have units along another axis, or another number of them; "
+                    "use a layer for each"
+                )
+            if earlier is not None:
+                labels = both.coupling.couple(earlier.labels, labels)
+            both.reads[key] = replace(read, labels=labels)
+        if _HEADS in both.reads:
+            both.reads[_HEADS] = both.reads.pop(_HEADS)  # the last one, which the heads read
+        both.uses += [Use(use.parameter, tuple(there[side] for side in use.sides)) for use in other.uses]
+        both.per_task += [name for name in other.per_task if name not in both.per_task]
+        both.passing += [(name, there[labels]) for name, labels in other.passing]
+        for mine, its in ((both.written, other.written), (both.by_themselves, other.by_themselves)):
+            mine.update({name: there[labels] for name, labels in its.items() if name not in mine})
+        return both
 
     def labels(self, value: Tensor) -> Tensor:
         """Labels of a value: zeros for one that the run has not seen."""
@@ -192,7 +238,7 @@ class Trace:
     def use(self, parameter: nn.Parameter | None, *sides: Tensor) -> None:
         """Record the ends of a parameter; None (a layer without bias) is ignored."""
         if parameter is not None:
-            self.uses.append(Use(parameter, sides))
+            self.uses.append(Use(self.parameters.get(id(parameter), ""), sides))
 
     def use_of(self, call: Call, name: str, *sides: Tensor) -> None:
         """Record the ends of a module's parameter by its name, also where the module computes it from others."""
@@ -204,12 +250,16 @@ class Trace:
 
         What it meets decides which units these are: they are coupled with them, or made always-on.
         """
-        if not self.is_gated(parameter):
+        if self.is_gated(parameter) or not parameter.numel():
+            return
+        labels = self.by_themselves.get(name)
+        if labels is None:
             labels = self.coupling.open_units(name, parameter.numel()).view(parameter.shape)
+            self.by_themselves[name] = labels
             self.entries.append((int(labels.min()), int(labels.max())))
-            self.remember(parameter, labels)
             assert isinstance(parameter, nn.Parameter)
             self.use(parameter, labels)
+        self.remember(parameter, labels)
 
     def refuse(self, call: Call, reason: str) -> UnsupportedError:
         """The error for an operation that the analysis cannot follow, naming it and the line that called it."""

@@ -2,7 +2,7 @@
 
 from hatrack.units.rules import attention, elementwise, functional, mixing, normalization, pooling, reshaping
 from hatrack.units.rules.by_hand import shared_layer, unit_by_unit
-from hatrack.units.rules.registry import RuleBook, rule, takes_parameters
+from hatrack.units.rules.registry import RuleBook, rule, same_on_every_path, takes_parameters
 
 __all__ = [
     "RuleBook",
@@ -14,6 +14,7 @@ __all__ = [
     "pooling",
     "reshaping",
     "rule",
+    "same_on_every_path",
     "shared_layer",
     "takes_parameters",
     "unit_by_unit",

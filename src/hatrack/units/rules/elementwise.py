@@ -30,11 +30,24 @@ _ARITHMETIC = functions(
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "true_divide", "maximum", "minimum", "pow"),
     *("__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__", "rsub", "__mul__", "__imul__", "__rmul__"),
     *("__truediv__", "__itruediv__", "__rtruediv__", "__pow__", "__rpow__", "clamp", "clamp_min", "clamp_max", "fmax"),
-    *("fmin", "hypot", "atan2", "lerp", "addcmul", "addcdiv", "where", "masked_fill", "masked_fill_", "logaddexp"),
+    *(
+        "fmin",
+        "hypot",
+        "atan2",
+        "lerp",
+        "lerp_",
+        "addcmul",
+        "addcdiv",
+        "where",
+        "masked_fill",
+        "masked_fill_",
+        "logaddexp",
+    ),
     *("gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__"),
     *("logical_and", "logical_or", "__and__", "__or__", "clip"),
 )
 CONSTANTS = functions("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
+CONSTANTS += functions("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 """What takes nothing from a value but its shape."""
 
 

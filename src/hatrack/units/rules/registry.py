@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatrack.errors import InputError
 from hatrack.names import unknown_name
-from hatrack.units.trace import Rule
+from hatrack.units.trace import Call, Labels, Rule, Trace
 
-__all__ = ["RuleBook", "functions", "rule", "takes_parameters"]
+__all__ = ["RuleBook", "SamePath", "functions", "rule", "same_on_every_path", "takes_parameters"]
 
 _RULES: dict[Any, Rule] = {}
 
@@ -47,6 +47,34 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+class SamePath:
+    """Permission for a module to read values: the user says that it uses the same layers alike, whatever they are."""
+
+    def __call__(self, trace: Trace, call: Call) -> Labels:
+        """Never called: the module is followed like one without a rule."""
+        raise AssertionError("a module that is vouched for is followed")
+
+
+def same_on_every_path() -> Rule:
+    """Vouch that a module computes in the same way for all values of its inputs, though it reads them.
+
+    Such as a branch that both ways uses the same layers on the same units, or a loop whose length is a value.
+
+    Example:
+        >>> from hatrack import HATNetwork, units
+        >>> class Checked(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(4, 8)
+        ...     def forward(self, x):
+        ...         if bool((x > 100).any()):
+        ...             x = x / 100
+        ...         return torch.relu(self.layer(x))
+        >>> net = HATNetwork(Checked(), torch.zeros(1, 4), rules={Checked: units.same_on_every_path()})
+    """
+    return SamePath()
+
+
 def takes_parameters(function: Any) -> bool:
     """Whether the rule of a function deals with parameters itself, as weights; elsewhere their entries become units."""
     try:
@@ -76,14 +104,21 @@ class RuleBook:
         self._rules = {**_RULES, **given}
         self._of_module = {id(modules[target]): own for target, own in given.items() if isinstance(target, str)}
 
+    def vouches_for(self, name: str, module: nn.Module) -> bool:
+        """Whether the user says that a module does the same for all values, by its name, its type, or a base class."""
+        by_name = self._of_module.get(id(module))
+        kinds = [self._rules.get(kind) for kind in type(module).__mro__]
+        return any(isinstance(rule, SamePath) for rule in (by_name, *kinds))
+
     def for_module(self, module: nn.Module) -> Rule | None:
         """The rule for a module, by its name, its type or the nearest base class; None if there is none."""
         by_name = self._of_module.get(id(module))
         kinds = type(module).__mro__
-        return by_name or next(
+        rule = by_name or next(
             (self._rules[kind] for kind in kinds if kind in self._rules and not _does_something_else(module, kind)),
             None,
         )
+        return None if isinstance(rule, SamePath) else rule
 
     def for_function(self, function: Any) -> Rule | None:
         """The rule for a function; None if there is none."""
