@@ -10,10 +10,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import UninitializedParameter
 
 from hatrack.attachment import attached_to
 from hatrack.compilers import start_compilers_inside
-from hatrack.errors import InputError
+from hatrack.errors import InputError, UnsupportedError
 from hatrack.modes import evaluation_mode
 from hatrack.names import unknown_name
 from hatrack.tasks import TaskState
@@ -37,6 +38,7 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
 
     Raises:
         InputError: the backbone is no module, or is inside another network of this kind.
+        UnsupportedError: a layer of the backbone is not initialised yet.
     """
 
     def __init__(self, backbone: nn.Module, example_input: Tensor) -> None:
@@ -54,6 +56,9 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
             raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
         if not isinstance(example_input, Tensor):
             raise InputError("example_input must be a tensor, such as torch.zeros(1, 1, 28, 28)")
+        for name, parameter in backbone.named_parameters():
+            if isinstance(parameter, UninitializedParameter):
+                raise UnsupportedError(f"{name} is not initialised yet; run the backbone once on a batch")
         owner = attached_to(backbone)
         if owner is not None:
             raise InputError(f"this backbone is already inside a {owner}: call its detach() first")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.units.computed import why_it_moves
@@ -94,9 +93,6 @@ def follow(
         if reason is not None:
             owner = name.partition("parametrizations.")[0].rstrip(".")
             raise UnsupportedError(f"{owner or type(model).__name__}: {reason}")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise InputError(f"{name} is not initialised yet; run the backbone once on a batch")
     trace = Trace()
     if gate_inputs:
         if not example_input.is_floating_point():

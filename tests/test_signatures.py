@@ -1,0 +1,267 @@
+"""Calls that differ from the example: of other lengths and sizes, of one sample, in another mode, on another path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hatrack
+from hatrack import HATNetwork, UnsupportedError, units
+from helpers import logits
+
+WIDTH = 16
+
+
+class Positions(nn.Module):
+    """Adds a part of a table of positions, in one of several ways."""
+
+    def __init__(self, part: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.enter, self.leave, self.part = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), part
+        self.pos = nn.Parameter(0.5 * torch.randn(1, 12, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.enter(x) + self.part(self.pos, x.shape[1]))
+        return torch.relu(self.leave(h)).mean(1)
+
+
+PARTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "slice": lambda pos, n: pos[:, :n],
+    "narrow": lambda pos, n: pos.narrow(1, 0, n),
+    "index_select": lambda pos, n: pos.index_select(1, torch.arange(n)),
+    "flip": lambda pos, n: pos.flip(1)[:, :n],
+    "split": lambda pos, n: pos.split([n, 12 - n], 1)[0],
+}
+
+
+class OverTime(nn.Module):
+    """A recurrent cell written by hand, whose first state is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Linear(6 + WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), WIDTH)
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.c(torch.cat([x[:, t], h], 1)))
+        return h
+
+
+class SecondLayer(nn.Module):
+    """Uses one more layer for long inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x).mean(1))
+        if x.shape[1] > 5:
+            h = torch.relu(self.b(h))
+        return torch.relu(self.out(h))
+
+
+class Centred(nn.Module):
+    """Subtracts a mean over units, where a condition holds."""
+
+    def __init__(self, where: Callable[[nn.Module, Tensor], bool]) -> None:
+        super().__init__()
+        self.a, self.out, self.where = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x).mean(1))
+        if self.where(self, x):
+            h = h - torch.relu(self.a(x).mean(1)).mean(1, keepdim=True)
+        return torch.relu(self.out(h))
+
+
+def train_on(net: HATNetwork, task: str, lengths: tuple[int, ...], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    net.add_task(task, 2)
+    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=0.02, weight_decay=0.1))
+    net.train()
+    for step in range(12):
+        x = torch.randn(8, lengths[step % len(lengths)], 6, generator=generator)
+        net.anneal(step / 11)
+        optimizer.zero_grad()
+        (F.cross_entropy(net(x, task), torch.arange(8) % 2) + 0.1 * net.regularization()).backward()
+        optimizer.step()
+    net.consolidate(task)
+
+
+HOLD: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    **{name: (lambda part=part: Positions(part), 5) for name, part in PARTS.items()},
+    "over time": (OverTime, 1),
+    "over time, two steps": (OverTime, 2),
+    "a second layer": (SecondLayer, 5),
+}
+
+
+@pytest.mark.parametrize("first", [(5,), (10,), (3, 7)])
+@pytest.mark.parametrize("name", HOLD)
+def test_old_outputs_of_every_length_keep_their_bits(name: str, first: tuple[int, ...], tmp_path: Path) -> None:
+    build, length = HOLD[name]
+    torch.manual_seed(0)
+    net = HATNetwork(build(), torch.zeros(1, length, 6), s_max=50.0)
+    if name == "a second layer":  # with which the others share their gates
+        net.analyze(torch.zeros(1, 9, 6))
+    train_on(net, "a", first, 0)
+    samples = {n: torch.randn(4, n, 6) for n in (1, 2, 5, 9, 12)}
+    promised = {n: logits(net, x, "a") for n, x in samples.items()}
+    alone = {n: logits(net, x[:1], "a") for n, x in samples.items()}
+    for seed, task in enumerate(("b", "c"), 1):
+        train_on(net, task, (4, 11, 1), seed)
+        for n, x in samples.items():
+            assert torch.equal(logits(net, x, "a"), promised[n]), (task, n)
+            assert torch.equal(logits(net, x[:1], "a"), alone[n]), (task, n)
+    net.check()
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", build())
+    train_on(again, "d", (6,), 5)
+    assert all(torch.equal(logits(again, x, "a"), promised[n]) for n, x in samples.items())
+
+
+AT_ONCE: dict[str, Callable[[nn.Module, Tensor], bool]] = {
+    "several samples": lambda m, x: len(x) > 1,
+    "one sample": lambda m, x: len(x) == 1,
+    "evaluation": lambda m, x: not m.training,
+    "gradients": lambda m, x: torch.is_grad_enabled() and not m.training,
+}
+
+
+@pytest.mark.parametrize("where", AT_ONCE)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_what_a_mode_or_a_number_of_samples_shows_is_refused_when_attaching(where: str, samples: int) -> None:
+    backbone = Centred(AT_ONCE[where])
+    with pytest.raises(UnsupportedError, match=r"mixes several units where no gate can stand .*test_signatures\.py"):
+        HATNetwork(backbone, torch.zeros(samples, 4, 6))
+    HATNetwork(Centred(lambda m, x: False), torch.zeros(samples, 4, 6))
+
+
+def test_what_a_length_shows_is_refused_at_the_first_such_call_and_old_answers_stay() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Centred(lambda m, x: x.shape[1] > 8), torch.zeros(2, 4, 6))
+    train_on(net, "a", (4, 5), 0)
+    x = torch.randn(4, 5, 6)
+    promised = logits(net, x, "a")
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match=r"inputs \(N, 9, 6\) of float32 in evaluation mode .* cannot be used"):
+            logits(net, torch.randn(4, 9, 6), "a")
+    train_on(net, "b", (6,), 1)
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+class Skipping(nn.Module):
+    """Adds two layers for long inputs alone: their units are the same ones then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x).mean(1), self.b(x).mean(1)
+        if x.shape[1] > 5:
+            a = a + b
+        return torch.relu(self.out(torch.relu(torch.cat([a, b], 1))))
+
+
+def test_what_contradicts_the_masks_of_tasks_is_refused_with_a_remedy_that_works() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Skipping(), torch.zeros(2, 4, 6), s_max=50.0)
+    train_on(net, "a", (4,), 0)
+    x = torch.randn(4, 4, 6)
+    promised = logits(net, x, "a")
+    with pytest.raises(UnsupportedError, match=r"units would be others.*net\.analyze\(example\)"):
+        logits(net, torch.randn(4, 9, 6), "a")
+    assert torch.equal(logits(net, x, "a"), promised)
+    other = HATNetwork(Skipping(), torch.zeros(2, 4, 6), s_max=50.0)
+    other.analyze(torch.zeros(1, 9, 6))
+    train_on(other, "a", (4, 9), 0)
+    kept = {n: logits(other, torch.ones(3, n, 6), "a") for n in (4, 9)}
+    train_on(other, "b", (4, 9), 1)
+    assert all(torch.equal(logits(other, torch.ones(3, n, 6), "a"), each) for n, each in kept.items())
+
+
+class ByValue(nn.Module):
+    """Chooses its path by a value, in one of several ways."""
+
+    def __init__(self, reads: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.out, self.reads = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        self.reads(x, h)
+        return torch.relu(self.out(h))
+
+
+READS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "bool": lambda x, h: bool((x > 0).any()),
+    "float": lambda x, h: float(x.sum()),
+    "int": lambda x, h: int(x.sum()),
+    "index": lambda x, h: range(x.long().sum()),
+    "item": lambda x, h: x.mean().item(),
+    "tolist": lambda x, h: x.tolist(),
+    "nonzero": lambda x, h: x.nonzero(),
+    "where": lambda x, h: torch.where(x > 0),
+    "mask": lambda x, h: x[x > 0],
+    "masked_select": lambda x, h: x.masked_select(x > 0),
+    "equal": lambda x, h: torch.equal(x, x),
+    "a unit": lambda x, h: bool(h[0, 0] > 0),
+    "a unit's item": lambda x, h: h[0, 0].item(),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_paths_that_values_decide_on_are_refused_unless_vouched_for(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"values of the input or of units.*same_on_every_path.*test_signatures"):
+        HATNetwork(ByValue(READS[name]), torch.zeros(2, 6))
+    net = HATNetwork(ByValue(READS[name]), torch.zeros(2, 6), rules={ByValue: units.same_on_every_path()})
+    net.add_task("a", 2)
+    assert net(torch.randn(3, 6), "a").shape == (3, 2)
+
+
+def test_shapes_constants_and_choices_by_where_are_no_values() -> None:
+    def fine(x: Tensor, h: Tensor) -> None:
+        assert x.shape[1] == 6
+        assert len(x) > 0
+        assert bool(torch.ones(3).any())
+        assert float(torch.zeros_like(h).sum()) == 0
+        torch.where(x > 0, x, -x)
+
+    HATNetwork(ByValue(fine), torch.zeros(2, 6))
+
+
+def test_a_parameter_that_no_call_reaches_is_frozen_with_the_first_task() -> None:
+    backbone = nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU())
+    backbone.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    net = HATNetwork(backbone, torch.zeros(2, 6))
+    assert not net.protected()["backbone.unused"].any()
+    net.add_task("a", 2)
+    net.consolidate("a")
+    assert net.protected()["backbone.unused"].all()
+
+
+def test_layers_that_are_not_initialised_and_empty_parameters() -> None:
+    with pytest.raises(UnsupportedError, match=r"0\.weight is not initialised yet; run the backbone once"):
+        HATNetwork(nn.Sequential(nn.LazyLinear(4)), torch.zeros(2, 6))
+    backbone = Positions(PARTS["slice"])
+    backbone.register_parameter("nothing", nn.Parameter(torch.empty(0)))
+    backbone.part = lambda pos, n: pos[:, :n] + backbone.nothing.sum()
+    HATNetwork(backbone, torch.zeros(2, 5, 6))
+
+
+def test_attaching_and_asking_leave_the_random_numbers_alone() -> None:
+    backbone = nn.Sequential(nn.Linear(6, WIDTH), nn.Dropout(0.5), nn.ReLU())
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    HATNetwork(backbone, torch.zeros(2, 6))
+    assert torch.equal(torch.rand(3), expected)
