@@ -186,7 +186,7 @@ def _adding(case: Case) -> None:
 
 
 def _growing(case: Case) -> None:
-    case.net.grow({"0" if isinstance(case.net, HATNetwork) else "0": 2}, generator=torch.Generator().manual_seed(9))
+    case.net.grow({"0": 2}, generator=torch.Generator().manual_seed(9))
 
 
 OPERATIONS: dict[str, tuple[Callable[[str], Case], Callable[[Case], object]]] = {
