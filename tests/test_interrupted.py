@@ -1,0 +1,161 @@
+"""Operations are all or nothing: interrupted anywhere, a network is as before or as after, and goes on."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from hatrack import HATNetwork, InputError, WeightMaskedNetwork
+from hatrack.norm import copy_of_norm
+from hatrack.undo import Snapshot
+from interrupting import (
+    EVERY_KIND,
+    backbone,
+    bits,
+    build,
+    fault_of_construction,
+    faults,
+    faults_of_construction,
+    interrupt,
+    learned,
+    open_and_train,
+    operations_of,
+    points_of,
+    same,
+    samples,
+)
+
+POINTS = 20
+"""Per operation and kind; benchmarks/interruptions.py tries all."""
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_an_interrupted_constructor_leaves_the_backbone_as_it_was(kind: str) -> None:
+    tried, found = faults_of_construction(kind, POINTS)
+    assert tried == POINTS
+    assert found == {}
+
+
+@pytest.mark.parametrize(("kind", "operation"), [(kind, name) for kind in EVERY_KIND for name in operations_of(kind)])
+def test_an_interrupted_operation_leaves_the_network_as_before_or_as_after(kind: str, operation: str) -> None:
+    tried, found = faults(kind, operation, POINTS)
+    assert tried > 5
+    assert found == {}
+
+
+@pytest.mark.parametrize("kind", ["hat", "packnet"])
+def test_without_undoing_interrupts_do_harm_so_that_these_tests_say_something(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Snapshot, "restore", lambda self: None)
+    assert faults(kind, "consolidate", POINTS)[1]
+    if kind == "hat":
+        assert faults_of_construction(kind, POINTS)[1]
+
+
+def test_copying_a_norm_never_touches_it() -> None:
+    net = build("hat")
+    norm = net.backbone.get_submodule("1")
+    switch = vars(norm)["forward"]
+    before = bits(norm)
+    for point in points_of(lambda: copy_of_norm(norm)):
+        interrupt(lambda: copy_of_norm(norm), point)
+        assert vars(norm)["forward"] == switch
+        assert same(bits(norm), before)
+    twin = copy_of_norm(norm)
+    assert "forward" not in vars(twin)
+    assert type(twin) is type(norm)
+
+
+class Odd(nn.Module):
+    """A module that a rule is made for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.0
+
+
+def test_a_rule_that_fails_leaves_no_hooks() -> None:
+    def rule(*args: object) -> object:
+        raise KeyError("no such thing")
+
+    inside = nn.Sequential(nn.Linear(4, 8), Odd(), nn.ReLU(), nn.Linear(8, 6))
+    before = bits(inside)
+    with pytest.raises(KeyError, match="no such thing"):
+        HATNetwork(inside, torch.zeros(2, 4), rules={"1": rule})  # type: ignore[dict-item]
+    assert same(bits(inside), before)
+    inside[1] = nn.Identity()
+    HATNetwork(inside, torch.zeros(2, 4))
+
+
+def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
+    net = learned("hat")
+    before = bits(net)
+    state = copy.deepcopy(net.state_dict())
+    state["backbone.0.weight"] += 1.0
+    del state["backbone.0.bias"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        net.load_state_dict(state)
+    assert same(bits(net), before)
+    net.check()
+
+
+# --------------------------------------------------------------------------------------------- networks that are gone
+
+
+@pytest.mark.parametrize("kind", ["hat", "wsn"])
+def test_a_backbone_whose_network_is_gone_can_be_attached_again(kind: str) -> None:
+    inside = backbone()
+    before = bits(inside)
+    build(kind, inside)  # and the network gets no name, as when it is interrupted just before
+    gc.collect()
+    net = build(kind, inside)
+    net.detach()
+    assert same(bits(inside), before)
+    assert fault_of_construction(kind, inside, before) is None
+
+
+@pytest.mark.parametrize("kind", ["hat", "wsn"])
+def test_a_part_of_a_larger_backbone_whose_network_is_gone_is_freed(kind: str) -> None:
+    inside = nn.Sequential(backbone(), nn.Linear(6, 5), nn.ReLU())
+    build(kind, inside[0])
+    assert build(kind, inside).example_shape == (2, 4)
+
+
+@pytest.mark.parametrize("kind", ["hat", "wsn"])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_the_backbone_of_a_copy_is_the_copys(kind: str, how: str) -> None:
+    net = learned(kind)
+    twin = copy.deepcopy(net) if how == "deepcopy" else pickle.loads(pickle.dumps(net))
+    name = type(net).__name__
+    with pytest.raises(InputError, match=f"already inside a {name}"):
+        build(kind, twin.backbone)
+    said = look_at(twin)
+    del net
+    gc.collect()
+    with pytest.raises(InputError, match=f"already inside a {name}"):
+        build(kind, twin.backbone)
+    assert same(look_at(twin), said)
+    open_and_train(twin, "later")
+    twin.consolidate("later")
+    assert twin.detach() is twin.backbone
+    build(kind, twin.backbone)
+
+
+def look_at(net: HATNetwork | WeightMaskedNetwork) -> dict[str, torch.Tensor]:
+    """What the tasks of a network say."""
+    net.eval()
+    with torch.no_grad():
+        return {name: net(samples()[0], name) for name in net.task_names}
+
+
+@pytest.mark.parametrize("kind", ["hat", "wsn"])
+def test_the_backbone_alone_copied_counts_as_inside(kind: str) -> None:
+    net = build(kind)
+    twin = copy.deepcopy(net.backbone)
+    with pytest.raises(InputError, match="already inside"):
+        build(kind, twin)
