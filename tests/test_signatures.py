@@ -152,7 +152,9 @@ def test_what_a_length_shows_is_refused_at_the_first_such_call_and_old_answers_s
     x = torch.randn(4, 5, 6)
     promised = logits(net, x, "a")
     for _ in range(2):
-        with pytest.raises(UnsupportedError, match=r"inputs \(N, 9, 6\) of float32 in evaluation mode .* cannot be used"):
+        with pytest.raises(
+            UnsupportedError, match=r"inputs \(N, 9, 6\) of float32 in evaluation mode .* cannot be used"
+        ):
             logits(net, torch.randn(4, 9, 6), "a")
     train_on(net, "b", (6,), 1)
     assert torch.equal(logits(net, x, "a"), promised)
@@ -253,8 +255,8 @@ def test_layers_that_are_not_initialised_and_empty_parameters() -> None:
     with pytest.raises(UnsupportedError, match=r"0\.weight is not initialised yet; run the backbone once"):
         HATNetwork(nn.Sequential(nn.LazyLinear(4)), torch.zeros(2, 6))
     backbone = Positions(PARTS["slice"])
-    backbone.register_parameter("nothing", nn.Parameter(torch.empty(0)))
-    backbone.part = lambda pos, n: pos[:, :n] + backbone.nothing.sum()
+    backbone.register_parameter("no_tokens", nn.Parameter(torch.empty(1, 0, WIDTH)))
+    backbone.part = lambda pos, n: torch.cat([backbone.no_tokens, pos[:, :n]], 1)
     HATNetwork(backbone, torch.zeros(2, 5, 6))
 
 

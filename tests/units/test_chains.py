@@ -287,15 +287,6 @@ class Recurrent(nn.Module):
         return self.lstm(x)[0]
 
 
-class Unused(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.forgotten = nn.Linear(4, 3), nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a(x)
-
-
 class PartInPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
