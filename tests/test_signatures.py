@@ -191,6 +191,47 @@ def test_what_contradicts_the_masks_of_tasks_is_refused_with_a_remedy_that_works
     assert all(torch.equal(logits(other, torch.ones(3, n, 6), "a"), each) for n, each in kept.items())
 
 
+class LookedUp(nn.Module):
+    """A table of the user's own, of which the input chooses rows."""
+
+    def __init__(self, look_up: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.out = nn.Parameter(torch.randn(9, WIDTH)), nn.Linear(WIDTH, WIDTH)
+        self.look_up = look_up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.out(torch.relu(self.look_up(self.table, x)).mean(1)))
+
+
+LOOK_UPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "index": lambda table, x: table[x],
+    "index_select": lambda table, x: table.index_select(0, x.flatten()).unflatten(0, x.shape),
+    "embedding": lambda table, x: F.embedding(x, table),
+    "a part": lambda table, x: F.embedding(x, table[:7]),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+def test_rows_that_the_example_does_not_choose_are_protected_like_those_that_it_does(name: str) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(LookedUp(LOOK_UPS[name]), torch.zeros(2, 3, dtype=torch.int64), s_max=50.0)
+    x = torch.randint(0, 7, (8, 3))
+    promised = {}
+    for task in ("a", "b", "c"):
+        net.add_task(task, 2)
+        optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=0.05, weight_decay=0.1))
+        net.train()
+        for step in range(8):
+            net.anneal(step / 7)
+            optimizer.zero_grad()
+            (F.cross_entropy(net(x, task), torch.arange(8) % 2) + 0.1 * net.regularization()).backward()
+            optimizer.step()
+        net.consolidate(task)
+        promised[task] = logits(net, x, task)
+        assert all(torch.equal(logits(net, x, each), kept) for each, kept in promised.items())
+        assert not net.protected()["backbone.table"].all(), "whole rows are frozen, though tasks use some units"
+
+
 class ByValue(nn.Module):
     """Chooses its path by a value, in one of several ways."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from hatrack import functional
 from hatrack.errors import InputError
+from hatrack.packing import moved
 from hatrack.units import Group, Reader
 
 __all__ = ["ActiveTask", "InputGate", "groups_switched_off", "initial_embedding", "used_units"]
@@ -151,11 +152,16 @@ class InputGate(nn.Module):
         self._active = active
         self._argument, self._keyword = reader.argument, reader.keyword
         self._trailing = (1,) * (-reader.axis - 1)
-        self.register_buffer("units", reader.units.clone(), persistent=False)
+        self.units = reader.units.clone()  # no buffer: whoever averages those would spoil it
         first = int(reader.units[0])
         consecutive = torch.equal(reader.units, torch.arange(first, first + len(reader.units)))
         in_range = first + len(reader.units) <= num_units
         self._span = slice(first, first + len(reader.units)) if consecutive and in_range else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputGate:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.units = moved(self.units, fn)
+        return self
 
     def forward(self, value: Tensor) -> Tensor:
         """Gate a value whose units lie along the reader's axis; the value itself while no task is active.

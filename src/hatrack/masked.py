@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,7 +29,7 @@ from hatrack.inference import Inferred, InferringNetwork
 from hatrack.masks.twins import twin
 from hatrack.movement import Movement, OwnBuffers, find_movement, get_buffers, set_buffers
 from hatrack.multitask import MultiTaskNetwork, StateT
-from hatrack.undo import all_or_nothing
+from hatrack.undo import Snapshot, all_or_nothing
 from hatrack.watch import Watch, stamp_of
 
 __all__ = ["MaskedNetwork"]
@@ -70,6 +71,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         self._watch = Watch(self._guarantee)
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
         self._is_copy = False
+        self._loading: Snapshot | None = None
+        self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
         self._movement = Movement((), ())
         self._guard = OptimizerGuard(self._present_watch, self._bounded, self._rates, self._report)
 
@@ -512,7 +515,13 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
         Raises:
             GuaranteeError: protected entries had moved before a conversion, which would hide it.
+            InputError: the device is "meta", which keeps no values.
         """
+        if fn(torch.zeros(1)).device.type == "meta":
+            raise InputError(
+                'a network of masks cannot go to the device "meta", where all that its tasks rely on would be lost; '
+                "move a copy of the backbone there, before it is attached"
+            )
         converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
         relied_on = [parameter.detach().clone() for parameter, _ in self._guarantee.all()] if converting else []
         if converting or self._digests:  # what has moved would be kept as if it were right
@@ -530,32 +539,55 @@ class MaskedNetwork(InferringNetwork[StateT]):
             self._digests = self._take_digests()
         return self
 
-    def get_extra_state(self) -> dict[str, str]:
-        """The digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it."""
-        return dict(self._digests)
+    def get_extra_state(self) -> Tensor:
+        """Return the digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it.
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
-        """Take over the digests of a ``state_dict``."""
-        self._digests = dict(state)
+        They are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
+        """
+        return torch.tensor(list(json.dumps(self._digests, sort_keys=True).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor | Mapping[str, str]) -> None:
+        """Take over the digests of a ``state_dict``, as bytes or, as earlier versions had them, by name.
+
+        Raises:
+            InputError: they are neither.
+        """
+        try:
+            self._digests = json.loads(bytes(state.tolist())) if isinstance(state, Tensor) else dict(state)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
 
     @all_or_nothing(lambda net: [*net.parameters(), *net.buffers()])
     def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
 
+        Loading it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
+
         Raises:
-            GuaranteeError: its protected entries are not those that its tasks were consolidated with; the network is as
-                it was then.
+            GuaranteeError: its protected entries are not those that its tasks were consolidated with.
         """
-        before = {key: copy.deepcopy(value) for key, value in self.state_dict().items()}
-        result = super().load_state_dict(*args, **kwargs)
+        return super().load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self._loading = Snapshot(self, values_of=[*self.parameters(), *self.buffers()])
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _finish_loading(self) -> None:
+        """Renew the plan once all of a ``state_dict`` is here, or go back if it is not what it says."""
+        before, self._loading = self._loading, None
         self._renew_guarantee()
         try:
             self._require_unmoved(self._digests)
         except GuaranteeError:
-            super().load_state_dict(before)  # what was here is still good
-            self._renew_guarantee()
+            if before is not None:  # what was here is still good
+                before.restore()
             raise
-        return result
+
+
+def _finish_loading(module: nn.Module, _: object) -> None:
+    """Tell a network that it, and all that is inside it, has been loaded; torch calls this in larger modules, too."""
+    assert isinstance(module, MaskedNetwork)
+    module._finish_loading()
 
 
 def _answer_one(x: Tensor, net: MaskedNetwork[StateT], states: Sequence[StateT]) -> Tensor:

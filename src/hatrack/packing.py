@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["bytes_for", "pack", "unpack"]
+__all__ = ["bytes_for", "moved", "pack", "unpack"]
 
 
 def bytes_for(entries: int) -> int:
@@ -47,3 +47,14 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
         raise ValueError(f"{entries} entries take {bytes_for(entries)} bytes, not {len(packed)}")
     bits = packed.unsqueeze(1) & (1 << torch.arange(8, dtype=torch.uint8, device=packed.device))
     return (bits != 0).flatten()[:entries].view(torch.Size(shape))
+
+
+def moved(kept: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what a tensor that is no buffer becomes when its module is moved: bits and indices change devices alone.
+
+    Args:
+        kept: bits, indices, or numbers, which are converted as a buffer is.
+        fn: what the module's parameters are moved by.
+    """
+    there = fn(kept)
+    return there if kept.is_floating_point() else kept.to(there.device)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hatrack.calibration import Calibration
 from hatrack.movement import OwnBuffers
-from hatrack.packing import bytes_for, pack, unpack
+from hatrack.packing import bytes_for, moved, pack, unpack
 
 __all__ = ["TaskState", "UnitTask", "packed_mask"]
 
@@ -28,6 +28,9 @@ class TaskState(nn.Module):
         moving: its own values of buffers of the backbone that a forward pass moves.
         calibration: what is kept of its training data to recognise it by; None until that is asked for.
     """
+
+    _kept: ClassVar[tuple[str, ...]] = ()
+    """Names of tensors that ``state_dict`` holds, but that are no buffers: whoever averages those would spoil bits."""
 
     def __init__(self, name: str, num_classes: int, head: nn.Linear, norms: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -61,9 +64,52 @@ class TaskState(nn.Module):
         found = {name.removeprefix(own): value for name, value in saved.items() if name.startswith(own)}
         self.calibration = Calibration.like(found).to(self.head.weight.device) if found else None
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         self._prepare_calibration(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._load_kept(state_dict, prefix, strict, missing_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name in self._kept:
+            if prefix + name in unexpected_keys:
+                unexpected_keys.remove(prefix + name)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        extra = destination.pop(f"{prefix}_extra_state")
+        for name in self._kept:
+            value = getattr(self, name)
+            destination[prefix + name] = value if keep_vars else value.detach()
+        destination[f"{prefix}_extra_state"] = extra  # last, as in any module
+
+    def _load_kept(
+        self, state_dict: Mapping[str, Any], prefix: str, strict: bool, missing: list[str], errors: list[str]
+    ) -> None:
+        for name in self._kept:
+            key, present = prefix + name, getattr(self, name)
+            value = state_dict.get(key)
+            if value is None:
+                if strict:
+                    missing.append(key)
+            elif value.shape != present.shape:
+                errors.append(f"{key} has shape {tuple(value.shape)} there and {tuple(present.shape)} here")
+            else:
+                setattr(self, name, value.detach().to(present, copy=True))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskState:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self._kept:
+            setattr(self, name, moved(getattr(self, name), fn))
+        return self
 
     def close(self) -> None:
         """End the training: from now on nothing of the task moves."""
@@ -107,6 +153,7 @@ class UnitTask(TaskState):
             numbers themselves, ``(U,)``, where it is soft. Empty until then.
     """
 
+    _kept = ("packed",)
     embedding: nn.Parameter
     packed: Tensor
 
@@ -116,7 +163,7 @@ class UnitTask(TaskState):
         super().__init__(name, num_classes, head, norms)
         self.num_units = len(embedding)
         self.embedding = nn.Parameter(embedding)
-        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8, device=embedding.device))
+        self.packed = torch.empty(0, dtype=torch.uint8, device=embedding.device)
 
     @property
     def mask(self) -> Tensor:

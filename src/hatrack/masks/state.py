@@ -35,6 +35,7 @@ class WeightTask(TaskState):
         is_settled: the same where asking is free, which it is not of a tensor on another device.
     """
 
+    _kept = ("packed", "settled")
     packed: Tensor
     settled: Tensor
 
@@ -52,8 +53,8 @@ class WeightTask(TaskState):
         self.shapes = tuple(shapes)
         self.choice = nn.ParameterList(nn.Parameter(values) for values in choice)
         self.copies = nn.ParameterList(nn.Parameter(value) for value in copies)
-        self.register_buffer("packed", torch.zeros(sum(self._bytes), dtype=torch.uint8))
-        self.register_buffer("settled", torch.tensor(False))
+        self.packed = torch.zeros(sum(self._bytes), dtype=torch.uint8)
+        self.settled = torch.tensor(False)
         self.is_settled = False
 
     @property

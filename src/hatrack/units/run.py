@@ -217,6 +217,7 @@ class _LabelledRun(TorchFunctionMode):
                 self._trace.open_parameter(self._parameters[id(value)], value)
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
+        self._couple_rows_to_choose_from(name, args, kwargs)
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in _READS_VALUES:
             return  # in a module that is vouched for
@@ -224,6 +225,24 @@ class _LabelledRun(TorchFunctionMode):
             raise self._trace.refuse(call, self._reason(parameters))
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
         self._trace.remember(output, rule(self._trace, call), always=known)
+
+    def _couple_rows_to_choose_from(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Couple what an index that is computed from the input chooses from: other inputs choose other rows."""
+        own = name.rpartition(".")[2]
+        if own not in ("__getitem__", "index_select", "gather", "take_along_dim") or not args:
+            return
+        value, *rest = args
+        index = [i for i in _tensors((rest, kwargs)) if not i.is_floating_point() and i.dtype != torch.bool]
+        if not isinstance(value, Tensor) or not self._trace.is_gated(value) or not any(map(self._is_variable, index)):
+            return
+        axes = range(value.dim() - 1)  # more than needed, where a table is looked up in several ways at once
+        if own == "__getitem__" and isinstance(rest[0], Tensor):
+            axes = range(1)
+        elif own == "index_select":
+            axis = rest[0] if rest else kwargs["dim"]
+            axes = range(axis % value.dim(), axis % value.dim() + 1)
+        for axis in axes:
+            self._trace.coupling.merge(self._trace.labels(value), axis)
 
     def _reason(self, parameters: list[Tensor]) -> str:
         """Why an operation without a rule is refused, and what to do about it."""

@@ -1,0 +1,173 @@
+"""A network as a part of something larger: parent modules, averaging, checkpoints of other programs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hatrack import GuaranteeError, HATNetwork, InputError, WeightMaskedNetwork
+from helpers import attach, learn, logits, loss_of, open_task
+
+
+def weights() -> WeightMaskedNetwork:
+    torch.manual_seed(0)
+    return WeightMaskedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(6, 24), nn.ReLU()), torch.zeros(2, 1, 6))
+
+
+def learn_weights(net: Any, name: str, seed: int = 0) -> Tensor:
+    x = torch.randn(8, 1, 6, generator=torch.Generator().manual_seed(seed))
+    net.add_task(name, 3)
+    optimizer = net.protect(torch.optim.Adam(net.task_parameters(name), lr=0.01))
+    net.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss_of(net, name, x, torch.arange(8) % 3).backward()
+        optimizer.step()
+    net.consolidate(name)
+    return x
+
+
+KINDS: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
+    "mlp": (lambda: attach("mlp"), lambda net, name, seed=0: learn(net, name, seed)[0]),
+    "conv-bn": (lambda: attach("conv-bn"), lambda net, name, seed=0: learn(net, name, seed)[0]),
+    "weights": (weights, learn_weights),
+}
+
+
+class Parent(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.other = net, nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_parent_that_is_loaded_renews_the_plan(kind: str, assign: bool) -> None:
+    build, teach = KINDS[kind]
+    source = build()
+    x = teach(source, "a")
+    promised = logits(source, x, "a")
+    target = build()
+    teach(target, "a", 5)
+    parent = Parent(target)
+    parent.load_state_dict(
+        {k: v.clone() for k, v in Parent(source).state_dict().items()} | parent.other.state_dict(prefix="other."),
+        assign=assign,
+    )
+    assert torch.equal(logits(target, x, "a"), promised)
+    teach(target, "b", 7)
+    assert torch.equal(logits(target, x, "a"), promised)
+    target.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_state_in_a_parent_is_refused_and_leaves_the_good_one(kind: str) -> None:
+    build, teach = KINDS[kind]
+    net = build()
+    x = teach(net, "a")
+    promised, parent = logits(net, x, "a"), Parent(net)
+    bad = {k: v + 1 if v.is_floating_point() else v.clone() for k, v in parent.state_dict().items()}
+    with pytest.raises(GuaranteeError, match="protected entries have moved"):
+        parent.load_state_dict(bad)
+    net.check()
+    assert torch.equal(logits(net, x, "a"), promised)
+    teach(net, "b", 3)
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_with_missing_keys_changes_nothing(kind: str) -> None:
+    build, teach = KINDS[kind]
+    net = build()
+    x = teach(net, "a")
+    promised = logits(net, x, "a")
+    part = {k: v + 0 for k, v in net.state_dict().items() if not k.startswith("backbone")}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        net.load_state_dict(part)
+    net.check()
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)])
+def test_averages_of_the_network_keep_the_law(kind: str, average: Any) -> None:
+    build, teach = KINDS[kind]
+    net = build()
+    x = teach(net, "a")
+    promised = logits(net, x, "a")
+    if kind == "weights":
+        net.add_task("b", 3)
+    else:
+        open_task(net, "b", 1)
+    averaged = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
+    optimizer = net.protect(torch.optim.SGD(net.task_parameters("b"), lr=0.05, momentum=0.9))
+    net.train()
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss_of(net, "b", x, torch.arange(len(x)) % 3).backward()
+        optimizer.step()
+        averaged.update_parameters(net)
+    assert torch.equal(logits(net, x, "a"), promised)
+    assert torch.equal(logits(averaged.module, x, "a"), promised)
+    averaged.module.consolidate("b")
+    assert torch.equal(logits(averaged.module, x, "a"), promised)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_tensors_alone(kind: str, tmp_path: Path) -> None:
+    build, teach = KINDS[kind]
+    net = build()
+    x = teach(net, "a")
+    assert all(isinstance(value, Tensor) for value in net.state_dict().values())
+    safetensors.torch.save_model(net, str(tmp_path / "net.safetensors"))
+    again = build()
+    again.add_task("a", 3)
+    safetensors.torch.load_model(again, str(tmp_path / "net.safetensors"))
+    assert torch.equal(logits(again, x, "a"), logits(net, x, "a"))
+    teach(again, "b", 2)
+    assert torch.equal(logits(again, x, "a"), logits(net, x, "a"))
+
+
+def test_digests_in_the_form_of_before_are_read_and_damaged_ones_are_refused() -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "a")
+    state = net.state_dict()
+    digests = json.loads(bytes(state["_extra_state"].tolist()))
+    assert digests
+    net.load_state_dict(state | {"_extra_state": digests})
+    with pytest.raises(InputError, match=r"digests .* are damaged"):
+        net.load_state_dict(state | {"_extra_state": state["_extra_state"][:-3]})
+    net.check()
+    assert len(x)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_are_loaded_by_themselves(copied: Any) -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "a")
+    other = attach("mlp", seed=3)
+    learn(other, "a", 4)
+    promised, twin = logits(net, x, "a"), copied(net)
+    Parent(twin).net.load_state_dict(other.state_dict())
+    assert torch.equal(logits(twin, x, "a"), logits(other, x, "a"))
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+def test_the_device_without_values_is_refused() -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "a")
+    promised = logits(net, x, "a")
+    with pytest.raises(InputError, match='cannot go to the device "meta"'):
+        net.to("meta")
+    assert isinstance(net, HATNetwork)
+    assert torch.equal(logits(net, x, "a"), promised)
