@@ -416,6 +416,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """Whether tasks may be asked of the network itself; puts back what has moved where that does no harm."""
         if not self._relies_on_frozen(states):
             return True
+        count = self._guard.count
         if self._guard.is_stepping:
             return False
         if not any(map(self._watch.is_touched, self._watch.tensors)):
@@ -424,6 +425,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
             self._put_back()
             return True
         moved = self._watch.moved(self._guarantee.all())
+        if self._guard.is_stepping or self._guard.count != count:
+            return False  # a step has begun meanwhile, and it puts back what it moves
         if moved:
             self._report([tensor for tensor, _ in moved])
         return not moved

@@ -60,8 +60,9 @@ class Watch:
         moved = []
         for tensor, keeper in watched:
             if self.is_touched(tensor):
+                stamp = stamp_of(tensor)  # before the comparison: another thread may write meanwhile
                 if keeper.has_moved(tensor):
                     moved.append((tensor, keeper))
                 else:
-                    self.note(tensor)
+                    self._stamps[id(tensor)] = stamp
         return moved
