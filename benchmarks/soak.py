@@ -122,7 +122,7 @@ def state_of(prepared: Any) -> dict[str, int]:
     """Bytes that the last task has in memory."""
     network, result = prepared.method.network, prepared.result
     task = network.tasks[-1]
-    own = sum(value.nbytes for value in (*task.parameters(), *task.buffers()))
+    own = sum(value.nbytes for value in (*task.parameters(), *task.buffers(), task.packed))
     score = result.scores[-1][-1]
     kept = sum(part.__sizeof__() for part in (score, score.loss, score.accuracy, score.logits_sha256)) + 16
     return {"parameters and mask": own, "a score; a row has as many as there are tasks": kept}

@@ -167,10 +167,13 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def task_buffers(self, name: str) -> list[Tensor]:
         """The buffers that training a task may change: the backbone's, and the task's own, such as its statistics.
 
+        And its mask, which is no buffer.
+
         Raises:
             InputError: there is no such task.
         """
-        return [*self.backbone.buffers(), *self._state(name).buffers()]
+        state = self._state(name)
+        return [*self.backbone.buffers(), *state.buffers(), *state.kept()]
 
     def protect(self, optimizer: OptimizerT) -> OptimizerT:
         """Make every later step of an optimizer keep what consolidated tasks rely on.

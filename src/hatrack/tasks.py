@@ -83,6 +83,10 @@ class TaskState(nn.Module):
             if prefix + name in unexpected_keys:
                 unexpected_keys.remove(prefix + name)
 
+    def kept(self) -> list[Tensor]:
+        """What decides on the mask once that is fixed: tensors in ``state_dict`` that are no buffers."""
+        return [getattr(self, name) for name in self._kept]
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         extra = destination.pop(f"{prefix}_extra_state")
