@@ -196,7 +196,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         self._guard.protect(optimizer)
         return optimizer
 
-    @all_or_nothing(lambda net: net.tasks.buffers())
+    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
     def consolidate(self, name: str) -> None:
         """End the training of a task: its mask becomes final, and all that it relies on is protected from now on.
 
@@ -563,7 +563,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         except (TypeError, ValueError) as error:
             raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
 
-    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers()])
+    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *(t for s in net.tasks for t in s.kept())])
     def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
 

@@ -177,7 +177,7 @@ class WeightMaskedNetwork(HoldingWeights):
         ]
         return self.source.regularization(masks, self._used).to(device)
 
-    @all_or_nothing(lambda net: net.tasks.buffers())
+    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
     def settle(self, name: str) -> None:
         """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
 
