@@ -98,7 +98,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
     state = copy.deepcopy(net.state_dict())
     state["backbone.0.weight"] += 1.0
     del state["backbone.0.bias"]
-    with pytest.raises((RuntimeError, GuaranteeError), match="Missing key|protected entries have moved"):
+    with pytest.raises((RuntimeError, GuaranteeError), match=r"Missing key|protected entries have moved"):
         net.load_state_dict(state)
     assert same(bits(net), before)
     net.check()
