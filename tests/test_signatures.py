@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import hatrack
 from hatrack import HATNetwork, UnsupportedError, units
@@ -230,6 +232,123 @@ def test_rows_that_the_example_does_not_choose_are_protected_like_those_that_it_
         promised[task] = logits(net, x, task)
         assert all(torch.equal(logits(net, x, each), kept) for each, kept in promised.items())
         assert not net.protected()["backbone.table"].all(), "whole rows are frozen, though tasks use some units"
+
+
+@pytest.mark.parametrize("from_", [3, 17])
+def test_what_a_number_of_samples_shows_is_refused_at_the_first_such_call(from_: int) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Centred(lambda m, x: len(x) >= from_), torch.zeros(2, 4, 6))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    promised = logits(net, torch.ones(2, 4, 6), "a")
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match=r"inputs \(N = 20, 4, 6\) .* cannot be used"):
+            logits(net, torch.randn(20, 4, 6), "a")
+        with pytest.raises(UnsupportedError, match="cannot be used"), torch.no_grad():
+            net.eval().infer(torch.randn(20, 4, 6), hatrack.Scorer.ENERGY, calibrated=False)
+    assert torch.equal(logits(net, torch.ones(2, 4, 6), "a"), promised)
+
+
+def test_layers_for_many_samples_alone_are_protected() -> None:
+    class More(SecondLayer):
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x).mean(1))
+            return torch.relu(self.out(torch.relu(self.b(h)) if len(x) > 6 else h))
+
+    torch.manual_seed(0)
+    net = HATNetwork(More(), torch.zeros(2, 4, 6), s_max=50.0)
+    net.analyze(torch.zeros(8, 4, 6))
+    train_on(net, "a", (4,), 0)  # batches of eight
+    samples = {n: torch.randn(n, 4, 6) for n in (1, 3, 8, 11)}
+    promised = {n: logits(net, x, "a") for n, x in samples.items()}
+    train_on(net, "b", (4,), 1)
+    assert all(torch.equal(logits(net, x, "a"), promised[n]) for n, x in samples.items())
+
+
+class Hidden(nn.Module):
+    """Keeps a layer where torch does not see it, and uses it for long inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, WIDTH)
+        self.layers = [nn.Linear(WIDTH, WIDTH)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x).mean(1))
+        return torch.relu(self.layers[0](h)) if x.shape[1] > 5 else h
+
+
+class Listed(Hidden):
+    """Reaches a layer that torch knows by a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = self.layers[0]
+
+
+@pytest.mark.parametrize("build", [Hidden, Listed])
+def test_masks_of_weights_that_another_length_goes_past_are_refused(build: Any) -> None:
+    net = hatrack.WeightMaskedNetwork(build(), torch.zeros(2, 4, 6))
+    net.add_task("a", 2)
+    assert net(torch.randn(3, 5, 6), "a").shape == (3, 2)
+    with pytest.raises(UnsupportedError, match="reached past the masks"):
+        net(torch.randn(3, 9, 6), "a")
+
+
+class Cells(nn.Module):
+    """Layers whose weights are computed from others, or that take numbers for categories."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.table, self.q = kind, nn.Embedding(11, 6), nn.Parameter(torch.randn(4, 6))
+        self.a, self.b = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH)
+        if kind == "weight norm":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                nn.utils.weight_norm(self.a)
+        if kind == "pruned":
+            prune.l1_unstructured(self.a, "weight", 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.table(x.long()).mean(1) if self.kind == "categories" else x.mean(1)
+        h = self.a(h)
+        if self.kind == "a parameter as the input":
+            h = h + self.a(self.q).mean(0)
+        return torch.relu(self.b(torch.relu(h)))
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "pruned", "categories", "a parameter as the input"])
+def test_odd_layers_keep_the_law(kind: str) -> None:
+    torch.manual_seed(0)
+    shape = (4,) if kind == "categories" else (4, 6)
+    net = HATNetwork(Cells(kind), torch.zeros(2, *shape), s_max=50.0)
+    draw = (
+        (lambda n: torch.randint(0, 11, (n, 4)).float()) if kind == "categories" else (lambda n: torch.randn(n, 4, 6))
+    )
+    x = draw(8)
+    promised = {}
+    for task in ("a", "b", "c"):
+        net.add_task(task, 2)
+        optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=0.05, weight_decay=0.1))
+        net.train()
+        for step in range(6):
+            net.anneal(step / 5)
+            optimizer.zero_grad()
+            (F.cross_entropy(net(draw(8), task), torch.arange(8) % 2) + 0.1 * net.regularization()).backward()
+            optimizer.step()
+        net.consolidate(task)
+        promised[task] = logits(net, x, task)
+        assert all(torch.equal(logits(net, x, each), kept) for each, kept in promised.items())
+    net.forget("b")
+    assert torch.equal(logits(net, x, "c"), promised["c"])
+
+
+@pytest.mark.parametrize("rules", [None, {"table": units.shared_layer()}])
+def test_tables_that_rescale_themselves_are_refused_whatever_is_said_of_them(rules: Any) -> None:
+    backbone = Cells("categories")
+    backbone.table = nn.Embedding(11, 6, max_norm=1.0)
+    with pytest.raises(UnsupportedError, match="table: max_norm rescales entries while they are looked up"):
+        HATNetwork(backbone, torch.zeros(2, 4), rules=rules)
 
 
 class ByValue(nn.Module):

@@ -106,7 +106,9 @@ class ExtractableNetwork(GatedNetwork):
             )
         if example is None:
             samples = torch.zeros(16, *self.example_shape[1:]).to(self._example())
-            example = random_like(samples, torch.Generator().manual_seed(0))
+            with evaluation_mode(self):
+                ask = partial(self._forward_one, state=state)
+                example = random_like(samples, torch.Generator().manual_seed(0), ask)
         with evaluation_mode(self):
             logits = self._forward_one(example, state)
         backbone = without_gates(self.backbone)
@@ -124,6 +126,7 @@ class ExtractableNetwork(GatedNetwork):
             or not self._mixes_samples()
         ):
             return None
+        self._look_at(x)
         attentions = [self._attention(state) for state in states]
         soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
         attention = torch.stack([each.to(soft) for each in attentions])

@@ -126,7 +126,10 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
         self._put_back()
         self.check()
         with torch.inference_mode(False), torch.no_grad(), evaluation_mode(self):
-            features = torch.cat([self._features(part, state) for part in torch.split(x, batch_size)])
+            parts = torch.split(x, batch_size)
+            for part in parts:
+                self._look_at(part)
+            features = torch.cat([self._features(part, state) for part in parts])
             logits = self._classify(features, state)
             state.calibration = fit_calibration(self._used_features(features, state), logits, y.to(logits.device))
             self._renew_guarantee()

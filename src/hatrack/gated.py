@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from hatrack.poison import find_leak
 from hatrack.signatures import Signature
 from hatrack.tasks import UnitTask
 from hatrack.undo import all_or_nothing
-from hatrack.units import Rule, Trace, UnitGraph, follow, resolve, why_not_extended
+from hatrack.units import Rule, Trace, UnitGraph, follow, path_of, resolve, why_not_extended
 from hatrack.widening import widen
 
 __all__ = ["GatedNetwork"]
@@ -59,6 +59,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         device = next((p.device for p in backbone.parameters()), example_input.device)
         self._taught: list[Signature] = []  # signatures that have led to more than the example shows
         self._known: set[Signature] = set()
+        self._numbers: set[tuple[Signature, int]] = set()  # of samples that take the path of two, or were followed
         self._trace = self._see_example(example_input.to(device))
         self._graph = resolve(self._trace, backbone, "backbone.")
         self._origin = Origin.of(self._graph, backbone)
@@ -79,11 +80,11 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         """Look at the example in both modes, with gradients and without, as it is, for one sample and for several."""
         several = torch.cat([example, example]) if len(example) == 1 else example
         found = self._see(Trace(), example, training=False, grad=False)
-        self._known.add(_signature(example, training=False, grad=False))
+        seen = {_signature(example, training=False, grad=False)}
         for x in (several, example[:1]):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
                 signature = _signature(x, training, grad)
-                if signature in self._known:
+                if signature in seen:
                     continue
                 try:
                     found = self._see(found, x, training, grad)
@@ -92,7 +93,8 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
                 except UnsupportedError:
                     if not training:
                         raise
-                self._known.add(signature)
+                seen.add(signature)
+        self._known |= seen
         return found
 
     def _analyze_again(self) -> UnitGraph:
@@ -109,7 +111,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         Every call does so by itself; where tasks exist already, what would change their units is refused.
 
         Args:
-            example_input: a batch of the other shape.
+            example_input: a batch of the other shape, or of so many samples that another path is taken.
 
         Raises:
             UnsupportedError: no rule explains what the backbone does with it, or it contradicts the tasks there are.
@@ -119,34 +121,56 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         for x in (several, example_input[:1]):
             for training, grad in ((False, False), (True, True)):
                 self._admit_as(_signature(x, training, grad), x)
+                if len(x) > 2:
+                    with torch.set_grad_enabled(grad):
+                        self._admit_number(_signature(x, training, grad), x)
 
     def _admit(self, x: Tensor) -> None:
-        """Look at a call of a new signature before it is answered."""
+        """Look at a call of a new signature, or with a new number of samples, before it is answered."""
         if not isinstance(x, Tensor) or not x.dim():
             return  # the call itself says what is wrong
         signature = Signature.of(x, self.training)
         if signature not in self._known and len(x):
             self._admit_as(signature, x)
+        if len(x) > 2 and (signature, len(x)) not in self._numbers:
+            self._admit_number(signature, x)
+
+    def _admit_number(self, signature: Signature, x: Tensor) -> None:
+        """Look whether so many samples take the path of two, and follow that which they take where it is another."""
+        try:
+            few, many = (self._path(part, signature.training) for part in (x[:2], x))
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return  # the call itself says what is wrong
+        if few != many:
+            self._admit_as(signature, x, whole=True)
+        self._numbers.add((signature, len(x)))
+
+    def _path(self, x: Tensor, training: bool) -> list[tuple[str, ...]]:
+        scratch = scratch_of(self.backbone)
+        strip_gates(scratch)
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            return path_of(scratch, x.detach(), training)
 
     @all_or_nothing()
-    def _admit_as(self, signature: Signature, x: Tensor) -> None:
-        sample = x[:2].detach().to(self._none().device)
+    def _admit_as(self, signature: Signature, x: Tensor, whole: bool = False) -> None:
+        sample = (x if whole else x[:2]).detach().to(self._none().device)
+        kind, signature = signature, replace(signature, samples=len(x)) if whole else signature
         try:
             found = self._see(self._trace, sample, signature.training, signature.grad)
         except InputError:
             return  # the call itself says what is wrong
         except UnsupportedError as error:
             if signature.training:  # what old tasks answer, in evaluation mode, does not depend on it
-                self._known.add(signature)
+                self._known.add(kind)
                 return
             raise UnsupportedError(f"{signature} cannot be used: {error}") from error
         graph = resolve(found, self.backbone, "backbone.")
         if not _is_same(graph, self._graph):
             self._extend(signature, found, graph)
         shapes = {(known.shape, known.dtype, known.one) for known in self._known}
-        if (signature.shape, signature.dtype, signature.one) not in shapes:
+        if whole or (signature.shape, signature.dtype, signature.one) not in shapes:
             self._require_no_leak(signature, sample)
-        self._known.add(signature)
+        self._known.add(kind)
 
     def _extend(self, signature: Signature, found: Trace, graph: UnitGraph) -> None:
         """Go by what a further signature shows, if masks of tasks there are still fit."""

@@ -84,7 +84,10 @@ class HoldingWeights(ElasticNetwork):
         state = self._state(task)
         if example is None:
             samples = torch.zeros(16, *self.example_shape[1:], dtype=self._example_dtype)
-            example = random_like(samples.to(state.head.weight.device), torch.Generator().manual_seed(0))
+            samples = samples.to(state.head.weight.device)
+            with evaluation_mode(self):
+                run = partial(self._forward_one, state=state)
+                example = random_like(samples, torch.Generator().manual_seed(0), run)
         masks = dict(zip(self._layout.masked, self._settled_masks(state), strict=True))
         copies, norms = self._copies_of(state)
         backbone = bake(self.backbone, masks, dict(zip(self._layout.copied, copies, strict=True)), norms)

@@ -118,7 +118,8 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
         growth=None if described.get("growth") is None else Growth(**described["growth"]),
     )
     for signature in map(Signature.from_json, described.get("signatures", [])):
-        net._admit_as(signature, signature.example(next((p.device for p in backbone.parameters()), None)))
+        example = signature.example(next((p.device for p in backbone.parameters()), None))
+        net._admit_as(signature, example, whole=signature.samples > 2)
     _grow_as_saved(net, described)
     return net
 

@@ -64,7 +64,12 @@ class MaskedNetwork(InferringNetwork[StateT]):
         asking = (MaskedNetwork._forward_one, MaskedNetwork._forward_mixed, MaskedNetwork._asked)
         start_compilers_inside(*asking, _answer_one, _answer_mixed)
         keep_compilers_out(
-            *(MaskedNetwork._relies_on_frozen, MaskedNetwork._is_as_it_must_be, MaskedNetwork._ask_copy),
+            *(
+                MaskedNetwork._look_at,
+                MaskedNetwork._relies_on_frozen,
+                MaskedNetwork._is_as_it_must_be,
+                MaskedNetwork._ask_copy,
+            ),
             _is_transformed,
         )
         self._guarantee = Guarantee((), ())
@@ -458,19 +463,21 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _admit(self, x: Tensor) -> None:
         """Look at a call of a kind that was not seen yet before it is answered; nothing to do where all are alike."""
 
-    def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
+    def _look_at(self, x: Tensor) -> None:
+        """Admit an input, unless torch only follows the computation, or a copy answers for a network that did so."""
         if not self._is_copy and not _is_transformed():
             self._admit(x)
+
+    def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
+        self._look_at(x)
         return self._asked([state], partial(_answer_one, x))
 
     def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
-        if not self._is_copy and not _is_transformed():
-            self._admit(x)
+        self._look_at(x)
         return self._asked(states, partial(_answer_mixed, x, task_of))
 
     def _infer(self, x: Tensor, states: Sequence[StateT], scorer: Scorer, calibrated: bool) -> Inferred:
-        if not self._is_copy and not _is_transformed():
-            self._admit(x)
+        self._look_at(x)
         return self._asked(states, lambda net, its: InferringNetwork._infer(net, x, its, scorer, calibrated))
 
     def _take_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

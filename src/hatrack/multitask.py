@@ -201,11 +201,13 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
 
     def _answer(self, state: StateT, shape: Sequence[int]) -> Tensor:
         """What a task says to a fixed input of some shape, in evaluation mode."""
-        example = torch.zeros(shape, dtype=self._example_dtype)
-        if example.is_floating_point():
-            example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+        zeros = torch.zeros(shape, dtype=self._example_dtype, device=state.head.weight.device)
         with torch.no_grad(), evaluation_mode(self):  # as weights are at this moment
-            return MultiTaskNetwork._forward_one(self, example.to(state.head.weight.device), state)
+            try:
+                drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(zeros)
+                return MultiTaskNetwork._forward_one(self, drawn if zeros.is_floating_point() else zeros, state)
+            except (RuntimeError, ValueError, IndexError):  # such as real numbers that stand for categories
+                return MultiTaskNetwork._forward_one(self, zeros, state)
 
     # -------------------------------------------------------------------------------------------------- internals
 

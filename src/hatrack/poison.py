@@ -60,9 +60,10 @@ def find_leak(attachment: Attachment, graph: UnitGraph, backbone: nn.Module, exa
         The names of the parameters whose free entries changed a feature, or None when all is well.
     """
     generator = torch.Generator().manual_seed(0)
-    example = random_like(example, generator)
     norms = {name: norm.eval() for name, norm in attachment.copy_norms().items()}
     with evaluation_mode(backbone):
+        on = torch.ones(graph.num_units, dtype=torch.bool, device=example.device)
+        example = random_like(example, generator, lambda x: attachment.run(backbone, x, on, norms))
         for _ in range(2):
             mask = (torch.rand(graph.num_units, generator=generator) < 0.5).to(example.device)
             for used in (mask, ~mask):
@@ -104,7 +105,6 @@ def find_leak_of_weights(
         The names of the tensors whose free entries changed a feature, or None when all is well.
     """
     generator = torch.Generator().manual_seed(0)
-    example = random_like(example, generator)
     weights = [backbone.get_parameter(name) for name in layout.masked]
     originals = {
         name: (value, torch.ones_like(value, dtype=torch.bool))
@@ -112,6 +112,8 @@ def find_leak_of_weights(
         if value.is_floating_point()
     }
     with evaluation_mode(backbone):
+        whole = [torch.ones(w.shape, dtype=torch.bool, device=w.device) for w in weights]
+        example = random_like(example, generator, lambda x: features(x, whole))
         for _ in range(2):
             drawn = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in weights]
             for masks in (drawn, [~mask for mask in drawn]):
@@ -136,11 +138,24 @@ def _originals(backbone: nn.Module, layout: WeightLayout) -> Iterator[tuple[str,
             yield f"{name}.{own}", value
 
 
-def random_like(example: Tensor, generator: torch.Generator) -> Tensor:
-    """A batch to try a network with: random where it holds real numbers, since zeros would hide a leak."""
+def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object] | None = None) -> Tensor:
+    """Return a batch to try a network with: random where it holds real numbers, since zeros would hide a leak.
+
+    Args:
+        example: a batch.
+        generator: source of randomness, on the CPU.
+        run: runs the network; where it does not take random numbers, as where real ones stand for categories, the
+            example itself is returned.
+    """
     if not example.is_floating_point():
         return example
-    return torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
+    drawn = torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
+    try:
+        if run is not None:
+            run(drawn)
+    except (RuntimeError, ValueError, IndexError):
+        return example
+    return drawn
 
 
 def leak_of(

@@ -23,6 +23,7 @@ class Signature:
         training: whether the network is in training mode.
         grad: whether gradients are recorded.
         autocast: whether mixed precision is on.
+        samples: how many samples show what there is to see, where two do not.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +32,7 @@ class Signature:
     training: bool
     grad: bool
     autocast: bool = False
+    samples: int = 2
 
     @classmethod
     def of(cls, x: Tensor, training: bool) -> Signature:
@@ -50,10 +52,12 @@ class Signature:
 
     def example(self, device: torch.device | None) -> Tensor:
         """A batch of zeros of this signature."""
-        return torch.zeros(1 if self.one else 2, *self.shape, dtype=getattr(torch, self.dtype), device=device)
+        return torch.zeros(
+            1 if self.one else self.samples, *self.shape, dtype=getattr(torch, self.dtype), device=device
+        )
 
     def __str__(self) -> str:
-        batch = "1" if self.one else "N"
+        batch = "1" if self.one else "N" if self.samples == 2 else f"N = {self.samples}"
         mode = "training" if self.training else "evaluation"
         size = ", ".join(map(str, (batch, *self.shape)))
         return f"inputs ({size}) of {self.dtype} in {mode} mode with{'' if self.grad else 'out'} gradients"

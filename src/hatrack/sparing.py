@@ -118,7 +118,8 @@ class SparingSwitch:
     @staticmethod
     def fits(module: nn.Module) -> bool:
         """Whether a module is one of torch's own dense layers, as torch made it."""
-        return type(module) is nn.Linear and "forward" not in vars(module)
+        own = isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed from others
+        return own and type(module) is nn.Linear and "forward" not in vars(module)
 
     def attach(self) -> None:
         """Put the switch in the place of the layer's forward."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from hatrack import functional
 from hatrack.attachment import mark
-from hatrack.errors import GuaranteeError, InputError
+from hatrack.compilers import keep_compilers_out
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.forgetting import forget_in_optimizer
 from hatrack.growth import Growth
 from hatrack.heads import linear_head
@@ -31,7 +33,9 @@ from hatrack.masks import (
 from hatrack.movement import StateOf
 from hatrack.norm import copy_of_norm
 from hatrack.poison import find_leak_of_weights
+from hatrack.signatures import Signature
 from hatrack.undo import all_or_nothing, attaches_or_not
+from hatrack.units import stray_parameters
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
 
@@ -100,6 +104,8 @@ class WeightMaskedNetwork(HoldingWeights):
         super().__init__(backbone, example_input, growth, FreeWeights() if conditioning is None else conditioning)
         self.source = Embedding() if source is None else source
         self.unmasked = unmasked
+        self._seen: set[tuple[Signature, int]] = set()
+        keep_compilers_out(WeightMaskedNetwork._admit)
         self._progress = 1.0
         self._unpacked: tuple[Tensor, int, list[Tensor]] | None = None
         self._free: list[Tensor] | None = None  # where no task uses a weight, as numbers; made when one is trained
@@ -218,6 +224,30 @@ class WeightMaskedNetwork(HoldingWeights):
         return () if state is None or not self.source.bounded else tuple(state.choice)
 
     # --------------------------------------------------------------------------------------------------------- use
+
+    def _admit(self, x: Tensor) -> None:
+        """Look whether a call of a new kind reaches weights past their masks, as layers in a plain list do."""
+        if not isinstance(x, Tensor) or not x.dim() or not len(x):
+            return
+        key = (Signature.of(x, self.training), len(x))
+        if key in self._seen:
+            return
+        probe = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+        copies, norms = probe._copies()
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            backbone = probe._twin([weight.detach() for weight in self._weights()], copies, norms)
+            try:
+                strays = stray_parameters(backbone, x.detach())
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                return  # the call itself says what is wrong
+        if strays:
+            names = {id(parameter): name for name, parameter in self.backbone.named_parameters()}
+            named = ", ".join(dict.fromkeys(names.get(id(stray), "a layer of no name") for stray in strays))
+            raise UnsupportedError(
+                f"{key[0]} cannot be used: {named} would be reached past the masks, in a way that torch does not know "
+                "of, as in a plain list of layers (use torch.nn.ModuleList)"
+            )
+        self._seen.add(key)
 
     def _features(self, x: Tensor, state: WeightTask) -> Tensor:
         backbone = self._twin(self._passed(state), *self._copies_of(state))

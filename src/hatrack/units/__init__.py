@@ -3,6 +3,7 @@
 from hatrack.units.analysis import analyze, follow, resolve, why_not_extended
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph, warn_of_collapse
 from hatrack.units.rules import rule, same_on_every_path, shared_layer, unit_by_unit
+from hatrack.units.run import path_of, stray_parameters
 from hatrack.units.trace import Call, Rule, Trace
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     "UnitGraph",
     "analyze",
     "follow",
+    "path_of",
     "resolve",
     "rule",
     "same_on_every_path",
     "shared_layer",
+    "stray_parameters",
     "unit_by_unit",
     "warn_of_collapse",
     "why_not_extended",

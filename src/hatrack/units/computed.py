@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -42,6 +43,8 @@ def origins(module: nn.Module, name: str, sides: Sides) -> Iterator[tuple[nn.Par
             yield parameter, reaching or (torch.tensor(UNGATED),)
     else:
         for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+                yield getattr(module, f"{name}_orig"), sides  # times a constant mask, entry by entry
             if isinstance(hook, WeightNorm) and hook.name == name:
                 reaching = _slices(sides, value, hook.dim)
                 yield getattr(module, f"{name}_g"), reaching
@@ -49,7 +52,9 @@ def origins(module: nn.Module, name: str, sides: Sides) -> Iterator[tuple[nn.Par
 
 
 def why_it_moves(module: nn.Module) -> str | None:
-    """Why a layer changes by being run in training mode, whatever protects its parameters; None if it does not."""
+    """Say why a layer changes by being run, whatever protects its parameters; None if it does not."""
+    if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "max_norm rescales entries while they are looked up, so they could not be protected; leave it out"
     hooks = module._forward_pre_hooks.values()
     spectral = isinstance(module, parametrizations._SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
     if not spectral:

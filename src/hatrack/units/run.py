@@ -20,7 +20,7 @@ from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
 
-__all__ = ["labelled_run"]
+__all__ = ["labelled_run", "path_of", "stray_parameters"]
 
 _CONSTANTS = frozenset(CONSTANTS)
 
@@ -79,6 +79,57 @@ def labelled_run(
     if witness.refusal is not None:
         raise witness.refusal
     return output
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes which functions are called, and with which parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.calls: list[tuple[str, ...]] = []
+        self.others: list[nn.Parameter] = []  # parameters that are not the model's
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _function_name(func)
+        if name.rpartition(".")[2] not in _FACTS:
+            used = [value for value in _tensors((args, kwargs)) if isinstance(value, nn.Parameter)]
+            self.others += [parameter for parameter in used if id(parameter) not in self._parameters]
+            self.calls.append((name, *(self._parameters.get(id(parameter), "?") for parameter in used)))
+        return func(*args, **kwargs)
+
+
+def path_of(model: nn.Module, x: Tensor, training: bool) -> list[tuple[str, ...]]:
+    """Return the functions that a network calls for an input, each with the parameters that it is given.
+
+    Args:
+        model: the network, which is run as it is: a copy, where that may leave traces.
+        x: a batch.
+        training: whether to run it in training mode.
+    """
+    model.train(training)
+    recorder = _Recorder(model)
+    with recorder:
+        model(x)
+    return recorder.calls
+
+
+def stray_parameters(model: nn.Module, x: Tensor) -> list[nn.Parameter]:
+    """Return parameters that a network computes with although they are not its own, as torch knows it.
+
+    Such as those of layers that it keeps in a plain list.
+
+    Args:
+        model: the network, which is run as it is.
+        x: a batch.
+    """
+    recorder = _Recorder(model)
+    with recorder:
+        model(x)
+    return recorder.others
 
 
 class _LabelledRun(TorchFunctionMode):
