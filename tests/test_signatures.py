@@ -234,6 +234,35 @@ def test_rows_that_the_example_does_not_choose_are_protected_like_those_that_it_
         assert not net.protected()["backbone.table"].all(), "whole rows are frozen, though tasks use some units"
 
 
+class Choosing(nn.Module):
+    """Makes the same calls in every mode, but hands on another of two values, or reduces along another axis."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.a, self.b, self.by = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), by
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if self.by == "axis":
+            return torch.relu(self.b(h.softmax(1 if self.training else 2))).mean(1)
+        mixed = h.softmax(2)
+        return torch.relu(self.b(h if self.training else mixed)).mean(1)
+
+
+@pytest.mark.parametrize("by", ["axis", "value"])
+def test_modes_that_make_the_same_calls_with_other_things(by: str) -> None:
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match="mixes several units"):
+            HATNetwork(Choosing(by), torch.zeros(2, 4, 6))
+    few, many = (
+        units.path_of(Choosing(by), torch.zeros(2, 4, 6), training=True),
+        units.path_of(Choosing(by), torch.zeros(2, 4, 6), training=False),
+    )
+    assert few.is_same(few)
+    assert not few.is_same(many)
+    assert few.is_same(units.path_of(Choosing(by), torch.zeros(9, 4, 6), training=True))
+
+
 @pytest.mark.parametrize("from_", [3, 17])
 def test_what_a_number_of_samples_shows_is_refused_at_the_first_such_call(from_: int) -> None:
     torch.manual_seed(0)

@@ -22,10 +22,13 @@ from hatrack.poison import find_leak
 from hatrack.signatures import Signature
 from hatrack.tasks import UnitTask
 from hatrack.undo import all_or_nothing
-from hatrack.units import Rule, Trace, UnitGraph, follow, path_of, resolve, why_not_extended
+from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve, why_not_extended
 from hatrack.widening import widen
 
 __all__ = ["GatedNetwork"]
+
+_NO_RUN = (RuntimeError, ValueError, IndexError, TypeError)
+"""What networks raise that do not run on an input."""
 
 
 class GatedNetwork(GrowingNetwork[UnitTask]):
@@ -81,14 +84,16 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         several = torch.cat([example, example]) if len(example) == 1 else example
         found = self._see(Trace(), example, training=False, grad=False)
         seen = {_signature(example, training=False, grad=False)}
+        usual = self._path(example, training=False, grad=False)
         for x in (several, example[:1]):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
                 signature = _signature(x, training, grad)
                 if signature in seen:
                     continue
                 try:
-                    found = self._see(found, x, training, grad)
-                except InputError:
+                    if not self._path(x, training, grad).is_same(usual):
+                        found = self._see(found, x, training, grad)
+                except (InputError, *_NO_RUN):
                     continue  # such as a batch norm that would see a single sample
                 except UnsupportedError:
                     if not training:
@@ -122,8 +127,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             for training, grad in ((False, False), (True, True)):
                 self._admit_as(_signature(x, training, grad), x)
                 if len(x) > 2:
-                    with torch.set_grad_enabled(grad):
-                        self._admit_number(_signature(x, training, grad), x)
+                    self._admit_number(_signature(x, training, grad), x)
 
     def _admit(self, x: Tensor) -> None:
         """Look at a call of a new signature, or with a new number of samples, before it is answered."""
@@ -138,23 +142,26 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
     def _admit_number(self, signature: Signature, x: Tensor) -> None:
         """Look whether so many samples take the path of two, and follow that which they take where it is another."""
         try:
-            few, many = (self._path(part, signature.training) for part in (x[:2], x))
-        except (RuntimeError, ValueError, IndexError, TypeError):
+            few, many = (self._path(part, signature.training, signature.grad) for part in (x[:2], x))
+        except _NO_RUN:
             return  # the call itself says what is wrong
-        if few != many:
+        if not few.is_same(many):
             self._admit_as(signature, x, whole=True)
         self._numbers.add((signature, len(x)))
 
-    def _path(self, x: Tensor, training: bool) -> list[tuple[str, ...]]:
+    def _path(self, x: Tensor, training: bool, grad: bool) -> Path:
         scratch = scratch_of(self.backbone)
         strip_gates(scratch)
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad):
             return path_of(scratch, x.detach(), training)
 
     @all_or_nothing()
     def _admit_as(self, signature: Signature, x: Tensor, whole: bool = False) -> None:
         sample = (x if whole else x[:2]).detach().to(self._none().device)
         kind, signature = signature, replace(signature, samples=len(x)) if whole else signature
+        if not whole and self._goes_a_known_way(signature, sample):
+            self._known.add(kind)
+            return
         try:
             found = self._see(self._trace, sample, signature.training, signature.grad)
         except InputError:
@@ -171,6 +178,18 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         if whole or (signature.shape, signature.dtype, signature.one) not in shapes:
             self._require_no_leak(signature, sample)
         self._known.add(kind)
+
+    def _goes_a_known_way(self, signature: Signature, sample: Tensor) -> bool:
+        """Whether a call in another mode, or of one sample, takes the path of a known one of the same shape."""
+        for known in self._known:
+            if (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast):
+                others = sample[:1] if known.one else torch.cat([sample, sample])[:2]
+                try:
+                    path = self._path(sample, signature.training, signature.grad)
+                    return path.is_same(self._path(others, known.training, known.grad))
+                except _NO_RUN:
+                    return False
+        return False
 
     def _extend(self, signature: Signature, found: Trace, graph: UnitGraph) -> None:
         """Go by what a further signature shows, if masks of tasks there are still fit."""
@@ -197,7 +216,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
     def _require_no_leak(self, signature: Signature, sample: Tensor) -> None:
         backbone, attachment = copy.deepcopy((self.backbone, self._attachment))
         with torch.inference_mode(False):
-            leak = find_leak(attachment, self._graph, backbone, sample)
+            leak = find_leak(attachment, self._graph, backbone, sample, pairs=1)
         if leak is not None:
             raise UnsupportedError(
                 f"{signature} cannot be used: free entries of {leak} change the outputs of a task that does not use "

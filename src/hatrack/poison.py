@@ -45,7 +45,9 @@ def poisoned(entries: dict[Tensor, Tensor], generator: torch.Generator) -> Itera
 
 
 @torch.no_grad()
-def find_leak(attachment: Attachment, graph: UnitGraph, backbone: nn.Module, example: Tensor) -> str | None:
+def find_leak(
+    attachment: Attachment, graph: UnitGraph, backbone: nn.Module, example: Tensor, pairs: int = 2
+) -> str | None:
     """Try the gates of a network that was just attached: under random masks, poison all that a mask leaves free.
 
     Two masks and their complements are tried, since on a narrow network a single one may say little.
@@ -55,6 +57,7 @@ def find_leak(attachment: Attachment, graph: UnitGraph, backbone: nn.Module, exa
         graph: the units of the backbone.
         backbone: the network, which is left as it was.
         example: a batch; floating-point values are replaced by random ones, since zeros would hide a leak.
+        pairs: how many masks to try, each with its complement.
 
     Returns:
         The names of the parameters whose free entries changed a feature, or None when all is well.
@@ -64,7 +67,7 @@ def find_leak(attachment: Attachment, graph: UnitGraph, backbone: nn.Module, exa
     with evaluation_mode(backbone):
         on = torch.ones(graph.num_units, dtype=torch.bool, device=example.device)
         example = random_like(example, generator, lambda x: attachment.run(backbone, x, on, norms))
-        for _ in range(2):
+        for _ in range(pairs):
             mask = (torch.rand(graph.num_units, generator=generator) < 0.5).to(example.device)
             for used in (mask, ~mask):
 

@@ -2,14 +2,15 @@
 
 from hatrack.units.analysis import analyze, follow, resolve, why_not_extended
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph, warn_of_collapse
+from hatrack.units.paths import Path, path_of, stray_parameters
 from hatrack.units.rules import rule, same_on_every_path, shared_layer, unit_by_unit
-from hatrack.units.run import path_of, stray_parameters
 from hatrack.units.trace import Call, Rule, Trace
 
 __all__ = [
     "Call",
     "Group",
     "ParameterUse",
+    "Path",
     "Reader",
     "Role",
     "Rule",

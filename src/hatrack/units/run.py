@@ -20,18 +20,18 @@ from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
 
-__all__ = ["labelled_run", "path_of", "stray_parameters"]
+__all__ = ["FACTS", "function_name", "labelled_run", "tensors_in"]
 
 _CONSTANTS = frozenset(CONSTANTS)
 
-# What a tensor is, as opposed to what is in it: asking for these says nothing about units.
-_FACTS = frozenset(
+FACTS = frozenset(
     [
         *("size", "dim", "shape", "dtype", "device", "ndim", "numel", "nelement", "stride", "layout", "is_cuda"),
         *("is_leaf", "is_contiguous", "is_floating_point", "is_complex", "requires_grad", "__len__", "get_device"),
         *("element_size", "is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize", "_version"),
     ]
 )
+"""What a tensor is, as opposed to what is in it: asking for these says nothing about units."""
 
 
 # What reads values into Python, or into a shape: what is computed then depends on them.
@@ -81,57 +81,6 @@ def labelled_run(
     return output
 
 
-class _Recorder(TorchFunctionMode):
-    """Notes which functions are called, and with which parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.calls: list[tuple[str, ...]] = []
-        self.others: list[nn.Parameter] = []  # parameters that are not the model's
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = _function_name(func)
-        if name.rpartition(".")[2] not in _FACTS:
-            used = [value for value in _tensors((args, kwargs)) if isinstance(value, nn.Parameter)]
-            self.others += [parameter for parameter in used if id(parameter) not in self._parameters]
-            self.calls.append((name, *(self._parameters.get(id(parameter), "?") for parameter in used)))
-        return func(*args, **kwargs)
-
-
-def path_of(model: nn.Module, x: Tensor, training: bool) -> list[tuple[str, ...]]:
-    """Return the functions that a network calls for an input, each with the parameters that it is given.
-
-    Args:
-        model: the network, which is run as it is: a copy, where that may leave traces.
-        x: a batch.
-        training: whether to run it in training mode.
-    """
-    model.train(training)
-    recorder = _Recorder(model)
-    with recorder:
-        model(x)
-    return recorder.calls
-
-
-def stray_parameters(model: nn.Module, x: Tensor) -> list[nn.Parameter]:
-    """Return parameters that a network computes with although they are not its own, as torch knows it.
-
-    Such as those of layers that it keeps in a plain list.
-
-    Args:
-        model: the network, which is run as it is.
-        x: a batch.
-    """
-    recorder = _Recorder(model)
-    with recorder:
-        model(x)
-    return recorder.others
-
-
 class _LabelledRun(TorchFunctionMode):
     """Sees every function call of the model, and every call of a module that has a rule of its own."""
 
@@ -151,7 +100,7 @@ class _LabelledRun(TorchFunctionMode):
 
     def follow_values_of(self, value: Any) -> None:
         """Remember that tensors have other values for other inputs."""
-        self._variable.update({id(tensor): tensor for tensor in _tensors(value)})
+        self._variable.update({id(tensor): tensor for tensor in tensors_in(value)})
 
     def _is_variable(self, value: Tensor) -> bool:
         known = id(value) in self._variable or id(value) in self._parameters
@@ -159,11 +108,11 @@ class _LabelledRun(TorchFunctionMode):
 
     def _require_one_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse what reads values, outside of modules that are vouched for."""
-        own = _function_name(func).rpartition(".")[2]
-        tensors = list(_tensors((args, kwargs)))
+        own = function_name(func).rpartition(".")[2]
+        tensors = list(tensors_in((args, kwargs)))
         reads = own in _READS_VALUES or (own == "where" and len(args) + len(kwargs) == 1)
         if own == "__getitem__" and len(args) > 1:
-            tensors = [index for index in _tensors(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
+            tensors = [index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
             reads = bool(tensors)
         if not reads or not any(map(self._is_variable, tensors)):
             return
@@ -171,7 +120,7 @@ class _LabelledRun(TorchFunctionMode):
             return
         name, module = self._inside[-1] if self._inside else ("", self._model)
         target = repr(name) if name else type(module).__name__
-        call = Call(func, _function_name(func), args, kwargs, None)
+        call = Call(func, function_name(func), args, kwargs, None)
         remedy = f"rules={{{target}: hatrack.units.same_on_every_path()}}"
         raise self._trace.refuse(call, f"{PATH_OF_VALUES}{remedy}")
 
@@ -230,9 +179,9 @@ class _LabelledRun(TorchFunctionMode):
             output = func(*args, **kwargs)
             if not self._depth:
                 self._follow(func, args, kwargs, output)
-                if func not in _CONSTANTS and any(map(self._is_variable, _tensors((args, kwargs)))):
+                if func not in _CONSTANTS and any(map(self._is_variable, tensors_in((args, kwargs)))):
                     self.follow_values_of(output)
-                for value in _tensors(output):
+                for value in tensors_in(output):
                     if self._trace.is_gated(value):
                         self._trace.sources.remember(value, sources, cleared)
         finally:
@@ -242,7 +191,7 @@ class _LabelledRun(TorchFunctionMode):
     def _sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[Argument] | None:
         """The arguments of modules that a result will come from, or None: to be asked before a change in place."""
         found: set[Argument] = set()
-        for value in _tensors((args, kwargs)):
+        for value in tensors_in((args, kwargs)):
             if isinstance(value, nn.Parameter):
                 return None
             if self._trace.is_gated(value):
@@ -253,15 +202,15 @@ class _LabelledRun(TorchFunctionMode):
         return frozenset(found)
 
     def _are_cleared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        values = (value for value in _tensors((args, kwargs)) if value.is_floating_point())  # others are indices
+        values = (value for value in tensors_in((args, kwargs)) if value.is_floating_point())  # others are indices
         return all(self._trace.sources.is_cleared(value) for value in values)
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name = _function_name(func)
-        if name.rpartition(".")[2] in _FACTS:
+        name = function_name(func)
+        if name.rpartition(".")[2] in FACTS:
             return
         call = Call(func, name, args, kwargs, output)
-        inputs = list(_tensors((args, kwargs)))
+        inputs = list(tensors_in((args, kwargs)))
         parameters = [value for value in inputs if id(value) in self._parameters]
         for value in parameters:
             if not takes_parameters(func):
@@ -283,7 +232,7 @@ class _LabelledRun(TorchFunctionMode):
         if own not in ("__getitem__", "index_select", "gather", "take_along_dim") or not args:
             return
         value, *rest = args
-        index = [i for i in _tensors((rest, kwargs)) if not i.is_floating_point() and i.dtype != torch.bool]
+        index = [i for i in tensors_in((rest, kwargs)) if not i.is_floating_point() and i.dtype != torch.bool]
         if not isinstance(value, Tensor) or not self._trace.is_gated(value) or not any(map(self._is_variable, index)):
             return
         axes = range(value.dim() - 1)  # more than needed, where a table is looked up in several ways at once
@@ -327,7 +276,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in _tensors((args, kwargs)))
+        unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in tensors_in((args, kwargs)))
         if unseen and self.refusal is None:  # raised when the run is over: not every caller lets exceptions through
             call = Call(func, str(func), args, kwargs, None)
             reason = "it was computed where no function of torch was called from Python, as scripted functions do"
@@ -350,16 +299,18 @@ class _ModuleAnnouncement:
         self._run.leave_module(Call(module, self._name, args, kwargs, output), self._rule)
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and dictionaries."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):
         for branch in tree:
-            yield from _tensors(branch)
+            yield from tensors_in(branch)
     elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+        yield from tensors_in(list(tree.values()))
 
 
-def _function_name(function: Any) -> str:
+def function_name(function: Any) -> str:
+    """Return the name of a function that torch can intercept."""
     name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
     return name.removesuffix(".__get__")
