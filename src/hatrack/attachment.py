@@ -23,11 +23,11 @@ _ATTACHED = "_hatrack_attached"
 """Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds a :class:`_Mark`."""
 
 _SWITCHES = (TaskNormSwitch, SparingSwitch)
-"""What stands in for the forward of single modules."""
+"""Objects that stand in for the forward of single modules."""
 
 
 class _Mark:
-    """What a backbone knows of the network that it is inside of.
+    """Reference of a backbone to the network that it is inside of.
 
     Args:
         kind: the network's class.
@@ -41,7 +41,7 @@ class _Mark:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the network is known to be gone."""
+        """Return whether the network is known to be gone."""
         return self._owner is not None and self._owner() is None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:

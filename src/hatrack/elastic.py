@@ -38,7 +38,7 @@ class ElasticNetwork(GrowingWeights):
         self.register_module("tether", Tether(self._named()) if isinstance(conditioning, ElasticWeights) else None)
 
     def penalty(self) -> Tensor:
-        """What it costs elastic weights to leave where they were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
+        """Return the cost of leaving where elastic weights were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
 
         A scalar; 0 with other conditionings, and before :meth:`tie` was called.
         """

@@ -94,7 +94,7 @@ class ExtractableNetwork(GatedNetwork):
         return results
 
     def _source(self, task: str, example: Tensor | None = None) -> Source:
-        """What a task's own network is made of."""
+        """Return what a task's own network is made of."""
         self._require_attached()
         state = self._state(task)
         if not state.consolidated:
@@ -140,7 +140,7 @@ class ExtractableNetwork(GatedNetwork):
         return features[:, on[self._graph.features().units.to(on.device)]]
 
     def _mixes_samples(self) -> bool:
-        """Whether samples of several tasks may go through the backbone together; tried out once."""
+        """Return whether samples of several tasks may go through the backbone together; tried out once."""
         if self._mixing is None or self._mixing[0] is not self._attachment:
             try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
             mixes = try_out(self._attachment, self.backbone, self._graph.num_units, self._example())

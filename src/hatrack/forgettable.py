@@ -1,4 +1,4 @@
-"""What can be done with tasks after their training: forgetting them, knowing them again, and planning for more."""
+"""Unlearning tasks, recognising them, and planning for more."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
 
     @abc.abstractmethod
     def _sizes(self) -> Mapping[str, int]:
-        """How many of what :meth:`masks` are about there are, by its names."""
+        """Return how many of what :meth:`masks` are about there are, by its names."""
 
     @all_or_nothing(lambda net: [*net.backbone.parameters(), *net.backbone.buffers(), *net.buffers()])
     def forget(self, name: str, *, generator: torch.Generator | None = None) -> Forgotten:
@@ -136,5 +136,5 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
         self._digests = self._take_digests()
 
     def plan(self) -> Plan:
-        """How much room is left, per group of units (or per masked parameter), and roughly for how many more tasks."""
+        """Return the room left per group of units (or masked parameter), and roughly for how many more tasks."""
         return make_plan(self._sizes(), [self.masks(state.name) for state in self._consolidated_states()])

@@ -17,7 +17,7 @@ __all__ = ["Forgotten", "Initialization", "entries_to_erase", "forget_in_optimiz
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What became of a task that was forgotten.
+    """Report on a task that was forgotten.
 
     Attributes:
         task: its name.
@@ -40,7 +40,7 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class Initialization:
-    """How a backbone's parameters were spread when it was given, from which erased entries are drawn anew.
+    """Spread of a backbone's parameters when it was given, from which erased entries are drawn anew.
 
     The initial values themselves are not kept: of a backbone that was trained beforehand, erased entries do not come
     back.

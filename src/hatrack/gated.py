@@ -28,7 +28,7 @@ from hatrack.widening import widen
 __all__ = ["GatedNetwork"]
 
 _NO_RUN = (RuntimeError, ValueError, IndexError, TypeError)
-"""What networks raise that do not run on an input."""
+"""Exceptions of networks that do not run on an input."""
 
 
 class GatedNetwork(GrowingNetwork[UnitTask]):
@@ -180,7 +180,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         self._known.add(kind)
 
     def _goes_a_known_way(self, signature: Signature, sample: Tensor) -> bool:
-        """Whether a call in another mode, or of one sample, takes the path of a known one of the same shape."""
+        """Return whether a call in another mode, or of one sample, takes the path of a known one of the same shape."""
         for known in self._known:
             if (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast):
                 others = sample[:1] if known.one else torch.cat([sample, sample])[:2]
@@ -269,7 +269,7 @@ def _signature(x: Tensor, training: bool, grad: bool) -> Signature:
 
 
 def _is_same(one: UnitGraph, other: UnitGraph) -> bool:
-    """Whether two graphs are about the same units, read in the same places, with the same uses of parameters."""
+    """Return whether two graphs are about the same units, read in the same places, with the same uses of parameters."""
     if one.groups != other.groups or one.roles != other.roles or len(one.readers) != len(other.readers):
         return False
     for reader, its in zip(one.readers, other.readers, strict=True):

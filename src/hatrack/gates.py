@@ -50,7 +50,7 @@ def groups_switched_off(embedding: Tensor, groups: Sequence[Group]) -> list[str]
 
 
 def initial_embedding(start: Tensor | Distribution, num_units: int, generator: torch.Generator | None = None) -> Tensor:
-    """What a task's embedding starts as.
+    """Return what a task's embedding starts as.
 
     Args:
         start: the embedding itself, or a distribution of single numbers.
@@ -84,7 +84,7 @@ _Outer = tuple[Tensor | None, Tensor | None, dict[str, nn.Module] | None]
 
 
 class ActiveTask(threading.local):
-    """What the gates and norms of one network do during the forward pass that is under way.
+    """State of the gates and norms of one network during the forward pass that is under way.
 
     Every thread has its own, so that several of them can ask one network about different tasks at the same time.
 

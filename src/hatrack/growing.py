@@ -1,4 +1,4 @@
-"""What lets a network of masks be widened in place, between tasks."""
+"""Widening of a network of masks in place, between tasks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
 
     @abc.abstractmethod
     def _room(self, graph: UnitGraph) -> tuple[Mapping[str, float], Mapping[str, int]]:
-        """How many units of every group are free, which need not be a whole number, and how many there were at first.
+        """Return the free units of every group, which need not be a whole number, and how many there were at first.
 
         Groups whose room nobody knows are left out.
         """

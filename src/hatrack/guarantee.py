@@ -1,4 +1,4 @@
-"""What consolidated tasks rely on: an immutable plan of all that must not move, and digests that show it has not."""
+"""Protection plan: an immutable record of all that must not move, and digests that show it has not."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Guarantee:
 
 
 def attention_on_parameters(graph: UnitGraph, backbone: nn.Module, masks: Sequence[Tensor]) -> dict[str, Tensor]:
-    """How much every entry of a backbone's parameters is relied on, by masks of units.
+    """Return how much every entry of a backbone's parameters is relied on, by masks of units.
 
     Args:
         graph: the units of the backbone.

@@ -30,7 +30,7 @@ _ELEMENTWISE = tuple(
 
 
 def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
-    """Whether a zero gradient is a zero change, bit for bit: SGD without momentum, weight decay or ascent."""
+    """Return whether a zero gradient is a zero change, bit for bit: SGD without momentum, weight decay or ascent."""
     return type(optimizer) is torch.optim.SGD and all(
         group["momentum"] == 0 and group["weight_decay"] == 0 and not group["maximize"]
         for group in optimizer.param_groups
@@ -38,7 +38,7 @@ def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
 
 
 class _Found(NamedTuple):
-    """What an optimizer holds of consolidated tasks.
+    """Parameters of consolidated tasks that an optimizer has.
 
     Attributes:
         guarantee: what must not move, for which this was looked up.
@@ -101,7 +101,7 @@ class OptimizerGuard:
 
     @property
     def moment(self) -> str:
-        """What happened last, for messages."""
+        """Return what happened last, for messages."""
         return self._moment
 
     def forget_unfinished(self, moment: str) -> None:
@@ -115,7 +115,7 @@ class OptimizerGuard:
 
     @property
     def is_stepping(self) -> bool:
-        """Whether a step is under way, in whichever thread, or was left by an error."""
+        """Return whether a step is under way, in whichever thread, or was left by an error."""
         return bool(self._stepping)
 
     def protect(self, optimizer: Optimizer) -> None:
@@ -160,7 +160,7 @@ class OptimizerGuard:
             self._damp(found, scale_gradients=not restored)
 
     def _found_in(self, optimizer: Optimizer) -> _Found:
-        """What an optimizer holds of consolidated tasks, as one carried over from task to task does.
+        """Return what an optimizer holds of consolidated tasks, as one carried over from task to task does.
 
         Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
         """
@@ -220,21 +220,21 @@ class OptimizerGuard:
 
 
 def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether held entries are put back after this step; with a closure gradients come too late to be conditioned."""
+    """Return whether frozen entries are put back after this step; closures make gradients too late to condition."""
     trusted = _alone(optimizer) and keeps_entries_without_gradient(optimizer)
     return _has_closure(args, kwargs) or not trusted
 
 
 def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a step surely leaves alone a parameter that has no gradient when it begins."""
+    """Return whether a step surely leaves alone a parameter that has no gradient when it begins."""
     return _alone(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
 
 
 def _alone(optimizer: Optimizer) -> bool:
-    """Whether gradients are, during a step and just after it, what the guard left: nobody else has hooks there."""
+    """Return whether nobody else has hooks around steps, so that gradients are what the guard left."""
     return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a step was called with a closure; torch counts the optimizer itself as a hook's first argument."""
+    """Return whether a step was called with a closure; torch counts the optimizer itself as a hook's first argument."""
     return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None

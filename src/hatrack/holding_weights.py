@@ -1,4 +1,4 @@
-"""What the tasks of a network of masked weights hold of it, how much that is, and how a task is taken out."""
+"""Weights that tasks use and share in a network of masked weights, and tasks taken out of it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __all__ = ["IncrementalAccuracy", "Inferred", "InferringNetwork", "measure_infer
 
 @dataclass(frozen=True)
 class Inferred:
-    """What a network says to samples whose task nobody named.
+    """Answers of a network to samples whose task nobody named.
 
     Attributes:
         tasks: names of the tasks that were asked.

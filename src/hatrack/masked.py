@@ -1,4 +1,4 @@
-"""What every network has in common that masks for its tasks and keeps what they rely on, bit by bit."""
+"""Base of the networks that mask for their tasks and keep what these rely on, bit by bit."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
     @abc.abstractmethod
     def regularization(self) -> Tensor:
-        """What keeps the mask in training small, a scalar to be added to the loss times a strength."""
+        """Return what keeps the mask in training small, a scalar to be added to the loss times a strength."""
 
     @abc.abstractmethod
     def masks(self, task: str) -> dict[str, Tensor]:
-        """What a task uses, by name; for a task in training, what consolidating it now would give."""
+        """Return what a task uses, by name; for a task in training, what consolidating it now would give."""
 
     @abc.abstractmethod
     def capacity(self) -> Capacity:
@@ -116,7 +116,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
     @abc.abstractmethod
     def _attention_on_parameters(self) -> Mapping[str, Tensor]:
-        """How much consolidated tasks rely on every entry of the backbone's parameters, by ``backbone.`` and name.
+        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
 
         Booleans, or numbers in [0, 1], of the parameter's shape; what is left out is held by nobody.
         """
@@ -142,11 +142,11 @@ class MaskedNetwork(InferringNetwork[StateT]):
         return ()
 
     def _dampers(self) -> Mapping[str, Damper]:
-        """What scales the steps of parameters that consolidated tasks hold in part, by ``backbone.`` and name."""
+        """Return what scales steps of parameters that are frozen in part, by ``backbone.`` and name."""
         return {}
 
     def _rates(self) -> Tensor:
-        """What dampers go by at present, a number per unit and a last one; empty where there are no dampers."""
+        """Return what dampers go by at present, a number per unit and a last one; empty where there are no dampers."""
         return torch.empty(0)
 
     # ---------------------------------------------------------------------------------------------------- training
@@ -421,7 +421,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         return any(state.consolidated for state in states)
 
     def _is_as_it_must_be(self, states: Sequence[StateT]) -> bool:
-        """Whether tasks may be asked of the network itself; puts back what has moved where that does no harm."""
+        """Return whether tasks may be asked of the network itself; puts back what has moved where that does no harm."""
         if not self._relies_on_frozen(states):
             return True
         count = self._guard.count
@@ -612,7 +612,7 @@ def _answer_mixed(x: Tensor, task_of: Tensor, net: MaskedNetwork[StateT], states
 
 
 def _is_transformed() -> bool:
-    """Whether torch only follows the computation, or runs it with other parameters, as in exporting."""
+    """Return whether torch only follows the computation, or runs it with other parameters, as in exporting."""
     return torch.compiler.is_compiling() or bool(
         torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active()
     )

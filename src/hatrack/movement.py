@@ -83,7 +83,7 @@ def get_buffers(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
 
 
 class StateOf:
-    """What a network's buffers and attributes are at this moment.
+    """Record of a network's buffers and attributes, to put them back.
 
     Args:
         module: the network.

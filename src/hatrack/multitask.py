@@ -73,7 +73,7 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
 
     @abc.abstractmethod
     def _features(self, x: Tensor, state: StateT) -> Tensor:
-        """What the backbone gives for a batch under a task's state, ``(N, F)``."""
+        """Return what the backbone gives for a batch under a task's state, ``(N, F)``."""
 
     # ------------------------------------------------------------------------------------------------------- tasks
 
@@ -188,7 +188,7 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
         return self._classify(features, state)
 
     def probe(self) -> dict[str, object] | None:
-        """What the last consolidated task says to a fixed input, by which a file recognises its network.
+        """Return what the last consolidated task says to a fixed input, by which a file recognises its network.
 
         Returns:
             The task's name, and its logits in evaluation mode as numbers; None before any task is consolidated.
@@ -200,7 +200,7 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
         return {"task": states[-1].name, "logits": logits.double().flatten().tolist()}
 
     def _answer(self, state: StateT, shape: Sequence[int]) -> Tensor:
-        """What a task says to a fixed input of some shape, in evaluation mode."""
+        """Return what a task says to a fixed input of some shape, in evaluation mode."""
         zeros = torch.zeros(shape, dtype=self._example_dtype, device=state.head.weight.device)
         with torch.no_grad(), evaluation_mode(self):  # as weights are at this moment
             try:

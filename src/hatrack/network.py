@@ -33,7 +33,7 @@ from hatrack.units import Role, Rule, warn_of_collapse
 __all__ = ["FORMAT", "HATNetwork"]
 
 FORMAT = "hatrack.HATNetwork"
-"""What saved networks call themselves."""
+"""Format that files of saved networks name."""
 
 
 class HATNetwork(HoldingNetwork):
@@ -257,7 +257,7 @@ class HATNetwork(HoldingNetwork):
         return functional.unweighted_regularization(attention, self.regularizer)
 
     def _free_units(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """How free units are for the task in training, ``(U,)``, and their sum: counted once per task."""
+        """Return how free units are for the task in training, ``(U,)``, and their sum: counted once per task."""
         known, free, total = self._free
         if known is not self._cumulative or free.dtype != dtype:
             free = 1.0 - self._cumulative.to(dtype)

@@ -18,7 +18,7 @@ __all__ = ["find_leak", "find_leak_of_weights", "leak_of", "poison_value", "pois
 
 
 def poison_value(dtype: torch.dtype) -> float:
-    """How large a poisonous entry is: 1e30 where the type can hold it, 1e3 in half precision."""
+    """Return how large a poisonous entry is: 1e30 where the type can hold it, 1e3 in half precision."""
     return 1e30 if torch.finfo(dtype).max > 1e30 else 1e3
 
 
@@ -132,7 +132,7 @@ def find_leak_of_weights(
 
 
 def _originals(backbone: nn.Module, layout: WeightLayout) -> Iterator[tuple[str, Tensor]]:
-    """What tasks have copies of."""
+    """Return what tasks have copies of."""
     for name in layout.copied:
         yield name, backbone.get_parameter(name)
     for name in layout.norms:

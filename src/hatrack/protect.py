@@ -17,7 +17,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def attention_on_entries(uses: Iterable[ParameterUse], attention: Tensor, shape: torch.Size) -> Tensor:
-    """How much the tasks so far rely on every entry of a parameter.
+    """Return how much the tasks so far rely on every entry of a parameter.
 
     The minimum over the ends of a use (Eq. 2 of the HAT paper), and the maximum over the uses of a shared parameter.
 
@@ -41,7 +41,7 @@ def attention_on_entries(uses: Iterable[ParameterUse], attention: Tensor, shape:
 
 @dataclass(frozen=True)
 class Shield:
-    """What keeps one parameter's protected entries as they are.
+    """Bits of one parameter's frozen entries, and what puts them back.
 
     Entries are selected by their bits: an ``and`` with 0 clears whatever is there, infinities and "not a number"
     included, and it runs at the speed of memory, three to five times faster than a boolean mask. All of it is a matter
@@ -90,7 +90,7 @@ class Shield:
         gradient.view(self.free_bits.dtype).bitwise_and_(self.free_bits)
 
     def has_moved(self, parameter: Tensor) -> bool:
-        """Whether a held entry has other bits than those that were saved."""
+        """Return whether a held entry has other bits than those that were saved."""
         return not torch.equal(parameter.detach().view(self.free_bits.dtype) & ~self.free_bits, self.saved_bits)
 
     def restored(self, parameter: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Shield:
 
 @dataclass(frozen=True)
 class Keepsake:
-    """What keeps a parameter as it is that is held whole: a copy.
+    """Backup of a fully frozen parameter.
 
     Attributes:
         saved: the parameter's values.
@@ -130,7 +130,7 @@ class Keepsake:
         return torch.ones_like(self.saved, dtype=torch.bool)
 
     def has_moved(self, parameter: Tensor) -> bool:
-        """Whether any bit differs from what was saved."""
+        """Return whether any bit differs from what was saved."""
         one, other = (value.detach().reshape(-1).contiguous() for value in (parameter, self.saved))
         return bool(one.numel()) and not torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
@@ -144,7 +144,7 @@ class Keepsake:
 
 
 def _by_rows(held: Tensor) -> Tensor:
-    """What broadcasts to ``held``: a number per row, if the entries of each row are alike; else itself."""
+    """Return what broadcasts to ``held``: a number per row, if the entries of each row are alike; else itself."""
     if held.dim() < 2 or not held.numel():
         return held
     first = held.flatten(1)[:, :1].view(-1, *(1,) * (held.dim() - 1))

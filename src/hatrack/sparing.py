@@ -21,7 +21,7 @@ ROWS_WORTH = 0.2
 """Share of a weight's rows that has to be held for smaller products to pay (measured; see benchmarks/results)."""
 
 ENTRIES_WORTH = 100_000
-"""How many entries a weight has to have, likewise: below, the layer's own gradient takes less time than choosing."""
+"""Number of entries that a weight has to have, likewise: below, the layer's own gradient takes less time than choosing."""
 
 BLOCK_WORTH = 0.35
 """Largest share of free rows and of free columns together with which two smaller products pay, likewise."""
@@ -55,7 +55,7 @@ class Wanted:
 
 
 def wanted_entries(held: Tensor) -> Wanted | None:
-    """What of a weight's gradient to compute.
+    """Return what of a weight's gradient to compute.
 
     Args:
         held: True where an entry must not move, ``(O, I)``.
@@ -117,7 +117,7 @@ class SparingSwitch:
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
-        """Whether a module is one of torch's own dense layers, as torch made it."""
+        """Return whether a module is one of torch's own dense layers, as torch made it."""
         own = isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed from others
         return own and type(module) is nn.Linear and "forward" not in vars(module)
 
@@ -130,11 +130,11 @@ class SparingSwitch:
         del vars(self._module)["forward"]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
-        """What the layer gives."""
+        """Return what the layer gives."""
         return self.forward_of(self._module, input)
 
     def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
-        """What the layer, or a twin of it with other parameters, gives."""
+        """Return what the layer, or a twin of it with other parameters, gives."""
         assert isinstance(module, nn.Linear)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self._name not in self._wanted:
             return nn.Linear.forward(module, input)

@@ -1,4 +1,4 @@
-"""What a network holds for one task: head, norms, and what decides on its mask."""
+"""State of one task: head, norms, and what decides on its mask."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class TaskState(nn.Module):
                 unexpected_keys.remove(prefix + name)
 
     def kept(self) -> list[Tensor]:
-        """What decides on the mask once that is fixed: tensors in ``state_dict`` that are no buffers."""
+        """Return what decides on the mask once that is fixed: tensors in ``state_dict`` that are no buffers."""
         return [getattr(self, name) for name in self._kept]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -129,7 +129,7 @@ class TaskState(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
-        """Whether the task is consolidated, as part of ``state_dict``."""
+        """Return whether the task is consolidated, as part of ``state_dict``."""
         return torch.tensor(self.consolidated)
 
     def set_extra_state(self, state: Any) -> None:
@@ -205,5 +205,5 @@ class UnitTask(TaskState):
 
 
 def packed_mask(mask: Tensor) -> Tensor:
-    """How a mask ``(U,)`` is kept: booleans as bits, numbers as they are."""
+    """Return how a mask ``(U,)`` is kept: booleans as bits, numbers as they are."""
     return pack(mask) if mask.dtype == torch.bool else mask.detach().clone()

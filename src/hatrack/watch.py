@@ -48,7 +48,7 @@ class Watch:
         return self._tensors
 
     def is_touched(self, tensor: Tensor) -> bool:
-        """Whether something has written to a tensor since it was last known to be right."""
+        """Return whether something has written to a tensor since it was last known to be right."""
         return self._stamps.get(id(tensor)) != stamp_of(tensor)
 
     def note(self, tensor: Tensor) -> None:

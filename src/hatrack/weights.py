@@ -40,7 +40,7 @@ from hatrack.units import stray_parameters
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
 
 WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
-"""What saved networks call themselves."""
+"""Format that files of saved networks name."""
 
 
 class WeightMaskedNetwork(HoldingWeights):
@@ -148,7 +148,7 @@ class WeightMaskedNetwork(HoldingWeights):
         state.train(self.training)
 
     def _copies(self) -> tuple[list[Tensor], dict[str, nn.Module]]:
-        """What has no mask, as the backbone has it."""
+        """Return what has no mask, as the backbone has it."""
         copies = [self.backbone.get_parameter(name).detach().clone() for name in self._layout.copied]
         return copies, {name: copy_of_norm(self.backbone.get_submodule(name)) for name in self._layout.norms}
 
@@ -167,7 +167,7 @@ class WeightMaskedNetwork(HoldingWeights):
         self._progress = progress
 
     def regularization(self) -> Tensor:
-        """What the source says that the masks in training cost, to be added to the loss times a strength.
+        """Return what the source says that the masks in training cost, to be added to the loss times a strength.
 
         Raises:
             InputError: no task is in training.
@@ -273,7 +273,7 @@ class WeightMaskedNetwork(HoldingWeights):
         return twin(self.backbone, values, standing_in)
 
     def _passed(self, state: WeightTask) -> list[Tensor]:
-        """What a task's masks let through of the weights."""
+        """Return what a task's masks let through of the weights."""
         trains = self.conditioning.trains_weights
         weights = [weight if trains else weight.detach() for weight in self._weights()]
         if state.is_settled or not self.training:

@@ -15,7 +15,7 @@ __all__ = ["WeightTask"]
 
 
 class WeightTask(TaskState):
-    """What belongs to one task: what it chooses weights by, then the mask alone, one bit per weight.
+    """State of one task: what it chooses weights by, then the mask alone, one bit per weight.
 
     Args:
         name: the task's name.
@@ -75,7 +75,7 @@ class WeightTask(TaskState):
 
     @staticmethod
     def packed_of(masks: Sequence[Tensor]) -> Tensor:
-        """What :attr:`packed` is for the masks of all weights."""
+        """Return what :attr:`packed` is for the masks of all weights."""
         return torch.cat([pack(mask) for mask in masks])
 
     def _drop_choice(self) -> None:

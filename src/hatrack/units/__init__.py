@@ -1,4 +1,4 @@
-"""How the units of a network are found: rules, the labelled run, and the graph that comes out of it."""
+"""Analysis of the units of a network: rules, the labelled run, and the graph that comes out of it."""
 
 from hatrack.units.analysis import analyze, follow, resolve, why_not_extended
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph, warn_of_collapse

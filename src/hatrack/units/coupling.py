@@ -167,11 +167,11 @@ class Coupling:
         return representative
 
     def is_across_any_but(self, labels: Tensor, axes: Collection[int]) -> bool:
-        """Whether some axis other than these, counted from the front, runs through several units of one layer."""
+        """Return whether an axis other than these (counted from the front) runs through several units of a layer."""
         return any(self.is_across(labels, axis) for axis in range(labels.dim()) if axis not in axes)
 
     def is_across(self, labels: Tensor, axis: int) -> bool:
-        """Whether an axis runs through several units of one layer, which coupling along it would make one.
+        """Return whether an axis runs through several units of one layer, which coupling along it would make one.
 
         Units of different layers, such as a class token's and the patches', may well be coupled: a sum does no more.
         """

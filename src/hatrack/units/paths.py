@@ -34,7 +34,7 @@ class Path:
     calls: tuple[tuple[str, tuple[str | int, ...], tuple[Any, ...]], ...]
 
     def is_same(self, other: Path) -> bool:
-        """Whether both make the same calls, with settings that are alike or in proportion to the number of samples.
+        """Return whether both make the same calls, with settings alike or in proportion to the number of samples.
 
         Flags are not compared: what dropout and norms do to units is the same in training.
         """
@@ -86,7 +86,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def _counts_batches(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether a call is a batch norm's count of batches, which it keeps in training alone."""
+    """Return whether a call is a batch norm's count of batches, which it keeps in training alone."""
     counter = args[0] if args else None
     return name.endswith(".add_") and isinstance(counter, Tensor) and not counter.dim() and counter.dtype == torch.int64
 

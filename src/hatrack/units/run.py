@@ -31,7 +31,7 @@ FACTS = frozenset(
         *("element_size", "is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize", "_version"),
     ]
 )
-"""What a tensor is, as opposed to what is in it: asking for these says nothing about units."""
+"""Questions about a tensor as opposed to what is in it; they say nothing about units."""
 
 
 # What reads values into Python, or into a shape: what is computed then depends on them.
@@ -126,7 +126,7 @@ class _LabelledRun(TorchFunctionMode):
 
     @property
     def is_following(self) -> bool:
-        """Whether what torch computes at this moment is part of a call that the run sees."""
+        """Return whether what torch computes at this moment is part of a call that the run sees."""
         return bool(self._depth or self._functions)
 
     @contextmanager

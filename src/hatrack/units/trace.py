@@ -1,4 +1,4 @@
-"""What a labelled run records: labels of values, who reads which units, and how parameters are used."""
+"""Record of a labelled run: labels of values, who reads which units, and how parameters are used."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Trace:
         return torch.full(value.shape, UNGATED) if known is None else self.coupling.roots(known[1])
 
     def is_gated(self, value: Tensor) -> bool:
-        """Whether any position of a value belongs to a unit, or was computed from units."""
+        """Return whether any position of a value belongs to a unit, or was computed from units."""
         return id(value) in self._values
 
     def remember(self, output: Any, labels: Labels, always: bool = False) -> None:

@@ -48,7 +48,7 @@ _ARITHMETIC = functions(
 )
 CONSTANTS = functions("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
 CONSTANTS += functions("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
-"""What takes nothing from a value but its shape."""
+"""Functions that take nothing from a value but its shape."""
 
 
 @rule(*_ACTIVATIONS, *_DROPOUTS, *COPIES)
@@ -98,7 +98,7 @@ def gated_linear_unit(trace: Trace, call: Call) -> Tensor:
 
 
 def _spreads(trace: Trace, one: Tensor, other: Tensor, shape: torch.Size) -> bool:
-    """Whether a unit of the one value is broadcast over several units of a layer in the other.
+    """Return whether a unit of the one value is broadcast over several units of a layer in the other.
 
     Coupling would then merge all of these into one; the unit that is spread is made always-on instead.
     """

@@ -76,7 +76,7 @@ def same_on_every_path() -> Rule:
 
 
 def takes_parameters(function: Any) -> bool:
-    """Whether the rule of a function deals with parameters itself, as weights; elsewhere their entries become units."""
+    """Return whether a function's rule treats parameters as weights; elsewhere their entries become units."""
     try:
         return function in _TAKING
     except TypeError:  # not hashable
@@ -105,7 +105,7 @@ class RuleBook:
         self._of_module = {id(modules[target]): own for target, own in given.items() if isinstance(target, str)}
 
     def vouches_for(self, name: str, module: nn.Module) -> bool:
-        """Whether the user says that a module does the same for all values, by its name, its type, or a base class."""
+        """Return whether the user vouches for a module, by its name, its type, or a base class."""
         by_name = self._of_module.get(id(module))
         kinds = [self._rules.get(kind) for kind in type(module).__mro__]
         return any(isinstance(rule, SamePath) for rule in (by_name, *kinds))
@@ -129,7 +129,7 @@ class RuleBook:
 
 
 def _does_something_else(module: nn.Module, kind: Any) -> bool:
-    """Whether a module derives from a layer of torch, but computes in a way of its own, which has to be followed.
+    """Return whether a module derives from a layer of torch, but computes in a way of its own.
 
     Batch norms are left to their rule: every task has a copy of all that is in them.
     """
