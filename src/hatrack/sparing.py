@@ -21,7 +21,7 @@ ROWS_WORTH = 0.2
 """Share of a weight's rows that has to be held for smaller products to pay (measured; see benchmarks/results)."""
 
 ENTRIES_WORTH = 100_000
-"""Number of entries that a weight has to have, likewise: below, the layer's own gradient takes less time than choosing."""
+"""Number of entries that a weight has to have, likewise: below, the whole gradient takes less time than choosing."""
 
 BLOCK_WORTH = 0.35
 """Largest share of free rows and of free columns together with which two smaller products pay, likewise."""
