@@ -6,14 +6,16 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
-from hatrack import HATNetwork, WeightMaskedNetwork
+from hatrack import GuaranteeError, HATNetwork, WeightMaskedNetwork
 from helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress
 
 Net = HATNetwork | WeightMaskedNetwork
@@ -186,6 +188,7 @@ def test_threads_ask_while_another_one_trains(kind: str, make: Any) -> None:
     done, differing, asked = threading.Event(), [0], [0]
 
     def ask() -> None:
+        torch.set_num_threads(1)  # which holds for the thread that calls it, in plain torch, too
         while not done.is_set():
             with torch.no_grad():
                 differing[0] += not torch.equal(net(x, "old"), promised)
@@ -280,3 +283,50 @@ def test_several_tasks_in_one_batch_and_extraction_see_no_change_either() -> Non
         with pytest.warns(UserWarning, match=CHANGED):
             assert torch.equal(net(x, names), mixed)
         assert torch.equal(net.extract("a", x)(x), alone)
+
+
+REPLACEMENTS: dict[str, Callable[[Net], object]] = {
+    "a parameter": lambda net: setattr(net.backbone[1], "weight", nn.Parameter(torch.randn(32, 6))),
+    "a layer": lambda net: net.backbone.__setitem__(1, nn.Linear(6, 32)),
+    "a head": lambda net: setattr(net.tasks[0], "head", nn.Linear(32, CLASSES)),
+    "pruned": lambda net: prune.l1_unstructured(net.backbone[1], "weight", 0.5),
+    "weight norm": lambda net: parametrizations.weight_norm(net.backbone[1]),
+    "no bias": lambda net: setattr(net.backbone[1], "bias", None),
+}
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+@pytest.mark.parametrize("masks", ["units", "weights"])
+def test_other_objects_in_the_place_of_layers_are_refused_at_once(name: str, masks: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(6, 32), nn.ReLU())
+    net: Net = (
+        HATNetwork(backbone, torch.zeros(2, 6))
+        if masks == "units"
+        else WeightMaskedNetwork(backbone, torch.zeros(2, 6))
+    )
+    net.add_task("old", CLASSES)
+    net.consolidate("old")
+    net.add_task("new", CLASSES)
+    REPLACEMENTS[name](net)
+    for use in (
+        lambda: net(torch.randn(3, 6), "old"),
+        net.check,
+        lambda: net.consolidate("new"),
+        lambda: net.save(tmp_path / "net.hat"),
+        lambda: net.forget("new"),
+    ):
+        with pytest.raises(GuaranteeError, match="has been replaced, pruned or parametrized since"):
+            use()
+
+
+def test_values_for_a_single_call_may_stand_in() -> None:
+    net, x, promised = two_tasks("mlp")
+    net.eval()
+    with torch.no_grad():
+        values = {name: value.clone() for name, value in net.named_parameters()}
+        assert torch.equal(torch.func.functional_call(net, values, (x, "old")), promised)
+        values["tasks.0.head.bias"] += 1.0
+        other = torch.func.functional_call(net, values, (x, "old"))
+        torch.testing.assert_close(other, promised + 1.0)
+        assert torch.equal(net(x, "old"), promised)

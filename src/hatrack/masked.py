@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +26,10 @@ from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, 
 from hatrack.guard import OptimizerGuard
 from hatrack.inference import Inferred, InferringNetwork
 from hatrack.masks.twins import twin
-from hatrack.movement import Movement, OwnBuffers, find_movement, get_buffers, set_buffers
+from hatrack.movement import Movement, OwnBuffers, find_movement, get_buffers, scratch_of, set_buffers
 from hatrack.multitask import MultiTaskNetwork, StateT
 from hatrack.undo import Snapshot, all_or_nothing
-from hatrack.watch import Watch, stamp_of
+from hatrack.watch import Parts, Watch, stamp_of
 
 __all__ = ["MaskedNetwork"]
 
@@ -74,6 +73,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         )
         self._guarantee = Guarantee((), ())
         self._watch = Watch(self._guarantee)
+        self._parts = Parts({})
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
         self._is_copy = False
         self._loading: Snapshot | None = None
@@ -239,6 +239,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             GuaranteeError: something moved, for example because an optimizer was not given to :meth:`protect`; or a
                 weight became infinite or not a number, which spoils the outputs of tasks that do not even use it.
         """
+        self._require_same_parts()
         self._require_unmoved(self._digests)
         spoilt = find_values_that_spread(self.backbone) if self._digests else []
         if spoilt:
@@ -282,6 +283,22 @@ class MaskedNetwork(InferringNetwork[StateT]):
         states = self._consolidated_states()
         self._guarantee = Guarantee.around(held, self.backbone, states, self._dampers(), buffers)
         self._watch = Watch(self._guarantee)
+        own = {f"tasks.{index}": state for index, state in enumerate(self._states()) if state.consolidated}
+        self._parts = Parts({"backbone": self.backbone, **own})
+
+    def _require_same_parts(self) -> None:
+        """Check that nobody has put other layers or parameters into the network.
+
+        Raises:
+            GuaranteeError: somebody has.
+        """
+        replaced = self._parts.replaced()
+        if replaced:
+            raise GuaranteeError(
+                f"{', '.join(replaced)} has been replaced, pruned or parametrized since the network was attached, and "
+                "consolidated tasks would give other outputs; put back what was there (new values go into the old "
+                "parameters, as load_state_dict does), or detach() and attach the backbone anew"
+            )
 
     def _frozen_buffers(self) -> list[Tensor]:
         """The backbone's buffers that all tasks share, which no task may move once one is consolidated."""
@@ -323,7 +340,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         buffers = {name: b.clone() for name, b in self.backbone.named_buffers() if name not in movement.attributes}
 
         def answers(seeds: Sequence[int], trained: bool) -> list[Tensor]:
-            probe = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+            probe = scratch_of(self)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 if trained:
@@ -370,6 +387,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
     def _put_back(self) -> None:
         """Put back frozen entries that something other than a protected step has moved, and warn of it."""
+        self._require_same_parts()
         with torch.inference_mode(False), torch.no_grad():
             moved = self._watch.moved(self._guarantee.all())
             for tensor, keeper in moved:
@@ -466,6 +484,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _look_at(self, x: Tensor) -> None:
         """Admit an input, unless torch only follows the computation, or a copy answers for a network that did so."""
         if not self._is_copy and not _is_transformed():
+            self._require_same_parts()
             self._admit(x)
 
     def _forward_one(self, x: Tensor, state: StateT) -> Tensor:

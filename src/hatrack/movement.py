@@ -10,12 +10,14 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["Movement", "OwnBuffers", "StateOf", "find_movement", "get_buffers", "scratch_of", "set_buffers"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _OF_TORCH = frozenset(vars(nn.Module())) | {"forward", "_flat_weights", "_flat_weight_refs"}
 """Attributes that torch itself keeps in a module, buffers and parts among them."""
@@ -60,7 +62,7 @@ class OwnBuffers(nn.Module):
                 self._buffers[str(index)] = value.detach()
 
 
-def scratch_of(module: nn.Module) -> nn.Module:
+def scratch_of(module: ModuleT) -> ModuleT:
     """Return a copy of a module, with the same parameters, that may be run without a trace in the original."""
     shared: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
     for part in module.modules():  # computed from parameters, such as by weight norm; these cannot be copied

@@ -6,20 +6,44 @@ be right, and where its values lie in memory. Changes through ``.data`` and capt
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hatrack.guarantee import Guarantee
 from hatrack.protect import Keepsake, Shield
 
-__all__ = ["Watch", "stamp_of"]
+__all__ = ["Parts", "Watch", "stamp_of"]
 
 
 def stamp_of(tensor: Tensor) -> tuple[int, int]:
     """Return the count of a tensor's changes in place, and the address of its values."""
     return (-1 if tensor.is_inference() else tensor._version), tensor.data_ptr()
+
+
+class Parts:
+    """Record of the layers and parameters that a network has, to notice when others have been put in their place.
+
+    Args:
+        modules: by the beginning of their names, the modules whose parts are recorded.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._places: list[tuple[dict[str, Any], str, Any, str]] = []
+        for prefix, root in modules.items():
+            for name, module in root.named_modules(prefix=prefix):
+                for table in (module._parameters, module._modules):
+                    self._places += [(table, key, part, f"{name}.{key}") for key, part in table.items()]
+
+    def replaced(self) -> list[str]:
+        """Return the names of what is no longer there, or is another object; plain tensors stand in for a call."""
+        names = []
+        for table, key, part, name in self._places:
+            present = table.get(key)
+            if present is not part and (present is None or isinstance(present, (nn.Parameter, nn.Module))):
+                names.append(name)
+        return names
 
 
 class Watch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +29,7 @@ from hatrack.masks import (
     through,
     twin,
 )
-from hatrack.movement import StateOf
+from hatrack.movement import StateOf, scratch_of
 from hatrack.norm import copy_of_norm
 from hatrack.poison import find_leak_of_weights
 from hatrack.signatures import Signature
@@ -232,7 +231,7 @@ class WeightMaskedNetwork(HoldingWeights):
         key = (Signature.of(x, self.training), len(x))
         if key in self._seen:
             return
-        probe = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+        probe = scratch_of(self)
         copies, norms = probe._copies()
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             backbone = probe._twin([weight.detach() for weight in self._weights()], copies, norms)
