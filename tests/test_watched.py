@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from hatrack import GuaranteeError, HATNetwork, WeightMaskedNetwork
-from helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress
+from helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress, train
 
 Net = HATNetwork | WeightMaskedNetwork
 CHANGED = "something other than a step of a protected optimizer has changed frozen entries"
@@ -34,12 +34,7 @@ def two_tasks(kind: str) -> tuple[Net, Tensor, Tensor]:
     x, y = easy_task(net.example_shape[1:], 0)
     net.add_task("old", CLASSES)
     optimizer = net.protect(torch.optim.Adam(net.task_parameters("old"), lr=0.01))
-    net.train()
-    for step in range(5):
-        net.anneal(progress(step))
-        optimizer.zero_grad()
-        loss_of(net, "old", x, y).backward()
-        optimizer.step()
+    train(net, "old", x, y, optimizer, steps=5)
     net.consolidate("old")
     net.add_task("new", CLASSES)
     return net, x, logits(net, x, "old")
@@ -199,11 +194,7 @@ def test_threads_ask_while_another_one_trains(kind: str, make: Any) -> None:
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for step in range(150):
-        net.anneal(progress(step))
-        optimizer.zero_grad()
-        loss_of(net, "new", x, y).backward()
-        optimizer.step()
+    train(net, "new", x, y, optimizer, steps=150)
     done.set()
     for thread in threads:
         thread.join()
