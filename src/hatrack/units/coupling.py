@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hatrack.errors import UnsupportedError
 
-__all__ = ["UNGATED", "Coupling", "Producer"]
+__all__ = ["UNGATED", "Coupling", "Producer", "compact", "is_constant", "touches_units"]
 
 UNGATED = 0
 """The label of positions that belong to no unit."""
@@ -35,6 +35,28 @@ class Producer:
     name: str
     start: int
     count: int
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Return labels once where an axis merely repeats them, as the pixels of a channel do: a view of width 1 there.
+
+    Most labels are repeated over whole images; what is computed of them costs a thousandth so.
+    """
+    for axis, stride in enumerate(labels.stride()):
+        if not stride and labels.shape[axis] > 1:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def touches_units(labels: Tensor) -> bool:
+    """Return whether any position belongs to a unit."""
+    return bool((compact(labels) != UNGATED).any())
+
+
+def is_constant(labels: Tensor, axis: int) -> bool:
+    """Return whether labels are the same all along an axis."""
+    labels = compact(labels)
+    return bool((labels == labels.narrow(axis, 0, 1)).all())
 
 
 class Coupling:
@@ -109,18 +131,18 @@ class Coupling:
         Returns:
             Labels of the result, of the broadcast shape: where one side is ungated, the other side's.
         """
-        differing = a != b
-        a, b = a.expand_as(differing), b.expand_as(differing)
-        meeting = differing & (a != UNGATED) & (b != UNGATED)
+        shape = torch.broadcast_tensors(a, b)[0].shape
+        a, b = compact(a), compact(b)
+        meeting = (a != b) & (a != UNGATED) & (b != UNGATED)
         if meeting.any():
-            pairs = torch.unique(a[meeting] * len(self._parent) + b[meeting]).tolist()
+            pairs = torch.unique((a * len(self._parent) + b)[meeting]).tolist()
             for one, other in (divmod(pair, len(self._parent)) for pair in pairs):
                 self._point(*sorted((self.root(one), self.root(other))))
-        return torch.where(a == UNGATED, b, a)
+        return torch.where(a == UNGATED, b, a).expand(shape)
 
     def pin(self, labels: Tensor) -> None:
         """Make units always-on: every task uses them, as it uses what belongs to no unit."""
-        for label in torch.unique(labels).tolist():
+        for label in torch.unique(compact(labels)).tolist():
             self._point(UNGATED, self.root(label))
 
     def _point(self, root: int, other: int) -> None:
@@ -135,7 +157,7 @@ class Coupling:
             self._roots = torch.frombuffer(self._parent, dtype=torch.int64).clone()
             while not torch.equal(further := self._roots[self._roots], self._roots):
                 self._roots = further
-        return self._roots[labels]
+        return self._roots[compact(labels)].expand(labels.shape)
 
     def along(self, labels: Tensor, axis: int) -> Tensor:
         """Couple all positions that share an index of one axis, such as the pixels of a channel.
@@ -147,10 +169,11 @@ class Coupling:
         Returns:
             One label per index of that axis, ``(labels.shape[axis],)``.
         """
-        rows = labels.movedim(axis, 0).flatten(1) if labels.dim() > 1 else labels.unsqueeze(1)
+        kept = compact(labels).movedim(axis, 0)
+        rows = kept.flatten(1) if kept.dim() > 1 else kept.unsqueeze(1)
         representative = rows.amax(dim=1)
         self.couple(rows, representative.unsqueeze(1))
-        return representative
+        return representative.expand(labels.shape[axis])
 
     def merge(self, labels: Tensor, axis: int) -> Tensor:
         """Couple everything along an axis, and keep one label of it.
@@ -162,9 +185,12 @@ class Coupling:
         Returns:
             Labels of the same shape, but 1 wide along the axis.
         """
-        representative = labels.amax(dim=axis, keepdim=True)
-        self.couple(labels, representative)
-        return representative
+        kept = compact(labels)
+        representative = kept.amax(dim=axis, keepdim=True)
+        self.couple(kept, representative)
+        shape = list(labels.shape)
+        shape[axis] = 1
+        return representative.expand(shape)
 
     def is_across_any_but(self, labels: Tensor, axes: Collection[int]) -> bool:
         """Return whether an axis other than these (counted from the front) runs through several units of a layer."""
@@ -175,7 +201,10 @@ class Coupling:
 
         Units of different layers, such as a class token's and the patches', may well be coupled: a sum does no more.
         """
-        lines = self.roots(labels).movedim(axis, -1).reshape(-1, labels.shape[axis])
+        kept = compact(labels)
+        if kept.shape[axis] < 2:
+            return False
+        lines = self.roots(kept).movedim(axis, -1).reshape(-1, kept.shape[axis])
         if bool(((lines == lines.amax(dim=1, keepdim=True)) | (lines == UNGATED)).all()):
             return False
         starts = torch.tensor([producer.start for producer in self.producers])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.modes import evaluation_mode
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import touches_units
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
@@ -196,7 +196,7 @@ class _LabelledRun(TorchFunctionMode):
                 return None
             if self._trace.is_gated(value):
                 sources = self._trace.sources.of(value)
-                if sources is None and bool((self._trace.labels(value) != UNGATED).any()):
+                if sources is None and touches_units(self._trace.labels(value)):
                     return None
                 found |= sources or set()
         return frozenset(found)

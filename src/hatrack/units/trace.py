@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hatrack.errors import UnsupportedError
 from hatrack.units.computed import origins
-from hatrack.units.coupling import UNGATED, Coupling
+from hatrack.units.coupling import UNGATED, Coupling, touches_units
 from hatrack.units.sources import Argument, Sources
 
 __all__ = ["Call", "Labels", "Read", "Rule", "Trace", "Use"]
@@ -141,7 +141,7 @@ class Trace:
     def labels(self, value: Tensor) -> Tensor:
         """Labels of a value: zeros for one that the run has not seen."""
         known = self._values.get(id(value))
-        return torch.full(value.shape, UNGATED) if known is None else self.coupling.roots(known[1])
+        return torch.tensor(UNGATED).expand(value.shape) if known is None else self.coupling.roots(known[1])
 
     def is_gated(self, value: Tensor) -> bool:
         """Return whether any position of a value belongs to a unit, or was computed from units."""
@@ -159,7 +159,7 @@ class Trace:
         if isinstance(output, Tensor) and isinstance(labels, Tensor):
             if labels.shape != output.shape:
                 raise AssertionError(f"labels of shape {tuple(labels.shape)} for a value of {tuple(output.shape)}")
-            if always or bool((labels != UNGATED).any()):
+            if always or touches_units(labels):
                 # The value is kept with its labels: as long as it lives, no other tensor can have its identity.
                 self._values[id(output)] = (output, labels)
         elif isinstance(output, (tuple, list)) and isinstance(labels, tuple):
@@ -196,7 +196,7 @@ class Trace:
         Raises:
             UnsupportedError: the value comes from elsewhere too, so that no gate can stand before it.
         """
-        if not bool((self.labels(value) != UNGATED).any()):
+        if not touches_units(self.labels(value)):
             return
         sources = self.sources.of(value)
         if sources is None:

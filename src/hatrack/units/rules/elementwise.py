@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import UNGATED, touches_units
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
@@ -106,7 +106,7 @@ def _spreads(trace: Trace, one: Tensor, other: Tensor, shape: torch.Size) -> boo
     full = other.expand(shape)
     for axis, width in enumerate(widths):
         if width == 1 and shape[axis] > 1 and trace.coupling.is_across(full, axis):
-            return bool((one != UNGATED).any())
+            return touches_units(one)
     return False
 
 

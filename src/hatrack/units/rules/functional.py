@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import UNGATED, touches_units
 from hatrack.units.rules.elementwise import COPIES
 from hatrack.units.rules.mixing import first_axis, inputs_of_weight
 from hatrack.units.rules.normalization import axis_of_units, is_within, merged
@@ -103,7 +103,7 @@ def _scaled(trace: Trace, call: Call, units: Tensor) -> Tensor:
 def _mix(trace: Trace, call: Call, axis: int, groups: int) -> Tensor:
     value, weight, bias = (call.argument(i, name) for i, name in enumerate(("input", "weight", "bias")))
     inputs = trace.coupling.along(trace.labels(value), axis)
-    if 1 < groups == value.shape[axis] and bool((inputs != UNGATED).any()):
+    if 1 < groups == value.shape[axis] and touches_units(inputs):
         outputs = inputs.repeat_interleave(weight.shape[0] // groups)
         if trace.is_gated(weight):
             outputs = trace.coupling.couple(outputs, trace.coupling.along(trace.labels(weight), 0))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import UNGATED, compact, is_constant, touches_units
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Trace
 
 __all__ = ["convolution", "embedding", "first_axis", "inputs_of_weight", "linear", "transposed_convolution"]
+
+
+def _is_uniform(labels: Tensor) -> bool:
+    labels = compact(labels)
+    return bool((labels == labels.flatten()[0]).all())
 
 
 @rule(nn.Linear)
@@ -20,11 +25,10 @@ def linear(trace: Trace, call: Call) -> Tensor:
     and passes them on.
     """
     labels = trace.labels(call.argument(0, "input"))
-    along_last = labels[..., :1]
-    if bool((labels == along_last).all()) and not bool((labels == labels.flatten()[0]).all()):
+    if is_constant(labels, -1) and not _is_uniform(labels):
         for parameter in call.target.parameters():
             trace.use(parameter, torch.full((1,), UNGATED))
-        return along_last.expand(call.output.shape)
+        return labels[..., :1].expand(call.output.shape)
     return _mix(trace, call, axis=-1)
 
 
@@ -38,16 +42,15 @@ def convolution(trace: Trace, call: Call) -> Tensor:
     module = call.target
     axis = -1 - len(module.kernel_size)
     labels = trace.labels(call.argument(0, "input"))
-    along_channels = labels.narrow(axis, 0, 1)
     pointwise = max(module.kernel_size) == max(module.stride) == 1 and module.padding in (
         (0,) * len(module.kernel_size),
         "valid",
     )
-    if pointwise and bool((labels == along_channels).all()) and bool((labels != labels.flatten()[0]).any()):
+    if pointwise and is_constant(labels, axis) and not _is_uniform(labels):
         for parameter in module.parameters():
             trace.use(parameter, torch.full((1,), UNGATED))
-        return along_channels.expand(call.output.shape)
-    if 1 < module.groups == module.in_channels and bool((labels != UNGATED).any()):
+        return labels.narrow(axis, 0, 1).expand(call.output.shape)
+    if 1 < module.groups == module.in_channels and touches_units(labels):
         inputs = trace.coupling.along(labels, axis)
         outputs = inputs.repeat_interleave(module.out_channels // module.in_channels)
         trace.pass_on(call, outputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import UNGATED, is_constant
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
 
@@ -101,6 +101,6 @@ def merged(trace: Trace, labels: Tensor, normalized: int) -> Tensor:
 def axis_of_units(labels: Tensor, axes: range) -> int:
     """The first of some axes along which labels differ; the last one if they differ along none."""
     for axis in axes:
-        if not bool((labels == labels.narrow(axis, 0, 1)).all()):
+        if not is_constant(labels, axis):
             return axis
     return axes[-1]
