@@ -5,6 +5,7 @@ Start them with torch's own launcher, ``torchrun --nproc-per-node 2 -m hatrack r
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # The first optimizer imports it, and modules of it take the group that exists then as a default argument. Such a
+    # group outlives its end, and a thread of it that still lets go of a tensor when the interpreter stops aborts us.
+    importlib.import_module("torch._dynamo")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())

@@ -25,15 +25,20 @@ def columns(result: RunResult) -> list[set[str]]:
 
 
 def in_two_processes(out: Path, method: str, **settings: str) -> list[subprocess.CompletedProcess[str]]:
+    words = [word for key, value in {**TINY, **settings}.items() for word in ("--set", f"{key}={value}")]
+    return twice("-m", "hatrack", "run", "demo", "--method", method, *words, "--threads", "1", "--out", str(out))
+
+
+def twice(*words: str) -> list[subprocess.CompletedProcess[str]]:
+    """What two processes say that run the same command, as torch's launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [word for key, value in {**TINY, **settings}.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "hatrack", "run", "demo", "--method", method, *words, "--threads", "1"]
+    command = [sys.executable, *words]
     there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [*command, "--out", str(out)],
+            command,
             env={**os.environ, **there, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -69,6 +74,29 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
         pass
     theirs = json.loads((tmp_path / "run.json").read_text())["loss"][0][0]
     assert theirs == pytest.approx(alone.result.scores[0][0].loss, rel=1e-5)
+
+
+OPTIMIZING = """
+import torch
+from pathlib import Path
+from hatrack.parallel import joined
+
+threads = lambda: sorted(path.name for path in Path("/proc/self/task").iterdir())
+torch.set_num_threads(1)
+torch.ones(3).sum()
+before = threads()
+with joined(torch.device("cpu")) as ranks:
+    torch.optim.SGD([torch.ones(3, requires_grad=True)], 0.1).step()
+    ranks.wait()
+print(threads() == before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_no_thread_outlives_the_group() -> None:
+    """One that still lets go of a tensor when the interpreter stops would abort the process."""
+    for process in twice("-c", OPTIMIZING):
+        assert (process.returncode, process.stdout) == (0, "True\n"), process.stderr
 
 
 @pytest.mark.parametrize("method", ["hat", "pmask"])
