@@ -9,15 +9,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hatrack.gates import ActiveTask, InputGate
+from hatrack.movement import scratch_of
 from hatrack.norm import TaskNormSwitch
 from hatrack.protect import Shield
 from hatrack.sparing import SparingSwitch, Wanted, wanted_entries
 from hatrack.units import UnitGraph
 
-__all__ = ["Attachment", "attached_to", "mark", "strip_gates", "without_gates"]
+__all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
 
 _ATTACHED = "_hatrack_attached"
 """Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds a :class:`_Mark`."""
@@ -101,6 +103,14 @@ def without_gates(backbone: nn.Module) -> nn.Module:
     twin = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
     strip_gates(twin)
     return twin
+
+
+def scratch_without_gates(backbone: nn.Module) -> nn.Module:
+    """A copy of a backbone without gates that may be run without a trace in the original; parameters are shared."""
+    with torch.inference_mode(False):
+        scratch = scratch_of(backbone)
+    strip_gates(scratch)
+    return scratch
 
 
 class Attachment(nn.Module):

@@ -11,24 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import Attachment, strip_gates
+from hatrack.attachment import Attachment, scratch_without_gates
 from hatrack.compilers import keep_compilers_out
-from hatrack.errors import InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, free_units, widen_optimizer, widen_tasks
 from hatrack.layers import Ledger
-from hatrack.movement import scratch_of
-from hatrack.poison import find_leak
+from hatrack.modes import evaluation_mode
+from hatrack.poison import find_leak, random_like
 from hatrack.signatures import Signature
 from hatrack.tasks import UnitTask
-from hatrack.undo import all_or_nothing
+from hatrack.undo import all_or_nothing, leaves_modes
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve, why_not_extended
+from hatrack.watch import Controls
 from hatrack.widening import widen
 
 __all__ = ["GatedNetwork"]
-
-_NO_RUN = (RuntimeError, ValueError, IndexError, TypeError)
-"""Exceptions of networks that do not run on an input."""
 
 
 class GatedNetwork(GrowingNetwork[UnitTask]):
@@ -60,53 +58,68 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         keep_compilers_out(GatedNetwork._admit)
         self.gate_inputs, self._rules = gate_inputs, rules
         device = next((p.device for p in backbone.parameters()), example_input.device)
-        self._taught: list[Signature] = []  # signatures that have led to more than the example shows
-        self._known: set[Signature] = set()
-        self._numbers: set[tuple[Signature, int]] = set()  # of samples that take the path of two, or were followed
+        self._taught: list[Signature] = []  # that have led to more than the example shows, to be replayed from files
+        self._followed: dict[Signature, None] = {}  # of which labelled runs say what is done to units
+        self._let_pass: set[Signature] = set()  # in training, which old answers do not depend on
+        self._looked_at: set[tuple[Signature, int]] = set()  # with numbers of samples, of calls to be answered
         self._trace = self._see_example(example_input.to(device))
         self._graph = resolve(self._trace, backbone, "backbone.")
         self._origin = Origin.of(self._graph, backbone)
         self._attachment = Attachment(self._graph, backbone, self)
+        self._controls = Controls(backbone)
 
     # ------------------------------------------------------------------------------------------- call signatures
 
-    def _see(self, found: Trace, x: Tensor, training: bool, grad: bool) -> Trace:
+    def _see(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
         """Add what a run shows of units, on a copy of the backbone without gates."""
-        scratch = scratch_of(self.backbone)
-        strip_gates(scratch)
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            return follow(
-                found, scratch, x, training=training, grad=grad, gate_inputs=self.gate_inputs, rules=self._rules
-            )
+        scratch = scratch_without_gates(self.backbone)
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), signature.precision(x.device):
+            x = x.detach().requires_grad_(signature.differentiable)
+            settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self.gate_inputs}
+            return follow(found, scratch, x, rules=self._rules, **settings)
+
+    def _path(self, x: Tensor, signature: Signature) -> Path:
+        """The path that a call takes, on a copy of the backbone without gates."""
+        scratch = scratch_without_gates(self.backbone)
+        with (
+            torch.inference_mode(signature.inference),
+            torch.random.fork_rng(devices=[]),
+            torch.set_grad_enabled(signature.grad),
+            signature.precision(x.device),
+        ):
+            return path_of(scratch, x.detach().requires_grad_(signature.differentiable), signature.training)
 
     def _see_example(self, example: Tensor) -> Trace:
         """Look at the example in both modes, with gradients and without, as it is, for one sample and for several."""
         several = torch.cat([example, example]) if len(example) == 1 else example
-        found = self._see(Trace(), example, training=False, grad=False)
-        seen = {_signature(example, training=False, grad=False)}
-        usual = self._path(example, training=False, grad=False)
+        usual = Signature.of(example, training=False, grad=False)
+        found = self._see(Trace(), example, usual)
+        followed = {usual: None}
+        path = self._path(example, usual)
         for x in (several, example[:1]):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
-                signature = _signature(x, training, grad)
-                if signature in seen:
+                signature = Signature.of(x, training, grad)
+                if signature in followed:
                     continue
                 try:
-                    if not self._path(x, training, grad).is_same(usual):
-                        found = self._see(found, x, training, grad)
-                except (InputError, *_NO_RUN):
-                    continue  # such as a batch norm that would see a single sample
+                    if not self._path(x, signature).is_same(path):
+                        found = self._see(found, x, signature)
                 except UnsupportedError:
                     if not training:
                         raise
-                seen.add(signature)
-        self._known |= seen
+                    self._let_pass.add(signature)
+                    continue
+                except DOES_NOT_RUN:
+                    continue  # such as a batch norm that would see a single sample
+                followed[signature] = None
+        self._followed |= followed
         return found
 
     def _analyze_again(self) -> UnitGraph:
         found = self._see_example(self._example())
         device = self._none().device
         for signature in self._taught:
-            found = self._see(found, signature.example(device), signature.training, signature.grad)
+            found = self._see(found, signature.example(device), signature)
         self._trace = found
         return resolve(found, self.backbone, "backbone.")
 
@@ -125,72 +138,91 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         several = torch.cat([example_input] * 2) if len(example_input) == 1 else example_input
         for x in (several, example_input[:1]):
             for training, grad in ((False, False), (True, True)):
-                self._admit_as(_signature(x, training, grad), x)
-                if len(x) > 2:
-                    self._admit_number(_signature(x, training, grad), x)
+                self._look_before_answering(x, Signature.of(x, training, grad))
 
     def _admit(self, x: Tensor) -> None:
         """Look at a call of a new signature, or with a new number of samples, before it is answered."""
-        if not isinstance(x, Tensor) or not x.dim():
-            return  # the call itself says what is wrong
+        if self._controls.are_altered():  # settings or hooks, after which any call may do something else
+            self._followed.clear()
+            self._let_pass.clear()
+            self._looked_at.clear()
+            self._controls = Controls(self.backbone, self._movement.attributes)
         signature = Signature.of(x, self.training)
-        if signature not in self._known and len(x):
-            self._admit_as(signature, x)
-        if len(x) > 2 and (signature, len(x)) not in self._numbers:
-            self._admit_number(signature, x)
+        if (signature, len(x)) not in self._looked_at:
+            self._look_before_answering(x, signature)
 
-    def _admit_number(self, signature: Signature, x: Tensor) -> None:
-        """Look whether so many samples take the path of two, and follow that which they take where it is another."""
+    @leaves_modes
+    def _look_before_answering(self, x: Tensor, signature: Signature) -> None:
         try:
-            few, many = (self._path(part, signature.training, signature.grad) for part in (x[:2], x))
-        except _NO_RUN:
+            many = self._path(x, signature)
+        except DOES_NOT_RUN:
             return  # the call itself says what is wrong
-        if not few.is_same(many):
-            self._admit_as(signature, x, whole=True)
-        self._numbers.add((signature, len(x)))
+        if signature not in self._followed and signature not in self._let_pass:
+            self._require_followed(signature, x)
+        if len(x) > 2:
+            try:
+                alike = self._path(x[:2], signature).is_same(many)
+            except DOES_NOT_RUN:
+                alike = False
+            if not alike:
+                self._follow(replace(signature, samples=len(x)), x, known=signature)
+        self._require_still(x, signature.training)
+        self._looked_at.add((signature, len(x)))
 
-    def _path(self, x: Tensor, training: bool, grad: bool) -> Path:
-        scratch = scratch_of(self.backbone)
-        strip_gates(scratch)
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad):
-            return path_of(scratch, x.detach(), training)
-
-    @all_or_nothing()
-    def _admit_as(self, signature: Signature, x: Tensor, whole: bool = False) -> None:
-        sample = (x if whole else x[:2]).detach().to(self._none().device)
-        kind, signature = signature, replace(signature, samples=len(x)) if whole else signature
-        if not whole and self._goes_a_known_way(signature, sample):
-            self._known.add(kind)
-            return
+    def _require_followed(self, signature: Signature, x: Tensor) -> None:
+        """Have it found out what calls of a signature do to units: two samples show it, unless they do not run."""
+        sample = x[:2]
         try:
-            found = self._see(self._trace, sample, signature.training, signature.grad)
+            path = self._path(sample, signature)
+        except DOES_NOT_RUN:
+            self._follow(replace(signature, samples=len(x)), x, known=signature)
+            return
+        for known in self._followed:
+            if (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast):
+                others = sample[:1] if known.one else torch.cat([sample, sample])[:2]
+                try:
+                    if path.is_same(self._path(others, known)):
+                        self._followed[signature] = None
+                        return
+                except DOES_NOT_RUN:
+                    continue
+        self._follow(signature, sample, known=signature)
+
+    def _follow(self, signature: Signature, x: Tensor, known: Signature) -> None:
+        """Find the units of a call by a labelled run, and go by them if masks of the tasks there are still fit.
+
+        Args:
+            signature: that of the batch.
+            x: the batch.
+            known: the signature that needs no further look afterwards.
+
+        Raises:
+            UnsupportedError: no rule explains what the backbone does, or it contradicts the tasks there are.
+        """
+        sample = x.detach().to(self._none().device)
+        if signature.inference:
+            raise UnsupportedError(
+                f"{signature} cannot be used: the backbone does something else in inference mode, which cannot be "
+                "followed there; ask under torch.no_grad()"
+            )
+        try:
+            found = self._see(self._trace, sample, signature)
         except InputError:
             return  # the call itself says what is wrong
         except UnsupportedError as error:
             if signature.training:  # what old tasks answer, in evaluation mode, does not depend on it
-                self._known.add(kind)
+                self._let_pass.add(known)
                 return
             raise UnsupportedError(f"{signature} cannot be used: {error}") from error
         graph = resolve(found, self.backbone, "backbone.")
         if not _is_same(graph, self._graph):
             self._extend(signature, found, graph)
-        shapes = {(known.shape, known.dtype, known.one) for known in self._known}
-        if whole or (signature.shape, signature.dtype, signature.one) not in shapes:
+        shapes = {(its.shape, its.dtype, its.one) for its in self._followed}
+        if signature.samples > 2 or (signature.shape, signature.dtype, signature.one) not in shapes:
             self._require_no_leak(signature, sample)
-        self._known.add(kind)
+        self._followed[known] = None
 
-    def _goes_a_known_way(self, signature: Signature, sample: Tensor) -> bool:
-        """Return whether a call in another mode, or of one sample, takes the path of a known one of the same shape."""
-        for known in self._known:
-            if (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast):
-                others = sample[:1] if known.one else torch.cat([sample, sample])[:2]
-                try:
-                    path = self._path(sample, signature.training, signature.grad)
-                    return path.is_same(self._path(others, known.training, known.grad))
-                except _NO_RUN:
-                    return False
-        return False
-
+    @all_or_nothing()
     def _extend(self, signature: Signature, found: Trace, graph: UnitGraph) -> None:
         """Go by what a further signature shows, if masks of tasks there are still fit."""
         reason = why_not_extended(self._graph, graph) if len(self.tasks) else None
@@ -200,7 +232,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
                 "the network with an example of this kind, or show it one before its first task: net.analyze(example)"
             )
         self.check()
-        before = self._answers()
+        before = self._answers_of_all_kinds()
         with torch.inference_mode(False), torch.no_grad():
             self._trace = found
             self._taught = [*self._taught, signature]
@@ -208,10 +240,29 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             if not len(self.tasks):
                 self._origin = Origin.of(graph, self.backbone)
             self._digests = self._take_digests()
-            now = self._answers()
-        changed = [name for name, answer in before.items() if not torch.equal(answer, now[name])]
+        now = self._answers_of_all_kinds()
+        changed = {name for (name, kind), answer in before.items() if not torch.equal(answer, now[name, kind])}
         if changed:
-            raise UnsupportedError(f"{signature} cannot be used: it would change the outputs of {', '.join(changed)}")
+            raise UnsupportedError(
+                f"{signature} cannot be used any more: it would change the outputs of {', '.join(sorted(changed))} for "
+                "other inputs; show the network an example of this kind before its first task: net.analyze(example)"
+            )
+
+    @torch.no_grad()
+    def _answers_of_all_kinds(self) -> dict[tuple[str, Signature], Tensor]:
+        """Features that consolidated tasks give for random inputs of every shape and type that was seen so far."""
+        kinds = {replace(kind, training=False, grad=False, inference=False): None for kind in self._followed}
+        answers = {}
+        with torch.inference_mode(False), evaluation_mode(self):
+            for kind in kinds:
+                generator = torch.Generator().manual_seed(0)
+                x = random_like(
+                    kind.example(self._none().device), generator, scratch_without_gates(self.backbone).eval()
+                )
+                for state in self._consolidated_states():
+                    with kind.precision(x.device):
+                        answers[state.name, kind] = self._features(x, state).nan_to_num()
+        return answers
 
     def _require_no_leak(self, signature: Signature, sample: Tensor) -> None:
         backbone, attachment = copy.deepcopy((self.backbone, self._attachment))
@@ -220,7 +271,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         if leak is not None:
             raise UnsupportedError(
                 f"{signature} cannot be used: free entries of {leak} change the outputs of a task that does not use "
-                "them; a rule for one of its operations must be wrong"
+                "them; a rule for one of its operations must be wrong, or a hook does something that no rule sees"
             )
 
     def _units_now(self) -> UnitGraph:
@@ -249,6 +300,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         self._graph = graph
         device = self._none().device
         self._attachment = Attachment(graph, self.backbone, self).to(device)
+        self._controls = Controls(self.backbone, self._movement.attributes)
         self._renew_guarantee()
 
     def _find_leak(self) -> str | None:
@@ -262,10 +314,6 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             "signatures": [signature.to_json() for signature in self._taught],
             "widths": {group.name: group.size for group in self._graph.groups},
         }
-
-
-def _signature(x: Tensor, training: bool, grad: bool) -> Signature:
-    return Signature(tuple(x.shape[1:]), str(x.dtype).partition(".")[2], len(x) == 1, training, grad)
 
 
 def _is_same(one: UnitGraph, other: UnitGraph) -> bool:

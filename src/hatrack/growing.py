@@ -144,10 +144,6 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
             self._fit(graph)
         return refusal
 
-    def _example(self) -> Tensor:
-        device = next((parameter.device for parameter in self.backbone.parameters()), None)
-        return torch.zeros(self.example_shape, dtype=self._example_dtype, device=device)
-
     def _answers(self) -> dict[str, Tensor]:
         shape = (16, *self.example_shape[1:])
         return {state.name: self._answer(state, shape) for state in self._consolidated_states()}

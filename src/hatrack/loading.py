@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -118,8 +119,8 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
         growth=None if described.get("growth") is None else Growth(**described["growth"]),
     )
     for signature in map(Signature.from_json, described.get("signatures", [])):
-        example = signature.example(next((p.device for p in backbone.parameters()), None))
-        net._admit_as(signature, example, whole=signature.samples > 2)
+        shown = signature.example(next((p.device for p in backbone.parameters()), None))
+        net._follow(signature, shown, known=replace(signature, samples=2))
     _grow_as_saved(net, described)
     return net
 

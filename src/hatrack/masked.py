@@ -15,21 +15,32 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from hatrack.attachment import scratch_without_gates
 from hatrack.calibration import Scorer
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.conditioning import Damper
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
 from hatrack.forgetting import Initialization
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
 from hatrack.inference import Inferred, InferringNetwork
 from hatrack.masks.twins import twin
-from hatrack.movement import Movement, OwnBuffers, find_movement, get_buffers, scratch_of, set_buffers
+from hatrack.modes import evaluation_mode
+from hatrack.movement import (
+    Movement,
+    OwnBuffers,
+    find_movement,
+    get_buffers,
+    movement_of,
+    scratch_of,
+    set_buffers,
+)
 from hatrack.multitask import MultiTaskNetwork, StateT
+from hatrack.poison import random_like
 from hatrack.undo import Snapshot, all_or_nothing
-from hatrack.watch import Parts, Watch, stamp_of
+from hatrack.watch import Parts, Watch, count_fused_steps, stamp_of
 
 __all__ = ["MaskedNetwork"]
 
@@ -68,12 +79,14 @@ class MaskedNetwork(InferringNetwork[StateT]):
                 MaskedNetwork._relies_on_frozen,
                 MaskedNetwork._is_as_it_must_be,
                 MaskedNetwork._ask_copy,
+                MaskedNetwork._unspoilt,
             ),
             _is_transformed,
         )
         self._guarantee = Guarantee((), ())
         self._watch = Watch(self._guarantee)
-        self._parts = Parts({})
+        self._parts = Parts(self)
+        count_fused_steps()
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
         self._is_copy = False
         self._loading: Snapshot | None = None
@@ -241,7 +254,11 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """
         self._require_same_parts()
         self._require_unmoved(self._digests)
-        spoilt = find_values_that_spread(self.backbone) if self._digests else []
+        if self._digests:
+            self._require_finite()
+
+    def _require_finite(self) -> None:
+        spoilt = find_values_that_spread(self.backbone)
         if spoilt:
             raise GuaranteeError(
                 f"values in {', '.join(spoilt)} became infinite or not a number, and would spoil the outputs of "
@@ -277,14 +294,15 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _present_watch(self) -> Watch:
         return self._watch
 
+    @torch.inference_mode(False)
     def _renew_guarantee(self) -> None:
         held = self._attention_on_parameters()
         buffers = self._frozen_buffers()
         states = self._consolidated_states()
         self._guarantee = Guarantee.around(held, self.backbone, states, self._dampers(), buffers)
         self._watch = Watch(self._guarantee)
-        own = {f"tasks.{index}": state for index, state in enumerate(self._states()) if state.consolidated}
-        self._parts = Parts({"backbone": self.backbone, **own})
+        own = [f"tasks.{index}" for index, state in enumerate(self._states()) if state.consolidated]
+        self._parts = Parts(self, ["backbone", *own])
 
     def _require_same_parts(self) -> None:
         """Check that nobody has put other layers or parameters into the network.
@@ -310,7 +328,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             for name, module in self.backbone.named_modules()
             if name not in per_task
             for own, buffer in module.named_buffers(prefix=name, recurse=False)
-            if own not in self._movement.buffers
+            if own not in (*self._movement.buffers, *self._movement.attributes)
         ]
 
     # ------------------------------------------------------------------------------------------- state that moves
@@ -326,25 +344,64 @@ class MaskedNetwork(InferringNetwork[StateT]):
             UnsupportedError: other state moves, and outputs depend on it.
         """
         x = self._several(example)
-        movement = find_movement(self.backbone, x, self._per_task_modules())
+        generator = torch.Generator().manual_seed(0)
+        examples = [random_like(x, generator, scratch_of(self.backbone).eval()) for _ in range(2)]
+        movement = find_movement(self.backbone, [*examples, x], self._per_task_modules())
         if movement.attributes:
-            self._require_harmless(movement, x)
+            self._require_harmless(movement, x, lambda backbone: backbone.train()(x))
         self._movement = movement
+
+    def _example(self) -> Tensor:
+        device = next((parameter.device for parameter in self.backbone.parameters()), None)
+        return torch.zeros(self.example_shape, dtype=self._example_dtype, device=device)
 
     def _several(self, example: Tensor) -> Tensor:
         return torch.cat([example, example]) if len(example) == 1 else example
 
+    def _require_still(self, x: Tensor, training: bool) -> None:
+        """Look whether a call of a new kind moves state that no call so far has moved.
+
+        Raises:
+            UnsupportedError: it does, and outputs depend on it.
+        """
+
+        def run(backbone: nn.Module) -> object:
+            with torch.random.fork_rng(devices=[]):
+                return backbone.train(training)(x.detach())
+
+        scratch = scratch_without_gates(self.backbone)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                run(scratch)
+        except DOES_NOT_RUN:
+            return  # the call itself says what is wrong
+        found = movement_of(self.backbone, scratch, self._per_task_modules()).beyond(self._movement)
+        moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
+        if not moved.attributes:
+            return
+        self._require_harmless(moved, self._several(self._example()), run)
+        self.check()
+        self._movement = self._movement.with_those_of(moved)
+        self._renew_guarantee()
+        self._digests = self._take_digests(checked=self._digests)
+
     @torch.no_grad()
-    def _require_harmless(self, movement: Movement, x: Tensor) -> None:
-        """Ask copies under two masks, in both orders, before and after a run in training mode."""
+    def _require_harmless(self, movement: Movement, x: Tensor, move: Callable[[nn.Module], object]) -> None:
+        """Ask copies under two masks, in both orders, before and after what moves state.
+
+        Args:
+            movement: what moves.
+            x: the batch to ask about.
+            move: runs a backbone in a way that moves it.
+        """
         buffers = {name: b.clone() for name, b in self.backbone.named_buffers() if name not in movement.attributes}
 
-        def answers(seeds: Sequence[int], trained: bool) -> list[Tensor]:
+        def answers(seeds: Sequence[int], moved: bool) -> list[Tensor]:
             probe = scratch_of(self)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                if trained:
-                    probe.backbone.train()(x)
+                if moved:
+                    move(probe.backbone)
                     set_buffers(probe.backbone, list(buffers), [value.clone() for value in buffers.values()])
                 probe.eval()
                 found = []
@@ -353,16 +410,16 @@ class MaskedNetwork(InferringNetwork[StateT]):
                     found.append(probe._features_of_random_mask(x, seed).nan_to_num())
                 return found
 
-        fresh = {seed: answers([seed], trained=False)[0] for seed in (0, 1)}
+        fresh = {seed: answers([seed], moved=False)[0] for seed in (0, 1)}
         for seeds in ((0, 1), (1, 0)):
-            for trained in (False, True):
-                found = answers(seeds, trained)
+            for moved in (False, True):
+                found = answers(seeds, moved)
                 if not all(torch.equal(fresh[seed], each) for seed, each in zip(seeds, found, strict=True)):
                     raise UnsupportedError(
-                        f"running the backbone changes {', '.join(movement.attributes)}, and its outputs depend on "
-                        "that: what one task does would change the outputs of others; keep such state in a buffer "
-                        "of one shape (self.register_buffer), which every task then has its own of, or compute it "
-                        "anew in every pass"
+                        f"running the backbone changes {', '.join(movement.attributes)}, and its "
+                        "outputs depend on that: what one task does would change the outputs of others; keep such "
+                        "state in a buffer of one shape (self.register_buffer), which every task then has its own of, "
+                        "or compute it anew in every pass"
                     )
 
     def _own_buffers(self) -> OwnBuffers:
@@ -431,8 +488,20 @@ class MaskedNetwork(InferringNetwork[StateT]):
         if self._is_as_it_must_be(states):
             answer = ask(self, states)
             if self._guard.count == count or not self._relies_on_frozen(states):
-                return answer
-        return self._ask_copy(states, ask)
+                return self._unspoilt(states, answer)
+        return self._unspoilt(states, self._ask_copy(states, ask))
+
+    def _unspoilt(self, states: Sequence[StateT], answer: AnswerT) -> AnswerT:
+        """Return an answer, unless a task that has diverged has spoilt it: zero times infinity is not a number.
+
+        Raises:
+            GuaranteeError: it has.
+        """
+        if self._in_training() is not None and self._relies_on_frozen(states):
+            logits = answer.logits if isinstance(answer, Inferred) else answer
+            if isinstance(logits, Tensor) and bool(logits.detach().isnan().any()):
+                self._require_finite()
+        return answer
 
     @staticmethod
     def _relies_on_frozen(states: Sequence[StateT]) -> bool:
@@ -485,7 +554,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """Admit an input, unless torch only follows the computation, or a copy answers for a network that did so."""
         if not self._is_copy and not _is_transformed():
             self._require_same_parts()
-            self._admit(x)
+            if isinstance(x, Tensor) and x.dim() and len(x):  # else the call itself says what is wrong
+                self._admit(x)
 
     def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
         self._look_at(x)
@@ -496,12 +566,14 @@ class MaskedNetwork(InferringNetwork[StateT]):
         return self._asked(states, partial(_answer_mixed, x, task_of))
 
     def _infer(self, x: Tensor, states: Sequence[StateT], scorer: Scorer, calibrated: bool) -> Inferred:
-        self._look_at(x)
+        with torch.no_grad(), evaluation_mode(self):
+            self._look_at(x)
         return self._asked(states, lambda net, its: InferringNetwork._infer(net, x, its, scorer, calibrated))
 
     def _take_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         states, per_task = self._consolidated_states(), self._per_task_modules()
-        return take_digests(self._guarantee, self.backbone, states, (*per_task, *self._movement.buffers), checked)
+        movable = (*self._movement.buffers, *self._movement.attributes)
+        return take_digests(self._guarantee, self.backbone, states, (*per_task, *movable), checked)
 
     # -------------------------------------------------------------------------------------------------- keeping it
 
@@ -554,6 +626,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
                 'a network of masks cannot go to the device "meta", where all that its tasks rely on would be lost; '
                 "move a copy of the backbone there, before it is attached"
             )
+        self._require_same_parts()
         converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
         relied_on = [parameter.detach().clone() for parameter, _ in self._guarantee.all()] if converting else []
         if converting or self._digests:  # what has moved would be kept as if it were right
@@ -601,16 +674,17 @@ class MaskedNetwork(InferringNetwork[StateT]):
         return super().load_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self._require_same_parts()
         self._loading = Snapshot(self, values_of=[*self.parameters(), *self.buffers()])
         super()._load_from_state_dict(*args, **kwargs)
 
     def _finish_loading(self) -> None:
         """Renew the plan once all of a ``state_dict`` is here, or go back if it is not what it says."""
         before, self._loading = self._loading, None
-        self._renew_guarantee()
         try:
+            self._renew_guarantee()
             self._require_unmoved(self._digests)
-        except GuaranteeError:
+        except BaseException:
             if before is not None:  # what was here is still good
                 before.restore()
             raise

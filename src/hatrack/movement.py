@@ -12,10 +12,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Movement", "OwnBuffers", "StateOf", "find_movement", "get_buffers", "scratch_of", "set_buffers"]
+__all__ = [
+    "Movement",
+    "OwnBuffers",
+    "StateOf",
+    "find_movement",
+    "get_buffers",
+    "movement_of",
+    "scratch_of",
+    "set_buffers",
+]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -36,6 +46,20 @@ class Movement:
 
     buffers: tuple[str, ...]
     attributes: tuple[str, ...]
+
+    def with_those_of(self, other: Movement) -> Movement:
+        """Return what moves here or there."""
+        attributes = dict.fromkeys((*self.attributes, *other.attributes))
+        buffers = dict.fromkeys(name for name in (*self.buffers, *other.buffers) if name not in attributes)
+        return Movement(tuple(buffers), tuple(attributes))
+
+    def beyond(self, other: Movement) -> Movement:
+        """Return what moves here, but not there."""
+        known = (*other.buffers, *other.attributes)
+        return Movement(
+            tuple(name for name in self.buffers if name not in known),
+            tuple(name for name in self.attributes if name not in known),
+        )
 
 
 class OwnBuffers(nn.Module):
@@ -109,48 +133,89 @@ class StateOf:
                 del vars(part)[name]
             for name, (attribute, content) in attributes.items():
                 vars(part)[name] = attribute
-                if content is not None and not _same(attribute, content):
-                    attribute.clear()
-                    (attribute.update if isinstance(attribute, dict) else attribute.extend)(content)
+                if content is not None:
+                    _refill(attribute, content)
 
 
 def _remembered(part: nn.Module) -> dict[str, tuple[Any, Any]]:
-    kinds = (dict, list, deque)
-    return {name: (v, copy.copy(v) if isinstance(v, kinds) else None) for name, v in _state(part).items()}
+    """Attributes of a module, with a copy of what those hold that can be changed."""
+    return {name: (value, _content_of(value)) for name, value in _state(part).items()}
+
+
+def _content_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return None if value.requires_grad else value.clone()
+    if isinstance(value, (dict, list, deque, set, np.ndarray)):
+        return copy.copy(value)
+    has_attributes = hasattr(value, "__dict__") and not callable(value) and not isinstance(value, nn.Module)
+    return dict(vars(value)) if has_attributes else None
+
+
+def _refill(value: Any, content: Any) -> None:
+    """Give a container, an array or an object again what it held."""
+    if isinstance(value, Tensor):
+        if not _same(value, content):
+            value.copy_(content)
+    elif isinstance(value, np.ndarray):
+        value[...] = content
+    elif isinstance(value, (dict, set)):
+        value.clear()
+        value.update(content)
+    elif isinstance(value, (list, deque)):
+        value.clear()
+        value.extend(content)
+    elif vars(value).keys() != content.keys() or any(vars(value)[key] is not content[key] for key in content):
+        vars(value).clear()
+        vars(value).update(content)
 
 
 @torch.no_grad()
-def find_movement(module: nn.Module, example: Tensor, per_task: Sequence[str]) -> Movement:
+def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Sequence[str]) -> Movement:
     """Run a network in training and in evaluation mode, and see what of its state is another afterwards.
 
     Args:
         module: the network; it is left as it is.
-        example: a batch, of several samples where norms need them.
+        examples: batches of several samples to run one after the other: random ones, since a mean of zeros would not be
+            seen to move, and more than one, since some state says something about the batch before.
+        per_task: names of the modules whose buffers every task has its own of already.
+    """
+    found = Movement((), ())
+    for training in (True, False):
+        scratch = scratch_of(module).train(training)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                for example in examples:
+                    scratch(example)
+        except (RuntimeError, ValueError):
+            if not training:
+                raise
+            continue  # such as a batch norm that would see one sample
+        found = found.with_those_of(movement_of(module, scratch, per_task))
+    return found
+
+
+def movement_of(original: nn.Module, scratch: nn.Module, per_task: Sequence[str]) -> Movement:
+    """Return what a run has moved in a copy of a network.
+
+    Args:
+        original: the network.
+        scratch: a copy of it that was run.
         per_task: names of the modules whose buffers every task has its own of already.
     """
     buffers: dict[str, None] = {}
     attributes: dict[str, None] = {}
     own = tuple(f"{name}." for name in per_task)
-    for training in (True, False):
-        scratch = scratch_of(module).train(training)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                scratch(example)
-        except (RuntimeError, ValueError):
-            if not training:
-                raise
-            continue  # such as a batch norm that would see one sample
-        before, after = dict(module.named_buffers()), dict(scratch.named_buffers())
-        for name in (name for name in after if not name.startswith(own)):
-            was, now = before.get(name), after[name]
-            if was is None or was.shape != now.shape or was.dtype != now.dtype:
-                attributes[name] = None
-            elif not _same(was, now):
-                buffers[name] = None
-        parts = zip(module.named_modules(), scratch.modules(), strict=True)
-        for (name, original), part in parts:
-            for path in _differences(_state(original), _state(part)):
-                attributes[f"{name}.{path}".lstrip(".")] = None
+    before, after = dict(original.named_buffers()), dict(scratch.named_buffers())
+    for name in (name for name in after if not name.startswith(own)):
+        was, now = before.get(name), after[name]
+        if was is None or was.shape != now.shape or was.dtype != now.dtype:
+            attributes[name] = None
+        elif not _same(was, now):
+            buffers[name] = None
+    parts = zip(original.named_modules(), scratch.modules(), strict=True)
+    for (name, part), its in parts:
+        for path in _differences(_state(part), _state(its)):
+            attributes[f"{name}.{path}".lstrip(".")] = None
     return Movement(tuple(name for name in buffers if name not in attributes), tuple(attributes))
 
 
@@ -165,15 +230,36 @@ def _differences(before: dict[Any, Any], after: dict[Any, Any]) -> Iterator[str]
 
 
 def _same(one: Any, other: Any) -> bool:
+    """Return whether two states are equal to the bit, also in what objects refer to."""
+    return _are_same(one, other, set())
+
+
+def _are_same(one: Any, other: Any, compared: set[tuple[int, int]]) -> bool:
+    if one is other or (id(one), id(other)) in compared or isinstance(one, nn.Module):
+        return True  # modules are looked into by themselves
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        alike = one.shape == other.shape and one.dtype == other.dtype
-        return alike and (one is other or torch.equal(one.nan_to_num(), other.nan_to_num()))
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return _are_same_tensors(one, other)
+    if type(one) is not type(other):
         return False
-    if isinstance(one, _NUMBERS) or isinstance(other, _NUMBERS):
-        return type(one) is type(other) and (one == other or one != one)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return len(one) == len(other) and not any(_differences(one, other))
-    if isinstance(one, (list, tuple, deque)) and isinstance(other, (list, tuple, deque)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return True  # what else objects hold is not looked into
+    if isinstance(one, _NUMBERS):
+        return bool(one == other or one != one)
+    compared.add((id(one), id(other)))  # objects may refer to themselves
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+    if isinstance(one, (set, frozenset)):
+        return all(isinstance(each, _NUMBERS) for each in one) and one == other
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_are_same(one[key], other[key], compared) for key in one)
+    if isinstance(one, (list, tuple, deque)):
+        return len(one) == len(other) and all(_are_same(a, b, compared) for a, b in zip(one, other, strict=True))
+    if not hasattr(one, "__dict__") or callable(one):
+        return True  # what is kept elsewhere cannot be compared
+    return _are_same(vars(one), vars(other), compared)
+
+
+def _are_same_tensors(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not (one.is_floating_point() or one.is_complex()):
+        return torch.equal(one, other)
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ __all__ = ["Signature"]
 
 @dataclass(frozen=True)
 class Signature:
-    """All that a network may choose its path by, but for values.
+    """All that a network may choose its path by, but for values and the number of samples.
 
     Attributes:
         shape: of one sample.
@@ -22,8 +23,11 @@ class Signature:
         one: whether the batch has a single sample.
         training: whether the network is in training mode.
         grad: whether gradients are recorded.
-        autocast: whether mixed precision is on.
-        samples: how many samples show what there is to see, where two do not.
+        autocast: type of mixed precision, by its name in torch; empty where it is off.
+        inference: whether torch is in inference mode.
+        contiguous: whether the input lies in memory in the order of its axes.
+        differentiable: whether gradients of the input are asked for.
+        samples: number of samples of :meth:`example`; more than 2 where a batch of two takes another path.
     """
 
     shape: tuple[int, ...]
@@ -31,15 +35,34 @@ class Signature:
     one: bool
     training: bool
     grad: bool
-    autocast: bool = False
+    autocast: str = ""
+    inference: bool = False
+    contiguous: bool = True
+    differentiable: bool = False
     samples: int = 2
 
     @classmethod
-    def of(cls, x: Tensor, training: bool) -> Signature:
-        """The signature of a call at this moment."""
-        autocast = torch.is_autocast_enabled(x.device.type)
-        name = str(x.dtype).partition(".")[2]
-        return cls(tuple(x.shape[1:]), name, len(x) == 1, training, torch.is_grad_enabled(), autocast)
+    def of(cls, x: Tensor, training: bool, grad: bool | None = None) -> Signature:
+        """The signature of a call at this moment.
+
+        Args:
+            x: the input, ``(N, ...)``.
+            training: whether the network is in training mode.
+            grad: whether gradients are recorded; as at this moment if left out.
+        """
+        device = x.device.type
+        autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+        return cls(
+            tuple(x.shape[1:]),
+            str(x.dtype).partition(".")[2],
+            len(x) == 1,
+            training,
+            torch.is_grad_enabled() if grad is None else grad,
+            autocast.partition(".")[2],
+            torch.is_inference_mode_enabled(),
+            x.is_contiguous(),
+            x.requires_grad,
+        )
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any]) -> Signature:
@@ -52,12 +75,24 @@ class Signature:
 
     def example(self, device: torch.device | None) -> Tensor:
         """A batch of zeros of this signature."""
-        return torch.zeros(
-            1 if self.one else self.samples, *self.shape, dtype=getattr(torch, self.dtype), device=device
-        )
+        size = (1 if self.one else self.samples, *self.shape)
+        zeros = torch.zeros(size if self.contiguous else size[::-1], dtype=getattr(torch, self.dtype), device=device)
+        return zeros if self.contiguous else zeros.permute(*reversed(range(len(size))))
+
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The mixed precision of this signature, or none, while it is entered."""
+        dtype = getattr(torch, self.autocast) if self.autocast else None
+        return torch.autocast(device.type, dtype=dtype, enabled=bool(self.autocast))
 
     def __str__(self) -> str:
         batch = "1" if self.one else "N" if self.samples == 2 else f"N = {self.samples}"
         mode = "training" if self.training else "evaluation"
         size = ", ".join(map(str, (batch, *self.shape)))
-        return f"inputs ({size}) of {self.dtype} in {mode} mode with{'' if self.grad else 'out'} gradients"
+        said = f"inputs ({size}) of {self.dtype} in {mode} mode with{'' if self.grad else 'out'} gradients"
+        unusual = {
+            f"under autocast to {self.autocast}": bool(self.autocast),
+            "in inference mode": self.inference,
+            "not contiguous in memory": not self.contiguous,
+            "with gradients of the inputs": self.differentiable,
+        }
+        return ", ".join([said, *(words for words, holds in unusual.items() if holds)])

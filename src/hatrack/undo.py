@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hatrack.layers import Ledger
 
-__all__ = ["Snapshot", "all_or_nothing", "attaches_or_not"]
+__all__ = ["Snapshot", "all_or_nothing", "attaches_or_not", "leaves_modes"]
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 Selector = Callable[[Any], Iterable[Tensor]]
@@ -31,6 +31,25 @@ Selector = Callable[[Any], Iterable[Tensor]]
 
 _TORCH = frozenset(vars(nn.Module()))
 """Attributes that torch gives to every module."""
+
+
+class _Modes:
+    """Record of torch's modes in this thread."""
+
+    def __init__(self) -> None:
+        self._depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+        self._grad_enabled = torch.is_grad_enabled()
+
+    def leave(self) -> None:
+        """Leave modes whose end was not reached, and the mode without gradients."""
+        functions, dispatches = self._depths
+        while torch._C._len_torch_dispatch_stack() > dispatches:
+            mode: Any = _get_current_dispatch_mode()
+            mode.__exit__(None, None, None)
+        while torch._C._len_torch_function_stack() > functions:
+            mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
+            mode.__exit__(None, None, None)
+        torch.set_grad_enabled(self._grad_enabled)
 
 
 class Snapshot:
@@ -57,13 +76,12 @@ class Snapshot:
             self._record_table(optimizer.state)
             for memory in optimizer.state.values():
                 self._record_table(memory)
-        self._modes = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
-        self._grad_enabled = torch.is_grad_enabled()
+        self._modes = _Modes()
         self._random_state = torch.get_rng_state()
 
     def restore(self) -> None:
         """Put everything back; a second call changes nothing."""
-        self._leave_modes()
+        self._modes.leave()
         torch.set_rng_state(self._random_state)
         for table, entries in self._tables:
             _put_back(table, entries)
@@ -80,17 +98,6 @@ class Snapshot:
             for tensor, values in self._values:
                 if not torch.equal(tensor, values):
                     tensor.copy_(values)
-
-    def _leave_modes(self) -> None:
-        """Leave modes of torch whose end was not reached, and the mode without gradients."""
-        functions, dispatches = self._modes
-        while torch._C._len_torch_dispatch_stack() > dispatches:
-            mode: Any = _get_current_dispatch_mode()
-            mode.__exit__(None, None, None)
-        while torch._C._len_torch_function_stack() > functions:
-            mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
-            mode.__exit__(None, None, None)
-        torch.set_grad_enabled(self._grad_enabled)
 
     def _record_module(self, module: nn.Module) -> None:
         if id(module) in self._seen:
@@ -157,6 +164,21 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
         return cast(MethodT, whole)
 
     return decorate
+
+
+def leaves_modes(method: MethodT) -> MethodT:
+    """Make a method, which changes copies alone, leave torch's modes as they were when it does not come to its end."""
+
+    @functools.wraps(method)
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        modes = _Modes()
+        try:
+            return method(*args, **kwargs)
+        except BaseException:
+            modes.leave()
+            raise
+
+    return cast(MethodT, whole)
 
 
 def attaches_or_not(constructor: MethodT) -> MethodT:

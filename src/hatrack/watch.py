@@ -1,49 +1,141 @@
 """Version counters: whether anything but hatrack has touched what must not move, at the price of comparing integers.
 
 Torch counts the changes in place of every tensor. What is noted here is the count at which a tensor was last known to
-be right, and where its values lie in memory. Changes through ``.data`` and captured CUDA graphs leave no count.
+be right, and where its values lie in memory. Changes through ``.data``, NumPy arrays, DLPack and captured CUDA graphs
+leave no count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from hatrack.guarantee import Guarantee
 from hatrack.protect import Keepsake, Shield
 
-__all__ = ["Parts", "Watch", "stamp_of"]
+__all__ = ["Controls", "Parts", "Watch", "count_fused_steps", "stamp_of"]
+
+_Table = dict[str, Any]
+_SETTINGS = (bool, int, float, complex, str, type(None))
+"""Types of attributes by which a module may choose what it does."""
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module, its mode among them."""
+
+_UNCOUNTED = itertools.count(1)
 
 
 def stamp_of(tensor: Tensor) -> tuple[int, int]:
-    """Return the count of a tensor's changes in place, and the address of its values."""
-    return (-1 if tensor.is_inference() else tensor._version), tensor.data_ptr()
+    """Return the count of a tensor's changes in place, and the address of its values.
+
+    Tensors made in inference mode have no count: each stamp of them is another one, so that values are compared.
+    """
+    return (-next(_UNCOUNTED) if tensor.is_inference() else tensor._version), tensor.data_ptr()
+
+
+def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Count what a step of a fused optimizer changes, since torch does not."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            changed = [p for p in group["params"] if p.grad is not None and not p.is_inference()]
+            torch.autograd.graph.increment_version(changed)
+
+
+def _count_step_with_closure(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if (args[1] if len(args) > 1 else kwargs.get("closure")) is not None:  # gradients came after the step began
+        _count_step(optimizer, args, kwargs)
+
+
+@functools.cache
+def count_fused_steps() -> None:
+    """Have the steps of fused optimizers counted from now on, whether they are protected or not."""
+    register_optimizer_step_pre_hook(_count_step)
+    register_optimizer_step_post_hook(_count_step_with_closure)
 
 
 class Parts:
     """Record of the layers and parameters that a network has, to notice when others have been put in their place.
 
     Args:
-        modules: by the beginning of their names, the modules whose parts are recorded.
+        network: the network.
+        names: of the parts of it that are recorded, with all that is in them.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._places: list[tuple[dict[str, Any], str, Any, str]] = []
-        for prefix, root in modules.items():
-            for name, module in root.named_modules(prefix=prefix):
+    def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
+        self._places: list[tuple[_Table, str, Any, str]] = []
+        self._tables: list[tuple[_Table, frozenset[str], str]] = []
+        for root in names:
+            owner, _, key = root.rpartition(".")
+            table = network.get_submodule(owner)._modules
+            self._places.append((table, key, table[key], root))
+            for name, module in network.get_submodule(root).named_modules(prefix=root):
                 for table in (module._parameters, module._modules):
                     self._places += [(table, key, part, f"{name}.{key}") for key, part in table.items()]
+                    self._tables.append((table, frozenset(table), name))
 
     def replaced(self) -> list[str]:
-        """Return the names of what is no longer there, or is another object; plain tensors stand in for a call."""
+        """Return the names of what is no longer there, is new or is another object.
+
+        Plain tensors that stand in for parameters during a call do not count.
+        """
         names = []
         for table, key, part, name in self._places:
             present = table.get(key)
             if present is not part and (present is None or isinstance(present, (nn.Parameter, nn.Module))):
                 names.append(name)
+        for table, keys, name in self._tables:
+            if len(table) > len(keys):
+                names += [f"{name}.{key}" for key in table if key not in keys]
         return names
+
+
+class Controls:
+    """Record of settings, hooks and replaced methods of a network's modules, which decide on what it computes.
+
+    Args:
+        module: the network.
+        moving: names of attributes that a run itself changes.
+    """
+
+    def __init__(self, module: nn.Module, moving: Collection[str] = ()) -> None:
+        self._parts = [(p, _settings_of(p, name, moving), _hooks_of(p)) for name, p in module.named_modules()]
+
+    def are_altered(self) -> bool:
+        """Return whether any of them is another one by now."""
+        for part, settings, hooks in self._parts:
+            attributes = vars(part)
+            for key, value in settings.items():
+                present = attributes.get(key)
+                if present is not value and (type(present) is not type(value) or present != value):
+                    return True
+            if _hooks_of(part) != hooks:
+                return True
+        return False
+
+
+def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[str, Any]:
+    """Attributes of a module by which it may choose what it does; those of its class that an attribute may cover."""
+    prefix = f"{name}." if name else ""
+    kinds = [kind for kind in type(part).__mro__ if kind not in nn.Module.__mro__]
+    inherited = [key for kind in kinds for key, value in vars(kind).items() if _is_setting(value) and key[:2] != "__"]
+    names = [key for key in dict.fromkeys((*vars(part), *inherited)) if key not in _OF_TORCH]
+    own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
+    return {"forward": vars(part).get("forward"), **{key: value for key, value in own.items() if _is_setting(value)}}
+
+
+def _is_setting(value: Any) -> bool:
+    return isinstance(value, _SETTINGS) or (isinstance(value, tuple) and all(isinstance(v, _SETTINGS) for v in value))
+
+
+def _hooks_of(part: nn.Module) -> tuple[int, ...]:
+    return (*part._forward_pre_hooks, -1, *part._forward_hooks)
 
 
 class Watch:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatrack import functional
 from hatrack.attachment import mark
 from hatrack.compilers import keep_compilers_out
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
 from hatrack.forgetting import forget_in_optimizer
 from hatrack.growth import Growth
 from hatrack.heads import linear_head
@@ -226,8 +226,6 @@ class WeightMaskedNetwork(HoldingWeights):
 
     def _admit(self, x: Tensor) -> None:
         """Look whether a call of a new kind reaches weights past their masks, as layers in a plain list do."""
-        if not isinstance(x, Tensor) or not x.dim() or not len(x):
-            return
         key = (Signature.of(x, self.training), len(x))
         if key in self._seen:
             return
@@ -237,7 +235,7 @@ class WeightMaskedNetwork(HoldingWeights):
             backbone = probe._twin([weight.detach() for weight in self._weights()], copies, norms)
             try:
                 strays = stray_parameters(backbone, x.detach())
-            except (RuntimeError, ValueError, IndexError, TypeError):
+            except DOES_NOT_RUN:
                 return  # the call itself says what is wrong
         if strays:
             names = {id(parameter): name for name, parameter in self.backbone.named_parameters()}
@@ -246,6 +244,7 @@ class WeightMaskedNetwork(HoldingWeights):
                 f"{key[0]} cannot be used: {named} would be reached past the masks, in a way that torch does not know "
                 "of, as in a plain list of layers (use torch.nn.ModuleList)"
             )
+        self._require_still(x, self.training)
         self._seen.add(key)
 
     def _features(self, x: Tensor, state: WeightTask) -> Tensor:

@@ -6,9 +6,11 @@ path of one that was labelled, it does the same to units.
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,48 +21,68 @@ from hatrack.units.run import FACTS, function_name, tensors_in
 
 __all__ = ["Path", "path_of", "stray_parameters"]
 
+_COUNTING = frozenset(
+    [
+        *("view", "reshape", "expand", "repeat", "unflatten", "resize_", "broadcast_to", "tile", "as_strided"),
+        *("zeros", "ones", "full", "empty", "rand", "randn", "randint", "eye", "arange", "linspace"),
+        *("new_zeros", "new_ones", "new_full", "new_empty", "narrow", "split", "__getitem__", "repeat_interleave"),
+        *("split_with_sizes", "tensor_split", "chunk", "one_hot", "bernoulli_"),
+    ]
+)
+"""Functions whose numbers may count samples; in all others a number that follows them makes another path."""
+
+_FLAGGED = ("dropout", "batch_norm", "instance_norm", "attention", "lstm", "gru", "rnn_tanh", "rnn_relu")
+"""Ends of the names of functions that are told whether they train; what they do to units is the same then."""
+
+_Call = tuple[str, tuple[Any, ...], tuple[Any, ...]]
+
 
 @dataclass(frozen=True)
 class Path:
-    """The calls of functions that a network makes for a batch, in their order.
+    """The calls of modules and functions that a network makes for a batch, in their order.
 
     Attributes:
         samples: number of samples of the batch.
-        calls: for each call the function's name, where the tensors come from that it is given (the name of a parameter,
-            or the number of an earlier call), and its settings.
+        calls: for each call the name of the module or function, where the tensors come from that it is given (the name
+            of a parameter or buffer, the number of an earlier call, the input, or the digest of a constant), and its
+            settings.
     """
 
     samples: int
-    calls: tuple[tuple[str, tuple[str | int, ...], tuple[Any, ...]], ...]
+    calls: tuple[_Call, ...]
 
     def is_same(self, other: Path) -> bool:
-        """Return whether both make the same calls, with settings alike or in proportion to the number of samples.
-
-        Flags are not compared: what dropout and norms do to units is the same in training.
-        """
+        """Return whether both make the same calls, where sizes may be in proportion to the number of samples."""
         if len(self.calls) != len(other.calls):
             return False
         for (name, given, settings), (its_name, its_given, its_settings) in zip(self.calls, other.calls, strict=True):
             if (name, given, len(settings)) != (its_name, its_given, len(its_settings)):
                 return False
+            counting = name.rpartition(".")[2] in _COUNTING
             for mine, its in zip(settings, its_settings, strict=True):
-                if mine != its and not self._is_in_proportion(mine, its, other):
+                if mine != its and not (counting and self._is_in_proportion(mine, its, other)):
                     return False
         return True
 
     def _is_in_proportion(self, mine: Any, its: Any, other: Path) -> bool:
-        return isinstance(mine, int) and isinstance(its, int) and mine * other.samples == its * self.samples
+        counts = type(mine) is int and type(its) is int and mine > 0
+        return counts and mine * other.samples == its * self.samples
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes which functions are called, and with what."""
+    """Notes which modules and functions are called, and with what."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
-        self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._named = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        self._named[id(x)] = "the input"
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self.calls: list[tuple[str, tuple[str | int, ...], tuple[Any, ...]]] = []
+        self.calls: list[_Call] = []
         self.others: list[nn.Parameter] = []  # parameters that are not the model's
+
+    def enter(self, name: str, *_: Any) -> None:
+        """Note the call of a module: gates are before modules, also where two of them compute the same."""
+        self.calls.append((f"module {name}", (), ()))
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,19 +92,30 @@ class _Recorder(TorchFunctionMode):
         if name.rpartition(".")[2] in FACTS or _counts_batches(name, args):
             return func(*args, **kwargs)
         given = list(tensors_in((args, kwargs)))
-        self.others += [p for p in given if isinstance(p, nn.Parameter) and id(p) not in self._parameters]
+        self.others += [p for p in given if isinstance(p, nn.Parameter) and id(p) not in self._named]
         number = len(self.calls)
-        self.calls.append((name, tuple(map(self._origin, given)), tuple(_settings((args, kwargs)))))
+        flags = not name.endswith(_FLAGGED)
+        self.calls.append((name, tuple(map(self._origin, given)), tuple(_settings((args, kwargs), flags))))
         output = func(*args, **kwargs)
         self._made.update({id(value): (weakref.ref(value), number) for value in tensors_in(output)})
         return output
 
     def _origin(self, value: Tensor) -> str | int:
-        """The name of a parameter, or the number of the call that made a value; of the input and constants -1."""
-        if id(value) in self._parameters:
-            return self._parameters[id(value)]
+        """The name of a parameter, a buffer or the input, the number of the call that made a value, or a digest."""
         reference, number = self._made.get(id(value), (None, -1))
-        return number if reference is not None and reference() is value else -1
+        if reference is not None and reference() is value:
+            return number
+        return self._named.get(id(value)) or _digest(value)
+
+
+@torch.no_grad()
+def _digest(constant: Tensor) -> str:
+    """What tells a constant from others: its shape, type and values."""
+    if constant.layout != torch.strided or constant.is_meta:
+        return f"constant {tuple(constant.shape)} {constant.dtype}"
+    values = constant.detach().cpu().contiguous().flatten().view(torch.uint8) if constant.numel() else constant
+    content = hashlib.sha256(bytes(values.numpy()) if constant.numel() else b"").hexdigest()
+    return f"constant {tuple(constant.shape)} {constant.dtype} {content}"
 
 
 def _counts_batches(name: str, args: tuple[Any, ...]) -> bool:
@@ -91,18 +124,20 @@ def _counts_batches(name: str, args: tuple[Any, ...]) -> bool:
     return name.endswith(".add_") and isinstance(counter, Tensor) and not counter.dim() and counter.dtype == torch.int64
 
 
-def _settings(tree: Any) -> Iterator[Any]:
-    """Yield the numbers and texts among nested arguments, but for flags."""
+def _settings(tree: Any, flags: bool) -> Iterator[Any]:
+    """Yield what is no tensor among nested arguments; truth values only where these are no matter of modes."""
     if isinstance(tree, (tuple, list)):
         for branch in tree:
-            yield from _settings(branch)
+            yield from _settings(branch, flags)
     elif isinstance(tree, dict):
         for key, branch in tree.items():
             yield key
-            yield from _settings(branch)
+            yield from _settings(branch, flags)
     elif isinstance(tree, slice):
-        yield from _settings((tree.start, tree.stop, tree.step))
-    elif isinstance(tree, (int, float, str, torch.dtype)) and not isinstance(tree, bool):
+        yield from _settings((tree.start, tree.stop, tree.step), flags)
+    elif isinstance(tree, bool):
+        yield from (tree,) if flags else ()
+    elif isinstance(tree, (int, float, str, torch.dtype, type(None), type(...))):
         yield tree
 
 
@@ -115,9 +150,17 @@ def path_of(model: nn.Module, x: Tensor, training: bool) -> Path:
         training: whether to run it in training mode.
     """
     model.train(training)
-    recorder = _Recorder(model)
-    with recorder:
-        model(x)
+    recorder = _Recorder(model, x)
+    handles = [
+        module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True)
+        for name, module in model.named_modules()
+    ]
+    try:
+        with recorder:
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
     return Path(len(x), tuple(recorder.calls))
 
 
@@ -130,7 +173,7 @@ def stray_parameters(model: nn.Module, x: Tensor) -> list[nn.Parameter]:
         model: the network, which is run as it is.
         x: a batch.
     """
-    recorder = _Recorder(model)
+    recorder = _Recorder(model, x)
     with recorder:
         model(x)
     return recorder.others
