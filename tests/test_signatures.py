@@ -315,7 +315,26 @@ class Listed(Hidden):
         self.b = self.layers[0]
 
 
-@pytest.mark.parametrize("build", [Hidden, Listed])
+class Enclosed(Hidden):
+    """Reaches a layer that torch knows by a function that holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = self.layers[0]
+        self.layers = [lambda h: self.b(h)]
+
+
+def test_layers_that_are_in_a_plain_list_too_are_masked() -> None:
+    torch.manual_seed(0)
+    net = hatrack.WeightMaskedNetwork(Listed(), torch.zeros(2, 4, 6))
+    x = torch.randn(3, 9, 6)
+    train_on(net, "a", (9,), 0)
+    promised = logits(net, x, "a")
+    train_on(net, "b", (9, 4), 1)
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+@pytest.mark.parametrize("build", [Hidden, Enclosed])
 def test_masks_of_weights_that_another_length_goes_past_are_refused(build: Any) -> None:
     net = hatrack.WeightMaskedNetwork(build(), torch.zeros(2, 4, 6))
     net.add_task("a", 2)

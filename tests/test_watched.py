@@ -307,7 +307,7 @@ def test_other_objects_in_the_place_of_layers_are_refused_at_once(name: str, mas
         lambda: net.save(tmp_path / "net.hat"),
         lambda: net.forget("new"),
     ):
-        with pytest.raises(GuaranteeError, match="has been replaced, pruned or parametrized since"):
+        with pytest.raises(GuaranteeError, match="has been replaced, pruned, parametrized or converted since"):
             use()
 
 

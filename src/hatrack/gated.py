@@ -157,6 +157,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             many = self._path(x, signature)
         except DOES_NOT_RUN:
             return  # the call itself says what is wrong
+        self._require_still(x, signature.training)
         if signature not in self._followed and signature not in self._let_pass:
             self._require_followed(signature, x)
         if len(x) > 2:
@@ -166,7 +167,6 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
                 alike = False
             if not alike:
                 self._follow(replace(signature, samples=len(x)), x, known=signature)
-        self._require_still(x, signature.training)
         self._looked_at.add((signature, len(x)))
 
     def _require_followed(self, signature: Signature, x: Tensor) -> None:
@@ -178,8 +178,9 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             self._follow(replace(signature, samples=len(x)), x, known=signature)
             return
         for known in self._followed:
-            if (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast):
-                others = sample[:1] if known.one else torch.cat([sample, sample])[:2]
+            alike = (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast)
+            if alike and known.contiguous:
+                others = (sample[:1] if known.one else torch.cat([sample, sample])[:2]).contiguous()
                 try:
                     if path.is_same(self._path(others, known)):
                         self._followed[signature] = None

@@ -79,7 +79,6 @@ class OptimizerGuard:
         self._bounded = bounded
         self._rates = rates
         self._report = report
-        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self._guarded: list[weakref.ref[Optimizer]] = []
         self.count = 0
         self._moment = "the network was made"
@@ -88,10 +87,12 @@ class OptimizerGuard:
     def _look_up_anew(self) -> None:
         self._found: weakref.WeakKeyDictionary[Optimizer, _Found] = weakref.WeakKeyDictionary()
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
+        self._before = weakref.WeakKeyDictionary()  # a step: what it is to move by a share alone
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy guards no optimizer yet: those of the original do not call it."""
-        left_out = ("_found", "_stepping")
+        left_out = ("_found", "_stepping", "_before")
         return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_guarded": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -157,7 +158,7 @@ class OptimizerGuard:
             if not restored or shield.freedom is not None or steps_mix_entries:
                 shield.condition(gradient)
         if watch.guarantee.damped:
-            self._damp(found, scale_gradients=not restored)
+            self._before[optimizer] = self._damp(found, scale_gradients=not restored)
 
     def _found_in(self, optimizer: Optimizer) -> _Found:
         """Return what an optimizer holds of consolidated tasks, as one carried over from task to task does.
@@ -193,9 +194,8 @@ class OptimizerGuard:
                 keepsake.restore(own)
             if watch.is_touched(own) and not keepsake.has_moved(own):
                 watch.note(own)
-        for moved, before, freedom in self._before:
+        for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))
-        self._before = []
         for embedding in self._bounded():
             if id(embedding) in found.present:
                 embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
@@ -203,20 +203,25 @@ class OptimizerGuard:
         self._moment = f"the last step of {type(optimizer).__name__}"
         self.count += 1
 
-    def _damp(self, found: _Found, scale_gradients: bool) -> None:
+    def _damp(self, found: _Found, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Scale what is to come: the gradients, where steps are in proportion to them; the steps themselves elsewhere.
 
         Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
+
+        Returns:
+            Parameters whose steps are to be scaled, with their values now and what is left of the step.
         """
         rates = self._rates()
+        before: list[tuple[Tensor, Tensor, Tensor]] = []
         for parameter, damper in self._watch().guarantee.damped:
             if id(parameter) not in found.present:
                 continue
             freedom = damper.freedom(rates).to(parameter.dtype)
             if not scale_gradients:
-                self._before.append((parameter, parameter.detach().clone(), freedom))
+                before.append((parameter, parameter.detach().clone(), freedom))
             elif parameter.grad is not None:
                 parameter.grad.mul_(freedom)
+        return before
 
 
 def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -179,10 +179,12 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
     """The network that a checkpoint holds; ``path`` is for messages. Otherwise as :func:`load`."""
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
-    state: dict[str, Any] = dict(checkpoint.tensors)
+    present = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    computed = {name: present[name] for name in described.get("computed_anew", ()) if name in present}
+    state: dict[str, Any] = {**checkpoint.tensors, **computed}
     of_backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
     if not _has_grown(described):  # else it may have to be widened before it matches
-        _require_match(path, of_backbone, {f"backbone.{name}": value for name, value in backbone.state_dict().items()})
+        _require_match(path, of_backbone, present)
     example = torch.zeros(
         described["example_input"]["shape"], dtype=getattr(torch, described["example_input"]["dtype"])
     )

@@ -69,6 +69,9 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
     def __init__(self, backbone: nn.Module, example_input: Tensor) -> None:
         super().__init__(backbone, example_input)
+        wide = [name for name, parameter in backbone.named_parameters() if parameter.element_size() > 8]
+        if wide:
+            raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")
         self._digests: dict[str, str] = {}
         self._initialization = Initialization.of(backbone)
         asking = (MaskedNetwork._forward_one, MaskedNetwork._forward_mixed, MaskedNetwork._asked)
@@ -229,6 +232,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
             raise InputError(f"task {name!r} is consolidated already")
         self._put_back()
         self.check()
+        self._require_finite()
         with torch.inference_mode(False), torch.no_grad():
             self._fix_mask(state)
             self._renew_guarantee()
@@ -280,6 +284,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self._guard.forget_unfinished("restore()")
         self.check()
 
     def _require_unmoved(self, digests: Mapping[str, str]) -> None:
@@ -313,9 +318,9 @@ class MaskedNetwork(InferringNetwork[StateT]):
         replaced = self._parts.replaced()
         if replaced:
             raise GuaranteeError(
-                f"{', '.join(replaced)} has been replaced, pruned or parametrized since the network was attached, and "
-                "consolidated tasks would give other outputs; put back what was there (new values go into the old "
-                "parameters, as load_state_dict does), or detach() and attach the backbone anew"
+                f"{', '.join(replaced)} has been replaced, pruned, parametrized or converted since the network was "
+                "attached, and consolidated tasks would give other outputs; put back what was there (new values go "
+                "into the old parameters, as load_state_dict does), or detach() and attach the backbone anew"
             )
 
     def _frozen_buffers(self) -> list[Tensor]:
@@ -348,7 +353,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         examples = [random_like(x, generator, scratch_of(self.backbone).eval()) for _ in range(2)]
         movement = find_movement(self.backbone, [*examples, x], self._per_task_modules())
         if movement.attributes:
-            self._require_harmless(movement, x, lambda backbone: backbone.train()(x))
+            self._require_harmless(movement, examples[0], lambda backbone: backbone.train()(examples[1]))
         self._movement = movement
 
     def _example(self) -> Tensor:
@@ -379,7 +384,9 @@ class MaskedNetwork(InferringNetwork[StateT]):
         moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
         if not moved.attributes:
             return
-        self._require_harmless(moved, self._several(self._example()), run)
+        generator = torch.Generator().manual_seed(0)
+        asked = random_like(self._several(self._example()), generator, scratch_without_gates(self.backbone).eval())
+        self._require_harmless(moved, asked, run)
         self.check()
         self._movement = self._movement.with_those_of(moved)
         self._renew_guarantee()
@@ -562,6 +569,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         return self._asked([state], partial(_answer_one, x))
 
     def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
+        if self.training and not self._is_copy:  # one by one: a copy may answer for old tasks, not for that in training
+            return super()._forward_mixed(x, states, task_of)
         self._look_at(x)
         return self._asked(states, partial(_answer_mixed, x, task_of))
 
@@ -594,8 +603,13 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """
         self._require_attached()
         self.check()
-        tensors = {name: value for name, value in self.state_dict().items() if not name.endswith("_extra_state")}
-        return Checkpoint(tensors, self._description())
+        left_out = {f"backbone.{name}" for name in self._movement.attributes}  # computed anew, of whatever shape
+        tensors = {
+            name: value
+            for name, value in self.state_dict().items()
+            if not name.endswith("_extra_state") and name not in left_out
+        }
+        return Checkpoint(tensors, {**self._description(), "computed_anew": sorted(left_out)})
 
     def _description(self) -> dict[str, object]:
         return {
@@ -670,6 +684,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
         Raises:
             GuaranteeError: its protected entries are not those that its tasks were consolidated with.
+            InputError: it is of a network with other consolidated tasks.
         """
         return super().load_state_dict(*args, **kwargs)
 
@@ -681,7 +696,14 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _finish_loading(self) -> None:
         """Renew the plan once all of a ``state_dict`` is here, or go back if it is not what it says."""
         before, self._loading = self._loading, None
+        there = {name.removeprefix("task ") for name in self._digests if name.startswith("task ")}
+        here = {state.name for state in self._consolidated_states()}
         try:
+            if there != here:
+                raise InputError(
+                    f"this state_dict is of a network with consolidated tasks {sorted(there)}, and this one would have "
+                    f"{sorted(here)}; add the same tasks first, or keep whole networks with net.save and hatrack.load"
+                )
             self._renew_guarantee()
             self._require_unmoved(self._digests)
         except BaseException:

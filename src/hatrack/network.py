@@ -331,6 +331,10 @@ class HATNetwork(HoldingNetwork):
         for optimizer in self._guard.optimizers():
             forget_in_optimizer(optimizer, [embedding], {})
 
+    def _remove(self, state: UnitTask) -> None:
+        super()._remove(state)
+        self._unpacked = (torch.empty(0), 0, torch.empty(0))
+
     # ------------------------------------------------------------------------------------------------ keeping it
 
     def _settings(self) -> dict[str, object]:

@@ -155,10 +155,17 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
             guard = vars(network).get("_guard")
             values = () if values_of is None else values_of(network)
             snapshot = Snapshot(network, () if guard is None else guard.optimizers(), values)
+            generator = kwargs.get("generator")
+            drawn = None if generator is None else generator.get_state()
             try:
-                return method(network, *args, **kwargs)
+                if not torch.is_inference_mode_enabled():
+                    return method(network, *args, **kwargs)
+                with torch.inference_mode(False), torch.no_grad():  # what is made there could never be trained
+                    return method(network, *args, **kwargs)
             except BaseException:
                 snapshot.restore()
+                if generator is not None and drawn is not None:
+                    generator.set_state(drawn)
                 raise
 
         return cast(MethodT, whole)

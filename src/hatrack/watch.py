@@ -61,7 +61,7 @@ def count_fused_steps() -> None:
 
 
 class Parts:
-    """Record of the layers and parameters that a network has, to notice when others have been put in their place.
+    """Record of the layers and parameters that a network has, to notice when others are in their place, or converted.
 
     Args:
         network: the network.
@@ -69,35 +69,43 @@ class Parts:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
-        self._places: list[tuple[_Table, str, Any, str]] = []
+        self._places: list[tuple[_Table, str, Any, torch.dtype | None, str]] = []
         self._tables: list[tuple[_Table, frozenset[str], str]] = []
+        self._methods: list[tuple[nn.Module, Any, str]] = []
         for root in names:
             owner, _, key = root.rpartition(".")
             table = network.get_submodule(owner)._modules
-            self._places.append((table, key, table[key], root))
+            self._places.append((table, key, table[key], None, root))
             for name, module in network.get_submodule(root).named_modules(prefix=root):
+                self._methods.append((module, vars(module).get("forward"), f"{name}.forward"))
                 for table in (module._parameters, module._modules):
-                    self._places += [(table, key, part, f"{name}.{key}") for key, part in table.items()]
+                    typed = table is module._parameters
+                    for key, part in table.items():
+                        dtype = part.dtype if typed and part is not None else None
+                        self._places.append((table, key, part, dtype, f"{name}.{key}"))
                     self._tables.append((table, frozenset(table), name))
 
     def replaced(self) -> list[str]:
-        """Return the names of what is no longer there, is new or is another object.
+        """Return the names of what is no longer there, is new, is another object or of another type.
 
         Plain tensors that stand in for parameters during a call do not count.
         """
         names = []
-        for table, key, part, name in self._places:
-            present = table.get(key)
-            if present is not part and (present is None or isinstance(present, (nn.Parameter, nn.Module))):
+        for table, key, part, dtype, name in self._places:
+            present: Any = table.get(key)
+            if present is not part:
+                if present is None or isinstance(present, (nn.Parameter, nn.Module)):
+                    names.append(name)
+            elif dtype is not None and present.dtype is not dtype:
                 names.append(name)
         for table, keys, name in self._tables:
             if len(table) > len(keys):
                 names += [f"{name}.{key}" for key in table if key not in keys]
-        return names
+        return names + [name for module, method, name in self._methods if vars(module).get("forward") is not method]
 
 
 class Controls:
-    """Record of settings, hooks and replaced methods of a network's modules, which decide on what it computes.
+    """Record of settings and hooks of a network's modules, which decide on what it computes.
 
     Args:
         module: the network.
@@ -127,7 +135,7 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[st
     inherited = [key for kind in kinds for key, value in vars(kind).items() if _is_setting(value) and key[:2] != "__"]
     names = [key for key in dict.fromkeys((*vars(part), *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
-    return {"forward": vars(part).get("forward"), **{key: value for key, value in own.items() if _is_setting(value)}}
+    return {key: value for key, value in own.items() if _is_setting(value)}
 
 
 def _is_setting(value: Any) -> bool:

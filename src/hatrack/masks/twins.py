@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from types import MethodType
+from typing import Any
 
 from torch import Tensor, nn
 
 __all__ = ["twin"]
+
+_OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, nn.Module]) -> nn.Module:
@@ -25,7 +29,8 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
             and the original's hooks.
 
     Returns:
-        The twin. What a module keeps in a way that torch does not know of, such as a list of layers, is the original's.
+        The twin. Lists of modules and bound methods of them among its attributes are about twins, too; what functions
+        and other objects refer to is the original's.
     """
     made: dict[int, nn.Module] = {}
 
@@ -58,4 +63,27 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
             attributes["_flat_weights"] = [attributes["_parameters"][name] for name in original._flat_weights_names]
         return copy
 
-    return twin_of(network)
+    root = twin_of(network)
+    for original, copy in [(part, made[id(part)]) for part in network.modules() if id(part) in made]:
+        for name, value in vars(original).items():
+            if name not in _OF_TORCH and vars(copy).get(name) is value:
+                vars(copy)[name] = _about(value, made)
+    return root
+
+
+def _about(value: Any, made: Mapping[int, nn.Module]) -> Any:
+    """What stands for an attribute in a twin: containers and methods refer to twins where these exist."""
+    if isinstance(value, nn.Module):
+        return made.get(id(value), value)
+    if isinstance(value, MethodType):
+        owner = made.get(id(value.__self__))
+        return value if owner is None else MethodType(value.__func__, owner)
+    if isinstance(value, partial):
+        return partial(_about(value.func, made), *_about(value.args, made), **_about(value.keywords, made))
+    if type(value) in (list, tuple, dict):
+        items = value.values() if isinstance(value, dict) else value
+        others = [_about(item, made) for item in items]
+        if all(one is other for one, other in zip(items, others, strict=True)):
+            return value  # which a forward pass may write to
+        return dict(zip(value, others, strict=True)) if isinstance(value, dict) else type(value)(others)
+    return value

@@ -124,6 +124,9 @@ def why_not_extended(before: UnitGraph, now: UnitGraph) -> str | None:
             f"{name} with {sizes[name]} units for {size}" for name, _, size in groups if sizes.get(name, size) != size
         ]
         return f"units would be others: {', '.join(other or gone) or 'new ones'}"
+    new = [name for name in now.per_task_modules if name not in before.per_task_modules]
+    if new:
+        return f"tasks would need a copy of their own of {', '.join(new)}"
     readers = {(reader.module, reader.argument): reader for reader in now.readers}
     for reader in before.readers:
         other_reader = readers.get((reader.module, reader.argument))
