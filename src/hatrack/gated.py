@@ -18,6 +18,7 @@ from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, free_units, widen_optimizer, widen_tasks
 from hatrack.layers import Ledger
 from hatrack.modes import evaluation_mode
+from hatrack.movement import StateOf
 from hatrack.poison import find_leak, random_like
 from hatrack.signatures import Signature
 from hatrack.tasks import UnitTask
@@ -78,9 +79,9 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self.gate_inputs}
             return follow(found, scratch, x, rules=self._rules, **settings)
 
-    def _path(self, x: Tensor, signature: Signature) -> Path:
-        """The path that a call takes, on a copy of the backbone without gates."""
-        scratch = scratch_without_gates(self.backbone)
+    def _path(self, x: Tensor, signature: Signature, scratch: nn.Module | None = None) -> Path:
+        """The path that a call takes, on a copy of the backbone without gates, or on one that is given."""
+        scratch = scratch_without_gates(self.backbone) if scratch is None else scratch
         with (
             torch.inference_mode(signature.inference),
             torch.random.fork_rng(devices=[]),
@@ -95,14 +96,17 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         usual = Signature.of(example, training=False, grad=False)
         found = self._see(Trace(), example, usual)
         followed = {usual: None}
-        path = self._path(example, usual)
+        scratch = scratch_without_gates(self.backbone)
+        present = StateOf(scratch)
+        path = self._path(example, usual, scratch)
         for x in (several, example[:1]):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
                 signature = Signature.of(x, training, grad)
                 if signature in followed:
                     continue
                 try:
-                    if not self._path(x, signature).is_same(path):
+                    present.put_back()
+                    if not self._path(x, signature, scratch).is_same(path):
                         found = self._see(found, x, signature)
                 except UnsupportedError:
                     if not training:
@@ -153,11 +157,12 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
 
     @leaves_modes
     def _look_before_answering(self, x: Tensor, signature: Signature) -> None:
+        scratch = scratch_without_gates(self.backbone)
         try:
-            many = self._path(x, signature)
+            many = self._path(x, signature, scratch)
         except DOES_NOT_RUN:
             return  # the call itself says what is wrong
-        self._require_still(x, signature.training)
+        self._require_still(x, signature.training, scratch)
         if signature not in self._followed and signature not in self._let_pass:
             self._require_followed(signature, x)
         if len(x) > 2:

@@ -21,7 +21,7 @@ from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.conditioning import Damper
-from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.forgetting import Initialization
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
@@ -350,7 +350,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """
         x = self._several(example)
         generator = torch.Generator().manual_seed(0)
-        examples = [random_like(x, generator, scratch_of(self.backbone).eval()) for _ in range(2)]
+        scratch = scratch_of(self.backbone).eval()
+        examples = [random_like(x, generator, scratch) for _ in range(2)]
         movement = find_movement(self.backbone, [*examples, x], self._per_task_modules())
         if movement.attributes:
             self._require_harmless(movement, examples[0], lambda backbone: backbone.train()(examples[1]))
@@ -363,8 +364,14 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _several(self, example: Tensor) -> Tensor:
         return torch.cat([example, example]) if len(example) == 1 else example
 
-    def _require_still(self, x: Tensor, training: bool) -> None:
+    @torch.no_grad()
+    def _require_still(self, x: Tensor, training: bool, scratch: nn.Module) -> None:
         """Look whether a call of a new kind moves state that no call so far has moved.
+
+        Args:
+            x: the batch.
+            training: whether the call is made in training mode.
+            scratch: a copy of the backbone that was run on the batch.
 
         Raises:
             UnsupportedError: it does, and outputs depend on it.
@@ -374,12 +381,6 @@ class MaskedNetwork(InferringNetwork[StateT]):
             with torch.random.fork_rng(devices=[]):
                 return backbone.train(training)(x.detach())
 
-        scratch = scratch_without_gates(self.backbone)
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                run(scratch)
-        except DOES_NOT_RUN:
-            return  # the call itself says what is wrong
         found = movement_of(self.backbone, scratch, self._per_task_modules()).beyond(self._movement)
         moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
         if not moved.attributes:

@@ -244,7 +244,7 @@ class WeightMaskedNetwork(HoldingWeights):
                 f"{key[0]} cannot be used: {named} would be reached past the masks, in a way that torch does not know "
                 "of, as in a plain list of layers (use torch.nn.ModuleList)"
             )
-        self._require_still(x, self.training)
+        self._require_still(x, self.training, backbone)
         self._seen.add(key)
 
     def _features(self, x: Tensor, state: WeightTask) -> Tensor:
