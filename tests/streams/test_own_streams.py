@@ -12,6 +12,7 @@ from PIL import Image
 from hatrack.errors import DataError, HatrackError, InputError
 from hatrack.streams import OwnTask, StreamOptions, Task, own_stream
 from hatrack.streams.own.files import digest_of
+from hatrack.streams.own.labels import order_of
 from hatrack.streams.own.samples import fitted
 from hatrack.streams.own.tables import Table
 
@@ -299,3 +300,40 @@ def test_digest_tells_every_change(tmp_path: Path) -> None:
     (folder / "a" / "0.png").rename(folder / "b" / "9.png")
     (tmp_path / "b.csv").write_text("\n".join(ROWS[:-1]))
     assert all(left != right for left, right in zip(before, [digest_of(task) for task in tasks], strict=True))
+
+
+# --- labels
+
+MISSING = ["", " ", "nan", "NaN", "-nan", "NA", "N/A", "n/a", "null", "NULL", "None", "<NA>", "?", "#N/A"]
+
+
+@pytest.mark.parametrize("word", MISSING)
+def test_missing_labels_are_no_class(word: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(ROWS).replace("\n3,y,3,", f"\n3,{word},3,"))
+    with pytest.raises(DataError, match=r"a\.csv line 5, column 'kind': the label is missing.*; fill it in"):
+        from_toml(tmp_path, TABLE)
+    y = np.array(["x", "y", word] * 10)
+    with pytest.raises(DataError, match=r"a\.npz: y_train\[2\]: the label is missing"):
+        built(archive(tmp_path / "a.npz", y_train=y, y_test=y[:9]))
+
+
+def test_labels_have_one_order_however_they_come() -> None:
+    labels = [
+        "nan",
+        "NaN",
+        "-nan",
+        "10",
+        "9",
+        "2.50",
+        "2.5",
+        "9007199254740993",
+        "9007199254740992",
+        "b",
+        "a",
+        "inf",
+        "-1",
+    ]
+    ordered = sorted(labels, key=order_of)
+    assert ordered[:8] == ["-1", "2.5", "2.50", "9", "10", "9007199254740992", "9007199254740993", "inf"]
+    assert ordered[8:] == ["-nan", "NaN", "a", "b", "nan"], "what is no number is a word"
+    assert all(sorted(RANDOM.permutation(labels).tolist(), key=order_of) == ordered for _ in range(50))

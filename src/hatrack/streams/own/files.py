@@ -14,6 +14,7 @@ from PIL import Image
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.errors import DataError, InputError
+from hatrack.streams.own.labels import refuse_missing
 from hatrack.streams.own.samples import Samples, divided_samples, fitted
 from hatrack.streams.own.tables import Table, read_table
 from hatrack.streams.seeding import seeded_generator
@@ -223,4 +224,6 @@ def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
 def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
     if array.shape != (count,) or array.dtype.kind not in "uiU":
         raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}")
-    return tuple(str(label) for label in array.tolist())
+    labels = tuple(str(label) for label in array.tolist())
+    refuse_missing(labels, lambda row: f"{where}[{row}]")
+    return labels

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hatrack.errors import DataError
 from hatrack.streams.base import Split
+from hatrack.streams.own.labels import order_of
 from hatrack.streams.sampling import stratified_split
 from hatrack.streams.transforms import Normalise
 
@@ -64,7 +65,7 @@ def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Sp
     Raises:
         DataError: There is but one class, a test sample has an unknown one, or the shapes differ.
     """
-    classes = tuple(sorted(set(train.labels), key=_order))
+    classes = tuple(sorted(set(train.labels), key=order_of))
     if len(classes) < 2:
         raise DataError(f"{train.origin}: all training samples are of class {classes[0]!r}; a task needs two or more")
     unknown = sorted(set(test.labels) - set(classes))
@@ -125,11 +126,3 @@ def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # Rounding leaves a trace of deviation where there is none; dividing by it would make noise of it.
     constant = std <= 1e-9 * mean.abs().clamp(min=1e-300)
     return mean, torch.where(constant, 1.0, std)
-
-
-def _order(label: str) -> tuple[int, float, str]:
-    """Numbers before words, and each in its own order."""
-    try:
-        return (0, float(label), label)
-    except ValueError:
-        return (1, 0.0, label)

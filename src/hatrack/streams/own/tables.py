@@ -12,6 +12,7 @@ import torch
 
 from hatrack.errors import DataError, InputError
 from hatrack.names import unknown_name
+from hatrack.streams.own.labels import refuse_missing
 from hatrack.streams.own.samples import Samples
 
 __all__ = ["Table", "read_table"]
@@ -83,6 +84,7 @@ def _read(
     label = header.index(table.label)
     values: list[list[float]] = []
     labels: list[str] = []
+    lines: list[int] = []
     for row in reader:
         if not row:
             continue  # an empty line
@@ -91,8 +93,8 @@ def _read(
         where = f"{path} line {reader.line_num}"
         values.append([_number(row[column], where, header[column]) for column in columns])
         labels.append(row[label].strip())
-        if not labels[-1]:
-            raise DataError(f"{where}, column {table.label!r}: the label is missing; fill it in or remove the line")
+        lines.append(reader.line_num)
+    refuse_missing(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
     if not values or not columns:
         raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
     return Samples(torch.tensor(values, dtype=torch.float32), tuple(labels), str(path)), tuple(features)
