@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hatrack.errors import DataError
 
@@ -134,6 +134,8 @@ def read_picture(path: Path, channels: int | None) -> Picture:
             *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error),
             *(Image.DecompressionBombWarning, Image.DecompressionBombError),
         ) as error:
+            if isinstance(error, UnidentifiedImageError):
+                raise DataError(f"{path}: is no picture of a kind that can be read") from error
             if isinstance(error, OSError) and error.strerror:
                 raise DataError(f"{path}: could not be read ({error.strerror})") from error
             raise DataError(f"{path}: not a whole picture ({error})") from error

@@ -11,7 +11,7 @@ from hatrack.errors import DataError
 from hatrack.streams.base import Split
 from hatrack.streams.own.labels import order_of
 from hatrack.streams.sampling import stratified_split
-from hatrack.streams.transforms import Normalise
+from hatrack.streams.transforms import Normalise, Standardise, Transform
 
 __all__ = ["Samples", "as_splits", "divided_samples", "fitted", "pick_samples"]
 
@@ -78,15 +78,13 @@ def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Sp
         )
     numbers = {label: number for number, label in enumerate(classes)}
     mean, std = _statistics(train.x)
+    transform: Transform = Standardise(mean, std)
+    if train.x.dtype == torch.uint8:
+        transform = Normalise(*(tuple((values.flatten() / 255).tolist()) for values in (mean, std)))
     splits = []
     for samples in (train, test):
         y = torch.tensor([numbers[label] for label in samples.labels])
-        if samples.x.dtype == torch.uint8:
-            constants = [tuple((values.flatten() / 255).tolist()) for values in (mean, std)]
-            splits.append(Split(samples.x, torch.arange(len(y)), y, Normalise(*constants)))
-        else:
-            x = ((samples.x.double() - mean) / std).float()
-            splits.append(Split(x, torch.arange(len(y)), y))
+        splits.append(Split(samples.x, torch.arange(len(y)), y, transform))
     return classes, splits[0], splits[1]
 
 
