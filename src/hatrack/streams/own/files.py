@@ -200,10 +200,15 @@ def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
     if array.ndim == 4 and array.shape[1] in (1, 3) and array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     with np.errstate(over="ignore"):
-        x = torch.from_numpy(array.astype(np.float32))
-    if not x.isfinite().all():
+        narrow = array.astype(np.float32)
+    if not np.isfinite(narrow).all():
         raise DataError(f"{where} holds NaN, infinite or far too large values; clean it first")
-    return x
+    if array.dtype.itemsize <= 2 or array.dtype == np.float32 or bool((narrow == array).all()):
+        return torch.from_numpy(narrow)
+    wide = array.astype(np.float64)
+    if array.dtype.kind in "ui" and len(np.unique(array)) != len(np.unique(wide)):
+        raise DataError(f"{where} holds whole numbers that are the same in 64 bits; subtract what all have in common")
+    return torch.from_numpy(wide)
 
 
 def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ class Samples:
     """Labelled samples as they were read.
 
     Attributes:
-        x: Images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers float32 ``(N, ...)``.
+        x: Images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers ``(N, ...)``: float32, or
+            float64 where that could not hold them.
         labels: The class of each, as it was written.
         origin: Where they come from, for messages.
     """
@@ -71,10 +72,11 @@ def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Sp
     unknown = sorted(set(test.labels) - set(classes))
     if unknown:
         raise DataError(f"{test.origin}: no training sample is of the test sample's class {unknown[0]!r}")
-    if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+    said = ["bytes" if samples.x.dtype == torch.uint8 else "numbers" for samples in (test, train)]
+    if train.x.shape[1:] != test.x.shape[1:] or said[0] != said[1]:
         raise DataError(
-            f"{test.origin}: test samples are {test.x.dtype} {tuple(test.x.shape[1:])}, "
-            f"training samples {train.x.dtype} {tuple(train.x.shape[1:])}"
+            f"{test.origin}: test samples are {said[0]} {tuple(test.x.shape[1:])}, "
+            f"training samples {said[1]} {tuple(train.x.shape[1:])}"
         )
     numbers = {label: number for number, label in enumerate(classes)}
     mean, std = _statistics(train.x)
@@ -92,7 +94,7 @@ def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int |
     """Give images the size and the channels that were asked for.
 
     Args:
-        images: uint8 or float32 ``(N, C, H, W)`` with one or three channels.
+        images: uint8 or floats ``(N, C, H, W)`` with one or three channels.
         resize: Height and width, bilinear and antialiased whatever the proportions; None leaves them.
         channels: 1 takes the luminance of colours, 3 repeats grey; None leaves them.
     """
@@ -100,11 +102,15 @@ def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int |
         images = images.repeat(1, 3, 1, 1)
     elif channels == 1 and images.shape[1] == 3:
         weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
-        images = _as_before((images.float() * weights).sum(dim=1, keepdim=True), images.dtype)
+        images = _as_before((_as_floats(images) * weights).sum(dim=1, keepdim=True), images.dtype)
     if resize is not None and tuple(images.shape[-2:]) != resize:
-        resized = F.interpolate(images.float(), list(resize), mode="bilinear", antialias=True, align_corners=False)
+        resized = F.interpolate(_as_floats(images), list(resize), mode="bilinear", antialias=True, align_corners=False)
         images = _as_before(resized, images.dtype)
     return images
+
+
+def _as_floats(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_floating_point() else x.float()
 
 
 def _as_before(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -121,6 +127,13 @@ def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean = sum((part.double().sum(dim=over, keepdim=True) for part in torch.split(x, 4096)), torch.zeros(())) / count
     squares = ((part.double() - mean).square().sum(dim=over, keepdim=True) for part in torch.split(x, 4096))
     std = (sum(squares, torch.zeros(())) / count).sqrt()
-    # Rounding leaves a trace of deviation where there is none; dividing by it would make noise of it.
-    constant = std <= 1e-9 * mean.abs().clamp(min=1e-300)
+    # Computing leaves a trace of deviation where there is none, some 1e-16 of the numbers; dividing by it would make
+    # noise of it. Whole numbers are not computed so: those of a clock differ by as little and mean it.
+    split = torch.split(x, 4096)
+    floats = split if x.is_floating_point() else ()
+    fractions = sum((part.double().frac().abs().sum(dim=over, keepdim=True) for part in floats), torch.zeros(()))
+    low = torch.stack([part.amin(dim=over, keepdim=True) for part in split]).amin(dim=0)
+    high = torch.stack([part.amax(dim=over, keepdim=True) for part in split]).amax(dim=0)
+    constant = (low == high) | (std == 0) | ((std <= 1e-13 * mean.abs()) & (fractions > 0))
+    mean = torch.where(low == high, low.double(), mean)
     return mean, torch.where(constant, 1.0, std)

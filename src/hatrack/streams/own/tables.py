@@ -17,6 +17,9 @@ from hatrack.streams.own.samples import Samples
 
 __all__ = ["Table", "read_table"]
 
+EXACT = 1 << 53
+"""Up to where float64 holds every whole number."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -48,7 +51,7 @@ def read_table(path: Path, table: Table, features: Sequence[str] | None = None) 
         features: The features of another table of the same task, which this one must have too.
 
     Returns:
-        The samples, float32 ``(N, F)``, and the names of their features in the order of the first table.
+        The samples, float64 ``(N, F)``, and the names of their features in the order of the first table.
 
     Raises:
         DataError: A cell is missing or not a finite number, or the table has no row or feature; line and column are
@@ -85,6 +88,7 @@ def _read(
     values: list[list[float]] = []
     labels: list[str] = []
     lines: list[int] = []
+    large: dict[tuple[int, float], int] = {}
     for row in reader:
         if not row:
             continue  # an empty line
@@ -92,21 +96,32 @@ def _read(
             raise DataError(f"{path} line {reader.line_num}: has {len(row)} cells instead of {len(header)}")
         where = f"{path} line {reader.line_num}"
         values.append([_number(row[column], where, header[column]) for column in columns])
+        for column, number in zip(columns, values[-1], strict=True):
+            if abs(number) >= EXACT and row[column].strip().lstrip("+-").isdigit():
+                whole = int(row[column])
+                if large.setdefault((column, number), whole) != whole:
+                    raise DataError(
+                        f"{where}, column {header[column]!r}: {whole} and {large[column, number]} above are the same "
+                        "in 64 bits; subtract what all of the column have in common, or drop it"
+                    )
         labels.append(row[label].strip())
         lines.append(reader.line_num)
     refuse_missing(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
     if not values or not columns:
         raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
-    return Samples(torch.tensor(values, dtype=torch.float32), tuple(labels), str(path)), tuple(features)
+    return Samples(torch.tensor(values, dtype=torch.float64), tuple(labels), str(path)), tuple(features)
 
 
 def _number(cell: str, where: str, column: str) -> float:
+    """The number in a cell, in ASCII digits and a decimal point."""
+    text = cell.strip()
     try:
-        number = float(cell)
+        # Python would take 1_000 and digits of other scripts for numbers, too.
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     # What float32 cannot hold is as bad as what is no number.
     if not abs(number) <= torch.finfo(torch.float32).max:
-        said = f"{cell!r} is not a finite number" if cell.strip() else "the value is missing"
+        said = f"{cell!r} is not a finite number" if text else "the value is missing"
         raise DataError(f"{where}, column {column!r}: {said}; fix the cell, remove the line or drop the column")
     return number
