@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -373,7 +375,7 @@ def test_second_table_for_testing_may_have_its_columns_in_another_order(tmp_path
         (lambda text: text.replace("mass", "size"), "line 1: two columns are named 'size'"),
         (lambda text: text.replace("kind", "sort"), "there is no column in .*a.csv 'kind'"),
         (lambda text: text.split("\n")[0], "no line below the column names"),
-        (lambda text: text.replace("\n3,y,3,", '\n3,y,"3,'), "cannot be read as a table"),
+        (lambda text: text.replace("\n3,y,3,", '\n3,y,"3,'), "a.csv line 5: cannot be read as a row of a table"),
         (lambda text: text.replace("y", "x"), "all training samples are of class 'x'"),
     ],
 )
@@ -382,6 +384,64 @@ def test_what_is_wrong_with_a_table_is_named(change: Callable[[str], str], fault
     with pytest.raises(HatrackError, match=fault) as caught:
         from_toml(tmp_path, TABLE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        ("x,y,kind", ["1,2,a", '3,4,"a', "5,6,b", '7,8,b"', "9,1,a"]),
+        ("x,y,kind", ["1,2,a", '3,"4,a', "5,6,b", '7,8",b', "9,1,a"]),
+        ("x,note,kind", ["1,n,a", '3,"4,a', '5,6",b', "9,n,a"]),
+        ("note,x,kind", ["n,1,a", '"m,3,a', "k,4,b", "l,5,b", '6",7,b']),
+        ("kind,x,note", ["a,1,n", 'b,2,"m', "a,3,n", 'b,4,o"']),
+        ('kind,x,"note', ["a,1,n", 'b,2,m"', "a,1,n", "b,4,o"]),
+    ],
+)
+def test_rows_within_quotation_marks_are_not_swallowed(header: str, rows: list[str], tmp_path: Path) -> None:
+    for end in ("\n", "\r\n"):
+        (tmp_path / "a.csv").write_bytes(end.join([header, *rows * 3]).encode())
+        with pytest.raises(HatrackError, match=r"a\.csv line [13]\b.*(quotation mark|not a finite)") as caught:
+            from_toml(tmp_path, TABLE + ('drop = ["note"]' if "note" in header.split(",") else ""))
+        assert "\n" not in str(caught.value)
+
+
+def test_text_of_several_lines_is_no_matter(tmp_path: Path) -> None:
+    rows = [f'{row},"a ""word"",\nand another",{"ab"[row % 2]}' for row in range(9)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,note,kind", *rows]))
+    assert from_toml(tmp_path, TABLE + 'drop = ["note"]').input_shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["", " ", '""', "Unnamed: 0"])
+def test_numbers_of_rows_are_no_feature(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join([ROWS[0].replace("id", name), *ROWS[1:]]))
+    kept = name.strip('" ')
+    with pytest.raises(DataError, match=rf'column 1 has no name.*leave it out by drop = \["{kept}"\]'):
+        from_toml(tmp_path, TABLE)
+    assert from_toml(tmp_path, f'{TABLE}drop = ["{kept}"]\n').input_shape == (2,)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_other_delimiters_are_named(delimiter: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(ROWS).replace(",", delimiter))
+    said = f"delimiter = {json.dumps(delimiter)}"
+    with pytest.raises(InputError, match=re.escape(f'not by ","; say {said}')):
+        from_toml(tmp_path, TABLE)
+    assert from_toml(tmp_path, f"{TABLE}{said}\n").input_shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "fault"),
+    [
+        ("latin-1", r"a\.csv line 3: is not UTF-8 \(byte 0xe9\).*save it as UTF-8"),
+        ("utf-16", r"a\.csv: is UTF-16; save it as UTF-8"),
+        ("utf-16-le", r"a\.csv: is UTF-16"),
+        ("utf-16-be", r"a\.csv: is UTF-16"),
+    ],
+)
+def test_other_encodings_are_named(encoding: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("\n".join(ROWS).replace("y", "\u00e9").encode(encoding))
+    with pytest.raises(DataError, match=fault):
+        from_toml(tmp_path, TABLE)
 
 
 @pytest.mark.parametrize("start", [1_700_000_000, 1_700_000_000_000, 2**53 - 60])
@@ -487,6 +547,36 @@ def test_missing_labels_are_no_class(word: str, tmp_path: Path) -> None:
     y = np.array(["x", "y", word] * 10)
     with pytest.raises(DataError, match=r"a\.npz: y_train\[2\]: the label is missing"):
         built(archive(tmp_path / "a.npz", y_train=y, y_test=y[:9]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "1.0"),
+        ("0", "00"),
+        ("1000", "1e3"),
+        ("\u00e9", "e\u0301"),
+        ("a b", "a\u00a0b"),
+        ("ab", "a\u200bb"),
+        ("a b", "a  b"),
+    ],
+)
+def test_one_class_in_two_spellings_is_refused(one: str, other: str, tmp_path: Path) -> None:
+    fault = rf"writes a class as .*{re.escape(ascii(other))}.* that is .*{re.escape(ascii(one))}.* elsewhere"
+    rows = "\n".join(ROWS).replace(",x,", f",{one},")
+    (tmp_path / "a.csv").write_text(rows.replace(f"\n4,{one},", f"\n4,{other},"), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"a\.csv line 6, column 'kind': {fault}"):
+        from_toml(tmp_path, TABLE)
+    (tmp_path / "a.csv").write_text(rows, encoding="utf-8")
+    (tmp_path / "b.csv").write_text(rows.replace(f",{one},", f",{other},"), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"b\.csv: {fault}"):
+        from_toml(tmp_path, TABLE.replace("test_share = 0.5", 'test = "b.csv"'))
+    y = np.array([one, "w", other] * 10)
+    with pytest.raises(DataError, match=rf"a\.npz: y_train\[2\]: {fault}"):
+        built(archive(tmp_path / "a.npz", y_train=y, y_test=y[:9]))
+    pictures(tmp_path / "set", {one: 3, other: 3})
+    with pytest.raises(DataError, match=r"writes a class as "):
+        from_toml(tmp_path, PICTURES)
 
 
 def test_labels_have_one_order_however_they_come() -> None:

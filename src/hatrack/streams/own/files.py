@@ -12,7 +12,7 @@ import torch
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.errors import DataError, InputError
-from hatrack.streams.own.labels import refuse_missing
+from hatrack.streams.own.labels import refuse_alike, refuse_missing
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
 from hatrack.streams.own.samples import Samples, divided_samples, fitted
 from hatrack.streams.own.tables import Table, read_table
@@ -146,6 +146,7 @@ def _picture_files(task: OwnTask) -> dict[Path, dict[str, list[Path]]]:
 
 def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) -> Samples:
     """The pictures of a folder, of one size and one number of channels."""
+    refuse_alike(list(classes), lambda row: str(folder / list(classes)[row]))
     paths = [path for files in classes.values() for path in files]
     images = []
     brightest = None
@@ -216,4 +217,5 @@ def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
         raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}")
     labels = tuple(str(label) for label in array.tolist())
     refuse_missing(labels, lambda row: f"{where}[{row}]")
+    refuse_alike(labels, lambda row: f"{where}[{row}]")
     return labels

@@ -1,13 +1,14 @@
-"""Labels as texts: which of them say that there is none, and their order."""
+"""Labels as texts: which of them say that there is none, which are the same in two spellings, and their order."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
 from hatrack.errors import DataError
 
-__all__ = ["order_of", "refuse_missing"]
+__all__ = ["order_of", "refuse_alike", "refuse_missing"]
 
 MISSING = frozenset(
     [
@@ -51,6 +52,27 @@ def refuse_missing(labels: Sequence[str], where: Callable[[int], str]) -> None:
             raise DataError(f"{where(position)}: the label is missing{said}{other}")
 
 
+def refuse_alike(labels: Sequence[str], where: Callable[[int], str]) -> None:
+    """Refuse two spellings of one label: the same number, or texts that differ only in what is not seen.
+
+    Args:
+        labels: The labels of all samples.
+        where: What to call the place of a label, by its position.
+
+    Raises:
+        DataError: There are two spellings; both and the place of the later one are named.
+    """
+    spellings: dict[Decimal | str, str] = {}
+    for label in dict.fromkeys(labels):
+        first = spellings.setdefault(_as_seen(label), label)
+        if first != label:
+            both = [repr(each) if each.isascii() else f"{each!r} ({each!a})" for each in (first, label)]
+            raise DataError(
+                f"{where(labels.index(label))}: writes a class as {both[1]} that is {both[0]} elsewhere; write it one "
+                "way, or give two classes names that differ to the eye"
+            )
+
+
 def order_of(label: str) -> tuple[int, Decimal, str]:
     """Where a label stands: numbers before words, and each in its own order. No two labels stand at one place."""
     number = _number(label)
@@ -71,3 +93,12 @@ def _number(label: str) -> Decimal | None:
     except InvalidOperation:
         return None
     return None if number.is_nan() else number
+
+
+def _as_seen(label: str) -> Decimal | str:
+    """What a person takes a label for: its number, or its text without the differences that no font shows."""
+    number = _number(label)
+    if number is not None:
+        return number
+    shown = "".join(letter for letter in unicodedata.normalize("NFC", label) if unicodedata.category(letter) != "Cf")
+    return " ".join(shown.split())

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hatrack.errors import DataError
 from hatrack.streams.base import Split
-from hatrack.streams.own.labels import order_of
+from hatrack.streams.own.labels import order_of, refuse_alike
 from hatrack.streams.sampling import stratified_split
 from hatrack.streams.transforms import Normalise, Standardise, Transform
 
@@ -64,8 +64,10 @@ def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Sp
         The classes: numbers in their order, anything else in the order of the alphabet; the training and test samples.
 
     Raises:
-        DataError: There is but one class, a test sample has an unknown one, or the shapes differ.
+        DataError: There is but one class, a test sample has an unknown one or one in another spelling, or the shapes
+            differ.
     """
+    refuse_alike([*sorted(set(train.labels)), *test.labels], lambda row: test.origin)
     classes = tuple(sorted(set(train.labels), key=order_of))
     if len(classes) < 2:
         raise DataError(f"{train.origin}: all training samples are of class {classes[0]!r}; a task needs two or more")
