@@ -534,7 +534,61 @@ def test_digest_tells_every_change(tmp_path: Path) -> None:
     assert all(left != right for left, right in zip(before, [digest_of(task) for task in tasks], strict=True))
 
 
+def test_marks_and_encodings_of_a_toml_file(tmp_path: Path) -> None:
+    archive(tmp_path / "a.npz")
+    path = tmp_path / "tasks.toml"
+    path.write_text('[[task]]\npath = "a.npz"\n', encoding="utf-8-sig")
+    assert built(path).name == "a"
+    for encoding in ("utf-16", "latin-1"):
+        path.write_text('# \u00e9\n[[task]]\npath = "a.npz"\n', encoding=encoding)
+        with pytest.raises(InputError, match=r"tasks\.toml: is not UTF-8.*save it as UTF-8"):
+            built(path)
+
+
 # --- labels
+
+
+@pytest.mark.parametrize(
+    ("as_kept", "classes"),
+    [
+        (lambda y: y[:, None], ("0", "1", "2")),
+        (lambda y: y.astype(float), ("0", "1", "2")),
+        (lambda y: y.astype(np.float16)[:, None], ("0", "1", "2")),
+        (lambda y: y.astype(np.uint8), ("0", "1", "2")),
+        (lambda y: y > 1, ("False", "True")),
+        (lambda y: np.array([b"c", "\u00e9".encode(), b"a"])[y], ("a", "c", "\u00e9")),
+        (lambda y: np.array(["c", "b", "a"])[y][:, None], ("a", "b", "c")),
+    ],
+)
+def test_labels_are_taken_in_whatever_says_them_exactly(
+    as_kept: Callable[[np.ndarray], np.ndarray], classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    y = np.arange(30) % 3
+    task = built(archive(tmp_path / "a.npz", y_train=as_kept(y), y_test=as_kept(y[:9])))
+    assert task.classes == classes
+    numbers = task.train.load()[1].tolist()
+    assert len(set(zip(numbers, as_kept(y).flatten().tolist(), strict=True))) == len(classes), "one number for each"
+
+
+@pytest.mark.parametrize(
+    ("as_kept", "fault"),
+    [
+        (lambda y: np.eye(3)[y], r"y_train must hold 30 .*\(30, 3\); if the largest.*argmax\(axis=1\)"),
+        (lambda y: y + 0.5, r"y_train must hold 30 .*; 0\.5 is no class.*astype\(str\)"),
+        (lambda y: np.where(y > 1, np.nan, y), r"y_train\[2\]: the label is missing"),
+        (lambda y: np.where(y > 1, np.inf, y), r"y_train must hold .*; inf is no class"),
+        (lambda y: np.array(["a", "b", "c"], dtype=object)[y], r"y_train.npy is .*of Python objects.*y\.astype\(str\)"),
+        (lambda y: np.array([b"\xff", b"b", b"c"])[y], "y_train must hold .*no UTF-8, so save them decoded"),
+        (lambda y: y.astype("datetime64[s]"), "y_train must hold 30 whole numbers or texts, not datetime64"),
+    ],
+)
+def test_labels_that_say_no_class_are_refused(
+    as_kept: Callable[[np.ndarray], np.ndarray], fault: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=fault) as caught:
+        built(archive(tmp_path / "a.npz", y_train=as_kept(np.arange(30) % 3)))
+    assert "\n" not in str(caught.value)
+
 
 MISSING = ["", " ", "nan", "NaN", "-nan", "NA", "N/A", "n/a", "null", "NULL", "None", "<NA>", "?", "#N/A"]
 

@@ -213,9 +213,26 @@ def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
 
 
 def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
-    if array.shape != (count,) or array.dtype.kind not in "uiU":
-        raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}")
-    labels = tuple(str(label) for label in array.tolist())
+    """Labels as texts, from ``(N,)`` or ``(N, 1)`` whole numbers of any type, truth values, or texts."""
+    flat = array[:, 0] if array.shape == (count, 1) else array
+    remedy = ""
+    if flat.ndim == 2 and len(flat) == count:
+        remedy = "; if the largest entry of a row tells its class, save y.argmax(axis=1)"
+    if flat.dtype.kind == "f" and flat.shape == (count,):
+        refuse_missing([str(label) for label in flat.tolist()], lambda row: f"{where}[{row}]")
+        whole = np.isfinite(flat) & (flat == np.trunc(flat))
+        if whole.all():
+            flat = np.array([int(label) for label in flat])
+        else:
+            remedy = f"; {flat[~whole][0]:g} is no class, or save y.astype(str) if it is"
+    if flat.dtype.kind == "S":
+        try:
+            flat = np.char.decode(flat, "utf-8")
+        except UnicodeDecodeError:
+            remedy = "; its bytes are no UTF-8, so save them decoded"
+    if flat.shape != (count,) or flat.dtype.kind not in "buiU":
+        raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}{remedy}")
+    labels = tuple(str(label) for label in flat.tolist())
     refuse_missing(labels, lambda row: f"{where}[{row}]")
     refuse_alike(labels, lambda row: f"{where}[{row}]")
     return labels
