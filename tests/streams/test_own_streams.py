@@ -374,6 +374,11 @@ def test_second_table_for_testing_may_have_its_columns_in_another_order(tmp_path
         (lambda text: text.replace("\n3,y,3,", "\n3,y,3,0,"), "a.csv line 5: has 5 cells instead of 4"),
         (lambda text: text.replace("mass", "size"), "line 1: two columns are named 'size'"),
         (lambda text: text.replace("kind", "sort"), "there is no column in .*a.csv 'kind'"),
+        (
+            lambda text: text.replace("id,kind", 'id,"kind', 1).replace("0,x,0,0", '0",x,0,1', 1),
+            "there is no column in .*'kind'",
+        ),
+        (lambda text: "", "a.csv: is empty"),
         (lambda text: text.split("\n")[0], "no line below the column names"),
         (lambda text: text.replace("\n3,y,3,", '\n3,y,"3,'), "a.csv line 5: cannot be read as a row of a table"),
         (lambda text: text.replace("y", "x"), "all training samples are of class 'x'"),

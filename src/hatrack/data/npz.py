@@ -77,8 +77,8 @@ def _array(content: bytes, origin: str) -> np.ndarray:
         present = len(content) - file.tell()
         if dtype.hasobject:
             raise DataError(
-                f"{origin} is no whole array of plain values but one of Python objects, which are not unpickled; save it "
-                "as numbers or texts, such as y.astype(str)"
+                f"{origin} is no whole array of plain values but one of Python objects, which are not unpickled; save "
+                "it as numbers or texts, such as y.astype(str)"
             )
         if math.prod(shape) * dtype.itemsize != present:
             raise ValueError(f"{shape} values of type {dtype} in {present} bytes")

@@ -144,7 +144,9 @@ def _features(header: list[str], path: Path, table: Table, given: Sequence[str] 
             raise DataError(f"{path} line 1: two columns are named {name!r}; rename one")
     for name in (table.label, *table.drop):
         if name not in header:
-            raise _other_delimiter(header, path, table) or unknown_name(f"column in {path}", name, header)
+            raise _other_delimiter(header, path, table) or unknown_name(
+                f"column in {path}", name, [" ".join(each.split()) for each in header]
+            )
     features = tuple(given or (name for name in header if name != table.label and name not in table.drop))
     for name in features:
         if name not in header:
