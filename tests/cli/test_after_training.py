@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 
 from hatrack.cli import main
 from hatrack.errors import InputError
-from hatrack.experiments import open_run
+from hatrack.experiments import open_run, predict_pictures
 from hatrack.experiments.opening import describe_transform
 from hatrack.streams.transforms import Chain, Normalise, Permute
 
@@ -156,3 +157,88 @@ def test_transforms_are_described() -> None:
     }
     with pytest.raises(InputError, match="function"):
         describe_transform(lambda x: x)
+
+
+def own_run(folder: Path, scale: float, shift: float = 0.0, kind: type = np.float32, bits: int = 8) -> Path:
+    """A run that tells dark pictures from bright ones, trained on an array of numbers."""
+    random = np.random.default_rng(0)
+    y = np.arange(160) % 2
+    x = random.integers(0, 60, (160, 8, 8)) + 150 * y[:, None, None]
+    x = (x * 2**bits // 256 * scale + shift).astype(kind)
+    np.savez(folder / "t.npz", x_train=x[:120], y_train=y[:120], x_test=x[120:], y_test=y[120:])
+    (folder / "own.toml").write_text(
+        '[[task]]\npath = "t.npz"\n[network]\nhidden = [30, 30]\n[training]\nepochs = 8\nbatch_size = 16\n'
+    )
+    words = ["run", str(folder / "own.toml"), "--method", "hat", "--out", str(folder / "run"), "--quiet"]
+    assert main(words) == 0
+    for name, low in (("dark", 0), ("bright", 150)):
+        Image.fromarray(random.integers(low, low + 60, (8, 8), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1, np.uint8), (1, np.int64), (1, np.float64), (1 / 255, np.float32)])
+def test_pictures_are_read_in_the_range_of_the_training_data(scale: float, kind: type, tmp_path: Path) -> None:
+    run = own_run(tmp_path, scale, kind=kind)
+    found = predict_pictures(run, "t", [tmp_path / "dark.png", tmp_path / "bright.png"])
+    assert [each.classes[0] for each in found] == ["0", "1"]
+    assert min(each.probabilities[0] for each in found) > 0.6
+    values = np.asarray(Image.open(tmp_path / "bright.png"))
+    deep = Image.fromarray(values.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    (same,) = predict_pictures(run, "t", [tmp_path / "deep.png"])
+    assert same.probabilities == found[1].probabilities
+
+
+@pytest.mark.parametrize(("scale", "shift", "kind"), [(2 / 255, -1, np.float32), (1 / 300, 0, np.float32), (9, 0, int)])
+def test_ranges_that_are_not_certain_are_refused(
+    scale: float, shift: float, kind: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = own_run(tmp_path, scale, shift, kind)
+    assert main(["predict", str(run), str(tmp_path / "dark.png"), "--task", "t"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"numbers from {shift:g} to {209 * scale + shift:g} in training" in said
+
+
+def test_a_picture_far_brighter_than_all_training_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = own_run(tmp_path, 1, kind=np.uint8, bits=4)  # values up to 13, as of sixteen levels
+    assert main(["predict", str(run), str(tmp_path / "bright.png"), "--task", "t"]) == 1
+    assert "all samples in training up to 13" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_picture_is_read_as_in_training(tmp_path: Path) -> None:
+    """Turned, converted and resized alike."""
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, low in (("a", 0), ("b", 120)):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        for number in range(12):
+            picture = Image.fromarray(random.integers(low, low + 130, (9, 14, 3), dtype=np.uint8))
+            picture.save(tmp_path / "t" / name / f"{number}.png", exif=exif)
+    (tmp_path / "own.toml").write_text(
+        'resize = [5, 4]\nchannels = 1\n[[task]]\npath = "t"\ntest_share = 0.5\n'
+        "[network]\nhidden = [9, 9]\n[training]\nepochs = 1\n"
+    )
+    run = tmp_path / "run"
+    assert main(["run", str(tmp_path / "own.toml"), "--method", "hat", "--out", str(run), "--quiet"]) == 0
+    prepared, (task,) = open_run(run)
+    files = sorted((tmp_path / "t").glob("*/*"))
+    found = predict_pictures(run, "t", files)
+    x = torch.cat([task.train.load()[0], task.valid.load()[0], task.test.load()[0]])
+    with torch.no_grad():
+        expected = torch.softmax(prepared.method.predict(x, "t"), 1).max(1).values
+    shares = torch.tensor([each.probabilities[0] for each in found])
+    torch.testing.assert_close(shares.sort().values, expected.sort().values)
+
+
+def test_preprocessing_of_numbers_is_written_with_the_network(tmp_path: Path) -> None:
+    run = own_run(tmp_path, 1 / 255)
+    out = tmp_path / "t.safetensors"
+    assert main(["export", str(run), "--task", "t", "--to", str(out)]) == 0
+    with safetensors.safe_open(out, "pt") as file:
+        described = json.loads(file.metadata()["preprocessing"])
+    _, (task,) = open_run(run)
+    x = (task.test.source.double() - described["mean"][0]) / described["std"][0]
+    torch.testing.assert_close(x.float(), task.test.load()[0])

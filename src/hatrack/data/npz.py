@@ -75,7 +75,12 @@ def _array(content: bytes, origin: str) -> np.ndarray:
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read_header(file)
         present = len(content) - file.tell()
-        if dtype.hasobject or math.prod(shape) * dtype.itemsize != present:
+        if dtype.hasobject:
+            raise DataError(
+                f"{origin} is no whole array of plain values but one of Python objects, which are not unpickled; save "
+                "it as numbers or texts, such as y.astype(str)"
+            )
+        if math.prod(shape) * dtype.itemsize != present:
             raise ValueError(f"{shape} values of type {dtype} in {present} bytes")
         file.seek(0)
         return npy.read_array(file, allow_pickle=False)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from hatrack.errors import DataError, InputError
@@ -21,7 +19,9 @@ from hatrack.forgettable import ForgettableNetwork
 from hatrack.names import unknown_name
 from hatrack.network import HATNetwork
 from hatrack.streams import Task
-from hatrack.streams.transforms import Chain, Normalise, Permute, Transform
+from hatrack.streams.own.pictures import read_picture
+from hatrack.streams.own.samples import fitted
+from hatrack.streams.transforms import Chain, Normalise, Permute, Standardise, Transform
 from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["PicturePrediction", "describe_transform", "export_run", "masked_network", "open_run", "predict_pictures"]
@@ -91,6 +91,8 @@ def describe_transform(transform: Transform | None) -> dict[str, Any]:
             return {}
         case Normalise():
             return {"divide_by": 255, "mean": list(transform.mean), "std": list(transform.std)}
+        case Standardise():
+            return {"mean": transform.mean.flatten().tolist(), "std": transform.std.flatten().tolist()}
         case Permute():
             return {"permutation": transform.permutation.tolist()}
         case Chain():
@@ -134,7 +136,8 @@ def predict_pictures(
 ) -> list[PicturePrediction]:
     """Ask the network of a run about picture files.
 
-    Pictures are brought to the size and the number of channels that the run's data has, and then treated as that.
+    Pictures are brought to the size, the number of channels and the range that the run's data has, and then treated as
+    that.
 
     Args:
         folder: the run's folder.
@@ -143,8 +146,9 @@ def predict_pictures(
         data: folder to look for data in first.
 
     Raises:
-        InputError: there is no such task, no picture was named, or the method recognises no tasks.
-        DataError: a file is no picture.
+        InputError: there is no such task, no picture was named, the method recognises no tasks, or the run's data are
+            no pictures, or not certainly bytes or their 255th part.
+        DataError: a file is no picture, or far brighter than all pictures in training.
     """
     if not pictures:
         raise InputError("name at least one picture")
@@ -153,7 +157,7 @@ def predict_pictures(
     if task is not None and task not in known:
         raise unknown_name("task", task, list(known))
     first = tasks[0] if task is None else known[task]
-    raw = torch.stack([_read(picture, tuple(first.test.source.shape[1:])) for picture in pictures])
+    raw = _read_all(pictures, first.train.source)
     if task is not None:
         x = raw.float() if first.test.transform is None else first.test.transform(raw)
         names, logits = [task] * len(x), prepared.method.predict(x, task)
@@ -182,19 +186,45 @@ def _recognise(prepared: Prepared, tasks: Sequence[Task], raw: Tensor) -> tuple[
     return inferred.task_names, inferred.logits
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The bytes of a picture, brought to ``(channels, height, width)``."""
+def _read_all(paths: Sequence[Path], source: Tensor) -> Tensor:
+    """Pictures ``(N, channels, height, width)`` with the size, the channels and the range of some samples.
+
+    Args:
+        paths: the files.
+        source: the samples, before they are standardised.
+
+    Raises:
+        InputError: the samples are no pictures, or it is not certain in which range they hold them.
+        DataError: a file is no whole picture, or far brighter than all samples.
+    """
+    shape = tuple(source.shape[1:])
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"samples of this run have shape {shape}, and are no pictures")
-    channels, height, width = shape
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                sized = picture.convert("L" if channels == 1 else "RGB").resize((width, height))
-    except (UnidentifiedImageError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no picture that can be read ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path} could not be read ({error.strerror or error})") from error
-    values = torch.frombuffer(bytearray(sized.tobytes()), dtype=torch.uint8)
-    return values.view(height, width, channels).permute(2, 0, 1).contiguous()
+    step, low, high = _step(source), float(source.min()), float(source.max())
+    if step is None:
+        raise InputError(
+            f"samples of this run were numbers from {low:g} to {high:g} in training, and it is not certain how the "
+            "bytes of a picture become such; train with bytes (uint8) to ask about picture files"
+        )
+    read = []
+    for path in paths:
+        pixels = fitted(read_picture(path, shape[0]).pixels[None], shape[1:], None)
+        brightest, most = int(pixels.max()), high / step
+        if 2 * most < brightest:
+            raise DataError(
+                f"{path}: has values up to {brightest}, all samples in training up to {most:g}; bring it to that range"
+            )
+        read.append(pixels)
+    return torch.cat(read) if source.dtype == torch.uint8 else torch.cat(read) * step
+
+
+def _step(source: Tensor) -> float | None:
+    """What a step of one byte was in some samples, if that is certain: 1, or 1/255 where bytes were divided by 255."""
+    if source.dtype == torch.uint8:
+        return 1.0
+    parts = [part.double() for part in torch.split(source, 4096)]
+    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+    for step in (1 / 255, 1.0):
+        if low >= 0 and high <= 255 * step and all(bool(((x / step).frac() - 0.5).abs().min() > 0.49) for x in parts):
+            return step
+    return None

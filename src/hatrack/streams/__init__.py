@@ -20,7 +20,7 @@ from hatrack.streams.pixel_streams import drawn_angles, permuted_stream, rotated
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
 from hatrack.streams.sampling import StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
-from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Transform
+from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Standardise, Transform
 
 __all__ = [
     "STREAMS",
@@ -34,6 +34,7 @@ __all__ = [
     "Permute",
     "Rotate",
     "Split",
+    "Standardise",
     "StreamOptions",
     "StreamSpec",
     "Surprise",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 
-__all__ = ["Chain", "Normalise", "Permute", "Rotate", "Transform"]
+__all__ = ["Chain", "Normalise", "Permute", "Rotate", "Standardise", "Transform"]
 
 
 class Transform(Protocol):
@@ -63,6 +63,23 @@ class Normalise:
         std = torch.tensor(self.std, dtype=torch.float32, device=x.device).view(per_channel)
         scaled = x.to(torch.float32, copy=True)  # a copy even of float32, since the rest works in place
         return scaled.div_(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True, eq=False)
+class Standardise:
+    """Shift and scale numbers, in float64, so that what varies in the last digits of large ones is not lost.
+
+    Attributes:
+        mean: float64, shaped to go with a batch, such as ``(1, F)``.
+        std: Likewise, positive.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
+        """Return ``(x - mean) / std`` as float32."""
+        return ((x.double() - self.mean.to(x.device)) / self.std.to(x.device)).float()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.errors import DataError, InputError
+from hatrack.streams.own.labels import refuse_alike, refuse_missing
+from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
 from hatrack.streams.own.samples import Samples, divided_samples, fitted
 from hatrack.streams.own.tables import Table, read_table
 from hatrack.streams.seeding import seeded_generator
 
 __all__ = ["OwnTask", "digest_of", "read_own_task"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+LEAST_OF_16_BITS = 1 << 14
+"""What the brightest of a folder's pictures of 16 bits must reach: else they hold 12 bits or so in the lower ones."""
 NPZ_BYTES = 1 << 36
 """Largest size of the arrays of an npz file, unpacked: a few kilobytes can unpack to as much as one likes."""
 
@@ -70,7 +71,7 @@ class OwnTask:
             raise InputError(f"task {self.name}: resize must be [height, width], not {list(self.resize)}")
         if self.channels not in (None, 1, 3):
             raise InputError(f"task {self.name}: channels must be 1 or 3, not {self.channels}")
-        has_test = self.test is not None if self.is_table else not self.path.is_dir() or _is_divided(self.path)
+        has_test = self.test is not None if self.is_table else not self.path.is_dir() or is_divided(self.path)
         if has_test == (self.test_share is not None):
             raise InputError(
                 f"task {self.name}: {self.path} has test samples of its own; leave out test_share"
@@ -103,9 +104,10 @@ def read_own_task(task: OwnTask, seed: int) -> tuple[Samples, Samples]:
         train, features = read_table(task.path, task.table)
         test = None if task.test is None else read_table(task.test, task.table, features)[0]
     elif task.path.is_dir():
-        divided = _is_divided(task.path)
-        train = _read_pictures(task.path / "train" if divided else task.path, task)
-        test = _read_pictures(task.path / "test", task) if divided else None
+        files = _picture_files(task)
+        say_unread(task.path)
+        train, *others = (_read_pictures(folder, classes, task) for folder, classes in files.items())
+        test = others[0] if others else None
     else:
         train, test = _read_npz(task)
     if test is not None:
@@ -121,7 +123,8 @@ def digest_of(task: OwnTask) -> str:
         DataError: A file cannot be read.
     """
     if task.path.is_dir():
-        files = {path.relative_to(task.path).as_posix(): path for path in _pictures_of(task.path, "**/*")}
+        paths = (path for classes in _picture_files(task).values() for paths in classes.values() for path in paths)
+        files = {path.relative_to(task.path).as_posix(): path for path in paths}
     else:
         files = {"": task.path} if task.test is None else {"": task.path, "test": task.test}
     digest = hashlib.sha256()
@@ -135,51 +138,35 @@ def digest_of(task: OwnTask) -> str:
     return digest.hexdigest()
 
 
-def _is_divided(folder: Path) -> bool:
-    """Whether a folder of pictures has training and test samples apart."""
-    return (folder / "train").is_dir() and (folder / "test").is_dir()
+def _picture_files(task: OwnTask) -> dict[Path, dict[str, list[Path]]]:
+    """The folders that a task of pictures is read from, the training one first, with the files of every class."""
+    parts = [task.path / "train", task.path / "test"] if is_divided(task.path) else [task.path]
+    return {part: class_folders(part) for part in parts}
 
 
-def _pictures_of(folder: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def _read_pictures(folder: Path, task: OwnTask) -> Samples:
-    """The pictures ``CLASS/*`` in a folder."""
-    paths = _pictures_of(folder, "*/*")
-    if not paths:
-        raise DataError(f"{folder}: holds no pictures; they must lie in it as CLASS/*.png (or .jpg, .bmp, .webp)")
-    images = [_picture(path, task) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
-            channels, height, width = image.shape[1:]
+def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) -> Samples:
+    """The pictures of a folder, of one size and one number of channels."""
+    refuse_alike(list(classes), lambda row: str(folder / list(classes)[row]))
+    paths = [path for files in classes.values() for path in files]
+    images = []
+    brightest = None
+    for path in paths:
+        pixels, bright = read_picture(path, task.channels)
+        images.append(fitted(pixels[None], task.resize, None))
+        brightest = max((each for each in (bright, brightest) if each is not None), default=None)
+        if images[-1].shape != images[0].shape:
+            channels, height, width = images[-1].shape[1:]
             others, high, wide = images[0].shape[1:]
             raise DataError(
                 f"{path} has {channels} channels of {height} x {width} pixels, {paths[0]} {others} of {high} x {wide}; "
                 "say what all shall have by resize = [height, width] and channels = 1 or 3 in a tasks.toml"
             )
+    if brightest is not None and brightest < LEAST_OF_16_BITS:
+        raise DataError(
+            f"{folder}: its pictures of 16 bits have values up to {brightest} of 65535, of which bytes keep little; "
+            "scale them to the whole range, or put them in an .npz as numbers"
+        )
     return Samples(torch.cat(images), tuple(path.parent.name for path in paths), str(folder))
-
-
-def _picture(path: Path, task: OwnTask) -> torch.Tensor:
-    """A picture, uint8 ``(1, C, H, W)``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(path) as picture:
-                if picture.mode not in ("RGB", "L") and task.channels is None:
-                    raise DataError(f"{path}: is a picture of kind {picture.mode}; say channels = 1 or 3 to convert it")
-                mode = {1: "L", 3: "RGB", None: picture.mode}[task.channels]
-                pixels = torch.from_numpy(np.array(picture.convert(mode)))
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombWarning,
-            Image.DecompressionBombError,
-        ) as error:
-            raise DataError(f"{path}: not a whole picture ({error})") from error
-    return fitted(pixels.reshape(1, *pixels.shape[:2], -1).permute(0, 3, 1, 2), task.resize, None)
 
 
 def _read_npz(task: OwnTask) -> tuple[Samples, Samples]:
@@ -214,13 +201,38 @@ def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
     if array.ndim == 4 and array.shape[1] in (1, 3) and array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     with np.errstate(over="ignore"):
-        x = torch.from_numpy(array.astype(np.float32))
-    if not x.isfinite().all():
+        narrow = array.astype(np.float32)
+    if not np.isfinite(narrow).all():
         raise DataError(f"{where} holds NaN, infinite or far too large values; clean it first")
-    return x
+    if array.dtype.itemsize <= 2 or array.dtype == np.float32 or bool((narrow == array).all()):
+        return torch.from_numpy(narrow)
+    wide = array.astype(np.float64)
+    if array.dtype.kind in "ui" and len(np.unique(array)) != len(np.unique(wide)):
+        raise DataError(f"{where} holds whole numbers that are the same in 64 bits; subtract what all have in common")
+    return torch.from_numpy(wide)
 
 
 def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
-    if array.shape != (count,) or array.dtype.kind not in "uiU":
-        raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}")
-    return tuple(str(label) for label in array.tolist())
+    """Labels as texts, from ``(N,)`` or ``(N, 1)`` whole numbers of any type, truth values, or texts."""
+    flat = array[:, 0] if array.shape == (count, 1) else array
+    remedy = ""
+    if flat.ndim == 2 and len(flat) == count:
+        remedy = "; if the largest entry of a row tells its class, save y.argmax(axis=1)"
+    if flat.dtype.kind == "f" and flat.shape == (count,):
+        refuse_missing([str(label) for label in flat.tolist()], lambda row: f"{where}[{row}]")
+        whole = np.isfinite(flat) & (flat == np.trunc(flat))
+        if whole.all():
+            flat = np.array([int(label) for label in flat])
+        else:
+            remedy = f"; {flat[~whole][0]:g} is no class, or save y.astype(str) if it is"
+    if flat.dtype.kind == "S":
+        try:
+            flat = np.char.decode(flat, "utf-8")
+        except UnicodeDecodeError:
+            remedy = "; its bytes are no UTF-8, so save them decoded"
+    if flat.shape != (count,) or flat.dtype.kind not in "buiU":
+        raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}{remedy}")
+    labels = tuple(str(label) for label in flat.tolist())
+    refuse_missing(labels, lambda row: f"{where}[{row}]")
+    refuse_alike(labels, lambda row: f"{where}[{row}]")
+    return labels

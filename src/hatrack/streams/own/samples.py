@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from hatrack.errors import DataError
 from hatrack.streams.base import Split
+from hatrack.streams.own.labels import order_of, refuse_alike
 from hatrack.streams.sampling import stratified_split
-from hatrack.streams.transforms import Normalise
+from hatrack.streams.transforms import Normalise, Standardise, Transform
 
 __all__ = ["Samples", "as_splits", "divided_samples", "fitted", "pick_samples"]
 
@@ -23,7 +24,8 @@ class Samples:
     """Labelled samples as they were read.
 
     Attributes:
-        x: Images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers float32 ``(N, ...)``.
+        x: Images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers ``(N, ...)``: float32, or
+            float64 where that could not hold them.
         labels: The class of each, as it was written.
         origin: Where they come from, for messages.
     """
@@ -62,30 +64,31 @@ def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Sp
         The classes: numbers in their order, anything else in the order of the alphabet; the training and test samples.
 
     Raises:
-        DataError: There is but one class, a test sample has an unknown one, or the shapes differ.
+        DataError: There is but one class, a test sample has an unknown one or one in another spelling, or the shapes
+            differ.
     """
-    classes = tuple(sorted(set(train.labels), key=_order))
+    refuse_alike([*sorted(set(train.labels)), *test.labels], lambda row: test.origin)
+    classes = tuple(sorted(set(train.labels), key=order_of))
     if len(classes) < 2:
         raise DataError(f"{train.origin}: all training samples are of class {classes[0]!r}; a task needs two or more")
     unknown = sorted(set(test.labels) - set(classes))
     if unknown:
         raise DataError(f"{test.origin}: no training sample is of the test sample's class {unknown[0]!r}")
-    if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+    said = ["bytes" if samples.x.dtype == torch.uint8 else "numbers" for samples in (test, train)]
+    if train.x.shape[1:] != test.x.shape[1:] or said[0] != said[1]:
         raise DataError(
-            f"{test.origin}: test samples are {test.x.dtype} {tuple(test.x.shape[1:])}, "
-            f"training samples {train.x.dtype} {tuple(train.x.shape[1:])}"
+            f"{test.origin}: test samples are {said[0]} {tuple(test.x.shape[1:])}, "
+            f"training samples {said[1]} {tuple(train.x.shape[1:])}"
         )
     numbers = {label: number for number, label in enumerate(classes)}
     mean, std = _statistics(train.x)
+    transform: Transform = Standardise(mean, std)
+    if train.x.dtype == torch.uint8:
+        transform = Normalise(*(tuple((values.flatten() / 255).tolist()) for values in (mean, std)))
     splits = []
     for samples in (train, test):
         y = torch.tensor([numbers[label] for label in samples.labels])
-        if samples.x.dtype == torch.uint8:
-            constants = [tuple((values.flatten() / 255).tolist()) for values in (mean, std)]
-            splits.append(Split(samples.x, torch.arange(len(y)), y, Normalise(*constants)))
-        else:
-            x = ((samples.x.double() - mean) / std).float()
-            splits.append(Split(x, torch.arange(len(y)), y))
+        splits.append(Split(samples.x, torch.arange(len(y)), y, transform))
     return classes, splits[0], splits[1]
 
 
@@ -93,7 +96,7 @@ def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int |
     """Give images the size and the channels that were asked for.
 
     Args:
-        images: uint8 or float32 ``(N, C, H, W)`` with one or three channels.
+        images: uint8 or floats ``(N, C, H, W)`` with one or three channels.
         resize: Height and width, bilinear and antialiased whatever the proportions; None leaves them.
         channels: 1 takes the luminance of colours, 3 repeats grey; None leaves them.
     """
@@ -101,11 +104,15 @@ def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int |
         images = images.repeat(1, 3, 1, 1)
     elif channels == 1 and images.shape[1] == 3:
         weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
-        images = _as_before((images.float() * weights).sum(dim=1, keepdim=True), images.dtype)
+        images = _as_before((_as_floats(images) * weights).sum(dim=1, keepdim=True), images.dtype)
     if resize is not None and tuple(images.shape[-2:]) != resize:
-        resized = F.interpolate(images.float(), list(resize), mode="bilinear", antialias=True, align_corners=False)
+        resized = F.interpolate(_as_floats(images), list(resize), mode="bilinear", antialias=True, align_corners=False)
         images = _as_before(resized, images.dtype)
     return images
+
+
+def _as_floats(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_floating_point() else x.float()
 
 
 def _as_before(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -122,14 +129,13 @@ def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean = sum((part.double().sum(dim=over, keepdim=True) for part in torch.split(x, 4096)), torch.zeros(())) / count
     squares = ((part.double() - mean).square().sum(dim=over, keepdim=True) for part in torch.split(x, 4096))
     std = (sum(squares, torch.zeros(())) / count).sqrt()
-    # Rounding leaves a trace of deviation where there is none; dividing by it would make noise of it.
-    constant = std <= 1e-9 * mean.abs().clamp(min=1e-300)
+    # Computing leaves a trace of deviation where there is none, some 1e-16 of the numbers; dividing by it would make
+    # noise of it. Whole numbers are not computed so: those of a clock differ by as little and mean it.
+    split = torch.split(x, 4096)
+    floats = split if x.is_floating_point() else ()
+    fractions = sum((part.double().frac().abs().sum(dim=over, keepdim=True) for part in floats), torch.zeros(()))
+    low = torch.stack([part.amin(dim=over, keepdim=True) for part in split]).amin(dim=0)
+    high = torch.stack([part.amax(dim=over, keepdim=True) for part in split]).amax(dim=0)
+    constant = (low == high) | (std == 0) | ((std <= 1e-13 * mean.abs()) & (fractions > 0))
+    mean = torch.where(low == high, low.double(), mean)
     return mean, torch.where(constant, 1.0, std)
-
-
-def _order(label: str) -> tuple[int, float, str]:
-    """Numbers before words, and each in its own order."""
-    try:
-        return (0, float(label), label)
-    except ValueError:
-        return (1, 0.0, label)

@@ -105,10 +105,12 @@ def _build(own: OwnTask, options: StreamOptions, index: int) -> Task:
 
 def _read_toml(path: Path) -> OwnStream:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows puts a mark in front
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not a TOML file ({error})") from error
     _check(content, STREAM_KEYS, str(path))
     tasks = content.get("task", [])

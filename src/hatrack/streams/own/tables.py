@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from hatrack.data.files import read_payload
 from hatrack.errors import DataError, InputError
 from hatrack.names import unknown_name
+from hatrack.streams.own.labels import refuse_alike, refuse_missing
 from hatrack.streams.own.samples import Samples
 
 __all__ = ["Table", "read_table"]
+
+DELIMITERS = (",", ";", "\t", "|")
+COMMA = re.compile(r"[-+]?\d+,\d+")
+UNNAMED = re.compile(r"Unnamed: \d+")
+"""How pandas calls a column without a name when it reads one."""
+EXACT = 1 << 53
+"""Up to where float64 holds every whole number."""
 
 
 @dataclass(frozen=True)
@@ -47,64 +60,143 @@ def read_table(path: Path, table: Table, features: Sequence[str] | None = None) 
         features: The features of another table of the same task, which this one must have too.
 
     Returns:
-        The samples, float32 ``(N, F)``, and the names of their features in the order of the first table.
+        The samples, float64 ``(N, F)``, and the names of their features in the order of the first table.
 
     Raises:
         DataError: A cell is missing or not a finite number, or the table has no row or feature; line and column are
             named.
         InputError: There is no column of that name.
     """
+    rows = _rows(_text(path), path, table)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    _refuse_swallowed(header, table.delimiter, f"{path} line 1")
+    features = _features(header, path, table, features)
+    columns = [header.index(name) for name in features]
+    label = header.index(table.label)
+    values: list[list[float]] = []
+    labels: list[str] = []
+    lines: list[int] = []
+    large: dict[tuple[int, float], int] = {}
+    for line, row in rows:
+        where = f"{path} line {line}"
+        if len(row) != len(header):
+            raise DataError(f"{where}: has {len(row)} cells instead of {len(header)}")
+        _refuse_swallowed(row, table.delimiter, where)
+        if _broken(row[label].strip()):
+            raise DataError(
+                f"{where}, column {table.label!r}: the label has several lines; is there a quotation mark too many?"
+            )
+        values.append([_number(row[column], where, header[column]) for column in columns])
+        for column, number in zip(columns, values[-1], strict=True):
+            if abs(number) >= EXACT and row[column].strip().lstrip("+-").isdigit():
+                whole = int(row[column])
+                if large.setdefault((column, number), whole) != whole:
+                    raise DataError(
+                        f"{where}, column {header[column]!r}: {whole} and {large[column, number]} above are the same "
+                        "in 64 bits; subtract what all of the column have in common, or drop it"
+                    )
+        labels.append(row[label].strip())
+        lines.append(line)
+    refuse_missing(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
+    refuse_alike(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
+    if not values or not columns:
+        raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
+    return Samples(torch.tensor(values, dtype=torch.float64), tuple(labels), str(path)), features
+
+
+def _text(path: Path) -> str:
+    content = read_payload(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return _read(csv.reader(file, delimiter=table.delimiter, strict=True), path, table, features)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table ({error})") from error
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
+            raise DataError(f"{path}: is UTF-16; save it as UTF-8 (in a spreadsheet: as CSV UTF-8)")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} line {line}: is not UTF-8 (byte {content[error.start]:#04x}), perhaps Latin-1 or Windows-1252; "
+            "save it as UTF-8 (in a spreadsheet: as CSV UTF-8)"
+        ) from error
 
 
-def _read(
-    reader: csv._reader,  # type: ignore[name-defined]
-    path: Path,
-    table: Table,
-    features: Sequence[str] | None,
-) -> tuple[Samples, tuple[str, ...]]:
-    header = [name.strip() for name in next(reader, [])]
+def _rows(text: str, path: Path, table: Table) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the line on which it begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path} line {line}: cannot be read as a row of a table ({error}); look for a quotation mark too many"
+            ) from error
+        if row:
+            yield line, row
+
+
+def _features(header: list[str], path: Path, table: Table, given: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the features, after checking the line of column names."""
+    if not header:
+        raise DataError(f"{path}: is empty; a table begins with a line of column names")
     for name in header:
         if header.count(name) > 1:
             raise DataError(f"{path} line 1: two columns are named {name!r}; rename one")
     for name in (table.label, *table.drop):
         if name not in header:
-            raise unknown_name(f"column in {path}", name, header)
-    if features is None:
-        features = tuple(name for name in header if name != table.label and name not in table.drop)
+            raise _other_delimiter(header, path, table) or unknown_name(
+                f"column in {path}", name, [" ".join(each.split()) for each in header]
+            )
+    features = tuple(given or (name for name in header if name != table.label and name not in table.drop))
     for name in features:
         if name not in header:
             raise DataError(f"{path} line 1: has no column {name!r}, which the training table has")
-    columns = [header.index(name) for name in features]
-    label = header.index(table.label)
-    values: list[list[float]] = []
-    labels: list[str] = []
-    for row in reader:
-        if not row:
-            continue  # an empty line
-        if len(row) != len(header):
-            raise DataError(f"{path} line {reader.line_num}: has {len(row)} cells instead of {len(header)}")
-        where = f"{path} line {reader.line_num}"
-        values.append([_number(row[column], where, header[column]) for column in columns])
-        labels.append(row[label].strip())
-        if not labels[-1]:
-            raise DataError(f"{where}, column {table.label!r}: the label is missing; fill it in or remove the line")
-    if not values or not columns:
-        raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
-    return Samples(torch.tensor(values, dtype=torch.float32), tuple(labels), str(path)), tuple(features)
+        if not name or UNNAMED.fullmatch(name):
+            raise DataError(
+                f"{path} line 1: column {header.index(name) + 1} has no name, as where pandas writes row numbers; "
+                f"leave it out by drop = [{json.dumps(name)}], or name it if it is a feature"
+            )
+    return features
+
+
+def _other_delimiter(header: list[str], path: Path, table: Table) -> InputError | None:
+    """The error for a table whose cells are divided by something else than was said."""
+    names = table.delimiter.join(header)
+    for other in DELIMITERS:
+        if other != table.delimiter and table.label in [name.strip(' "') for name in names.split(other)]:
+            said = f"is divided by {json.dumps(other)}, not by {json.dumps(table.delimiter)}"
+            return InputError(f"{path} line 1: {said}; say delimiter = {json.dumps(other)}")
+    return None
+
+
+def _broken(cell: str) -> bool:
+    return "\n" in cell or "\r" in cell
+
+
+def _refuse_swallowed(row: Sequence[str], delimiter: str, where: str) -> None:
+    """Refuse a cell of several lines that looks like the end of a row, whole rows, and the beginning of one."""
+    for column, cell in enumerate(row):
+        if _broken(cell):
+            cells = [line.count(delimiter) + 1 for line in cell.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+            ends = len(row) > 1 and (cells[0], cells[-1]) == (len(row) - column, column + 1)
+            if ends or len(row) in cells[1:-1]:
+                raise DataError(
+                    f"{where}: a quotation mark in cell {column + 1} makes one cell of {len(cells)} lines that look "
+                    "like rows; remove it, or the line breaks in the cell"
+                )
 
 
 def _number(cell: str, where: str, column: str) -> float:
+    """The number in a cell, in ASCII digits and a decimal point."""
+    text = cell.strip()
     try:
-        number = float(cell)
+        # Python would take 1_000 and digits of other scripts for numbers, too.
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     # What float32 cannot hold is as bad as what is no number.
     if not abs(number) <= torch.finfo(torch.float32).max:
-        said = f"{cell!r} is not a finite number" if cell.strip() else "the value is missing"
+        said = f"{cell!r} is not a finite number" if text else "the value is missing"
+        said += " (decimals need a point)" if COMMA.fullmatch(text) else ""
         raise DataError(f"{where}, column {column!r}: {said}; fix the cell, remove the line or drop the column")
     return number

@@ -1,0 +1,104 @@
+"""Labels as texts: which of them say that there is none, which are the same in two spellings, and their order."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+
+from hatrack.errors import DataError
+
+__all__ = ["order_of", "refuse_alike", "refuse_missing"]
+
+MISSING = frozenset(
+    [
+        "?",
+        "#N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "None",
+        "NaT",
+        "n/a",
+        "null",
+        "",
+        "#N/A N/A",
+    ]
+)
+"""What stands for a missing value in tables of pandas, R, Weka and databases. So does NaN, in any spelling."""
+
+
+def refuse_missing(labels: Sequence[str], where: Callable[[int], str]) -> None:
+    """Refuse labels that stand for a missing one: they would become a class of their own.
+
+    Args:
+        labels: The labels of all samples.
+        where: What to call the place of a label, by its position.
+
+    Raises:
+        DataError: A label is missing; its place is named.
+    """
+    missing = {label for label in set(labels) if label.strip() in MISSING or _is_nan(label)}
+    for position, label in enumerate(labels):
+        if label in missing:
+            said = f" ({label!r}); fill it in, remove the sample, or" if label.strip() else "; fill it in or"
+            other = " write another word if it is a class of its own" if label.strip() else " remove the line"
+            raise DataError(f"{where(position)}: the label is missing{said}{other}")
+
+
+def refuse_alike(labels: Sequence[str], where: Callable[[int], str]) -> None:
+    """Refuse two spellings of one label: the same number, or texts that differ only in what is not seen.
+
+    Args:
+        labels: The labels of all samples.
+        where: What to call the place of a label, by its position.
+
+    Raises:
+        DataError: There are two spellings; both and the place of the later one are named.
+    """
+    spellings: dict[Decimal | str, str] = {}
+    for label in dict.fromkeys(labels):
+        first = spellings.setdefault(_as_seen(label), label)
+        if first != label:
+            both = [repr(each) if each.isascii() else f"{each!r} ({each!a})" for each in (first, label)]
+            raise DataError(
+                f"{where(labels.index(label))}: writes a class as {both[1]} that is {both[0]} elsewhere; write it one "
+                "way, or give two classes names that differ to the eye"
+            )
+
+
+def order_of(label: str) -> tuple[int, Decimal, str]:
+    """Where a label stands: numbers before words, and each in its own order. No two labels stand at one place."""
+    number = _number(label)
+    return (1, Decimal(0), label) if number is None else (0, number, label)
+
+
+def _is_nan(label: str) -> bool:
+    try:
+        return Decimal(label).is_nan()
+    except InvalidOperation:
+        return False
+
+
+def _number(label: str) -> Decimal | None:
+    """The number that a label is, exactly; None where it is none. NaN is none: it stands nowhere among numbers."""
+    try:
+        number = Decimal(label)
+    except InvalidOperation:
+        return None
+    return None if number.is_nan() else number
+
+
+def _as_seen(label: str) -> Decimal | str:
+    """What a person takes a label for: its number, or its text without the differences that no font shows."""
+    number = _number(label)
+    if number is not None:
+        return number
+    shown = "".join(letter for letter in unicodedata.normalize("NFC", label) if unicodedata.category(letter) != "Cf")
+    return " ".join(shown.split())
