@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "DOES_NOT_RUN",
     "CheckpointError",
     "DamagedFileError",
     "DataError",
@@ -13,6 +14,19 @@ __all__ = [
     "TrainingError",
     "UnsupportedError",
 ]
+
+
+DOES_NOT_RUN = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
+"""Exceptions of networks that do not run on an input; InputError is one of them, refusals of other kinds are not."""
 
 
 class HatrackError(Exception):
