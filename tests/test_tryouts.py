@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import HATNetwork
+import hatrack
+from hatrack import HATNetwork, WeightMaskedNetwork
 from hatrack.attachment import Attachment
 from hatrack.compact.extract import SILENT
+from hatrack.masks import Embedding
 from hatrack.poison import find_leak
 from hatrack.tryouts import agree, deviation, random_like, says_something
 from hatrack.units import analyze
@@ -164,6 +167,38 @@ def test_where_no_outputs_say_anything_nothing_is_cut() -> None:
     assert told.summary is not None
     assert SILENT not in told.summary.whole.values()
     assert_close(told(x), logits(net, x, "task"))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@torch.no_grad()
+def test_a_task_of_masked_weights_is_extracted_as_it_is(kind: str, tmp_path: Path) -> None:
+    build, samples = NETWORKS[kind]
+    torch.manual_seed(0)
+    net = WeightMaskedNetwork(build(), samples(1), source=Embedding())
+    net.add_task("task", 3, generator=torch.Generator().manual_seed(0))
+    for values in net.tasks[0].choice:
+        values.copy_((torch.rand(len(values), *[1] * (values.dim() - 1)) - 0.4).expand_as(values))  # whole rows
+    net.consolidate("task")
+    x = samples(40)
+    expected = logits(net, x, "task")  # type: ignore[arg-type]
+    compact = net.extract("task")
+    assert_close(compact(x), expected)
+    assert_close(net.extract("task", torch.zeros_like(x[:8]))(x), expected)
+    assert compact.summary is not None
+    if kind != "logarithm":  # of odd samples it has none, so that no unit is seen to be constant
+        assert compact.summary.parameters < compact.summary.full_parameters
+    net.save(tmp_path / "net.hat")
+    assert torch.equal(logits(hatrack.load(tmp_path / "net.hat", build()), x, "task"), expected)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_network_is_loaded_whatever_it_says_to_zeros(kind: str, tmp_path: Path) -> None:
+    build, samples = NETWORKS[kind]
+    net = consolidated(build, samples)
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", build())
+    x = samples(8)
+    assert torch.equal(logits(again, x, "task"), logits(net, x, "task"))
 
 
 def test_tokens_are_drawn_when_gates_are_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
