@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
-from hatrack import HATNetwork, WeightMaskedNetwork
+from hatrack import HATNetwork, InputError, WeightMaskedNetwork
 from hatrack.attachment import Attachment
 from hatrack.compact.extract import SILENT
+from hatrack.errors import DOES_NOT_RUN
 from hatrack.masks import Embedding
 from hatrack.poison import find_leak
 from hatrack.tryouts import agree, deviation, random_like, says_something
@@ -277,3 +278,35 @@ def test_outputs_agree_where_what_is_no_number_is_in_the_same_places() -> None:
     assert deviation(torch.tensor([2.0, NAN, INF, 100.0]), one) == pytest.approx(0.01)
     assert deviation(torch.tensor([1.0, 1.0, INF, 100.0]), one) == INF
     assert deviation(one[1:3], one[1:3]) == 0.0
+
+
+class Particular(nn.Module):
+    """A network whose forward raises where one of its layers is not as wide as it was built."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(9, 32), nn.Linear(32, 24), nn.Linear(24, 16)
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        if h.shape[1] != 32:
+            raise self.error
+        return torch.relu(self.third(torch.relu(self.second(h))))
+
+
+@pytest.mark.parametrize("error", DOES_NOT_RUN)
+@torch.no_grad()
+def test_a_layer_whose_width_a_forward_insists_on_stays_whole(error: type[Exception]) -> None:
+    net = consolidated(lambda: Particular(error), lambda n: torch.randn(n, 9))
+    x = torch.randn(20, 9)
+    compact = net.extract("task")
+    assert_close(compact(x), logits(net, x, "task"))
+    assert_close(net.logits_of_tasks({"task": x})["task"], logits(net, x, "task"))
+    assert compact.summary is not None
+    assert compact.summary.whole == {"first": f"its forward has widths written down ({error.__name__})"}
+
+
+@pytest.mark.parametrize("kind", [error for error in vars(hatrack.errors).values() if isinstance(error, type)])
+def test_no_refusal_but_of_an_input_is_taken_for_a_network_that_does_not_run(kind: type[Exception]) -> None:
+    assert issubclass(kind, DOES_NOT_RUN) == (kind is InputError)
