@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
+import hatrack.compact.extract
 from hatrack import HATNetwork, InputError, WeightMaskedNetwork
 from hatrack.attachment import Attachment
 from hatrack.compact.extract import SILENT
@@ -310,3 +311,43 @@ def test_a_layer_whose_width_a_forward_insists_on_stays_whole(error: type[Except
 @pytest.mark.parametrize("kind", [error for error in vars(hatrack.errors).values() if isinstance(error, type)])
 def test_no_refusal_but_of_an_input_is_taken_for_a_network_that_does_not_run(kind: type[Exception]) -> None:
     assert issubclass(kind, DOES_NOT_RUN) == (kind is InputError)
+
+
+class Insistent(nn.Module):
+    """Layers of which some have to be as wide as they were built, maybe only where several samples are asked."""
+
+    def __init__(self, insists: Collection[int], several: int = 0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(9, 12) for _ in range(16))
+        self.after = nn.ModuleList(nn.Linear(12, 3) for _ in range(16))
+        self.insists, self.several = insists, several
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = []
+        for number, (layer, after) in enumerate(zip(self.layers, self.after, strict=True)):
+            h = F.silu(layer(x))
+            assert h.shape[1] == 12 or number not in self.insists or len(x) < self.several
+            parts.append(after(h))
+        return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize(
+    ("insists", "several", "attempts"),
+    [((7,), 0, 11), ((0, 15), 0, 19), ((3,), 3, 22), (range(1, 16, 2), 0, 40)],
+)
+@torch.no_grad()
+def test_groups_that_stay_whole_are_found_by_halves(
+    insists: Collection[int], several: int, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = consolidated(lambda: Insistent(insists, several), lambda n: torch.randn(n, 9))
+    made: list[int] = []
+    attempt = hatrack.compact.extract._attempt
+    monkeypatch.setattr(
+        "hatrack.compact.extract._attempt", lambda source, cut: (made.append(len(cut)), attempt(source, cut))[1]
+    )
+    x = torch.randn(20, 9)
+    compact = net.extract("task")
+    assert compact.summary is not None
+    assert list(compact.summary.whole) == [f"layers.{number}" for number in insists]
+    assert_close(compact(x), logits(net, x, "task"))
+    assert len(made) <= attempts
