@@ -59,6 +59,7 @@ LAYERS = [
         "locks",
         "packing",
         "parallel",
+        "tryouts",
     },
     {"errors"},
 ]

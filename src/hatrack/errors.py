@@ -16,6 +16,19 @@ __all__ = [
 ]
 
 
+DOES_NOT_RUN = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
+"""Exceptions of networks that do not run on an input; InputError is one of them, refusals of other kinds are not."""
+
+
 class HatrackError(Exception):
     """Base of every error that hatrack raises on purpose; its message is one line for a person to act on."""
 

@@ -19,8 +19,8 @@ from hatrack.masked import MaskedNetwork
 from hatrack.mixing import mixed_norms, mixes_samples
 from hatrack.modes import evaluation_mode
 from hatrack.movement import set_buffers
-from hatrack.poison import random_like
 from hatrack.tasks import UnitTask
+from hatrack.tryouts import random_like, says_something
 
 __all__ = ["ExtractableNetwork"]
 
@@ -50,8 +50,8 @@ class ExtractableNetwork(GatedNetwork):
 
         Args:
             task: the task.
-            example: samples to compare on, and to count operations with; random ones if left out, which is not enough
-                where inputs are integers.
+            example: samples to compare on, and to count operations with; random ones if left out, integers among what
+                the network looks up. Where nothing tells the outputs of samples apart, nothing is cut.
 
         Returns:
             The network in evaluation mode, ``summary`` saying how large it is and which groups could not be cut.
@@ -104,16 +104,16 @@ class ExtractableNetwork(GatedNetwork):
             raise UnsupportedError(
                 f"the mask of {task!r} is soft: every unit is used a little, and none can be cut out"
             )
-        if example is None:
-            samples = torch.zeros(16, *self.example_shape[1:]).to(self._example())
-            with evaluation_mode(self):
-                ask = partial(self._forward_one, state=state)
-                example = random_like(samples, torch.Generator().manual_seed(0), ask)
         with evaluation_mode(self):
-            logits = self._forward_one(example, state)
+            ask = partial(self._forward_one, state=state)
+            tried = [] if example is None else [(example, ask(example))]
+            if not tried or len(tried[0][0]) < 2 or not says_something(tried[0][1]):
+                samples = torch.zeros(16, *self.example_shape[1:]).to(self._example())
+                drawn = random_like(samples, torch.Generator().manual_seed(0), ask)
+                tried.append((drawn, ask(drawn)))
         backbone = without_gates(self.backbone)
         set_buffers(backbone, self._movement.buffers, [value.clone() for value in state.moving.values])
-        return Source(task, backbone, self._norms(state), self._graph, mask, state.head, example, logits)
+        return Source(task, backbone, self._norms(state), self._graph, mask, state.head, tried)
 
     def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
         expected = x.shape[1:] == self.example_shape[1:]

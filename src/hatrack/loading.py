@@ -25,6 +25,7 @@ from hatrack.norm import BatchNorms
 from hatrack.protect import digest
 from hatrack.signatures import Signature
 from hatrack.tasks import packed_mask
+from hatrack.tryouts import agree
 from hatrack.units import Rule
 from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
 
@@ -260,8 +261,7 @@ def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, A
     if saved is None or now is None:
         return
     ours, theirs = torch.tensor(now["logits"]), torch.tensor(saved["logits"])
-    spread = float(theirs.abs().max()) if theirs.numel() else 0.0
-    if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * spread, equal_nan=True):
+    if not agree(ours, theirs, 0.02):
         raise CheckpointError(
             f"{path} was saved with another backbone: its weights fit, but task {saved['task']!r} gives other outputs; "
             "build the backbone exactly as it was"

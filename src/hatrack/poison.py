@@ -12,6 +12,7 @@ from hatrack.attachment import Attachment
 from hatrack.masks import WeightLayout
 from hatrack.modes import evaluation_mode
 from hatrack.protect import attention_on_entries
+from hatrack.tryouts import random_like
 from hatrack.units import Role, UnitGraph
 
 __all__ = ["find_leak", "find_leak_of_weights", "leak_of", "poison_value", "poisoned", "random_like"]
@@ -56,7 +57,7 @@ def find_leak(
         attachment: the gates.
         graph: the units of the backbone.
         backbone: the network, which is left as it was.
-        example: a batch; floating-point values are replaced by random ones, since zeros would hide a leak.
+        example: a batch; its values are replaced by random ones, since zeros would hide a leak.
         pairs: how many masks to try, each with its complement.
 
     Returns:
@@ -102,7 +103,7 @@ def find_leak_of_weights(
         features: features of a batch under a mask for every masked weight, booleans.
         backbone: the network, which is left as it was.
         layout: its parameters.
-        example: a batch; floating-point values are replaced by random ones.
+        example: a batch; its values are replaced by random ones.
 
     Returns:
         The names of the tensors whose free entries changed a feature, or None when all is well.
@@ -139,26 +140,6 @@ def _originals(backbone: nn.Module, layout: WeightLayout) -> Iterator[tuple[str,
         norm = backbone.get_submodule(name)
         for own, value in (*norm.named_parameters(), *norm.named_buffers()):
             yield f"{name}.{own}", value
-
-
-def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object] | None = None) -> Tensor:
-    """Return a batch to try a network with: random where it holds real numbers, since zeros would hide a leak.
-
-    Args:
-        example: a batch.
-        generator: source of randomness, on the CPU.
-        run: runs the network; where it does not take random numbers, as where real ones stand for categories, the
-            example itself is returned.
-    """
-    if not example.is_floating_point():
-        return example
-    drawn = torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
-    try:
-        if run is not None:
-            run(drawn)
-    except (RuntimeError, ValueError, IndexError):
-        return example
-    return drawn
 
 
 def leak_of(

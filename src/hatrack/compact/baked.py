@@ -8,6 +8,7 @@ not one at its border; such a unit stays.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from hatrack.attachment import mark
 from hatrack.compact.cutting import PREFIX, drop_dropout, replace_module
-from hatrack.compact.extract import Source, extract_task, summarize
+from hatrack.compact.extract import SILENT, TOLERANCE, Source, extract_task, summarize
 from hatrack.compact.modules import CompactNetwork
-from hatrack.errors import InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.layers import Layer, Side
+from hatrack.tryouts import agree, random_like, says_something
 from hatrack.units import Reader, UnitGraph, analyze
 
 __all__ = ["bake", "extract_baked"]
@@ -75,17 +77,24 @@ def extract_baked(
     """
     plain = CompactNetwork(copy.deepcopy(backbone), copy.deepcopy(head)).eval().requires_grad_(False)
     drop_dropout(plain.backbone)
-    expected = ask(x)
-    if not torch.allclose(plain(x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
+    tried = [(x, ask(x))]
+    expected = tried[0][1]
+    if len(x) < 2 or not says_something(expected):
+        samples = x.new_zeros(16, *x.shape[1:])
+        drawn = random_like(samples, torch.Generator().manual_seed(0), ask)
+        tried.append((drawn, ask(drawn)))
+    if not all(agree(plain(batch), logits, TOLERANCE) for batch, logits in tried):
         raise UnsupportedError(f"{name!r} cannot be extracted: its weights with zeros written in give other logits")
     graph: UnitGraph | None = None
     why: dict[str, str] = {}
     try:
+        if not any(says_something(logits) for _, logits in tried):
+            raise UnsupportedError(SILENT)
         graph = analyze(plain.backbone, x, PREFIX)
         folded = copy.deepcopy(plain)
-        on = ~_dead(folded, graph, x)
+        on = ~_dead(folded, graph, [batch for batch, _ in tried])
         if not on.all():
-            return extract_task(Source(name, folded.backbone.eval(), {}, graph, on, folded.head, x, expected))
+            return extract_task(Source(name, folded.backbone.eval(), {}, graph, on, folded.head, tried))
     except (InputError, UnsupportedError) as error:
         why = {"": f"dead units cannot be found: {' '.join(str(error).split()).partition(', so ')[0]}"}
     units = {} if graph is None else {group.name: group.size for group in graph.groups}
@@ -93,7 +102,7 @@ def extract_baked(
     return plain
 
 
-def _dead(network: CompactNetwork, graph: UnitGraph, x: Tensor) -> Tensor:
+def _dead(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor]) -> Tensor:
     """The units that can be cut, booleans ``(U,)``, after moving constants into the biases behind them, in place."""
     zero = torch.zeros(graph.num_units, dtype=torch.bool)
     moved = zero.clone()
@@ -101,7 +110,7 @@ def _dead(network: CompactNetwork, graph: UnitGraph, x: Tensor) -> Tensor:
         constant = _without_inputs(network.backbone, graph) & ~zero & ~moved
         if not constant.any():
             break
-        seen = _observe(network, graph, x)
+        seen = _observe(network, graph, batches)
         for unit in constant.nonzero().flatten().tolist():
             readings = [(reader, reader.units == unit, seen[index]) for index, reader in enumerate(graph.readers)]
             values = [(reader, where, *(each[where] for each in low_high)) for reader, where, low_high in readings]
@@ -146,7 +155,7 @@ def _without_inputs(backbone: nn.Module, graph: UnitGraph) -> Tensor:
     return (written & ~otherwise)[:-1]
 
 
-def _observe(network: CompactNetwork, graph: UnitGraph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """For every reader the least and the largest value of what it reads, per index of the axis that counts units."""
     found: list[list[Tensor]] = [[] for _ in graph.readers]
     hooks = []
@@ -160,10 +169,14 @@ def _observe(network: CompactNetwork, graph: UnitGraph, x: Tensor) -> list[tuple
 
         hooks.append(_layer_of(network, reader).register_forward_pre_hook(watch, with_kwargs=True))
     try:
-        network(x)
+        for batch in batches:
+            network(batch)
+        x, odds = batches[0], [torch.zeros_like(batches[0])]
         if x.is_floating_point():  # what depends on samples in rare cases only shows in odd ones, if at all
             drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
-            for odd in (3 * drawn, 30 * drawn, drawn.abs() * 10, -drawn.abs() * 10, torch.zeros_like(x)):
+            odds += [3 * drawn, 30 * drawn, drawn.abs() * 10, -drawn.abs() * 10]
+        for odd in odds:
+            with contextlib.suppress(*DOES_NOT_RUN):  # such as real numbers that stand for categories
                 network(odd)
     finally:
         for hook in hooks:

@@ -1,4 +1,4 @@
-"""Extracting a task: cut all groups at once if that is exact, else group by group, and say which ones stay whole.
+"""Extracting a task: cut all groups at once if that is exact, else halves of them, and say which ones stay whole.
 
 Whether a cut is exact is not only reasoned but seen: the smaller network is run beside the gated one. Code of a user's
 own that has a width written down stops fitting when units are missing; the group in question then stays whole, with
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,13 +20,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, replace_module, unflattens
 from hatrack.compact.modules import CompactNetwork, Summary
-from hatrack.errors import UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, UnsupportedError
+from hatrack.tryouts import agree, deviation, says_something
 from hatrack.units import UnitGraph
 
-__all__ = ["TOLERANCE", "Source", "cut_task", "extract_task", "summarize"]
+__all__ = ["SILENT", "TOLERANCE", "Source", "cut_task", "extract_task", "summarize"]
 
 TOLERANCE = 1e-5
 """How far a logit may be from the gated network's, relative to it and to the largest logit, in float32 and float64."""
+
+SILENT = "no samples were found whose outputs would tell a wrong cut from a right one"
+"""Why nothing is cut where all outputs are equal, or not finite."""
 
 _MOST_WAYS = 16
 """How many ways to read sizes that are written down in ``nn.Unflatten`` are tried."""
@@ -42,8 +47,7 @@ class Source:
         graph: the units.
         mask: what the task uses, booleans ``(U,)``.
         head: its head.
-        x: samples to compare on.
-        logits: what the gated network says to them, in evaluation mode.
+        tried: batches to compare on, at least one, each with what the gated network says to it in evaluation mode.
     """
 
     name: str
@@ -52,8 +56,7 @@ class Source:
     graph: UnitGraph
     mask: Tensor
     head: nn.Linear
-    x: Tensor
-    logits: Tensor
+    tried: Sequence[tuple[Tensor, Tensor]]
 
     @cached_property
     def on(self) -> Tensor:
@@ -71,7 +74,7 @@ def extract_task(source: Source) -> CompactNetwork:
     best, whole = cut_task(source)
     on, graph = source.on, source.graph
     units = {g.name: int((on[g.span] if g.name not in whole else on[g.span] | True).sum()) for g in graph.groups}
-    best.summary = summarize(source.name, best, _full(source), source.x, source.logits, units, graph, whole)
+    best.summary = summarize(source.name, best, _full(source), *source.tried[0], units, graph, whole)
     return best
 
 
@@ -85,21 +88,75 @@ def cut_task(source: Source) -> tuple[CompactNetwork, dict[str, str]]:
     name, on, graph = source.name, source.on, source.graph
     groups = [group.name for group in graph.groups if not on[group.span].all()]
     whole: dict[str, str] = {}
+    if not any(says_something(logits) for _, logits in source.tried):  # any cut would seem to agree
+        whole = dict.fromkeys(groups, SILENT)
+        groups = []
     best = _attempt(source, groups)
     if isinstance(best, str) and not groups:
         raise UnsupportedError(f"{name!r} cannot be extracted: {best}")
     if isinstance(best, str):
-        cut: list[str] = []
-        best = _attempt(source, cut)
-        if isinstance(best, str):
-            raise UnsupportedError(f"{name!r} cannot be extracted, not even with all units: {best}")
-        for group in groups:
-            trial = _attempt(source, [*cut, group])
-            if isinstance(trial, str):
-                whole[group] = trial
-            else:
-                best, cut = trial, [*cut, group]
+        uncut = _attempt(source, [])
+        if isinstance(uncut, str):
+            raise UnsupportedError(f"{name!r} cannot be extracted, not even with all units: {uncut}")
+        why, few = best, _few(source, uncut)
+        best, whole = _cut_what_can_be(few, groups, why, uncut)
+        checked = _attempt(source, [group for group in groups if group not in whole]) if few is not source else best
+        if isinstance(checked, str):
+            best, whole = _cut_what_can_be(source, groups, why, uncut)
+        else:
+            best = checked
     return best, whole
+
+
+def _few(source: Source, uncut: CompactNetwork) -> Source:
+    """The same with two samples of each batch, which are faster to ask; itself where two are not answered like many."""
+    tried = [(x[:2], logits[:2]) for x, logits in source.tried]
+    try:
+        alike = all(_agrees(uncut(x), logits) for x, logits in tried)
+    except DOES_NOT_RUN:
+        alike = False
+    return replace(source, tried=tried) if alike and any(says_something(logits) for _, logits in tried) else source
+
+
+def _cut_what_can_be(
+    source: Source, groups: Sequence[str], why: str, uncut: CompactNetwork
+) -> tuple[CompactNetwork, dict[str, str]]:
+    """Cut halves of groups, and halves of what cannot be cut, groups of one kind beside each other.
+
+    Blocks that are alike mostly fail alike, so that few attempts are made where a forward runs to its end.
+
+    Args:
+        source: what the task's network is made of.
+        groups: names of groups which cannot all be cut.
+        why: the reason.
+        uncut: the network with all units.
+
+    Returns:
+        The network without units of as many groups as were found, and for the others why they stay whole.
+    """
+    best, cut, whole = uncut, list[str](), dict[str, str]()
+
+    def halve(those: Sequence[str], why: str) -> None:
+        nonlocal best
+        if len(those) == 1:
+            whole[those[0]] = why
+            return
+        first, second = those[: len(those) // 2], those[len(those) // 2 :]
+        trial = _attempt(source, [*cut, *first])
+        if isinstance(trial, str):
+            halve(first, trial)
+            trial = _attempt(source, [*cut, *second])
+        else:
+            best, trial = trial, why  # both halves together are what has failed already
+            cut.extend(first)
+        if isinstance(trial, str):
+            halve(second, trial)
+        else:
+            best = trial
+            cut.extend(second)
+
+    halve(sorted(groups, key=lambda group: re.sub(r"\d+", "", group)), why)
+    return best, {group: whole[group] for group in groups if group in whole}
 
 
 @torch.no_grad()
@@ -135,7 +192,7 @@ def summarize(
         _flops(network, x[:1]),
         _flops(full, x[:1]),
         dict(whole),
-        _deviation(logits, expected),
+        deviation(logits, expected),
         sum(int(parameter.count_nonzero()) for parameter in network.parameters()),
         torch.equal(logits, expected),
     )
@@ -151,15 +208,17 @@ def _attempt(source: Source, cut: Collection[str]) -> CompactNetwork | str:
     for sizes in _ways(source.backbone, bool(cut)):
         try:
             network = _network(source, Cut(source.graph, source.on, keep), sizes)
-            logits = network(source.x)
+            found = [network(x) for x, _ in source.tried]
         except UnfitError as error:
             return str(error)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            reason = f"its forward has widths written down ({' '.join(str(error).split())[:120]})"
+        except DOES_NOT_RUN as error:
+            said = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = f"its forward has widths written down ({said})"
             continue
-        if _agrees(logits, source.logits):
+        pairs = [(logits, expected) for logits, (_, expected) in zip(found, source.tried, strict=True)]
+        if all(_agrees(logits, expected) for logits, expected in pairs):
             return network
-        reason = f"logits would differ by {_deviation(logits, source.logits):.1e} of the largest"
+        reason = f"logits would differ by {max(deviation(*pair) for pair in pairs):.1e} of the largest"
     return reason
 
 
@@ -202,18 +261,7 @@ def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:
 
 
 def _agrees(logits: Tensor, expected: Tensor) -> bool:
-    if logits.shape != expected.shape:
-        return False
-    tolerance = max(TOLERANCE, 100 * torch.finfo(expected.dtype).eps)
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
-    return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * scale)
-
-
-def _deviation(logits: Tensor, expected: Tensor) -> float:
-    if logits.shape != expected.shape:
-        return float("inf")
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
-    return float((logits - expected).abs().max()) / scale if scale else 0.0
+    return agree(logits, expected, max(TOLERANCE, 100 * torch.finfo(expected.dtype).eps))
 
 
 def _parameters(network: nn.Module) -> int:

@@ -1,0 +1,189 @@
+"""What trying out a network takes: samples on which its outputs say something, and a comparison of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hatrack.errors import DOES_NOT_RUN, UnsupportedError
+
+__all__ = ["agree", "deviation", "largest", "random_like", "says_something"]
+
+_GUESSES = (128, 2)
+"""How many categories integers may stand for where nothing tells; the first fits every type of integer."""
+
+_CLEAR = 1e-4
+"""By how much outputs of samples have to differ to say something, in parts of the largest."""
+
+_COPIES = {torch.ops.aten._to_copy, torch.ops.aten.clone, torch.ops.aten.copy, torch.ops.aten.index_select}
+"""Operations whose result has the values of their first argument, or some of them."""
+
+_ALONG_AN_AXIS = {torch.ops.aten.index_select, torch.ops.aten.gather, torch.ops.aten.scatter, torch.ops.aten.scatter_}
+"""Operations that take a tensor, an axis and indices along it."""
+
+_OF_ROWS = {torch.ops.aten.embedding, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
+"""Operations that take a table and indices of rows."""
+
+
+# --------------------------------------------------------------------------------------------------------- comparisons
+
+
+def largest(values: Tensor) -> float:
+    """Return the largest magnitude of what is finite; 0 where nothing is."""
+    finite = values.detach()[values.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Return whether outputs are the same up to a tolerance, relative to each and to the largest that is finite.
+
+    "Not a number" and infinities have to be in the same places: a mean over no token, a logarithm of 0.
+    """
+    if found.shape != expected.shape:
+        return False
+    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance * largest(expected), equal_nan=True)
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """Return how far outputs are apart, in parts of the largest that is finite."""
+    if found.shape != expected.shape or not torch.equal(found.isfinite(), expected.isfinite()):
+        return float("inf")
+    scale = largest(expected)
+    return largest(found - expected) / scale if scale else 0.0
+
+
+def says_something(outputs: Tensor) -> bool:
+    """Return whether outputs tell networks apart: those of several samples that are finite differ, one's are not all 0.
+
+    Tokens that are all padding, for example, give zeros, or what biases make of them, whatever the weights are. What
+    differs has to be clear of tolerances, which go by the largest output.
+    """
+    outputs = outputs.detach()
+    finite = outputs.isfinite()
+    if not finite.any():
+        return False
+    if len(outputs) < 2:
+        return bool(outputs[finite].any())
+    high, low = (outputs.masked_fill(~finite, bound) for bound in (-torch.inf, torch.inf))
+    return float((high.amax(0) - low.amin(0)).max()) > _CLEAR * largest(outputs)
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object] | None = None) -> Tensor:
+    """Return a batch to try a network with: random, since zeros would hide much, and integers that it takes.
+
+    Integers are drawn below the size of the smallest table that the network looks them up in. Of several draws it is
+    the first whose outputs say something.
+
+    Args:
+        example: a batch, for its shape and type.
+        generator: source of randomness, on the CPU.
+        run: runs the network and returns its outputs; where it runs on nothing that was drawn, the example itself is
+            returned. Without it only real numbers are drawn, as nobody knows which integers it takes.
+    """
+    if run is None:
+        return _normal(example, generator) if example.is_floating_point() else example
+    if example.is_complex() or not example.numel():
+        return example
+    fallback: Tensor | None = None
+    for drawn in _draws(example, generator, run):
+        try:
+            outputs = run(drawn)
+        except (*DOES_NOT_RUN, UnsupportedError):  # nobody asked for this input; the example's refusal is its caller's
+            continue
+        if not isinstance(outputs, Tensor) or says_something(outputs):
+            return drawn
+        fallback = drawn if fallback is None else fallback
+    return example if fallback is None else fallback
+
+
+def _draws(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object]) -> Iterator[Tensor]:
+    """Yield random batches, the most promising first.
+
+    On an accelerator an index past the end of a table ends the process, so that nothing is guessed there.
+    """
+    checked, real = example.device.type == "cpu", example.is_floating_point()
+    if real and checked:
+        yield _normal(example, generator)
+    tables = _Tables(example)
+    try:
+        with tables:
+            run(example)
+    except (*DOES_NOT_RUN, UnsupportedError):
+        pass
+    bounds = [min(tables.own)] if tables.own else []
+    if checked and tables.others:
+        bounds.append(min(tables.others))
+    if not real and (checked or not (tables.own or tables.others)):
+        bounds += [int(example.max()) + 1, *_GUESSES]
+    for bound in dict.fromkeys(bounds):
+        if bound > 1:
+            most = bound if real else 2 if example.dtype == torch.bool else torch.iinfo(example.dtype).max + 1
+            yield torch.randint(min(bound, most), example.shape, generator=generator).to(example.device, example.dtype)
+    if real and (checked or not tables.own):
+        yield from _real(example, generator)
+
+
+def _real(example: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    yield _normal(example, generator)
+    yield (torch.rand(example.shape, generator=generator) + 0.1).to(example.device, example.dtype)  # has logarithms
+    for loud in (10, 30):  # reaches units that are dead to others
+        yield loud * _normal(example, generator)
+
+
+def _normal(example: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
+
+
+class _Tables(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While this lasts, the sizes of what is looked up in are noted.
+
+    Args:
+        x: the input.
+
+    Attributes:
+        own: sizes of what is looked up in by values of the input.
+        others: sizes of what is looked up in by anything else.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.own: list[int] = []
+        self.others: list[int] = []
+        self._copies = [x]  # alive, so that no other tensor gets their memory
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for size, index in _looked_up(func.overloadpacket, args):
+            (self.own if self._is_own(index) else self.others).append(size)
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _COPIES and self._is_own(args[0]):
+            self._copies.append(result)
+        return result
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        return any(_memory(tensor) == _memory(copy) for copy in self._copies)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Return what is the same for a tensor and its views."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def _looked_up(operation: Any, args: tuple[Any, ...]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the sizes of what an operation looks up in, and with which indices."""
+    if operation in _OF_ROWS:
+        yield args[0].shape[0], args[1]
+    elif operation in _ALONG_AN_AXIS and args[0].dim():
+        yield args[0].shape[args[1]], args[2]
+    elif operation is torch.ops.aten.index:
+        for size, index in zip(args[0].shape, args[1], strict=False):
+            if index is not None and index.dtype != torch.bool:
+                yield size, index
