@@ -63,10 +63,3 @@ class NewerFileError(CheckpointError):
 
 class TrainingError(HatrackError):
     """Training cannot go on, for example because the loss is not a number."""
-
-
-DOES_NOT_RUN = (
-    *(RuntimeError, ValueError, IndexError, TypeError, KeyError),
-    *(AssertionError, AttributeError, ZeroDivisionError),
-)
-"""Exceptions by which networks say that they do not run on an input."""

@@ -19,9 +19,10 @@ from hatrack.growth import Growth, Origin, free_units, widen_optimizer, widen_ta
 from hatrack.layers import Ledger
 from hatrack.modes import evaluation_mode
 from hatrack.movement import StateOf
-from hatrack.poison import find_leak, random_like
+from hatrack.poison import find_leak
 from hatrack.signatures import Signature
 from hatrack.tasks import UnitTask
+from hatrack.tryouts import random_like
 from hatrack.undo import all_or_nothing, leaves_modes
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve, why_not_extended
 from hatrack.watch import Controls

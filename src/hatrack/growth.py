@@ -16,6 +16,7 @@ from hatrack.fresh import measure_spread
 from hatrack.layers import Layer, Ledger, widened
 from hatrack.names import unknown_name
 from hatrack.tasks import TaskState, UnitTask, packed_mask
+from hatrack.tryouts import largest
 from hatrack.units import UnitGraph
 from hatrack.widening import Widening
 
@@ -197,7 +198,6 @@ def changed_answers(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> 
     for name, logits in before.items():
         # On a GPU products may be rounded to ten bits (TF32), whatever the type.
         tolerance = max(100 * torch.finfo(logits.dtype).eps, 0.01 if logits.is_cuda else 0.0)
-        scale = float(logits.abs().max()) if logits.numel() else 0.0
-        if not torch.allclose(now[name], logits, rtol=0.0, atol=tolerance * scale, equal_nan=True):
+        if not torch.allclose(now[name], logits, rtol=0.0, atol=tolerance * largest(logits), equal_nan=True):
             differing.append(name)
     return differing

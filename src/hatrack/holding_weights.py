@@ -17,7 +17,7 @@ from hatrack.masked import MaskedNetwork
 from hatrack.masks import Taken, Unmasked, WeightRole, WeightTask, union
 from hatrack.modes import evaluation_mode
 from hatrack.movement import set_buffers
-from hatrack.poison import random_like
+from hatrack.tryouts import random_like
 
 __all__ = ["HoldingWeights"]
 

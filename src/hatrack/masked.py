@@ -38,7 +38,7 @@ from hatrack.movement import (
     set_buffers,
 )
 from hatrack.multitask import MultiTaskNetwork, StateT
-from hatrack.poison import random_like
+from hatrack.tryouts import random_like
 from hatrack.undo import Snapshot, all_or_nothing
 from hatrack.watch import Parts, Watch, count_fused_steps, stamp_of
 

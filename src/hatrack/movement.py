@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hatrack.errors import DOES_NOT_RUN
+
 __all__ = [
     "Movement",
     "OwnBuffers",
@@ -186,7 +188,7 @@ def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Seque
             with torch.random.fork_rng(devices=[]):
                 for example in examples:
                     scratch(example)
-        except (RuntimeError, ValueError):
+        except DOES_NOT_RUN:
             if not training:
                 raise
             continue  # such as a batch norm that would see one sample

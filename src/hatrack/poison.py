@@ -15,7 +15,7 @@ from hatrack.protect import attention_on_entries
 from hatrack.tryouts import random_like
 from hatrack.units import Role, UnitGraph
 
-__all__ = ["find_leak", "find_leak_of_weights", "leak_of", "poison_value", "poisoned", "random_like"]
+__all__ = ["find_leak", "find_leak_of_weights", "leak_of", "poison_value", "poisoned"]
 
 
 def poison_value(dtype: torch.dtype) -> float:

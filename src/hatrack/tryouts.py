@@ -158,6 +158,10 @@ class _Tables(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.others: list[int] = []
         self._copies = [x]  # alive, so that no other tensor gets their memory
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # which would import the compiler, for seconds
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
