@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -599,3 +601,30 @@ def test_values_that_are_too_wide_for_the_protection_are_refused() -> None:
     backbone.wide = nn.Parameter(torch.zeros(3, dtype=torch.complex128))
     with pytest.raises(UnsupportedError, match="wide is of complex128"):
         HATNetwork(backbone, torch.zeros(1, 6))
+
+
+WITHOUT_A_COMPILER = """
+import sys, torch
+from torch import nn
+from hatrack import HATNetwork, WeightMaskedNetwork
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(9, 6), nn.Linear(6, 8)
+
+    def forward(self, x):
+        return torch.relu(self.out(self.table(x))).mean(1)
+
+for kind in (HATNetwork, WeightMaskedNetwork):
+    net = kind(Words(), torch.zeros(1, 4, dtype=torch.int64))
+    net.add_task("a", 2)
+    net(torch.zeros(3, 7, dtype=torch.int64), "a")
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_attaching_and_asking_import_no_compiler() -> None:
+    """It takes seconds, in every process."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_A_COMPILER], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")
