@@ -47,7 +47,7 @@ _ARITHMETIC = functions(
     *("logical_and", "logical_or", "__and__", "__or__", "clip"),
 )
 CONSTANTS = functions("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
-CONSTANTS += functions("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+CONSTANTS += functions("new_zeros", "new_ones", "new_full", "new_empty")
 """Functions that take nothing from a value but its shape."""
 
 
@@ -61,6 +61,13 @@ def unary(trace: Trace, call: Call) -> Tensor:
 def constant(trace: Trace, call: Call) -> Tensor:
     """New values of another's shape belong to no unit."""
     return torch.full(call.output.shape, UNGATED)
+
+
+@rule(*functions("new_tensor"))
+def copy_of(trace: Trace, call: Call) -> Tensor:
+    """A copy of what is given, which belongs to no unit unless it is a value."""
+    given = call.argument(1, "data")
+    return trace.labels(given) if isinstance(given, Tensor) else torch.full(call.output.shape, UNGATED)
 
 
 @rule(*_ARITHMETIC)
