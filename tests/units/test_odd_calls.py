@@ -185,3 +185,59 @@ def test_a_layer_that_collapses_into_one_unit_is_announced() -> None:
     with pytest.warns(UserWarning, match="all 24 outputs of qkv are coupled into a single unit"):
         net = HATNetwork(OneHead(), torch.zeros(2, 3, 4))
     assert "1 of 24 outputs" in str(net.units)
+
+
+class Own(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return {"value": x.relu()}
+
+
+def failing(error: type[Exception]) -> Callable[..., Any]:
+    def explain(trace: Any, call: Any) -> Any:
+        raise error("no such thing")
+
+    return explain
+
+
+RULES: dict[str, tuple[Callable[..., Any], str]] = {
+    **{e.__name__: (failing(e), "no such thing") for e in (ValueError, IndexError, RuntimeError, KeyError, TypeError)},
+    "AssertionError": (failing(AssertionError), "AssertionError"),
+    "another shape": (lambda trace, call: torch.zeros(3, dtype=torch.int64), "labels of shape"),
+    "nothing": (lambda trace, call: None, "NoneType"),
+    "one for a dictionary": (lambda trace, call: trace.labels(call.args[0]), "result that is a dict"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_rule_that_fails_is_no_network_that_fails(name: str, samples: int) -> None:
+    explain, message = RULES[name]
+    own = Own() if "dictionary" in name else nn.Identity()
+    backbone = Model(lambda m, x: m.own(m.a(x)), {"a": nn.Linear(4, 8), "own": own})
+    with pytest.raises(UnsupportedError, match=f"own: its rule does not fit this call .*{message}"):
+        HATNetwork(backbone, torch.zeros(samples, 4), rules={"own": explain})
+
+
+def test_a_rule_that_fails_for_some_inputs_alone_refuses_these() -> None:
+    def explain(trace: Any, call: Any) -> Tensor:
+        assert call.output.shape[-1] == 8
+        return trace.labels(call.args[0])
+
+    function: Any = torch.Tensor.relu
+    backbone = Model(lambda m, x: m.a(x).mT.relu().mT.mean(1), {"a": nn.Linear(4, 8)})
+    net = HATNetwork(backbone, torch.zeros(2, 8, 4), rules={function: explain})
+    net.add_task("a", 2)
+    with pytest.raises(UnsupportedError, match=r"inputs \(N, 5, 4\).*relu: its rule does not fit this call"):
+        net.eval()(torch.zeros(2, 5, 4), "a")
+
+
+def products_by_name(m: Model, x: Tensor) -> Tensor:
+    h, k = m.a(x), m.b(x)
+    scores = torch.matmul(other=k.mT, input=h)
+    return (torch.bmm(input=scores, mat2=h) + torch.bmm(scores, mat2=h)).flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
+def test_products_by_name() -> None:
+    net = HATNetwork(Model(products_by_name, linears(a=8, b=8)), torch.zeros(2, 3, 4))
+    assert net.units.num_units == 1

@@ -18,7 +18,7 @@ from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.sources import Argument
-from hatrack.units.trace import Call, Labels, Rule, Trace
+from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
     READING,
     READING_SETTINGS,
@@ -182,7 +182,7 @@ class _LabelledRun(TorchFunctionMode):
             return
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
-            self._trace.remember(call.output, self._explain(rule, call))
+            self._explain(rule, call)
             self.follow_values_of(call.output)
         self._depth -= 1
 
@@ -244,13 +244,22 @@ class _LabelledRun(TorchFunctionMode):
         if rule is None:
             raise self._trace.refuse(call, self._reason(parameters))
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
-        self._trace.remember(output, self._explain(rule, call), always=known)
+        self._explain(rule, call, always=known)
 
-    def _explain(self, rule: Rule, call: Call) -> Labels:
-        """Ask a rule for the labels of a result."""
+    def _explain(self, rule: Rule, call: Call, always: bool = False) -> None:
+        """Ask a rule for the labels of a result, and remember them.
+
+        Raises:
+            UnsupportedError: the rule refuses, or fails, which nobody may take for a network that does not run.
+        """
         self.is_explaining = True
         try:
-            return rule(self._trace, call)
+            self._trace.remember(call.output, rule(self._trace, call), always)
+        except HatrackError:
+            raise
+        except Exception as error:
+            reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
+            raise self._trace.refuse(call, f"{reason}; {self._advice()}") from error
         finally:
             self.is_explaining = False
 
@@ -277,12 +286,16 @@ class _LabelledRun(TorchFunctionMode):
         """Why an operation without a rule is refused, and what to do about it."""
         names = ", ".join(repr(self._parameters[id(parameter)]) for parameter in parameters)
         danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
+        return f"there is no rule for this operation{danger}; {self._advice()}"
+
+    def _advice(self) -> str:
+        """What to do about an operation that is not explained."""
         advice = "register one with @hatrack.units.rule"
         name, module = self._inside[-1] if self._inside else ("", self._model)
         if name:
             advice += f", or say how {name!r} ({type(module).__name__}) as a whole treats units: "
             advice += f"HATNetwork(..., rules={{{name!r}: hatrack.units.shared_layer()}})"
-        return f"there is no rule for this operation{danger}; {advice}"
+        return advice
 
 
 class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from hatrack.errors import UnsupportedError
 from hatrack.units.computed import origins
 from hatrack.units.coupling import UNGATED, Coupling, touches_units
 from hatrack.units.sources import Argument, Sources
+from hatrack.units.values import tensors_in
 
 __all__ = ["Call", "Labels", "Read", "Rule", "Trace", "Use"]
 
@@ -155,16 +156,21 @@ class Trace:
             labels: its labels.
             always: also if it belongs to no unit, because it was computed from units: what becomes of it, such as a
                 choice of what to compute, is to be followed as well.
+
+        Raises:
+            ValueError, TypeError: the labels do not fit the result.
         """
         if isinstance(output, Tensor) and isinstance(labels, Tensor):
             if labels.shape != output.shape:
-                raise AssertionError(f"labels of shape {tuple(labels.shape)} for a value of {tuple(output.shape)}")
+                raise ValueError(f"labels of shape {tuple(labels.shape)} for a value of {tuple(output.shape)}")
             if always or touches_units(labels):
                 # The value is kept with its labels: as long as it lives, no other tensor can have its identity.
                 self._values[id(output)] = (output, labels)
         elif isinstance(output, (tuple, list)) and isinstance(labels, tuple):
             for value, its_labels in zip(output, labels, strict=True):
                 self.remember(value, its_labels, always)
+        elif any(True for _ in tensors_in(output)):
+            raise TypeError(f"labels are a {type(labels).__name__} for a result that is a {type(output).__name__}")
 
     def read(self, call: Call, value: Tensor, axis: int, *, argument: int = 0, keyword: str = "input") -> Tensor:
         """Record that a module reads units; from then on its input is gated.
