@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ FACTS = frozenset(
         *("size", "dim", "shape", "dtype", "device", "ndim", "numel", "nelement", "stride", "layout", "is_cuda"),
         *("is_leaf", "is_contiguous", "is_floating_point", "is_complex", "requires_grad", "__len__", "get_device"),
         *("element_size", "is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize", "_version"),
+        *("grad_fn", "grad", "_grad", "_grad_fn", "_backward_hooks", "_post_accumulate_grad_hooks", "register_hook"),
+        *("register_post_accumulate_grad_hook", "retain_grad", "retains_grad", "requires_grad_", "output_nr", "names"),
+        *("is_cpu", "is_mps", "is_xpu", "is_sparse_csr", "is_inference", "is_signed", "_is_view"),
     ]
 )
 """Questions about a tensor as opposed to what is in it; they say nothing about units."""
@@ -229,7 +233,7 @@ class _LabelledRun(TorchFunctionMode):
         name = function_name(func)
         if name.rpartition(".")[2] in FACTS:
             return
-        call = Call(func, name, args, kwargs, output)
+        call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
         inputs = list(tensors_in((args, kwargs)))
         parameters = [value for value in inputs if id(value) in self._parameters]
         for value in parameters:
@@ -237,7 +241,7 @@ class _LabelledRun(TorchFunctionMode):
                 self._trace.open_parameter(self._parameters[id(value)], value)
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
-        self._couple_rows_to_choose_from(name, args, kwargs)
+        self._couple_rows_to_choose_from(call)
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
@@ -263,16 +267,15 @@ class _LabelledRun(TorchFunctionMode):
         finally:
             self.is_explaining = False
 
-    def _couple_rows_to_choose_from(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _couple_rows_to_choose_from(self, call: Call) -> None:
         """Couple what an index that is computed from the input chooses from: other inputs choose other rows."""
-        own = name.rpartition(".")[2]
-        call = Call(None, name, args, kwargs, None)
+        own = call.name.rpartition(".")[2]
         value = call.argument(0, "input")
         if not isinstance(value, Tensor) or not self._trace.is_gated(value):
             return
         chosen: list[tuple[Any, range]] = []
         if own == "__getitem__":
-            chosen = list(chosen_axes(args[1], value.dim()))
+            chosen = list(chosen_axes(call.args[1], value.dim()))
         elif own in ("index_select", "gather"):
             axis = call.argument(1, "dim") % value.dim()
             chosen = [(call.argument(2, "index"), range(axis, axis + 1))]
@@ -353,3 +356,14 @@ def function_name(function: Any) -> str:
     """Return the name of a function that torch can intercept."""
     name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
     return name.removesuffix(".__get__")
+
+
+_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+"""Numpy's names of arguments, which torch takes for its own where it has these."""
+
+
+def named_as_in_torch(function: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments by the names that rules know them by, without ``out=``, which is the result and no operand."""
+    if isinstance(function, FunctionType):  # written in Python: its names are its own
+        return kwargs
+    return {_NUMPY.get(name, name): value for name, value in kwargs.items() if name != "out"}
