@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hatrack.errors import UnsupportedError
 from hatrack.units.computed import origins
-from hatrack.units.coupling import UNGATED, Coupling, touches_units
+from hatrack.units.coupling import UNGATED, Coupling, is_constant, touches_units
 from hatrack.units.sources import Argument, Sources
 from hatrack.units.values import tensors_in
 
@@ -217,10 +217,37 @@ class Trace:
         if argument.changed:
             raise self.refuse(place, "it changes its input in place, which a gate before it would prevent")
         labels = self.labels(argument.value)
-        axes = [axis for axis in range(-labels.dim(), 0) if bool((labels != labels.narrow(axis, 0, 1)).any())]
         earlier = self.reads.get((argument.module, argument.position))
-        axis = max(axes, key=lambda axis: labels.shape[axis], default=earlier.axis if earlier else -1)
+        axes = range(-labels.dim(), 0)
+        axis = self.axis_of_units(labels, axes)
+        if earlier is not None and earlier.axis in axes:
+            same = is_constant(labels, axis) or not is_constant(labels, earlier.axis)
+            axis = earlier.axis if same else axis
         self.read(place, argument.value, axis, argument=argument.position, keyword=argument.keyword)
+
+    def axis_of_units(self, labels: Tensor, axes: range) -> int:
+        """The axis that counts units: of those along which labels differ the first that leaves most units apart.
+
+        A class token beside patches, or a table of positions, makes tokens differ as well, and there may be more of
+        them than there are channels.
+
+        Args:
+            labels: labels of a value.
+            axes: the axes to choose from, negative.
+
+        Returns:
+            One of the axes; the last one if labels differ along none.
+        """
+        differing = [axis for axis in axes if not is_constant(labels, axis)]
+        if len(differing) < 2:
+            return differing[0] if differing else axes[-1]
+        return max(differing, key=lambda axis: self._units_left(labels, axis))
+
+    def _units_left(self, labels: Tensor, axis: int) -> int:
+        """How many units are left if all that shares an index of an axis is coupled."""
+        trial = copy.deepcopy(self.coupling)
+        left = trial.roots(trial.along(labels, axis))
+        return len(torch.unique(left[left != UNGATED]))
 
     def pass_on(self, call: Call, labels: Tensor) -> None:
         """Record the units of a layer that has something for each of its channels, and passes units on.
