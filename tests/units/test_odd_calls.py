@@ -185,3 +185,130 @@ def test_a_layer_that_collapses_into_one_unit_is_announced() -> None:
     with pytest.warns(UserWarning, match="all 24 outputs of qkv are coupled into a single unit"):
         net = HATNetwork(OneHead(), torch.zeros(2, 3, 4))
     assert "1 of 24 outputs" in str(net.units)
+
+
+class Own(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return {"value": x.relu()}
+
+
+def failing(error: type[Exception]) -> Callable[..., Any]:
+    def explain(trace: Any, call: Any) -> Any:
+        raise error("no such thing")
+
+    return explain
+
+
+RULES: dict[str, tuple[Callable[..., Any], str]] = {
+    **{e.__name__: (failing(e), "no such thing") for e in (ValueError, IndexError, RuntimeError, KeyError, TypeError)},
+    "AssertionError": (failing(AssertionError), "AssertionError"),
+    "another shape": (lambda trace, call: torch.zeros(3, dtype=torch.int64), "labels of shape"),
+    "nothing": (lambda trace, call: None, "NoneType"),
+    "one for a dictionary": (lambda trace, call: trace.labels(call.args[0]), "result that is a dict"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_rule_that_fails_is_no_network_that_fails(name: str, samples: int) -> None:
+    explain, message = RULES[name]
+    own = Own() if "dictionary" in name else nn.Identity()
+    backbone = Model(lambda m, x: m.own(m.a(x)), {"a": nn.Linear(4, 8), "own": own})
+    with pytest.raises(UnsupportedError, match=f"own: its rule does not fit this call .*{message}"):
+        HATNetwork(backbone, torch.zeros(samples, 4), rules={"own": explain})
+
+
+def test_a_rule_that_fails_for_some_inputs_alone_refuses_these() -> None:
+    def explain(trace: Any, call: Any) -> Tensor:
+        assert call.output.shape[-1] == 8
+        return trace.labels(call.args[0])
+
+    function: Any = torch.Tensor.relu
+    backbone = Model(lambda m, x: m.a(x).mT.relu().mT.mean(1), {"a": nn.Linear(4, 8)})
+    net = HATNetwork(backbone, torch.zeros(2, 8, 4), rules={function: explain})
+    net.add_task("a", 2)
+    with pytest.raises(UnsupportedError, match=r"inputs \(N, 5, 4\).*relu: its rule does not fit this call"):
+        net.eval()(torch.zeros(2, 5, 4), "a")
+
+
+def products_by_name(m: Model, x: Tensor) -> Tensor:
+    h, k = m.a(x), m.b(x)
+    scores = torch.matmul(other=k.mT, input=h)
+    return (torch.bmm(input=scores, mat2=h) + torch.bmm(scores, mat2=h)).flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
+def test_products_by_name() -> None:
+    net = HATNetwork(Model(products_by_name, linears(a=8, b=8)), torch.zeros(2, 3, 4))
+    assert net.units.num_units == 1
+
+
+def applied(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Model, Tensor], Tensor]:
+    return lambda m, x: function(m.a(x), m.b(x)).flatten(1)
+
+
+Function = Callable[[Tensor, Tensor], Tensor]
+ALIKE: dict[str, tuple[Function, Function]] = {
+    "mean(axis, keepdims)": (lambda g, h: g.mean(axis=1, keepdims=True), lambda g, h: g.mean(1, True)),
+    "sum(axis)": (lambda g, h: torch.sum(g, axis=1), lambda g, h: g.sum(1)),
+    "sum(axes)": (lambda g, h: torch.sum(g, axis=(1,)), lambda g, h: g.sum(1)),
+    "sum(x)": (lambda g, h: torch.sum(x=g, dim=1), lambda g, h: g.sum(1)),
+    "var(axis)": (lambda g, h: g.var(axis=1), lambda g, h: g.var(1)),
+    "std(axis)": (lambda g, h: torch.std(g, axis=1, keepdims=True), lambda g, h: g.std(1)),
+    "amax(axis)": (lambda g, h: g.amax(axis=1), lambda g, h: g.amax(1)),
+    "max(axis)": (lambda g, h: g.max(axis=1, keepdims=True)[0], lambda g, h: g.max(1)[0]),
+    "logsumexp(axis)": (lambda g, h: g.logsumexp(axis=1), lambda g, h: g.logsumexp(1)),
+    "softmax(axis)": (lambda g, h: g.softmax(axis=1), lambda g, h: g.softmax(1)),
+    "cumsum(axis)": (lambda g, h: g.cumsum(axis=1), lambda g, h: g.cumsum(1)),
+    "stack(axis)": (lambda g, h: torch.stack((g, h), axis=3), lambda g, h: torch.stack((g, h), 3)),
+    "cat(axis)": (lambda g, h: torch.cat((g, h), axis=1), lambda g, h: torch.cat((g, h), 1)),
+    "unbind(axis)": (lambda g, h: g.unbind(axis=1)[0], lambda g, h: g[:, 0]),
+    "squeeze(axis)": (lambda g, h: g[:, :1].squeeze(axis=1), lambda g, h: g[:, 0]),
+    "add(x1, x2)": (lambda g, h: torch.add(x1=g, x2=h), lambda g, h: g + h),
+    "multiply": (torch.multiply, torch.mul),
+    "subtract": (lambda g, h: g.subtract(h), torch.sub),
+    "divide": (torch.divide, torch.div),
+    "true_divide": (torch.true_divide, torch.div),
+    "multiply_": (lambda g, h: g.multiply_(h), torch.mul),
+    "clamp_ between units": (lambda g, h: g.clamp_(min=h), lambda g, h: torch.maximum(g, h)),
+    "arctan2": (torch.arctan2, torch.atan2),
+    "greater": (lambda g, h: torch.where(torch.greater(g, h), g, h), torch.maximum),
+    "negative": (lambda g, h: torch.negative(g), lambda g, h: -g),
+    "absolute": (lambda g, h: g.absolute(), lambda g, h: abs(g)),
+    "arctan": (lambda g, h: torch.arctan(g), lambda g, h: g.atan()),
+    "moveaxis": (lambda g, h: g.moveaxis(1, 2), lambda g, h: g.mT),
+    "ravel": (lambda g, h: g.ravel().view(g.shape), lambda g, h: g),
+    "concatenate": (lambda g, h: torch.concatenate((g, h), axis=2), lambda g, h: torch.cat((g, h), 2)),
+    "bits": (lambda g, h: g.view(torch.int32).view(dtype=torch.float32), lambda g, h: g),
+    "pad by names": (lambda g, h: F.pad(input=g, pad=(0, 1), value=1.0), lambda g, h: F.pad(g, (0, 1), value=1.0)),
+    "out=": (lambda g, h: torch.add(g, 1, out=torch.empty_like(h)), lambda g, h: g + 1),
+    "hooks and gradients": (lambda g, h: asked(g), lambda g, h: g),
+}
+
+
+def asked(h: Tensor) -> Tensor:
+    assert h.grad_fn is None or h.requires_grad
+    if h.requires_grad:
+        h.register_hook(lambda gradient: gradient)
+        h.retain_grad()
+    return h if h.grad is None and not h._backward_hooks else h.view_as(h)
+
+
+@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
+@pytest.mark.parametrize("name", ALIKE)
+def test_another_name_for_the_same_finds_the_same_units(name: str) -> None:
+    torch.manual_seed(0)
+    nets = [HATNetwork(Model(applied(each), linears(a=6, b=6)), torch.zeros(2, 3, 4)) for each in ALIKE[name]]
+    groups = [[(group.name, group.size) for group in net.units.groups] for net in nets]
+    assert groups[0] == groups[1]
+    net = nets[0]
+    for task in ("a", "b"):
+        net.add_task(task, 2)
+        net.consolidate(task)
+    assert_poison_harmless(net, {task: 3 * torch.randn(6, 3, 4) for task in ("a", "b")})
+
+
+def test_parts_of_numbers_are_refused() -> None:
+    backbone = Model(applied(lambda g, h: g.view(torch.int16).float()), linears(a=6, b=6))
+    with pytest.raises(UnsupportedError, match="parts of numbers"):
+        HATNetwork(backbone, torch.zeros(2, 3, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,29 +20,33 @@ from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
+from hatrack.units.values import (
+    READING,
+    READING_SETTINGS,
+    VariableValues,
+    chosen_axes,
+    reads_values,
+    tensors_in,
+    written_by,
+)
 
 __all__ = ["FACTS", "function_name", "labelled_run", "tensors_in"]
 
 _CONSTANTS = frozenset(CONSTANTS)
+_NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 
 FACTS = frozenset(
     [
         *("size", "dim", "shape", "dtype", "device", "ndim", "numel", "nelement", "stride", "layout", "is_cuda"),
         *("is_leaf", "is_contiguous", "is_floating_point", "is_complex", "requires_grad", "__len__", "get_device"),
         *("element_size", "is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize", "_version"),
+        *("grad_fn", "grad", "_grad", "_grad_fn", "_backward_hooks", "_post_accumulate_grad_hooks", "register_hook"),
+        *("register_post_accumulate_grad_hook", "retain_grad", "retains_grad", "requires_grad_", "output_nr", "names"),
+        *("is_cpu", "is_mps", "is_xpu", "is_sparse_csr", "is_inference", "is_signed", "_is_view"),
     ]
 )
 """Questions about a tensor as opposed to what is in it; they say nothing about units."""
 
-
-# What reads values into Python, or into a shape: what is computed then depends on them.
-_READS_VALUES = frozenset(
-    [
-        *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "item", "tolist", "numpy"),
-        *("__array__", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "equal", "allclose"),
-        *("is_nonzero",),
-    ]
-)
 
 PATH_OF_VALUES = (
     "which computations follow would depend on values of the input or of units, and only those of the example were "
@@ -91,38 +96,57 @@ class _LabelledRun(TorchFunctionMode):
         self._rules = rules
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
         self._depth = 0  # of modules with a rule that are being called: what happens inside them is theirs
-        self._functions = 0  # that are being called, one inside the other
+        self._functions: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []  # being called, innermost last
+        self.is_explaining = False  # that is, computing with labels, of which nothing is to be followed
         trace.parameters.update(self._parameters)
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
-        self._variable: dict[int, Tensor] = {}  # values that were computed from the input, kept alive by it
+        self._variable = VariableValues()
+        self.follow_values_of(list(model.parameters()))
 
     def follow_values_of(self, value: Any) -> None:
         """Remember that tensors have other values for other inputs."""
-        self._variable.update({id(tensor): tensor for tensor in tensors_in(value)})
+        self._variable.add(tensors_in(value))
 
-    def _is_variable(self, value: Tensor) -> bool:
-        known = id(value) in self._variable or id(value) in self._parameters
-        return known or self._trace.is_gated(value)
+    def is_variable(self, value: Tensor) -> bool:
+        """Return whether a tensor has other values for other inputs, or for other weights."""
+        return value in self._variable or self._trace.is_gated(value)
+
+    def why_not_read(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
+        """The refusal of an operation of torch's lowest level that reads values; None if it reads none, or may."""
+        if self._depth or not reads_values(operation) or not any(map(self.is_variable, values)) or self._is_vouched():
+            return None
+        func, args, kwargs = self._functions[-1] if self._functions else (operation, tuple(values), {})
+        name = function_name(func) if self._functions else str(operation)
+        if name.rpartition(".")[2] in ("__getitem__", "__setitem__") and len(args) > 1:
+            rows = [index for index, _ in chosen_axes(args[1], args[0].dim())]
+            if any(value is index for value in values for index in rows):
+                return None  # any row may be chosen, which has a rule
+        return self._path_refused(Call(func, name, args, kwargs, None))
 
     def _require_one_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse what reads values, outside of modules that are vouched for."""
         own = function_name(func).rpartition(".")[2]
         tensors = list(tensors_in((args, kwargs)))
-        reads = own in _READS_VALUES or (own == "where" and len(args) + len(kwargs) == 1)
+        reads = own in READING or (own == "where" and len(args) + len(kwargs) == 1)
         if own == "__getitem__" and len(args) > 1:
             tensors = [index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
             reads = bool(tensors)
-        if not reads or not any(map(self._is_variable, tensors)):
-            return
-        if any(self._rules.vouches_for(name, module) for name, module in [("", self._model), *self._inside]):
-            return
+        if own in READING_SETTINGS:
+            tensors = list(tensors_in((args[1:], {key: value for key, value in kwargs.items() if key != "input"})))
+            reads = True
+        if reads and any(map(self.is_variable, tensors)) and not self._is_vouched():
+            raise self._path_refused(Call(func, function_name(func), args, kwargs, None))
+
+    def _is_vouched(self) -> bool:
+        return any(self._rules.vouches_for(name, module) for name, module in [("", self._model), *self._inside])
+
+    def _path_refused(self, call: Call) -> UnsupportedError:
         name, module = self._inside[-1] if self._inside else ("", self._model)
         target = repr(name) if name else type(module).__name__
-        call = Call(func, function_name(func), args, kwargs, None)
         remedy = f"rules={{{target}: hatrack.units.same_on_every_path()}}"
-        raise self._trace.refuse(call, f"{PATH_OF_VALUES}{remedy}")
+        return self._trace.refuse(call, f"{PATH_OF_VALUES}{remedy}")
 
     @property
     def is_following(self) -> bool:
@@ -162,7 +186,7 @@ class _LabelledRun(TorchFunctionMode):
             return
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
-            self._trace.remember(call.output, rule(self._trace, call))
+            self._explain(rule, call)
             self.follow_values_of(call.output)
         self._depth -= 1
 
@@ -170,7 +194,7 @@ class _LabelledRun(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        self._functions += 1
+        self._functions.append((func, args, kwargs))
         try:
             if not self._depth:
                 self._require_one_path(func, args, kwargs)
@@ -179,13 +203,13 @@ class _LabelledRun(TorchFunctionMode):
             output = func(*args, **kwargs)
             if not self._depth:
                 self._follow(func, args, kwargs, output)
-                if func not in _CONSTANTS and any(map(self._is_variable, tensors_in((args, kwargs)))):
+                if func not in _CONSTANTS and any(map(self.is_variable, tensors_in((args, kwargs)))):
                     self.follow_values_of(output)
                 for value in tensors_in(output):
                     if self._trace.is_gated(value):
                         self._trace.sources.remember(value, sources, cleared)
         finally:
-            self._functions -= 1
+            self._functions.pop()
         return output
 
     def _sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[Argument] | None:
@@ -209,7 +233,7 @@ class _LabelledRun(TorchFunctionMode):
         name = function_name(func)
         if name.rpartition(".")[2] in FACTS:
             return
-        call = Call(func, name, args, kwargs, output)
+        call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
         inputs = list(tensors_in((args, kwargs)))
         parameters = [value for value in inputs if id(value) in self._parameters]
         for value in parameters:
@@ -217,43 +241,64 @@ class _LabelledRun(TorchFunctionMode):
                 self._trace.open_parameter(self._parameters[id(value)], value)
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
-        self._couple_rows_to_choose_from(name, args, kwargs)
+        self._couple_rows_to_choose_from(call)
         rule = self._rules.for_function(func)
-        if rule is None and name.rpartition(".")[2] in _READS_VALUES:
+        if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
         if rule is None:
             raise self._trace.refuse(call, self._reason(parameters))
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
-        self._trace.remember(output, rule(self._trace, call), always=known)
+        self._explain(rule, call, always=known)
 
-    def _couple_rows_to_choose_from(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _explain(self, rule: Rule, call: Call, always: bool = False) -> None:
+        """Ask a rule for the labels of a result, and remember them.
+
+        Raises:
+            UnsupportedError: the rule refuses, or fails, which nobody may take for a network that does not run.
+        """
+        self.is_explaining = True
+        try:
+            self._trace.remember(call.output, rule(self._trace, call), always)
+        except HatrackError:
+            raise
+        except Exception as error:
+            reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
+            raise self._trace.refuse(call, f"{reason}; {self._advice()}") from error
+        finally:
+            self.is_explaining = False
+
+    def _couple_rows_to_choose_from(self, call: Call) -> None:
         """Couple what an index that is computed from the input chooses from: other inputs choose other rows."""
-        own = name.rpartition(".")[2]
-        if own not in ("__getitem__", "index_select", "gather", "take_along_dim") or not args:
+        own = call.name.rpartition(".")[2]
+        value = call.argument(0, "input")
+        if not isinstance(value, Tensor) or not self._trace.is_gated(value):
             return
-        value, *rest = args
-        index = [i for i in tensors_in((rest, kwargs)) if not i.is_floating_point() and i.dtype != torch.bool]
-        if not isinstance(value, Tensor) or not self._trace.is_gated(value) or not any(map(self._is_variable, index)):
-            return
-        axes = range(value.dim() - 1)  # more than needed, where a table is looked up in several ways at once
-        if own == "__getitem__" and isinstance(rest[0], Tensor):
-            axes = range(1)
-        elif own == "index_select":
-            axis = rest[0] if rest else kwargs["dim"]
-            axes = range(axis % value.dim(), axis % value.dim() + 1)
-        for axis in axes:
-            self._trace.coupling.merge(self._trace.labels(value), axis)
+        chosen: list[tuple[Any, range]] = []
+        if own == "__getitem__":
+            chosen = list(chosen_axes(call.args[1], value.dim()))
+        elif own in ("index_select", "gather"):
+            axis = call.argument(1, "dim") % value.dim()
+            chosen = [(call.argument(2, "index"), range(axis, axis + 1))]
+        elif own == "take_along_dim":
+            chosen = [(call.argument(1, "indices"), range(value.dim()))]
+        for index, axes in chosen:
+            for axis in axes if self.is_variable(index) else ():
+                self._trace.coupling.merge(self._trace.labels(value), axis)
 
     def _reason(self, parameters: list[Tensor]) -> str:
         """Why an operation without a rule is refused, and what to do about it."""
         names = ", ".join(repr(self._parameters[id(parameter)]) for parameter in parameters)
         danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
+        return f"there is no rule for this operation{danger}; {self._advice()}"
+
+    def _advice(self) -> str:
+        """What to do about an operation that is not explained."""
         advice = "register one with @hatrack.units.rule"
         name, module = self._inside[-1] if self._inside else ("", self._model)
         if name:
             advice += f", or say how {name!r} ({type(module).__name__}) as a whole treats units: "
             advice += f"HATNetwork(..., rules={{{name!r}: hatrack.units.shared_layer()}})"
-        return f"there is no rule for this operation{danger}; {advice}"
+        return advice
 
 
 class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -276,12 +321,20 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in tensors_in((args, kwargs)))
-        if unseen and self.refusal is None:  # raised when the run is over: not every caller lets exceptions through
+        if self._run.is_explaining:
+            return func(*args, **kwargs)
+        tensors = list(tensors_in((args, kwargs)))
+        if self.refusal is None:  # raised when the run is over: not every caller lets exceptions through
+            self.refusal = self._run.why_not_read(func, tensors)
+        unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in tensors)
+        if unseen and self.refusal is None:
             call = Call(func, str(func), args, kwargs, None)
             reason = "it was computed where no function of torch was called from Python, as scripted functions do"
             self.refusal = self._trace.refuse(call, f"{reason}; write the operation in plain Python")
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if any(map(self._run.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
+            self._run.follow_values_of([output, *written_by(func, args, kwargs)])
+        return output
 
 
 class _ModuleAnnouncement:
@@ -299,18 +352,18 @@ class _ModuleAnnouncement:
         self._run.leave_module(Call(module, self._name, args, kwargs, output), self._rule)
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for branch in tree:
-            yield from tensors_in(branch)
-    elif isinstance(tree, dict):
-        yield from tensors_in(list(tree.values()))
-
-
 def function_name(function: Any) -> str:
     """Return the name of a function that torch can intercept."""
     name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
     return name.removesuffix(".__get__")
+
+
+_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+"""Numpy's names of arguments, which torch takes for its own where it has these."""
+
+
+def named_as_in_torch(function: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments by the names that rules know them by, without ``out=``, which is the result and no operand."""
+    if isinstance(function, FunctionType):  # written in Python: its names are its own
+        return kwargs
+    return {_NUMPY.get(name, name): value for name, value in kwargs.items() if name != "out"}

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from hatrack.errors import UnsupportedError
 from hatrack.units.computed import origins
-from hatrack.units.coupling import UNGATED, Coupling, touches_units
+from hatrack.units.coupling import UNGATED, Coupling, is_constant, touches_units
 from hatrack.units.sources import Argument, Sources
+from hatrack.units.values import tensors_in
 
 __all__ = ["Call", "Labels", "Read", "Rule", "Trace", "Use"]
 
@@ -155,16 +156,21 @@ class Trace:
             labels: its labels.
             always: also if it belongs to no unit, because it was computed from units: what becomes of it, such as a
                 choice of what to compute, is to be followed as well.
+
+        Raises:
+            ValueError, TypeError: the labels do not fit the result.
         """
         if isinstance(output, Tensor) and isinstance(labels, Tensor):
             if labels.shape != output.shape:
-                raise AssertionError(f"labels of shape {tuple(labels.shape)} for a value of {tuple(output.shape)}")
+                raise ValueError(f"labels of shape {tuple(labels.shape)} for a value of {tuple(output.shape)}")
             if always or touches_units(labels):
                 # The value is kept with its labels: as long as it lives, no other tensor can have its identity.
                 self._values[id(output)] = (output, labels)
         elif isinstance(output, (tuple, list)) and isinstance(labels, tuple):
             for value, its_labels in zip(output, labels, strict=True):
                 self.remember(value, its_labels, always)
+        elif any(True for _ in tensors_in(output)):
+            raise TypeError(f"labels are a {type(labels).__name__} for a result that is a {type(output).__name__}")
 
     def read(self, call: Call, value: Tensor, axis: int, *, argument: int = 0, keyword: str = "input") -> Tensor:
         """Record that a module reads units; from then on its input is gated.
@@ -211,10 +217,37 @@ class Trace:
         if argument.changed:
             raise self.refuse(place, "it changes its input in place, which a gate before it would prevent")
         labels = self.labels(argument.value)
-        axes = [axis for axis in range(-labels.dim(), 0) if bool((labels != labels.narrow(axis, 0, 1)).any())]
         earlier = self.reads.get((argument.module, argument.position))
-        axis = max(axes, key=lambda axis: labels.shape[axis], default=earlier.axis if earlier else -1)
+        axes = range(-labels.dim(), 0)
+        axis = self.axis_of_units(labels, axes)
+        if earlier is not None and earlier.axis in axes:
+            same = is_constant(labels, axis) or not is_constant(labels, earlier.axis)
+            axis = earlier.axis if same else axis
         self.read(place, argument.value, axis, argument=argument.position, keyword=argument.keyword)
+
+    def axis_of_units(self, labels: Tensor, axes: range) -> int:
+        """The axis that counts units: of those along which labels differ the first that leaves most units apart.
+
+        A class token beside patches, or a table of positions, makes tokens differ as well, and there may be more of
+        them than there are channels.
+
+        Args:
+            labels: labels of a value.
+            axes: the axes to choose from, negative.
+
+        Returns:
+            One of the axes; the last one if labels differ along none.
+        """
+        differing = [axis for axis in axes if not is_constant(labels, axis)]
+        if len(differing) < 2:
+            return differing[0] if differing else axes[-1]
+        return max(differing, key=lambda axis: self._units_left(labels, axis))
+
+    def _units_left(self, labels: Tensor, axis: int) -> int:
+        """How many units are left if all that shares an index of an axis is coupled."""
+        trial = copy.deepcopy(self.coupling)
+        left = trial.roots(trial.along(labels, axis))
+        return len(torch.unique(left[left != UNGATED]))
 
     def pass_on(self, call: Call, labels: Tensor) -> None:
         """Record the units of a layer that has something for each of its channels, and passes units on.

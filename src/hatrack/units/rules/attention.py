@@ -20,7 +20,9 @@ __all__ = ["matrix_product", "multi_head_attention", "scaled_dot_product_attenti
 @rule(*functions("matmul", "mm", "bmm", "__matmul__"))
 def matrix_product(trace: Trace, call: Call) -> Tensor:
     """A product of two values: units along the contracted axis become one, and so do the units that meet."""
-    first, second = (trace.labels(value) for value in call.args[:2])
+    other = call.argument(1, "mat2")  # which is what torch.mm and torch.bmm call it
+    other = call.argument(1, "other") if other is None else other
+    first, second = trace.labels(call.argument(0, "input")), trace.labels(other)
     if first.dim() < 2 or second.dim() < 2:
         raise trace.refuse(call, "products with a vector have no rule yet")
     return _product(trace, first, second).expand(call.output.shape)

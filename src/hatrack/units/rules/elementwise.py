@@ -19,8 +19,10 @@ _ACTIVATIONS = functions(
     *("hardswish", "leaky_relu", "leaky_relu_", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "threshold"),
     *("threshold_", "rrelu", "rrelu_", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square", "sin"),
     *("cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "exp2", "log2"),
-    *("log10", "sign", "reciprocal", "round", "floor", "ceil", "trunc", "nan_to_num", "clamp_", "square_", "__abs__"),
-    *("__neg__", "expit", "logit", "isnan", "isfinite", "logical_not", "__invert__"),
+    *("log10", "sign", "reciprocal", "round", "floor", "ceil", "trunc", "nan_to_num", "square_", "__abs__"),
+    *("__neg__", "expit", "logit", "isnan", "isfinite", "logical_not", "__invert__", "negative", "absolute", "fix"),
+    *("arcsin", "arccos", "arctan", "arcsinh", "arccosh", "arctanh", "positive", "__pos__", "sgn", "isinf"),
+    *("abs_", "absolute_", "neg_", "negative_", "exp_", "log_", "sqrt_", "rsqrt_", "sin_", "cos_", "reciprocal_"),
 )
 _DROPOUTS = functions(
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
@@ -44,10 +46,13 @@ _ARITHMETIC = functions(
         "logaddexp",
     ),
     *("gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__"),
-    *("logical_and", "logical_or", "__and__", "__or__", "clip"),
+    *("logical_and", "logical_or", "__and__", "__or__", "clip", "multiply", "multiply_", "subtract", "subtract_"),
+    *("divide", "divide_", "true_divide_", "arctan2", "float_power", "clamp_", "clip_", "clamp_min_", "clamp_max_"),
+    *("greater", "greater_equal", "less", "less_equal", "not_equal", "logical_xor", "__xor__", "pow_", "__ipow__"),
+    *("addcmul_", "addcdiv_"),
 )
 CONSTANTS = functions("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
-CONSTANTS += functions("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+CONSTANTS += functions("new_zeros", "new_ones", "new_full", "new_empty")
 """Functions that take nothing from a value but its shape."""
 
 
@@ -61,6 +66,13 @@ def unary(trace: Trace, call: Call) -> Tensor:
 def constant(trace: Trace, call: Call) -> Tensor:
     """New values of another's shape belong to no unit."""
     return torch.full(call.output.shape, UNGATED)
+
+
+@rule(*functions("new_tensor"))
+def copy_of(trace: Trace, call: Call) -> Tensor:
+    """A copy of what is given, which belongs to no unit unless it is a value."""
+    given = call.argument(1, "data")
+    return trace.labels(given) if isinstance(given, Tensor) else torch.full(call.output.shape, UNGATED)
 
 
 @rule(*_ARITHMETIC)

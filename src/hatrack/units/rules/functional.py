@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hatrack.units.coupling import UNGATED, touches_units
 from hatrack.units.rules.elementwise import COPIES
 from hatrack.units.rules.mixing import first_axis, inputs_of_weight
-from hatrack.units.rules.normalization import axis_of_units, is_within, merged
+from hatrack.units.rules.normalization import is_within, merged
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.rules.reshaping import RESHAPES
 from hatrack.units.trace import Call, Trace
@@ -77,7 +77,7 @@ def layer_norm(trace: Trace, call: Call) -> Tensor:
                 trace.coupling.pin(trace.labels(parameter))  # all that it normalises shares it
         return merged(trace, labels, len(shape))
     trace.read_inside(call, value)
-    axis = axis_of_units(labels, range(-len(shape), 0))
+    axis = trace.axis_of_units(labels, range(-len(shape), 0))
     units = trace.coupling.along(labels, axis).view(-1, *(1,) * (-axis - 1))
     return _scaled(trace, call, units.expand(tuple(shape))).expand(labels.shape)
 

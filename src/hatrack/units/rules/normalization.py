@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hatrack.units.coupling import UNGATED, is_constant
+from hatrack.units.coupling import UNGATED
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
 
-__all__ = ["axis_of_units", "batch_norm", "group_norm", "instance_norm", "is_within", "layer_norm", "merged"]
+__all__ = ["batch_norm", "group_norm", "instance_norm", "is_within", "layer_norm", "merged"]
 
 _AXES_AFTER_CHANNELS = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
@@ -63,7 +63,7 @@ def layer_norm(trace: Trace, call: Call) -> Tensor:
         for name in ("weight", "bias"):
             trace.use_of(call, name, torch.full((1,), UNGATED))
         return merged(trace, labels, normalized)
-    axis = axis_of_units(labels, range(-normalized, 0))
+    axis = trace.axis_of_units(labels, range(-normalized, 0))
     units = trace.read(call, value, axis)
     per_entry = units.view(-1, *(1,) * (-axis - 1)).expand(labels.shape[-normalized:])
     trace.use_of(call, "weight", per_entry)
@@ -96,11 +96,3 @@ def merged(trace: Trace, labels: Tensor, normalized: int) -> Tensor:
     for axis in range(-normalized, 0):
         labels = trace.coupling.merge(labels, axis).expand(labels.shape)
     return labels
-
-
-def axis_of_units(labels: Tensor, axes: range) -> int:
-    """The first of some axes along which labels differ; the last one if they differ along none."""
-    for axis in axes:
-        if not is_constant(labels, axis):
-            return axis
-    return axes[-1]

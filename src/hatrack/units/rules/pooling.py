@@ -103,7 +103,7 @@ def reduce(trace: Trace, call: Call) -> Labels:
 
 def _chosen(axes: Any, value: Tensor) -> list[int]:
     """The axes that are reduced, counted from the front, in order; all of them if none is named."""
-    if axes is None or isinstance(axes, bool):
+    if axes is None or isinstance(axes, bool) or axes in ((), []):
         return list(range(value.dim()))
     return sorted(axis % value.dim() for axis in ([axes] if isinstance(axes, int) else axes))
 

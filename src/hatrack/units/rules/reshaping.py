@@ -20,7 +20,8 @@ _MOVED = ("input", "tensors", "tensor")
 _RESHAPES = functions(
     *("flatten", "reshape", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "swapaxes"),
     *("swapdims", "t", "mT", "expand", "narrow", "select", "chunk", "split", "unbind", "cat", "concat", "stack"),
-    *("hstack", "vstack", "dstack", "column_stack"),
+    *("hstack", "vstack", "dstack", "column_stack", "row_stack", "concatenate", "moveaxis", "ravel", "broadcast_to"),
+    *("hsplit", "vsplit", "dsplit", "fliplr", "flipud", "adjoint", "H", "mH"),
     *("roll", "flip", "repeat", "repeat_interleave", "tile", "index_select", "__getitem__", "pixel_shuffle"),
     *("pixel_unshuffle", "channel_shuffle", "expand_as", "view_as", "reshape_as", "tensor_split", "T", "mT"),
 )
@@ -36,6 +37,8 @@ def reshape(trace: Trace, call: Call) -> Labels:
     # Labels need not lie in memory as the values do, which is all that separates `view` from `reshape`.
     function = torch.Tensor.reshape if call.target in _VIEWS else call.target
 
+    if call.target in _VIEWS and isinstance(call.argument(1, "dtype"), torch.dtype):
+        return _bits(trace, call)
     moved, *settings = call.args or (None,)
     named = {key: value for key, value in call.kwargs.items() if key not in _MOVED}
     for value in (*settings, *named.values()):
@@ -54,10 +57,16 @@ def reshape(trace: Trace, call: Call) -> Labels:
     return tuple(labels) if isinstance(labels, (tuple, list)) else labels
 
 
+def _bits(trace: Trace, call: Call) -> Tensor:
+    """The same bits taken for another type of numbers, which stay with their unit if each number stays one."""
+    value = call.args[0]
+    if call.output.shape != value.shape or call.output.element_size() != value.element_size():
+        raise trace.refuse(call, "it takes several numbers for one, or parts of numbers, so units cannot be told")
+    return trace.labels(value)
+
+
 @rule(F.pad)
 def pad(trace: Trace, call: Call) -> Tensor:
     """Padding: with a constant the margin belongs to no unit, else to the unit whose values are repeated there."""
-    value, widths, *rest = call.args
-    mode = rest[0] if rest else call.kwargs.get("mode", "constant")
-    exact = trace.labels(value).double()  # integers have no rule for reflection; these hold labels exactly
-    return F.pad(exact, widths, mode=mode).long()
+    exact = trace.labels(call.argument(0, "input")).double()  # integers have no reflection; these hold labels exactly
+    return F.pad(exact, call.argument(1, "pad"), mode=call.argument(2, "mode") or "constant").long()
