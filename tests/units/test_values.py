@@ -216,3 +216,35 @@ def test_a_copy_of_units_by_new_tensor_is_of_these_units() -> None:
     net.add_task("a", 2)
     net.consolidate("a")
     assert_poison_harmless(net, {"a": torch.randn(4, 6)})
+
+
+CHECKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "one_hot": lambda x: torch.nn.functional.one_hot((x > 0).long(), 2).flatten(1)[:, :6].float(),
+    "linalg": lambda x: torch.linalg.inv(torch.eye(6) + 0.01 * x[:, :, None] * x[:, None])[:, 0],
+    "inverse": lambda x: torch.inverse(torch.eye(6) + 0.01 * x[:, :, None] * x[:, None])[:, 0],
+    "cholesky": lambda x: torch.linalg.cholesky(torch.eye(6) + 0.01 * x[:, :, None] * x[:, None])[:, 0],
+}
+
+
+class Prepared(nn.Module):
+    """Makes something of the input before its only layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.enter, self.function = nn.Linear(6, WIDTH), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.enter(self.function(x)).relu()
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_functions_that_only_check_values_are_let_read_them(name: str) -> None:
+    assert HATNetwork(Prepared(CHECKED[name]), torch.zeros(1, 6)).units.num_units == WIDTH
+
+
+def test_a_number_of_classes_that_is_counted_depends_on_values() -> None:
+    def counted(x: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot((x > 0).long()).flatten(1)[:, :6].float()
+
+    with pytest.raises(UnsupportedError, match="would depend on values of the input"):
+        HATNetwork(Prepared(counted), torch.zeros(1, 6))

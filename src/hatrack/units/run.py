@@ -24,6 +24,7 @@ from hatrack.units.values import (
     READING,
     READING_SETTINGS,
     VariableValues,
+    checks_values,
     chosen_axes,
     reads_values,
     tensors_in,
@@ -119,6 +120,8 @@ class _LabelledRun(TorchFunctionMode):
             return None
         func, args, kwargs = self._functions[-1] if self._functions else (operation, tuple(values), {})
         name = function_name(func) if self._functions else str(operation)
+        if checks_values(name, args, kwargs):
+            return None
         if name.rpartition(".")[2] in ("__getitem__", "__setitem__") and len(args) > 1:
             rows = [index for index, _ in chosen_axes(args[1], args[0].dim())]
             if any(value is index for value in values for index in rows):

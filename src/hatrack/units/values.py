@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["READING", "READING_SETTINGS", "VariableValues", "chosen_axes", "reads_values", "tensors_in", "written_by"]
+__all__ = [
+    "READING",
+    "READING_SETTINGS",
+    "VariableValues",
+    "checks_values",
+    "chosen_axes",
+    "reads_values",
+    "tensors_in",
+    "written_by",
+]
 
 READING = frozenset(
     [
@@ -26,6 +35,9 @@ READING = frozenset(
 READING_SETTINGS = frozenset(["tensor_split", "_pack_padded_sequence"])
 """Names of functions that read values of their settings alone, past all operations that could be seen."""
 
+_CHECKING = frozenset(["inverse", "cholesky", "pinverse", "logdet", "slogdet", "det", "embedding_bag"])
+"""Names of functions that read values only to say that they do not fit, beside those of ``torch.linalg``."""
+
 _TAGS = frozenset([torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape])
 
 
@@ -38,6 +50,20 @@ def reads_values(operation: Any) -> bool:
     if name in ("index", "index_put", "index_put_"):
         return False  # by masks alone, which are looked for where they are used
     return name == "equal" or not _TAGS.isdisjoint(operation.tags)
+
+
+def checks_values(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a function reads values only to check them, and computes the same whatever they are.
+
+    Args:
+        name: the function's full name in torch.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+    own = name.rpartition(".")[2]
+    if own == "one_hot":
+        return bool((args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) >= 0)  # else it counts them
+    return own in _CHECKING or own.startswith("linalg_") or name.startswith("torch.linalg.")
 
 
 def written_by(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
