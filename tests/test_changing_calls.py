@@ -620,11 +620,11 @@ for kind in (HATNetwork, WeightMaskedNetwork):
     net = kind(Words(), torch.zeros(1, 4, dtype=torch.int64))
     net.add_task("a", 2)
     net(torch.zeros(3, 7, dtype=torch.int64), "a")
-print("torch._dynamo" in sys.modules)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
 
 
 def test_attaching_and_asking_import_no_compiler() -> None:
     """It takes seconds, in every process."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_COMPILER], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -164,36 +164,37 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         except DOES_NOT_RUN:
             return  # the call itself says what is wrong
         self._require_still(x, signature.training, scratch)
-        if signature not in self._followed and signature not in self._let_pass:
-            self._require_followed(signature, x)
+        few: Path | None = many
         if len(x) > 2:
             try:
-                alike = self._path(x[:2], signature).is_same(many)
-            except DOES_NOT_RUN:
-                alike = False
-            if not alike:
-                self._follow(replace(signature, samples=len(x)), x, known=signature)
+                few = self._path(x[:2], signature)
+            except DOES_NOT_RUN:  # such as a network that takes whole groups of samples
+                few = None
+        if few is not None and signature not in self._followed and signature not in self._let_pass:
+            self._require_followed(signature, x[:2], few)
+        if few is None or not few.is_same(many):
+            self._follow(replace(signature, samples=len(x)), x, known=signature)
         self._looked_at.add((signature, len(x)))
 
-    def _require_followed(self, signature: Signature, x: Tensor) -> None:
-        """Have it found out what calls of a signature do to units: two samples show it, unless they do not run."""
-        sample = x[:2]
-        try:
-            path = self._path(sample, signature)
-        except DOES_NOT_RUN:
-            self._follow(replace(signature, samples=len(x)), x, known=signature)
-            return
+    def _require_followed(self, signature: Signature, x: Tensor, path: Path) -> None:
+        """Have it found out what calls of a signature do to units, unless they go the way of one that is known.
+
+        Args:
+            signature: that of the calls.
+            x: two samples, or the only one.
+            path: the path that these take.
+        """
         for known in self._followed:
             alike = (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast)
             if alike and known.contiguous:
-                others = (sample[:1] if known.one else torch.cat([sample, sample])[:2]).contiguous()
+                others = (x[:1] if known.one else torch.cat([x, x])[:2]).contiguous()
                 try:
                     if path.is_same(self._path(others, known)):
                         self._followed[signature] = None
                         return
                 except DOES_NOT_RUN:
                     continue
-        self._follow(signature, sample, known=signature)
+        self._follow(signature, x, known=signature)
 
     def _follow(self, signature: Signature, x: Tensor, known: Signature) -> None:
         """Find the units of a call by a labelled run, and go by them if masks of the tasks there are still fit.

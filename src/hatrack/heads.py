@@ -16,9 +16,8 @@ def linear_head(features: int, num_classes: int, generator: torch.Generator | No
         num_classes: number of outputs.
         generator: on the CPU; torch's global one if left out.
     """
-    layer = nn.Linear(features, num_classes, device="meta").to_empty(device="cpu")
+    layer = nn.Linear(features, num_classes, device="meta")  # which draws nothing from torch's global generator
     bound = features**-0.5 if features else 0.0
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+    layer.weight = nn.Parameter(torch.empty(num_classes, features).uniform_(-bound, bound, generator=generator))
+    layer.bias = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound, generator=generator))
     return layer

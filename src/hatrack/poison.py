@@ -35,14 +35,27 @@ def poisoned(entries: dict[Tensor, Tensor], generator: torch.Generator) -> Itera
     try:
         with torch.no_grad():
             for tensor, where in entries.items():
-                signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-                value = poison_value(tensor.dtype) * signs.to(tensor.device, tensor.dtype)
-                tensor.copy_(torch.where(where, value, tensor))
+                value = poison_value(tensor.dtype) * _signs(tensor, generator)
+                torch.where(where, value, tensor, out=tensor)
         yield
     finally:
         with torch.no_grad():
             for tensor, original in originals.items():
                 tensor.copy_(original)
+
+
+_MANY = 100_000
+"""Entries of tensors for which drawing a sign each would cost more than a forward pass."""
+
+
+def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random signs of a tensor's shape and type; of large tensors products of one sign per index of each axis."""
+    shapes = [(size, *(1,) * (tensor.dim() - axis - 1)) for axis, size in enumerate(tensor.shape)]
+    signs = tensor.new_ones(())
+    for shape in shapes if tensor.numel() > _MANY else [tensor.shape]:
+        drawn = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        signs = signs * drawn.to(tensor.device, tensor.dtype)
+    return signs
 
 
 @torch.no_grad()

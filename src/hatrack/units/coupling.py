@@ -131,7 +131,7 @@ class Coupling:
         Returns:
             Labels of the result, of the broadcast shape: where one side is ungated, the other side's.
         """
-        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_tensors(a, b)[0].shape  # type: ignore[no-untyped-call]
         a, b = compact(a), compact(b)
         meeting = (a != b) & (a != UNGATED) & (b != UNGATED)
         if meeting.any():
