@@ -276,6 +276,7 @@ ALIKE: dict[str, tuple[Function, Function]] = {
     "negative": (lambda g, h: torch.negative(g), lambda g, h: -g),
     "absolute": (lambda g, h: g.absolute(), lambda g, h: abs(g)),
     "arctan": (lambda g, h: torch.arctan(g), lambda g, h: g.atan()),
+    "data": (lambda g, h: g.data, lambda g, h: g.detach()),
     "moveaxis": (lambda g, h: g.moveaxis(1, 2), lambda g, h: g.mT),
     "ravel": (lambda g, h: g.ravel().view(g.shape), lambda g, h: g),
     "concatenate": (lambda g, h: torch.concatenate((g, h), axis=2), lambda g, h: torch.cat((g, h), 2)),
@@ -312,3 +313,24 @@ def test_parts_of_numbers_are_refused() -> None:
     backbone = Model(applied(lambda g, h: g.view(torch.int16).float()), linears(a=6, b=6))
     with pytest.raises(UnsupportedError, match="parts of numbers"):
         HATNetwork(backbone, torch.zeros(2, 3, 4))
+
+
+def shy(m: Model, x: Tensor) -> Tensor:
+    """Fails where it is watched, as code that is compiled does, or that looks at the stack of modes."""
+    if x.dim() > 2 and torch.overrides._get_current_function_mode_stack():
+        raise m.error("somebody is watching")
+    return m.a(x.flatten(1)[:, :4])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError])
+def test_a_network_that_fails_only_while_it_is_followed_is_refused(error: type[Exception]) -> None:
+    backbone = Model(shy, linears(a=6))
+    backbone.error = error
+    with pytest.raises(UnsupportedError, match="runs by itself, but not while it is followed.*somebody is watching"):
+        HATNetwork(backbone, torch.zeros(2, 3, 4))
+    backbone = Model(shy, linears(a=6))
+    backbone.error = error
+    net = HATNetwork(backbone, torch.zeros(2, 4))
+    net.add_task("a", 2)
+    with pytest.raises((UnsupportedError, error)):
+        net.eval()(torch.zeros(2, 3, 4), "a")

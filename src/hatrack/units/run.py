@@ -63,7 +63,7 @@ def labelled_run(
         What the model returned.
 
     Raises:
-        UnsupportedError: no rule explains an operation.
+        UnsupportedError: no rule explains an operation, or the model does not run while it is followed.
         InputError: the model cannot run on the example.
     """
     run = _LabelledRun(model, trace, rules)
@@ -77,13 +77,31 @@ def labelled_run(
     except Exception as error:
         if witness.refusal is not None:
             raise witness.refusal from error
-        if isinstance(error, (RuntimeError, ValueError, IndexError)) and not isinstance(error, HatrackError):
+        if isinstance(error, HatrackError):
+            raise
+        if _runs_by_itself(model, example_input, training, grad):
+            raise UnsupportedError(
+                f"{type(model).__name__}: it runs by itself, but not while it is followed, so what it does to units is "
+                f"not known ({type(error).__name__}: {error})"
+            ) from error
+        if isinstance(error, (RuntimeError, ValueError, IndexError)):
             shape = tuple(example_input.shape)
             raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
         raise
     if witness.refusal is not None:
         raise witness.refusal
     return output
+
+
+def _runs_by_itself(model: nn.Module, example_input: Tensor, training: bool, grad: bool) -> bool:
+    """Return whether a model that failed while it was followed does not fail otherwise."""
+    try:
+        with torch.set_grad_enabled(grad), evaluation_mode(model):
+            model.train(training)
+            model(example_input)
+    except Exception:
+        return False
+    return True
 
 
 class _LabelledRun(TorchFunctionMode):

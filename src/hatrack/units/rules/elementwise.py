@@ -27,7 +27,9 @@ _ACTIVATIONS = functions(
 _DROPOUTS = functions(
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
 )
-COPIES = functions("clone", "contiguous", "detach", "to", "float", "half", "bfloat16", "double", "type", "type_as")
+COPIES = functions(
+    "clone", "contiguous", "detach", "data", "to", "float", "half", "bfloat16", "double", "type", "type_as"
+)
 _ARITHMETIC = functions(
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "true_divide", "maximum", "minimum", "pow"),
     *("__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__", "rsub", "__mul__", "__imul__", "__rmul__"),
