@@ -311,7 +311,7 @@ class NormTwice(nn.Module):
     ("backbone", "shape", "message"),
     [
         (Recurrent(), (4,), r"lstm.*\(at test_chains\.py:\d+\)"),
-        (PartInPlace(), (4,), r"add_: it changes part of another value in place"),
+        (PartInPlace(), (4,), r"add_: it changes a value in place that has the same memory"),
         (NormTwice(), (4,), r"n: a batch norm that is called twice"),
         (nn.Sequential(nn.Linear(4, 9), nn.Softmax(1)), (4,), r"softmax.*a torch\.nn\.Module of its own"),
         (nn.Sequential(nn.Linear(4, 9), nn.Softmin(1)), (4,), r"softmin"),

@@ -23,7 +23,7 @@ from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
     READING,
     READING_SETTINGS,
-    VariableValues,
+    Memory,
     chosen_axes,
     reads_values,
     tensors_in,
@@ -47,6 +47,11 @@ FACTS = frozenset(
 )
 """Questions about a tensor as opposed to what is in it; they say nothing about units."""
 
+
+CHANGED_IN_PLACE = (
+    "it changes a value in place that has the same memory as another one, and puts units where there were none; "
+    "write the result to a new value instead"
+)
 
 PATH_OF_VALUES = (
     "which computations follow would depend on values of the input or of units, and only those of the example were "
@@ -120,7 +125,8 @@ class _LabelledRun(TorchFunctionMode):
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
-        self._variable = VariableValues()
+        self._variable = Memory()
+        self._viewed = Memory()  # what has the same memory as another value
         self.follow_values_of(list(model.parameters()))
 
     def follow_values_of(self, value: Any) -> None:
@@ -220,6 +226,7 @@ class _LabelledRun(TorchFunctionMode):
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
             if not self._depth:
+                self._note_views((args, kwargs), output)
                 self._follow(func, args, kwargs, output)
                 if func not in _CONSTANTS and any(map(self.is_variable, tensors_in((args, kwargs)))):
                     self.follow_values_of(output)
@@ -260,6 +267,8 @@ class _LabelledRun(TorchFunctionMode):
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         self._couple_rows_to_choose_from(call)
+        written = [value for value in tensors_in(output) if any(value is each for each in inputs)]
+        before = [self._trace.labels(value) for value in written]
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
@@ -267,6 +276,18 @@ class _LabelledRun(TorchFunctionMode):
             raise self._trace.refuse(call, self._reason(parameters))
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
         self._explain(rule, call, always=known)
+        for value, labels in zip(written, before, strict=True):
+            same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
+            if value in self._viewed and not same:
+                raise self._trace.refuse(call, CHANGED_IN_PLACE)
+
+    def _note_views(self, inputs: Any, output: Any) -> None:
+        """Remember which values of the run lie in the same memory: what is written to one, the others have too."""
+        given = Memory()
+        given.add(tensors_in(inputs))
+        for value in tensors_in(output):
+            if value in given and not any(value is each for each in tensors_in(inputs)):
+                self._viewed.add([value])
 
     def _explain(self, rule: Rule, call: Call, always: bool = False) -> None:
         """Ask a rule for the labels of a result, and remember them.

@@ -96,10 +96,6 @@ def binary(trace: Trace, call: Call) -> Tensor:
             labels = own.expand(shape)
         else:
             labels = trace.coupling.couple(labels, own)
-    changed_in_place = bool(values) and call.output is values[0]
-    same_units = changed_in_place and torch.equal(trace.coupling.roots(labels), trace.labels(values[0]))
-    if changed_in_place and values[0]._is_view() and not same_units:
-        raise trace.refuse(call, "it changes part of another value in place; write the result to a new value instead")
     return labels.expand(shape)
 
 
