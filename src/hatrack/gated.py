@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hatrack.attachment import Attachment, scratch_without_gates
 from hatrack.compilers import keep_compilers_out
-from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, free_units, widen_optimizer, widen_tasks
 from hatrack.layers import Ledger
@@ -162,7 +162,8 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         try:
             many = self._path(x, signature, scratch)
         except DOES_NOT_RUN:
-            return  # the call itself says what is wrong
+            self._follow(signature, x, known=signature)  # which tells whether it runs where nobody looks on
+            return
         self._require_still(x, signature.training, scratch)
         few: Path | None = many
         if len(x) > 2:
@@ -215,7 +216,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             )
         try:
             found = self._see(self._trace, sample, signature)
-        except InputError:
+        except DOES_NOT_RUN:
             return  # the call itself says what is wrong
         except UnsupportedError as error:
             if signature.training:  # what old tasks answer, in evaluation mode, does not depend on it

@@ -276,6 +276,7 @@ ALIKE: dict[str, tuple[Function, Function]] = {
     "negative": (lambda g, h: torch.negative(g), lambda g, h: -g),
     "absolute": (lambda g, h: g.absolute(), lambda g, h: abs(g)),
     "arctan": (lambda g, h: torch.arctan(g), lambda g, h: g.atan()),
+    "data": (lambda g, h: g.data, lambda g, h: g.detach()),
     "moveaxis": (lambda g, h: g.moveaxis(1, 2), lambda g, h: g.mT),
     "ravel": (lambda g, h: g.ravel().view(g.shape), lambda g, h: g),
     "concatenate": (lambda g, h: torch.concatenate((g, h), axis=2), lambda g, h: torch.cat((g, h), 2)),
@@ -312,3 +313,78 @@ def test_parts_of_numbers_are_refused() -> None:
     backbone = Model(applied(lambda g, h: g.view(torch.int16).float()), linears(a=6, b=6))
     with pytest.raises(UnsupportedError, match="parts of numbers"):
         HATNetwork(backbone, torch.zeros(2, 3, 4))
+
+
+def shy(m: Model, x: Tensor) -> Tensor:
+    """Fails where it is watched, as code that is compiled does, or that looks at the stack of modes."""
+    if x.dim() > 2 and torch.overrides._get_current_function_mode_stack():
+        raise m.error("somebody is watching")
+    return m.a(x.flatten(1)[:, :4])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError])
+def test_a_network_that_fails_only_while_it_is_followed_is_refused(error: type[Exception]) -> None:
+    backbone = Model(shy, linears(a=6))
+    backbone.error = error
+    with pytest.raises(UnsupportedError, match=r"runs by itself, but not while it is followed.*somebody is watching"):
+        HATNetwork(backbone, torch.zeros(2, 3, 4))
+    backbone = Model(shy, linears(a=6))
+    backbone.error = error
+    net = HATNetwork(backbone, torch.zeros(2, 4))
+    net.add_task("a", 2)
+    with pytest.raises((UnsupportedError, error)):
+        net.eval()(torch.zeros(2, 3, 4), "a")
+
+
+def out_of_a_part(g: Tensor, h: Tensor) -> Tensor:
+    whole = torch.zeros(len(g), 12)
+    torch.exp(g, out=whole[:, :6])
+    return whole
+
+
+def whole_of_a_part(g: Tensor, h: Tensor) -> Tensor:
+    whole = torch.zeros(len(g), 12)
+    part = whole[:, :6]
+    whole.add_(torch.cat([g, h], 1))
+    return part
+
+
+def out_of_a_whole(g: Tensor, h: Tensor) -> Tensor:
+    whole = torch.zeros(len(g), 12)
+    part = whole.unflatten(1, (2, 6))
+    torch.cat([g, h], 1, out=whole)
+    return part.flatten(1)
+
+
+def by_another_name(g: Tensor, h: Tensor) -> Tensor:
+    whole = torch.zeros(len(g), 6)
+    other = whole.detach()
+    whole += g
+    return other
+
+
+SAME_MEMORY = [out_of_a_part, whole_of_a_part, out_of_a_whole, by_another_name]
+
+
+@pytest.mark.parametrize("function", SAME_MEMORY, ids=lambda function: function.__name__)
+def test_units_that_appear_in_memory_that_values_share_are_refused(function: Function) -> None:
+    with pytest.raises(UnsupportedError, match=r"in place that has the same memory.*new value.*test_odd_calls"):
+        HATNetwork(Model(applied(function), linears(a=6, b=6)), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda g, h: torch.add(g, 1, out=torch.zeros(len(g), 6)),
+        lambda g, h: torch.zeros(len(g), 6).add_(g),
+        lambda g, h: g.view(-1, 6).mul_(2).relu_() + g,
+        lambda g, h: g.unsqueeze(1).mul_(torch.ones(6)).add_(1).flatten(1),
+    ],
+)
+def test_what_is_changed_in_place_and_keeps_its_units_is_exact(function: Function) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Model(applied(function), linears(a=6, b=6)), torch.zeros(2, 4))
+    for task in ("a", "b"):
+        net.add_task(task, 2)
+        net.consolidate(task)
+    assert_poison_harmless(net, {task: 3 * torch.randn(6, 4) for task in ("a", "b")})

@@ -23,7 +23,7 @@ from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
     READING,
     READING_SETTINGS,
-    VariableValues,
+    Memory,
     checks_values,
     chosen_axes,
     reads_values,
@@ -49,6 +49,11 @@ FACTS = frozenset(
 """Questions about a tensor as opposed to what is in it; they say nothing about units."""
 
 
+CHANGED_IN_PLACE = (
+    "it changes a value in place that has the same memory as another one, and puts units where there were none; "
+    "write the result to a new value instead"
+)
+
 PATH_OF_VALUES = (
     "which computations follow would depend on values of the input or of units, and only those of the example were "
     "seen; choose with torch.where or masks, or vouch that every path uses the same layers in the same way: "
@@ -64,7 +69,7 @@ def labelled_run(
         What the model returned.
 
     Raises:
-        UnsupportedError: no rule explains an operation.
+        UnsupportedError: no rule explains an operation, or the model does not run while it is followed.
         InputError: the model cannot run on the example.
     """
     run = _LabelledRun(model, trace, rules)
@@ -78,13 +83,31 @@ def labelled_run(
     except Exception as error:
         if witness.refusal is not None:
             raise witness.refusal from error
-        if isinstance(error, (RuntimeError, ValueError, IndexError)) and not isinstance(error, HatrackError):
+        if isinstance(error, HatrackError):
+            raise
+        if _runs_by_itself(model, example_input, training, grad):
+            raise UnsupportedError(
+                f"{type(model).__name__}: it runs by itself, but not while it is followed, so what it does to units is "
+                f"not known ({type(error).__name__}: {error})"
+            ) from error
+        if isinstance(error, (RuntimeError, ValueError, IndexError)):
             shape = tuple(example_input.shape)
             raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
         raise
     if witness.refusal is not None:
         raise witness.refusal
     return output
+
+
+def _runs_by_itself(model: nn.Module, example_input: Tensor, training: bool, grad: bool) -> bool:
+    """Return whether a model that failed while it was followed does not fail otherwise."""
+    try:
+        with torch.set_grad_enabled(grad), evaluation_mode(model):
+            model.train(training)
+            model(example_input)
+    except Exception:
+        return False
+    return True
 
 
 class _LabelledRun(TorchFunctionMode):
@@ -103,7 +126,8 @@ class _LabelledRun(TorchFunctionMode):
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
-        self._variable = VariableValues()
+        self._variable = Memory()
+        self._viewed = Memory()  # what has the same memory as another value
         self.follow_values_of(list(model.parameters()))
 
     def follow_values_of(self, value: Any) -> None:
@@ -205,6 +229,7 @@ class _LabelledRun(TorchFunctionMode):
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
             if not self._depth:
+                self._note_views((args, kwargs), output)
                 self._follow(func, args, kwargs, output)
                 if func not in _CONSTANTS and any(map(self.is_variable, tensors_in((args, kwargs)))):
                     self.follow_values_of(output)
@@ -245,6 +270,8 @@ class _LabelledRun(TorchFunctionMode):
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         self._couple_rows_to_choose_from(call)
+        written = [value for value in tensors_in(output) if any(value is each for each in inputs)]
+        before = [self._trace.labels(value) for value in written]
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
@@ -252,6 +279,18 @@ class _LabelledRun(TorchFunctionMode):
             raise self._trace.refuse(call, self._reason(parameters))
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
         self._explain(rule, call, always=known)
+        for value, labels in zip(written, before, strict=True):
+            same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
+            if value in self._viewed and not same:
+                raise self._trace.refuse(call, CHANGED_IN_PLACE)
+
+    def _note_views(self, inputs: Any, output: Any) -> None:
+        """Remember which values of the run lie in the same memory: what is written to one, the others have too."""
+        given = Memory()
+        given.add(tensors_in(inputs))
+        for value in tensors_in(output):
+            if value in given and not any(value is each for each in tensors_in(inputs)):
+                self._viewed.add([value])
 
     def _explain(self, rule: Rule, call: Call, always: bool = False) -> None:
         """Ask a rule for the labels of a result, and remember them.

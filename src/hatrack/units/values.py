@@ -15,7 +15,7 @@ from torch import Tensor
 __all__ = [
     "READING",
     "READING_SETTINGS",
-    "VariableValues",
+    "Memory",
     "checks_values",
     "chosen_axes",
     "reads_values",
@@ -73,8 +73,8 @@ def written_by(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument.name))
 
 
-class VariableValues:
-    """The tensors that have other values for other inputs, by the memory that they lie in: so do all views of it."""
+class Memory:
+    """A set of tensors by the memory that they lie in, so that all views of one are in it, too."""
 
     def __init__(self) -> None:
         self._kept: dict[int, Tensor] = {}  # kept, so that nothing else gets their memory, or their identity

@@ -1,6 +1,6 @@
 """Rules: what each operation does to units. One file per family; importing this package registers them all."""
 
-from hatrack.units.rules import attention, elementwise, functional, mixing, normalization, pooling, reshaping
+from hatrack.units.rules import attention, elementwise, functional, mixing, normalization, pooling, products, reshaping
 from hatrack.units.rules.by_hand import shared_layer, unit_by_unit
 from hatrack.units.rules.registry import RuleBook, rule, same_on_every_path, takes_parameters
 
@@ -12,6 +12,7 @@ __all__ = [
     "mixing",
     "normalization",
     "pooling",
+    "products",
     "reshaping",
     "rule",
     "same_on_every_path",

@@ -1,4 +1,4 @@
-"""Attention, and products of two values: what is contracted is read without a gate, so it is coupled into one unit.
+"""Attention: what its products contract is read without a gate, so it is coupled into one unit.
 
 In attention written by hand the queries, keys and values of a head become one unit: a task uses a head wholly or not at
 all. That is exact, and leaves the layers before and after to be gated as usual.
@@ -11,21 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.units.coupling import UNGATED
-from hatrack.units.rules.registry import functions, rule
+from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
 
-__all__ = ["matrix_product", "multi_head_attention", "scaled_dot_product_attention"]
-
-
-@rule(*functions("matmul", "mm", "bmm", "__matmul__"))
-def matrix_product(trace: Trace, call: Call) -> Tensor:
-    """A product of two values: units along the contracted axis become one, and so do the units that meet."""
-    other = call.argument(1, "mat2")  # which is what torch.mm and torch.bmm call it
-    other = call.argument(1, "other") if other is None else other
-    first, second = trace.labels(call.argument(0, "input")), trace.labels(other)
-    if first.dim() < 2 or second.dim() < 2:
-        raise trace.refuse(call, "products with a vector have no rule yet")
-    return _product(trace, first, second).expand(call.output.shape)
+__all__ = ["multi_head_attention", "scaled_dot_product_attention"]
 
 
 @rule(F.scaled_dot_product_attention)

@@ -27,7 +27,9 @@ _ACTIVATIONS = functions(
 _DROPOUTS = functions(
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
 )
-COPIES = functions("clone", "contiguous", "detach", "to", "float", "half", "bfloat16", "double", "type", "type_as")
+COPIES = functions(
+    "clone", "contiguous", "detach", "data", "to", "float", "half", "bfloat16", "double", "type", "type_as"
+)
 _ARITHMETIC = functions(
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "true_divide", "maximum", "minimum", "pow"),
     *("__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__", "rsub", "__mul__", "__imul__", "__rmul__"),
@@ -94,10 +96,6 @@ def binary(trace: Trace, call: Call) -> Tensor:
             labels = own.expand(shape)
         else:
             labels = trace.coupling.couple(labels, own)
-    changed_in_place = bool(values) and call.output is values[0]
-    same_units = changed_in_place and torch.equal(trace.coupling.roots(labels), trace.labels(values[0]))
-    if changed_in_place and values[0]._is_view() and not same_units:
-        raise trace.refuse(call, "it changes part of another value in place; write the result to a new value instead")
     return labels.expand(shape)
 
 

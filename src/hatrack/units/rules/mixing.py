@@ -9,10 +9,19 @@ from hatrack.units.coupling import UNGATED, compact, is_constant, touches_units
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Trace
 
-__all__ = ["convolution", "embedding", "first_axis", "inputs_of_weight", "linear", "transposed_convolution"]
+__all__ = [
+    "convolution",
+    "embedding",
+    "first_axis",
+    "inputs_of_weight",
+    "is_uniform",
+    "linear",
+    "transposed_convolution",
+]
 
 
-def _is_uniform(labels: Tensor) -> bool:
+def is_uniform(labels: Tensor) -> bool:
+    """Return whether labels are the same everywhere."""
     labels = compact(labels)
     return bool((labels == labels.flatten()[0]).all())
 
@@ -25,7 +34,7 @@ def linear(trace: Trace, call: Call) -> Tensor:
     and passes them on.
     """
     labels = trace.labels(call.argument(0, "input"))
-    if is_constant(labels, -1) and not _is_uniform(labels):
+    if is_constant(labels, -1) and not is_uniform(labels):
         for parameter in call.target.parameters():
             trace.use(parameter, torch.full((1,), UNGATED))
         return labels[..., :1].expand(call.output.shape)
@@ -46,7 +55,7 @@ def convolution(trace: Trace, call: Call) -> Tensor:
         (0,) * len(module.kernel_size),
         "valid",
     )
-    if pointwise and is_constant(labels, axis) and not _is_uniform(labels):
+    if pointwise and is_constant(labels, axis) and not is_uniform(labels):
         for parameter in module.parameters():
             trace.use(parameter, torch.full((1,), UNGATED))
         return labels.narrow(axis, 0, 1).expand(call.output.shape)

@@ -17,7 +17,7 @@ from hatrack.units.trace import Call, Labels, Trace
 __all__ = ["extreme", "interpolate", "pool", "reduce"]
 
 _KINDS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
-_DIM = {"norm": (2, "dim"), "normalize": (2, "dim")}
+_DIM = {"norm": (2, "dim"), "normalize": (2, "dim"), "linalg_vector_norm": (2, "dim"), "linalg_norm": (2, "dim")}
 """Where the reduced axes stand among the arguments, if not second."""
 
 MANY = 8
@@ -68,6 +68,8 @@ def interpolate(trace: Trace, call: Call) -> Tensor:
         "std_mean",
     ),
     F.normalize,
+    torch.linalg.vector_norm,
+    torch.linalg.norm,
 )
 def reduce(trace: Trace, call: Call) -> Labels:
     """Reductions and running sums over positions of one unit.

@@ -19,8 +19,6 @@ __all__ = ["RuleBook", "SamePath", "functions", "rule", "same_on_every_path", "t
 
 _RULES: dict[Any, Rule] = {}
 
-_TAKING = frozenset([F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding])
-
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Register a rule for module types or functions.
@@ -73,6 +71,25 @@ def same_on_every_path() -> Rule:
         >>> net = HATNetwork(Checked(), torch.zeros(1, 4), rules={Checked: units.same_on_every_path()})
     """
     return SamePath()
+
+
+def functions(*names: str) -> list[Any]:
+    """Every function of torch with one of these names: the free ones, the methods and the functional ones."""
+    homes = (torch, torch.Tensor, nn.functional, torch.special)
+    found = [getattr(home, name) for name in names for home in homes if hasattr(home, name)]
+    found = [each.__get__ if inspect.isgetsetdescriptor(each) else each for each in found]  # such as Tensor.mT
+    missing = [name for name in names if not any(hasattr(home, name) for home in homes)]
+    if missing:
+        raise AttributeError(f"torch has no function named {', '.join(missing)}")
+    return found
+
+
+_TAKING = frozenset(
+    [
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, torch.einsum),
+        *functions("matmul", "mm", "bmm", "__matmul__", "addmm", "baddbmm"),
+    ]
+)
 
 
 def takes_parameters(function: Any) -> bool:
@@ -138,14 +155,3 @@ def _does_something_else(module: nn.Module, kind: Any) -> bool:
     return any(
         getattr(type(module), name, None) is not getattr(kind, name, None) for name in ("forward", "_conv_forward")
     )
-
-
-def functions(*names: str) -> list[Any]:
-    """Every function of torch with one of these names: the free ones, the methods and the functional ones."""
-    homes = (torch, torch.Tensor, nn.functional, torch.special)
-    found = [getattr(home, name) for name in names for home in homes if hasattr(home, name)]
-    found = [each.__get__ if inspect.isgetsetdescriptor(each) else each for each in found]  # such as Tensor.mT
-    missing = [name for name in names if not any(hasattr(home, name) for home in homes)]
-    if missing:
-        raise AttributeError(f"torch has no function named {', '.join(missing)}")
-    return found

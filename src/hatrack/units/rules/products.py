@@ -1,0 +1,153 @@
+"""Products of values, as in attention written by hand, and layers that are written as a product with a parameter.
+
+What is contracted is read where it is a layer's input and a gate can stand before it. Else it is coupled into one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.units.coupling import UNGATED, is_constant, touches_units
+from hatrack.units.rules.mixing import is_uniform
+from hatrack.units.rules.registry import functions, rule
+from hatrack.units.trace import Call, Trace
+
+__all__ = ["einsum", "matrix_product", "product", "sum_with_product"]
+
+Terms = list[tuple[str, Tensor]]
+"""The factors of a product, each with a letter for every axis."""
+
+_FIRST = 256
+"""The letters of axes without a name, counted from the last one, begin with this: no equation has them."""
+
+
+@rule(*functions("matmul", "mm", "bmm", "__matmul__"))
+def matrix_product(trace: Trace, call: Call) -> Tensor:
+    """A product of two matrices, of batches of them, or of vectors."""
+    other = call.argument(1, "mat2")  # which is what torch.mm and torch.bmm call it
+    other = call.argument(1, "other") if other is None else other
+    return _product(trace, call, call.argument(0, "input"), other).expand(call.output.shape)
+
+
+@rule(*functions("addmm", "baddbmm"))
+def sum_with_product(trace: Trace, call: Call) -> Tensor:
+    """A product of two matrices, or of batches of them, and what is added to it, such as a bias."""
+    own = "mat" if call.argument(1, "mat1") is not None else "batch"
+    first, second = call.argument(1, f"{own}1"), call.argument(2, f"{own}2")
+    labels = _product(trace, call, first, second).expand(call.output.shape)
+    added = call.argument(0, "input")
+    _open(trace, added)
+    return trace.coupling.couple(labels, trace.labels(added)).expand(call.output.shape)
+
+
+@rule(torch.einsum)
+def einsum(trace: Trace, call: Call) -> Tensor:
+    """A product in the notation of Einstein, of any number of values."""
+    equation, *operands = call.args  # torch has turned numbers for axes into letters before
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = list(operands[0])
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    if not arrow:
+        right = "..." + "".join(sorted(letter for letter in set(left) if letter.isalpha() and left.count(letter) == 1))
+    unnamed = [
+        value.dim() - len(term.replace("...", "")) for term, value in zip(left.split(","), operands, strict=True)
+    ]
+    terms = [
+        (term.replace("...", _letters(count)), value)
+        for term, count, value in zip(left.split(","), unnamed, operands, strict=True)
+    ]
+    if any(len(set(letters)) < len(letters) for letters, _ in terms):
+        raise trace.refuse(call, "a letter that a factor has twice has no rule; take torch.diagonal of it first")
+    result = right.replace("...", _letters(max(unnamed)))
+    return product(trace, call, terms, result).expand(call.output.shape)
+
+
+def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
+    """Labels of a product of values, summed over the axes that the result does not have.
+
+    Args:
+        trace: the trace.
+        call: the call that computes it.
+        terms: the factors.
+        result: the letters of the result's axes.
+
+    Returns:
+        Labels that can be expanded to the result's shape.
+    """
+    layer = _layer(trace, call, terms, result)
+    if layer is not None:
+        return layer
+    labels = torch.full((1,) * len(result), UNGATED)
+    for letters, value in terms:
+        _open(trace, value)
+        own = trace.labels(value)
+        for axis, letter in enumerate(letters):
+            if letter not in result:
+                own = trace.coupling.merge(own, axis)
+        labels = trace.coupling.couple(labels, _placed(own, letters, result))
+    return labels
+
+
+def _product(trace: Trace, call: Call, first: Tensor, second: Tensor) -> Tensor:
+    """Labels of ``first @ second``."""
+    one = _letters(first.dim() - 2) + ("ij" if first.dim() > 1 else "j")
+    other = _letters(second.dim() - 2) + ("jk" if second.dim() > 1 else "j")
+    result = _letters(max(first.dim(), second.dim()) - 2) + "".join(x for x in "ik" if x in one + other)
+    return product(trace, call, [(one, first), (other, second)], result)
+
+
+def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None:
+    """Labels of a product of a value and a parameter that is a layer's weight; None if it is none."""
+    factors = sorted(terms, key=lambda term: isinstance(term[1], nn.Parameter))
+    if [isinstance(value, nn.Parameter) for _, value in factors] != [False, True]:
+        return None
+    (letters, value), (ends, weight) = factors
+    assert isinstance(weight, nn.Parameter)
+    free = "".join(letter for letter in ends if letter in result)
+    summed = [letter for letter in letters if letter not in result]
+    known = id(weight) in trace.parameters and not trace.is_gated(weight)
+    if not known or len(summed) != 1 or set(ends) != {*summed, *free} or not free or set(free) & set(letters):
+        return None
+    labels, axis = trace.labels(value), letters.index(summed[0])
+    if value.shape[axis] != weight.shape[ends.index(summed[0])]:
+        return None
+    if is_constant(labels, axis) and not is_uniform(labels):  # mixes tokens, say, in the same way for all units
+        trace.use(weight, torch.full((1,), UNGATED))
+        return _placed(labels.narrow(axis, 0, 1), letters, result)
+    if touches_units(labels) and trace.sources.of(value) is None:
+        return None
+    inputs = trace.coupling.along(labels, axis)
+    trace.read_inside(call, value)
+    # What is not 0 where a unit is off, as after a norm, reaches all units that are written: all weights count.
+    behind = inputs if trace.sources.is_cleared(value) else torch.full_like(inputs, UNGATED)
+    sizes = [size for letter, size in zip(ends, weight.shape, strict=True) if letter in free]
+    place = replace(call, name=trace.parameters[id(weight)])
+    outputs = trace.write(place, math.prod(sizes)).view(sizes)
+    trace.use(weight, _placed(outputs, free, ends), _placed(behind, summed[0], ends))
+    return _placed(outputs, free, result)
+
+
+def _placed(labels: Tensor, letters: str, result: str) -> Tensor:
+    """Labels with the axes of a result, in its order: what it does not have is dropped, others are 1 wide."""
+    for axis in reversed(range(len(letters))):
+        if letters[axis] not in result:
+            labels = labels.select(axis, 0)
+    kept = [letter for letter in letters if letter in result]
+    labels = labels.permute([kept.index(letter) for letter in result if letter in kept])
+    return labels[tuple(slice(None) if letter in kept else None for letter in result)]
+
+
+def _letters(count: int) -> str:
+    """Letters for the axes that have no name."""
+    return "".join(chr(_FIRST + number) for number in reversed(range(count)))
+
+
+def _open(trace: Trace, value: Any) -> None:
+    """Label a parameter that is no weight of a layer, entry by entry."""
+    if isinstance(value, nn.Parameter) and id(value) in trace.parameters:
+        trace.open_parameter(trace.parameters[id(value)], value)
