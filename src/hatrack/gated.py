@@ -24,7 +24,7 @@ from hatrack.signatures import Signature
 from hatrack.tasks import UnitTask
 from hatrack.tryouts import random_like
 from hatrack.undo import all_or_nothing, leaves_modes
-from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve, why_not_extended
+from hatrack.units import Path, Rule, Trace, UnitGraph, are_same, follow, path_of, resolve, why_not_extended
 from hatrack.watch import Controls
 from hatrack.widening import widen
 
@@ -64,7 +64,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         self._followed: dict[Signature, None] = {}  # of which labelled runs say what is done to units
         self._let_pass: set[Signature] = set()  # in training, which old answers do not depend on
         self._looked_at: set[tuple[Signature, int]] = set()  # with numbers of samples, of calls to be answered
-        self._trace = self._see_example(example_input.to(device))
+        self._trace = self._follow_example(example_input.to(device))
         self._graph = resolve(self._trace, backbone, "backbone.")
         self._origin = Origin.of(self._graph, backbone)
         self._attachment = Attachment(self._graph, backbone, self)
@@ -72,7 +72,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
 
     # ------------------------------------------------------------------------------------------- call signatures
 
-    def _see(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
+    def _follow_copy(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
         """Add what a run shows of units, on a copy of the backbone without gates."""
         scratch = scratch_without_gates(self.backbone)
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]), signature.precision(x.device):
@@ -91,11 +91,11 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         ):
             return path_of(scratch, x.detach().requires_grad_(signature.differentiable), signature.training)
 
-    def _see_example(self, example: Tensor) -> Trace:
+    def _follow_example(self, example: Tensor) -> Trace:
         """Look at the example in both modes, with gradients and without, as it is, for one sample and for several."""
         several = torch.cat([example, example]) if len(example) == 1 else example
         usual = Signature.of(example, training=False, grad=False)
-        found = self._see(Trace(), example, usual)
+        found = self._follow_copy(Trace(), example, usual)
         followed = {usual: None}
         scratch = scratch_without_gates(self.backbone)
         present = StateOf(scratch)
@@ -108,7 +108,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
                 try:
                     present.put_back()
                     if not self._path(x, signature, scratch).is_same(path):
-                        found = self._see(found, x, signature)
+                        found = self._follow_copy(found, x, signature)
                 except UnsupportedError:
                     if not training:
                         raise
@@ -121,10 +121,10 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         return found
 
     def _analyze_again(self) -> UnitGraph:
-        found = self._see_example(self._example())
+        found = self._follow_example(self._example())
         device = self._none().device
         for signature in self._taught:
-            found = self._see(found, signature.example(device), signature)
+            found = self._follow_copy(found, signature.example(device), signature)
         self._trace = found
         return resolve(found, self.backbone, "backbone.")
 
@@ -188,7 +188,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         for known in self._followed:
             alike = (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast)
             if alike and known.contiguous:
-                others = (x[:1] if known.one else torch.cat([x, x])[:2]).contiguous()
+                others = (x[:1] if known.single else torch.cat([x, x])[:2]).contiguous()
                 try:
                     if path.is_same(self._path(others, known)):
                         self._followed[signature] = None
@@ -215,7 +215,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
                 "followed there; ask under torch.no_grad()"
             )
         try:
-            found = self._see(self._trace, sample, signature)
+            found = self._follow_copy(self._trace, sample, signature)
         except DOES_NOT_RUN:
             return  # the call itself says what is wrong
         except UnsupportedError as error:
@@ -224,10 +224,10 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
                 return
             raise UnsupportedError(f"{signature} cannot be used: {error}") from error
         graph = resolve(found, self.backbone, "backbone.")
-        if not _is_same(graph, self._graph):
+        if not are_same(graph, self._graph):
             self._extend(signature, found, graph)
-        shapes = {(its.shape, its.dtype, its.one) for its in self._followed}
-        if signature.samples > 2 or (signature.shape, signature.dtype, signature.one) not in shapes:
+        shapes = {(its.shape, its.dtype, its.single) for its in self._followed}
+        if signature.samples > 2 or (signature.shape, signature.dtype, signature.single) not in shapes:
             self._require_no_leak(signature, sample)
         self._followed[known] = None
 
@@ -323,22 +323,3 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             "signatures": [signature.to_json() for signature in self._taught],
             "widths": {group.name: group.size for group in self._graph.groups},
         }
-
-
-def _is_same(one: UnitGraph, other: UnitGraph) -> bool:
-    """Return whether two graphs are about the same units, read in the same places, with the same uses of parameters."""
-    if one.groups != other.groups or one.roles != other.roles or len(one.readers) != len(other.readers):
-        return False
-    for reader, its in zip(one.readers, other.readers, strict=True):
-        if (reader.module, reader.argument, reader.axis) != (its.module, its.argument, its.axis):
-            return False
-        if not torch.equal(reader.units, its.units):
-            return False
-    return all(
-        len(uses) == len(other.uses[name])
-        and all(
-            len(a.sides) == len(b.sides) and all(map(torch.equal, a.sides, b.sides))
-            for a, b in zip(uses, other.uses[name], strict=True)
-        )
-        for name, uses in one.uses.items()
-    )

@@ -20,7 +20,7 @@ class Signature:
     Attributes:
         shape: of one sample.
         dtype: type of the input, by its name in torch.
-        one: whether the batch has a single sample.
+        single: whether the batch has one sample alone.
         training: whether the network is in training mode.
         grad: whether gradients are recorded.
         autocast: type of mixed precision, by its name in torch; empty where it is off.
@@ -32,7 +32,7 @@ class Signature:
 
     shape: tuple[int, ...]
     dtype: str
-    one: bool
+    single: bool
     training: bool
     grad: bool
     autocast: str = ""
@@ -75,7 +75,7 @@ class Signature:
 
     def example(self, device: torch.device | None) -> Tensor:
         """A batch of zeros of this signature."""
-        size = (1 if self.one else self.samples, *self.shape)
+        size = (1 if self.single else self.samples, *self.shape)
         zeros = torch.zeros(size if self.contiguous else size[::-1], dtype=getattr(torch, self.dtype), device=device)
         return zeros if self.contiguous else zeros.permute(*reversed(range(len(size))))
 
@@ -85,7 +85,7 @@ class Signature:
         return torch.autocast(device.type, dtype=dtype, enabled=bool(self.autocast))
 
     def __str__(self) -> str:
-        batch = "1" if self.one else "N" if self.samples == 2 else f"N = {self.samples}"
+        batch = "1" if self.single else "N" if self.samples == 2 else f"N = {self.samples}"
         mode = "training" if self.training else "evaluation"
         size = ", ".join(map(str, (batch, *self.shape)))
         said = f"inputs ({size}) of {self.dtype} in {mode} mode with{'' if self.grad else 'out'} gradients"

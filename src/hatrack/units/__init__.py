@@ -1,6 +1,6 @@
 """Analysis of the units of a network: rules, the labelled run, and the graph that comes out of it."""
 
-from hatrack.units.analysis import analyze, follow, resolve, why_not_extended
+from hatrack.units.analysis import analyze, are_same, follow, resolve, why_not_extended
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph, warn_of_collapse
 from hatrack.units.paths import Path, path_of, stray_parameters
 from hatrack.units.rules import rule, same_on_every_path, shared_layer, unit_by_unit
@@ -17,6 +17,7 @@ __all__ = [
     "Trace",
     "UnitGraph",
     "analyze",
+    "are_same",
     "follow",
     "path_of",
     "resolve",

@@ -18,7 +18,7 @@ from hatrack.units.rules import RuleBook
 from hatrack.units.run import labelled_run
 from hatrack.units.trace import Call, Rule, Trace
 
-__all__ = ["analyze", "follow", "resolve", "why_not_extended"]
+__all__ = ["analyze", "are_same", "follow", "resolve", "why_not_extended"]
 
 FEATURES = ""
 """The name under which the graph records the heads' reading of the backbone's result."""
@@ -136,6 +136,21 @@ def why_not_extended(before: UnitGraph, now: UnitGraph) -> str | None:
         if bool(moved.any()):
             return f"{reader.module or 'the head'} would read other units"
     return None
+
+
+def are_same(one: UnitGraph, other: UnitGraph) -> bool:
+    """Return whether two graphs are about the same units, read in the same places, with the same uses of parameters."""
+    if one.groups != other.groups or one.roles != other.roles or len(one.readers) != len(other.readers):
+        return False
+    for reader, its in zip(one.readers, other.readers, strict=True):
+        if (reader.module, reader.argument, reader.axis) != (its.module, its.argument, its.axis):
+            return False
+        if not torch.equal(reader.units, its.units):
+            return False
+    return all(
+        len(uses) == len(other.uses[name]) and all(map(_is_same_use, uses, other.uses[name]))
+        for name, uses in one.uses.items()
+    )
 
 
 def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:

@@ -95,12 +95,12 @@ class _Recorder(TorchFunctionMode):
         self.others += [p for p in given if isinstance(p, nn.Parameter) and id(p) not in self._named]
         number = len(self.calls)
         flags = not name.endswith(_FLAGGED)
-        self.calls.append((name, tuple(map(self._origin, given)), tuple(_settings((args, kwargs), flags))))
+        self.calls.append((name, tuple(map(self._source_of, given)), tuple(_settings((args, kwargs), flags))))
         output = func(*args, **kwargs)
         self._made.update({id(value): (weakref.ref(value), number) for value in tensors_in(output)})
         return output
 
-    def _origin(self, value: Tensor) -> str | int:
+    def _source_of(self, value: Tensor) -> str | int:
         """The name of a parameter, a buffer or the input, the number of the call that made a value, or a digest."""
         reference, number = self._made.get(id(value), (None, -1))
         if reference is not None and reference() is value:
