@@ -68,7 +68,7 @@ NETWORKS = {
     "hat-conv": OldNetwork(conv, (2, 8, 8), HATNetwork),
     "hat-mlp": OldNetwork(mlp, (5,), HATNetwork, grows=True),
     "hat-soft": OldNetwork(mlp, (5,), HATNetwork, {"hard": False}),
-    "pmask": OldNetwork(mlp, (5,), WeightMaskedNetwork, {"source": Embedding(s_max=100.0)}),
+    "pmask": OldNetwork(mlp, (5,), WeightMaskedNetwork, {"source": Embedding(s_max=100.0)}, grows=True),
     "packnet": OldNetwork(
         conv, (2, 8, 8), WeightMaskedNetwork, {"source": Magnitude(), "unmasked": Unmasked.FIRST_TASK}
     ),
