@@ -35,9 +35,6 @@ TUNING = "tuning.json"
 SCHEMA = 1
 """Version of the format of ``tuning.json``."""
 
-_KEYS = ("schema", "experiment", "sources", "method", "seed", "settings", "grid", "candidates", "best")
-"""What versions that wrote no checksum wrote."""
-
 _PATIENCE = 5.0
 
 
@@ -194,7 +191,7 @@ def _require_same(search: Search, folder: Path) -> None:
     path = folder / TUNING
     if not path.exists():
         return
-    data = read_sealed(path, _KEYS, SCHEMA, "search")
+    data = read_sealed(path, SCHEMA, "search")
     try:
         then = {key: data[key] for key in ("experiment", "sources", "method", "seed", "settings")}
     except (KeyError, TypeError, ValueError) as error:
