@@ -126,7 +126,7 @@ def test_foreign_files_are_noticed(kind: str, foreign: str, tmp_path: Path) -> N
 def test_what_is_no_such_json_is_noticed(text: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text(text)
     with pytest.raises(CheckpointError, match="is damaged, or not a file of hatrack") as caught:
-        read_sealed(tmp_path / "file", ("a",))
+        read_sealed(tmp_path / "file")
     require_named(caught.value, tmp_path / "file")
 
 
@@ -150,25 +150,19 @@ def test_a_file_that_was_formatted_anew_is_whole(tmp_path: Path) -> None:
     assert read_result(tmp_path / "run.json") == of_a_run()
 
 
-def test_files_from_before_checksums_are_read(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(of_a_run().to_json()))
-    assert read_result(tmp_path / "run.json") == of_a_run()
-
-
 def test_a_damaged_name_of_the_checksum_does_not_pass_for_none(tmp_path: Path) -> None:
     write_result(tmp_path / "run.json", of_a_run())
     text = (tmp_path / "run.json").read_text()
     (tmp_path / "run.json").write_text(text.replace('"sha256"', '"sha257"').replace("0.8", "0.9"))
-    with pytest.raises(CheckpointError, match="what is 'sha257'"):
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged: its checksum does not match"):
         read_result(tmp_path / "run.json")
 
 
 def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     content = of_a_run().to_json()
-    for newer in ({**content, "schema": 2}, sealed({**content, "schema": 2, "of what no version knew": 1})):
-        (tmp_path / "run.json").write_text(json.dumps(newer))
-        with pytest.raises(NewerFileError, match=r"run\.json has schema 2, this hatrack reads up to 1; upgrade it"):
-            read_result(tmp_path / "run.json")
+    write_sealed(tmp_path / "run.json", {**content, "schema": 2, "of what no version knew": 1})
+    with pytest.raises(NewerFileError, match=r"run\.json has schema 2, this hatrack reads up to 1; upgrade it"):
+        read_result(tmp_path / "run.json")
     (tmp_path / "run.json").write_text(json.dumps({**sealed(content), "schema": 2}))
     with pytest.raises(CheckpointError, match="is damaged"):
         read_result(tmp_path / "run.json")
@@ -177,7 +171,7 @@ def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
 def test_whatever_json_can_say_is_read_back(tmp_path: Path) -> None:
     content = {"a": [1, -0.0, 1e-300, True, None, 'ü\n"\\'], "b": {"3": [1, 2]}, "c": 2**70, "name": "caf\udce9"}
     write_sealed(tmp_path / "file", content)
-    read = read_sealed(tmp_path / "file", ())
+    read = read_sealed(tmp_path / "file")
     assert read == content
     (tmp_path / "file").read_bytes().decode()  # UTF-8, although a file's name need not be
     assert sealed(read) == sealed(content)

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 VERSION = 2
-"""Version of the file format that this library writes; it reads this one and older ones."""
+"""Version of the file format that this library writes, and the only one that it reads."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,10 @@ class Checkpoint:
     Attributes:
         tensors: by name.
         description: JSON values; ``format`` says what was saved.
-        version: of the file format that it was read from.
     """
 
     tensors: Mapping[str, Tensor]
     description: Mapping[str, Any]
-    version: int = VERSION
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -78,6 +76,7 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
     Raises:
         DamagedFileError: the file is missing, damaged, not hatrack's, or of another kind.
         NewerFileError: it is from a newer version.
+        CheckpointError: it is from a version that is too old.
     """
     try:
         content = path.read_bytes()
@@ -103,10 +102,15 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
         raise kind(f"{path} has version {version} of the format, this hatrack reads up to {VERSION}; upgrade it")
     if checksum != _checksum(tensors, text):
         raise DamagedFileError(f"{path} is damaged: its checksum does not match; use an earlier copy")
+    if version < VERSION:
+        raise CheckpointError(
+            f"{path} has version {version} of the format, this hatrack reads version {VERSION}; save it again with an "
+            "earlier one"
+        )
     description = json.loads(text)
     if expected_formats and description.get("format") not in expected_formats:
         raise DamagedFileError(f"{path} holds a {description.get('format')}, not a {' or a '.join(expected_formats)}")
-    return Checkpoint(tensors, description, version)
+    return Checkpoint(tensors, description)
 
 
 def is_damaged(path: Path) -> bool:
@@ -115,7 +119,7 @@ def is_damaged(path: Path) -> bool:
         read_checkpoint(path)
     except DamagedFileError:
         return path.exists()
-    except NewerFileError:
+    except CheckpointError:  # whole, and of another version
         return False
     return False
 

@@ -50,7 +50,7 @@ class GuaranteeError(HatrackError):
 
 
 class CheckpointError(HatrackError):
-    """A saved file is damaged, foreign, from a newer version, or made for another network."""
+    """A saved file is damaged, foreign, from another version, or made for another network."""
 
 
 class DamagedFileError(CheckpointError):

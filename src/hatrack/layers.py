@@ -166,16 +166,15 @@ class Layer:
             _put(getattr(self.module, name).data, old, where)
 
 
-def widened(old: Tensor, shape: Sequence[int], where: Sequence[Tensor | None], fill: float = 0.0) -> Tensor:
-    """A larger tensor with old values at their new places, and a constant everywhere else.
+def widened(old: Tensor, shape: Sequence[int], where: Sequence[Tensor | None]) -> Tensor:
+    """A larger tensor with old values at their new places, and 0 everywhere else.
 
     Args:
         old: the old values.
         shape: the new shape.
         where: for the first axes the new indices of the old ones; None where nothing changes.
-        fill: the constant.
     """
-    new = old.new_full(tuple(shape), fill)
+    new = old.new_zeros(tuple(shape))
     _put(new, old, where)
     return new
 

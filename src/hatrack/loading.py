@@ -22,9 +22,7 @@ from hatrack.masked import MaskedNetwork
 from hatrack.masks import Unmasked, conditioning_from, source_from
 from hatrack.network import FORMAT, HATNetwork
 from hatrack.norm import BatchNorms
-from hatrack.protect import digest
 from hatrack.signatures import Signature
-from hatrack.tasks import packed_mask
 from hatrack.tryouts import agree
 from hatrack.units import Rule
 from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
@@ -112,12 +110,12 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
         hard=described["hard"],
         compensation=Compensation(described["compensation"]),
         conditioning=unit_conditioning_from(described["conditioning"]),
-        gate_function=GateFunction(described.get("gate_function", GateFunction.SIGMOID.value)),
-        regularizer=Regularization(described.get("regularizer", Regularization.WEIGHTED_L1.value)),
-        batch_norms=BatchNorms(described.get("batch_norms", BatchNorms.PER_TASK.value)),
+        gate_function=GateFunction(described["gate_function"]),
+        regularizer=Regularization(described["regularizer"]),
+        batch_norms=BatchNorms(described["batch_norms"]),
         gate_inputs=described["gate_inputs"],
         rules=rules,
-        growth=None if described.get("growth") is None else Growth(**described["growth"]),
+        growth=None if described["growth"] is None else Growth(**described["growth"]),
     )
     for signature in map(Signature.from_json, described.get("signatures", [])):
         shown = signature.example(next((p.device for p in backbone.parameters()), None))
@@ -200,14 +198,10 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
         net._open_task(task["name"], task["num_classes"], torch.Generator().manual_seed(0))  # overwritten below
         own = f"tasks.{index}."
         state[f"{own}_extra_state"] = torch.tensor(task["consolidated"])
-        if checkpoint.version == 1:
-            state = _with_packed_mask(state, own, task["consolidated"])
         net._states()[index].prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
     state["_extra_state"] = described["digests"]
     try:
         _require_match(path, state, net.state_dict())
-        if checkpoint.version == 1:
-            state["_extra_state"] = _digests_of_version_2(net, checkpoint, state)
         net.load_state_dict(state)  # type: ignore[no-untyped-call]
         _require_same_answer(path, net, described["probe"])
     except GuaranteeError as error:
@@ -218,41 +212,6 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
         net.detach()
         raise
     return net
-
-
-def _with_packed_mask(state: Mapping[str, Any], own: str, consolidated: bool) -> dict[str, Any]:
-    """The tensors of a file of version 1, which kept a byte per unit, and the embeddings of consolidated tasks."""
-    mask = state.get(f"{own}mask")
-    if mask is None:
-        return dict(state)
-    gone = {f"{own}mask"} | ({f"{own}embedding"} if consolidated else set())
-    packed = packed_mask(mask) if consolidated else torch.empty(0, dtype=torch.uint8)
-    return {**{name: value for name, value in state.items() if name not in gone}, f"{own}packed": packed}
-
-
-def _digests_of_version_2(net: MaskedNetwork[Any], old: Checkpoint, state: Mapping[str, Any]) -> dict[str, str]:
-    """The digests that a file of version 1 would have now, once it has shown that it holds what it had then.
-
-    Args:
-        net: the network that the file is for, prepared for it, which has the names in their order.
-        old: the file.
-        state: its tensors as they are now.
-
-    Raises:
-        GuaranteeError: a task is not what it was consolidated with.
-    """
-    digests = dict(old.description["digests"])
-    names = list(net.state_dict())
-    for index, task in enumerate(old.description["tasks"]):
-        own = f"tasks.{index}."
-        if f"{own}mask" not in old.tensors or not task["consolidated"]:
-            continue
-        now = [name for name in names if name.startswith(own) and not name.endswith("_extra_state")]
-        then = [f"{own}embedding", f"{own}mask", *(name for name in now if name != f"{own}packed")]
-        if digest({name.removeprefix(own): old.tensors[name] for name in then}) != digests[f"task {task['name']}"]:
-            raise GuaranteeError(f"protected entries have moved in task {task['name']}")
-        digests[f"task {task['name']}"] = digest({name.removeprefix(own): state[name] for name in now})
-    return digests
 
 
 def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:

@@ -153,9 +153,9 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _settings(self) -> dict[str, object]:
         """The settings of this kind of network as JSON values, for a file."""
 
+    @abc.abstractmethod
     def _bounded(self) -> Sequence[Tensor]:
         """Tensors in training that are clamped to [−6, 6] after every step."""
-        return ()
 
     def _dampers(self) -> Mapping[str, Damper]:
         """Return what scales steps of parameters that are frozen in part, by ``backbone.`` and name."""

@@ -88,19 +88,9 @@ class MultiTaskNetwork(nn.Module, abc.ABC, Generic[StateT]):
         state = self._in_training()
         return None if state is None else state.name
 
+    @abc.abstractmethod
     def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
-        """Open a task: what decides on its mask, a linear head, and copies of the batch norms unless it shares them.
-
-        Args:
-            name: a name that no task has yet.
-            num_classes: number of classes, at least 1.
-            generator: source of randomness on the CPU; torch's global one if left out.
-
-        Raises:
-            InputError: the name is taken or empty, the number of classes is below 1, or another task is not
-                consolidated yet.
-        """
-        self._open_task(name, self._require_addable(name, num_classes), generator)
+        """Open a task; a subclass says what belongs to it."""
 
     def _require_addable(self, name: str, num_classes: int) -> int:
         """Check that a task can be added; returns its number of classes."""

@@ -1,15 +1,13 @@
 """Files of JSON that tell whether they are whole: what they hold, and last a checksum over it.
 
-The checksum is of the values, not of the text, so that a file that was formatted anew is still whole. Files of versions
-that wrote no checksum are read as they are, if they hold nothing that those versions did not write: a damaged name of
-the checksum must not pass for none.
+The checksum is of the values, not of the text, so that a file that was formatted anew is still whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +52,11 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
         ) from error
 
 
-def read_sealed(path: Path, known: Collection[str], newest: int | None = None, what: str = "file") -> dict[str, Any]:
+def read_sealed(path: Path, newest: int | None = None, what: str = "file") -> dict[str, Any]:
     """Read a file and check that it is whole.
 
     Args:
         path: the file.
-        known: the keys that versions without checksums wrote; a file without one may hold no others.
         newest: the highest ``schema`` that is understood; None for files without one.
         what: what it is, for messages.
 
@@ -82,13 +79,10 @@ def read_sealed(path: Path, known: Collection[str], newest: int | None = None, w
         raise CheckpointError(
             f"{path} is damaged, or not a {what} of hatrack ({' '.join(str(error).split())})"
         ) from error
-    if recorded not in (None, checksum):
+    if recorded != checksum:
         raise CheckpointError(f"{path} is damaged: its checksum does not match; use an earlier copy")
     if newest is not None and content["schema"] > newest:
         raise NewerFileError(f"{path} has schema {content['schema']}, this hatrack reads up to {newest}; upgrade it")
-    unknown = [key for key in content if key not in known] if recorded is None else []
-    if unknown:
-        raise CheckpointError(f"{path} is damaged, or not a {what} of hatrack (what is {unknown[0]!r}?)")
     return content
 
 

@@ -122,7 +122,6 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_tuning_shows_the_best_setting_as_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("optuna")
     command = ["tune", "demo", "--method", "random", "--grid", "lr=0.1", *TINY, "--out", str(tmp_path / "out")]
     assert main([*command, "--dry-run"]) == 0
     assert "1 of 1 runs to do" in capsys.readouterr().out

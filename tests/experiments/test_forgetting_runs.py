@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from hatrack.experiments import (
     verify,
 )
 from hatrack.experiments.comparing import is_finished
+from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.jobs import Job, JobFailed, carry_out
 from hatrack.experiments.plan import Plan, write_plan
 from hatrack.report.runs import Runs
@@ -89,7 +89,7 @@ def test_no_file_of_the_folder_reveals_it(folder: Path, task: str) -> None:
     shutil.copy(folder / "run.json", folder / "run.previous.json")
     (folder / "tensorboard").mkdir()
     (folder / "tensorboard" / "events.out").write_bytes(b"\0tasks/" + task.encode())
-    (folder / "failure.json").write_text(json.dumps({"error": f"loss of {task} is nan"}))
+    write_failure(folder, f"loss of {task} is nan")
     (folder / "mine.txt").write_text("a file of my own")
     assert all(any(secret in content for _, content in files(folder)) for secret in hidden)
 

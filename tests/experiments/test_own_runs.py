@@ -14,6 +14,7 @@ import pytest
 from hatrack.cli import main
 from hatrack.errors import InputError
 from hatrack.experiments import own_experiment
+from hatrack.sealed import write_sealed
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "own-data.md"
 
@@ -102,8 +103,8 @@ def test_an_interrupted_run_of_own_tasks_goes_on(tmp_path: Path) -> None:
         short[key] = [[short[key][0][0], None], [None, None]]
     for key in ("tasks", "config", "data"):
         short[key] = whole[key]
-    del short["sha256"]  # as a version before checksums wrote it
-    path.write_text(json.dumps({**short, "status": "running"}))
+    del short["sha256"]
+    write_sealed(path, {**short, "status": "running"})
     assert main([*command, str(tmp_path / "parts")]) == 0
     assert json.loads(path.read_text())["logits_sha256"] == whole["logits_sha256"]
 

@@ -12,6 +12,7 @@ from killing import run_in_process
 from hatrack.cli import main
 from hatrack.experiments import Reproduction, read_result, verify
 from hatrack.experiments.results import write_result
+from hatrack.sealed import write_sealed
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -33,9 +34,9 @@ def folder(tmp_path: Path) -> Path:
 def edit(folder: Path, change: Any) -> None:
     path = folder / "run.json"
     content = json.loads(path.read_text())
-    content.pop("sha256", None)
+    content.pop("sha256")
     change(content)
-    path.write_text(json.dumps(content))
+    write_sealed(path, content)
 
 
 def test_rerun_reproduces_every_bit_and_leaves_the_run_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -269,7 +269,7 @@ def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
 def _set_threads(threads: int | None, folder: Path) -> None:
     """Take the number asked for, or the one with which a run in this folder began."""
     if threads is None and (folder / RESULT).exists():
-        threads = read_recorded(folder)[0].environment.get("threads")
+        threads = read_recorded(folder)[0].environment["threads"]
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
 

@@ -137,7 +137,7 @@ def tune_command(
     """Search a method's settings on one seed, by the average accuracy after the last task.
 
     Every combination of the grid is tried, many runs at a time, the settings as they are first. Finished runs are never
-    repeated. Needs `pip install 'hatrack[tune]'`.
+    repeated.
 
     Parameters
     ----------

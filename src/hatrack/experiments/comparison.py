@@ -168,7 +168,7 @@ def read_failure(folder: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        return str(read_sealed(path, ("error",))["error"])
+        return str(read_sealed(path)["error"])
     except (CheckpointError, KeyError):
         return f"it failed, but {path} does not say why"
 

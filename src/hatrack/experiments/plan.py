@@ -32,9 +32,6 @@ REFERENCES = ("joint", "random")
 SCHEMA = 1
 """Version of the format of ``comparison.json``."""
 
-_KEYS = ("schema", "experiment", "sources", "methods", "seeds", "settings", "environment")
-"""What versions that wrote no checksum wrote."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -183,7 +180,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
     path = folder / PLAN
-    data = read_sealed(path, _KEYS, SCHEMA, "comparison")
+    data = read_sealed(path, SCHEMA, "comparison")
     try:
         plan = Plan(
             str(data["experiment"]),
@@ -191,7 +188,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
             tuple(map(int, data["seeds"])),
             dict(data["settings"]["common"]),
             {str(name): dict(own) for name, own in data["settings"]["own"].items()},
-            tuple(Path(path) for path in data.get("sources", ())),
+            tuple(Path(path) for path in data["sources"]),
         )
         for method in plan.methods:
             look_up("method", method, METHODS)

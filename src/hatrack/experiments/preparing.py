@@ -205,7 +205,7 @@ def finished_result(request: RunRequest) -> RunResult | None:
 
 def _require_same_data(request: RunRequest, earlier: RunResult, origins: tuple[str, ...]) -> None:
     """Refuse to go on with a run that was made of other data."""
-    if earlier.data and earlier.data != origins:
+    if earlier.data != origins:
         there = [line for line in earlier.data if line not in origins]
         now = [line for line in origins if line not in earlier.data]
         remedy = "its files have changed since;" if request.sources else "give that data with --data, or"

@@ -52,8 +52,8 @@ def recorded_run(folder: Path, data: Path | None = None, out: Path | None = None
         InputError, CheckpointError: as :func:`recorded_result`.
     """
     recorded = recorded_result(folder)
-    torch.set_num_threads(int(recorded.environment.get("threads", torch.get_num_threads())))
-    on_cuda = recorded.environment.get("device") != "cpu" and torch.cuda.is_available()
+    torch.set_num_threads(recorded.environment["threads"])
+    on_cuda = recorded.environment["device"] != "cpu" and torch.cuda.is_available()
     device = deterministic_cuda() if on_cuda else torch.device("cpu")
     sources = tuple(map(Path, recorded.sources))
     config = recorded.config

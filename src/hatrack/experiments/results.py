@@ -27,12 +27,6 @@ __all__ = [
 SCHEMA = 1
 """Version of the format of ``run.json``."""
 
-_KEYS = (
-    *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
-    *("metrics", "timing", "environment", "data", "sources", "history", "reuse", "status"),
-)
-"""What versions that wrote no checksum wrote."""
-
 T = TypeVar("T")
 
 
@@ -103,9 +97,9 @@ class RunResult:
         seconds: time spent on every task learned.
         environment: what it ran on.
         status: how far it is.
-        data: in which form every data set was found, one line each; empty in results of older versions.
+        data: in which form every data set was found, one line each.
         sources: of one's own tasks, the ``tasks.toml`` or the files and folders that they were made of; else empty.
-        history: what happened during every task learned; empty in results of older versions.
+        history: what happened during every task learned.
         reuse: share of the weights of task i (row) that task j (column) uses too; None if the method does not know.
         forgotten: how many tasks were forgotten, of which nothing is left in any other attribute.
         forgetting: the task that is being forgotten, while other files of the run may hold it or not; else None.
@@ -143,12 +137,11 @@ class RunResult:
         reuse: tuple[tuple[float, ...], ...] | None = None,
     ) -> RunResult:
         """The run after one more task."""
-        known = len(self.history) == len(self.scores)  # a run that an older version began has none of earlier tasks
         return replace(
             self,
             scores=(*self.scores, row),
             capacity=history.capacity,
-            history=(*self.history, history) if known else (),
+            history=(*self.history, history),
             reuse=reuse,
             epochs=(*self.epochs, len(history.valid_loss)),
             seconds=(*self.seconds, seconds),
@@ -157,7 +150,7 @@ class RunResult:
 
     def first(self, learned: int) -> RunResult:
         """The run as it was after its first tasks, as far as that is known."""
-        before = self.history[learned - 1].capacity if 0 < learned <= len(self.history) else None
+        before = self.history[learned - 1].capacity if learned else None
         return replace(
             self,
             scores=self.scores[:learned],
@@ -271,7 +264,7 @@ def read_result(path: Path) -> RunResult:
     Raises:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
-    data = read_sealed(path, _KEYS, SCHEMA, "result")
+    data = read_sealed(path, SCHEMA, "result")
     try:
         tasks = tuple(TaskSummary(**task) for task in data["tasks"])
         _require_sound(data)
@@ -290,10 +283,10 @@ def read_result(path: Path) -> RunResult:
             seconds=tuple(data["timing"]["seconds"]),
             environment=data["environment"],
             status=Status(data["status"]),
-            data=tuple(str(origin) for origin in data.get("data", ())),
-            sources=tuple(str(path) for path in data.get("sources", ())),
-            history=tuple(history_from_json(task) for task in data.get("history", ())),
-            reuse=None if data.get("reuse") is None else tuple(_numbers(row) for row in data["reuse"]),
+            data=tuple(str(origin) for origin in data["data"]),
+            sources=tuple(str(path) for path in data["sources"]),
+            history=tuple(history_from_json(task) for task in data["history"]),
+            reuse=None if data["reuse"] is None else tuple(_numbers(row) for row in data["reuse"]),
             forgotten=int(data.get("forgotten", 0)),
             forgetting=None if data.get("forgetting") is None else str(data["forgetting"]),
         )

@@ -16,7 +16,6 @@ from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.comparing import execute_recorded
 from hatrack.experiments.comparison import read_failure
 from hatrack.experiments.executors import Executor
-from hatrack.experiments.executors.base import optional_module
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobEvent
 from hatrack.experiments.own import own_experiment
@@ -28,19 +27,13 @@ from hatrack.methods import METHODS
 from hatrack.names import look_up
 from hatrack.sealed import read_sealed, write_sealed
 
-__all__ = ["JOURNAL", "TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
+__all__ = ["TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
 
 TUNING = "tuning.json"
 """The file at the top of the folder: what was searched, and what came out."""
 
-JOURNAL = "optuna.journal"
-"""Optuna's record of the search, for its own tools."""
-
 SCHEMA = 1
 """Version of the format of ``tuning.json``."""
-
-_KEYS = ("schema", "experiment", "sources", "method", "seed", "settings", "grid", "candidates", "best")
-"""What versions that wrote no checksum wrote."""
 
 _PATIENCE = 5.0
 
@@ -165,17 +158,14 @@ def tune(search: Search, folder: Path, jobs: Sequence[Job], executor: Executor) 
         What happens. Closing the generator stops the workers; finished tasks are kept.
 
     Raises:
-        InputError: Optuna is not installed, or the folder holds another search or is in use.
+        InputError: the folder holds another search or is in use.
         CheckpointError: the folder's record is damaged.
     """
-    optuna = optional_module("optuna", "tune")
     with locked(folder, _PATIENCE):
         _require_same(search, folder)
         _write(search, folder, ())
         yield from execute_recorded(jobs, executor)
-        found = outcomes(search, jobs)
-        _journal(optuna, search, folder, found)
-        _write(search, folder, found)
+        _write(search, folder, outcomes(search, jobs))
 
 
 def outcomes(search: Search, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
@@ -197,36 +187,11 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
     return max(good, key=lambda candidate: candidate.accuracy or 0.0) if good else None
 
 
-def _journal(optuna: Any, search: Search, folder: Path, found: Sequence[Candidate]) -> None:
-    """Add what is new to Optuna's journal: a study per search, a trial per run that ended."""
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        study_name=f"{search.experiment} {search.method} seed {search.seed} over {_said(search.grid)}",
-        direction="maximize",
-        load_if_exists=True,
-    )
-    optuna.logging.set_verbosity(verbosity)
-    # Lists, such as widths, are no values that Optuna knows; their JSON is.
-    choices = {
-        key: optuna.distributions.CategoricalDistribution([_said(v) for v in values])
-        for key, values in search.grid.items()
-    }
-    known = [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
-    for candidate in found:
-        params = {key: _said(value) for key, value in candidate.settings.items()}
-        if params not in known and candidate.accuracy is not None:
-            trial = optuna.trial.create_trial(params=params, distributions=choices, value=candidate.accuracy)
-            study.add_trial(trial)
-
-
 def _require_same(search: Search, folder: Path) -> None:
     path = folder / TUNING
     if not path.exists():
         return
-    data = read_sealed(path, _KEYS, SCHEMA, "search")
+    data = read_sealed(path, SCHEMA, "search")
     try:
         then = {key: data[key] for key in ("experiment", "sources", "method", "seed", "settings")}
     except (KeyError, TypeError, ValueError) as error:

@@ -91,7 +91,7 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
     origins = prepared.stream.origins
     if recorded.forgotten:  # of whose data nothing is recorded any more
         origins = tuple(line for line in origins if line in recorded.data)
-    if recorded.data and recorded.data != origins:
+    if recorded.data != origins:
         differences += ("data",)
     row = score_row(prepared, logits)
     saved = {} if not differences else read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors

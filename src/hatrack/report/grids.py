@@ -17,9 +17,7 @@ from hatrack.report.table import Column, Row
 __all__ = ["heat_map", "pictures"]
 
 
-def heat_map(
-    rows: Sequence[Row], x: Column, y: Column, value: Column, *, bottom: float = 50.0, top: float = 100.0
-) -> Chart:
+def heat_map(rows: Sequence[Row], x: Column, y: Column, value: Column, *, bottom: float = 50.0) -> Chart:
     """A matrix, in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
     values = [
         {"x": row[x.key], "y": row[y.key], "value": round(100 * row[value.key], 1)}
@@ -32,7 +30,7 @@ def heat_map(
     )
     low = min((row["value"] for row in values), default=0.0)
     cells = base.mark_rect().encode(
-        color=alt.Color("value:Q", title=f"{value.title} (%)", scale=alt.Scale(domain=[min(low, bottom), top])),
+        color=alt.Color("value:Q", title=f"{value.title} (%)", scale=alt.Scale(domain=[min(low, bottom), 100.0])),
         tooltip=[
             alt.Tooltip("y:O", title=y.title),
             alt.Tooltip("x:O", title=x.title),
@@ -40,7 +38,7 @@ def heat_map(
         ],
     )
     floor = min(low, bottom)
-    middle = next((floor + share / 100 * (top - floor) for share in range(101) if dark_cell(share / 100, "light")), top)
+    middle = next((floor + s / 100 * (100 - floor) for s in range(101) if dark_cell(s / 100, "light")), 100.0)
     numbers = base.mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=".1f"),
         color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("black")),

@@ -43,7 +43,7 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
     return {"matrices": matrices, "heat": {"low": f"{100 * low:.1f}", "high": f"{100 * high:.1f}"}}
 
 
-def layer_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
+def layer_matrices(table: Table) -> list[dict[str, Any]]:
     """Layers in use as heat maps, means over seeds."""
     sums: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in table.rows:

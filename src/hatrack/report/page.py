@@ -82,7 +82,7 @@ def html_report(runs: Runs) -> str:
         "summary": sections.summary_rows(tables["summary"]),
         "differences": sections.forest(tables["differences"], verdict(runs).best),
         **heat.matrices(tables["accuracy"], runs),
-        "layers": heat.layer_matrices(tables["capacity"], runs),
+        "layers": heat.layer_matrices(tables["capacity"]),
         "reuse": heat.reuse_matrices(tables["reuse"], runs),
         "proof": sections.proof(runs),
         "data": {

@@ -53,14 +53,13 @@ def verdict(runs: Runs) -> Verdict:
     )
 
 
-def differences(runs: Runs, reference: str | None = None) -> Table:
-    """How every method differs from one of them, over the seeds that both have, with 95 % intervals.
+def differences(runs: Runs) -> Table:
+    """Differences of every method from the best, over the seeds that both have, with 95 % intervals.
 
     Args:
-        runs: the runs.
-        reference: label to compare with; by default the one with the highest accuracy, references aside.
+        runs: the runs; the best has the highest accuracy, joint training and guessing aside.
     """
-    reference = reference or verdict(runs).best
+    reference = verdict(runs).best
     rows = []
     for label in runs.labels:
         row: dict[str, Any] = {"method": label}

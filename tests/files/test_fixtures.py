@@ -1,0 +1,89 @@
+"""The oldest files that are read: those of commit 65a3182."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from old_networks import NETWORKS, SAID, here, learn, logits
+from torch import Tensor
+
+import hatrack
+from hatrack import GuaranteeError, HATNetwork
+from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hatrack.cli import main
+from hatrack.experiments import read_result, verify
+from hatrack.experiments.folder import previous
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "65a3182"
+TASKS = ("first", "second.ü")
+
+EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)
+
+
+def require_same(name: str, said: dict[str, Tensor]) -> None:
+    """Check logits against the recorded ones: to the bit where these were computed, elsewhere to 1e-5."""
+    recorded = safetensors.torch.load_file(FOLDER / SAID)
+    with safetensors.safe_open(FOLDER / SAID, "pt") as file:
+        there = json.loads(file.metadata()["environment"])
+    close = 0.0 if there == here() else 1e-5
+    for task, now in said.items():
+        torch.testing.assert_close(now, recorded[f"{name} {task}"], rtol=close, atol=close)
+
+
+@EVERY_NETWORK
+def test_a_network_says_what_it_said_and_learns_another_task(name: str, tmp_path: Path) -> None:
+    network, path = NETWORKS[name], tmp_path / "net.hat"
+    x = safetensors.torch.load_file(FOLDER / SAID)[name]
+    net = hatrack.load(FOLDER / f"{name}.hat", network.build())
+    assert (type(net), net.task_names, net.task_in_training) == (network.kind, (*TASKS, "open"), "open")
+    said = {task: logits(net, task, x) for task in TASKS}
+    require_same(name, said)
+    assert all(state.calibration is not None for state in net.tasks if state.consolidated)
+    net.save(path)
+    for again in (net, hatrack.load(path, network.build())):
+        for seed, task in enumerate(("open", "another"), 5):
+            learn(again, task, *network.samples(seed))
+        again.check()
+        if not isinstance(again, HATNetwork) or again.hard:  # outputs under soft masks drift
+            assert all(torch.equal(logits(again, task, x), before) for task, before in said.items())
+
+
+@EVERY_NETWORK
+@pytest.mark.parametrize("tensor", ["packed", "head.weight", "calibration"])
+def test_a_change_to_a_consolidated_task_is_noticed(name: str, tensor: str, tmp_path: Path) -> None:
+    old = read_checkpoint(FOLDER / f"{name}.hat")
+    tensors = {key: value.clone() for key, value in old.tensors.items()}
+    changed = next(value for key, value in tensors.items() if key.startswith(f"tasks.0.{tensor}")).view(-1)
+    changed[0] = changed[0] ^ 1 if changed.dtype == torch.uint8 else changed[0] + 1
+    write_checkpoint(tmp_path / "net.hat", Checkpoint(tensors, old.description))
+    with pytest.raises(GuaranteeError, match="not those that its tasks were consolidated with"):
+        hatrack.load(tmp_path / "net.hat", NETWORKS[name].build())
+
+
+def test_a_run_is_verified_shown_and_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    verification = verify(FOLDER / "run")
+    assert verification.holds
+    assert set(verification.differences) <= {*verification.result.environment}, "the data are the same"
+    assert [len(task.used) for task in verification.result.history] == [1, 1]
+    assert main(["report", str(FOLDER / "run"), "--format", "csv"]) == 0
+    assert "hat" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole, folder = read_result(FOLDER / "run" / "run.json"), tmp_path / "run"
+    shutil.copytree(FOLDER / "run", folder)
+    for name in ("run.json", "net.hat"):  # as after the first task
+        previous(folder / name).replace(folder / name)
+    (folder / "logits.safetensors").unlink()
+    settings = [f"--set={key}" for key in ("hidden=8", "num_tasks=2", "limit=40", "epochs=1")]
+    assert main(["run", "demo", "--method", "hat", *settings, "--threads", "1", "--out", str(folder), "--quiet"]) == 0
+    again = read_result(folder / "run.json")
+    assert (again.status, again.config, len(again.history)) == (whole.status, whole.config, 2)
+    if {key: whole.environment[key] for key in here()} == here():
+        assert again.matrix("logits_sha256") == whole.matrix("logits_sha256")
