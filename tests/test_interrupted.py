@@ -30,7 +30,7 @@ from interrupting import (
     samples,
 )
 
-POINTS = 20
+POINTS = 60
 """Per operation and kind; benchmarks/interruptions.py tries all."""
 
 

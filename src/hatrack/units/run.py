@@ -167,7 +167,7 @@ class _LabelledRun(TorchFunctionMode):
             raise self._path_refused(Call(func, function_name(func), args, kwargs, None))
 
     def _is_vouched(self) -> bool:
-        return any(self._rules.vouches_for(name, module) for name, module in [("", self._model), *self._inside])
+        return any(map(self._rules.vouches_for, [self._model, *(module for _, module in self._inside)]))
 
     def _path_refused(self, call: Call) -> UnsupportedError:
         name, module = self._inside[-1] if self._inside else ("", self._model)

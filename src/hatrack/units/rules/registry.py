@@ -121,7 +121,7 @@ class RuleBook:
         self._rules = {**_RULES, **given}
         self._of_module = {id(modules[target]): own for target, own in given.items() if isinstance(target, str)}
 
-    def vouches_for(self, name: str, module: nn.Module) -> bool:
+    def vouches_for(self, module: nn.Module) -> bool:
         """Return whether the user vouches for a module, by its name, its type, or a base class."""
         by_name = self._of_module.get(id(module))
         kinds = [self._rules.get(kind) for kind in type(module).__mro__]
