@@ -249,12 +249,12 @@ def test_a_task_per_sample() -> None:
 
 
 class Hidden(nn.Module):
-    """Keeps its layers in a plain list beside a real one, so that nobody knows that they are called by it."""
+    """Calls its layers by functions that hold them, so that nobody knows that they are called by it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known = nn.ModuleList([nn.Linear(6, 16), nn.Linear(16, 16)])
-        self.hidden = list(self.known)
+        self.hidden = [lambda x, layer=layer: layer(x) for layer in self.known]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.hidden:

@@ -18,7 +18,7 @@ from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, free_units, widen_optimizer, widen_tasks
 from hatrack.layers import Ledger
 from hatrack.modes import evaluation_mode
-from hatrack.movement import StateOf
+from hatrack.movement import StateOf, aside
 from hatrack.poison import find_leak
 from hatrack.signatures import Signature
 from hatrack.tasks import UnitTask
@@ -75,7 +75,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
     def _follow_copy(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
         """Add what a run shows of units, on a copy of the backbone without gates."""
         scratch = scratch_without_gates(self.backbone)
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), signature.precision(x.device):
+        with aside(), signature.precision(x.device):
             x = x.detach().requires_grad_(signature.differentiable)
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self.gate_inputs}
             return follow(found, scratch, x, rules=self._rules, **settings)
@@ -84,8 +84,8 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         """The path that a call takes, on a copy of the backbone without gates, or on one that is given."""
         scratch = scratch_without_gates(self.backbone) if scratch is None else scratch
         with (
+            aside(),
             torch.inference_mode(signature.inference),
-            torch.random.fork_rng(devices=[]),
             torch.set_grad_enabled(signature.grad),
             signature.precision(x.device),
         ):

@@ -31,6 +31,7 @@ from hatrack.modes import evaluation_mode
 from hatrack.movement import (
     Movement,
     OwnBuffers,
+    aside,
     find_movement,
     get_buffers,
     movement_of,
@@ -378,7 +379,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """
 
         def run(backbone: nn.Module) -> object:
-            with torch.random.fork_rng(devices=[]):
+            with aside(), torch.no_grad():
                 return backbone.train(training)(x.detach())
 
         found = movement_of(self.backbone, scratch, self._per_task_modules()).beyond(self._movement)
@@ -406,7 +407,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
         def answers(seeds: Sequence[int], moved: bool) -> list[Tensor]:
             probe = scratch_of(self)
-            with torch.random.fork_rng(devices=[]):
+            with aside(), torch.no_grad():
                 torch.manual_seed(0)
                 if moved:
                     move(probe.backbone)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ __all__ = [
     "Movement",
     "OwnBuffers",
     "StateOf",
+    "aside",
     "find_movement",
     "get_buffers",
     "movement_of",
@@ -62,6 +64,23 @@ class Movement:
             tuple(name for name in self.buffers if name not in known),
             tuple(name for name in self.attributes if name not in known),
         )
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """While this lasts, a copy may be run without a trace in torch.
+
+    Random numbers are as before afterwards, and those who follow what is saved for backward passes, as checkpointing does,
+    see nothing of it. Inference mode is left, since what is made there could never be trained.
+    """
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    unseen = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+    with torch.inference_mode(False), torch.random.fork_rng(devices=devices), unseen:
+        yield
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class OwnBuffers(nn.Module):
@@ -185,7 +204,7 @@ def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Seque
     for training in (True, False):
         scratch = scratch_of(module).train(training)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with aside(), torch.no_grad():
                 for example in examples:
                     scratch(example)
         except DOES_NOT_RUN:

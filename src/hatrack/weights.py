@@ -29,7 +29,7 @@ from hatrack.masks import (
     through,
     twin,
 )
-from hatrack.movement import StateOf, scratch_of
+from hatrack.movement import StateOf, aside, scratch_of
 from hatrack.norm import copy_of_norm
 from hatrack.poison import find_leak_of_weights
 from hatrack.signatures import Signature
@@ -231,7 +231,7 @@ class WeightMaskedNetwork(HoldingWeights):
             return
         probe = scratch_of(self)
         copies, norms = probe._copies()
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        with aside():
             backbone = probe._twin([weight.detach() for weight in self._weights()], copies, norms)
             try:
                 strays = stray_parameters(backbone, x.detach())
