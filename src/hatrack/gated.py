@@ -20,7 +20,7 @@ from hatrack.layers import Ledger
 from hatrack.modes import evaluation_mode
 from hatrack.movement import StateOf, aside
 from hatrack.poison import find_leak
-from hatrack.signatures import Signature
+from hatrack.signatures import CallKey, Signature, key_of
 from hatrack.tasks import UnitTask
 from hatrack.tryouts import random_like
 from hatrack.undo import all_or_nothing, leaves_modes
@@ -63,7 +63,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         self._taught: list[Signature] = []  # that have led to more than the example shows, to be replayed from files
         self._followed: dict[Signature, None] = {}  # of which labelled runs say what is done to units
         self._let_pass: set[Signature] = set()  # in training, which old answers do not depend on
-        self._looked_at: set[tuple[Signature, int]] = set()  # with numbers of samples, of calls to be answered
+        self._looked_at: set[CallKey] = set()  # of calls that may be answered
         self._trace = self._follow_example(example_input.to(device))
         self._graph = resolve(self._trace, backbone, "backbone.")
         self._origin = Origin.of(self._graph, backbone)
@@ -152,18 +152,19 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             self._let_pass.clear()
             self._looked_at.clear()
             self._controls = Controls(self.backbone, self._movement.attributes)
-        signature = Signature.of(x, self.training)
-        if (signature, len(x)) not in self._looked_at:
-            self._look_before_answering(x, signature)
+        key = key_of(x, self.training)
+        if key not in self._looked_at and self._look_before_answering(x, Signature.of(x, self.training)):
+            self._looked_at.add(key)
 
     @leaves_modes
-    def _look_before_answering(self, x: Tensor, signature: Signature) -> None:
+    def _look_before_answering(self, x: Tensor, signature: Signature) -> bool:
+        """Have it found out what a call does to units; returns whether it runs."""
         scratch = scratch_without_gates(self.backbone)
         try:
             many = self._path(x, signature, scratch)
         except DOES_NOT_RUN:
             self._follow(signature, x, known=signature)  # which tells whether it runs where nobody looks on
-            return
+            return False
         self._require_still(x, signature.training, scratch)
         few: Path | None = many
         if len(x) > 2:
@@ -175,7 +176,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             self._require_followed(signature, x[:2], few)
         if few is None or not few.is_same(many):
             self._follow(replace(signature, samples=len(x)), x, known=signature)
-        self._looked_at.add((signature, len(x)))
+        return True
 
     def _require_followed(self, signature: Signature, x: Tensor, path: Path) -> None:
         """Have it found out what calls of a signature do to units, unless they go the way of one that is known.

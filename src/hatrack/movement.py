@@ -70,8 +70,8 @@ class Movement:
 def aside() -> Iterator[None]:
     """While this lasts, a copy may be run without a trace in torch.
 
-    Random numbers are as before afterwards, and those who follow what is saved for backward passes, as checkpointing does,
-    see nothing of it. Inference mode is left, since what is made there could never be trained.
+    Random numbers are as before afterwards. Whoever follows what is saved for backward passes, as checkpointing does,
+    sees nothing of it. Inference mode is left, since what is made there could never be trained.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     unseen = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Signature"]
+__all__ = ["CallKey", "Signature", "key_of"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,27 @@ class Signature:
             "with gradients of the inputs": self.differentiable,
         }
         return ", ".join([said, *(words for words, holds in unusual.items() if holds)])
+
+
+CallKey = tuple[torch.Size, torch.dtype, bool, bool, bool, bool, bool, torch.dtype | None]
+"""All that a signature is made of, and the number of samples, as it comes from torch: quick to make and to compare."""
+
+
+def key_of(x: Tensor, training: bool) -> CallKey:
+    """Return the key of a call at this moment.
+
+    Args:
+        x: the input, ``(N, ...)``.
+        training: whether the network is in training mode.
+    """
+    device = x.device.type
+    return (
+        x.shape,
+        x.dtype,
+        training,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        x.is_contiguous(),
+        x.requires_grad,
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+    )

@@ -32,7 +32,7 @@ from hatrack.masks import (
 from hatrack.movement import StateOf, aside, scratch_of
 from hatrack.norm import copy_of_norm
 from hatrack.poison import find_leak_of_weights
-from hatrack.signatures import Signature
+from hatrack.signatures import CallKey, Signature, key_of
 from hatrack.undo import all_or_nothing, attaches_or_not
 from hatrack.units import stray_parameters
 
@@ -103,7 +103,7 @@ class WeightMaskedNetwork(HoldingWeights):
         super().__init__(backbone, example_input, growth, FreeWeights() if conditioning is None else conditioning)
         self.source = Embedding() if source is None else source
         self.unmasked = unmasked
-        self._seen: set[tuple[Signature, int]] = set()
+        self._seen: set[CallKey] = set()
         keep_compilers_out(WeightMaskedNetwork._admit)
         self._progress = 1.0
         self._unpacked: tuple[Tensor, int, list[Tensor]] | None = None
@@ -226,7 +226,7 @@ class WeightMaskedNetwork(HoldingWeights):
 
     def _admit(self, x: Tensor) -> None:
         """Look whether a call of a new kind reaches weights past their masks, as layers in a plain list do."""
-        key = (Signature.of(x, self.training), len(x))
+        key = key_of(x, self.training)
         if key in self._seen:
             return
         probe = scratch_of(self)
@@ -241,8 +241,8 @@ class WeightMaskedNetwork(HoldingWeights):
             names = {id(parameter): name for name, parameter in self.backbone.named_parameters()}
             named = ", ".join(dict.fromkeys(names.get(id(stray), "a layer of no name") for stray in strays))
             raise UnsupportedError(
-                f"{key[0]} cannot be used: {named} would be reached past the masks, in a way that torch does not know "
-                "of, as in a plain list of layers (use torch.nn.ModuleList)"
+                f"{Signature.of(x, self.training)} cannot be used: {named} would be reached past the masks, in a way "
+                "that torch does not know of, as in a list of functions (use torch.nn.ModuleList)"
             )
         self._require_still(x, self.training, backbone)
         self._seen.add(key)
