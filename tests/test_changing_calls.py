@@ -596,6 +596,23 @@ def test_inference_mode_makes_nothing_that_cannot_be_trained() -> None:
     assert torch.equal(logits(net, x, "a"), promised)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_asked_in_inference_mode_first_is_followed_as_elsewhere(kind: Any) -> None:
+    torch.manual_seed(0)
+    net = kind(Reads(), torch.zeros(1, 2, 6))
+    samples = [torch.randn(4, n, 6) for n in (2, 5, 7)]
+    learn(net, "a", samples[0])
+    net.eval()
+    with torch.inference_mode():
+        promised = [net(x, "a").clone() for x in samples]
+        with pytest.raises(InputError, match="the input has shape"):
+            net(torch.randn(4, 2, 5), "a")
+    learn(net, "b", samples[1], 1)
+    net.eval()
+    with torch.inference_mode():
+        assert all(torch.equal(net(x, "a"), old) for x, old in zip(samples, promised, strict=True))
+
+
 def test_values_that_are_too_wide_for_the_protection_are_refused() -> None:
     backbone = Mixing(never)
     backbone.wide = nn.Parameter(torch.zeros(3, dtype=torch.complex128))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hatrack.attachment import Attachment, scratch_without_gates
 from hatrack.compilers import keep_compilers_out
-from hatrack.errors import DOES_NOT_RUN, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, free_units, widen_optimizer, widen_tasks
 from hatrack.layers import Ledger
@@ -105,18 +105,19 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
                 signature = Signature.of(x, training, grad)
                 if signature in followed:
                     continue
+                present.put_back()
                 try:
-                    present.put_back()
-                    if not self._path(x, signature, scratch).is_same(path):
-                        found = self._follow_copy(found, x, signature)
+                    is_usual = self._path(x, signature, scratch).is_same(path)
+                except DOES_NOT_RUN:
+                    continue  # such as a batch norm that would see a single sample
+                try:
+                    found = found if is_usual else self._follow_copy(found, x, signature)
                 except UnsupportedError:
                     if not training:
                         raise
                     self._let_pass.add(signature)
-                    continue
-                except DOES_NOT_RUN:
-                    continue  # such as a batch norm that would see a single sample
-                followed[signature] = None
+                else:
+                    followed[signature] = None
         self._followed |= followed
         return found
 
@@ -159,12 +160,19 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
     @leaves_modes
     def _look_before_answering(self, x: Tensor, signature: Signature) -> bool:
         """Have it found out what a call does to units; returns whether it runs."""
-        scratch = scratch_without_gates(self.backbone)
+        scratch, outside = scratch_without_gates(self.backbone), replace(signature, inference=False)
         try:
             many = self._path(x, signature, scratch)
+            same = not signature.inference or many.is_same(self._path(x, outside))
         except DOES_NOT_RUN:
-            self._follow(signature, x, known=signature)  # which tells whether it runs where nobody looks on
+            self._follow(outside, x, known=outside)  # which tells whether it runs where nobody looks on
             return False
+        if not same:
+            raise UnsupportedError(
+                f"{signature} cannot be used: the backbone does something else in inference mode, which cannot be "
+                "followed there; ask under torch.no_grad()"
+            )
+        signature = outside
         self._require_still(x, signature.training, scratch)
         few: Path | None = many
         if len(x) > 2:
@@ -210,14 +218,9 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
             UnsupportedError: no rule explains what the backbone does, or it contradicts the tasks there are.
         """
         sample = x.detach().to(self._none().device)
-        if signature.inference:
-            raise UnsupportedError(
-                f"{signature} cannot be used: the backbone does something else in inference mode, which cannot be "
-                "followed there; ask under torch.no_grad()"
-            )
         try:
             found = self._follow_copy(self._trace, sample, signature)
-        except DOES_NOT_RUN:
+        except InputError:
             return  # the call itself says what is wrong
         except UnsupportedError as error:
             if signature.training:  # what old tasks answer, in evaluation mode, does not depend on it
@@ -275,8 +278,8 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         return answers
 
     def _require_no_leak(self, signature: Signature, sample: Tensor) -> None:
-        backbone, attachment = copy.deepcopy((self.backbone, self._attachment))
-        with torch.inference_mode(False):
+        with aside():
+            backbone, attachment = copy.deepcopy((self.backbone, self._attachment))
             leak = find_leak(attachment, self._graph, backbone, sample, pairs=1)
         if leak is not None:
             raise UnsupportedError(

@@ -406,8 +406,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         buffers = {name: b.clone() for name, b in self.backbone.named_buffers() if name not in movement.attributes}
 
         def answers(seeds: Sequence[int], moved: bool) -> list[Tensor]:
-            probe = scratch_of(self)
             with aside(), torch.no_grad():
+                probe = scratch_of(self)
                 torch.manual_seed(0)
                 if moved:
                     move(probe.backbone)

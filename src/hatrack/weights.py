@@ -229,9 +229,9 @@ class WeightMaskedNetwork(HoldingWeights):
         key = key_of(x, self.training)
         if key in self._seen:
             return
-        probe = scratch_of(self)
-        copies, norms = probe._copies()
         with aside():
+            probe = scratch_of(self)
+            copies, norms = probe._copies()
             backbone = probe._twin([weight.detach() for weight in self._weights()], copies, norms)
             try:
                 strays = stray_parameters(backbone, x.detach())
