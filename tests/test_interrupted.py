@@ -159,3 +159,14 @@ def test_the_backbone_alone_copied_counts_as_inside(kind: str) -> None:
     twin = copy.deepcopy(net.backbone)
     with pytest.raises(InputError, match="already inside"):
         build(kind, twin)
+
+
+def test_torch_follows_functions_again_where_an_interrupt_has_kept_it_from_that() -> None:
+    class Stopping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._C.DisableTorchFunction().__enter__()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        HATNetwork(nn.Sequential(nn.Linear(4, 8), Stopping()), torch.zeros(2, 4))
+    assert torch._C._is_torch_function_enabled()

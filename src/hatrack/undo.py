@@ -39,10 +39,12 @@ class _Modes:
     def __init__(self) -> None:
         self._depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
         self._grad_enabled = torch.is_grad_enabled()
+        self._functions = torch._C._get_torch_function_state()  # type: ignore[attr-defined]
 
     def leave(self) -> None:
         """Leave modes whose end was not reached, and the mode without gradients."""
         functions, dispatches = self._depths
+        torch._C._set_torch_function_state(self._functions)  # type: ignore[attr-defined]
         while torch._C._len_torch_dispatch_stack() > dispatches:
             mode: Any = _get_current_dispatch_mode()
             mode.__exit__(None, None, None)
