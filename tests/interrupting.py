@@ -344,6 +344,7 @@ def faults(kind: str, operation: str, most: int | None = None) -> tuple[int, dic
 
 def faults_of_construction(kind: str, most: int | None = None) -> tuple[int, dict[str, str]]:
     """The same for the constructor."""
+    build(kind)  # some lines run once per process
     points = points_of(lambda: build(kind))
     found = {}
     points = points if most is None else chosen(points, most)
