@@ -1,63 +1,23 @@
-"""What decides on a path beside shapes and modes: settings, hooks, memory, precision, state that later calls move."""
+"""Paths that settings, hooks, memory, precision or the number of samples decide on, beside shapes and modes."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import hatrack
-from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
-from hatrack.conditioning import Adaptive
+from changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never
+from hatrack import HATNetwork, InputError, UnsupportedError
 from hatrack.inference import Scorer
 from helpers import logits
-
-WIDTH = 16
-Net = HATNetwork | WeightMaskedNetwork
-Condition = Callable[[nn.Module, Tensor], bool]
-
-
-def learn(net: Any, task: str, x: Tensor, seed: int = 0, lr: float = 0.05) -> None:
-    torch.manual_seed(seed)
-    net.add_task(task, 2)
-    optimizer = net.protect(torch.optim.Adam(net.task_parameters(task), lr=lr))
-    net.train()
-    for step in range(6):
-        net.anneal(step / 5)
-        optimizer.zero_grad()
-        F.cross_entropy(net(x, task), torch.arange(len(x)) % 2).backward()
-        optimizer.step()
-    net.consolidate(task)
-
-
-class Mixing(nn.Module):
-    """Mixes units under a condition, in a way that no rule explains, or that no gate can stand before."""
-
-    def __init__(self, where: Condition) -> None:
-        super().__init__()
-        self.a, self.out, self.where, self.mixed = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), where, False
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.a(x)) + 1.0
-        if self.where(self, x):
-            h = h - h.mean(1, keepdim=True)
-        return torch.relu(self.out(h))
-
-
-def never(module: nn.Module, x: Tensor) -> bool:
-    return False
-
 
 UNUSUAL: dict[str, tuple[Condition, Callable[[Net], Tensor]]] = {
     "not contiguous": (lambda m, x: not x.is_contiguous(), lambda net: net(torch.randn(6, 8).t(), "a")),
@@ -94,7 +54,7 @@ def test_what_an_unusual_call_shows_is_refused_before_it_is_answered(name: str) 
     torch.manual_seed(0)
     net = HATNetwork(Mixing(where), torch.zeros(1, 6))
     x = torch.randn(5, 6)
-    learn(net, "a", x)
+    learn_batch(net, "a", x)
     promised = logits(net, x, "a")
     net.eval()
     with pytest.raises(UnsupportedError, match="cannot be used"):
@@ -107,7 +67,7 @@ def test_what_an_unusual_call_shows_is_refused_before_it_is_answered(name: str) 
 def test_unusual_calls_of_usual_networks_are_answered(name: str) -> None:
     torch.manual_seed(0)
     net = HATNetwork(Mixing(never), torch.zeros(1, 6))
-    learn(net, "a", torch.randn(5, 6))
+    learn_batch(net, "a", torch.randn(5, 6))
     net.eval()
     assert UNUSUAL[name][1](net).shape == (8, 2)
 
@@ -125,14 +85,14 @@ def test_hooks_that_come_later_are_followed_too(name: str) -> None:
     torch.manual_seed(0)
     net = HATNetwork(Mixing(never), torch.zeros(1, 6), s_max=50.0)
     x = torch.randn(5, 6)
-    learn(net, "a", x)
+    learn_batch(net, "a", x)
     HOOKS[name](net.backbone.out)
     if name != "before":
         with pytest.raises(UnsupportedError, match="cannot be used"):
             logits(net, x, "a")
         return
     promised = logits(net, x, "a")
-    learn(net, "b", x, 1, lr=0.5)
+    learn_batch(net, "b", x, 1, lr=0.5)
     assert torch.equal(logits(net, x, "a"), promised)
 
 
@@ -140,7 +100,7 @@ def test_a_hook_that_only_looks_on_is_let_in() -> None:
     torch.manual_seed(0)
     net = HATNetwork(Mixing(never), torch.zeros(1, 6))
     x, seen = torch.randn(5, 6), []
-    learn(net, "a", x)
+    learn_batch(net, "a", x)
     promised = logits(net, x, "a")
     net.backbone.out.register_forward_hook(lambda _, args, out: seen.append(out.shape))
     assert torch.equal(logits(net, x, "a"), promised)
@@ -150,7 +110,7 @@ def test_a_hook_that_only_looks_on_is_let_in() -> None:
 def test_what_training_lets_pass_is_not_taken_for_known_in_evaluation() -> None:
     torch.manual_seed(0)
     net = HATNetwork(Mixing(lambda m, x: x.dim() == 2 and x.shape[0] == 3), torch.zeros(1, 6))
-    learn(net, "a", torch.randn(5, 6))
+    learn_batch(net, "a", torch.randn(5, 6))
     net.add_task("b", 2)
     net.train()(torch.randn(3, 6), "b")
     for _ in range(2):
@@ -175,7 +135,7 @@ class InFours(nn.Module):
 def test_networks_that_do_not_run_on_two_samples_are_looked_at_with_all() -> None:
     torch.manual_seed(0)
     net = HATNetwork(InFours(), torch.zeros(4, 2, 6))
-    learn(net, "a", torch.randn(8, 2, 6))
+    learn_batch(net, "a", torch.randn(8, 2, 6))
     with pytest.raises(UnsupportedError, match="cannot be used"):
         logits(net, torch.randn(8, 5, 6), "a")
 
@@ -200,9 +160,9 @@ def test_a_module_in_the_place_of_another_takes_another_path(where: Condition) -
     net = HATNetwork(EitherNorm(where), torch.zeros(2, 6), s_max=50.0)
     net.analyze(torch.zeros(8, 6))
     x = torch.randn(8, 6)
-    learn(net, "a", x)
+    learn_batch(net, "a", x)
     promised = [logits(net, x, "a"), logits(net, x[:2], "a"), net.eval()(x, "a").detach()]
-    learn(net, "b", x, 1)
+    learn_batch(net, "b", x, 1)
     now = [logits(net, x, "a"), logits(net, x[:2], "a"), net.eval()(x, "a").detach()]
     assert all(map(torch.equal, now, promised))
 
@@ -225,7 +185,7 @@ class Chosen(nn.Module):
 def test_constants_that_the_number_of_samples_chooses_make_another_path(how: str) -> None:
     torch.manual_seed(0)
     net = HATNetwork(Chosen(how), torch.zeros(2, 6))
-    learn(net, "a", torch.randn(3, 6))
+    learn_batch(net, "a", torch.randn(3, 6))
     with pytest.raises(UnsupportedError, match="cannot be used any more: units would be others"):
         logits(net, torch.randn(8, 6), "a")
 
@@ -248,7 +208,7 @@ def test_precision_is_part_of_what_a_file_says(tmp_path: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         net.analyze(torch.zeros(2, 6))
     x = torch.randn(8, 6)
-    learn(net, "a", x)
+    learn_batch(net, "a", x)
 
     def answers(net: HATNetwork) -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -258,7 +218,7 @@ def test_precision_is_part_of_what_a_file_says(tmp_path: Path) -> None:
     net.save(tmp_path / "net.hat")
     again = hatrack.load(tmp_path / "net.hat", InHalfPrecision())
     assert [reader.module for reader in again.units.readers] == [reader.module for reader in net.units.readers]
-    learn(again, "b", x, 1)
+    learn_batch(again, "b", x, 1)
     assert all(map(torch.equal, answers(again), promised))
 
 
@@ -282,7 +242,7 @@ def test_units_that_are_read_in_new_places_must_not_change_any_kind_of_old_answe
     net = HATNetwork(Reads(), torch.zeros(1, 2, 6))
     net.analyze(torch.zeros(2, 3, 6))
     samples = [torch.randn(4, n, 6) for n in (2, 3)]
-    learn(net, "a", samples[1])
+    learn_batch(net, "a", samples[1])
     promised = [logits(net, x, "a") for x in samples]
     with contextlib.suppress(UnsupportedError):
         logits(net, torch.randn(4, 4, 6), "a")
@@ -301,7 +261,7 @@ def test_a_norm_that_only_other_lengths_reach_is_refused_by_its_name() -> None:
 
     torch.manual_seed(0)
     net = HATNetwork(Late(), torch.zeros(1, 2, 6))
-    learn(net, "a", torch.randn(4, 2, 6))
+    learn_batch(net, "a", torch.randn(4, 2, 6))
     with pytest.raises(UnsupportedError, match=r"a copy of their own of norm.*net\.analyze"):
         logits(net, torch.randn(4, 5, 6), "a")
 
@@ -309,290 +269,23 @@ def test_a_norm_that_only_other_lengths_reach_is_refused_by_its_name() -> None:
 def test_recognising_looks_at_calls_as_evaluation_does() -> None:
     torch.manual_seed(0)
     net = HATNetwork(Mixing(lambda m, x: len(x) == 3), torch.zeros(1, 6))
-    learn(net, "a", torch.randn(5, 6))
+    learn_batch(net, "a", torch.randn(5, 6))
     with pytest.raises(UnsupportedError, match="cannot be used"):
         net.train().infer(torch.randn(3, 6), Scorer.ENERGY, calibrated=False)
-
-
-# ------------------------------------------------------------------------------------------------- state
-
-
-class Keeping(nn.Module):
-    """Moves a mean that is kept in one of several ways, which the result depends on."""
-
-    def __init__(self, kept: str, when: Condition) -> None:
-        super().__init__()
-        self.a, self.out, self.kept, self.when = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), kept, when
-        self.plain, self.helper, self.array = torch.zeros(6), SimpleNamespace(mean=torch.zeros(6)), np.zeros(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)[:, :6]
-        if self.when(self, x):
-            match self.kept:
-                case "attribute":
-                    self.plain = 0.9 * self.plain + 0.1 * x.detach().mean(0)
-                case "helper":
-                    self.helper.mean = 0.9 * self.helper.mean + 0.1 * x.detach().mean(0)
-                case "array":
-                    self.array[:] = 0.9 * self.array + 0.1
-        shift = self.plain + self.helper.mean + torch.as_tensor(self.array).float()
-        return torch.relu(self.out(torch.relu(self.a(x - shift))))
-
-
-KINDS = [HATNetwork, WeightMaskedNetwork]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kept", ["attribute", "helper", "array"])
-def test_state_that_moves_is_seen_with_an_example_of_zeros(kept: str, kind: Any) -> None:
-    with pytest.raises(UnsupportedError, match=r"running the backbone changes (plain|helper|array), and its outputs"):
-        kind(Keeping(kept, lambda m, x: m.training), torch.zeros(1, 6))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kept", ["attribute", "helper", "array"])
-def test_state_that_only_some_calls_move_is_refused_at_such_a_call(kept: str, kind: Any) -> None:
-    torch.manual_seed(0)
-    net = kind(Keeping(kept, lambda m, x: len(x) > 4), torch.zeros(1, 6))
-    x = torch.randn(4, 6)
-    learn(net, "a", x)
-    promised = logits(net, x, "a")
-    with pytest.raises(UnsupportedError, match="running the backbone changes"):
-        logits(net, torch.randn(7, 6), "a")
-    assert torch.equal(logits(net, x, "a"), promised)
-
-
-class Table(nn.Module):
-    """Keeps a table of positions as a buffer, which is computed anew for inputs that are longer than it."""
-
-    def __init__(self, persistent: bool) -> None:
-        super().__init__()
-        self.a, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.register_buffer("pos", torch.zeros(1, 1, WIDTH), persistent=persistent)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pos.shape[1] < x.shape[1]:
-            self.pos = torch.arange(x.shape[1]).view(1, -1, 1).sin().expand(1, -1, WIDTH).clone()
-        return torch.relu(self.out(torch.relu(self.a(x) + self.pos[:, : x.shape[1]]))).mean(1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("persistent", [True, False])
-def test_tables_that_grow_with_the_input_are_no_state(persistent: bool, kind: Any, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = kind(Table(persistent), torch.zeros(1, 5, 6))
-    samples = [torch.randn(4, n, 6) for n in (5, 9)]
-    learn(net, "a", samples[0])
-    promised = [logits(net, x, "a") for x in samples]
-    learn(net, "b", torch.randn(4, 12, 6), 1)
-    net.check()
-    net.save(tmp_path / "net.hat")
-    again = hatrack.load(tmp_path / "net.hat", Table(persistent))
-    for each in (net, again):
-        assert all(torch.equal(logits(each, x, "a"), old) for x, old in zip(samples, promised, strict=True))
-
-
-class Reached(nn.Module):
-    """Reaches a layer with a moving buffer by a list, or by a bound method, that was made with the original."""
-
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(WIDTH, WIDTH)
-            self.register_buffer("mean", torch.zeros(WIDTH))
-
-        def forward(self, h: Tensor) -> Tensor:
-            h = torch.relu(self.layer(h))
-            if self.training:
-                self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
-            return h - self.mean
-
-    def __init__(self, by: str) -> None:
-        super().__init__()
-        self.a, self.c = nn.Linear(6, WIDTH), self.Counting()
-        self.steps: Any = {"list": [self.c], "dictionary": {"c": self.c}, "method": self.c.forward}[by]
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.a(x))
-        step = self.steps
-        return step[0](h) if isinstance(step, list) else step["c"](h) if isinstance(step, dict) else step(h)
-
-
-@pytest.mark.parametrize("by", ["list", "dictionary"])
-def test_layers_that_are_reached_in_other_ways_have_twins_too(by: str) -> None:
-    torch.manual_seed(0)
-    net = HATNetwork(Reached(by), torch.zeros(2, 6))
-    x = torch.randn(8, 6)
-    learn(net, "a", x)
-    promised = logits(net, x, "a")
-    learn(net, "b", 3 * torch.randn(8, 6), 1)
-    assert torch.equal(logits(net, x, "a"), promised)
-
-
-# ------------------------------------------------------------------------------------- changes from outside
-
-
-@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
-def test_fused_steps_count_as_others(make: Any) -> None:
-    torch.manual_seed(0)
-    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
-    x = torch.randn(5, 6)
-    learn(net, "a", x)
-    promised = logits(net, x, "a")
-    net.add_task("b", 2)
-    optimizer = make(net.backbone.parameters(), lr=0.1, fused=True)
-    net.train()(x, "b").sum().backward()
-    optimizer.step()
-    with pytest.warns(UserWarning, match="something other than a step of a protected optimizer"):
-        assert torch.equal(logits(net, x, "a"), promised)
-
-
-def test_a_task_that_diverges_does_not_answer_for_others() -> None:
-    torch.manual_seed(0)
-    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
-    x = torch.randn(5, 6)
-    learn(net, "a", x)
-    promised = logits(net, x, "a")
-    net.add_task("b", 2)
-    optimizer = net.protect(torch.optim.SGD(net.task_parameters("b"), lr=1e38))
-    for _ in range(3):
-        optimizer.zero_grad()
-        net.train()(x, "b").square().sum().backward()
-        optimizer.step()
-    with pytest.raises(GuaranteeError, match=r"infinite or not a number.*restore\(\)"):
-        logits(net, x, "a")
-    net.restore()
-    assert torch.equal(logits(net, x, "a"), promised)
-
-
-REPLACED: dict[str, Callable[[Net], object]] = {
-    "the backbone": lambda net: setattr(net, "backbone", Mixing(never)),
-    "one more layer": lambda net: net.backbone.add_module("more", nn.Tanh()),
-    "another type": lambda net: net.backbone.double(),
-    "another forward": lambda net: setattr(net.backbone.out, "forward", lambda h: h[:, :WIDTH] + 1.0),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", REPLACED)
-def test_other_parts_are_refused_by_everything(name: str, kind: Any) -> None:
-    torch.manual_seed(0)
-    net = kind(Mixing(never), torch.zeros(1, 6))
-    learn(net, "a", torch.randn(5, 6))
-    state = net.state_dict()
-    REPLACED[name](net)
-    for use in (
-        lambda: net(torch.randn(3, 6), "a"),
-        net.check,
-        lambda: net.to("cpu"),
-        lambda: net.load_state_dict(state),
-        lambda: nn.ModuleDict({"net": net}).load_state_dict({f"net.{name}": value for name, value in state.items()}),
-    ):
-        with pytest.raises(GuaranteeError, match="has been replaced, pruned, parametrized or converted since"):
-            use()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_state_with_other_tasks_says_so(kind: Any) -> None:
-    nets = [kind(Mixing(never), torch.zeros(1, 6)) for _ in range(2)]
-    learn(nets[0], "a", torch.randn(5, 6))
-    nets[1].add_task("b", 2)
-    nets[1].consolidate("b")
-    with pytest.raises(InputError, match=r"consolidated tasks \['a'\].*\['b'\].*add the same tasks first"):
-        nets[1].load_state_dict(nets[0].state_dict())
-
-
-def test_a_mixed_batch_trains_while_something_else_has_written() -> None:
-    torch.manual_seed(0)
-    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
-    x = torch.randn(6, 6)
-    learn(net, "a", x)
-    net.add_task("b", 2)
-    net.train()
-    with torch.no_grad():
-        net.backbone.out.weight.add_(0.1)
-    with pytest.warns(UserWarning, match="something other than a step"):
-        net(x, ["a", "b"] * 3)[1::2].sum().backward()
-    assert all(parameter.grad is not None for parameter in net.backbone.parameters())
-
-
-def test_a_step_that_fails_leaves_nothing_to_the_next() -> None:
-    def moved(fails: bool) -> Tensor:
-        torch.manual_seed(0)
-        net = HATNetwork(Mixing(never), torch.zeros(1, 6), conditioning=Adaptive())
-        x = torch.randn(5, 6)
-        learn(net, "a", x)
-        net.add_task("b", 2, generator=torch.Generator().manual_seed(1))
-        optimizer = net.protect(torch.optim.Adam(net.task_parameters("b"), lr=0.1))
-        net.train()(x, "b").sum().backward()
-        if fails:
-            optimizer.param_groups[0]["betas"] = None
-            with pytest.raises(TypeError):
-                optimizer.step()
-            optimizer.param_groups[0]["betas"] = (0.9, 0.999)
-            optimizer.state.clear()
-        optimizer.step()
-        return net.backbone.out.weight.detach().clone()
-
-    assert torch.equal(moved(True), moved(False))
-
-
-def test_nothing_of_a_forgotten_mask_is_kept() -> None:
-    torch.manual_seed(0)
-    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
-    learn(net, "a", torch.randn(5, 6))
-    logits(net, torch.randn(5, 6), "a")
-    mask = net.tasks[0].mask
-    net.forget("a")
-    kept = [value for value in vars(net).values() if isinstance(value, tuple)]
-    tensors = [each for value in kept for each in value if isinstance(each, Tensor)]
-    assert not any(each.shape == mask.shape and each.dtype == mask.dtype for each in tensors)
-
-
-def test_a_refused_call_undoes_nothing_of_another_thread() -> None:
-    inside, go = threading.Event(), threading.Event()
-
-    def where(module: nn.Module, x: Tensor) -> bool:
-        if len(x) == 3 and threading.current_thread() is not threading.main_thread():
-            inside.set()
-            go.wait(20)
-        return len(x) == 3
-
-    torch.manual_seed(0)
-    net = HATNetwork(Mixing(where), torch.zeros(1, 6))
-    x, refused = torch.randn(5, 6), []
-    learn(net, "a", x)
-    net.eval()
-
-    def ask() -> None:
-        try:
-            net(torch.randn(3, 6), "a")
-        except UnsupportedError as error:
-            refused.append(error)
-
-    asker = threading.Thread(target=ask)
-    asker.start()
-    assert inside.wait(20)
-    learn(net, "b", x, 1)
-    go.set()
-    asker.join()
-    assert refused
-    assert net.task_names == ("a", "b")
-    net.check()
 
 
 def test_inference_mode_makes_nothing_that_cannot_be_trained() -> None:
     torch.manual_seed(0)
     net = HATNetwork(Mixing(never), torch.zeros(1, 6))
     x = torch.randn(5, 6)
-    learn(net, "a", x)
+    learn_batch(net, "a", x)
     promised = logits(net, x, "a")
     with torch.inference_mode():
         net.load_state_dict(net.state_dict())
         net.check()
         net.add_task("b", 2)
         net.forget("b")
-    learn(net, "b", x, 1)
+    learn_batch(net, "b", x, 1)
     assert torch.equal(logits(net, x, "a"), promised)
 
 
@@ -601,13 +294,13 @@ def test_what_is_asked_in_inference_mode_first_is_followed_as_elsewhere(kind: An
     torch.manual_seed(0)
     net = kind(Reads(), torch.zeros(1, 2, 6))
     samples = [torch.randn(4, n, 6) for n in (2, 5, 7)]
-    learn(net, "a", samples[0])
+    learn_batch(net, "a", samples[0])
     net.eval()
     with torch.inference_mode():
         promised = [net(x, "a").clone() for x in samples]
         with pytest.raises(InputError, match="the input has shape"):
             net(torch.randn(4, 2, 5), "a")
-    learn(net, "b", samples[1], 1)
+    learn_batch(net, "b", samples[1], 1)
     net.eval()
     with torch.inference_mode():
         assert all(torch.equal(net(x, "a"), old) for x, old in zip(samples, promised, strict=True))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import hatrack
+from changing_networks import Mixing, learn_batch, never
 from hatrack import Adaptive, BatchNorms, Conditioning, Fading, GuaranteeError, HATNetwork, InputError
 from hatrack.plan import GroupPlan, make_plan
 from helpers import NETS, assert_poison_harmless, attach, learn, logits, mode, open_task
@@ -301,3 +302,15 @@ def test_a_networks_plan_agrees_with_its_capacity() -> None:
         for name, share in capacity.groups.items():
             assert plan.groups[name].free / plan.groups[name].size == pytest.approx(1 - share)
         assert plan.tasks_left == min(part.tasks_left for part in plan.groups.values() if part.tasks_left is not None)
+
+
+def test_nothing_of_a_forgotten_mask_is_kept() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
+    learn_batch(net, "a", torch.randn(5, 6))
+    logits(net, torch.randn(5, 6), "a")
+    mask = net.tasks[0].mask
+    net.forget("a")
+    kept = [value for value in vars(net).values() if isinstance(value, tuple)]
+    tensors = [each for value in kept for each in value if isinstance(each, Tensor)]
+    assert not any(each.shape == mask.shape and each.dtype == mask.dtype for each in tensors)

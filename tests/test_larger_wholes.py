@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from changing_networks import KINDS as MASKED
+from changing_networks import Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, InputError, WeightMaskedNetwork
 from helpers import attach, learn, logits, loss_of, open_task
 
@@ -171,3 +173,13 @@ def test_the_device_without_values_is_refused() -> None:
         net.to("meta")
     assert isinstance(net, HATNetwork)
     assert torch.equal(logits(net, x, "a"), promised)
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_a_state_with_other_tasks_says_so(kind: Any) -> None:
+    nets = [kind(Mixing(never), torch.zeros(1, 6)) for _ in range(2)]
+    learn_batch(nets[0], "a", torch.randn(5, 6))
+    nets[1].add_task("b", 2)
+    nets[1].consolidate("b")
+    with pytest.raises(InputError, match=r"consolidated tasks \['a'\].*\['b'\].*add the same tasks first"):
+        nets[1].load_state_dict(nets[0].state_dict())

@@ -41,7 +41,7 @@ LAYERS = [
     {"gates", "protect", "calibration", "sparing"},
     {"units"},
     {"checkpoint", "sealed"},
-    {"undo", "signatures"},
+    {"undo", "signatures", "state_dependence"},
     {"progress"},
     {
         "functional",

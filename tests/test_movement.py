@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
-from hatrack import HATNetwork, UnsupportedError, WeightMaskedNetwork
+from changing_networks import WIDTH, Condition, learn_batch
+from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
 from helpers import logits
 
 KINDS = [HATNetwork, WeightMaskedNetwork]
@@ -140,3 +143,177 @@ def test_attaching_leaves_the_state_as_it_was(kind: Any, state: str) -> None:
     kind(backbone, torch.zeros(1, 6))
     assert (backbone.calls, backbone.seen, int(backbone.count)) == (0, [], 0)
     assert not backbone.mean.any()
+
+
+class Keeping(nn.Module):
+    """Moves a mean that is kept in one of several ways, which the result depends on."""
+
+    def __init__(self, kept: str, when: Condition) -> None:
+        super().__init__()
+        self.a, self.out, self.kept, self.when = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), kept, when
+        self.plain, self.helper, self.array = torch.zeros(6), SimpleNamespace(mean=torch.zeros(6)), np.zeros(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)[:, :6]
+        if self.when(self, x):
+            match self.kept:
+                case "attribute":
+                    self.plain = 0.9 * self.plain + 0.1 * x.detach().mean(0)
+                case "helper":
+                    self.helper.mean = 0.9 * self.helper.mean + 0.1 * x.detach().mean(0)
+                case "array":
+                    self.array[:] = 0.9 * self.array + 0.1
+        shift = self.plain + self.helper.mean + torch.as_tensor(self.array).float()
+        return torch.relu(self.out(torch.relu(self.a(x - shift))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kept", ["attribute", "helper", "array"])
+def test_state_that_moves_is_seen_with_an_example_of_zeros(kept: str, kind: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"running the backbone changes (plain|helper|array), and its outputs"):
+        kind(Keeping(kept, lambda m, x: m.training), torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kept", ["attribute", "helper", "array"])
+def test_state_that_only_some_calls_move_is_refused_at_such_a_call(kept: str, kind: Any) -> None:
+    torch.manual_seed(0)
+    net = kind(Keeping(kept, lambda m, x: len(x) > 4), torch.zeros(1, 6))
+    x = torch.randn(4, 6)
+    learn_batch(net, "a", x)
+    promised = logits(net, x, "a")
+    with pytest.raises(UnsupportedError, match="running the backbone changes"):
+        logits(net, torch.randn(7, 6), "a")
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+class Table(nn.Module):
+    """Keeps a table of positions as a buffer, which is computed anew for inputs that are longer than it."""
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("pos", torch.zeros(1, 1, WIDTH), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pos.shape[1] < x.shape[1]:
+            self.pos = torch.arange(x.shape[1]).view(1, -1, 1).sin().expand(1, -1, WIDTH).clone()
+        return torch.relu(self.out(torch.relu(self.a(x) + self.pos[:, : x.shape[1]]))).mean(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("persistent", [True, False])
+def test_tables_that_grow_with_the_input_are_no_state(persistent: bool, kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = kind(Table(persistent), torch.zeros(1, 5, 6))
+    samples = [torch.randn(4, n, 6) for n in (5, 9)]
+    learn_batch(net, "a", samples[0])
+    promised = [logits(net, x, "a") for x in samples]
+    learn_batch(net, "b", torch.randn(4, 12, 6), 1)
+    net.check()
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", Table(persistent))
+    for each in (net, again):
+        assert all(torch.equal(logits(each, x, "a"), old) for x, old in zip(samples, promised, strict=True))
+
+
+class Reached(nn.Module):
+    """Reaches a layer with a moving buffer by a list, or by a bound method, that was made with the original."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH)
+            self.register_buffer("mean", torch.zeros(WIDTH))
+
+        def forward(self, h: Tensor) -> Tensor:
+            h = torch.relu(self.layer(h))
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+            return h - self.mean
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, WIDTH), self.Counting()
+        self.steps: Any = {"list": [self.c], "dictionary": {"c": self.c}, "method": self.c.forward}[by]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        step = self.steps
+        return step[0](h) if isinstance(step, list) else step["c"](h) if isinstance(step, dict) else step(h)
+
+
+@pytest.mark.parametrize("by", ["list", "dictionary"])
+def test_layers_that_are_reached_in_other_ways_have_twins_too(by: str) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Reached(by), torch.zeros(2, 6))
+    x = torch.randn(8, 6)
+    learn_batch(net, "a", x)
+    promised = logits(net, x, "a")
+    learn_batch(net, "b", 3 * torch.randn(8, 6), 1)
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+class Switching(nn.Module):
+    """Mixes units once a state that some calls move has come far enough."""
+
+    def __init__(self, state: str, when: Condition) -> None:
+        super().__init__()
+        self.a, self.out, self.state, self.when = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), state, when
+        self.started, self.calls = False, 0
+        self.register_buffer("flag", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x)) + 1.0
+        match self.state:
+            case "truth value":
+                switched = self.started
+            case "counter":
+                switched = self.calls > 4
+            case "flag buffer":
+                switched = bool(self.flag)
+            case _:
+                switched = int(self.count) > 4
+        if self.when(self, x):
+            self.move()
+        return torch.relu(self.out(h - h.mean(1, keepdim=True) if switched else h))
+
+    def move(self) -> None:
+        match self.state:
+            case "truth value":
+                self.started = True
+            case "counter":
+                self.calls += 1
+            case "flag buffer":
+                self.flag.fill_(True)
+            case _:
+                self.count += 1
+
+
+WHEN: dict[str, Condition] = {
+    "in training": lambda m, x: m.training,
+    "many samples": lambda m, x: len(x) > 7,
+    "always": lambda m, x: True,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("state", ["truth value", "counter", "flag buffer", "counter buffer"])
+def test_a_path_that_moving_state_decides_on_is_refused_or_every_tasks_own(state: str, when: str, kind: Any) -> None:
+    torch.manual_seed(0)
+    x, many = torch.randn(5, 6), torch.randn(9, 6)
+    own = kind is WeightMaskedNetwork and "buffer" in state and when == "in training"
+    try:
+        net = kind(Switching(state, WHEN[when]), torch.zeros(1, 6))
+        learn_batch(net, "a", x)
+        promised = logits(net, x, "a")
+        learn_batch(net, "b", many, 1, lr=0.5)
+        logits(net, many, "a")
+    except (UnsupportedError, GuaranteeError):
+        assert not own
+    else:
+        assert kind is WeightMaskedNetwork
+        assert "buffer" in state
+        assert torch.equal(logits(net, x, "a"), promised)

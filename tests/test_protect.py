@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from changing_networks import Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, InputError
+from hatrack.conditioning import Adaptive
 from hatrack.functional import condition_gradient
 from hatrack.guard import keeps_entries_without_gradient
 from hatrack.protect import Shield, attention_on_entries, digest
@@ -316,3 +318,24 @@ def test_a_shield_conditions_as_equation_2_does(soft: bool) -> None:
     conditioned = gradient.clone()
     shield.condition(conditioned)
     torch.testing.assert_close(conditioned, condition_gradient(gradient, out[:, None].float(), inp[None, :].float()))
+
+
+def test_a_step_that_fails_leaves_nothing_to_the_next() -> None:
+    def moved(fails: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = HATNetwork(Mixing(never), torch.zeros(1, 6), conditioning=Adaptive())
+        x = torch.randn(5, 6)
+        learn_batch(net, "a", x)
+        net.add_task("b", 2, generator=torch.Generator().manual_seed(1))
+        optimizer = net.protect(torch.optim.Adam(net.task_parameters("b"), lr=0.1))
+        net.train()(x, "b").sum().backward()
+        if fails:
+            optimizer.param_groups[0]["betas"] = None
+            with pytest.raises(TypeError):
+                optimizer.step()
+            optimizer.param_groups[0]["betas"] = (0.9, 0.999)
+            optimizer.state.clear()
+        optimizer.step()
+        return net.backbone.out.weight.detach().clone()
+
+    assert torch.equal(moved(True), moved(False))

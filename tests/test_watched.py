@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from hatrack import GuaranteeError, HATNetwork, WeightMaskedNetwork
+from changing_networks import KINDS, WIDTH, Mixing, learn_batch, never
+from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
 from helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress, train
 
 Net = HATNetwork | WeightMaskedNetwork
@@ -321,3 +322,109 @@ def test_values_for_a_single_call_may_stand_in() -> None:
         other = torch.func.functional_call(net, values, (x, "old"))
         torch.testing.assert_close(other, promised + 1.0)
         assert torch.equal(net(x, "old"), promised)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_fused_steps_count_as_others(make: Any) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
+    x = torch.randn(5, 6)
+    learn_batch(net, "a", x)
+    promised = logits(net, x, "a")
+    net.add_task("b", 2)
+    optimizer = make(net.backbone.parameters(), lr=0.1, fused=True)
+    net.train()(x, "b").sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="something other than a step of a protected optimizer"):
+        assert torch.equal(logits(net, x, "a"), promised)
+
+
+def test_a_task_that_diverges_does_not_answer_for_others() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
+    x = torch.randn(5, 6)
+    learn_batch(net, "a", x)
+    promised = logits(net, x, "a")
+    net.add_task("b", 2)
+    optimizer = net.protect(torch.optim.SGD(net.task_parameters("b"), lr=1e38))
+    for _ in range(3):
+        optimizer.zero_grad()
+        net.train()(x, "b").square().sum().backward()
+        optimizer.step()
+    with pytest.raises(GuaranteeError, match=r"infinite or not a number.*restore\(\)"):
+        logits(net, x, "a")
+    net.restore()
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+REPLACED: dict[str, Callable[[Net], object]] = {
+    "the backbone": lambda net: setattr(net, "backbone", Mixing(never)),
+    "one more layer": lambda net: net.backbone.add_module("more", nn.Tanh()),
+    "another type": lambda net: net.backbone.double(),
+    "another forward": lambda net: setattr(net.backbone.out, "forward", lambda h: h[:, :WIDTH] + 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", REPLACED)
+def test_other_parts_are_refused_by_everything(name: str, kind: Any) -> None:
+    torch.manual_seed(0)
+    net = kind(Mixing(never), torch.zeros(1, 6))
+    learn_batch(net, "a", torch.randn(5, 6))
+    state = net.state_dict()
+    REPLACED[name](net)
+    for use in (
+        lambda: net(torch.randn(3, 6), "a"),
+        net.check,
+        lambda: net.to("cpu"),
+        lambda: net.load_state_dict(state),
+        lambda: nn.ModuleDict({"net": net}).load_state_dict({f"net.{name}": value for name, value in state.items()}),
+    ):
+        with pytest.raises(GuaranteeError, match="has been replaced, pruned, parametrized or converted since"):
+            use()
+
+
+def test_a_mixed_batch_trains_while_something_else_has_written() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Mixing(never), torch.zeros(1, 6))
+    x = torch.randn(6, 6)
+    learn_batch(net, "a", x)
+    net.add_task("b", 2)
+    net.train()
+    with torch.no_grad():
+        net.backbone.out.weight.add_(0.1)
+    with pytest.warns(UserWarning, match="something other than a step"):
+        net(x, ["a", "b"] * 3)[1::2].sum().backward()
+    assert all(parameter.grad is not None for parameter in net.backbone.parameters())
+
+
+def test_a_refused_call_undoes_nothing_of_another_thread() -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def where(module: nn.Module, x: Tensor) -> bool:
+        if len(x) == 3 and threading.current_thread() is not threading.main_thread():
+            inside.set()
+            go.wait(20)
+        return len(x) == 3
+
+    torch.manual_seed(0)
+    net = HATNetwork(Mixing(where), torch.zeros(1, 6))
+    x, refused = torch.randn(5, 6), []
+    learn_batch(net, "a", x)
+    net.eval()
+
+    def ask() -> None:
+        try:
+            net(torch.randn(3, 6), "a")
+        except UnsupportedError as error:
+            refused.append(error)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    assert inside.wait(20)
+    learn_batch(net, "b", x, 1)
+    go.set()
+    asker.join()
+    assert refused
+    assert net.task_names == ("a", "b")
+    net.check()

@@ -78,7 +78,21 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         with aside(), signature.precision(x.device):
             x = x.detach().requires_grad_(signature.differentiable)
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self.gate_inputs}
-            return follow(found, scratch, x, rules=self._rules, **settings)
+            return follow(found, scratch, x, rules=self._rules, moving=self._moving_buffers(scratch), **settings)
+
+    def _moving_buffers(self, backbone: nn.Module) -> list[str]:
+        movement = (*self._movement.buffers, *self._movement.attributes)
+        return [name for name, _ in backbone.named_buffers() if name in movement]
+
+    def _look_for_movement(self, example: Tensor) -> None:
+        super()._look_for_movement(example)
+        moving = self._moving_buffers(self.backbone)
+        if not moving:
+            return
+        x = self._several(example)
+        found = self._follow_copy(self._trace, x, Signature.of(x, training=False, grad=False))
+        if not are_same(resolve(found, self.backbone, "backbone."), self._graph):
+            raise UnsupportedError(f"which units are used depends on values of {', '.join(moving)}, which runs change")
 
     def _path(self, x: Tensor, signature: Signature, scratch: nn.Module | None = None) -> Path:
         """The path that a call takes, on a copy of the backbone without gates, or on one that is given."""

@@ -39,6 +39,7 @@ from hatrack.movement import (
     set_buffers,
 )
 from hatrack.multitask import MultiTaskNetwork, StateT
+from hatrack.state_dependence import Copy, depends_on_state
 from hatrack.tryouts import random_like
 from hatrack.undo import Snapshot, all_or_nothing
 from hatrack.watch import Parts, Watch, count_fused_steps, stamp_of
@@ -355,7 +356,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         examples = [random_like(x, generator, scratch) for _ in range(2)]
         movement = find_movement(self.backbone, [*examples, x], self._per_task_modules())
         if movement.attributes:
-            self._require_harmless(movement, examples[0], lambda backbone: backbone.train()(examples[1]))
+            self._require_independent(movement.attributes, examples[0], lambda backbone: backbone.train()(examples[1]))
         self._movement = movement
 
     def _example(self) -> Tensor:
@@ -384,52 +385,38 @@ class MaskedNetwork(InferringNetwork[StateT]):
 
         found = movement_of(self.backbone, scratch, self._per_task_modules()).beyond(self._movement)
         moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
-        if not moved.attributes:
+        shared = (*self._movement.attributes, *moved.attributes)
+        if not shared:
             return
         generator = torch.Generator().manual_seed(0)
         asked = random_like(self._several(self._example()), generator, scratch_without_gates(self.backbone).eval())
-        self._require_harmless(moved, asked, run)
-        self.check()
-        self._movement = self._movement.with_those_of(moved)
-        self._renew_guarantee()
-        self._digests = self._take_digests(checked=self._digests)
+        if moved.attributes:
+            self._require_independent(shared, asked, run)
+        self._require_independent(shared, x.detach(), run if moved.attributes else None)
+        if moved.attributes:
+            self.check()
+            self._movement = self._movement.with_those_of(moved)
+            self._renew_guarantee()
+            self._digests = self._take_digests(checked=self._digests)
 
-    @torch.no_grad()
-    def _require_harmless(self, movement: Movement, x: Tensor, move: Callable[[nn.Module], object]) -> None:
-        """Ask copies under two masks, in both orders, before and after what moves state.
+    def _copy_to_try(self) -> Copy:
+        copy = scratch_of(self).eval()
+        return Copy(copy.backbone, lambda x, seed: copy.eval()._features_of_random_mask(x, seed))
+
+    def _require_independent(self, names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None) -> None:
+        """Check that outputs do not depend on state that all tasks share.
 
         Args:
-            movement: what moves.
+            names: names of the attributes and buffers that runs move.
             x: the batch to ask about.
-            move: runs a backbone in a way that moves it.
+            move: runs a backbone in a way that moves them; None where that was tried already.
         """
-        buffers = {name: b.clone() for name, b in self.backbone.named_buffers() if name not in movement.attributes}
-
-        def answers(seeds: Sequence[int], moved: bool) -> list[Tensor]:
-            with aside(), torch.no_grad():
-                probe = scratch_of(self)
-                torch.manual_seed(0)
-                if moved:
-                    move(probe.backbone)
-                    set_buffers(probe.backbone, list(buffers), [value.clone() for value in buffers.values()])
-                probe.eval()
-                found = []
-                for seed in seeds:
-                    torch.manual_seed(0)
-                    found.append(probe._features_of_random_mask(x, seed).nan_to_num())
-                return found
-
-        fresh = {seed: answers([seed], moved=False)[0] for seed in (0, 1)}
-        for seeds in ((0, 1), (1, 0)):
-            for moved in (False, True):
-                found = answers(seeds, moved)
-                if not all(torch.equal(fresh[seed], each) for seed, each in zip(seeds, found, strict=True)):
-                    raise UnsupportedError(
-                        f"running the backbone changes {', '.join(movement.attributes)}, and its "
-                        "outputs depend on that: what one task does would change the outputs of others; keep such "
-                        "state in a buffer of one shape (self.register_buffer), which every task then has its own of, "
-                        "or compute it anew in every pass"
-                    )
+        if depends_on_state(self._copy_to_try, names, x, move):
+            raise UnsupportedError(
+                f"running the backbone changes {', '.join(names)}, and its outputs depend on that: what one task does "
+                "would change the outputs of others; keep such state in a buffer of one shape "
+                "(self.register_buffer), which every task then has its own of, or compute it anew in every pass"
+            )
 
     def _own_buffers(self) -> OwnBuffers:
         """A new task's buffers, which begin as the backbone's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +70,7 @@ def follow(
     grad: bool = False,
     gate_inputs: bool = False,
     rules: Mapping[Any, Rule] | None = None,
+    moving: Sequence[str] = (),
 ) -> Trace:
     """Run a network once more, for an input of another shape or in another mode, and add what is seen of its units.
 
@@ -81,6 +82,7 @@ def follow(
         grad: run with gradients.
         gate_inputs: as for :func:`analyze`.
         rules: as for :func:`analyze`.
+        moving: names of buffers that have other values at other times.
 
     Returns:
         What all runs together have found.
@@ -99,7 +101,7 @@ def follow(
             raise InputError("gate_inputs needs inputs of real numbers")
         features = trace.coupling.open_units(INPUTS, example_input[0].numel())
         trace.remember(example_input, features.view(1, *example_input.shape[1:]).expand(example_input.shape))
-    output = labelled_run(model, example_input, trace, RuleBook(model, rules or {}), training, grad)
+    output = labelled_run(model, example_input, trace, RuleBook(model, rules or {}), training, grad, moving)
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -55,15 +55,31 @@ CHANGED_IN_PLACE = (
 )
 
 PATH_OF_VALUES = (
-    "which computations follow would depend on values of the input or of units, and only those of the example were "
-    "seen; choose with torch.where or masks, or vouch that every path uses the same layers in the same way: "
+    "which computations follow would depend on values of the input or of units, or of a buffer that moves, and only "
+    "those of the example were seen; choose with torch.where or masks, or vouch that every path uses the same layers in "
+    "the same way: "
 )
 
 
 def labelled_run(
-    model: nn.Module, example_input: Tensor, trace: Trace, rules: RuleBook, training: bool = False, grad: bool = False
+    model: nn.Module,
+    example_input: Tensor,
+    trace: Trace,
+    rules: RuleBook,
+    training: bool = False,
+    grad: bool = False,
+    moving: Sequence[str] = (),
 ) -> Any:
     """Run a model once, in evaluation or training mode, and record what happens in a trace.
+
+    Args:
+        model: the model.
+        example_input: a batch.
+        trace: the record, which is added to.
+        rules: explain operations.
+        training: run in training mode, not in evaluation mode.
+        grad: run with gradients.
+        moving: names of buffers that have other values at other times.
 
     Returns:
         What the model returned.
@@ -78,7 +94,7 @@ def labelled_run(
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
             with witness, run, run.modules_announced():
-                run.follow_values_of(example_input)
+                run.follow_values_of([example_input, *map(model.get_buffer, moving)])
                 output = model(example_input)
     except Exception as error:
         if witness.refusal is not None:

@@ -1,0 +1,122 @@
+"""Test whether the outputs of a network, or its path, depend on state that its runs move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.movement import aside, set_buffers
+
+__all__ = ["Copy", "depends_on_state", "other_values", "put_value"]
+
+_FURTHER = (1, 10, 100, 1_000, 10_000, 1_000_000)
+"""Steps by which a counter is moved on: a path may turn off at some count, as after a warm-up."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy of a network that may be run and changed.
+
+    Attributes:
+        backbone: its backbone.
+        ask: features of a batch under a mask drawn from a seed, in evaluation mode.
+    """
+
+    backbone: nn.Module
+    ask: Callable[[Tensor, int], Tensor]
+
+
+def other_values(module: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, bool | int | float]]:
+    """Yield further values of those among attributes and buffers that are single numbers or truth values.
+
+    Args:
+        module: the network.
+        names: names of attributes and buffers; what is no single number, or is no longer there, is skipped.
+    """
+    for name in names:
+        present = _value(module, name)
+        if isinstance(present, bool):
+            yield from ((name, value) for value in (True, False))
+        elif isinstance(present, int):
+            yield from ((name, present + step) for step in _FURTHER)
+        elif isinstance(present, float):
+            yield from ((name, value) for value in (0.0, 1.0, 1e6))
+
+
+def put_value(module: nn.Module, name: str, value: bool | int | float) -> None:
+    """Give an attribute, or a buffer of one entry, another value.
+
+    Args:
+        module: the network, or a copy of it that may be changed.
+        name: as for :func:`other_values`.
+        value: the value.
+    """
+    owner, own = _place(module, name)
+    if own in owner._buffers:
+        buffer = owner._buffers[own]
+        assert buffer is not None
+        owner._buffers[own] = torch.full_like(buffer, value)
+    else:
+        vars(owner)[own] = value
+
+
+@torch.no_grad()
+def depends_on_state(
+    copy: Callable[[], Copy], names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None = None
+) -> bool:
+    """Return whether outputs depend on state that all tasks would share.
+
+    Copies are asked under two masks, in both orders, before and after a run that moves the state; and with further
+    values of single numbers, since a counter may matter only after many calls.
+
+    Args:
+        copy: makes a copy of the network as it is now.
+        names: names of the attributes and buffers that move.
+        x: the batch to ask about.
+        move: runs a backbone in a way that moves the state; None to try further values alone.
+    """
+
+    def answers(seeds: Sequence[int], change: Callable[[nn.Module], object] | None) -> list[Tensor]:
+        with aside(), torch.no_grad():
+            made = copy()
+            buffers = {name: b.clone() for name, b in made.backbone.named_buffers() if name not in names}
+            torch.manual_seed(0)
+            if change is not None:
+                change(made.backbone)
+                set_buffers(made.backbone, list(buffers), list(buffers.values()))
+            found = []
+            for seed in seeds:
+                torch.manual_seed(0)
+                found.append(made.ask(x, seed).nan_to_num())
+            return found
+
+    fresh = {seed: answers([seed], None)[0] for seed in (0, 1)}
+
+    def differ(seeds: Sequence[int], change: Callable[[nn.Module], object] | None) -> bool:
+        found = answers(seeds, change)
+        return not all(torch.equal(fresh[seed], each) for seed, each in zip(seeds, found, strict=True))
+
+    if move is not None and any(differ(seeds, change) for seeds in ((0, 1), (1, 0)) for change in (None, move)):
+        return True
+    values = list(other_values(copy().backbone, names))
+    return any(differ((0,), partial(put_value, name=name, value=value)) for name, value in values)
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, own = name.rpartition(".")
+    return module.get_submodule(owner), own
+
+
+def _value(module: nn.Module, name: str) -> Any:
+    """Present value of an attribute or buffer; None where it is no single number of a module of that name."""
+    try:
+        owner, own = _place(module, name)
+    except AttributeError:
+        return None
+    value = owner._buffers.get(own, vars(owner).get(own))
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
