@@ -147,8 +147,8 @@ class HATNetwork(HoldingNetwork):
         if leak is not None:
             raise GuaranteeError(
                 f"the gates do not hold on this network: free entries of {leak} change the outputs of a task that does "
-                "not use them; a rule for one of its operations must be wrong, or state that runs change decides on what "
-                "is computed"
+                "not use them; a rule for one of its operations must be wrong, or state that runs change decides on "
+                "what is computed"
             )
 
     @all_or_nothing()

@@ -56,8 +56,8 @@ CHANGED_IN_PLACE = (
 
 PATH_OF_VALUES = (
     "which computations follow would depend on values of the input or of units, or of a buffer that moves, and only "
-    "those of the example were seen; choose with torch.where or masks, or vouch that every path uses the same layers in "
-    "the same way: "
+    "those of the example were seen; choose with torch.where or masks, or vouch that every path uses the same layers "
+    "in the same way: "
 )
 
 
