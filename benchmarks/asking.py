@@ -1,4 +1,4 @@
-"""What an old task's answer costs beside the plain network's: the median ratio of interleaved pairs in one process.
+"""Time of an old task's answer relative to the plain network's: median ratio of interleaved pairs in one process.
 
 python benchmarks/asking.py [--pairs 200] [--out benchmarks/results/asking.json]
 

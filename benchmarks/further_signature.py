@@ -1,4 +1,4 @@
-"""What a call of a new kind costs, beyond its answer: the units of it are found and tried out before it answers.
+"""Time that the first call of a new kind takes beyond its answer, to find its units and try them out.
 
 python benchmarks/further_signature.py [--only BERT] [--out benchmarks/results/further_signature.json]
 

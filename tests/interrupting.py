@@ -25,7 +25,7 @@ Network = HATNetwork | WeightMaskedNetwork
 
 PACKAGE = str(Path(hatrack.__file__).parent)
 UNDO = str(Path(PACKAGE) / "undo.py")
-"""What puts things back is not interrupted: that takes two signals, one just after the other."""
+"""Functions that put things back, and are not interrupted: that takes two signals in a row."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ OPERATIONS: dict[str, tuple[Callable[[str], Case], Callable[[Case], object]]] = 
     "double": (_with_task, lambda case: case.net.double()),
     "detach": (lambda kind: Case(learned(kind)), lambda case: case.net.detach()),
 }
-"""How a network is prepared for an operation, and the operation."""
+"""Preparation of a network for each operation, and the operation."""
 
 EVERY_KIND = ("hat", *KINDS)
 
@@ -220,7 +220,7 @@ def operations_of(kind: str) -> Iterator[str]:
 
 
 def bits(module: nn.Module) -> dict[str, Any]:
-    """All that a module consists of: values, modes, marks of gradients and hooks."""
+    """Record everything that a module consists of: values, modes, marks of gradients and hooks."""
     found: dict[str, Any] = {name: value for name, value in module.state_dict().items() if "_extra_state" not in name}
     for name, part in module.named_modules():
         hooks = [len(value) for key, value in vars(part).items() if key.endswith("hooks") and hasattr(value, "__len__")]
@@ -237,7 +237,7 @@ def bits(module: nn.Module) -> dict[str, Any]:
 
 
 def memory(optimizer: torch.optim.Optimizer | None) -> list[Any]:
-    """What an optimizer holds and remembers."""
+    """Record the parameters and the memory of an optimizer."""
     if optimizer is None:
         return []
     found: list[Any] = []
@@ -261,7 +261,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def logits(net: Network) -> dict[str, Tensor]:
-    """What consolidated tasks say."""
+    """Return the logits of consolidated tasks."""
     x, _ = samples()
     x = x.to(next(net.backbone.parameters()).dtype)
     modes = {part: part.training for part in net.modules()}
@@ -275,7 +275,7 @@ def logits(net: Network) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Looks:
-    """What a case looks like before and after an operation."""
+    """Records of a case before and after an operation."""
 
     before: tuple[Any, Any, Any]
     after: tuple[Any, Any, Any]
@@ -287,7 +287,7 @@ def look(case: Case) -> tuple[Any, Any, Any]:
 
 
 def fault_of(case: Case, operation: str, looks: Looks) -> str | None:
-    """What is wrong with a network whose operation was interrupted; None if nothing is."""
+    """Describe a fault of a network whose operation was interrupted; None if there is none."""
     if not torch.is_grad_enabled() or torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         torch.set_grad_enabled(True)
         return "a mode of torch is left on"
@@ -359,7 +359,7 @@ def faults_of_construction(kind: str, most: int | None = None) -> tuple[int, dic
 
 
 def fault_of_construction(kind: str, inside: nn.Module, before: dict[str, Any]) -> str | None:
-    """What is wrong with a backbone whose network was interrupted; None if nothing is."""
+    """Describe a fault of a backbone whose network was interrupted; None if there is none."""
     if not torch.is_grad_enabled() or torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         torch.set_grad_enabled(True)
         return "a mode of torch is left on"

@@ -147,7 +147,7 @@ def test_the_backbone_of_a_copy_is_the_copys(kind: str, how: str) -> None:
 
 
 def look_at(net: HATNetwork | WeightMaskedNetwork) -> dict[str, torch.Tensor]:
-    """What the tasks of a network say."""
+    """Return the logits of a network's tasks."""
     net.eval()
     with torch.no_grad():
         return {name: net(samples()[0], name) for name in net.task_names}

@@ -73,7 +73,7 @@ def only_for_types(node: ast.AST) -> bool:
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:
-    """What a module imports from the package, anywhere but for type checking, with the line."""
+    """Yield a module's imports from the package, except for type checking, with their lines."""
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()

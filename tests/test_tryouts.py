@@ -1,4 +1,4 @@
-"""What networks are tried out on: samples whose outputs say something; and what follows where there are none."""
+"""Samples for trying out networks, whose outputs say something, and the consequences where there are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What anything but a protected step does to frozen entries: old tasks answer as before, and one warning says so."""
+"""Changes of frozen entries by anything but a protected step: old tasks answer as before, and one warning says so."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Content of a file.
 
     Attributes:
         tensors: by name.
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether there is a file, but not the one that was written."""
+    """Return whether there is a file, but not the one that was written."""
     try:
         read_checkpoint(path)
     except DamagedFileError:

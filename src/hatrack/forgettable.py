@@ -25,7 +25,7 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
 
     @abc.abstractmethod
     def _entries_of(self, state: StateT) -> Mapping[str, Tensor]:
-        """Which entries of the shared parameters a task's outputs depend on, by the backbone's names: booleans."""
+        """Return masks of the shared parameters that a task's outputs depend on, by the backbone's names."""
 
     @abc.abstractmethod
     def _sizes(self) -> Mapping[str, int]:

@@ -19,7 +19,7 @@ __all__ = ["ActiveTask", "InputGate", "groups_switched_off", "initial_embedding"
 
 
 def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
-    """Which units a task uses once its mask is hard.
+    """Return the units that a task uses once its mask is hard.
 
     A group of which a task used nothing would make its output constant, so the unit with the largest embedding value
     stays on in every group.

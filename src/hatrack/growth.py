@@ -38,7 +38,7 @@ Places = Mapping[nn.Parameter, Sequence[Tensor | None]]
 
 @dataclass(frozen=True)
 class Growth:
-    """When a network is widened before a task is added, so that the number of tasks has no bound.
+    """Policy that widens a network before a task is added, so that the number of tasks has no bound.
 
     Both shares are of a group's *original* width: every task finds about as much room as the first ones did, and the
     network grows with what tasks use. Where masks are about weights, a group has as many free units as would have the
@@ -63,7 +63,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a network was before it ever grew.
+    """Widths and initial scales of a network before it ever grew.
 
     Attributes:
         widths: number of units by group.
@@ -85,7 +85,7 @@ class Origin:
 
 
 def free_units(graph: UnitGraph, cumulative: Tensor) -> dict[str, int]:
-    """How many units of every group no task uses.
+    """Return the number of units in every group that no task uses.
 
     Args:
         graph: the units of the network.
@@ -95,7 +95,7 @@ def free_units(graph: UnitGraph, cumulative: Tensor) -> dict[str, int]:
 
 
 def plan_growth(growth: Growth, free: Mapping[str, float], widths: Mapping[str, int]) -> dict[str, int]:
-    """How many units to add to the groups that are nearly full.
+    """Return the number of units to add to each group that is nearly full.
 
     Args:
         growth: when to grow, and by how much.

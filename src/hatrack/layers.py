@@ -14,7 +14,7 @@ __all__ = ["Layer", "Ledger", "Side", "widened"]
 
 
 class Side(enum.Enum):
-    """What an axis of a layer's tensor counts."""
+    """Meaning of an axis of a layer's tensor."""
 
     INPUTS = "inputs"
     OUTPUTS = "outputs"

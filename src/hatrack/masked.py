@@ -585,7 +585,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         write_checkpoint(Path(path), self.to_checkpoint())
 
     def to_checkpoint(self) -> Checkpoint:
-        """All that a file holds.
+        """Return the content of a file: tensors and description.
 
         Raises:
             GuaranteeError: protected entries moved since the last task was consolidated.

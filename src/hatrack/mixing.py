@@ -65,7 +65,7 @@ def mixed_norms(norms: Sequence[Mapping[str, nn.Module]], task_of: Tensor) -> di
 
 @torch.no_grad()
 def mixes_samples(attachment: Attachment, backbone: nn.Module, num_units: int, example: Tensor) -> bool:
-    """Whether a network gives every sample of a mixed batch what it gives it alone.
+    """Return whether a network gives every sample of a mixed batch the features that it gives it alone.
 
     Two sizes of batches are tried, since an axis that does not count samples may have one of them by accident.
 

@@ -15,7 +15,7 @@ __all__ = ["CallKey", "Signature", "key_of"]
 
 @dataclass(frozen=True)
 class Signature:
-    """All that a network may choose its path by, but for values and the number of samples.
+    """Facts about a call that a network may choose its path by, except values and the number of samples.
 
     Attributes:
         shape: of one sample.
@@ -99,7 +99,7 @@ class Signature:
 
 
 CallKey = tuple[torch.Size, torch.dtype, bool, bool, bool, bool, bool, torch.dtype | None]
-"""All that a signature is made of, and the number of samples, as it comes from torch: quick to make and to compare."""
+"""Facts of a signature, and the number of samples, as they come from torch: quick to make and to compare."""
 
 
 def key_of(x: Tensor, training: bool) -> CallKey:

@@ -1,4 +1,4 @@
-"""What trying out a network takes: samples on which its outputs say something, and a comparison of outputs."""
+"""Samples for trying out a network, on which its outputs say something, and comparisons of outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 __all__ = ["agree", "deviation", "largest", "random_like", "says_something"]
 
 _GUESSES = (128, 2)
-"""How many categories integers may stand for where nothing tells; the first fits every type of integer."""
+"""Numbers of categories to assume for integers where nothing tells; the first fits every type of integer."""
 
 _CLEAR = 1e-4
 """By how much outputs of samples have to differ to say something, in parts of the largest."""

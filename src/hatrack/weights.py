@@ -285,7 +285,7 @@ class WeightMaskedNetwork(HoldingWeights):
         return [part.weight for part in passed]
 
     def _moment(self, state: WeightTask) -> tuple[object, ...]:
-        """All that what a mask in training takes depends on: while it is the same, so is that."""
+        """Return the cache key of the regularization cost."""
         values = [(id(value), value._version) for value in self._values(state) if value is not None]
         return self.training, state.is_settled, self._progress, torch.is_grad_enabled(), *values
 

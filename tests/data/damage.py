@@ -63,7 +63,7 @@ class ExecutionError(AssertionError):
 
 
 def attempt(reader: Reader, content: bytes) -> object:
-    """What a reader makes of bytes; None where it refuses them as it should.
+    """Return a reader's result for bytes; None where it refuses them as it should.
 
     Raises:
         AssertionError: it refuses them in another way, or the bytes had something executed.

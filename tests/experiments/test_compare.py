@@ -46,7 +46,7 @@ def carry_out(plan: Plan, folder: Path, executor: Executor) -> list[JobEvent]:
 
 
 def ends(events: list[JobEvent]) -> list[tuple[str, str]]:
-    """What became of every run, in no order of meaning."""
+    """Return the outcome of every run, in no order of meaning."""
     return sorted((event.job.name, type(event).__name__) for event in events if isinstance(event, (JobDone, JobFailed)))
 
 

@@ -30,7 +30,7 @@ def in_two_processes(out: Path, method: str, **settings: str) -> list[subprocess
 
 
 def twice(*words: str) -> list[subprocess.CompletedProcess[str]]:
-    """What two processes say that run the same command, as torch's launcher starts them."""
+    """Run the same command in two processes, as torch's launcher starts them, and return what they say."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -96,7 +96,7 @@ def logits(net: HATNetwork | WeightMaskedNetwork, task: str, x: Tensor) -> Tenso
 
 
 def here() -> dict[str, Any]:
-    """What the bits of logits depend on."""
+    """Facts about the environment that the bits of logits depend on."""
     return {key: describe_environment()[key] for key in ("torch", "processor", "threads", "cpu_capability")}
 
 

@@ -1,4 +1,4 @@
-"""Which axis counts units, where tokens differ from each other too and there are more of them than channels."""
+"""Choice of the axis that counts units, where tokens differ from each other and outnumber channels."""
 
 from __future__ import annotations
 

@@ -359,7 +359,7 @@ def test_a_layer_that_breaks_its_rule_is_caught_when_attaching() -> None:
 
 
 def matters(net: HATNetwork, task: str, x: Tensor) -> dict[str, Tensor]:
-    """Which entries change a task's logits when they alone are changed: one at a time."""
+    """Find the entries that change a task's logits when they alone are changed, one at a time."""
     found = {}
     net.eval()
     clean = net(x, task)

@@ -1,4 +1,4 @@
-"""What depends on the values of an input: which rows are chosen, which numbers are taken, which path is followed."""
+"""Dependence on the values of an input: chosen rows, numbers taken from tensors, paths."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ DEMO_TITLES = {
     "sgd": "fine-tuning: new tasks overwrite the old ones",
     "hat": "hard attention: what is learned stays, to the bit",
 }
-"""What the two tables of the demo are called, by method."""
+"""Titles of the two tables of the demo, by method."""
 
 app = App(
     name="hatrack",

@@ -188,7 +188,7 @@ def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor
 
 
 def _takes_constants(network: CompactNetwork, reader: Reader, graph: UnitGraph) -> bool:
-    """Whether a constant that a reader gets can be added to its bias."""
+    """Return whether a constant that a reader gets can be added to its bias."""
     module = _layer_of(network, reader)
     own = dict(module.named_parameters(recurse=False))
     holders = Counter(id(p) for part in network.modules() for p in part._parameters.values() if p is not None)
@@ -235,7 +235,7 @@ def _unread(network: CompactNetwork, graph: UnitGraph) -> Tensor:
 
 
 def _rows(graph: UnitGraph, reader: Reader, alive: Tensor) -> Tensor | None:
-    """Which outputs of a reader matter; None for all."""
+    """Return the outputs of a reader that matter; None for all."""
     units = None if reader.module == "" else graph.outputs.get(reader.module)
     return None if units is None else alive[units]
 

@@ -27,18 +27,18 @@ from hatrack.units import UnitGraph
 __all__ = ["SILENT", "TOLERANCE", "Source", "cut_task", "extract_task", "summarize"]
 
 TOLERANCE = 1e-5
-"""How far a logit may be from the gated network's, relative to it and to the largest logit, in float32 and float64."""
+"""Tolerance of a logit, relative to the gated network's and to the largest logit, in float32 and float64."""
 
 SILENT = "no samples were found whose outputs would tell a wrong cut from a right one"
-"""Why nothing is cut where all outputs are equal, or not finite."""
+"""Reason for cutting nothing where all outputs are equal, or not finite."""
 
 _MOST_WAYS = 16
-"""How many ways to read sizes that are written down in ``nn.Unflatten`` are tried."""
+"""Largest number of ways to read the sizes in ``nn.Unflatten`` that are tried."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a task's network is made of.
+    """Parts that a task's network is made of.
 
     Attributes:
         name: the task's name.
@@ -60,7 +60,7 @@ class Source:
 
     @cached_property
     def on(self) -> Tensor:
-        """What the task uses, ``(U + 1,)``, the last standing for what is not gated."""
+        """Units that the task uses, booleans ``(U + 1,)``; the last stands for what is not gated."""
         return torch.cat([self.mask, self.mask.new_ones(1)]).cpu()
 
 
@@ -170,7 +170,7 @@ def summarize(
     graph: UnitGraph | None,
     whole: Mapping[str, str],
 ) -> Summary:
-    """How large a network is, and how near.
+    """Describe a network: its size, and how near its logits are.
 
     Args:
         name: the task's name.
@@ -252,7 +252,7 @@ def _with_norms(source: Source) -> nn.Module:
 
 
 def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:
-    """Which size of each ``nn.Unflatten`` may follow what is left: none of them first."""
+    """Yield, for each ``nn.Unflatten``, the size that may follow what is left; none of them first."""
     modules = unflattens(backbone)
     yield (None,) * len(modules)
     if cut and modules:

@@ -23,7 +23,7 @@ FAILURE = "failure.json"
 """The file in a run's folder that says why the run failed."""
 
 FIGURES = ("average_accuracy", "forgetting", "backward_transfer", "forgetting_ratio")
-"""What a comparison says of every run, after its last task."""
+"""Figures that a comparison gives for every run, after its last task."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Comparison:
 
 
 def read_failure(folder: Path) -> str | None:
-    """Why the run in a folder failed; None if it did not."""
+    """Return the reason for which the run in a folder failed; None if it did not."""
     path = folder / FAILURE
     if not path.exists():
         return None

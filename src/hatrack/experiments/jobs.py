@@ -127,7 +127,7 @@ def encode(event: JobAdvanced | JobDone | JobFailed) -> str:
 
 
 def decode(job: Job, line: str) -> JobAdvanced | JobDone | JobFailed:
-    """What a line of a worker says of a job."""
+    """Read the line that a worker writes about a job."""
     data: dict[str, Any] = json.loads(line)
     if "share" in data:
         return JobAdvanced(job, float(data["share"]))
@@ -189,7 +189,7 @@ def _seldom(shares: Iterator[float]) -> Iterator[float]:
 
 
 def share_on_disk(job: Job) -> float:
-    """Which share of a job's tasks its folder holds; 0 where nothing can be read."""
+    """Return the share of a job's tasks that its folder holds; 0 where nothing can be read."""
     try:
         result = read_result(job.folder / RESULT)
     except CheckpointError:

@@ -32,7 +32,7 @@ COMPARED = 256
 
 @dataclass(frozen=True)
 class PicturePrediction:
-    """What a run's network says to a picture.
+    """Prediction of a run's network for a picture.
 
     Attributes:
         picture: the file.
@@ -81,7 +81,7 @@ def masked_network(folder: Path, prepared: Prepared) -> HATNetwork | WeightMaske
 
 
 def describe_transform(transform: Transform | None) -> dict[str, Any]:
-    """How bytes of a picture become a sample, as JSON values.
+    """Describe, in JSON values, the way from the bytes of a picture to a sample.
 
     Raises:
         InputError: the transform is of a kind that has no description.
@@ -219,7 +219,7 @@ def _read_all(paths: Sequence[Path], source: Tensor) -> Tensor:
 
 
 def _step(source: Tensor) -> float | None:
-    """What a step of one byte was in some samples, if that is certain: 1, or 1/255 where bytes were divided by 255."""
+    """Return the size of a step of one byte in samples: 1, or 1/255 where bytes were divided; None if uncertain."""
     if source.dtype == torch.uint8:
         return 1.0
     parts = [part.double() for part in torch.split(source, 4096)]

@@ -1,4 +1,4 @@
-"""Which runs make a comparison, and the file that says so."""
+"""The runs that make a comparison, and the file that lists them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """Which runs make a comparison.
+    """The runs that make a comparison.
 
     Attributes:
         experiment: name of the experiment; of one's own tasks, what they are called.
@@ -153,7 +153,7 @@ class Plan:
         )
 
     def _beside(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
-        """What a method's settings must be where the common ones are others."""
+        """Return a method's settings where they differ from the common ones."""
         flat = self.config(method).flat()
         return {key: flat[key] for key in {**common, **self.overrides(method)} if flat[key] != common.get(key)}
 
@@ -169,7 +169,7 @@ class Plan:
 
 
 def run_folder(folder: Path, method: str, seed: int) -> Path:
-    """Where a comparison keeps a run."""
+    """Return the folder in which a comparison keeps a run."""
     return folder / method / f"seed{seed}"
 
 

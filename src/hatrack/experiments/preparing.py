@@ -216,7 +216,7 @@ def _require_same_data(request: RunRequest, earlier: RunResult, origins: tuple[s
 
 
 def _earlier_result(request: RunRequest, config: Config) -> tuple[RunResult | None, bool]:
-    """What the folder holds of the same run, or None; and whether that is the one before, the newest being damaged.
+    """Read the same run from the folder, or None; and say whether it is the copy before a damaged newest one.
 
     Raises:
         InputError: it holds another run, or other files, or cannot be such a folder.

@@ -1,4 +1,4 @@
-"""What a run's folder says of how it was made, and its network, to look at."""
+"""Reading of a run's folder: its configuration, and its network."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Status(str, enum.Enum):
-    """How far a run is."""
+    """Progress of a run."""
 
     RUNNING = "running"
     FINISHED = "finished"
@@ -50,7 +50,7 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class TaskHistory:
-    """What happened while a task was learned: what curves over a run are drawn from.
+    """History of learning a task, from which curves over a run are drawn.
 
     The sequences have an entry per epoch; all are empty where a run was stopped before they were written.
 
@@ -126,7 +126,7 @@ class RunResult:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all tasks of the experiment were learned, and none of them was forgotten since."""
+        """Return whether all tasks of the experiment were learned, and none was unlearned since."""
         return self.status is Status.FINISHED and not self.forgotten and self.forgetting is None
 
     def with_row(

@@ -40,7 +40,7 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Search:
-    """What to search.
+    """Description of a search.
 
     Attributes:
         experiment: name of the experiment.
@@ -169,7 +169,7 @@ def tune(search: Search, folder: Path, jobs: Sequence[Job], executor: Executor) 
 
 
 def outcomes(search: Search, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
-    """What the folders of a search's jobs say."""
+    """Read the candidates and their accuracies from the folders of a search's jobs."""
     found = []
     for candidate, job in zip(search.candidates(), jobs, strict=True):
         accuracy = None

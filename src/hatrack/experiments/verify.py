@@ -23,12 +23,12 @@ from hatrack.train import Score, score
 __all__ = ["TOLERANCE", "TaskVerdict", "Verification", "verify"]
 
 TOLERANCE = 1e-5
-"""How far logits may differ, relative and absolute, where the environment is not the one that made them."""
+"""Tolerance of logits, relative and absolute, where the environment is not the one that made them."""
 
 
 @dataclass(frozen=True)
 class TaskVerdict:
-    """Whether a task's test came out as recorded.
+    """Comparison of a task's test with what is recorded.
 
     Attributes:
         task: its name.
@@ -48,7 +48,7 @@ class TaskVerdict:
 
 @dataclass(frozen=True)
 class Verification:
-    """What verifying found.
+    """Result of verifying a run.
 
     Attributes:
         result: the run's record.
@@ -64,7 +64,7 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether every task came out as recorded."""
+        """Return whether every task came out as recorded."""
         return all(verdict.agrees for verdict in self.verdicts)
 
 

@@ -72,7 +72,7 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
 
 
 def _about(value: Any, made: Mapping[int, nn.Module]) -> Any:
-    """What stands for an attribute in a twin: containers and methods refer to twins where these exist."""
+    """Return an attribute as a twin has it: containers and methods refer to twins where these exist."""
     if isinstance(value, nn.Module):
         return made.get(id(value), value)
     if isinstance(value, MethodType):

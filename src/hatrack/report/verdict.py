@@ -1,4 +1,4 @@
-"""Who won, by how much, and whether that means something."""
+"""The best method of a comparison, its lead, and whether the lead is significant."""
 
 from __future__ import annotations
 

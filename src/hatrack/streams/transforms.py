@@ -1,4 +1,4 @@
-"""What is done to images when a split is loaded: fixed, deterministic functions of a batch."""
+"""Transforms of images when a split is loaded: fixed, deterministic functions of a batch."""
 
 from __future__ import annotations
 

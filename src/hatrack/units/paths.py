@@ -110,7 +110,7 @@ class _Recorder(TorchFunctionMode):
 
 @torch.no_grad()
 def _digest(constant: Tensor) -> str:
-    """What tells a constant from others: its shape, type and values."""
+    """Return a text that tells a constant from others: its shape, type and a hash of its values."""
     if constant.layout != torch.strided or constant.is_meta:
         return f"constant {tuple(constant.shape)} {constant.dtype}"
     values = constant.detach().cpu().contiguous().flatten().view(torch.uint8) if constant.numel() else constant

@@ -344,13 +344,13 @@ class _LabelledRun(TorchFunctionMode):
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
     def _reason(self, parameters: list[Tensor]) -> str:
-        """Why an operation without a rule is refused, and what to do about it."""
+        """Return the reason for refusing an operation without a rule, and the remedy."""
         names = ", ".join(repr(self._parameters[id(parameter)]) for parameter in parameters)
         danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
         return f"there is no rule for this operation{danger}; {self._advice()}"
 
     def _advice(self) -> str:
-        """What to do about an operation that is not explained."""
+        """Return the remedy for an operation that is not explained."""
         advice = "register one with @hatrack.units.rule"
         name, module = self._inside[-1] if self._inside else ("", self._model)
         if name:

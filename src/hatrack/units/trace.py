@@ -24,14 +24,14 @@ NO_GATE = (
     "it mixes several units where no gate can stand before it; move it into a torch.nn.Module of its own whose forward "
     "takes what it mixes as an argument, or use a layer of torch.nn"
 )
-"""Why a function may not read units, and what to do about it."""
+"""Reason for refusing a function that reads units, and the remedy."""
 
 Labels = Tensor | tuple["Labels", ...]
 """Labels of a result: an int64 tensor of its shape, or a tuple of such for a result with several tensors."""
 
 
 _HEADS = (".", 0)
-"""Where the heads read, in :attr:`Trace.reads`."""
+"""Key of the heads' reading in :attr:`Trace.reads`."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Trace:
         return max(differing, key=lambda axis: self._units_left(labels, axis))
 
     def _units_left(self, labels: Tensor, axis: int) -> int:
-        """How many units are left if all that shares an index of an axis is coupled."""
+        """Count the units that are left if all positions with the same index of an axis are coupled."""
         trial = copy.deepcopy(self.coupling)
         left = trial.roots(trial.along(labels, axis))
         return len(torch.unique(left[left != UNGATED]))

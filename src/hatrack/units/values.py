@@ -1,4 +1,4 @@
-"""Which values of a run differ from input to input, and what of a network would depend on them.
+"""Values that differ from input to input during a run, and the operations that depend on them.
 
 Only computations of the example are seen. What other values would make of them must therefore be known by other means:
 a row that is chosen by an index may be any row; a number that leaves the tensors may lead anywhere.
@@ -118,7 +118,7 @@ def chosen_axes(index: Any, dimensions: int) -> Iterator[tuple[Tensor, range]]:
 
 
 def _axes_taken(part: Any) -> int | None:
-    """How many axes a part of an index is for; None if that is not known."""
+    """Return the number of axes that a part of an index is for; None if that is not known."""
     if part is None or isinstance(part, bool):
         return 0
     if isinstance(part, Tensor):

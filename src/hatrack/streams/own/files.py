@@ -22,7 +22,7 @@ __all__ = ["OwnTask", "digest_of", "read_own_task"]
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 LEAST_OF_16_BITS = 1 << 14
-"""What the brightest of a folder's pictures of 16 bits must reach: else they hold 12 bits or so in the lower ones."""
+"""Value that the brightest 16-bit picture of a folder must reach; below it, the pictures hold 12 bits or so."""
 NPZ_BYTES = 1 << 36
 """Largest size of the arrays of an npz file, unpacked: a few kilobytes can unpack to as much as one likes."""
 
@@ -81,12 +81,12 @@ class OwnTask:
 
     @property
     def is_table(self) -> bool:
-        """Whether it is a CSV file."""
+        """Return whether it is a CSV file."""
         return not self.path.is_dir() and self.path.suffix.lower() == ".csv"
 
     @property
     def kind(self) -> str:
-        """What its files are, in a word or two."""
+        """Name the kind of its files, in a word or two."""
         return "pictures" if self.path.is_dir() else "table" if self.is_table else "npz"
 
 

@@ -31,7 +31,7 @@ MISSING = frozenset(
         "#N/A N/A",
     ]
 )
-"""What stands for a missing value in tables of pandas, R, Weka and databases. So does NaN, in any spelling."""
+"""Words for a missing value in tables of pandas, R, Weka and databases; NaN counts as well, in any spelling."""
 
 
 def refuse_missing(labels: Sequence[str], where: Callable[[int], str]) -> None:
@@ -74,7 +74,7 @@ def refuse_alike(labels: Sequence[str], where: Callable[[int], str]) -> None:
 
 
 def order_of(label: str) -> tuple[int, Decimal, str]:
-    """Where a label stands: numbers before words, and each in its own order. No two labels stand at one place."""
+    """Return the sorting key of a label: numbers before words, each in their own order; no two labels share a key."""
     number = _number(label)
     return (1, Decimal(0), label) if number is None else (0, number, label)
 
@@ -96,7 +96,7 @@ def _number(label: str) -> Decimal | None:
 
 
 def _as_seen(label: str) -> Decimal | str:
-    """What a person takes a label for: its number, or its text without the differences that no font shows."""
+    """Return a label as a person reads it: its number, or its text without the differences that no font shows."""
     number = _number(label)
     if number is not None:
         return number

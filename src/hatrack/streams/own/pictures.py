@@ -39,7 +39,7 @@ SUFFIXES = frozenset(
 FORMATS = frozenset(
     {"JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "PCX", "AVIF"}
 )
-"""What they may hold, as Pillow calls it: nothing that would start another program, as PostScript does."""
+"""Formats that picture files may have, by Pillow's names; none of them starts another program, as PostScript does."""
 CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 """Files that systems leave in folders, in small letters."""
 ONE_OF_SEVERAL = frozenset({"MPO", "ICO"})
@@ -61,7 +61,7 @@ class Picture(NamedTuple):
 
 
 def is_divided(folder: Path) -> bool:
-    """Whether a folder of pictures has training and test samples apart."""
+    """Return whether a folder of pictures has training and test samples apart."""
     return (folder / "train").is_dir() and (folder / "test").is_dir()
 
 

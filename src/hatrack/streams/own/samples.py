@@ -1,4 +1,4 @@
-"""What is read of a task's own files, and how it is made ready: labels numbered, features standardised."""
+"""Samples of a task from its own files, made ready: labels numbered, features standardised."""
 
 from __future__ import annotations
 

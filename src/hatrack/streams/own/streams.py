@@ -50,7 +50,7 @@ class OwnStream:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def origins(self, num_tasks: int | None = None) -> tuple[str, ...]:
-        """What results record about the data, one line for each task, with a digest of its files.
+        """Records about the data for results: one line for each task, with a digest of its files.
 
         Raises:
             DataError: A file cannot be read.
@@ -82,7 +82,7 @@ class OwnStream:
 
 
 def own_stream(sources: Sequence[Path]) -> OwnStream:
-    """What a stream of one's own is to be made of; its samples are not read yet.
+    """Describe a stream of one's own; its samples are not read yet.
 
     Args:
         sources: One ``.toml`` file, or the files and folders of the tasks, each named after itself.

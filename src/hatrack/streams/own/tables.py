@@ -25,14 +25,14 @@ __all__ = ["Table", "read_table"]
 DELIMITERS = (",", ";", "\t", "|")
 COMMA = re.compile(r"[-+]?\d+,\d+")
 UNNAMED = re.compile(r"Unnamed: \d+")
-"""How pandas calls a column without a name when it reads one."""
+"""Name that pandas gives to a column without one."""
 EXACT = 1 << 53
 """Up to where float64 holds every whole number."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the columns of a table mean.
+    """Meaning of the columns of a table.
 
     Attributes:
         label: Name of the column that holds the class.

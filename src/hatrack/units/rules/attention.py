@@ -66,7 +66,7 @@ def multi_head_attention(trace: Trace, call: Call) -> Labels:
 
 @rule(torch._nested_tensor_from_mask_left_aligned)
 def nested_tensor(trace: Trace, call: Call) -> Labels:
-    """What ``nn.TransformerEncoder`` does to padded sequences, in evaluation mode alone, and past all hooks."""
+    """Refuse nested tensors, which ``nn.TransformerEncoder`` makes of padded sequences past all hooks."""
     raise trace.refuse(call, "nested tensors have no rule; build nn.TransformerEncoder with enable_nested_tensor=False")
 
 

@@ -33,7 +33,7 @@ _KEEP_ZEROS = frozenset(
 
 
 def keeps_zeros(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a function gives 0 wherever a unit's values are 0."""
+    """Return whether a function gives 0 wherever a unit's values are 0."""
     if function is F.pad and (len(args) > 3 or kwargs.get("value")):
         return False
     try:

@@ -82,7 +82,7 @@ def group_norm(trace: Trace, call: Call) -> Tensor:
 
 
 def is_within(trace: Trace, labels: Tensor, normalized: int) -> bool:
-    """Whether the last axes lie within something that there are several of in one layer, such as heads."""
+    """Return whether the last axes lie within something that there are several of in one layer, such as heads."""
     if any(bool(((labels >= start) & (labels <= end)).any()) for start, end in trace.entries):
         return False  # entries of a parameter, such as tokens of features, are units only until they meet others
     last = range(labels.dim() - normalized, labels.dim())

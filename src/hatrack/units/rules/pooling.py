@@ -18,10 +18,10 @@ __all__ = ["extreme", "interpolate", "pool", "reduce"]
 
 _KINDS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
 _DIM = {"norm": (2, "dim"), "normalize": (2, "dim"), "linalg_vector_norm": (2, "dim"), "linalg_norm": (2, "dim")}
-"""Where the reduced axes stand among the arguments, if not second."""
+"""Positions of the reduced axes among the arguments, where these are not second."""
 
 MANY = 8
-"""How many units of a layer must not become one."""
+"""Smallest number of units of a layer that must not become one."""
 
 _POOLS = {
     target: dimensions
@@ -111,7 +111,7 @@ def _chosen(axes: Any, value: Tensor) -> list[int]:
 
 
 def _leaves_units(trace: Trace, call: Call, labels: Tensor, axis: int) -> bool:
-    """Whether a reduction may make one unit of those it reduces: several are left, or it takes few and cannot read."""
+    """Return whether a reduction may make one unit of several: others are left, or it takes few and cannot read."""
     cannot_read = trace.sources.of(call.argument(0, "input")) is None
     return trace.coupling.is_across_any_but(labels, [axis]) or (cannot_read and labels.shape[axis] < MANY)
 

@@ -28,7 +28,7 @@ _RESHAPES = functions(
 
 
 RESHAPES = frozenset([*_RESHAPES, *_VIEWS])
-"""What only moves values about."""
+"""Functions that only move values about."""
 
 
 @rule(*_RESHAPES, *_VIEWS)
