@@ -1,0 +1,223 @@
+"""Folders of pictures of one's own: every kind is read as it is seen, or it is said what is not."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from hatrack.errors import DataError, InputError
+from hatrack.streams import OwnTask, StreamOptions, Task, own_stream
+from hatrack.streams.own.files import digest_of
+from hatrack.streams.own.samples import fitted
+from own_sources import PICTURES, RANDOM, archive, built, from_toml, pictures
+
+
+def test_folder_with_training_and_test_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path / "set" / "train", {"b": 4, "a": 6}, (6, 5, 3))
+    pictures(tmp_path / "set" / "test", {"a": 2, "b": 3}, (6, 5, 3))
+    task = built(tmp_path / "set")
+    assert (task.name, task.classes, task.input_shape) == ("set", ("a", "b"), (3, 6, 5))
+    assert task.train.labels.bincount().tolist() == [6, 4]
+    assert task.test.labels.bincount().tolist() == [2, 3]
+    x, _ = task.train.load()
+    torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    first = np.array(Image.open(tmp_path / "set" / "train" / "a" / "0.png")).transpose(2, 0, 1)
+    assert torch.equal(task.train.source[0], torch.from_numpy(first.copy()))
+
+
+def test_folder_divided_by_the_seed(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", {"a": 20, "b": 10})
+    text = '[[task]]\npath = "set"\ntest_share = 0.3\n'
+    task = from_toml(tmp_path, text)
+    assert task.input_shape == (1, 6, 5), "grey pictures have one channel"
+    assert task.test.labels.bincount().tolist() == [6, 3]
+    assert torch.equal(task.test.source, from_toml(tmp_path, text).test.source)
+    assert not torch.equal(task.test.source, from_toml(tmp_path, text, seed=1).test.source)
+    train = {image.numpy().tobytes() for image in task.train.source}
+    assert not train & {image.numpy().tobytes() for image in task.test.source}
+    assert len(task.train) + len(task.test) == 30
+
+
+def test_pictures_are_never_resized_silently(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", {"a": 5, "b": 5})
+    pictures(tmp_path / "set", {"c": 5}, (8, 5))
+    with pytest.raises(DataError, match=r"1 channels of 8 x 5 pixels.*resize = \[height, width\]"):
+        from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.3\n')
+    task = from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.3\nresize = [4, 3]\nchannels = 3\n')
+    assert task.input_shape == (3, 4, 3)
+
+
+def test_tasks_of_different_sizes_need_a_choice(tmp_path: Path) -> None:
+    grey = RANDOM.integers(0, 256, (30, 6, 5), dtype=np.uint8)
+    archive(tmp_path / "grey.npz", x_train=grey, x_test=grey[:9])
+    pictures(tmp_path / "colour", {"a": 5, "b": 5}, (8, 8, 3))
+    text = '[[task]]\npath = "grey.npz"\n[[task]]\npath = "colour"\ntest_share = 0.5\n'
+    with pytest.raises(
+        InputError, match=r"samples of colour are \(3, 8, 8\), those of grey \(1, 6, 5\).*choose resize"
+    ):
+        from_toml(tmp_path, text)
+    stream = own_stream([tmp_path / "tasks.toml"])
+    (tmp_path / "tasks.toml").write_text(f"resize = [8, 8]\nchannels = 1\n{text}")
+    stream = own_stream([tmp_path / "tasks.toml"])
+    assert stream.build(StreamOptions(0)).input_shape == (1, 8, 8)
+
+
+def test_other_kinds_of_pictures_need_a_choice_too(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", {"a": 5, "b": 5}, (4, 4, 4))  # with transparency
+    with pytest.raises(DataError, match="of kind RGBA; say channels = 1 or 3"):
+        from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.5\n')
+    with pytest.raises(DataError, match=r"a.0\.png: has transparent parts.*alpha_composite"):
+        from_toml(tmp_path, PICTURES)
+    for path in (tmp_path / "set").glob("*/*"):
+        with Image.open(path) as picture:
+            seen = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        seen.save(path)
+    task = from_toml(tmp_path, PICTURES)
+    assert task.input_shape == (3, 4, 4)
+    assert np.array(seen)[..., :3].transpose(2, 0, 1).tolist() in every(task).tolist()
+
+
+def every(task: Task) -> torch.Tensor:
+    """All pictures of a task, as bytes."""
+    return torch.cat([task.train.source, task.test.source])
+
+
+def saved(folder: Path, picture: Image.Image, name: str = "0.png", **how: Any) -> Path:
+    """Folder of two classes that hold the same picture twice."""
+    for path in (folder / each / f"{number}{name}" for each in "ab" for number in range(2)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, **how)
+    return folder
+
+
+@pytest.mark.parametrize("name", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled_as_eight_bits_are(name: str, channels: int, tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 257], [20000, 40000, 65406, 65535]], dtype=np.uint16)
+    saved(tmp_path / "set", Image.fromarray(values), name)
+    with pytest.raises(DataError, match=r"of kind I.*say channels = 1 or 3"):
+        from_toml(tmp_path, PICTURES.replace("channels = 3", ""))
+    bytes_ = every(from_toml(tmp_path, PICTURES.replace("= 3", f"= {channels}")))
+    assert bytes_.shape[1:] == (channels, 2, 4)
+    assert bytes_[0, -1].flatten().tolist() == [0, 0, 1, 1, 78, 156, 254, 255]
+
+
+def test_few_of_sixteen_bits_would_be_lost_and_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "set", Image.fromarray(RANDOM.integers(0, 4096, (4, 4), dtype=np.uint16)))
+    with pytest.raises(DataError, match=r"set: its pictures of 16 bits have values up to \d+ of 65535.*scale them"):
+        from_toml(tmp_path, PICTURES)
+
+
+def test_numbers_of_thirty_two_bits_have_no_largest(tmp_path: Path) -> None:
+    saved(tmp_path / "set", Image.fromarray(np.ones((4, 4), dtype=np.float32)), ".tif")
+    with pytest.raises(DataError, match=r"numbers of 32 bits.*\.npz"):
+        from_toml(tmp_path, PICTURES)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_read_as_they_are_seen(orientation: int, tmp_path: Path) -> None:
+    picture = Image.fromarray(RANDOM.integers(0, 256, (4, 6), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    saved(tmp_path / "set", picture, exif=exif)
+    with Image.open(tmp_path / "set" / "a" / "00.png") as stored:
+        seen = np.array(ImageOps.exif_transpose(stored))
+    assert seen.shape == ((4, 6) if orientation < 5 else (6, 4))
+    assert every(from_toml(tmp_path, PICTURES.replace("channels = 3", "")))[0, 0].tolist() == seen.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "TIFF", "gif", "webp", "ppm", "bmp", "jp2", "tga", "JPG", "jfif"])
+def test_every_kind_of_picture_file_is_read(suffix: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "set", {"a": 3, "b": 3}, (6, 5, 3))
+    before = digest_of(OwnTask("set", tmp_path / "set", test_share=0.5))
+    pictures(tmp_path / "set", {"c": 4}, (6, 5, 3), suffix)
+    task = from_toml(tmp_path, PICTURES)
+    assert task.classes == ("a", "b", "c")
+    assert len(every(task)) == 10
+    assert digest_of(OwnTask("set", tmp_path / "set", test_share=0.5)) != before
+
+
+def test_a_file_of_several_pictures_is_refused(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 3, "b": 3}, (6, 5, 3))
+    pages = [Image.fromarray(RANDOM.integers(0, 256, (6, 5, 3), dtype=np.uint8)) for _ in range(3)]
+    for name in ("pages.tif", "moving.gif", "moving.webp"):
+        pages[0].save(folder / "b" / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(DataError, match=rf"{name}: holds 3 pictures; save those"):
+            from_toml(tmp_path, PICTURES)
+        (folder / "b" / name).unlink()
+
+
+def test_no_class_and_no_deeper_folder_is_left_out_silently(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 4, "b": 4})
+    (folder / "c").mkdir()
+    with pytest.raises(DataError, match=r"c: is the folder of a class and holds no pictures.*remove it"):
+        from_toml(tmp_path, PICTURES)
+    (folder / "c" / "0.heic").write_bytes(b"?")
+    with pytest.raises(DataError, match=r"c: is the folder of a class.* unlike 0\.heic"):
+        from_toml(tmp_path, PICTURES)
+    pictures(folder, {"c/deep/deeper": 4})
+    with pytest.raises(
+        DataError, match=r"deeper.0\.png: lies too deep.*as CLASS/\*\.png.*folders named train and test"
+    ):
+        from_toml(tmp_path, PICTURES)
+    with pytest.raises(DataError, match="lies too deep"):
+        digest_of(OwnTask("set", folder, test_share=0.5))
+
+
+def test_what_is_hidden_is_neither_class_nor_picture(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 4, "b": 4, ".ipynb_checkpoints": 4, "b/.thumbnails": 4})
+    (folder / "a" / "._0.png").write_bytes(b"what macOS leaves")
+    (folder / "a" / "Thumbs.db").write_bytes(b"what Windows leaves")
+    task = from_toml(tmp_path, PICTURES)
+    assert (task.classes, len(every(task))) == (("a", "b"), 8)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for part in ("train", "test", "val"):
+        pictures(folder / part, {"a": 3, "b": 3})
+    with pytest.warns(UserWarning, match=r"set: only train and test are read, not val"):
+        assert len(every(built(folder))) == 12
+    pictures(tmp_path / "other", {"a": 4, "b": 4})
+    (tmp_path / "other" / "a" / "notes.xml").write_text("<box/>")
+    Image.new("L", (5, 6)).save(tmp_path / "other" / "overview.png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(every(from_toml(tmp_path, PICTURES.replace("set", "other")))) == 8
+    first, second = [str(each.message) for each in caught]
+    assert "overview.png: lies in no folder of a class" in first
+    assert "notes.xml: is no picture" in second
+
+
+def test_pictures_behind_links_count_for_the_digest(tmp_path: Path) -> None:
+    pictures(tmp_path / "elsewhere", {"a": 3})
+    folder = pictures(tmp_path / "set", {"b": 3})
+    (folder / "a").symlink_to(tmp_path / "elsewhere" / "a", target_is_directory=True)
+    before = digest_of(OwnTask("set", folder, test_share=0.5))
+    Image.new("L", (5, 6)).save(tmp_path / "elsewhere" / "a" / "0.png")
+    assert digest_of(OwnTask("set", folder, test_share=0.5)) != before
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 5, "b": 5})
+    whole = (folder / "b" / "3.png").read_bytes()
+    (folder / "b" / "3.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"3\.png: not a whole picture"):
+        from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.5\n')
+
+
+def test_channels_by_hand() -> None:
+    colour = torch.tensor([[[[255]], [[0]], [[100]]]], dtype=torch.uint8)
+    assert fitted(colour, None, 1).item() == round(0.299 * 255 + 0.114 * 100)
+    assert fitted(torch.tensor([[[[7]]]], dtype=torch.uint8), None, 3).flatten().tolist() == [7, 7, 7]
+    even = torch.tensor([[[[0, 0, 100, 100], [0, 0, 100, 100]]]], dtype=torch.uint8)
+    halved = fitted(even, (1, 2), None)
+    assert halved.shape == (1, 1, 1, 2)
+    assert int(halved[0, 0, 0, 0]) + int(halved[0, 0, 0, 1]) == 100, "antialiased: the mean stays"
