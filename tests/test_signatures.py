@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +84,24 @@ class Centred(nn.Module):
         return torch.relu(self.out(h))
 
 
-def train_on(net: HATNetwork, task: str, lengths: tuple[int, ...], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+def train_on_batches(net: Any, task: str, batches: Iterable[Tensor], lr: float = 0.05) -> None:
+    """Learn a task with AdamW, a step per batch of eight, and consolidate it."""
     net.add_task(task, 2)
-    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=0.02, weight_decay=0.1))
+    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=lr, weight_decay=0.1))
     net.train()
-    for step in range(12):
-        x = torch.randn(8, lengths[step % len(lengths)], 6, generator=generator)
-        net.anneal(step / 11)
+    batches = list(batches)
+    for step, x in enumerate(batches):
+        net.anneal(step / (len(batches) - 1))
         optimizer.zero_grad()
         (F.cross_entropy(net(x, task), torch.arange(8) % 2) + 0.1 * net.regularization()).backward()
         optimizer.step()
     net.consolidate(task)
+
+
+def train_on(net: Any, task: str, lengths: tuple[int, ...], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batches = (torch.randn(8, lengths[step % len(lengths)], 6, generator=generator) for step in range(12))
+    train_on_batches(net, task, batches, lr=0.02)
 
 
 HOLD: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -220,15 +226,7 @@ def test_rows_that_the_example_does_not_choose_are_protected_like_those_that_it_
     x = torch.randint(0, 7, (8, 3))
     promised = {}
     for task in ("a", "b", "c"):
-        net.add_task(task, 2)
-        optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=0.05, weight_decay=0.1))
-        net.train()
-        for step in range(8):
-            net.anneal(step / 7)
-            optimizer.zero_grad()
-            (F.cross_entropy(net(x, task), torch.arange(8) % 2) + 0.1 * net.regularization()).backward()
-            optimizer.step()
-        net.consolidate(task)
+        train_on_batches(net, task, [x for _ in range(8)])
         promised[task] = logits(net, x, task)
         assert all(torch.equal(logits(net, x, each), kept) for each, kept in promised.items())
         assert not net.protected()["backbone.table"].all(), "whole rows are frozen, though tasks use some units"
@@ -376,15 +374,7 @@ def test_odd_layers_keep_the_law(kind: str) -> None:
     x = draw(8)
     promised = {}
     for task in ("a", "b", "c"):
-        net.add_task(task, 2)
-        optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=0.05, weight_decay=0.1))
-        net.train()
-        for step in range(6):
-            net.anneal(step / 5)
-            optimizer.zero_grad()
-            (F.cross_entropy(net(draw(8), task), torch.arange(8) % 2) + 0.1 * net.regularization()).backward()
-            optimizer.step()
-        net.consolidate(task)
+        train_on_batches(net, task, [draw(8) for _ in range(6)])
         promised[task] = logits(net, x, task)
         assert all(torch.equal(logits(net, x, each), kept) for each, kept in promised.items())
     net.forget("b")

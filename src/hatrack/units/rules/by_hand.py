@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.units.coupling import UNGATED
 from hatrack.units.trace import Call, Labels, Rule, Trace
+from hatrack.units.values import tensors_in
 
 __all__ = ["shared_layer", "unit_by_unit"]
 
@@ -94,14 +95,7 @@ def _read(trace: Trace, call: Call, value: Any, axis: int, position: int, name: 
 
 
 def _floats(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        if tree.is_floating_point():
-            yield tree
-    elif isinstance(tree, (tuple, list)):
-        for branch in tree:
-            yield from _floats(branch)
-    elif isinstance(tree, dict):
-        yield from _floats(list(tree.values()))
+    return (tensor for tensor in tensors_in(tree) if tensor.is_floating_point())
 
 
 def _labels_like(output: Any, units: Tensor, axis: int) -> Labels:
