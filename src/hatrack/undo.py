@@ -29,6 +29,9 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 Selector = Callable[[Any], Iterable[Tensor]]
 """Gives the tensors of a network whose values an operation changes in place."""
 
+_IMMUTABLE = frozenset([int, float, bool, str, bytes, tuple, frozenset, type(None), Tensor, nn.Parameter])
+"""Types of values that an operation replaces and never changes; tensors are recorded by themselves."""
+
 _TORCH = frozenset(vars(nn.Module()))
 """Attributes that torch gives to every module."""
 
@@ -106,9 +109,7 @@ class Snapshot:
             return
         ours = type(module).__module__.startswith("hatrack.")
         self._record_table(vars(module))
-        for name, value in list(vars(module).items()):
-            if name in _TORCH or ours:
-                self._record(value)
+        self._record_all(value for name, value in vars(module).items() if ours or name in _TORCH)
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in self._seen and not _is_uninitialized(parameter):
                 self._seen.add(id(parameter))
@@ -122,16 +123,18 @@ class Snapshot:
             return
         if isinstance(value, dict):
             self._record_table(value)
-            for each in list(value.values()):
-                self._record(each)
+            self._record_all(value.values())
         elif isinstance(value, list):
             self._record_list(value)
-            for each in list(value):
-                self._record(each)
+            self._record_all(value)
         elif isinstance(value, MethodType):
             self._record(value.__self__)
         elif type(value).__module__.startswith("hatrack.") and hasattr(value, "__dict__") and not _is_frozen(value):
             self._record(vars(value))
+
+    def _record_all(self, values: Iterable[Any]) -> None:
+        for each in [value for value in values if type(value) not in _IMMUTABLE]:
+            self._record(each)
 
     def _record_table(self, table: MutableMapping[Any, Any]) -> None:
         if id(table) not in self._seen:
