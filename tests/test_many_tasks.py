@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
 from hatrack import HATNetwork, guarantee
+from hatrack.watch import Watch
 
 TASKS = 200
 
@@ -62,3 +64,33 @@ def test_consolidating_takes_the_digest_of_every_task_once(monkeypatch) -> None:
     assert len(of_tasks) == 4, "a, b and c to check them, and d"
     before = dict(net._digests)
     assert net._take_digests() == before
+
+
+def test_asking_looks_at_what_the_answer_relies_on_however_many_tasks_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at: list[Tensor] = []
+    is_touched = Watch.is_touched
+
+    def counting(watch: Watch, tensor: Tensor) -> bool:
+        looked_at.append(tensor)
+        return is_touched(watch, tensor)
+
+    net = HATNetwork(backbone(), torch.zeros(1, 4)).eval()
+    counts = []
+    monkeypatch.setattr(Watch, "is_touched", counting)
+    for number in range(12):
+        net.add_task(f"t{number}", 2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "task .* has switched off")
+            net.consolidate(f"t{number}")
+        looked_at.clear()
+        net(torch.zeros(2, 4), f"t{number}")
+        counts.append(len(looked_at))
+    assert len(set(counts[2:])) == 1
+    with torch.no_grad():
+        net.tasks[7].head.weight.add_(1.0)
+    promised = net(torch.zeros(2, 4), "t3")
+    with pytest.warns(UserWarning, match="something other than a step"):
+        net(torch.zeros(2, 4), "t7")
+    assert torch.equal(net(torch.zeros(2, 4), "t3"), promised)

@@ -126,7 +126,7 @@ class ExtractableNetwork(GatedNetwork):
             or not self._mixes_samples()
         ):
             return None
-        self._look_at(x)
+        self._look_at(x, states)
         attentions = [self._attention(state) for state in states]
         soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
         attention = torch.stack([each.to(soft) for each in attentions])

@@ -128,7 +128,7 @@ class ForgettableNetwork(MaskedNetwork[StateT]):
         with torch.inference_mode(False), torch.no_grad(), evaluation_mode(self):
             parts = torch.split(x, batch_size)
             for part in parts:
-                self._look_at(part)
+                self._look_at(part, [state])
             features = torch.cat([self._features(part, state) for part in parts])
             logits = self._classify(features, state)
             state.calibration = fit_calibration(self._used_features(features, state), logits, y.to(logits.device))

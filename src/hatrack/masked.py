@@ -40,6 +40,7 @@ from hatrack.movement import (
 )
 from hatrack.multitask import MultiTaskNetwork, StateT
 from hatrack.state_dependence import Copy, depends_on_state
+from hatrack.tasks import TaskState
 from hatrack.tryouts import random_like
 from hatrack.undo import Snapshot, all_or_nothing
 from hatrack.watch import Parts, Watch, count_fused_steps, stamp_of
@@ -47,6 +48,9 @@ from hatrack.watch import Parts, Watch, count_fused_steps, stamp_of
 __all__ = ["MaskedNetwork"]
 
 _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
+
+_BACKBONE = "backbone"
+"""Key of what all tasks rely on."""
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 AnswerT = TypeVar("AnswerT")
@@ -91,6 +95,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         self._guarantee = Guarantee((), ())
         self._watch = Watch(self._guarantee)
         self._parts = Parts(self)
+        self._frozen: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by what answers rely on
         count_fused_steps()
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
         self._is_copy = False
@@ -308,16 +313,25 @@ class MaskedNetwork(InferringNetwork[StateT]):
         states = self._consolidated_states()
         self._guarantee = Guarantee.around(held, self.backbone, states, self._dampers(), buffers)
         self._watch = Watch(self._guarantee)
-        own = [f"tasks.{index}" for index, state in enumerate(self._states()) if state.consolidated]
-        self._parts = Parts(self, ["backbone", *own])
+        own = {_key(state): f"tasks.{index}" for index, state in enumerate(self._states()) if state.consolidated}
+        self._parts = Parts(self, {_BACKBONE: "backbone", **own})
+        shared = [*(parameter for parameter, _ in self._guarantee.shared), *buffers]
+        self._frozen = {_BACKBONE: shared, **{_key(s): [*s.parameters(), *s.buffers()] for s in states}}
 
-    def _require_same_parts(self) -> None:
+    def _keys_of(self, states: Sequence[StateT]) -> list[str]:
+        """Keys of what answers of tasks rely on; all of them may use the first task's norms and copies."""
+        return [_BACKBONE, *map(_key, self._states()[:1]), *map(_key, states)]
+
+    def _require_same_parts(self, keys: Sequence[str] | None = None) -> None:
         """Check that nobody has put other layers or parameters into the network.
+
+        Args:
+            keys: of the parts to look at; all of them if left out.
 
         Raises:
             GuaranteeError: somebody has.
         """
-        replaced = self._parts.replaced()
+        replaced = self._parts.replaced(keys)
         if replaced:
             raise GuaranteeError(
                 f"{', '.join(replaced)} has been replaced, pruned, parametrized or converted since the network was "
@@ -510,7 +524,8 @@ class MaskedNetwork(InferringNetwork[StateT]):
         count = self._guard.count
         if self._guard.is_stepping:
             return False
-        if not any(map(self._watch.is_touched, self._watch.tensors)):
+        relied_on = (tensor for key in self._keys_of(states) for tensor in self._frozen.get(key, ()))
+        if not any(map(self._watch.is_touched, relied_on)):
             return True
         if self._in_training() is None:
             self._put_back()
@@ -546,26 +561,26 @@ class MaskedNetwork(InferringNetwork[StateT]):
     def _admit(self, x: Tensor) -> None:
         """Look at a call of a kind that was not seen yet before it is answered; nothing to do where all are alike."""
 
-    def _look_at(self, x: Tensor) -> None:
-        """Admit an input, unless torch only follows the computation, or a copy answers for a network that did so."""
+    def _look_at(self, x: Tensor, states: Sequence[StateT]) -> None:
+        """Admit an input for tasks, unless torch only follows the computation, or a copy answers for another network."""
         if not self._is_copy and not _is_transformed():
-            self._require_same_parts()
+            self._require_same_parts(self._keys_of(states))
             if isinstance(x, Tensor) and x.dim() and len(x):  # else the call itself says what is wrong
                 self._admit(x)
 
     def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
-        self._look_at(x)
+        self._look_at(x, [state])
         return self._asked([state], partial(_answer_one, x))
 
     def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
         if self.training and not self._is_copy:  # one by one: a copy may answer for old tasks, not for that in training
             return super()._forward_mixed(x, states, task_of)
-        self._look_at(x)
+        self._look_at(x, states)
         return self._asked(states, partial(_answer_mixed, x, task_of))
 
     def _infer(self, x: Tensor, states: Sequence[StateT], scorer: Scorer, calibrated: bool) -> Inferred:
         with torch.no_grad(), evaluation_mode(self):
-            self._look_at(x)
+            self._look_at(x, states)
         return self._asked(states, lambda net, its: InferringNetwork._infer(net, x, its, scorer, calibrated))
 
     def _take_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
@@ -699,6 +714,11 @@ class MaskedNetwork(InferringNetwork[StateT]):
             if before is not None:  # what was here is still good
                 before.restore()
             raise
+
+
+def _key(state: TaskState) -> str:
+    """Key of what a task alone relies on."""
+    return f"task {state.name}"
 
 
 def _finish_loading(module: nn.Module, _: object) -> None:

@@ -29,6 +29,8 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 Selector = Callable[[Any], Iterable[Tensor]]
 """Gives the tensors of a network whose values an operation changes in place."""
 
+_EMPTY: dict[Any, Any] = {}
+
 _IMMUTABLE = frozenset([int, float, bool, str, bytes, tuple, frozenset, type(None), Tensor, nn.Parameter])
 """Types of values that an operation replaces and never changes; tensors are recorded by themselves."""
 
@@ -109,7 +111,14 @@ class Snapshot:
             return
         ours = type(module).__module__.startswith("hatrack.")
         self._record_table(vars(module))
-        self._record_all(value for name, value in vars(module).items() if ours or name in _TORCH)
+        # Torch gives every module a dozen tables, nearly all of them empty; a network of many tasks has many modules.
+        for name, value in vars(module).items():
+            if name in _TORCH and isinstance(value, dict):
+                self._tables.append((value, dict(value) if value else _EMPTY))
+                if value and "hooks" in name:
+                    self._record_all(value.values())
+            elif ours:
+                self._record(value)
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in self._seen and not _is_uninitialized(parameter):
                 self._seen.add(id(parameter))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,43 +67,68 @@ class Parts:
 
     Args:
         network: the network.
-        names: of the parts of it that are recorded, with all that is in them.
+        parts: where the parts of it are that are recorded, with all that is in them, by keys of the caller's.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
-        self._places: list[tuple[_Table, str, Any, torch.dtype | None, str]] = []
-        self._tables: list[tuple[_Table, frozenset[str], str]] = []
-        self._methods: list[tuple[nn.Module, Any, str]] = []
-        for root in names:
-            owner, _, key = root.rpartition(".")
-            table = network.get_submodule(owner)._modules
-            self._places.append((table, key, table[key], None, root))
-            for name, module in network.get_submodule(root).named_modules(prefix=root):
-                self._methods.append((module, vars(module).get("forward"), f"{name}.forward"))
-                for table in (module._parameters, module._modules):
-                    typed = table is module._parameters
-                    for key, part in table.items():
-                        dtype = part.dtype if typed and part is not None else None
-                        self._places.append((table, key, part, dtype, f"{name}.{key}"))
-                    self._tables.append((table, frozenset(table), name))
+    def __init__(self, network: nn.Module, parts: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._roots = {key: _Root.of(network, name) for key, name in parts.items()}
 
-    def replaced(self) -> list[str]:
+    def replaced(self, keys: Iterable[str] | None = None) -> list[str]:
         """Return the names of what is no longer there, is new, is another object or of another type.
 
         Plain tensors that stand in for parameters during a call do not count.
+
+        Args:
+            keys: of the recorded parts to look at; all of them if left out.
         """
+        roots = self._roots.values() if keys is None else [self._roots[key] for key in keys if key in self._roots]
+        return [name for root in roots for name in root.replaced()]
+
+
+@dataclass(frozen=True)
+class _Root:
+    """Record of one part of a network.
+
+    Attributes:
+        places: for every layer and parameter the table that it is in, its key, itself, its type and its name.
+        tables: the keys of every table, with the name of the module that it belongs to.
+        methods: the ``forward`` that is an attribute of a module, or None, with its name.
+    """
+
+    places: list[tuple[_Table, str, Any, torch.dtype | None, str]]
+    tables: list[tuple[_Table, frozenset[str], str]]
+    methods: list[tuple[nn.Module, Any, str]]
+
+    @classmethod
+    def of(cls, network: nn.Module, root: str) -> _Root:
+        """Record a part by its name in the network."""
+        owner, _, key = root.rpartition(".")
+        table = network.get_submodule(owner)._modules
+        record = cls([(table, key, table[key], None, root)], [], [])
+        for name, module in network.get_submodule(root).named_modules(prefix=root):
+            record.methods.append((module, vars(module).get("forward"), f"{name}.forward"))
+            for table in (module._parameters, module._modules):
+                typed = table is module._parameters
+                for key, part in table.items():
+                    dtype = part.dtype if typed and part is not None else None
+                    record.places.append((table, key, part, dtype, f"{name}.{key}"))
+                record.tables.append((table, frozenset(table), name))
+        return record
+
+    def replaced(self) -> list[str]:
+        """Return the names of what is another object, as :meth:`Parts.replaced` does."""
         names = []
-        for table, key, part, dtype, name in self._places:
+        for table, key, part, dtype, name in self.places:
             present: Any = table.get(key)
             if present is not part:
                 if present is None or isinstance(present, (nn.Parameter, nn.Module)):
                     names.append(name)
             elif dtype is not None and present.dtype is not dtype:
                 names.append(name)
-        for table, keys, name in self._tables:
+        for table, keys, name in self.tables:
             if len(table) > len(keys):
                 names += [f"{name}.{key}" for key in table if key not in keys]
-        return names + [name for module, method, name in self._methods if vars(module).get("forward") is not method]
+        return names + [name for module, method, name in self.methods if vars(module).get("forward") is not method]
 
 
 class Controls:
@@ -156,7 +183,6 @@ class Watch:
 
     def __init__(self, guarantee: Guarantee, touched: Collection[int] = ()) -> None:
         self.guarantee = guarantee
-        self._tensors = [tensor for tensor, _ in guarantee.all()]
         self._stamps = {
             id(tensor): stamp_of(tensor) for index, (tensor, _) in enumerate(guarantee.all()) if index not in touched
         }
@@ -165,11 +191,6 @@ class Watch:
         """Copies watch the copied tensors, which have counts of their own."""
         touched = [index for index, (tensor, _) in enumerate(self.guarantee.all()) if self.is_touched(tensor)]
         return type(self), (self.guarantee, touched)
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        """All tensors of which entries are frozen."""
-        return self._tensors
 
     def is_touched(self, tensor: Tensor) -> bool:
         """Return whether something has written to a tensor since it was last known to be right."""
