@@ -562,7 +562,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         """Look at a call of a kind that was not seen yet before it is answered; nothing to do where all are alike."""
 
     def _look_at(self, x: Tensor, states: Sequence[StateT]) -> None:
-        """Admit an input for tasks, unless torch only follows the computation, or a copy answers for another network."""
+        """Admit an input for tasks, unless torch only follows the computation, or a copy answers for the network."""
         if not self._is_copy and not _is_transformed():
             self._require_same_parts(self._keys_of(states))
             if isinstance(x, Tensor) and x.dim() and len(x):  # else the call itself says what is wrong
