@@ -1,4 +1,4 @@
-"""The oldest files that are read: those of commit 65a3182."""
+"""The oldest files that are read, and those written before the last change of the architecture."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ from hatrack.cli import main
 from hatrack.experiments import read_result, verify
 from hatrack.experiments.folder import previous
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "65a3182"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 TASKS = ("first", "second.ü")
+
+
+@pytest.fixture(params=["65a3182", "c5e342c"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """Files of one commit."""
+    return FIXTURES / str(request.param)
+
 
 EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)
 
 
-def require_same(name: str, said: dict[str, Tensor]) -> None:
+def require_same(folder: Path, name: str, said: dict[str, Tensor]) -> None:
     """Check logits against the recorded ones: to the bit where these were computed, elsewhere to 1e-5."""
-    recorded = safetensors.torch.load_file(FOLDER / SAID)
-    with safetensors.safe_open(FOLDER / SAID, "pt") as file:
+    recorded = safetensors.torch.load_file(folder / SAID)
+    with safetensors.safe_open(folder / SAID, "pt") as file:
         there = json.loads(file.metadata()["environment"])
     close = 0.0 if there == here() else 1e-5
     for task, now in said.items():
@@ -37,13 +44,15 @@ def require_same(name: str, said: dict[str, Tensor]) -> None:
 
 
 @EVERY_NETWORK
-def test_a_network_says_what_it_said_and_learns_another_task(name: str, tmp_path: Path) -> None:
+def test_a_network_says_what_it_said_and_learns_another_task(folder: Path, name: str, tmp_path: Path) -> None:
     network, path = NETWORKS[name], tmp_path / "net.hat"
-    x = safetensors.torch.load_file(FOLDER / SAID)[name]
-    net = hatrack.load(FOLDER / f"{name}.hat", network.build())
+    x = safetensors.torch.load_file(folder / SAID)[name]
+    net = hatrack.load(folder / f"{name}.hat", network.build())
     assert (type(net), net.task_names, net.task_in_training) == (network.kind, (*TASKS, "open"), "open")
+    kept = read_checkpoint(folder / f"{name}.hat").tensors
+    assert {key for key in net.state_dict() if not key.endswith("_extra_state")} == kept.keys()
     said = {task: logits(net, task, x) for task in TASKS}
-    require_same(name, said)
+    require_same(folder, name, said)
     assert all(state.calibration is not None for state in net.tasks if state.consolidated)
     net.save(path)
     for again in (net, hatrack.load(path, network.build())):
@@ -56,8 +65,8 @@ def test_a_network_says_what_it_said_and_learns_another_task(name: str, tmp_path
 
 @EVERY_NETWORK
 @pytest.mark.parametrize("tensor", ["packed", "head.weight", "calibration"])
-def test_a_change_to_a_consolidated_task_is_noticed(name: str, tensor: str, tmp_path: Path) -> None:
-    old = read_checkpoint(FOLDER / f"{name}.hat")
+def test_a_change_to_a_consolidated_task_is_noticed(folder: Path, name: str, tensor: str, tmp_path: Path) -> None:
+    old = read_checkpoint(folder / f"{name}.hat")
     tensors = {key: value.clone() for key, value in old.tensors.items()}
     changed = next(value for key, value in tensors.items() if key.startswith(f"tasks.0.{tensor}")).view(-1)
     changed[0] = changed[0] ^ 1 if changed.dtype == torch.uint8 else changed[0] + 1
@@ -66,24 +75,24 @@ def test_a_change_to_a_consolidated_task_is_noticed(name: str, tensor: str, tmp_
         hatrack.load(tmp_path / "net.hat", NETWORKS[name].build())
 
 
-def test_a_run_is_verified_shown_and_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    verification = verify(FOLDER / "run")
+def test_a_run_is_verified_shown_and_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verification = verify(folder / "run")
     assert verification.holds
     assert set(verification.differences) <= {*verification.result.environment}, "the data are the same"
     assert [len(task.used) for task in verification.result.history] == [1, 1]
-    assert main(["report", str(FOLDER / "run"), "--format", "csv"]) == 0
+    assert main(["report", str(folder / "run"), "--format", "csv"]) == 0
     assert "hat" in capsys.readouterr().out
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    whole, folder = read_result(FOLDER / "run" / "run.json"), tmp_path / "run"
-    shutil.copytree(FOLDER / "run", folder)
+def test_an_interrupted_run_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -> None:
+    whole, copy = read_result(folder / "run" / "run.json"), tmp_path / "run"
+    shutil.copytree(folder / "run", copy)
     for name in ("run.json", "net.hat"):  # as after the first task
-        previous(folder / name).replace(folder / name)
-    (folder / "logits.safetensors").unlink()
+        previous(copy / name).replace(copy / name)
+    (copy / "logits.safetensors").unlink()
     settings = [f"--set={key}" for key in ("hidden=8", "num_tasks=2", "limit=40", "epochs=1")]
-    assert main(["run", "demo", "--method", "hat", *settings, "--threads", "1", "--out", str(folder), "--quiet"]) == 0
-    again = read_result(folder / "run.json")
+    assert main(["run", "demo", "--method", "hat", *settings, "--threads", "1", "--out", str(copy), "--quiet"]) == 0
+    again = read_result(copy / "run.json")
     assert (again.status, again.config, len(again.history)) == (whole.status, whole.config, 2)
     if {key: whole.environment[key] for key in here()} == here():
         assert again.matrix("logits_sha256") == whole.matrix("logits_sha256")
