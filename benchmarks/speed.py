@@ -97,7 +97,7 @@ def many_tasks(repetitions: int) -> dict[str, Any]:
             "head": bytes_of(last.head.parameters()),
             "parameters and buffers": bytes_of([*last.parameters(), *last.buffers(), last.packed]),
             "file": bytes_of(in_file.values()),
-            "copy to put back": bytes_of(keeper.saved for p, keeper in net._guarantee.own if id(p) in own),
+            "copy to put back": bytes_of(keeper.saved for p, keeper in net.protection.plan.own if id(p) in own),
         }
         print(json.dumps(results), flush=True)
     return results

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hatrack import HATNetwork
-from hatrack.multitask import MultiTaskNetwork
+from hatrack.models.answering import logits_of
 from hatrack.networks import AlexNet
 
 CLASSES = 3
@@ -172,7 +172,7 @@ def logits(net: HATNetwork, x: Tensor, task: str) -> Tensor:
 def raw_logits(net: HATNetwork, x: Tensor, task: str) -> Tensor:
     """What weights give as they are at this moment, with nothing put back."""
     with mode(net, False), torch.no_grad():
-        return MultiTaskNetwork._forward_one(net, x, net._state(task))
+        return logits_of(net.masking, x, net.tasks.named(task))
 
 
 def accuracy(net: HATNetwork, x: Tensor, y: Tensor, task: str) -> float:

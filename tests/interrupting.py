@@ -229,9 +229,9 @@ def bits(module: nn.Module) -> dict[str, Any]:
         found[f"{name} gradient"] = parameter.grad
         found[f"{name} trains"] = parameter.requires_grad
     if isinstance(module, (HATNetwork, WeightMaskedNetwork)):
-        found["tasks"] = [(state.name, state.consolidated, state.training) for state in module._states()]
-        found["detached"] = module._detached
-        found["digests"] = dict(module._digests)
+        found["tasks"] = [(state.name, state.consolidated, state.training) for state in module.tasks]
+        found["detached"] = not module.masking.is_attached
+        found["digests"] = dict(module.protection.digests)
         found["protected"] = dict(module.protected())
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in found.items()}
 
@@ -267,7 +267,7 @@ def logits(net: Network) -> dict[str, Tensor]:
     modes = {part: part.training for part in net.modules()}
     net.eval()
     with torch.no_grad():
-        found = {state.name: net(x, state.name) for state in net._consolidated_states()}
+        found = {state.name: net(x, state.name) for state in net.tasks.consolidated}
     for part, mode in modes.items():
         part.training = mode
     return found
@@ -282,7 +282,7 @@ class Looks:
 
 
 def look(case: Case) -> tuple[Any, Any, Any]:
-    attached = not case.net._detached
+    attached = case.net.masking.is_attached
     return bits(case.net), memory(case.optimizer), logits(case.net) if attached else {}
 
 

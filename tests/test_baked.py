@@ -27,7 +27,7 @@ def attached(backbone: nn.Module, shape: tuple[int, ...], **masks: Tensor) -> We
     net.add_task("task", 3, generator=torch.Generator().manual_seed(0))
     state = net.tasks[0]
     with torch.no_grad():
-        for name, values in zip(net._layout.masked, state.choice, strict=True):
+        for name, values in zip(net.masking.layout.masked, state.choice, strict=True):
             values.fill_(1.0)
             if name in masks:
                 values[~masks[name]] = -1.0
@@ -211,6 +211,6 @@ def test_what_cannot_be_extracted_says_why(monkeypatch: pytest.MonkeyPatch) -> N
     net.add_task("second", 3)
     with pytest.raises(InputError, match="still in training: consolidate it before it is extracted"):
         net.extract("second")
-    monkeypatch.setattr("hatrack.holding_weights.bake", lambda backbone, *_: BACKBONES["mlp"][0]())
+    monkeypatch.setattr("hatrack.models.taking_out.bake", lambda backbone, *_: BACKBONES["mlp"][0]())
     with pytest.raises(UnsupportedError, match="zeros written in give other logits"):
         net.extract("first")

@@ -87,17 +87,17 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError):
-            read_checkpoint(path, hatrack.network.FORMAT)
+            read_checkpoint(path, hatrack.models.hat.FORMAT)
     path.write_bytes(content + b"\0")
     with pytest.raises(CheckpointError):
-        read_checkpoint(path, hatrack.network.FORMAT)
+        read_checkpoint(path, hatrack.models.hat.FORMAT)
 
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "net.hat"
     tiny().save(path)
     content = path.read_bytes()
-    whole = read_checkpoint(path, hatrack.network.FORMAT)
+    whole = read_checkpoint(path, hatrack.models.hat.FORMAT)
     harmless = 0
     rng = random.Random(0)
     for position in range(len(content)):
@@ -107,7 +107,7 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
             try:
-                read = read_checkpoint(path, hatrack.network.FORMAT)
+                read = read_checkpoint(path, hatrack.models.hat.FORMAT)
             except CheckpointError:
                 continue
             harmless += 1
@@ -206,7 +206,7 @@ def test_a_backbone_in_use_is_refused(tmp_path: Path) -> None:
 def test_entries_that_are_not_those_consolidated_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "net.hat"
     tiny().save(path)
-    whole = read_checkpoint(path, hatrack.network.FORMAT)
+    whole = read_checkpoint(path, hatrack.models.hat.FORMAT)
     tensors = {name: value + 1 if name == "backbone.0.weight" else value for name, value in whole.tensors.items()}
     write_checkpoint(path, Checkpoint(tensors, whole.description))
     with pytest.raises(GuaranteeError, match="not those that its tasks were consolidated with"):

@@ -58,8 +58,8 @@ def test_other_tasks_keep_every_bit(name: str, task: str) -> None:
 @EVERY_NETWORK
 def test_every_entry_that_nobody_else_uses_is_drawn_anew(name: str) -> None:
     net, _ = three_tasks(name)
-    own, others = net._entries_of(net.tasks[1]), [net._entries_of(net.tasks[i]) for i in (0, 2)]
-    shared = {id(parameter) for parameter in net._shared_parameters()}
+    own, others = net.masking.entries_of(net.tasks[1]), [net.masking.entries_of(net.tasks[i]) for i in (0, 2)]
+    shared = {id(parameter) for parameter in net.masking.shared_parameters()}
     parameters = {n: p for n, p in net.backbone.named_parameters() if id(p) in shared}
     before = {n: p.detach().clone() for n, p in parameters.items()}
     report = net.forget("second", generator=GENERATOR)
@@ -125,7 +125,7 @@ def test_nothing_in_the_file_reveals_the_task(name: str, tmp_path: Path) -> None
     net.save(tmp_path / "with")
     with mode(net, False):
         probe = net.probe()
-    kept = net._entries_of(net.tasks[0])
+    kept = net.masking.entries_of(net.tasks[0])
     private = [value for key, value in own.items() if key.startswith("tasks.1.") and "extra_state" not in key]
     private += [own[f"backbone.{key}"][~used] for key, used in kept.items()]
     common = words_of(tmp_path / "before")

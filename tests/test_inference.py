@@ -76,7 +76,7 @@ def test_all_tasks_are_asked_in_one_pass_and_answers_are_theirs() -> None:
     net, samples = three_tasks()
     x, _ = samples["b"]
     net.infer(x)
-    with patch.object(net._attachment, "run", wraps=net._attachment.run) as run:
+    with patch.object(net.masking.attachment, "run", wraps=net.masking.attachment.run) as run:
         inferred = net.infer(x, Scorer.MAX_LOGIT, calibrated=False)
     assert run.call_count == 1
     for index, task in enumerate(inferred.tasks):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
-from hatrack import HATNetwork, guarantee
-from hatrack.watch import Watch
+from hatrack import HATNetwork
+from hatrack.protection import plan
+from hatrack.protection.versions import VersionWatch
 
 TASKS = 200
 
@@ -57,28 +58,29 @@ def test_consolidating_takes_the_digest_of_every_task_once(monkeypatch) -> None:
             net.add_task(name, 2)
             net.consolidate(name)
         net.add_task("d", 2)
-        taken, whole = [], guarantee.digest
-        monkeypatch.setattr(guarantee, "digest", lambda values: taken.append(list(values)) or whole(values))
+        taken, whole = [], plan.digest
+        monkeypatch.setattr(plan, "digest", lambda values: taken.append(list(values)) or whole(values))
         net.consolidate("d")
     of_tasks = [names for names in taken if "packed" in names]
     assert len(of_tasks) == 4, "a, b and c to check them, and d"
-    before = dict(net._digests)
-    assert net._take_digests() == before
+    before = dict(net.protection.digests)
+    net.protection.renew_digests()
+    assert net.protection.digests == before
 
 
 def test_asking_looks_at_what_the_answer_relies_on_however_many_tasks_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked_at: list[Tensor] = []
-    is_touched = Watch.is_touched
+    is_touched = VersionWatch.is_touched
 
-    def counting(watch: Watch, tensor: Tensor) -> bool:
+    def counting(watch: VersionWatch, tensor: Tensor) -> bool:
         looked_at.append(tensor)
         return is_touched(watch, tensor)
 
     net = HATNetwork(backbone(), torch.zeros(1, 4)).eval()
     counts = []
-    monkeypatch.setattr(Watch, "is_touched", counting)
+    monkeypatch.setattr(VersionWatch, "is_touched", counting)
     for number in range(12):
         net.add_task(f"t{number}", 2)
         with warnings.catch_warnings():

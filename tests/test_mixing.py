@@ -43,7 +43,7 @@ def test_a_mixed_batch_is_the_tasks_one_by_one(name: str) -> None:
         mixed = net(x, [names[number] for number in order])
         alone = torch.stack([net(x, task) for task in names])
     assert_close(mixed, alone[order, torch.arange(11)], 2e-5)
-    assert net._mixes_samples() != (name in FOLDED)
+    assert net.masking.mixes_samples() != (name in FOLDED)
 
 
 def test_one_pass_serves_all_tasks() -> None:
@@ -53,11 +53,11 @@ def test_one_pass_serves_all_tasks() -> None:
     names = [f"t{number % 3}" for number in range(SAMPLES)]
     with mode(net, False), torch.no_grad():
         net(x, names)
-        with patch.object(net._attachment, "run", wraps=net._attachment.run) as run:
+        with patch.object(net.masking.attachment, "run", wraps=net.masking.attachment.run) as run:
             net(x, names)
         assert run.call_count == 1
         net.train()
-        with patch.object(net._attachment, "run", wraps=net._attachment.run) as run:
+        with patch.object(net.masking.attachment, "run", wraps=net.masking.attachment.run) as run:
             net(x, names)
         assert run.call_count == 3, "in training mode norms look at a task's own samples"
 
@@ -118,7 +118,7 @@ def test_an_axis_that_has_the_batchs_size_by_accident_deceives_nobody() -> None:
     with mode(net, False), torch.no_grad():
         mixed = net(x, [names[0], names[1], names[1], names[0], names[1]])
         assert_close(mixed[2], net(x, names[1])[2])
-    assert not net._mixes_samples()
+    assert not net.masking.mixes_samples()
 
 
 @pytest.mark.parametrize("affine", [True, False])

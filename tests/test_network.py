@@ -113,7 +113,7 @@ def test_a_state_dict_carries_tasks_and_protection(kind: str, hard: bool) -> Non
     open_task(net, "c", 2)
     fresh = attach(kind, seed=99, hard=hard)
     for name, classes in (("a", 3), ("b", 3), ("c", 3)):
-        fresh._open_task(name, classes)
+        fresh.masking.open_task(name, classes)
     fresh.load_state_dict(net.state_dict())
     assert fresh.task_in_training == "c"
     assert all(torch.equal(logits(fresh, x, name), logits(net, x, name)) for name, x in samples.items())
@@ -420,5 +420,5 @@ def test_a_failing_backbone_leaves_no_task_active() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         net(torch.zeros(1, 4), "a")
     backbone.fail = False
-    active = net._attachment._active
+    active = net.masking.attachment._active
     assert active.attention is active.cleared is active.norms is None

@@ -10,8 +10,8 @@ from changing_networks import Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, InputError
 from hatrack.conditioning import Adaptive
 from hatrack.functional import condition_gradient
-from hatrack.guard import keeps_entries_without_gradient
-from hatrack.protect import Shield, attention_on_entries, digest
+from hatrack.protection.frozen import FrozenEntries, attention_on_entries, digest
+from hatrack.protection.hooks import keeps_entries_without_gradient
 from hatrack.units import ParameterUse
 from helpers import attach, easy_task, learn, logits, loss_of, open_task, train
 
@@ -35,7 +35,7 @@ def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: 
     held = torch.rand(value.shape) < 0.5
     if whole_rows:
         held = (torch.arange(len(value)) % 2 == 0).view(-1, 1, 1, 1).expand(value.shape)
-    shield = Shield.around(value, held)
+    shield = FrozenEntries.of(value, held)
     assert shield is not None
     assert shield.free_bits.shape == value.shape
     moved = value.clone().fill_(float("nan"))
@@ -57,7 +57,7 @@ def test_restoring_is_exact_for_any_bits(dtype: torch.dtype) -> None:
     saved = torch.cat([ends.repeat(6), torch.randint(span.min, span.max, (200,), dtype=integers)])
     now = torch.cat([ends.repeat_interleave(6), torch.randint(span.min, span.max, (200,), dtype=integers)])
     for held in (torch.rand(len(saved)) < 0.5, torch.ones(len(saved), dtype=torch.bool)):
-        shield = Shield.around(saved.view(dtype), held)
+        shield = FrozenEntries.of(saved.view(dtype), held)
         assert shield is not None
         assert shield.whole == bool(held.all())
         moved = now.clone().view(dtype)
@@ -66,7 +66,7 @@ def test_restoring_is_exact_for_any_bits(dtype: torch.dtype) -> None:
 
 
 def test_nothing_to_hold_needs_no_shield() -> None:
-    assert Shield.around(torch.ones(3), torch.zeros(3, dtype=torch.bool)) is None
+    assert FrozenEntries.of(torch.ones(3), torch.zeros(3, dtype=torch.bool)) is None
 
 
 @given(st.lists(st.integers(0, 4), min_size=3, max_size=3), st.lists(st.integers(0, 4), min_size=2, max_size=2))
@@ -313,7 +313,7 @@ def test_a_shield_conditions_as_equation_2_does(soft: bool) -> None:
     out, inp = (torch.rand(size, generator=generator) for size in (7, 5))
     out, inp = (torch.where(side > 0.6, 1.0, side) if soft else (side > 0.5) for side in (out, inp))
     weight, gradient = torch.randn(7, 5, generator=generator), torch.randn(7, 5, generator=generator)
-    shield = Shield.around(weight, torch.minimum(out[:, None], inp[None, :]))
+    shield = FrozenEntries.of(weight, torch.minimum(out[:, None], inp[None, :]))
     assert shield is not None
     conditioned = gradient.clone()
     shield.condition(conditioned)

@@ -20,7 +20,7 @@ from hatrack.experiments import read_result
 from hatrack.experiments.folder import LOGITS_FORMAT
 from hatrack.experiments.plan import Plan, read_plan, write_plan
 from hatrack.experiments.results import write_result
-from hatrack.network import FORMAT
+from hatrack.models.hat import FORMAT
 from hatrack.sealed import read_sealed, sealed, write_sealed
 from records import of_a_run
 

@@ -87,8 +87,8 @@ def test_gradients_are_those_of_the_plain_layers(dtype: torch.dtype) -> None:
     x = x.to(dtype).requires_grad_()
     loss = F.cross_entropy(net(x, "second"), y) + net.regularization()
     found, of_x = gradients(net, loss), x.grad
-    assert len(net._attachment._wanted) == 3, "nothing was spared"
-    net._attachment._wanted.clear()
+    assert len(net.masking.attachment._wanted) == 3, "nothing was spared"
+    net.masking.attachment._wanted.clear()
     x.grad = None
     plain_loss = F.cross_entropy(net(x, "second"), y) + net.regularization()
     assert torch.equal(loss, plain_loss), "the forward pass is another one"
@@ -145,8 +145,8 @@ def test_switches_follow_the_network_and_leave_it_again() -> None:
         assert (found[~held] != 0).any()
     twin.forget("second")
     twin.forget("first")
-    assert not twin._attachment._wanted, "spared for a task that is forgotten"
-    assert net._attachment._wanted, "copies share what they spare"
+    assert not twin.masking.attachment._wanted, "spared for a task that is forgotten"
+    assert net.masking.attachment._wanted, "copies share what they spare"
     backbone = net.detach()
     assert not any("forward" in vars(module) for module in backbone.modules())
 
@@ -160,7 +160,7 @@ def test_second_derivatives_and_mixed_precision() -> None:
     for _ in range(2):
         (slope,) = torch.autograd.grad(F.cross_entropy(net(x, "second"), y), x, create_graph=True)
         found.append(gradients(net, slope.square().sum())["backbone.0.weight"])
-        net._attachment._wanted.clear()
+        net.masking.attachment._wanted.clear()
     free = ~net.protected()["backbone.0.weight"]
     torch.testing.assert_close(found[0][free], found[1][free], rtol=0, atol=1e-6)
 
@@ -194,7 +194,7 @@ def test_a_task_that_is_learned_twice_gives_the_same_bits() -> None:
 def test_derivatives_that_the_layers_own_forward_has() -> None:
     """Batched gradients, forward-mode derivatives and calls with other weights are those of the plain layers."""
     net, x, _, _ = full_network()
-    assert net._attachment._wanted
+    assert net.masking.attachment._wanted
     net.eval()
     jacobian = torch.autograd.functional.jacobian(lambda z: net(z, "second"), x[:2], vectorize=True)
     slow = torch.autograd.functional.jacobian(lambda z: net(z, "second"), x[:2])

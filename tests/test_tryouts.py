@@ -208,7 +208,7 @@ def test_tokens_are_drawn_when_gates_are_tried_out(monkeypatch: pytest.MonkeyPat
     backbone = Tokens().eval()
     example = torch.zeros(2, 9, dtype=torch.int64)
     graph = analyze(backbone, example, "backbone.")
-    attachment = Attachment(graph, backbone, backbone)
+    attachment = Attachment(graph, backbone)
     asked: list[Tensor] = []
     run = attachment.run
     monkeypatch.setattr(attachment, "run", lambda net, x, *rest: (asked.append(x), run(net, x, *rest))[1])

@@ -244,9 +244,9 @@ def test_it_grows_by_itself_and_the_number_of_tasks_has_no_bound() -> None:
     assert fixed.capacity().weights > 0.9
     assert net.capacity().parameters > 2 * fixed.capacity().parameters
     net.add_task("next", 2)
-    room, widths = net._room(net._units_now())
+    room, widths = net.masking.room(net.masking.units_now()), net.masking.origin.widths
     assert all(room[name] >= 0.5 * width for name, width in widths.items()), "every task finds room"
-    assert max(fixed._room(fixed._units_now())[0].values()) < 0.1 * 8
+    assert max(fixed.masking.room(fixed.masking.units_now()).values()) < 0.1 * 8
     net.check()
 
 
@@ -258,7 +258,7 @@ def test_the_free_units_of_a_group_are_those_that_its_free_weights_would_make() 
             values.fill_(-1.0)
             values.view(-1)[: round(share * values.numel())] = 1.0
     net.consolidate("first")
-    room, widths = net._room(net._units_now())
+    room, widths = net.masking.room(net.masking.units_now()), net.masking.origin.widths
     assert room == pytest.approx({"dense1": 2.5, "dense2": 4.0})
     assert widths == {"dense1": 10, "dense2": 5}
     net.add_task("second", 2)

@@ -110,7 +110,7 @@ def test_a_file_of_another_kind_is_read_as_what_it_is(tmp_path: Path) -> None:
     hat.save(tmp_path / "hat.hat")
     assert isinstance(hatrack.load(tmp_path / "hat.hat", BACKBONES["mlp"][0]()), HATNetwork)
     with pytest.raises(CheckpointError, match=r"holds a hatrack\.HATNetwork, not a hatrack\.WeightMaskedNetwork"):
-        hatrack.loading.load_as(WeightMaskedNetwork, tmp_path / "hat.hat", BACKBONES["mlp"][0]())
+        hatrack.models.loading.load_as(WeightMaskedNetwork, tmp_path / "hat.hat", BACKBONES["mlp"][0]())
     attach("wsn").save(tmp_path / "wsn.hat")
     with pytest.raises(CheckpointError, match="another backbone"):
         hatrack.load(tmp_path / "wsn.hat", MLP((6,), (32, 31)))

@@ -19,15 +19,15 @@ from hatrack.errors import (
 from hatrack.forgetting import Forgotten
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.growth import Growth
-from hatrack.inference import IncrementalAccuracy, Inferred, measure_inference
 from hatrack.learner import Learner, Prediction
-from hatrack.loading import forget_in_files, load
+from hatrack.models.hat import HATNetwork
+from hatrack.models.loading import forget_in_files, load
+from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.modes import fresh_statistics
-from hatrack.network import HATNetwork
 from hatrack.norm import BatchNorms
 from hatrack.plan import Plan
 from hatrack.progress import with_progress
-from hatrack.weights import WeightMaskedNetwork
+from hatrack.recognition import IncrementalAccuracy, Inferred, measure_inference
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hatrack.gates import ActiveTask, InputGate
 from hatrack.movement import scratch_of
 from hatrack.norm import TaskNormSwitch
-from hatrack.protect import Shield
+from hatrack.protection.frozen import FrozenEntries
 from hatrack.sparing import SparingSwitch, Wanted, wanted_entries
 from hatrack.units import UnitGraph
 
@@ -121,10 +121,9 @@ class Attachment(nn.Module):
     Args:
         graph: the units of the backbone.
         backbone: the network to attach to.
-        owner: the network of masks that the backbone is inside of from then on.
     """
 
-    def __init__(self, graph: UnitGraph, backbone: nn.Module, owner: nn.Module) -> None:
+    def __init__(self, graph: UnitGraph, backbone: nn.Module) -> None:
         super().__init__()
         self._active = ActiveTask()
         modules = dict(backbone.named_modules())
@@ -143,7 +142,6 @@ class Attachment(nn.Module):
         }
         for switch in self._all_switches():
             switch.attach()
-        mark(backbone, owner)
 
     def _all_switches(self) -> list[TaskNormSwitch | SparingSwitch]:
         return [*self._switches.values(), *self._dense.values()]
@@ -167,20 +165,20 @@ class Attachment(nn.Module):
         finally:
             self._active.go_back_to(outer)
 
-    def spare(self, backbone: nn.Module, held: Iterable[tuple[nn.Parameter, Shield]]) -> None:
-        """Leave out of gradients what must not move.
+    def spare(self, backbone: nn.Module, frozen: Iterable[tuple[nn.Parameter, FrozenEntries]]) -> None:
+        """Leave frozen entries out of gradients.
 
         Args:
             backbone: the network that was attached to.
-            held: parameters with what holds them.
+            frozen: parameters with their frozen entries.
         """
-        shields = {id(parameter): shield for parameter, shield in held}
+        records = {id(parameter): entries for parameter, entries in frozen}
         self._wanted.clear()
         for name in self._dense:
             weight = backbone.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)
-            shield = shields.get(id(weight))
-            wanted = None if shield is None else wanted_entries(shield.held)
+            entries = records.get(id(weight))
+            wanted = None if entries is None else wanted_entries(entries.frozen)
             if wanted is not None:
                 self._wanted[name] = replace(wanted, weight=weight)
 
@@ -195,4 +193,3 @@ class Attachment(nn.Module):
         for switch in self._all_switches():
             switch.detach()
         self._hooks, self._switches, self._dense = [], {}, {}
-        mark(backbone, None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hatrack.protect import attention_on_entries
+from hatrack.protection.frozen import attention_on_entries
 from hatrack.units import ParameterUse, Role, UnitGraph
 
 __all__ = ["Capacity", "common_entries", "measure_capacity", "measure_reuse"]

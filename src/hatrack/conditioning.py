@@ -13,7 +13,7 @@ from torch import Tensor
 from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.functional import Conditioning
-from hatrack.protect import attention_on_entries
+from hatrack.protection.frozen import attention_on_entries
 from hatrack.units import UnitGraph
 
 __all__ = [

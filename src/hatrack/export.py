@@ -22,9 +22,9 @@ from hatrack.atomic import write_atomically
 from hatrack.decompositions import without_adaptive_maxima
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.mixing import mixed_norms
+from hatrack.models.hat import HATNetwork
+from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.modes import evaluation_mode
-from hatrack.network import HATNetwork
-from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["PARITY", "AllTasks", "Exported", "Labels", "export_all_tasks", "export_task"]
 
@@ -80,11 +80,11 @@ class AllTasks(nn.Module):
 
     def __init__(self, net: HATNetwork) -> None:
         super().__init__()
-        if not net._mixes_samples():
+        if not net.masking.mixes_samples():
             raise UnsupportedError("this network does not keep samples apart; export its tasks one by one")
-        states = net._consolidated_states()
+        states = net.tasks.consolidated
         self.net = net
-        self._norms = [net._norms(state) for state in states]
+        self._norms = [net.masking.norms(state) for state in states]
         classes = max(state.num_classes for state in states)
         self.register_buffer("masks", torch.stack([state.mask for state in states]))
         pads = [classes - state.num_classes for state in states]
@@ -97,7 +97,7 @@ class AllTasks(nn.Module):
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
         """Logits ``(N, most classes)`` of a batch and tasks, int64 ``(N,)``; −inf behind a task's last class."""
         norms = mixed_norms(self._norms, task)
-        features = self.net._attachment.run(self.net.backbone, x, self.masks[task], norms)
+        features = self.net.masking.attachment.run(self.net.backbone, x, self.masks[task], norms)
         return torch.bmm(self.weight[task], features.unsqueeze(2)).squeeze(2) + self.bias[task]
 
 
@@ -166,7 +166,7 @@ def export_all_tasks(
     path = Path(path)
     if path.suffix != ".onnx":
         raise InputError(f"{path.name}: all tasks together are exported to .onnx")
-    names = [state.name for state in net._consolidated_states()]
+    names = [state.name for state in net.tasks.consolidated]
     missing = [name for name in names if name not in samples or name not in labels]
     if missing or not names:
         raise InputError(f"samples and labels are missing for {', '.join(missing) or 'any consolidated task'}")

@@ -14,11 +14,11 @@ from hatrack.calibration import Scorer
 from hatrack.checkpoint import Checkpoint, check_backbone, read_checkpoint, write_checkpoint
 from hatrack.errors import InputError
 from hatrack.forgetting import Forgotten
-from hatrack.loading import network_from
 from hatrack.methods import Setup
 from hatrack.methods.hat import HAT, HATSettings
+from hatrack.models.hat import HATNetwork
+from hatrack.models.loading import network_from
 from hatrack.modes import evaluation_mode
-from hatrack.network import HATNetwork
 from hatrack.streams import Task
 from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
 

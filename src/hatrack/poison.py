@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatrack.attachment import Attachment
 from hatrack.masks import WeightLayout
 from hatrack.modes import evaluation_mode
-from hatrack.protect import attention_on_entries
+from hatrack.protection.frozen import attention_on_entries
 from hatrack.tryouts import random_like
 from hatrack.units import Role, UnitGraph
 

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hatrack.calibration import Calibration
+from hatrack.compilers import start_compilers_inside
 from hatrack.movement import OwnBuffers
 from hatrack.packing import bytes_for, moved, pack, unpack
 
@@ -48,6 +50,10 @@ class TaskState(nn.Module):
     def norms(self) -> dict[str, nn.Module]:
         """The task's batch norms, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the task's logits ``(N, classes)`` of features ``(N, F)``."""
+        return F.linear(features, self.head.weight, self.head.bias)
 
     def take_norms_of(self, other: TaskState) -> None:
         """Take over another task's batch norms, which this one used already."""
@@ -139,6 +145,9 @@ class TaskState(nn.Module):
         else:
             self.consolidated = False
             self.requires_grad_(True)
+
+
+start_compilers_inside(TaskState.classify)
 
 
 class UnitTask(TaskState):

@@ -166,9 +166,9 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
     def decorate(method: MethodT) -> MethodT:
         @functools.wraps(method)
         def whole(network: Any, *args: Any, **kwargs: Any) -> Any:
-            guard = vars(network).get("_guard")
+            protection = vars(network).get("protection")
             values = () if values_of is None else values_of(network)
-            snapshot = Snapshot(network, () if guard is None else guard.optimizers(), values)
+            snapshot = Snapshot(network, () if protection is None else protection.hooks.optimizers(), values)
             generator = kwargs.get("generator")
             drawn = None if generator is None else generator.get_state()
             try:

@@ -198,7 +198,7 @@ def test_nothing_is_written_if_other_tasks_would_change(
     def refuse(*_: object, **__: object) -> None:
         raise GuaranteeError("forgetting would change the outputs of others")
 
-    monkeypatch.setattr("hatrack.forgettable.ForgettableNetwork.forget", refuse)
+    monkeypatch.setattr("hatrack.models.base.MaskedNetwork.forget", refuse)
     before = dict(files(folder))
     with pytest.raises(GuaranteeError):
         forget_in_run(folder, TASKS[0])

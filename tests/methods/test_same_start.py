@@ -20,7 +20,7 @@ from hatrack.methods.masked import MaskedMethod
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.pathnet import PathNet, growth
 from hatrack.methods.pnn import PNN
-from hatrack.protect import digest
+from hatrack.protection.frozen import digest
 from hatrack.streams import Split, Task, derive_seed
 from hatrack.train import EpochDone
 

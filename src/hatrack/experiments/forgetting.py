@@ -18,16 +18,16 @@ from hatrack.experiments.comparison import FAILURE
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, TRAINING, previous, require_whole
 from hatrack.experiments.results import RunResult, read_result, write_result
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
-from hatrack.forgettable import ForgettableNetwork
 from hatrack.forgetting import Forgotten
 from hatrack.locks import LOCK, locked
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.methods.masked import MaskedMethod
+from hatrack.models.base import MaskedNetwork
+from hatrack.models.hat import FORMAT
+from hatrack.models.weight_masked import WEIGHTS_FORMAT
 from hatrack.names import unknown_name
-from hatrack.network import FORMAT
 from hatrack.streams import seeded_generator
 from hatrack.train import TrainingSettings
-from hatrack.weights import WEIGHTS_FORMAT
 
 __all__ = ["RunForgotten", "forget_in_run"]
 
@@ -154,7 +154,7 @@ def _load(path: Path, recorded: RunResult) -> MaskedMethod:
 def _forget_in(method: MaskedMethod, recorded: RunResult, task: str) -> Forgotten | None:
     """Forget a task in a network that was loaded; None if it does not have it."""
     network = method.network
-    assert isinstance(network, ForgettableNetwork)
+    assert isinstance(network, MaskedNetwork)
     if task not in network.task_names:
         return None
     # Nothing of the task decides on what is drawn: its name could be guessed from that.

@@ -15,14 +15,14 @@ from hatrack.experiments.preparing import Prepared
 from hatrack.experiments.recorded import load_recorded, recorded_result
 from hatrack.experiments.request import RunRequest
 from hatrack.export import Exported, Labels, export_all_tasks, export_task
-from hatrack.forgettable import ForgettableNetwork
+from hatrack.models.base import MaskedNetwork
+from hatrack.models.hat import HATNetwork
+from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.names import unknown_name
-from hatrack.network import HATNetwork
 from hatrack.streams import Task
 from hatrack.streams.own.pictures import read_picture
 from hatrack.streams.own.samples import fitted
 from hatrack.streams.transforms import Chain, Normalise, Permute, Standardise, Transform
-from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["PicturePrediction", "describe_transform", "export_run", "masked_network", "open_run", "predict_pictures"]
 
@@ -174,7 +174,7 @@ def predict_pictures(
 
 def _recognise(prepared: Prepared, tasks: Sequence[Task], raw: Tensor) -> tuple[list[str], Tensor]:
     net = getattr(prepared.method, "network", None)
-    if not isinstance(net, ForgettableNetwork):
+    if not isinstance(net, MaskedNetwork):
         raise InputError(f"{prepared.request.method} recognises no tasks; name one with --task")
     kinds = [describe_transform(task.test.transform) for task in tasks]
     if any(kind != kinds[0] for kind in kinds):

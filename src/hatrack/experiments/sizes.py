@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hatrack.errors import InputError
 from hatrack.experiments.opening import masked_network, open_run
+from hatrack.models.hat import HATNetwork
+from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.modes import evaluation_mode
 from hatrack.names import unknown_name
-from hatrack.network import HATNetwork
 from hatrack.streams import Task
-from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["TaskSize", "measure_sizes"]
 

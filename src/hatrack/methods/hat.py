@@ -16,10 +16,10 @@ from hatrack.conditioning import Fading, UnitConditioning
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.growth import Growth
-from hatrack.loading import load_as
 from hatrack.methods.base import ParameterGroup, Setup
 from hatrack.methods.masked import MaskedMethod, Room
-from hatrack.network import HATNetwork
+from hatrack.models.hat import HATNetwork
+from hatrack.models.loading import load_as
 from hatrack.norm import BatchNorms
 from hatrack.streams import Task, seeded_generator
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatrack.methods.multi_head import MultiHeadNetwork
+from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
-from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["Fisher", "fisher_diagonal", "output_sensitivity"]
 

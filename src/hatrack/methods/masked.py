@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from hatrack.capacity import Capacity
 from hatrack.errors import CheckpointError
 from hatrack.growth import Growth
-from hatrack.loading import load_as
-from hatrack.masked import MaskedNetwork
 from hatrack.masks import FreeWeights, MaskSource, Unmasked, WeightConditioning
 from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.models.base import MaskedNetwork
+from hatrack.models.loading import load_as
+from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.streams import Task, seeded_generator
-from hatrack.weights import WeightMaskedNetwork
 
 __all__ = ["MaskedMethod", "Room", "WeightMaskedMethod"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.methods.base import Batch, Loss, Method, Setup
 from hatrack.names import unknown_name
-from hatrack.protect import digest
+from hatrack.protection.frozen import digest
 from hatrack.streams import Task, seeded_generator
 
 __all__ = ["Random"]

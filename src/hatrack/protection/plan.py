@@ -1,4 +1,4 @@
-"""Protection plan: an immutable record of all that must not move, and digests that show it has not."""
+"""Protection plan: immutable record of all that must not move; digests show that it has not."""
 
 from __future__ import annotations
 
@@ -10,72 +10,71 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.conditioning import Damper
-from hatrack.protect import Keepsake, Shield, attention_on_entries, digest
+from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest
 from hatrack.tasks import TaskState
 from hatrack.units import UnitGraph
 
-__all__ = ["Guarantee", "attention_on_parameters", "find_changes", "find_values_that_spread", "take_digests"]
+__all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_values_that_spread", "take_digests"]
 
 
 @dataclass(frozen=True)
-class Guarantee:
-    """The protection that follows from the masks of the consolidated tasks.
+class ProtectionPlan:
+    """Protection that follows from the masks of the consolidated tasks.
 
     Attributes:
-        shared: the backbone's parameters that are held in part, with what holds them.
-        own: the consolidated tasks' own parameters and buffers, and the backbone's buffers, which are frozen whole.
-        damped: the backbone's parameters that are held by nobody, but move less, with what says how much less.
+        shared: parameters of the backbone with frozen entries, and the bits of these.
+        own: fully frozen tensors, with backups: the consolidated tasks' own, and buffers of the backbone.
+        damped: parameters of the backbone that move less, but are not frozen, with dampers that say how much less.
     """
 
-    shared: tuple[tuple[nn.Parameter, Shield], ...]
-    own: tuple[tuple[Tensor, Keepsake], ...]
+    shared: tuple[tuple[nn.Parameter, FrozenEntries], ...]
+    own: tuple[tuple[Tensor, Backup], ...]
     damped: tuple[tuple[nn.Parameter, Damper], ...] = ()
 
     @classmethod
-    def around(
+    def derive(
         cls,
         attention: Mapping[str, Tensor],
         backbone: nn.Module,
         consolidated: Sequence[TaskState],
         dampers: Mapping[str, Damper] = MappingProxyType({}),
         buffers: Sequence[Tensor] = (),
-    ) -> Guarantee:
+    ) -> ProtectionPlan:
         """Derive the protection, for the values that parameters have now.
 
         Args:
             attention: how much the consolidated tasks rely on every entry of the backbone's parameters, by
-                ``backbone.`` and name, booleans (hard) or numbers in [0, 1] (soft); what is left out is not held.
+                ``backbone.`` and name, booleans (hard) or numbers in [0, 1] (soft). Parameters missing from the mapping
+                are unprotected.
             backbone: the network.
             consolidated: the consolidated tasks.
-            dampers: what scales the steps of parameters, by the same names.
+            dampers: factors of the steps of parameters, by the same names.
             buffers: buffers of the backbone that are frozen.
         """
         shared = [
-            (parameter, Shield.around(parameter, attention[name]))
+            (parameter, FrozenEntries.of(parameter, attention[name]))
             for name, parameter in backbone.named_parameters(prefix="backbone")
             if name in attention
         ]
-        own = [
-            (value, Keepsake.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())
-        ]
-        own += [(buffer, Keepsake.of(buffer)) for buffer in buffers]
+        own = [(value, Backup.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())]
+        own += [(buffer, Backup.of(buffer)) for buffer in buffers]
         damped = [
             (parameter, dampers[name])
             for name, parameter in backbone.named_parameters(prefix="backbone")
             if name in dampers
         ]
-        return cls(_with_shield(shared), tuple(own), tuple(damped))
+        return cls(_with_entries(shared), tuple(own), tuple(damped))
 
-    def held_entries(self) -> int:
-        """Number of entries of shared parameters that must not move."""
-        return sum(int(shield.held.sum()) for _, shield in self.shared)
+    def num_frozen(self) -> int:
+        """Return the number of entries of shared parameters that must not move."""
+        return sum(int(entries.frozen.sum()) for _, entries in self.shared)
 
-    def held(self) -> dict[int, Tensor]:
-        """By identity of a parameter, True where an entry must not move."""
-        return {id(parameter): keeper.held for parameter, keeper in self.all()}
+    def frozen(self) -> dict[int, Tensor]:
+        """Return, by identity of a tensor, where its entries must not move."""
+        return {id(parameter): keeper.frozen for parameter, keeper in self.all()}
 
-    def all(self) -> list[tuple[Tensor, Shield | Keepsake]]:
-        """Every tensor of which something is held, with what holds it."""
+    def all(self) -> list[tuple[Tensor, FrozenEntries | Backup]]:
+        """Return every tensor with frozen entries, and the record that puts them back."""
         return [*self.shared, *self.own]
 
 
@@ -91,29 +90,30 @@ def attention_on_parameters(graph: UnitGraph, backbone: nn.Module, masks: Sequen
         For the name of every parameter a tensor of its shape, of the type of the masks.
     """
     return {
-        name: _held(graph, name, parameter, masks) for name, parameter in backbone.named_parameters(prefix="backbone")
+        name: _attention_on_parameter(graph, name, parameter, masks)
+        for name, parameter in backbone.named_parameters(prefix="backbone")
     }
 
 
-def _held(graph: UnitGraph, name: str, parameter: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    held = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+def _attention_on_parameter(graph: UnitGraph, name: str, parameter: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    relied_on = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
     for index, mask in enumerate(masks):
         attention = attention_on_entries(graph.uses[name], torch.cat([mask, mask.new_ones(1)]), parameter.shape)
-        held = torch.maximum(held, attention) if index else attention
-    return held
+        relied_on = torch.maximum(relied_on, attention) if index else attention
+    return relied_on
 
 
 def take_digests(
-    guarantee: Guarantee,
+    plan: ProtectionPlan,
     backbone: nn.Module,
     consolidated: Sequence[TaskState],
     per_task_modules: Sequence[str],
     checked: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Digests of all that must not move: held entries by parameter, buffers by name, consolidated tasks whole.
+    """Return digests of all that must not move: frozen entries by parameter, buffers, and consolidated tasks whole.
 
     Args:
-        guarantee: what is held.
+        plan: the protection plan.
         backbone: the network.
         consolidated: the consolidated tasks.
         per_task_modules: names of the layers and of single buffers that every task has a copy of; no task looks at
@@ -122,8 +122,9 @@ def take_digests(
     """
     names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
     digests = {
-        names[id(parameter)]: digest({"held": shield.held, "values": parameter[shield.held]})
-        for parameter, shield in guarantee.shared
+        # The keys are part of what is hashed, and of the digests in files.
+        names[id(parameter)]: digest({"held": entries.frozen, "values": parameter[entries.frozen]})
+        for parameter, entries in plan.shared
     }
     if consolidated:
         per_task = tuple(f"backbone.{name}." for name in per_task_modules)
@@ -143,12 +144,12 @@ def take_digests(
 
 
 def find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of what has moved, or is no longer there."""
+    """Return the names of what has moved, or is no longer there."""
     return [name for name, value in before.items() if now.get(name) != value]
 
 
 def find_values_that_spread(backbone: nn.Module) -> list[str]:
-    """Names of parameters with values that are infinite or not a number.
+    """Return the names of parameters with values that are infinite or not a number.
 
     Such a value spoils outputs even where a mask is off, since zero times infinity is not a number.
     """
@@ -159,7 +160,7 @@ def find_values_that_spread(backbone: nn.Module) -> list[str]:
     ]
 
 
-def _with_shield(
-    candidates: Sequence[tuple[nn.Parameter, Shield | None]],
-) -> tuple[tuple[nn.Parameter, Shield], ...]:
-    return tuple((parameter, shield) for parameter, shield in candidates if shield is not None)
+def _with_entries(
+    candidates: Sequence[tuple[nn.Parameter, FrozenEntries | None]],
+) -> tuple[tuple[nn.Parameter, FrozenEntries], ...]:
+    return tuple((parameter, entries) for parameter, entries in candidates if entries is not None)

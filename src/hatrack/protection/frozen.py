@@ -1,4 +1,4 @@
-"""Shields: what keeps a parameter's protected entries as they are, bit by bit."""
+"""Frozen entries of parameters: their bits, and how these are put back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hatrack.units import ParameterUse
 
-__all__ = ["Keepsake", "Shield", "attention_on_entries", "digest"]
+__all__ = ["Backup", "FrozenEntries", "attention_on_entries", "digest"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -29,78 +29,78 @@ def attention_on_entries(uses: Iterable[ParameterUse], attention: Tensor, shape:
     Returns:
         A tensor of that shape and of the type of ``attention``.
     """
-    held = torch.zeros((), dtype=attention.dtype, device=attention.device)
+    relied_on = torch.zeros((), dtype=attention.dtype, device=attention.device)
     for use in uses:
         sides = [attention[side.to(attention.device)] for side in use.sides]
         entry = sides[0]
         for side in sides[1:]:
             entry = torch.minimum(entry, side)
-        held = torch.maximum(held, entry)
-    return held.expand(shape)
+        relied_on = torch.maximum(relied_on, entry)
+    return relied_on.expand(shape)
 
 
 @dataclass(frozen=True)
-class Shield:
-    """Bits of one parameter's frozen entries, and what puts them back.
+class FrozenEntries:
+    """Bits of one parameter's frozen entries, from which they are put back.
 
     Entries are selected by their bits: an ``and`` with 0 clears whatever is there, infinities and "not a number"
     included, and it runs at the speed of memory, three to five times faster than a boolean mask. All of it is a matter
-    of how much memory is read: where whole rows are held, as in a layer that reads the input, one number per row does.
+    of how much memory is read: where whole rows are frozen, as in a layer that reads the input, a number per row does.
 
     Attributes:
-        held: True where an entry must not move, of the parameter's shape.
-        free_bits: integers as wide as the parameter's entries: all ones where free, 0 where held; a row whose entries
+        frozen: True where an entry must not move, of the parameter's shape.
+        free_bits: integers as wide as the parameter's entries: all ones where free, 0 where frozen; a row whose entries
             are all alike may hold its number once, so that this is a view.
-        saved_bits: the bits of the held entries, 0 where free.
-        freedom: what a gradient is multiplied by in soft mode, ``1 − held``; None in hard mode.
-        whole: whether every entry is held.
+        saved_bits: the bits of the frozen entries, 0 where free.
+        freedom: factor of gradients in soft mode, one minus the attention; None in hard mode.
+        whole: whether every entry is frozen.
     """
 
-    held: Tensor
+    frozen: Tensor
     free_bits: Tensor
     saved_bits: Tensor
     freedom: Tensor | None
     whole: bool
 
     @classmethod
-    def around(cls, parameter: Tensor, attention: Tensor) -> Shield | None:
-        """The shield for a parameter as it is now.
+    def of(cls, parameter: Tensor, attention: Tensor) -> FrozenEntries | None:
+        """Return the record of a parameter as it is now.
 
         Args:
             parameter: the parameter.
             attention: cumulative attention on its entries, of its shape, booleans (hard) or numbers in [0, 1] (soft).
 
         Returns:
-            The shield, or None when there is nothing to hold.
+            The record, or None when nothing is frozen.
         """
         if not attention.any():
             return None
         integers = _INTEGERS[parameter.element_size()]
-        held = (attention == 1).contiguous()
-        free_bits = _by_rows(held).logical_not().to(integers).neg_().expand(held.shape)
+        frozen = (attention == 1).contiguous()
+        free_bits = _by_rows(frozen).logical_not().to(integers).neg_().expand(frozen.shape)
         saved_bits = parameter.detach().view(integers) & ~free_bits
         soft = attention.is_floating_point()
         freedom = (1 - attention).to(parameter.dtype) if soft else None
-        return cls(held, free_bits, saved_bits, freedom, bool(held.all()))
+        return cls(frozen, free_bits, saved_bits, freedom, bool(frozen.all()))
 
     def condition(self, gradient: Tensor) -> None:
-        """Take the held share out of a gradient, in place (Eq. 2)."""
+        """Take the frozen share out of a gradient, in place (Eq. 2)."""
         if self.freedom is not None:
             gradient.mul_(self.freedom)
         gradient.view(self.free_bits.dtype).bitwise_and_(self.free_bits)
 
     def has_moved(self, parameter: Tensor) -> bool:
-        """Return whether a held entry has other bits than those that were saved."""
+        """Return whether a frozen entry has other bits than those that were saved."""
         return not torch.equal(parameter.detach().view(self.free_bits.dtype) & ~self.free_bits, self.saved_bits)
 
     def restored(self, parameter: Tensor) -> Tensor:
-        """Return a copy of a parameter whose held entries are the saved ones, whatever happens to it meanwhile."""
+        """Return a copy of a parameter whose frozen entries are the saved ones, whatever happens to it meanwhile."""
         copy = parameter.detach().clone()
         self.restore(copy)
         return copy
 
     def restore(self, parameter: Tensor) -> None:
-        """Put the held entries back, in place."""
+        """Put the frozen entries back, in place."""
         bits = parameter.view(self.free_bits.dtype)
         if self.whole:
             bits.copy_(self.saved_bits)
@@ -110,7 +110,7 @@ class Shield:
 
 
 @dataclass(frozen=True)
-class Keepsake:
+class Backup:
     """Backup of a fully frozen parameter.
 
     Attributes:
@@ -120,13 +120,13 @@ class Keepsake:
     saved: Tensor
 
     @classmethod
-    def of(cls, parameter: Tensor) -> Keepsake:
-        """The copy of a parameter as it is now."""
+    def of(cls, parameter: Tensor) -> Backup:
+        """Return the backup of a parameter as it is now."""
         return cls(parameter.detach().clone())
 
     @property
-    def held(self) -> Tensor:
-        """True for every entry: all of it must not move."""
+    def frozen(self) -> Tensor:
+        """Mask that is True everywhere, since no entry may move."""
         return torch.ones_like(self.saved, dtype=torch.bool)
 
     def has_moved(self, parameter: Tensor) -> bool:
@@ -143,16 +143,16 @@ class Keepsake:
         parameter.copy_(self.saved)
 
 
-def _by_rows(held: Tensor) -> Tensor:
-    """Return what broadcasts to ``held``: a number per row, if the entries of each row are alike; else itself."""
-    if held.dim() < 2 or not held.numel():
-        return held
-    first = held.flatten(1)[:, :1].view(-1, *(1,) * (held.dim() - 1))
-    return first if torch.equal(first.expand(held.shape), held) else held
+def _by_rows(frozen: Tensor) -> Tensor:
+    """Return a value per row, which broadcasts to ``frozen``, if the entries of each row are alike; else ``frozen``."""
+    if frozen.dim() < 2 or not frozen.numel():
+        return frozen
+    first = frozen.flatten(1)[:, :1].view(-1, *(1,) * (frozen.dim() - 1))
+    return first if torch.equal(first.expand(frozen.shape), frozen) else frozen
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the mapping's order."""
+    """Return the SHA-256 of names, types, shapes and bytes of tensors, in the mapping's order."""
     summary = hashlib.sha256()
     for name, tensor in tensors.items():
         summary.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

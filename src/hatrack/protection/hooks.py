@@ -1,4 +1,4 @@
-"""Protection as an invariant: whatever an optimizer does, entries that earlier tasks rely on keep their bits.
+"""Optimizer hooks: whatever an optimizer does, entries that earlier tasks rely on keep their bits.
 
 A zero gradient is not a zero change: weight decay moves a weight without gradient, and so does momentum carried over
 from the task before. Entries are therefore put back after every step, through the optimizer's own hooks; only where a
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import functional
-from hatrack.guarantee import Guarantee
-from hatrack.protect import Keepsake, Shield
-from hatrack.watch import Watch
+from hatrack.protection.frozen import Backup, FrozenEntries
+from hatrack.protection.plan import ProtectionPlan
+from hatrack.protection.versions import VersionWatch
 
-__all__ = ["OptimizerGuard", "keeps_entries_without_gradient"]
+__all__ = ["OptimizerHooks", "keeps_entries_without_gradient"]
 
 _ELEMENTWISE = tuple(
     getattr(torch.optim, name)
@@ -41,22 +41,22 @@ class _Found(NamedTuple):
     """Parameters of consolidated tasks that an optimizer has.
 
     Attributes:
-        guarantee: what must not move, for which this was looked up.
+        plan: protection plan that this was looked up for.
         parameters: identities of the optimizer's parameters, in order.
         shared: its shared parameters of which entries are frozen, with what protects them.
         own: the consolidated tasks' own parameters among its parameters, with what protects them.
         present: identities of its parameters.
     """
 
-    guarantee: weakref.ref[Guarantee]
+    plan: weakref.ref[ProtectionPlan]
     parameters: list[int]
-    shared: Sequence[tuple[nn.Parameter, Shield]]
-    own: Sequence[tuple[Tensor, Keepsake]]
+    shared: Sequence[tuple[nn.Parameter, FrozenEntries]]
+    own: Sequence[tuple[Tensor, Backup]]
     present: frozenset[int]
 
 
-class OptimizerGuard:
-    """The pair of hooks around the steps of the optimizers of one network.
+class OptimizerHooks:
+    """Pair of hooks around the steps of the optimizers of one network.
 
     Args:
         watch: gives what must not move at present, and whether anything else has touched it.
@@ -70,7 +70,7 @@ class OptimizerGuard:
 
     def __init__(
         self,
-        watch: Callable[[], Watch],
+        watch: Callable[[], VersionWatch],
         bounded: Callable[[], Sequence[Tensor]],
         rates: Callable[[], Tensor],
         report: Callable[[Sequence[Tensor]], None],
@@ -79,7 +79,7 @@ class OptimizerGuard:
         self._bounded = bounded
         self._rates = rates
         self._report = report
-        self._guarded: list[weakref.ref[Optimizer]] = []
+        self._optimizers: list[weakref.ref[Optimizer]] = []
         self.count = 0
         self._moment = "the network was made"
         self._look_up_anew()
@@ -91,9 +91,9 @@ class OptimizerGuard:
         self._before = weakref.WeakKeyDictionary()  # a step: what it is to move by a share alone
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy guards no optimizer yet: those of the original do not call it."""
+        """Copies have no optimizers yet: those of the original do not call them."""
         left_out = ("_found", "_stepping", "_before")
-        return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_guarded": []}
+        return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_optimizers": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Look up anew what optimizers hold."""
@@ -120,17 +120,17 @@ class OptimizerGuard:
         return bool(self._stepping)
 
     def protect(self, optimizer: Optimizer) -> None:
-        """Guard all later steps of an optimizer; a second call for the same one changes nothing."""
-        self._guarded = [reference for reference in self._guarded if reference() is not None]
-        if any(reference() is optimizer for reference in self._guarded):
+        """Put the hooks around all later steps of an optimizer; a second call for the same one changes nothing."""
+        self._optimizers = [reference for reference in self._optimizers if reference() is not None]
+        if any(reference() is optimizer for reference in self._optimizers):
             return
         optimizer.register_step_pre_hook(self.before)
         optimizer.register_step_post_hook(self.after)
-        self._guarded.append(weakref.ref(optimizer))
+        self._optimizers.append(weakref.ref(optimizer))
 
     def optimizers(self) -> list[Optimizer]:
-        """The optimizers that are guarded and still in use."""
-        return [optimizer for reference in self._guarded if (optimizer := reference()) is not None]
+        """Return the optimizers that have the hooks and are still in use."""
+        return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
 
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -143,21 +143,21 @@ class OptimizerGuard:
         restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         moved = watch.moved(found.shared)
         if moved:  # by something else: a step that trusts in gradients alone would not put it back
-            for parameter, shield in moved:
-                shield.restore(parameter)
+            for parameter, entries in moved:
+                entries.restore(parameter)
             self._report([parameter for parameter, _ in moved])
-        for parameter, shield in found.shared:
+        for parameter, entries in found.shared:
             gradient = parameter.grad
             if gradient is None or gradient.is_sparse:
                 continue
-            if skips and shield.whole:  # then there is nothing to put back, either
+            if skips and entries.whole:  # then there is nothing to put back, either
                 parameter.grad = None
                 continue
             # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
             steps_mix_entries = type(optimizer) not in _ELEMENTWISE
-            if not restored or shield.freedom is not None or steps_mix_entries:
-                shield.condition(gradient)
-        if watch.guarantee.damped:
+            if not restored or entries.freedom is not None or steps_mix_entries:
+                entries.condition(gradient)
+        if watch.plan.damped:
             self._before[optimizer] = self._damp(found, scale_gradients=not restored)
 
     def _found_in(self, optimizer: Optimizer) -> _Found:
@@ -165,34 +165,34 @@ class OptimizerGuard:
 
         Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
         """
-        guarantee = self._watch().guarantee
+        plan = self._watch().plan
         parameters = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         known = self._found.get(optimizer)
-        if known is not None and known.guarantee() is guarantee and known.parameters == parameters:
+        if known is not None and known.plan() is plan and known.parameters == parameters:
             return known
         present = frozenset(parameters)
-        shared = [pair for pair in guarantee.shared if id(pair[0]) in present]
-        own = [pair for pair in guarantee.own if id(pair[0]) in present]
-        self._found[optimizer] = _Found(weakref.ref(guarantee), parameters, shared, own, present)
+        shared = [pair for pair in plan.shared if id(pair[0]) in present]
+        own = [pair for pair in plan.own if id(pair[0]) in present]
+        self._found[optimizer] = _Found(weakref.ref(plan), parameters, shared, own, present)
         return self._found[optimizer]
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Step post-hook: put held entries back where the step may have moved them; clamp embeddings.
+        """Step post-hook: put frozen entries back where the step may have moved them; clamp embeddings.
 
         Nothing is written to parameters that the optimizer does not have: a graph may be alive that needs them.
         """
         watch, found = self._watch(), self._found_in(optimizer)
         restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
-        for parameter, shield in found.shared:
+        for parameter, entries in found.shared:
             unmoved = skips and parameter.grad is None
             if (restored and not unmoved) or (parameter.grad is not None and parameter.grad.is_sparse):
-                shield.restore(parameter)
+                entries.restore(parameter)
             watch.note(parameter)
-        for own, keepsake in found.own:
+        for own, backup in found.own:
             if not skips:  # they may move what has no gradient
-                keepsake.restore(own)
-            if watch.is_touched(own) and not keepsake.has_moved(own):
+                backup.restore(own)
+            if watch.is_touched(own) and not backup.has_moved(own):
                 watch.note(own)
         for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))
@@ -213,7 +213,7 @@ class OptimizerGuard:
         """
         rates = self._rates()
         before: list[tuple[Tensor, Tensor, Tensor]] = []
-        for parameter, damper in self._watch().guarantee.damped:
+        for parameter, damper in self._watch().plan.damped:
             if id(parameter) not in found.present:
                 continue
             freedom = damper.freedom(rates).to(parameter.dtype)
@@ -236,7 +236,7 @@ def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs:
 
 
 def _alone(optimizer: Optimizer) -> bool:
-    """Return whether nobody else has hooks around steps, so that gradients are what the guard left."""
+    """Return whether nobody else has hooks around steps, so that gradients are what these hooks left."""
     return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -13,19 +12,17 @@ from torch import Tensor, nn
 
 from hatrack.attachment import attached_to
 from hatrack.checkpoint import Checkpoint, check_backbone, read_checkpoint
-from hatrack.conditioning import unit_conditioning_from
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.forgetting import Forgotten
-from hatrack.functional import Compensation, GateFunction, Regularization
 from hatrack.growth import Growth, Origin
-from hatrack.masked import MaskedNetwork
 from hatrack.masks import Unmasked, conditioning_from, source_from
-from hatrack.network import FORMAT, HATNetwork
-from hatrack.norm import BatchNorms
+from hatrack.models.base import MaskedNetwork
+from hatrack.models.hat import FORMAT, HATNetwork
+from hatrack.models.unit_masking import GateSettings
+from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
 from hatrack.signatures import Signature
 from hatrack.tryouts import agree
 from hatrack.units import Rule
-from hatrack.weights import WEIGHTS_FORMAT, WeightMaskedNetwork
 
 __all__ = ["forget_in_files", "load", "load_as", "network_from"]
 
@@ -103,23 +100,11 @@ def forget_in_files(
 
 
 def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules) -> HATNetwork:
-    net = HATNetwork(
-        backbone,
-        example,
-        s_max=described["s_max"],
-        hard=described["hard"],
-        compensation=Compensation(described["compensation"]),
-        conditioning=unit_conditioning_from(described["conditioning"]),
-        gate_function=GateFunction(described["gate_function"]),
-        regularizer=Regularization(described["regularizer"]),
-        batch_norms=BatchNorms(described["batch_norms"]),
-        gate_inputs=described["gate_inputs"],
-        rules=rules,
-        growth=None if described["growth"] is None else Growth(**described["growth"]),
-    )
+    settings = GateSettings.from_json(described)
+    growth = None if described["growth"] is None else Growth(**described["growth"])
+    net = HATNetwork(backbone, example, rules=rules, growth=growth, **vars(settings))
     for signature in map(Signature.from_json, described.get("signatures", [])):
-        shown = signature.example(next((p.device for p in backbone.parameters()), None))
-        net._follow(signature, shown, known=replace(signature, samples=2))
+        net.masking.calls.replay(signature, net.masking.device, net.masking, net.change)
     _grow_as_saved(net, described)
     return net
 
@@ -127,7 +112,7 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
 def _grow_as_saved(net: HATNetwork | WeightMaskedNetwork, described: Mapping[str, Any]) -> None:
     """Give a network that has no tasks yet what a file says of its growth."""
     if "origin" in described:
-        net._origin = Origin(**described["origin"])
+        net.masking.origin = Origin(**described["origin"])
     if _has_grown(described):
         try:
             _widen_as_saved(net, described["widths"])
@@ -142,7 +127,7 @@ def _has_grown(described: Mapping[str, Any]) -> bool:
 
 def _widen_as_saved(net: HATNetwork | WeightMaskedNetwork, widths: Mapping[str, int]) -> None:
     """Widen a network that has no tasks yet to the widths of a file; one that has grown already may have them."""
-    present = {group.name: group.size for group in net._units_now().groups}
+    present = {group.name: group.size for group in net.masking.units_now().groups}
     if present.keys() != widths.keys() or any(widths[name] < size for name, size in present.items()):
         raise InputError(f"it had groups of units {dict(widths)}, and this one has {present}")
     missing = {name: widths[name] - size for name, size in present.items() if widths[name] > size}
@@ -195,14 +180,16 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
         reason = f"{path} was saved with another backbone: {error}"
         raise CheckpointError(f"{reason}; build it exactly as it was") from error
     for index, task in enumerate(described["tasks"]):
-        net._open_task(task["name"], task["num_classes"], torch.Generator().manual_seed(0))  # overwritten below
+        opened = net.masking.open_task(
+            task["name"], task["num_classes"], torch.Generator().manual_seed(0)
+        )  # overwritten below
         own = f"tasks.{index}."
         state[f"{own}_extra_state"] = torch.tensor(task["consolidated"])
-        net._states()[index].prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
+        opened.prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
     state["_extra_state"] = described["digests"]
     try:
         _require_match(path, state, net.state_dict())
-        net.load_state_dict(state)  # type: ignore[no-untyped-call]
+        net.load_state_dict(state)
         _require_same_answer(path, net, described["probe"])
     except GuaranteeError as error:
         net.detach()

@@ -1,28 +1,16 @@
-"""Version counters: whether anything but hatrack has touched what must not move, at the price of comparing integers.
-
-Torch counts the changes in place of every tensor. What is noted here is the count at which a tensor was last known to
-be right, and where its values lie in memory. Changes through ``.data``, NumPy arrays, DLPack and captured CUDA graphs
-leave no count.
-"""
+"""Structure of a network: its layers, parameters, settings and hooks, to notice that others are in their place."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch import nn
 
-from hatrack.guarantee import Guarantee
-from hatrack.protect import Keepsake, Shield
-
-__all__ = ["Controls", "Parts", "Watch", "count_fused_steps", "stamp_of"]
+__all__ = ["Controls", "Parts"]
 
 _Table = dict[str, Any]
 _SETTINGS = (bool, int, float, complex, str, type(None))
@@ -30,36 +18,6 @@ _SETTINGS = (bool, int, float, complex, str, type(None))
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module, its mode among them."""
-
-_UNCOUNTED = itertools.count(1)
-
-
-def stamp_of(tensor: Tensor) -> tuple[int, int]:
-    """Return the count of a tensor's changes in place, and the address of its values.
-
-    Tensors made in inference mode have no count: each stamp of them is another one, so that values are compared.
-    """
-    return (-next(_UNCOUNTED) if tensor.is_inference() else tensor._version), tensor.data_ptr()
-
-
-def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Count what a step of a fused optimizer changes, since torch does not."""
-    for group in optimizer.param_groups:
-        if group.get("fused"):
-            changed = [p for p in group["params"] if p.grad is not None and not p.is_inference()]
-            torch.autograd.graph.increment_version(changed)
-
-
-def _count_step_with_closure(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if (args[1] if len(args) > 1 else kwargs.get("closure")) is not None:  # gradients came after the step began
-        _count_step(optimizer, args, kwargs)
-
-
-@functools.cache
-def count_fused_steps() -> None:
-    """Have the steps of fused optimizers counted from now on, whether they are protected or not."""
-    register_optimizer_step_pre_hook(_count_step)
-    register_optimizer_step_post_hook(_count_step_with_closure)
 
 
 class Parts:
@@ -171,43 +129,3 @@ def _is_setting(value: Any) -> bool:
 
 def _hooks_of(part: nn.Module) -> tuple[int, ...]:
     return (*part._forward_pre_hooks, -1, *part._forward_hooks)
-
-
-class Watch:
-    """Stamps of all tensors of which entries are frozen.
-
-    Args:
-        guarantee: what must not move; all of it is right at this moment.
-        touched: indices in ``guarantee.all()`` of what may have moved already.
-    """
-
-    def __init__(self, guarantee: Guarantee, touched: Collection[int] = ()) -> None:
-        self.guarantee = guarantee
-        self._stamps = {
-            id(tensor): stamp_of(tensor) for index, (tensor, _) in enumerate(guarantee.all()) if index not in touched
-        }
-
-    def __reduce__(self) -> tuple[type[Watch], tuple[Any, ...]]:
-        """Copies watch the copied tensors, which have counts of their own."""
-        touched = [index for index, (tensor, _) in enumerate(self.guarantee.all()) if self.is_touched(tensor)]
-        return type(self), (self.guarantee, touched)
-
-    def is_touched(self, tensor: Tensor) -> bool:
-        """Return whether something has written to a tensor since it was last known to be right."""
-        return self._stamps.get(id(tensor)) != stamp_of(tensor)
-
-    def note(self, tensor: Tensor) -> None:
-        """Take a tensor for right as it is now."""
-        self._stamps[id(tensor)] = stamp_of(tensor)
-
-    def moved(self, watched: Iterable[tuple[Tensor, Shield | Keepsake]]) -> list[tuple[Tensor, Shield | Keepsake]]:
-        """Return those tensors of which frozen entries have other bits; only what was touched is looked at."""
-        moved = []
-        for tensor, keeper in watched:
-            if self.is_touched(tensor):
-                stamp = stamp_of(tensor)  # before the comparison: another thread may write meanwhile
-                if keeper.has_moved(tensor):
-                    moved.append((tensor, keeper))
-                else:
-                    self._stamps[id(tensor)] = stamp
-        return moved

@@ -1,0 +1,654 @@
+"""Network of tasks: one backbone, a mask and a head for every task, and the protection of what these rely on."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+
+from hatrack.attachment import attached_to, mark
+from hatrack.calibration import Scorer
+from hatrack.capacity import Capacity
+from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
+from hatrack.compact import CompactNetwork
+from hatrack.compilers import keep_compilers_out, start_compilers_inside
+from hatrack.errors import InputError, UnsupportedError
+from hatrack.forgetting import Forgotten, Initialization
+from hatrack.growth import Growth
+from hatrack.models import unlearning, widening
+from hatrack.models.answering import ask, fixed_logits, is_transformed, joined, logits_of, logits_of_mixed
+from hatrack.models.calibrating import calibrate
+from hatrack.models.masking import Masking
+from hatrack.plan import Plan, make_plan
+from hatrack.protection.protection import Protection
+from hatrack.recognition import Inferred, infer_task
+from hatrack.task_list import StateT, TaskList
+from hatrack.undo import Snapshot, all_or_nothing
+
+__all__ = ["MaskedNetwork"]
+
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+class MaskedNetwork(nn.Module, Generic[StateT]):
+    """Network that forgets no task: each has a mask, and what consolidated tasks rely on is frozen.
+
+    It is made of parts: ``tasks`` (heads and whatever a task owns), ``masking`` (what a task uses of the backbone, and
+    what it computes with that), and ``protection`` (what must not move, in whichever way somebody tries).
+
+    Attributes:
+        format: name that files give to saved networks.
+        backbone: the network that was given.
+        tasks: the states of the tasks, in the order in which these were added.
+        masking: the masks of the tasks.
+        protection: the protection of what consolidated tasks rely on.
+        growth: policy by which the backbone is widened by itself; None for never.
+        initialization: spread of the backbone's parameters when it was given.
+    """
+
+    format: ClassVar[str]
+    masking: Masking[StateT]
+    tasks: TaskList[StateT]
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        example_input: Tensor,
+        growth: Growth | None,
+        build_masking: Callable[[TaskList[StateT]], Masking[StateT]],
+    ) -> None:
+        super().__init__()
+        _require_attachable(backbone, example_input)
+        self.backbone = backbone
+        self.tasks = TaskList()
+        self.growth = growth
+        self.initialization = Initialization.of(backbone)
+        self.masking = build_masking(self.tasks)
+        self.protection = Protection(self, self.masking)
+        mark(backbone, self)
+        self._loading: Snapshot | None = None
+        self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
+
+    def detach(self) -> nn.Module:
+        """Give the backbone back.
+
+        Returns:
+            The backbone, with its own forward and state, and the weights it has by now. The network is of no further
+            use.
+        """
+        self._detach()
+        return self.backbone
+
+    @all_or_nothing()
+    def _detach(self) -> None:
+        self.masking.detach()
+        self.masking.is_attached = False
+        mark(self.backbone, None)
+
+    @property
+    def example_shape(self) -> torch.Size:
+        """Shape of the example input."""
+        return self.masking.example_shape
+
+    # ------------------------------------------------------------------------------------------------------- tasks
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of all tasks, in the order in which they were added."""
+        return self.tasks.names
+
+    @property
+    def task_in_training(self) -> str | None:
+        """Name of the task that was added and is not consolidated yet."""
+        state = self.tasks.in_training
+        return None if state is None else state.name
+
+    @all_or_nothing()
+    def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
+        """Open a task; where the network has a ``growth``, groups that are nearly full are widened first.
+
+        Args:
+            name: a name that no task has yet.
+            num_classes: number of classes, at least 1.
+            generator: source of randomness on the CPU; torch's global one if left out.
+
+        Raises:
+            InputError: the name is taken or empty, the number of classes is below 1, or another task is not
+                consolidated yet.
+        """
+        num_classes = self.tasks.require_addable(name, num_classes)
+        widening.grow_if_full(self, generator)
+        self.masking.open_task(name, num_classes, generator)
+
+    def task_parameters(self, name: str, *, new_only: bool = False) -> list[nn.Parameter]:
+        """Return the parameters to train for a task.
+
+        Args:
+            name: the task in training.
+            new_only: leave the backbone out, for an optimizer that has it already from the task before.
+
+        Returns:
+            The task's own (embedding, head, norms), and the backbone's shared parameters.
+
+        Raises:
+            InputError: there is no such task, or it is consolidated, so that nothing of it may move.
+        """
+        state = self.tasks.named(name)
+        if state.consolidated:
+            raise InputError(f"task {name!r} is consolidated and cannot be trained again; add a new task")
+        return [*([] if new_only else self.masking.shared_parameters()), *state.parameters()]
+
+    def task_buffers(self, name: str) -> list[Tensor]:
+        """Return the buffers that training a task may change: the backbone's and the task's own; and its mask.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        state = self.tasks.named(name)
+        return [*self.backbone.buffers(), *state.buffers(), *state.kept()]
+
+    def anneal(self, progress: float) -> None:
+        """Set how hard masks in training are (Eq. 3); it has an effect in training mode alone.
+
+        Args:
+            progress: position within the epoch, 0 (first batch) to 1 (last batch).
+
+        Raises:
+            InputError: no task is in training, or progress lies outside [0, 1].
+        """
+        self.masking.anneal(progress)
+
+    def regularization(self) -> Tensor:
+        """Return what keeps the mask in training small, a scalar to be added to the loss times a strength.
+
+        For masks of units it is the share of the free units that the task takes (Eq. 5); of all units, where the
+        ``regularizer`` is one of the unweighted kinds. For masks of weights their source decides.
+
+        Raises:
+            InputError: no task is in training.
+        """
+        return self.masking.regularization()
+
+    def protect(self, optimizer: OptimizerT) -> OptimizerT:
+        """Make every later step of an optimizer keep what consolidated tasks rely on.
+
+        Once per optimizer is enough, also if tasks are consolidated afterwards. After each step an embedding in
+        training is clamped to [−6, 6] as well. Gradients are conditioned (Eq. 2) when the step begins: clipping their
+        norm before it counts frozen entries, too, but for those whose gradient is not computed to begin with.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            InputError: the optimizer holds no parameter of this network.
+        """
+        return self.protection.protect(optimizer)
+
+    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
+    def consolidate(self, name: str) -> None:
+        """End the training of a task: its mask becomes final, and all that it relies on is frozen from now on.
+
+        Raises:
+            InputError: there is no such task, or it is consolidated already.
+            GuaranteeError: protected entries moved in a way that leaves no trace, so that they could not be put back;
+                nothing is changed then.
+        """
+        self.masking.require_attached()
+        state = self.tasks.named(name)
+        if state.consolidated:
+            raise InputError(f"task {name!r} is consolidated already")
+        self.protection.put_back()
+        self.protection.check()
+        self.protection.require_finite()
+        with torch.inference_mode(False), torch.no_grad():
+            self.masking.freeze_mask(state, self.protection.hooks.optimizers())
+            self.renew(all_tasks=False)
+        self.protection.hooks.forget_unfinished(f"task {name!r} was consolidated")
+
+    def renew(self, *, all_tasks: bool = True) -> None:
+        """Derive anew what must not move, and its digests, from what masks and parameters are at this moment.
+
+        Args:
+            all_tasks: take digests of tasks again that have one; False where these were compared just now.
+        """
+        self.renew_protection()
+        self.protection.renew_digests(all_tasks=all_tasks)
+
+    def renew_protection(self) -> None:
+        """Derive anew what must not move, but for the digests, which say what there was."""
+        with torch.inference_mode(False):
+            self.masking.refresh()
+            self.protection.renew()
+            self.masking.bind(self.protection.plan)
+
+    # --------------------------------------------------------------------------------------------------------- use
+
+    def forward(self, x: Tensor, task: str | Sequence[str]) -> Tensor:
+        """Return logits of a batch.
+
+        In evaluation mode samples of several tasks go through the network together where it keeps samples apart; else
+        every task's samples go through by themselves. Logits are those of the tasks one by one, up to rounding.
+
+        Args:
+            x: the batch, of the example input's shape but for its first axis.
+            task: name of one task, or one name per sample.
+
+        Returns:
+            ``(N, classes)``; for a task per sample ``(N, most classes)``, filled with −inf behind a task's last class.
+
+        Raises:
+            InputError: a task is unknown, or the batch does not have the shape that the backbone expects.
+        """
+        self.masking.require_attached()
+        if isinstance(task, str):
+            return self._forward_one(x, self.tasks.named(task))
+        if not isinstance(task, Sequence):
+            raise InputError(f"name a task, or a task per sample; {task!r} is neither")
+        if len(task) != len(x):
+            raise InputError(f"{len(task)} tasks were named for {len(x)} samples; name one task, or one per sample")
+        names = list(dict.fromkeys(task))
+        numbers = {name: number for number, name in enumerate(names)}
+        task_of = torch.tensor([numbers[name] for name in task], dtype=torch.int64, device=x.device)
+        return self._forward_mixed(x, [self.tasks.named(name) for name in names], task_of)
+
+    def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
+        self.admit(x, [state])
+        return ask(self, [state], partial(_answer_one, x))
+
+    def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
+        if self.training:  # one by one: a copy may answer for old tasks, not for that in training
+            return joined(x, states, task_of, None, self._forward_one)
+        self.admit(x, states)
+        return ask(self, states, partial(_answer_mixed, x, task_of))
+
+    def admit(self, x: Tensor, states: Sequence[StateT]) -> None:
+        """Look at an input before it is answered, unless torch only follows the computation.
+
+        Args:
+            x: the input.
+            states: the tasks that are asked.
+
+        Raises:
+            GuaranteeError: parts of the network have been replaced.
+            UnsupportedError: the guarantee would not hold for such calls.
+        """
+        if not is_transformed():
+            self.protection.require_same_parts(states)
+            if isinstance(x, Tensor) and x.dim() and len(x):  # else the call itself says what is wrong
+                self.masking.admit(x, self.change)
+
+    @all_or_nothing()
+    def change(self, change: Callable[[], None]) -> None:
+        """Have the masking changed, and renew what follows; all of it happens, or nothing.
+
+        Args:
+            change: changes the masking, so that consolidated tasks answer as before.
+
+        Raises:
+            GuaranteeError: protected entries had moved before.
+        """
+        self.protection.check()
+        with torch.inference_mode(False), torch.no_grad():
+            change()
+            self.renew(all_tasks=False)
+
+    def probe(self) -> dict[str, object] | None:
+        """Return what the last consolidated task says to a fixed input, by which a file recognises its network.
+
+        Returns:
+            The task's name, and its logits in evaluation mode as numbers; None before any task is consolidated.
+        """
+        states = self.tasks.consolidated
+        if not states:
+            return None
+        logits = fixed_logits(self.masking, states[-1])
+        return {"task": states[-1].name, "logits": logits.double().flatten().tolist()}
+
+    def infer(self, x: Tensor, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
+        """Recognise the task of each sample, and give that task's logits; all consolidated tasks are asked in one pass.
+
+        Scores of tasks that were trained separately do not compare well by themselves; calibrated, each counts in
+        standard deviations from what is usual for the training samples of its task.
+
+        Args:
+            x: samples ``(N, ...)``.
+            scorer: score by which a sample's task is recognised.
+            calibrated: use the tasks' calibrations.
+
+        Raises:
+            InputError: no task is consolidated, or one was not calibrated although that is needed (always for
+                distances).
+        """
+        self.masking.require_attached()
+        states = self.tasks.consolidated
+        if not states:
+            raise InputError("there is no consolidated task yet to recognise")
+        with torch.no_grad(), self.masking.evaluating():
+            self.admit(x, states)
+            if isinstance(x, Tensor) and self.masking.mixes(x, len(states)):
+                self.admit(x.repeat(len(states), *(1,) * (x.dim() - 1)), states)
+        return ask(self, states, lambda masking, its: infer_task(masking, its, x, scorer, calibrated))
+
+    @all_or_nothing()
+    def calibrate(self, name: str, x: Tensor, y: Tensor, *, batch_size: int = 500) -> None:
+        """Keep some numbers of a consolidated task's training data, by which :meth:`infer` recognises it; no samples.
+
+        They are saved with the network, protected as all of the task, and forgotten with it.
+
+        Args:
+            name: the task.
+            x: its training samples ``(N, ...)``.
+            y: their classes, int64 ``(N,)``.
+            batch_size: samples per pass.
+
+        Raises:
+            InputError: there is no such task, it is not consolidated, or samples and classes do not fit.
+            GuaranteeError: protected entries had moved before.
+        """
+        calibrate(self, name, x, y, batch_size)
+
+    # ----------------------------------------------------------------------------------------------- the guarantee
+
+    def protected(self) -> dict[str, Tensor]:
+        """Return, by name of every parameter, booleans of its shape: True where an entry must not move."""
+        frozen = self.protection.plan.frozen()
+        return {
+            name: frozen[id(p)].clone() if id(p) in frozen else torch.zeros_like(p, dtype=torch.bool)
+            for name, p in self.named_parameters()
+        }
+
+    def check(self) -> None:
+        """Compare what consolidated tasks rely on with the digest taken when the last one was consolidated.
+
+        Raises:
+            GuaranteeError: something moved, for example because an optimizer was not given to :meth:`protect`; or a
+                weight became infinite or not a number, which spoils the outputs of tasks that do not even use it.
+        """
+        self.protection.check()
+
+    def restore(self) -> None:
+        """Put back what consolidated tasks rely on, after training went wrong.
+
+        Frozen entries get the bits that they had when the last task was consolidated, and weights that became infinite
+        or not a number are set to 0. What the task in training has learned meanwhile stays.
+
+        Raises:
+            GuaranteeError: something that no copy is kept of has moved, such as a buffer of the backbone.
+        """
+        self.protection.restore()
+
+    # ------------------------------------------------------------------------------------------------- inspection
+
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """Return what a task uses: units by group, ``(units of the group,)``, or weights by name, of their shapes.
+
+        Booleans, or numbers where masks are soft. For a task in training it is what consolidating it now would give.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        return self.masking.masks(task)
+
+    def capacity(self) -> Capacity:
+        """Return the shares of units, per group and over all, and of shared weights that consolidated tasks use.
+
+        Where masks are about weights, it is the share of the weights per parameter and over all.
+        """
+        return self.masking.capacity(self.protection.plan.num_frozen())
+
+    def usage(self) -> float:
+        """Return the share of units, or of masked weights, that tasks use: :meth:`capacity`, cheaply.
+
+        A task in training counts with what consolidating it now would give.
+        """
+        return self.masking.usage()
+
+    def reuse(self) -> Tensor:
+        """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks.
+
+        As in Fig. 6 of the HAT paper.
+        """
+        return self.masking.reuse()
+
+    def plan(self) -> Plan:
+        """Return the room left per group of units (or masked parameter), and roughly for how many more tasks."""
+        return make_plan(self.masking.sizes, [self.masks(state.name) for state in self.tasks.consolidated])
+
+    @torch.no_grad()
+    def _extract(self, task: str, example: Tensor | None) -> CompactNetwork:
+        self.masking.require_attached()
+        state = self.tasks.named(task)
+        with self.masking.evaluating():
+            self.admit(self.masking.example(16) if example is None else example, [state])
+        return ask(self, [state], lambda masking, _: masking.extract(task, example))
+
+    # ------------------------------------------------------------------------------------- unlearning and widening
+
+    @all_or_nothing(lambda net: [*net.backbone.parameters(), *net.backbone.buffers(), *net.buffers()])
+    def forget(self, name: str, *, generator: torch.Generator | None = None) -> Forgotten:
+        """Unlearn a task exactly: remove its masks, head and norms, and all weights that no other task uses.
+
+        These are drawn anew and are free again; what a weight was before is not kept. All other tasks stay
+        bit-identical. Weights that other tasks use too stay as they are, though the forgotten task may have shaped
+        them; the report says how many, and with whom they are shared. Also gives up a task in training. Files that were
+        saved before still hold the task: see :func:`hatrack.forget_in_files`.
+
+        Args:
+            name: the task.
+            generator: draws new values, on the CPU; torch's global one if left out.
+
+        Returns:
+            What was erased, and what is shared with whom.
+
+        Raises:
+            InputError: there is no such task, or another one is in training.
+            GuaranteeError: protected entries had moved before, or other tasks would change; nothing is changed then.
+        """
+        return unlearning.unlearn(self, name, generator)
+
+    @all_or_nothing(lambda net: [*net.backbone.parameters(), *net.backbone.buffers()])
+    def grow(self, groups: Mapping[str, int], *, generator: torch.Generator | None = None) -> None:
+        """Widen the backbone in place: more units for later tasks, which no task so far uses.
+
+        The parameters stay the same objects, and optimizers that :meth:`protect` knows keep what they remember (others
+        have to be made anew). Outputs of consolidated tasks agree with those before up to rounding, since kernels sum
+        in another order for another shape (about 1e-6 of their scale in float32); between widenings they stay
+        bit-identical as ever. New entries are uniform, of the scale that the layer's had at first.
+
+        Gradients that were not used yet are dropped. Code from ``torch.compile`` is compiled again. With several
+        processes grow on all of them before the next task's wrapper is made, which shares the new weights.
+
+        Args:
+            groups: how many units to add to each group, at least 1; the groups of ``net.units``, or of
+                :func:`hatrack.units.analyze` where masks are about weights.
+            generator: source of randomness on the CPU; torch's global one if left out.
+
+        Raises:
+            InputError: there is no such group, or it cannot be widened (the message says why); or a task is in
+                training.
+            GuaranteeError: protected entries had moved before, or outputs would change. Nothing is changed then.
+        """
+        widening.grow(self, groups, generator)
+
+    # -------------------------------------------------------------------------------------------------- keeping it
+
+    def save(self, path: str | Path) -> None:
+        """Write the network to one file (safetensors with JSON), atomically; :func:`hatrack.load` reads it.
+
+        Raises:
+            GuaranteeError: protected entries moved since the last task was consolidated; nothing is written then.
+            CheckpointError: the file cannot be written; what was there before is still there.
+        """
+        write_checkpoint(Path(path), self.to_checkpoint())
+
+    def to_checkpoint(self) -> Checkpoint:
+        """Return the content of a file: tensors and description.
+
+        Raises:
+            GuaranteeError: protected entries moved since the last task was consolidated.
+        """
+        self.masking.require_attached()
+        self.check()
+        left_out = {f"backbone.{name}" for name in self.masking.own_state.movement.attributes}  # of whatever shape
+        tensors = {
+            name: value
+            for name, value in self.state_dict().items()
+            if not name.endswith("_extra_state") and name not in left_out
+        }
+        masking = self.masking
+        description = {
+            "format": self.format,
+            **masking.to_json(),
+            **({} if masking.origin is None else {"growth": None if self.growth is None else asdict(self.growth)}),
+            "example_input": {
+                "shape": list(masking.example_shape),
+                "dtype": str(masking.example_dtype).partition(".")[2],
+            },
+            "modules": description_of_modules(self.backbone),
+            "tasks": [
+                {"name": s.name, "num_classes": s.num_classes, "consolidated": s.consolidated} for s in self.tasks
+            ],
+            "digests": self.protection.digests,
+            "probe": self.probe(),
+        }
+        return Checkpoint(tensors, {**description, "computed_anew": sorted(left_out)})
+
+    @all_or_nothing()
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Move or convert the network (``to``, ``cuda``, ``half``), and take the protection along.
+
+        A conversion to fewer digits changes the outputs of consolidated tasks; a warning says so, and new digests are
+        taken for what they are from then on.
+
+        Raises:
+            GuaranteeError: protected entries had moved before a conversion, which would hide it.
+            InputError: the device is "meta", which keeps no values.
+        """
+        if fn(torch.zeros(1)).device.type == "meta":
+            raise InputError(
+                'a network of masks cannot go to the device "meta", where all that its tasks rely on would be lost; '
+                "move a copy of the backbone there, before it is attached"
+            )
+        protection = self.protection
+        protection.require_same_parts()
+        converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
+        relied_on = [tensor.detach().clone() for tensor, _ in protection.plan.all()] if converting else []
+        if converting or protection.digests:  # what has moved would be kept as if it were right
+            protection.check()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if any(not torch.equal(fn(before).to(before.dtype), before) for before in relied_on):
+            warnings.warn(
+                "this conversion rounds weights: the outputs of consolidated tasks are other ones from here on, and "
+                "converting back does not bring the old ones back; convert a copy (copy.deepcopy) to keep them",
+                stacklevel=4,
+            )
+        self.masking.example_dtype = fn(torch.zeros(1, dtype=self.masking.example_dtype)).dtype
+        self.renew_protection()
+        if converting:
+            protection.renew_digests()
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """Return the digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it.
+
+        They are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
+        """
+        return torch.tensor(list(json.dumps(self.protection.digests, sort_keys=True).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor | Mapping[str, str]) -> None:
+        """Take over the digests of a ``state_dict``, as bytes or, as earlier versions had them, by name.
+
+        Raises:
+            InputError: they are neither.
+        """
+        try:
+            digests = json.loads(bytes(state.tolist())) if isinstance(state, Tensor) else dict(state)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
+        self.protection.digests = digests
+
+    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *(t for s in net.tasks for t in s.kept())])
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
+
+        Loading it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
+
+        Raises:
+            GuaranteeError: its protected entries are not those that its tasks were consolidated with.
+            InputError: it is of a network with other consolidated tasks.
+        """
+        return super().load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.protection.require_same_parts()
+        self._loading = Snapshot(self, values_of=[*self.parameters(), *self.buffers()])
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _finish_loading(self) -> None:
+        """Renew the protection once all of a ``state_dict`` is here, or go back if it is not what it says."""
+        before, self._loading = self._loading, None
+        there = {name.removeprefix("task ") for name in self.protection.digests if name.startswith("task ")}
+        here = {state.name for state in self.tasks.consolidated}
+        try:
+            if there != here:
+                raise InputError(
+                    f"this state_dict is of a network with consolidated tasks {sorted(there)}, and this one would have "
+                    f"{sorted(here)}; add the same tasks first, or keep whole networks with net.save and hatrack.load"
+                )
+            self.renew_protection()
+            self.protection.require_unmoved()
+        except BaseException:
+            if before is not None:  # what was here is still good
+                before.restore()
+            raise
+
+
+def _require_attachable(backbone: nn.Module, example_input: Tensor) -> None:
+    """Check that a network can be made around a backbone.
+
+    Raises:
+        InputError: the backbone is no module, or is inside another network of this kind.
+        UnsupportedError: a parameter of it is not initialised yet, or of complex128.
+    """
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
+    if not isinstance(example_input, Tensor):
+        raise InputError("example_input must be a tensor, such as torch.zeros(1, 1, 28, 28)")
+    for name, parameter in backbone.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise UnsupportedError(f"{name} is not initialised yet; run the backbone once on a batch")
+    owner = attached_to(backbone)
+    if owner is not None:
+        raise InputError(f"this backbone is already inside a {owner}: call its detach() first")
+    wide = [name for name, parameter in backbone.named_parameters() if parameter.element_size() > 8]
+    if wide:
+        raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")
+
+
+def _finish_loading(module: nn.Module, _: object) -> None:
+    """Tell a network that it, and all that is inside it, has been loaded; torch calls this in larger modules, too."""
+    assert isinstance(module, MaskedNetwork)
+    module._finish_loading()
+
+
+def _answer_one(x: Tensor, masking: Masking[StateT], states: Sequence[StateT]) -> Tensor:
+    return logits_of(masking, x, states[0])
+
+
+def _answer_mixed(x: Tensor, task_of: Tensor, masking: Masking[StateT], states: Sequence[StateT]) -> Tensor:
+    return logits_of_mixed(masking, x, states, task_of)
+
+
+start_compilers_inside(
+    MaskedNetwork.forward, MaskedNetwork._forward_one, MaskedNetwork._forward_mixed, _answer_one, _answer_mixed
+)
+keep_compilers_out(MaskedNetwork.admit)

@@ -1,0 +1,285 @@
+"""HATNetwork: hard attention to the task around a network that stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from hatrack.compact import CompactNetwork
+from hatrack.conditioning import UnitConditioning
+from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
+from hatrack.gates import initial_embedding
+from hatrack.growth import Growth
+from hatrack.models import widening
+from hatrack.models.answering import ask
+from hatrack.models.base import MaskedNetwork
+from hatrack.models.masking import Masking
+from hatrack.models.taking_out import cut_units
+from hatrack.models.unit_masking import GateSettings, UnitMasking
+from hatrack.modes import evaluation_mode
+from hatrack.movement import StateOf
+from hatrack.norm import BatchNorms
+from hatrack.signatures import Signature
+from hatrack.tasks import UnitTask
+from hatrack.undo import all_or_nothing, attaches_or_not
+from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
+
+__all__ = ["FORMAT", "HATNetwork"]
+
+FORMAT = "hatrack.HATNetwork"
+"""Format that files of saved networks name."""
+
+
+class HATNetwork(MaskedNetwork[UnitTask]):
+    """Network that learns tasks one after the other and forgets none of them.
+
+    Gates are attached to the inputs of the backbone's layers; the backbone itself is not rewritten and is what it was
+    again after :meth:`detach`. Each task has an embedding (which decides on the units it uses), a linear head, and its
+    own batch norms. Once a task is consolidated, its logits never change by a single bit: for the same batch shape,
+    type, device, number of threads, grad mode and library versions, in evaluation mode.
+
+    Args:
+        backbone: maps a batch to features ``(N, F)``.
+        example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
+            backbone's device.
+        s_max: largest scale of the gates, > 0 (the paper uses 400 and advises 25 to 800).
+        hard: whether masks become exactly 0 or 1 when a task is consolidated. False keeps the sigmoid's values, as the
+            paper's code does; then old outputs drift a little.
+        compensation: arithmetic of the embedding's gradient.
+        conditioning: which entries of a weight earlier tasks hold: those between units that any tasks use (the paper),
+            or only those between units that one and the same task uses, which is exact too and frees more. Or how far
+            they hold them, where room for new tasks matters more than that nothing is forgotten: :class:`Fading`,
+            :class:`Adaptive`.
+        gate_function: what turns embeddings into attention.
+        regularizer: how the use of units is counted in :meth:`regularization`.
+        batch_norms: whether every task has batch norms of its own, or all use the first task's.
+        gate_inputs: also learn which input features a task uses, as units of a group ``inputs``; for inputs whose
+            features are independent of each other (the paper, Fig. 10).
+        rules: how modules treat units that hatrack does not understand by itself, by a module's name, its type, or a
+            function; see :func:`hatrack.units.shared_layer`, :func:`hatrack.units.unit_by_unit` and
+            :func:`hatrack.units.rule`.
+        growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
+            leaves its widths as they are, unless :meth:`grow` is called.
+
+    Attributes:
+        backbone: the network that was given.
+        tasks: the states of the tasks, in the order in which these were added.
+        growth: when the backbone is widened by itself.
+
+    Raises:
+        UnsupportedError: the backbone does something that no rule explains.
+        InputError: the backbone does not give features ``(N, F)``, or is inside another HATNetwork, or ``s_max`` is not
+            positive and finite.
+        GuaranteeError: the attached gates were tried out with random masks, and an entry that should have been free
+            changed the outputs.
+
+    Example:
+        >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU())
+        >>> net = HATNetwork(backbone, torch.zeros(1, 1, 28, 28))
+        >>> net.add_task("shoes", num_classes=2)
+        >>> net(torch.zeros(5, 1, 28, 28), "shoes").shape
+        torch.Size([5, 2])
+    """
+
+    format = FORMAT
+    masking: UnitMasking
+
+    @attaches_or_not
+    def __init__(
+        self,
+        backbone: nn.Module,
+        example_input: Tensor,
+        *,
+        s_max: float = 400.0,
+        hard: bool = True,
+        compensation: Compensation = Compensation.EXACT,
+        conditioning: UnitConditioning = Conditioning.CUMULATIVE,
+        gate_function: GateFunction = GateFunction.SIGMOID,
+        regularizer: Regularization = Regularization.WEIGHTED_L1,
+        batch_norms: BatchNorms = BatchNorms.PER_TASK,
+        gate_inputs: bool = False,
+        rules: Mapping[Any, Rule] | None = None,
+        growth: Growth | None = None,
+    ) -> None:
+        settings = GateSettings(
+            float(s_max), hard, compensation, conditioning, gate_function, regularizer, batch_norms, gate_inputs
+        )
+        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
+        super().__init__(
+            backbone, example_input, growth, lambda tasks: UnitMasking(backbone, tasks, example_input, settings, rules)
+        )
+        device = next((p.device for p in backbone.parameters()), example_input.device)
+        warn_of_collapse(self.masking.graph)
+        self.renew_protection()
+        self.to(device)
+        self.masking.require_no_leak(example_input)
+        assert present is not None
+        try:
+            present.put_back()  # a value kept from the runs so far would not be seen to move
+            self.masking.find_own_state(example_input.to(device))
+        finally:
+            present.put_back()
+
+    @property
+    def s_max(self) -> float:
+        """Largest scale of the gates."""
+        return self.masking.settings.s_max
+
+    @property
+    def hard(self) -> bool:
+        """Whether masks are 0 or 1."""
+        return self.masking.settings.hard
+
+    @property
+    def compensation(self) -> Compensation:
+        """Arithmetic of the embedding's gradient."""
+        return self.masking.settings.compensation
+
+    @property
+    def conditioning(self) -> UnitConditioning:
+        """Rule by which entries of weights are frozen for earlier tasks."""
+        return self.masking.settings.conditioning
+
+    @property
+    def gate_function(self) -> GateFunction:
+        """Function that turns embeddings into attention."""
+        return self.masking.settings.gate_function
+
+    @property
+    def regularizer(self) -> Regularization:
+        """Way in which :meth:`regularization` counts the use of units."""
+        return self.masking.settings.regularizer
+
+    @property
+    def batch_norms(self) -> BatchNorms:
+        """Batch norms that a task uses: its own, or the first task's."""
+        return self.masking.settings.batch_norms
+
+    @property
+    def gate_inputs(self) -> bool:
+        """Whether input features are units."""
+        return self.masking.settings.gate_inputs
+
+    @all_or_nothing()
+    def add_task(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        generator: torch.Generator | None = None,
+        embedding: Tensor | Distribution | None = None,
+    ) -> None:
+        """Open a task: an embedding, a linear head, and copies of the batch norms unless it shares them.
+
+        Args:
+            name: a name that no task has yet.
+            num_classes: number of classes, at least 1.
+            generator: source of randomness on the CPU; torch's global one if left out. If the network has a
+                ``growth``, groups that are nearly full are widened first; see :meth:`grow`.
+            embedding: what the embedding starts as, ``(U,)``, or what it is drawn from: any distribution of single
+                numbers. N(0, 1) if left out; the paper takes U(0, 2), with every unit on at first, to compress a
+                single task, and k₁ in [1, 6], k₂ in [0.5, 2] for another uniform one whose formula is lost here.
+
+        Raises:
+            InputError: the name is taken or empty, the number of classes is below 1, another task is not consolidated
+                yet, or the embedding does not have a number in [−6, 6] for every unit.
+        """
+        num_classes = self.tasks.require_addable(name, num_classes)
+        widening.grow_if_full(self, generator)
+        units = self.masking.graph.num_units
+        start = None if embedding is None else initial_embedding(embedding, units, generator)
+        self.masking.start_embedding(self.masking.open_task(name, num_classes, generator), start)
+
+    def analyze(self, example_input: Tensor) -> None:
+        """Show the network an input of another shape or type before its first task, so that its units fit both.
+
+        Every call does so by itself; where tasks exist already, what would change their units is refused.
+
+        Args:
+            example_input: a batch of the other shape, or of so many samples that another path is taken.
+
+        Raises:
+            UnsupportedError: no rule explains what the backbone does with it, or it contradicts the tasks there are.
+        """
+        self.masking.require_attached()
+        several = torch.cat([example_input] * 2) if len(example_input) == 1 else example_input
+        for x in (several, example_input[:1]):
+            for training, grad in ((False, False), (True, True)):
+                self.masking.calls.look_at(x, Signature.of(x, training, grad), self.masking, self.change)
+
+    @property
+    def units(self) -> UnitGraph:
+        """Groups of units, who writes and reads them, and every parameter's role; print it to see a table."""
+        graph = self.masking.graph
+        of_tasks = {name: p.shape for name, p in self.named_parameters() if name not in graph.roles}
+        return replace(
+            graph,
+            uses={**graph.uses, **dict.fromkeys(of_tasks, ())},
+            roles={**graph.roles, **dict.fromkeys(of_tasks, Role.PER_TASK)},
+            shapes={**graph.shapes, **of_tasks},
+        )
+
+    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
+        """Return a consolidated task as a plain module of its own, without gates, dropout and units it does not use.
+
+        Its logits are the gated network's up to rounding (1e-5, relative to the largest), since kernels sum in another
+        order for another width; that is checked before it is returned. This network stays as it is.
+
+        Args:
+            task: the task.
+            example: samples to compare on, and to count operations with; random ones if left out, integers among what
+                the network looks up. Where nothing tells the outputs of samples apart, nothing is cut.
+
+        Returns:
+            The network in evaluation mode, ``summary`` saying how large it is and which groups could not be cut.
+
+        Raises:
+            InputError: there is no such task, or it is not consolidated.
+            UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
+        """
+        return self._extract(task, example)
+
+    @torch.no_grad()
+    def logits_of_tasks(self, samples: Mapping[str, Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
+        """Return logits of many samples of several consolidated tasks, in less time than one by one.
+
+        Every task is extracted from the weights as they are now, and its own network is asked, which has only its units
+        to compute. That pays from some hundred samples per task on. A task whose weights have not moved gets
+        bit-identical logits, in whichever order and with whichever others it is asked; the gated network's are the same
+        up to rounding (1e-5, relative to the largest). Where masks are soft, the gated network is asked. All of it is
+        done in evaluation mode.
+
+        Args:
+            samples: a batch ``(N, ...)`` by name of the task.
+            batch_size: samples per pass; logits are reproducible to the bit for equal batches only.
+
+        Returns:
+            By name of the task ``(N, classes)``, in the order of ``samples``.
+
+        Raises:
+            InputError: there is no such task, or it is not consolidated.
+            UnsupportedError: the backbone without gates does not give the gated network's logits.
+        """
+        results = {}
+        for task, x in samples.items():
+            state = self.tasks.named(task)
+            soft = state.consolidated and state.mask.dtype != torch.bool
+            with evaluation_mode(self):
+                if soft:
+                    answer: Any = partial(self.forward, task=task)
+                else:
+                    self.admit(self.masking.example(16), [state])
+                    answer = ask(self, [state], partial(_cut, task))
+                results[task] = torch.cat([answer(part) for part in torch.split(x, batch_size)])
+        return results
+
+
+def _cut(task: str, masking: Masking[UnitTask], _: object) -> CompactNetwork:
+    assert isinstance(masking, UnitMasking)
+    return cut_units(masking, task)

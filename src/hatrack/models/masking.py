@@ -1,0 +1,319 @@
+"""Masking: the part of a network that says what each task uses of the backbone."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hatrack.capacity import Capacity
+from hatrack.compact import CompactNetwork
+from hatrack.conditioning import Damper
+from hatrack.errors import InputError
+from hatrack.growth import Origin
+from hatrack.layers import Ledger
+from hatrack.models.own_state import OwnState
+from hatrack.modes import evaluation_mode
+from hatrack.movement import scratch_of
+from hatrack.protection.plan import ProtectionPlan
+from hatrack.state_dependence import Copy
+from hatrack.task_list import StateT, TaskList
+from hatrack.units import UnitGraph
+
+__all__ = ["Change", "Masking"]
+
+Change = Callable[[Callable[[], None]], None]
+"""Calls a function that changes a masking, and renews what follows for its network; all of it happens, or nothing."""
+
+
+class Masking(nn.Module, abc.ABC, Generic[StateT]):
+    """Masks of a network's tasks: how they are learned, what a task computes under its mask, and what it relies on.
+
+    A masking has no parameters and no persistent buffers of its own; what belongs to a task is in the task's state.
+
+    Args:
+        backbone: the backbone of the network.
+        tasks: the tasks of the network.
+        example_input: a batch of the shape that the backbone expects.
+
+    Attributes:
+        backbone: the backbone; it is a part of the network, not of the masking.
+        tasks: the tasks, likewise.
+        network_class: name of the class of networks with this masking, for messages.
+        is_attached: whether the backbone is still inside the network.
+        example_shape: shape of the example input.
+        example_dtype: its type.
+        own_state: buffers of the backbone that runs move, of which every task has its own.
+        origin: widths and initial scales of the backbone before it ever grew; None where nobody has asked yet.
+    """
+
+    network_class: str
+    backbone: nn.Module
+    tasks: TaskList[StateT]
+
+    def __init__(self, backbone: nn.Module, tasks: TaskList[StateT], example_input: Tensor) -> None:
+        super().__init__()
+        vars(self)["backbone"], vars(self)["tasks"] = backbone, tasks  # else they would be parts of this module, too
+        self.is_attached = True
+        self.example_shape, self.example_dtype = example_input.shape, example_input.dtype
+        self.own_state = OwnState()
+        self.origin: Origin | None = None
+
+    # ---------------------------------------------------------------------------------------------------- example
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the backbone."""
+        return next((parameter.device for parameter in self.backbone.parameters()), torch.device("cpu"))
+
+    def example(self, samples: int | None = None) -> Tensor:
+        """Return a batch of zeros of the example input's shape and type.
+
+        Args:
+            samples: number of samples; as many as the example input had if left out.
+        """
+        size = self.example_shape if samples is None else (samples, *self.example_shape[1:])
+        return torch.zeros(size, dtype=self.example_dtype, device=self.device)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a block in which backbone, tasks and masking are in evaluation mode."""
+        return evaluation_mode(nn.ModuleList([self.backbone, self, self.tasks]))
+
+    def require_attached(self) -> None:
+        """Check that the backbone is still inside the network.
+
+        Raises:
+            InputError: it has been detached.
+        """
+        if not self.is_attached:
+            raise InputError(
+                f"this network was detached from its backbone; attach a new {self.network_class}, or load a saved one"
+            )
+
+    def scratch(self) -> Copy:
+        """Return a copy of masking and backbone that may be run without a trace; parameters are shared."""
+        whole = scratch_of(nn.ModuleList([self.backbone, self.tasks, self]))
+
+        def ask(x: Tensor, seed: int) -> Tensor:
+            copy: Masking[StateT] = whole.eval()[2]  # type: ignore[assignment]
+            return copy.features_of_random_mask(x, seed)
+
+        return Copy(whole.eval()[0], ask)
+
+    # --------------------------------------------------------------------------------------------------- in a call
+
+    @abc.abstractmethod
+    def admit(self, x: Tensor, change: Change) -> None:
+        """Look at a call of a kind that was not seen yet before it is answered.
+
+        Args:
+            x: the batch, one sample at least.
+            change: how to change this masking where the call shows something new.
+
+        Raises:
+            UnsupportedError: the guarantee would not hold for such calls.
+        """
+
+    @abc.abstractmethod
+    def features(self, x: Tensor, state: StateT) -> Tensor:
+        """Return features of a batch under a task's mask, ``(N, F)``."""
+
+    def mixes(self, x: Tensor, num_tasks: int) -> bool:
+        """Return whether samples of several tasks go through the backbone together.
+
+        Args:
+            x: the batch, ``(N, ...)``.
+            num_tasks: number of tasks that its samples belong to.
+        """
+        return False
+
+    def features_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor | None:
+        """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own.
+
+        Args:
+            x: the batch, ``(N, ...)``.
+            states: the tasks.
+            task_of: for every sample the index of its task, int64 ``(N,)``.
+        """
+        return None
+
+    @abc.abstractmethod
+    def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
+        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for trying things out."""
+
+    def used_features(self, features: Tensor, state: StateT) -> Tensor:
+        """Return those of a task's features ``(N, F)`` that it uses; the others are zeros."""
+        return features
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    @abc.abstractmethod
+    def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> StateT:
+        """Append the state of a new task, whose name and number of classes are good, and return it."""
+
+    @abc.abstractmethod
+    def anneal(self, progress: float) -> None:
+        """Set how hard masks in training are, by the position within the epoch, 0 (first batch) to 1 (last)."""
+
+    @abc.abstractmethod
+    def regularization(self) -> Tensor:
+        """Return what keeps the mask in training small, a scalar to be added to the loss times a strength."""
+
+    @abc.abstractmethod
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the backbone's parameters that a task in training trains together with its own."""
+
+    @abc.abstractmethod
+    def freeze_mask(self, state: StateT, optimizers: Sequence[Optimizer]) -> None:
+        """End the training of a task: give it its final mask, and freeze it.
+
+        Args:
+            state: the task in training.
+            optimizers: optimizers that must forget what the mask was learned by.
+        """
+
+    # ----------------------------------------------------------------------------------------------- what is frozen
+
+    @property
+    @abc.abstractmethod
+    def per_task_modules(self) -> Sequence[str]:
+        """Names of the backbone's modules that tasks have copies of, so that no task looks at the originals."""
+
+    @property
+    def per_task_buffers(self) -> Sequence[str]:
+        """Names of modules and of single buffers that tasks have copies of, or that are computed anew."""
+        return *self.per_task_modules, *self.own_state.names
+
+    @abc.abstractmethod
+    def refresh(self) -> None:
+        """Derive anew what follows from the masks of consolidated tasks."""
+
+    def bind(self, plan: ProtectionPlan) -> None:
+        """Go by a new protection plan, for example in which gradients are computed."""
+
+    @abc.abstractmethod
+    def attention_on_parameters(self) -> Mapping[str, Tensor]:
+        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
+
+        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected.
+        """
+
+    def dampers(self) -> Mapping[str, Damper]:
+        """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
+        return {}
+
+    def rates(self) -> Tensor:
+        """Return the rates that dampers go by, a number per unit and a last one; empty where there are no dampers."""
+        return torch.empty(0)
+
+    @abc.abstractmethod
+    def bounded(self) -> Sequence[Tensor]:
+        """Return the tensors in training that are clamped to [−6, 6] after every step."""
+
+    # ---------------------------------------------------------------------------------------------------- inspection
+
+    @abc.abstractmethod
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """Return what a task uses, by name; for a task in training, what consolidating it now would give."""
+
+    @property
+    @abc.abstractmethod
+    def sizes(self) -> Mapping[str, int]:
+        """Numbers of what :meth:`masks` are about, by the same names."""
+
+    @abc.abstractmethod
+    def capacity(self, num_frozen: int) -> Capacity:
+        """Return the shares of the network that consolidated tasks use.
+
+        Args:
+            num_frozen: number of frozen entries of shared parameters.
+        """
+
+    @abc.abstractmethod
+    def usage(self) -> float:
+        """Return the share of units, or of weights, that tasks use, in [0, 1]; a task in training counts."""
+
+    @abc.abstractmethod
+    def reuse(self) -> Tensor:
+        """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
+
+    # ---------------------------------------------------------------------------------- unlearning and taking out
+
+    @abc.abstractmethod
+    def entries_of(self, state: StateT) -> Mapping[str, Tensor]:
+        """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
+
+    @abc.abstractmethod
+    def remove(self, state: StateT, heir: StateT | None) -> None:
+        """Forget what is kept of a task besides its state.
+
+        Args:
+            state: the task that is removed.
+            heir: the task that is going to be first, if this one was: all tasks may use the first one's copies.
+        """
+
+    def release(self, erased: Mapping[str, Tensor]) -> None:
+        """Let go of entries of the backbone that were drawn anew, booleans by the backbone's names."""
+
+    @abc.abstractmethod
+    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
+        """Return a consolidated task as a module of its own."""
+
+    # ------------------------------------------------------------------------------------------------------ widening
+
+    @abc.abstractmethod
+    def units_now(self) -> UnitGraph:
+        """Return the units of the backbone, as it is.
+
+        Raises:
+            UnsupportedError: it does something that no rule explains.
+        """
+
+    @abc.abstractmethod
+    def room(self, graph: UnitGraph) -> Mapping[str, float]:
+        """Return the number of free units, which need not be whole, of every group whose room is known."""
+
+    @abc.abstractmethod
+    def widen(
+        self,
+        graph: UnitGraph,
+        groups: Mapping[str, int],
+        generator: torch.Generator | None,
+        ledger: Ledger,
+        optimizers: Sequence[Optimizer],
+    ) -> None:
+        """Widen the backbone and all that follows.
+
+        Args:
+            graph: the units as they are.
+            groups: numbers of units to add, by group.
+            generator: draws new entries, on the CPU; torch's global one if None.
+            ledger: keeps the record of all changes.
+            optimizers: optimizers whose memory is widened.
+
+        Raises:
+            InputError: one of the groups cannot be widened.
+        """
+
+    @abc.abstractmethod
+    def fit(self, graph: UnitGraph) -> None:
+        """Go by these units of the backbone from now on."""
+
+    @abc.abstractmethod
+    def find_leak(self) -> str | None:
+        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
+
+    # --------------------------------------------------------------------------------------------------- being kept
+
+    @abc.abstractmethod
+    def detach(self) -> None:
+        """Leave the backbone as it was, but for the weights that it has by now."""
+
+    @abc.abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values, for a file."""

@@ -1,0 +1,169 @@
+"""State of a backbone that runs move: every task has its own buffers; on other such state no output may depend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.attachment import scratch_without_gates
+from hatrack.errors import UnsupportedError
+from hatrack.movement import (
+    Movement,
+    OwnBuffers,
+    aside,
+    find_movement,
+    get_buffers,
+    movement_of,
+    scratch_of,
+    set_buffers,
+)
+from hatrack.state_dependence import Copy, depends_on_state
+from hatrack.tasks import TaskState
+from hatrack.tryouts import random_like
+
+__all__ = ["OwnState", "find_own_state", "several"]
+
+
+class Host(Protocol):
+    """Masking whose backbone has state."""
+
+    backbone: nn.Module
+
+    @property
+    def per_task_modules(self) -> Sequence[str]:
+        """Names of the backbone's modules that tasks have copies of."""
+
+    @property
+    def own_state(self) -> OwnState:
+        """State that is known to move."""
+
+    def example(self) -> Tensor:
+        """Return a batch of zeros of the example input's shape and type."""
+
+    def scratch(self) -> Copy:
+        """Return a copy that may be run without a trace."""
+
+
+@dataclass(frozen=True)
+class OwnState:
+    """Names of buffers and attributes of a backbone that runs move.
+
+    Attributes:
+        movement: what moves: buffers, of which every task has its own, and attributes that no output depends on.
+    """
+
+    movement: Movement = field(default_factory=lambda: Movement((), ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of everything that moves."""
+        return *self.movement.buffers, *self.movement.attributes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether tasks have no buffers of their own."""
+        return not self.movement.buffers
+
+    def for_new_task(self, backbone: nn.Module) -> OwnBuffers:
+        """Return a new task's buffers, which begin as the backbone's."""
+        return OwnBuffers([value.detach().clone() for value in get_buffers(backbone, self.movement.buffers)])
+
+    def write_into(self, backbone: nn.Module, state: TaskState) -> None:
+        """Put copies of a task's buffers into a copy of the backbone."""
+        set_buffers(backbone, self.movement.buffers, [value.clone() for value in state.moving.values])
+
+    def run(self, state: TaskState, backbone: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Run a backbone with a task's own buffers, which only a task in training moves.
+
+        Args:
+            state: the task.
+            backbone: a twin of the backbone, whose buffers are replaced.
+            run: computes features with the twin.
+
+        Returns:
+            The features.
+        """
+        if state.consolidated:
+            self.write_into(backbone, state)
+            return run(backbone)
+        set_buffers(backbone, self.movement.buffers, state.moving.values)
+        features = run(backbone)
+        state.moving.replace(get_buffers(backbone, self.movement.buffers))
+        return features
+
+    @torch.no_grad()
+    def beyond(self, masking: Host, x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
+        """Return what moves once a call of a new kind is let in; None where it moves nothing that is not known yet.
+
+        Args:
+            masking: the masking.
+            x: the batch.
+            training: whether the call is made in training mode.
+            scratch: a copy of the backbone that was run on the batch.
+
+        Raises:
+            UnsupportedError: the call moves state that outputs depend on.
+        """
+
+        def run(backbone: nn.Module) -> object:
+            with aside(), torch.no_grad():
+                return backbone.train(training)(x.detach())
+
+        found = movement_of(masking.backbone, scratch, masking.per_task_modules).beyond(self.movement)
+        moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
+        shared = (*self.movement.attributes, *moved.attributes)
+        if not shared:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        asked = random_like(several(masking.example()), generator, scratch_without_gates(masking.backbone).eval())
+        if moved.attributes:
+            _require_independent(masking, shared, asked, run)
+        _require_independent(masking, shared, x.detach(), run if moved.attributes else None)
+        return OwnState(self.movement.with_those_of(moved)) if moved.attributes else None
+
+
+def find_own_state(masking: Host, example: Tensor) -> OwnState:
+    """Find the buffers that every task has to have of its own.
+
+    Args:
+        masking: the masking.
+        example: the example input.
+
+    Raises:
+        UnsupportedError: other state moves, and outputs depend on it.
+    """
+    x, generator = several(example), torch.Generator().manual_seed(0)
+    scratch = scratch_of(masking.backbone).eval()
+    examples = [random_like(x, generator, scratch) for _ in range(2)]
+    movement = find_movement(masking.backbone, [*examples, x], masking.per_task_modules)
+    if movement.attributes:
+        _require_independent(masking, movement.attributes, examples[0], lambda backbone: backbone.train()(examples[1]))
+    return OwnState(movement)
+
+
+def several(example: Tensor) -> Tensor:
+    """Return a batch of two samples at least."""
+    return torch.cat([example, example]) if len(example) == 1 else example
+
+
+def _require_independent(
+    masking: Host, names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None
+) -> None:
+    """Check that outputs do not depend on state that all tasks share.
+
+    Args:
+        masking: the masking.
+        names: names of the attributes and buffers that runs move.
+        x: the batch to ask about.
+        move: runs a backbone in a way that moves them; None where that was tried already.
+    """
+    if depends_on_state(masking.scratch, names, x, move):
+        raise UnsupportedError(
+            f"running the backbone changes {', '.join(names)}, and its outputs depend on that: what one task does "
+            "would change the outputs of others; keep such state in a buffer of one shape "
+            "(self.register_buffer), which every task then has its own of, or compute it anew in every pass"
+        )

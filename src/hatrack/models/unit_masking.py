@@ -1,0 +1,583 @@
+"""Masking of units: gates on a backbone, opened by what each task has learned to use."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hatrack import functional
+from hatrack.attachment import Attachment, scratch_without_gates
+from hatrack.capacity import Capacity, measure_capacity, measure_reuse
+from hatrack.compact import CompactNetwork
+from hatrack.compilers import keep_compilers_out, start_compilers_inside
+from hatrack.conditioning import (
+    Adaptive,
+    Damper,
+    UnitConditioning,
+    attention_of_tasks,
+    dampers,
+    describe_unit_conditioning,
+    unit_conditioning_from,
+)
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.forgetting import forget_in_optimizer
+from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
+from hatrack.gates import groups_switched_off, used_units
+from hatrack.growth import Origin, free_units, widen_optimizer, widen_tasks
+from hatrack.heads import linear_head
+from hatrack.layers import Ledger
+from hatrack.masks.twins import twin
+from hatrack.mixing import mixed_norms, mixes_samples
+from hatrack.models import taking_out
+from hatrack.models.masking import Change, Masking
+from hatrack.models.own_state import OwnState, find_own_state, several
+from hatrack.models.unit_calls import UnitCalls
+from hatrack.movement import aside
+from hatrack.norm import BatchNorms
+from hatrack.poison import find_leak
+from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
+from hatrack.signatures import Signature
+from hatrack.task_list import TaskList
+from hatrack.tasks import UnitTask
+from hatrack.tryouts import random_like
+from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
+from hatrack.widening import widen
+
+__all__ = ["GateSettings", "UnitMasking"]
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Settings of the gates of a network; :class:`hatrack.HATNetwork` explains them.
+
+    Raises:
+        InputError: ``s_max`` is not positive and finite, or settings do not go together.
+    """
+
+    s_max: float = 400.0
+    hard: bool = True
+    compensation: Compensation = Compensation.EXACT
+    conditioning: UnitConditioning = Conditioning.CUMULATIVE
+    gate_function: GateFunction = GateFunction.SIGMOID
+    regularizer: Regularization = Regularization.WEIGHTED_L1
+    batch_norms: BatchNorms = BatchNorms.PER_TASK
+    gate_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            functional.annealed_scale(1.0, self.s_max)
+            functional.compensated_gate(torch.zeros(1), 1.0, self.s_max, self.compensation, self.gate_function)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any]) -> GateSettings:
+        """Return the settings that :meth:`to_json` described; other entries of the description are left aside."""
+        return cls(
+            described["s_max"],
+            described["hard"],
+            Compensation(described["compensation"]),
+            unit_conditioning_from(described["conditioning"]),
+            GateFunction(described["gate_function"]),
+            Regularization(described["regularizer"]),
+            BatchNorms(described["batch_norms"]),
+            described["gate_inputs"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {
+            "s_max": self.s_max,
+            "hard": self.hard,
+            "compensation": self.compensation.value,
+            "conditioning": describe_unit_conditioning(self.conditioning),
+            "gate_function": self.gate_function.value,
+            "regularizer": self.regularizer.value,
+            "batch_norms": self.batch_norms.value,
+            "gate_inputs": self.gate_inputs,
+        }
+
+
+class UnitMasking(Masking[UnitTask]):
+    """Masks of units, which gates at the inputs of the backbone's layers apply.
+
+    Args:
+        backbone: the backbone of the network.
+        tasks: the tasks of the network.
+        example_input: a batch of the shape that the backbone expects, on any device.
+        settings: settings of the gates.
+        rules: how modules treat units that hatrack does not understand by itself.
+
+    Attributes:
+        settings: settings of the gates.
+        graph: the units of the backbone, who writes and reads them.
+        attachment: the gates on the backbone.
+        cumulative: cumulative attention of the consolidated tasks, ``(U,)``, booleans or numbers.
+        calls: the kinds of calls that are known.
+    """
+
+    network_class = "HATNetwork"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tasks: TaskList[UnitTask],
+        example_input: Tensor,
+        settings: GateSettings,
+        rules: Mapping[Any, Rule] | None,
+    ) -> None:
+        super().__init__(backbone, tasks, example_input)
+        self.settings = settings
+        self.calls = UnitCalls(backbone, rules, settings.gate_inputs)
+        self.calls.trace = self.calls.follow_example(example_input.to(self.device))
+        self.graph = self.calls.resolved(self.calls.trace)
+        self.origin = Origin.of(self.graph, backbone)
+        self.cumulative = self.none
+        self.attachment = Attachment(self.graph, backbone)
+        self.calls.note_state(())
+        self._off: list[str] = []
+        self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
+        self._unpacked = (torch.empty(0), 0, torch.empty(0))
+        self._mixing: tuple[Attachment, bool] | None = None
+        self._set_scale(settings.s_max)
+
+    @property
+    def none(self) -> Tensor:
+        """Attention of no task at all, booleans ``(U,)``."""
+        return torch.zeros(self.graph.num_units, dtype=torch.bool, device=self.device)
+
+    def find_own_state(self, example: Tensor) -> None:
+        """Find the buffers that every task has to have of its own.
+
+        Raises:
+            UnsupportedError: other state moves, and outputs or units depend on it.
+        """
+        self._adopt(find_own_state(self, example))
+        moving = [name for name, _ in self.backbone.named_buffers() if name in self.own_state.names]
+        if moving:
+            x = several(example)
+            found = self.calls.follow(self.calls.trace, x, Signature.of(x, training=False, grad=False))
+            if not are_same(self.calls.resolved(found), self.graph):
+                raise UnsupportedError(
+                    f"which units are used depends on values of {', '.join(moving)}, which runs change"
+                )
+
+    def _adopt(self, own_state: OwnState) -> None:
+        self.own_state = own_state
+        self.calls.note_state(own_state.names)
+
+    def require_no_leak(self, example: Tensor) -> None:
+        """Test free entries under random masks: the guarantee is shown, not believed.
+
+        Raises:
+            GuaranteeError: an entry that should be free changes the outputs.
+        """
+        leak = find_leak(self.attachment, self.graph, self.backbone, example)
+        if leak is not None:
+            raise GuaranteeError(
+                f"the gates do not hold on this network: free entries of {leak} change the outputs of a task that does "
+                "not use them; a rule for one of its operations must be wrong, or state that runs change decides on "
+                "what is computed"
+            )
+
+    # ---------------------------------------------------------------------------------------------- kinds of calls
+
+    def admit(self, x: Tensor, change: Change) -> None:
+        """Look at a call of a new signature, or with a new number of samples, before it is answered."""
+        self.calls.admit(x, self.training, self, change)
+
+    def require_still(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
+        """Look whether a call moves state that no call so far has moved; see :meth:`OwnState.beyond`."""
+        beyond = self.own_state.beyond(self, x, training, scratch)
+        if beyond is not None:
+            change(lambda: self._adopt(beyond))
+
+    def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
+        """Go by what a labelled run has shown, if masks of the tasks there are still fit.
+
+        Args:
+            signature: the signature of the run.
+            sample: its batch.
+            found: what runs have shown so far, this one included.
+            change: how to change this masking.
+
+        Raises:
+            UnsupportedError: it contradicts the tasks there are, or an entry that should be free leaks.
+        """
+        graph = self.calls.resolved(found)
+        if not are_same(graph, self.graph):
+            reason = why_not_extended(self.graph, graph) if len(self.tasks) else None
+            if reason is not None:
+                raise UnsupportedError(
+                    f"{signature} cannot be used any more: {reason}, while tasks go by those of the inputs so far; "
+                    "build the network with an example of this kind, or show it one before its first task: "
+                    "net.analyze(example)"
+                )
+            change(lambda: self._extend(signature, found, graph))
+        if not self.calls.is_of_known_shape(signature):
+            self._require_no_leak_of(signature, sample)
+
+    def _extend(self, signature: Signature, found: Trace, graph: UnitGraph) -> None:
+        before = self._features_of_all_kinds()
+        self.calls.trace = found
+        self.calls.taught = [*self.calls.taught, signature]
+        self.fit(graph)
+        if not len(self.tasks):
+            self.origin = Origin.of(graph, self.backbone)
+        now = self._features_of_all_kinds()
+        changed = {name for (name, kind), answer in before.items() if not torch.equal(answer, now[name, kind])}
+        if changed:
+            raise UnsupportedError(
+                f"{signature} cannot be used any more: it would change the outputs of {', '.join(sorted(changed))} for "
+                "other inputs; show the network an example of this kind before its first task: net.analyze(example)"
+            )
+
+    @torch.no_grad()
+    def _features_of_all_kinds(self) -> dict[tuple[str, Signature], Tensor]:
+        """Return features of consolidated tasks for random inputs of every shape and type that was seen so far."""
+        kinds = {replace(kind, training=False, grad=False, inference=False): None for kind in self.calls.followed}
+        features = {}
+        with torch.inference_mode(False), self.evaluating():
+            for kind in kinds:
+                generator = torch.Generator().manual_seed(0)
+                scratch = scratch_without_gates(self.backbone).eval()
+                x = random_like(kind.example(self.device), generator, scratch)
+                for state in self.tasks.consolidated:
+                    with kind.precision(x.device):
+                        features[state.name, kind] = self.features(x, state).nan_to_num()
+        return features
+
+    def _require_no_leak_of(self, signature: Signature, sample: Tensor) -> None:
+        with aside():
+            backbone, attachment = copy.deepcopy((self.backbone, self.attachment))
+            leak = find_leak(attachment, self.graph, backbone, sample, pairs=1)
+        if leak is not None:
+            raise UnsupportedError(
+                f"{signature} cannot be used: free entries of {leak} change the outputs of a task that does not use "
+                "them; a rule for one of its operations must be wrong, or a hook does something that no rule sees"
+            )
+
+    # --------------------------------------------------------------------------------------------------- in a call
+
+    def features(self, x: Tensor, state: UnitTask) -> Tensor:
+        """Return features of a batch under a task's attention and norms, ``(N, F)``."""
+        attention, norms = self.attention(state), self.norms(state)
+        if self.own_state.is_empty:
+            return self.attachment.run(self.backbone, x, attention, norms)
+        return self.own_state.run(
+            state, twin(self.backbone, {}, {}), lambda backbone: self.attachment.run(backbone, x, attention, norms)
+        )
+
+    def mixes(self, x: Tensor, num_tasks: int) -> bool:
+        """Return whether samples of several tasks go through the backbone together."""
+        if not self.own_state.is_empty or self.training or num_tasks < 2:
+            return False
+        return bool(len(x)) and x.shape[1:] == self.example_shape[1:] and self.mixes_samples()
+
+    def features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
+        """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own."""
+        if not self.mixes(x, len(states)):
+            return None
+        attentions = [self.attention(state) for state in states]
+        soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
+        attention = torch.stack([each.to(soft) for each in attentions])
+        norms = mixed_norms([self.norms(state) for state in states], task_of)
+        return self.attachment.run(self.backbone, x, attention[task_of], norms)
+
+    def mixes_samples(self) -> bool:
+        """Return whether samples of several tasks may go through the backbone together; tried out once."""
+        if self._mixing is None or self._mixing[0] is not self.attachment:
+            try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
+            mixes = try_out(self.attachment, self.backbone, self.graph.num_units, self.example())
+            self._mixing = (self.attachment, mixes)
+        return self._mixing[1]
+
+    def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
+        """Return features of a batch under a mask drawn from a seed, ``(N, F)``."""
+        generator = torch.Generator().manual_seed(seed)
+        mask = (torch.rand(self.graph.num_units, generator=generator) < 0.5).to(x.device)
+        norms = {name: norm.eval() for name, norm in self.attachment.copy_norms().items()}
+        return self.attachment.run(self.backbone, x, mask, norms)
+
+    def used_features(self, features: Tensor, state: UnitTask) -> Tensor:
+        """Return those of a task's features ``(N, F)`` that it uses."""
+        if state.mask.dtype != torch.bool:
+            return features
+        on = torch.cat([state.mask, state.mask.new_ones(1)])
+        return features[:, on[self.graph.features().units.to(on.device)]]
+
+    def norms(self, state: UnitTask) -> dict[str, nn.Module]:
+        """Return the batch norms that a task uses: its own, or the first task's."""
+        shared = self.settings.batch_norms is BatchNorms.SHARED
+        owner = self.tasks[0] if shared else state
+        assert isinstance(owner, UnitTask)
+        return owner.norms
+
+    def attention(self, state: UnitTask) -> Tensor:
+        """Return attention over all units, ``(U,)``: annealed in training, final otherwise; booleans where hard."""
+        if state.consolidated:
+            return self._mask_of(state)
+        if not self.training:
+            return self.final_mask(state)
+        settings = self.settings
+        return functional.compensated_gate(
+            state.embedding, self._scale, settings.s_max, settings.compensation, settings.gate_function
+        )
+
+    def _mask_of(self, state: UnitTask) -> Tensor:
+        """Return a consolidated task's mask; that of the task asked last is kept unpacked."""
+        packed = state.packed
+        if torch.compiler.is_compiling() or packed.is_inference():
+            return state.mask
+        known, version, mask = self._unpacked
+        if known is not packed or version != packed._version:
+            mask = state.mask
+            self._unpacked = (packed, packed._version, mask)
+        return mask
+
+    def final_mask(self, state: UnitTask) -> Tensor:
+        """Return the mask that a task in training has if it is consolidated now, ``(U,)``."""
+        if self.settings.hard:
+            return used_units(state.embedding.detach(), self.graph.groups)
+        return functional.gate(state.embedding, self.settings.s_max, self.settings.gate_function)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> UnitTask:
+        """Append the state of a new task: an embedding, a linear head, and copies of the batch norms."""
+        reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
+        head = linear_head(len(self.graph.features().units), num_classes, generator)  # drawn first, as by any method
+        embedding = torch.randn(self.graph.num_units, generator=generator)
+        shares_norms = self.settings.batch_norms is BatchNorms.SHARED and len(self.tasks) > 0
+        norms = {} if shares_norms else self.attachment.copy_norms()
+        state = UnitTask(name, num_classes, embedding, head.to(reference.dtype), norms).to(reference.device)
+        state.moving = self.own_state.for_new_task(self.backbone)
+        self.tasks.append(state)
+        self._set_scale(self.settings.s_max)
+        state.train(self.training)
+        return state
+
+    def start_embedding(self, state: UnitTask, start: Tensor | None) -> None:
+        """Give a new task's embedding the values that it starts with, ``(U,)``; None for those that it has."""
+        if start is not None:
+            with torch.no_grad():
+                state.embedding.copy_(start)
+        self._off = groups_switched_off(state.embedding.detach(), self.graph.groups)  # by chance, where they are small
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the backbone's parameters that a task in training trains together with its own."""
+        return [
+            parameter
+            for name, parameter in self.backbone.named_parameters(prefix="backbone")
+            if self.graph.roles[name] is not Role.PER_TASK
+        ]
+
+    def bounded(self) -> Sequence[Tensor]:
+        """Return the embedding in training."""
+        state = self.tasks.in_training
+        return () if state is None else (state.embedding,)
+
+    def anneal(self, progress: float) -> None:
+        """Set the scale of the gates in training (Eq. 3)."""
+        self.tasks.require_training("anneal")
+        try:
+            self._set_scale(float(functional.annealed_scale(progress, self.settings.s_max)))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def _set_scale(self, scale: float) -> None:
+        # A tensor, since compiled code would be compiled again for every new number; a new one each time, since an
+        # earlier forward pass may still wait for its backward pass.
+        self._scale = torch.tensor(scale, dtype=torch.float64)
+
+    def regularization(self) -> Tensor:
+        """Return the share of the free units that the task in training takes (Eq. 5), a scalar."""
+        state = self.tasks.require_training("regularization")
+        attention = self.attention(state).to(state.embedding.dtype)
+        if self.settings.regularizer is Regularization.WEIGHTED_L1:
+            free, total = self._free_units(attention.dtype)
+            return torch.dot(attention, free) / total  # as functional.attention_regularization, which counts every time
+        return functional.unweighted_regularization(attention, self.settings.regularizer)
+
+    def _free_units(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return how free units are for the task in training, ``(U,)``, and their sum: counted once per task."""
+        known, free, total = self._free
+        if known is not self.cumulative or free.dtype != dtype:
+            free = 1.0 - self.cumulative.to(dtype)
+            total = free.sum().clamp_min(torch.finfo(dtype).tiny)
+            if not torch.is_inference_mode_enabled():  # whose tensors training could not use
+                self._free = (self.cumulative, free, total)
+        return free, total
+
+    def freeze_mask(self, state: UnitTask, optimizers: Sequence[Optimizer]) -> None:
+        """End the training of a task: give it its final mask, and freeze it."""
+        embedding = state.embedding
+        off = [name for name in groups_switched_off(embedding.detach(), self.graph.groups) if name not in self._off]
+        if off:
+            left = "one unit of each stays on" if self.settings.hard else "little of what they say is left"
+            warnings.warn(
+                f"task {state.name!r} has switched off all units of {', '.join(off)}; {left}. If it learned badly, "
+                "weigh the regularization less (c)",
+                stacklevel=4,
+            )
+        state.freeze(self.final_mask(state))
+        for optimizer in optimizers:
+            forget_in_optimizer(optimizer, [embedding], {})
+
+    # ----------------------------------------------------------------------------------------------- what is frozen
+
+    @property
+    def per_task_modules(self) -> Sequence[str]:
+        """Names of the backbone's batch norms."""
+        return self.graph.per_task_modules
+
+    def _consolidated_masks(self) -> list[Tensor]:
+        return [state.mask for state in self.tasks.consolidated]
+
+    def refresh(self) -> None:
+        """Derive anew the cumulative attention of the consolidated tasks."""
+        self.cumulative = attention_of_tasks(self.settings.conditioning, self._consolidated_masks(), self.none)
+
+    def bind(self, plan: ProtectionPlan) -> None:
+        """Leave out of gradients what must not move."""
+        self.attachment.spare(self.backbone, plan.shared)
+
+    def attention_on_parameters(self) -> Mapping[str, Tensor]:
+        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name."""
+        if isinstance(self.settings.conditioning, Adaptive):
+            return {}
+        masks = self._consolidated_masks()
+        separate = self.settings.conditioning is Conditioning.PER_TASK
+        holders = masks if separate else [self.cumulative] if masks else []
+        return attention_on_parameters(self.graph, self.backbone, holders)
+
+    def dampers(self) -> Mapping[str, Damper]:
+        """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
+        if not isinstance(self.settings.conditioning, Adaptive):
+            return {}
+        shapes = {name: p.shape for name, p in self.backbone.named_parameters(prefix="backbone")}
+        return dampers(self.graph, shapes, self._consolidated_masks(), self.none)
+
+    def rates(self) -> Tensor:
+        """Return the rates that dampers go by, ``(U + 1,)``."""
+        assert isinstance(self.settings.conditioning, Adaptive)
+        state = self.tasks.in_training
+        attention = self.none if state is None else self.attention(state)
+        return self.settings.conditioning.rates(self.graph, attention, self.cumulative)
+
+    # -------------------------------------------------------------------------------------------------- inspection
+
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """Return the units that a task uses, by group: booleans, or numbers where masks are soft."""
+        state = self.tasks.named(task)
+        mask = state.mask if state.consolidated else self.final_mask(state).detach()
+        return {name: part.clone() for name, part in self.graph.split(mask).items()}
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Numbers of units, by group."""
+        return {group.name: group.size for group in self.graph.groups}
+
+    def capacity(self, num_frozen: int) -> Capacity:
+        """Return the shares of units, per group and over all, and of shared weights that consolidated tasks use."""
+        return measure_capacity(self.graph, self.cumulative, num_frozen)
+
+    def usage(self) -> float:
+        """Return the share of all units that tasks use, a task in training included."""
+        state, used = self.tasks.in_training, self.cumulative == 1
+        if state is not None:
+            used = used | used_units(state.embedding.detach(), self.graph.groups)
+        return float(used.float().mean()) if len(used) else 0.0
+
+    def reuse(self) -> Tensor:
+        """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
+        return measure_reuse(self.graph, [mask == 1 for mask in self._consolidated_masks()])
+
+    # ---------------------------------------------------------------------------------- unlearning and taking out
+
+    def entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
+        """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
+        mask = (state.mask if state.consolidated else self.final_mask(state).detach()) != 0
+        relied_on = attention_on_parameters(self.graph, self.backbone, [mask])
+        return {name.removeprefix("backbone."): entries for name, entries in relied_on.items()}
+
+    def remove(self, state: UnitTask, heir: UnitTask | None) -> None:
+        """Forget what is kept of a task besides its state; an heir takes over norms that all tasks use."""
+        if heir is not None and self.settings.batch_norms is BatchNorms.SHARED:
+            heir.take_norms_of(state)
+        self._unpacked = (torch.empty(0), 0, torch.empty(0))
+
+    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
+        """Return a consolidated task as a module of its own, without gates and the units that it does not use."""
+        return taking_out.extract_units(self, task, example)
+
+    # ------------------------------------------------------------------------------------------------------ widening
+
+    def units_now(self) -> UnitGraph:
+        """Return the units of the backbone."""
+        return self.graph
+
+    def room(self, graph: UnitGraph) -> Mapping[str, float]:
+        """Return the number of free units of every group."""
+        return free_units(graph, self.cumulative)
+
+    def widen(
+        self,
+        graph: UnitGraph,
+        groups: Mapping[str, int],
+        generator: torch.Generator | None,
+        ledger: Ledger,
+        optimizers: Sequence[Optimizer],
+    ) -> None:
+        """Widen the backbone, what tasks own and what optimizers remember."""
+        assert self.origin is not None
+        self.attachment.detach(self.backbone)
+        spread = self.origin.spread
+        widening = widen(self.backbone, graph, groups, self._units_again, spread, generator, ledger)
+        places = {**widening.places(), **widen_tasks(self.tasks, widening, ledger)}
+        for optimizer in optimizers:
+            widen_optimizer(optimizer, places, ledger)
+        self.fit(widening.graph)
+
+    def _units_again(self) -> UnitGraph:
+        self.calls.trace = self.calls.follow_again(self.example())
+        return self.calls.resolved(self.calls.trace)
+
+    def fit(self, graph: UnitGraph) -> None:
+        """Attach gates for these units in the place of those there are."""
+        self.attachment.detach(self.backbone)
+        self.graph = graph
+        self.attachment = Attachment(graph, self.backbone).to(self.device)
+        self.calls.note_state(self.own_state.names)
+        self.refresh()
+
+    def find_leak(self) -> str | None:
+        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
+        return find_leak(self.attachment, self.graph, self.backbone, self.example())
+
+    # --------------------------------------------------------------------------------------------------- being kept
+
+    def detach(self) -> None:
+        """Take all gates off again."""
+        self.attachment.detach(self.backbone)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return settings, widths and signatures as JSON values."""
+        assert self.origin is not None
+        return {
+            **self.settings.to_json(),
+            "origin": self.origin.to_json(),
+            "signatures": [signature.to_json() for signature in self.calls.taught],
+            "widths": dict(self.sizes),
+        }
+
+
+start_compilers_inside(UnitMasking.features_mixed, UnitMasking.mixes, UnitMasking.mixes_samples)
+keep_compilers_out(UnitMasking.admit)

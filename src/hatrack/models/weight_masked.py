@@ -1,0 +1,205 @@
+"""WeightMaskedNetwork: a mask of weights per task around a network that stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.compact import CompactNetwork
+from hatrack.errors import InputError
+from hatrack.growth import Growth
+from hatrack.masks import (
+    ElasticWeights,
+    Embedding,
+    FreeWeights,
+    MaskSource,
+    Tether,
+    Unmasked,
+    WeightConditioning,
+    WeightRole,
+    WeightTask,
+)
+from hatrack.models.base import MaskedNetwork
+from hatrack.models.weight_masking import WeightMasking
+from hatrack.movement import StateOf
+from hatrack.undo import all_or_nothing, attaches_or_not
+
+__all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
+
+WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
+"""Format that files of saved networks name."""
+
+
+class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
+    """Network that learns tasks one after the other, each with some of its weights, and forgets none of them.
+
+    The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
+    ``A ⊙ W``. Everything else (biases, norms, tokens) is copied for each task, or for the first one alone; every task
+    has its own head. The backbone itself is never touched but for its weights: twins of its modules are run in its
+    place. Once a task is consolidated its masks are 0 or 1, kept as bits, and its logits never change by a single bit:
+    for the same batch shape, type, device, number of threads, grad mode and library versions, in evaluation mode. Only
+    :class:`hatrack.masks.ElasticWeights` promises less: with them masks, biases and heads stay, and weights drift.
+
+    Args:
+        backbone: maps a batch to features ``(N, F)``.
+        example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
+            backbone's device.
+        source: where masks come from; :class:`hatrack.masks.Embedding` if left out.
+        conditioning: what of the weights later tasks may change; :class:`hatrack.masks.FreeWeights` if left out.
+        unmasked: whose copies a task uses of what has no mask.
+        growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
+            leaves its widths as they are, unless :meth:`grow` is called. Old outputs then agree up to rounding across a
+            widening, and to the bit between widenings.
+
+    Attributes:
+        backbone: the network that was given.
+        source: where masks come from.
+        conditioning: what of the weights later tasks may change.
+        unmasked: whose copies a task uses of what has no mask.
+        growth: when the backbone is widened by itself.
+        tether: what draws elastic weights back; None with other conditionings.
+        example_shape: shape of the example input.
+
+    Raises:
+        UnsupportedError: the backbone has no weight to mask, or a parameter that no mask could be for; or there is a
+            growth, and it does something that no rule explains.
+        InputError: the backbone does not give features ``(N, F)``, or is inside another network of masks.
+        GuaranteeError: random masks were tried out, and an entry that should have been free changed the outputs.
+
+    Example:
+        >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU())
+        >>> net = WeightMaskedNetwork(backbone, torch.zeros(1, 1, 28, 28))
+        >>> net.add_task("shoes", num_classes=2)
+        >>> net(torch.zeros(5, 1, 28, 28), "shoes").shape
+        torch.Size([5, 2])
+    """
+
+    format = WEIGHTS_FORMAT
+    masking: WeightMasking
+    tether: Tether | None
+
+    @attaches_or_not
+    def __init__(
+        self,
+        backbone: nn.Module,
+        example_input: Tensor,
+        *,
+        source: MaskSource | None = None,
+        conditioning: WeightConditioning | None = None,
+        unmasked: Unmasked = Unmasked.PER_TASK,
+        growth: Growth | None = None,
+    ) -> None:
+        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
+        source = Embedding() if source is None else source
+        conditioning = FreeWeights() if conditioning is None else conditioning
+        super().__init__(
+            backbone,
+            example_input,
+            growth,
+            lambda tasks: WeightMasking(
+                backbone, tasks, example_input, source, conditioning, unmasked, self.initialization.spread
+            ),
+        )
+        self.register_module("tether", self.masking.penalty)
+        if growth is not None:
+            self.masking.units_now()  # which is refused where it could never grow
+        self.renew_protection()
+        device = self.masking.device
+        self.to(device)
+        assert present is not None
+        try:
+            self.masking.require_no_leak(example_input.to(device))
+            present.put_back()  # a value kept from the runs so far would not be seen to move
+            self.masking.find_own_state(example_input.to(device))
+        finally:
+            present.put_back()
+
+    @property
+    def source(self) -> MaskSource:
+        """Source of masks."""
+        return self.masking.source
+
+    @property
+    def conditioning(self) -> WeightConditioning:
+        """Rule by which later tasks may change weights."""
+        return self.masking.conditioning
+
+    @property
+    def unmasked(self) -> Unmasked:
+        """Copies that a task uses of what has no mask: its own, or the first task's."""
+        return self.masking.unmasked
+
+    @property
+    def roles(self) -> dict[str, WeightRole]:
+        """Role of every parameter of ``named_parameters()``, by name."""
+        masked = {f"backbone.{name}" for name in self.masking.layout.masked}
+        return {
+            name: WeightRole.MASKED if name in masked else WeightRole.PER_TASK for name, _ in self.named_parameters()
+        }
+
+    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
+    def settle(self, name: str) -> None:
+        """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
+
+        What the masks were learned by is dropped: take the parameters for a new optimizer from :meth:`task_parameters`.
+
+        Raises:
+            InputError: there is no such task, or its masks are settled already.
+        """
+        state = self.tasks.named(name)
+        if state.is_settled:
+            raise InputError(f"the masks of task {name!r} are settled already")
+        self.masking.settle(state, self.protection.hooks.optimizers())
+
+    def penalty(self) -> Tensor:
+        """Return the cost of leaving where elastic weights were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
+
+        A scalar; 0 with other conditionings, and before :meth:`tie` was called.
+        """
+        if self.tether is None or not self.tasks.consolidated:
+            return torch.zeros((), device=self.masking.device)
+        assert isinstance(self.conditioning, ElasticWeights)
+        return self.conditioning.strength / 2 * self.tether.distance(self.masking.named_weights())
+
+    @all_or_nothing(lambda net: () if net.tether is None else net.tether.buffers())
+    def tie(self, importance: Mapping[str, Tensor]) -> None:
+        """Anchor elastic weights where they are now, once after every task; what draws them back adds up.
+
+        Args:
+            importance: how much every entry of the weights matters to the task, none negative, by the names of
+                :meth:`masks`; such as the diagonal of the Fisher information under the task's mask.
+
+        Raises:
+            InputError: the network does not have elastic weights, or these are not its weights.
+        """
+        if self.tether is None:
+            raise InputError("tie acts on elastic weights; give the network conditioning=ElasticWeights(...)")
+        weights = self.masking.named_weights()
+        if {name: value.shape for name, value in importance.items()} != {n: w.shape for n, w in weights.items()}:
+            raise InputError(f"tie takes a tensor of its shape for every weight: {', '.join(weights)}")
+        self.tether.tie(weights, importance)
+
+    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
+        """Return a consolidated task as a plain module of its own: masks are written into the weights as zeros.
+
+        Units that are dead then are cut out, and logits are this network's up to rounding (1e-5, relative to the
+        largest), which is checked. What is dead is seen by looking at ``example`` and at random samples near and far: a
+        backbone whose own code switches on what samples are like is best shown real ones of all kinds. Where no unit is
+        dead, as is usual for masks of weights, the shape stays, and logits are the same to the bit; ``summary`` says
+        which, and how many weights are not 0. This network stays as it is.
+
+        Args:
+            task: the task.
+            example: samples to compare on, and to count operations with; random ones if left out, which is not enough
+                where inputs are integers.
+
+        Returns:
+            The network in evaluation mode.
+
+        Raises:
+            InputError: there is no such task, or it is not consolidated.
+            UnsupportedError: the backbone with zeros written in does not give this network's logits.
+        """
+        return self._extract(task, example)

@@ -1,0 +1,529 @@
+"""Masking of weights: twins of the backbone's modules compute with what masks let through of the weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hatrack import functional
+from hatrack.capacity import Capacity, common_entries
+from hatrack.compact import CompactNetwork
+from hatrack.compilers import keep_compilers_out
+from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
+from hatrack.forgetting import forget_in_optimizer
+from hatrack.growth import Origin, Places, widen_optimizer, widen_own_parts
+from hatrack.heads import linear_head
+from hatrack.layers import Layer, Ledger, Side, widened
+from hatrack.masks import (
+    ElasticWeights,
+    MaskSource,
+    Taken,
+    Tether,
+    Unmasked,
+    WeightConditioning,
+    WeightTask,
+    count_features,
+    describe,
+    lay_out,
+    through,
+    twin,
+    union,
+)
+from hatrack.models import taking_out
+from hatrack.models.masking import Change, Masking
+from hatrack.models.own_state import find_own_state
+from hatrack.movement import aside, scratch_of
+from hatrack.norm import copy_of_norm
+from hatrack.poison import find_leak_of_weights
+from hatrack.signatures import CallKey, Signature, key_of
+from hatrack.task_list import TaskList
+from hatrack.units import UnitGraph, analyze, stray_parameters
+from hatrack.widening import widen
+
+__all__ = ["WeightMasking"]
+
+_Indices = Mapping[nn.Parameter, tuple[Tensor | None, ...]]
+"""New indices of the old entries of widened parameters, along their first axes."""
+
+
+class WeightMasking(Masking[WeightTask]):
+    """Masks of weights: dense, convolutional, recurrent and attention layers compute with ``A ⊙ W``.
+
+    Everything else (biases, norms, tokens) is copied for each task, or for the first one alone. Units matter to nothing
+    but widening: the backbone is analysed when it may have to grow, and not before.
+
+    Args:
+        backbone: the backbone of the network.
+        tasks: the tasks of the network.
+        example_input: a batch of the shape that the backbone expects.
+        source: where masks come from.
+        conditioning: what of the weights later tasks may change.
+        unmasked: whose copies a task uses of what has no mask.
+        scale: initial scales of the backbone's parameters, by name.
+
+    Attributes:
+        source: where masks come from.
+        conditioning: what of the weights later tasks may change.
+        unmasked: whose copies a task uses of what has no mask.
+        layout: the parameters of the backbone by their roles.
+        penalty: what draws elastic weights back; None with other conditionings. It is a part of the network.
+        used: where any consolidated task uses a weight, booleans per weight.
+    """
+
+    network_class = "WeightMaskedNetwork"
+    penalty: Tether | None
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tasks: TaskList[WeightTask],
+        example_input: Tensor,
+        source: MaskSource,
+        conditioning: WeightConditioning,
+        unmasked: Unmasked,
+        scale: Mapping[str, float],
+    ) -> None:
+        super().__init__(backbone, tasks, example_input)
+        self.source, self.conditioning, self.unmasked = source, conditioning, unmasked
+        self.layout = lay_out(backbone)
+        self._scale, self._widths = scale, {}  # type: ignore[var-annotated]
+        vars(self)["penalty"] = Tether(self.named_weights()) if isinstance(conditioning, ElasticWeights) else None
+        self._num_features = count_features(backbone, example_input.to(self.device))
+        self._seen: set[CallKey] = set()
+        self._progress = 1.0
+        self._unpacked: tuple[Tensor, int, Sequence[Tensor]] | None = None
+        self._free: list[Tensor] | None = None  # what :attr:`used` leaves, as numbers; made when a task is trained
+        self.refresh()
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return the weights with masks."""
+        return [self._part(name) for name in self.layout.masked]
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Return the weights with masks, by the backbone's names."""
+        return dict(zip(self.layout.masked, self.weights(), strict=True))
+
+    def _part(self, name: str) -> nn.Parameter:
+        """Return a parameter of the backbone, or what ``torch.func.functional_call`` has put in its place."""
+        part: nn.Parameter = attrgetter(name)(self.backbone)
+        return part
+
+    def find_own_state(self, example: Tensor) -> None:
+        """Find the buffers that every task has to have of its own.
+
+        Raises:
+            UnsupportedError: other state moves, and outputs depend on it.
+        """
+        self.own_state = find_own_state(self, example)
+
+    def require_no_leak(self, example: Tensor) -> None:
+        """Test free entries under random masks: the guarantee is shown, not believed.
+
+        Raises:
+            GuaranteeError: an entry that should be free changes the outputs.
+        """
+        leak = self._find_leak(example)
+        if leak is not None:
+            raise GuaranteeError(
+                f"masks do not hold on this network: free entries of {leak} change the outputs of a task that does not "
+                "use them; a layer must be reached in a way that torch does not know of, as in a plain list of layers "
+                "(use torch.nn.ModuleList), or be compiled already"
+            )
+
+    # --------------------------------------------------------------------------------------------------- in a call
+
+    def admit(self, x: Tensor, change: Change) -> None:
+        """Look whether a call of a new kind reaches weights past their masks, as layers in a plain list do."""
+        key = key_of(x, self.training)
+        if key in self._seen:
+            return
+        with aside():
+            weights = [weight.detach() for weight in self.weights()]
+            backbone = self.twin_of_backbone(weights, *self.new_copies(), scratch_of(self.backbone))
+            try:
+                strays = stray_parameters(backbone, x.detach())
+            except DOES_NOT_RUN:
+                return  # the call itself says what is wrong
+        if strays:
+            names = {id(parameter): name for name, parameter in self.backbone.named_parameters()}
+            named = ", ".join(dict.fromkeys(names.get(id(stray), "a layer of no name") for stray in strays))
+            raise UnsupportedError(
+                f"{Signature.of(x, self.training)} cannot be used: {named} would be reached past the masks, in a way "
+                "that torch does not know of, as in a list of functions (use torch.nn.ModuleList)"
+            )
+        beyond = self.own_state.beyond(self, x, self.training, backbone)
+        if beyond is not None:
+            change(lambda: setattr(self, "own_state", beyond))
+        self._seen.add(key)
+
+    def features(self, x: Tensor, state: WeightTask) -> Tensor:
+        """Return features of a batch under a task's masks, ``(N, F)``."""
+        backbone = self.twin_of_backbone(self._passed(state), *self.copies_of(state))
+        return self.own_state.run(state, backbone, lambda its: its(x))
+
+    def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
+        """Return features of a batch under masks drawn from a seed, ``(N, F)``."""
+        generator, (copies, norms) = torch.Generator().manual_seed(seed), self.new_copies()
+        masks = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in self.weights()]
+        passed = [through(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
+        backbone = self.twin_of_backbone(passed, copies, {name: norm.eval() for name, norm in norms.items()})
+        features: Tensor = backbone(x)
+        return features
+
+    def twin_of_backbone(
+        self,
+        passed: Sequence[Tensor],
+        copies: Sequence[Tensor],
+        norms: Mapping[str, nn.Module],
+        scratch: nn.Module | None = None,
+    ) -> nn.Module:
+        """Return a twin of the backbone that computes with other tensors.
+
+        Args:
+            passed: what masks let through of the weights.
+            copies: copies of the parameters that have no mask.
+            norms: copies of the batch norms.
+            scratch: a copy of the backbone with the same parameters to make the twin of; the backbone if left out.
+        """
+        backbone = self.backbone if scratch is None else scratch
+        values = {id(self._part(name)): copied for name, copied in zip(self.layout.copied, copies, strict=True)}
+        values |= {id(weight): value for weight, value in zip(self.weights(), passed, strict=True)}
+        standing_in = {id(backbone.get_submodule(name)): norm for name, norm in norms.items()}
+        return twin(backbone, values, standing_in)
+
+    def new_copies(self) -> tuple[list[Tensor], dict[str, nn.Module]]:
+        """Return copies of what has no mask, as the backbone has it: parameters and norms."""
+        copies = [self.backbone.get_parameter(name).detach().clone() for name in self.layout.copied]
+        return copies, {name: copy_of_norm(self.backbone.get_submodule(name)) for name in self.layout.norms}
+
+    def copies_of(self, state: WeightTask) -> tuple[list[Tensor], dict[str, nn.Module]]:
+        """Return the copies that a task uses of what has no mask: parameters and norms."""
+        owner = state if self.unmasked is Unmasked.PER_TASK else self.tasks[0]
+        assert isinstance(owner, WeightTask)
+        return list(owner.copies), owner.norms
+
+    def _passed(self, state: WeightTask) -> list[Tensor]:
+        """Return what a task's masks let through of the weights."""
+        trains = self.conditioning.trains_weights
+        weights = [weight if trains else weight.detach() for weight in self.weights()]
+        if state.is_settled or not self.training:
+            return [through(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
+        if self._free is None:
+            self._free = [(~used).to(weight.dtype) for used, weight in zip(self.used, weights, strict=True)]
+        each = zip(weights, self._values(state), self._free, strict=True)
+        passed = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
+        costs = [part.taken for part in passed if part.taken is not None]
+        self._cost.keep(self._moment(state), torch.stack(costs).sum() if costs else None)
+        return [part.weight for part in passed]
+
+    def _moment(self, state: WeightTask) -> tuple[object, ...]:
+        """Return the cache key of the regularization cost."""
+        values = [(id(value), value._version) for value in self._values(state) if value is not None]
+        return self.training, state.is_settled, self._progress, torch.is_grad_enabled(), *values
+
+    def _masks(self, state: WeightTask) -> Sequence[Tensor | None]:
+        """Return the mask of every weight: annealed in training, booleans otherwise; None where all of it passes."""
+        if state.is_settled:
+            return self.settled_masks(state)
+        if self.training:
+            return [self.source.in_training(values, self._progress) for values in self._values(state)]
+        return self.final_masks(state)
+
+    @torch.no_grad()
+    def final_masks(self, state: WeightTask) -> Sequence[Tensor]:
+        """Return the masks that a task in training has if it is consolidated now, booleans."""
+        each = zip(self._values(state), self.weights(), self.used, strict=True)
+        return [self.source.final(values, weight, used) for values, weight, used in each]
+
+    def settled_masks(self, state: WeightTask) -> Sequence[Tensor]:
+        """Return masks that are chosen for good, booleans; those of the task that was asked for last are kept."""
+        if state.packed.is_inference():
+            return [state.mask(index) for index in range(len(self.layout.masked))]
+        kept = self._unpacked
+        if kept is not None and kept[0] is state.packed and kept[1] == state.packed._version:
+            return kept[2]
+        masks = [state.mask(index) for index in range(len(self.layout.masked))]
+        self._unpacked = (state.packed, state.packed._version, masks)
+        return masks
+
+    def _values(self, state: WeightTask) -> Sequence[Tensor | None]:
+        return [*state.choice] or [None] * len(self.layout.masked)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> WeightTask:
+        """Append the state of a new task: the values that its masks are learned by, a head, and copies."""
+        weights = self.weights()
+        head = linear_head(self._num_features, num_classes, generator).to(weights[0].dtype)  # first, as by any method
+        starts = [self.source.start(weight, generator) for weight in weights]
+        copies, norms = self.new_copies() if self.unmasked is Unmasked.PER_TASK or not len(self.tasks) else ([], {})
+        shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
+        state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
+        state.moving = self.own_state.for_new_task(self.backbone)
+        self.tasks.append(state)
+        self._progress, self._cost = 1.0, Taken()
+        state.train(self.training)
+        return state
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the weights with masks, where tasks train them."""
+        return self.weights() if self.conditioning.trains_weights else []
+
+    def bounded(self) -> Sequence[Tensor]:
+        """Return the values that the masks in training are learned by, where their source bounds them."""
+        state = self.tasks.in_training
+        return () if state is None or not self.source.bounded else tuple(state.choice)
+
+    def anneal(self, progress: float) -> None:
+        """Set how hard masks in training are; it has an effect on embeddings alone."""
+        self.tasks.require_training("anneal")
+        if not 0.0 <= progress <= 1.0:
+            raise InputError(f"progress must lie in [0, 1], not {progress}")
+        self._progress = progress
+
+    def regularization(self) -> Tensor:
+        """Return what the source says that the masks in training cost, a scalar."""
+        state = self.tasks.require_training("regularization")
+        device = state.head.weight.device
+        cost = self._cost.of(self._moment(state))
+        if cost is not None:  # the last pass has it already
+            return functional.share_taken(cost, cost.new_tensor(self._num_free))
+        masks = [
+            torch.ones(weight.shape, device=device) if mask is None else mask * 1.0
+            for mask, weight in zip(self._masks(state), self.weights(), strict=True)
+        ]
+        return self.source.regularization(masks, self.used).to(device)
+
+    def settle(self, state: WeightTask, optimizers: Sequence[Optimizer]) -> None:
+        """Choose a task's masks for good; what they were learned by is of no use to anybody then.
+
+        Args:
+            state: the task in training.
+            optimizers: optimizers that forget what the masks were learned by.
+        """
+        choice = list(state.choice)
+        state.settle(self.final_masks(state))
+        for optimizer in optimizers:
+            forget_in_optimizer(optimizer, choice, {})
+
+    def freeze_mask(self, state: WeightTask, optimizers: Sequence[Optimizer]) -> None:
+        """End the training of a task: choose its masks if they are not yet, and freeze it."""
+        if not state.is_settled:
+            self.settle(state, optimizers)
+            masks = zip(self.layout.masked, self.settled_masks(state), strict=True)
+            single = [name for name, mask in masks if int(mask.sum()) < 2 <= mask.numel()]
+            if single:
+                warnings.warn(
+                    f"task {state.name!r} has switched off all entries of {', '.join(single)} but one at most. If it "
+                    "learned badly, weigh the regularization less (c), or keep more",
+                    stacklevel=4,
+                )
+        state.close()
+
+    # ----------------------------------------------------------------------------------------------- what is frozen
+
+    @property
+    def per_task_modules(self) -> Sequence[str]:
+        """Names of the backbone's batch norms."""
+        return self.layout.norms
+
+    def refresh(self) -> None:
+        """Derive anew which weights consolidated tasks use."""
+        states = self.tasks.consolidated
+        self.used = [
+            union([state.mask(index) for state in states], weight) for index, weight in enumerate(self.weights())
+        ]
+        self._num_free = sum(int((~used).sum()) for used in self.used)
+        self._free = None
+        self._cost = Taken()
+
+    def attention_on_parameters(self) -> Mapping[str, Tensor]:
+        """Return where consolidated tasks rely on weights, by ``backbone.`` and name."""
+        states = self.tasks.consolidated
+        return {
+            f"backbone.{name}": self.conditioning.attention([state.mask(index) for state in states], weight)
+            for index, (name, weight) in enumerate(zip(self.layout.masked, self.weights(), strict=True))
+        }
+
+    # -------------------------------------------------------------------------------------------------- inspection
+
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """Return the weights that a task uses, by the backbone's names: booleans of their shapes."""
+        masks = self._present_masks(self.tasks.named(task))
+        return {name: mask.clone() for name, mask in zip(self.layout.masked, masks, strict=True)}
+
+    def _present_masks(self, state: WeightTask) -> Sequence[Tensor]:
+        return self.settled_masks(state) if state.is_settled else self.final_masks(state)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Numbers of weights, by the backbone's names."""
+        return {name: weight.numel() for name, weight in self.named_weights().items()}
+
+    def capacity(self, num_frozen: int) -> Capacity:
+        """Return the share of the weights that consolidated tasks use, per parameter and over all."""
+        shares = {name: float(used.float().mean()) for name, used in zip(self.layout.masked, self.used, strict=True)}
+        entries = sum(used.numel() for used in self.used)
+        return Capacity(shares, None, (entries - self._num_free) / entries, entries)
+
+    def usage(self) -> float:
+        """Return the share of all masked weights that tasks use, a task in training included."""
+        state, used = self.tasks.in_training, self.used
+        if state is not None:
+            used = [its | mask for its, mask in zip(used, self._present_masks(state), strict=True)]
+        return sum(int(mask.sum()) for mask in used) / sum(mask.numel() for mask in used)
+
+    def reuse(self) -> Tensor:
+        """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
+        states = self.tasks.consolidated
+        common = torch.zeros(len(states), len(states), dtype=torch.int64)
+        for index in range(len(self.layout.masked)):
+            common += common_entries([state.mask(index) for state in states])
+        return common / common.diagonal().clamp_min(1).unsqueeze(1)
+
+    # ---------------------------------------------------------------------------------- unlearning and taking out
+
+    def entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
+        """Return where a task uses weights, booleans by the backbone's names."""
+        return self.masks(state.name)
+
+    def remove(self, state: WeightTask, heir: WeightTask | None) -> None:
+        """Forget what is kept of a task besides its state; an heir takes over copies that all tasks use."""
+        if heir is not None and self.unmasked is not Unmasked.PER_TASK:
+            heir.take_norms_of(state)
+            heir.copies = state.copies
+        self._unpacked = None
+
+    def release(self, erased: Mapping[str, Tensor]) -> None:
+        """Let go of weights that were drawn anew."""
+        if self.penalty is not None:
+            self.penalty.loosen(self.named_weights(), erased)
+
+    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
+        """Return a consolidated task as a module of its own, with zeros where its masks are off."""
+        return taking_out.extract_weights(self, task, example)
+
+    # ------------------------------------------------------------------------------------------------------ widening
+
+    def units_now(self) -> UnitGraph:
+        """Return the units of the backbone, as it is."""
+        graph = analyze(self.backbone, self.example(), prefix="backbone.")
+        self._widths = {group.name: group.size for group in graph.groups}
+        if self.origin is None:
+            self.origin = Origin(dict(self._widths), self._scale)
+        return graph
+
+    def room(self, graph: UnitGraph) -> Mapping[str, float]:
+        """Return, by group, as many free units as would have the free weights of its layers."""
+        free: dict[str, float] = {}
+        for name, used in zip(self.layout.masked, self.used, strict=True):
+            owner, _, own = name.rpartition(".")
+            layer, units = Layer.of(self.backbone.get_submodule(owner)), graph.outputs.get(owner)
+            if layer is None or units is None:
+                continue
+            rows = used.movedim(layer.tensors[own].index(Side.OUTPUTS), 0)
+            for group in graph.groups:
+                mine = rows[(units >= group.start) & (units < group.start + group.size)]
+                if len(mine):
+                    room = group.size * float((~mine).double().mean())
+                    free[group.name] = min(room, free.get(group.name, room))
+        return free
+
+    def widen(
+        self,
+        graph: UnitGraph,
+        groups: Mapping[str, int],
+        generator: torch.Generator | None,
+        ledger: Ledger,
+        optimizers: Sequence[Optimizer],
+    ) -> None:
+        """Widen the backbone, what tasks own and what optimizers remember."""
+        assert self.origin is not None
+        widening = widen(self.backbone, graph, groups, self.units_now, self.origin.spread, generator, ledger)
+        places: _Indices = widening.places()
+        own: Places = {}
+        for state in self.tasks:
+            own = {**own, **self._widen_task(state, places, ledger), **widen_own_parts(state, widening, ledger)}
+            if state.calibration is not None:
+                features = len(widening.graph.features().units)
+                ledger.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
+        self._widen_penalty(places, ledger)
+        for optimizer in optimizers:
+            widen_optimizer(optimizer, {**places, **own}, ledger)
+        self.fit(widening.graph)
+
+    def _widen_task(self, state: WeightTask, places: _Indices, ledger: Ledger) -> Places:
+        """Leave new weights out of masks; at new entries copies of what has no mask begin as the backbone."""
+        weights = [self.backbone.get_parameter(name) for name in self.layout.masked]
+        masks = [_grown(state.mask(index), weight, places) for index, weight in enumerate(weights)]
+        ledger.set_attribute(state, "shapes", tuple(weight.shape for weight in weights))
+        ledger.set_attribute(state, "packed", state.packed_of(masks))
+        widened_copies = {}
+        for copied, name in zip(state.copies, self.layout.copied, strict=False):  # none, if all use the first task's
+            original = self.backbone.get_parameter(name)
+            if original in places:
+                old = _grown(torch.ones_like(copied, dtype=torch.bool), original, places)
+                new = _grown(copied.data, original, places)
+                ledger.set_data(copied, torch.where(old, new, original.data.to(new.dtype)))
+                widened_copies[copied] = places[original]
+        return widened_copies
+
+    def _widen_penalty(self, places: _Indices, ledger: Ledger) -> None:
+        """Let new weights matter to nobody."""
+        for name in () if self.penalty is None else self.layout.masked:
+            assert self.penalty is not None
+            weight = self.backbone.get_parameter(name)
+            for buffer in self.penalty.buffers_of(name):
+                ledger.set_attribute(self.penalty, buffer, _grown(self.penalty.get_buffer(buffer), weight, places))
+
+    def fit(self, graph: UnitGraph) -> None:
+        """Go by these units of the backbone from now on."""
+        self._num_features = len(graph.features().units)
+        self._widths = {group.name: group.size for group in graph.groups}
+        self.refresh()
+
+    def find_leak(self) -> str | None:
+        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
+        return self._find_leak(self.example())
+
+    def _find_leak(self, example: Tensor) -> str | None:
+        copies, norms = self.new_copies()
+        for norm in norms.values():
+            norm.eval()
+
+        def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
+            passed = [through(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
+            answer: Tensor = self.twin_of_backbone(passed, copies, norms)(batch)
+            return answer
+
+        return find_leak_of_weights(features, self.backbone, self.layout, example)
+
+    # --------------------------------------------------------------------------------------------------- being kept
+
+    def detach(self) -> None:
+        """Do nothing, since nothing was put on the backbone."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return settings and widths as JSON values."""
+        settings = {
+            "source": describe(self.source),
+            "conditioning": describe(self.conditioning),
+            "unmasked": self.unmasked.value,
+        }
+        return (
+            settings if self.origin is None else {**settings, "origin": self.origin.to_json(), "widths": self._widths}
+        )
+
+
+def _grown(old: Tensor, parameter: nn.Parameter, places: _Indices) -> Tensor:
+    """Return values for the entries of a parameter, zero (or False) at its new ones."""
+    return widened(old, parameter.shape, places[parameter]) if parameter in places else old
+
+
+keep_compilers_out(WeightMasking.admit)

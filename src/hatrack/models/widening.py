@@ -1,0 +1,91 @@
+"""Widening a network of masks in place, between tasks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hatrack.errors import GuaranteeError, InputError
+from hatrack.growth import changed_answers, plan_growth, require_growable
+from hatrack.layers import Ledger
+from hatrack.models.answering import fixed_logits
+from hatrack.task_list import StateT
+
+if TYPE_CHECKING:
+    from hatrack.models.base import MaskedNetwork
+
+__all__ = ["grow", "grow_if_full"]
+
+
+def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch.Generator | None) -> None:
+    """Widen a network; the caller takes it back if anything goes wrong.
+
+    Args:
+        net: the network.
+        groups: numbers of units to add, by group.
+        generator: source of randomness on the CPU; torch's global one if None.
+
+    Raises:
+        InputError: there is no such group, it cannot be widened, or a task is in training.
+        GuaranteeError: protected entries had moved before, or outputs would change.
+    """
+    masking = net.masking
+    masking.require_attached()
+    graph, training = masking.units_now(), net.tasks.in_training
+    require_growable(groups, graph)
+    if training is not None:
+        raise InputError(f"the network grows between tasks: consolidate {training.name!r} first")
+    net.protection.put_back()
+    net.protection.check()
+    before = _answers(net)
+    with torch.inference_mode(False), torch.no_grad():
+        masking.widen(graph, groups, generator, Ledger(), net.protection.hooks.optimizers())
+        net.renew()
+        differing, leak = changed_answers(before, _answers(net)), masking.find_leak()
+        if differing or leak is not None:
+            what = f"the outputs of {', '.join(differing)}" if differing else f"what protects {leak}"
+            raise GuaranteeError(f"widening {', '.join(groups)} would change {what}; nothing was changed")
+
+
+def grow_if_full(net: MaskedNetwork[StateT], generator: torch.Generator | None) -> None:
+    """Widen the groups of which too little is free by the network's policy, as far as they can be.
+
+    Args:
+        net: the network.
+        generator: source of randomness on the CPU; torch's global one if None.
+    """
+    masking = net.masking
+    if net.growth is None or not masking.is_attached:
+        return
+    graph = masking.units_now()
+    assert masking.origin is not None
+    wanted = plan_growth(net.growth, masking.room(graph), masking.origin.widths)
+    refusals = {name: _why_not(net, {name: count}) for name, count in wanted.items()}
+    possible = {name: count for name, count in wanted.items() if refusals[name] is None}
+    if possible:
+        net.grow(possible, generator=generator)
+    elif wanted:
+        warnings.warn(f"no full group can grow: {next(iter(refusals.values()))}", stacklevel=4)
+
+
+def _why_not(net: MaskedNetwork[StateT], groups: Mapping[str, int]) -> str | None:
+    """Try to widen, and take it back; return the reason why that does not work, None if it does."""
+    masking, ledger, refusal = net.masking, Ledger(), None
+    graph = masking.units_now()
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            masking.widen(graph, groups, torch.Generator(), ledger, net.protection.hooks.optimizers())
+        except InputError as error:  # after any other error the whole of add_task is taken back
+            refusal = str(error)
+        ledger.undo()
+        masking.fit(graph)
+        net.renew_protection()
+    return refusal
+
+
+def _answers(net: MaskedNetwork[StateT]) -> dict[str, Tensor]:
+    return {state.name: fixed_logits(net.masking, state, 16) for state in net.tasks.consolidated}

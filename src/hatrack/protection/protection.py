@@ -1,0 +1,291 @@
+"""Protection of one network: its plan, digests, optimizer hooks, and a watch for everything else that writes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
+
+from hatrack.conditioning import Damper
+from hatrack.errors import GuaranteeError, InputError
+from hatrack.protection.hooks import OptimizerHooks
+from hatrack.protection.plan import ProtectionPlan, find_changes, find_values_that_spread, take_digests
+from hatrack.protection.structure import Parts
+from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
+from hatrack.task_list import TaskList
+from hatrack.tasks import TaskState
+
+__all__ = ["FrozenBy", "Protection"]
+
+_ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
+
+_BACKBONE = "backbone"
+"""Key of what all tasks rely on."""
+
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+class FrozenBy(Protocol):
+    """Masks of a network's tasks, as far as they decide on what must not move.
+
+    Attributes:
+        backbone: the backbone of the network.
+        tasks: the tasks of the network.
+    """
+
+    backbone: nn.Module
+    tasks: TaskList[Any]
+
+    @property
+    def per_task_buffers(self) -> Sequence[str]:
+        """Names of modules and single buffers that tasks have copies of, or that are computed anew."""
+
+    def attention_on_parameters(self) -> Mapping[str, Tensor]:
+        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
+
+        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected.
+        """
+
+    def dampers(self) -> Mapping[str, Damper]:
+        """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
+
+    def rates(self) -> Tensor:
+        """Return the rates that dampers go by, a number per unit and a last one; empty where there are no dampers."""
+
+    def bounded(self) -> Sequence[Tensor]:
+        """Return the tensors in training that are clamped to [−6, 6] after every step."""
+
+
+class Protection:
+    """Protection of what the consolidated tasks of a network rely on.
+
+    Args:
+        network: the network, for the names of its parts.
+        masks: the masks of its tasks.
+
+    Attributes:
+        digests: digests of all that must not move, taken when it was frozen, by name.
+        hooks: the hooks around steps of optimizers.
+    """
+
+    def __init__(self, network: nn.Module, masks: FrozenBy) -> None:
+        self._network, self._masks = network, masks
+        self.digests: dict[str, str] = {}
+        self._plan = ProtectionPlan((), ())
+        self._watch = VersionWatch(self._plan)
+        self._parts = Parts(network)
+        self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by what answers rely on
+        self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
+        self.hooks = OptimizerHooks(self._present_watch, masks.bounded, masks.rates, self._report)
+        count_fused_steps()
+
+    def _present_watch(self) -> VersionWatch:
+        return self._watch
+
+    # -------------------------------------------------------------------------------------------------- the plan
+
+    @property
+    def plan(self) -> ProtectionPlan:
+        """Immutable record of what must not move, and of its bits."""
+        return self._plan
+
+    @torch.inference_mode(False)
+    def renew(self) -> None:
+        """Derive the plan anew from the masks and the values that parameters have now."""
+        backbone, tasks, buffers = self._masks.backbone, self._masks.tasks, self._frozen_buffers()
+        attention, dampers = self._masks.attention_on_parameters(), self._masks.dampers()
+        self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers)
+        self._watch = VersionWatch(self._plan)
+        own = {_key(state): f"tasks.{index}" for index, state in enumerate(tasks) if state.consolidated}
+        self._parts = Parts(self._network, {_BACKBONE: "backbone", **own})
+        shared = [*(parameter for parameter, _ in self._plan.shared), *buffers]
+        self._relied_on = {_BACKBONE: shared, **{_key(s): [*s.parameters(), *s.buffers()] for s in tasks.consolidated}}
+
+    def _frozen_buffers(self) -> list[Tensor]:
+        """Return buffers of the backbone that all tasks share, which are frozen once a task is consolidated."""
+        if not self._masks.tasks.consolidated:
+            return []
+        left_out = set(self._masks.per_task_buffers)
+        return [
+            buffer
+            for name, module in self._masks.backbone.named_modules()
+            if name not in left_out
+            for own, buffer in module.named_buffers(prefix=name, recurse=False)
+            if own not in left_out
+        ]
+
+    def renew_digests(self, *, all_tasks: bool = True) -> None:
+        """Take the digests of what is frozen now.
+
+        Args:
+            all_tasks: take those of tasks again that have one; False where these were compared just now.
+        """
+        self.digests = self._taken(MappingProxyType({}) if all_tasks else self.digests)
+
+    def _taken(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        masks = self._masks
+        return take_digests(self._plan, masks.backbone, masks.tasks.consolidated, masks.per_task_buffers, checked)
+
+    # ------------------------------------------------------------------------------------------------ optimizers
+
+    def protect(self, optimizer: OptimizerT) -> OptimizerT:
+        """Put the hooks around the steps of an optimizer, and return it.
+
+        Raises:
+            InputError: it is no optimizer, or holds no parameter of the network.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise InputError(f"protect takes a torch optimizer, not a {type(optimizer).__name__}")
+        own = {id(parameter) for parameter in self._network.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise InputError("this optimizer holds no parameter of the network; build it from net.task_parameters(...)")
+        self.hooks.protect(optimizer)
+        return optimizer
+
+    # ---------------------------------------------------------------------------------------------------- checks
+
+    def check(self) -> None:
+        """Compare everything that is frozen with its digests.
+
+        Raises:
+            GuaranteeError: something moved, or was replaced, or is infinite or not a number.
+        """
+        self.require_same_parts()
+        self.require_unmoved()
+        if self.digests:
+            self.require_finite()
+
+    def require_unmoved(self) -> None:
+        """Compare digests.
+
+        Raises:
+            GuaranteeError: frozen entries have moved.
+        """
+        moved = find_changes(self.digests, self._taken())
+        if moved:
+            raise GuaranteeError(
+                f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
+                "old outputs; call restore() or load the last saved network, and pass every optimizer through "
+                f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
+            )
+
+    def require_finite(self) -> None:
+        """Check that no parameter of the backbone spoils outputs of tasks that do not even use it.
+
+        Raises:
+            GuaranteeError: values are infinite or not a number.
+        """
+        spoilt = find_values_that_spread(self._masks.backbone)
+        if spoilt:
+            raise GuaranteeError(
+                f"values in {', '.join(spoilt)} became infinite or not a number, and would spoil the outputs of "
+                "consolidated tasks; call restore() or load the last saved network, and lower the learning rate"
+            )
+
+    def require_same_parts(self, states: Iterable[TaskState] | None = None) -> None:
+        """Check that nobody has put other layers or parameters into the network.
+
+        Args:
+            states: tasks whose answers rely on the parts to look at; all parts if left out.
+
+        Raises:
+            GuaranteeError: somebody has.
+        """
+        replaced = self._parts.replaced(None if states is None else self._keys_of(states))
+        if replaced:
+            raise GuaranteeError(
+                f"{', '.join(replaced)} has been replaced, pruned, parametrized or converted since the network was "
+                "attached, and consolidated tasks would give other outputs; put back what was there (new values go "
+                "into the old parameters, as load_state_dict does), or detach() and attach the backbone anew"
+            )
+
+    def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
+        """Return keys of what answers of tasks rely on; all of them may use the first task's norms and copies."""
+        return [_BACKBONE, *map(_key, list(self._masks.tasks)[:1]), *map(_key, states)]
+
+    def is_intact(self, states: Sequence[TaskState]) -> bool:
+        """Return whether tasks may be asked of the network itself; puts back what has moved where that does no harm.
+
+        Args:
+            states: the tasks; some of them consolidated.
+        """
+        count = self.hooks.count
+        if self.hooks.is_stepping:
+            return False
+        relied_on = (tensor for key in self._keys_of(states) for tensor in self._relied_on.get(key, ()))
+        if not any(map(self._watch.is_touched, relied_on)):
+            return True
+        if self._masks.tasks.in_training is None:
+            self.put_back()
+            return True
+        moved = self._watch.moved(self._plan.all())
+        if self.hooks.is_stepping or self.hooks.count != count:
+            return False  # a step has begun meanwhile, and it puts back what it moves
+        if moved:
+            self._report([tensor for tensor, _ in moved])
+        return not moved
+
+    # ----------------------------------------------------------------------------------------------- putting back
+
+    def put_back(self) -> None:
+        """Put back frozen entries that something other than a protected step has moved, and warn of it."""
+        self.require_same_parts()
+        with torch.inference_mode(False), torch.no_grad():
+            moved = self._watch.moved(self._plan.all())
+            for tensor, keeper in moved:
+                keeper.restore(tensor)
+                self._watch.note(tensor)
+        if moved:
+            self._report([tensor for tensor, _ in moved])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back all frozen entries, and set what is infinite or not a number to 0.
+
+        Raises:
+            GuaranteeError: something that no copy is kept of has moved.
+        """
+        for tensor, keeper in self._plan.all():
+            keeper.restore(tensor)
+        for parameter in self._network.parameters():
+            if parameter.is_floating_point():
+                parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self.hooks.forget_unfinished("restore()")
+        self.check()
+
+    @torch.no_grad()
+    def frozen_values(self) -> dict[int, Tensor]:
+        """Return, by identity of every tensor with frozen entries, one whose frozen entries are as they must be."""
+        values: dict[int, Tensor] = {}
+        with torch.inference_mode(False):
+            for tensor, keeper in self._plan.all():
+                value = keeper.restored(tensor)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                values[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
+        return values
+
+    def _report(self, moved: Sequence[Tensor]) -> None:
+        """Warn that frozen entries have been moved, once for each change."""
+        new = [tensor for tensor in moved if self._reported.get(id(tensor)) != stamp_of(tensor)]
+        self._reported.update({id(tensor): stamp_of(tensor) for tensor in new})
+        if new:
+            network = self._network
+            names = {id(value): name for name, value in (*network.named_parameters(), *network.named_buffers())}
+            named = ", ".join(names.get(id(tensor), "a parameter that is no longer there") for tensor in new)
+            warnings.warn(
+                f"something other than a step of a protected optimizer has changed frozen entries of {named}, after "
+                f"{self.hooks.moment}; consolidated tasks answer as before, since these entries are put back. Pass "
+                "every optimizer through net.protect(...), and let nothing else write to the backbone"
+                f"{_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}",
+                stacklevel=4,
+            )
+
+
+def _key(state: TaskState) -> str:
+    """Return the key of what a task alone relies on."""
+    return f"task {state.name}"

@@ -1,0 +1,161 @@
+"""Asking a network without naming the task: all tasks answer, and the one that knows the sample best is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatrack.calibration import Scorer, raw_score
+from hatrack.errors import InputError
+from hatrack.modes import evaluation_mode
+from hatrack.tasks import TaskState
+
+__all__ = ["IncrementalAccuracy", "Inferred", "InferringNetwork", "infer_task", "measure_inference"]
+
+StateT = TypeVar("StateT", bound=TaskState)
+StateT_contra = TypeVar("StateT_contra", bound=TaskState, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Answers of a network to samples whose task nobody named.
+
+    Attributes:
+        tasks: names of the tasks that were asked.
+        scores: how much each sample looks like each task's, ``(N, T)``.
+        chosen: index of the task that is believed, int64 ``(N,)``.
+        logits: that task's logits, ``(N, most classes)``, filled with −inf behind its last class.
+    """
+
+    tasks: tuple[str, ...]
+    scores: Tensor
+    chosen: Tensor
+    logits: Tensor
+
+    @property
+    def task_names(self) -> list[str]:
+        """The name of each sample's task."""
+        return [self.tasks[index] for index in self.chosen.tolist()]
+
+
+@dataclass(frozen=True)
+class IncrementalAccuracy:
+    """Shares of test samples, in [0, 1], over the samples of all tasks together.
+
+    Attributes:
+        task: the task was recognised.
+        class_incremental: task and class were recognised.
+        task_incremental: the class was, with the task given.
+    """
+
+    task: float
+    class_incremental: float
+    task_incremental: float
+
+
+class Recognising(Protocol[StateT_contra]):
+    """Masks of a network's tasks, as far as tasks are recognised by their features."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a block in which the network is in evaluation mode."""
+
+    def features(self, x: Tensor, state: StateT_contra) -> Tensor:
+        """Return features of a batch under a task's mask, ``(N, F)``."""
+
+    def features_mixed(self, x: Tensor, states: Sequence[StateT_contra], task_of: Tensor) -> Tensor | None:
+        """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own."""
+
+    def used_features(self, features: Tensor, state: StateT_contra) -> Tensor:
+        """Return those of a task's features ``(N, F)`` that it uses; the others are zeros."""
+
+
+class InferringNetwork(Protocol):
+    """Network that can be asked without naming a task."""
+
+    def infer(self, x: Tensor, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
+        """Recognise the task of each sample, and give that task's logits."""
+
+    def __call__(self, x: Tensor, task: str) -> Tensor:
+        """Return a task's logits, ``(N, classes)``."""
+
+
+def infer_task(
+    masking: Recognising[StateT], states: Sequence[StateT], x: Tensor, scorer: Scorer, calibrated: bool
+) -> Inferred:
+    """Recognise the task of each sample, and give that task's logits; all tasks are asked in one pass if possible.
+
+    Args:
+        masking: the masks of the tasks.
+        states: the consolidated tasks.
+        x: samples ``(N, ...)``.
+        scorer: score by which a sample's task is recognised.
+        calibrated: whether scores count in standard deviations from those of the task's training samples.
+
+    Raises:
+        InputError: a task was not calibrated although that is needed (always for distances).
+    """
+    for state in states if calibrated or scorer is Scorer.DISTANCE else []:
+        if state.calibration is None:
+            raise InputError(f"task {state.name!r} was not calibrated: call calibrate({state.name!r}, x, y) first")
+    with torch.no_grad(), masking.evaluating():
+        features = _features_of_all(masking, x, states)
+        answers = [state.classify(part) for part, state in zip(features, states, strict=True)]
+        scores = []
+        for part, logits, state in zip(features, answers, states, strict=True):
+            score = raw_score(scorer, masking.used_features(part, state), logits, state.calibration)
+            if calibrated and state.calibration is not None:
+                score = state.calibration.normalised(score, scorer)
+            scores.append(score)
+    table = torch.stack(scores, 1)
+    chosen = table.argmax(1)
+    widest = max(state.num_classes for state in states)
+    padded = torch.stack([F.pad(each, (0, widest - each.shape[1]), value=float("-inf")) for each in answers])
+    logits = padded[chosen, torch.arange(len(x), device=chosen.device)]
+    return Inferred(tuple(state.name for state in states), table, chosen, logits)
+
+
+def _features_of_all(masking: Recognising[StateT], x: Tensor, states: Sequence[StateT]) -> Sequence[Tensor]:
+    """Return features of a batch under each of several tasks, ``(N, F)`` each; in one pass where that is possible."""
+    task_of = torch.arange(len(states), device=x.device).repeat_interleave(len(x))
+    together = masking.features_mixed(x.repeat(len(states), *(1,) * (x.dim() - 1)), states, task_of)
+    if together is not None:
+        return together.view(len(states), len(x), -1).unbind()
+    return [masking.features(x, state) for state in states]
+
+
+def measure_inference(
+    net: InferringNetwork,
+    samples: Mapping[str, tuple[Tensor, Tensor]],
+    scorer: Scorer,
+    *,
+    calibrated: bool = True,
+    batch_size: int = 500,
+) -> IncrementalAccuracy:
+    """Accuracy with and without the task's name, measured together.
+
+    Args:
+        net: the network.
+        samples: by task, test samples ``(N, ...)`` and their classes within the task, int64 ``(N,)``.
+        scorer: by what tasks are recognised.
+        calibrated: use the tasks' calibrations.
+        batch_size: samples per pass.
+    """
+    total = known = both = named = 0
+    for task, (x, y) in samples.items():
+        for part, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            inferred = net.infer(part, scorer, calibrated=calibrated)
+            right_task = inferred.chosen == inferred.tasks.index(task)
+            right_class = inferred.logits.argmax(1) == labels
+            with torch.no_grad(), evaluation_mode(cast(nn.Module, net)):
+                named += int((net(part, task).argmax(1) == labels).sum())
+            total, known = total + len(labels), known + int(right_task.sum())
+            both += int((right_task & right_class).sum())
+    if not total:
+        raise InputError("there are no samples to measure with")
+    return IncrementalAccuracy(known / total, both / total, named / total)
