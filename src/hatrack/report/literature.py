@@ -6,8 +6,10 @@ these are left out rather than guessed.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
@@ -42,22 +44,6 @@ class Measure:
     help: str
     after: int
 
-    @classmethod
-    def accuracy(cls, after: int) -> Measure:
-        """A^{≤t}: mean accuracy on all tasks after the last of them."""
-        return cls("average_accuracy", f"A≤{after}", Kind.PERCENT, f"mean accuracy on all {after} tasks", after)
-
-    @classmethod
-    def ratio(cls, after: int) -> Measure:
-        """ρ^{≤t} (Eq. 6 of the HAT paper)."""
-        text = f"forgetting ratio after {after} tasks: 0 is as good as joint training, −1 as guessing"
-        return cls(f"forgetting_ratio_{after}", f"ρ≤{after}", Kind.RATIO, text, after)
-
-    @classmethod
-    def size(cls) -> Measure:
-        """Share of the weights that are left of a network that learned one task."""
-        return cls("weights", "size", Kind.PERCENT, "share of the network's weights that the task needs", 1)
-
     @property
     def lower_is_better(self) -> bool:
         """Whether a small figure is a good one."""
@@ -79,94 +65,42 @@ class Published:
 
     method: str
     source: str
-    figures: Mapping[Measure, float]
-    sds: Mapping[Measure, float] = field(default_factory=dict)
+    figures: dict[Measure, float]
+    sds: dict[Measure, float] = field(default_factory=dict)
     network: str = ""
     seeds: int | None = None
 
 
-_HAT = "Serrà et al., ICML 2018"
-_CODE = "the code of Serrà et al., on a CPU"
-_WSN = "Kang et al., ICML 2022"
+def _measure(name: str, after: int) -> Measure:
+    """Return the measure that a row of the table names."""
+    match name:
+        case "accuracy":
+            return Measure("average_accuracy", f"A≤{after}", Kind.PERCENT, f"mean accuracy on all {after} tasks", after)
+        case "ratio":
+            text = f"forgetting ratio after {after} tasks: 0 is as good as joint training, −1 as guessing"
+            return Measure(f"forgetting_ratio_{after}", f"ρ≤{after}", Kind.RATIO, text, after)
+        case "size":
+            return Measure("weights", "size", Kind.PERCENT, "share of the network's weights that the task needs", after)
+    raise ValueError(name)
 
 
-def _mixture() -> tuple[Published, ...]:
-    """Tables 1 and 3 of the HAT paper: ρ≤2 and ρ≤8, mean and standard deviation of 10 seeds."""
-    two, eight = Measure.ratio(2), Measure.ratio(8)
-    found = {
-        "lfl": ((-0.73, 0.29), (-0.92, 0.08)),
-        "lwf": ((-0.14, 0.13), (-0.80, 0.06)),
-        "sgd": ((-0.20, 0.08), (-0.66, 0.03)),
-        "imm-mode": ((-0.11, 0.08), (-0.49, 0.05)),
-        "sgd-frozen": ((-0.20, 0.15), (-0.44, 0.06)),
-        "imm-mean": ((-0.12, 0.10), (-0.42, 0.04)),
-        "ewc": ((-0.08, 0.06), (-0.25, 0.03)),
-        "pathnet": ((-0.09, 0.16), (-0.17, 0.23)),
-        "pnn": ((-0.11, 0.10), (-0.11, 0.01)),
-        "hat": ((-0.02, 0.03), (-0.06, 0.01)),
-    }
-    return tuple(
-        Published(
-            method,
-            f"{_HAT}, table 3",
-            {two: first[0], eight: last[0]},
-            {two: first[1], eight: last[1]},
-            "AlexNet-like",
-            10,
+def _read() -> dict[str, tuple[Published, ...]]:
+    """Read ``literature.csv``: a figure a row; rows that differ in the figure alone are one entry."""
+    text = resources.files("hatrack.report").joinpath("literature.csv").read_text(encoding="utf-8")
+    entries: dict[str, dict[tuple[str, ...], Published]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        measured = (row["method"], row["source"], row["network"], row["seeds"])
+        entry = entries.setdefault(row["stream"], {}).setdefault(
+            measured, Published(*measured[:2], {}, {}, row["network"], int(row["seeds"]) if row["seeds"] else None)
         )
-        for method, (first, last) in found.items()
-    )
+        measure = _measure(row["measure"], int(row["after"]))
+        entry.figures[measure] = float(row["value"])
+        if row["sd"]:
+            entry.sds[measure] = float(row["sd"])
+    return {stream: tuple(of.values()) for stream, of in entries.items()}
 
 
-def _of(measure: Measure, *rows: tuple[str, str, float, str, int | None]) -> tuple[Published, ...]:
-    return tuple(
-        Published(method, source, {measure: value}, network=network, seeds=seeds)
-        for method, source, value, network, seeds in rows
-    )
-
-
-PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(
-    {
-        "permuted-mnist": _of(
-            Measure.accuracy(10),
-            ("hat", f"{_HAT}, table 7", 0.986, "2000-2000", None),
-            ("si", f"Zenke et al., ICML 2017, in table 7 of {_HAT}", 0.971, "", None),
-            ("hat", _CODE, 0.9727, "500-500", 1),
-            ("hat", _CODE, 0.9175, "100-100", 1),
-            ("independent", _WSN, 0.9737, "100-100", 5),
-            ("wsn", _WSN, 0.9641, "100-100", 5),
-            ("packnet", _WSN, 0.9637, "100-100", 5),
-            ("supsup", _WSN, 0.9631, "100-100", 5),
-        ),
-        "split-mnist": _of(
-            Measure.accuracy(2),
-            ("hat", f"{_HAT}, table 8", 0.990, "800-800", 10),
-            ("cab", f"He and Jaeger, ICLR 2018, in table 8 of {_HAT}", 0.949, "", None),
-            ("hat", _CODE, 0.9903, "800-800", 1),
-        ),
-        "split-fashion-mnist": _of(
-            Measure.accuracy(5),
-            ("hat", f"{_CODE}, 5 epochs", 0.9910, "2000-2000", 1),
-            ("sgd", f"{_CODE}, 5 epochs", 0.9013, "2000-2000", 1),
-        ),
-        "mixture": _mixture(),
-        "incremental-cifar": _of(
-            Measure.ratio(10),
-            ("hat", f"{_HAT}, table 6", -0.09, "AlexNet-like", 10),
-            ("ewc", f"{_HAT}, table 6", -0.18, "AlexNet-like", 10),
-        ),
-        "all-mnist-rgb32": _of(
-            Measure.size(),
-            ("hat", f"{_HAT}, table 4", 0.01, "AlexNet-like", None),
-            ("DEN", f"Yoon et al., ICLR 2018, in {_HAT}", 0.18, "", None),
-        ),
-        "all-cifar100-rgb32": _of(
-            Measure.size(),
-            ("hat", f"{_HAT}, table 4", 0.21, "AlexNet-like", None),
-            ("DEN", f"Yoon et al., ICLR 2018, in {_HAT}", 0.52, "", None),
-        ),
-    }
-)
+PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(_read())
 """What was published, by the name of the stream that it was measured on."""
 
 

@@ -22,6 +22,7 @@ from hatrack.streams.transforms import Normalise, Transform
 __all__ = [
     "class_stream",
     "class_task",
+    "first_parts",
     "incremental_stream",
     "mixture_stream",
     "origins_of",
@@ -188,17 +189,27 @@ def class_task(
     return sampled_task(group.name, classes, train, test, options, index=index)
 
 
+def first_parts(parts: list[Part], num_tasks: int | None, name: str) -> list[Part]:
+    """Return the first ``num_tasks`` parts of a stream; None takes all.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if num_tasks is not None and num_tasks > len(parts):
+        has = "1 task" if len(parts) == 1 else f"{len(parts)} tasks"
+        raise InputError(f"stream {name} has {has}; {num_tasks} cannot be made of its data")
+    return parts[:num_tasks]
+
+
 def origins_of(datasets: Iterable[ImageDataset]) -> tuple[str, ...]:
     """What results record about the data, one line for each data set."""
     return tuple(dict.fromkeys(f"{dataset.name}: {dataset.origin or 'unknown'}" for dataset in datasets))
 
 
 def _drawn(parts: list[Part], num_tasks: int | None, seed: int, name: str) -> list[Part]:
-    """The first ``num_tasks`` of the tasks in an order drawn from the seed."""
-    if num_tasks is not None and num_tasks > len(parts):
-        raise InputError(f"stream {name} has {len(parts)} tasks; {num_tasks} cannot be made of its classes")
-    order = torch.randperm(len(parts), generator=seeded_generator(seed, "order"))[:num_tasks]
-    return [parts[index] for index in order.tolist()]
+    """Return the first ``num_tasks`` of the tasks in an order drawn from the seed."""
+    order = torch.randperm(len(parts), generator=seeded_generator(seed, "order"))
+    return first_parts([parts[index] for index in order.tolist()], num_tasks, name)
 
 
 def _rows_of(labels: torch.Tensor, group: ClassGroup) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hatrack.data.toml import tomllib
 from hatrack.errors import InputError
 from hatrack.names import unknown_name
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
@@ -15,11 +15,6 @@ from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
 from hatrack.streams.own.samples import as_splits
 from hatrack.streams.own.tables import Table
 from hatrack.streams.sampling import StreamOptions
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["SECTIONS", "OwnStream", "own_stream"]
 
