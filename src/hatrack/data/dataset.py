@@ -14,8 +14,8 @@ import torch
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.download import OFFLINE_VARIABLE, DownloadMonitor, offline
 from hatrack.data.prepared import Decoded, prepared
-from hatrack.data.search import Search
-from hatrack.data.sources import NotFoundError, Source, cache_root
+from hatrack.data.search import FormSearch
+from hatrack.data.sources import FileSource, NotFoundError, cache_root
 from hatrack.errors import InputError
 
 __all__ = [
@@ -102,7 +102,7 @@ class FileVariant:
     """
 
     name: str
-    source: Source
+    source: FileSource
     decode: Decoder
     origin: str = ""
     keep: int = 0
@@ -290,7 +290,7 @@ class DatasetSpec:
             NotFoundError: It is not on this machine; the message says what to do.
         """
         _require_folder(data_dir)
-        search = Search(self.name)
+        search = FormSearch(self.name)
         for variant in self.variants:
             with search:
                 return variant, variant.locate(self.name, data_dir)
@@ -299,7 +299,7 @@ class DatasetSpec:
     def _load(self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None) -> Loaded:
         if len(self.variants) == 1:  # nothing to choose from, so its own error says it best
             return self.variants[0].load(self.name, data_dir, download=download, monitor=monitor)
-        search = Search(self.name)
+        search = FormSearch(self.name)
         for downloading in (False, True) if download else (False,):
             for variant in self.variants:
                 if downloading and not variant.downloads:

@@ -19,6 +19,8 @@ from hatrack.errors import DataError
 
 __all__ = ["FASHION_MNIST", "MNIST", "decode_mnist", "mnist_files"]
 
+_CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
@@ -92,18 +94,7 @@ FASHION_MNIST = DatasetSpec(
     name="fashion-mnist",
     description="articles of clothing, 28 x 28 grey, 60,000 + 10,000",
     licence="MIT (Zalando SE)",
-    class_names=(
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    class_names=tuple(_CLOTHES.split(", ")),
     mean=(0.2860,),
     std=(0.3530,),
     common_form=CommonForm(Fitting.PAD, mean=(0.2190,), std=(0.3318,)),

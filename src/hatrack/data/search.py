@@ -7,10 +7,10 @@ import dataclasses
 from hatrack.data.sources import Absence, NotFoundError
 from hatrack.errors import DataError
 
-__all__ = ["Search"]
+__all__ = ["FormSearch"]
 
 
-class Search:
+class FormSearch:
     """Gathers, as a context around each attempt, why the forms of a data set cannot be had."""
 
     def __init__(self, dataset: str) -> None:

@@ -16,11 +16,11 @@ from hatrack.errors import DataError
 
 __all__ = [
     "Absence",
+    "FileSource",
     "FoundFile",
     "NotFoundError",
     "PackagedFiles",
     "PublishedFiles",
-    "Source",
     "cache_root",
     "data_roots",
     "find_file",
@@ -91,7 +91,7 @@ class NotFoundError(DataError):
         return NotFoundError(self._what, replace(self.absence, faults=(*self.absence.faults, fault)))
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """Something that can provide the verified content of a data set's files."""
 
     def fetch(
@@ -149,7 +149,7 @@ class PackagedFiles:
 
     @property
     def digest(self) -> str:
-        """See :class:`Source`."""
+        """See :class:`FileSource`."""
         return _digest(self.files)
 
     def fetch(
@@ -160,11 +160,11 @@ class PackagedFiles:
         download: bool = True,
         monitor: DownloadMonitor | None = None,
     ) -> dict[str, bytes]:
-        """Return the content of every file; needs neither ``data_dir`` nor the network. See :class:`Source`."""
+        """Return the content of every file; needs neither ``data_dir`` nor the network. See :class:`FileSource`."""
         return {file.name: self._read(file, dataset) for file in self.files}
 
     def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
-        """Return where the files are installed. See :class:`Source`."""
+        """Return where the files are installed. See :class:`FileSource`."""
         self.fetch(dataset, data_dir)
         folder = resources.files("hatrack.data") / self.folder
         return tuple(Path(str(folder / file.published_name)) for file in self.files)
@@ -208,7 +208,7 @@ class PublishedFiles:
 
     @property
     def digest(self) -> str:
-        """See :class:`Source`."""
+        """See :class:`FileSource`."""
         return _digest(self.files)
 
     def fetch(
@@ -219,11 +219,11 @@ class PublishedFiles:
         download: bool = True,
         monitor: DownloadMonitor | None = None,
     ) -> dict[str, bytes]:
-        """Return the content of every file, downloading into the cache what is not there. See :class:`Source`."""
+        """Return the content of every file, downloading into the cache what is not there. See :class:`FileSource`."""
         return {found.file.name: found.content for found in self._find(dataset, data_dir, download, monitor)}
 
     def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
-        """Return where every file is on this machine. See :class:`Source`."""
+        """Return where every file is on this machine. See :class:`FileSource`."""
         return tuple(found.path for found in self._find(dataset, data_dir, False, None))
 
     def _find(

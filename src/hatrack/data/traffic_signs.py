@@ -33,51 +33,15 @@ TEST_FOLDER = "GTSRB/Final_Test/Images"
 TEST_TABLE = "GT-final_test.csv"
 FORM = PictureForm((32, 32), resize=True, formats=("PPM",))
 
-CLASS_NAMES = (
-    "speed limit 20",
-    "speed limit 30",
-    "speed limit 50",
-    "speed limit 60",
-    "speed limit 70",
-    "speed limit 80",
-    "end of speed limit 80",
-    "speed limit 100",
-    "speed limit 120",
-    "no passing",
-    "no passing by lorries",
-    "right of way at the next crossing",
-    "priority road",
-    "yield",
-    "stop",
-    "no vehicles",
-    "no lorries",
-    "no entry",
-    "danger",
-    "bend to the left",
-    "bend to the right",
-    "double bend",
-    "bumpy road",
-    "slippery road",
-    "road narrows on the right",
-    "road works",
-    "traffic lights",
-    "pedestrians",
-    "children",
-    "bicycles",
-    "ice or snow",
-    "wild animals",
-    "end of all limits",
-    "turn right ahead",
-    "turn left ahead",
-    "straight ahead",
-    "straight or right",
-    "straight or left",
-    "keep right",
-    "keep left",
-    "roundabout",
-    "end of no passing",
-    "end of no passing by lorries",
-)
+_CLASSES = """
+speed limit 20, speed limit 30, speed limit 50, speed limit 60, speed limit 70, speed limit 80, end of speed limit 80,
+speed limit 100, speed limit 120, no passing, no passing by lorries, right of way at the next crossing, priority road,
+yield, stop, no vehicles, no lorries, no entry, danger, bend to the left, bend to the right, double bend, bumpy road,
+slippery road, road narrows on the right, road works, traffic lights, pedestrians, children, bicycles, ice or snow,
+wild animals, end of all limits, turn right ahead, turn left ahead, straight ahead, straight or right,
+straight or left, keep right, keep left, roundabout, end of no passing, end of no passing by lorries
+"""
+CLASS_NAMES = tuple(_CLASSES.strip().replace("\n", " ").split(", "))
 
 TRAIN_COUNTS = (
     *(210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780, 630, 420, 1110, 1200),

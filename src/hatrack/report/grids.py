@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hatrack.report.canvas import Chart, alt, chart_of
 from hatrack.report.style import dark_cell
-from hatrack.report.table import Column, Row
+from hatrack.report.table import Row, TableColumn
 
 __all__ = ["heat_map", "pictures"]
 
 
-def heat_map(rows: Sequence[Row], x: Column, y: Column, value: Column, *, bottom: float = 50.0) -> Chart:
+def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableColumn, *, bottom: float = 50.0) -> Chart:
     """A matrix, in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
     values = [
         {"x": row[x.key], "y": row[y.key], "value": round(100 * row[value.key], 1)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hatrack.report.runs import Runs
-from hatrack.report.table import AFTER, METHOD, SEED, Column, Kind, Table, mean_and_sd
+from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, mean_and_sd
 
 __all__ = ["capacity", "compression", "mean_usage", "reuse", "usage"]
 
@@ -19,7 +19,7 @@ def capacity(runs: Runs) -> Table:
         if history.capacity is not None
         for layer, share in history.capacity["groups"].items()
     ]
-    columns = (METHOD, SEED, AFTER, Column("layer", "layer"), Column("used", "in use", Kind.PERCENT))
+    columns = (METHOD, SEED, AFTER, Kind.TEXT.column("layer"), Kind.PERCENT.column("used", "in use"))
     return Table("capacity", "Share of every layer in use", columns, tuple(rows))
 
 
@@ -43,8 +43,8 @@ def usage(runs: Runs) -> Table:
                     }
                 )
     columns = (
-        *(METHOD, SEED, Column("task", "task", Kind.NUMBER), Column("epoch", "epoch", Kind.NUMBER)),
-        *(Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT)),
+        *(METHOD, SEED, Kind.NUMBER.column("task"), Kind.NUMBER.column("epoch")),
+        *(Kind.NUMBER.column("progress", "tasks learned"), Kind.PERCENT.column("used", "in use")),
     )
     return Table("usage", "Share of the network in use during training", columns, tuple(rows))
 
@@ -66,7 +66,11 @@ def mean_usage(runs: Runs, points: int = 30) -> Table:
         {"method": label, "progress": round(task + place / points, 3), **mean_and_sd("used", of)}
         for (label, task, place), of in places.items()
     )
-    columns = (METHOD, Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT))
+    columns = (
+        METHOD,
+        Kind.NUMBER.column("progress", "tasks learned"),
+        Kind.PERCENT.column("used", "in use"),
+    )
     return Table("mean-usage", "Share of the network in use during training", columns, rows)
 
 
@@ -82,8 +86,8 @@ def reuse(runs: Runs) -> Table:
                 for j in range(runs.learned)
             ]
     columns = (
-        *(METHOD, Column("of", "weights of task", Kind.NUMBER), Column("by", "used by task", Kind.NUMBER)),
-        Column("share", "share", Kind.PERCENT),
+        *(METHOD, Kind.NUMBER.column("of", "weights of task"), Kind.NUMBER.column("by", "used by task")),
+        Kind.PERCENT.column("share"),
     )
     return Table("reuse", "Reuse of weights between tasks", columns, tuple(rows))
 
@@ -97,7 +101,10 @@ def compression(runs: Runs) -> Table:
         for epoch, (used, right) in enumerate(zip(run.history[0].used, run.history[0].valid_accuracy, strict=False), 1)
     )
     columns = (
-        *(METHOD, SEED, Column("epoch", "epoch", Kind.NUMBER)),
-        *(Column("used", "in use", Kind.PERCENT), Column("valid_accuracy", "validation accuracy", Kind.PERCENT)),
+        *(METHOD, SEED, Kind.NUMBER.column("epoch")),
+        *(
+            Kind.PERCENT.column("used", "in use"),
+            Kind.PERCENT.column("valid_accuracy", "validation accuracy"),
+        ),
     )
     return Table("compression", "Share in use and accuracy during the first task", columns, rows)

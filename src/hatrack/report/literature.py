@@ -18,7 +18,7 @@ from hatrack.experiments import EXPERIMENTS, RunResult
 from hatrack.methods import METHODS
 from hatrack.metrics import average_accuracy
 from hatrack.report.runs import Runs
-from hatrack.report.table import METHOD, Column, Kind, Table, mean_and_sd
+from hatrack.report.table import METHOD, Kind, Table, TableColumn, mean_and_sd
 
 __all__ = ["HERE", "PUBLISHED", "Measure", "Published", "has_published", "published"]
 
@@ -130,10 +130,10 @@ def published(runs: Runs) -> Table:
     last = measures[-1]
     rows.sort(key=lambda row: _rank(row[last.key], last))
     columns = (
-        *(METHOD, Column("by", "measured by"), Column("network", "hidden units")),
-        *(Column(measure.key, measure.title, measure.kind, measure.help) for measure in measures),
-        Column("seeds", "seeds", Kind.NUMBER),
-        Column("differs", "settings of ours", help="those that differ from the experiment's own"),
+        *(METHOD, Kind.TEXT.column("by", "measured by"), Kind.TEXT.column("network", "hidden units")),
+        *(TableColumn(measure.key, measure.title, measure.kind, measure.help) for measure in measures),
+        Kind.NUMBER.column("seeds"),
+        Kind.TEXT.column("differs", "settings of ours", meaning="those that differ from the experiment's own"),
     )
     return Table("published", "Beside what others published", columns, tuple(rows))
 

@@ -15,7 +15,7 @@ from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa_analysis import cosine_similarities, task_profile
 from hatrack.methods.masked import MaskedMethod
 from hatrack.report.figures import Drawing
-from hatrack.report.table import Column, Kind, Row, Table
+from hatrack.report.table import Kind, Row, Table
 
 __all__ = ["dwa_embeddings", "dwa_masks", "gradient", "input_attention", "weight_masks"]
 
@@ -47,7 +47,11 @@ def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -
             total += leaf.grad
         share = total / total.max()
         rows += [{"gate": name, "e": x, "gradient": y} for x, y in zip(e.tolist(), share.tolist(), strict=True)]
-    columns = (Column("gate", "gate"), Column("e", "e", Kind.NUMBER), Column("gradient", "gradient", Kind.RATIO))
+    columns = (
+        Kind.TEXT.column("gate"),
+        Kind.NUMBER.column("e"),
+        Kind.RATIO.column("gradient"),
+    )
     table = Table("gradient", "Gradient of an embedding over an epoch", columns, tuple(rows))
     titles = ("embedding e", "summed gradient (% of its largest)")
     chart = charts.scatter(rows, "e", "gradient", titles, "gate", order="e", points=False)
@@ -110,8 +114,8 @@ def _similarities(request: RunRequest, what: str) -> Drawing:
         for i in range(len(profiles))
         for j in range(len(profiles))
     )
-    one, other = Column("one", "task", Kind.NUMBER), Column("other", "task", Kind.NUMBER)
-    cosine = Column("cosine", "cosine", Kind.RATIO)
+    one, other = Kind.NUMBER.column("one", "task"), Kind.NUMBER.column("other", "task")
+    cosine = Kind.RATIO.column("cosine")
     title = "Mean masks of tasks" if what == "masks" else "Mean embeddings of tasks"
     table = Table(f"dwa-{what}", f"{title}, cosines", (one, other, cosine), rows)
     return Drawing(grids.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
@@ -140,7 +144,11 @@ def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
         for column, share in enumerate(line)
     )
     columns = (
-        *(Column("picture", "picture"), Column("row", "row", Kind.NUMBER), Column("column", "column", Kind.NUMBER)),
-        Column("share", "in use", Kind.PERCENT),
+        *(
+            Kind.TEXT.column("picture"),
+            Kind.NUMBER.column("row"),
+            Kind.NUMBER.column("column"),
+        ),
+        Kind.PERCENT.column("share", "in use"),
     )
     return Drawing(grids.pictures(names, values), title, Table("pictures", title, columns, rows))

@@ -9,7 +9,7 @@ from hatrack.methods import METHODS
 from hatrack.report.literature import HERE, has_published, published
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.style import DASHES, LIGHT
-from hatrack.report.table import Column, Kind, Table
+from hatrack.report.table import Kind, Table, TableColumn
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict
 from hatrack.report.writers import display, number
@@ -140,7 +140,7 @@ def summary_rows(table: Table) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
-def _cell(row: Mapping[str, Any], column: Column) -> dict[str, Any]:
+def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     value, spread = row[column.key], row.get(f"{column.key}_sd")
     share = round(float(value), 4) if column.key in ("average_accuracy", "used") and value is not None else None
     text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)

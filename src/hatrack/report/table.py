@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hatrack.statistics import spread
 
-__all__ = ["AFTER", "METHOD", "SEED", "Column", "Kind", "Row", "Table", "mean_and_sd"]
+__all__ = ["AFTER", "METHOD", "SEED", "Kind", "Row", "Table", "TableColumn", "mean_and_sd", "means"]
 
 Row = Mapping[str, Any]
 """A row of a table: numbers (shares in [0, 1], not percent), texts, or None where a figure is not known."""
@@ -25,9 +25,13 @@ class Kind(enum.Enum):
     RATIO = "ratio"
     SECONDS = "seconds"
 
+    def column(self, key: str, title: str = "", meaning: str = "") -> TableColumn:
+        """Return a column of this kind; without a title, its key is its title."""
+        return TableColumn(key, title or key, self, meaning)
+
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column; where rows have a value called ``key`` and ``_sd``, that is the standard deviation.
 
     Attributes:
@@ -39,7 +43,7 @@ class Column:
 
     key: str
     title: str
-    kind: Kind = Kind.TEXT
+    kind: Kind
     help: str = ""
 
 
@@ -56,13 +60,21 @@ class Table:
 
     name: str
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     rows: tuple[Row, ...]
 
 
-METHOD = Column("method", "method")
-SEED = Column("seed", "seed", Kind.NUMBER)
-AFTER = Column("after", "after task", Kind.NUMBER)
+METHOD = Kind.TEXT.column("method")
+SEED = Kind.NUMBER.column("seed")
+AFTER = Kind.NUMBER.column("after", "after task")
+
+
+def means(rows: Iterable[Row], keys: Sequence[str], value: str) -> dict[tuple[Any, ...], float]:
+    """Return the mean of a value over all rows that agree in some keys, by these, in the order of the rows."""
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row[value])
+    return {key: sum(of) / len(of) for key, of in groups.items()}
 
 
 def mean_and_sd(key: str, values: Iterable[float | None]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.metrics import average_accuracy, forgetting, forward_transfer, learning_accuracy
 from hatrack.report.runs import Runs
-from hatrack.report.table import AFTER, METHOD, SEED, Column, Kind, Table, mean_and_sd
+from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, mean_and_sd
 
 __all__ = ["accuracy", "curves", "data", "forgetting_ratios", "is_constant", "sensitivity", "summary"]
 
@@ -41,18 +41,18 @@ def summary(runs: Runs) -> Table:
     rows.sort(key=lambda row: -float(row["average_accuracy"]))
     columns = (
         METHOD,
-        Column("average_accuracy", "accuracy", Kind.PERCENT, "mean accuracy on all tasks after the last one"),
-        Column("forgetting", "forgetting", Kind.POINTS, "points lost since each task was learned, on the average"),
-        Column("unchanged", "same to the bit", Kind.NUMBER, "runs in which no output on an earlier task ever changed"),
-        Column("forgetting_ratio", "ρ", Kind.RATIO, "0: as good as learning all tasks at once; −1: as bad as guessing"),
-        Column("learning_accuracy", "learning", Kind.PERCENT, "mean accuracy on every task right after learning it"),
-        Column("backward_transfer", "backward", Kind.POINTS, "what later tasks did to earlier ones, in points"),
-        Column(
-            "forward_transfer", "forward", Kind.POINTS, "what earlier tasks did for later ones, against learning alone"
+        Kind.PERCENT.column("average_accuracy", "accuracy", "mean accuracy on all tasks after the last one"),
+        Kind.POINTS.column("forgetting", "forgetting", "points lost since each task was learned, on the average"),
+        Kind.NUMBER.column("unchanged", "same to the bit", "runs in which no output on an earlier task ever changed"),
+        Kind.RATIO.column("forgetting_ratio", "ρ", "0: as good as learning all tasks at once; −1: as bad as guessing"),
+        Kind.PERCENT.column("learning_accuracy", "learning", "mean accuracy on every task right after learning it"),
+        Kind.POINTS.column("backward_transfer", "backward", "what later tasks did to earlier ones, in points"),
+        Kind.POINTS.column(
+            "forward_transfer", "forward", "what earlier tasks did for later ones, against learning alone"
         ),
-        Column("used", "in use", Kind.PERCENT, "share of the units, or weights, that the tasks use in the end"),
-        Column("seconds", "time", Kind.SECONDS, "for training and testing all tasks"),
-        Column("seeds", "seeds", Kind.NUMBER, "number of runs"),
+        Kind.PERCENT.column("used", "in use", "share of the units, or weights, that the tasks use in the end"),
+        Kind.SECONDS.column("seconds", "time", "for training and testing all tasks"),
+        Kind.NUMBER.column("seeds", "seeds", "number of runs"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
     return Table("summary", "All methods", tuple(known), tuple(rows))
@@ -77,9 +77,9 @@ def accuracy(runs: Runs) -> Table:
         for task, score in enumerate(row)
     )
     columns = (
-        *(METHOD, SEED, AFTER, Column("task", "task", Kind.NUMBER), Column("name", "name")),
-        *(Column("accuracy", "accuracy", Kind.PERCENT), Column("loss", "loss", Kind.RATIO)),
-        Column("logits_sha256", "hash of the outputs"),
+        *(METHOD, SEED, AFTER, Kind.NUMBER.column("task"), Kind.TEXT.column("name")),
+        *(Kind.PERCENT.column("accuracy"), Kind.RATIO.column("loss")),
+        Kind.TEXT.column("logits_sha256", "hash of the outputs"),
     )
     return Table("accuracy", "Accuracy on every task after every task", columns, tuple(rows))
 
@@ -102,10 +102,10 @@ def curves(runs: Runs) -> Table:
             )
     columns = (
         *(METHOD, AFTER),
-        Column("average_accuracy", "accuracy", Kind.PERCENT),
-        Column("forgetting", "forgetting", Kind.POINTS),
-        Column("forgetting_ratio", "ρ", Kind.RATIO),
-        Column("seeds", "seeds", Kind.NUMBER),
+        Kind.PERCENT.column("average_accuracy", "accuracy"),
+        Kind.POINTS.column("forgetting"),
+        Kind.RATIO.column("forgetting_ratio", "ρ"),
+        Kind.NUMBER.column("seeds"),
     )
     return Table("curves", "Figures of the tasks so far, after every task", columns, tuple(rows))
 
@@ -121,7 +121,7 @@ def forgetting_ratios(runs: Runs) -> Table:
         rows.append(row)
     known = [row for row in rows if any(value is not None for key, value in row.items() if key != "method")]
     known.sort(key=lambda row: -(row[f"after_{runs.learned}"] or 0.0))
-    titles = (Column(f"after_{t}", f"ρ≤{t}", Kind.RATIO) for t in range(1, runs.learned + 1))
+    titles = (Kind.RATIO.column(f"after_{t}", f"ρ≤{t}") for t in range(1, runs.learned + 1))
     return Table("forgetting-ratios", "Forgetting ratio after every task", (METHOD, *titles), tuple(known))
 
 
@@ -132,8 +132,8 @@ def data(runs: Runs) -> Table:
         {"task": number, **vars(task), "name": name}
         for number, (task, name) in enumerate(zip(one.tasks, runs.task_names, strict=False), start=1)
     )
-    numbers = (Column(key, key, Kind.NUMBER) for key in ("classes", "train", "valid", "test"))
-    return Table("data", "The tasks", (Column("task", "task", Kind.NUMBER), Column("name", "name"), *numbers), rows)
+    numbers = (Kind.NUMBER.column(key) for key in ("classes", "train", "valid", "test"))
+    return Table("data", "The tasks", (Kind.NUMBER.column("task"), Kind.TEXT.column("name"), *numbers), rows)
 
 
 def sensitivity(runs: Runs) -> Table:
@@ -159,8 +159,8 @@ def sensitivity(runs: Runs) -> Table:
             rows.append({"method": run.method, key: run.config[key], **figures})
     rows.sort(key=lambda row: (row["method"], row[key]))
     columns = (
-        *(METHOD, Column(key, key, Kind.NUMBER), Column("average_accuracy", "accuracy", Kind.PERCENT)),
-        Column("forgetting", "forgetting", Kind.POINTS),
+        *(METHOD, Kind.NUMBER.column(key), Kind.PERCENT.column("average_accuracy", "accuracy")),
+        Kind.POINTS.column("forgetting"),
     )
     return Table("sensitivity", f"Sensitivity to {key}", columns, tuple(rows))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hatrack.report.table import Column, Kind, Row, Table
+from hatrack.report.table import Kind, Row, Table, TableColumn
 
 __all__ = ["WRITERS", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
 
@@ -33,7 +33,7 @@ _LATEX = str.maketrans(
 )
 
 
-def display(row: Row, column: Column) -> str:
+def display(row: Row, column: TableColumn) -> str:
     """A value as people read it, with its standard deviation in brackets where there is one; a dash if not known."""
     value, spread = row.get(column.key), row.get(f"{column.key}_sd")
     if value is None:

@@ -14,8 +14,8 @@ from hatrack.data.npz import read_npz
 from hatrack.errors import DataError, InputError
 from hatrack.streams.own.labels import refuse_alike, refuse_missing
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
-from hatrack.streams.own.samples import Samples, divided_samples, fitted
-from hatrack.streams.own.tables import Table, read_table
+from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
+from hatrack.streams.own.tables import CsvFormat, read_table
 from hatrack.streams.seeding import seeded_generator
 
 __all__ = ["OwnTask", "digest_of", "read_own_task"]
@@ -47,7 +47,7 @@ class OwnTask:
 
     name: str
     path: Path
-    table: Table | None = None
+    table: CsvFormat | None = None
     test: Path | None = None
     test_share: float | None = None
     resize: tuple[int, int] | None = None
@@ -90,7 +90,7 @@ class OwnTask:
         return "pictures" if self.path.is_dir() else "table" if self.is_table else "npz"
 
 
-def read_own_task(task: OwnTask, seed: int) -> tuple[Samples, Samples]:
+def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
     """Read the training and test samples of a task.
 
     Args:
@@ -144,7 +144,7 @@ def _picture_files(task: OwnTask) -> dict[Path, dict[str, list[Path]]]:
     return {part: class_folders(part) for part in parts}
 
 
-def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) -> Samples:
+def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) -> OwnSamples:
     """The pictures of a folder, of one size and one number of channels."""
     refuse_alike(list(classes), lambda row: str(folder / list(classes)[row]))
     paths = [path for files in classes.values() for path in files]
@@ -166,13 +166,13 @@ def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) 
             f"{folder}: its pictures of 16 bits have values up to {brightest} of 65535, of which bytes keep little; "
             "scale them to the whole range, or put them in an .npz as numbers"
         )
-    return Samples(torch.cat(images), tuple(path.parent.name for path in paths), str(folder))
+    return OwnSamples(torch.cat(images), tuple(path.parent.name for path in paths), str(folder))
 
 
-def _read_npz(task: OwnTask) -> tuple[Samples, Samples]:
+def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
     arrays = read_npz(read_payload(task.path), ARRAYS, limit=NPZ_BYTES, origin=str(task.path))
     train, test = (
-        Samples(
+        OwnSamples(
             _numbers(arrays[f"x_{part}"], f"{task.path}: x_{part}"),
             _labels(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), f"{task.path}: y_{part}"),
             str(task.path),

@@ -10,27 +10,8 @@ from hatrack.errors import DataError
 
 __all__ = ["order_of", "refuse_alike", "refuse_missing"]
 
-MISSING = frozenset(
-    [
-        "?",
-        "#N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-        "NULL",
-        "None",
-        "NaT",
-        "n/a",
-        "null",
-        "",
-        "#N/A N/A",
-    ]
-)
+_WORDS = "? #N/A #NA -1.#IND -1.#QNAN 1.#IND 1.#QNAN <NA> N/A NA NULL None NaT n/a null"
+MISSING = frozenset(["", "#N/A N/A", *_WORDS.split()])
 """Words for a missing value in tables of pandas, R, Weka and databases; NaN counts as well, in any spelling."""
 
 

@@ -16,29 +16,11 @@ from hatrack.errors import DataError
 
 __all__ = ["Picture", "class_folders", "is_divided", "read_picture", "say_unread"]
 
-SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".bmp",
-        ".dib",
-        ".webp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-    }
-    | {".pbm", ".pnm", ".jp2", ".tga", ".ico", ".pcx", ".avif"}
-)
+_ENDINGS = "jpg jpeg jpe jfif png apng bmp dib webp gif tif tiff ppm pgm pbm pnm jp2 tga ico pcx avif"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
 """Suffixes of the files that are read, in small letters."""
-FORMATS = frozenset(
-    {"JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "PCX", "AVIF"}
-)
+_FORMATS = "JPEG PNG BMP DIB WEBP GIF TIFF PPM JPEG2000 TGA ICO PCX AVIF"
+FORMATS = frozenset(_FORMATS.split())
 """Formats that picture files may have, by Pillow's names; none of them starts another program, as PostScript does."""
 CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 """Files that systems leave in folders, in small letters."""

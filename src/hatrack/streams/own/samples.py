@@ -13,14 +13,14 @@ from hatrack.streams.own.labels import order_of, refuse_alike
 from hatrack.streams.sampling import stratified_split
 from hatrack.streams.transforms import Normalise, Standardise, Transform
 
-__all__ = ["Samples", "as_splits", "divided_samples", "fitted", "pick_samples"]
+__all__ = ["OwnSamples", "as_splits", "divided_samples", "fitted", "pick_samples"]
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class OwnSamples:
     """Labelled samples as they were read.
 
     Attributes:
@@ -35,12 +35,12 @@ class Samples:
     origin: str
 
 
-def pick_samples(samples: Samples, rows: torch.Tensor) -> Samples:
+def pick_samples(samples: OwnSamples, rows: torch.Tensor) -> OwnSamples:
     """Some of the samples, by their positions."""
-    return Samples(samples.x[rows], tuple(samples.labels[row] for row in rows.tolist()), samples.origin)
+    return OwnSamples(samples.x[rows], tuple(samples.labels[row] for row in rows.tolist()), samples.origin)
 
 
-def divided_samples(samples: Samples, share: float, generator: torch.Generator) -> tuple[Samples, Samples]:
+def divided_samples(samples: OwnSamples, share: float, generator: torch.Generator) -> tuple[OwnSamples, OwnSamples]:
     """Divide samples into training and test samples, stratified by class.
 
     Args:
@@ -54,7 +54,7 @@ def divided_samples(samples: Samples, share: float, generator: torch.Generator) 
     return pick_samples(samples, train), pick_samples(samples, test)
 
 
-def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Split]:
+def as_splits(train: OwnSamples, test: OwnSamples) -> tuple[tuple[str, ...], Split, Split]:
     """Number the classes, and standardise the samples by the mean and deviation of the training samples.
 
     Images of bytes have one mean and deviation per channel, and so have images of numbers; other samples have them for

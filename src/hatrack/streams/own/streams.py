@@ -13,7 +13,7 @@ from hatrack.names import unknown_name
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
 from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
 from hatrack.streams.own.samples import as_splits
-from hatrack.streams.own.tables import Table
+from hatrack.streams.own.tables import CsvFormat
 from hatrack.streams.sampling import StreamOptions
 
 __all__ = ["SECTIONS", "OwnStream", "own_stream"]
@@ -142,7 +142,7 @@ def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> Ow
     return OwnTask(
         name,
         path,
-        Table(table["label"], tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
+        CsvFormat(table["label"], tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
         toml.parent / given["test"] if "test" in given else None,
         given.get("test_share"),
         tuple(given["resize"]) if "resize" in given else None,

@@ -18,9 +18,9 @@ from hatrack.data.files import read_payload
 from hatrack.errors import DataError, InputError
 from hatrack.names import unknown_name
 from hatrack.streams.own.labels import refuse_alike, refuse_missing
-from hatrack.streams.own.samples import Samples
+from hatrack.streams.own.samples import OwnSamples
 
-__all__ = ["Table", "read_table"]
+__all__ = ["CsvFormat", "read_table"]
 
 DELIMITERS = (",", ";", "\t", "|")
 COMMA = re.compile(r"[-+]?\d+,\d+")
@@ -31,7 +31,7 @@ EXACT = 1 << 53
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvFormat:
     """Meaning of the columns of a table.
 
     Attributes:
@@ -51,7 +51,9 @@ class Table:
             raise InputError(f"the label column {self.label!r} cannot be dropped")
 
 
-def read_table(path: Path, table: Table, features: Sequence[str] | None = None) -> tuple[Samples, tuple[str, ...]]:
+def read_table(
+    path: Path, table: CsvFormat, features: Sequence[str] | None = None
+) -> tuple[OwnSamples, tuple[str, ...]]:
     """Read a table of numbers.
 
     Args:
@@ -101,7 +103,7 @@ def read_table(path: Path, table: Table, features: Sequence[str] | None = None) 
     refuse_alike(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
     if not values or not columns:
         raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
-    return Samples(torch.tensor(values, dtype=torch.float64), tuple(labels), str(path)), features
+    return OwnSamples(torch.tensor(values, dtype=torch.float64), tuple(labels), str(path)), features
 
 
 def _text(path: Path) -> str:
@@ -118,7 +120,7 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _rows(text: str, path: Path, table: Table) -> Iterator[tuple[int, list[str]]]:
+def _rows(text: str, path: Path, table: CsvFormat) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not empty, each with the line on which it begins."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.delimiter, strict=True)
     while True:
@@ -135,7 +137,7 @@ def _rows(text: str, path: Path, table: Table) -> Iterator[tuple[int, list[str]]
             yield line, row
 
 
-def _features(header: list[str], path: Path, table: Table, given: Sequence[str] | None) -> tuple[str, ...]:
+def _features(header: list[str], path: Path, table: CsvFormat, given: Sequence[str] | None) -> tuple[str, ...]:
     """The names of the features, after checking the line of column names."""
     if not header:
         raise DataError(f"{path}: is empty; a table begins with a line of column names")
@@ -159,7 +161,7 @@ def _features(header: list[str], path: Path, table: Table, given: Sequence[str] 
     return features
 
 
-def _other_delimiter(header: list[str], path: Path, table: Table) -> InputError | None:
+def _other_delimiter(header: list[str], path: Path, table: CsvFormat) -> InputError | None:
     """The error for a table whose cells are divided by something else than was said."""
     names = table.delimiter.join(header)
     for other in DELIMITERS:
