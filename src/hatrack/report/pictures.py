@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,10 +16,10 @@ from hatrack.masked import MaskedNetwork
 from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa_analysis import cosine_similarities, task_profile
 from hatrack.methods.masked import MaskedMethod
-from hatrack.report.figures import Drawing
-from hatrack.report.table import Kind, Row, Table
+from hatrack.report import charts, grids
+from hatrack.report.table import Drawing, Kind, Row, Table
 
-__all__ = ["dwa_embeddings", "dwa_masks", "gradient", "input_attention", "weight_masks"]
+__all__ = ["PICTURES", "dwa_embeddings", "dwa_masks", "gradient", "input_attention", "weight_masks"]
 
 
 def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -> Drawing:
@@ -28,8 +30,6 @@ def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -
         s_max: largest scale of the gate.
         batches: steps of the epoch.
     """
-    from hatrack.report import charts
-
     e = torch.linspace(-6.0, 6.0, 241, dtype=torch.float64)
     kinds = {
         "s = 1 throughout": (Compensation.NONE, False),
@@ -60,10 +60,7 @@ def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -
 
 def input_attention(request: RunRequest) -> Drawing:
     """Fig. 10 of the HAT paper: which input features each task uses, as pictures of the input's shape."""
-    prepared = _finished(request)
-    network = _masked(prepared)
-    shape = prepared.stream.input_shape
-    tasks = [task.name for task in prepared.result.tasks]
+    network, tasks, shape = _masked(request)
     masks = [network.masks(task).get("inputs") for task in tasks]
     if any(mask is None or mask.numel() != torch.Size(shape).numel() for mask in masks):
         raise InputError(
@@ -78,10 +75,7 @@ def weight_masks(request: RunRequest) -> Drawing:
 
     A last picture shows the share that any task uses.
     """
-    prepared = _finished(request)
-    network = _masked(prepared)
-    shape = prepared.stream.input_shape
-    tasks = [task.name for task in prepared.result.tasks]
+    network, tasks, shape = _masked(request)
     first = [next(iter(network.masks(task).values())) for task in tasks]
     if first[0].dim() != 2 or first[0].shape[1] != torch.Size(shape).numel():
         raise InputError("the first layer does not read single input features; take an experiment with an mlp")
@@ -91,18 +85,16 @@ def weight_masks(request: RunRequest) -> Drawing:
 
 
 def dwa_masks(request: RunRequest) -> Drawing:
-    """Cosines between the mean masks of tasks, what all have in common left out."""
+    """Draw the cosines between the mean masks of tasks, without the part that all have in common."""
     return _similarities(request, "masks")
 
 
 def dwa_embeddings(request: RunRequest) -> Drawing:
-    """Cosines between the mean embeddings of tasks, what all have in common left out."""
+    """Draw the cosines between the mean embeddings of tasks, without the part that all have in common."""
     return _similarities(request, "embedding")
 
 
 def _similarities(request: RunRequest, what: str) -> Drawing:
-    from hatrack.report import grids
-
     prepared = _finished(request)
     method = prepared.method
     if not isinstance(method, DWA):
@@ -128,15 +120,15 @@ def _finished(request: RunRequest) -> Prepared:
     return prepared
 
 
-def _masked(prepared: Prepared) -> MaskedNetwork[Any]:
+def _masked(request: RunRequest) -> tuple[MaskedNetwork[Any], list[str], tuple[int, ...]]:
+    """Return the network of a run, the names of its tasks, and the shape of a sample."""
+    prepared = _finished(request)
     if not isinstance(prepared.method, MaskedMethod):
-        raise InputError(f"{prepared.request.method} has no masks")
-    return prepared.method.network
+        raise InputError(f"{request.method} has no masks")
+    return prepared.method.network, [task.name for task in prepared.result.tasks], prepared.stream.input_shape
 
 
 def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
-    from hatrack.report import grids
-
     rows = tuple(
         {"picture": name, "row": row, "column": column, "share": round(float(share), 4)}
         for name, picture in zip(names, values, strict=True)
@@ -152,3 +144,15 @@ def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
         Kind.PERCENT.column("share", "in use"),
     )
     return Drawing(grids.pictures(names, values), title, Table("pictures", title, columns, rows))
+
+
+PICTURES: Mapping[str, Callable[[RunRequest], Drawing]] = MappingProxyType(
+    {
+        "gradient": gradient,
+        "input-attention": input_attention,
+        "weight-masks": weight_masks,
+        "dwa-masks": dwa_masks,
+        "dwa-embeddings": dwa_embeddings,
+    }
+)
+"""Draws every picture, by its name, from the request of a run."""

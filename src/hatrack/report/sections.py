@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hatrack.methods import METHODS
-from hatrack.report.literature import HERE, has_published, published
+from hatrack.report.literature import HERE
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.style import DASHES, LIGHT
-from hatrack.report.table import Kind, Table, TableColumn
+from hatrack.report.table import Kind, Row, Table, TableColumn
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict
 from hatrack.report.writers import display, number
@@ -27,8 +27,6 @@ __all__ = [
     "summary_rows",
     "title",
 ]
-
-_UNITS = {Kind.PERCENT: "%", Kind.POINTS: "points", Kind.SECONDS: "seconds"}
 
 
 def title(runs: Runs) -> str:
@@ -132,12 +130,11 @@ def sentences(runs: Runs, outcome: Verdict) -> list[str]:
 def summary_rows(table: Table) -> dict[str, Any]:
     """The table of all methods, for the page."""
     shown = [column for column in table.columns if column.key not in ("backward_transfer", "seeds")]  # said otherwise
-    columns = [{"title": c.title, "help": c.help, "kind": c.kind, "unit": _UNITS.get(c.kind, "")} for c in shown]
     rows = []
     for row in table.rows:
         cells = [_cell(row, column) for column in shown]
         rows.append({"method": row["method"], "reference": row["method"] in REFERENCES, "cells": cells})
-    return {"columns": columns, "rows": rows}
+    return {"columns": shown, "rows": rows}
 
 
 def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
@@ -189,20 +186,10 @@ def forest(table: Table, reference: str) -> dict[str, Any]:
     }
 
 
-def beside(runs: Runs) -> dict[str, Any]:
-    """These runs among what others published of the experiment; no rows where nothing is known."""
-    if not has_published(runs):
-        return {"columns": [], "rows": []}
-    table = published(runs)
-    columns = [
-        {"title": c.title, "help": c.help, "kind": c.kind.value, "unit": _UNITS.get(c.kind, "")} for c in table.columns
-    ]
-    rows = [
-        {"ours": row["by"] == HERE, "cells": [{"kind": c.kind.value, "text": display(row, c)} for c in table.columns]}
-        for row in table.rows
-        if row["by"] != HERE or row["method"] != "random"
-    ]
-    return {"columns": columns, "rows": rows if any(row["ours"] for row in rows) else []}
+def beside(table: Table) -> tuple[Row, ...]:
+    """Return the rows of these runs among those that others published, guessing left out; none without any of ours."""
+    rows = tuple(row for row in table.rows if row["by"] != HERE or row["method"] != "random")
+    return rows if any(row["by"] == HERE for row in rows) else ()
 
 
 def proof(runs: Runs) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hatrack.statistics import spread
 
-__all__ = ["AFTER", "METHOD", "SEED", "Kind", "Row", "Table", "TableColumn", "mean_and_sd", "means"]
+__all__ = ["AFTER", "METHOD", "SEED", "Drawing", "Kind", "Row", "Table", "TableColumn", "mean_and_sd", "means"]
 
 Row = Mapping[str, Any]
 """A row of a table: numbers (shares in [0, 1], not percent), texts, or None where a figure is not known."""
@@ -46,6 +46,11 @@ class TableColumn:
     kind: Kind
     help: str = ""
 
+    @property
+    def unit(self) -> str:
+        """Unit of the values as they are shown; empty where there is none."""
+        return {Kind.PERCENT: "%", Kind.POINTS: "points", Kind.SECONDS: "seconds"}.get(self.kind, "")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -62,6 +67,21 @@ class Table:
     title: str
     columns: tuple[TableColumn, ...]
     rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that was drawn.
+
+    Attributes:
+        chart: an altair chart.
+        title: the text above it.
+        table: the data behind it.
+    """
+
+    chart: Any
+    title: str
+    table: Table
 
 
 METHOD = Kind.TEXT.column("method")

@@ -22,14 +22,11 @@ def summary(runs: Runs) -> Table:
         of = list(runs.by_label[label].items())
         matrices = {seed: _matrix(run) for seed, run in of}
         alone = {seed: runs.run("independent", seed) for seed in matrices}
-        ratios = [runs.forgetting_ratio(label, seed, runs.learned - 1) for seed in matrices]
         rows.append(
             {
                 "method": label,
                 "seeds": len(of),
-                **mean_and_sd("average_accuracy", map(average_accuracy, matrices.values())),
-                **mean_and_sd("forgetting", map(forgetting, matrices.values())),
-                **mean_and_sd("forgetting_ratio", ratios),
+                **_figures(runs, label, matrices),
                 **mean_and_sd("learning_accuracy", map(learning_accuracy, matrices.values())),
                 **mean_and_sd("backward_transfer", (0.0 - forgetting(matrix) for matrix in matrices.values())),
                 **mean_and_sd("forward_transfer", (_forward(matrices[seed], alone[seed]) for seed in matrices)),
@@ -94,9 +91,7 @@ def curves(runs: Runs) -> Table:
                 {
                     "method": label,
                     "after": after + 1,
-                    **mean_and_sd("average_accuracy", map(average_accuracy, so_far.values())),
-                    **mean_and_sd("forgetting", map(forgetting, so_far.values())),
-                    **mean_and_sd("forgetting_ratio", (runs.forgetting_ratio(label, seed, after) for seed in so_far)),
+                    **_figures(runs, label, so_far),
                     "seeds": len(so_far),
                 }
             )
@@ -173,6 +168,16 @@ def is_constant(run: RunResult, task: int) -> bool:
 
 def _matrix(run: RunResult) -> list[list[float]]:
     return [[score.accuracy for score in row] for row in run.scores]
+
+
+def _figures(runs: Runs, label: str, matrices: Mapping[int, Sequence[Sequence[float]]]) -> dict[str, float | None]:
+    """Return accuracy, forgetting and forgetting ratio of the tasks so far, given the accuracies of every seed."""
+    ratios = (runs.forgetting_ratio(label, seed, len(matrix) - 1) for seed, matrix in matrices.items())
+    return {
+        **mean_and_sd("average_accuracy", map(average_accuracy, matrices.values())),
+        **mean_and_sd("forgetting", map(forgetting, matrices.values())),
+        **mean_and_sd("forgetting_ratio", ratios),
+    }
 
 
 def _forward(matrix: Sequence[Sequence[float]], alone: RunResult | None) -> float | None:
