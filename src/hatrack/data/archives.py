@@ -24,17 +24,17 @@ GZIP_WINDOW = 31
 GZIP_MAGIC = b"\x1f\x8b"
 ENCRYPTED = 0x1
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, LookupError)
-"""What the standard library raises where a zip archive is damaged; an index out of range where a name is empty."""
+"""Errors of the standard library for a damaged zip archive; LookupError is that for an empty name."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is read of a tree of files, or of an archive of them.
+    """Bounds on a tree of files, or on an archive of them.
 
     Attributes:
-        files: Largest number of files.
-        file_bytes: Largest size of one of them, unpacked.
-        bytes: Largest size of all of them together, unpacked, and of the archive itself.
+        files: largest number of files.
+        file_bytes: largest size of one of them, unpacked.
+        bytes: largest size of all of them together, unpacked, and of the archive itself.
     """
 
     files: int
@@ -48,16 +48,16 @@ def read_archive(
     """Read some files out of a zip archive, or out of a tar archive that is packed with gzip.
 
     Args:
-        payload: The bytes of the archive; their beginning tells which of the two it is.
-        choose: Given the names of all files, returns those to read. ``./`` before a name in a tar archive is left out.
-        limits: How much may be read.
-        origin: Where the bytes come from, for the error message.
+        payload: the bytes of the archive; their beginning tells which of the two it is.
+        choose: given the names of all files, returns those to read. ``./`` before a name in a tar archive is left out.
+        limits: bounds on the files that are read.
+        origin: path or address of the bytes, for the error message.
 
     Returns:
         The content of each file by its full name.
 
     Raises:
-        DataError: The archive is damaged, encrypted, or holds too much, or names that point outside of it.
+        DataError: the archive is damaged, encrypted, or holds too much, or names that point outside of it.
     """
     if payload.startswith(GZIP_MAGIC):
         return _read_tar(_gunzip(payload, limits.bytes, origin), choose, limits, origin)
@@ -120,16 +120,16 @@ def read_tar_gz(payload: bytes, members: Collection[str], *, limit: int, origin:
     """Read some files out of a tar archive that is packed with gzip.
 
     Args:
-        payload: The bytes of the archive.
-        members: Full names of the files within it.
-        limit: Largest size of the whole archive, unpacked, in bytes.
-        origin: Where the bytes come from, for the error message.
+        payload: the bytes of the archive.
+        members: full names of the files within it.
+        limit: largest size of the whole archive, unpacked, in bytes.
+        origin: path or address of the bytes, for the error message.
 
     Returns:
         The content of each file by its full name.
 
     Raises:
-        DataError: The archive is damaged, too large, or lacks one of the files.
+        DataError: the archive is damaged, too large, or lacks one of the files.
     """
     contents: dict[str, bytes] = {}
     try:
@@ -169,18 +169,18 @@ def read_zip(
     """Read some files out of a zip archive.
 
     Args:
-        payload: The bytes of the archive.
-        wanted: Tells by its full name whether a file is read.
-        files: Largest number of files to read.
-        file_limit: Largest size of one of them, unpacked, in bytes.
-        limit: Largest size of all of them together, unpacked, in bytes.
-        origin: Where the bytes come from, for the error message.
+        payload: the bytes of the archive.
+        wanted: tells by its full name whether a file is read.
+        files: largest number of files to read.
+        file_limit: largest size of one of them, unpacked, in bytes.
+        limit: largest size of all of them together, unpacked, in bytes.
+        origin: path or address of the bytes, for the error message.
 
     Returns:
         The content of each file by its full name.
 
     Raises:
-        DataError: The archive is damaged, encrypted, or holds too much, or names that point outside of it.
+        DataError: the archive is damaged, encrypted, or holds too much, or names that point outside of it.
     """
     contents: dict[str, bytes] = {}
     total = 0

@@ -24,9 +24,9 @@ def every_nth_of_each_class(images: torch.Tensor, labels: torch.Tensor, n: int) 
     It depends on nothing but the order of the images, so that it is the same everywhere, and for every seed.
 
     Args:
-        images: All images, uint8 ``(N, C, H, W)``.
-        labels: Their classes, int64 ``(N,)``.
-        n: At least 2; the share of test images is 1 / n, within less than one image of each class.
+        images: all images, uint8 ``(N, C, H, W)``.
+        labels: their classes, int64 ``(N,)``.
+        n: at least 2; the share of test images is 1 / n, within less than one image of each class.
     """
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in sorted(set(labels.tolist())):

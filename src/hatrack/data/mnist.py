@@ -41,13 +41,13 @@ def decode_mnist(contents: Mapping[str, bytes]) -> ImageArrays:
     """Decode the four idx files of a data set in MNIST's layout.
 
     Args:
-        contents: Decompressed content of each file by its plain name.
+        contents: decompressed content of each file by its plain name.
 
     Returns:
         Images uint8 ``(N, 1, H, W)`` and labels int64 ``(N,)``.
 
     Raises:
-        DataError: A file is not idx or has another number of axes than it should.
+        DataError: a file is not idx or has another number of axes than it should.
     """
     arrays = {name: decode_idx(content, name) for name, content in contents.items()}
     for name, axes in ((TRAIN_IMAGES, 3), (TRAIN_LABELS, 1), (TEST_IMAGES, 3), (TEST_LABELS, 1)):

@@ -59,10 +59,10 @@ class SignLayout:
     """The published folders, ``train_folder/00000/*.ppm`` with a csv table each, and one table of all test pictures.
 
     Attributes:
-        train_folder: The folder with the folders of the classes.
-        train: Number of training pictures.
-        test: Number of test pictures.
-        classes: Number of classes.
+        train_folder: the folder with the folders of the classes.
+        train: number of training pictures.
+        test: number of test pictures.
+        classes: number of classes.
     """
 
     train_folder: str = "GTSRB/Final_Training/Images"
@@ -82,7 +82,7 @@ class SignLayout:
 
     @property
     def advice(self) -> str:
-        """What to put where."""
+        """Instruction for a person who lacks the tree."""
         return f"the folders {self.train_folder} and {TEST_FOLDER} and the file {TEST_TABLE}"
 
     @property
@@ -91,14 +91,14 @@ class SignLayout:
         return Limits(self.train + self.test + self.classes + 3, 1 << 20, 1 << 30)
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """Pictures and the tables of classes; not the published test table that lacks the classes."""
+        """Return pictures and the tables of classes; not the published test table that lacks the classes."""
         return [name for name in names if name.endswith((".ppm", TEST_TABLE)) or _is_table_of_a_class(name)]
 
     def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
         """Decode the pictures: training ones in the order of their paths, test ones in that of their names.
 
         Raises:
-            DataError: A table and the pictures do not agree, the numbers are wrong, or a picture is damaged.
+            DataError: a table and the pictures do not agree, the numbers are wrong, or a picture is damaged.
         """
         train = dict(self._training_labels(contents, origin))
         test = dict(self._test_labels(contents, origin))
@@ -112,7 +112,7 @@ class SignLayout:
         return ImageArrays(*arrays)
 
     def _training_labels(self, contents: Mapping[str, bytes], origin: str) -> Iterator[tuple[str, int]]:
-        """Every picture with the label of its folder, which its table must repeat."""
+        """Yield every picture with the label of its folder, which its table must repeat."""
         for label in range(self.classes):
             folder = f"{self.train_folder}/{label:05}"
             table = f"{folder}/GT-{label:05}.csv"
@@ -137,7 +137,7 @@ class SignLayout:
         yield from listed.items()
 
     def _rows(self, table: bytes, origin: str) -> Iterator[tuple[str, int]]:
-        """File name and class of every row."""
+        """Yield file name and class of every row."""
         seen = set()
         rows = csv.DictReader(io.StringIO(table.decode("latin-1")), delimiter=";")
         try:

@@ -12,7 +12,7 @@ __all__ = ["layer_matrices", "matrices", "reuse_matrices"]
 
 
 def matrices(table: Table, runs: Runs) -> dict[str, Any]:
-    """Accuracy matrices as heat maps, means over seeds, with what was lost of every task."""
+    """Return accuracy matrices as heat maps, means over seeds, with the loss of every task."""
     cells = means(table.rows, ("method", "after", "task"), "accuracy")
     shown = [value for (method, _, _), value in cells.items() if method != "random"] or list(cells.values())
     high = max(shown)
@@ -41,7 +41,7 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
 
 
 def layer_matrices(table: Table) -> list[dict[str, Any]]:
-    """Layers in use as heat maps, means over seeds."""
+    """Return layers in use as heat maps, means over seeds."""
     shares = means(table.rows, ("method", "layer", "after"), "used")
     layers: dict[str, dict[str, list[Any]]] = {}
     for (method, layer, _), share in sorted(shares.items(), key=lambda cell: int(cell[0][2])):
@@ -53,7 +53,7 @@ def layer_matrices(table: Table) -> list[dict[str, Any]]:
 
 
 def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
-    """Reuse between tasks as heat maps."""
+    """Return reuse between tasks as heat maps."""
     shares = {(row["method"], row["of"], row["by"]): row["share"] for row in table.rows}
     tasks = range(1, runs.learned + 1)
     return [

@@ -11,7 +11,7 @@ __all__ = ["capacity", "compression", "mean_usage", "reuse", "usage"]
 
 
 def capacity(runs: Runs) -> Table:
-    """A row per method, seed, task and layer: the share in use after the task (Fig. 8)."""
+    """Make a row per method, seed, task and layer: the share in use after the task (Fig. 8)."""
     rows = [
         {"method": label, "seed": seed, "after": after + 1, "layer": layer, "used": share}
         for label, seed, run in runs.each()
@@ -24,7 +24,7 @@ def capacity(runs: Runs) -> Table:
 
 
 def usage(runs: Runs) -> Table:
-    """A row per method, seed and epoch: the share of units or weights in use while tasks are in training (Fig. 5)."""
+    """Make a row per method, seed and epoch: the share of units or weights in use in training (Fig. 5)."""
     rows = []
     for label, seed, run in runs.each():
         epoch = 0
@@ -50,11 +50,11 @@ def usage(runs: Runs) -> Table:
 
 
 def mean_usage(runs: Runs, points: int = 30) -> Table:
-    """What :func:`usage` holds, the mean over seeds, which may stop a task after different numbers of epochs.
+    """Make a row per method and place: the mean of :func:`usage` over seeds, which may stop after different epochs.
 
     Args:
         runs: the runs.
-        points: how many places within every task; at each, a run counts with the epoch that it was in.
+        points: number of places within every task; at each, a run counts with the epoch that it was in.
     """
     places: dict[tuple[str, int, int], list[float]] = {}
     for label, _, run in runs.each():
@@ -75,7 +75,7 @@ def mean_usage(runs: Runs, points: int = 30) -> Table:
 
 
 def reuse(runs: Runs) -> Table:
-    """A row per method and pair of tasks: share of the weights of one that the other uses too, over seeds (Fig. 6)."""
+    """Make a row per method and pair of tasks: share of the weights of one that the other uses too (Fig. 6)."""
     rows = []
     for label in runs.labels:
         known = [run.reuse for run in runs.by_label[label].values() if run.reuse is not None]
@@ -93,7 +93,7 @@ def reuse(runs: Runs) -> Table:
 
 
 def compression(runs: Runs) -> Table:
-    """A row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7)."""
+    """Make a row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7)."""
     rows = tuple(
         {"method": label, "seed": seed, "epoch": epoch, "used": used, "valid_accuracy": right}
         for label, seed, run in runs.each()

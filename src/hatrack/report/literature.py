@@ -1,4 +1,4 @@
-"""What others published of the same experiments, and a table of it with the runs at hand in between.
+"""Figures that others published of the same experiments, and a table of them with the runs at hand in between.
 
 Only figures that could be read in a source are here: the HAT paper's tables have more rows than its text quotes, and
 these are left out rather than guessed.
@@ -23,18 +23,18 @@ from hatrack.report.table import METHOD, Kind, Table, TableColumn, mean_and_sd
 __all__ = ["HERE", "PUBLISHED", "Measure", "Published", "has_published", "published"]
 
 HERE = "these runs"
-"""Who made the figures that are not out of the literature."""
+"""Name of the source of the figures that are not out of the literature."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What was measured.
+    """Quantity that was measured.
 
     Attributes:
         key: in the rows of the table.
-        title: what people read.
-        kind: how it is shown.
-        help: what it means, in one sentence.
+        title: title for people.
+        kind: way in which it is shown.
+        help: its meaning, in one sentence.
         after: number of tasks learned when it was measured.
     """
 
@@ -52,11 +52,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Published:
-    """What a source says of a method.
+    """Figures of a method in one source.
 
     Attributes:
         method: its name; that of :data:`hatrack.methods.METHODS` where it is there.
-        source: who published or measured it, and where.
+        source: the publication, or the code that was measured.
         figures: means by measure.
         sds: standard deviations by measure, where they are known.
         network: hidden units of its layers, where they are known.
@@ -101,16 +101,16 @@ def _read() -> dict[str, tuple[Published, ...]]:
 
 
 PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(_read())
-"""What was published, by the name of the stream that it was measured on."""
+"""Published figures by the name of the stream that they were measured on."""
 
 
 def has_published(runs: Runs) -> bool:
-    """Whether anything was published of what these runs learned."""
+    """Return whether figures were published of the stream of these runs."""
     return _stream(runs) in PUBLISHED
 
 
 def published(runs: Runs) -> Table:
-    """The literature's figures and ours in one table, the best first (the HAT paper's tables 7 and 8, and others).
+    """Put the literature's figures and ours in one table, the best first (the HAT paper's tables 7 and 8, and others).
 
     Rows of ours have the number of their seeds, and the settings that differ from the experiment's, since a run with
     fewer epochs or samples is no reproduction. A figure is left empty where so many tasks have not been learned.
@@ -180,7 +180,7 @@ def _network(run: RunResult) -> str | None:
 
 
 def _differing(run: RunResult) -> str | None:
-    """The settings that are not the experiment's, the number of hidden units aside, which have a column."""
+    """Return the settings that are not the experiment's, the number of hidden units aside, which have a column."""
     if run.method not in METHODS:
         return None  # a method of other versions: its settings are not known
     own = EXPERIMENTS[run.experiment].config(run.method).flat()
@@ -197,7 +197,7 @@ def _text(value: Any) -> str:
 
 
 def _rank(value: float | None, measure: Measure) -> tuple[bool, float]:
-    """Sorts the best first, and what is not known last."""
+    """Return the key that sorts the best first, and unknown figures last."""
     if value is None:
         return True, 0.0
     return False, value if measure.lower_is_better else -value

@@ -38,7 +38,7 @@ _BANDS = " Bands are one standard deviation over seeds."
 
 
 def html_report(runs: Runs) -> str:
-    """The report on some runs, readable by people who have never heard of continual learning.
+    """Write the report on some runs, readable by people who have never heard of continual learning.
 
     Args:
         runs: at least one.
@@ -111,7 +111,7 @@ def _css() -> str:
 
 @cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed, as one script that vl-convert ships."""
+    """Return Vega, Vega-Lite and Vega-Embed, as one script that vl-convert ships."""
     try:
         import vl_convert
     except ImportError as error:  # pragma: no cover - the extra is installed wherever tests run

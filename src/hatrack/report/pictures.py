@@ -1,4 +1,4 @@
-"""Pictures of what is inside a trained network, and of an equation."""
+"""Pictures of the inside of a trained network, and of an equation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["PICTURES", "dwa_embeddings", "dwa_masks", "gradient", "input_attenti
 
 
 def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -> Drawing:
-    """Fig. 2 of the HAT paper: the gradient of the gate, summed over an epoch of annealing, by the embedding's value.
+    """Draw the gradient of the gate, summed over an epoch, by the embedding's value (Fig. 2 of the HAT paper).
 
     Args:
         request: not used; equations need no run.
@@ -59,7 +59,7 @@ def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -
 
 
 def input_attention(request: RunRequest) -> Drawing:
-    """Fig. 10 of the HAT paper: which input features each task uses, as pictures of the input's shape."""
+    """Draw the input features that each task uses, as pictures of the input's shape (Fig. 10 of the HAT paper)."""
     network, tasks, shape = _masked(request)
     masks = [network.masks(task).get("inputs") for task in tasks]
     if any(mask is None or mask.numel() != torch.Size(shape).numel() for mask in masks):
@@ -71,7 +71,7 @@ def input_attention(request: RunRequest) -> Drawing:
 
 
 def weight_masks(request: RunRequest) -> Drawing:
-    """The masks of weights in the first dense layer: for every input feature, the share of its weights that is on.
+    """Draw the masks of weights in the first dense layer: of every input feature, the share of its weights that is on.
 
     A last picture shows the share that any task uses.
     """

@@ -1,4 +1,4 @@
-"""What the page of a report says, section by section: plain values for its template."""
+"""Sections of the page of a report: plain values for its template."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def title(runs: Runs) -> str:
-    """What the runs are called."""
+    """Name the runs."""
     competing = runs.competitors
     if len(competing) == 1:
         return competing[0]
@@ -39,7 +39,7 @@ def title(runs: Runs) -> str:
 
 
 def method_list(runs: Runs) -> list[dict[str, Any]]:
-    """Every method, with how its lines are drawn and whether they are shown at first."""
+    """List every method with the colour and dashes of its lines, and whether they are shown at first."""
     palette = len(LIGHT)
     return [
         {
@@ -53,14 +53,14 @@ def method_list(runs: Runs) -> list[dict[str, Any]]:
 
 
 def explanations(runs: Runs) -> list[dict[str, str]]:
-    """What every method does, in a line, and whose it is."""
+    """Describe every method in a line, with its source."""
     names = dict.fromkeys(run.method for _, _, run in runs.each())
     known = [METHODS[name] for name in names if name in METHODS]
     return [{"name": kind.name, "text": kind.description, "source": kind.source} for kind in known]
 
 
 def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
-    """The result in a few figures."""
+    """Give the result in a few figures."""
     several = len(runs.competitors) > 1
     cards = [
         {
@@ -112,7 +112,7 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
 
 
 def sentences(runs: Runs, outcome: Verdict) -> list[str]:
-    """What else there is to say of the result."""
+    """Say more about the result: the distance from joint training, and the lack of seeds."""
     sentences = []
     if "joint" in runs.labels and runs.learned > 1 and outcome.best != "joint":
         joint = next(row for row in summary(runs).rows if row["method"] == "joint")["average_accuracy"]
@@ -128,7 +128,7 @@ def sentences(runs: Runs, outcome: Verdict) -> list[str]:
 
 
 def summary_rows(table: Table) -> dict[str, Any]:
-    """The table of all methods, for the page."""
+    """Make the table of all methods, for the page."""
     shown = [column for column in table.columns if column.key not in ("backward_transfer", "seeds")]  # said otherwise
     rows = []
     for row in table.rows:
@@ -150,7 +150,7 @@ def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
 
 
 def forest(table: Table, reference: str) -> dict[str, Any]:
-    """Differences and their intervals, placed between the lowest and the highest end."""
+    """Place differences and their intervals between the lowest and the highest end."""
     rows = [row for row in table.rows if row["method"] != "random"]
     if not rows:
         return {"rows": []}
@@ -193,7 +193,7 @@ def beside(table: Table) -> tuple[Row, ...]:
 
 
 def proof(runs: Runs) -> dict[str, Any]:
-    """First digits of the hashes, when a task was learned and at the end."""
+    """Give the first digits of the hashes, when a task was learned and at the end."""
     rows = []
     seed = runs.seeds[0]
     for label in runs.labels:
@@ -213,7 +213,7 @@ def proof(runs: Runs) -> dict[str, Any]:
 
 
 def settings(runs: Runs) -> dict[str, Any]:
-    """Settings that all methods share, and those of single ones."""
+    """Divide the settings into those that all methods share, and those of single ones."""
     first = {label: next(iter(of.values())).config for label, of in runs.by_label.items()}
     everywhere = [key for key in runs.any.config if all(key in config for config in first.values())]
     shared = [key for key in everywhere if len({repr(config[key]) for config in first.values()}) == 1]
@@ -225,7 +225,7 @@ def settings(runs: Runs) -> dict[str, Any]:
 
 
 def environments(runs: Runs) -> list[list[tuple[str, str]]]:
-    """Every different environment of the runs."""
+    """List every different environment of the runs."""
     different: dict[str, list[tuple[str, str]]] = {}
     for of in runs.by_label.values():
         for run in of.values():

@@ -1,4 +1,4 @@
-"""How large and how fast extracted tasks are, as a table."""
+"""Table of the size and speed of extracted tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["sizes_table"]
 
 
 def sizes_table(sizes: Sequence[TaskSize]) -> Table:
-    """A row per task: its share of units, parameters and operations, its file, its time, and against the whole."""
+    """Make a row per task: its share of units, parameters and operations, its file, its time, and against the whole."""
     rows = tuple(_row(size) for size in sizes)
     columns = (
         Kind.TEXT.column("task"),

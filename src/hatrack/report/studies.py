@@ -22,11 +22,11 @@ class Study:
     """An analysis with training of its own.
 
     Attributes:
-        name: what the command line calls it.
-        description: what it shows.
-        source: which figure of which paper it follows.
-        experiment: what is learned if nothing else is asked for.
-        methods: how.
+        name: its name on the command line.
+        description: its content, in one line.
+        source: the figure of the paper that it follows.
+        experiment: the experiment if no other is asked for.
+        methods: names of the methods that are trained.
         variants: settings of the runs, by key, one mapping per variant.
         figure: name of the figure that is drawn from all the runs, for the first of the methods; None for a picture.
         picture: name of the picture that is drawn from the request of the first run, if there is no figure.
@@ -62,12 +62,12 @@ def requests(
     data: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[RunRequest]:
-    """The runs of a study, each with a folder of its own in a folder.
+    """Describe the runs of a study, each with a folder of its own in a folder.
 
     Args:
         study: the study.
-        folder: where the runs are kept.
-        experiment: what is learned; the study's own if left out.
+        folder: folder in which the runs are kept.
+        experiment: the experiment; None takes the study's own.
         seeds: a run of each variant for each.
         data: folder to look for data in first.
         overrides: settings of all runs, such as fewer epochs; those of the variants come on top.
@@ -92,7 +92,7 @@ def requests(
 
 
 def draw(study: Study, folder: Path, runs: Sequence[RunRequest]) -> Drawing:
-    """The figure of a study whose runs are finished."""
+    """Draw the figure of a study whose runs are finished."""
     if study.figure is not None:
         return FIGURES[study.figure].draw(read_runs(folder), study.methods[0])
     from hatrack.report import pictures  # needs altair
@@ -102,5 +102,5 @@ def draw(study: Study, folder: Path, runs: Sequence[RunRequest]) -> Drawing:
 
 
 def _applies(key: str, method: str) -> bool:
-    """Whether a variant's setting is one of all methods, or of HAT."""
+    """Return whether a variant's setting is one of all methods, or of HAT."""
     return method == "hat" or key == "num_tasks"

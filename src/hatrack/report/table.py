@@ -1,4 +1,4 @@
-"""What a table is: rows with plain values, columns that say how people read them."""
+"""Tables: rows with plain values, columns that say how people read them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 class Kind(enum.Enum):
-    """How a column is shown to people; files get the plain numbers."""
+    """Way in which a column is shown to people; files get the plain numbers."""
 
     TEXT = "text"
     NUMBER = "number"
@@ -35,10 +35,10 @@ class TableColumn:
     """A column; where rows have a value called ``key`` and ``_sd``, that is the standard deviation.
 
     Attributes:
-        key: in the rows.
-        title: what people read.
-        kind: how its values are shown.
-        help: what it means, in one sentence.
+        key: its key in the rows.
+        title: title for people.
+        kind: way in which its values are shown.
+        help: its meaning, in one sentence.
     """
 
     key: str
@@ -57,8 +57,8 @@ class Table:
     """A table.
 
     Attributes:
-        name: for file names.
-        title: what people read.
+        name: name in file names.
+        title: title for people.
         columns: in their order.
         rows: in theirs.
     """
@@ -98,7 +98,7 @@ def means(rows: Iterable[Row], keys: Sequence[str], value: str) -> dict[tuple[An
 
 
 def mean_and_sd(key: str, values: Iterable[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation, as the values ``key`` and ``key_sd`` of a row; None if any value is missing."""
+    """Return mean and standard deviation, as ``key`` and ``key_sd`` of a row; None if any value is missing."""
     known = [*values]
     if not known or any(value is None for value in known):
         return {key: None, f"{key}_sd": None}

@@ -1,4 +1,4 @@
-"""Tidy tables: what is in the runs, as rows for people, papers and plots."""
+"""Tidy tables: the content of runs as rows for people, papers and plots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["accuracy", "curves", "data", "forgetting_ratios", "is_constant", "se
 
 
 def summary(runs: Runs) -> Table:
-    """A row per method, the best first: accuracy, forgetting, transfer, time, and the proof by hashes."""
+    """Make a row per method, the best first: accuracy, forgetting, transfer, time, and the proof by hashes."""
     rows: list[dict[str, Any]] = []
     for label in runs.labels:
         of = list(runs.by_label[label].items())
@@ -56,7 +56,7 @@ def summary(runs: Runs) -> Table:
 
 
 def accuracy(runs: Runs) -> Table:
-    """A row per method, seed, task learned last and task tested."""
+    """Make a row per method, seed, task learned last and task tested."""
     names = runs.task_names
     rows = (
         {
@@ -82,7 +82,7 @@ def accuracy(runs: Runs) -> Table:
 
 
 def curves(runs: Runs) -> Table:
-    """A row per method and number of tasks learned: average accuracy, forgetting and ρ of the tasks so far (Fig. 3)."""
+    """Make a row per method and number of tasks: average accuracy, forgetting and ρ of the tasks so far (Fig. 3)."""
     rows = []
     for label in runs.labels:
         for after in range(runs.learned):
@@ -106,7 +106,7 @@ def curves(runs: Runs) -> Table:
 
 
 def forgetting_ratios(runs: Runs) -> Table:
-    """ρ^{≤t}, a row per method and a column per t, as the papers' tables 1, 3 and 6 have it."""
+    """Make a row per method with ρ^{≤t}, a column per t, as the papers' tables 1, 3 and 6 have it."""
     rows = []
     for label in runs.labels:
         row: dict[str, Any] = {"method": label}
@@ -121,7 +121,7 @@ def forgetting_ratios(runs: Runs) -> Table:
 
 
 def data(runs: Runs) -> Table:
-    """The tasks: classes and numbers of samples (Table 2)."""
+    """Make a row per task: classes and numbers of samples (Table 2)."""
     one = runs.any
     rows = tuple(
         {"task": number, **vars(task), "name": name}
@@ -132,7 +132,7 @@ def data(runs: Runs) -> Table:
 
 
 def sensitivity(runs: Runs) -> Table:
-    """A row per value of the one setting in which the runs of a method differ: accuracy and forgetting (Fig. 4).
+    """Make a row per value of the one setting in which the runs of a method differ: accuracy and forgetting (Fig. 4).
 
     Raises:
         InputError: no method was run with several values of one setting, or one differs in several settings.
@@ -161,7 +161,7 @@ def sensitivity(runs: Runs) -> Table:
 
 
 def is_constant(run: RunResult, task: int) -> bool:
-    """Whether the outputs on a task stayed the same to the bit from when it was learned to the end."""
+    """Return whether the outputs on a task stayed the same to the bit from when it was learned to the end."""
     column = [row[task].logits_sha256 for row in run.scores[task:]]
     return all(one == next_one for one, next_one in pairwise(column))
 

@@ -20,7 +20,7 @@ class TensorBoard:
     every task so far under ``tasks/``, average accuracy, forgetting, and the share of the network in use.
 
     Args:
-        folder: where to; ``tensorboard --logdir`` is given it, or one above it.
+        folder: folder to write to; ``tensorboard --logdir`` is given it, or one above it.
         result: the run as it stands; epochs are counted on from it.
 
     Raises:

@@ -54,7 +54,7 @@ def verdict(runs: Runs) -> Verdict:
 
 
 def differences(runs: Runs) -> Table:
-    """Differences of every method from the best, over the seeds that both have, with 95 % intervals.
+    """Compare every method with the best, over the seeds that both have, with 95 % intervals.
 
     Args:
         runs: the runs; the best has the highest accuracy, joint training and guessing aside.
@@ -89,7 +89,7 @@ def differences(runs: Runs) -> Table:
 
 
 def timing(runs: Runs) -> Table:
-    """Training time: seconds per method, over all tasks, and against plain fine-tuning (the HAT paper's table 5)."""
+    """Measure training time: seconds per method, and against plain fine-tuning (the HAT paper's table 5)."""
     rows = [{key: row[key] for key in ("method", "seconds", "seconds_sd")} for row in summary(runs).rows]
     plain = next((row["seconds"] for row in rows if row["method"] == "sgd"), None)
     for row in rows:

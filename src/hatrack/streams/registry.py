@@ -73,17 +73,17 @@ def build_stream(
     """Make a stream by name. The same arguments give the same stream.
 
     Args:
-        name: One of :data:`STREAMS`.
-        options: The seed, and which samples to take.
-        data_dir: Folder to look for the data sets in first; see :func:`hatrack.data.load_dataset`.
-        num_tasks: Number of tasks, at least 1; fewer than the stream's own are its first ones, and more are
+        name: one of :data:`STREAMS`.
+        options: the seed, and which samples to take.
+        data_dir: folder to look for the data sets in first; see :func:`hatrack.data.load_dataset`.
+        num_tasks: number of tasks, at least 1; fewer than the stream's own are its first ones, and more are
             possible with permutations only. None takes the stream's own.
-        download: Whether a data set found nowhere may be fetched from the network.
-        monitor: Told how downloads go on.
+        download: whether a data set found nowhere may be fetched from the network.
+        monitor: told how downloads go on.
 
     Raises:
-        InputError: There is no such stream, or a number is out of range.
-        DataError: The data set is missing or damaged; the message says how to get it.
+        InputError: there is no such stream, or a number is out of range.
+        DataError: the data set is missing or damaged; the message says how to get it.
     """
     spec = look_up("stream", name, STREAMS)
     tasks = spec.num_tasks if num_tasks is None else num_tasks

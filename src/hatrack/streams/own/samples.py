@@ -24,10 +24,10 @@ class OwnSamples:
     """Labelled samples as they were read.
 
     Attributes:
-        x: Images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers ``(N, ...)``: float32, or
+        x: images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers ``(N, ...)``: float32, or
             float64 where that could not hold them.
-        labels: The class of each, as it was written.
-        origin: Where they come from, for messages.
+        labels: the class of each, as it was written.
+        origin: their file or folder, for messages.
     """
 
     x: torch.Tensor
@@ -36,7 +36,7 @@ class OwnSamples:
 
 
 def pick_samples(samples: OwnSamples, rows: torch.Tensor) -> OwnSamples:
-    """Some of the samples, by their positions."""
+    """Return some of the samples, by their positions."""
     return OwnSamples(samples.x[rows], tuple(samples.labels[row] for row in rows.tolist()), samples.origin)
 
 
@@ -44,9 +44,9 @@ def divided_samples(samples: OwnSamples, share: float, generator: torch.Generato
     """Divide samples into training and test samples, stratified by class.
 
     Args:
-        samples: What to divide.
-        share: Share to test on, above 0 and below 1.
-        generator: Draws which.
+        samples: the samples to divide.
+        share: share to test on, above 0 and below 1.
+        generator: draws which.
     """
     numbers = {label: number for number, label in enumerate(sorted(set(samples.labels)))}
     labels = torch.tensor([numbers[label] for label in samples.labels])
@@ -64,7 +64,7 @@ def as_splits(train: OwnSamples, test: OwnSamples) -> tuple[tuple[str, ...], Spl
         The classes: numbers in their order, anything else in the order of the alphabet; the training and test samples.
 
     Raises:
-        DataError: There is but one class, a test sample has an unknown one or one in another spelling, or the shapes
+        DataError: there is but one class, a test sample has an unknown one or one in another spelling, or the shapes
             differ.
     """
     refuse_alike([*sorted(set(train.labels)), *test.labels], lambda row: test.origin)
@@ -97,7 +97,7 @@ def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int |
 
     Args:
         images: uint8 or floats ``(N, C, H, W)`` with one or three channels.
-        resize: Height and width, bilinear and antialiased whatever the proportions; None leaves them.
+        resize: height and width, bilinear and antialiased whatever the proportions; None leaves them.
         channels: 1 takes the luminance of colours, 3 repeats grey; None leaves them.
     """
     if channels == 3 and images.shape[1] == 1:
@@ -120,7 +120,7 @@ def _as_before(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation in float64, shaped to go with the samples: per channel of images, else per feature.
+    """Return mean and deviation in float64, shaped to go with the samples: per channel of images, else per feature.
 
     The deviation of what does not vary is 1.
     """
