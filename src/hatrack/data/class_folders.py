@@ -10,7 +10,7 @@ import torch
 
 from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays, every_nth_of_each_class
-from hatrack.data.pictures import SUFFIXES, PictureForm, decode_files
+from hatrack.data.pictures import PictureForm, decode_files, picture_names
 from hatrack.errors import DataError
 
 __all__ = ["ClassFolders"]
@@ -65,7 +65,7 @@ class ClassFolders:
 
     def choose(self, names: Sequence[str]) -> list[str]:
         """Return the pictures of the classes."""
-        pictures = [name for name in names if name.lower().endswith(SUFFIXES)]
+        pictures = picture_names(names)
         chosen = set(self._folders(pictures))
         return [name for name in pictures if _folder(name) in chosen]
 

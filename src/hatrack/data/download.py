@@ -32,7 +32,7 @@ LARGEST = 1 << 31
 OFFLINE_VARIABLE = "HATRACK_OFFLINE"
 
 DownloadMonitor: TypeAlias = Callable[[str, int, "int | None"], None]
-"""Function that is told of a download: the file's name, the bytes that are there, and how many there will be, if known."""
+"""Function that is told of a download: the file's name, the bytes so far, and the number of all, None if unknown."""
 
 
 def offline() -> bool:

@@ -15,7 +15,7 @@ from hatrack.data.arrays import ImageArrays, channel_statistics
 from hatrack.data.dataset import CommonForm, ImageDataset
 from hatrack.data.files import read_payload
 from hatrack.data.npz import decode_npz
-from hatrack.data.pictures import SUFFIXES, PictureForm, decode_files
+from hatrack.data.pictures import PictureForm, decode_labelled, picture_names
 from hatrack.data.trees import read_tree
 from hatrack.errors import DataError, InputError
 
@@ -146,20 +146,21 @@ def from_pictures(
         DataError: there is no such folder or archive, it is damaged, or ``test`` has a class that ``train`` lacks.
     """
     contents = read_tree(Path(path), _ANY_CLASSES)
-    classes = sorted({name.split("/")[1] for name in contents if name.startswith("train/")})
-    label_of = {folder: label for label, folder in enumerate(classes)}
-    form = PictureForm(size, resize=True, channels=channels)
-    arrays = []
-    for part in ("train", "test"):
-        files = {name: contents[name] for name in sorted(contents) if name.startswith(f"{part}/")}
+    folders: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+    for file in contents:
+        part, folder = file.split("/")[:2]
+        folders[part][file] = folder
+    for part, files in folders.items():
         if not files:
             raise DataError(f"{path}: holds no pictures {part}/CLASS/*.png or *.jpg")
-        unknown = {name.split("/")[1] for name in files} - label_of.keys()
-        if unknown:
-            raise DataError(f"{path}: there is a class {min(unknown)!r} in test, but not in train")
-        labels = torch.tensor([label_of[name.split("/")[1]] for name in files])
-        arrays += [decode_files(files, form, str(path)), labels]
-    return _assembled(name, ImageArrays(*arrays), classes, mean, std, CommonForm(), "own pictures")
+    classes = sorted(set(folders["train"].values()))
+    unknown = set(folders["test"].values()) - set(classes)
+    if unknown:
+        raise DataError(f"{path}: there is a class {min(unknown)!r} in test, but not in train")
+    label_of = {folder: label for label, folder in enumerate(classes)}
+    train, test = ({file: label_of[folder] for file, folder in files.items()} for files in folders.values())
+    arrays = decode_labelled(contents, train, test, PictureForm(size, resize=True, channels=channels), str(path))
+    return _assembled(name, arrays, classes, mean, std, CommonForm(), "own pictures")
 
 
 class _AnyClasses:
@@ -171,7 +172,7 @@ class _AnyClasses:
     limits = Limits(files=1 << 20, file_bytes=1 << 25, bytes=1 << 32)
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if name.lower().endswith(SUFFIXES)]
+        return picture_names(names)
 
 
 _ANY_CLASSES = _AnyClasses()

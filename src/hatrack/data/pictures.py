@@ -14,7 +14,7 @@ from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays
 from hatrack.errors import DataError
 
-__all__ = ["PictureForm", "PictureLayout", "decode_files", "decode_pictures"]
+__all__ = ["PictureForm", "PictureLayout", "decode_files", "decode_labelled", "decode_pictures", "picture_names"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 PICTURE_BYTES = 1 << 20
@@ -91,7 +91,7 @@ class PictureLayout:
 
     def choose(self, names: Sequence[str]) -> list[str]:
         """Return those that are pictures by their names."""
-        return [name for name in names if name.lower().endswith(SUFFIXES)]
+        return picture_names(names)
 
     def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
         """See :func:`decode_pictures`."""
@@ -113,12 +113,35 @@ def decode_pictures(contents: Mapping[str, bytes], layout: PictureLayout, origin
         DataError: a class is unknown, the numbers are wrong, or a picture is damaged or of another size or kind.
     """
     labels = _labels(contents, layout, origin)
+    train, test = ({path: labels[path] for path in contents if path.startswith(part)} for part in ("train/", "test/"))
+    return decode_labelled(contents, train, test, PictureForm(layout.size), origin)
+
+
+def decode_labelled(
+    contents: Mapping[str, bytes], train: Mapping[str, int], test: Mapping[str, int], form: PictureForm, origin: str
+) -> ImageArrays:
+    """Decode the training and test pictures of a tree, in the order of their paths.
+
+    Args:
+        contents: content of each picture file by its path.
+        train: label of each training picture by its path.
+        test: label of each test picture by its path.
+        form: size and channels that each gets.
+        origin: path or address of the tree, for the error message.
+
+    Raises:
+        DataError: a picture is damaged, too large, or of another size or kind than it should be.
+    """
     arrays = []
-    for part in ("train", "test"):
-        paths = [path for path in sorted(contents) if path.startswith(f"{part}/")]
-        images = decode_files({path: contents[path] for path in paths}, PictureForm(layout.size), origin)
-        arrays += [images, torch.tensor([labels[path] for path in paths])]
+    for labels in (train, test):
+        images = decode_files({path: contents[path] for path in sorted(labels)}, form, origin)
+        arrays += [images, torch.tensor([labels[path] for path in sorted(labels)])]
     return ImageArrays(*arrays)
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Return those names that are names of pictures."""
+    return [name for name in names if name.lower().endswith(SUFFIXES)]
 
 
 def decode_files(contents: Mapping[str, bytes], form: PictureForm, origin: str) -> torch.Tensor:

@@ -15,13 +15,11 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.dataset import DatasetSpec, FileVariant
 from hatrack.data.files import DataFile
-from hatrack.data.pictures import PictureForm, PictureLayout, decode_files
+from hatrack.data.pictures import PictureForm, PictureLayout, decode_labelled
 from hatrack.data.sources import PublishedFiles
 from hatrack.data.trees import PictureTree, unpack_tree
 from hatrack.errors import DataError
@@ -105,11 +103,7 @@ class SignLayout:
         for part, labels, wanted in (("training", train, self.train), ("test", test, self.test)):
             if len(labels) != wanted:
                 raise DataError(f"{origin}: holds {len(labels)} {part} pictures instead of {wanted}; fetch it again")
-        arrays = []
-        for labels in (train, test):
-            images = decode_files({path: contents[path] for path in sorted(labels)}, FORM, origin)
-            arrays += [images, torch.tensor([labels[path] for path in sorted(labels)])]
-        return ImageArrays(*arrays)
+        return decode_labelled(contents, train, test, FORM, origin)
 
     def _training_labels(self, contents: Mapping[str, bytes], origin: str) -> Iterator[tuple[str, int]]:
         """Yield every picture with the label of its folder, which its table must repeat."""

@@ -10,6 +10,8 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import groupby
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -65,8 +67,8 @@ class Published:
 
     method: str
     source: str
-    figures: dict[Measure, float]
-    sds: dict[Measure, float] = field(default_factory=dict)
+    figures: Mapping[Measure, float]
+    sds: Mapping[Measure, float] = field(default_factory=dict)
     network: str = ""
     seeds: int | None = None
 
@@ -85,19 +87,17 @@ def _measure(name: str, after: int) -> Measure:
 
 
 def _read() -> dict[str, tuple[Published, ...]]:
-    """Read ``literature.csv``: a figure a row; rows that differ in the figure alone are one entry."""
+    """Read ``literature.csv``: a figure a row; neighbours that differ in the figure alone are one entry."""
     text = resources.files("hatrack.report").joinpath("literature.csv").read_text(encoding="utf-8")
-    entries: dict[str, dict[tuple[str, ...], Published]] = {}
-    for row in csv.DictReader(text.splitlines()):
-        measured = (row["method"], row["source"], row["network"], row["seeds"])
-        entry = entries.setdefault(row["stream"], {}).setdefault(
-            measured, Published(*measured[:2], {}, {}, row["network"], int(row["seeds"]) if row["seeds"] else None)
-        )
-        measure = _measure(row["measure"], int(row["after"]))
-        entry.figures[measure] = float(row["value"])
-        if row["sd"]:
-            entry.sds[measure] = float(row["sd"])
-    return {stream: tuple(of.values()) for stream, of in entries.items()}
+    source = itemgetter("stream", "method", "source", "network", "seeds")
+    entries: dict[str, tuple[Published, ...]] = {}
+    for (stream, method, by, network, seeds), group in groupby(csv.DictReader(text.splitlines()), source):
+        rows = [(_measure(row["measure"], int(row["after"])), row) for row in group]
+        figures = {measure: float(row["value"]) for measure, row in rows}
+        sds = {measure: float(row["sd"]) for measure, row in rows if row["sd"]}
+        entry = Published(method, by, figures, sds, network, int(seeds) if seeds else None)
+        entries[stream] = (*entries.get(stream, ()), entry)
+    return entries
 
 
 PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(_read())

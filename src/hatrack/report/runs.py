@@ -16,7 +16,7 @@ from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
 from hatrack.metrics import average_accuracy
 
-__all__ = ["REFERENCES", "Runs", "read_runs"]
+__all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
 
 REFERENCES: Mapping[str, str] = {
     "joint": "learns all tasks so far at once, with all their data: what there is to reach",
@@ -139,6 +139,14 @@ class Runs:
         ratios = [forgetting_ratio(*(score.accuracy for score in cell)) for cell in cells]
         mean = sum(ratios) / len(ratios)
         return mean if mean == mean else None
+
+
+def in_use(capacity: Mapping[str, Any] | None) -> float | None:
+    """Return the share of units in use, or of weights where masks are about weights; None where nothing is known."""
+    if capacity is None:
+        return None
+    share: float = capacity["weights"] if capacity["units"] is None else capacity["units"]
+    return share
 
 
 def read_runs(*places: Path) -> Runs:

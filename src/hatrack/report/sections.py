@@ -62,16 +62,11 @@ def explanations(runs: Runs) -> list[dict[str, str]]:
 def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
     """Give the result in a few figures."""
     several = len(runs.competitors) > 1
-    cards = [
-        {
-            "tone": "",
-            "what": "highest accuracy after the last task" if several else "average accuracy in the end",
-            "figure": f"{outcome.best} {number(outcome.accuracy, Kind.PERCENT)} %"
-            if several
-            else f"{number(outcome.accuracy, Kind.PERCENT)} %",
-            "text": f"mean over {_count(runs.learned, 'task')} and {_count(len(runs.by_label[outcome.best]), 'seed')}",
-        }
-    ]
+    accuracy = f"{number(outcome.accuracy, Kind.PERCENT)} %"
+    over = f"mean over {_count(runs.learned, 'task')} and {_count(len(runs.by_label[outcome.best]), 'seed')}"
+    cards = [("", "average accuracy in the end", accuracy, over)]
+    if several:
+        cards = [("", "highest accuracy after the last task", f"{outcome.best} {accuracy}", over)]
     if outcome.second is not None and outcome.points is not None:
         lead = outcome.lead
         text = "one seed in common: no telling whether that is luck"
@@ -79,36 +74,20 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
             text = f"95 % interval {number(lead.low, Kind.POINTS)} to {number(lead.high, Kind.POINTS)}: "
             text += "more than luck" if lead.excludes_zero else "may well be luck"
         cards.append(
-            {
-                "tone": "",
-                "what": f"ahead of {outcome.second}, the next",
-                "figure": f"{number(outcome.points, Kind.POINTS)} points",
-                "text": text,
-            }
+            ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, Kind.POINTS)} points", text)
         )
     kept = outcome.unforgotten
     if kept or not several:
-        figure = ", ".join(kept) if len(kept) <= 6 else f"{', '.join(kept[:5])} and {len(kept) - 5} more"
-        cards.append(
-            {
-                "tone": "good" if kept else "bad",
-                "what": "no output on an old task ever changed",
-                "figure": figure if several else "yes" if kept else "no",
-                "text": "identical to the bit, shown by fingerprints",
-            }
-        )
+        names = ", ".join(kept) if len(kept) <= 6 else f"{', '.join(kept[:5])} and {len(kept) - 5} more"
+        figure = names if several else "yes" if kept else "no"
+        text = "identical to the bit, shown by fingerprints"
+        cards.append(("good" if kept else "bad", "no output on an old task ever changed", figure, text))
     name, lost = outcome.most_forgetful
-    points = number(lost, Kind.POINTS)
     if lost > 0:
-        cards.append(
-            {
-                "tone": "bad",
-                "what": "forgets most" if several else "forgetting",
-                "figure": f"{name} {points} points" if several else f"{points} points",
-                "text": "of accuracy lost since a task was learned, on the average",
-            }
-        )
-    return cards
+        what, figure = ("forgets most", f"{name} ") if several else ("forgetting", "")
+        figure += f"{number(lost, Kind.POINTS)} points"
+        cards.append(("bad", what, figure, "of accuracy lost since a task was learned, on the average"))
+    return [dict(zip(("tone", "what", "figure", "text"), card, strict=True)) for card in cards]
 
 
 def sentences(runs: Runs, outcome: Verdict) -> list[str]:

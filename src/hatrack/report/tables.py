@@ -9,7 +9,7 @@ from typing import Any
 from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.metrics import average_accuracy, forgetting, forward_transfer, learning_accuracy
-from hatrack.report.runs import Runs
+from hatrack.report.runs import Runs, in_use
 from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, mean_and_sd
 
 __all__ = ["accuracy", "curves", "data", "forgetting_ratios", "is_constant", "sensitivity", "summary"]
@@ -30,7 +30,7 @@ def summary(runs: Runs) -> Table:
                 **mean_and_sd("learning_accuracy", map(learning_accuracy, matrices.values())),
                 **mean_and_sd("backward_transfer", (0.0 - forgetting(matrix) for matrix in matrices.values())),
                 **mean_and_sd("forward_transfer", (_forward(matrices[seed], alone[seed]) for seed in matrices)),
-                **mean_and_sd("used", (_in_use(run.capacity) for _, run in of)),
+                **mean_and_sd("used", (in_use(run.capacity) for _, run in of)),
                 **mean_and_sd("seconds", (sum(run.seconds) for _, run in of)),
                 "unchanged": sum(all(is_constant(run, task) for task in range(runs.learned)) for _, run in of),
             }
@@ -184,10 +184,3 @@ def _forward(matrix: Sequence[Sequence[float]], alone: RunResult | None) -> floa
     if alone is None:
         return None
     return forward_transfer(matrix, [alone.scores[task][task].accuracy for task in range(len(matrix))])
-
-
-def _in_use(capacity: Mapping[str, Any] | None) -> float | None:
-    if capacity is None:
-        return None
-    share: float = capacity["weights"] if capacity["units"] is None else capacity["units"]
-    return share

@@ -8,6 +8,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments import Event, RunResult, TaskBegun, TaskLearned
+from hatrack.report.runs import in_use
 from hatrack.train import EpochDone
 
 __all__ = ["TensorBoard"]
@@ -61,7 +62,7 @@ class TensorBoard:
         figures = result.metrics()
         for name in ("average_accuracy", "forgetting"):
             self._writer.add_scalar(name, figures[name], learned)
-        if result.capacity is not None:
-            share = result.capacity["units"]
-            self._writer.add_scalar("in_use", result.capacity["weights"] if share is None else share, learned)
+        share = in_use(result.capacity)
+        if share is not None:
+            self._writer.add_scalar("in_use", share, learned)
         self._writer.flush()

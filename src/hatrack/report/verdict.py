@@ -40,7 +40,8 @@ class Verdict:
 def verdict(runs: Runs) -> Verdict:
     """Find the winner."""
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
-    best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    best, *others = ranked
+    second = others[0] if others else None
     forgetful = max(ranked, key=lambda row: row["forgetting"])
     return Verdict(
         best=best["method"],

@@ -11,6 +11,7 @@ from itertools import zip_longest
 
 import torch
 
+from hatrack.data.arrays import rows_by_class
 from hatrack.errors import InputError
 from hatrack.streams.base import Split, Task, TaskStream
 from hatrack.streams.seeding import seeded_generator
@@ -98,8 +99,7 @@ def _divided(task: Task, portions: int, seed: int) -> list[tuple[Split, Split]]:
 def _parts(split: Split, portions: int, generator: torch.Generator, what: str) -> list[Split]:
     """Divide a split so that the parts differ by at most one sample of every class."""
     part_of = torch.zeros(len(split), dtype=torch.int64)
-    for label in sorted(set(split.labels.tolist())):
-        rows = (split.labels == label).nonzero().flatten()
+    for rows in rows_by_class(split.labels):
         if len(rows) < portions:
             raise InputError(f"{what} samples: {len(rows)} of a class cannot be divided into {portions} portions")
         part_of[rows] = torch.randperm(len(rows), generator=generator) % portions

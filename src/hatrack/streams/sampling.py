@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hatrack.data.arrays import rows_by_class
 from hatrack.errors import InputError
 
 __all__ = ["StreamOptions", "balanced_rows", "stratified_split"]
@@ -50,7 +51,7 @@ def stratified_split(
     if not 0 < fraction < 1:
         raise InputError(f"the validation share must be at least 0 and below 1, not {fraction}")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for rows in _rows_by_class(labels):
+    for rows in rows_by_class(labels):
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         held_out[_draw(rows, count, generator)] = True
     if not held_out.any():
@@ -78,7 +79,7 @@ def balanced_rows(labels: torch.Tensor, limit: int, generator: torch.Generator) 
     """
     if limit < 1:
         raise InputError(f"the limit of training samples per task must be at least 1, not {limit}")
-    by_size = sorted(_rows_by_class(labels), key=len)
+    by_size = sorted(rows_by_class(labels), key=len)
     remaining = max(limit, len(by_size))
     kept = []
     # Smallest class first: what a small class cannot fill is shared out among the larger ones after it.
@@ -87,11 +88,6 @@ def balanced_rows(labels: torch.Tensor, limit: int, generator: torch.Generator) 
         kept.append(_draw(rows, count, generator))
         remaining -= count
     return torch.cat(kept).sort().values
-
-
-def _rows_by_class(labels: torch.Tensor) -> list[torch.Tensor]:
-    """Return the rows of every class that occurs, by ascending label."""
-    return [(labels == label).nonzero().flatten() for label in sorted(set(labels.tolist()))]
 
 
 def _draw(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
