@@ -25,7 +25,7 @@ class ClassFolders:
             alphabetical order.
         counts: number of pictures in each folder, or empty where that is not known.
         form: size and channels that pictures get.
-        test_every: of each class, every so many-th picture, in the order of their paths, is for testing.
+        test_every: every so many-th picture of a class, in the order of their paths, is for testing.
         total: largest number of pictures.
         file_bytes: largest size of a picture file.
         total_bytes: largest size of all pictures, and of an archive of them.

@@ -84,8 +84,8 @@ def from_huggingface(
         label: the column of the labels.
         train: the split for training.
         test: the split for testing.
-        mean: as for :func:`from_dataset`.
-        std: as for :func:`from_dataset`.
+        mean: mean of each channel, after scaling to [0, 1]; None takes that of the training images.
+        std: standard deviation of each channel, likewise.
 
     Raises:
         InputError: the library, a split or a column is missing, or as :func:`from_dataset`.
@@ -112,8 +112,8 @@ def from_npz(
         name: name of the data set.
         path: the file: images as bytes ``(N, H, W)`` or ``(N, H, W, C)``, labels whole numbers from 0.
         class_names: the name of each class; by default the numbers.
-        mean: as for :func:`from_dataset`.
-        std: as for :func:`from_dataset`.
+        mean: mean of each channel, after scaling to [0, 1]; None takes that of the training images.
+        std: standard deviation of each channel, likewise.
 
     Raises:
         DataError: the file cannot be read, is damaged, or holds other arrays.
@@ -139,8 +139,8 @@ def from_pictures(
         path: the folder or archive.
         size: width and height to which pictures of other sizes are resized.
         channels: 3, or 1 for grey.
-        mean: as for :func:`from_dataset`.
-        std: as for :func:`from_dataset`.
+        mean: mean of each channel, after scaling to [0, 1]; None takes that of the training images.
+        std: standard deviation of each channel, likewise.
 
     Raises:
         DataError: there is no such folder or archive, it is damaged, or ``test`` has a class that ``train`` lacks.

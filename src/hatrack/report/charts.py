@@ -28,7 +28,7 @@ def curves(rows: Sequence[Row], figure: TableColumn, methods: Sequence[str], *, 
     """Draw a line per method over the number of tasks learned, with a band of one standard deviation.
 
     Args:
-        rows: of :func:`hatrack.report.tables.curves`.
+        rows: rows of :func:`hatrack.report.tables.curves`.
         figure: the column that is drawn.
         methods: all of them, whose places give colours and dashes.
         legend: False where the page has one for all charts.
@@ -51,9 +51,9 @@ def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str]) -> Ch
     """Draw the accuracy on every task while others follow, a line per task (Fig. 9).
 
     Args:
-        rows: of :func:`hatrack.report.tables.accuracy`, averaged over seeds here.
+        rows: rows of :func:`hatrack.report.tables.accuracy`, averaged over seeds here.
         method: label of the runs that are drawn.
-        names: of the tasks.
+        names: names of the tasks.
     """
     cells = means((row for row in rows if row["method"] == method), ("task", "after"), "accuracy")
     values: list[dict[str, Any]] = [
@@ -180,7 +180,7 @@ def scatter(
         rows: with the keys below; y is a share, and drawn in percent.
         x: key of what goes to the right.
         y: key of what goes up.
-        titles: of the two axes.
+        titles: titles of the two axes.
         group: key of what tells lines apart.
         order: key by which the points of a line follow each other.
         log_x: whether x grows by factors.

@@ -50,8 +50,8 @@ def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6
     """Draw small grey pictures side by side: white is 1, black is 0.
 
     Args:
-        names: above the pictures.
-        values: in [0, 1], ``(H, W)`` each.
+        names: texts above the pictures.
+        values: the pictures, ``(H, W)`` each, in [0, 1].
         columns: number of pictures beside each other.
         side: width and height on the page.
     """

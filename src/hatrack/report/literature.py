@@ -33,7 +33,7 @@ class Measure:
     """Quantity that was measured.
 
     Attributes:
-        key: in the rows of the table.
+        key: its key in the rows of the table.
         title: title for people.
         kind: way in which it is shown.
         help: its meaning, in one sentence.

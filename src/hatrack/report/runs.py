@@ -124,7 +124,7 @@ class Runs:
         """Return ρ^{≤t}, the mean forgetting ratio of tasks 0..t after task t (Eq. 6).
 
         Args:
-            label: of the runs.
+            label: label of the runs.
             seed: the seed.
             after: t, from 0.
 

@@ -59,8 +59,8 @@ class Table:
     Attributes:
         name: name in file names.
         title: title for people.
-        columns: in their order.
-        rows: in theirs.
+        columns: the columns in their order.
+        rows: the rows in their order.
     """
 
     name: str
