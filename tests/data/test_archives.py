@@ -4,6 +4,7 @@ import gzip
 import io
 import tarfile
 import zipfile
+from collections.abc import Sequence
 
 import pytest
 from miniatures import tar_gz, zipped
@@ -22,9 +23,10 @@ def tar(payload: bytes, limit: int = 1 << 20) -> dict[str, bytes]:
 
 
 def unzip(payload: bytes) -> dict[str, bytes]:
-    return read_zip(
-        payload, lambda name: name.startswith("train/"), files=2, file_limit=1000, limit=1500, origin="here"
-    )
+    def choose(names: Sequence[str]) -> list[str]:
+        return [name for name in names if name.startswith("train/")]
+
+    return read_zip(payload, choose, Limits(files=2, file_bytes=1000, bytes=1500), origin="here")
 
 
 def tar_of(*entries: tarfile.TarInfo) -> bytes:

@@ -41,7 +41,7 @@ def test_every_preset_can_be_built(name: str) -> None:
     experiment = EXPERIMENTS[name]
     prepared = prepare(RunRequest(name, "hat"))
     assert prepared.config == experiment.config("hat")
-    assert len(prepared.stream) == STREAMS[experiment.stream].builder.num_tasks
+    assert len(prepared.stream) == STREAMS[experiment.stream].num_tasks
     assert len(prepared.result.data) == len(STREAMS[experiment.stream].datasets)
     # The first task can be opened, so the backbone suits the samples.
     task = prepared.stream[0]

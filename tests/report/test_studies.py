@@ -6,9 +6,19 @@ from pathlib import Path
 import pytest
 
 from hatrack.cli import main
+from hatrack.report.drawings import DRAWINGS
+from hatrack.report.figures import FIGURES
+from hatrack.report.pictures import PICTURES
 from hatrack.report.studies import STUDIES, requests
 
 QUICK = ["--set", "epochs=2", "--set", "hidden=20,20", "--set", "limit=100", "--set", "num_tasks=2"]
+
+
+def test_every_figure_and_study_can_be_drawn() -> None:
+    assert set(FIGURES) == set(DRAWINGS)
+    for study in STUDIES.values():
+        drawn = [study.figure in FIGURES, study.picture in PICTURES]
+        assert sorted(drawn) == [False, True], f"{study.name} draws a figure or a picture"
 
 
 @pytest.mark.parametrize("name", ["input-attention", "weight-masks", "gradient"])

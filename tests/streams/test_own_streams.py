@@ -15,7 +15,7 @@ from hatrack.errors import DataError, InputError
 from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.labels import order_of
-from hatrack.streams.own.tables import Table
+from hatrack.streams.own.tables import CsvFormat
 from own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, pictures
 
 
@@ -125,7 +125,7 @@ def test_digest_tells_every_change(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("\n".join(ROWS))
     tasks = [
         OwnTask("set", folder, test_share=0.5),
-        OwnTask("table", tmp_path / "a.csv", Table("kind"), test=tmp_path / "b.csv"),
+        OwnTask("table", tmp_path / "a.csv", CsvFormat("kind"), test=tmp_path / "b.csv"),
     ]
     before = [digest_of(task) for task in tasks]
     assert before == [digest_of(task) for task in tasks]

@@ -6,35 +6,44 @@ made in good faith, so it is refused.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from hatrack.errors import DataError
 
-__all__ = ["Limits", "read_archive", "read_tar_gz", "read_zip"]
+__all__ = ["Choice", "Limits", "read_archive", "read_tar_gz", "read_zip"]
 
 GZIP_WINDOW = 31
 """zlib's code for the largest window, with a gzip header."""
 
 GZIP_MAGIC = b"\x1f\x8b"
 ENCRYPTED = 0x1
-_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, LookupError)
-"""What the standard library raises where a zip archive is damaged; an index out of range where a name is empty."""
+_TAR_FAULTS = (tarfile.TarError, EOFError, ValueError, OverflowError, OSError)
+_ZIP_FAULTS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, LookupError),
+    *(OSError, RuntimeError),
+)
+"""Errors of the standard library for a damaged zip archive; LookupError is that for an empty name."""
+
+Choice: TypeAlias = Callable[[Sequence[str]], Collection[str]]
+"""Returns those of the names of all files that are to be read."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is read of a tree of files, or of an archive of them.
+    """Bounds on a tree of files, or on an archive of them.
 
     Attributes:
-        files: Largest number of files.
-        file_bytes: Largest size of one of them, unpacked.
-        bytes: Largest size of all of them together, unpacked, and of the archive itself.
+        files: largest number of files.
+        file_bytes: largest size of one of them, unpacked.
+        bytes: largest size of all of them together, unpacked, and of the archive itself.
     """
 
     files: int
@@ -42,62 +51,105 @@ class Limits:
     bytes: int
 
 
-def read_archive(
-    payload: bytes, choose: Callable[[Sequence[str]], Collection[str]], limits: Limits, *, origin: str
-) -> dict[str, bytes]:
+def read_archive(payload: bytes, choose: Choice, limits: Limits, *, origin: str) -> dict[str, bytes]:
     """Read some files out of a zip archive, or out of a tar archive that is packed with gzip.
 
     Args:
-        payload: The bytes of the archive; their beginning tells which of the two it is.
-        choose: Given the names of all files, returns those to read. ``./`` before a name in a tar archive is left out.
-        limits: How much may be read.
-        origin: Where the bytes come from, for the error message.
+        payload: the bytes of the archive; their beginning tells which of the two it is.
+        choose: given the names of all files, returns those to read. ``./`` before a name in a tar archive is left out.
+        limits: bounds on the files that are read.
+        origin: path or address of the bytes, for the error message.
 
     Returns:
         The content of each file by its full name.
 
     Raises:
-        DataError: The archive is damaged, encrypted, or holds too much, or names that point outside of it.
+        DataError: the archive is damaged, encrypted, or holds too much, or names that point outside of it.
     """
     if payload.startswith(GZIP_MAGIC):
         return _read_tar(_gunzip(payload, limits.bytes, origin), choose, limits, origin)
-    chosen = frozenset(choose(_zip_names(payload, origin)))
-    return read_zip(
-        payload,
-        chosen.__contains__,
-        files=limits.files,
-        file_limit=limits.file_bytes,
-        limit=limits.bytes,
-        origin=origin,
-    )
+    return read_zip(payload, choose, limits, origin=origin)
 
 
-def _read_tar(
-    content: bytes, choose: Callable[[Sequence[str]], Collection[str]], limits: Limits, origin: str
-) -> dict[str, bytes]:
+def read_tar_gz(payload: bytes, members: Collection[str], *, limit: int, origin: str) -> dict[str, bytes]:
+    """Read some files out of a tar archive that is packed with gzip.
+
+    Args:
+        payload: the bytes of the archive.
+        members: full names of the files within it.
+        limit: largest size of the whole archive, unpacked, in bytes.
+        origin: path or address of the bytes, for the error message.
+
+    Returns:
+        The content of each file by its full name.
+
+    Raises:
+        DataError: the archive is damaged, too large, or lacks one of the files.
+    """
+    limits = Limits(len(members), limit, limit)
+    contents = _read_tar(_gunzip(payload, limit, origin), frozenset(members).intersection, limits, origin)
+    for name in members:
+        if name not in contents:
+            raise DataError(f"{origin}: the tar archive does not hold {name}; fetch it again")
+    return contents
+
+
+def read_zip(payload: bytes, choose: Choice, limits: Limits, *, origin: str) -> dict[str, bytes]:
+    """Read some files out of a zip archive.
+
+    Args:
+        payload: the bytes of the archive.
+        choose: given the names of all files, returns those to read.
+        limits: bounds on the files that are read.
+        origin: path or address of the bytes, for the error message.
+
+    Returns:
+        The content of each file by its full name.
+
+    Raises:
+        DataError: the archive is damaged, encrypted, or holds too much, or names that point outside of it.
+    """
+    contents: dict[str, bytes] = {}
+    total = 0
+    with _damage_named("zip", _ZIP_FAULTS, origin), zipfile.ZipFile(io.BytesIO(payload)) as archive:
+        for entry in archive.infolist():
+            _require_plain_name(entry.filename, origin)
+        files = [entry for entry in archive.infolist() if not entry.is_dir()]
+        chosen = frozenset(choose([entry.filename for entry in files]))
+        for entry in (entry for entry in files if entry.filename in chosen):
+            if entry.filename in contents or len(contents) == limits.files:
+                raise DataError(f"{origin}: holds more than {limits.files} images, or one of them twice")
+            _require_size(entry.filename, entry.file_size, limits, origin)
+            if entry.flag_bits & ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(f"{origin}: {entry.filename} is encrypted or packed in a way that is not read here")
+            total += entry.file_size
+            if total > limits.bytes:
+                raise DataError(f"{origin}: unpacks to more than {limits.bytes} bytes, which cannot be right")
+            with archive.open(entry) as file:  # which reads no more than the size that the entry states
+                contents[entry.filename] = file.read(limits.file_bytes + 1)
+    return contents
+
+
+def _read_tar(content: bytes, choose: Choice, limits: Limits, origin: str) -> dict[str, bytes]:
     entries: dict[str, tarfile.TarInfo] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for entry in archive:
-                name = entry.name.removeprefix("./")
-                if entry.isdir():
-                    continue
-                _require_plain_name(name, origin)
-                if not entry.isreg() or entry.issparse() or name in entries:
-                    raise DataError(f"{origin}: {name} is there twice, or is no plain file; do not trust it")
-                entries[name] = entry
-            chosen = choose(list(entries))
-            if len(chosen) > limits.files:
-                raise DataError(f"{origin}: holds more than {limits.files} images")
-            for name in chosen:
-                if entries[name].size > limits.file_bytes:
-                    raise DataError(
-                        f"{origin}: {name} unpacks to {entries[name].size} bytes, more than the {limits.file_bytes} "
-                        "that an image may have"
-                    )
-            return {name: _content_of(archive, entries[name]) for name in chosen}
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
-        raise DataError(f"{origin}: the tar archive is damaged ({error}); fetch it again") from error
+    with (
+        _damage_named("tar", _TAR_FAULTS, origin),
+        tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive,
+    ):
+        for entry in archive:
+            name = entry.name.removeprefix("./")
+            if entry.isdir():
+                continue
+            _require_plain_name(name, origin)
+            if not entry.isreg() or entry.issparse() or name in entries:
+                raise DataError(f"{origin}: {name} is there twice, or is no plain file; do not trust it")
+            entries[name] = entry
+        chosen = choose(list(entries))
+        if len(chosen) > limits.files:
+            raise DataError(f"{origin}: holds more than {limits.files} images")
+        for name in chosen:
+            _require_size(name, entries[name].size, limits, origin)
+        return {name: _content_of(archive, entries[name]) for name in chosen}
 
 
 def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
@@ -106,47 +158,6 @@ def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     if len(content) != entry.size:
         raise EOFError("unexpected end of data")
     return content
-
-
-def _zip_names(payload: bytes, origin: str) -> list[str]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-            return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    except (*_ZIP_FAULTS, OSError, RuntimeError) as error:
-        raise DataError(f"{origin}: the zip archive is damaged ({error}); fetch it again") from error
-
-
-def read_tar_gz(payload: bytes, members: Collection[str], *, limit: int, origin: str) -> dict[str, bytes]:
-    """Read some files out of a tar archive that is packed with gzip.
-
-    Args:
-        payload: The bytes of the archive.
-        members: Full names of the files within it.
-        limit: Largest size of the whole archive, unpacked, in bytes.
-        origin: Where the bytes come from, for the error message.
-
-    Returns:
-        The content of each file by its full name.
-
-    Raises:
-        DataError: The archive is damaged, too large, or lacks one of the files.
-    """
-    contents: dict[str, bytes] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(_gunzip(payload, limit, origin)), mode="r:") as archive:
-            for entry in archive:
-                if entry.name not in members:
-                    continue
-                file = archive.extractfile(entry) if entry.isreg() and not entry.issparse() else None
-                if file is None or entry.name in contents:
-                    raise DataError(f"{origin}: {entry.name} is there twice, or is no plain file; fetch it again")
-                contents[entry.name] = file.read()
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
-        raise DataError(f"{origin}: the tar archive is damaged ({error}); fetch it again") from error
-    for name in members:
-        if name not in contents:
-            raise DataError(f"{origin}: the tar archive does not hold {name}; fetch it again")
-    return contents
 
 
 def _gunzip(payload: bytes, limit: int, origin: str) -> bytes:
@@ -163,50 +174,21 @@ def _gunzip(payload: bytes, limit: int, origin: str) -> bytes:
     return content
 
 
-def read_zip(
-    payload: bytes, wanted: Callable[[str], bool], *, files: int, file_limit: int, limit: int, origin: str
-) -> dict[str, bytes]:
-    """Read some files out of a zip archive.
-
-    Args:
-        payload: The bytes of the archive.
-        wanted: Tells by its full name whether a file is read.
-        files: Largest number of files to read.
-        file_limit: Largest size of one of them, unpacked, in bytes.
-        limit: Largest size of all of them together, unpacked, in bytes.
-        origin: Where the bytes come from, for the error message.
-
-    Returns:
-        The content of each file by its full name.
-
-    Raises:
-        DataError: The archive is damaged, encrypted, or holds too much, or names that point outside of it.
-    """
-    contents: dict[str, bytes] = {}
-    total = 0
+@contextlib.contextmanager
+def _damage_named(kind: str, faults: tuple[type[Exception], ...], origin: str) -> Iterator[None]:
+    """Turn the errors of the standard library into one that names the damaged archive."""
     try:
-        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-            for entry in archive.infolist():
-                _require_plain_name(entry.filename, origin)
-                if entry.is_dir() or not wanted(entry.filename):
-                    continue
-                if entry.filename in contents or len(contents) == files:
-                    raise DataError(f"{origin}: holds more than {files} images, or one of them twice")
-                if entry.file_size > file_limit:
-                    raise DataError(
-                        f"{origin}: {entry.filename} unpacks to {entry.file_size} bytes, more than the {file_limit} "
-                        "that an image may have"
-                    )
-                if entry.flag_bits & ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise DataError(f"{origin}: {entry.filename} is encrypted or packed in a way that is not read here")
-                total += entry.file_size
-                if total > limit:
-                    raise DataError(f"{origin}: unpacks to more than {limit} bytes, which cannot be right")
-                with archive.open(entry) as file:  # which reads no more than the size that the entry states
-                    contents[entry.filename] = file.read(file_limit + 1)
-    except (*_ZIP_FAULTS, OSError, RuntimeError) as error:
-        raise DataError(f"{origin}: the zip archive is damaged ({error}); fetch it again") from error
-    return contents
+        yield
+    except faults as error:
+        raise DataError(f"{origin}: the {kind} archive is damaged ({error}); fetch it again") from error
+
+
+def _require_size(name: str, size: int, limits: Limits, origin: str) -> None:
+    """Refuse a file that is larger than one may be."""
+    if size > limits.file_bytes:
+        raise DataError(
+            f"{origin}: {name} unpacks to {size} bytes, more than the {limits.file_bytes} that an image may have"
+        )
 
 
 def _require_plain_name(name: str, origin: str) -> None:

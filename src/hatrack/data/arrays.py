@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["ImageArrays", "channel_statistics", "every_nth_of_each_class"]
+__all__ = ["ImageArrays", "channel_statistics", "every_nth_of_each_class", "rows_by_class"]
 
 
 class ImageArrays(NamedTuple):
@@ -18,19 +18,24 @@ class ImageArrays(NamedTuple):
     y_test: torch.Tensor
 
 
+def rows_by_class(labels: torch.Tensor) -> list[torch.Tensor]:
+    """Return the rows of every class that occurs, ascending, by ascending label."""
+    return [(labels == label).nonzero().flatten() for label in sorted(set(labels.tolist()))]
+
+
 def every_nth_of_each_class(images: torch.Tensor, labels: torch.Tensor, n: int) -> ImageArrays:
     """Divide a set that is published without a test part: of each class, every n-th image is for testing.
 
     It depends on nothing but the order of the images, so that it is the same everywhere, and for every seed.
 
     Args:
-        images: All images, uint8 ``(N, C, H, W)``.
-        labels: Their classes, int64 ``(N,)``.
-        n: At least 2; the share of test images is 1 / n, within less than one image of each class.
+        images: all images, uint8 ``(N, C, H, W)``.
+        labels: their classes, int64 ``(N,)``.
+        n: at least 2; the share of test images is 1 / n, within less than one image of each class.
     """
     test = torch.zeros(len(labels), dtype=torch.bool)
-    for label in sorted(set(labels.tolist())):
-        test[(labels == label).nonzero().flatten()[n - 1 :: n]] = True
+    for rows in rows_by_class(labels):
+        test[rows[n - 1 :: n]] = True
     return ImageArrays(images[~test], labels[~test], images[test], labels[test])
 
 

@@ -72,7 +72,7 @@ def _variants(
     binary_files: tuple[DataFile, ...],
     pictures: PictureTree,
 ) -> tuple[Variant, ...]:
-    """The forms of one of the two sets: without loss first, and of those the one that can be downloaded."""
+    """Return the forms of one of the two sets: without loss first, and of those the one that can be downloaded."""
 
     def archive(file: DataFile, *mirrors: str) -> PublishedFiles:
         return PublishedFiles((file,), folders, mirrors, wanted=file.name)

@@ -28,21 +28,21 @@ ARCHIVE_LIMIT = 1 << 28
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """How one of the two sets is laid out; its methods are decoders.
+    """Layout of one of the two sets; its methods are decoders.
 
     Attributes:
-        class_names: The names of the classes, which the files must repeat.
-        python_folder: The folder in the archive for Python.
-        binary_folder: The folder in the archive of the binary version.
-        train: Names of the training files; those of the binary version end in ``.bin``.
-        test: Name of the test file, likewise.
-        meta: Name of the pickle with the names of the classes.
-        labels_key: Under which key a pickle holds its labels.
-        names_key: Under which key ``meta`` holds the names of the classes.
-        binary_names: Name of the binary version's text file with the names of the classes, one a line.
-        label_bytes: Bytes before the pixels in a record of the binary version; the last one is the label.
-        train_rows: Images in each training file.
-        test_rows: Images in the test file.
+        class_names: the names of the classes, which the files must repeat.
+        python_folder: the folder in the archive for Python.
+        binary_folder: the folder in the archive of the binary version.
+        train: names of the training files; those of the binary version end in ``.bin``.
+        test: name of the test file, likewise.
+        meta: name of the pickle with the names of the classes.
+        labels_key: key of the labels in a pickle.
+        names_key: key of the names of the classes in ``meta``.
+        binary_names: name of the binary version's text file with the names of the classes, one a line.
+        label_bytes: bytes before the pixels in a record of the binary version; the last one is the label.
+        train_rows: images in each training file.
+        test_rows: images in the test file.
     """
 
     class_names: tuple[str, ...]
@@ -71,13 +71,13 @@ class CifarFormat:
         """Decode the files for Python.
 
         Args:
-            contents: Content of each file by its name.
+            contents: content of each file by its name.
 
         Returns:
             Images uint8 ``(N, 3, 32, 32)`` and labels int64 ``(N,)``.
 
         Raises:
-            DataError: A file is no such pickle, or its images, labels or names of classes are not what they should be.
+            DataError: a file is no such pickle, or its images, labels or names of classes are not what they should be.
         """
         names = load_pickle(contents[self.meta], self.meta).get(self.names_key)
         self._require_names([_text(name) for name in names] if isinstance(names, list) else [], self.meta)
@@ -88,13 +88,13 @@ class CifarFormat:
         """Decode the files of the binary version.
 
         Args:
-            contents: Content of each file by its name; the one with the names of the classes may be left out.
+            contents: content of each file by its name; the one with the names of the classes may be left out.
 
         Returns:
             As :meth:`decode_python`.
 
         Raises:
-            DataError: A file has another size than it should, or its labels or names of classes are wrong.
+            DataError: a file has another size than it should, or its labels or names of classes are wrong.
         """
         if self.binary_names in contents:
             lines = contents[self.binary_names].decode("latin-1").split("\n")

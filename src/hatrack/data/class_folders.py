@@ -10,7 +10,7 @@ import torch
 
 from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays, every_nth_of_each_class
-from hatrack.data.pictures import SUFFIXES, PictureForm, decode_files
+from hatrack.data.pictures import PictureForm, decode_files, picture_names
 from hatrack.errors import DataError
 
 __all__ = ["ClassFolders"]
@@ -21,16 +21,16 @@ class ClassFolders:
     """A layout: a folder of pictures for each class. See :class:`~hatrack.data.TreeLayout`.
 
     Attributes:
-        classes: The folders, in the order of the labels; or a number: the folders that hold most pictures, in
+        classes: the folders, in the order of the labels; or a number: the folders that hold most pictures, in
             alphabetical order.
-        counts: Number of pictures in each folder, or empty where that is not known.
-        form: What pictures become.
-        test_every: Of each class, every so many-th picture, in the order of their paths, is for testing.
-        total: Largest number of pictures.
-        file_bytes: Largest size of a picture file.
-        total_bytes: Largest size of all pictures, and of an archive of them.
-        empty: Paths of files that are empty as published, and are passed over.
-        below: Folders between the top of the tree and those of the classes, of which any may be there: ``*/faces``.
+        counts: number of pictures in each folder, or empty where that is not known.
+        form: size and channels that pictures get.
+        test_every: every so many-th picture of a class, in the order of their paths, is for testing.
+        total: largest number of pictures.
+        file_bytes: largest size of a picture file.
+        total_bytes: largest size of all pictures, and of an archive of them.
+        empty: paths of files that are empty as published, and are passed over.
+        below: folders between the top of the tree and those of the classes, of which any may be there: ``*/faces``.
     """
 
     classes: tuple[str, ...] | int
@@ -55,17 +55,17 @@ class ClassFolders:
 
     @property
     def advice(self) -> str:
-        """What to put where."""
+        """Instruction for a person who lacks the tree."""
         return "pictures as CLASS/*.png"
 
     @property
     def limits(self) -> Limits:
-        """How much there may be."""
+        """Bounds on the files that are read."""
         return Limits(self.total, self.file_bytes, self.total_bytes)
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """The pictures of the classes."""
-        pictures = [name for name in names if name.lower().endswith(SUFFIXES)]
+        """Return the pictures of the classes."""
+        pictures = picture_names(names)
         chosen = set(self._folders(pictures))
         return [name for name in pictures if _folder(name) in chosen]
 
@@ -73,7 +73,7 @@ class ClassFolders:
         """Decode the pictures, class by class, in the order of their paths.
 
         Raises:
-            DataError: There are too few classes or pictures, or a picture is damaged.
+            DataError: there are too few classes or pictures, or a picture is damaged.
         """
         folders = self._folders(list(contents))
         if isinstance(self.classes, int) and len(folders) < self.classes:
@@ -91,7 +91,7 @@ class ClassFolders:
         return every_nth_of_each_class(images, labels, self.test_every)
 
     def _folders(self, pictures: Sequence[str]) -> list[str]:
-        """The folders of the classes, in the order of the labels."""
+        """Return the folders of the classes, in the order of the labels."""
         if not isinstance(self.classes, int):
             return list(self.classes)
         found = Counter(_folder(name) for name in pictures)

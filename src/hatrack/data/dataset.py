@@ -1,4 +1,4 @@
-"""What a data set is: labelled images in memory, and the recipe by which they are obtained."""
+"""Data sets: labelled images in memory, and the recipe by which they are obtained."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.download import OFFLINE_VARIABLE, DownloadMonitor, offline
 from hatrack.data.prepared import Decoded, prepared
-from hatrack.data.search import Search
-from hatrack.data.sources import NotFoundError, Source, cache_root
+from hatrack.data.search import FormSearch
+from hatrack.data.sources import FileSource, NotFoundError, cache_root
 from hatrack.errors import InputError
 
 __all__ = [
@@ -47,7 +47,7 @@ class Variant(Protocol):
 
     @property
     def name(self) -> str:
-        """What the form is called."""
+        """Name of the form."""
         ...
 
     @property
@@ -66,14 +66,14 @@ class Variant(Protocol):
         """Obtain the data set in this form.
 
         Args:
-            dataset: Name of the data set.
-            data_dir: Folder to look in before all others, or None.
-            download: Whether the network may be used.
-            monitor: Told how downloads go on.
+            dataset: name of the data set.
+            data_dir: folder to look in before all others, or None.
+            download: whether the network may be used.
+            monitor: told how downloads go on.
 
         Raises:
-            NotFoundError: This form was found nowhere.
-            DataError: It was found damaged.
+            NotFoundError: this form was found nowhere.
+            DataError: it was found damaged.
         """
         ...
 
@@ -83,7 +83,7 @@ class Variant(Protocol):
         Published files are verified; trees of pictures are not read.
 
         Raises:
-            NotFoundError: This form was found nowhere.
+            NotFoundError: this form was found nowhere.
         """
         ...
 
@@ -93,16 +93,16 @@ class FileVariant:
     """A form that consists of a few files with known hashes.
 
     Attributes:
-        name: What the form is called.
-        source: Where its files come from.
-        decode: How their content becomes arrays.
-        origin: What results record, by default the name; forms with the same images in the same order share it.
-        keep: Above 0 if the arrays are kept once decoded, because decoding is slow. Raise it when ``decode`` changes,
+        name: name of the form.
+        source: provides the content of its files.
+        decode: turns their content into arrays.
+        origin: text that results record, by default the name; forms with the same images in the same order share it.
+        keep: above 0 if the arrays are kept once decoded, because decoding is slow. Raise it when ``decode`` changes,
             so that what was kept before is no longer used.
     """
 
     name: str
-    source: Source
+    source: FileSource
     decode: Decoder
     origin: str = ""
     keep: int = 0
@@ -114,7 +114,7 @@ class FileVariant:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where its source can download."""
+        """Addresses of its source."""
         return self.source.addresses
 
     def load(
@@ -140,7 +140,7 @@ class FileVariant:
 
 
 class Fitting(Enum):
-    """How images become 32 x 32."""
+    """Way in which images become 32 x 32."""
 
     PAD = "pad"
     """Zeros around them."""
@@ -150,12 +150,12 @@ class Fitting(Enum):
 
 @dataclass(frozen=True)
 class CommonForm:
-    """How images take the form 3 x 32 x 32; see :func:`hatrack.data.as_rgb32`.
+    """Way in which images take the form 3 x 32 x 32; see :func:`hatrack.data.as_rgb32`.
 
     Attributes:
-        fitting: What is done to images of another size.
-        mean: Mean that is published for this form, one value for all channels; empty if none is.
-        std: Standard deviation, likewise.
+        fitting: treatment of images of another size.
+        mean: mean that is published for this form, one value for all channels; empty if none is.
+        std: standard deviation, likewise.
     """
 
     fitting: Fitting = Fitting.RESIZE
@@ -168,19 +168,19 @@ class ImageDataset:
     """Labelled images, held in memory as bytes.
 
     Attributes:
-        name: Name of the data set.
-        x_train: Training images, uint8 ``(N, C, H, W)``, values 0 to 255.
-        y_train: Their classes, int64 ``(N,)``, indices into ``class_names``.
-        x_test: Test images, of the same image shape.
-        y_test: Their classes.
-        class_names: The name of each class.
-        mean: Mean of each channel over the training images, after scaling to [0, 1].
-        std: Standard deviation of each channel, after scaling to [0, 1].
-        origin: One line on the form in which the data set was found, for results to record; empty if unknown.
-        common_form: How the images take the form that all data sets of a mixture share.
+        name: name of the data set.
+        x_train: training images, uint8 ``(N, C, H, W)``, values 0 to 255.
+        y_train: their classes, int64 ``(N,)``, indices into ``class_names``.
+        x_test: test images, of the same image shape.
+        y_test: their classes.
+        class_names: the name of each class.
+        mean: mean of each channel over the training images, after scaling to [0, 1].
+        std: standard deviation of each channel, after scaling to [0, 1].
+        origin: one line on the form in which the data set was found, for results to record; empty if unknown.
+        common_form: way in which the images take the form that all data sets of a mixture share.
 
     Raises:
-        InputError: The arrays do not fit together.
+        InputError: the arrays do not fit together.
     """
 
     name: str
@@ -216,20 +216,20 @@ class ImageDataset:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How to obtain a data set.
+    """Recipe by which a data set is obtained.
 
     A data set in another format is another decoder, and one that is published in several forms has several variants;
     neither needs another loader.
 
     Attributes:
-        name: Name under which the data set is asked for.
-        description: One line on what it holds.
-        licence: Under what terms it is published.
-        class_names: The name of each class, in the order of the labels.
-        mean: Mean of each channel of the training images, after scaling to [0, 1].
-        std: Standard deviation of each channel, likewise.
-        variants: The forms in which it can be had, the preferred one first.
-        common_form: How the images become 3 x 32 x 32.
+        name: name under which the data set is asked for.
+        description: one line on what it holds.
+        licence: terms under which it is published.
+        class_names: the name of each class, in the order of the labels.
+        mean: mean of each channel of the training images, after scaling to [0, 1].
+        std: standard deviation of each channel, likewise.
+        variants: the forms in which it can be had, the preferred one first.
+        common_form: way in which the images become 3 x 32 x 32.
     """
 
     name: str
@@ -252,9 +252,9 @@ class DatasetSpec:
         """Obtain the data set: in the first form that is on this machine, or else can be downloaded.
 
         Args:
-            data_dir: Folder to look in before all others.
-            download: Whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
-            monitor: Told how downloads go on.
+            data_dir: folder to look in before all others.
+            download: whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
+            monitor: told how downloads go on.
 
         Raises:
             InputError: ``data_dir`` is no folder.
@@ -283,14 +283,14 @@ class DatasetSpec:
         Published files are verified; trees of pictures are not read.
 
         Args:
-            data_dir: Folder to look in before all others.
+            data_dir: folder to look in before all others.
 
         Raises:
             InputError: ``data_dir`` is no folder.
-            NotFoundError: It is not on this machine; the message says what to do.
+            NotFoundError: it is not on this machine; the message says what to do.
         """
         _require_folder(data_dir)
-        search = Search(self.name)
+        search = FormSearch(self.name)
         for variant in self.variants:
             with search:
                 return variant, variant.locate(self.name, data_dir)
@@ -299,7 +299,7 @@ class DatasetSpec:
     def _load(self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None) -> Loaded:
         if len(self.variants) == 1:  # nothing to choose from, so its own error says it best
             return self.variants[0].load(self.name, data_dir, download=download, monitor=monitor)
-        search = Search(self.name)
+        search = FormSearch(self.name)
         for downloading in (False, True) if download else (False,):
             for variant in self.variants:
                 if downloading and not variant.downloads:

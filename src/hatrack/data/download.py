@@ -28,15 +28,15 @@ __all__ = ["OFFLINE_VARIABLE", "DownloadMonitor", "download_file", "offline"]
 TIMEOUT_SECONDS = 15.0
 BLOCK = 1 << 18
 LARGEST = 1 << 31
-"""Bytes after which a server that sends on and on is not listened to any longer."""
+"""Largest number of bytes that are accepted from a server."""
 OFFLINE_VARIABLE = "HATRACK_OFFLINE"
 
 DownloadMonitor: TypeAlias = Callable[[str, int, "int | None"], None]
-"""Is told how a download goes on: the file's name, the bytes that are there, and how many there will be, if known."""
+"""Function that is told of a download: the file's name, the bytes so far, and the number of all, None if unknown."""
 
 
 def offline() -> bool:
-    """Whether ``HATRACK_OFFLINE`` forbids the network: set, and neither empty nor 0."""
+    """Return whether ``HATRACK_OFFLINE`` forbids the network: it is set, and neither empty nor 0."""
     return os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0")
 
 
@@ -52,18 +52,18 @@ def download_file(
     """Download ``file`` into ``folder`` and return its content.
 
     Args:
-        file: What to fetch; its published name is appended to a mirror's address.
-        mirrors: Addresses ending in ``/``, tried in this order.
-        folder: Where the file is kept, as published; made if absent.
-        dataset: Name of the data set, for error messages.
-        timeout: Longest wait for a mirror to answer or to send the next bytes, in seconds.
-        monitor: Told how it goes on.
+        file: the file to fetch; its published name is appended to a mirror's address.
+        mirrors: addresses ending in ``/``, tried in this order.
+        folder: folder in which the file is kept, as published; made if absent.
+        dataset: name of the data set, for error messages.
+        timeout: longest wait for a mirror to answer or to send the next bytes, in seconds.
+        monitor: told how it goes on.
 
     Returns:
         The content, verified, and decompressed unless it is an archive.
 
     Raises:
-        DataError: No mirror gave the right file, or it cannot be written. ``folder`` then holds nothing new, except
+        DataError: no mirror gave the right file, or it cannot be written. ``folder`` then holds nothing new, except
             ``NAME.part`` if the connection broke: the next download goes on from there.
     """
     path = folder / file.published_name
@@ -170,7 +170,7 @@ def _partial(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _part_of(path: Path) -> Iterator[BinaryIO | None]:
-    """The file of what has arrived, for this process alone; None if another process has just completed it.
+    """Open the part that has arrived, for this process alone; yield None if another process has just completed it.
 
     An empty one is removed at the end.
     """
@@ -206,7 +206,7 @@ def _is_still(part: BinaryIO, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """A folder that is made if need be, and removed again with its parents if nothing came into it."""
+    """Make a folder if need be, and remove it again with its parents if nothing came into it."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -19,11 +19,11 @@ def unpack(payload: bytes, origin: str) -> bytes:
     """Return the content of a file's bytes: decompressed if they are gzip, otherwise as they are.
 
     Args:
-        payload: The bytes of the file. Whether they are gzip is told by their first two bytes, not by a name.
-        origin: Where they come from (a path or an address), for the error message.
+        payload: the bytes of the file. Whether they are gzip is told by their first two bytes, not by a name.
+        origin: their path or address, for the error message.
 
     Raises:
-        DataError: The bytes begin as gzip but are cut short or damaged.
+        DataError: the bytes begin as gzip but are cut short or damaged.
     """
     if not payload.startswith(GZIP_MAGIC):
         return payload
@@ -39,7 +39,7 @@ def read_payload(path: Path) -> bytes:
     """Return the bytes of the file at ``path`` as they are.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -51,7 +51,7 @@ def read_content(path: Path) -> bytes:
     """Return the content of the file at ``path``, decompressed if it is gzip.
 
     Raises:
-        DataError: The file cannot be read, or its gzip data is damaged.
+        DataError: the file cannot be read, or its gzip data is damaged.
     """
     return unpack(read_payload(path), str(path))
 
@@ -63,11 +63,11 @@ class DataFile:
     The name proves nothing: MNIST and Fashion-MNIST use the same four file names.
 
     Attributes:
-        name: Name of the plain file.
+        name: name of the plain file.
         sha256: SHA-256 of the content, after gzip decompression where it is gzip, in lower-case hexadecimal.
-        suffix: What the publisher appends to ``name`` for the packed file, for example ``".gz"``.
+        suffix: suffix that the publisher appends to ``name`` for the packed file, for example ``".gz"``.
         md5: MD5 of the content, for a file of which no SHA-256 is published; not used where there is a SHA-256.
-        archive: Whether the content is the file as it is published, packed, and the hash is that of the packed file.
+        archive: whether the content is the file as it is published, packed, and the hash is that of the packed file.
     """
 
     name: str
@@ -90,12 +90,12 @@ class DataFile:
         """Return the content of a file's bytes, decompressed unless it is an archive, if it is what this file holds.
 
         Args:
-            payload: The bytes, packed or not.
-            origin: Where they come from, for the error message.
-            dataset: Name of the data set the file belongs to, for the error message.
+            payload: the bytes, packed or not.
+            origin: their path or address, for the error message.
+            dataset: name of the data set the file belongs to, for the error message.
 
         Raises:
-            DataError: The gzip data is damaged, or the hash is another one.
+            DataError: the gzip data is damaged, or the hash is another one.
         """
         content = payload if self.archive else unpack(payload, origin)
         return self.verified(content, origin=origin, dataset=dataset)
@@ -104,12 +104,12 @@ class DataFile:
         """Return ``content`` unchanged if it is what this file holds.
 
         Args:
-            content: Decompressed bytes.
-            origin: Where they come from, for the error message.
-            dataset: Name of the data set the file belongs to, for the error message.
+            content: decompressed bytes.
+            origin: their path or address, for the error message.
+            dataset: name of the data set the file belongs to, for the error message.
 
         Raises:
-            DataError: The hash is another one.
+            DataError: the hash is another one.
         """
         if self.sha256:
             kind, right = "SHA-256", hashlib.sha256(content).hexdigest() == self.sha256

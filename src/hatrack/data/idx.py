@@ -29,7 +29,7 @@ def read_idx(path: Path) -> torch.Tensor:
         A uint8 tensor of the shape that the file declares, values 0 to 255.
 
     Raises:
-        DataError: The file cannot be read, is damaged, or is not idx of unsigned bytes.
+        DataError: the file cannot be read, is damaged, or is not idx of unsigned bytes.
     """
     return decode_idx(read_content(path), str(path))
 
@@ -38,14 +38,14 @@ def decode_idx(content: bytes, origin: str) -> torch.Tensor:
     """Decode the content of an idx file.
 
     Args:
-        content: The bytes, already decompressed.
-        origin: Where they come from, for the error message.
+        content: the bytes, already decompressed.
+        origin: their path or address, for the error message.
 
     Returns:
         A uint8 tensor of the shape that the file declares.
 
     Raises:
-        DataError: The magic, the type or the number of bytes is wrong.
+        DataError: the magic, the type or the number of bytes is wrong.
     """
     if len(content) < MAGIC_BYTES or content[:2] != b"\0\0":
         raise DataError(f"{origin}: not an idx file (it does not begin with the idx magic)")
@@ -79,7 +79,7 @@ def encode_idx(values: torch.Tensor) -> bytes:
         values: uint8 tensor of 1 to 255 axes.
 
     Raises:
-        InputError: Another dtype or number of axes.
+        InputError: another dtype or number of axes.
     """
     if values.dtype != torch.uint8 or not 1 <= values.dim() <= 255:
         raise InputError(f"an idx file holds uint8 values on 1 to 255 axes, not {values.dtype} on {values.dim()}")

@@ -38,16 +38,16 @@ def read_mat(content: bytes, names: Collection[str], *, limit: int, origin: str)
     """Read some arrays.
 
     Args:
-        content: The bytes of the file.
-        names: Names of the arrays.
-        limit: Largest size of an array, unpacked, in bytes.
-        origin: Where the bytes come from, for the error message.
+        content: the bytes of the file.
+        names: names of the arrays.
+        limit: largest size of an array, unpacked, in bytes.
+        origin: path or address of the bytes, for the error message.
 
     Returns:
         Each array by its name, its axes in **reverse** order: MATLAB lets the first index run fastest.
 
     Raises:
-        DataError: The file is damaged, no such file, or lacks one of the arrays.
+        DataError: the file is damaged, no such file, or lacks one of the arrays.
     """
     if len(content) < HEADER or content[126:128] not in (b"IM", b"MI"):
         raise DataError(f"{origin}: not a MAT-file of version 5; fetch the file again")
@@ -99,7 +99,7 @@ def _inflate(packed: memoryview, limit: int, origin: str) -> bytes:
 
 
 def _array(content: memoryview, names: Collection[str], order: str) -> tuple[str, torch.Tensor | None]:
-    """The name of an array, and its values if it is one of those asked for."""
+    """Return the name of an array, and its values if it is one of those asked for."""
     flags, content = _next_element(content, order)
     sizes, content = _next_element(content, order)
     label, content = _next_element(content, order)

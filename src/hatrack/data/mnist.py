@@ -19,6 +19,8 @@ from hatrack.errors import DataError
 
 __all__ = ["FASHION_MNIST", "MNIST", "decode_mnist", "mnist_files"]
 
+_CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
@@ -39,13 +41,13 @@ def decode_mnist(contents: Mapping[str, bytes]) -> ImageArrays:
     """Decode the four idx files of a data set in MNIST's layout.
 
     Args:
-        contents: Decompressed content of each file by its plain name.
+        contents: decompressed content of each file by its plain name.
 
     Returns:
         Images uint8 ``(N, 1, H, W)`` and labels int64 ``(N,)``.
 
     Raises:
-        DataError: A file is not idx or has another number of axes than it should.
+        DataError: a file is not idx or has another number of axes than it should.
     """
     arrays = {name: decode_idx(content, name) for name, content in contents.items()}
     for name, axes in ((TRAIN_IMAGES, 3), (TRAIN_LABELS, 1), (TEST_IMAGES, 3), (TEST_LABELS, 1)):
@@ -92,18 +94,7 @@ FASHION_MNIST = DatasetSpec(
     name="fashion-mnist",
     description="articles of clothing, 28 x 28 grey, 60,000 + 10,000",
     licence="MIT (Zalando SE)",
-    class_names=(
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    class_names=tuple(_CLOTHES.split(", ")),
     mean=(0.2860,),
     std=(0.3530,),
     common_form=CommonForm(Fitting.PAD, mean=(0.2190,), std=(0.3318,)),

@@ -40,10 +40,10 @@ def decode_sample(contents: Mapping[str, bytes]) -> ImageArrays:
     """Decode the one pair of idx files of the sample; of each letter, every fifth image is for testing.
 
     Args:
-        contents: Decompressed content of both files by plain name.
+        contents: decompressed content of both files by plain name.
 
     Raises:
-        DataError: A file is not idx, has another number of axes than it should, or holds other labels.
+        DataError: a file is not idx, has another number of axes than it should, or holds other labels.
     """
     images, labels = (decode_idx(contents[name], name) for name in (TEST_IMAGES, TEST_LABELS))
     if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):

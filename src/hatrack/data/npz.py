@@ -24,16 +24,16 @@ def decode_npz(content: bytes, origin: str, *, classes: int | None = None) -> Im
     """Decode an npz file. Nothing in it is executed: pickled arrays are refused.
 
     Args:
-        content: The bytes of the file.
-        origin: Where they come from, for the error message.
-        classes: Number of classes; None accepts any labels from 0.
+        content: the bytes of the file.
+        origin: their path or address, for the error message.
+        classes: number of classes; None accepts any labels from 0.
 
     Returns:
         Images uint8 ``(N, C, H, W)``, from images ``(N, H, W)``, ``(N, H, W, 1)`` or ``(N, H, W, 3)`` of bytes, and
         labels int64 ``(N,)`` from whole numbers ``(N,)`` or ``(N, 1)``.
 
     Raises:
-        DataError: The file is damaged, an array is missing, or of another type, shape or range.
+        DataError: the file is damaged, an array is missing, or of another type, shape or range.
     """
     arrays = read_npz(content, ImageArrays._fields, limit=BYTES, origin=origin)
     images = {part: _images(arrays[part], f"{origin}: {part}") for part in ("x_train", "x_test")}
@@ -50,13 +50,13 @@ def read_npz(content: bytes, names: Collection[str], *, limit: int, origin: str)
     """Read some arrays out of an npz file. Nothing in it is executed: pickled arrays are refused.
 
     Args:
-        content: The bytes of the file.
-        names: Names of the arrays.
-        limit: Largest size of all of them together, unpacked, in bytes.
-        origin: Where the bytes come from, for the error message.
+        content: the bytes of the file.
+        names: names of the arrays.
+        limit: largest size of all of them together, unpacked, in bytes.
+        origin: path or address of the bytes, for the error message.
 
     Raises:
-        DataError: The file is damaged, an array is missing, or is none of plain values.
+        DataError: the file is damaged, an array is missing, or is none of plain values.
     """
     within = [f"{name}.npy" for name in names]
     limits = Limits(len(within), limit, limit)
@@ -68,7 +68,7 @@ def read_npz(content: bytes, names: Collection[str], *, limit: int, origin: str)
 
 
 def _array(content: bytes, origin: str) -> np.ndarray:
-    """The array of an npy file, after checking that it holds as many bytes as its header says."""
+    """Return the array of an npy file, after checking that it holds as many bytes as its header says."""
     file = io.BytesIO(content)
     try:
         version = npy.read_magic(file)

@@ -15,14 +15,14 @@ from hatrack.data.arrays import ImageArrays, channel_statistics
 from hatrack.data.dataset import CommonForm, ImageDataset
 from hatrack.data.files import read_payload
 from hatrack.data.npz import decode_npz
-from hatrack.data.pictures import SUFFIXES, PictureForm, decode_files
+from hatrack.data.pictures import PictureForm, decode_labelled, picture_names
 from hatrack.data.trees import read_tree
 from hatrack.errors import DataError, InputError
 
 __all__ = ["MapStyle", "from_dataset", "from_huggingface", "from_npz", "from_pictures"]
 
 MapStyle: TypeAlias = Any
-"""Anything with ``len`` and ``[]`` that gives pairs of a picture and its label; or a pair of all of both."""
+"""Any object with ``len`` and ``[]`` that gives pairs of a picture and its label; or a pair of all of both."""
 
 Constants: TypeAlias = "tuple[float, ...] | None"
 
@@ -43,17 +43,17 @@ def from_dataset(
     floats in [0, 1], which are rounded to bytes. So leave out transforms that normalise or augment.
 
     Args:
-        name: What it is called.
-        train: The training part: a map-style data set such as torchvision's, whose items are pairs of a picture and a
+        name: name of the data set.
+        train: the training part: a map-style data set such as torchvision's, whose items are pairs of a picture and a
             whole number, or a pair of all pictures ``(N, …)`` and all labels ``(N,)``.
-        test: The test part, likewise.
-        class_names: The name of each class; by default those that ``train.classes`` gives, or the numbers.
-        mean: Mean of each channel, after scaling to [0, 1]; by default, of the training images.
-        std: Standard deviation of each channel, likewise.
-        common_form: How the images become 3 x 32 x 32; see :func:`hatrack.data.as_rgb32`.
+        test: the test part, likewise.
+        class_names: the name of each class; by default those that ``train.classes`` gives, or the numbers.
+        mean: mean of each channel, after scaling to [0, 1]; by default, of the training images.
+        std: standard deviation of each channel, likewise.
+        common_form: way in which the images become 3 x 32 x 32; see :func:`hatrack.data.as_rgb32`.
 
     Raises:
-        InputError: An item is no such pair, a picture is of another shape than the first, its values are out of range,
+        InputError: an item is no such pair, a picture is of another shape than the first, its values are out of range,
             or the labels and the names of classes do not fit.
     """
     x_train, y_train = _part(train, f"{name}: training")
@@ -77,18 +77,18 @@ def from_huggingface(
     """Make a data set of one of the ``datasets`` library.
 
     Args:
-        name: What it is called.
-        source: A ``DatasetDict`` or another mapping of splits; or the name of a data set on the hub, for which the
+        name: name of the data set.
+        source: a ``DatasetDict`` or another mapping of splits; or the name of a data set on the hub, for which the
             library must be there: ``pip install 'hatrack[huggingface]'``.
-        image: The column of the pictures.
-        label: The column of the labels.
-        train: The split for training.
-        test: The split for testing.
-        mean: As for :func:`from_dataset`.
-        std: As for :func:`from_dataset`.
+        image: the column of the pictures.
+        label: the column of the labels.
+        train: the split for training.
+        test: the split for testing.
+        mean: mean of each channel, after scaling to [0, 1]; None takes that of the training images.
+        std: standard deviation of each channel, likewise.
 
     Raises:
-        InputError: The library, a split or a column is missing, or as :func:`from_dataset`.
+        InputError: the library, a split or a column is missing, or as :func:`from_dataset`.
     """
     splits = _from_hub(source) if isinstance(source, str) else source
     for split in (train, test):
@@ -109,14 +109,14 @@ def from_npz(
     """Make a data set of an npz file with ``x_train y_train x_test y_test``; pickled arrays are refused.
 
     Args:
-        name: What it is called.
-        path: The file: images as bytes ``(N, H, W)`` or ``(N, H, W, C)``, labels whole numbers from 0.
-        class_names: The name of each class; by default the numbers.
-        mean: As for :func:`from_dataset`.
-        std: As for :func:`from_dataset`.
+        name: name of the data set.
+        path: the file: images as bytes ``(N, H, W)`` or ``(N, H, W, C)``, labels whole numbers from 0.
+        class_names: the name of each class; by default the numbers.
+        mean: mean of each channel, after scaling to [0, 1]; None takes that of the training images.
+        std: standard deviation of each channel, likewise.
 
     Raises:
-        DataError: The file cannot be read, is damaged, or holds other arrays.
+        DataError: the file cannot be read, is damaged, or holds other arrays.
     """
     arrays = decode_npz(read_payload(Path(path)), str(path), classes=len(class_names) if class_names else None)
     names = class_names or _names_of(None, 1 + max(int(arrays.y_train.max()), int(arrays.y_test.max())))
@@ -135,31 +135,32 @@ def from_pictures(
     """Make a data set of pictures ``train/CLASS/*`` and ``test/CLASS/*``, in a folder or in a zip or tar.gz archive.
 
     Args:
-        name: What it is called.
-        path: The folder or archive.
-        size: Width and height to which pictures of other sizes are resized.
+        name: name of the data set.
+        path: the folder or archive.
+        size: width and height to which pictures of other sizes are resized.
         channels: 3, or 1 for grey.
-        mean: As for :func:`from_dataset`.
-        std: As for :func:`from_dataset`.
+        mean: mean of each channel, after scaling to [0, 1]; None takes that of the training images.
+        std: standard deviation of each channel, likewise.
 
     Raises:
-        DataError: There is no such folder or archive, it is damaged, or ``test`` has a class that ``train`` lacks.
+        DataError: there is no such folder or archive, it is damaged, or ``test`` has a class that ``train`` lacks.
     """
     contents = read_tree(Path(path), _ANY_CLASSES)
-    classes = sorted({name.split("/")[1] for name in contents if name.startswith("train/")})
-    label_of = {folder: label for label, folder in enumerate(classes)}
-    form = PictureForm(size, resize=True, channels=channels)
-    arrays = []
-    for part in ("train", "test"):
-        files = {name: contents[name] for name in sorted(contents) if name.startswith(f"{part}/")}
+    folders: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+    for file in contents:
+        part, folder = file.split("/")[:2]
+        folders[part][file] = folder
+    for part, files in folders.items():
         if not files:
             raise DataError(f"{path}: holds no pictures {part}/CLASS/*.png or *.jpg")
-        unknown = {name.split("/")[1] for name in files} - label_of.keys()
-        if unknown:
-            raise DataError(f"{path}: there is a class {min(unknown)!r} in test, but not in train")
-        labels = torch.tensor([label_of[name.split("/")[1]] for name in files])
-        arrays += [decode_files(files, form, str(path)), labels]
-    return _assembled(name, ImageArrays(*arrays), classes, mean, std, CommonForm(), "own pictures")
+    classes = sorted(set(folders["train"].values()))
+    unknown = set(folders["test"].values()) - set(classes)
+    if unknown:
+        raise DataError(f"{path}: there is a class {min(unknown)!r} in test, but not in train")
+    label_of = {folder: label for label, folder in enumerate(classes)}
+    train, test = ({file: label_of[folder] for file, folder in files.items()} for files in folders.values())
+    arrays = decode_labelled(contents, train, test, PictureForm(size, resize=True, channels=channels), str(path))
+    return _assembled(name, arrays, classes, mean, std, CommonForm(), "own pictures")
 
 
 class _AnyClasses:
@@ -171,7 +172,7 @@ class _AnyClasses:
     limits = Limits(files=1 << 20, file_bytes=1 << 25, bytes=1 << 32)
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if name.lower().endswith(SUFFIXES)]
+        return picture_names(names)
 
 
 _ANY_CLASSES = _AnyClasses()
@@ -233,7 +234,7 @@ def _names_of(part: MapStyle, classes: int) -> list[str]:
 
 
 def _part(part: MapStyle, origin: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images and labels of one part."""
+    """Return all images and labels of one part."""
     if isinstance(part, tuple) and len(part) == 2:
         pictures, labels = part
     else:
@@ -270,7 +271,7 @@ def _label(label: Any, origin: str) -> int:
 
 
 def _image(picture: Any, origin: str) -> torch.Tensor:
-    """One picture as uint8 ``(C, H, W)``."""
+    """Return one picture as uint8 ``(C, H, W)``."""
     if isinstance(picture, Image.Image):
         if picture.mode not in ("L", "RGB"):
             raise InputError(f"{origin} is of kind {picture.mode}, not RGB or grey; convert it in the transform")

@@ -2,7 +2,7 @@
 
 A pickle can name any function of any module and have it called. Here no module is ever imported: the five names that a
 pickled array of bytes needs stand for small classes of this file, and every other name is refused. This is the second
-lock: what has not the hash of a published file never gets here.
+lock: bytes without the hash of a published file never get here.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def load_pickle(content: bytes, origin: str) -> dict[str, Any]:
     """Read a pickled dictionary of numbers, texts, lists and arrays of bytes.
 
     Args:
-        content: The pickle, of any protocol, written by Python 2 or 3.
-        origin: Where it comes from, for the error message.
+        content: the pickle, of any protocol, written by Python 2 or 3.
+        origin: its path or address, for the error message.
 
     Returns:
         The dictionary, its keys as text. Texts that Python 2 wrote are bytes; arrays are uint8 tensors.
 
     Raises:
-        DataError: The pickle is damaged, is no dictionary, or asks for something else, which is then not done.
+        DataError: the pickle is damaged, is no dictionary, or asks for something else, which is then not done.
     """
     try:
         with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def _fault(origin: str, error: BaseException) -> DataError:
 
 
 class _Array:
-    """Takes the place of ``numpy.ndarray``: an array of bytes in C order."""
+    """Stand-in for ``numpy.ndarray``: an array of bytes in C order."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
@@ -87,25 +87,25 @@ class _Array:
         self.shape, self.content = tuple(shape), content
 
     def tensor(self, origin: str) -> torch.Tensor:
-        """The array as a tensor of its own, uint8."""
+        """Return the array as a tensor of its own, uint8."""
         if not self.content:
             raise DataError(f"{origin}: holds an empty array; fetch the file again")
         return torch.frombuffer(bytearray(self.content), dtype=torch.uint8).reshape(self.shape)
 
 
 class _Kind:
-    """Takes the place of ``numpy.dtype``, for unsigned bytes only."""
+    """Stand-in for ``numpy.dtype``, for unsigned bytes only."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         if name not in ("u1", b"u1", "|u1", b"|u1"):
             raise pickle.UnpicklingError(f"an array of type {name!r}, not unsigned bytes")
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and alignment, which single bytes do not have."""
+        """Ignore byte order and alignment, which single bytes do not have."""
 
 
 class _Reconstruct:
-    """Takes the place of numpy's function of that name, which makes an array to be filled afterwards."""
+    """Stand-in for numpy's function of that name, which makes an array to be filled afterwards."""
 
     def __call__(self, kind: object, *_: object) -> _Array:
         if kind is not _Array:
@@ -117,7 +117,7 @@ class _Reconstruct:
 
 
 class _Encode:
-    """Takes the place of ``codecs.encode``, with which Python 3 writes bytes for Python 2."""
+    """Stand-in for ``codecs.encode``, with which Python 3 writes bytes for Python 2."""
 
     def __call__(self, text: str, encoding: str | bytes) -> bytes:
         if encoding not in ("latin1", b"latin1"):
@@ -129,7 +129,7 @@ class _Encode:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows five names."""
+    """Unpickler that knows five names."""
 
     NAMES = {  # noqa: RUF012 - a constant
         ("numpy", "ndarray"): _Array,

@@ -14,7 +14,7 @@ from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays
 from hatrack.errors import DataError
 
-__all__ = ["PictureForm", "PictureLayout", "decode_files", "decode_pictures"]
+__all__ = ["PictureForm", "PictureLayout", "decode_files", "decode_labelled", "decode_pictures", "picture_names"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 PICTURE_BYTES = 1 << 20
@@ -27,14 +27,14 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class PictureForm:
-    """What a picture becomes.
+    """Form that pictures get.
 
     Attributes:
-        size: Width and height.
-        resize: Whether pictures of other sizes are resized (bilinear, antialiased, whatever their proportions);
+        size: width and height.
+        resize: whether pictures of other sizes are resized (bilinear, antialiased, whatever their proportions);
             otherwise they are refused.
         channels: 3, or 1 for grey.
-        formats: The file formats that are read, as Pillow calls them.
+        formats: the file formats that are read, as Pillow calls them.
     """
 
     size: tuple[int, int]
@@ -45,13 +45,13 @@ class PictureForm:
 
 @dataclass(frozen=True)
 class PictureLayout:
-    """What a tree of ``train/CLASS/*.png`` and ``test/CLASS/*.png`` must hold. See :class:`~hatrack.data.TreeLayout`.
+    """Layout ``train/CLASS/*.png`` and ``test/CLASS/*.png`` of a tree. See :class:`~hatrack.data.TreeLayout`.
 
     Attributes:
-        class_names: The folders in ``train`` and in ``test``; a picture's label is the position of its folder's name.
-        train: Number of pictures of each class in ``train``: one for all, or one for each.
-        test: Number of pictures of each class in ``test``, likewise.
-        size: Width and height of every picture.
+        class_names: the folders in ``train`` and in ``test``; a picture's label is the position of its folder's name.
+        train: number of pictures of each class in ``train``: one for all, or one for each.
+        test: number of pictures of each class in ``test``, likewise.
+        size: width and height of every picture.
     """
 
     class_names: tuple[str, ...]
@@ -71,7 +71,7 @@ class PictureLayout:
 
     @property
     def advice(self) -> str:
-        """What to put where."""
+        """Instruction for a person who lacks the tree."""
         return "pictures as train/CLASS/*.png and test/CLASS/*.png"
 
     @property
@@ -85,13 +85,13 @@ class PictureLayout:
         return sum(self.wanted(part, label) for part in ("train", "test") for label in range(len(self.class_names)))
 
     def wanted(self, part: str, label: int) -> int:
-        """How many pictures of a class there must be in ``train`` or ``test``."""
+        """Return the number of pictures of a class that must be in ``train`` or ``test``."""
         counts = self.train if part == "train" else self.test
         return counts if isinstance(counts, int) else counts[label]
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """All that are pictures by their names."""
-        return [name for name in names if name.lower().endswith(SUFFIXES)]
+        """Return those that are pictures by their names."""
+        return picture_names(names)
 
     def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
         """See :func:`decode_pictures`."""
@@ -102,38 +102,61 @@ def decode_pictures(contents: Mapping[str, bytes], layout: PictureLayout, origin
     """Decode a tree of pictures, in the order of their paths.
 
     Args:
-        contents: Content of each picture file by its path, ``train/CLASS/NAME`` or ``test/CLASS/NAME``.
-        layout: What there must be.
-        origin: Where they come from, for the error message.
+        contents: content of each picture file by its path, ``train/CLASS/NAME`` or ``test/CLASS/NAME``.
+        layout: the layout that it must have.
+        origin: their path or address, for the error message.
 
     Returns:
         Images uint8 ``(N, 3, H, W)`` and labels int64 ``(N,)``.
 
     Raises:
-        DataError: A class is unknown, the numbers are wrong, or a picture is damaged or of another size or kind.
+        DataError: a class is unknown, the numbers are wrong, or a picture is damaged or of another size or kind.
     """
     labels = _labels(contents, layout, origin)
+    train, test = ({path: labels[path] for path in contents if path.startswith(part)} for part in ("train/", "test/"))
+    return decode_labelled(contents, train, test, PictureForm(layout.size), origin)
+
+
+def decode_labelled(
+    contents: Mapping[str, bytes], train: Mapping[str, int], test: Mapping[str, int], form: PictureForm, origin: str
+) -> ImageArrays:
+    """Decode the training and test pictures of a tree, in the order of their paths.
+
+    Args:
+        contents: content of each picture file by its path.
+        train: label of each training picture by its path.
+        test: label of each test picture by its path.
+        form: size and channels that each gets.
+        origin: path or address of the tree, for the error message.
+
+    Raises:
+        DataError: a picture is damaged, too large, or of another size or kind than it should be.
+    """
     arrays = []
-    for part in ("train", "test"):
-        paths = [path for path in sorted(contents) if path.startswith(f"{part}/")]
-        images = decode_files({path: contents[path] for path in paths}, PictureForm(layout.size), origin)
-        arrays += [images, torch.tensor([labels[path] for path in paths])]
+    for labels in (train, test):
+        images = decode_files({path: contents[path] for path in sorted(labels)}, form, origin)
+        arrays += [images, torch.tensor([labels[path] for path in sorted(labels)])]
     return ImageArrays(*arrays)
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Return those names that are names of pictures."""
+    return [name for name in names if name.lower().endswith(SUFFIXES)]
 
 
 def decode_files(contents: Mapping[str, bytes], form: PictureForm, origin: str) -> torch.Tensor:
     """Decode picture files in their order.
 
     Args:
-        contents: Content of each file by its path; at least one.
-        form: What each becomes.
-        origin: Where they come from, for the error message.
+        contents: content of each file by its path; at least one.
+        form: size and channels that each gets.
+        origin: their path or address, for the error message.
 
     Returns:
         Images uint8 ``(N, C, H, W)``.
 
     Raises:
-        DataError: A picture is damaged, too large, or of another size or kind than it should be.
+        DataError: a picture is damaged, too large, or of another size or kind than it should be.
     """
     width, height = form.size
     pixels = bytearray()
@@ -146,7 +169,7 @@ def decode_files(contents: Mapping[str, bytes], form: PictureForm, origin: str) 
 
 
 def _labels(contents: Mapping[str, bytes], layout: PictureLayout, origin: str) -> dict[str, int]:
-    """The label of every path, after checking that every class has as many pictures as it should."""
+    """Return the label of every path, after checking that every class has as many pictures as it should."""
     label_of = {name: label for label, name in enumerate(layout.class_names)}
     counts = {(part, name): 0 for part in ("train", "test") for name in layout.class_names}
     labels = {}
@@ -164,7 +187,7 @@ def _labels(contents: Mapping[str, bytes], layout: PictureLayout, origin: str) -
 
 
 def _pixels(content: bytes, form: PictureForm, origin: str) -> bytes:
-    """The pixels of one picture, row by row, a byte for each channel."""
+    """Return the pixels of one picture, row by row, a byte for each channel."""
     try:
         with Image.open(io.BytesIO(content), formats=form.formats) as picture:
             wide, high = picture.size  # known from the header: a huge picture is never decoded

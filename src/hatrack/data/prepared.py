@@ -31,12 +31,12 @@ def prepared(path: Path, key: str, decode: Callable[[], Decoded]) -> Decoded:
     """Return what ``decode`` gives, from the file at ``path`` if that was made of the same.
 
     Args:
-        path: The kept file; written, if that is possible, when it is missing, damaged or of another key.
-        key: Tells apart all that could be decoded, and all ways of decoding it.
-        decode: Does the work.
+        path: the kept file; written, if that is possible, when it is missing, damaged or of another key.
+        key: tells apart all that could be decoded, and all ways of decoding it.
+        decode: does the work.
 
     Raises:
-        DataError: As ``decode`` raises it; nothing is written then.
+        DataError: as ``decode`` raises it; nothing is written then.
     """
     kept = _read(path, key)
     if kept is not None:
@@ -49,7 +49,7 @@ def prepared(path: Path, key: str, decode: Callable[[], Decoded]) -> Decoded:
 
 
 def _read(path: Path, key: str) -> Decoded | None:
-    """What the file holds, or None if it is of no use."""
+    """Return the arrays that the file holds, or None if it is of no use."""
     try:
         kept = read_checkpoint(path, FORMAT)
     except CheckpointError:

@@ -54,14 +54,14 @@ def load_dataset(
     that is published in several forms, the first form that is on this machine is taken; see ``ImageDataset.origin``.
 
     Args:
-        name: One of :data:`DATASETS`.
-        data_dir: Folder to look in first; it must exist if given.
-        download: Whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
-        monitor: Told how downloads go on: the file's name, the bytes that are there, and how many there will be.
+        name: one of :data:`DATASETS`.
+        data_dir: folder to look in first; it must exist if given.
+        download: whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
+        monitor: told how downloads go on: the file's name, the bytes that are there, and how many there will be.
 
     Raises:
-        InputError: There is no data set of that name.
-        DataError: The files are missing or damaged; the message says how to get them.
+        InputError: there is no data set of that name.
+        DataError: the files are missing or damaged; the message says how to get them.
     """
     spec = look_up("data set", name, DATASETS)
     return spec.load(None if data_dir is None else Path(data_dir), download=download, monitor=monitor)

@@ -34,13 +34,13 @@ def as_rgb32(dataset: ImageDataset) -> ImageDataset:
     follow from the unpadded ones, and resized images keep their own, since resizing hardly changes them.
 
     Args:
-        dataset: Images of one or three channels.
+        dataset: images of one or three channels.
 
     Returns:
         A data set whose images are uint8 ``(N, 3, 32, 32)``; the same object if it had this form already.
 
     Raises:
-        InputError: The images have another number of channels, or are to be padded and larger than 32 x 32.
+        InputError: the images have another number of channels, or are to be padded and larger than 32 x 32.
     """
     channels, height, width = dataset.x_train.shape[1:]
     if (channels, height, width) == (3, SIDE, SIDE):
@@ -76,9 +76,9 @@ def padded_constants(
     With a share q of the pixels left, m' = q m and s'² + m'² = q (s² + m²).
 
     Args:
-        mean: Mean of each channel before.
-        std: Standard deviation of each channel before.
-        share: Which part of the padded image's area is the image, in (0, 1].
+        mean: mean of each channel before.
+        std: standard deviation of each channel before.
+        share: part of the padded image's area that is the image, in (0, 1].
     """
     means = tuple(share * one for one in mean)
     squares = (share * (one**2 + deviation**2) for one, deviation in zip(mean, std, strict=True))
@@ -86,7 +86,7 @@ def padded_constants(
 
 
 def _padded(images: torch.Tensor) -> torch.Tensor:
-    """Zeros on all sides; an odd one goes to the right and to the bottom."""
+    """Put zeros on all sides; an odd one goes to the right and to the bottom."""
     height, width = images.shape[2:]
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
     return F.pad(images, (left, SIDE - width - left, top, SIDE - height - top))

@@ -7,11 +7,11 @@ import dataclasses
 from hatrack.data.sources import Absence, NotFoundError
 from hatrack.errors import DataError
 
-__all__ = ["Search"]
+__all__ = ["FormSearch"]
 
 
-class Search:
-    """Gathers, as a context around each attempt, why the forms of a data set cannot be had."""
+class FormSearch:
+    """Attempts to obtain the forms of a data set: a context around each gathers why it failed."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = dataset
@@ -27,7 +27,7 @@ class Search:
         return False
 
     def failure(self) -> DataError:
-        """The one error that says all: where it was looked, what was wrong there, and what to do."""
+        """Return the one error that names all places that were searched, all faults there, and the remedy."""
         absences = [error.absence for error in self._errors if isinstance(error, NotFoundError)]
         faults = [str(error) for error in self._errors if not isinstance(error, NotFoundError)]
         if len({str(error) for error in self._errors}) == 1:

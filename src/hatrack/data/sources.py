@@ -1,4 +1,4 @@
-"""Where the files of a data set come from: folders on this machine and the network, or the package itself."""
+"""Sources of the files of a data set: folders on this machine and the network, or the package itself."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hatrack.errors import DataError
 
 __all__ = [
     "Absence",
+    "FileSource",
     "FoundFile",
     "NotFoundError",
     "PackagedFiles",
     "PublishedFiles",
-    "Source",
     "cache_root",
     "data_roots",
     "find_file",
@@ -31,15 +31,15 @@ DATA_VARIABLE = "HATRACK_DATA"
 
 @dataclass(frozen=True)
 class Absence:
-    """What was looked for in vain, and what to do about it.
+    """Files that were looked for in vain, and the remedy.
 
     Attributes:
-        places: Where it was looked for.
-        faults: What was wrong with what was found instead.
-        wanted: What would have done, each entry for itself.
-        folders: Folder names under which a data directory may hold it.
-        system_advice: How to get it from the operating system, or empty.
-        cache: The folder of downloads, which would do too, if it is looked at.
+        places: folders that were searched.
+        faults: one sentence for each unusable file that was found instead.
+        wanted: names of the files that are needed; any one entry is enough.
+        folders: folder names under which a data directory may hold it.
+        system_advice: command that installs it from the operating system; empty where there is none.
+        cache: the folder of downloads, which would do too, if it is looked at.
     """
 
     places: tuple[Path, ...]
@@ -51,7 +51,7 @@ class Absence:
 
     @classmethod
     def of_all(cls, absences: Iterable[Absence]) -> Absence:
-        """The absence of several things of which any one would have done."""
+        """Join the absences of several forms of which any one would have been enough."""
         every = list(absences)
         return cls(
             places=tuple(dict.fromkeys(place for one in every for place in one.places)),
@@ -78,7 +78,7 @@ class NotFoundError(DataError):
     """A data set, or one form of it, was found nowhere.
 
     Attributes:
-        absence: What was looked for.
+        absence: the files that were looked for.
     """
 
     def __init__(self, what: str, absence: Absence) -> None:
@@ -87,11 +87,11 @@ class NotFoundError(DataError):
         self._what = what
 
     def with_fault(self, fault: str) -> NotFoundError:
-        """The same, naming one thing more that was in the way."""
+        """Return the same error with one fault more."""
         return NotFoundError(self._what, replace(self.absence, faults=(*self.absence.faults, fault)))
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """Something that can provide the verified content of a data set's files."""
 
     def fetch(
@@ -100,14 +100,14 @@ class Source(Protocol):
         """Return the content of every file by its plain name.
 
         Args:
-            dataset: Name of the data set, for error messages.
-            data_dir: Folder to look in first, or None.
-            download: Whether the network may be used.
-            monitor: Told how downloads go on.
+            dataset: name of the data set, for error messages.
+            data_dir: folder to look in first, or None.
+            download: whether the network may be used.
+            monitor: told how downloads go on.
 
         Raises:
-            NotFoundError: A file was found nowhere, at least not with the right content.
-            DataError: A file is not what it should be.
+            NotFoundError: a file was found nowhere, at least not with the right content.
+            DataError: a file is not what it should be.
         """
         ...
 
@@ -115,18 +115,18 @@ class Source(Protocol):
         """Return where every file is on this machine, after verifying its content.
 
         Raises:
-            NotFoundError: As :meth:`fetch`.
+            NotFoundError: as :meth:`fetch`.
         """
         ...
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """From where the network could provide what this machine lacks; none if it could not."""
+        """Addresses from which the network could provide the files; none if it could not."""
         ...
 
     @property
     def digest(self) -> str:
-        """What all verified contents have in common: it changes when other files are asked for."""
+        """Digest of the hashes of all files: it changes when other files are asked for."""
         ...
 
 
@@ -135,8 +135,8 @@ class PackagedFiles:
     """Files that are part of the installed package, next to this module.
 
     Attributes:
-        folder: Folder within ``hatrack.data``.
-        files: The files in it.
+        folder: folder within ``hatrack.data``.
+        files: the files in it.
     """
 
     folder: str
@@ -149,7 +149,7 @@ class PackagedFiles:
 
     @property
     def digest(self) -> str:
-        """See :class:`Source`."""
+        """See :class:`FileSource`."""
         return _digest(self.files)
 
     def fetch(
@@ -160,11 +160,11 @@ class PackagedFiles:
         download: bool = True,
         monitor: DownloadMonitor | None = None,
     ) -> dict[str, bytes]:
-        """Return the content of every file; needs neither ``data_dir`` nor the network. See :class:`Source`."""
+        """Return the content of every file; needs neither ``data_dir`` nor the network. See :class:`FileSource`."""
         return {file.name: self._read(file, dataset) for file in self.files}
 
     def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
-        """Return where the files are installed. See :class:`Source`."""
+        """Return where the files are installed. See :class:`FileSource`."""
         self.fetch(dataset, data_dir)
         folder = resources.files("hatrack.data") / self.folder
         return tuple(Path(str(folder / file.published_name)) for file in self.files)
@@ -186,12 +186,12 @@ class PublishedFiles:
     cache, and then on the network; only the right content counts, so a wrong file never hides a right one.
 
     Attributes:
-        files: The files that make up the data set.
-        folders: Folder names under which a data directory may hold them; the directory itself is tried last.
-        mirrors: Download addresses ending in ``/``, the preferred one first.
-        system_folders: Folders in which an operating system's package puts the files.
-        system_advice: How to get that package, for example a command; empty where there is none.
-        wanted: What to call the files in advice; by default their names are listed.
+        files: the files that make up the data set.
+        folders: folder names under which a data directory may hold them; the directory itself is tried last.
+        mirrors: download addresses ending in ``/``, the preferred one first.
+        system_folders: folders in which an operating system's package puts the files.
+        system_advice: command that installs that package; empty where there is none.
+        wanted: name of the files in advice; by default their names are listed.
     """
 
     files: tuple[DataFile, ...]
@@ -208,7 +208,7 @@ class PublishedFiles:
 
     @property
     def digest(self) -> str:
-        """See :class:`Source`."""
+        """See :class:`FileSource`."""
         return _digest(self.files)
 
     def fetch(
@@ -219,11 +219,11 @@ class PublishedFiles:
         download: bool = True,
         monitor: DownloadMonitor | None = None,
     ) -> dict[str, bytes]:
-        """Return the content of every file, downloading into the cache what is not there. See :class:`Source`."""
+        """Return the content of every file, downloading into the cache what is not there. See :class:`FileSource`."""
         return {found.file.name: found.content for found in self._find(dataset, data_dir, download, monitor)}
 
     def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
-        """Return where every file is on this machine. See :class:`Source`."""
+        """Return where every file is on this machine. See :class:`FileSource`."""
         return tuple(found.path for found in self._find(dataset, data_dir, False, None))
 
     def _find(
@@ -269,9 +269,9 @@ def find_file(file: DataFile, folders: Sequence[Path], *, dataset: str) -> tuple
     """Look for a file by name and content.
 
     Args:
-        file: What to look for, under any of its accepted names.
-        folders: Where to look, in this order; they need not exist.
-        dataset: Name of the data set, for the messages.
+        file: the file, under any of its accepted names.
+        folders: folders to search, in this order; they need not exist.
+        dataset: name of the data set, for the messages.
 
     Returns:
         The first file that has the right content, or None; and what was wrong with each file of the right name that

@@ -70,7 +70,7 @@ def load_subset() -> ImageDataset:
     """Load the shipped subset of Fashion-MNIST: 3,000 training and 1,000 test images, balanced over 10 classes.
 
     Raises:
-        DataError: The installation is damaged.
+        DataError: the installation is damaged.
     """
     return FASHION_MNIST_SUBSET.load()
 
@@ -79,12 +79,12 @@ def build_subset(dataset: ImageDataset, per_class_train: int, per_class_test: in
     """Return the first images of every class, in the original order.
 
     Args:
-        dataset: The full data set.
-        per_class_train: How many training images of each class to keep, at least 1.
-        per_class_test: How many test images of each class to keep, at least 1.
+        dataset: the full data set.
+        per_class_train: number of training images of each class to keep, at least 1.
+        per_class_test: number of test images of each class to keep, at least 1.
 
     Raises:
-        InputError: A class has fewer images than asked for.
+        InputError: a class has fewer images than asked for.
     """
     train = _first_rows(dataset.y_train, len(dataset.class_names), per_class_train)
     test = _first_rows(dataset.y_test, len(dataset.class_names), per_class_test)
@@ -106,10 +106,10 @@ def encode_subset(subset: ImageDataset) -> dict[str, bytes]:
     """Return a grey data set as the content of MNIST's four idx files, by plain name.
 
     Args:
-        subset: A data set with one channel and at most 256 classes.
+        subset: a data set with one channel and at most 256 classes.
 
     Raises:
-        InputError: The data set has more than one channel or too many classes for a byte.
+        InputError: the data set has more than one channel or too many classes for a byte.
     """
     if subset.x_train.shape[1] != 1 or len(subset.class_names) > 256:
         raise InputError(f"{subset.name}: MNIST's files hold grey images of at most 256 classes")
@@ -122,7 +122,7 @@ def encode_subset(subset: ImageDataset) -> dict[str, bytes]:
 
 
 def _first_rows(labels: torch.Tensor, num_classes: int, per_class: int) -> torch.Tensor:
-    """Rows of the first ``per_class`` examples of every class, ascending."""
+    """Return the rows of the first ``per_class`` examples of every class, ascending."""
     rows = [(labels == label).nonzero().flatten()[:per_class] for label in range(num_classes)]
     if per_class < 1 or any(len(found) < per_class for found in rows):
         raise InputError(f"cannot take {per_class} images of every class; the smallest has {min(map(len, rows))}")

@@ -28,13 +28,13 @@ def decode_svhn(contents: Mapping[str, bytes]) -> ImageArrays:
     """Decode the two files, ``X`` with axes (row, column, channel, image), ``y`` with labels 1 to 10, 10 being digit 0.
 
     Args:
-        contents: Content of each file by its name.
+        contents: content of each file by its name.
 
     Returns:
         Images uint8 ``(N, 3, 32, 32)`` and labels int64 ``(N,)``, a label being its digit.
 
     Raises:
-        DataError: A file is no such MAT-file, or its images or labels are not what they should be.
+        DataError: a file is no such MAT-file, or its images or labels are not what they should be.
     """
     return ImageArrays(*_decode_part(contents[TRAIN], TRAIN), *_decode_part(contents[TEST], TEST))
 

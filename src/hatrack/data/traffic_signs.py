@@ -15,13 +15,11 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.dataset import DatasetSpec, FileVariant
 from hatrack.data.files import DataFile
-from hatrack.data.pictures import PictureForm, PictureLayout, decode_files
+from hatrack.data.pictures import PictureForm, PictureLayout, decode_labelled
 from hatrack.data.sources import PublishedFiles
 from hatrack.data.trees import PictureTree, unpack_tree
 from hatrack.errors import DataError
@@ -33,51 +31,15 @@ TEST_FOLDER = "GTSRB/Final_Test/Images"
 TEST_TABLE = "GT-final_test.csv"
 FORM = PictureForm((32, 32), resize=True, formats=("PPM",))
 
-CLASS_NAMES = (
-    "speed limit 20",
-    "speed limit 30",
-    "speed limit 50",
-    "speed limit 60",
-    "speed limit 70",
-    "speed limit 80",
-    "end of speed limit 80",
-    "speed limit 100",
-    "speed limit 120",
-    "no passing",
-    "no passing by lorries",
-    "right of way at the next crossing",
-    "priority road",
-    "yield",
-    "stop",
-    "no vehicles",
-    "no lorries",
-    "no entry",
-    "danger",
-    "bend to the left",
-    "bend to the right",
-    "double bend",
-    "bumpy road",
-    "slippery road",
-    "road narrows on the right",
-    "road works",
-    "traffic lights",
-    "pedestrians",
-    "children",
-    "bicycles",
-    "ice or snow",
-    "wild animals",
-    "end of all limits",
-    "turn right ahead",
-    "turn left ahead",
-    "straight ahead",
-    "straight or right",
-    "straight or left",
-    "keep right",
-    "keep left",
-    "roundabout",
-    "end of no passing",
-    "end of no passing by lorries",
-)
+_CLASSES = """
+speed limit 20, speed limit 30, speed limit 50, speed limit 60, speed limit 70, speed limit 80, end of speed limit 80,
+speed limit 100, speed limit 120, no passing, no passing by lorries, right of way at the next crossing, priority road,
+yield, stop, no vehicles, no lorries, no entry, danger, bend to the left, bend to the right, double bend, bumpy road,
+slippery road, road narrows on the right, road works, traffic lights, pedestrians, children, bicycles, ice or snow,
+wild animals, end of all limits, turn right ahead, turn left ahead, straight ahead, straight or right,
+straight or left, keep right, keep left, roundabout, end of no passing, end of no passing by lorries
+"""
+CLASS_NAMES = tuple(_CLASSES.strip().replace("\n", " ").split(", "))
 
 TRAIN_COUNTS = (
     *(210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780, 630, 420, 1110, 1200),
@@ -95,10 +57,10 @@ class SignLayout:
     """The published folders, ``train_folder/00000/*.ppm`` with a csv table each, and one table of all test pictures.
 
     Attributes:
-        train_folder: The folder with the folders of the classes.
-        train: Number of training pictures.
-        test: Number of test pictures.
-        classes: Number of classes.
+        train_folder: the folder with the folders of the classes.
+        train: number of training pictures.
+        test: number of test pictures.
+        classes: number of classes.
     """
 
     train_folder: str = "GTSRB/Final_Training/Images"
@@ -118,7 +80,7 @@ class SignLayout:
 
     @property
     def advice(self) -> str:
-        """What to put where."""
+        """Instruction for a person who lacks the tree."""
         return f"the folders {self.train_folder} and {TEST_FOLDER} and the file {TEST_TABLE}"
 
     @property
@@ -127,28 +89,24 @@ class SignLayout:
         return Limits(self.train + self.test + self.classes + 3, 1 << 20, 1 << 30)
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """Pictures and the tables of classes; not the published test table that lacks the classes."""
+        """Return pictures and the tables of classes; not the published test table that lacks the classes."""
         return [name for name in names if name.endswith((".ppm", TEST_TABLE)) or _is_table_of_a_class(name)]
 
     def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
         """Decode the pictures: training ones in the order of their paths, test ones in that of their names.
 
         Raises:
-            DataError: A table and the pictures do not agree, the numbers are wrong, or a picture is damaged.
+            DataError: a table and the pictures do not agree, the numbers are wrong, or a picture is damaged.
         """
         train = dict(self._training_labels(contents, origin))
         test = dict(self._test_labels(contents, origin))
         for part, labels, wanted in (("training", train, self.train), ("test", test, self.test)):
             if len(labels) != wanted:
                 raise DataError(f"{origin}: holds {len(labels)} {part} pictures instead of {wanted}; fetch it again")
-        arrays = []
-        for labels in (train, test):
-            images = decode_files({path: contents[path] for path in sorted(labels)}, FORM, origin)
-            arrays += [images, torch.tensor([labels[path] for path in sorted(labels)])]
-        return ImageArrays(*arrays)
+        return decode_labelled(contents, train, test, FORM, origin)
 
     def _training_labels(self, contents: Mapping[str, bytes], origin: str) -> Iterator[tuple[str, int]]:
-        """Every picture with the label of its folder, which its table must repeat."""
+        """Yield every picture with the label of its folder, which its table must repeat."""
         for label in range(self.classes):
             folder = f"{self.train_folder}/{label:05}"
             table = f"{folder}/GT-{label:05}.csv"
@@ -173,7 +131,7 @@ class SignLayout:
         yield from listed.items()
 
     def _rows(self, table: bytes, origin: str) -> Iterator[tuple[str, int]]:
-        """File name and class of every row."""
+        """Yield file name and class of every row."""
         seen = set()
         rows = csv.DictReader(io.StringIO(table.decode("latin-1")), delimiter=";")
         try:

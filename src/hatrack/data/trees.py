@@ -45,12 +45,12 @@ class TreeFiles(Protocol):
 
     @property
     def advice(self) -> str:
-        """What to put where, for a person who lacks it: ``pictures as train/CLASS/*.png``."""
+        """Instruction for a person who lacks it: ``pictures as train/CLASS/*.png``."""
         ...
 
     @property
     def limits(self) -> Limits:
-        """How much there may be."""
+        """Bounds on the files that are read."""
         ...
 
     def choose(self, names: Sequence[str]) -> list[str]:
@@ -59,17 +59,17 @@ class TreeFiles(Protocol):
 
 
 class TreeLayout(TreeFiles, Protocol):
-    """What a tree of files must hold, and how it becomes arrays. Its ``repr`` must tell it from all others."""
+    """Layout of a tree of files, and the way it becomes arrays. Its ``repr`` must tell it from all others."""
 
     def decode(self, contents: Mapping[str, bytes], origin: str) -> ImageArrays:
         """Turn the contents of the files into arrays.
 
         Args:
-            contents: By path within the tree.
-            origin: Where they come from, for the error message.
+            contents: by path within the tree.
+            origin: their path or address, for the error message.
 
         Raises:
-            DataError: They are not what they should be.
+            DataError: they are not what they should be.
         """
         ...
 
@@ -79,13 +79,13 @@ class PictureTree:
     """A variant of a data set: a tree of pictures, decoded once and then kept. See :class:`~hatrack.data.Variant`.
 
     Attributes:
-        name: What the form is called.
-        archives: Names of archives to look for.
-        folders: Folder names under which a data directory may hold the archive or the tree; the directory itself is
+        name: name of the form.
+        archives: names of archives to look for.
+        folders: folder names under which a data directory may hold the archive or the tree; the directory itself is
             tried last.
-        layout: What the tree must hold.
-        known: What published trees are called, by their digest.
-        top: Name of the folder that holds the tree within the archives, or empty.
+        layout: layout that the tree must have.
+        known: names of published trees, by their digest.
+        top: name of the folder that holds the tree within the archives, or empty.
     """
 
     name: str
@@ -97,12 +97,12 @@ class PictureTree:
 
     @property
     def downloads(self) -> bool:
-        """No: a tree is looked for on this machine only."""
+        """False: a tree is looked for on this machine only."""
         return False
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """None."""
+        """No address: a tree is looked for on this machine only."""
         return ()
 
     def load(
@@ -116,7 +116,7 @@ class PictureTree:
         """Decode the first tree that is as it should be, or take what was kept of it.
 
         Raises:
-            NotFoundError: There is none; what was wrong with others is named.
+            NotFoundError: there is none; what was wrong with others is named.
         """
         faults = []
         kept = cache_root() / dataset / f"{self.name.replace(' ', '-')}.safetensors"
@@ -135,7 +135,7 @@ class PictureTree:
         """Return the archive or the folder that would be read first, without reading it.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: there is none.
         """
         for path in self._candidates(dataset, data_dir):
             return (path,)
@@ -147,7 +147,7 @@ class PictureTree:
         return NotFoundError(f"{dataset}: {self.name}", Absence(places, tuple(faults), (wanted,), self.folders))
 
     def _candidates(self, dataset: str, data_dir: Path | None) -> Iterator[Path]:
-        """Archives by their names, and folders that look like such a tree."""
+        """Yield archives by their names, and folders that look like such a tree."""
         own = cache_root() / dataset
         places = [place / name for place in data_roots(data_dir) for name in (*self.folders, "")]
         for folder in (*places, *(own / name for name in (*self.folders, ""))):
@@ -183,16 +183,16 @@ def unpack_tree(payload: bytes, layout: TreeFiles, *, top: str = "", origin: str
     """Read the files of a tree out of a zip or tar.gz archive.
 
     Args:
-        payload: The bytes of the archive.
-        layout: Tells which files belong to the tree.
-        top: Name of the folder that holds the tree within the archive, or empty; it may be missing there.
-        origin: Where the bytes come from, for the error message.
+        payload: the bytes of the archive.
+        layout: tells which files belong to the tree.
+        top: name of the folder that holds the tree within the archive, or empty; it may be missing there.
+        origin: path or address of the bytes, for the error message.
 
     Returns:
         The content of each file by its path within the tree.
 
     Raises:
-        DataError: The archive is damaged, or holds too much.
+        DataError: the archive is damaged, or holds too much.
     """
     prefix = f"{top}/" if top else ""
 
@@ -208,7 +208,7 @@ def read_tree(path: Path, layout: TreeFiles) -> dict[str, bytes]:
     """Read the files of a tree from a folder, or from a zip or tar.gz archive.
 
     Raises:
-        DataError: It cannot be read, is damaged, or holds too much.
+        DataError: it cannot be read, is damaged, or holds too much.
     """
     if path.is_dir():
         return _read_files(_files_of(path, layout), layout.limits, str(path))
@@ -225,7 +225,7 @@ def tree_digest(contents: Mapping[str, bytes]) -> str:
 
 
 def _chosen(names: Sequence[str], layout: TreeFiles) -> list[str]:
-    """The names that belong to the tree, in order."""
+    """Return the names that belong to the tree, in order."""
     split = [pattern.split("/") for pattern in layout.patterns]
 
     def fits(name: str) -> bool:
@@ -239,14 +239,14 @@ def _chosen(names: Sequence[str], layout: TreeFiles) -> list[str]:
 
 
 def _files_of(folder: Path, layout: TreeFiles) -> dict[str, Path]:
-    """The files of a tree by their paths within it."""
+    """Return the files of a tree by their paths within it."""
     found = (path for pattern in layout.patterns for path in folder.glob(pattern))
     named = {path.relative_to(folder).as_posix(): path for path in found}
     return {name: named[name] for name in sorted(layout.choose(list(named)))}
 
 
 def _state(files: Mapping[str, Path]) -> str:
-    """What changes when a file of a tree does, told without reading them: sizes and times."""
+    """Return a digest that changes when a file of a tree does, without reading them: of sizes and times."""
     digest = hashlib.sha256()
     for name, path in files.items():
         about = path.stat()

@@ -1,4 +1,4 @@
-"""What all charts share: colours and dashes of methods, the choice of methods on a page, and writing to files."""
+"""Parts that all charts share: colours and dashes of methods, the choice of methods on a page, and writing to files."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def save(chart: Chart, path: Path, title: str = "") -> None:
 
 
 def chart_of(values: Sequence[dict[str, Any]]) -> Any:
-    """A chart of some values, which it carries with it."""
+    """Return a chart of some values, which it carries with it."""
     return alt.Chart(alt.InlineData(values=list(values)))
 
 
 def color(methods: Sequence[str], legend: bool) -> Any:
-    """A colour for every method, by its place among all of them."""
+    """Return a colour for every method, by its place among all of them."""
     shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
     return alt.Color("method:N", scale=alt.Scale(domain=list(methods)), legend=shown)
 
 
 def dash(methods: Sequence[str], legend: bool) -> Any:
-    """Dashes for every method, for where colours begin anew."""
+    """Return dashes for every method, for where colours begin anew."""
     shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
     return alt.StrokeDash("method:N", scale=dashes(methods), legend=shown)
 
 
 def dashes(names: Sequence[str]) -> Any:
-    """Full lines for as many names as there are colours, then another kind of dashes for as many again."""
+    """Give full lines to as many names as there are colours, then another kind of dashes for as many again."""
     ranks = [DASHES[index // len(LIGHT) % len(DASHES)] for index in range(len(names))]
     return alt.Scale(domain=list(names), range=[list(dash) for dash in ranks])
 
@@ -67,5 +67,5 @@ def chosen(chart: Any, methods: Sequence[str]) -> Any:
 
 
 def digits(value: float) -> float:
-    """As many digits as a picture can show."""
+    """Return a number with as many digits as a picture can show."""
     return float(f"{value:.5g}")

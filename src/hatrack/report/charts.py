@@ -10,98 +10,75 @@ from typing import Any
 
 from hatrack.report.canvas import Chart, alt, chart_of, chosen, color, dash, dashes, digits
 from hatrack.report.style import LIGHT
-from hatrack.report.table import Column, Kind, Row
+from hatrack.report.table import Kind, Row, TableColumn, means
 
 __all__ = ["bars", "bars_side_by_side", "curves", "layers", "lines_per_task", "ranking", "scatter", "usage"]
 
 
-def curves(rows: Sequence[Row], figure: Column, methods: Sequence[str], *, legend: bool = True) -> Chart:
-    """A line per method over the number of tasks learned, with a band of one standard deviation.
+AFTER = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
+IN_USE = alt.Y("value:Q", title="in use (%)", scale=alt.Scale(domain=[0, 100]))
+BAR_STEP = alt.Step(22)
+_SCALES = {Kind.PERCENT: (100.0, " (%)"), Kind.POINTS: (100.0, " (points)")}
+"""Factor and unit with which columns are drawn; 1 and none for others."""
+ENDS = (("low", -1), ("high", 1))
+"""Ends of a spread, one standard deviation below and above."""
+
+
+def curves(rows: Sequence[Row], figure: TableColumn, methods: Sequence[str], *, legend: bool = True) -> Chart:
+    """Draw a line per method over the number of tasks learned, with a band of one standard deviation.
 
     Args:
-        rows: of :func:`hatrack.report.tables.curves`.
-        figure: what to draw.
+        rows: rows of :func:`hatrack.report.tables.curves`.
+        figure: the column that is drawn.
         methods: all of them, whose places give colours and dashes.
         legend: False where the page has one for all charts.
     """
-    scale, title = (
-        (1.0, "") if figure.kind is Kind.RATIO else (100.0, " (%)" if figure.kind is Kind.PERCENT else " (points)")
-    )
-    values = []
-    for row in rows:
-        value, spread = row.get(figure.key), row.get(f"{figure.key}_sd")
-        if value is not None:
-            values.append(
-                {
-                    "method": row["method"],
-                    "after": row["after"],
-                    "value": digits(scale * value),
-                    "low": digits(scale * (value - (spread or 0.0))),
-                    "high": digits(scale * (value + (spread or 0.0))),
-                    "sd": None if spread is None else digits(scale * spread),
-                }
-            )
-    x = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
-    base = chart_of(values).encode(x=x, color=color(methods, legend))
-    y_title = f"{figure.title}{title}"
+    values = _spreads(rows, figure, "method", "after")
+    base = chart_of(values).encode(x=AFTER, color=color(methods, legend))
+    title = _title(figure)
     band = base.mark_area(opacity=0.14 if len(methods) <= len(LIGHT) else 0.07).encode(
-        y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q"
+        y=alt.Y("low:Q", title=title, scale=alt.Scale(zero=False)), y2="high:Q"
     )
-    line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y("value:Q", title=y_title), strokeDash=dash(methods, legend))
-    dots = base.mark_circle(size=46, opacity=1).encode(
-        y="value:Q",
-        tooltip=[
-            alt.Tooltip("method:N"),
-            alt.Tooltip("after:O", title="tasks learned"),
-            alt.Tooltip("value:Q", title=figure.title),
-            alt.Tooltip("sd:Q", title="standard deviation"),
-        ],
+    line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y("value:Q", title=title), strokeDash=dash(methods, legend))
+    tooltip = _tooltip(
+        "method:N", ("after:O", "tasks learned"), ("value:Q", figure.title), ("sd:Q", "standard deviation")
     )
+    dots = base.mark_circle(size=46, opacity=1).encode(y="value:Q", tooltip=tooltip)
     return chosen(alt.layer(band, line, dots), methods)
 
 
 def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str]) -> Chart:
-    """Accuracy on every task while others follow, a line per task (Fig. 9).
+    """Draw the accuracy on every task while others follow, a line per task (Fig. 9).
 
     Args:
-        rows: of :func:`hatrack.report.tables.accuracy`, averaged over seeds here.
-        method: whose.
-        names: of the tasks.
+        rows: rows of :func:`hatrack.report.tables.accuracy`, averaged over seeds here.
+        method: label of the runs that are drawn.
+        names: names of the tasks.
     """
-    cells: dict[tuple[int, int], list[float]] = {}
-    for row in rows:
-        if row["method"] == method:
-            cells.setdefault((row["task"], row["after"]), []).append(row["accuracy"])
+    cells = means((row for row in rows if row["method"] == method), ("task", "after"), "accuracy")
     values: list[dict[str, Any]] = [
-        {"task": f"{task} {names[task - 1]}", "after": after, "value": digits(100 * sum(of) / len(of))}
-        for (task, after), of in sorted(cells.items())
+        {"task": f"{task} {names[task - 1]}", "after": after, "value": digits(100 * mean)}
+        for (task, after), mean in sorted(cells.items())
     ]
     tasks = list(dict.fromkeys(value["task"] for value in values))
     return (
         chart_of(values)
         .mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=2)
         .encode(
-            x=alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0)),
+            x=AFTER,
             y=alt.Y("value:Q", title="accuracy (%)", scale=alt.Scale(zero=False)),
             color=alt.Color("task:N", scale=alt.Scale(domain=tasks), title="task"),
             strokeDash=alt.StrokeDash("task:N", title="task", scale=dashes(tasks)),
-            tooltip=[
-                "task:N",
-                alt.Tooltip("after:O", title="tasks learned"),
-                alt.Tooltip("value:Q", title="accuracy (%)"),
-            ],
+            tooltip=_tooltip("task:N", ("after:O", "tasks learned"), ("value:Q", "accuracy (%)")),
         )
     )
 
 
 def usage(rows: Sequence[Row], tasks: int, methods: Sequence[str], *, legend: bool = True) -> Chart:
-    """Share of the network in use during training, with the switches from task to task marked (Fig. 5)."""
-    sums: dict[tuple[str, float], list[float]] = {}
-    for row in rows:
-        sums.setdefault((row["method"], row["progress"]), []).append(row["used"])
+    """Draw the share of the network in use during training, with the switches from task to task marked (Fig. 5)."""
     values = [
-        {"method": method, "progress": progress, "value": digits(100 * sum(of) / len(of))}
-        for (method, progress), of in sorted(sums.items())
+        {"method": method, "progress": progress, "value": digits(100 * mean)}
+        for (method, progress), mean in sorted(means(rows, ("method", "progress"), "used").items())
     ]
     switches = (
         chart_of([{"at": at} for at in range(1, tasks)]).mark_rule(strokeDash=[3, 3], opacity=0.6).encode(x="at:Q")
@@ -111,108 +88,79 @@ def usage(rows: Sequence[Row], tasks: int, methods: Sequence[str], *, legend: bo
         .mark_line(strokeWidth=2.2)
         .encode(
             x=alt.X("progress:Q", title="tasks learned", axis=alt.Axis(tickMinStep=1, grid=False)),
-            y=alt.Y("value:Q", title="in use (%)", scale=alt.Scale(domain=[0, 100])),
+            y=IN_USE,
             color=color(methods, legend),
             strokeDash=dash(methods, legend),
-            tooltip=[
-                "method:N",
-                alt.Tooltip("progress:Q", title="tasks learned"),
-                alt.Tooltip("value:Q", title="in use (%)"),
-            ],
+            tooltip=_tooltip("method:N", ("progress:Q", "tasks learned"), ("value:Q", "in use (%)")),
         )
     )
     return chosen(alt.layer(switches, lines), methods)
 
 
 def layers(rows: Sequence[Row], method: str) -> Chart:
-    """Share of every layer in use after every task, for one method (Fig. 8)."""
-    sums: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        if row["method"] == method:
-            sums.setdefault((row["layer"], row["after"]), []).append(row["used"])
-    order = list(dict.fromkeys(layer for layer, _ in sums))
-    values = [
-        {"layer": layer, "after": after, "value": digits(100 * sum(of) / len(of))}
-        for (layer, after), of in sums.items()
-    ]
+    """Draw the share of every layer in use after every task, for one method (Fig. 8)."""
+    shares = means((row for row in rows if row["method"] == method), ("layer", "after"), "used")
+    order = list(dict.fromkeys(layer for layer, _ in shares))
+    values = [{"layer": layer, "after": after, "value": digits(100 * mean)} for (layer, after), mean in shares.items()]
     return (
         chart_of(values)
         .mark_bar()
         .encode(
-            x=alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0)),
+            x=AFTER,
             xOffset=alt.XOffset("layer:N", sort=order),
-            y=alt.Y("value:Q", title="in use (%)", scale=alt.Scale(domain=[0, 100])),
+            y=IN_USE,
             color=alt.Color("layer:N", sort=order, title="layer"),
-            tooltip=[
-                "layer:N",
-                alt.Tooltip("after:O", title="tasks learned"),
-                alt.Tooltip("value:Q", title="in use (%)"),
-            ],
+            tooltip=_tooltip("layer:N", ("after:O", "tasks learned"), ("value:Q", "in use (%)")),
         )
     )
 
 
-def bars(rows: Sequence[Row], figure: Column, *, unit: str = "") -> Chart:
-    """A bar per method with its standard deviation, in the order of the rows."""
-    scale = 100.0 if figure.kind in (Kind.PERCENT, Kind.POINTS) else 1.0
-    values = [
-        {
-            "method": row["method"],
-            "value": digits(scale * row[figure.key]),
-            "low": digits(scale * (row[figure.key] - (row.get(f"{figure.key}_sd") or 0.0))),
-            "high": digits(scale * (row[figure.key] + (row.get(f"{figure.key}_sd") or 0.0))),
-        }
-        for row in rows
-        if row.get(figure.key) is not None
-    ]
+def bars(rows: Sequence[Row], figure: TableColumn) -> Chart:
+    """Draw a bar per method with its standard deviation, in the order of the rows."""
+    values, title = _spreads(rows, figure, "method"), _title(figure)
     y = alt.Y("method:N", sort=[value["method"] for value in values], title=None)
-    title = f"{figure.title}{f' ({unit})' if unit else ''}"
-    tooltip = ["method:N", alt.Tooltip("value:Q", title=title)]
     body = (
         chart_of(values)
         .mark_bar(color=LIGHT[0], height={"band": 0.7})
-        .encode(x=alt.X("value:Q", title=title), y=y, tooltip=tooltip)
+        .encode(x=alt.X("value:Q", title=title), y=y, tooltip=_tooltip("method:N", ("value:Q", title)))
     )
     spread = chart_of(values).mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q", y=y)
-    return alt.layer(body, spread).properties(height=alt.Step(22))
+    return alt.layer(body, spread).properties(height=BAR_STEP)
 
 
-def bars_side_by_side(rows: Sequence[Row], figures: Sequence[Column]) -> Chart:
-    """A panel of bars per figure, with the methods in the order of the rows in all of them."""
-    units = {Kind.PERCENT: "%", Kind.POINTS: "points"}
-    panels = [bars(rows, figure, unit=units.get(figure.kind, "")).properties(width=190) for figure in figures]
-    return alt.hconcat(*panels, spacing=24)
+def bars_side_by_side(rows: Sequence[Row], figures: Sequence[TableColumn]) -> Chart:
+    """Draw a panel of bars per figure, with the methods in the order of the rows in all of them."""
+    return alt.hconcat(*(bars(rows, figure).properties(width=190) for figure in figures), spacing=24)
 
 
-def ranking(rows: Sequence[Row], figure: Column, group: str) -> Chart:
-    """A dot per row with its standard deviation, the rows below each other in their order.
+def ranking(rows: Sequence[Row], figure: TableColumn, group: str) -> Chart:
+    """Draw a dot per row with its standard deviation, the rows below each other in their order.
 
     Args:
         rows: with a method and the hidden units of its network.
-        figure: what goes to the right.
-        group: key of what is named beside the method: who measured it.
+        figure: the column that goes to the right.
+        group: key of the name beside the method: who measured it.
     """
-    scale, unit = (1.0, "") if figure.kind is Kind.RATIO else (100.0, " (%)")
     kinds = ("these runs", "others")
-    values: list[dict[str, Any]] = []
-    for row in rows:
-        value, spread = row.get(figure.key), row.get(f"{figure.key}_sd") or 0.0
-        if value is not None:
-            parts = (row["method"], row.get("network"), row[group], row.get("differs"))
-            name = " · ".join(part for part in parts if part)
-            ends = {"low": digits(scale * (value - spread)), "high": digits(scale * (value + spread))}
-            kind = kinds[row[group] != kinds[0]]
-            values.append({"name": name, "value": digits(scale * value), "kind": kind, **ends})
+    named = [
+        {
+            **row,
+            "name": " · ".join(filter(None, (row["method"], row.get("network"), row[group], row.get("differs")))),
+            "kind": kinds[row[group] != kinds[0]],
+        }
+        for row in rows
+    ]
+    values = _spreads(named, figure, "name", "kind")
     base = chart_of(values).encode(
         y=alt.Y("name:N", sort=[value["name"] for value in values], title=None, axis=alt.Axis(labelLimit=560)),
         color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds)),
     )
-    x = alt.X("value:Q", title=f"{figure.title}{unit}", scale=alt.Scale(zero=False))
+    x = alt.X("value:Q", title=_title(figure), scale=alt.Scale(zero=False))
     spread_of = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", scale=alt.Scale(zero=False)), x2="high:Q")
     shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds))
-    tooltip = ["name:N", alt.Tooltip("value:Q", title=figure.title)]
+    tooltip = _tooltip("name:N", ("value:Q", figure.title))
     dots = base.mark_point(size=90, filled=True, opacity=1).encode(x=x, shape=shape, tooltip=tooltip)
-    return alt.layer(spread_of, dots).properties(height=alt.Step(22))
+    return alt.layer(spread_of, dots).properties(height=BAR_STEP)
 
 
 def scatter(
@@ -226,13 +174,13 @@ def scatter(
     log_x: bool = False,
     points: bool = True,
 ) -> Chart:
-    """Points joined by lines, a line per group: for sensitivity (Fig. 4) and compression (Fig. 7).
+    """Draw points joined by lines, a line per group: for sensitivity (Fig. 4) and compression (Fig. 7).
 
     Args:
         rows: with the keys below; y is a share, and drawn in percent.
         x: key of what goes to the right.
         y: key of what goes up.
-        titles: of the two axes.
+        titles: titles of the two axes.
         group: key of what tells lines apart.
         order: key by which the points of a line follow each other.
         log_x: whether x grows by factors.
@@ -240,12 +188,7 @@ def scatter(
     """
     values = [{"x": row[x], "y": digits(100 * row[y]), "group": str(row[group]), "order": row[order]} for row in rows]
     spreads = [
-        {
-            "x": row[x],
-            "group": str(row[group]),
-            "low": digits(100 * (row[y] - sd)),
-            "high": digits(100 * (row[y] + sd)),
-        }
+        {"x": row[x], "group": str(row[group]), **{end: digits(100 * (row[y] + sign * sd)) for end, sign in ENDS}}
         for row in rows
         if (sd := row.get(f"{y}_sd")) is not None
     ]
@@ -259,9 +202,32 @@ def scatter(
         order="order:Q",
         color=alt.Color("group:N", scale=alt.Scale(domain=groups), title=group),
         strokeDash=alt.StrokeDash("group:N", title=group, scale=dashes(groups)),
-        tooltip=["group:N", alt.Tooltip("x:Q", title=titles[0]), alt.Tooltip("y:Q", title=titles[1])],
+        tooltip=_tooltip("group:N", ("x:Q", titles[0]), ("y:Q", titles[1])),
     )
     if not spreads:
         return lines
     bars_of_spread = chart_of(spreads).mark_rule(strokeWidth=1.2, opacity=0.7)
     return alt.layer(bars_of_spread.encode(x=alt.X("x:Q", scale=scale), y="low:Q", y2="high:Q", color="group:N"), lines)
+
+
+def _spreads(rows: Sequence[Row], figure: TableColumn, *keys: str) -> list[dict[str, Any]]:
+    """Return the values of a column that are known, as drawn, with their spread and the values of other keys."""
+    scale, _ = _SCALES.get(figure.kind, (1.0, ""))
+    values = []
+    for row in rows:
+        value, sd = row.get(figure.key), row.get(f"{figure.key}_sd")
+        if value is not None:
+            ends = {end: digits(scale * (value + sign * (sd or 0.0))) for end, sign in ENDS}
+            shown = {"value": digits(scale * value), **ends, "sd": None if sd is None else digits(scale * sd)}
+            values.append({**{key: row[key] for key in keys}, **shown})
+    return values
+
+
+def _title(figure: TableColumn) -> str:
+    """Return the title of a column with the unit in which it is drawn."""
+    return figure.title + _SCALES.get(figure.kind, (1.0, ""))[1]
+
+
+def _tooltip(first: str, *others: tuple[str, str]) -> list[Any]:
+    """Return the tooltip of some fields, all but the first with titles."""
+    return [alt.Tooltip(first), *(alt.Tooltip(field, title=title) for field, title in others)]

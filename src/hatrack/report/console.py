@@ -18,7 +18,7 @@ _KEPT, _FADED, _LOST = "#56b4e9", "#f0e442", "#d55e00"
 
 
 def accuracy_table(result: RunResult, title: str | None = None) -> Table:
-    """The accuracy matrix: a row after every task, a column for every task, and the proof below.
+    """Show the accuracy matrix: a row after every task, a column for every task, and the proof below.
 
     An entry's colour says what became of it since the task was learned: kept, up to two points lost, or more. The last
     row says whether the test logits of a column stayed the same to the bit, by their hashes.
@@ -43,7 +43,7 @@ def accuracy_table(result: RunResult, title: str | None = None) -> Table:
 
 
 def forgetting_line(result: RunResult) -> str:
-    """One sentence: average accuracy, forgetting, and the share of units or weights in use."""
+    """Say in one sentence: average accuracy, forgetting, and the share of units or weights in use."""
     figures = result.metrics()
     line = f"average accuracy {figures['average_accuracy']:.2%}, forgetting {100 * figures['forgetting']:.2f} points"
     capacity = figures["capacity"]
@@ -51,14 +51,14 @@ def forgetting_line(result: RunResult) -> str:
 
 
 def share_in_use(capacity: Mapping[str, Any]) -> str:
-    """The share of units in use, or of weights where masks are about weights."""
+    """Say the share of units in use, or of weights where masks are about weights."""
     if capacity["units"] is None:
         return f"{capacity['weights']:.0%} of the weights in use"
     return f"{capacity['units']:.0%} of the units in use"
 
 
 def verification_table(verification: Verification) -> Table:
-    """What :func:`hatrack.experiments.verify` found, task by task."""
+    """Show the findings of :func:`hatrack.experiments.verify`, task by task."""
     how = "logits, to the bit" if verification.bitwise else "logits, to 1e-5"
     table = Table("task", "recorded", "now", how, "unchanged during the run", box=SIMPLE)
     for verdict in verification.verdicts:
@@ -69,7 +69,7 @@ def verification_table(verification: Verification) -> Table:
 
 
 def reproduction_table(reproduction: Reproduction) -> Table:
-    """How a run and the same run made again compare, task by task."""
+    """Compare a run with the same run made again, task by task."""
     table = Table("task", "recorded", "again", "logits, to the bit", box=SIMPLE)
     for task in reproduction.tasks:
         same = Text("same", _KEPT) if task.same_bits else Text("differ", _LOST)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from hatrack.report.canvas import Chart, alt, chart_of
 from hatrack.report.style import dark_cell
-from hatrack.report.table import Column, Row
+from hatrack.report.table import Row, TableColumn
 
 __all__ = ["heat_map", "pictures"]
 
 
-def heat_map(rows: Sequence[Row], x: Column, y: Column, value: Column, *, bottom: float = 50.0) -> Chart:
-    """A matrix, in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
+def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableColumn, *, bottom: float = 50.0) -> Chart:
+    """Draw a matrix, in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
     values = [
         {"x": row[x.key], "y": row[y.key], "value": round(100 * row[value.key], 1)}
         for row in rows
@@ -47,12 +47,12 @@ def heat_map(rows: Sequence[Row], x: Column, y: Column, value: Column, *, bottom
 
 
 def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6, side: int = 112) -> Chart:
-    """Small grey pictures side by side: white is 1, black is 0.
+    """Draw small grey pictures side by side: white is 1, black is 0.
 
     Args:
-        names: above the pictures.
-        values: in [0, 1], ``(H, W)`` each.
-        columns: how many pictures beside each other.
+        names: texts above the pictures.
+        values: the pictures, ``(H, W)`` each, in [0, 1].
+        columns: number of pictures beside each other.
         side: width and height on the page.
     """
     rows = [
@@ -68,7 +68,7 @@ def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6
 
 
 def _png(value: Tensor) -> str:
-    """A picture as a data address, every value a square of several pixels, so that no viewer blurs it."""
+    """Return a picture as a data address, every value a square of several pixels, so that no viewer blurs it."""
     grey = (255 * value.clamp(0, 1)).round().to(torch.uint8).repeat_interleave(4, 0).repeat_interleave(4, 1)
     content = io.BytesIO()
     Image.fromarray(grey.cpu().numpy()).save(content, format="PNG", optimize=True)

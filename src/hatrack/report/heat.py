@@ -6,28 +6,25 @@ from typing import Any
 
 from hatrack.report.runs import Runs
 from hatrack.report.style import dark_cell
-from hatrack.report.table import Table
+from hatrack.report.table import Table, means
 
 __all__ = ["layer_matrices", "matrices", "reuse_matrices"]
 
 
 def matrices(table: Table, runs: Runs) -> dict[str, Any]:
-    """Accuracy matrices as heat maps, means over seeds, with what was lost of every task."""
-    sums: dict[tuple[str, int, int], list[float]] = {}
-    for row in table.rows:
-        sums.setdefault((row["method"], row["after"], row["task"]), []).append(row["accuracy"])
-    means = {key: sum(values) / len(values) for key, values in sums.items()}
-    shown = [value for (method, _, _), value in means.items() if method != "random"] or list(means.values())
+    """Return accuracy matrices as heat maps, means over seeds, with the loss of every task."""
+    cells = means(table.rows, ("method", "after", "task"), "accuracy")
+    shown = [value for (method, _, _), value in cells.items() if method != "random"] or list(cells.values())
     high = max(shown)
     low = max(0.0, min([*shown, high - 0.1]))  # a few points are no reason for all the colours
     tasks = range(1, runs.learned + 1)
     matrices = []
     for label in runs.labels:
         rows = [
-            [_heat(means[label, after, task], low, high) if task <= after else None for task in tasks]
+            [_heat(cells[label, after, task], low, high) if task <= after else None for task in tasks]
             for after in tasks
         ]
-        lost = [means[label, task, task] - means[label, runs.learned, task] for task in tasks]
+        lost = [cells[label, task, task] - cells[label, runs.learned, task] for task in tasks]
         tones = [
             "" if task == runs.learned else "bad" if drop > 0.01 else "good" if drop <= 0 else ""
             for task, drop in zip(tasks, lost, strict=True)
@@ -44,19 +41,19 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
 
 
 def layer_matrices(table: Table) -> list[dict[str, Any]]:
-    """Layers in use as heat maps, means over seeds."""
-    sums: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for row in table.rows:
-        sums.setdefault((row["method"], row["layer"]), {}).setdefault(row["after"], []).append(row["used"])
-    by_method: dict[str, list[dict[str, Any]]] = {}
-    for (method, layer), cells in sums.items():
-        values = [_heat(sum(of) / len(of), 0.0, 1.0, digits=0) for _, of in sorted(cells.items())]
-        by_method.setdefault(method, []).append({"name": layer, "cells": values})
-    return [{"method": method, "rows": rows} for method, rows in by_method.items()]
+    """Return layers in use as heat maps, means over seeds."""
+    shares = means(table.rows, ("method", "layer", "after"), "used")
+    layers: dict[str, dict[str, list[Any]]] = {}
+    for (method, layer, _), share in sorted(shares.items(), key=lambda cell: int(cell[0][2])):
+        layers.setdefault(method, {}).setdefault(layer, []).append(_heat(share, 0.0, 1.0, digits=0))
+    return [
+        {"method": method, "rows": [{"name": layer, "cells": cells} for layer, cells in of.items()]}
+        for method, of in layers.items()
+    ]
 
 
 def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
-    """Reuse between tasks as heat maps."""
+    """Return reuse between tasks as heat maps."""
     shares = {(row["method"], row["of"], row["by"]): row["share"] for row in table.rows}
     tasks = range(1, runs.learned + 1)
     return [

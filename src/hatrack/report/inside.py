@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from hatrack.report.runs import Runs
-from hatrack.report.table import AFTER, METHOD, SEED, Column, Kind, Table, mean_and_sd
+from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, mean_and_sd
 
 __all__ = ["capacity", "compression", "mean_usage", "reuse", "usage"]
 
 
 def capacity(runs: Runs) -> Table:
-    """A row per method, seed, task and layer: the share in use after the task (Fig. 8)."""
+    """Make a row per method, seed, task and layer: the share in use after the task (Fig. 8)."""
     rows = [
         {"method": label, "seed": seed, "after": after + 1, "layer": layer, "used": share}
         for label, seed, run in runs.each()
@@ -19,12 +19,12 @@ def capacity(runs: Runs) -> Table:
         if history.capacity is not None
         for layer, share in history.capacity["groups"].items()
     ]
-    columns = (METHOD, SEED, AFTER, Column("layer", "layer"), Column("used", "in use", Kind.PERCENT))
+    columns = (METHOD, SEED, AFTER, Kind.TEXT.column("layer"), Kind.PERCENT.column("used", "in use"))
     return Table("capacity", "Share of every layer in use", columns, tuple(rows))
 
 
 def usage(runs: Runs) -> Table:
-    """A row per method, seed and epoch: the share of units or weights in use while tasks are in training (Fig. 5)."""
+    """Make a row per method, seed and epoch: the share of units or weights in use in training (Fig. 5)."""
     rows = []
     for label, seed, run in runs.each():
         epoch = 0
@@ -43,18 +43,18 @@ def usage(runs: Runs) -> Table:
                     }
                 )
     columns = (
-        *(METHOD, SEED, Column("task", "task", Kind.NUMBER), Column("epoch", "epoch", Kind.NUMBER)),
-        *(Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT)),
+        *(METHOD, SEED, Kind.NUMBER.column("task"), Kind.NUMBER.column("epoch")),
+        *(Kind.NUMBER.column("progress", "tasks learned"), Kind.PERCENT.column("used", "in use")),
     )
     return Table("usage", "Share of the network in use during training", columns, tuple(rows))
 
 
 def mean_usage(runs: Runs, points: int = 30) -> Table:
-    """What :func:`usage` holds, the mean over seeds, which may stop a task after different numbers of epochs.
+    """Make a row per method and place: the mean of :func:`usage` over seeds, which may stop after different epochs.
 
     Args:
         runs: the runs.
-        points: how many places within every task; at each, a run counts with the epoch that it was in.
+        points: number of places within every task; at each, a run counts with the epoch that it was in.
     """
     places: dict[tuple[str, int, int], list[float]] = {}
     for label, _, run in runs.each():
@@ -66,12 +66,16 @@ def mean_usage(runs: Runs, points: int = 30) -> Table:
         {"method": label, "progress": round(task + place / points, 3), **mean_and_sd("used", of)}
         for (label, task, place), of in places.items()
     )
-    columns = (METHOD, Column("progress", "tasks learned", Kind.NUMBER), Column("used", "in use", Kind.PERCENT))
+    columns = (
+        METHOD,
+        Kind.NUMBER.column("progress", "tasks learned"),
+        Kind.PERCENT.column("used", "in use"),
+    )
     return Table("mean-usage", "Share of the network in use during training", columns, rows)
 
 
 def reuse(runs: Runs) -> Table:
-    """A row per method and pair of tasks: share of the weights of one that the other uses too, over seeds (Fig. 6)."""
+    """Make a row per method and pair of tasks: share of the weights of one that the other uses too (Fig. 6)."""
     rows = []
     for label in runs.labels:
         known = [run.reuse for run in runs.by_label[label].values() if run.reuse is not None]
@@ -82,14 +86,14 @@ def reuse(runs: Runs) -> Table:
                 for j in range(runs.learned)
             ]
     columns = (
-        *(METHOD, Column("of", "weights of task", Kind.NUMBER), Column("by", "used by task", Kind.NUMBER)),
-        Column("share", "share", Kind.PERCENT),
+        *(METHOD, Kind.NUMBER.column("of", "weights of task"), Kind.NUMBER.column("by", "used by task")),
+        Kind.PERCENT.column("share"),
     )
     return Table("reuse", "Reuse of weights between tasks", columns, tuple(rows))
 
 
 def compression(runs: Runs) -> Table:
-    """A row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7)."""
+    """Make a row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7)."""
     rows = tuple(
         {"method": label, "seed": seed, "epoch": epoch, "used": used, "valid_accuracy": right}
         for label, seed, run in runs.each()
@@ -97,7 +101,10 @@ def compression(runs: Runs) -> Table:
         for epoch, (used, right) in enumerate(zip(run.history[0].used, run.history[0].valid_accuracy, strict=False), 1)
     )
     columns = (
-        *(METHOD, SEED, Column("epoch", "epoch", Kind.NUMBER)),
-        *(Column("used", "in use", Kind.PERCENT), Column("valid_accuracy", "validation accuracy", Kind.PERCENT)),
+        *(METHOD, SEED, Kind.NUMBER.column("epoch")),
+        *(
+            Kind.PERCENT.column("used", "in use"),
+            Kind.PERCENT.column("valid_accuracy", "validation accuracy"),
+        ),
     )
     return Table("compression", "Share in use and accuracy during the first task", columns, rows)

@@ -1,4 +1,4 @@
-"""What others published of the same experiments, and a table of it with the runs at hand in between.
+"""Figures that others published of the same experiments, and a table of them with the runs at hand in between.
 
 Only figures that could be read in a source are here: the HAT paper's tables have more rows than its text quotes, and
 these are left out rather than guessed.
@@ -6,8 +6,12 @@ these are left out rather than guessed.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
+from itertools import groupby
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -16,23 +20,23 @@ from hatrack.experiments import EXPERIMENTS, RunResult
 from hatrack.methods import METHODS
 from hatrack.metrics import average_accuracy
 from hatrack.report.runs import Runs
-from hatrack.report.table import METHOD, Column, Kind, Table, mean_and_sd
+from hatrack.report.table import METHOD, Kind, Table, TableColumn, mean_and_sd
 
 __all__ = ["HERE", "PUBLISHED", "Measure", "Published", "has_published", "published"]
 
 HERE = "these runs"
-"""Who made the figures that are not out of the literature."""
+"""Name of the source of the figures that are not out of the literature."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What was measured.
+    """Quantity that was measured.
 
     Attributes:
-        key: in the rows of the table.
-        title: what people read.
-        kind: how it is shown.
-        help: what it means, in one sentence.
+        key: its key in the rows of the table.
+        title: title for people.
+        kind: way in which it is shown.
+        help: its meaning, in one sentence.
         after: number of tasks learned when it was measured.
     """
 
@@ -42,22 +46,6 @@ class Measure:
     help: str
     after: int
 
-    @classmethod
-    def accuracy(cls, after: int) -> Measure:
-        """A^{≤t}: mean accuracy on all tasks after the last of them."""
-        return cls("average_accuracy", f"A≤{after}", Kind.PERCENT, f"mean accuracy on all {after} tasks", after)
-
-    @classmethod
-    def ratio(cls, after: int) -> Measure:
-        """ρ^{≤t} (Eq. 6 of the HAT paper)."""
-        text = f"forgetting ratio after {after} tasks: 0 is as good as joint training, −1 as guessing"
-        return cls(f"forgetting_ratio_{after}", f"ρ≤{after}", Kind.RATIO, text, after)
-
-    @classmethod
-    def size(cls) -> Measure:
-        """Share of the weights that are left of a network that learned one task."""
-        return cls("weights", "size", Kind.PERCENT, "share of the network's weights that the task needs", 1)
-
     @property
     def lower_is_better(self) -> bool:
         """Whether a small figure is a good one."""
@@ -66,11 +54,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Published:
-    """What a source says of a method.
+    """Figures of a method in one source.
 
     Attributes:
         method: its name; that of :data:`hatrack.methods.METHODS` where it is there.
-        source: who published or measured it, and where.
+        source: the publication, or the code that was measured.
         figures: means by measure.
         sds: standard deviations by measure, where they are known.
         network: hidden units of its layers, where they are known.
@@ -85,98 +73,44 @@ class Published:
     seeds: int | None = None
 
 
-_HAT = "Serrà et al., ICML 2018"
-_CODE = "the code of Serrà et al., on a CPU"
-_WSN = "Kang et al., ICML 2022"
+def _measure(name: str, after: int) -> Measure:
+    """Return the measure that a row of the table names."""
+    match name:
+        case "accuracy":
+            return Measure("average_accuracy", f"A≤{after}", Kind.PERCENT, f"mean accuracy on all {after} tasks", after)
+        case "ratio":
+            text = f"forgetting ratio after {after} tasks: 0 is as good as joint training, −1 as guessing"
+            return Measure(f"forgetting_ratio_{after}", f"ρ≤{after}", Kind.RATIO, text, after)
+        case "size":
+            return Measure("weights", "size", Kind.PERCENT, "share of the network's weights that the task needs", after)
+    raise ValueError(name)
 
 
-def _mixture() -> tuple[Published, ...]:
-    """Tables 1 and 3 of the HAT paper: ρ≤2 and ρ≤8, mean and standard deviation of 10 seeds."""
-    two, eight = Measure.ratio(2), Measure.ratio(8)
-    found = {
-        "lfl": ((-0.73, 0.29), (-0.92, 0.08)),
-        "lwf": ((-0.14, 0.13), (-0.80, 0.06)),
-        "sgd": ((-0.20, 0.08), (-0.66, 0.03)),
-        "imm-mode": ((-0.11, 0.08), (-0.49, 0.05)),
-        "sgd-frozen": ((-0.20, 0.15), (-0.44, 0.06)),
-        "imm-mean": ((-0.12, 0.10), (-0.42, 0.04)),
-        "ewc": ((-0.08, 0.06), (-0.25, 0.03)),
-        "pathnet": ((-0.09, 0.16), (-0.17, 0.23)),
-        "pnn": ((-0.11, 0.10), (-0.11, 0.01)),
-        "hat": ((-0.02, 0.03), (-0.06, 0.01)),
-    }
-    return tuple(
-        Published(
-            method,
-            f"{_HAT}, table 3",
-            {two: first[0], eight: last[0]},
-            {two: first[1], eight: last[1]},
-            "AlexNet-like",
-            10,
-        )
-        for method, (first, last) in found.items()
-    )
+def _read() -> dict[str, tuple[Published, ...]]:
+    """Read ``literature.csv``: a figure a row; neighbours that differ in the figure alone are one entry."""
+    text = resources.files("hatrack.report").joinpath("literature.csv").read_text(encoding="utf-8")
+    source = itemgetter("stream", "method", "source", "network", "seeds")
+    entries: dict[str, tuple[Published, ...]] = {}
+    for (stream, method, by, network, seeds), group in groupby(csv.DictReader(text.splitlines()), source):
+        rows = [(_measure(row["measure"], int(row["after"])), row) for row in group]
+        figures = {measure: float(row["value"]) for measure, row in rows}
+        sds = {measure: float(row["sd"]) for measure, row in rows if row["sd"]}
+        entry = Published(method, by, figures, sds, network, int(seeds) if seeds else None)
+        entries[stream] = (*entries.get(stream, ()), entry)
+    return entries
 
 
-def _of(measure: Measure, *rows: tuple[str, str, float, str, int | None]) -> tuple[Published, ...]:
-    return tuple(
-        Published(method, source, {measure: value}, network=network, seeds=seeds)
-        for method, source, value, network, seeds in rows
-    )
-
-
-PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(
-    {
-        "permuted-mnist": _of(
-            Measure.accuracy(10),
-            ("hat", f"{_HAT}, table 7", 0.986, "2000-2000", None),
-            ("si", f"Zenke et al., ICML 2017, in table 7 of {_HAT}", 0.971, "", None),
-            ("hat", _CODE, 0.9727, "500-500", 1),
-            ("hat", _CODE, 0.9175, "100-100", 1),
-            ("independent", _WSN, 0.9737, "100-100", 5),
-            ("wsn", _WSN, 0.9641, "100-100", 5),
-            ("packnet", _WSN, 0.9637, "100-100", 5),
-            ("supsup", _WSN, 0.9631, "100-100", 5),
-        ),
-        "split-mnist": _of(
-            Measure.accuracy(2),
-            ("hat", f"{_HAT}, table 8", 0.990, "800-800", 10),
-            ("cab", f"He and Jaeger, ICLR 2018, in table 8 of {_HAT}", 0.949, "", None),
-            ("hat", _CODE, 0.9903, "800-800", 1),
-        ),
-        "split-fashion-mnist": _of(
-            Measure.accuracy(5),
-            ("hat", f"{_CODE}, 5 epochs", 0.9910, "2000-2000", 1),
-            ("sgd", f"{_CODE}, 5 epochs", 0.9013, "2000-2000", 1),
-        ),
-        "mixture": _mixture(),
-        "incremental-cifar": _of(
-            Measure.ratio(10),
-            ("hat", f"{_HAT}, table 6", -0.09, "AlexNet-like", 10),
-            ("ewc", f"{_HAT}, table 6", -0.18, "AlexNet-like", 10),
-        ),
-        "all-mnist-rgb32": _of(
-            Measure.size(),
-            ("hat", f"{_HAT}, table 4", 0.01, "AlexNet-like", None),
-            ("DEN", f"Yoon et al., ICLR 2018, in {_HAT}", 0.18, "", None),
-        ),
-        "all-cifar100-rgb32": _of(
-            Measure.size(),
-            ("hat", f"{_HAT}, table 4", 0.21, "AlexNet-like", None),
-            ("DEN", f"Yoon et al., ICLR 2018, in {_HAT}", 0.52, "", None),
-        ),
-    }
-)
-"""What was published, by the name of the stream that it was measured on."""
+PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(_read())
+"""Published figures by the name of the stream that they were measured on."""
 
 
 def has_published(runs: Runs) -> bool:
-    """Whether anything was published of what these runs learned."""
+    """Return whether figures were published of the stream of these runs."""
     return _stream(runs) in PUBLISHED
 
 
 def published(runs: Runs) -> Table:
-    """The literature's figures and ours in one table, the best first (the HAT paper's tables 7 and 8, and others).
+    """Put the literature's figures and ours in one table, the best first (the HAT paper's tables 7 and 8, and others).
 
     Rows of ours have the number of their seeds, and the settings that differ from the experiment's, since a run with
     fewer epochs or samples is no reproduction. A figure is left empty where so many tasks have not been learned.
@@ -196,10 +130,10 @@ def published(runs: Runs) -> Table:
     last = measures[-1]
     rows.sort(key=lambda row: _rank(row[last.key], last))
     columns = (
-        *(METHOD, Column("by", "measured by"), Column("network", "hidden units")),
-        *(Column(measure.key, measure.title, measure.kind, measure.help) for measure in measures),
-        Column("seeds", "seeds", Kind.NUMBER),
-        Column("differs", "settings of ours", help="those that differ from the experiment's own"),
+        *(METHOD, Kind.TEXT.column("by", "measured by"), Kind.TEXT.column("network", "hidden units")),
+        *(TableColumn(measure.key, measure.title, measure.kind, measure.help) for measure in measures),
+        Kind.NUMBER.column("seeds"),
+        Kind.TEXT.column("differs", "settings of ours", meaning="those that differ from the experiment's own"),
     )
     return Table("published", "Beside what others published", columns, tuple(rows))
 
@@ -246,7 +180,7 @@ def _network(run: RunResult) -> str | None:
 
 
 def _differing(run: RunResult) -> str | None:
-    """The settings that are not the experiment's, the number of hidden units aside, which have a column."""
+    """Return the settings that are not the experiment's, the number of hidden units aside, which have a column."""
     if run.method not in METHODS:
         return None  # a method of other versions: its settings are not known
     own = EXPERIMENTS[run.experiment].config(run.method).flat()
@@ -263,7 +197,7 @@ def _text(value: Any) -> str:
 
 
 def _rank(value: float | None, measure: Measure) -> tuple[bool, float]:
-    """Sorts the best first, and what is not known last."""
+    """Return the key that sorts the best first, and unknown figures last."""
     if value is None:
         return True, 0.0
     return False, value if measure.lower_is_better else -value

@@ -16,7 +16,7 @@ __all__ = ["comparison_table", "tuning_table"]
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A row per method, the best first: accuracy, forgetting and forgetting ratio after the last task."""
+    """Make a row per method, the best first: accuracy, forgetting and forgetting ratio after the last task."""
     table = Table(
         "method",
         title=f"{comparison.experiment}, after the last task; mean ± standard deviation over seeds",
@@ -43,7 +43,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def tuning_table(candidates: Sequence[Candidate]) -> Table:
-    """A row per candidate in their order, the best one marked."""
+    """Make a row per candidate in their order, the best one marked."""
     table = Table("settings", box=SIMPLE)
     table.add_column("average accuracy", justify="right")
     chosen = best(candidates)

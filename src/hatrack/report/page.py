@@ -15,7 +15,7 @@ from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS
 from hatrack.report import canvas, charts, heat, sections, style
 from hatrack.report.inside import capacity, mean_usage, reuse
-from hatrack.report.literature import has_published, published
+from hatrack.report.literature import HERE, has_published, published
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Table
 from hatrack.report.tables import accuracy, curves, data, summary
@@ -38,7 +38,7 @@ _BANDS = " Bands are one standard deviation over seeds."
 
 
 def html_report(runs: Runs) -> str:
-    """The report on some runs, readable by people who have never heard of continual learning.
+    """Write the report on some runs, readable by people who have never heard of continual learning.
 
     Args:
         runs: at least one.
@@ -50,20 +50,12 @@ def html_report(runs: Runs) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
-    tables = {
-        table.name: table
-        for table in (
-            summary(runs),
-            curves(runs),
-            accuracy(runs),
-            capacity(runs),
-            reuse(runs),
-            data(runs),
-            differences(runs),
-            mean_usage(runs),
-            *([published(runs)] if has_published(runs) else []),
-        )
-    }
+    makers = (summary, curves, accuracy, capacity, reuse, data, differences, mean_usage)
+    tables = {table.name: table for table in (make(runs) for make in makers)}
+    others = Table("published", "", (), ())
+    if has_published(runs):
+        others = tables["published"] = published(runs)
+    outcome = verdict(runs)
     drawn = _charts(runs, tables)
     context = {
         "title": f"{runs.any.experiment}: {sections.title(runs)}",
@@ -76,26 +68,22 @@ def html_report(runs: Runs) -> str:
         "references": [(name, text) for name, text in REFERENCES.items() if name in runs.labels],
         "left_out": runs.left_out,
         "explanations": sections.explanations(runs),
-        "beside": sections.beside(runs),
-        "cards": sections.cards(runs, verdict(runs)),
-        "sentences": sections.sentences(runs, verdict(runs)),
+        "beside": {"columns": others.columns, "rows": sections.beside(others)},
+        "here": HERE,
+        "cards": sections.cards(runs, outcome),
+        "sentences": sections.sentences(runs, outcome),
         "summary": sections.summary_rows(tables["summary"]),
-        "differences": sections.forest(tables["differences"], verdict(runs).best),
+        "differences": sections.forest(tables["differences"], outcome.best),
         **heat.matrices(tables["accuracy"], runs),
         "layers": heat.layer_matrices(tables["capacity"]),
         "reuse": heat.reuse_matrices(tables["reuse"], runs),
         "proof": sections.proof(runs),
-        "data": {
-            "columns": tables["data"].columns,
-            "rows": [
-                [{"kind": c.kind.value, "text": display(row, c)} for c in tables["data"].columns]
-                for row in tables["data"].rows
-            ],
-        },
+        "data": tables["data"],
+        "display": display,
         "origins": runs.any.data,
         "settings": sections.settings(runs),
         "environments": sections.environments(runs),
-        "commands": [run.command for of in (runs.by_label[label] for label in runs.labels) for run in of.values()],
+        "commands": [run.command for _, _, run in runs.each()],
         "version": __version__,
         "tables": {name: _compact(table) for name, table in tables.items()},
         "charts": [{key: value for key, value in chart.items() if key != "chart"} for chart in drawn],
@@ -123,7 +111,7 @@ def _css() -> str:
 
 @cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed, as one script that vl-convert ships."""
+    """Return Vega, Vega-Lite and Vega-Embed, as one script that vl-convert ships."""
     try:
         import vl_convert
     except ImportError as error:  # pragma: no cover - the extra is installed wherever tests run
@@ -143,35 +131,26 @@ def _downloads(table: str) -> Markup:
 
 
 def _charts(runs: Runs, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    methods = runs.labels
     columns = {column.key: column for column in tables["curves"].columns}
+    rows, used = tables["curves"].rows, tables["mean-usage"].rows
     drawn = []
     for key, title, text in _CURVES if runs.learned > 1 else ():
-        if any(row[key] is not None for row in tables["curves"].rows):
+        if any(row[key] is not None for row in rows):
+            bands = _BANDS * (key == "average_accuracy" and len(runs.seeds) > 1)
             drawn.append(
-                {
-                    "name": key,
-                    "title": title,
-                    "text": text + _BANDS * (key == "average_accuracy" and len(runs.seeds) > 1),
-                    "table": "curves",
-                    "chart": charts.curves(tables["curves"].rows, columns[key], methods, legend=False),
-                }
+                (key, title, text + bands, "curves", charts.curves(rows, columns[key], runs.labels, legend=False))
             )
-    if tables["mean-usage"].rows:
-        drawn.append(
-            {
-                "name": "usage",
-                "title": "Network in use",
-                "table": "mean-usage",
-                "text": "while tasks are in training; dashed lines are switches to the next task.",
-                "chart": charts.usage(tables["mean-usage"].rows, runs.learned, methods, legend=False),
-            }
-        )
-    for chart in drawn:
-        chart["alt"] = (
-            f"Line chart: {chart['title']} by number of tasks learned, {chart['text']} Its data follow below."
-        )
-    return drawn
+    if used:
+        text = "while tasks are in training; dashed lines are switches to the next task."
+        usage = charts.usage(used, runs.learned, runs.labels, legend=False)
+        drawn.append(("usage", "Network in use", text, "mean-usage", usage))
+    return [
+        {
+            **{"name": name, "title": title, "text": text, "table": table, "chart": chart},
+            "alt": f"Line chart: {title} by number of tasks learned, {text} Its data follow below.",
+        }
+        for name, title, text, table, chart in drawn
+    ]
 
 
 def _compact(table: Table) -> dict[str, Any]:

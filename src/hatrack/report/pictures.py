@@ -1,7 +1,9 @@
-"""Pictures of what is inside a trained network, and of an equation."""
+"""Pictures of the inside of a trained network, and of an equation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,22 +16,20 @@ from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa_analysis import cosine_similarities, task_profile
 from hatrack.methods.masked import MaskedMethod
 from hatrack.models.base import MaskedNetwork
-from hatrack.report.figures import Drawing
-from hatrack.report.table import Column, Kind, Row, Table
+from hatrack.report import charts, grids
+from hatrack.report.table import Drawing, Kind, Row, Table
 
-__all__ = ["dwa_embeddings", "dwa_masks", "gradient", "input_attention", "weight_masks"]
+__all__ = ["PICTURES", "dwa_embeddings", "dwa_masks", "gradient", "input_attention", "weight_masks"]
 
 
 def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -> Drawing:
-    """Fig. 2 of the HAT paper: the gradient of the gate, summed over an epoch of annealing, by the embedding's value.
+    """Draw the gradient of the gate, summed over an epoch, by the embedding's value (Fig. 2 of the HAT paper).
 
     Args:
         request: not used; equations need no run.
         s_max: largest scale of the gate.
         batches: steps of the epoch.
     """
-    from hatrack.report import charts
-
     e = torch.linspace(-6.0, 6.0, 241, dtype=torch.float64)
     kinds = {
         "s = 1 throughout": (Compensation.NONE, False),
@@ -47,7 +47,11 @@ def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -
             total += leaf.grad
         share = total / total.max()
         rows += [{"gate": name, "e": x, "gradient": y} for x, y in zip(e.tolist(), share.tolist(), strict=True)]
-    columns = (Column("gate", "gate"), Column("e", "e", Kind.NUMBER), Column("gradient", "gradient", Kind.RATIO))
+    columns = (
+        Kind.TEXT.column("gate"),
+        Kind.NUMBER.column("e"),
+        Kind.RATIO.column("gradient"),
+    )
     table = Table("gradient", "Gradient of an embedding over an epoch", columns, tuple(rows))
     titles = ("embedding e", "summed gradient (% of its largest)")
     chart = charts.scatter(rows, "e", "gradient", titles, "gate", order="e", points=False)
@@ -55,11 +59,8 @@ def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -
 
 
 def input_attention(request: RunRequest) -> Drawing:
-    """Fig. 10 of the HAT paper: which input features each task uses, as pictures of the input's shape."""
-    prepared = _finished(request)
-    network = _masked(prepared)
-    shape = prepared.stream.input_shape
-    tasks = [task.name for task in prepared.result.tasks]
+    """Draw the input features that each task uses, as pictures of the input's shape (Fig. 10 of the HAT paper)."""
+    network, tasks, shape = _masked(request)
     masks = [network.masks(task).get("inputs") for task in tasks]
     if any(mask is None or mask.numel() != torch.Size(shape).numel() for mask in masks):
         raise InputError(
@@ -70,14 +71,11 @@ def input_attention(request: RunRequest) -> Drawing:
 
 
 def weight_masks(request: RunRequest) -> Drawing:
-    """The masks of weights in the first dense layer: for every input feature, the share of its weights that is on.
+    """Draw the masks of weights in the first dense layer: of every input feature, the share of its weights that is on.
 
     A last picture shows the share that any task uses.
     """
-    prepared = _finished(request)
-    network = _masked(prepared)
-    shape = prepared.stream.input_shape
-    tasks = [task.name for task in prepared.result.tasks]
+    network, tasks, shape = _masked(request)
     first = [next(iter(network.masks(task).values())) for task in tasks]
     if first[0].dim() != 2 or first[0].shape[1] != torch.Size(shape).numel():
         raise InputError("the first layer does not read single input features; take an experiment with an mlp")
@@ -87,18 +85,16 @@ def weight_masks(request: RunRequest) -> Drawing:
 
 
 def dwa_masks(request: RunRequest) -> Drawing:
-    """Cosines between the mean masks of tasks, what all have in common left out."""
+    """Draw the cosines between the mean masks of tasks, without the part that all have in common."""
     return _similarities(request, "masks")
 
 
 def dwa_embeddings(request: RunRequest) -> Drawing:
-    """Cosines between the mean embeddings of tasks, what all have in common left out."""
+    """Draw the cosines between the mean embeddings of tasks, without the part that all have in common."""
     return _similarities(request, "embedding")
 
 
 def _similarities(request: RunRequest, what: str) -> Drawing:
-    from hatrack.report import grids
-
     prepared = _finished(request)
     method = prepared.method
     if not isinstance(method, DWA):
@@ -110,8 +106,8 @@ def _similarities(request: RunRequest, what: str) -> Drawing:
         for i in range(len(profiles))
         for j in range(len(profiles))
     )
-    one, other = Column("one", "task", Kind.NUMBER), Column("other", "task", Kind.NUMBER)
-    cosine = Column("cosine", "cosine", Kind.RATIO)
+    one, other = Kind.NUMBER.column("one", "task"), Kind.NUMBER.column("other", "task")
+    cosine = Kind.RATIO.column("cosine")
     title = "Mean masks of tasks" if what == "masks" else "Mean embeddings of tasks"
     table = Table(f"dwa-{what}", f"{title}, cosines", (one, other, cosine), rows)
     return Drawing(grids.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
@@ -124,15 +120,15 @@ def _finished(request: RunRequest) -> Prepared:
     return prepared
 
 
-def _masked(prepared: Prepared) -> MaskedNetwork[Any]:
+def _masked(request: RunRequest) -> tuple[MaskedNetwork[Any], list[str], tuple[int, ...]]:
+    """Return the network of a run, the names of its tasks, and the shape of a sample."""
+    prepared = _finished(request)
     if not isinstance(prepared.method, MaskedMethod):
-        raise InputError(f"{prepared.request.method} has no masks")
-    return prepared.method.network
+        raise InputError(f"{request.method} has no masks")
+    return prepared.method.network, [task.name for task in prepared.result.tasks], prepared.stream.input_shape
 
 
 def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
-    from hatrack.report import grids
-
     rows = tuple(
         {"picture": name, "row": row, "column": column, "share": round(float(share), 4)}
         for name, picture in zip(names, values, strict=True)
@@ -140,7 +136,23 @@ def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
         for column, share in enumerate(line)
     )
     columns = (
-        *(Column("picture", "picture"), Column("row", "row", Kind.NUMBER), Column("column", "column", Kind.NUMBER)),
-        Column("share", "in use", Kind.PERCENT),
+        *(
+            Kind.TEXT.column("picture"),
+            Kind.NUMBER.column("row"),
+            Kind.NUMBER.column("column"),
+        ),
+        Kind.PERCENT.column("share", "in use"),
     )
     return Drawing(grids.pictures(names, values), title, Table("pictures", title, columns, rows))
+
+
+PICTURES: Mapping[str, Callable[[RunRequest], Drawing]] = MappingProxyType(
+    {
+        "gradient": gradient,
+        "input-attention": input_attention,
+        "weight-masks": weight_masks,
+        "dwa-masks": dwa_masks,
+        "dwa-embeddings": dwa_embeddings,
+    }
+)
+"""Draws every picture, by its name, from the request of a run."""

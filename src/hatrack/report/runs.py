@@ -16,7 +16,7 @@ from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
 from hatrack.metrics import average_accuracy
 
-__all__ = ["REFERENCES", "Runs", "read_runs"]
+__all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
 
 REFERENCES: Mapping[str, str] = {
     "joint": "learns all tasks so far at once, with all their data: what there is to reach",
@@ -97,7 +97,7 @@ class Runs:
 
     @property
     def any(self) -> RunResult:
-        """One of the runs, for what all have in common."""
+        """One of the runs, for the facts that all have in common."""
         return next(iter(self.by_label[self.labels[0]].values()))
 
     @property
@@ -113,18 +113,18 @@ class Runs:
         return names[: self.learned]
 
     def each(self) -> Iterable[tuple[str, int, RunResult]]:
-        """Every run with its label and seed."""
+        """Return every run with its label and seed."""
         return ((label, seed, run) for label in self.labels for seed, run in self.by_label[label].items())
 
     def run(self, label: str, seed: int) -> RunResult | None:
-        """The run of a label and seed; None if there is none."""
+        """Return the run of a label and seed; None if there is none."""
         return self.by_label.get(label, {}).get(seed)
 
     def forgetting_ratio(self, label: str, seed: int, after: int) -> float | None:
-        """ρ^{≤t}, the mean forgetting ratio of tasks 0..t after task t (Eq. 6).
+        """Return ρ^{≤t}, the mean forgetting ratio of tasks 0..t after task t (Eq. 6).
 
         Args:
-            label: of the runs.
+            label: label of the runs.
             seed: the seed.
             after: t, from 0.
 
@@ -139,6 +139,14 @@ class Runs:
         ratios = [forgetting_ratio(*(score.accuracy for score in cell)) for cell in cells]
         mean = sum(ratios) / len(ratios)
         return mean if mean == mean else None
+
+
+def in_use(capacity: Mapping[str, Any] | None) -> float | None:
+    """Return the share of units in use, or of weights where masks are about weights; None where nothing is known."""
+    if capacity is None:
+        return None
+    share: float = capacity["weights"] if capacity["units"] is None else capacity["units"]
+    return share
 
 
 def read_runs(*places: Path) -> Runs:
@@ -162,7 +170,7 @@ def read_runs(*places: Path) -> Runs:
 
 
 def _read_place(place: Path) -> tuple[list[RunResult], list[str]]:
-    """The runs of a place, and sentences about those that failed."""
+    """Return the runs of a place, and sentences about those that failed."""
     if not place.exists():
         raise InputError(f"{place} does not exist; give the folder of a run, or one that holds several")
     if place.is_file():
@@ -199,7 +207,7 @@ def _labelled(results: Iterable[RunResult]) -> Iterable[tuple[str, RunResult]]:
 
 
 def _varied(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The settings that were recorded with several values; an older result says nothing of those that came later."""
+    """Return the settings that were recorded with several values; older results lack those that came later."""
     values: dict[str, set[str]] = defaultdict(set)
     for config in configs:
         for key, value in config.items():

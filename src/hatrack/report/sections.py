@@ -1,4 +1,4 @@
-"""What the page of a report says, section by section: plain values for its template."""
+"""Sections of the page of a report: plain values for its template."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hatrack.methods import METHODS
-from hatrack.report.literature import HERE, has_published, published
+from hatrack.report.literature import HERE
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.style import DASHES, LIGHT
-from hatrack.report.table import Column, Kind, Table
+from hatrack.report.table import Kind, Row, Table, TableColumn
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict
 from hatrack.report.writers import display, number
@@ -28,11 +28,9 @@ __all__ = [
     "title",
 ]
 
-_UNITS = {Kind.PERCENT: "%", Kind.POINTS: "points", Kind.SECONDS: "seconds"}
-
 
 def title(runs: Runs) -> str:
-    """What the runs are called."""
+    """Name the runs."""
     competing = runs.competitors
     if len(competing) == 1:
         return competing[0]
@@ -41,7 +39,7 @@ def title(runs: Runs) -> str:
 
 
 def method_list(runs: Runs) -> list[dict[str, Any]]:
-    """Every method, with how its lines are drawn and whether they are shown at first."""
+    """List every method with the colour and dashes of its lines, and whether they are shown at first."""
     palette = len(LIGHT)
     return [
         {
@@ -55,25 +53,20 @@ def method_list(runs: Runs) -> list[dict[str, Any]]:
 
 
 def explanations(runs: Runs) -> list[dict[str, str]]:
-    """What every method does, in a line, and whose it is."""
+    """Describe every method in a line, with its source."""
     names = dict.fromkeys(run.method for _, _, run in runs.each())
     known = [METHODS[name] for name in names if name in METHODS]
     return [{"name": kind.name, "text": kind.description, "source": kind.source} for kind in known]
 
 
 def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
-    """The result in a few figures."""
+    """Give the result in a few figures."""
     several = len(runs.competitors) > 1
-    cards = [
-        {
-            "tone": "",
-            "what": "highest accuracy after the last task" if several else "average accuracy in the end",
-            "figure": f"{outcome.best} {number(outcome.accuracy, Kind.PERCENT)} %"
-            if several
-            else f"{number(outcome.accuracy, Kind.PERCENT)} %",
-            "text": f"mean over {_count(runs.learned, 'task')} and {_count(len(runs.by_label[outcome.best]), 'seed')}",
-        }
-    ]
+    accuracy = f"{number(outcome.accuracy, Kind.PERCENT)} %"
+    over = f"mean over {_count(runs.learned, 'task')} and {_count(len(runs.by_label[outcome.best]), 'seed')}"
+    cards = [("", "average accuracy in the end", accuracy, over)]
+    if several:
+        cards = [("", "highest accuracy after the last task", f"{outcome.best} {accuracy}", over)]
     if outcome.second is not None and outcome.points is not None:
         lead = outcome.lead
         text = "one seed in common: no telling whether that is luck"
@@ -81,40 +74,24 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
             text = f"95 % interval {number(lead.low, Kind.POINTS)} to {number(lead.high, Kind.POINTS)}: "
             text += "more than luck" if lead.excludes_zero else "may well be luck"
         cards.append(
-            {
-                "tone": "",
-                "what": f"ahead of {outcome.second}, the next",
-                "figure": f"{number(outcome.points, Kind.POINTS)} points",
-                "text": text,
-            }
+            ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, Kind.POINTS)} points", text)
         )
     kept = outcome.unforgotten
     if kept or not several:
-        figure = ", ".join(kept) if len(kept) <= 6 else f"{', '.join(kept[:5])} and {len(kept) - 5} more"
-        cards.append(
-            {
-                "tone": "good" if kept else "bad",
-                "what": "no output on an old task ever changed",
-                "figure": figure if several else "yes" if kept else "no",
-                "text": "identical to the bit, shown by fingerprints",
-            }
-        )
+        names = ", ".join(kept) if len(kept) <= 6 else f"{', '.join(kept[:5])} and {len(kept) - 5} more"
+        figure = names if several else "yes" if kept else "no"
+        text = "identical to the bit, shown by fingerprints"
+        cards.append(("good" if kept else "bad", "no output on an old task ever changed", figure, text))
     name, lost = outcome.most_forgetful
-    points = number(lost, Kind.POINTS)
     if lost > 0:
-        cards.append(
-            {
-                "tone": "bad",
-                "what": "forgets most" if several else "forgetting",
-                "figure": f"{name} {points} points" if several else f"{points} points",
-                "text": "of accuracy lost since a task was learned, on the average",
-            }
-        )
-    return cards
+        what, figure = ("forgets most", f"{name} ") if several else ("forgetting", "")
+        figure += f"{number(lost, Kind.POINTS)} points"
+        cards.append(("bad", what, figure, "of accuracy lost since a task was learned, on the average"))
+    return [dict(zip(("tone", "what", "figure", "text"), card, strict=True)) for card in cards]
 
 
 def sentences(runs: Runs, outcome: Verdict) -> list[str]:
-    """What else there is to say of the result."""
+    """Say more about the result: the distance from joint training, and the lack of seeds."""
     sentences = []
     if "joint" in runs.labels and runs.learned > 1 and outcome.best != "joint":
         joint = next(row for row in summary(runs).rows if row["method"] == "joint")["average_accuracy"]
@@ -130,17 +107,16 @@ def sentences(runs: Runs, outcome: Verdict) -> list[str]:
 
 
 def summary_rows(table: Table) -> dict[str, Any]:
-    """The table of all methods, for the page."""
+    """Make the table of all methods, for the page."""
     shown = [column for column in table.columns if column.key not in ("backward_transfer", "seeds")]  # said otherwise
-    columns = [{"title": c.title, "help": c.help, "kind": c.kind, "unit": _UNITS.get(c.kind, "")} for c in shown]
     rows = []
     for row in table.rows:
         cells = [_cell(row, column) for column in shown]
         rows.append({"method": row["method"], "reference": row["method"] in REFERENCES, "cells": cells})
-    return {"columns": columns, "rows": rows}
+    return {"columns": shown, "rows": rows}
 
 
-def _cell(row: Mapping[str, Any], column: Column) -> dict[str, Any]:
+def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     value, spread = row[column.key], row.get(f"{column.key}_sd")
     share = round(float(value), 4) if column.key in ("average_accuracy", "used") and value is not None else None
     text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)
@@ -153,7 +129,7 @@ def _cell(row: Mapping[str, Any], column: Column) -> dict[str, Any]:
 
 
 def forest(table: Table, reference: str) -> dict[str, Any]:
-    """Differences and their intervals, placed between the lowest and the highest end."""
+    """Place differences and their intervals between the lowest and the highest end."""
     rows = [row for row in table.rows if row["method"] != "random"]
     if not rows:
         return {"rows": []}
@@ -189,24 +165,14 @@ def forest(table: Table, reference: str) -> dict[str, Any]:
     }
 
 
-def beside(runs: Runs) -> dict[str, Any]:
-    """These runs among what others published of the experiment; no rows where nothing is known."""
-    if not has_published(runs):
-        return {"columns": [], "rows": []}
-    table = published(runs)
-    columns = [
-        {"title": c.title, "help": c.help, "kind": c.kind.value, "unit": _UNITS.get(c.kind, "")} for c in table.columns
-    ]
-    rows = [
-        {"ours": row["by"] == HERE, "cells": [{"kind": c.kind.value, "text": display(row, c)} for c in table.columns]}
-        for row in table.rows
-        if row["by"] != HERE or row["method"] != "random"
-    ]
-    return {"columns": columns, "rows": rows if any(row["ours"] for row in rows) else []}
+def beside(table: Table) -> tuple[Row, ...]:
+    """Return the rows of these runs among those that others published, guessing left out; none without any of ours."""
+    rows = tuple(row for row in table.rows if row["by"] != HERE or row["method"] != "random")
+    return rows if any(row["by"] == HERE for row in rows) else ()
 
 
 def proof(runs: Runs) -> dict[str, Any]:
-    """First digits of the hashes, when a task was learned and at the end."""
+    """Give the first digits of the hashes, when a task was learned and at the end."""
     rows = []
     seed = runs.seeds[0]
     for label in runs.labels:
@@ -226,7 +192,7 @@ def proof(runs: Runs) -> dict[str, Any]:
 
 
 def settings(runs: Runs) -> dict[str, Any]:
-    """Settings that all methods share, and those of single ones."""
+    """Divide the settings into those that all methods share, and those of single ones."""
     first = {label: next(iter(of.values())).config for label, of in runs.by_label.items()}
     everywhere = [key for key in runs.any.config if all(key in config for config in first.values())]
     shared = [key for key in everywhere if len({repr(config[key]) for config in first.values()}) == 1]
@@ -238,7 +204,7 @@ def settings(runs: Runs) -> dict[str, Any]:
 
 
 def environments(runs: Runs) -> list[list[tuple[str, str]]]:
-    """Every different environment of the runs."""
+    """List every different environment of the runs."""
     different: dict[str, list[tuple[str, str]]] = {}
     for of in runs.by_label.values():
         for run in of.values():

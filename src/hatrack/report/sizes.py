@@ -1,4 +1,4 @@
-"""How large and how fast extracted tasks are, as a table."""
+"""Table of the size and speed of extracted tasks."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from hatrack.experiments import TaskSize
-from hatrack.report.table import Column, Kind, Row, Table
+from hatrack.report.table import Kind, Row, Table
 
 __all__ = ["sizes_table"]
 
 
 def sizes_table(sizes: Sequence[TaskSize]) -> Table:
-    """A row per task: its share of units, parameters and operations, its file, its time, and against the whole."""
+    """Make a row per task: its share of units, parameters and operations, its file, its time, and against the whole."""
     rows = tuple(_row(size) for size in sizes)
     columns = (
-        Column("task", "task"),
-        Column("units_share", "units", Kind.PERCENT, "share of the network's units"),
-        Column("parameter_share", "parameters", Kind.PERCENT, "share of the network's parameters"),
-        Column("nonzero_share", "not 0", Kind.PERCENT, "parameters that are not 0, as a share of the network's"),
-        Column("flops_share", "operations", Kind.PERCENT, "share of the network's operations per sample"),
-        Column("file_bytes", "file (bytes)", Kind.NUMBER, "size of the task's .safetensors file"),
-        Column("full_file_bytes", "whole (bytes)", Kind.NUMBER, "size of the whole network's"),
-        Column("milliseconds", "ms per batch", Kind.RATIO, "least time of the extracted task"),
-        Column("full_milliseconds", "whole (ms)", Kind.RATIO, "least time of the masked network"),
-        Column("speedup", "times as fast", Kind.RATIO, "the quotient of these"),
+        Kind.TEXT.column("task"),
+        Kind.PERCENT.column("units_share", "units", "share of the network's units"),
+        Kind.PERCENT.column("parameter_share", "parameters", "share of the network's parameters"),
+        Kind.PERCENT.column("nonzero_share", "not 0", "parameters that are not 0, as a share of the network's"),
+        Kind.PERCENT.column("flops_share", "operations", "share of the network's operations per sample"),
+        Kind.NUMBER.column("file_bytes", "file (bytes)", "size of the task's .safetensors file"),
+        Kind.NUMBER.column("full_file_bytes", "whole (bytes)", "size of the whole network's"),
+        Kind.RATIO.column("milliseconds", "ms per batch", "least time of the extracted task"),
+        Kind.RATIO.column("full_milliseconds", "whole (ms)", "least time of the masked network"),
+        Kind.RATIO.column("speedup", "times as fast", "the quotient of these"),
     )
     known = [column for column in columns if any(row[column.key] is not None for row in rows)]
     return Table("sizes", "Tasks taken out of the network", tuple(known), rows)

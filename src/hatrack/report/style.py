@@ -1,4 +1,4 @@
-"""How charts and heat maps look: colours for any colour vision, on white and on black."""
+"""Look of charts and heat maps: colours for any colour vision, on white and on black."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEAT = {"light": ("#f4f7fb", "#0b4f8a"), "dark": ("#1c2733", "#7cc4ff")}
 
 
 def style(theme: str) -> dict[str, Any]:
-    """The configuration of Vega-Lite for a theme, ``light`` or ``dark``."""
+    """Return the configuration of Vega-Lite for a theme, ``light`` or ``dark``."""
     ink, muted, grid = ("#1c232b", "#4a5561", "#dfe4ea") if theme == "light" else ("#e8edf2", "#aab4bf", "#333d48")
     font = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
     text = {
@@ -47,7 +47,7 @@ def style(theme: str) -> dict[str, Any]:
 
 
 def dark_cell(share: float, theme: str) -> bool:
-    """Whether a cell of a heat map is so dark that white on it can be read better than black.
+    """Return whether a cell of a heat map is so dark that white on it can be read better than black.
 
     Args:
         share: place between the two ends of the theme's colours, in [0, 1].

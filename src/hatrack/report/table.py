@@ -1,22 +1,22 @@
-"""What a table is: rows with plain values, columns that say how people read them."""
+"""Tables: rows with plain values, columns that say how people read them."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hatrack.statistics import spread
 
-__all__ = ["AFTER", "METHOD", "SEED", "Column", "Kind", "Row", "Table", "mean_and_sd"]
+__all__ = ["AFTER", "METHOD", "SEED", "Drawing", "Kind", "Row", "Table", "TableColumn", "mean_and_sd", "means"]
 
 Row = Mapping[str, Any]
 """A row of a table: numbers (shares in [0, 1], not percent), texts, or None where a figure is not known."""
 
 
 class Kind(enum.Enum):
-    """How a column is shown to people; files get the plain numbers."""
+    """Way in which a column is shown to people; files get the plain numbers."""
 
     TEXT = "text"
     NUMBER = "number"
@@ -25,22 +25,31 @@ class Kind(enum.Enum):
     RATIO = "ratio"
     SECONDS = "seconds"
 
+    def column(self, key: str, title: str = "", meaning: str = "") -> TableColumn:
+        """Return a column of this kind; without a title, its key is its title."""
+        return TableColumn(key, title or key, self, meaning)
+
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column; where rows have a value called ``key`` and ``_sd``, that is the standard deviation.
 
     Attributes:
-        key: in the rows.
-        title: what people read.
-        kind: how its values are shown.
-        help: what it means, in one sentence.
+        key: its key in the rows.
+        title: title for people.
+        kind: way in which its values are shown.
+        help: its meaning, in one sentence.
     """
 
     key: str
     title: str
-    kind: Kind = Kind.TEXT
+    kind: Kind
     help: str = ""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the values as they are shown; empty where there is none."""
+        return {Kind.PERCENT: "%", Kind.POINTS: "points", Kind.SECONDS: "seconds"}.get(self.kind, "")
 
 
 @dataclass(frozen=True)
@@ -48,25 +57,48 @@ class Table:
     """A table.
 
     Attributes:
-        name: for file names.
-        title: what people read.
-        columns: in their order.
-        rows: in theirs.
+        name: name in file names.
+        title: title for people.
+        columns: the columns in their order.
+        rows: the rows in their order.
     """
 
     name: str
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     rows: tuple[Row, ...]
 
 
-METHOD = Column("method", "method")
-SEED = Column("seed", "seed", Kind.NUMBER)
-AFTER = Column("after", "after task", Kind.NUMBER)
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that was drawn.
+
+    Attributes:
+        chart: an altair chart.
+        title: the text above it.
+        table: the data behind it.
+    """
+
+    chart: Any
+    title: str
+    table: Table
+
+
+METHOD = Kind.TEXT.column("method")
+SEED = Kind.NUMBER.column("seed")
+AFTER = Kind.NUMBER.column("after", "after task")
+
+
+def means(rows: Iterable[Row], keys: Sequence[str], value: str) -> dict[tuple[Any, ...], float]:
+    """Return the mean of a value over all rows that agree in some keys, by these, in the order of the rows."""
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row[value])
+    return {key: sum(of) / len(of) for key, of in groups.items()}
 
 
 def mean_and_sd(key: str, values: Iterable[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation, as the values ``key`` and ``key_sd`` of a row; None if any value is missing."""
+    """Return mean and standard deviation, as ``key`` and ``key_sd`` of a row; None if any value is missing."""
     known = [*values]
     if not known or any(value is None for value in known):
         return {key: None, f"{key}_sd": None}

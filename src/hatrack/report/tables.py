@@ -1,4 +1,4 @@
-"""Tidy tables: what is in the runs, as rows for people, papers and plots."""
+"""Tidy tables: the content of runs as rows for people, papers and plots."""
 
 from __future__ import annotations
 
@@ -9,31 +9,28 @@ from typing import Any
 from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.metrics import average_accuracy, forgetting, forward_transfer, learning_accuracy
-from hatrack.report.runs import Runs
-from hatrack.report.table import AFTER, METHOD, SEED, Column, Kind, Table, mean_and_sd
+from hatrack.report.runs import Runs, in_use
+from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, mean_and_sd
 
 __all__ = ["accuracy", "curves", "data", "forgetting_ratios", "is_constant", "sensitivity", "summary"]
 
 
 def summary(runs: Runs) -> Table:
-    """A row per method, the best first: accuracy, forgetting, transfer, time, and the proof by hashes."""
+    """Make a row per method, the best first: accuracy, forgetting, transfer, time, and the proof by hashes."""
     rows: list[dict[str, Any]] = []
     for label in runs.labels:
         of = list(runs.by_label[label].items())
         matrices = {seed: _matrix(run) for seed, run in of}
         alone = {seed: runs.run("independent", seed) for seed in matrices}
-        ratios = [runs.forgetting_ratio(label, seed, runs.learned - 1) for seed in matrices]
         rows.append(
             {
                 "method": label,
                 "seeds": len(of),
-                **mean_and_sd("average_accuracy", map(average_accuracy, matrices.values())),
-                **mean_and_sd("forgetting", map(forgetting, matrices.values())),
-                **mean_and_sd("forgetting_ratio", ratios),
+                **_figures(runs, label, matrices),
                 **mean_and_sd("learning_accuracy", map(learning_accuracy, matrices.values())),
                 **mean_and_sd("backward_transfer", (0.0 - forgetting(matrix) for matrix in matrices.values())),
                 **mean_and_sd("forward_transfer", (_forward(matrices[seed], alone[seed]) for seed in matrices)),
-                **mean_and_sd("used", (_in_use(run.capacity) for _, run in of)),
+                **mean_and_sd("used", (in_use(run.capacity) for _, run in of)),
                 **mean_and_sd("seconds", (sum(run.seconds) for _, run in of)),
                 "unchanged": sum(all(is_constant(run, task) for task in range(runs.learned)) for _, run in of),
             }
@@ -41,25 +38,25 @@ def summary(runs: Runs) -> Table:
     rows.sort(key=lambda row: -float(row["average_accuracy"]))
     columns = (
         METHOD,
-        Column("average_accuracy", "accuracy", Kind.PERCENT, "mean accuracy on all tasks after the last one"),
-        Column("forgetting", "forgetting", Kind.POINTS, "points lost since each task was learned, on the average"),
-        Column("unchanged", "same to the bit", Kind.NUMBER, "runs in which no output on an earlier task ever changed"),
-        Column("forgetting_ratio", "ρ", Kind.RATIO, "0: as good as learning all tasks at once; −1: as bad as guessing"),
-        Column("learning_accuracy", "learning", Kind.PERCENT, "mean accuracy on every task right after learning it"),
-        Column("backward_transfer", "backward", Kind.POINTS, "what later tasks did to earlier ones, in points"),
-        Column(
-            "forward_transfer", "forward", Kind.POINTS, "what earlier tasks did for later ones, against learning alone"
+        Kind.PERCENT.column("average_accuracy", "accuracy", "mean accuracy on all tasks after the last one"),
+        Kind.POINTS.column("forgetting", "forgetting", "points lost since each task was learned, on the average"),
+        Kind.NUMBER.column("unchanged", "same to the bit", "runs in which no output on an earlier task ever changed"),
+        Kind.RATIO.column("forgetting_ratio", "ρ", "0: as good as learning all tasks at once; −1: as bad as guessing"),
+        Kind.PERCENT.column("learning_accuracy", "learning", "mean accuracy on every task right after learning it"),
+        Kind.POINTS.column("backward_transfer", "backward", "what later tasks did to earlier ones, in points"),
+        Kind.POINTS.column(
+            "forward_transfer", "forward", "what earlier tasks did for later ones, against learning alone"
         ),
-        Column("used", "in use", Kind.PERCENT, "share of the units, or weights, that the tasks use in the end"),
-        Column("seconds", "time", Kind.SECONDS, "for training and testing all tasks"),
-        Column("seeds", "seeds", Kind.NUMBER, "number of runs"),
+        Kind.PERCENT.column("used", "in use", "share of the units, or weights, that the tasks use in the end"),
+        Kind.SECONDS.column("seconds", "time", "for training and testing all tasks"),
+        Kind.NUMBER.column("seeds", "seeds", "number of runs"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
     return Table("summary", "All methods", tuple(known), tuple(rows))
 
 
 def accuracy(runs: Runs) -> Table:
-    """A row per method, seed, task learned last and task tested."""
+    """Make a row per method, seed, task learned last and task tested."""
     names = runs.task_names
     rows = (
         {
@@ -77,15 +74,15 @@ def accuracy(runs: Runs) -> Table:
         for task, score in enumerate(row)
     )
     columns = (
-        *(METHOD, SEED, AFTER, Column("task", "task", Kind.NUMBER), Column("name", "name")),
-        *(Column("accuracy", "accuracy", Kind.PERCENT), Column("loss", "loss", Kind.RATIO)),
-        Column("logits_sha256", "hash of the outputs"),
+        *(METHOD, SEED, AFTER, Kind.NUMBER.column("task"), Kind.TEXT.column("name")),
+        *(Kind.PERCENT.column("accuracy"), Kind.RATIO.column("loss")),
+        Kind.TEXT.column("logits_sha256", "hash of the outputs"),
     )
     return Table("accuracy", "Accuracy on every task after every task", columns, tuple(rows))
 
 
 def curves(runs: Runs) -> Table:
-    """A row per method and number of tasks learned: average accuracy, forgetting and ρ of the tasks so far (Fig. 3)."""
+    """Make a row per method and number of tasks: average accuracy, forgetting and ρ of the tasks so far (Fig. 3)."""
     rows = []
     for label in runs.labels:
         for after in range(runs.learned):
@@ -94,24 +91,22 @@ def curves(runs: Runs) -> Table:
                 {
                     "method": label,
                     "after": after + 1,
-                    **mean_and_sd("average_accuracy", map(average_accuracy, so_far.values())),
-                    **mean_and_sd("forgetting", map(forgetting, so_far.values())),
-                    **mean_and_sd("forgetting_ratio", (runs.forgetting_ratio(label, seed, after) for seed in so_far)),
+                    **_figures(runs, label, so_far),
                     "seeds": len(so_far),
                 }
             )
     columns = (
         *(METHOD, AFTER),
-        Column("average_accuracy", "accuracy", Kind.PERCENT),
-        Column("forgetting", "forgetting", Kind.POINTS),
-        Column("forgetting_ratio", "ρ", Kind.RATIO),
-        Column("seeds", "seeds", Kind.NUMBER),
+        Kind.PERCENT.column("average_accuracy", "accuracy"),
+        Kind.POINTS.column("forgetting"),
+        Kind.RATIO.column("forgetting_ratio", "ρ"),
+        Kind.NUMBER.column("seeds"),
     )
     return Table("curves", "Figures of the tasks so far, after every task", columns, tuple(rows))
 
 
 def forgetting_ratios(runs: Runs) -> Table:
-    """ρ^{≤t}, a row per method and a column per t, as the papers' tables 1, 3 and 6 have it."""
+    """Make a row per method with ρ^{≤t}, a column per t, as the papers' tables 1, 3 and 6 have it."""
     rows = []
     for label in runs.labels:
         row: dict[str, Any] = {"method": label}
@@ -121,23 +116,23 @@ def forgetting_ratios(runs: Runs) -> Table:
         rows.append(row)
     known = [row for row in rows if any(value is not None for key, value in row.items() if key != "method")]
     known.sort(key=lambda row: -(row[f"after_{runs.learned}"] or 0.0))
-    titles = (Column(f"after_{t}", f"ρ≤{t}", Kind.RATIO) for t in range(1, runs.learned + 1))
+    titles = (Kind.RATIO.column(f"after_{t}", f"ρ≤{t}") for t in range(1, runs.learned + 1))
     return Table("forgetting-ratios", "Forgetting ratio after every task", (METHOD, *titles), tuple(known))
 
 
 def data(runs: Runs) -> Table:
-    """The tasks: classes and numbers of samples (Table 2)."""
+    """Make a row per task: classes and numbers of samples (Table 2)."""
     one = runs.any
     rows = tuple(
         {"task": number, **vars(task), "name": name}
         for number, (task, name) in enumerate(zip(one.tasks, runs.task_names, strict=False), start=1)
     )
-    numbers = (Column(key, key, Kind.NUMBER) for key in ("classes", "train", "valid", "test"))
-    return Table("data", "The tasks", (Column("task", "task", Kind.NUMBER), Column("name", "name"), *numbers), rows)
+    numbers = (Kind.NUMBER.column(key) for key in ("classes", "train", "valid", "test"))
+    return Table("data", "The tasks", (Kind.NUMBER.column("task"), Kind.TEXT.column("name"), *numbers), rows)
 
 
 def sensitivity(runs: Runs) -> Table:
-    """A row per value of the one setting in which the runs of a method differ: accuracy and forgetting (Fig. 4).
+    """Make a row per value of the one setting in which the runs of a method differ: accuracy and forgetting (Fig. 4).
 
     Raises:
         InputError: no method was run with several values of one setting, or one differs in several settings.
@@ -159,14 +154,14 @@ def sensitivity(runs: Runs) -> Table:
             rows.append({"method": run.method, key: run.config[key], **figures})
     rows.sort(key=lambda row: (row["method"], row[key]))
     columns = (
-        *(METHOD, Column(key, key, Kind.NUMBER), Column("average_accuracy", "accuracy", Kind.PERCENT)),
-        Column("forgetting", "forgetting", Kind.POINTS),
+        *(METHOD, Kind.NUMBER.column(key), Kind.PERCENT.column("average_accuracy", "accuracy")),
+        Kind.POINTS.column("forgetting"),
     )
     return Table("sensitivity", f"Sensitivity to {key}", columns, tuple(rows))
 
 
 def is_constant(run: RunResult, task: int) -> bool:
-    """Whether the outputs on a task stayed the same to the bit from when it was learned to the end."""
+    """Return whether the outputs on a task stayed the same to the bit from when it was learned to the end."""
     column = [row[task].logits_sha256 for row in run.scores[task:]]
     return all(one == next_one for one, next_one in pairwise(column))
 
@@ -175,14 +170,17 @@ def _matrix(run: RunResult) -> list[list[float]]:
     return [[score.accuracy for score in row] for row in run.scores]
 
 
+def _figures(runs: Runs, label: str, matrices: Mapping[int, Sequence[Sequence[float]]]) -> dict[str, float | None]:
+    """Return accuracy, forgetting and forgetting ratio of the tasks so far, given the accuracies of every seed."""
+    ratios = (runs.forgetting_ratio(label, seed, len(matrix) - 1) for seed, matrix in matrices.items())
+    return {
+        **mean_and_sd("average_accuracy", map(average_accuracy, matrices.values())),
+        **mean_and_sd("forgetting", map(forgetting, matrices.values())),
+        **mean_and_sd("forgetting_ratio", ratios),
+    }
+
+
 def _forward(matrix: Sequence[Sequence[float]], alone: RunResult | None) -> float | None:
     if alone is None:
         return None
     return forward_transfer(matrix, [alone.scores[task][task].accuracy for task in range(len(matrix))])
-
-
-def _in_use(capacity: Mapping[str, Any] | None) -> float | None:
-    if capacity is None:
-        return None
-    share: float = capacity["weights"] if capacity["units"] is None else capacity["units"]
-    return share

@@ -8,6 +8,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments import Event, RunResult, TaskBegun, TaskLearned
+from hatrack.report.runs import in_use
 from hatrack.train import EpochDone
 
 __all__ = ["TensorBoard"]
@@ -20,7 +21,7 @@ class TensorBoard:
     every task so far under ``tasks/``, average accuracy, forgetting, and the share of the network in use.
 
     Args:
-        folder: where to; ``tensorboard --logdir`` is given it, or one above it.
+        folder: folder to write to; ``tensorboard --logdir`` is given it, or one above it.
         result: the run as it stands; epochs are counted on from it.
 
     Raises:
@@ -61,7 +62,7 @@ class TensorBoard:
         figures = result.metrics()
         for name in ("average_accuracy", "forgetting"):
             self._writer.add_scalar(name, figures[name], learned)
-        if result.capacity is not None:
-            share = result.capacity["units"]
-            self._writer.add_scalar("in_use", result.capacity["weights"] if share is None else share, learned)
+        share = in_use(result.capacity)
+        if share is not None:
+            self._writer.add_scalar("in_use", share, learned)
         self._writer.flush()

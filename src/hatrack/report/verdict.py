@@ -7,7 +7,7 @@ from typing import Any
 
 from hatrack.metrics import average_accuracy, forgetting
 from hatrack.report.runs import Runs
-from hatrack.report.table import Column, Kind, Table
+from hatrack.report.table import Kind, Table
 from hatrack.report.tables import summary
 from hatrack.statistics import Interval, paired_difference
 
@@ -40,7 +40,8 @@ class Verdict:
 def verdict(runs: Runs) -> Verdict:
     """Find the winner."""
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
-    best, second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    best, *others = ranked
+    second = others[0] if others else None
     forgetful = max(ranked, key=lambda row: row["forgetting"])
     return Verdict(
         best=best["method"],
@@ -54,7 +55,7 @@ def verdict(runs: Runs) -> Verdict:
 
 
 def differences(runs: Runs) -> Table:
-    """Differences of every method from the best, over the seeds that both have, with 95 % intervals.
+    """Compare every method with the best, over the seeds that both have, with 95 % intervals.
 
     Args:
         runs: the runs; the best has the highest accuracy, joint training and guessing aside.
@@ -76,20 +77,20 @@ def differences(runs: Runs) -> Table:
         if len(row) > 1:
             rows.append(row)
     rows.sort(key=lambda row: -float(row["average_accuracy"]))
-    columns = [Column("method", "method")]
+    columns = [Kind.TEXT.column("method")]
     for figure, title in (("average_accuracy", "accuracy"), ("forgetting", "forgetting")):
         columns += [
-            Column(figure, f"{title}, difference", Kind.POINTS),
-            Column(f"{figure}_low", "from", Kind.POINTS),
-            Column(f"{figure}_high", "to", Kind.POINTS),
-            Column(f"{figure}_significant", "excludes 0"),
+            Kind.POINTS.column(figure, f"{title}, difference"),
+            Kind.POINTS.column(f"{figure}_low", "from"),
+            Kind.POINTS.column(f"{figure}_high", "to"),
+            Kind.TEXT.column(f"{figure}_significant", "excludes 0"),
         ]
-    columns.append(Column("pairs", "seeds", Kind.NUMBER))
+    columns.append(Kind.NUMBER.column("pairs", "seeds"))
     return Table("differences", f"Differences from {reference}, with 95 % intervals", tuple(columns), tuple(rows))
 
 
 def timing(runs: Runs) -> Table:
-    """Training time: seconds per method, over all tasks, and against plain fine-tuning (the HAT paper's table 5)."""
+    """Measure training time: seconds per method, and against plain fine-tuning (the HAT paper's table 5)."""
     rows = [{key: row[key] for key in ("method", "seconds", "seconds_sd")} for row in summary(runs).rows]
     plain = next((row["seconds"] for row in rows if row["method"] == "sgd"), None)
     for row in rows:
@@ -98,10 +99,10 @@ def timing(runs: Runs) -> Table:
         row["times_sgd"] = row["seconds"] / plain if plain else None
     rows.sort(key=lambda row: row["seconds"])
     columns = (
-        Column("method", "method"),
-        Column("seconds", "seconds", Kind.SECONDS),
-        Column("epochs", "epochs", Kind.NUMBER),
-        Column("times_sgd", "times sgd", Kind.RATIO),
+        Kind.TEXT.column("method"),
+        Kind.SECONDS.column("seconds"),
+        Kind.NUMBER.column("epochs"),
+        Kind.RATIO.column("times_sgd", "times sgd"),
     )
     known = columns if plain else columns[:-1]
     return Table("timing", "Training and testing time", known, tuple(rows))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hatrack.report.table import Column, Kind, Row, Table
+from hatrack.report.table import Kind, Row, Table, TableColumn
 
 __all__ = ["WRITERS", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
 
@@ -33,8 +33,8 @@ _LATEX = str.maketrans(
 )
 
 
-def display(row: Row, column: Column) -> str:
-    """A value as people read it, with its standard deviation in brackets where there is one; a dash if not known."""
+def display(row: Row, column: TableColumn) -> str:
+    """Return a value as people read it, its standard deviation in brackets where there is one; a dash if not known."""
     value, spread = row.get(column.key), row.get(f"{column.key}_sd")
     if value is None:
         return "–"
@@ -45,7 +45,7 @@ def display(row: Row, column: Column) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Comma-separated values: plain numbers (shares, not percent), every key of the rows a column."""
+    """Write comma-separated values: plain numbers (shares, not percent), every key of the rows a column."""
     text = io.StringIO()
     keys = _keys(table)
     writer = csv.writer(text, lineterminator="\n")
@@ -55,12 +55,12 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> str:
-    """A list of objects, plain numbers."""
+    """Write a JSON list of objects, plain numbers."""
     return json.dumps([dict(row) for row in table.rows], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_markdown(table: Table) -> str:
-    """A table for a readme."""
+    """Write a table for a readme."""
     lines = [[column.title for column in table.columns]]
     lines.append(["---" if column.kind is Kind.TEXT else "---:" for column in table.columns])
     lines += [[display(row, column) for column in table.columns] for row in table.rows]
@@ -68,7 +68,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A ``tabular`` with the rules of booktabs."""
+    """Write a ``tabular`` with the rules of booktabs."""
     layout = "".join("l" if column.kind is Kind.TEXT else "r" for column in table.columns)
 
     def line(cells: list[str]) -> str:
@@ -89,7 +89,7 @@ def to_latex(table: Table) -> str:
 
 
 def number(value: Any, kind: Kind) -> str:
-    """A number as people read it: shares in percent, with a true minus."""
+    """Return a number as people read it: shares in percent, with a true minus."""
     match kind:
         case Kind.PERCENT | Kind.POINTS:
             text = f"{100 * value:.2f}"

@@ -11,6 +11,7 @@ from itertools import zip_longest
 
 import torch
 
+from hatrack.data.arrays import rows_by_class
 from hatrack.errors import InputError
 from hatrack.streams.base import Split, Task, TaskStream
 from hatrack.streams.seeding import seeded_generator
@@ -25,10 +26,10 @@ def shuffled(stream: TaskStream, seed: int) -> TaskStream:
 
 
 def concatenated(streams: Sequence[TaskStream], *, name: str) -> TaskStream:
-    """All tasks of one stream after all of another.
+    """Put all tasks of one stream after all of another.
 
     Raises:
-        InputError: There is no stream, two tasks share a name, or the shapes of samples differ.
+        InputError: there is no stream, two tasks share a name, or the shapes of samples differ.
     """
     return TaskStream(name, tuple(task for stream in streams for task in stream), _origins(streams))
 
@@ -37,7 +38,7 @@ def interleaved(streams: Sequence[TaskStream], *, name: str) -> TaskStream:
     """Take turns: the first task of every stream, then the second of every one, and so on until all are used.
 
     Raises:
-        InputError: There is no stream, two tasks share a name, or the shapes of samples differ.
+        InputError: there is no stream, two tasks share a name, or the shapes of samples differ.
     """
     rounds = zip_longest(*streams)
     return TaskStream(name, tuple(task for turn in rounds for task in turn if task is not None), _origins(streams))
@@ -49,8 +50,8 @@ def repeated(stream: TaskStream, times: int) -> TaskStream:
     A task that comes back has a name of its own, ``NAME-2`` for the second time: a method is not told that it knows it.
 
     Args:
-        stream: The tasks.
-        times: How often, at least 1; with 1 it stays as it is.
+        stream: the tasks.
+        times: number of passes, at least 1; with 1 it stays as it is.
 
     Raises:
         InputError: ``times`` is below 1, or a task's new name is taken.
@@ -68,9 +69,9 @@ def in_portions(stream: TaskStream, portions: int, seed: int) -> TaskStream:
     are the same at every visit. Visits take turns, as with :func:`repeated`, and are named as there.
 
     Args:
-        stream: The tasks.
-        portions: Visits to every task, at least 1.
-        seed: Draws which samples belong to which visit.
+        stream: the tasks.
+        portions: visits to every task, at least 1.
+        seed: draws which samples belong to which visit.
 
     Raises:
         InputError: ``portions`` is below 1, or a class of a task has fewer training samples than that.
@@ -85,7 +86,7 @@ def in_portions(stream: TaskStream, portions: int, seed: int) -> TaskStream:
 
 
 def _divided(task: Task, portions: int, seed: int) -> list[tuple[Split, Split]]:
-    """Training and validation samples of every visit to a task."""
+    """Return the training and validation samples of every visit to a task."""
 
     def parts(split: Split, what: str) -> list[Split]:
         generator = seeded_generator(seed, "portions", task.name, what)
@@ -98,8 +99,7 @@ def _divided(task: Task, portions: int, seed: int) -> list[tuple[Split, Split]]:
 def _parts(split: Split, portions: int, generator: torch.Generator, what: str) -> list[Split]:
     """Divide a split so that the parts differ by at most one sample of every class."""
     part_of = torch.zeros(len(split), dtype=torch.int64)
-    for label in sorted(set(split.labels.tolist())):
-        rows = (split.labels == label).nonzero().flatten()
+    for rows in rows_by_class(split.labels):
         if len(rows) < portions:
             raise InputError(f"{what} samples: {len(rows)} of a class cannot be divided into {portions} portions")
         part_of[rows] = torch.randperm(len(rows), generator=generator) % portions

@@ -26,13 +26,13 @@ class Split:
     Many splits may refer to one source; ten permutations of a data set hold its images once.
 
     Attributes:
-        source: Samples ``(M, ...)``, bytes or floats; shared, so it must not be changed.
-        rows: Which samples belong to the split, int64 ``(N,)`` in 0..M-1, N at least 1.
-        labels: Their classes within the task, int64 ``(N,)``, 0 and up.
-        transform: Applied to the samples on loading; None leaves them as they are.
+        source: samples ``(M, ...)``, bytes or floats; shared, so it must not be changed.
+        rows: positions of the samples that belong to the split, int64 ``(N,)`` in 0..M-1, N at least 1.
+        labels: their classes within the task, int64 ``(N,)``, 0 and up.
+        transform: applied to the samples on loading; None leaves them as they are.
 
     Raises:
-        InputError: Rows and labels do not fit together or the source.
+        InputError: rows and labels do not fit together or the source.
     """
 
     source: torch.Tensor
@@ -76,9 +76,9 @@ class Split:
         """Divide the split into one for training and one for validation, stratified by class.
 
         Args:
-            validation: Share to hold out, at least 0 and below 1. With 0 both are this very split: the training
+            validation: share to hold out, at least 0 and below 1. With 0 both are this very split: the training
                 samples then serve as validation samples.
-            generator: Draws which samples are held out.
+            generator: draws which samples are held out.
 
         Raises:
             InputError: ``validation`` is out of range, or the split is too small to hold out anything.
@@ -89,7 +89,7 @@ class Split:
         return self.part(train), self.part(valid)
 
     def part(self, chosen: torch.Tensor) -> Split:
-        """The split of some of its samples, by their positions in it, int64 ``(N,)``."""
+        """Return the split of some of its samples, by their positions in it, int64 ``(N,)``."""
         return Split(self.source, self.rows[chosen], self.labels[chosen], self.transform)
 
     def _transformed(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,14 +101,14 @@ class Task:
     """One classification task.
 
     Attributes:
-        name: Letters, digits, ``_`` and ``-``.
-        classes: The names of the classes; label ``i`` means ``classes[i]``.
-        train: What the task is learned from.
-        valid: What decides when to stop; may be the training split itself.
-        test: What is measured.
+        name: letters, digits, ``_`` and ``-``.
+        classes: the names of the classes; label ``i`` means ``classes[i]``.
+        train: samples that the task is learned from.
+        valid: samples that decide when to stop; may be the training split itself.
+        test: samples that accuracy is measured on.
 
     Raises:
-        InputError: The name is unusable, a label has no class, or the splits differ in shape.
+        InputError: the name is unusable, a label has no class, or the splits differ in shape.
     """
 
     name: str
@@ -157,20 +157,20 @@ class Task:
         copied, so they must not be changed afterwards.
 
         Args:
-            name: Letters, digits, ``_`` and ``-``.
-            x_train: Training samples ``(N, ...)``, real and finite.
-            y_train: Their classes ``(N,)``, integers 0..C-1.
-            x_test: Test samples ``(M, ...)`` of the same shape.
-            y_test: Their classes ``(M,)``, integers 0..C-1.
-            classes: The C names of the classes. Without them C is told by the training labels, of which each of
+            name: letters, digits, ``_`` and ``-``.
+            x_train: training samples ``(N, ...)``, real and finite.
+            y_train: their classes ``(N,)``, integers 0..C-1.
+            x_test: test samples ``(M, ...)`` of the same shape.
+            y_test: their classes ``(M,)``, integers 0..C-1.
+            classes: the C names of the classes. Without them C is told by the training labels, of which each of
                 0..C-1 must then occur, and the names are ``"0"``, ``"1"``, ...
-            validation: Share of the training samples to hold out for validation, at least 0 and below 1, stratified
+            validation: share of the training samples to hold out for validation, at least 0 and below 1, stratified
                 by class. With 0 the training samples serve as validation samples.
-            generator: Draws the validation samples. Without it the draw depends on ``name`` alone.
-            transform: Applied to the samples on loading.
+            generator: draws the validation samples. Without it the draw depends on ``name`` alone.
+            transform: applied to the samples on loading.
 
         Raises:
-            InputError: The tensors are not as described.
+            InputError: the tensors are not as described.
         """
         x_train, y_train = _checked_samples(name, "training", x_train, y_train)
         x_test, y_test = _checked_samples(name, "test", x_test, y_test)
@@ -193,15 +193,15 @@ def sampled_task(
     """Make a task, taking of its training samples what the options say.
 
     Args:
-        name: Its name.
-        classes: The names of its classes.
-        train: All its training samples.
-        test: Its test samples, which stay complete.
-        options: The seed, and which samples to take.
-        index: Position of the task in its stream; tasks at different positions draw their samples independently.
+        name: its name.
+        classes: the names of its classes.
+        train: all its training samples.
+        test: its test samples, which stay complete.
+        options: the seed, and which samples to take.
+        index: position of the task in its stream; tasks at different positions draw their samples independently.
 
     Raises:
-        InputError: An option is out of range, or as for :class:`Task`.
+        InputError: an option is out of range, or as for :class:`Task`.
     """
     if options.limit is not None:
         train = train.part(balanced_rows(train.labels, options.limit, seeded_generator(options.seed, "limit", index)))
@@ -222,12 +222,12 @@ class TaskStream(Sequence[Task]):
     """Tasks in the order in which they are to be learned.
 
     Attributes:
-        name: Letters, digits, ``_`` and ``-``.
-        tasks: The tasks, at least one, with different names and the same shape of samples.
-        origins: Where the data comes from, one line for each data set, for results to record; empty if unknown.
+        name: letters, digits, ``_`` and ``-``.
+        tasks: the tasks, at least one, with different names and the same shape of samples.
+        origins: origin of the data, one line for each data set, for results to record; empty if unknown.
 
     Raises:
-        InputError: The name is unusable, there is no task, two tasks share a name, or their shapes differ.
+        InputError: the name is unusable, there is no task, two tasks share a name, or their shapes differ.
     """
 
     name: str

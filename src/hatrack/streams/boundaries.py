@@ -29,13 +29,13 @@ class Unannounced:
     fill a batch at the end of a pass is left out.
 
     Attributes:
-        stream: The tasks, one after the other.
-        passes: How often the samples of a task are gone through before the next.
-        batch_size: Samples per batch.
-        seed: Determines the order of the samples within a task.
+        stream: the tasks, one after the other.
+        passes: number of passes over the samples of a task before the next.
+        batch_size: samples per batch.
+        seed: determines the order of the samples within a task.
 
     Raises:
-        InputError: A number is below 1, or a task does not fill a batch.
+        InputError: a number is below 1, or a task does not fill a batch.
     """
 
     stream: TaskStream
@@ -70,13 +70,13 @@ class Unannounced:
         return max(task.num_classes for task in self.stream)
 
     def truth(self) -> tuple[int, ...]:
-        """For every batch the position of its task in the stream; for judging a learner, not for learning."""
+        """Return the position in the stream of every batch's task; for judging a learner, not for learning."""
         batches = (len(task.train) // self.batch_size * self.passes for task in self.stream)
         return tuple(index for index, count in enumerate(batches) for _ in range(count))
 
 
 class Surprise(enum.Enum):
-    """What a detector makes of a batch."""
+    """Judgement of a detector on a batch."""
 
     USUAL = "usual"
     """The batch is of the task at hand."""
@@ -90,14 +90,14 @@ class Surprise(enum.Enum):
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """When a loss is taken for that of another task.
+    """Settings of a detector: which losses count as those of another task.
 
     Attributes:
-        memory: Batches over which running mean and deviation of the loss reach back; at least 2.
-        factor: A loss is suspicious if it is above the mean by more than so many deviations ...
+        memory: batches over which running mean and deviation of the loss reach back; at least 2.
+        factor: a loss is suspicious if it is above the mean by more than so many deviations ...
         jump: ... and by more than this, in nats.
-        patience: So many suspicious batches in a row are a switch; at least 1.
-        warmup: The first batches of a task are never suspicious: the loss has yet to fall.
+        patience: so many suspicious batches in a row are a switch; at least 1.
+        warmup: the first batches of a task are never suspicious: the loss has yet to fall.
     """
 
     memory: int = 20
@@ -113,14 +113,14 @@ class DetectorSettings:
 
 
 class LossDetector:
-    """Watches the loss of each batch, measured before it is learned from, for a jump that stays.
+    """Detector of jumps that stay, in the losses of batches measured before they are learned from.
 
     Let m and v be the running mean and variance of the losses of the task so far, each moving by 1/``memory`` of the
     way per batch (by 1/n for the n-th while that is more). A loss above ``m + max(factor · √v, jump)`` is suspicious,
     and does not move m and v; ``patience`` of them in a row are a switch.
 
     Args:
-        settings: When a loss is suspicious.
+        settings: bounds from which a loss is suspicious; None takes the defaults.
 
     Attributes:
         mean: m, the usual loss.
@@ -147,7 +147,7 @@ class LossDetector:
 
     @property
     def limit(self) -> float:
-        """Above this a loss is suspicious."""
+        """Largest usual loss; a larger one is suspicious."""
         return usual_limit(self.mean, self.deviation, self.settings)
 
     def observe(self, loss: float) -> Surprise:
@@ -165,5 +165,5 @@ class LossDetector:
 
 
 def usual_limit(mean: float, deviation: float, settings: DetectorSettings) -> float:
-    """The largest loss that is still usual for a task."""
+    """Return the largest loss that is still usual for a task."""
     return mean + max(settings.factor * deviation, settings.jump)

@@ -14,7 +14,7 @@ from hatrack.streams.seeding import seeded_generator
 __all__ = ["ClassGroup", "all_classes", "consecutive_groups", "shuffled_groups"]
 
 FEW = 3
-"""Up to so many classes are all named in a task's name."""
+"""Largest number of classes that are all named in a task's name."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class ClassGroup:
     """The classes of a data set that make up one task.
 
     Attributes:
-        name: Name of the task.
-        classes: Their labels in the data set; the first becomes label 0 of the task, and so on.
+        name: name of the task.
+        classes: their labels in the data set; the first becomes label 0 of the task, and so on.
     """
 
     name: str
@@ -31,7 +31,7 @@ class ClassGroup:
 
 
 def all_classes(dataset: ImageDataset) -> ClassGroup:
-    """The group of all classes of a data set, named after it."""
+    """Return the group of all classes of a data set, named after it."""
     return ClassGroup(dataset.name, tuple(range(len(dataset.class_names))))
 
 
@@ -44,13 +44,13 @@ def consecutive_groups(
     ``apple-to-bed``.
 
     Args:
-        class_names: The names of all classes.
-        size: Classes per group, at least 1; a last, smaller group takes what is left. Or the sizes of all groups, which
+        class_names: the names of all classes.
+        size: classes per group, at least 1; a last, smaller group takes what is left. Or the sizes of all groups, which
             may differ; classes that are left over belong to none.
-        prefix: What all names begin with, as ``cifar10``, followed by ``-``; empty for nothing.
+        prefix: beginning of all names, as ``cifar10``, followed by ``-``; empty for none.
 
     Raises:
-        InputError: A size is below 1, or the sizes need more classes than there are.
+        InputError: a size is below 1, or the sizes need more classes than there are.
     """
     groups = []
     for classes in _chunks(list(range(len(class_names))), size):
@@ -67,9 +67,9 @@ def shuffled_groups(dataset: ImageDataset, size: int, seed: int) -> tuple[ClassG
     set and its number, ``cifar100-2``.
 
     Args:
-        dataset: Whose classes.
-        size: Classes per group, at least 1.
-        seed: Determines the groups, together with the data set's name.
+        dataset: the data set with the classes.
+        size: classes per group, at least 1.
+        seed: determines the groups, together with the data set's name.
 
     Raises:
         InputError: ``size`` is below 1.
@@ -96,6 +96,6 @@ def _chunks(labels: list[int], size: int | Sequence[int]) -> list[tuple[int, ...
 
 
 def _slug(class_name: str) -> str:
-    """A class name as part of a task name: before any ``/``, in lower case, ASCII letters and digits only."""
+    """Return a class name as part of a task name: before any ``/``, in lower case, ASCII letters and digits only."""
     head = class_name.split("/")[0].lower()
     return "".join(character for character in head if character.isascii() and character.isalnum())

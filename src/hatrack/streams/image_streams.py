@@ -22,6 +22,7 @@ from hatrack.streams.transforms import Normalise, Transform
 __all__ = [
     "class_stream",
     "class_task",
+    "first_parts",
     "incremental_stream",
     "mixture_stream",
     "origins_of",
@@ -39,13 +40,13 @@ def split_stream(
     """Make one task of each group of classes, in the order of the groups.
 
     Args:
-        dataset: Where the images come from.
-        groups: The classes of each task.
-        options: The seed, and which samples to take.
-        name: Name of the stream, by default ``split-`` and the data set's.
+        dataset: source of the images.
+        groups: the classes of each task.
+        options: the seed, and which samples to take.
+        name: name of the stream, by default ``split-`` and the data set's.
 
     Raises:
-        InputError: A group names no class, one twice or an unknown one; or an option is out of range.
+        InputError: a group names no class, one twice or an unknown one; or an option is out of range.
     """
     return class_stream([(dataset, group) for group in groups], options, name=name or f"split-{dataset.name}")
 
@@ -56,13 +57,13 @@ def mixture_stream(
     """Make one task of all classes of each data set, in an order drawn from the seed.
 
     Args:
-        datasets: Where the images come from; all of one image shape, see :func:`hatrack.data.as_rgb32`.
-        options: The seed, which determines the order too, and which samples to take.
-        num_tasks: Number of tasks; None takes all. A shorter stream is the beginning of a longer one.
-        name: Name of the stream.
+        datasets: sources of the images; all of one image shape, see :func:`hatrack.data.as_rgb32`.
+        options: the seed, which determines the order too, and which samples to take.
+        num_tasks: number of tasks; None takes all. A shorter stream is the beginning of a longer one.
+        name: name of the stream.
 
     Raises:
-        InputError: There are not so many tasks, or an option is out of range.
+        InputError: there are not so many tasks, or an option is out of range.
     """
     parts = [(dataset, all_classes(dataset)) for dataset in datasets]
     return class_stream(_drawn(parts, num_tasks, options.seed, name), options, name=name)
@@ -79,14 +80,14 @@ def incremental_stream(
     """Make tasks of consecutive classes of several data sets, put together in an order drawn from the seed.
 
     Args:
-        datasets: Where the images come from; all of one image shape.
-        sizes: Classes per task, for each data set; or the number of classes of each of its tasks, which may differ.
-        options: The seed, which determines the order too, and which samples to take.
-        num_tasks: Number of tasks; None takes all. A shorter stream is the beginning of a longer one.
-        name: Name of the stream.
+        datasets: sources of the images; all of one image shape.
+        sizes: classes per task, for each data set; or the number of classes of each of its tasks, which may differ.
+        options: the seed, which determines the order too, and which samples to take.
+        num_tasks: number of tasks; None takes all. A shorter stream is the beginning of a longer one.
+        name: name of the stream.
 
     Raises:
-        InputError: There are not so many tasks or classes, a size is below 1, or an option is out of range.
+        InputError: there are not so many tasks or classes, a size is below 1, or an option is out of range.
     """
     sized = zip(datasets, sizes, strict=True)
     parts = [(d, group) for d, size in sized for group in consecutive_groups(d.class_names, size, prefix=d.name)]
@@ -106,14 +107,14 @@ def shuffled_class_stream(
     As :func:`incremental_stream`, but the classes of every data set are shuffled before they are grouped.
 
     Args:
-        datasets: Where the images come from; all of one image shape.
-        sizes: Classes per task, for each data set.
-        options: The seed, which determines groups and order too, and which samples to take.
-        num_tasks: Number of tasks; None takes all. A shorter stream is the beginning of a longer one.
-        name: Name of the stream.
+        datasets: sources of the images; all of one image shape.
+        sizes: classes per task, for each data set.
+        options: the seed, which determines groups and order too, and which samples to take.
+        num_tasks: number of tasks; None takes all. A shorter stream is the beginning of a longer one.
+        name: name of the stream.
 
     Raises:
-        InputError: There are not so many tasks, a size is below 1, or an option is out of range.
+        InputError: there are not so many tasks, a size is below 1, or an option is out of range.
     """
     sized = zip(datasets, sizes, strict=True)
     parts = [(dataset, group) for dataset, size in sized for group in shuffled_groups(dataset, size, options.seed)]
@@ -126,14 +127,14 @@ def transfer_stream(
     """Make two tasks, all classes of one data set and then all of another: what does the second gain from the first?
 
     Args:
-        source: What is learned first.
-        target: What is learned second; of the same image shape.
-        options: The seed, and which samples to take. To cut short the target alone, where transfer shows most, make the
+        source: the data set that is learned first.
+        target: the data set that is learned second; of the same image shape.
+        options: the seed, and which samples to take. To cut short the target alone, where transfer shows most, make the
             two tasks by :func:`class_task`, each with options of its own.
-        name: Name of the stream, by default ``SOURCE-to-TARGET``.
+        name: name of the stream, by default ``SOURCE-to-TARGET``.
 
     Raises:
-        InputError: An option is out of range, or the images differ in shape.
+        InputError: an option is out of range, or the images differ in shape.
     """
     parts = [(dataset, all_classes(dataset)) for dataset in (source, target)]
     return class_stream(parts, options, name=name or f"{source.name}-to-{target.name}")
@@ -143,12 +144,12 @@ def class_stream(parts: Sequence[Part], options: StreamOptions, *, name: str) ->
     """Make one task of each group of classes, of whichever data set it is.
 
     Args:
-        parts: The tasks in their order: a data set and a group of its classes. Images of all have the same shape.
-        options: The seed, and which samples to take.
-        name: Name of the stream.
+        parts: the tasks in their order: a data set and a group of its classes. Images of all have the same shape.
+        options: the seed, and which samples to take.
+        name: name of the stream.
 
     Raises:
-        InputError: As for :func:`split_stream`; or the images of two data sets differ in shape.
+        InputError: as for :func:`split_stream`; or the images of two data sets differ in shape.
     """
     tasks = [class_task(dataset, group, options, index=index) for index, (dataset, group) in enumerate(parts)]
     return TaskStream(name, tuple(tasks), origins_of(dataset for dataset, _ in parts))
@@ -165,14 +166,14 @@ def class_task(
     """Make the task of one group of classes.
 
     Args:
-        dataset: Where the images come from.
-        group: Its classes.
-        options: The seed, and which samples to take.
-        index: Position of the task in its stream; tasks at different positions draw their samples independently.
-        transform: Applied to the images on loading, by default the data set's normalisation.
+        dataset: source of the images.
+        group: its classes.
+        options: the seed, and which samples to take.
+        index: position of the task in its stream; tasks at different positions draw their samples independently.
+        transform: applied to the images on loading, by default the data set's normalisation.
 
     Raises:
-        InputError: The group names no class, one twice or an unknown one; or an option is out of range.
+        InputError: the group names no class, one twice or an unknown one; or an option is out of range.
     """
     different = set(group.classes) & set(range(len(dataset.class_names)))
     if not group.classes or len(different) != len(group.classes):
@@ -188,21 +189,31 @@ def class_task(
     return sampled_task(group.name, classes, train, test, options, index=index)
 
 
+def first_parts(parts: list[Part], num_tasks: int | None, name: str) -> list[Part]:
+    """Return the first ``num_tasks`` parts of a stream; None takes all.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if num_tasks is not None and num_tasks > len(parts):
+        has = "1 task" if len(parts) == 1 else f"{len(parts)} tasks"
+        raise InputError(f"stream {name} has {has}; {num_tasks} cannot be made of its data")
+    return parts[:num_tasks]
+
+
 def origins_of(datasets: Iterable[ImageDataset]) -> tuple[str, ...]:
-    """What results record about the data, one line for each data set."""
+    """Return the lines that results record about the data, one for each data set."""
     return tuple(dict.fromkeys(f"{dataset.name}: {dataset.origin or 'unknown'}" for dataset in datasets))
 
 
 def _drawn(parts: list[Part], num_tasks: int | None, seed: int, name: str) -> list[Part]:
-    """The first ``num_tasks`` of the tasks in an order drawn from the seed."""
-    if num_tasks is not None and num_tasks > len(parts):
-        raise InputError(f"stream {name} has {len(parts)} tasks; {num_tasks} cannot be made of its classes")
-    order = torch.randperm(len(parts), generator=seeded_generator(seed, "order"))[:num_tasks]
-    return [parts[index] for index in order.tolist()]
+    """Return the first ``num_tasks`` of the tasks in an order drawn from the seed."""
+    order = torch.randperm(len(parts), generator=seeded_generator(seed, "order"))
+    return first_parts([parts[index] for index in order.tolist()], num_tasks, name)
 
 
 def _rows_of(labels: torch.Tensor, group: ClassGroup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows whose label is in the group, ascending, and their labels counted within the group."""
+    """Return the rows whose label is in the group, ascending, and their labels counted within the group."""
     within = torch.full((max(*group.classes, int(labels.max())) + 1,), -1)
     within[list(group.classes)] = torch.arange(len(group.classes))
     renumbered = within[labels]

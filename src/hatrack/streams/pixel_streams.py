@@ -30,10 +30,10 @@ def permuted_stream(
     The tasks are ``permutation-1``, ``permutation-2``, ...; a longer stream begins with the tasks of a shorter one.
 
     Args:
-        dataset: Where the images come from; all tasks share them in memory.
-        num_tasks: How many tasks, at least 1.
-        options: The seed, which determines the permutations too, and which samples to take.
-        name: Name of the stream, by default ``permuted-`` and the data set's.
+        dataset: source of the images; all tasks share them in memory.
+        num_tasks: number of tasks, at least 1.
+        options: the seed, which determines the permutations too, and which samples to take.
+        name: name of the stream, by default ``permuted-`` and the data set's.
 
     Raises:
         InputError: ``num_tasks`` or an option is out of range.
@@ -55,13 +55,13 @@ def rotated_stream(
     The tasks are ``rotation-1``, ``rotation-2``, ...
 
     Args:
-        dataset: Where the images come from; all tasks share them in memory.
-        angles: The angle of each task in degrees, anticlockwise, at least one; see :func:`drawn_angles`.
-        options: The seed, and which samples to take.
-        name: Name of the stream, by default ``rotated-`` and the data set's.
+        dataset: source of the images; all tasks share them in memory.
+        angles: the angle of each task in degrees, anticlockwise, at least one; see :func:`drawn_angles`.
+        options: the seed, and which samples to take.
+        name: name of the stream, by default ``rotated-`` and the data set's.
 
     Raises:
-        InputError: There is no angle, or one or an option is out of range.
+        InputError: there is no angle, or one or an option is out of range.
     """
     name = name or f"rotated-{dataset.name}"
     return _seen_through([Rotate(angle) for angle in angles], "rotation", dataset, options, name)
@@ -76,7 +76,7 @@ def drawn_angles(num_tasks: int, seed: int, *, largest: float = 180.0) -> tuple[
 def _seen_through(
     views: Sequence[Transform], what: str, dataset: ImageDataset, options: StreamOptions, name: str
 ) -> TaskStream:
-    """The stream of one task per view of the images as bytes."""
+    """Make one task of each view of the images as bytes."""
     everything, normalise = all_classes(dataset).classes, Normalise(dataset.mean, dataset.std)
     tasks = []
     for index, view in enumerate(views):

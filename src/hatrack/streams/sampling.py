@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hatrack.data.arrays import rows_by_class
 from hatrack.errors import InputError
 
 __all__ = ["StreamOptions", "balanced_rows", "stratified_split"]
@@ -13,13 +14,13 @@ __all__ = ["StreamOptions", "balanced_rows", "stratified_split"]
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What every stream can be told about its samples, whichever tasks it makes of them.
+    """Choice of samples that every stream can be given, whichever tasks it makes of them.
 
     Attributes:
-        seed: Determines all that is drawn: order, permutations, and which samples are held out and kept.
-        validation: Share of a task's training samples to hold out, stratified by class, at least 0 and below 1; with
+        seed: determines all that is drawn: order, permutations, and which samples are held out and kept.
+        validation: share of a task's training samples to hold out, stratified by class, at least 0 and below 1; with
             0 the training samples serve as validation samples too.
-        limit: Training samples per task, balanced over its classes, before any are held out; None keeps all. The
+        limit: training samples per task, balanced over its classes, before any are held out; None keeps all. The
             test samples are always complete.
     """
 
@@ -38,8 +39,8 @@ def stratified_split(
 
     Args:
         labels: int64 ``(N,)``.
-        fraction: Share to hold out for validation, above 0 and below 1.
-        generator: Draws which rows are held out.
+        fraction: share to hold out for validation, above 0 and below 1.
+        generator: draws which rows are held out.
 
     Returns:
         Training rows and validation rows, int64, each ascending; disjoint, and together all of 0..N-1.
@@ -50,7 +51,7 @@ def stratified_split(
     if not 0 < fraction < 1:
         raise InputError(f"the validation share must be at least 0 and below 1, not {fraction}")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for rows in _rows_by_class(labels):
+    for rows in rows_by_class(labels):
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         held_out[_draw(rows, count, generator)] = True
     if not held_out.any():
@@ -66,9 +67,9 @@ def balanced_rows(labels: torch.Tensor, limit: int, generator: torch.Generator) 
 
     Args:
         labels: int64 ``(N,)``.
-        limit: How many rows to keep, at least 1. All rows are kept where there are no more; and one row of every
+        limit: number of rows to keep, at least 1. All rows are kept where there are no more; and one row of every
             class is kept even if the classes are more than ``limit``.
-        generator: Draws which rows are kept.
+        generator: draws which rows are kept.
 
     Returns:
         The rows, int64, ascending. Classes that are not kept whole differ by at most one row.
@@ -78,7 +79,7 @@ def balanced_rows(labels: torch.Tensor, limit: int, generator: torch.Generator) 
     """
     if limit < 1:
         raise InputError(f"the limit of training samples per task must be at least 1, not {limit}")
-    by_size = sorted(_rows_by_class(labels), key=len)
+    by_size = sorted(rows_by_class(labels), key=len)
     remaining = max(limit, len(by_size))
     kept = []
     # Smallest class first: what a small class cannot fill is shared out among the larger ones after it.
@@ -87,11 +88,6 @@ def balanced_rows(labels: torch.Tensor, limit: int, generator: torch.Generator) 
         kept.append(_draw(rows, count, generator))
         remaining -= count
     return torch.cat(kept).sort().values
-
-
-def _rows_by_class(labels: torch.Tensor) -> list[torch.Tensor]:
-    """The rows of every class that occurs, by ascending label."""
-    return [(labels == label).nonzero().flatten() for label in sorted(set(labels.tolist()))]
 
 
 def _draw(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

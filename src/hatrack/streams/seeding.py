@@ -16,8 +16,8 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
     Different purposes get unrelated seeds, so that drawing more numbers for one never changes another.
 
     Args:
-        seed: The run's seed, any integer.
-        purpose: What the numbers are for, for example ``"permutation", 3``. ``3`` and ``"3"`` are different.
+        seed: the run's seed, any integer.
+        purpose: purpose of the numbers, for example ``"permutation", 3``. ``3`` and ``"3"`` are different.
 
     Returns:
         An integer in 0..2**63 - 1, the same on every machine: the leading bits of a SHA-256.

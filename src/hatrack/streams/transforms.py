@@ -31,8 +31,8 @@ class Normalise:
     """Scale images from bytes to [0, 1], then every channel to mean 0 and standard deviation 1.
 
     Attributes:
-        mean: Mean of each channel, after scaling to [0, 1].
-        std: Standard deviation of each channel, after scaling to [0, 1]; positive.
+        mean: mean of each channel, after scaling to [0, 1].
+        std: standard deviation of each channel, after scaling to [0, 1]; positive.
 
     Raises:
         InputError: ``mean`` and ``std`` differ in length, or a deviation is not positive.
@@ -52,7 +52,7 @@ class Normalise:
             x: ``(N, C, ...)``, values 0 to 255.
 
         Raises:
-            InputError: The number of channels is not that of ``mean``.
+            InputError: the number of channels is not that of ``mean``.
         """
         if x.dim() < 2 or x.shape[1] != len(self.mean):
             raise InputError(
@@ -71,7 +71,7 @@ class Standardise:
 
     Attributes:
         mean: float64, shaped to go with a batch, such as ``(1, F)``.
-        std: Likewise, positive.
+        std: likewise, positive.
     """
 
     mean: torch.Tensor
@@ -105,7 +105,7 @@ class Permute:
         """Return ``x``, of shape ``(N, ..., *S)`` where the sizes S multiply to L, with its last L values reordered.
 
         Raises:
-            InputError: The size of a sample is not a multiple of L.
+            InputError: the size of a sample is not a multiple of L.
         """
         length = len(self.permutation)
         if x[:1].numel() % length:
@@ -123,7 +123,7 @@ class Rotate:
     (bilinear), and what comes from beyond the edge is 0.
 
     Attributes:
-        angle: Degrees, anticlockwise.
+        angle: degrees, anticlockwise.
 
     Raises:
         InputError: ``angle`` is not finite.
@@ -159,7 +159,7 @@ class Chain:
     """Transforms applied one after the other.
 
     Attributes:
-        steps: The transforms, the first to be applied first.
+        steps: the transforms, the first to be applied first.
     """
 
     steps: tuple[Transform, ...]

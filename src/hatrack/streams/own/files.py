@@ -14,8 +14,8 @@ from hatrack.data.npz import read_npz
 from hatrack.errors import DataError, InputError
 from hatrack.streams.own.labels import refuse_alike, refuse_missing
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
-from hatrack.streams.own.samples import Samples, divided_samples, fitted
-from hatrack.streams.own.tables import Table, read_table
+from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
+from hatrack.streams.own.tables import CsvFormat, read_table
 from hatrack.streams.seeding import seeded_generator
 
 __all__ = ["OwnTask", "digest_of", "read_own_task"]
@@ -32,22 +32,22 @@ class OwnTask:
     """A task made of files.
 
     Attributes:
-        name: Letters, digits, ``_`` and ``-``.
-        path: A folder of pictures, an ``.npz`` file or a ``.csv`` file.
-        table: What the columns of a CSV file mean; None for the other kinds.
-        test: A second CSV file with the test samples, or None.
-        test_share: Share of the samples to test on, drawn by the seed and stratified by class, for a CSV file without
+        name: letters, digits, ``_`` and ``-``.
+        path: a folder of pictures, an ``.npz`` file or a ``.csv`` file.
+        table: meaning of the columns of a CSV file; None for the other kinds.
+        test: a second CSV file with the test samples, or None.
+        test_share: share of the samples to test on, drawn by the seed and stratified by class, for a CSV file without
             ``test`` and for a folder without ``train`` and ``test`` in it; None where the files say it.
-        resize: Height and width that pictures get, or None to leave them.
+        resize: height and width that pictures get, or None to leave them.
         channels: 1 or 3, what pictures are turned into, or None to leave them.
 
     Raises:
-        InputError: These do not go together.
+        InputError: these do not go together.
     """
 
     name: str
     path: Path
-    table: Table | None = None
+    table: CsvFormat | None = None
     test: Path | None = None
     test_share: float | None = None
     resize: tuple[int, int] | None = None
@@ -90,15 +90,15 @@ class OwnTask:
         return "pictures" if self.path.is_dir() else "table" if self.is_table else "npz"
 
 
-def read_own_task(task: OwnTask, seed: int) -> tuple[Samples, Samples]:
+def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
     """Read the training and test samples of a task.
 
     Args:
-        task: What to read.
-        seed: Draws the test samples where ``test_share`` is given, together with the task's name.
+        task: the task to read.
+        seed: draws the test samples where ``test_share`` is given, together with the task's name.
 
     Raises:
-        DataError: A file is missing, damaged, or not what it should be; it is named.
+        DataError: a file is missing, damaged, or not what it should be; it is named.
     """
     if task.table is not None:
         train, features = read_table(task.path, task.table)
@@ -117,10 +117,10 @@ def read_own_task(task: OwnTask, seed: int) -> tuple[Samples, Samples]:
 
 
 def digest_of(task: OwnTask) -> str:
-    """SHA-256 of all files of a task: of their paths within it, their sizes and their contents.
+    """Return the SHA-256 of all files of a task: of their paths within it, their sizes and their contents.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: a file cannot be read.
     """
     if task.path.is_dir():
         paths = (path for classes in _picture_files(task).values() for paths in classes.values() for path in paths)
@@ -139,13 +139,13 @@ def digest_of(task: OwnTask) -> str:
 
 
 def _picture_files(task: OwnTask) -> dict[Path, dict[str, list[Path]]]:
-    """The folders that a task of pictures is read from, the training one first, with the files of every class."""
+    """Return the folders of a task of pictures, the training one first, with the files of every class."""
     parts = [task.path / "train", task.path / "test"] if is_divided(task.path) else [task.path]
     return {part: class_folders(part) for part in parts}
 
 
-def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) -> Samples:
-    """The pictures of a folder, of one size and one number of channels."""
+def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) -> OwnSamples:
+    """Read the pictures of a folder, of one size and one number of channels."""
     refuse_alike(list(classes), lambda row: str(folder / list(classes)[row]))
     paths = [path for files in classes.values() for path in files]
     images = []
@@ -166,13 +166,13 @@ def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) 
             f"{folder}: its pictures of 16 bits have values up to {brightest} of 65535, of which bytes keep little; "
             "scale them to the whole range, or put them in an .npz as numbers"
         )
-    return Samples(torch.cat(images), tuple(path.parent.name for path in paths), str(folder))
+    return OwnSamples(torch.cat(images), tuple(path.parent.name for path in paths), str(folder))
 
 
-def _read_npz(task: OwnTask) -> tuple[Samples, Samples]:
+def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
     arrays = read_npz(read_payload(task.path), ARRAYS, limit=NPZ_BYTES, origin=str(task.path))
     train, test = (
-        Samples(
+        OwnSamples(
             _numbers(arrays[f"x_{part}"], f"{task.path}: x_{part}"),
             _labels(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), f"{task.path}: y_{part}"),
             str(task.path),
@@ -188,7 +188,7 @@ def _read_npz(task: OwnTask) -> tuple[Samples, Samples]:
 
 
 def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
-    """Samples as images ``(N, C, H, W)`` where they can be images, and else as numbers ``(N, ...)``.
+    """Return samples as images ``(N, C, H, W)`` where they can be images, and else as numbers ``(N, ...)``.
 
     Pictures are ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1 or 3 channels C.
     """
@@ -213,7 +213,7 @@ def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
 
 
 def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
-    """Labels as texts, from ``(N,)`` or ``(N, 1)`` whole numbers of any type, truth values, or texts."""
+    """Return labels as texts, from ``(N,)`` or ``(N, 1)`` whole numbers of any type, truth values, or texts."""
     flat = array[:, 0] if array.shape == (count, 1) else array
     remedy = ""
     if flat.ndim == 2 and len(flat) == count:

@@ -10,27 +10,8 @@ from hatrack.errors import DataError
 
 __all__ = ["order_of", "refuse_alike", "refuse_missing"]
 
-MISSING = frozenset(
-    [
-        "?",
-        "#N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-        "NULL",
-        "None",
-        "NaT",
-        "n/a",
-        "null",
-        "",
-        "#N/A N/A",
-    ]
-)
+_WORDS = "? #N/A #NA -1.#IND -1.#QNAN 1.#IND 1.#QNAN <NA> N/A NA NULL None NaT n/a null"
+MISSING = frozenset(["", "#N/A N/A", *_WORDS.split()])
 """Words for a missing value in tables of pandas, R, Weka and databases; NaN counts as well, in any spelling."""
 
 
@@ -38,11 +19,11 @@ def refuse_missing(labels: Sequence[str], where: Callable[[int], str]) -> None:
     """Refuse labels that stand for a missing one: they would become a class of their own.
 
     Args:
-        labels: The labels of all samples.
-        where: What to call the place of a label, by its position.
+        labels: the labels of all samples.
+        where: names the place of a label, given its position.
 
     Raises:
-        DataError: A label is missing; its place is named.
+        DataError: a label is missing; its place is named.
     """
     missing = {label for label in set(labels) if label.strip() in MISSING or _is_nan(label)}
     for position, label in enumerate(labels):
@@ -56,11 +37,11 @@ def refuse_alike(labels: Sequence[str], where: Callable[[int], str]) -> None:
     """Refuse two spellings of one label: the same number, or texts that differ only in what is not seen.
 
     Args:
-        labels: The labels of all samples.
-        where: What to call the place of a label, by its position.
+        labels: the labels of all samples.
+        where: names the place of a label, given its position.
 
     Raises:
-        DataError: There are two spellings; both and the place of the later one are named.
+        DataError: there are two spellings; both and the place of the later one are named.
     """
     spellings: dict[Decimal | str, str] = {}
     for label in dict.fromkeys(labels):
@@ -87,7 +68,7 @@ def _is_nan(label: str) -> bool:
 
 
 def _number(label: str) -> Decimal | None:
-    """The number that a label is, exactly; None where it is none. NaN is none: it stands nowhere among numbers."""
+    """Return the exact number that a label is; None where it is none. NaN is none: it has no place among numbers."""
     try:
         number = Decimal(label)
     except InvalidOperation:

@@ -16,29 +16,11 @@ from hatrack.errors import DataError
 
 __all__ = ["Picture", "class_folders", "is_divided", "read_picture", "say_unread"]
 
-SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".bmp",
-        ".dib",
-        ".webp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-    }
-    | {".pbm", ".pnm", ".jp2", ".tga", ".ico", ".pcx", ".avif"}
-)
+_ENDINGS = "jpg jpeg jpe jfif png apng bmp dib webp gif tif tiff ppm pgm pbm pnm jp2 tga ico pcx avif"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
 """Suffixes of the files that are read, in small letters."""
-FORMATS = frozenset(
-    {"JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "PCX", "AVIF"}
-)
+_FORMATS = "JPEG PNG BMP DIB WEBP GIF TIFF PPM JPEG2000 TGA ICO PCX AVIF"
+FORMATS = frozenset(_FORMATS.split())
 """Formats that picture files may have, by Pillow's names; none of them starts another program, as PostScript does."""
 CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 """Files that systems leave in folders, in small letters."""
@@ -53,7 +35,7 @@ class Picture(NamedTuple):
 
     Attributes:
         pixels: uint8 ``(C, H, W)``, one or three channels.
-        brightest: The largest of the values of 16 bits that were scaled to bytes, 0 to 65535; None if it had no such.
+        brightest: the largest of the values of 16 bits that were scaled to bytes, 0 to 65535; None if it had no such.
     """
 
     pixels: torch.Tensor
@@ -66,12 +48,12 @@ def is_divided(folder: Path) -> bool:
 
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of every class of a folder ``CLASS/*``, both in the order of their names.
+    """Find the pictures of every class of a folder ``CLASS/*``, both in the order of their names.
 
     What begins with a dot is neither a class nor a picture: systems and editors hide their own files so.
 
     Raises:
-        DataError: There are no pictures, a class has none, or some lie deeper; it is named.
+        DataError: there are no pictures, a class has none, or some lie deeper; it is named.
     """
     classes: dict[str, list[Path]] = {}
     for each in _visible(folder):
@@ -117,12 +99,12 @@ def read_picture(path: Path, channels: int | None) -> Picture:
     """Read a picture file, turned as its EXIF data say that it is to be seen.
 
     Args:
-        path: The file.
+        path: the file.
         channels: 1 takes the luminance of colours, 3 repeats grey; None leaves them. With either, palettes, colours for
             print and values of 16 bits are converted, the latter by ``value / 65535 * 255``.
 
     Raises:
-        DataError: It is no whole picture, holds several, has transparent parts, or needs ``channels`` to be given.
+        DataError: it is no whole picture, holds several, has transparent parts, or needs ``channels`` to be given.
     """
     Image.init()
     with warnings.catch_warnings():
@@ -183,7 +165,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    """The pictures in a folder and in all folders in it, without following links."""
+    """Yield the pictures in a folder and in all folders in it, without following links."""
     for path in _visible(folder):
         if path.is_dir() and not path.is_symlink():
             yield from _pictures_below(path)

@@ -13,21 +13,21 @@ from hatrack.streams.own.labels import order_of, refuse_alike
 from hatrack.streams.sampling import stratified_split
 from hatrack.streams.transforms import Normalise, Standardise, Transform
 
-__all__ = ["Samples", "as_splits", "divided_samples", "fitted", "pick_samples"]
+__all__ = ["OwnSamples", "as_splits", "divided_samples", "fitted", "pick_samples"]
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class OwnSamples:
     """Labelled samples as they were read.
 
     Attributes:
-        x: Images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers ``(N, ...)``: float32, or
+        x: images uint8 ``(N, C, H, W)``, values 0 to 255, or finite numbers ``(N, ...)``: float32, or
             float64 where that could not hold them.
-        labels: The class of each, as it was written.
-        origin: Where they come from, for messages.
+        labels: the class of each, as it was written.
+        origin: their file or folder, for messages.
     """
 
     x: torch.Tensor
@@ -35,18 +35,18 @@ class Samples:
     origin: str
 
 
-def pick_samples(samples: Samples, rows: torch.Tensor) -> Samples:
-    """Some of the samples, by their positions."""
-    return Samples(samples.x[rows], tuple(samples.labels[row] for row in rows.tolist()), samples.origin)
+def pick_samples(samples: OwnSamples, rows: torch.Tensor) -> OwnSamples:
+    """Return some of the samples, by their positions."""
+    return OwnSamples(samples.x[rows], tuple(samples.labels[row] for row in rows.tolist()), samples.origin)
 
 
-def divided_samples(samples: Samples, share: float, generator: torch.Generator) -> tuple[Samples, Samples]:
+def divided_samples(samples: OwnSamples, share: float, generator: torch.Generator) -> tuple[OwnSamples, OwnSamples]:
     """Divide samples into training and test samples, stratified by class.
 
     Args:
-        samples: What to divide.
-        share: Share to test on, above 0 and below 1.
-        generator: Draws which.
+        samples: the samples to divide.
+        share: share to test on, above 0 and below 1.
+        generator: draws which.
     """
     numbers = {label: number for number, label in enumerate(sorted(set(samples.labels)))}
     labels = torch.tensor([numbers[label] for label in samples.labels])
@@ -54,7 +54,7 @@ def divided_samples(samples: Samples, share: float, generator: torch.Generator) 
     return pick_samples(samples, train), pick_samples(samples, test)
 
 
-def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Split]:
+def as_splits(train: OwnSamples, test: OwnSamples) -> tuple[tuple[str, ...], Split, Split]:
     """Number the classes, and standardise the samples by the mean and deviation of the training samples.
 
     Images of bytes have one mean and deviation per channel, and so have images of numbers; other samples have them for
@@ -64,7 +64,7 @@ def as_splits(train: Samples, test: Samples) -> tuple[tuple[str, ...], Split, Sp
         The classes: numbers in their order, anything else in the order of the alphabet; the training and test samples.
 
     Raises:
-        DataError: There is but one class, a test sample has an unknown one or one in another spelling, or the shapes
+        DataError: there is but one class, a test sample has an unknown one or one in another spelling, or the shapes
             differ.
     """
     refuse_alike([*sorted(set(train.labels)), *test.labels], lambda row: test.origin)
@@ -97,7 +97,7 @@ def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int |
 
     Args:
         images: uint8 or floats ``(N, C, H, W)`` with one or three channels.
-        resize: Height and width, bilinear and antialiased whatever the proportions; None leaves them.
+        resize: height and width, bilinear and antialiased whatever the proportions; None leaves them.
         channels: 1 takes the luminance of colours, 3 repeats grey; None leaves them.
     """
     if channels == 3 and images.shape[1] == 1:
@@ -120,7 +120,7 @@ def _as_before(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation in float64, shaped to go with the samples: per channel of images, else per feature.
+    """Return mean and deviation in float64, shaped to go with the samples: per channel of images, else per feature.
 
     The deviation of what does not vary is 1.
     """

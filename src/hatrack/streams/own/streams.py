@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hatrack.data.toml import tomllib
 from hatrack.errors import InputError
 from hatrack.names import unknown_name
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
 from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
 from hatrack.streams.own.samples import as_splits
-from hatrack.streams.own.tables import Table
+from hatrack.streams.own.tables import CsvFormat
 from hatrack.streams.sampling import StreamOptions
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["SECTIONS", "OwnStream", "own_stream"]
 
@@ -38,10 +33,10 @@ class OwnStream:
     """Tasks made of files, in their order.
 
     Attributes:
-        name: Letters, digits, ``_`` and ``-``.
-        tasks: The tasks.
-        sources: The files and folders that say so, absolute: a ``tasks.toml``, or the tasks themselves.
-        settings: The settings that the ``tasks.toml`` makes, by the name of their table.
+        name: letters, digits, ``_`` and ``-``.
+        tasks: the tasks.
+        sources: the files and folders that say so, absolute: a ``tasks.toml``, or the tasks themselves.
+        settings: the settings that the ``tasks.toml`` makes, by the name of their table.
     """
 
     name: str
@@ -53,7 +48,7 @@ class OwnStream:
         """Records about the data for results: one line for each task, with a digest of its files.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: a file cannot be read.
         """
         return tuple(f"{task.name}: {task.kind}, SHA-256 {digest_of(task)}" for task in self.tasks[:num_tasks])
 
@@ -61,12 +56,12 @@ class OwnStream:
         """Read the files and make the stream. The same files and arguments give the same stream.
 
         Args:
-            options: The seed, and which samples to take.
-            num_tasks: Number of tasks, the first ones; None takes all.
+            options: the seed, and which samples to take.
+            num_tasks: number of tasks, the first ones; None takes all.
 
         Raises:
-            InputError: There are not so many tasks, their samples differ in shape, or an option is out of range.
-            DataError: A file is damaged or not what it should be; it is named.
+            InputError: there are not so many tasks, their samples differ in shape, or an option is out of range.
+            DataError: a file is damaged or not what it should be; it is named.
         """
         if num_tasks is not None and num_tasks > len(self.tasks):
             raise InputError(f"stream {self.name} has {len(self.tasks)} tasks, not {num_tasks}")
@@ -85,10 +80,10 @@ def own_stream(sources: Sequence[Path]) -> OwnStream:
     """Describe a stream of one's own; its samples are not read yet.
 
     Args:
-        sources: One ``.toml`` file, or the files and folders of the tasks, each named after itself.
+        sources: one ``.toml`` file, or the files and folders of the tasks, each named after itself.
 
     Raises:
-        InputError: A file does not exist, or says something that cannot be.
+        InputError: a file does not exist, or says something that cannot be.
     """
     sources = tuple(path.absolute() for path in sources)
     if len(sources) == 1 and sources[0].suffix.lower() == ".toml":
@@ -147,7 +142,7 @@ def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> Ow
     return OwnTask(
         name,
         path,
-        Table(table["label"], tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
+        CsvFormat(table["label"], tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
         toml.parent / given["test"] if "test" in given else None,
         given.get("test_share"),
         tuple(given["resize"]) if "resize" in given else None,

@@ -18,26 +18,26 @@ from hatrack.data.files import read_payload
 from hatrack.errors import DataError, InputError
 from hatrack.names import unknown_name
 from hatrack.streams.own.labels import refuse_alike, refuse_missing
-from hatrack.streams.own.samples import Samples
+from hatrack.streams.own.samples import OwnSamples
 
-__all__ = ["Table", "read_table"]
+__all__ = ["CsvFormat", "read_table"]
 
 DELIMITERS = (",", ";", "\t", "|")
 COMMA = re.compile(r"[-+]?\d+,\d+")
 UNNAMED = re.compile(r"Unnamed: \d+")
 """Name that pandas gives to a column without one."""
 EXACT = 1 << 53
-"""Up to where float64 holds every whole number."""
+"""Largest number up to which float64 holds every whole number."""
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvFormat:
     """Meaning of the columns of a table.
 
     Attributes:
-        label: Name of the column that holds the class.
-        drop: Names of columns to leave out, such as a number of the row; all others are features.
-        delimiter: What stands between two cells.
+        label: name of the column that holds the class.
+        drop: names of columns to leave out, such as a number of the row; all others are features.
+        delimiter: the character between two cells.
     """
 
     label: str
@@ -51,21 +51,23 @@ class Table:
             raise InputError(f"the label column {self.label!r} cannot be dropped")
 
 
-def read_table(path: Path, table: Table, features: Sequence[str] | None = None) -> tuple[Samples, tuple[str, ...]]:
+def read_table(
+    path: Path, table: CsvFormat, features: Sequence[str] | None = None
+) -> tuple[OwnSamples, tuple[str, ...]]:
     """Read a table of numbers.
 
     Args:
-        path: The file, UTF-8.
-        table: What its columns mean.
-        features: The features of another table of the same task, which this one must have too.
+        path: the file, UTF-8.
+        table: meaning of its columns.
+        features: the features of another table of the same task, which this one must have too.
 
     Returns:
         The samples, float64 ``(N, F)``, and the names of their features in the order of the first table.
 
     Raises:
-        DataError: A cell is missing or not a finite number, or the table has no row or feature; line and column are
+        DataError: a cell is missing or not a finite number, or the table has no row or feature; line and column are
             named.
-        InputError: There is no column of that name.
+        InputError: there is no column of that name.
     """
     rows = _rows(_text(path), path, table)
     header = [name.strip() for name in next(rows, (1, []))[1]]
@@ -101,7 +103,7 @@ def read_table(path: Path, table: Table, features: Sequence[str] | None = None) 
     refuse_alike(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
     if not values or not columns:
         raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
-    return Samples(torch.tensor(values, dtype=torch.float64), tuple(labels), str(path)), features
+    return OwnSamples(torch.tensor(values, dtype=torch.float64), tuple(labels), str(path)), features
 
 
 def _text(path: Path) -> str:
@@ -118,8 +120,8 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _rows(text: str, path: Path, table: Table) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not empty, each with the line on which it begins."""
+def _rows(text: str, path: Path, table: CsvFormat) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, each with the line on which it begins."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.delimiter, strict=True)
     while True:
         line = reader.line_num + 1
@@ -135,8 +137,8 @@ def _rows(text: str, path: Path, table: Table) -> Iterator[tuple[int, list[str]]
             yield line, row
 
 
-def _features(header: list[str], path: Path, table: Table, given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the features, after checking the line of column names."""
+def _features(header: list[str], path: Path, table: CsvFormat, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the features, after checking the line of column names."""
     if not header:
         raise DataError(f"{path}: is empty; a table begins with a line of column names")
     for name in header:
@@ -159,8 +161,8 @@ def _features(header: list[str], path: Path, table: Table, given: Sequence[str] 
     return features
 
 
-def _other_delimiter(header: list[str], path: Path, table: Table) -> InputError | None:
-    """The error for a table whose cells are divided by something else than was said."""
+def _other_delimiter(header: list[str], path: Path, table: CsvFormat) -> InputError | None:
+    """Return the error for a table whose cells are divided by another character than the given one, or None."""
     names = table.delimiter.join(header)
     for other in DELIMITERS:
         if other != table.delimiter and table.label in [name.strip(' "') for name in names.split(other)]:
@@ -187,7 +189,7 @@ def _refuse_swallowed(row: Sequence[str], delimiter: str, where: str) -> None:
 
 
 def _number(cell: str, where: str, column: str) -> float:
-    """The number in a cell, in ASCII digits and a decimal point."""
+    """Return the number in a cell, in ASCII digits and a decimal point."""
     text = cell.strip()
     try:
         # Python would take 1_000 and digits of other scripts for numbers, too.

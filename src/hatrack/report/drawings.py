@@ -1,0 +1,135 @@
+"""The figures of :mod:`hatrack.report.figures`, drawn from runs with altair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from hatrack.errors import InputError
+from hatrack.report import charts, grids, inside, tables
+from hatrack.report.literature import published
+from hatrack.report.runs import Runs
+from hatrack.report.table import Drawing, Kind, Row, Table, means
+from hatrack.report.verdict import timing
+
+__all__ = ["DRAWINGS"]
+
+
+def _curve(key: str, title: str) -> Callable[[Runs, str], Drawing]:
+    def draw(runs: Runs, method: str) -> Drawing:
+        table = tables.curves(runs)
+        column = next(column for column in table.columns if column.key == key)
+        shown = [label for label in runs.labels if label != "random"] or list(runs.labels)
+        rows = [row for row in table.rows if row["method"] in shown and row[key] is not None]
+        if not rows:
+            raise InputError("ρ needs the runs of joint and random with the same seeds; run these methods too")
+        return Drawing(charts.curves(rows, column, shown), title, table)
+
+    return draw
+
+
+def _usage(runs: Runs, method: str) -> Drawing:
+    table = _require(inside.mean_usage(runs), "methods with masks, such as hat or pmask")
+    known = [label for label in runs.labels if any(row["method"] == label for row in table.rows)]
+    return Drawing(charts.usage(table.rows, runs.learned, known), "Network in use during training", table)
+
+
+def _layers(runs: Runs, method: str) -> Drawing:
+    table = _of(inside.capacity(runs), method)
+    return Drawing(charts.layers(table.rows, method), f"Layers in use, {method}", table)
+
+
+def _reuse(runs: Runs, method: str) -> Drawing:
+    table = _of(inside.reuse(runs), method)
+    of, by, share = table.columns[1:]
+    return Drawing(grids.heat_map(table.rows, by, of, share), f"Reuse of weights, {method}", table)
+
+
+def _matrix(runs: Runs, method: str) -> Drawing:
+    table = _of(tables.accuracy(runs), method)
+    cells = means(table.rows, ("after", "task"), "accuracy")
+    rows = [{"after": after, "task": task, "accuracy": mean} for (after, task), mean in cells.items()]
+    column = {column.key: column for column in table.columns}
+    chart = grids.heat_map(rows, column["task"], column["after"], column["accuracy"])
+    return Drawing(chart, f"Accuracy on every task after every task, {method}", table)
+
+
+def _tasks(runs: Runs, method: str) -> Drawing:
+    table = _of(tables.accuracy(runs), method)
+    return Drawing(
+        charts.lines_per_task(table.rows, method, runs.task_names), f"Accuracy on every task, {method}", table
+    )
+
+
+def _time(runs: Runs, method: str) -> Drawing:
+    table = timing(runs)
+    return Drawing(charts.bars(table.rows, table.columns[1]), "Training and testing time", table)
+
+
+def _sensitivity(runs: Runs, method: str) -> Drawing:
+    table = tables.sensitivity(runs)
+    key = table.columns[1].key
+    chart = charts.scatter(
+        table.rows, key, "average_accuracy", (key, "average accuracy (%)"), "method", order=key, log_x=True
+    )
+    return Drawing(chart, f"Sensitivity to {key}", table)
+
+
+def _compression(runs: Runs, method: str) -> Drawing:
+    table = _require(inside.compression(runs), "methods with masks, such as hat")
+    rows = [{**row, "percent": 100 * row["used"]} for row in table.rows]
+    titles = ("units in use (%)", "validation accuracy (%)")
+    chart = charts.scatter(rows, "percent", "valid_accuracy", titles, "seed", order="epoch")
+    return Drawing(chart, "Compression of a single task, epoch by epoch", table)
+
+
+def _published(runs: Runs, method: str) -> Drawing:
+    table = published(runs)
+    column = [column for column in table.columns if column.kind in (Kind.PERCENT, Kind.RATIO)][-1]
+    return Drawing(charts.ranking(table.rows, column, "by"), table.title, table)
+
+
+def _transfer(runs: Runs, method: str) -> Drawing:
+    table = tables.summary(runs)
+    shown = ("learning_accuracy", "backward_transfer", "forward_transfer")
+    rows = [row for row in table.rows if row["method"] != "random"] or table.rows
+    columns = [column for column in table.columns if column.key in shown]
+    return Drawing(charts.bars_side_by_side(rows, columns), "Learning and transfer", table)
+
+
+def _of(table: Table, method: str) -> Table:
+    rows: list[Row] = [row for row in table.rows if row["method"] == method]
+    if not rows:
+        known = sorted({row["method"] for row in table.rows})
+        raise InputError(
+            f"there is no such data of {method!r} here; choose one of: {', '.join(known)}"
+            if known
+            else "no run here has such data; it is kept by methods with masks, such as hat or pmask"
+        )
+    return Table(table.name, table.title, table.columns, tuple(rows))
+
+
+def _require(table: Table, who: str) -> Table:
+    if not table.rows:
+        raise InputError(f"no run here has such data; it is kept by {who}")
+    return table
+
+
+DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
+    {
+        "accuracy": _curve("average_accuracy", "Average accuracy"),
+        "forgetting": _curve("forgetting", "Forgetting"),
+        "forgetting-ratio": _curve("forgetting_ratio", "Forgetting ratio"),
+        "sensitivity": _sensitivity,
+        "usage": _usage,
+        "reuse": _reuse,
+        "compression": _compression,
+        "layers": _layers,
+        "tasks": _tasks,
+        "matrix": _matrix,
+        "transfer": _transfer,
+        "published": _published,
+        "time": _time,
+    }
+)
+"""Draws every figure, by its name, from runs and, where it is about one method, the label of that."""
