@@ -19,7 +19,6 @@ from hatrack.attachment import attached_to, mark
 from hatrack.calibration import Scorer
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
-from hatrack.compact import CompactNetwork
 from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.forgetting import Forgotten, Initialization
@@ -422,14 +421,6 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def plan(self) -> Plan:
         """Return the room left per group of units (or masked parameter), and roughly for how many more tasks."""
         return make_plan(self.masking.sizes, [self.masks(state.name) for state in self.tasks.consolidated])
-
-    @torch.no_grad()
-    def _extract(self, task: str, example: Tensor | None) -> CompactNetwork:
-        self.masking.require_attached()
-        state = self.tasks.named(task)
-        with self.masking.evaluating():
-            self.admit(self.masking.example(16) if example is None else example, [state])
-        return ask(self, [state], lambda masking, _: masking.extract(task, example))
 
     # ------------------------------------------------------------------------------------- unlearning and widening
 

@@ -20,7 +20,7 @@ from hatrack.models import widening
 from hatrack.models.answering import ask
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.masking import Masking
-from hatrack.models.taking_out import cut_units
+from hatrack.models.taking_out import cut_units, extract
 from hatrack.models.unit_masking import GateSettings, UnitMasking
 from hatrack.modes import evaluation_mode
 from hatrack.movement import StateOf
@@ -243,7 +243,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
         """
-        return self._extract(task, example)
+        return extract(self, task, example)
 
     @torch.no_grad()
     def logits_of_tasks(self, samples: Mapping[str, Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:

@@ -11,16 +11,37 @@ from torch import Tensor
 from hatrack.attachment import without_gates
 from hatrack.compact import CompactNetwork, Source, bake, cut_task, extract_baked, extract_task
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.models.answering import logits_of
+from hatrack.models.answering import ask, logits_of
 from hatrack.models.masking import Masking
 from hatrack.task_list import StateT
 from hatrack.tryouts import random_like, says_something
 
 if TYPE_CHECKING:
+    from hatrack.models.base import MaskedNetwork
     from hatrack.models.unit_masking import UnitMasking
     from hatrack.models.weight_masking import WeightMasking
 
-__all__ = ["cut_units", "extract_units", "extract_weights"]
+__all__ = ["cut_units", "extract", "extract_units", "extract_weights"]
+
+
+@torch.no_grad()
+def extract(net: MaskedNetwork[StateT], task: str, example: Tensor | None) -> CompactNetwork:
+    """Return a consolidated task of a network as a plain module of its own.
+
+    Args:
+        net: the network.
+        task: the task.
+        example: samples to compare on; random ones if None.
+
+    Raises:
+        InputError: there is no such task, or it is not consolidated.
+        UnsupportedError: the plain module does not give the network's logits.
+    """
+    net.masking.require_attached()
+    state = net.tasks.named(task)
+    with net.masking.evaluating():
+        net.admit(net.masking.example(16) if example is None else example, [state])
+    return ask(net, [state], lambda masking, _: masking.extract(task, example))
 
 
 def extract_units(masking: UnitMasking, task: str, example: Tensor | None) -> CompactNetwork:

@@ -22,6 +22,7 @@ from hatrack.masks import (
     WeightTask,
 )
 from hatrack.models.base import MaskedNetwork
+from hatrack.models.taking_out import extract
 from hatrack.models.weight_masking import WeightMasking
 from hatrack.movement import StateOf
 from hatrack.undo import all_or_nothing, attaches_or_not
@@ -202,4 +203,4 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: the backbone with zeros written in does not give this network's logits.
         """
-        return self._extract(task, example)
+        return extract(self, task, example)
