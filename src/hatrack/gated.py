@@ -16,7 +16,7 @@ from hatrack.compilers import keep_compilers_out
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, free_units, widen_optimizer, widen_tasks
-from hatrack.layers import Ledger
+from hatrack.layers import UndoLog
 from hatrack.modes import evaluation_mode
 from hatrack.movement import StateOf, aside
 from hatrack.poison import find_leak
@@ -312,7 +312,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         """The attention of no task at all, ``(U,)``."""
 
     def _widen(
-        self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: Ledger
+        self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: UndoLog
     ) -> None:
         self._attachment.detach(self.backbone)
         spread = self._origin.spread

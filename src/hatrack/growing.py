@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.forgettable import ForgettableNetwork
 from hatrack.growth import Growth, changed_answers, plan_growth, require_growable
-from hatrack.layers import Ledger
+from hatrack.layers import UndoLog
 from hatrack.multitask import StateT
 from hatrack.undo import all_or_nothing
 from hatrack.units import UnitGraph
@@ -53,7 +53,7 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
 
     @abc.abstractmethod
     def _widen(
-        self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: Ledger
+        self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: UndoLog
     ) -> None:
         """Widen the backbone and all that follows, every change on record; the guarantee is the new one's then."""
 
@@ -111,7 +111,7 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
             raise InputError(f"the network grows between tasks: consolidate {self.task_in_training!r} first")
         self._put_back()
         self.check()
-        ledger, before = Ledger(), self._answers()
+        ledger, before = UndoLog(), self._answers()
         with torch.inference_mode(False), torch.no_grad():
             self._widen(graph, groups, generator, ledger)
             differing, leak = changed_answers(before, self._answers()), self._find_leak()
@@ -134,7 +134,7 @@ class GrowingNetwork(ForgettableNetwork[StateT]):
 
     def _why_not_grow(self, groups: Mapping[str, int]) -> str | None:
         """Try to widen, and take it back; None if that went well."""
-        ledger, graph, refusal = Ledger(), self._units_now(), None
+        ledger, graph, refusal = UndoLog(), self._units_now(), None
         with torch.inference_mode(False), torch.no_grad():
             try:
                 self._widen(graph, groups, torch.Generator(), ledger)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, Places, widen_optimizer, widen_own_parts
-from hatrack.layers import Layer, Ledger, Side, widened
+from hatrack.layers import Layer, Side, UndoLog, widened
 from hatrack.masks import Tether, WeightTask, lay_out
 from hatrack.units import UnitGraph, analyze
 from hatrack.widening import widen
@@ -72,7 +72,7 @@ class GrowingWeights(GrowingNetwork[WeightTask]):
         return free, self._origin.widths
 
     def _widen(
-        self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: Ledger
+        self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: UndoLog
     ) -> None:
         assert self._origin is not None
         analyze_again, spread = self._units_now, self._origin.spread
@@ -90,7 +90,7 @@ class GrowingWeights(GrowingNetwork[WeightTask]):
         self._fit(widening.graph)
 
     def _widen_task(
-        self, state: WeightTask, places: Mapping[nn.Parameter, tuple[Tensor | None, ...]], ledger: Ledger
+        self, state: WeightTask, places: Mapping[nn.Parameter, tuple[Tensor | None, ...]], ledger: UndoLog
     ) -> Places:
         """New weights are in no mask; copies of what has none begin with what the backbone has at new entries."""
         weights = [self.backbone.get_parameter(name) for name in self._layout.masked]
@@ -107,7 +107,7 @@ class GrowingWeights(GrowingNetwork[WeightTask]):
                 widened_copies[copied] = places[original]
         return widened_copies
 
-    def _widen_tether(self, places: Mapping[nn.Parameter, tuple[Tensor | None, ...]], ledger: Ledger) -> None:
+    def _widen_tether(self, places: Mapping[nn.Parameter, tuple[Tensor | None, ...]], ledger: UndoLog) -> None:
         """New weights matter to nobody."""
         for name in () if self.tether is None else self._layout.masked:
             assert self.tether is not None

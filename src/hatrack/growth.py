@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from hatrack.errors import InputError
 from hatrack.fresh import measure_spread
-from hatrack.layers import Layer, Ledger, widened
+from hatrack.layers import Layer, UndoLog, widened
 from hatrack.names import unknown_name
 from hatrack.tasks import TaskState, UnitTask, packed_mask
 from hatrack.tryouts import largest
@@ -124,7 +124,7 @@ def require_growable(groups: Mapping[str, int], graph: UnitGraph) -> None:
             raise InputError(f"the group {name!r} can grow by a whole number of units, at least 1, not {count!r}")
 
 
-def widen_tasks(states: Iterable[UnitTask], widening: Widening, ledger: Ledger) -> Places:
+def widen_tasks(states: Iterable[UnitTask], widening: Widening, undo_log: UndoLog) -> Places:
     """Make room for new units in consolidated tasks, which do not use them.
 
     Masks are off, heads have zeros for new features, and batch norms do nothing to new units.
@@ -136,13 +136,13 @@ def widen_tasks(states: Iterable[UnitTask], widening: Widening, ledger: Ledger) 
     total = (widening.graph.num_units,)
     for state in states:
         units: tuple[Tensor | None, ...] = (widening.units,)
-        ledger.set_attribute(state, "packed", packed_mask(widened(state.mask, total, units)))
-        ledger.set_attribute(state, "num_units", widening.graph.num_units)
-        places |= widen_own_parts(state, widening, ledger)
+        undo_log.set_attribute(state, "packed", packed_mask(widened(state.mask, total, units)))
+        undo_log.set_attribute(state, "num_units", widening.graph.num_units)
+        places |= widen_own_parts(state, widening, undo_log)
     return places
 
 
-def widen_own_parts(state: TaskState, widening: Widening, ledger: Ledger) -> Places:
+def widen_own_parts(state: TaskState, widening: Widening, undo_log: UndoLog) -> Places:
     """Make room for new units in a task's head and batch norms: zeros for new features, and norms that do nothing.
 
     Returns:
@@ -150,14 +150,14 @@ def widen_own_parts(state: TaskState, widening: Widening, ledger: Ledger) -> Pla
     """
     columns: tuple[Tensor | None, ...] = (None, widening.features)
     head, features = state.head, len(widening.graph.features().units)
-    ledger.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
-    ledger.set_attribute(head, "in_features", features)
+    undo_log.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
+    undo_log.set_attribute(head, "in_features", features)
     places: dict[nn.Parameter, Sequence[Tensor | None]] = {head.weight: columns}  # type: ignore[dict-item]
     for name, norm in state.norms.items():
         change, layer = widening.changes.get(name), Layer.of(norm)
         if change is not None and layer is not None:
-            before = layer.replace(change.widths, _constant, ledger)
-            layer.resize(change.widths, ledger)
+            before = layer.replace(change.widths, _constant, undo_log)
+            layer.resize(change.widths, undo_log)
             layer.put_back(before, change.kept)
             places |= layer.places(change.kept)
     return places
@@ -167,13 +167,13 @@ def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
     raise AssertionError(f"a norm has no {name} to draw")
 
 
-def widen_optimizer(optimizer: Optimizer, places: Places, ledger: Ledger) -> None:
+def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> None:
     """Give what an optimizer remembers of parameters their new shapes, with zeros for new entries.
 
     Args:
         optimizer: the optimizer.
         places: for every parameter that was widened the new indices of its old entries, along its first axes.
-        ledger: keeps the record.
+        undo_log: keeps the record.
 
     Raises:
         InputError: it remembers something that does not have a parameter's shape.
@@ -184,7 +184,7 @@ def widen_optimizer(optimizer: Optimizer, places: Places, ledger: Ledger) -> Non
         old_shape += parameter.shape[len(where) :]
         for key, value in memory.items():
             if isinstance(value, Tensor) and list(value.shape) == old_shape:
-                ledger.set_item(memory, key, widened(value, parameter.shape, where))
+                undo_log.set_item(memory, key, widened(value, parameter.shape, where))
             elif (value.numel() > 1) if isinstance(value, Tensor) else isinstance(value, (list, tuple, dict)):
                 raise InputError(
                     f"what {type(optimizer).__name__} remembers as {key!r} cannot be widened with the network; "

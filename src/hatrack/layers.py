@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layer", "Ledger", "Side", "widened"]
+__all__ = ["Layer", "Side", "UndoLog", "widened"]
 
 
 class Side(enum.Enum):
@@ -25,7 +25,7 @@ Axes = tuple[Side | None, ...]
 """For the first axes of a tensor what they count; None for what does not depend on units."""
 
 
-class Ledger:
+class UndoLog:
     """A record of changes in place, so that all of them can be taken back."""
 
     def __init__(self) -> None:
@@ -106,25 +106,25 @@ class Layer:
         """Number of inputs or outputs."""
         return int(getattr(self.module, next(name for name, of in self.sizes.items() if of is side)))
 
-    def resize(self, widths: Mapping[Side, int], ledger: Ledger) -> None:
+    def resize(self, widths: Mapping[Side, int], undo_log: UndoLog) -> None:
         """Change what the layer says of its widths, but none of its tensors."""
         if self.groups > 1:
-            ledger.set_attribute(self.module, "groups", self.groups * widths[_OUT] // self.width(_OUT))
+            undo_log.set_attribute(self.module, "groups", self.groups * widths[_OUT] // self.width(_OUT))
         for name, side in self.sizes.items():
-            ledger.set_attribute(self.module, name, widths[side])
+            undo_log.set_attribute(self.module, name, widths[side])
 
     def replace(
         self,
         widths: Mapping[Side, int],
         draw: Callable[[str, torch.Size, Tensor], Tensor],
-        ledger: Ledger,
+        undo_log: UndoLog,
     ) -> dict[str, Tensor]:
         """Give every tensor its new shape, with nothing but new entries.
 
         Args:
             widths: the new numbers of inputs and outputs.
             draw: makes new entries, of a tensor's name, the new shape, and the old tensor.
-            ledger: keeps the record.
+            undo_log: keeps the record.
 
         Returns:
             The old tensors, by name.
@@ -142,9 +142,9 @@ class Layer:
             else:
                 new = draw(name, shape, tensor.data)
             if isinstance(tensor, nn.Parameter):
-                ledger.set_data(tensor, new)
+                undo_log.set_data(tensor, new)
             else:
-                ledger.set_attribute(self.module, name, new)
+                undo_log.set_attribute(self.module, name, new)
         return before
 
     def places(self, kept: Mapping[Side, Tensor]) -> dict[nn.Parameter, tuple[Tensor | None, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hatrack.errors import InputError
 from hatrack.fresh import fresh_entries
-from hatrack.layers import Layer, Ledger, Side
+from hatrack.layers import Layer, Side, UndoLog
 from hatrack.units import Group, Reader, UnitGraph
 
 __all__ = ["Change", "Widening", "widen"]
@@ -77,7 +77,7 @@ def widen(
     analyze_again: Callable[[], UnitGraph],
     spread: Mapping[str, float],
     generator: torch.Generator | None,
-    ledger: Ledger,
+    undo_log: UndoLog,
 ) -> Widening:
     """Widen a backbone, on which no gates are attached.
 
@@ -88,7 +88,7 @@ def widen(
         analyze_again: finds the units of the network as it is when called.
         spread: what :func:`hatrack.fresh.measure_spread` said of the network as it was first initialised.
         generator: draws the new entries, on the CPU; torch's global one if None.
-        ledger: keeps the record of all changes, by which the caller takes them back if anything goes wrong.
+        undo_log: keeps the record of all changes, by which the caller takes them back if anything goes wrong.
 
     Returns:
         Where everything went.
@@ -107,8 +107,8 @@ def widen(
         def draw(own: str, shape: torch.Size, old: Tensor, name: str = name, layer: Layer = layer) -> Tensor:
             return fresh_entries(layer, own, shape, old, spread.get(f"{name}.{own}".lstrip(".")), generator)
 
-        before[name] = layer.replace(widths[name], draw, ledger)
-        layer.resize(widths[name], ledger)
+        before[name] = layer.replace(widths[name], draw, undo_log)
+        layer.resize(widths[name], undo_log)
     try:
         new = analyze_again()
         places = _Places(graph, new, added)
