@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatrack.errors import InputError
 from hatrack.growing_weights import GrowingWeights
 from hatrack.growth import Growth
-from hatrack.masks import ElasticWeights, Tether, WeightConditioning, WeightTask
+from hatrack.masks import ElasticWeights, QuadraticPenalty, WeightConditioning, WeightTask
 from hatrack.undo import all_or_nothing
 
 __all__ = ["ElasticNetwork"]
@@ -35,7 +35,9 @@ class ElasticNetwork(GrowingWeights):
     ) -> None:
         super().__init__(backbone, example_input, growth)
         self.conditioning = conditioning
-        self.register_module("tether", Tether(self._named()) if isinstance(conditioning, ElasticWeights) else None)
+        self.register_module(
+            "tether", QuadraticPenalty(self._named()) if isinstance(conditioning, ElasticWeights) else None
+        )
 
     def penalty(self) -> Tensor:
         """Return the cost of leaving where elastic weights were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
@@ -63,7 +65,7 @@ class ElasticNetwork(GrowingWeights):
         weights = self._named()
         if {name: value.shape for name, value in importance.items()} != {n: w.shape for n, w in weights.items()}:
             raise InputError(f"tie takes a tensor of its shape for every weight: {', '.join(weights)}")
-        self.tether.tie(weights, importance)
+        self.tether.anchor(weights, importance)
 
     def _shared_parameters(self) -> list[nn.Parameter]:
         return self._weights() if self.conditioning.trains_weights else []
@@ -73,7 +75,7 @@ class ElasticNetwork(GrowingWeights):
     ) -> None:
         super()._erase(erased, others, generator)
         if self.tether is not None:
-            self.tether.loosen(self._named(), erased)
+            self.tether.release(self._named(), erased)
 
     def _weights(self) -> list[nn.Parameter]:
         return [self._part(name) for name in self._layout.masked]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatrack.growing import GrowingNetwork
 from hatrack.growth import Growth, Origin, Places, widen_optimizer, widen_own_parts
 from hatrack.layers import Layer, Side, UndoLog, widened
-from hatrack.masks import Tether, WeightTask, lay_out
+from hatrack.masks import QuadraticPenalty, WeightTask, lay_out
 from hatrack.units import UnitGraph, analyze
 from hatrack.widening import widen
 
@@ -32,7 +32,7 @@ class GrowingWeights(GrowingNetwork[WeightTask]):
         tether: what draws elastic weights back; None with other conditionings.
     """
 
-    tether: Tether | None
+    tether: QuadraticPenalty | None
     _used: list[Tensor]
     _num_features: int
 

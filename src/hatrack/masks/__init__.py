@@ -12,7 +12,7 @@ from hatrack.masks.selection import largest, straight_through, through
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
 from hatrack.masks.state import WeightTask
 from hatrack.masks.taken import Taken
-from hatrack.masks.tether import Tether
+from hatrack.masks.tether import QuadraticPenalty
 from hatrack.masks.twins import twin
 from hatrack.packing import bytes_for, pack, unpack
 
@@ -24,9 +24,9 @@ __all__ = [
     "MaskSource",
     "NoWeights",
     "Passed",
+    "QuadraticPenalty",
     "Scores",
     "Taken",
-    "Tether",
     "Unmasked",
     "WeightConditioning",
     "WeightLayout",
