@@ -14,7 +14,7 @@ from hatrack.compact import CompactNetwork, bake, extract_baked
 from hatrack.elastic import ElasticNetwork
 from hatrack.errors import InputError
 from hatrack.masked import MaskedNetwork
-from hatrack.masks import Taken, Unmasked, WeightRole, WeightTask, union
+from hatrack.masks import CostCache, Unmasked, WeightRole, WeightTask, union
 from hatrack.modes import evaluation_mode
 from hatrack.movement import set_buffers
 from hatrack.tryouts import random_like
@@ -147,7 +147,7 @@ class HoldingWeights(ElasticNetwork):
         states, attention = self._consolidated_states(), {}
         self._used: list[Tensor] = []
         self._free = None
-        self._taken = Taken()
+        self._taken = CostCache()
         for index, (name, weight) in enumerate(zip(self._layout.masked, self._weights(), strict=True)):
             masks = [state.mask(index) for state in states]
             self._used.append(union(masks, weight))

@@ -17,10 +17,10 @@ from hatrack.growth import Growth
 from hatrack.heads import linear_head
 from hatrack.holding_weights import HoldingWeights
 from hatrack.masks import (
+    CostCache,
     Embedding,
     FreeWeights,
     MaskSource,
-    Taken,
     Unmasked,
     WeightConditioning,
     WeightTask,
@@ -143,7 +143,7 @@ class WeightMaskedNetwork(HoldingWeights):
         state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
         state.moving = self._own_buffers()
         self.tasks.append(state)
-        self._progress, self._taken = 1.0, Taken()
+        self._progress, self._taken = 1.0, CostCache()
         state.train(self.training)
 
     def _copies(self) -> tuple[list[Tensor], dict[str, nn.Module]]:

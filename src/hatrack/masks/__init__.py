@@ -11,12 +11,13 @@ from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_featu
 from hatrack.masks.selection import largest, straight_through, through
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
 from hatrack.masks.state import WeightTask
-from hatrack.masks.taken import Taken
+from hatrack.masks.taken import CostCache
 from hatrack.masks.tether import QuadraticPenalty
 from hatrack.masks.twins import twin
 from hatrack.packing import bytes_for, pack, unpack
 
 __all__ = [
+    "CostCache",
     "ElasticWeights",
     "Embedding",
     "FreeWeights",
@@ -26,7 +27,6 @@ __all__ = [
     "Passed",
     "QuadraticPenalty",
     "Scores",
-    "Taken",
     "Unmasked",
     "WeightConditioning",
     "WeightLayout",
