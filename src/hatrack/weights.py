@@ -24,9 +24,9 @@ from hatrack.masks import (
     Unmasked,
     WeightConditioning,
     WeightTask,
+    apply_mask,
     count_features,
     describe,
-    through,
     twin,
 )
 from hatrack.movement import StateOf, aside, scratch_of
@@ -254,7 +254,7 @@ class WeightMaskedNetwork(HoldingWeights):
     def _features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
         generator, (copies, norms) = torch.Generator().manual_seed(seed), self._copies()
         masks = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in self._weights()]
-        passed = [through(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
+        passed = [apply_mask(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
         features: Tensor = self._twin(passed, copies, {name: norm.eval() for name, norm in norms.items()})(x)
         return features
 
@@ -275,7 +275,7 @@ class WeightMaskedNetwork(HoldingWeights):
         trains = self.conditioning.trains_weights
         weights = [weight if trains else weight.detach() for weight in self._weights()]
         if state.is_settled or not self.training:
-            return [through(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
+            return [apply_mask(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
         if self._free is None:
             self._free = [(~used).to(weight.dtype) for used, weight in zip(self._used, weights, strict=True)]
         each = zip(weights, self._values(state), self._free, strict=True)
@@ -323,7 +323,7 @@ class WeightMaskedNetwork(HoldingWeights):
             norm.eval()
 
         def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
-            passed = [through(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
+            passed = [apply_mask(weight, mask) for weight, mask in zip(self._weights(), masks, strict=True)]
             answer: Tensor = self._twin(passed, copies, norms)(batch)
             return answer
 

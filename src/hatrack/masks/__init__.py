@@ -8,7 +8,7 @@ tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`Elasti
 from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning, union
 from hatrack.masks.described import conditioning_from, describe, source_from
 from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_features, lay_out
-from hatrack.masks.selection import largest, straight_through, through
+from hatrack.masks.selection import apply_mask, largest, straight_through
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
 from hatrack.masks.state import WeightTask
 from hatrack.masks.taken import CostCache
@@ -32,6 +32,7 @@ __all__ = [
     "WeightLayout",
     "WeightRole",
     "WeightTask",
+    "apply_mask",
     "bytes_for",
     "conditioning_from",
     "count_features",
@@ -42,7 +43,6 @@ __all__ = [
     "signed_constant",
     "source_from",
     "straight_through",
-    "through",
     "twin",
     "union",
     "unpack",

@@ -1,4 +1,4 @@
-"""Choosing entries: the largest of a tensor, a choice that gradients pass through, and what a choice leaves."""
+"""Selection of entries: the largest of a tensor, a selection that gradients pass, and masked weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["largest", "straight_through", "through"]
+__all__ = ["apply_mask", "largest", "straight_through"]
 
 
 def largest(values: Tensor, count: int) -> Tensor:
@@ -58,11 +58,11 @@ def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
     return _StraightThrough.apply(scores, chosen)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def through(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """What a mask of 0 and 1 lets through of a weight; it clears, since a product with zero would keep infinities.
+def apply_mask(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a weight with 0 where its mask is off; a product with zero would keep infinities.
 
     Args:
         weight: any shape.
-        mask: booleans of that shape; None lets everything through.
+        mask: booleans of that shape; None keeps all entries.
     """
     return weight if mask is None else weight.masked_fill(~mask, 0.0)
