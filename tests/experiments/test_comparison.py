@@ -13,7 +13,7 @@ from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
 from hatrack.experiments.results import RunResult, Status, TaskSummary, write_result
-from hatrack.sealed import write_sealed
+from hatrack.sealed import write_checked_json
 from hatrack.train import Score
 
 
@@ -141,10 +141,10 @@ def test_a_damaged_or_newer_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / PLAN).write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         Comparison.read(tmp_path)
-    write_sealed(tmp_path / PLAN, {"schema": 2})
+    write_checked_json(tmp_path / PLAN, {"schema": 2})
     with pytest.raises(CheckpointError, match="upgrade"):
         Comparison.read(tmp_path)
-    write_sealed(tmp_path / PLAN, {"schema": 1, "experiment": "demo"})
+    write_checked_json(tmp_path / PLAN, {"schema": 1, "experiment": "demo"})
     with pytest.raises(CheckpointError, match="damaged"):
         Comparison.read(tmp_path)
 

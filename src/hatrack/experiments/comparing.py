@@ -18,7 +18,7 @@ from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
 from hatrack.experiments.plan import PLAN, Plan, read_plan, write_plan
 from hatrack.experiments.results import read_result
 from hatrack.locks import locked
-from hatrack.sealed import write_sealed
+from hatrack.sealed import write_checked_json
 
 __all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]
 
@@ -118,4 +118,4 @@ def write_summary(folder: Path) -> None:
             }
         row["failures"] = {str(s): error for (m, s), error in comparison.failures.items() if m == method}
         methods[method] = row
-    write_sealed(folder / SUMMARY, {"schema": 1, "experiment": comparison.experiment, "methods": methods})
+    write_checked_json(folder / SUMMARY, {"schema": 1, "experiment": comparison.experiment, "methods": methods})

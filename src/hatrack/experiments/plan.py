@@ -19,7 +19,7 @@ from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS
 from hatrack.names import look_up
-from hatrack.sealed import read_sealed, write_sealed
+from hatrack.sealed import read_checked_json, write_checked_json
 
 __all__ = ["PLAN", "REFERENCES", "Plan", "read_plan", "run_folder", "write_plan"]
 
@@ -180,7 +180,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
     path = folder / PLAN
-    data = read_sealed(path, SCHEMA, "comparison")
+    data = read_checked_json(path, SCHEMA, "comparison")
     try:
         plan = Plan(
             str(data["experiment"]),
@@ -203,7 +203,7 @@ def write_plan(folder: Path, plan: Plan, environment: Mapping[str, Any]) -> None
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    write_sealed(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
+    write_checked_json(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
 
 
 def _split_settings(
