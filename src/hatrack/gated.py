@@ -315,7 +315,7 @@ class GatedNetwork(GrowingNetwork[UnitTask]):
         self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: UndoLog
     ) -> None:
         self._attachment.detach(self.backbone)
-        spread = self._origin.spread
+        spread = self._origin.initial_scales
         widening = widen(self.backbone, graph, groups, self._analyze_again, spread, generator, ledger)
         places = {**widening.places(), **widen_tasks(self._states(), widening, ledger)}
         for optimizer in self._guard.optimizers():

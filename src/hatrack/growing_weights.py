@@ -53,7 +53,7 @@ class GrowingWeights(GrowingNetwork[WeightTask]):
     def _remember_origin(self, graph: UnitGraph) -> None:
         self._widths = {group.name: group.size for group in graph.groups}
         if self._origin is None:
-            self._origin = Origin(dict(self._widths), self._initialization.spread)
+            self._origin = Origin(dict(self._widths), self._initialization.initial_scales)
 
     def _room(self, graph: UnitGraph) -> tuple[Mapping[str, float], Mapping[str, int]]:
         assert self._origin is not None
@@ -75,7 +75,7 @@ class GrowingWeights(GrowingNetwork[WeightTask]):
         self, graph: UnitGraph, groups: Mapping[str, int], generator: torch.Generator | None, ledger: UndoLog
     ) -> None:
         assert self._origin is not None
-        analyze_again, spread = self._units_now, self._origin.spread
+        analyze_again, spread = self._units_now, self._origin.initial_scales
         widening = widen(self.backbone, graph, groups, analyze_again, spread, generator, ledger)
         places: dict[nn.Parameter, tuple[Tensor | None, ...]] = {**widening.places()}
         own: Places = {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack.errors import InputError
-from hatrack.fresh import measure_spread
+from hatrack.fresh import measure_initial_scales
 from hatrack.layers import Layer, UndoLog, widened
 from hatrack.names import unknown_name
 from hatrack.tasks import TaskState, UnitTask, packed_mask
@@ -67,21 +67,25 @@ class Origin:
 
     Attributes:
         widths: number of units by group.
-        spread: how widely the entries of its parameters were spread, by name; see
-            :func:`hatrack.fresh.measure_spread`.
+        initial_scales: initial scale of parameters, by name; see :func:`hatrack.fresh.measure_initial_scales`.
     """
 
     widths: Mapping[str, int]
-    spread: Mapping[str, float]
+    initial_scales: Mapping[str, float]
 
     @classmethod
     def of(cls, graph: UnitGraph, backbone: nn.Module) -> Origin:
-        """The origin of a network that has not grown."""
-        return cls({group.name: group.size for group in graph.groups}, measure_spread(backbone))
+        """Measure a network that has not grown."""
+        return cls({group.name: group.size for group in graph.groups}, measure_initial_scales(backbone))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, from which ``Origin(**values)`` makes it again."""
-        return {"widths": dict(self.widths), "spread": dict(self.spread)}
+        """Return the origin as JSON values, for :meth:`from_json`."""
+        return {"widths": dict(self.widths), "spread": dict(self.initial_scales)}
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any]) -> Origin:
+        """Make the origin that :meth:`to_json` described."""
+        return cls(described["widths"], described["spread"])
 
 
 def free_units(graph: UnitGraph, cumulative: Tensor) -> dict[str, int]:

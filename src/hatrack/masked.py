@@ -22,7 +22,7 @@ from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpo
 from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.conditioning import Damper
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
-from hatrack.forgetting import Initialization
+from hatrack.forgetting import InitialDistribution
 from hatrack.guarantee import Guarantee, find_changes, find_values_that_spread, take_digests
 from hatrack.guard import OptimizerGuard
 from hatrack.inference import Inferred, InferringNetwork
@@ -79,7 +79,7 @@ class MaskedNetwork(InferringNetwork[StateT]):
         if wide:
             raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")
         self._digests: dict[str, str] = {}
-        self._initialization = Initialization.of(backbone)
+        self._initialization = InitialDistribution.of(backbone)
         asking = (MaskedNetwork._forward_one, MaskedNetwork._forward_mixed, MaskedNetwork._asked)
         start_compilers_inside(*asking, _answer_one, _answer_mixed)
         keep_compilers_out(

@@ -75,7 +75,7 @@ def widen(
     graph: UnitGraph,
     added: Mapping[str, int],
     analyze_again: Callable[[], UnitGraph],
-    spread: Mapping[str, float],
+    initial_scales: Mapping[str, float],
     generator: torch.Generator | None,
     undo_log: UndoLog,
 ) -> Widening:
@@ -86,7 +86,7 @@ def widen(
         graph: its units.
         added: how many units to add, by group; at least 1 each.
         analyze_again: finds the units of the network as it is when called.
-        spread: what :func:`hatrack.fresh.measure_spread` said of the network as it was first initialised.
+        initial_scales: initial scale of parameters, from :func:`hatrack.fresh.measure_initial_scales`.
         generator: draws the new entries, on the CPU; torch's global one if None.
         undo_log: keeps the record of all changes, by which the caller takes them back if anything goes wrong.
 
@@ -105,7 +105,7 @@ def widen(
     for name, layer in layers.items():
 
         def draw(own: str, shape: torch.Size, old: Tensor, name: str = name, layer: Layer = layer) -> Tensor:
-            return fresh_entries(layer, own, shape, old, spread.get(f"{name}.{own}".lstrip(".")), generator)
+            return fresh_entries(layer, own, shape, old, initial_scales.get(f"{name}.{own}".lstrip(".")), generator)
 
         before[name] = layer.replace(widths[name], draw, undo_log)
         layer.resize(widths[name], undo_log)
