@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.attachment import Attachment, without_gates
-from hatrack.compact import CompactNetwork, Source, cut_task, extract_task
+from hatrack.compact import CompactNetwork, TaskParts, cut_task, extract_task
 from hatrack.compilers import start_compilers_inside
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.gated import GatedNetwork
@@ -93,7 +93,7 @@ class ExtractableNetwork(GatedNetwork):
             results[task] = torch.cat(parts)
         return results
 
-    def _source(self, task: str, example: Tensor | None = None) -> Source:
+    def _source(self, task: str, example: Tensor | None = None) -> TaskParts:
         """Return what a task's own network is made of."""
         self._require_attached()
         state = self._state(task)
@@ -113,7 +113,7 @@ class ExtractableNetwork(GatedNetwork):
                 tried.append((drawn, ask(drawn)))
         backbone = without_gates(self.backbone)
         set_buffers(backbone, self._movement.buffers, [value.clone() for value in state.moving.values])
-        return Source(task, backbone, self._norms(state), self._graph, mask, state.head, tried)
+        return TaskParts(task, backbone, self._norms(state), self._graph, mask, state.head, tried)
 
     def _features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
         expected = x.shape[1:] == self.example_shape[1:]

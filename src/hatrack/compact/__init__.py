@@ -5,7 +5,7 @@ into the weights as zeros, and cut out what units are dead then: see :mod:`hatra
 """
 
 from hatrack.compact.baked import bake, extract_baked
-from hatrack.compact.extract import Source, cut_task, extract_task
+from hatrack.compact.extract import TaskParts, cut_task, extract_task
 from hatrack.compact.modules import (
     Clear,
     CompactAttention,
@@ -23,8 +23,8 @@ __all__ = [
     "CompactLayerNorm",
     "CompactNetwork",
     "CompactRMSNorm",
-    "Source",
     "Summary",
+    "TaskParts",
     "bake",
     "cut_task",
     "extract_baked",

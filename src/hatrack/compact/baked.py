@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hatrack.attachment import mark
 from hatrack.compact.cutting import PREFIX, drop_dropout, replace_module
-from hatrack.compact.extract import SILENT, TOLERANCE, Source, extract_task, summarize
+from hatrack.compact.extract import SILENT, TOLERANCE, TaskParts, extract_task, summarize
 from hatrack.compact.modules import CompactNetwork
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.layers import Layer, Side
@@ -94,7 +94,7 @@ def extract_baked(
         folded = copy.deepcopy(plain)
         on = ~_dead(folded, graph, [batch for batch, _ in tried])
         if not on.all():
-            return extract_task(Source(name, folded.backbone.eval(), {}, graph, on, folded.head, tried))
+            return extract_task(TaskParts(name, folded.backbone.eval(), {}, graph, on, folded.head, tried))
     except (InputError, UnsupportedError) as error:
         why = {"": f"dead units cannot be found: {' '.join(str(error).split()).partition(', so ')[0]}"}
     units = {} if graph is None else {group.name: group.size for group in graph.groups}

@@ -24,7 +24,7 @@ from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.tryouts import agree, deviation, says_something
 from hatrack.units import UnitGraph
 
-__all__ = ["SILENT", "TOLERANCE", "Source", "cut_task", "extract_task", "summarize"]
+__all__ = ["SILENT", "TOLERANCE", "TaskParts", "cut_task", "extract_task", "summarize"]
 
 TOLERANCE = 1e-5
 """Tolerance of a logit, relative to the gated network's and to the largest logit, in float32 and float64."""
@@ -37,7 +37,7 @@ _MOST_WAYS = 16
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskParts:
     """Parts that a task's network is made of.
 
     Attributes:
@@ -65,7 +65,7 @@ class Source:
 
 
 @torch.no_grad()
-def extract_task(source: Source) -> CompactNetwork:
+def extract_task(source: TaskParts) -> CompactNetwork:
     """Make a task's own network, and say how large it is.
 
     Raises:
@@ -79,7 +79,7 @@ def extract_task(source: Source) -> CompactNetwork:
 
 
 @torch.no_grad()
-def cut_task(source: Source) -> tuple[CompactNetwork, dict[str, str]]:
+def cut_task(source: TaskParts) -> tuple[CompactNetwork, dict[str, str]]:
     """A task's own network, and by group why it could not be cut.
 
     Raises:
@@ -108,7 +108,7 @@ def cut_task(source: Source) -> tuple[CompactNetwork, dict[str, str]]:
     return best, whole
 
 
-def _few(source: Source, uncut: CompactNetwork) -> Source:
+def _few(source: TaskParts, uncut: CompactNetwork) -> TaskParts:
     """The same with two samples of each batch, which are faster to ask; itself where two are not answered like many."""
     tried = [(x[:2], logits[:2]) for x, logits in source.tried]
     try:
@@ -119,7 +119,7 @@ def _few(source: Source, uncut: CompactNetwork) -> Source:
 
 
 def _cut_what_can_be(
-    source: Source, groups: Sequence[str], why: str, uncut: CompactNetwork
+    source: TaskParts, groups: Sequence[str], why: str, uncut: CompactNetwork
 ) -> tuple[CompactNetwork, dict[str, str]]:
     """Cut halves of groups, and halves of what cannot be cut, groups of one kind beside each other.
 
@@ -198,7 +198,7 @@ def summarize(
     )
 
 
-def _attempt(source: Source, cut: Collection[str]) -> CompactNetwork | str:
+def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
     """A network without the unused units of some groups, or why it is not the gated one."""
     keep = torch.ones_like(source.on)
     for group in source.graph.groups:
@@ -222,7 +222,7 @@ def _attempt(source: Source, cut: Collection[str]) -> CompactNetwork | str:
     return reason
 
 
-def _network(source: Source, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
+def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
     backbone = _with_norms(source)
     for module, axis in zip(unflattens(backbone), sizes, strict=True):
         if axis is not None:
@@ -238,13 +238,13 @@ def _network(source: Source, cut: Cut, sizes: tuple[int | None, ...]) -> Compact
     return network.requires_grad_(False)
 
 
-def _full(source: Source) -> CompactNetwork:
+def _full(source: TaskParts) -> CompactNetwork:
     """The whole network with this task's norms and head, for comparison."""
     everything = torch.ones_like(source.on)
     return _network(source, Cut(source.graph, everything, everything), (None,) * len(unflattens(source.backbone)))
 
 
-def _with_norms(source: Source) -> nn.Module:
+def _with_norms(source: TaskParts) -> nn.Module:
     backbone = copy.deepcopy(source.backbone)
     for name, norm in source.norms.items():
         replace_module(backbone, backbone.get_submodule(name), copy.deepcopy(norm))

@@ -10,7 +10,7 @@ from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.plan import PLAN, REFERENCES, Plan, read_plan, run_folder
+from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.functional import forgetting_ratio
 from hatrack.names import unknown_name
@@ -37,7 +37,7 @@ class Comparison:
         environment: what the comparison was started with.
     """
 
-    plan: Plan
+    plan: ComparisonPlan
     results: Mapping[tuple[str, int], RunResult]
     failures: Mapping[tuple[str, int], str]
     environment: Mapping[str, Any]
