@@ -50,7 +50,7 @@ class HoldingNetwork(ExtractableNetwork):
 
     def _renew_guarantee(self) -> None:
         super()._renew_guarantee()
-        self._attachment.spare(self.backbone, self._guarantee.shared)
+        self._attachment.choose_partial_gradients(self.backbone, self._guarantee.shared)
 
     def _dampers(self) -> Mapping[str, Damper]:
         if not isinstance(self.conditioning, Adaptive):
