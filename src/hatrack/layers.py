@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layer", "Side", "UndoLog", "widened"]
+__all__ = ["Layer", "Side", "UndoLog", "overrides_forward", "widened"]
 
 
 class Side(enum.Enum):
@@ -92,7 +92,7 @@ class Layer:
         """The description of a layer; None if it is none of torch's, or computes its weights from others."""
         for kinds, tensors, sizes, fresh in _KINDS:
             kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-            if kind is None or any(_differs(module, kind, name) for name in ("forward", "_conv_forward")):
+            if kind is None or overrides_forward(module, kind):
                 continue
             if not {name for name, _ in module.named_parameters()} <= set(tensors):
                 return None
@@ -188,8 +188,10 @@ def _put(new: Tensor, old: Tensor, where: Sequence[Tensor | None]) -> None:
     new[tuple(indices)] = old
 
 
-def _differs(module: nn.Module, kind: type, name: str) -> bool:
-    return getattr(type(module), name, None) is not getattr(kind, name, None)
+def overrides_forward(module: nn.Module, kind: type) -> bool:
+    """Return whether the class of a module computes in another way than a layer of torch that it derives from."""
+    names = ("forward", "_conv_forward")
+    return any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in names)
 
 
 _MIXING: dict[str, Axes] = {"weight": (_OUT, _IN), "bias": (_OUT,)}

@@ -150,10 +150,10 @@ def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str,
             if name not in graph.outputs:
                 raise _UnfitError(f"the units of {group.name!r} come from {name!r}, which is no layer")
         for name, units in graph.outputs.items():
-            if _in_group(units, group).any():
+            if group.owns(units).any():
                 include(name, group, "written or passed on by")
         for reader in graph.readers[:-1]:
-            if _in_group(reader.units, group).any():
+            if group.owns(reader.units).any():
                 include(reader.module, group, "read by")
                 if Side.INPUTS not in layers[reader.module].sizes.values():
                     raise _UnfitError(f"{reader.module!r} reads {group.name!r} and cannot be wider")
@@ -172,7 +172,7 @@ def _require_parameters_covered(
     for name, parameter in backbone.named_parameters():
         for group in map(graph.group, added):
             sides = [side for use in graph.uses[PREFIX + name] for side in use.sides]
-            affected = any(_in_group(side, group).any() for side in sides)
+            affected = any(group.owns(side).any() for side in sides)
             owned = owners[id(parameter)]
             if affected and not set(owned) <= set(layers):
                 raise _UnfitError(
@@ -202,7 +202,7 @@ def _new_widths(name: str, layer: Layer, graph: UnitGraph, added: Mapping[str, i
 
 def _share(units: Tensor, group: Group, name: str) -> int:
     """How many indices of an axis belong to each unit of a group: the same number for all of them."""
-    counts = torch.bincount(units[_in_group(units, group)] - group.start, minlength=group.size)
+    counts = torch.bincount(units[group.owns(units)] - group.start, minlength=group.size)
     if bool((counts != counts[0]).any()):
         raise _UnfitError(f"{name!r} does not treat all units of {group.name!r} alike")
     return int(counts[0])
@@ -217,10 +217,6 @@ def _labels(graph: UnitGraph, name: str) -> dict[Side, Tensor]:
 
 def _reader(graph: UnitGraph, name: str) -> Reader | None:
     return next((reader for reader in graph.readers[:-1] if reader.module == name), None)
-
-
-def _in_group(units: Tensor, group: Group) -> Tensor:
-    return (units >= group.start) & (units < group.start + group.size)
 
 
 # ----------------------------------------------------------------------------------------------- where old units go

@@ -1,8 +1,7 @@
-"""Extracting a task: cut all groups at once if that is exact, else halves of them, and say which ones stay whole.
+"""Extraction of a task: all groups are cut at once if that is exact, else halves of them; others stay whole.
 
-Whether a cut is exact is not only reasoned but seen: the smaller network is run beside the gated one. Code of a user's
-own that has a width written down stops fitting when units are missing; the group in question then stays whole, with
-zeros for what is off.
+A cut is checked by running the smaller network beside the gated one. Code of the user's own with a width written down
+no longer fits when units are missing; the group in question then stays whole, with zeros for units that are off.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ SILENT = "no samples were found whose outputs would tell a wrong cut from a righ
 """Reason for cutting nothing where all outputs are equal, or not finite."""
 
 _MOST_WAYS = 16
-"""Largest number of ways to read the sizes in ``nn.Unflatten`` that are tried."""
+"""Largest number of choices for the sizes in ``nn.Unflatten`` that are tried."""
 
 
 @dataclass(frozen=True)
 class TaskParts:
-    """Parts that a task's network is made of.
+    """Parts from which a task's network is made.
 
     Attributes:
         name: the task's name.
         backbone: the backbone without gates; it is left as it is.
         norms: the task's norms by the names of the layers they stand for.
         graph: the units.
-        mask: what the task uses, booleans ``(U,)``.
+        mask: units that the task uses, booleans ``(U,)``.
         head: its head.
-        tried: batches to compare on, at least one, each with what the gated network says to it in evaluation mode.
+        tried: batches to compare on, at least one, each with the gated network's logits in evaluation mode.
     """
 
     name: str
@@ -60,13 +59,13 @@ class TaskParts:
 
     @cached_property
     def on(self) -> Tensor:
-        """Units that the task uses, booleans ``(U + 1,)``; the last stands for what is not gated."""
+        """Units that the task uses, booleans ``(U + 1,)``; the last stands for "ungated"."""
         return torch.cat([self.mask, self.mask.new_ones(1)]).cpu()
 
 
 @torch.no_grad()
 def extract_task(source: TaskParts) -> CompactNetwork:
-    """Make a task's own network, and say how large it is.
+    """Make a task's own network, with a summary of its size.
 
     Raises:
         UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
@@ -80,7 +79,7 @@ def extract_task(source: TaskParts) -> CompactNetwork:
 
 @torch.no_grad()
 def cut_task(source: TaskParts) -> tuple[CompactNetwork, dict[str, str]]:
-    """A task's own network, and by group why it could not be cut.
+    """Make a task's own network, with the reason by group why it could not be cut.
 
     Raises:
         UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
@@ -109,7 +108,7 @@ def cut_task(source: TaskParts) -> tuple[CompactNetwork, dict[str, str]]:
 
 
 def _few(source: TaskParts, uncut: CompactNetwork) -> TaskParts:
-    """The same with two samples of each batch, which are faster to ask; itself where two are not answered like many."""
+    """Keep two samples of each batch, which is faster; return all where two are not answered like many."""
     tried = [(x[:2], logits[:2]) for x, logits in source.tried]
     try:
         alike = all(_agrees(uncut(x), logits) for x, logits in tried)
@@ -121,18 +120,18 @@ def _few(source: TaskParts, uncut: CompactNetwork) -> TaskParts:
 def _cut_what_can_be(
     source: TaskParts, groups: Sequence[str], why: str, uncut: CompactNetwork
 ) -> tuple[CompactNetwork, dict[str, str]]:
-    """Cut halves of groups, and halves of what cannot be cut, groups of one kind beside each other.
+    """Cut halves of groups, and halves of halves that cannot be cut, with groups of one kind beside each other.
 
-    Blocks that are alike mostly fail alike, so that few attempts are made where a forward runs to its end.
+    Blocks that are alike mostly fail alike, so that few attempts are needed.
 
     Args:
-        source: what the task's network is made of.
-        groups: names of groups which cannot all be cut.
+        source: the parts of the task's network.
+        groups: names of groups that cannot all be cut.
         why: the reason.
         uncut: the network with all units.
 
     Returns:
-        The network without units of as many groups as were found, and for the others why they stay whole.
+        The network without unused units of as many groups as possible, and by group why others stay whole.
     """
     best, cut, whole = uncut, list[str](), dict[str, str]()
 
@@ -170,17 +169,17 @@ def summarize(
     graph: UnitGraph | None,
     whole: Mapping[str, str],
 ) -> Summary:
-    """Describe a network: its size, and how near its logits are.
+    """Summarize a network: its size, and the deviation of its logits.
 
     Args:
         name: the task's name.
         network: its network.
         full: the whole network with the task's head and norms.
         x: samples to compare on.
-        expected: what the masked network says to them.
-        units: by group how many are left.
+        expected: the masked network's logits of them.
+        units: number of units that are left, by group.
         graph: the units of the whole network; None if they are not known.
-        whole: by group why it could not be cut.
+        whole: reason by group why it could not be cut.
     """
     logits = network(x)
     return Summary(
@@ -199,7 +198,7 @@ def summarize(
 
 
 def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
-    """A network without the unused units of some groups, or why it is not the gated one."""
+    """Make a network without the unused units of some groups, or return why it differs from the gated one."""
     keep = torch.ones_like(source.on)
     for group in source.graph.groups:
         if group.name in cut:
@@ -239,7 +238,7 @@ def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> Comp
 
 
 def _full(source: TaskParts) -> CompactNetwork:
-    """The whole network with this task's norms and head, for comparison."""
+    """Make the whole network with the task's norms and head, for comparison."""
     everything = torch.ones_like(source.on)
     return _network(source, Cut(source.graph, everything, everything), (None,) * len(unflattens(source.backbone)))
 
@@ -252,7 +251,7 @@ def _with_norms(source: TaskParts) -> nn.Module:
 
 
 def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:
-    """Yield, for each ``nn.Unflatten``, the size that may follow what is left; none of them first."""
+    """Yield choices of the size in each ``nn.Unflatten`` that adapts to the units left; no adaptation first."""
     modules = unflattens(backbone)
     yield (None,) * len(modules)
     if cut and modules:

@@ -1,8 +1,8 @@
-"""The parts that methods with masks of weights are made of.
+"""Parts of methods with masks of weights.
 
-Where a task's mask comes from (:class:`Embedding`, :class:`Scores`, :class:`Magnitude`), and what of the weights later
-tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`ElasticWeights`);
-:class:`hatrack.WeightMaskedNetwork` puts two of them around a backbone.
+A source learns a task's mask (:class:`Embedding`, :class:`Scores`, :class:`Magnitude`), and a conditioning says which
+weights later tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`ElasticWeights`);
+:class:`hatrack.WeightMaskedNetwork` puts one of each around a backbone.
 """
 
 from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning, union

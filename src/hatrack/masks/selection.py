@@ -11,11 +11,11 @@ __all__ = ["apply_mask", "largest", "straight_through"]
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """Where a tensor's largest entries are; of equal ones the first.
+    """Choose a tensor's largest entries; of equal ones the first.
 
     Args:
         values: any shape.
-        count: how many to choose, 0 up to the number of entries.
+        count: number of entries to choose, 0 up to all of them.
 
     Returns:
         Booleans of that shape, True at exactly ``count`` entries.
@@ -46,10 +46,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
-    """A choice as numbers 0 and 1, whose gradient reaches the scores as if they had been passed on unchanged.
+    """Convert a choice to numbers 0 and 1 whose gradient reaches the scores unchanged.
 
     Args:
-        scores: what the choice was made by.
+        scores: scores that the choice was made by.
         chosen: booleans of that shape.
 
     Returns:
