@@ -1,4 +1,4 @@
-"""Growth: when a network is widened, and what follows for its tasks and optimizers."""
+"""Growth: the policy that widens a network, and the widening of its tasks and optimizers."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Growth:
     """Policy that widens a network before a task is added, so that the number of tasks has no bound.
 
     Both shares are of a group's *original* width: every task finds about as much room as the first ones did, and the
-    network grows with what tasks use. Where masks are about weights, a group has as many free units as would have the
-    free weights of its layers. Groups whose readers' results depend on how many units there are (layer and group norm,
+    network grows with what tasks use. With masks of weights, a group has the number of free units that would leave as
+    many free weights. Groups whose readers' results depend on how many units there are (layer and group norm,
     attention), or that no rule can widen (recurrent layers, weight norm, weights of the user's own, convolutions in
     groups that are not depthwise), stay as they are; a warning says so if nothing else is nearly full.
 
     Attributes:
         threshold: a group grows when fewer free units are left than this share, in [0, 1].
-        share: how many units it gets then, above 0; but at least what the threshold asks for.
+        share: number of units that it gets then, as a share above 0; but at least as many as the threshold demands.
     """
 
     threshold: float = 0.2
@@ -93,7 +93,7 @@ def free_units(graph: UnitGraph, cumulative: Tensor) -> dict[str, int]:
 
     Args:
         graph: the units of the network.
-        cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (from 1/2 on a unit is in use).
+        cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (1/2 and more means used).
     """
     return {group.name: group.size - int((cumulative[group.span] >= 0.5).sum()) for group in graph.groups}
 
@@ -102,9 +102,10 @@ def plan_growth(growth: Growth, free: Mapping[str, float], widths: Mapping[str, 
     """Return the number of units to add to each group that is nearly full.
 
     Args:
-        growth: when to grow, and by how much.
-        free: how many units of every group are free; where masks are about weights, as many as have that many weights.
-        widths: the groups' original widths.
+        growth: the policy.
+        free: number of free units of every group; with masks of weights the number that would leave as many free
+            weights.
+        widths: original widths of the groups.
     """
     plan = {}
     for name, number in free.items():
@@ -118,6 +119,10 @@ def plan_growth(growth: Growth, free: Mapping[str, float], widths: Mapping[str, 
 def require_growable(groups: Mapping[str, int], graph: UnitGraph) -> None:
     """Check a request to grow.
 
+    Args:
+        groups: number of units to add, by group.
+        graph: the units of the network.
+
     Raises:
         InputError: there is no such group, or a number of units is not a whole number of at least 1.
     """
@@ -129,12 +134,17 @@ def require_growable(groups: Mapping[str, int], graph: UnitGraph) -> None:
 
 
 def widen_tasks(states: Iterable[UnitTask], widening: Widening, undo_log: UndoLog) -> Places:
-    """Make room for new units in consolidated tasks, which do not use them.
+    """Widen consolidated tasks for new units, which they do not use.
 
-    Masks are off, heads have zeros for new features, and batch norms do nothing to new units.
+    Masks are off there, heads have zeros for new features, and batch norms leave new units unchanged.
+
+    Args:
+        states: the tasks.
+        widening: result of widening the backbone.
+        undo_log: records the changes.
 
     Returns:
-        For every parameter of the tasks that was widened the new indices of its old entries, along its first axes.
+        New indices of the old entries of every widened parameter, along its first axes.
     """
     places: dict[nn.Parameter, Sequence[Tensor | None]] = {}
     total = (widening.graph.num_units,)
@@ -147,10 +157,15 @@ def widen_tasks(states: Iterable[UnitTask], widening: Widening, undo_log: UndoLo
 
 
 def widen_own_parts(state: TaskState, widening: Widening, undo_log: UndoLog) -> Places:
-    """Make room for new units in a task's head and batch norms: zeros for new features, and norms that do nothing.
+    """Widen a task's head, with zeros for new features, and its batch norms, which leave new units unchanged.
+
+    Args:
+        state: the task.
+        widening: result of widening the backbone.
+        undo_log: records the changes.
 
     Returns:
-        For every parameter that was widened the new indices of its old entries, along its first axes.
+        New indices of the old entries of every widened parameter, along its first axes.
     """
     columns: tuple[Tensor | None, ...] = (None, widening.features)
     head, features = state.head, len(widening.graph.features().units)
@@ -172,15 +187,15 @@ def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
 
 
 def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> None:
-    """Give what an optimizer remembers of parameters their new shapes, with zeros for new entries.
+    """Widen an optimizer's state of parameters, with zeros for new entries.
 
     Args:
         optimizer: the optimizer.
-        places: for every parameter that was widened the new indices of its old entries, along its first axes.
-        undo_log: keeps the record.
+        places: new indices of the old entries of every widened parameter, along its first axes.
+        undo_log: records the changes.
 
     Raises:
-        InputError: it remembers something that does not have a parameter's shape.
+        InputError: the state has a value without the parameter's shape.
     """
     for parameter, where in places.items():
         memory = optimizer.state.get(parameter, {})
@@ -197,7 +212,12 @@ def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> 
 
 
 def changed_answers(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
-    """Names of tasks that answer otherwise, by more than rounding in kernels of another shape."""
+    """Return the names of tasks whose logits changed by more than rounding in kernels of another shape.
+
+    Args:
+        before: logits of every task on the same samples before.
+        now: logits by the same names now.
+    """
     differing = []
     for name, logits in before.items():
         # On a GPU products may be rounded to ten bits (TF32), whatever the type.

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hatrack.atomic import write_atomically
+from hatrack.atomic import save
 from hatrack.errors import CheckpointError, NewerFileError
 
 __all__ = ["CHECKSUM", "read_checked_json", "with_checksum", "write_checked_json"]
 
 CHECKSUM = "sha256"
-"""The key of the checksum: SHA-256 of all else as compact JSON with sorted keys, in hexadecimal."""
+"""Key of the checksum: SHA-256 of all else as compact JSON with sorted keys, in hexadecimal."""
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,13 +43,8 @@ def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
         CheckpointError: the file cannot be written; its former content is still there.
     """
     text = _formatted(with_checksum(content)) + "\n"
-    try:
-        # Lone surrogates, from file names that are not UTF-8, become escapes of JSON.
-        write_atomically(path, text.encode(errors="backslashreplace"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be written ({error.strerror or error}); nothing was changed"
-        ) from error
+    # Lone surrogates, from file names that are not UTF-8, become escapes of JSON.
+    save(path, text.encode(errors="backslashreplace"))
 
 
 def read_checked_json(path: Path, newest: int | None = None, what: str = "file") -> dict[str, Any]:
