@@ -55,7 +55,7 @@ if sys.platform == "win32":
 
     def _try(file: IO[str]) -> bool:
         try:
-            file.seek(1 << 20)  # a byte that nobody reads: locked ones cannot be read by others
+            file.seek(1 << 20)  # a byte that is never read, since others cannot read locked bytes
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
             return False

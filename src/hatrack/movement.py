@@ -70,8 +70,8 @@ class Movement:
 def aside() -> Iterator[None]:
     """While this lasts, a copy may be run without a trace in torch.
 
-    Random generators are reset afterwards. Hooks on tensors that are saved for backward passes, as of checkpointing, see
-    nothing of it. Inference mode is left, since tensors made in it could never be trained.
+    Random generators are reset afterwards. Hooks on tensors that are saved for backward passes, as of checkpointing,
+    see nothing of it. Inference mode is left, since tensors made in it could never be trained.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     unseen = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)

@@ -47,7 +47,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the difference is significant: all of the interval is on one side of 0."""
+        """True for a significant difference: all of the interval is on one side of 0."""
         return self.low > 0.0 or self.high < 0.0
 
 

@@ -11,13 +11,14 @@ import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hatrack.attachment import mark
-from hatrack.compact.cutting import PREFIX, drop_dropout, replace_module
+from hatrack.compact.cutting import PREFIX, drop_dropout, with_norms
 from hatrack.compact.extract import SILENT, TOLERANCE, TaskParts, extract_task, summarize
 from hatrack.compact.modules import CompactNetwork
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
@@ -51,9 +52,7 @@ def bake(
         baked.get_parameter(name).masked_fill_(~mask, 0.0)
     for name, value in copies.items():
         baked.get_parameter(name).copy_(value)
-    for name, norm in norms.items():
-        replace_module(baked, baked.get_submodule(name), copy.deepcopy(norm))
-    return baked
+    return with_norms(baked, norms)
 
 
 @torch.no_grad()
@@ -157,16 +156,14 @@ def _without_inputs(backbone: nn.Module, graph: UnitGraph) -> Tensor:
 def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return the smallest and the largest value that every reader reads, per index of its axis of units."""
     found: list[list[Tensor]] = [[] for _ in graph.readers]
-    hooks = []
-    for index, reader in enumerate(graph.readers):
 
-        def watch(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index, r: Reader = reader
-        ) -> None:
-            found[index].append(r.value_among(args, kwargs).movedim(r.axis, 0).flatten(1))
+    def watch(index: int, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[index].append(reader.value_among(args, kwargs).movedim(reader.axis, 0).flatten(1))
 
-        hooks.append(_layer_of(network, reader).register_forward_pre_hook(watch, with_kwargs=True))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for index, reader in enumerate(graph.readers):
+            hook = partial(watch, index, reader)
+            hooks.enter_context(_layer_of(network, reader).register_forward_pre_hook(hook, with_kwargs=True))
         for batch in batches:
             network(batch)
         x, odds = batches[0], [torch.zeros_like(batches[0])]
@@ -176,9 +173,6 @@ def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor
         for odd in odds:
             with contextlib.suppress(*DOES_NOT_RUN):  # such as real numbers that stand for categories
                 network(odd)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [
         (torch.stack([v.amin(1) for v in values]).amin(0).cpu(), torch.stack([v.amax(1) for v in values]).amax(0).cpu())
         for values in found

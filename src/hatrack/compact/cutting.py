@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, C
 from hatrack.layers import Layer, Side
 from hatrack.units import ParameterUse, Reader, UnitGraph
 
-__all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "replace_module"]
+__all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "unflattens", "with_norms"]
 
 PREFIX = "backbone."
 """Prefix of the names of a backbone's parameters."""
@@ -111,6 +112,21 @@ def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, part in module._modules.items():
             if part is old:
                 module._modules[name] = new
+
+
+def with_norms(backbone: nn.Module, norms: Mapping[str, nn.Module]) -> nn.Module:
+    """Replace norms of a backbone, in place, by copies of a task's.
+
+    Args:
+        backbone: the network.
+        norms: the task's norms by the names of the layers that they stand for.
+
+    Returns:
+        The same backbone.
+    """
+    for name, norm in norms.items():
+        replace_module(backbone, backbone.get_submodule(name), copy.deepcopy(norm))
+    return backbone
 
 
 def _cut_layer(name: str, layer: Layer, cut: Cut) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, replace_module, unflattens
+from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, unflattens, with_norms
 from hatrack.compact.modules import CompactNetwork, Summary
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.tryouts import agree, deviation, says_something
@@ -222,7 +222,7 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
 
 
 def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
-    backbone = _with_norms(source)
+    backbone = with_norms(copy.deepcopy(source.backbone), source.norms).eval()
     for module, axis in zip(unflattens(backbone), sizes, strict=True):
         if axis is not None:
             whole = [int(size) for size in module.unflattened_size]
@@ -241,13 +241,6 @@ def _full(source: TaskParts) -> CompactNetwork:
     """Make the whole network with the task's norms and head, for comparison."""
     everything = torch.ones_like(source.on)
     return _network(source, Cut(source.graph, everything, everything), (None,) * len(unflattens(source.backbone)))
-
-
-def _with_norms(source: TaskParts) -> nn.Module:
-    backbone = copy.deepcopy(source.backbone)
-    for name, norm in source.norms.items():
-        replace_module(backbone, backbone.get_submodule(name), copy.deepcopy(norm))
-    return backbone.eval()
 
 
 def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:

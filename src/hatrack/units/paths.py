@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -150,16 +151,11 @@ def path_of(model: nn.Module, x: Tensor, training: bool) -> Path:
     """
     model.train(training)
     recorder = _Recorder(model, x)
-    handles = [
-        module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True)
-        for name, module in model.named_modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True))
         with recorder:
             model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return Path(len(x), tuple(recorder.calls))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -199,16 +199,13 @@ class _LabelledRun(TorchFunctionMode):
     @contextmanager
     def modules_announced(self) -> Iterator[None]:
         """While this lasts, modules with a rule are followed as a whole and not function by function."""
-        handles = []
-        for name, module in self._model.named_modules():
-            enter, leave = (partial(each, name, self._rules.for_module(module)) for each in (self._enter, self._leave))
-            handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True))
-        try:
+        with ExitStack() as hooks:
+            for name, module in self._model.named_modules():
+                rule = self._rules.for_module(module)
+                enter, leave = partial(self._enter, name, rule), partial(self._leave, name, rule)
+                hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(
         self, name: str, rule: Rule | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

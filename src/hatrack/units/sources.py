@@ -36,7 +36,7 @@ class Argument:
 
     @property
     def changed(self) -> bool:
-        """Whether the value was changed in place since; a gate would have put a copy in its place."""
+        """True if the value was changed in place since; a gate would have put a copy in its place."""
         return self.value._version != self.version
 
 
