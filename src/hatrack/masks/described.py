@@ -27,9 +27,8 @@ CONDITIONINGS: Mapping[str, type[WeightConditioning]] = MappingProxyType(
 def describe(part: MaskSource | WeightConditioning) -> dict[str, Any]:
     """Convert a source or a conditioning to JSON values."""
     fields = dataclasses.asdict(part)  # type: ignore[call-overload]
-    return {"kind": part.kind} | {
-        k: value.value if isinstance(value, enum.Enum) else value for k, value in fields.items()
-    }
+    plain = {key: value.value if isinstance(value, enum.Enum) else value for key, value in fields.items()}
+    return {"kind": part.kind, **plain}
 
 
 def source_from(described: Mapping[str, Any]) -> MaskSource:
