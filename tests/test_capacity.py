@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hatrack.protect import attention_on_entries
 from torch import nn
 
 from hatrack import HATNetwork
-from hatrack.capacity import _shared_by_entries, _shared_by_sides, common_entries
+from hatrack.capacity import _shared_by_sides, common_entries
 from hatrack.units import Role
 from helpers import NETS, attach, learn
 
@@ -103,5 +104,6 @@ def test_weights_that_two_tasks_share_are_counted_by_their_sides(kind: str) -> N
             quickly = _shared_by_sides(uses, on, net.units.shapes[name])
             if quickly is not None:
                 counted += 1
-                assert torch.equal(quickly, _shared_by_entries(uses, on, net.units.shapes[name])), name
+                entries = [attention_on_entries(uses, mask, net.units.shapes[name]) for mask in on]
+                assert torch.equal(quickly, common_entries(entries).double()), name
     assert counted

@@ -156,8 +156,8 @@ def test_a_file_keeps_anchor_and_importance_in_the_middle_of_a_task(tmp_path: Pa
     assert again.conditioning == net.conditioning
     assert again.tether is not None
     assert net.tether is not None
-    for name, value in net.tether.anchor.items():
-        assert torch.equal(again.tether.anchor[name], value)
+    for name, value in net.tether.anchors.items():
+        assert torch.equal(again.tether.anchors[name], value)
         assert torch.equal(again.tether.importance[name], net.tether.importance[name])
     assert float(net.penalty().detach()) > 0.0
     assert torch.equal(again.penalty(), net.penalty())
@@ -173,6 +173,6 @@ def test_what_was_forgotten_draws_on_nothing() -> None:
     assert net.tether is not None
     for name, mask in used.items():
         assert not net.tether.importance[name][~mask].any()
-        assert torch.equal(net.tether.anchor[name][~mask], net.backbone.get_parameter(name)[~mask])
+        assert torch.equal(net.tether.anchors[name][~mask], net.backbone.get_parameter(name)[~mask])
         assert net.tether.importance[name][mask].any()
     assert float(net.penalty().detach()) == 0.0

@@ -18,10 +18,10 @@ from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.errors import NewerFileError
 from hatrack.experiments import read_result
 from hatrack.experiments.folder import LOGITS_FORMAT
-from hatrack.experiments.plan import Plan, read_plan, write_plan
+from hatrack.experiments.plan import ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.models.hat import FORMAT
-from hatrack.sealed import read_sealed, sealed, write_sealed
+from hatrack.sealed import read_checked_json, with_checksum, write_checked_json
 from records import of_a_run
 
 Reader = Callable[[Path], Any]
@@ -51,7 +51,7 @@ def run_json(path: Path) -> Reader:
 
 
 def comparison_json(path: Path) -> Reader:
-    write_plan(path.parent, Plan.make("demo", ["hat"], [0, 1], {"hat.c": "0.5"}), {"threads": 1})
+    write_plan(path.parent, ComparisonPlan.make("demo", ["hat"], [0, 1], {"hat.c": "0.5"}), {"threads": 1})
     return lambda file: read_plan(file.parent)
 
 
@@ -126,7 +126,7 @@ def test_foreign_files_are_noticed(kind: str, foreign: str, tmp_path: Path) -> N
 def test_what_is_no_such_json_is_noticed(text: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text(text)
     with pytest.raises(CheckpointError, match="is damaged, or not a file of hatrack") as caught:
-        read_sealed(tmp_path / "file")
+        read_checked_json(tmp_path / "file")
     require_named(caught.value, tmp_path / "file")
 
 
@@ -160,25 +160,27 @@ def test_a_damaged_name_of_the_checksum_does_not_pass_for_none(tmp_path: Path) -
 
 def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     content = of_a_run().to_json()
-    write_sealed(tmp_path / "run.json", {**content, "schema": 2, "of what no version knew": 1})
+    write_checked_json(tmp_path / "run.json", {**content, "schema": 2, "of what no version knew": 1})
     with pytest.raises(NewerFileError, match=r"run\.json has schema 2, this hatrack reads up to 1; upgrade it"):
         read_result(tmp_path / "run.json")
-    (tmp_path / "run.json").write_text(json.dumps({**sealed(content), "schema": 2}))
+    (tmp_path / "run.json").write_text(json.dumps({**with_checksum(content), "schema": 2}))
     with pytest.raises(CheckpointError, match="is damaged"):
         read_result(tmp_path / "run.json")
 
 
 def test_whatever_json_can_say_is_read_back(tmp_path: Path) -> None:
     content = {"a": [1, -0.0, 1e-300, True, None, 'ü\n"\\'], "b": {"3": [1, 2]}, "c": 2**70, "name": "caf\udce9"}
-    write_sealed(tmp_path / "file", content)
-    read = read_sealed(tmp_path / "file")
+    write_checked_json(tmp_path / "file", content)
+    read = read_checked_json(tmp_path / "file")
     assert read == content
     (tmp_path / "file").read_bytes().decode()  # UTF-8, although a file's name need not be
-    assert sealed(read) == sealed(content)
+    assert with_checksum(read) == with_checksum(content)
 
 
 def test_a_row_of_a_matrix_is_a_line(tmp_path: Path) -> None:
-    write_sealed(tmp_path / "file", {"a": [[1, None], [2.5, 3]], "b": {}, "c": {"d": "e"}, "f": [], "g": [{"h": 1}]})
+    write_checked_json(
+        tmp_path / "file", {"a": [[1, None], [2.5, 3]], "b": {}, "c": {"d": "e"}, "f": [], "g": [{"h": 1}]}
+    )
     lines = (tmp_path / "file").read_text().splitlines()
     assert lines[:-2] == [
         *("{", '  "a": [', "    [1, null],", "    [2.5, 3]", "  ],", '  "b": {},', '  "c": {', '    "d": "e"', "  },"),
@@ -189,5 +191,5 @@ def test_a_row_of_a_matrix_is_a_line(tmp_path: Path) -> None:
 
 def test_a_number_that_json_does_not_have_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_sealed(tmp_path / "file", {"a": float("nan")})
+        write_checked_json(tmp_path / "file", {"a": float("nan")})
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork
-from hatrack.sparing import Wanted, wanted_entries
+from hatrack.sparing import PartialGradient, partial_gradient_for
 from helpers import easy_task, learn, logits
 
 SHAPE = (6,)
@@ -40,7 +40,7 @@ def outer(rows: float, columns: float, shape: tuple[int, int] = (40, 30)) -> Ten
     ],
 )
 def test_every_free_entry_gets_its_gradient(held: Tensor, pays: bool) -> None:
-    wanted = wanted_entries(held)
+    wanted = partial_gradient_for(held)
     assert (wanted is not None) is pays
     if wanted is not None:
         outputs, inputs = torch.randn(9, held.shape[0]).double(), torch.randn(9, held.shape[1]).double()
@@ -48,11 +48,11 @@ def test_every_free_entry_gets_its_gradient(held: Tensor, pays: bool) -> None:
         torch.testing.assert_close(found[~held], plain[~held], rtol=0, atol=1e-12)
         rest = found[held]
         assert ((rest == 0) | torch.isclose(rest, plain[held], rtol=0, atol=1e-12)).all()
-        assert (rest == 0).float().mean() > 0.3, "next to nothing was spared"
+        assert (rest == 0).float().mean() > 0.3, "next to no gradient was partial"
 
 
 def test_nothing_is_left_to_compute() -> None:
-    wanted = wanted_entries(torch.ones(3, 4, dtype=torch.bool))
+    wanted = partial_gradient_for(torch.ones(3, 4, dtype=torch.bool))
     assert wanted is not None
     assert len(wanted.rows) == 0
     assert torch.equal(wanted.product(torch.randn(2, 3), torch.randn(2, 4)), torch.zeros(3, 4))
@@ -87,8 +87,8 @@ def test_gradients_are_those_of_the_plain_layers(dtype: torch.dtype) -> None:
     x = x.to(dtype).requires_grad_()
     loss = F.cross_entropy(net(x, "second"), y) + net.regularization()
     found, of_x = gradients(net, loss), x.grad
-    assert len(net.masking.attachment._wanted) == 3, "nothing was spared"
-    net.masking.attachment._wanted.clear()
+    assert len(net.masking.attachment.partial_gradients) == 3, "no gradient was partial"
+    net.masking.attachment.partial_gradients.clear()
     x.grad = None
     plain_loss = F.cross_entropy(net(x, "second"), y) + net.regularization()
     assert torch.equal(loss, plain_loss), "the forward pass is another one"
@@ -145,8 +145,8 @@ def test_switches_follow_the_network_and_leave_it_again() -> None:
         assert (found[~held] != 0).any()
     twin.forget("second")
     twin.forget("first")
-    assert not twin.masking.attachment._wanted, "spared for a task that is forgotten"
-    assert net.masking.attachment._wanted, "copies share what they spare"
+    assert not twin.masking.attachment.partial_gradients, "partial for a task that is forgotten"
+    assert net.masking.attachment.partial_gradients, "copies share their partial gradients"
     backbone = net.detach()
     assert not any("forward" in vars(module) for module in backbone.modules())
 
@@ -160,7 +160,7 @@ def test_second_derivatives_and_mixed_precision() -> None:
     for _ in range(2):
         (slope,) = torch.autograd.grad(F.cross_entropy(net(x, "second"), y), x, create_graph=True)
         found.append(gradients(net, slope.square().sum())["backbone.0.weight"])
-        net.masking.attachment._wanted.clear()
+        net.masking.attachment.partial_gradients.clear()
     free = ~net.protected()["backbone.0.weight"]
     torch.testing.assert_close(found[0][free], found[1][free], rtol=0, atol=1e-6)
 
@@ -187,14 +187,14 @@ def test_a_task_that_is_learned_twice_gives_the_same_bits() -> None:
         learn(net, "second", 1)
         found.append(logits(net, x, "second"))
     assert torch.equal(*found)
-    assert Wanted(torch.arange(2)).columns is None
+    assert PartialGradient(torch.arange(2)).columns is None
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
 def test_derivatives_that_the_layers_own_forward_has() -> None:
     """Batched gradients, forward-mode derivatives and calls with other weights are those of the plain layers."""
     net, x, _, _ = full_network()
-    assert net.masking.attachment._wanted
+    assert net.masking.attachment.partial_gradients
     net.eval()
     jacobian = torch.autograd.functional.jacobian(lambda z: net(z, "second"), x[:2], vectorize=True)
     slow = torch.autograd.functional.jacobian(lambda z: net(z, "second"), x[:2])

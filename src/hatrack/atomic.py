@@ -1,4 +1,4 @@
-"""Writing a file so that there is either the old one or the new one, never half of one."""
+"""Atomic writing of files: there is either the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["keep_previous", "remove_leftovers", "write_atomically"]
+from hatrack.errors import CheckpointError
+
+__all__ = ["keep_previous", "remove_leftovers", "save", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -15,25 +17,46 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Args:
         path: the file.
-        content: all that it shall hold.
+        content: its whole new content.
 
     Raises:
-        OSError: the disk is full, the folder cannot be written, …; it names the file that was to be written. What was
-            there before is still there.
+        OSError: the disk is full, the folder cannot be written, …; the error names the file. Its former content is
+            still there.
     """
     try:
         _replace(path, content)
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # not a temporary file that nobody knows
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
+
+
+def save(path: Path, content: bytes) -> None:
+    """Write one of hatrack's own files atomically.
+
+    Args:
+        path: the file.
+        content: its whole new content.
+
+    Raises:
+        CheckpointError: the file cannot be written; its former content is still there.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{path} could not be written ({reason}); nothing was changed") from error
 
 
 def keep_previous(path: Path, previous: Path) -> None:
-    """Give the present content of a file a second name, in place of what had that name; if there is such a file.
+    """Give the present content of a file, if there is one, a second name, in place of the file of that name.
+
+    Args:
+        path: the file.
+        previous: the second name.
 
     Raises:
-        OSError: the folder cannot be written; it names ``previous``.
+        OSError: the folder cannot be written; the error names ``previous``.
     """
     if not path.exists():
         return
@@ -53,7 +76,7 @@ def keep_previous(path: Path, previous: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of a process that was killed while it wrote a file; nobody may be writing it now."""
+    """Remove temporary files of a process that was killed while it wrote a file; none may be writing it now."""
     for name in (path.name, f"{path.stem}.previous{path.suffix}"):
         for leftover in path.parent.glob(f".{name}.*"):
             leftover.unlink(missing_ok=True)
@@ -78,7 +101,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the folder itself written, so that the new file is found after a power failure; not on every system."""
+    """Write the folder itself to disk where the system can, so that the file is found after a power failure."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Gates and norm switches on a backbone: put on from outside, and taken off again without a trace."""
+"""Gates and switches on a backbone: attached from outside, and detached without a trace."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 
 from hatrack.gates import ActiveTask, InputGate
 from hatrack.movement import scratch_of
-from hatrack.norm import TaskNormSwitch
+from hatrack.norm import TaskNormSwitch, copy_of_norm
 from hatrack.protection.frozen import FrozenEntries
-from hatrack.sparing import SparingSwitch, Wanted, wanted_entries
+from hatrack.sparing import PartialGradient, PartialGradientSwitch, partial_gradient_for
 from hatrack.units import UnitGraph
 
 __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
 
 _ATTACHED = "_hatrack_attached"
-"""Attribute of a backbone in whose weights a network of masks keeps its tasks; it holds a :class:`_Mark`."""
+"""Attribute of a backbone that a network of tasks is attached to; it holds a :class:`_Mark`."""
 
-_SWITCHES = (TaskNormSwitch, SparingSwitch)
-"""Objects that stand in for the forward of single modules."""
+_SWITCHES = (TaskNormSwitch, PartialGradientSwitch)
+"""Kinds of objects that replace the forward of single modules."""
 
 
 class _Mark:
-    """Reference of a backbone to the network that it is inside of.
+    """Reference of a backbone to the network that it is attached to.
 
     Args:
-        kind: the network's class.
+        kind: name of the network's class.
         owner: the network; None where it is not known, and counts as alive: after loading a pickle, or in a copy of the
             backbone alone.
     """
@@ -55,9 +55,9 @@ class _Mark:
 
 
 def attached_to(backbone: nn.Module) -> str | None:
-    """The class of the network that a backbone, or a part of it, is inside of; None if there is none.
+    """Return the class of the network that a backbone, or a part of it, is attached to; None if there is none.
 
-    Where that network is gone, as after an interrupt before it got a name, what it left on the backbone is taken off.
+    Where that network is gone, as after an interrupt before it got a name, its gates and switches are taken off.
     """
     modules = list(backbone.modules())
     marked = [module for module in modules if _ATTACHED in vars(module)]
@@ -76,14 +76,24 @@ def attached_to(backbone: nn.Module) -> str | None:
 
 
 def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
-    """Say what network a backbone is inside of, so that it does not get into a second one; None: into any."""
+    """Note the network that a backbone is attached to, so that it is not attached to a second one.
+
+    Args:
+        backbone: the backbone.
+        owner: the network; None to remove the note.
+    """
     vars(backbone).pop(_ATTACHED, None)
     if owner is not None:
         vars(backbone)[_ATTACHED] = _Mark(type(owner).__name__, owner)
 
 
 def strip_gates(backbone: nn.Module) -> None:
-    """Take gates, switches and the mark off a backbone, whoever put them on."""
+    """Remove gates, switches and the mark from a backbone, whoever attached them."""
+    _take_off(backbone)
+    mark(backbone, None)
+
+
+def _take_off(backbone: nn.Module) -> None:
     for module in backbone.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
             if isinstance(getattr(hook, "__self__", None), InputGate):
@@ -91,13 +101,12 @@ def strip_gates(backbone: nn.Module) -> None:
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
         if isinstance(getattr(vars(module).get("forward"), "__self__", None), _SWITCHES):
             del vars(module)["forward"]
-    mark(backbone, None)
 
 
 def without_gates(backbone: nn.Module) -> nn.Module:
-    """A copy of a backbone as it was before gates and norm switches were attached, with the same weights in memory.
+    """Copy a backbone without its gates and switches; parameters and buffers are shared with the original.
 
-    To be looked at, and to be copied; whoever writes into it writes into the backbone.
+    The copy is to be looked at, and to be copied: writing into it writes into the backbone.
     """
     tensors = (*backbone.parameters(), *backbone.buffers())
     twin = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
@@ -106,7 +115,7 @@ def without_gates(backbone: nn.Module) -> nn.Module:
 
 
 def scratch_without_gates(backbone: nn.Module) -> nn.Module:
-    """A copy of a backbone without gates that may be run without a trace in the original; parameters are shared."""
+    """Copy a backbone without gates, to be run without a trace in the original; parameters are shared."""
     with torch.inference_mode(False):
         scratch = scratch_of(backbone)
     strip_gates(scratch)
@@ -114,13 +123,16 @@ def scratch_without_gates(backbone: nn.Module) -> nn.Module:
 
 
 class Attachment(nn.Module):
-    """All gates and norm switches of one network.
+    """All gates and switches of one network.
 
     It has no parameters; it is a module so that its index tensors move along with the network.
 
     Args:
         graph: the units of the backbone.
-        backbone: the network to attach to.
+        backbone: the backbone to attach to.
+
+    Attributes:
+        partial_gradients: partial gradients by the names of dense layers; other layers compute all of theirs.
     """
 
     def __init__(self, graph: UnitGraph, backbone: nn.Module) -> None:
@@ -129,34 +141,30 @@ class Attachment(nn.Module):
         modules = dict(backbone.named_modules())
         gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
         self.gates = nn.ModuleList(gates)
-        self._hooks = [
+        for reader, gate in zip(graph.readers[:-1], gates[:-1], strict=True):
             modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
-            for reader, gate in zip(graph.readers[:-1], gates[:-1], strict=True)
-        ]
-        self._switches = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
-        self._wanted: dict[str, Wanted] = {}
+        self._norms = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
+        self.partial_gradients: dict[str, PartialGradient] = {}
         self._dense = {
-            name: SparingSwitch(name, module, self._wanted)
+            name: PartialGradientSwitch(name, module, self.partial_gradients)
             for name, module in modules.items()
-            if isinstance(module, nn.Linear) and SparingSwitch.fits(module)
+            if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module)
         }
-        for switch in self._all_switches():
-            switch.attach()
-
-    def _all_switches(self) -> list[TaskNormSwitch | SparingSwitch]:
-        return [*self._switches.values(), *self._dense.values()]
+        switches: list[TaskNormSwitch | PartialGradientSwitch] = [*self._norms.values(), *self._dense.values()]
+        for switch in switches:
+            vars(switch.module)["forward"] = switch.forward
 
     def run(self, backbone: nn.Module, x: Tensor, attention: Tensor, norms: dict[str, nn.Module]) -> Tensor:
-        """Features of a batch under a task's attention and norms, gated as its head reads them.
+        """Compute features of a batch under a task's attention and norms, gated as its head reads them.
 
         Args:
-            backbone: the network that was attached to.
+            backbone: the backbone that was attached to.
             x: the batch.
             attention: ``(U,)``, booleans or numbers in [0, 1].
             norms: the task's norms, by the name of the layer they stand for.
 
         Returns:
-            ``(N, F)``.
+            Features, ``(N, F)``.
         """
         outer = self._active.activate(attention, norms)
         try:
@@ -165,31 +173,30 @@ class Attachment(nn.Module):
         finally:
             self._active.go_back_to(outer)
 
-    def spare(self, backbone: nn.Module, frozen: Iterable[tuple[nn.Parameter, FrozenEntries]]) -> None:
-        """Leave frozen entries out of gradients.
+    def choose_partial_gradients(
+        self, backbone: nn.Module, frozen: Iterable[tuple[nn.Parameter, FrozenEntries]]
+    ) -> None:
+        """Leave frozen entries out of gradients where that pays.
 
         Args:
-            backbone: the network that was attached to.
+            backbone: the backbone that was attached to.
             frozen: parameters with their frozen entries.
         """
         records = {id(parameter): entries for parameter, entries in frozen}
-        self._wanted.clear()
+        self.partial_gradients.clear()
         for name in self._dense:
             weight = backbone.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)
             entries = records.get(id(weight))
-            wanted = None if entries is None else wanted_entries(entries.frozen)
-            if wanted is not None:
-                self._wanted[name] = replace(wanted, weight=weight)
+            partial = None if entries is None else partial_gradient_for(entries.frozen)
+            if partial is not None:
+                self.partial_gradients[name] = replace(partial, weight=weight)
 
     def copy_norms(self) -> dict[str, nn.Module]:
-        """Norms for a new task: copies of the backbone's, by the name of the layer they stand for."""
-        return {name: switch.copy_for_task() for name, switch in self._switches.items()}
+        """Copy the backbone's batch norms for a new task, by the name of the layer they stand for."""
+        return {name: copy_of_norm(switch.module) for name, switch in self._norms.items()}
 
     def detach(self, backbone: nn.Module) -> None:
-        """Take everything off."""
-        for handle in self._hooks:
-            handle.remove()
-        for switch in self._all_switches():
-            switch.detach()
-        self._hooks, self._switches, self._dense = [], {}, {}
+        """Remove all gates and switches from the backbone."""
+        _take_off(backbone)
+        self._norms, self._dense = {}, {}

@@ -1,4 +1,4 @@
-"""What is kept of a task's training data to tell it from other tasks: a few numbers, and no samples."""
+"""Calibration of a task: a few numbers of its training data, and no samples, to tell it from other tasks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Calibration", "Scorer", "fit_calibration", "raw_score"]
 
 
 class Scorer(enum.Enum):
-    """By what a task is recognised that nobody named; larger means more likely."""
+    """Score by which a sample's task is inferred; larger is likelier."""
 
     MAX_LOGIT = "max-logit"
-    """The largest logit (Hendrycks et al., ICML 2022)."""
+    """Largest logit (Hendrycks et al., ICML 2022)."""
 
     ENERGY = "energy"
-    """The logarithm of the sum of exponentials of logits: the negative free energy (Liu et al., NeurIPS 2020)."""
+    """Logarithm of the sum of exponentials of logits: the negative free energy (Liu et al., NeurIPS 2020)."""
 
     DISTANCE = "distance"
     """Closeness to the nearest class in the space of the task's features: the negative root mean square of differences
@@ -26,13 +26,16 @@ class Scorer(enum.Enum):
     diagonal covariance."""
 
 
+_BUFFERS = ("location", "spread", "centers", "precision")
+
+
 class Calibration(nn.Module):
-    """Numbers of a task.
+    """Calibration of the scores of a task.
 
     Attributes:
         location: mean of each scorer's scores on training samples, in the order of :class:`Scorer`, ``(3,)``.
-        spread: their standard deviation, ``(3,)``.
-        centers: mean features of each class, ``(C, F)``; of the features that the task uses.
+        spread: standard deviation of the same scores, ``(3,)``.
+        centers: mean features of each class, ``(C, F)``, of the features that the task uses.
         precision: one over the variance of each feature within classes, ``(F,)``.
     """
 
@@ -43,26 +46,25 @@ class Calibration(nn.Module):
 
     def __init__(self, location: Tensor, spread: Tensor, centers: Tensor, precision: Tensor) -> None:
         super().__init__()
-        for name, value in (("location", location), ("spread", spread), ("centers", centers), ("precision", precision)):
+        for name, value in zip(_BUFFERS, (location, spread, centers, precision), strict=True):
             self.register_buffer(name, value)
 
     @classmethod
     def like(cls, saved: Mapping[str, Tensor]) -> Calibration:
-        """An empty one of the shapes of what a file holds, by the attributes' names."""
-        names = ("location", "spread", "centers", "precision")
-        return cls(*(torch.zeros_like(saved[name]) for name in names))
+        """Make a calibration of zeros, of the shapes of saved tensors by the attributes' names."""
+        return cls(*(torch.zeros_like(saved[name]) for name in _BUFFERS))
 
     def normalised(self, score: Tensor, scorer: Scorer) -> Tensor:
-        """A score in standard deviations from what is usual for the task's training samples."""
+        """Normalise a score by the mean and standard deviation of the task's training samples."""
         index = list(Scorer).index(scorer)
         return (score - self.location[index]) / self.spread[index]
 
     def widened(self, kept: Tensor, features: int) -> Calibration:
-        """The same for more features, of which the task uses none: they do not count, and distances stay as they are.
+        """Copy the calibration for more features, which the task does not use; distances stay as they are.
 
         Args:
             kept: new index of every old feature, int64 ``(F,)``.
-            features: their new number.
+            features: new number of features.
         """
         centers = self.centers.new_zeros(len(self.centers), features)
         precision = self.precision.new_zeros(features)
@@ -72,13 +74,13 @@ class Calibration(nn.Module):
 
 
 def raw_score(scorer: Scorer, features: Tensor, logits: Tensor, calibration: Calibration | None) -> Tensor:
-    """How much samples look like those of a task, ``(N,)``, as they are.
+    """Score how much samples look like those of a task, without normalisation, ``(N,)``.
 
     Args:
-        scorer: by what.
-        features: the task's features, ``(N, F)``, those that it uses alone.
+        scorer: the kind of score.
+        features: the features that the task uses, ``(N, F)``.
         logits: its logits, ``(N, C)``.
-        calibration: needed for distances.
+        calibration: the task's calibration, for distances; None for other scores.
     """
     match scorer:
         case Scorer.MAX_LOGIT:
@@ -93,12 +95,12 @@ def raw_score(scorer: Scorer, features: Tensor, logits: Tensor, calibration: Cal
 
 @torch.no_grad()
 def fit_calibration(features: Tensor, logits: Tensor, labels: Tensor) -> Calibration:
-    """Measure a task's training samples.
+    """Measure the calibration of a task on its training samples.
 
     Args:
-        features: ``(N, F)``, those that the task uses.
-        logits: ``(N, C)``.
-        labels: int64 ``(N,)``; a class without samples gets a center that nothing is near to.
+        features: the features that the task uses, ``(N, F)``.
+        logits: its logits, ``(N, C)``.
+        labels: classes, int64 ``(N,)``; a class without samples gets a center that is far from all samples.
     """
     classes = logits.shape[1]
     members = torch.nn.functional.one_hot(labels, classes).to(features.dtype)

@@ -1,4 +1,4 @@
-"""How much of a network its tasks use, and how much they share."""
+"""Capacity of a network that its tasks use, and the reuse of weights between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hatrack.units import ParameterUse, Role, UnitGraph
 __all__ = ["Capacity", "common_entries", "measure_capacity", "measure_reuse"]
 
 _ENTRIES_AT_ONCE = 1 << 24
-"""How many entries of masks are turned into floats at a time; counts up to 2^24 are exact in float32."""
+"""Number of entries of masks to convert to floats at a time; counts up to 2^24 are exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Capacity:
         groups: share of used units, by group; of used weights, by parameter, where masks are about weights; or of used
             modules, by layer (PathNet).
         units: share of used units over all groups; 0 for a network without units, None where tasks do not hold units.
-        weights: share of the entries of shared parameters that must not move, or that masks of weights let through.
-        parameters: number of entries of shared parameters, which says how far a network has grown.
+        weights: share of the entries of shared parameters that are frozen, or that masks of weights use.
+        parameters: number of entries of shared parameters, which grows with the network.
     """
 
     groups: dict[str, float]
@@ -43,15 +43,12 @@ class Capacity:
 
 
 def measure_capacity(graph: UnitGraph, cumulative: Tensor, held_entries: int) -> Capacity:
-    """Shares in use.
+    """Measure the shares of a network with masks of units that are in use.
 
     Args:
         graph: the network's units.
         cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (used means exactly 1).
-        held_entries: how many entries of shared parameters must not move.
-
-    Returns:
-        The shares.
+        held_entries: number of frozen entries of shared parameters.
     """
     used = cumulative == 1
     entries = sum(shape.numel() for name, shape in graph.shapes.items() if graph.roles[name] is not Role.PER_TASK)
@@ -64,11 +61,11 @@ def measure_capacity(graph: UnitGraph, cumulative: Tensor, held_entries: int) ->
 
 
 def measure_reuse(graph: UnitGraph, masks: Sequence[Tensor]) -> Tensor:
-    """Share of the weights of task i that task j uses too (the HAT paper, Fig. 6).
+    """Measure the share of the weights of task i that task j uses too (the HAT paper, Fig. 6).
 
     Args:
         graph: the network's units.
-        masks: for each task the units it uses, booleans ``(U,)``.
+        masks: units that each task uses, booleans ``(U,)``.
 
     Returns:
         ``(T, T)``, rows i and columns j, with ones on the diagonal; 0 where a task uses no weight at all.
@@ -79,16 +76,19 @@ def measure_reuse(graph: UnitGraph, masks: Sequence[Tensor]) -> Tensor:
     shared = torch.zeros(len(masks), len(masks), dtype=torch.float64)  # counts, exact up to 2^53
     for name, uses in graph.uses.items():
         if graph.roles[name] is Role.MIXING:
-            counted = _shared_by_sides(uses, on, graph.shapes[name])
-            shared += _shared_by_entries(uses, on, graph.shapes[name]) if counted is None else counted
+            shape = graph.shapes[name]
+            counted = _shared_by_sides(uses, on, shape)
+            if counted is None:
+                counted = common_entries([attention_on_entries(uses, mask, shape) for mask in on]).double()
+            shared += counted
     shares: Tensor = shared / shared.diagonal().clamp_min(1).unsqueeze(1)
     return shares.float()
 
 
 def _shared_by_sides(uses: Sequence[ParameterUse], on: Tensor, shape: torch.Size) -> Tensor | None:
-    """How many entries of a parameter two tasks use both, ``(T, T)``, without looking at each entry.
+    """Count the entries of a parameter that two tasks have in common, ``(T, T)``, without looking at each entry.
 
-    A task uses an outer product of what it uses at either side, and so do two of them.
+    The entries that a task uses are an outer product of the units that it uses on each side; so are common entries.
 
     Returns:
         The counts; None if the sides do not vary along axes of their own.
@@ -106,19 +106,14 @@ def _shared_by_sides(uses: Sequence[ParameterUse], on: Tensor, shape: torch.Size
 
 
 def _varying(side: Tensor, dim: int) -> list[int]:
-    """The axes of a parameter along which one of its sides has more than one entry."""
+    """Return the axes of a parameter along which one of its sides has more than one entry."""
     return [dim - side.dim() + axis for axis, size in enumerate(side.shape) if size > 1]
 
 
-def _shared_by_entries(uses: Sequence[ParameterUse], on: Tensor, shape: torch.Size) -> Tensor:
-    """The same for any uses, entry by entry."""
-    return common_entries([attention_on_entries(uses, mask, shape) for mask in on]).double()
-
-
 def common_entries(masks: Sequence[Tensor]) -> Tensor:
-    """How many entries any two masks have in common, ``(T, T)``, int64, on the CPU.
+    """Count the entries that any two masks have in common, ``(T, T)``, int64, on the CPU.
 
-    Counted by products of matrices, some columns at a time: of a thousand tasks there are half a million pairs.
+    Products of matrices do it, some columns at a time: a thousand tasks make half a million pairs.
 
     Args:
         masks: T booleans of one shape.

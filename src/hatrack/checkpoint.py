@@ -1,4 +1,4 @@
-"""The file format of saved networks: named tensors and a JSON description, with a checksum over both.
+"""File format of saved networks: named tensors and a JSON description, with a checksum over both.
 
 A file is a safetensors file whose metadata holds one entry, ``hatrack``: JSON with ``version``, ``sha256`` and
 ``description``. Reading one never executes anything from it.
@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hatrack.atomic import write_atomically
+from hatrack.atomic import save
 from hatrack.errors import CheckpointError, DamagedFileError, NewerFileError
 
 __all__ = [
@@ -41,7 +41,7 @@ class Checkpoint:
     """Content of a file.
 
     Attributes:
-        tensors: by name.
+        tensors: tensors by name.
         description: JSON values; ``format`` says what was saved.
     """
 
@@ -50,33 +50,32 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file atomically.
+    """Write a checkpoint atomically.
+
+    Args:
+        path: the file.
+        checkpoint: its content.
 
     Raises:
-        CheckpointError: the file cannot be written; what was there before is still there.
+        CheckpointError: the file cannot be written; its former content is still there.
     """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.tensors.items()}
     description = json.dumps(checkpoint.description, sort_keys=True)
     header = json.dumps({"version": VERSION, "sha256": _checksum(tensors, description), "description": description})
-    content = safetensors.torch.save(tensors, metadata={"hatrack": header})
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"{path} could not be written ({reason}); nothing was changed") from error
+    save(path, safetensors.torch.save(tensors, metadata={"hatrack": header}))
 
 
 def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
-    """Read a file and check that it is whole.
+    """Read a checkpoint and compare its checksum.
 
     Args:
         path: the file.
-        *expected_formats: the ``format`` that its description may have; any, if none is given.
+        *expected_formats: the ``format`` that its description may have; none for any.
 
     Raises:
-        DamagedFileError: the file is missing, damaged, not hatrack's, or of another kind.
-        NewerFileError: it is from a newer version.
-        CheckpointError: it is from a version that is too old.
+        DamagedFileError: the file is missing, damaged, not hatrack's, or of another format.
+        NewerFileError: the file is from a newer version.
+        CheckpointError: the file is from a version that is too old.
     """
     try:
         content = path.read_bytes()
@@ -114,7 +113,7 @@ def read_checkpoint(path: Path, *expected_formats: str) -> Checkpoint:
 
 
 def is_damaged(path: Path) -> bool:
-    """Return whether there is a file, but not the one that was written."""
+    """Return whether a file exists and is not as it was written."""
     try:
         read_checkpoint(path)
     except DamagedFileError:
@@ -125,20 +124,25 @@ def is_damaged(path: Path) -> bool:
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, by the rest of their names."""
+    """Select the tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def description_of_modules(backbone: nn.Module) -> list[list[str]]:
-    """Names and types of a network's modules, by which a file recognises the network that it was made for."""
+    """List names and types of a network's modules, to recognise the network that a file was made for."""
     return [[name, type(module).__name__] for name, module in backbone.named_modules()]
 
 
 def check_backbone(path: Path, saved: list[list[str]], backbone: nn.Module) -> None:
     """Check that a network has the modules that a file was saved with.
 
+    Args:
+        path: the file.
+        saved: names and types of the modules in the file.
+        backbone: the network.
+
     Raises:
-        CheckpointError: it does not; the first difference is named.
+        CheckpointError: the network has others; the message gives the first difference.
     """
     present = description_of_modules(backbone)
     for index in range(max(len(saved), len(present))):
@@ -156,7 +160,7 @@ def _say(module: list[str] | None) -> str:
 
 
 def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
-    summary = hashlib.sha256(description.encode(errors="surrogatepass"))  # which only damage makes necessary
+    summary = hashlib.sha256(description.encode(errors="surrogatepass"))  # a lone surrogate comes from damage alone
     for name in sorted(tensors):
         tensor = tensors[name]
         summary.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Getting on with torch.compile."""
+"""Marks for torch.compile, which keep per-task Python out of compiled graphs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["keep_compilers_out", "start_compilers_inside"]
 
 
 def start_compilers_inside(*functions: Callable[..., Any]) -> None:
-    """Have torch.compile begin with what these functions call, and run them as they are.
+    """Let torch.compile compile the functions that these functions call, but not themselves.
 
-    A compiler that sees a task's name, or its number of classes, compiles afresh for every task, and gives up without a
-    word after eight of them. Further in, tasks are tensors of one shape, and all of them are served by the same code.
+    A compiler that sees a task's name, or its number of classes, compiles again for every task, and silently gives up
+    after eight of them. Further in, tasks are tensors of one shape, and the same code serves all of them.
 
-    ``torch.compiler.disable(recursive=False)`` would do the same, but forbids torch.export. What torch's own ``skip``
-    does is done here without the import of the compiler, which takes seconds: the code is marked for whichever compiler
-    is imported later.
+    ``torch.compiler.disable(recursive=False)`` would do the same, but forbids torch.export. This does what torch's own
+    ``skip`` does without importing the compiler, which takes seconds: the code is marked for a compiler that is
+    imported later.
     """
     _mark(functions, inside=False)
 
 
 def keep_compilers_out(*functions: Callable[..., Any]) -> None:
-    """Have torch.compile run these functions and all that they call as they are, in compiled calls too."""
+    """Keep torch.compile out of these functions and of all that they call."""
     _mark(functions, inside=True)
 
 

@@ -1,4 +1,4 @@
-"""How earlier tasks hold weights between their units: for good, fading, or the more the more of them there are."""
+"""Conditioning of weights between units of earlier tasks: frozen, fading, or adaptive to the number of tasks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fading:
-    """Every later task leaves a share of what a task holds: old tasks fade to make room for new ones.
+    """Conditioning that fades: every later task leaves a share of the attention of old ones, to make room for new ones.
 
-    The HAT paper's "more online mode", section 2.3. Only the last task is held whole. What is held in part is held as
-    the formula says under plain SGD; optimizers that rescale gradients, such as Adam, hardly feel it.
+    It is the HAT paper's "more online mode", section 2.3. Only the last task is frozen wholly. Partial attention slows
+    plain SGD as the formula says; optimizers that rescale gradients, such as Adam, hardly notice it.
 
     Attributes:
-        keep: what is left of a task's hold after one more task, at least 0 and below 1.
+        keep: share of a task's attention that is left after one more task, at least 0 and below 1.
     """
 
     keep: float
@@ -48,14 +48,14 @@ class Fading:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Weights move the less, the more tasks rely on them: AdaHAT (Wang et al., ECML PKDD 2024).
+    """Conditioning that lets weights move the less, the more tasks use them: AdaHAT (Wang et al., ECML PKDD 2024).
 
     A step is multiplied by ``r / (n + r)``: n counts the earlier tasks that use the unit, the smaller number of a
     weight's two ends; ``r = α / (ε + R)``, R being the share of the layer's free units that the present task takes.
 
     Attributes:
-        alpha: α > 0, how much moves at all; 1e-6 in the authors' configuration.
-        epsilon: ε > 0, which bounds the rate of tasks that take next to nothing; 0.1 likewise.
+        alpha: α > 0, the overall rate; 1e-6 in the authors' configuration.
+        epsilon: ε > 0, which bounds the rate of tasks that use hardly any unit; 0.1 likewise.
     """
 
     alpha: float = 1e-6
@@ -67,7 +67,7 @@ class Adaptive:
                 raise InputError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
 
     def rates(self, graph: UnitGraph, attention: Tensor, cumulative: Tensor) -> Tensor:
-        """R for every unit, ``(U + 1,)``; the last is for what has no unit at its output, and takes all of them.
+        """Compute the rate r of every unit, ``(U + 1,)``; the last, for outputs without a unit, counts all units.
 
         Args:
             graph: the units; those of a group have one rate.
@@ -84,15 +84,15 @@ class Adaptive:
 
 
 UnitConditioning = Conditioning | Fading | Adaptive
-"""How earlier tasks hold weights: :class:`Conditioning` for good, :class:`Fading` and :class:`Adaptive` in part."""
+"""Conditioning of weights: :class:`Conditioning` freezes them, :class:`Fading` and :class:`Adaptive` slow them."""
 
 
 @dataclass(frozen=True)
 class Damper:
-    """What scales the steps of one parameter by how many tasks rely on each of its entries.
+    """Scaling of the steps of one parameter by the number of tasks that use each of its entries.
 
     Attributes:
-        uses: how many do, of the parameter's shape.
+        uses: number of tasks that use each entry, of the parameter's shape.
         outputs: index of the unit at each entry's output, of a shape that broadcasts to the parameter's.
     """
 
@@ -100,17 +100,17 @@ class Damper:
     outputs: Tensor
 
     def freedom(self, rates: Tensor) -> Tensor:
-        """What is left of a step, by the units' rates ``(U + 1,)``; numbers in (0, 1]."""
+        """Compute the share of a step that is left, in (0, 1], from the units' rates ``(U + 1,)``."""
         return functional.adaptive_freedom(self.uses, rates[self.outputs])
 
 
 def attention_of_tasks(conditioning: UnitConditioning, masks: Sequence[Tensor], none: Tensor) -> Tensor:
-    """Cumulative attention of the consolidated tasks, ``(U,)``.
+    """Compute the cumulative attention of the consolidated tasks, ``(U,)``.
 
     Args:
-        conditioning: how they hold.
-        masks: theirs, in order, booleans or numbers.
-        none: the attention of no task.
+        conditioning: the conditioning.
+        masks: masks of the tasks, in order, booleans or numbers ``(U,)``.
+        none: attention without any task, ``(U,)``.
     """
     cumulative = none
     for index, mask in enumerate(masks):
@@ -125,16 +125,16 @@ def attention_of_tasks(conditioning: UnitConditioning, masks: Sequence[Tensor], 
 def dampers(
     graph: UnitGraph, shapes: Mapping[str, torch.Size], masks: Sequence[Tensor], none: Tensor
 ) -> dict[str, Damper]:
-    """For every parameter that any task relies on, what scales its steps.
+    """Make dampers for all parameters that any task uses, by name.
 
     Args:
         graph: the units.
-        shapes: shapes of the parameters by the names that the graph has for them.
-        masks: the consolidated tasks', booleans or numbers ``(U,)``.
-        none: the attention of no task, ``(U,)``.
+        shapes: shapes of the parameters by their names in the graph.
+        masks: masks of the consolidated tasks, booleans or numbers ``(U,)``.
+        none: attention without any task, ``(U,)``.
     """
     uses = torch.stack([mask.to(torch.get_default_dtype()) for mask in masks]).sum(0) if masks else none.float()
-    uses = torch.cat([uses, uses.new_tensor([len(masks)])])  # all tasks use what has no unit
+    uses = torch.cat([uses, uses.new_tensor([len(masks)])])  # all tasks use entries without a unit
     result = {}
     for name, shape in shapes.items():
         sides = graph.uses[name]
@@ -142,20 +142,19 @@ def dampers(
             continue
         counted = attention_on_entries(sides, uses, shape)
         if counted.any():
-            outputs = sides[0].sides[0].to(uses.device)
-            result[name] = Damper(counted.contiguous(), outputs)
+            result[name] = Damper(counted.contiguous(), sides[0].sides[0].to(uses.device))
     return result
 
 
 def describe_unit_conditioning(conditioning: UnitConditioning) -> str | dict[str, Any]:
-    """A conditioning as JSON values."""
+    """Convert a conditioning to JSON values."""
     if isinstance(conditioning, Conditioning):
         return conditioning.value
     return {"kind": type(conditioning).__name__.lower(), **dataclasses.asdict(conditioning)}
 
 
 def unit_conditioning_from(described: str | Mapping[str, Any]) -> UnitConditioning:
-    """The conditioning that :func:`describe_unit_conditioning` described."""
+    """Make the conditioning that :func:`describe_unit_conditioning` described."""
     if isinstance(described, str):
         return Conditioning(described)
     values = {key: value for key, value in described.items() if key != "kind"}

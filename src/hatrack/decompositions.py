@@ -1,4 +1,4 @@
-"""What ONNX has no operation for, said in operations that it has.
+"""Decompositions of operations that ONNX does not have into operations that it has.
 
 ONNX has no adaptive maximum pooling but to a single value. Where the size of the images is fixed, its windows are too:
 along an axis of length L, window i of n goes from ``⌊i L / n⌋`` up to ``⌈(i + 1) L / n⌉``.
@@ -17,14 +17,14 @@ __all__ = ["adaptive_maximum", "without_adaptive_maxima"]
 
 
 def adaptive_maximum(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Adaptive maximum pooling by slices.
+    """Compute adaptive maximum pooling by slices.
 
     Args:
-        x: values ``(..., L1, L2, ...)``, as many last axes as there are sizes.
-        sizes: what these axes become.
+        x: values ``(..., L1, L2, ...)``, with as many last axes as there are sizes.
+        sizes: new lengths of these axes.
 
     Returns:
-        What ``torch.nn.functional.adaptive_max_pool1d`` (2d, 3d) gives.
+        The result of ``torch.nn.functional.adaptive_max_pool1d`` (2d, 3d).
     """
     for axis, size in zip(range(-len(sizes), 0), sizes, strict=True):
         length = int(x.shape[axis])
@@ -35,7 +35,7 @@ def adaptive_maximum(x: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _with_places(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     maxima = adaptive_maximum(x, sizes)
-    return maxima, torch.zeros_like(maxima, dtype=torch.int64)  # the places of the maxima, which nobody asks for
+    return maxima, torch.zeros_like(maxima, dtype=torch.int64)  # positions of the maxima, which are not used
 
 
 _ATEN = torch.ops.aten
@@ -43,7 +43,7 @@ _POOLS = tuple(getattr(_ATEN, f"adaptive_max_pool{axes}d").default for axes in (
 
 
 def without_adaptive_maxima(program: Any) -> Any:
-    """An exported program whose adaptive maximum pooling is written out, unless it asks where the maxima are."""
+    """Write out adaptive maximum pooling in an exported program, unless it uses the positions of the maxima."""
     pools = [node for node in program.graph.nodes if node.target in _POOLS]
     if not pools or any(_asks_for_places(node) for node in pools):
         return program

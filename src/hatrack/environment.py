@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Environment that a result was made in: versions, processor, device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["describe_environment", "deterministic_cuda"]
 
 
 def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Versions, processor and threads, as far as results depend on them.
+    """Describe versions, processor and threads, as far as results depend on them.
 
     Args:
-        device: where the network runs.
+        device: device of the network.
 
     Returns:
         JSON values; two equal environments give the same bits for the same command.
@@ -37,7 +37,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def deterministic_cuda() -> torch.device:
-    """The GPU, with torch set to kernels that give the same bits again, for this process."""
+    """Return the GPU after setting torch, for this process, to kernels that give the same bits again."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -52,7 +52,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, which decides on the instructions that kernels choose."""
+    """Return the processor's name, which decides on the instructions that kernels choose."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Writing a task, or all of them, to a file that runs without hatrack; what is written is compared before it counts."""
+"""Export of a task, or of all tasks, to a file that runs without hatrack; logits are compared before it is written."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from hatrack.modes import evaluation_mode
 __all__ = ["PARITY", "AllTasks", "Exported", "Labels", "export_all_tasks", "export_task"]
 
 PARITY = 1e-4
-"""How far a file's logits may be from the network's, relative to them and to the largest: runtimes sum as they like."""
+"""Tolerance of a file's logits, relative to the network's and to the largest: runtimes sum in other orders."""
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a file says of itself.
+    """Labels to store in an exported file.
 
     Attributes:
         classes: names of the classes.
-        preprocessing: how samples become what the network takes, as JSON values, such as mean and standard deviation.
+        preprocessing: preparation of samples for the network, as JSON values, such as mean and standard deviation.
     """
 
     classes: tuple[str, ...]
@@ -49,11 +49,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Report on an exported file.
 
     Attributes:
         path: the file.
-        samples: how many samples were compared.
+        samples: number of samples that were compared.
         deviation: largest difference of a logit, relative to the largest logit.
         parameters: number of parameters in the file.
     """
@@ -65,7 +65,7 @@ class Exported:
 
 
 class AllTasks(nn.Module):
-    """A whole network with the number of a task for every sample as a second input.
+    """Whole network with the number of a task for every sample as a second input.
 
     Args:
         net: the network; it is used, not copied.
@@ -95,7 +95,7 @@ class AllTasks(nn.Module):
         self.register_buffer("bias", torch.stack(shifts))
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
-        """Logits ``(N, most classes)`` of a batch and tasks, int64 ``(N,)``; −inf behind a task's last class."""
+        """Compute logits ``(N, most classes)`` for tasks, int64 ``(N,)``; they are −inf behind a task's last class."""
         norms = mixed_norms(self._norms, task)
         features = self.net.masking.attachment.run(self.net.backbone, x, self.masks[task], norms)
         return torch.bmm(self.weight[task], features.unsqueeze(2)).squeeze(2) + self.bias[task]
@@ -109,11 +109,11 @@ def export_task(
     The batch size is dynamic. Metadata holds the task's name, its classes, the preprocessing, and how large it is.
 
     Args:
-        net: the network; masks of units or of weights.
+        net: the network, with masks of units or of weights.
         task: a consolidated task.
-        path: the file; its suffix decides.
+        path: the file; its suffix chooses the format.
         x: real samples, on which the file is compared with the masked network; two at least.
-        labels: what the file says of itself.
+        labels: labels to store in the file.
 
     Raises:
         InputError: there is no such kind of file or task, or a package is missing.
@@ -156,10 +156,10 @@ def export_all_tasks(
         net: the network.
         path: the file, ``.onnx``.
         samples: for every consolidated task real samples to compare on, two at least.
-        labels: for every task what the file says of it.
+        labels: labels of every task to store in the file.
 
     Raises:
-        InputError: the file is not called ``.onnx``, a package is missing, or a task's samples are.
+        InputError: the file is not called ``.onnx``, or a package or a task's samples are missing.
         UnsupportedError: the network does not keep the samples of a batch apart.
         GuaranteeError: the file's logits are not the network's. Nothing is written then.
     """
@@ -226,7 +226,7 @@ def _needed(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Any:
-    """Exporters say much of their own insides."""
+    """While this lasts, exporters neither warn nor log."""
     level = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -238,10 +238,10 @@ def _quiet() -> Any:
 
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """A model as torch.export sees it, for batches of any size.
+    """Trace a model by torch.export, for batches of any size.
 
     Raises:
-        UnsupportedError: it cannot be followed, or only for one size of batches.
+        UnsupportedError: the model cannot be followed, or only for one size of batches.
     """
     batch = torch.export.Dim("batch")
     reason = ""
@@ -284,7 +284,7 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], me
 
 
 def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What onnxruntime says, in two batches of different sizes."""
+    """Compute logits by onnxruntime, in two batches of different sizes."""
     runtime = _needed("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()

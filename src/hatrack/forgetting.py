@@ -1,4 +1,4 @@
-"""Forgetting a task exactly: whatever no other task uses is drawn anew, as if it had never been learned."""
+"""Unlearning a task exactly: entries that no other task uses are drawn anew, as if it had never been learned."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hatrack.fresh import fresh_entries, measure_spread
+from hatrack.fresh import fresh_entries, measure_initial_scales
 from hatrack.layers import Layer
 
-__all__ = ["Forgotten", "Initialization", "entries_to_erase", "forget_in_optimizer", "report"]
+__all__ = ["Forgotten", "InitialDistribution", "entries_to_erase", "forget_in_optimizer", "report"]
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Report on a task that was forgotten.
+    """Report on a task that was unlearned.
 
     Attributes:
         task: its name.
         erased: number of entries of the backbone's parameters that were drawn anew: those that no other task uses.
         kept: number of entries that it used and that stay, since other tasks use them too. They may have been learned
-            for it: forgetting them would be forgetting what was learned on top.
-        shared: for every other task, how many entries it used together with the forgotten one.
+            for it, but later tasks were learned on top of them.
+        shared: for every other task, the number of entries that it used together with the unlearned one.
     """
 
     task: str
@@ -39,55 +39,61 @@ class Forgotten:
 
 
 @dataclass(frozen=True)
-class Initialization:
-    """Spread of a backbone's parameters when it was given, from which erased entries are drawn anew.
+class InitialDistribution:
+    """Distribution of a backbone's parameters when it was given, from which erased entries are drawn anew.
 
-    The initial values themselves are not kept: of a backbone that was trained beforehand, erased entries do not come
-    back.
+    The initial values themselves are not kept: erased entries of a pretrained backbone do not come back.
 
     Attributes:
-        spread: of layers' parameters, by name; see :func:`hatrack.fresh.measure_spread`.
-        moments: of all parameters of numbers, mean and standard deviation; without deviation, as of a norm's weights,
-            an erased entry gets the mean.
+        initial_scales: initial scale of layers' parameters, by name; see
+            :func:`hatrack.fresh.measure_initial_scales`.
+        moments: mean and standard deviation of every floating-point parameter, by name; where the deviation is 0, as
+            of a norm's weights, an erased entry gets the mean.
     """
 
-    spread: Mapping[str, float]
+    initial_scales: Mapping[str, float]
     moments: Mapping[str, tuple[float, float]]
 
     @classmethod
     @torch.no_grad()
-    def of(cls, backbone: nn.Module) -> Initialization:
+    def of(cls, backbone: nn.Module) -> InitialDistribution:
         """Measure a backbone that has learned no task yet."""
         moments = {}
         for name, parameter in backbone.named_parameters():
             if parameter.is_floating_point() and parameter.numel():
                 values = parameter.detach().double()
                 moments[name] = (float(values.mean()), float(values.std(unbiased=False)))
-        return cls(measure_spread(backbone), moments)
+        return cls(measure_initial_scales(backbone), moments)
 
     def draw(self, backbone: nn.Module, name: str, generator: torch.Generator | None) -> Tensor:
-        """New values for all entries of a parameter, of its shape, type and device.
+        """Draw new values for all entries of a parameter, of its shape, type and device.
 
         Args:
-            backbone: the network, which may be wider by now.
+            backbone: the network, which may have been widened since it was measured.
             name: the parameter's name.
             generator: on the CPU; torch's global one if None.
         """
         owner, _, own = name.rpartition(".")
         parameter, layer = backbone.get_parameter(name), Layer.of(backbone.get_submodule(owner))
         if layer is not None and own not in layer.fresh:
-            return fresh_entries(layer, own, parameter.shape, parameter.detach(), self.spread.get(name), generator)
+            return fresh_entries(
+                layer, own, parameter.shape, parameter.detach(), self.initial_scales.get(name), generator
+            )
         mean, deviation = self.moments.get(name, (0.0, 0.0))
         drawn = torch.empty(parameter.shape).uniform_(-1.0, 1.0, generator=generator)
         return (mean + 3**0.5 * deviation * drawn).to(parameter.device, parameter.dtype)
 
 
 def entries_to_erase(parameters: Mapping[str, nn.Parameter], used: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By name of a parameter, True where no remaining task uses an entry.
+    """Find the entries that no remaining task uses.
 
     Args:
         parameters: the parameters that tasks share, by name.
-        used: by the same names, True where some remaining task uses an entry; what is left out is used by nobody.
+        used: booleans by the same names, True where some remaining task uses an entry; parameters missing here are
+            used by none.
+
+    Returns:
+        Booleans by name for every floating-point parameter, of its shape.
     """
     return {
         name: ~used[name] if name in used else torch.ones_like(parameter, dtype=torch.bool)
@@ -99,13 +105,13 @@ def entries_to_erase(parameters: Mapping[str, nn.Parameter], used: Mapping[str, 
 def report(
     task: str, own: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]], erased: Iterable[Tensor]
 ) -> Forgotten:
-    """Say what is shared with whom.
+    """Count what is erased, and what is shared with which task.
 
     Args:
-        task: the task to forget.
-        own: what it uses, booleans by name of a parameter.
-        others: the same for every other task.
-        erased: what is erased, booleans.
+        task: the task to unlearn.
+        own: entries that it uses, booleans by name of a parameter.
+        others: the same for every other task, by the task's name.
+        erased: entries that are erased, booleans, one tensor per parameter.
     """
     kept = 0
     shared = dict.fromkeys(others, 0)
@@ -122,12 +128,12 @@ def report(
 def forget_in_optimizer(
     optimizer: Optimizer, own: Sequence[nn.Parameter], erased: Mapping[nn.Parameter, Tensor]
 ) -> None:
-    """Let an optimizer forget, too: the task's own parameters, and what it remembers of erased entries.
+    """Remove a task's own parameters from an optimizer, and clear its state for erased entries.
 
     Args:
         optimizer: the optimizer.
-        own: parameters that exist no longer.
-        erased: True where a parameter's entries were erased.
+        own: parameters of the task, which exist no longer.
+        erased: booleans by parameter, True for entries that were erased.
     """
     gone = {id(parameter) for parameter in own}
     for group in optimizer.param_groups:

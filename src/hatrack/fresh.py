@@ -1,4 +1,4 @@
-"""Fresh entries of parameters that get wider: drawn as the layer was first initialised."""
+"""Initial values of new entries, drawn on the scale on which the layer was first initialised."""
 
 from __future__ import annotations
 
@@ -9,40 +9,52 @@ from torch import Tensor, nn
 
 from hatrack.layers import Layer
 
-__all__ = ["fresh_entries", "measure_spread"]
+__all__ = ["fresh_entries", "measure_initial_scales"]
 
 
-def measure_spread(backbone: nn.Module) -> dict[str, float]:
-    """How widely the entries of every parameter are spread: root mean square times the root of the layer's fan-in.
+def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
+    """Measure the initial scale of every drawn parameter: its root mean square times the root of the layer's fan-in.
 
     Xavier's, Kaiming's and torch's own initialisation all make this number depend little on widths.
+
+    Args:
+        backbone: the network as it was first initialised.
+
+    Returns:
+        Scales by the names of parameters; without those that start as constants, such as a norm's.
     """
-    spread = {}
+    scales = {}
     for name, module in backbone.named_modules():
         layer = Layer.of(module)
         for own, parameter in () if layer is None or layer.fresh else module.named_parameters(recurse=False):
             if parameter.numel() and parameter.is_floating_point():
                 size = float(parameter.detach().double().square().mean().sqrt())
-                spread[f"{name}.{own}".lstrip(".")] = size * math.sqrt(_fan_in(module, module.weight.shape))
-    return spread
+                scales[f"{name}.{own}".lstrip(".")] = size * math.sqrt(_fan_in(module, module.weight.shape))
+    return scales
 
 
 def fresh_entries(
-    layer: Layer, name: str, shape: torch.Size, old: Tensor, spread: float | None, generator: torch.Generator | None
+    layer: Layer,
+    name: str,
+    shape: torch.Size,
+    old: Tensor,
+    initial_scale: float | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """Uniform entries as widely spread as the layer's were at first, for its present fan-in.
+    """Draw uniform entries on the layer's initial scale, for its present fan-in.
 
     Args:
         layer: the layer; its weight has the new shape already, or has it next.
-        name: which of its parameters.
+        name: the parameter's name in the layer.
         shape: the parameter's new shape.
         old: its old values, for their type and device.
-        spread: what :func:`measure_spread` said of it; None takes torch's own initialisation, U(−1/√f, 1/√f).
-        generator: on the CPU; torch's global one if None.
+        initial_scale: its scale from :func:`measure_initial_scales`; None takes torch's own initialisation,
+            U(−1/√f, 1/√f).
+        generator: source of randomness on the CPU; None takes torch's global one.
     """
     module = layer.module
     fan_in = _fan_in(module, shape if name == "weight" else module.weight.shape)  # type: ignore[arg-type]
-    size = 1 / math.sqrt(3 * fan_in) if spread is None else spread / math.sqrt(fan_in)
+    size = 1 / math.sqrt(3 * fan_in) if initial_scale is None else initial_scale / math.sqrt(fan_in)
     entries = torch.empty(shape).uniform_(-math.sqrt(3) * size, math.sqrt(3) * size, generator=generator)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         entries[module.padding_idx] = 0.0

@@ -15,14 +15,14 @@ from hatrack.errors import InputError
 from hatrack.packing import moved
 from hatrack.units import Group, Reader
 
-__all__ = ["ActiveTask", "InputGate", "groups_switched_off", "initial_embedding", "used_units"]
+__all__ = ["ActiveTask", "InputGate", "change_argument", "groups_switched_off", "initial_embedding", "used_units"]
 
 
 def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
     """Return the units that a task uses once its mask is hard.
 
-    A group of which a task used nothing would make its output constant, so the unit with the largest embedding value
-    stays on in every group.
+    A group without any unit in use would make the output constant, so the unit with the largest embedding value stays
+    on in every group.
 
     Args:
         embedding: the task's embedding, ``(U,)``.
@@ -39,7 +39,7 @@ def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
 
 
 def groups_switched_off(embedding: Tensor, groups: Sequence[Group]) -> list[str]:
-    """Names of the groups of which a task has switched off all units; one of a single unit cannot be.
+    """Return the names of groups whose units a task has all switched off; groups of a single unit do not count.
 
     Args:
         embedding: the task's embedding, ``(U,)``.
@@ -50,12 +50,12 @@ def groups_switched_off(embedding: Tensor, groups: Sequence[Group]) -> list[str]
 
 
 def initial_embedding(start: Tensor | Distribution, num_units: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return what a task's embedding starts as.
+    """Return the initial embedding of a task.
 
     Args:
         start: the embedding itself, or a distribution of single numbers.
         num_units: U.
-        generator: source of randomness on the CPU; torch's global one if left out.
+        generator: source of randomness on the CPU; None takes torch's global one.
 
     Returns:
         Numbers, ``(U,)``, those of a distribution limited to [−6, 6].
@@ -80,6 +80,26 @@ def initial_embedding(start: Tensor | Distribution, num_units: int, generator: t
     return start.detach()
 
 
+def change_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, keyword: str, change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Change one argument of a call, as a forward pre-hook does.
+
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        position: position of the argument.
+        keyword: its name, for a call that gives it by name.
+        change: maps the argument to its new value.
+
+    Returns:
+        Positional and keyword arguments with the change.
+    """
+    if position < len(args):
+        return (*args[:position], change(args[position]), *args[position + 1 :]), kwargs
+    return args, {**kwargs, keyword: change(kwargs[keyword])}
+
+
 _Outer = tuple[Tensor | None, Tensor | None, dict[str, nn.Module] | None]
 
 
@@ -101,14 +121,14 @@ class ActiveTask(threading.local):
         self.norms: dict[str, nn.Module] | None = None
 
     def __reduce__(self) -> tuple[type[ActiveTask], tuple[()]]:
-        """Copies start without an active task, as every thread does."""
+        """Start copies without an active task, as every thread starts."""
         return type(self), ()
 
     def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> _Outer:
         """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms; or a row per sample.
 
         Returns:
-            What was active before, for :meth:`go_back_to`: a pass may be asked for in the middle of another one.
+            State before, for :meth:`go_back_to`: a pass may be asked for in the middle of another one.
         """
         outer = self.attention, self.cleared, self.norms
         last = (*attention.shape[:-1], 1)
@@ -132,12 +152,12 @@ class ActiveTask(threading.local):
             )
 
     def go_back_to(self, outer: _Outer) -> None:
-        """Use what was active before; let the backbone be as it is without gates if that was nothing."""
+        """Use the attention and norms that were active before; with none, the backbone runs as without gates."""
         self.attention, self.cleared, self.norms = outer
 
 
 class InputGate(nn.Module):
-    """The gate at the input of one reader: applied by a forward pre-hook, after activation, pooling and dropout.
+    """Gate at the input of one reader, applied by a forward pre-hook, after activation, pooling and dropout.
 
     Args:
         reader: which units the layer reads along which axis.
@@ -152,7 +172,7 @@ class InputGate(nn.Module):
         self._active = active
         self._argument, self._keyword = reader.argument, reader.keyword
         self._trailing = (1,) * (-reader.axis - 1)
-        self.units = reader.units.clone()  # no buffer: whoever averages those would spoil it
+        self.units = reader.units.clone()  # not a buffer, since averaging buffers over models would spoil it
         first = int(reader.units[0])
         consecutive = torch.equal(reader.units, torch.arange(first, first + len(reader.units)))
         in_range = first + len(reader.units) <= num_units
@@ -177,11 +197,8 @@ class InputGate(nn.Module):
         return value
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The forward pre-hook: gate one of the layer's arguments."""
-        if self._argument < len(args):
-            gated = self(args[self._argument])
-            return (*args[: self._argument], gated, *args[self._argument + 1 :]), kwargs
-        return args, {**kwargs, self._keyword: self(kwargs[self._keyword])}
+        """Gate one of the layer's arguments: the forward pre-hook."""
+        return change_argument(args, kwargs, self._argument, self._keyword, self)
 
     def _pick(self, per_unit: Tensor, value: Tensor) -> Tensor:
         picked = per_unit[..., self._span] if self._span is not None else per_unit.index_select(-1, self.units)

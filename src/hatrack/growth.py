@@ -1,4 +1,4 @@
-"""Growth: when a network is widened, and what follows for its tasks and optimizers."""
+"""Growth: the policy that widens a network, and the widening of its tasks and optimizers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack.errors import InputError
-from hatrack.fresh import measure_spread
-from hatrack.layers import Layer, Ledger, widened
+from hatrack.fresh import measure_initial_scales
+from hatrack.layers import Layer, UndoLog, widened
 from hatrack.names import unknown_name
 from hatrack.tasks import TaskState, UnitTask, packed_mask
 from hatrack.tryouts import largest
@@ -41,14 +41,14 @@ class Growth:
     """Policy that widens a network before a task is added, so that the number of tasks has no bound.
 
     Both shares are of a group's *original* width: every task finds about as much room as the first ones did, and the
-    network grows with what tasks use. Where masks are about weights, a group has as many free units as would have the
-    free weights of its layers. Groups whose readers' results depend on how many units there are (layer and group norm,
+    network grows with what tasks use. With masks of weights, a group has the number of free units that would leave as
+    many free weights. Groups whose readers' results depend on how many units there are (layer and group norm,
     attention), or that no rule can widen (recurrent layers, weight norm, weights of the user's own, convolutions in
     groups that are not depthwise), stay as they are; a warning says so if nothing else is nearly full.
 
     Attributes:
         threshold: a group grows when fewer free units are left than this share, in [0, 1].
-        share: how many units it gets then, above 0; but at least what the threshold asks for.
+        share: number of units that it gets then, as a share above 0; but at least as many as the threshold demands.
     """
 
     threshold: float = 0.2
@@ -67,21 +67,25 @@ class Origin:
 
     Attributes:
         widths: number of units by group.
-        spread: how widely the entries of its parameters were spread, by name; see
-            :func:`hatrack.fresh.measure_spread`.
+        initial_scales: initial scale of parameters, by name; see :func:`hatrack.fresh.measure_initial_scales`.
     """
 
     widths: Mapping[str, int]
-    spread: Mapping[str, float]
+    initial_scales: Mapping[str, float]
 
     @classmethod
     def of(cls, graph: UnitGraph, backbone: nn.Module) -> Origin:
-        """The origin of a network that has not grown."""
-        return cls({group.name: group.size for group in graph.groups}, measure_spread(backbone))
+        """Measure a network that has not grown."""
+        return cls({group.name: group.size for group in graph.groups}, measure_initial_scales(backbone))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, from which ``Origin(**values)`` makes it again."""
-        return {"widths": dict(self.widths), "spread": dict(self.spread)}
+        """Return the origin as JSON values, for :meth:`from_json`."""
+        return {"widths": dict(self.widths), "spread": dict(self.initial_scales)}
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any]) -> Origin:
+        """Make the origin that :meth:`to_json` described."""
+        return cls(described["widths"], described["spread"])
 
 
 def free_units(graph: UnitGraph, cumulative: Tensor) -> dict[str, int]:
@@ -89,7 +93,7 @@ def free_units(graph: UnitGraph, cumulative: Tensor) -> dict[str, int]:
 
     Args:
         graph: the units of the network.
-        cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (from 1/2 on a unit is in use).
+        cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (1/2 and more means used).
     """
     return {group.name: group.size - int((cumulative[group.span] >= 0.5).sum()) for group in graph.groups}
 
@@ -98,9 +102,10 @@ def plan_growth(growth: Growth, free: Mapping[str, float], widths: Mapping[str, 
     """Return the number of units to add to each group that is nearly full.
 
     Args:
-        growth: when to grow, and by how much.
-        free: how many units of every group are free; where masks are about weights, as many as have that many weights.
-        widths: the groups' original widths.
+        growth: the policy.
+        free: number of free units of every group; with masks of weights the number that would leave as many free
+            weights.
+        widths: original widths of the groups.
     """
     plan = {}
     for name, number in free.items():
@@ -114,6 +119,10 @@ def plan_growth(growth: Growth, free: Mapping[str, float], widths: Mapping[str, 
 def require_growable(groups: Mapping[str, int], graph: UnitGraph) -> None:
     """Check a request to grow.
 
+    Args:
+        groups: number of units to add, by group.
+        graph: the units of the network.
+
     Raises:
         InputError: there is no such group, or a number of units is not a whole number of at least 1.
     """
@@ -124,40 +133,50 @@ def require_growable(groups: Mapping[str, int], graph: UnitGraph) -> None:
             raise InputError(f"the group {name!r} can grow by a whole number of units, at least 1, not {count!r}")
 
 
-def widen_tasks(states: Iterable[UnitTask], widening: Widening, ledger: Ledger) -> Places:
-    """Make room for new units in consolidated tasks, which do not use them.
+def widen_tasks(states: Iterable[UnitTask], widening: Widening, undo_log: UndoLog) -> Places:
+    """Widen consolidated tasks for new units, which they do not use.
 
-    Masks are off, heads have zeros for new features, and batch norms do nothing to new units.
+    Masks are off there, heads have zeros for new features, and batch norms leave new units unchanged.
+
+    Args:
+        states: the tasks.
+        widening: result of widening the backbone.
+        undo_log: records the changes.
 
     Returns:
-        For every parameter of the tasks that was widened the new indices of its old entries, along its first axes.
+        New indices of the old entries of every widened parameter, along its first axes.
     """
     places: dict[nn.Parameter, Sequence[Tensor | None]] = {}
     total = (widening.graph.num_units,)
     for state in states:
         units: tuple[Tensor | None, ...] = (widening.units,)
-        ledger.set_attribute(state, "packed", packed_mask(widened(state.mask, total, units)))
-        ledger.set_attribute(state, "num_units", widening.graph.num_units)
-        places |= widen_own_parts(state, widening, ledger)
+        undo_log.set_attribute(state, "packed", packed_mask(widened(state.mask, total, units)))
+        undo_log.set_attribute(state, "num_units", widening.graph.num_units)
+        places |= widen_own_parts(state, widening, undo_log)
     return places
 
 
-def widen_own_parts(state: TaskState, widening: Widening, ledger: Ledger) -> Places:
-    """Make room for new units in a task's head and batch norms: zeros for new features, and norms that do nothing.
+def widen_own_parts(state: TaskState, widening: Widening, undo_log: UndoLog) -> Places:
+    """Widen a task's head, with zeros for new features, and its batch norms, which leave new units unchanged.
+
+    Args:
+        state: the task.
+        widening: result of widening the backbone.
+        undo_log: records the changes.
 
     Returns:
-        For every parameter that was widened the new indices of its old entries, along its first axes.
+        New indices of the old entries of every widened parameter, along its first axes.
     """
     columns: tuple[Tensor | None, ...] = (None, widening.features)
     head, features = state.head, len(widening.graph.features().units)
-    ledger.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
-    ledger.set_attribute(head, "in_features", features)
+    undo_log.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
+    undo_log.set_attribute(head, "in_features", features)
     places: dict[nn.Parameter, Sequence[Tensor | None]] = {head.weight: columns}  # type: ignore[dict-item]
     for name, norm in state.norms.items():
         change, layer = widening.changes.get(name), Layer.of(norm)
         if change is not None and layer is not None:
-            before = layer.replace(change.widths, _constant, ledger)
-            layer.resize(change.widths, ledger)
+            before = layer.replace(change.widths, _constant, undo_log)
+            layer.resize(change.widths, undo_log)
             layer.put_back(before, change.kept)
             places |= layer.places(change.kept)
     return places
@@ -167,16 +186,16 @@ def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
     raise AssertionError(f"a norm has no {name} to draw")
 
 
-def widen_optimizer(optimizer: Optimizer, places: Places, ledger: Ledger) -> None:
-    """Give what an optimizer remembers of parameters their new shapes, with zeros for new entries.
+def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> None:
+    """Widen an optimizer's state of parameters, with zeros for new entries.
 
     Args:
         optimizer: the optimizer.
-        places: for every parameter that was widened the new indices of its old entries, along its first axes.
-        ledger: keeps the record.
+        places: new indices of the old entries of every widened parameter, along its first axes.
+        undo_log: records the changes.
 
     Raises:
-        InputError: it remembers something that does not have a parameter's shape.
+        InputError: the state has a value without the parameter's shape.
     """
     for parameter, where in places.items():
         memory = optimizer.state.get(parameter, {})
@@ -184,7 +203,7 @@ def widen_optimizer(optimizer: Optimizer, places: Places, ledger: Ledger) -> Non
         old_shape += parameter.shape[len(where) :]
         for key, value in memory.items():
             if isinstance(value, Tensor) and list(value.shape) == old_shape:
-                ledger.set_item(memory, key, widened(value, parameter.shape, where))
+                undo_log.set_item(memory, key, widened(value, parameter.shape, where))
             elif (value.numel() > 1) if isinstance(value, Tensor) else isinstance(value, (list, tuple, dict)):
                 raise InputError(
                     f"what {type(optimizer).__name__} remembers as {key!r} cannot be widened with the network; "
@@ -193,7 +212,12 @@ def widen_optimizer(optimizer: Optimizer, places: Places, ledger: Ledger) -> Non
 
 
 def changed_answers(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
-    """Names of tasks that answer otherwise, by more than rounding in kernels of another shape."""
+    """Return the names of tasks whose logits changed by more than rounding in kernels of another shape.
+
+    Args:
+        before: logits of every task on the same samples before.
+        now: logits by the same names now.
+    """
     differing = []
     for name, logits in before.items():
         # On a GPU products may be rounded to ten bits (TF32), whatever the type.

@@ -1,4 +1,4 @@
-"""Layers by their widths: which axis of which tensor counts inputs or outputs, and how to widen a layer in place."""
+"""Resizable layers: the axes of their tensors that count inputs or outputs, and widening in place."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layer", "Ledger", "Side", "widened"]
+__all__ = ["Layer", "Side", "UndoLog", "overrides_forward", "widened"]
 
 
 class Side(enum.Enum):
-    """Meaning of an axis of a layer's tensor."""
+    """Side of a layer that an axis of its tensor counts."""
 
     INPUTS = "inputs"
     OUTPUTS = "outputs"
@@ -22,17 +22,17 @@ class Side(enum.Enum):
 
 _IN, _OUT = Side.INPUTS, Side.OUTPUTS
 Axes = tuple[Side | None, ...]
-"""For the first axes of a tensor what they count; None for what does not depend on units."""
+"""Sides that the first axes of a tensor count; None for an axis that does not depend on units."""
 
 
-class Ledger:
-    """A record of changes in place, so that all of them can be taken back."""
+class UndoLog:
+    """Record of changes in place, by which all of them are taken back."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
     def set_data(self, parameter: Tensor, data: Tensor) -> None:
-        """Give a parameter other values, of whatever shape; it stays the same object, so that optimizers keep it."""
+        """Give a parameter other values, of any shape; it stays the same object, so that optimizers keep it."""
         before, gradient = parameter.data, parameter.grad
         _replace(parameter, data)
 
@@ -55,15 +55,15 @@ class Ledger:
         self._undo.append(lambda: table.__setitem__(key, before))
 
     def undo(self) -> None:
-        """Take everything back, the last change first."""
+        """Take all changes back, the last one first."""
         while self._undo:
             self._undo.pop()()
 
 
 def _replace(parameter: Tensor, data: Tensor) -> None:
     parameter.grad = None
-    # A graph that somebody still holds (a loss, say) keeps the node that collects the gradient, with the old shape.
-    # Passing through another type makes torch forget that node.
+    # A graph that is still referenced (by a loss, say) keeps the node that collects the gradient, with the old shape.
+    # A change of the type makes torch drop that node.
     other = torch.float32 if data.dtype == torch.float64 else torch.float64
     parameter.data = torch.empty(0, dtype=other, device=data.device)
     parameter.data = data
@@ -71,14 +71,14 @@ def _replace(parameter: Tensor, data: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose widths can be changed.
+    """Layer whose widths can be changed.
 
     Attributes:
         module: the layer.
-        tensors: for its parameters and buffers by name, what their first axes count.
-        sizes: for its attributes that hold a width, which.
+        tensors: sides that the first axes of its parameters and buffers count, by name.
+        sizes: sides whose width its attributes hold, by name.
         groups: number of groups of a convolution; 1 for other layers. A new group has as many channels as an old one.
-        fresh: values of new entries where they are not drawn at random.
+        fresh: values of new entries that are not drawn at random, by name.
     """
 
     module: nn.Module
@@ -89,10 +89,10 @@ class Layer:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer | None:
-        """The description of a layer; None if it is none of torch's, or computes its weights from others."""
+        """Describe a layer; return None if it is none of torch's, or computes its weights from others."""
         for kinds, tensors, sizes, fresh in _KINDS:
             kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-            if kind is None or any(_differs(module, kind, name) for name in ("forward", "_conv_forward")):
+            if kind is None or overrides_forward(module, kind):
                 continue
             if not {name for name, _ in module.named_parameters()} <= set(tensors):
                 return None
@@ -103,28 +103,28 @@ class Layer:
         return None
 
     def width(self, side: Side) -> int:
-        """Number of inputs or outputs."""
+        """Return the number of inputs or outputs."""
         return int(getattr(self.module, next(name for name, of in self.sizes.items() if of is side)))
 
-    def resize(self, widths: Mapping[Side, int], ledger: Ledger) -> None:
-        """Change what the layer says of its widths, but none of its tensors."""
+    def resize(self, widths: Mapping[Side, int], undo_log: UndoLog) -> None:
+        """Change the attributes that hold widths, but no tensor."""
         if self.groups > 1:
-            ledger.set_attribute(self.module, "groups", self.groups * widths[_OUT] // self.width(_OUT))
+            undo_log.set_attribute(self.module, "groups", self.groups * widths[_OUT] // self.width(_OUT))
         for name, side in self.sizes.items():
-            ledger.set_attribute(self.module, name, widths[side])
+            undo_log.set_attribute(self.module, name, widths[side])
 
     def replace(
         self,
         widths: Mapping[Side, int],
         draw: Callable[[str, torch.Size, Tensor], Tensor],
-        ledger: Ledger,
+        undo_log: UndoLog,
     ) -> dict[str, Tensor]:
-        """Give every tensor its new shape, with nothing but new entries.
+        """Give every tensor its new shape, with new entries only.
 
         Args:
             widths: the new numbers of inputs and outputs.
-            draw: makes new entries, of a tensor's name, the new shape, and the old tensor.
-            ledger: keeps the record.
+            draw: makes new entries from a tensor's name, the new shape, and the old tensor.
+            undo_log: records the changes.
 
         Returns:
             The old tensors, by name.
@@ -142,24 +142,24 @@ class Layer:
             else:
                 new = draw(name, shape, tensor.data)
             if isinstance(tensor, nn.Parameter):
-                ledger.set_data(tensor, new)
+                undo_log.set_data(tensor, new)
             else:
-                ledger.set_attribute(self.module, name, new)
+                undo_log.set_attribute(self.module, name, new)
         return before
 
     def places(self, kept: Mapping[Side, Tensor]) -> dict[nn.Parameter, tuple[Tensor | None, ...]]:
-        """For every parameter the new indices of its old entries, along its first axes; None where nothing changed."""
+        """Return new indices of the old entries of every parameter, along its first axes; None for unchanged axes."""
         return {
             parameter: tuple(None if axis is None else kept.get(axis) for axis in self.tensors[name])
             for name, parameter in self.module.named_parameters(recurse=False)
         }
 
     def put_back(self, before: Mapping[str, Tensor], kept: Mapping[Side, Tensor]) -> None:
-        """Write old values to where they belong among the new ones.
+        """Write old values to their new places.
 
         Args:
             before: the old tensors, by name.
-            kept: for a side that changed the new indices of the old inputs or outputs, in their order.
+            kept: new indices of the old inputs or outputs, in their order, for each side that changed.
         """
         for name, old in before.items():
             where = tuple(None if axis is None else kept.get(axis) for axis in self.tensors[name])
@@ -167,12 +167,12 @@ class Layer:
 
 
 def widened(old: Tensor, shape: Sequence[int], where: Sequence[Tensor | None]) -> Tensor:
-    """A larger tensor with old values at their new places, and 0 everywhere else.
+    """Make a larger tensor with old values at their new places, and 0 everywhere else.
 
     Args:
         old: the old values.
         shape: the new shape.
-        where: for the first axes the new indices of the old ones; None where nothing changes.
+        where: new indices of the old ones along the first axes; None for unchanged axes.
     """
     new = old.new_zeros(tuple(shape))
     _put(new, old, where)
@@ -188,8 +188,10 @@ def _put(new: Tensor, old: Tensor, where: Sequence[Tensor | None]) -> None:
     new[tuple(indices)] = old
 
 
-def _differs(module: nn.Module, kind: type, name: str) -> bool:
-    return getattr(type(module), name, None) is not getattr(kind, name, None)
+def overrides_forward(module: nn.Module, kind: type) -> bool:
+    """Return whether the class of a module computes in another way than a layer of torch that it derives from."""
+    names = ("forward", "_conv_forward")
+    return any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in names)
 
 
 _MIXING: dict[str, Axes] = {"weight": (_OUT, _IN), "bias": (_OUT,)}
@@ -209,4 +211,4 @@ _KINDS: tuple[tuple[tuple[type, ...], dict[str, Axes], dict[str, Side], dict[str
     ),
     ((nn.PReLU,), {"weight": (_OUT,)}, {"num_parameters": _OUT}, {"weight": 0.25}),
 )
-"""Kinds of layers: their tensors, their attributes, and torch's values where it draws none."""
+"""Kinds of layers: classes, axes of tensors, attributes of widths, and torch's constant initial values."""

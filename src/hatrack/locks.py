@@ -1,4 +1,4 @@
-"""A lock on a folder that the operating system gives back when its holder dies, however it dies."""
+"""Lock on a folder, which the operating system releases when its holder dies, however it dies."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _PAUSE = 0.1
 
 @contextmanager
 def locked(folder: Path, patience: float) -> Iterator[None]:
-    """Hold a folder alone; it is made if need be.
+    """Lock a folder while this lasts; it is made if need be.
 
-    The lock is one of the operating system, on the file :data:`LOCK`, which stays there: a process that was killed
-    holds nothing, so there is no stale lock to remove.
+    The lock is the operating system's, on the file :data:`LOCK`, which stays there: a killed process holds no lock, so
+    there is never a stale one to remove.
 
     Args:
         folder: the folder.
-        patience: how many seconds to wait for another holder.
+        patience: seconds to wait for another holder.
 
     Raises:
-        InputError: another process holds it for longer.
+        InputError: another process holds the lock for longer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
@@ -55,7 +55,7 @@ if sys.platform == "win32":
 
     def _try(file: IO[str]) -> bool:
         try:
-            file.seek(1 << 20)  # a byte that nobody reads: locked ones cannot be read by others
+            file.seek(1 << 20)  # a byte that is never read, since others cannot read locked bytes
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
             return False

@@ -1,4 +1,4 @@
-"""Figures of a run, as pure functions of its accuracy matrix.
+"""Metrics of a run, as pure functions of its accuracy matrix.
 
 ``matrix[t][τ]`` is the accuracy on task τ after task t was learned; entries above the diagonal are None.
 """
@@ -14,7 +14,7 @@ Matrix = Sequence[Sequence[float | None]]
 
 
 def average_accuracy(matrix: Matrix) -> float:
-    """Mean accuracy over all tasks after the last one: the mean of the last row.
+    """Compute the mean accuracy over all tasks after the last one: the mean of the last row.
 
     Raises:
         ValueError: the matrix is empty or a value is missing.
@@ -24,7 +24,7 @@ def average_accuracy(matrix: Matrix) -> float:
 
 
 def forgetting(matrix: Matrix) -> float:
-    """Mean loss of accuracy since each task was learned: the mean over τ < T of ``A[τ][τ] − A[T][τ]``.
+    """Compute the mean loss of accuracy since each task was learned: the mean over τ < T of ``A[τ][τ] − A[T][τ]``.
 
     Returns:
         A share; 0 for a single task, negative if accuracy grew afterwards.
@@ -38,12 +38,12 @@ def forgetting(matrix: Matrix) -> float:
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """What learning later tasks did to earlier ones: forgetting with the sign reversed (Lopez-Paz and Ranzato 2017)."""
+    """Compute the effect of later tasks on earlier ones: forgetting with reversed sign (Lopez-Paz and Ranzato 2017)."""
     return 0.0 - forgetting(matrix)
 
 
 def learning_accuracy(matrix: Matrix) -> float:
-    """Mean accuracy on every task right after it was learned: the mean of the diagonal (Riemer et al., 2019).
+    """Compute the mean accuracy on every task right after learning it: the mean of the diagonal (Riemer et al., 2019).
 
     Raises:
         ValueError: the matrix is empty or a value is missing.
@@ -54,9 +54,9 @@ def learning_accuracy(matrix: Matrix) -> float:
 
 
 def forward_transfer(matrix: Matrix, alone: Sequence[float]) -> float:
-    """What earlier tasks did for later ones: the mean over τ > 1 of ``A[τ][τ]`` − accuracy of the task learned alone.
+    """Compute the effect of earlier tasks on later ones: the mean over τ > 1 of ``A[τ][τ]`` − accuracy when alone.
 
-    Tasks have heads of their own, so that there is nothing to ask before a task is learned; accuracy right after it is
+    Tasks have heads of their own, so that no task can be tested before it is learned; accuracy right after it is
     compared with that of a network that learned nothing else (the "intransigence" of Chaudhry et al., 2018, with the
     sign reversed and another reference).
 

@@ -1,8 +1,7 @@
-"""Several tasks in one forward pass: attention and norms for every sample of a batch.
+"""Mixed batches: several tasks in one forward pass, with attention and norms for every sample.
 
-Gates then take a row of attention per sample, which needs the first axis of what they gate to count samples. Most
-networks keep to that; some fold windows or sequences into it, and are asked task by task instead. Which kind a network
-is, is tried out and not believed.
+Gates then take a row of attention per sample, so the first axis of the values that they gate must count samples. Some
+networks fold windows or sequences into that axis, and are run task by task instead. Each network is tested for it.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ __all__ = ["MixedNorm", "mixed_norms", "mixes_samples"]
 
 
 class MixedNorm(nn.Module):
-    """Batch norms of several tasks, in evaluation mode: every sample gets its own task's.
+    """Batch norms of several tasks in evaluation mode, which normalise every sample by those of its own task.
 
     Args:
         norms: the tasks' norms, with statistics.
-        task_of: for every sample the index of its task, int64 ``(N,)``.
+        task_of: index of the task of every sample, int64 ``(N,)``.
     """
 
     def __init__(self, norms: Sequence[nn.Module], task_of: Tensor) -> None:
@@ -34,7 +33,7 @@ class MixedNorm(nn.Module):
         self._norms, self._task_of = list(norms), task_of
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, of the shape of ``x``, ``(N, C, ...)``."""
+        """Normalise a batch ``(N, C, ...)``; the result has its shape."""
         first: Any = self._norms[0]
         if len(x) != len(self._task_of):
             raise ValueError("the first axis does not count samples")
@@ -52,7 +51,11 @@ class MixedNorm(nn.Module):
 
 
 def mixed_norms(norms: Sequence[Mapping[str, nn.Module]], task_of: Tensor) -> dict[str, nn.Module]:
-    """The norms of several tasks as one, by the name of the layer they stand for.
+    """Combine the norms of several tasks, by the name of the layer that they stand for.
+
+    Args:
+        norms: norms of each task by name.
+        task_of: index of the task of every sample, int64 ``(N,)``.
 
     Raises:
         ValueError: a norm has no running statistics, so that samples of several tasks would share theirs.
@@ -72,7 +75,7 @@ def mixes_samples(attachment: Attachment, backbone: nn.Module, num_units: int, e
     Args:
         attachment: the gates.
         backbone: the network.
-        num_units: U.
+        num_units: number of units, U.
         example: a batch, for its shape and type.
     """
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, and statistics gathered in it."""
+"""Temporary evaluation mode, and statistics of batch norms gathered in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["evaluation_mode", "fresh_statistics"]
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module and all its parts into evaluation mode, and each back into its own afterwards."""
+    """While this lasts, a module and all its parts are in evaluation mode; then each is back in its own."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -45,7 +45,7 @@ def fresh_statistics(model: nn.Module) -> Iterator[None]:
         model: the model, in training mode.
 
     Raises:
-        InputError: the model is in evaluation mode, in which no norm would gather anything.
+        InputError: the model is in evaluation mode, in which no norm gathers statistics.
     """
     if not model.training:
         raise InputError("fresh_statistics gathers nothing in evaluation mode: call train() on the model first")

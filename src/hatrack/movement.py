@@ -1,7 +1,7 @@
 """State that moves when a network is run: buffers and attributes that are no parameters.
 
-What one task's samples move changes the outputs of the others. Buffers are therefore every task's own, as those of
-batch norms are; attributes, which no file would hold, are refused unless outputs do not depend on them.
+State that one task's samples move would change the outputs of other tasks. Every task therefore has buffers of its own,
+as of batch norms; moving attributes, which files do not hold, are refused unless outputs are independent of them.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ _NUMBERS = (bool, int, float, complex, str, type(None))
 
 @dataclass(frozen=True)
 class Movement:
-    """Names of what moves when a network is run.
+    """Names of the state that moves when a network is run.
 
     Attributes:
         buffers: buffers that keep their shape and type.
-        attributes: everything else: plain attributes, and buffers that change their shape, which are caches.
+        attributes: other state: plain attributes, and buffers that change their shape, which are caches.
     """
 
     buffers: tuple[str, ...]
     attributes: tuple[str, ...]
 
     def with_those_of(self, other: Movement) -> Movement:
-        """Return what moves here or there."""
+        """Return the state that moves in either of two runs."""
         attributes = dict.fromkeys((*self.attributes, *other.attributes))
         buffers = dict.fromkeys(name for name in (*self.buffers, *other.buffers) if name not in attributes)
         return Movement(tuple(buffers), tuple(attributes))
 
     def beyond(self, other: Movement) -> Movement:
-        """Return what moves here, but not there."""
+        """Return the state that moves here, but not in another run."""
         known = (*other.buffers, *other.attributes)
         return Movement(
             tuple(name for name in self.buffers if name not in known),
@@ -70,8 +70,8 @@ class Movement:
 def aside() -> Iterator[None]:
     """While this lasts, a copy may be run without a trace in torch.
 
-    Random numbers are as before afterwards. Whoever follows what is saved for backward passes, as checkpointing does,
-    sees nothing of it. Inference mode is left, since what is made there could never be trained.
+    Random generators are reset afterwards. Hooks on tensors that are saved for backward passes, as of checkpointing,
+    see nothing of it. Inference mode is left, since tensors made in it could never be trained.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     unseen = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
@@ -84,10 +84,10 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 class OwnBuffers(nn.Module):
-    """A task's own values of buffers of the backbone, in the order of their names there.
+    """Buffers of the backbone of which a task has values of its own, in the order of their names.
 
     Args:
-        values: what they start as.
+        values: initial values.
     """
 
     def __init__(self, values: Sequence[Tensor] = ()) -> None:
@@ -97,18 +97,18 @@ class OwnBuffers(nn.Module):
 
     @property
     def values(self) -> list[Tensor]:
-        """The present values."""
+        """Present values of the buffers."""
         return list(self.buffers())
 
     def replace(self, values: Sequence[Tensor]) -> None:
-        """Take other tensors for them, such as those that a forward pass has put in their place."""
+        """Replace the buffers by other tensors, such as those that a forward pass has put in their place."""
         for index, value in enumerate(values):
             if self._buffers[str(index)] is not value:
                 self._buffers[str(index)] = value.detach()
 
 
 def scratch_of(module: ModuleT) -> ModuleT:
-    """Return a copy of a module, with the same parameters, that may be run without a trace in the original."""
+    """Copy a module to be run without a trace in the original; parameters are shared."""
     shared: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
     for part in module.modules():  # computed from parameters, such as by weight norm; these cannot be copied
         for value in vars(part).values():
@@ -118,19 +118,25 @@ def scratch_of(module: ModuleT) -> ModuleT:
 
 
 def set_buffers(module: nn.Module, names: Sequence[str], values: Sequence[Tensor]) -> None:
-    """Put tensors in the place of buffers, by their names in the module."""
+    """Replace buffers by other tensors.
+
+    Args:
+        module: the module.
+        names: names of the buffers in the module.
+        values: the new tensors, in the same order.
+    """
     for name, value in zip(names, values, strict=True):
         owner, _, own = name.rpartition(".")
         module.get_submodule(owner)._buffers[own] = value
 
 
 def get_buffers(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Return the buffers of these names, as they are now."""
+    """Return the present buffers of some names."""
     return [module.get_buffer(name) for name in names]
 
 
 class StateOf:
-    """Record of a network's buffers and attributes, to put them back.
+    """Record of a network's buffers and attributes, to restore them.
 
     Args:
         module: the network.
@@ -144,7 +150,7 @@ class StateOf:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Give the network that state again."""
+        """Restore the recorded state."""
         for part, buffers, attributes in self._parts:
             for name, (buffer, value) in buffers.items():
                 if buffer is not None and value is not None and not _same(buffer, value):
@@ -159,7 +165,7 @@ class StateOf:
 
 
 def _remembered(part: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Attributes of a module, with a copy of what those hold that can be changed."""
+    """Return attributes of a module, each with a copy of its content if that can change."""
     return {name: (value, _content_of(value)) for name, value in _state(part).items()}
 
 
@@ -173,7 +179,7 @@ def _content_of(value: Any) -> Any:
 
 
 def _refill(value: Any, content: Any) -> None:
-    """Give a container, an array or an object again what it held."""
+    """Restore the content of a container, an array or an object."""
     if isinstance(value, Tensor):
         if not _same(value, content):
             value.copy_(content)
@@ -192,13 +198,13 @@ def _refill(value: Any, content: Any) -> None:
 
 @torch.no_grad()
 def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Sequence[str]) -> Movement:
-    """Run a network in training and in evaluation mode, and see what of its state is another afterwards.
+    """Run a network in training and in evaluation mode, and compare its state.
 
     Args:
         module: the network; it is left as it is.
-        examples: batches of several samples to run one after the other: random ones, since a mean of zeros would not be
-            seen to move, and more than one, since some state says something about the batch before.
-        per_task: names of the modules whose buffers every task has its own of already.
+        examples: batches of several samples to run one after the other: random ones, since a mean of zeros would not
+            move, and more than one, since some state depends on the batch before.
+        per_task: names of the modules that are copied for every task.
     """
     found = Movement((), ())
     for training in (True, False):
@@ -210,18 +216,18 @@ def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Seque
         except DOES_NOT_RUN:
             if not training:
                 raise
-            continue  # such as a batch norm that would see one sample
+            continue  # such as a batch norm that would get one sample
         found = found.with_those_of(movement_of(module, scratch, per_task))
     return found
 
 
 def movement_of(original: nn.Module, scratch: nn.Module, per_task: Sequence[str]) -> Movement:
-    """Return what a run has moved in a copy of a network.
+    """Return the state that a run has moved in a copy of a network.
 
     Args:
         original: the network.
         scratch: a copy of it that was run.
-        per_task: names of the modules whose buffers every task has its own of already.
+        per_task: names of the modules that are copied for every task.
     """
     buffers: dict[str, None] = {}
     attributes: dict[str, None] = {}
@@ -274,7 +280,7 @@ def _are_same(one: Any, other: Any, compared: set[tuple[int, int]]) -> bool:
     if isinstance(one, (list, tuple, deque)):
         return len(one) == len(other) and all(_are_same(a, b, compared) for a, b in zip(one, other, strict=True))
     if not hasattr(one, "__dict__") or callable(one):
-        return True  # what is kept elsewhere cannot be compared
+        return True  # state outside of attributes cannot be compared
     return _are_same(vars(one), vars(other), compared)
 
 

@@ -1,4 +1,4 @@
-"""Names that people type: what to say when one is unknown."""
+"""Names: errors for unknown ones, with the closest that exists, and tables of names."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TypeVar
 
 from hatrack.errors import InputError
 
-__all__ = ["look_up", "unknown_name"]
+__all__ = ["look_up", "unknown_name", "words"]
 
 Entry = TypeVar("Entry")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that does not exist, with the closest one that does.
+    """Make the error for a name that does not exist, with the closest one that does.
 
     Args:
-        kind: what is named, such as ``"task"``.
-        name: what was asked for.
+        kind: noun for the message, such as ``"task"``.
+        name: the unknown name.
         known: the names that exist.
 
     Returns:
@@ -32,11 +32,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
-    """The entry of a table.
+    """Look up an entry of a table.
 
     Args:
-        kind: what the table holds, in the singular, for the message.
-        name: what was asked for.
+        kind: noun for an entry, for the message.
+        name: name of the entry.
         table: the entries by name.
 
     Raises:
@@ -45,3 +45,12 @@ def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
     if name not in table:
         raise unknown_name(kind, name, table)
     return table[name]
+
+
+def words(text: str) -> frozenset[str]:
+    """Read a table of names.
+
+    Args:
+        text: the names, with spaces or line breaks between them.
+    """
+    return frozenset(text.split())

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics and affine parameters no later task moves.
+"""Batch norms whose statistics and affine parameters no later task moves.
 
 Shared statistics would follow the newest task and change the old ones' outputs (Dinu 2019). So every task gets a copy
 of each batch norm, taken from the backbone's as it was when the task was added; or the first task alone gets one, and
@@ -19,18 +19,18 @@ __all__ = ["BatchNorms", "TaskNormSwitch", "copy_of_norm"]
 
 
 class BatchNorms(enum.Enum):
-    """Whose statistics and affine parameters a batch norm works with."""
+    """Owner of the statistics and affine parameters that batch norms use."""
 
     PER_TASK = "per-task"
-    """The task's own (Dinu 2019)."""
+    """Every task has its own (Dinu 2019)."""
 
     SHARED = "shared"
-    """The first task's, frozen once that is consolidated: nothing to store per task, but later tasks are normalised
-    with statistics that are not theirs."""
+    """All tasks use those of the first one, frozen once it is consolidated: nothing to store per task, but later tasks
+    are normalised with statistics of the first one's data."""
 
 
 def copy_of_norm(norm: nn.Module) -> nn.Module:
-    """A copy of a batch norm to be trained: same class, affine parameters and statistics, without hooks or a switch."""
+    """Copy a batch norm to be trained: same class, affine parameters and statistics, without hooks or a switch."""
     bare: nn.Module = object.__new__(type(norm))  # the norm itself is not touched, not even for a moment
     vars(bare).update(vars(norm))
     vars(bare).pop("forward", None)
@@ -43,7 +43,7 @@ def copy_of_norm(norm: nn.Module) -> nn.Module:
 
 
 class TaskNormSwitch:
-    """Stands in for the ``forward`` of one batch norm of the backbone and calls the active task's copy instead.
+    """Replacement for the ``forward`` of one batch norm of the backbone, which calls the active task's copy.
 
     Args:
         name: the layer's name in the backbone.
@@ -53,25 +53,13 @@ class TaskNormSwitch:
 
     def __init__(self, name: str, module: nn.Module, active: ActiveTask) -> None:
         self._name = name
-        self._module = module
+        self.module = module
         self._active = active
 
-    def attach(self) -> None:
-        """Put the switch in the place of the layer's forward."""
-        vars(self._module)["forward"] = self.forward
-
-    def detach(self) -> None:
-        """Give the layer its own forward back."""
-        del vars(self._module)["forward"]
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The active task's norm; the layer's own while no task is active."""
+        """Call the active task's norm, or the layer's own while no task is active."""
         norms = self._active.norms
         if norms is None:
             self._active.require_forward()
-            return type(self._module).forward(self._module, *args, **kwargs)
+            return type(self.module).forward(self.module, *args, **kwargs)
         return norms[self._name](*args, **kwargs)
-
-    def copy_for_task(self) -> nn.Module:
-        """A copy of the layer for a task."""
-        return copy_of_norm(self._module)

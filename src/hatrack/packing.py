@@ -1,4 +1,4 @@
-"""Masks as bits: eight entries per byte."""
+"""Packing of masks into bits, eight entries per byte."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["bytes_for", "moved", "pack", "unpack"]
 
 
 def bytes_for(entries: int) -> int:
-    """Number of bytes that hold so many entries."""
+    """Return the number of bytes for a number of entries."""
     return -(-entries // 8)
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Booleans as bits.
+    """Pack booleans into bits.
 
     Args:
         mask: booleans of any shape.
@@ -33,7 +33,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The booleans of :func:`pack`.
+    """Unpack the booleans that :func:`pack` packed.
 
     Args:
         packed: uint8, as :func:`pack` gives it.
@@ -50,11 +50,11 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def moved(kept: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what a tensor that is no buffer becomes when its module is moved: bits and indices change devices alone.
+    """Move a tensor that is not a buffer along with its module: bits and indices change their device alone.
 
     Args:
-        kept: bits, indices, or numbers, which are converted as a buffer is.
-        fn: what the module's parameters are moved by.
+        kept: bits, indices, or numbers; the latter are converted like a buffer.
+        fn: the function that moves the module's parameters.
     """
     there = fn(kept)
     return there if kept.is_floating_point() else kept.to(there.device)

@@ -1,4 +1,4 @@
-"""One run on several processes: every batch is shared among them, and all make the same step.
+"""Runs on several processes, which share every batch and make the same steps.
 
 Start them with torch's own launcher, ``torchrun --nproc-per-node 2 -m hatrack run …``.
 """
@@ -21,25 +21,25 @@ __all__ = ["ALONE", "Ranks", "joined"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, of which this is one.
+    """Processes of a run, of which this is one.
 
     Attributes:
-        rank: which one this is, from 0; only the first writes files.
-        size: how many there are.
+        rank: number of this process, from 0; only the first writes files.
+        size: number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     def share(self, rows: Tensor) -> tuple[Tensor, float]:
-        """This process's part of a batch.
+        """Select this process's part of a batch.
 
         Args:
             rows: the rows of the whole batch, ``(B,)``.
 
         Returns:
-            Its rows, and what its mean loss counts in that of the batch; the weights of all processes add up to 1. A
-            batch too small to be shared is worked on by all of them.
+            Its rows, and the weight of its mean loss in that of the batch; the weights of all processes add up to 1.
+            All processes work on a batch that is too small to be shared.
         """
         if len(rows) < self.size:
             return rows, 1.0 / self.size
@@ -47,7 +47,7 @@ class Ranks:
         return own, len(own) / len(rows)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over all processes, which get the same bits."""
+        """Replace tensors by their sums over all processes, to the same bits in each."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -67,7 +67,7 @@ class Ranks:
         """Check that all processes have the same parameters.
 
         Raises:
-            TrainingError: they drifted apart, which a method does that decides on steps by its own share of a batch.
+            TrainingError: they differ, as with a method that decides on steps by its own share of a batch.
         """
         if self.size == 1 or not parameters:
             return
@@ -81,21 +81,21 @@ class Ranks:
             )
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             distributed.barrier()
 
 
 ALONE = Ranks()
-"""A run in a single process."""
+"""Run in a single process."""
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started, if it did; leave them at the end.
+    """Join the processes that ``torchrun`` started, if it did, while this lasts.
 
     Args:
-        device: where to train; on GPUs every process of a machine takes one of its own.
+        device: device to train on; on GPUs every process of a machine takes one of its own.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE

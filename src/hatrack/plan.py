@@ -1,4 +1,4 @@
-"""How much room is left, and roughly for how many more tasks."""
+"""Plan for tasks to come: free units or weights, and a rough number of tasks that they are enough for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ __all__ = ["GroupPlan", "Plan", "make_plan"]
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The room in one group of units, or in one parameter where masks are about weights.
+    """Free capacity of one group of units, or of one parameter with masks of weights.
 
     Attributes:
-        size: how many units (weights) there are.
-        free: how many no consolidated task uses.
-        per_task: how many a task took so far that no task before it had, on the mean over tasks.
-        tasks_left: for how many more tasks that is enough, rounded down; None if no task so far took any.
+        size: number of units (weights).
+        free: number of units (weights) that no consolidated task uses.
+        per_task: mean number that a task so far used and no task before it did.
+        tasks_left: number of further tasks that the free ones are enough for, rounded down; None if no task so far
+            used any.
     """
 
     size: int
@@ -31,17 +32,17 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much room is left.
+    """Rough estimate of the capacity left for further tasks.
 
-    A rough guess: it takes tasks to come for as large as the tasks so far. Tasks that find little room share more and
-    take less, since what is free costs and what is used does not, so that a network seldom refuses a task; it learns
-    it with less of its own.
+    It assumes that further tasks are as large as the tasks so far. In a nearly full network tasks share more and use
+    fewer free units, since only those cost, so that a network seldom has no room for a task; the task then has fewer
+    units of its own.
 
     Attributes:
-        groups: by group of units, or by parameter.
-        tasks: number of consolidated tasks that the guess is made from.
-        tasks_left: how many more tasks fit into the fullest group; None where nothing can be said.
-        bottleneck: the name of that group; None where nothing can be said.
+        groups: plans by group of units, or by parameter.
+        tasks: number of consolidated tasks that the estimate is based on.
+        tasks_left: number of further tasks that fit into the fullest group; None without a task to estimate from.
+        bottleneck: name of that group; None without a task to estimate from.
     """
 
     groups: Mapping[str, GroupPlan]
@@ -61,20 +62,20 @@ class Plan:
 
 
 def make_plan(sizes: Mapping[str, int], masks: Sequence[Mapping[str, Tensor]]) -> Plan:
-    """Plan from what tasks use.
+    """Estimate the capacity left from the masks of tasks.
 
     Args:
         sizes: number of units by group, or of weights by parameter.
-        masks: for each consolidated task, in order, what it uses by group: booleans, or numbers in [0, 1], of which 1/2
-            and more counts as used.
+        masks: masks of each consolidated task by group: booleans, or numbers in [0, 1], of which 1/2 and more count as
+            used.
     """
     groups = {}
     for name, size in sizes.items():
         used = torch.zeros(size, dtype=torch.bool)
         for mask in masks:
             used |= (mask[name] >= 0.5).flatten().cpu()
-        free, taken = size - int(used.sum()), int(used.sum())
-        per_task = taken / len(masks) if masks else 0.0
+        free = size - int(used.sum())
+        per_task = (size - free) / len(masks) if masks else 0.0
         groups[name] = GroupPlan(size, free, per_task, math.floor(free / per_task) if per_task else None)
     bounded = {name: part.tasks_left for name, part in groups.items() if part.tasks_left is not None}
     bottleneck = min(bounded, key=lambda name: bounded[name]) if bounded else None

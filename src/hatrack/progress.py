@@ -1,4 +1,4 @@
-"""Batches with their position in the epoch."""
+"""Position of batches within the epoch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BatchT = TypeVar("BatchT")
 
 
 def with_progress(batches: Collection[BatchT]) -> Iterator[tuple[float, BatchT]]:
-    """Go through the batches of an epoch, each with its position in it, as :meth:`hatrack.HATNetwork.anneal` needs it.
+    """Iterate over the batches of an epoch with their positions, as :meth:`hatrack.HATNetwork.anneal` needs them.
 
     Args:
-        batches: anything that has a length and can be gone through, such as a :class:`torch.utils.data.DataLoader`.
+        batches: iterable with a length, such as a :class:`torch.utils.data.DataLoader`.
 
     Yields:
         The position, 0 for the first batch and 1 for the last (1 for a single one), and the batch.

@@ -1,4 +1,4 @@
-"""Files of JSON that tell whether they are whole: what they hold, and last a checksum over it.
+"""Checked JSON: files that hold values by key and, last, a checksum over them.
 
 The checksum is of the values, not of the text, so that a file that was formatted anew is still whole.
 """
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hatrack.atomic import write_atomically
+from hatrack.atomic import save
 from hatrack.errors import CheckpointError, NewerFileError
 
-__all__ = ["CHECKSUM", "read_sealed", "sealed", "write_sealed"]
+__all__ = ["CHECKSUM", "read_checked_json", "with_checksum", "write_checked_json"]
 
 CHECKSUM = "sha256"
-"""The key of the checksum: SHA-256 of all else as compact JSON with sorted keys, in hexadecimal."""
+"""Key of the checksum: SHA-256 of all else as compact JSON with sorted keys, in hexadecimal."""
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its checksum last.
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content with its checksum added as the last key.
 
     Args:
         content: JSON values by key, without a checksum; all keys in it are texts.
@@ -32,40 +32,35 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, CHECKSUM: _checksum(content)}
 
 
-def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file atomically.
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write checked JSON atomically.
 
     Args:
         path: the file.
         content: JSON values by key, without a checksum.
 
     Raises:
-        CheckpointError: it cannot be written; what was there before is still there.
+        CheckpointError: the file cannot be written; its former content is still there.
     """
-    text = _formatted(sealed(content)) + "\n"
-    try:
-        # What UTF-8 cannot say, a part of a file's name that is none, becomes an escape of JSON's.
-        write_atomically(path, text.encode(errors="backslashreplace"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be written ({error.strerror or error}); nothing was changed"
-        ) from error
+    text = _formatted(with_checksum(content)) + "\n"
+    # Lone surrogates, from file names that are not UTF-8, become escapes of JSON.
+    save(path, text.encode(errors="backslashreplace"))
 
 
-def read_sealed(path: Path, newest: int | None = None, what: str = "file") -> dict[str, Any]:
-    """Read a file and check that it is whole.
+def read_checked_json(path: Path, newest: int | None = None, what: str = "file") -> dict[str, Any]:
+    """Read checked JSON and compare its checksum.
 
     Args:
         path: the file.
         newest: the highest ``schema`` that is understood; None for files without one.
-        what: what it is, for messages.
+        what: kind of file, a noun for messages.
 
     Returns:
-        What it holds, without the checksum.
+        JSON values by key, without the checksum.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, or holds no JSON by key.
-        NewerFileError: it is whole, and from a newer version.
+        CheckpointError: the file cannot be read, is damaged, or holds no JSON by key.
+        NewerFileError: the file is whole, and from a newer version.
     """
     try:
         content = json.loads(path.read_bytes().decode())
@@ -92,7 +87,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def _formatted(value: Any, indent: str = "") -> str:
-    """JSON for people: a key a line, and a row of a matrix a line, which is much less to write than a number a line."""
+    """Format JSON for people: one line per key and per row of a matrix, which is much shorter than one per number."""
     deeper = indent + "  "
     if isinstance(value, Mapping) and value:
         parts = [f"{json.dumps(key, ensure_ascii=False)}: {_formatted(part, deeper)}" for key, part in value.items()]

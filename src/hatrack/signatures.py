@@ -1,4 +1,4 @@
-"""Call signatures: the kinds of calls of a backbone, for each of which its units are found before it answers."""
+"""Call signatures: kinds of calls of a backbone, each of which is analysed before it is answered."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["CallKey", "Signature", "key_of"]
 
 @dataclass(frozen=True)
 class Signature:
-    """Facts about a call that a network may choose its path by, except values and the number of samples.
+    """Signature of a call: all facts that a network may choose its path by, except values and the number of samples.
 
     Attributes:
-        shape: of one sample.
+        shape: shape of one sample.
         dtype: type of the input, by its name in torch.
         single: whether the batch has one sample alone.
         training: whether the network is in training mode.
@@ -43,12 +43,12 @@ class Signature:
 
     @classmethod
     def of(cls, x: Tensor, training: bool, grad: bool | None = None) -> Signature:
-        """The signature of a call at this moment.
+        """Return the signature of a call at this moment.
 
         Args:
             x: the input, ``(N, ...)``.
             training: whether the network is in training mode.
-            grad: whether gradients are recorded; as at this moment if left out.
+            grad: whether gradients are recorded; None for torch's present mode.
         """
         device = x.device.type
         autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
@@ -66,21 +66,21 @@ class Signature:
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any]) -> Signature:
-        """The signature that :meth:`to_json` described."""
+        """Make the signature that :meth:`to_json` described."""
         return cls(**{**described, "shape": tuple(described["shape"])})
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Convert the signature to JSON values."""
         return {**asdict(self), "shape": list(self.shape)}
 
     def example(self, device: torch.device | None) -> Tensor:
-        """A batch of zeros of this signature."""
+        """Make a batch of zeros of this signature."""
         size = (1 if self.single else self.samples, *self.shape)
         zeros = torch.zeros(size if self.contiguous else size[::-1], dtype=getattr(torch, self.dtype), device=device)
         return zeros if self.contiguous else zeros.permute(*reversed(range(len(size))))
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The mixed precision of this signature, or none, while it is entered."""
+        """Return a context with the mixed precision of this signature, or with none."""
         dtype = getattr(torch, self.autocast) if self.autocast else None
         return torch.autocast(device.type, dtype=dtype, enabled=bool(self.autocast))
 
@@ -99,7 +99,7 @@ class Signature:
 
 
 CallKey = tuple[torch.Size, torch.dtype, bool, bool, bool, bool, bool, torch.dtype | None]
-"""Facts of a signature, and the number of samples, as they come from torch: quick to make and to compare."""
+"""Key of a signature and the number of samples, of torch's own values: quick to make and to compare."""
 
 
 def key_of(x: Tensor, training: bool) -> CallKey:

@@ -1,4 +1,4 @@
-"""Test whether the outputs of a network, or its path, depend on state that its runs move."""
+"""Test whether the outputs of a network depend on state that its runs move."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hatrack.movement import aside, set_buffers
 __all__ = ["Copy", "depends_on_state", "other_values", "put_value"]
 
 _FURTHER = (1, 10, 100, 1_000, 10_000, 1_000_000)
-"""Steps by which a counter is moved on: a path may turn off at some count, as after a warm-up."""
+"""Steps by which a counter is increased: a path may change at some count, as after a warm-up."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Copy:
 
     Attributes:
         backbone: its backbone.
-        ask: features of a batch under a mask drawn from a seed, in evaluation mode.
+        ask: computes features of a batch under a mask drawn from a seed, in evaluation mode.
     """
 
     backbone: nn.Module
@@ -32,11 +32,11 @@ class Copy:
 
 
 def other_values(module: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, bool | int | float]]:
-    """Yield further values of those among attributes and buffers that are single numbers or truth values.
+    """Yield further values of attributes and buffers that are single numbers or truth values.
 
     Args:
         module: the network.
-        names: names of attributes and buffers; what is no single number, or is no longer there, is skipped.
+        names: names of attributes and buffers; others than single numbers, or missing ones, are skipped.
     """
     for name in names:
         present = _value(module, name)
@@ -49,12 +49,12 @@ def other_values(module: nn.Module, names: Sequence[str]) -> Iterator[tuple[str,
 
 
 def put_value(module: nn.Module, name: str, value: bool | int | float) -> None:
-    """Give an attribute, or a buffer of one entry, another value.
+    """Set an attribute, or a buffer of one entry, to another value.
 
     Args:
         module: the network, or a copy of it that may be changed.
         name: as for :func:`other_values`.
-        value: the value.
+        value: the new value.
     """
     owner, own = _place(module, name)
     if own in owner._buffers:
@@ -71,14 +71,14 @@ def depends_on_state(
 ) -> bool:
     """Return whether outputs depend on state that all tasks would share.
 
-    Copies are asked under two masks, in both orders, before and after a run that moves the state; and with further
+    Copies are run under two masks, in both orders, before and after a run that moves the state; and with further
     values of single numbers, since a counter may matter only after many calls.
 
     Args:
         copy: makes a copy of the network as it is now.
         names: names of the attributes and buffers that move.
-        x: the batch to ask about.
-        move: runs a backbone in a way that moves the state; None to try further values alone.
+        x: the batch to run.
+        move: runs a backbone in a way that moves the state; None tries further values alone.
     """
 
     def answers(seeds: Sequence[int], change: Callable[[nn.Module], object] | None) -> list[Tensor]:
@@ -113,7 +113,7 @@ def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _value(module: nn.Module, name: str) -> Any:
-    """Present value of an attribute or buffer; None where it is no single number of a module of that name."""
+    """Return the present value of an attribute or buffer; None where there is no such module."""
     try:
         owner, own = _place(module, name)
     except AttributeError:

@@ -1,4 +1,4 @@
-"""What can be said from a handful of seeds: means with their spread, and differences with their uncertainty."""
+"""Statistics over a few seeds: means with standard deviations, and differences with confidence intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Spread:
     Attributes:
         mean: their mean.
         sd: their standard deviation, with n − 1 in the denominator; None for a single value.
-        n: how many there are.
+        n: number of values.
     """
 
     mean: float
@@ -29,14 +29,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and the interval in which the true one lies, if differences are normal.
+    """Confidence interval of a mean difference, for normal differences.
 
     Attributes:
         mean: the mean difference.
         low: lower end.
         high: upper end.
-        confidence: how often such an interval holds the true difference, in (0, 1).
-        n: from how many pairs it comes.
+        confidence: probability that such an interval contains the true difference, in (0, 1).
+        n: number of pairs.
     """
 
     mean: float
@@ -47,12 +47,12 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the difference is significant: all of the interval is on one side of 0."""
+        """True for a significant difference: all of the interval is on one side of 0."""
         return self.low > 0.0 or self.high < 0.0
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of values.
+    """Compute mean and standard deviation of values.
 
     Raises:
         InputError: there are none.
@@ -63,7 +63,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Interval:
-    """How much larger ``ours`` is than ``theirs``, with Student's interval for paired samples.
+    """Compute the mean difference ``ours − theirs``, with Student's interval for paired samples.
 
     Seeds make pairs: two runs of one seed have the same data, order and initial weights, so that what they have in
     common cancels. The interval is ``d̄ ± t · s / √n`` for the differences d, t being Student's quantile for n − 1
@@ -93,7 +93,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence
 
 
 def student_t_quantile(confidence: float, degrees: int) -> float:
-    """The t for which ``P(|T| ≤ t)`` is ``confidence``, T having Student's distribution.
+    """Compute the t for which ``P(|T| ≤ t)`` is ``confidence``, T having Student's distribution.
 
     Args:
         confidence: in (0, 1).
@@ -117,7 +117,7 @@ def student_t_quantile(confidence: float, degrees: int) -> float:
 
 
 def _central_probability(theta: float, degrees: int) -> float:
-    """``P(|T| ≤ √ν tan θ)``, rising in θ."""
+    """Compute ``P(|T| ≤ √ν tan θ)``, which rises in θ."""
     sine, square = math.sin(theta), math.cos(theta) ** 2
     odd = degrees % 2
     term = math.cos(theta) if odd else 1.0

@@ -1,4 +1,4 @@
-"""State of one task: head, norms, and what decides on its mask."""
+"""State of one task: its head, its norms, and the embedding or bits of its mask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["TaskState", "UnitTask", "packed_mask"]
 
 
 class TaskState(nn.Module):
-    """Everything that belongs to one task alone, whatever its mask is about.
+    """State that belongs to one task alone, with a mask of any kind.
 
     Args:
         name: the task's name.
@@ -27,12 +27,12 @@ class TaskState(nn.Module):
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
-        moving: its own values of buffers of the backbone that a forward pass moves.
-        calibration: what is kept of its training data to recognise it by; None until that is asked for.
+        moving: the task's values of buffers of the backbone that a forward pass moves.
+        calibration: numbers of its training data to recognise it by; None until it is calibrated.
     """
 
     _kept: ClassVar[tuple[str, ...]] = ()
-    """Names of tensors that ``state_dict`` holds, but that are no buffers: whoever averages those would spoil bits."""
+    """Names of tensors in ``state_dict`` that are no buffers, since averaging buffers over models would spoil bits."""
 
     def __init__(self, name: str, num_classes: int, head: nn.Linear, norms: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class TaskState(nn.Module):
         self._norm_names, self.batch_norms = other._norm_names, other.batch_norms
 
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
-        """Take the types of what a file holds, tensors by their names in ``state_dict``, before it is loaded."""
+        """Take the types of saved tensors, by their names in ``state_dict``, before they are loaded."""
         self._prepare_calibration(saved)
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(saved.get(name, parameter).dtype)
@@ -81,7 +81,15 @@ class TaskState(nn.Module):
         error_msgs: list[str],
     ) -> None:
         self._prepare_calibration(state_dict, prefix)
-        self._load_kept(state_dict, prefix, strict, missing_keys, error_msgs)
+        for name in self._kept:
+            key, present = prefix + name, getattr(self, name)
+            value = state_dict.get(key)
+            if value is None:
+                missing_keys += [key] if strict else []
+            elif value.shape != present.shape:
+                error_msgs.append(f"{key} has shape {tuple(value.shape)} there and {tuple(present.shape)} here")
+            else:
+                setattr(self, name, value.detach().to(present, copy=True))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -90,7 +98,7 @@ class TaskState(nn.Module):
                 unexpected_keys.remove(prefix + name)
 
     def kept(self) -> list[Tensor]:
-        """Return what decides on the mask once that is fixed: tensors in ``state_dict`` that are no buffers."""
+        """Return the tensors of the mask once it is fixed, which are in ``state_dict`` but no buffers."""
         return [getattr(self, name) for name in self._kept]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -101,20 +109,6 @@ class TaskState(nn.Module):
             destination[prefix + name] = value if keep_vars else value.detach()
         destination[f"{prefix}_extra_state"] = extra  # last, as in any module
 
-    def _load_kept(
-        self, state_dict: Mapping[str, Any], prefix: str, strict: bool, missing: list[str], errors: list[str]
-    ) -> None:
-        for name in self._kept:
-            key, present = prefix + name, getattr(self, name)
-            value = state_dict.get(key)
-            if value is None:
-                if strict:
-                    missing.append(key)
-            elif value.shape != present.shape:
-                errors.append(f"{key} has shape {tuple(value.shape)} there and {tuple(present.shape)} here")
-            else:
-                setattr(self, name, value.detach().to(present, copy=True))
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskState:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self._kept:
@@ -122,7 +116,7 @@ class TaskState(nn.Module):
         return self
 
     def close(self) -> None:
-        """End the training: from now on nothing of the task moves."""
+        """End the training: freeze all of the task's parameters and statistics."""
         self.consolidated = True
         self.train(False)
         for parameter in self.parameters():
@@ -130,7 +124,7 @@ class TaskState(nn.Module):
             parameter.grad = None
 
     def train(self, mode: bool = True) -> TaskState:
-        """Training mode, which a consolidated task never enters: its norms' statistics would move."""
+        """Set training mode, except for a consolidated task, whose norms' statistics would move."""
         super().train(mode and not self.consolidated)
         return self
 
@@ -139,7 +133,7 @@ class TaskState(nn.Module):
         return torch.tensor(self.consolidated)
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over whether the task is consolidated from a ``state_dict``."""
+        """Set whether the task is consolidated, from a ``state_dict``."""
         if bool(state):
             self.close()
         else:
@@ -151,17 +145,17 @@ start_compilers_inside(TaskState.classify)
 
 
 class UnitTask(TaskState):
-    """The state of a task whose mask is about units.
+    """State of a task with a mask of units.
 
     Args:
         name: the task's name.
         num_classes: outputs of its head.
-        embedding: its embedding to begin with, ``(U,)``.
+        embedding: its initial embedding, ``(U,)``.
         head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
-        embedding: its embedding, ``(U,)``; there is none any more once the mask is fixed.
+        embedding: its embedding, ``(U,)``; deleted once the mask is fixed.
         packed: the mask once it is fixed: bits, eight units to a byte, as :func:`hatrack.packing.pack` gives them; the
             numbers themselves, ``(U,)``, where it is soft. Empty until then.
     """
@@ -184,14 +178,14 @@ class UnitTask(TaskState):
         return unpack(self.packed, (self.num_units,)) if self.packed.dtype == torch.uint8 else self.packed
 
     def freeze(self, mask: Tensor) -> None:
-        """Fix the mask, booleans or numbers ``(U,)``, and drop the embedding; from now on nothing of the task moves."""
+        """Freeze the mask, booleans or numbers ``(U,)``, with all of the task's parameters, and drop the embedding."""
         self.packed = packed_mask(mask)
         self.embedding.grad = None
         del self.embedding
         self.close()
 
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
-        """Take the shape of what a file holds: without embedding if the mask is fixed."""
+        """Take the shape of a saved state: without embedding if the mask is fixed."""
         super().prepare_for(saved)
         self._take_shape_of(saved)
 
@@ -214,5 +208,5 @@ class UnitTask(TaskState):
 
 
 def packed_mask(mask: Tensor) -> Tensor:
-    """Return how a mask ``(U,)`` is kept: booleans as bits, numbers as they are."""
+    """Pack a mask ``(U,)`` for storage: booleans into bits, numbers as they are."""
     return pack(mask) if mask.dtype == torch.bool else mask.detach().clone()

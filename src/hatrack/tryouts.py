@@ -1,4 +1,4 @@
-"""Samples for trying out a network, on which its outputs say something, and comparisons of outputs."""
+"""Random samples on which the outputs of a network tell it from others, and comparisons of outputs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 
-__all__ = ["agree", "deviation", "largest", "random_like", "says_something"]
+__all__ = ["agree", "deviation", "largest", "memory_of", "random_like", "says_something"]
 
 _GUESSES = (128, 2)
-"""Numbers of categories to assume for integers where nothing tells; the first fits every type of integer."""
+"""Numbers of categories to assume for integers that index no table; the first fits every type of integer."""
 
 _CLEAR = 1e-4
-"""By how much outputs of samples have to differ to say something, in parts of the largest."""
+"""Smallest difference of outputs that tells networks apart, in parts of the largest output."""
 
 _COPIES = {torch.ops.aten._to_copy, torch.ops.aten.clone, torch.ops.aten.copy, torch.ops.aten.index_select}
 """Operations whose result has the values of their first argument, or some of them."""
@@ -33,13 +33,13 @@ _OF_ROWS = {torch.ops.aten.embedding, torch.ops.aten._embedding_bag, torch.ops.a
 
 
 def largest(values: Tensor) -> float:
-    """Return the largest magnitude of what is finite; 0 where nothing is."""
+    """Return the largest magnitude of the finite values; 0 if there is none."""
     finite = values.detach()[values.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Return whether outputs are the same up to a tolerance, relative to each and to the largest that is finite.
+    """Return whether outputs agree up to a tolerance, relative to each and to the largest finite one.
 
     "Not a number" and infinities have to be in the same places: a mean over no token, a logarithm of 0.
     """
@@ -49,7 +49,7 @@ def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """Return how far outputs are apart, in parts of the largest that is finite."""
+    """Return the largest difference of outputs, in parts of the largest finite one."""
     if found.shape != expected.shape or not torch.equal(found.isfinite(), expected.isfinite()):
         return float("inf")
     scale = largest(expected)
@@ -57,10 +57,11 @@ def deviation(found: Tensor, expected: Tensor) -> float:
 
 
 def says_something(outputs: Tensor) -> bool:
-    """Return whether outputs tell networks apart: those of several samples that are finite differ, one's are not all 0.
+    """Return whether outputs tell networks apart: they are finite somewhere, and differ between samples.
 
-    Tokens that are all padding, for example, give zeros, or what biases make of them, whatever the weights are. What
-    differs has to be clear of tolerances, which go by the largest output.
+    Tokens that are all padding, for example, give zeros, or what biases make of them, whatever the weights are.
+    Differences must be clear of tolerances, which are relative to the largest output. Outputs of a single sample must
+    not all be 0.
     """
     outputs = outputs.detach()
     finite = outputs.isfinite()
@@ -76,16 +77,16 @@ def says_something(outputs: Tensor) -> bool:
 
 
 def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object] | None = None) -> Tensor:
-    """Return a batch to try a network with: random, since zeros would hide much, and integers that it takes.
+    """Draw a batch to try a network with: random, since zeros would hide much, and with integers that it accepts.
 
-    Integers are drawn below the size of the smallest table that the network looks them up in. Of several draws it is
-    the first whose outputs say something.
+    Integers are drawn below the size of the smallest table that the network looks them up in. Of several draws the
+    first whose outputs say something is returned.
 
     Args:
         example: a batch, for its shape and type.
         generator: source of randomness, on the CPU.
-        run: runs the network and returns its outputs; where it runs on nothing that was drawn, the example itself is
-            returned. Without it only real numbers are drawn, as nobody knows which integers it takes.
+        run: runs the network and returns its outputs; if it fails on every draw, the example itself is returned. With
+            None only real numbers are drawn, since valid integers are not known.
     """
     if run is None:
         return _normal(example, generator) if example.is_floating_point() else example
@@ -95,7 +96,7 @@ def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tens
     for drawn in _draws(example, generator, run):
         try:
             outputs = run(drawn)
-        except (*DOES_NOT_RUN, UnsupportedError):  # nobody asked for this input; the example's refusal is its caller's
+        except (*DOES_NOT_RUN, UnsupportedError):  # this input was not asked for; the caller deals with the example's
             continue
         if not isinstance(outputs, Tensor) or says_something(outputs):
             return drawn
@@ -142,14 +143,14 @@ def _normal(example: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Tables(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While this lasts, the sizes of what is looked up in are noted.
+    """Recorder of the sizes of tables that indices are looked up in.
 
     Args:
         x: the input.
 
     Attributes:
-        own: sizes of what is looked up in by values of the input.
-        others: sizes of what is looked up in by anything else.
+        own: sizes of tables that are indexed by values of the input.
+        others: sizes of tables that are indexed by anything else.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -173,16 +174,20 @@ class _Tables(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _is_own(self, tensor: Tensor) -> bool:
-        return any(_memory(tensor) == _memory(copy) for copy in self._copies)
+        return any(memory_of(tensor) == memory_of(copy) for copy in self._copies)
 
 
-def _memory(tensor: Tensor) -> int:
-    """Return what is the same for a tensor and its views."""
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+def memory_of(tensor: Tensor) -> int:
+    """Return the identity of a tensor's memory, which its views share."""
+    with torch._C.DisableTorchFunction():
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):  # a sparse tensor has none
+            return id(tensor)
 
 
 def _looked_up(operation: Any, args: tuple[Any, ...]) -> Iterator[tuple[int, Tensor]]:
-    """Yield the sizes of what an operation looks up in, and with which indices."""
+    """Yield the sizes of the tables that an operation looks up in, with the indices."""
     if operation in _OF_ROWS:
         yield args[0].shape[0], args[1]
     elif operation in _ALONG_AN_AXIS and args[0].dim():

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from hatrack.layers import Ledger
+from hatrack.layers import UndoLog
 
 __all__ = ["Snapshot", "all_or_nothing", "attaches_or_not", "leaves_modes"]
 
@@ -97,9 +97,9 @@ class Snapshot:
         with torch.no_grad():
             for tensor, data, trained, gradient, values in self._tensors:
                 if not _is_same_memory(tensor, data):
-                    Ledger().set_data(tensor, data)
+                    UndoLog().set_data(tensor, data)
                 if gradient is not None and values is not None and not _is_same_memory(gradient, values):
-                    Ledger().set_data(gradient, values)
+                    UndoLog().set_data(gradient, values)
                 tensor.grad = gradient
                 tensor.requires_grad_(trained)
             for tensor, values in self._values:

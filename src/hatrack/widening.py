@@ -1,7 +1,7 @@
-"""Widening a backbone in place: which layers change with a group of units, and where the old values go.
+"""Widening of a backbone in place: layers that write a group of units get more outputs, its readers more inputs.
 
-The layers of a group get more outputs, and the layers that read it more inputs. Then the network is analysed anew, and
-the labels of that run say where every old entry belongs: entries whose ends are old units keep their order.
+The network is then analysed again, and the labels of that run tell the new place of every old entry: entries whose ends
+are old units keep their order.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 
 from hatrack.errors import InputError
 from hatrack.fresh import fresh_entries
-from hatrack.layers import Layer, Ledger, Side
-from hatrack.units import Group, Reader, UnitGraph
+from hatrack.layers import Layer, Side, UndoLog
+from hatrack.units import Group, UnitGraph
 
 __all__ = ["Change", "Widening", "widen"]
 
 PREFIX = "backbone."
-"""What the names of a backbone's parameters begin with."""
+"""Prefix of the names of a backbone's parameters."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A layer that was widened.
+    """Widening of one layer.
 
     Attributes:
         layer: the layer.
         before: its old tensors, by name.
-        kept: the new indices of its old inputs and outputs, in their order; without a side that reads no units.
+        kept: new indices of its old inputs and outputs, in their order; without a side that has no units.
         widths: its new numbers of inputs and outputs.
     """
 
@@ -42,10 +42,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Widening:
-    """What became of a network.
+    """Result of widening a network.
 
     Attributes:
-        graph: its units now.
+        graph: its units afterwards.
         units: new position of every old unit, int64 ``(U,)``.
         features: new index of every old feature, int64 ``(F,)``.
         changes: the layers that were widened, by name.
@@ -57,7 +57,7 @@ class Widening:
     changes: Mapping[str, Change]
 
     def places(self) -> dict[nn.Parameter, tuple[Tensor | None, ...]]:
-        """For every parameter that was widened the new indices of its old entries, along its first axes."""
+        """Return new indices of the old entries of every widened parameter, along its first axes."""
         return {
             parameter: where
             for change in self.changes.values()
@@ -66,7 +66,7 @@ class Widening:
 
 
 class _UnfitError(Exception):
-    """A group of units cannot be widened; the text says why."""
+    """Error of a group of units that cannot be widened; the text gives the reason."""
 
 
 @torch.no_grad()
@@ -75,26 +75,26 @@ def widen(
     graph: UnitGraph,
     added: Mapping[str, int],
     analyze_again: Callable[[], UnitGraph],
-    spread: Mapping[str, float],
+    initial_scales: Mapping[str, float],
     generator: torch.Generator | None,
-    ledger: Ledger,
+    undo_log: UndoLog,
 ) -> Widening:
-    """Widen a backbone, on which no gates are attached.
+    """Widen a backbone without gates.
 
     Args:
         backbone: the network.
         graph: its units.
-        added: how many units to add, by group; at least 1 each.
+        added: number of units to add by group, at least 1 each.
         analyze_again: finds the units of the network as it is when called.
-        spread: what :func:`hatrack.fresh.measure_spread` said of the network as it was first initialised.
-        generator: draws the new entries, on the CPU; torch's global one if None.
-        ledger: keeps the record of all changes, by which the caller takes them back if anything goes wrong.
+        initial_scales: initial scale of parameters, from :func:`hatrack.fresh.measure_initial_scales`.
+        generator: source of randomness for new entries, on the CPU; None takes torch's global one.
+        undo_log: records all changes, so that the caller can take them back after a failure.
 
     Returns:
-        Where everything went.
+        The new units, and the new places of the old ones.
 
     Raises:
-        InputError: one of the groups cannot be widened; the message says why.
+        InputError: one of the groups cannot be widened; the message gives the reason.
     """
     try:
         layers = _layers_to_change(backbone, graph, added)
@@ -105,10 +105,10 @@ def widen(
     for name, layer in layers.items():
 
         def draw(own: str, shape: torch.Size, old: Tensor, name: str = name, layer: Layer = layer) -> Tensor:
-            return fresh_entries(layer, own, shape, old, spread.get(f"{name}.{own}".lstrip(".")), generator)
+            return fresh_entries(layer, own, shape, old, initial_scales.get(f"{name}.{own}".lstrip(".")), generator)
 
-        before[name] = layer.replace(widths[name], draw, ledger)
-        layer.resize(widths[name], ledger)
+        before[name] = layer.replace(widths[name], draw, undo_log)
+        layer.resize(widths[name], undo_log)
     try:
         new = analyze_again()
         places = _Places(graph, new, added)
@@ -132,7 +132,7 @@ def _refusal(added: Mapping[str, int], error: Exception) -> InputError:
 
 
 def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str, int]) -> dict[str, Layer]:
-    """All layers that write, pass on or read a group, after checking that each of them can be widened."""
+    """Find all layers that write, pass on or read a group, and check that each of them can be widened."""
     modules = dict(backbone.named_modules())
     layers: dict[str, Layer] = {}
 
@@ -150,10 +150,10 @@ def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str,
             if name not in graph.outputs:
                 raise _UnfitError(f"the units of {group.name!r} come from {name!r}, which is no layer")
         for name, units in graph.outputs.items():
-            if _in_group(units, group).any():
+            if group.owns(units).any():
                 include(name, group, "written or passed on by")
         for reader in graph.readers[:-1]:
-            if _in_group(reader.units, group).any():
+            if group.owns(reader.units).any():
                 include(reader.module, group, "read by")
                 if Side.INPUTS not in layers[reader.module].sizes.values():
                     raise _UnfitError(f"{reader.module!r} reads {group.name!r} and cannot be wider")
@@ -164,7 +164,7 @@ def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str,
 def _require_parameters_covered(
     backbone: nn.Module, graph: UnitGraph, added: Mapping[str, int], layers: Mapping[str, Layer]
 ) -> None:
-    """Check that every parameter with entries for a group belongs to one layer that is going to be widened."""
+    """Check that every parameter with entries for a group belongs to one layer that will be widened."""
     owners: dict[int, list[str]] = {}
     for name, module in backbone.named_modules():
         for _, parameter in module.named_parameters(recurse=False):
@@ -172,7 +172,7 @@ def _require_parameters_covered(
     for name, parameter in backbone.named_parameters():
         for group in map(graph.group, added):
             sides = [side for use in graph.uses[PREFIX + name] for side in use.sides]
-            affected = any(_in_group(side, group).any() for side in sides)
+            affected = any(group.owns(side).any() for side in sides)
             owned = owners[id(parameter)]
             if affected and not set(owned) <= set(layers):
                 raise _UnfitError(
@@ -183,7 +183,7 @@ def _require_parameters_covered(
 
 
 def _new_widths(name: str, layer: Layer, graph: UnitGraph, added: Mapping[str, int]) -> dict[Side, int]:
-    """The numbers of inputs and outputs that a layer is going to have."""
+    """Compute the new numbers of inputs and outputs of a layer."""
     labels = _labels(graph, name)
     widths = {side: layer.width(side) for side in set(layer.sizes.values())}
     for side, units in labels.items():
@@ -201,39 +201,31 @@ def _new_widths(name: str, layer: Layer, graph: UnitGraph, added: Mapping[str, i
 
 
 def _share(units: Tensor, group: Group, name: str) -> int:
-    """How many indices of an axis belong to each unit of a group: the same number for all of them."""
-    counts = torch.bincount(units[_in_group(units, group)] - group.start, minlength=group.size)
+    """Return the number of indices of an axis for each unit of a group, which must be the same for all of them."""
+    counts = torch.bincount(units[group.owns(units)] - group.start, minlength=group.size)
     if bool((counts != counts[0]).any()):
         raise _UnfitError(f"{name!r} does not treat all units of {group.name!r} alike")
     return int(counts[0])
 
 
 def _labels(graph: UnitGraph, name: str) -> dict[Side, Tensor]:
-    """The units that a layer reads and writes, for each side where it does so."""
+    """Return the units that a layer reads and writes, for each side that has units."""
     labels = {Side.OUTPUTS: graph.outputs[name]} if name in graph.outputs else {}
-    reader = _reader(graph, name)
+    reader = next((reader for reader in graph.readers[:-1] if reader.module == name), None)
     return labels if reader is None else {**labels, Side.INPUTS: reader.units}
-
-
-def _reader(graph: UnitGraph, name: str) -> Reader | None:
-    return next((reader for reader in graph.readers[:-1] if reader.module == name), None)
-
-
-def _in_group(units: Tensor, group: Group) -> Tensor:
-    return (units >= group.start) & (units < group.start + group.size)
 
 
 # ----------------------------------------------------------------------------------------------- where old units go
 
 
 class _Places:
-    """Where the old units are in the widened network: the first ones of every group, in their order."""
+    """Places of the old units in the widened network: the first ones of every group, in their order."""
 
     def __init__(self, old: UnitGraph, new: UnitGraph, added: Mapping[str, int]) -> None:
         expected = [(group.name, group.size + added.get(group.name, 0)) for group in old.groups]
         if [(group.name, group.size) for group in new.groups] != expected:
             raise _UnfitError("its units are then grouped in another way")
-        self._old, self._new = old, new
+        self.old, self.new = old, new
         starts = [
             torch.arange(now.start, now.start + was.size) for was, now in zip(old.groups, new.groups, strict=True)
         ]
@@ -242,12 +234,12 @@ class _Places:
         self._is_old[self.positions] = True
 
     def kept(self, before: Tensor, now: Tensor, name: str) -> Tensor:
-        """The indices of an axis that were there before.
+        """Return the new indices of the old entries of an axis.
 
         Args:
             before: units along the old axis.
             now: units along the new one.
-            name: whose axis it is.
+            name: the layer that the axis belongs to, for a message.
         """
         indices = self._is_old[now].nonzero().flatten()
         if not torch.equal(now[indices], self.positions[before]):
@@ -255,25 +247,20 @@ class _Places:
         return indices
 
     def sides(self, name: str) -> dict[Side, Tensor]:
-        """The indices of a layer's inputs and outputs that were there before, where these are units."""
-        before, now = _labels(self._old, name), _labels(self._new, name)
+        """Return the new indices of a layer's old inputs and outputs, for each side that has units."""
+        before, now = _labels(self.old, name), _labels(self.new, name)
         if before.keys() != now.keys():
             raise _UnfitError(f"{name!r} then reads or writes other units")
         return {side: self.kept(before[side], now[side], name) for side in before}
 
     def same(self, before: Tensor, now: Tensor) -> bool:
-        """Whether something that was not widened has the same units at the same places."""
+        """Return whether a tensor that was not widened has the same units at the same places."""
         return torch.equal(self.positions[before], now)
-
-    @property
-    def graphs(self) -> tuple[UnitGraph, UnitGraph]:
-        """The units before and now."""
-        return self._old, self._new
 
 
 def _require_same_elsewhere(backbone: nn.Module, places: _Places, layers: Mapping[str, Layer]) -> None:
-    """Check that nothing but the widened layers has changed its units."""
-    old, new = places.graphs
+    """Check that only the widened layers have changed their units."""
+    old, new = places.old, places.new
     gates = [(reader.module, reader.argument, reader.axis) for reader in old.readers]
     if [(reader.module, reader.argument, reader.axis) for reader in new.readers] != gates:
         raise _UnfitError("units are then read at other places")

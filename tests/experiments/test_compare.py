@@ -17,6 +17,7 @@ import torch
 from hatrack.errors import InputError
 from hatrack.experiments import (
     Comparison,
+    ComparisonPlan,
     DaskExecutor,
     Executor,
     Job,
@@ -24,7 +25,6 @@ from hatrack.experiments import (
     JobEvent,
     JobFailed,
     LocalExecutor,
-    Plan,
     RunRequest,
     RunResult,
     SlurmExecutor,
@@ -41,7 +41,7 @@ TINY = {"epochs": "1", "limit": "60", "hidden": "20", "num_tasks": "2"}
 WORKS, DIES, FAILS = "works", "dies", "fails"
 
 
-def carry_out(plan: Plan, folder: Path, executor: Executor) -> list[JobEvent]:
+def carry_out(plan: ComparisonPlan, folder: Path, executor: Executor) -> list[JobEvent]:
     return list(compare(plan, folder, jobs_of(plan, folder), executor))
 
 
@@ -55,7 +55,7 @@ def hashes(result: RunResult | None) -> list[list[str]]:
     return result.matrix("logits_sha256")
 
 
-def oracle(plan: Plan, method: str, seed: int) -> RunResult:
+def oracle(plan: ComparisonPlan, method: str, seed: int) -> RunResult:
     """The run as this process makes it."""
     prepared = prepare(RunRequest(plan.experiment, method, seed, overrides=plan.overrides(method)))
     for _ in run(prepared):
@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_runs_in_processes_are_the_runs_of_one_process(tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["hat"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["hat"], [0], TINY)
     assert torch.get_num_threads() == 1
     events = carry_out(plan, tmp_path, LocalExecutor(2))
     assert ends(events) == [("hat seed 0", "JobDone"), ("joint seed 0", "JobDone"), ("random seed 0", "JobDone")]
@@ -112,7 +112,7 @@ def unreliable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["sgd"], [0], {**TINY, "sgd.network": "unreliable:build"})
+    plan = ComparisonPlan.make("demo", ["sgd"], [0], {**TINY, "sgd.network": "unreliable:build"})
     folder = tmp_path / "out"
     others = [("joint seed 0", "JobDone"), ("random seed 0", "JobDone")]
     unreliable.write_text(DIES)
@@ -135,7 +135,9 @@ def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_pat
 
 
 def test_stopping_ends_the_workers(tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"})
+    plan = ComparisonPlan.make(
+        "demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"}
+    )
     events = compare(plan, tmp_path, jobs_of(plan, tmp_path), LocalExecutor(1))
     next(events)
     (worker,) = children(os.getpid())
@@ -147,7 +149,7 @@ def test_stopping_ends_the_workers(tmp_path: Path) -> None:
 
 def test_one_folder_is_for_one_comparison_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hatrack.experiments.comparing._PATIENCE", 0.0)
-    plan = Plan.make("demo", ["sgd"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["sgd"], [0], TINY)
     with locked(tmp_path, 0.0), pytest.raises(InputError, match=f"in use by process {os.getpid()} on"):
         carry_out(plan, tmp_path, LocalExecutor(1))
 
@@ -163,7 +165,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None
     assert len(workers) == 1
     wait_for(lambda: not Path(f"/proc/{workers[0]}").exists() or state(workers[0]) == "Z", seconds=10)
 
-    plan = Plan.make("demo", ["hat"], [0], {**TINY, "num_tasks": "3"})
+    plan = ComparisonPlan.make("demo", ["hat"], [0], {**TINY, "num_tasks": "3"})
     carry_out(plan, tmp_path, LocalExecutor(1))
     found = Comparison.read(tmp_path)
     assert found.missing == ()
@@ -172,7 +174,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("engine", ["dask", "slurm"])
 def test_engines_give_the_same_results(engine: str, tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["random"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["random"], [0], TINY)
     distributed = pytest.importorskip("distributed") if engine == "dask" else None
     if engine == "slurm":
         pytest.importorskip("submitit")
@@ -189,7 +191,7 @@ def test_engines_give_the_same_results(engine: str, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan.make("demo", ["random"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["random"], [0], TINY)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"pip install 'hatrack\[dask\]'"):
         carry_out(plan, tmp_path, DaskExecutor("tcp://127.0.0.1:1"))

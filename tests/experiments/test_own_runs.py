@@ -14,7 +14,7 @@ import pytest
 from hatrack.cli import main
 from hatrack.errors import InputError
 from hatrack.experiments import own_experiment
-from hatrack.sealed import write_sealed
+from hatrack.sealed import write_checked_json
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "own-data.md"
 
@@ -104,7 +104,7 @@ def test_an_interrupted_run_of_own_tasks_goes_on(tmp_path: Path) -> None:
     for key in ("tasks", "config", "data"):
         short[key] = whole[key]
     del short["sha256"]
-    write_sealed(path, {**short, "status": "running"})
+    write_checked_json(path, {**short, "status": "running"})
     assert main([*command, str(tmp_path / "parts")]) == 0
     assert json.loads(path.read_text())["logits_sha256"] == whole["logits_sha256"]
 

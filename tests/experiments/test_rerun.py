@@ -12,7 +12,7 @@ from killing import run_in_process
 from hatrack.cli import main
 from hatrack.experiments import Reproduction, read_result, verify
 from hatrack.experiments.results import write_result
-from hatrack.sealed import write_sealed
+from hatrack.sealed import write_checked_json
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -36,7 +36,7 @@ def edit(folder: Path, change: Any) -> None:
     content = json.loads(path.read_text())
     content.pop("sha256")
     change(content)
-    write_sealed(path, content)
+    write_checked_json(path, content)
 
 
 def test_rerun_reproduces_every_bit_and_leaves_the_run_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

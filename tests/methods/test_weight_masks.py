@@ -53,7 +53,7 @@ def test_pmask_with_ewc_goes_on_after_loading_as_if_nothing_had_happened(kind: s
     for name, value in straight.network.tether.importance.items():
         assert value.any()
         assert torch.equal(after.network.tether.importance[name], value)
-        assert torch.equal(after.network.tether.anchor[name], straight.network.tether.anchor[name])
+        assert torch.equal(after.network.tether.anchors[name], straight.network.tether.anchors[name])
     with pytest.raises(CheckpointError, match="with other settings"):
         make("pmask", kind).load(tmp_path / "net.hat")
 
@@ -64,7 +64,7 @@ def test_pmask_with_ewc_moves_what_earlier_tasks_use_the_less_the_stronger_it_is
         method, seen = make("pmask", ewc=ewc), tasks(count=2)
         learn(method, seen[:1], epochs=5, **ADAM)
         before, used = (
-            method.network.tether.anchor["dense2.weight"].clone(),
+            method.network.tether.anchors["dense2.weight"].clone(),
             method.network.masks("t0")["dense2.weight"],
         )
         learn(method, seen, first=1, epochs=5, **ADAM)

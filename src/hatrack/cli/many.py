@@ -31,9 +31,9 @@ from hatrack.cli.options import (
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
     Comparison,
+    ComparisonPlan,
     Job,
     JobEvent,
-    Plan,
     compare,
     jobs_of,
     read_result,
@@ -100,7 +100,7 @@ def compare_command(
     """
     overrides = with_short_forms(read_overrides(settings), epochs=epochs, network=network)
     name, sources = what_to_learn(experiment, tasks)
-    plan = Plan.make(name, methods.split(","), read_seeds(seeds), overrides, sources)
+    plan = ComparisonPlan.make(name, methods.split(","), read_seeds(seeds), overrides, sources)
     folder = as_folder(out or Path("runs") / f"compare-{name}")
     executor = engine.build(folder)
     jobs = jobs_of(plan, folder, data=data, device=engine.take_device(device), threads=engine.threads)

@@ -1,11 +1,11 @@
-"""One task's part of a network as a plain, smaller module: units that the task does not use are cut out.
+"""Extraction of one task as a plain, smaller module, without the units that the task does not use.
 
-:meth:`hatrack.HATNetwork.extract` makes it; see :mod:`hatrack.compact.extract` for how. Masks of weights are written
-into the weights as zeros, and cut out what units are dead then: see :mod:`hatrack.compact.baked`.
+See :mod:`hatrack.compact.extract` for masks of units. Masks of weights are written into the weights as zeros, and units
+that are dead then are cut out: see :mod:`hatrack.compact.baked`.
 """
 
 from hatrack.compact.baked import bake, extract_baked
-from hatrack.compact.extract import Source, cut_task, extract_task
+from hatrack.compact.extract import TaskParts, cut_task, extract_task
 from hatrack.compact.modules import (
     Clear,
     CompactAttention,
@@ -23,8 +23,8 @@ __all__ = [
     "CompactLayerNorm",
     "CompactNetwork",
     "CompactRMSNorm",
-    "Source",
     "Summary",
+    "TaskParts",
     "bake",
     "cut_task",
     "extract_baked",

@@ -1,9 +1,8 @@
-"""A task whose mask is about weights as a plain module: zeros for the weights that it does not use, dead units cut out.
+"""Extraction of a task with masks of weights: unused weights become zeros, and units that are dead then are cut out.
 
-A unit is dead if nothing reads it: every weight that would is 0. What always has one value is made part of the biases
-that come after it, and is dead then, too: a unit all of whose incoming weights are 0, whose value is that of its bias,
-activation and norm. Where that value is 0 nothing is left to add. Where a convolution pads with zeros, a constant is
-not one at its border; such a unit stays.
+A unit is dead if nothing reads it: all weights that read it are 0. A unit whose incoming weights are all 0 is constant,
+its value being that of its bias, activation and norm. It is added to the biases behind it, and is dead then, too. Where
+a convolution pads with zeros, a constant changes at the border; such a unit stays.
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hatrack.attachment import mark
-from hatrack.compact.cutting import PREFIX, drop_dropout, replace_module
-from hatrack.compact.extract import SILENT, TOLERANCE, Source, extract_task, summarize
+from hatrack.compact.cutting import PREFIX, drop_dropout, with_norms
+from hatrack.compact.extract import SILENT, TOLERANCE, TaskParts, extract_task, summarize
 from hatrack.compact.modules import CompactNetwork
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.layers import Layer, Side
@@ -38,11 +38,11 @@ def bake(
     copies: Mapping[str, Tensor],
     norms: Mapping[str, nn.Module],
 ) -> nn.Module:
-    """A copy of a backbone that computes what the backbone computes under masks.
+    """Copy a backbone with masks written into its weights as zeros.
 
     Args:
         backbone: the network.
-        masks: the weights that are used, booleans by name of a parameter; all others become 0.
+        masks: weights that are used, booleans by name of a parameter; all others become 0.
         copies: values of other parameters by name.
         norms: norms by the name of the layer they stand for.
     """
@@ -52,24 +52,22 @@ def bake(
         baked.get_parameter(name).masked_fill_(~mask, 0.0)
     for name, value in copies.items():
         baked.get_parameter(name).copy_(value)
-    for name, norm in norms.items():
-        replace_module(baked, baked.get_submodule(name), copy.deepcopy(norm))
-    return baked
+    return with_norms(baked, norms)
 
 
 @torch.no_grad()
 def extract_baked(
     name: str, backbone: nn.Module, head: nn.Linear, ask: Callable[[Tensor], Tensor], x: Tensor
 ) -> CompactNetwork:
-    """Make a task's own network of a backbone whose masked weights are zeros already.
+    """Extract a task from a backbone into which its masks are written as zeros.
 
-    Where no unit is dead, or units cannot be found, it has the backbone's own shape.
+    Where no unit is dead, or units cannot be found, the result has the backbone's own shape.
 
     Args:
         name: the task's name.
         backbone: maps a batch to features ``(N, F)``; it is left as it is.
         head: the task's head.
-        ask: what the masked network says to a batch, in evaluation mode.
+        ask: computes the masked network's logits of a batch, in evaluation mode.
         x: samples to compare on.
 
     Raises:
@@ -94,7 +92,7 @@ def extract_baked(
         folded = copy.deepcopy(plain)
         on = ~_dead(folded, graph, [batch for batch, _ in tried])
         if not on.all():
-            return extract_task(Source(name, folded.backbone.eval(), {}, graph, on, folded.head, tried))
+            return extract_task(TaskParts(name, folded.backbone.eval(), {}, graph, on, folded.head, tried))
     except (InputError, UnsupportedError) as error:
         why = {"": f"dead units cannot be found: {' '.join(str(error).split()).partition(', so ')[0]}"}
     units = {} if graph is None else {group.name: group.size for group in graph.groups}
@@ -103,7 +101,7 @@ def extract_baked(
 
 
 def _dead(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor]) -> Tensor:
-    """The units that can be cut, booleans ``(U,)``, after moving constants into the biases behind them, in place."""
+    """Move constant units into the biases behind them, in place, and return the units to cut, booleans ``(U,)``."""
     zero = torch.zeros(graph.num_units, dtype=torch.bool)
     moved = zero.clone()
     for _ in range(len(graph.groups) + 1):
@@ -136,7 +134,7 @@ def _layer_of(network: CompactNetwork, reader: Reader) -> nn.Module:
 
 
 def _without_inputs(backbone: nn.Module, graph: UnitGraph) -> Tensor:
-    """The units that layers write whose weights for them are all 0, and that nothing else writes."""
+    """Find units whose incoming weights are all 0, and that nothing else writes."""
     modules = dict(backbone.named_modules())
     written, otherwise = (torch.zeros(graph.num_units + 1, dtype=torch.bool) for _ in range(2))
     for name, units in graph.outputs.items():
@@ -156,31 +154,25 @@ def _without_inputs(backbone: nn.Module, graph: UnitGraph) -> Tensor:
 
 
 def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """For every reader the least and the largest value of what it reads, per index of the axis that counts units."""
+    """Return the smallest and the largest value that every reader reads, per index of its axis of units."""
     found: list[list[Tensor]] = [[] for _ in graph.readers]
-    hooks = []
-    for index, reader in enumerate(graph.readers):
 
-        def watch(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index, r: Reader = reader
-        ) -> None:
-            value = args[r.argument] if r.argument < len(args) else kwargs[r.keyword]
-            found[index].append(value.movedim(r.axis, 0).flatten(1))
+    def watch(index: int, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[index].append(reader.value_among(args, kwargs).movedim(reader.axis, 0).flatten(1))
 
-        hooks.append(_layer_of(network, reader).register_forward_pre_hook(watch, with_kwargs=True))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for index, reader in enumerate(graph.readers):
+            hook = partial(watch, index, reader)
+            hooks.enter_context(_layer_of(network, reader).register_forward_pre_hook(hook, with_kwargs=True))
         for batch in batches:
             network(batch)
         x, odds = batches[0], [torch.zeros_like(batches[0])]
-        if x.is_floating_point():  # what depends on samples in rare cases only shows in odd ones, if at all
+        if x.is_floating_point():  # rare dependence on samples shows in odd ones, if at all
             drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
             odds += [3 * drawn, 30 * drawn, drawn.abs() * 10, -drawn.abs() * 10]
         for odd in odds:
             with contextlib.suppress(*DOES_NOT_RUN):  # such as real numbers that stand for categories
                 network(odd)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [
         (torch.stack([v.amin(1) for v in values]).amin(0).cpu(), torch.stack([v.amax(1) for v in values]).amax(0).cpu())
         for values in found
@@ -221,7 +213,7 @@ def _move(module: nn.Module, where: Tensor, value: Tensor) -> None:
 
 
 def _unread(network: CompactNetwork, graph: UnitGraph) -> Tensor:
-    """The units that matter to no logit: all weights that read them are 0, or belong to units that are unread."""
+    """Find units that matter to no logit: all weights that read them are 0, or belong to units that are unread."""
     alive = torch.ones(graph.num_units + 1, dtype=torch.bool)
     while True:
         now = torch.zeros_like(alive)

@@ -1,8 +1,9 @@
-"""Cutting unused units out of a copy of a backbone, layer by layer, after the labels of its unit graph."""
+"""Cutting of unused units out of a copy of a backbone, layer by layer, by the labels of its unit graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,24 +14,24 @@ from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, C
 from hatrack.layers import Layer, Side
 from hatrack.units import ParameterUse, Reader, UnitGraph
 
-__all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "replace_module"]
+__all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "unflattens", "with_norms"]
 
 PREFIX = "backbone."
-"""What the names of a backbone's parameters begin with."""
+"""Prefix of the names of a backbone's parameters."""
 
 _HEADS = ("heads", "num_heads", "n_heads", "n_head", "nhead")
-"""What modules that write attention by hand call their number of heads."""
+"""Names of the attribute with the number of heads in modules with attention written by hand."""
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 class UnfitError(Exception):
-    """A layer cannot be cut as asked; the text says why."""
+    """Error of a layer that cannot be cut as asked; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What to cut.
+    """Selection of units to cut.
 
     Attributes:
         graph: the units of the backbone.
@@ -43,23 +44,23 @@ class Cut:
     keep: Tensor
 
     def kept(self, units: Tensor) -> Tensor:
-        """The indices of an axis that stay, of the units along it."""
+        """Return the indices of an axis that stay, given the units along it."""
         return self.keep[units].nonzero().flatten()
 
     def off(self, units: Tensor) -> Tensor:
-        """What of an axis is off though it stays, booleans for those that stay."""
+        """Return which of the indices that stay belong to units that are off, booleans."""
         return ~self.on[units[self.kept(units)]]
 
     def readers(self, name: str) -> list[Reader]:
-        """What a module reads."""
+        """Return the readings of units by a module."""
         return [reader for reader in self.graph.readers[:-1] if reader.module == name]
 
 
 @torch.no_grad()
 def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
-    """Cut units out of a backbone in place, and clear what is off though it stays.
+    """Cut units out of a backbone in place, and clear units that stay though they are off.
 
-    Dropout goes, and weights that are computed of others, as in weight norm, are written out.
+    Dropout is removed, and weights that are computed from others, as in weight norm, are written out.
 
     Raises:
         UnfitError: a layer cannot be cut as asked.
@@ -88,14 +89,14 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
 
 
 def drop_dropout(backbone: nn.Module) -> None:
-    """Put identities in the place of dropout layers, which do nothing in evaluation mode."""
+    """Replace dropout layers, which do nothing in evaluation mode, by identities."""
     for module in list(backbone.modules()):
         if isinstance(module, _DROPOUTS):
             replace_module(backbone, module, nn.Identity())
 
 
 def _write_out(module: nn.Module) -> None:
-    """Give a module the weights that its parametrizations compute; the class that torch made for it is shared."""
+    """Replace parametrizations of a module by the weights that they compute; the class that torch made is shared."""
     values = {
         name: getattr(module, name).detach().clone() for name in module.get_submodule("parametrizations")._modules
     }
@@ -106,15 +107,30 @@ def _write_out(module: nn.Module) -> None:
 
 
 def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another one, wherever that is registered."""
+    """Replace a module by another one wherever it is registered."""
     for module in list(root.modules()):
         for name, part in module._modules.items():
             if part is old:
                 module._modules[name] = new
 
 
+def with_norms(backbone: nn.Module, norms: Mapping[str, nn.Module]) -> nn.Module:
+    """Replace norms of a backbone, in place, by copies of a task's.
+
+    Args:
+        backbone: the network.
+        norms: the task's norms by the names of the layers that they stand for.
+
+    Returns:
+        The same backbone.
+    """
+    for name, norm in norms.items():
+        replace_module(backbone, backbone.get_submodule(name), copy.deepcopy(norm))
+    return backbone
+
+
 def _cut_layer(name: str, layer: Layer, cut: Cut) -> None:
-    """Cut rows and columns of one of torch's layers, and zero the columns of what is off."""
+    """Cut rows and columns of one of torch's layers, and set columns of units that are off to 0."""
     module, outputs, readers = layer.module, cut.graph.outputs.get(name), cut.readers(name)
     if readers and not isinstance(getattr(module, "weight", None), nn.Parameter):
         raise UnfitError(f"{name!r} computes its weight")
@@ -147,7 +163,7 @@ def _cut_layer(name: str, layer: Layer, cut: Cut) -> None:
 
 
 def _cut_grouped(name: str, layer: Layer, cut: Cut, inputs: Tensor | None, kept: dict[Side, Tensor]) -> None:
-    """Keep the groups of a convolution as many as are left, or refuse; zero what reads units that are off."""
+    """Reduce the groups of a convolution to those that are left, or refuse; set weights that read off units to 0."""
     module = layer.module
     widths = {side: layer.width(side) for side in (Side.INPUTS, Side.OUTPUTS)}
     inside, outside = (widths[side] // layer.groups for side in (Side.INPUTS, Side.OUTPUTS))
@@ -170,7 +186,7 @@ def _cut_grouped(name: str, layer: Layer, cut: Cut, inputs: Tensor | None, kept:
 
 
 def _cut_norm(backbone: nn.Module, name: str, module: nn.Module, cut: Cut) -> set[int]:
-    """Replace a norm that reads what is cut by one whose statistics run over the original width."""
+    """Replace a norm that reads units that are cut by one whose statistics run over the original width."""
     (reader,) = cut.readers(name)
     kept, off = cut.kept(reader.units), cut.off(reader.units)
     if off.any():
@@ -201,7 +217,7 @@ def _cut_norm(backbone: nn.Module, name: str, module: nn.Module, cut: Cut) -> se
 
 
 def _cut_attention(backbone: nn.Module, name: str, module: nn.MultiheadAttention, cut: Cut) -> set[int]:
-    """Replace torch's attention by one that reads and writes what is left; its heads stay, since all tasks use them."""
+    """Replace torch's attention by one for the units that are left; its heads stay, since all tasks use them."""
     if module.bias_k is not None or module.add_zero_attn:
         raise UnfitError(f"{name!r} attends to more than its keys")
     if module.in_proj_weight is not None:
@@ -227,7 +243,7 @@ def _cut_attention(backbone: nn.Module, name: str, module: nn.MultiheadAttention
 
 
 def _cut_own_parameters(name: str, module: nn.Module, cut: Cut) -> None:
-    """Cut what a module of the user's own has for each unit: tokens, scales, weights written out."""
+    """Cut entries per unit of parameters of the user's own modules: tokens, scales, weights written out."""
     for own, parameter in list(module.named_parameters(recurse=False)):
         uses = cut.graph.uses.get(PREFIX + f"{name}.{own}".lstrip("."), ())
         if not uses:
@@ -245,7 +261,7 @@ def _cut_own_parameters(name: str, module: nn.Module, cut: Cut) -> None:
 
 
 def _axes(name: str, own: str, parameter: Tensor, use: ParameterUse, cut: Cut) -> dict[int, Tensor]:
-    """For each axis of a parameter that is cut the indices that stay."""
+    """Return the indices that stay, for each axis of a parameter that is cut."""
     kept = {}
     for side in use.sides:
         axis = _axis_of(side)
@@ -261,13 +277,13 @@ def _axes(name: str, own: str, parameter: Tensor, use: ParameterUse, cut: Cut) -
 
 
 def _axis_of(side: Tensor) -> int | None:
-    """The one axis along which units differ; None if there are several, or none."""
+    """Return the one axis along which units differ; None if there are several, or none."""
     differing = [axis for axis in range(side.dim()) if not bool((side == side.narrow(axis, 0, 1)).all())]
     return differing[0] if len(differing) == 1 else None
 
 
 def _clear(module: nn.Module, reader: Reader, cut: Cut) -> None:
-    """Clear what is off though it stays, before a module that mixes units in ways of its own."""
+    """Clear units that stay though they are off, before a module that mixes units in ways of its own."""
     off = cut.off(reader.units)
     if off.any():
         clear = Clear(off, reader.axis, reader.argument, reader.keyword)
@@ -276,7 +292,7 @@ def _clear(module: nn.Module, reader: Reader, cut: Cut) -> None:
 
 
 def _count_heads_again(modules: dict[str, nn.Module], cut: Cut) -> None:
-    """Where heads are units, say how many are left to the module that splits its values into heads."""
+    """Correct the number of heads in modules that split values into heads, where heads are units."""
     for group in cut.graph.groups:
         left = int(cut.keep[group.span].sum())
         for producer in group.name.split("+"):
@@ -287,12 +303,10 @@ def _count_heads_again(modules: dict[str, nn.Module], cut: Cut) -> None:
 
 
 def _set(module: nn.Module, own: str, value: Tensor) -> None:
-    if isinstance(getattr(module, own), nn.Parameter):
-        setattr(module, own, nn.Parameter(value.detach().clone()))
-    else:
-        setattr(module, own, value.clone())
+    is_parameter = isinstance(getattr(module, own), nn.Parameter)
+    setattr(module, own, nn.Parameter(value.detach().clone()) if is_parameter else value.clone())
 
 
 def unflattens(backbone: nn.Module) -> Sequence[nn.Unflatten]:
-    """The modules that split an axis into sizes that were written down."""
+    """Return the modules that split an axis into sizes that are written down."""
     return [module for module in backbone.modules() if isinstance(module, nn.Unflatten)]

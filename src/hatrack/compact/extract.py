@@ -1,8 +1,7 @@
-"""Extracting a task: cut all groups at once if that is exact, else halves of them, and say which ones stay whole.
+"""Extraction of a task: all groups are cut at once if that is exact, else halves of them; others stay whole.
 
-Whether a cut is exact is not only reasoned but seen: the smaller network is run beside the gated one. Code of a user's
-own that has a width written down stops fitting when units are missing; the group in question then stays whole, with
-zeros for what is off.
+A cut is checked by running the smaller network beside the gated one. Code of the user's own with a width written down
+no longer fits when units are missing; the group in question then stays whole, with zeros for units that are off.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, replace_module, unflattens
+from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, unflattens, with_norms
 from hatrack.compact.modules import CompactNetwork, Summary
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.tryouts import agree, deviation, says_something
 from hatrack.units import UnitGraph
 
-__all__ = ["SILENT", "TOLERANCE", "Source", "cut_task", "extract_task", "summarize"]
+__all__ = ["SILENT", "TOLERANCE", "TaskParts", "cut_task", "extract_task", "summarize"]
 
 TOLERANCE = 1e-5
 """Tolerance of a logit, relative to the gated network's and to the largest logit, in float32 and float64."""
@@ -33,21 +32,21 @@ SILENT = "no samples were found whose outputs would tell a wrong cut from a righ
 """Reason for cutting nothing where all outputs are equal, or not finite."""
 
 _MOST_WAYS = 16
-"""Largest number of ways to read the sizes in ``nn.Unflatten`` that are tried."""
+"""Largest number of choices for the sizes in ``nn.Unflatten`` that are tried."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """Parts that a task's network is made of.
+class TaskParts:
+    """Parts from which a task's network is made.
 
     Attributes:
         name: the task's name.
         backbone: the backbone without gates; it is left as it is.
         norms: the task's norms by the names of the layers they stand for.
         graph: the units.
-        mask: what the task uses, booleans ``(U,)``.
+        mask: units that the task uses, booleans ``(U,)``.
         head: its head.
-        tried: batches to compare on, at least one, each with what the gated network says to it in evaluation mode.
+        tried: batches to compare on, at least one, each with the gated network's logits in evaluation mode.
     """
 
     name: str
@@ -60,13 +59,13 @@ class Source:
 
     @cached_property
     def on(self) -> Tensor:
-        """Units that the task uses, booleans ``(U + 1,)``; the last stands for what is not gated."""
+        """Units that the task uses, booleans ``(U + 1,)``; the last stands for "ungated"."""
         return torch.cat([self.mask, self.mask.new_ones(1)]).cpu()
 
 
 @torch.no_grad()
-def extract_task(source: Source) -> CompactNetwork:
-    """Make a task's own network, and say how large it is.
+def extract_task(source: TaskParts) -> CompactNetwork:
+    """Make a task's own network, with a summary of its size.
 
     Raises:
         UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
@@ -79,8 +78,8 @@ def extract_task(source: Source) -> CompactNetwork:
 
 
 @torch.no_grad()
-def cut_task(source: Source) -> tuple[CompactNetwork, dict[str, str]]:
-    """A task's own network, and by group why it could not be cut.
+def cut_task(source: TaskParts) -> tuple[CompactNetwork, dict[str, str]]:
+    """Make a task's own network, with the reason by group why it could not be cut.
 
     Raises:
         UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
@@ -108,8 +107,8 @@ def cut_task(source: Source) -> tuple[CompactNetwork, dict[str, str]]:
     return best, whole
 
 
-def _few(source: Source, uncut: CompactNetwork) -> Source:
-    """The same with two samples of each batch, which are faster to ask; itself where two are not answered like many."""
+def _few(source: TaskParts, uncut: CompactNetwork) -> TaskParts:
+    """Keep two samples of each batch, which is faster; return all where two are not answered like many."""
     tried = [(x[:2], logits[:2]) for x, logits in source.tried]
     try:
         alike = all(_agrees(uncut(x), logits) for x, logits in tried)
@@ -119,20 +118,20 @@ def _few(source: Source, uncut: CompactNetwork) -> Source:
 
 
 def _cut_what_can_be(
-    source: Source, groups: Sequence[str], why: str, uncut: CompactNetwork
+    source: TaskParts, groups: Sequence[str], why: str, uncut: CompactNetwork
 ) -> tuple[CompactNetwork, dict[str, str]]:
-    """Cut halves of groups, and halves of what cannot be cut, groups of one kind beside each other.
+    """Cut halves of groups, and halves of halves that cannot be cut, with groups of one kind beside each other.
 
-    Blocks that are alike mostly fail alike, so that few attempts are made where a forward runs to its end.
+    Blocks that are alike mostly fail alike, so that few attempts are needed.
 
     Args:
-        source: what the task's network is made of.
-        groups: names of groups which cannot all be cut.
+        source: the parts of the task's network.
+        groups: names of groups that cannot all be cut.
         why: the reason.
         uncut: the network with all units.
 
     Returns:
-        The network without units of as many groups as were found, and for the others why they stay whole.
+        The network without unused units of as many groups as possible, and by group why others stay whole.
     """
     best, cut, whole = uncut, list[str](), dict[str, str]()
 
@@ -170,17 +169,17 @@ def summarize(
     graph: UnitGraph | None,
     whole: Mapping[str, str],
 ) -> Summary:
-    """Describe a network: its size, and how near its logits are.
+    """Summarize a network: its size, and the deviation of its logits.
 
     Args:
         name: the task's name.
         network: its network.
         full: the whole network with the task's head and norms.
         x: samples to compare on.
-        expected: what the masked network says to them.
-        units: by group how many are left.
+        expected: the masked network's logits of them.
+        units: number of units that are left, by group.
         graph: the units of the whole network; None if they are not known.
-        whole: by group why it could not be cut.
+        whole: reason by group why it could not be cut.
     """
     logits = network(x)
     return Summary(
@@ -198,8 +197,8 @@ def summarize(
     )
 
 
-def _attempt(source: Source, cut: Collection[str]) -> CompactNetwork | str:
-    """A network without the unused units of some groups, or why it is not the gated one."""
+def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
+    """Make a network without the unused units of some groups, or return why it differs from the gated one."""
     keep = torch.ones_like(source.on)
     for group in source.graph.groups:
         if group.name in cut:
@@ -222,8 +221,8 @@ def _attempt(source: Source, cut: Collection[str]) -> CompactNetwork | str:
     return reason
 
 
-def _network(source: Source, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
-    backbone = _with_norms(source)
+def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
+    backbone = with_norms(copy.deepcopy(source.backbone), source.norms).eval()
     for module, axis in zip(unflattens(backbone), sizes, strict=True):
         if axis is not None:
             whole = [int(size) for size in module.unflattened_size]
@@ -238,21 +237,14 @@ def _network(source: Source, cut: Cut, sizes: tuple[int | None, ...]) -> Compact
     return network.requires_grad_(False)
 
 
-def _full(source: Source) -> CompactNetwork:
-    """The whole network with this task's norms and head, for comparison."""
+def _full(source: TaskParts) -> CompactNetwork:
+    """Make the whole network with the task's norms and head, for comparison."""
     everything = torch.ones_like(source.on)
     return _network(source, Cut(source.graph, everything, everything), (None,) * len(unflattens(source.backbone)))
 
 
-def _with_norms(source: Source) -> nn.Module:
-    backbone = copy.deepcopy(source.backbone)
-    for name, norm in source.norms.items():
-        replace_module(backbone, backbone.get_submodule(name), copy.deepcopy(norm))
-    return backbone.eval()
-
-
 def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:
-    """Yield, for each ``nn.Unflatten``, the size that may follow what is left; none of them first."""
+    """Yield choices of the size in each ``nn.Unflatten`` that adapts to the units left; no adaptation first."""
     modules = unflattens(backbone)
     yield (None,) * len(modules)
     if cut and modules:

@@ -1,7 +1,7 @@
-"""What a network without its unused units needs beside torch's own layers.
+"""Modules of a network without its unused units, beside torch's own layers.
 
-Statistics of a normalisation run over all units that the layer had at first. Those that were cut out count as zeros:
-that is what the gates of the whole network make of them. Everything here is plain arithmetic, which exports.
+Statistics of norms run over all units that the layer had at first. Units that were cut out count as zeros, as the gates
+of the whole network make them. Everything here is plain arithmetic, which exports.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hatrack.gates import change_argument
 
 __all__ = [
     "Clear",
@@ -27,20 +29,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Summary:
-    """How large a task's network is, and the network that it was taken from.
+    """Size of a task's network, and of the network that it was taken from.
 
     Attributes:
         task: the task's name.
-        units: by group how many units it has.
-        full_units: by group how many there were.
+        units: number of units that are left, by group.
+        full_units: number of units of the whole network, by group.
         parameters: number of parameters, head included; of norms the task's own alone.
         full_parameters: the same of the whole network with this task's head and norms.
         flops: floating-point operations for one sample, by torch's counter: products of matrices and convolutions.
         full_flops: the same of the whole network.
-        whole: by group why it could not be cut; its unused units are still there and count as zeros.
+        whole: reason by group why it could not be cut; its unused units are still there and count as zeros.
         deviation: largest difference of a logit from the masked network's on the samples that were compared, relative
             to the largest logit.
-        nonzero: number of parameters that are not 0: far fewer than there are where masks are about weights.
+        nonzero: number of parameters that are not 0; much smaller than ``parameters`` with masks of weights.
         bitwise: whether all logits on these samples were the masked network's to the bit.
     """
 
@@ -68,12 +70,12 @@ class Summary:
 
 
 class CompactNetwork(nn.Module):
-    """A task's network: its part of the backbone, and its head.
+    """Network of one task: its part of the backbone, and its head.
 
     Args:
         backbone: maps a batch to features ``(N, F)``.
         head: maps features to logits ``(N, classes)``.
-        summary: how large it is.
+        summary: its size; None if that was not measured.
 
     Attributes:
         summary: as above.
@@ -85,15 +87,15 @@ class CompactNetwork(nn.Module):
         self.summary = summary
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(N, classes)`` of a batch."""
+        """Compute logits ``(N, classes)`` of a batch."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
 
 
 class Clear(nn.Module):
-    """Clears what is not used along an axis of a module's argument: all that is left of a gate where none can be cut.
+    """Gate that clears unused units of a module's argument, where they cannot be cut.
 
-    It is a forward pre-hook of the module that reads.
+    It is attached as a forward pre-hook of the module that reads.
 
     Args:
         off: booleans ``(width,)``, True where to clear.
@@ -110,24 +112,31 @@ class Clear(nn.Module):
         self._argument, self._keyword = argument, keyword
 
     def forward(self, value: Tensor) -> Tensor:
-        """The value, with zeros for what is off."""
+        """Return the value with zeros where it is off."""
         return value.masked_fill(self.off, 0.0)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The pre-hook."""
-        if self._argument < len(args):
-            cleared = self(args[self._argument])
-            return (*args[: self._argument], cleared, *args[self._argument + 1 :]), kwargs
-        return args, {**kwargs, self._keyword: self(kwargs[self._keyword])}
+        """Clear the argument: the forward pre-hook."""
+        return change_argument(args, kwargs, self._argument, self._keyword, self)
+
+
+def _optional(values: Tensor | None) -> nn.Parameter | None:
+    return None if values is None else nn.Parameter(values)
+
+
+def _scaled(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Apply the affine part of a norm."""
+    values = values if weight is None else values * weight
+    return values if bias is None else values + bias
 
 
 class CompactLayerNorm(nn.Module):
-    """Layer norm of what is left of ``count`` entries, the others being zeros.
+    """Layer norm of the entries that are left of ``count``, the others being zeros.
 
     Args:
-        axes: how many of the last axes it normalises.
-        count: how many entries there were.
-        missing: how many of them were cut out.
+        axes: number of last axes that it normalises.
+        count: number of entries before the cut.
+        missing: number of entries that were cut out.
         eps: added to the variance.
         weight: factor of each entry that is left, or None.
         bias: shift of each entry that is left, or None.
@@ -138,25 +147,22 @@ class CompactLayerNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.axes, self.count, self.missing, self.eps = tuple(range(-axes, 0)), count, missing, eps
-        self.weight = None if weight is None else nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.weight, self.bias = _optional(weight), _optional(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, of the shape of ``x``."""
+        """Normalise a batch; the result has its shape."""
         mean = x.sum(self.axes, keepdim=True) / self.count
         centered = x - mean
         squares = centered.square().sum(self.axes, keepdim=True) + self.missing * mean.square()
-        result = centered * torch.rsqrt(squares / self.count + self.eps)
-        result = result if self.weight is None else result * self.weight
-        return result if self.bias is None else result + self.bias
+        return _scaled(centered * torch.rsqrt(squares / self.count + self.eps), self.weight, self.bias)
 
 
 class CompactRMSNorm(nn.Module):
-    """RMS norm of what is left of ``count`` entries, the others being zeros.
+    """RMS norm of the entries that are left of ``count``, the others being zeros.
 
     Args:
-        axes: how many of the last axes it normalises.
-        count: how many entries there were.
+        axes: number of last axes that it normalises.
+        count: number of entries before the cut.
         eps: added to the mean of the squares; None for the type's precision.
         weight: factor of each entry that is left, or None.
     """
@@ -164,22 +170,21 @@ class CompactRMSNorm(nn.Module):
     def __init__(self, axes: int, count: int, eps: float | None, weight: Tensor | None) -> None:
         super().__init__()
         self.axes, self.count, self.eps = tuple(range(-axes, 0)), count, eps
-        self.weight = None if weight is None else nn.Parameter(weight)
+        self.weight = _optional(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, of the shape of ``x``."""
+        """Normalise a batch; the result has its shape."""
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        result = x * torch.rsqrt(x.square().sum(self.axes, keepdim=True) / self.count + eps)
-        return result if self.weight is None else result * self.weight
+        return _scaled(x * torch.rsqrt(x.square().sum(self.axes, keepdim=True) / self.count + eps), self.weight, None)
 
 
 class CompactGroupNorm(nn.Module):
     """Group norm of the channels that are left of each group, the others being zeros.
 
     Args:
-        group_of: for every channel that is left its group, int64 ``(channels,)``.
+        group_of: group of every channel that is left, int64 ``(channels,)``.
         groups: number of groups.
-        per_group: how many channels each group had.
+        per_group: number of channels of each group before the cut.
         eps: added to the variance.
         weight: factor of each channel that is left, or None.
         bias: shift of each channel that is left, or None.
@@ -198,26 +203,24 @@ class CompactGroupNorm(nn.Module):
         self.register_buffer("members", members)  # (channels, groups)
         self.register_buffer("missing", per_group - members.sum(0))
         self.per_group, self.eps = per_group, eps
-        self.weight = None if weight is None else nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.weight, self.bias = _optional(weight), _optional(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, of the shape of ``x``, ``(N, channels, ...)``."""
+        """Normalise a batch ``(N, channels, ...)``; the result has its shape."""
         flat = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
         places = flat.shape[2]
         mean = flat.sum(2) @ self.members / (self.per_group * places)  # (N, groups)
         centered = flat - (mean @ self.members.T).unsqueeze(2)
         squares = centered.square().sum(2) @ self.members + self.missing * places * mean.square()
         scale = torch.rsqrt(squares / (self.per_group * places) + self.eps)
-        result = centered * (scale @ self.members.T).unsqueeze(2)
-        result = result if self.weight is None else result * self.weight.unsqueeze(1)
-        return (result if self.bias is None else result + self.bias.unsqueeze(1)).reshape(x.shape)
+        weight, bias = (None if each is None else each.unsqueeze(1) for each in (self.weight, self.bias))
+        return _scaled(centered * (scale @ self.members.T).unsqueeze(2), weight, bias).reshape(x.shape)
 
 
 class CompactAttention(nn.Module):
-    """Attention with as many heads as ever, which reads and writes fewer units than ``nn.MultiheadAttention``.
+    """Attention with all heads, which reads and writes fewer units than ``nn.MultiheadAttention``.
 
-    It answers what :class:`torch.nn.MultiheadAttention` answers, without dropout.
+    Its results are those of :class:`torch.nn.MultiheadAttention`, without dropout.
 
     Args:
         projections: weights of queries, keys and values, ``(E, inputs)`` each.
@@ -240,7 +243,7 @@ class CompactAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.queries, self.keys, self.values = (nn.Parameter(weight) for weight in projections)
-        self.shifts = None if shifts is None else nn.Parameter(shifts)
+        self.shifts = _optional(shifts)
         self.out, self.num_heads, self.batch_first = out, heads, batch_first
 
     def forward(
@@ -254,7 +257,7 @@ class CompactAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`torch.nn.MultiheadAttention.forward`, for batches."""
+        """Compute what :meth:`torch.nn.MultiheadAttention.forward` computes, for batches."""
         if not self.batch_first:
             query, key, value = (each.transpose(0, 1) for each in (query, key, value))
         shifts = (None, None, None) if self.shifts is None else self.shifts.chunk(3)
@@ -274,12 +277,12 @@ class CompactAttention(nn.Module):
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    """``(N, L, E)`` as ``(N, heads, L, E / heads)``."""
+    """Split ``(N, L, E)`` into ``(N, heads, L, E / heads)``."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _mask(mask: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
-    """What is added to scores ``(N, heads, L, S)``; booleans say what is left out."""
+    """Return the numbers to add to scores ``(N, heads, L, S)``: −inf where masks of booleans are True."""
 
     def numbers(each: Tensor) -> Tensor:
         if each.dtype != torch.bool:

@@ -8,7 +8,7 @@ from hatrack.experiments.forgetting import RunForgotten, forget_in_run
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
 from hatrack.experiments.own import own_experiment
-from hatrack.experiments.plan import Plan
+from hatrack.experiments.plan import ComparisonPlan
 from hatrack.experiments.preparing import Prepared, finished_result, prepare
 from hatrack.experiments.presets import EXPERIMENTS, find_experiment
 from hatrack.experiments.recorded import recorded_run
@@ -23,6 +23,7 @@ from hatrack.experiments.verify import Verification, verify
 __all__ = [
     "EXPERIMENTS",
     "Comparison",
+    "ComparisonPlan",
     "Config",
     "DaskExecutor",
     "Event",
@@ -36,7 +37,6 @@ __all__ = [
     "JobFailed",
     "LocalExecutor",
     "PicturePrediction",
-    "Plan",
     "Prepared",
     "Reproduction",
     "RunForgotten",

@@ -15,10 +15,10 @@ from hatrack.experiments.comparison import FAILURE, FIGURES, Comparison, write_f
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
-from hatrack.experiments.plan import PLAN, Plan, read_plan, write_plan
+from hatrack.experiments.plan import PLAN, ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import read_result
 from hatrack.locks import locked
-from hatrack.sealed import write_sealed
+from hatrack.sealed import write_checked_json
 
 __all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]
 
@@ -30,7 +30,12 @@ _PATIENCE = 5.0
 
 
 def jobs_of(
-    plan: Plan, folder: Path, *, data: Path | None = None, device: torch.device | None = None, threads: int = 1
+    plan: ComparisonPlan,
+    folder: Path,
+    *,
+    data: Path | None = None,
+    device: torch.device | None = None,
+    threads: int = 1,
 ) -> tuple[Job, ...]:
     """Every run of a plan, finished or not, all methods of the first seed first.
 
@@ -53,7 +58,9 @@ def is_finished(job: Job) -> bool:
         return False
 
 
-def compare(plan: Plan, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+def compare(
+    plan: ComparisonPlan, folder: Path, jobs: Sequence[Job], executor: Executor
+) -> Generator[JobEvent, None, None]:
     """Carry out the jobs of a plan that are not finished, and keep everything in the folder.
 
     The folder may hold a comparison already, interrupted or finished; methods and seeds are added to it. Runs that
@@ -118,4 +125,4 @@ def write_summary(folder: Path) -> None:
             }
         row["failures"] = {str(s): error for (m, s), error in comparison.failures.items() if m == method}
         methods[method] = row
-    write_sealed(folder / SUMMARY, {"schema": 1, "experiment": comparison.experiment, "methods": methods})
+    write_checked_json(folder / SUMMARY, {"schema": 1, "experiment": comparison.experiment, "methods": methods})

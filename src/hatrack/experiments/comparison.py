@@ -10,11 +10,11 @@ from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.plan import PLAN, REFERENCES, Plan, read_plan, run_folder
+from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.functional import forgetting_ratio
 from hatrack.names import unknown_name
-from hatrack.sealed import read_sealed, write_sealed
+from hatrack.sealed import read_checked_json, write_checked_json
 from hatrack.statistics import Spread, spread
 
 __all__ = ["FAILURE", "FIGURES", "Comparison", "read_failure", "write_failure"]
@@ -37,7 +37,7 @@ class Comparison:
         environment: what the comparison was started with.
     """
 
-    plan: Plan
+    plan: ComparisonPlan
     results: Mapping[tuple[str, int], RunResult]
     failures: Mapping[tuple[str, int], str]
     environment: Mapping[str, Any]
@@ -168,7 +168,7 @@ def read_failure(folder: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        return str(read_sealed(path)["error"])
+        return str(read_checked_json(path)["error"])
     except (CheckpointError, KeyError):
         return f"it failed, but {path} does not say why"
 
@@ -178,4 +178,4 @@ def write_failure(folder: Path, error: str | None) -> None:
     if error is None:
         (folder / FAILURE).unlink(missing_ok=True)
     else:
-        write_sealed(folder / FAILURE, {"error": error})
+        write_checked_json(folder / FAILURE, {"error": error})

@@ -19,9 +19,9 @@ from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS
 from hatrack.names import look_up
-from hatrack.sealed import read_sealed, write_sealed
+from hatrack.sealed import read_checked_json, write_checked_json
 
-__all__ = ["PLAN", "REFERENCES", "Plan", "read_plan", "run_folder", "write_plan"]
+__all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
 
 PLAN = "comparison.json"
 """The file at the top of the folder, which holds the plan."""
@@ -34,7 +34,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """The runs that make a comparison.
 
     Attributes:
@@ -61,7 +61,7 @@ class Plan:
         seeds: Sequence[int],
         settings: Mapping[str, Any] | None = None,
         sources: Sequence[Path] = (),
-    ) -> Plan:
+    ) -> ComparisonPlan:
         """Check what was asked for, and add the references.
 
         Args:
@@ -123,7 +123,7 @@ class Plan:
             for method in self.methods
         )
 
-    def joined(self, earlier: Plan) -> Plan:
+    def joined(self, earlier: ComparisonPlan) -> ComparisonPlan:
         """The plan of a folder that holds ``earlier`` and shall hold this one, too.
 
         Raises:
@@ -143,7 +143,7 @@ class Plan:
                 )
         own = {method: self._beside(method, earlier.common) for method in self.methods if method not in earlier.methods}
         methods = dict.fromkeys((*earlier.methods, *self.methods))
-        return Plan(
+        return ComparisonPlan(
             self.experiment,
             (*(name for name in methods if name not in REFERENCES), *(name for name in methods if name in REFERENCES)),
             tuple(sorted({*earlier.seeds, *self.seeds})),
@@ -173,16 +173,16 @@ def run_folder(folder: Path, method: str, seed: int) -> Path:
     return folder / method / f"seed{seed}"
 
 
-def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
+def read_plan(folder: Path) -> tuple[ComparisonPlan, dict[str, Any]]:
     """The plan of a folder, and what it was made with.
 
     Raises:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
     path = folder / PLAN
-    data = read_sealed(path, SCHEMA, "comparison")
+    data = read_checked_json(path, SCHEMA, "comparison")
     try:
-        plan = Plan(
+        plan = ComparisonPlan(
             str(data["experiment"]),
             tuple(map(str, data["methods"])),
             tuple(map(int, data["seeds"])),
@@ -197,13 +197,13 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         raise CheckpointError(f"{path} is damaged, or not a comparison ({type(error).__name__}: {error})") from error
 
 
-def write_plan(folder: Path, plan: Plan, environment: Mapping[str, Any]) -> None:
+def write_plan(folder: Path, plan: ComparisonPlan, environment: Mapping[str, Any]) -> None:
     """Write ``comparison.json`` atomically, with its checksum.
 
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    write_sealed(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
+    write_checked_json(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
 
 
 def _split_settings(
@@ -227,7 +227,7 @@ def _split_settings(
     return common, own
 
 
-def _canonical(plan: Plan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _canonical(plan: ComparisonPlan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings as JSON values of their types, so that ``0.50`` and ``0.5`` are one setting."""
     configs = {method: plan.described.config(method) for method in plan.methods}
     for key in plan.common:

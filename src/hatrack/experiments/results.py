@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from hatrack.errors import CheckpointError
 from hatrack.metrics import average_accuracy, backward_transfer, forgetting
-from hatrack.sealed import read_sealed, write_sealed
+from hatrack.sealed import read_checked_json, write_checked_json
 from hatrack.train import EpochDone, Score
 
 __all__ = [
@@ -255,7 +255,7 @@ def write_result(path: Path, result: RunResult) -> None:
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    write_sealed(path, result.to_json())
+    write_checked_json(path, result.to_json())
 
 
 def read_result(path: Path) -> RunResult:
@@ -264,7 +264,7 @@ def read_result(path: Path) -> RunResult:
     Raises:
         CheckpointError: it is missing, damaged, or from a newer version.
     """
-    data = read_sealed(path, SCHEMA, "result")
+    data = read_checked_json(path, SCHEMA, "result")
     try:
         tasks = tuple(TaskSummary(**task) for task in data["tasks"])
         _require_sound(data)

@@ -25,7 +25,7 @@ from hatrack.experiments.results import read_result
 from hatrack.locks import locked
 from hatrack.methods import METHODS
 from hatrack.names import look_up
-from hatrack.sealed import read_sealed, write_sealed
+from hatrack.sealed import read_checked_json, write_checked_json
 
 __all__ = ["TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
 
@@ -191,7 +191,7 @@ def _require_same(search: Search, folder: Path) -> None:
     path = folder / TUNING
     if not path.exists():
         return
-    data = read_sealed(path, SCHEMA, "search")
+    data = read_checked_json(path, SCHEMA, "search")
     try:
         then = {key: data[key] for key in ("experiment", "sources", "method", "seed", "settings")}
     except (KeyError, TypeError, ValueError) as error:
@@ -215,7 +215,7 @@ def _identity(search: Search) -> dict[str, Any]:
 
 def _write(search: Search, folder: Path, found: Sequence[Candidate]) -> None:
     chosen = best(found)
-    write_sealed(
+    write_checked_json(
         folder / TUNING,
         {
             "schema": SCHEMA,

@@ -1,4 +1,4 @@
-"""The scale of the gates within an epoch (the HAT paper, Eq. 3)."""
+"""Annealing of the scale of the gates within an epoch (the HAT paper, Eq. 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["annealed_scale", "batch_progress"]
 
 
 def batch_progress(batch: int, batches: int) -> float:
-    """Position of a batch within its epoch, from 0 (first) to 1 (last).
+    """Compute the position of a batch within its epoch, from 0 (first) to 1 (last).
 
     Args:
         batch: index of the batch, counted from 0.
@@ -28,7 +28,7 @@ def batch_progress(batch: int, batches: int) -> float:
 
 
 def annealed_scale(progress: float | Tensor, s_max: float) -> Any:
-    """Scale of the gate at a point of the epoch (Eq. 3): ``1/s_max + (s_max − 1/s_max) · progress``.
+    """Compute the scale of the gate at a point of the epoch (Eq. 3): ``1/s_max + (s_max − 1/s_max) · progress``.
 
     Args:
         progress: position within the epoch, in [0, 1]; a number or a 0-dimensional tensor.

@@ -1,4 +1,4 @@
-"""What earlier tasks hold of the gradient of a later one (the HAT paper, section 2.3 and Eq. 2)."""
+"""Conditioning of gradients by the attention of earlier tasks (the HAT paper, section 2.3 and Eq. 2)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ __all__ = ["Conditioning", "adaptive_freedom", "condition_gradient", "cumulative
 
 
 class Conditioning(enum.Enum):
-    """Which entries of a weight earlier tasks hold."""
+    """Rule for which entries of a weight earlier tasks freeze."""
 
     CUMULATIVE = "cumulative"
-    """Those between units that any tasks use (Eq. 2): an entry is held although one task uses only its one end, and
-    another task only its other end."""
+    """Entries between units that any tasks use (Eq. 2), even if one task uses one end and another task the other."""
 
     PER_TASK = "per-task"
-    """Those between units that one and the same task uses: exact too, and more entries stay free."""
+    """Entries between units that one and the same task uses: exact too, and more entries stay free."""
 
 
 def cumulative_attention(previous: Tensor | None, current: Tensor) -> Tensor:
-    """Attention of all tasks so far: the element-wise maximum ``a^{≤t} = max(a^t, a^{≤t−1})`` (the paper, section 2.3).
+    """Compute the attention of all tasks so far: ``a^{≤t} = max(a^t, a^{≤t−1})``, by element (the paper, section 2.3).
 
     Args:
         previous: ``a^{≤t−1}``, or None before the first task, which stands for zeros.
@@ -35,7 +34,7 @@ def cumulative_attention(previous: Tensor | None, current: Tensor) -> Tensor:
 
 
 def condition_gradient(gradient: Tensor, *attentions: Tensor) -> Tensor:
-    """Gradient of a parameter with the share that earlier tasks hold taken out (Eq. 2).
+    """Take the share that earlier tasks freeze out of the gradient of a parameter (Eq. 2).
 
     ``g' = [1 − min(a_out, a_in)] g``. Where the minimum is one the result is exactly zero, also if the gradient is
     infinite or not a number, which a product with zero would not be.
@@ -61,7 +60,7 @@ def condition_gradient(gradient: Tensor, *attentions: Tensor) -> Tensor:
 
 
 def faded_attention(previous: Tensor | None, current: Tensor, keep: float) -> Tensor:
-    """Cumulative attention of which every later task leaves a share: ``max(a^t, keep · a^{≤t−1})``.
+    """Compute cumulative attention of which every later task leaves a share: ``max(a^t, keep · a^{≤t−1})``.
 
     The HAT paper speaks of "a more online mode" in which the oldest tasks are forgotten for the sake of new ones, and
     gives no formula; this one is hatrack's own.
@@ -69,7 +68,7 @@ def faded_attention(previous: Tensor | None, current: Tensor, keep: float) -> Te
     Args:
         previous: ``a^{≤t−1}``, numbers in [0, 1], or None before the first task.
         current: ``a^t``, numbers in [0, 1] or booleans, of the shape of ``previous``.
-        keep: what is left of a task's hold after one more task, in [0, 1]; 1 forgets nothing.
+        keep: share of a task's attention that is left after one more task, in [0, 1]; 1 forgets nothing.
 
     Returns:
         Numbers in [0, 1], of the shape of ``current``.
@@ -79,7 +78,7 @@ def faded_attention(previous: Tensor | None, current: Tensor, keep: float) -> Te
 
 
 def adaptive_freedom(uses: Tensor, rate: float | Tensor) -> Tensor:
-    """What AdaHAT leaves of a gradient, by how many tasks rely on the weight: ``r / (n + r)``.
+    """Compute the share of a gradient that AdaHAT leaves, by the number of tasks on the weight: ``r / (n + r)``.
 
     Wang et al., *AdaHAT: adaptive hard attention to the task in task-incremental learning*, ECML PKDD 2024. HAT would
     leave nothing wherever n is 1 or more.

@@ -1,4 +1,4 @@
-"""What it costs weights to leave where they were (Kirkpatrick et al., PNAS 2017, Eq. 3)."""
+"""Penalty on weights that leave their former values (Kirkpatrick et al., PNAS 2017, Eq. 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["quadratic_distance"]
 def quadratic_distance(
     parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor], importance: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Weighted squared distance ``Σ Ω (θ − θ*)²``, a scalar.
+    """Compute the weighted squared distance ``Σ Ω (θ − θ*)²``, a scalar.
 
     Args:
         parameters: θ by name.

@@ -1,4 +1,4 @@
-"""How much was forgotten (the HAT paper, Eq. 6)."""
+"""Forgetting ratio (the HAT paper, Eq. 6)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["forgetting_ratio"]
 
 
 def forgetting_ratio(accuracy: float, random: float, joint: float) -> float:
-    """How much of what joint training reaches is still there (Eq. 6): ``ρ = (A − A_R) / (A_J − A_R) − 1``.
+    """Compute the forgetting ratio of a task (Eq. 6): ``ρ = (A − A_R) / (A_J − A_R) − 1``.
 
     Args:
         accuracy: accuracy of the method on a task, after later tasks.

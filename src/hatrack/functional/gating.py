@@ -1,4 +1,4 @@
-"""The gate (the HAT paper, Eq. 1) and the gradient that reaches an embedding through it (section 2.5)."""
+"""Gate (the HAT paper, Eq. 1) and the gradient that reaches an embedding through it (section 2.5)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 EMBEDDING_BOUND = 6.0
-"""Embeddings are clamped to [-6, 6] after every step (the paper, section 2.5)."""
+"""Bound of embeddings, which are clamped to [-6, 6] after every step (the paper, section 2.5)."""
 
 SATURATION_BOUND = 50.0
-"""The compensation limits ``|s·e|`` to 50 inside its hyperbolic cosine (the paper, section 2.5)."""
+"""Bound of ``|s·e|`` inside the hyperbolic cosine of the compensation (the paper, section 2.5)."""
 
 GATE_FLUSH = 1e-12
-"""Gates below this are exactly zero.
+"""Smallest gate; gates below it are exactly zero.
 
 A sigmoid at s = 400 gives values such as 1e-39, and a matrix product on such *denormal* numbers runs several times
 slower on a CPU. At 1e-12 the product of two gates, which is what reaches a weight's gradient, is still a normal number.
@@ -39,7 +39,7 @@ slower on a CPU. At 1e-12 the product of two gates, which is what reaches a weig
 
 
 def _before(number: float, dtype: torch.dtype) -> float:
-    """The last number of a type before a positive one, to say "at least" with a comparison that says "above"."""
+    """Return the last number of a type before a positive one, to compare "at least" with an operator for "above"."""
     exact = torch.tensor(number, dtype=dtype).double()
     # Half precision has no nextafter; all numbers below its smallest normal one are as far apart as the last two.
     step = exact - torch.finfo(dtype).tiny * torch.finfo(dtype).eps
@@ -54,23 +54,23 @@ _BELOW_TINY: Mapping[torch.dtype, float] = {dtype: _before(torch.finfo(dtype).ti
 
 
 class Compensation(enum.Enum):
-    """How the gradient that reaches an embedding makes up for the annealed scale (the paper, section 2.5)."""
+    """Arithmetic by which an embedding's gradient makes up for the annealed scale (the paper, section 2.5)."""
 
     EXACT = "exact"
-    """The paper's formula in exact arithmetic: inside the bound the gate's slope is that of ``s_max · σ(e)``."""
+    """Formula of the paper in exact arithmetic: inside the bound the gate's slope is that of ``s_max · σ(e)``."""
 
     FLOAT32 = "float32"
-    """The same formula evaluated step by step, as the authors' code does: where ``σ(s·e)`` rounds to one, the gradient
-    is lost, and fewer units change their mind."""
+    """Formula of the paper evaluated step by step, as in the authors' code: where ``σ(s·e)`` rounds to one, the
+    gradient is lost, and fewer units change between on and off."""
 
     NONE = "none"
-    """No compensation: the plain derivative ``s · σ'(s·e)``."""
+    """Plain derivative ``s · σ'(s·e)``, without compensation."""
 
 
 class GateFunction(enum.Enum):
-    """What turns a scaled embedding into attention.
+    """Function that turns a scaled embedding into attention.
 
-    The paper uses the sigmoid and notes that others would do. All of these rise from 0 to 1, are 1/2 at 0 with the
+    The paper uses the sigmoid and notes that others are possible. All of these rise from 0 to 1, are 1/2 at 0 with the
     sigmoid's slope there, 1/4, and treat both sides alike: ``f(−x) = 1 − f(x)``. So a unit is on where its embedding
     is positive, whichever is chosen.
     """
@@ -92,7 +92,7 @@ class GateFunction(enum.Enum):
 
 
 def gate(e: Tensor, scale: float | Tensor, function: GateFunction = GateFunction.SIGMOID) -> Tensor:
-    """Attention of a task over units (Eq. 1): ``a = σ(s · e)``.
+    """Compute the attention of a task over units (Eq. 1): ``a = σ(s · e)``.
 
     Args:
         e: embedding, any shape.
@@ -116,7 +116,7 @@ def gate(e: Tensor, scale: float | Tensor, function: GateFunction = GateFunction
 
 
 def gate_slope(x: Tensor, function: GateFunction = GateFunction.SIGMOID) -> Tensor:
-    """Derivative of a gate function, at most 1/4.
+    """Compute the derivative of a gate function, at most 1/4.
 
     Args:
         x: scaled embedding ``s · e``, any shape.
@@ -136,7 +136,7 @@ def gate_slope(x: Tensor, function: GateFunction = GateFunction.SIGMOID) -> Tens
 
 
 def hard_attention(e: Tensor) -> Tensor:
-    """The gate's limit for an infinite scale: which units a task uses.
+    """Compute the gate's limit for an infinite scale: the units that a task uses.
 
     Args:
         e: embedding, any shape.
@@ -148,7 +148,7 @@ def hard_attention(e: Tensor) -> Tensor:
 
 
 def compensation_factor(e: Tensor, scale: float | Tensor, s_max: float) -> Tensor:
-    """What the gradient of an embedding is multiplied by (the paper, section 2.5).
+    """Compute the factor of the gradient of an embedding (the paper, section 2.5).
 
     ``s_max [cosh(s e) + 1] / (s [cosh(e) + 1])`` with ``|s e|`` limited to 50 inside the cosine.
 
@@ -165,14 +165,14 @@ def compensation_factor(e: Tensor, scale: float | Tensor, s_max: float) -> Tenso
 
 
 def _compensated_slope(e: Tensor, scale: float | Tensor, s_max: float) -> Tensor:
-    """Derivative of the gate times the compensation factor, in closed form and without overflow.
+    """Compute the derivative of the gate times the compensation factor, in closed form and without overflow.
 
     The gate's slope is ``s / (2 [cosh(s e) + 1])``, so that inside the bound the product is ``s_max · σ(e)(1 − σ(e))``
     and outside it decays as ``[cosh(50) + 1] / [cosh(s e) + 1]``, which is ``exp(50 − |s e|)`` to 21 digits.
     """
     sigma = torch.sigmoid(e)
-    # Denormal numbers are several times as slow, and so are exponentials that would be: they stay a little above, and
-    # what is there or below is 0. The margin is wider than rounding, and narrower than what a digit of e changes.
+    # Denormal numbers are several times slower, and so are exponentials that would give them: these are clamped
+    # a little above, and then set to 0. The margin is wider than rounding, narrower than the change by a digit of e.
     numbers = torch.finfo(sigma.dtype)
     lowest = math.log(numbers.tiny) + 0.5
     decay = (scale * e).abs_().neg_().add_(SATURATION_BOUND).clamp_(lowest, 0.0).exp_()
@@ -189,7 +189,7 @@ def gate_factors(
     compensation: Compensation,
     function: GateFunction = GateFunction.SIGMOID,
 ) -> tuple[Tensor, ...]:
-    """What a gradient is multiplied by, by one after the other, on its way through a compensated gate.
+    """Compute the factors by which a compensated gate multiplies a gradient, one after the other.
 
     Args:
         e: embedding, any shape.
@@ -237,7 +237,7 @@ def compensated_gate(
     compensation: Compensation = Compensation.EXACT,
     function: GateFunction = GateFunction.SIGMOID,
 ) -> Tensor:
-    """The gate of Eq. 1 whose gradient is already compensated for the annealing (the paper, section 2.5).
+    """Compute the gate of Eq. 1 with a gradient that is compensated for the annealing (the paper, section 2.5).
 
     Without compensation the embeddings hardly move: a large scale leaves them a gradient only in a narrow band around
     zero, a small one a gradient that is too weak. Doing it here, in the backward pass of the gate, leaves nothing to be

@@ -1,4 +1,4 @@
-"""What it costs a task to use units (the HAT paper, Eq. 5)."""
+"""Regularization of the units that a task uses (the HAT paper, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["Regularization", "attention_regularization", "share_taken", "unweigh
 
 
 class Regularization(enum.Enum):
-    """How the use of units is counted."""
+    """Kind of cost for the use of units."""
 
     WEIGHTED_L1 = "weighted-l1"
-    """Eq. 5: units that earlier tasks use cost nothing."""
+    """Share of free units (Eq. 5): units that earlier tasks use cost nothing."""
 
     L1 = "l1"
-    """The mean of the attention over all units, used before or not (the HAT paper, appendix D)."""
+    """Mean of the attention over all units, used before or not (the HAT paper, appendix D)."""
 
     L2 = "l2"
-    """The mean of its square over all units (the same place)."""
+    """Mean of the squared attention over all units (the HAT paper, appendix D)."""
 
 
 def attention_regularization(
     attention: Tensor | Sequence[Tensor], cumulative: Tensor | Sequence[Tensor] | None = None
 ) -> Tensor:
-    """Share of the still free units that a task takes: the attention-weighted L1 term R (Eq. 5).
+    """Compute the share of the free units that a task uses: the attention-weighted L1 term R (Eq. 5).
 
     ``R = Σ a (1 − a^{<t}) / Σ (1 − a^{<t})``, both sums over the units of all layers together.
 
@@ -49,17 +49,17 @@ def attention_regularization(
 
 
 def share_taken(taken: Tensor, free: Tensor) -> Tensor:
-    """Share of what is free, 0 where nothing is.
+    """Divide a sum over free units by their number; 0 if no unit is free.
 
     Args:
-        taken: how much of it is taken, a scalar.
-        free: how much there is, a scalar.
+        taken: sum of the attention over free units, a scalar.
+        free: number of free units, a scalar.
     """
     return torch.where(free > 0, taken / free.clamp_min(torch.finfo(free.dtype).tiny), 0.0)
 
 
 def unweighted_regularization(attention: Tensor, kind: Regularization) -> Tensor:
-    """Share of all units that a task takes, whether earlier ones use them or not: ``Σ a / N`` or ``Σ a² / N``.
+    """Compute the share of all units that a task uses, also of units in use before: ``Σ a / N`` or ``Σ a² / N``.
 
     Args:
         attention: ``a^t``, over all units.

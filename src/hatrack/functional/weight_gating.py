@@ -1,4 +1,4 @@
-"""The gate of every weight, what passes it and what it costs, in one pass over memory."""
+"""Gated weights and the cost of their gates, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from hatrack.functional.gating import Compensation, gate, gate_factors
 __all__ = ["gated_weight"]
 
 _BLOCK = 2**16
-"""Entries that are worked on at a time on a CPU: they and what is made of them stay in its cache, where a new tensor of
-a weight's size takes longer to come by than to be computed."""
+"""Number of entries to work on at a time on a CPU: they and their results stay in its cache, whereas allocating a
+tensor of a weight's size takes longer than computing it."""
 
 
 class _GatedWeight(torch.autograd.Function):
-    """Keeps what it was given and nothing that it made: the gate is computed again, which is faster than fetching it.
+    """Function that saves its inputs alone and computes the gate again, which is faster than reading it from memory.
 
-    It is not told to forget that after a backward pass either, so that the product and the cost may be differentiated
-    one after the other.
+    Inputs stay saved after a backward pass, so that the product and the cost may be differentiated one after the other.
     """
 
     @staticmethod
@@ -63,8 +62,8 @@ class _GatedWeight(torch.autograd.Function):
             parts = [] if gradient is None else [gradient * w]
             if of_cost is not None:
                 parts.append(of_cost.expand_as(a) if counted is None else of_cost * counted)
-            through = [_times(part.to(a.dtype), factors) for part in parts]
-            torch.add(*through, out=for_e) if len(through) == 2 else for_e.copy_(through[0] if through else 0.0 * a)
+            of_gates = [_times(part.to(a.dtype), factors) for part in parts]
+            torch.add(*of_gates, out=for_e) if len(of_gates) == 2 else for_e.copy_(of_gates[0] if of_gates else 0.0 * a)
         return of_weight, of_e, None, None, None, None
 
 
@@ -75,7 +74,7 @@ def _times(part: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
 
 
 def _blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-    """The same entries of several tensors of one shape, piece by piece; None for what is None."""
+    """Yield the same entries of several tensors of one shape, piece by piece; None for a tensor that is None."""
     flat = [None if tensor is None else tensor.detach().contiguous().view(-1) for tensor in (first, *others)]
     size = _BLOCK if first.device.type == "cpu" else max(1, first.numel())
     for start in range(0, first.numel(), size):
@@ -90,10 +89,10 @@ def gated_weight(
     s_max: float,
     compensation: Compensation = Compensation.EXACT,
 ) -> tuple[Tensor, Tensor]:
-    """What a layer computes with, ``W ⊙ σ(s · E)``, and how much of the free weights that takes.
+    """Compute a gated weight, ``W ⊙ σ(s · E)``, and the sum of its gates over free entries.
 
-    The same as ``a = compensated_gate(e, ...)``, ``weight * a`` and ``(a * free).sum()``, to the bit in the product and
-    all gradients, several times as fast on a CPU. Its gradients cannot be differentiated again.
+    The result is that of ``a = compensated_gate(e, ...)``, ``weight * a`` and ``(a * free).sum()``, to the bit in the
+    product and all gradients, several times as fast on a CPU. Its gradients cannot be differentiated again.
 
     Args:
         weight: W, any shape.

@@ -1,22 +1,23 @@
-"""The parts that methods with masks of weights are made of.
+"""Parts of methods with masks of weights.
 
-Where a task's mask comes from (:class:`Embedding`, :class:`Scores`, :class:`Magnitude`), and what of the weights later
-tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`ElasticWeights`);
-:class:`hatrack.WeightMaskedNetwork` puts two of them around a backbone.
+A source learns a task's mask (:class:`Embedding`, :class:`Scores`, :class:`Magnitude`), and a conditioning says which
+weights later tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`ElasticWeights`);
+:class:`hatrack.WeightMaskedNetwork` puts one of each around a backbone.
 """
 
 from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning, union
 from hatrack.masks.described import conditioning_from, describe, source_from
 from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_features, lay_out
-from hatrack.masks.selection import largest, straight_through, through
+from hatrack.masks.selection import apply_mask, largest, straight_through
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
 from hatrack.masks.state import WeightTask
-from hatrack.masks.taken import Taken
-from hatrack.masks.tether import Tether
+from hatrack.masks.taken import CostCache
+from hatrack.masks.tether import QuadraticPenalty
 from hatrack.masks.twins import twin
 from hatrack.packing import bytes_for, pack, unpack
 
 __all__ = [
+    "CostCache",
     "ElasticWeights",
     "Embedding",
     "FreeWeights",
@@ -24,14 +25,14 @@ __all__ = [
     "MaskSource",
     "NoWeights",
     "Passed",
+    "QuadraticPenalty",
     "Scores",
-    "Taken",
-    "Tether",
     "Unmasked",
     "WeightConditioning",
     "WeightLayout",
     "WeightRole",
     "WeightTask",
+    "apply_mask",
     "bytes_for",
     "conditioning_from",
     "count_features",
@@ -42,7 +43,6 @@ __all__ = [
     "signed_constant",
     "source_from",
     "straight_through",
-    "through",
     "twin",
     "union",
     "unpack",

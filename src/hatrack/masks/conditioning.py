@@ -1,10 +1,11 @@
-"""How far consolidated tasks hold the weights that their masks let through."""
+"""Conditioning of weights: how far consolidated tasks freeze the weights that they use."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -16,19 +17,24 @@ __all__ = ["ElasticWeights", "FreeWeights", "NoWeights", "WeightConditioning", "
 
 
 def union(masks: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """The entries of a weight that any of the masks lets through, booleans of its shape."""
-    used = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
-    for mask in masks:
-        used = used | mask
-    return used
+    """Return the entries of a weight that any mask uses.
+
+    Args:
+        masks: booleans of the weight's shape; there may be none.
+        weight: the weight.
+
+    Returns:
+        Booleans of the weight's shape.
+    """
+    return reduce(torch.logical_or, masks, torch.zeros_like(weight, dtype=torch.bool))
 
 
 class WeightConditioning(abc.ABC):
-    """What of a weight later tasks may still change.
+    """Rule for which entries of a weight later tasks may still change.
 
     Attributes:
-        kind: what files call it.
-        trains_weights: whether tasks train weights at all, or choose among them only.
+        kind: its name in files.
+        trains_weights: whether tasks train weights, or only choose among them.
     """
 
     kind: ClassVar[str]
@@ -36,7 +42,7 @@ class WeightConditioning(abc.ABC):
 
     @abc.abstractmethod
     def attention(self, masks: Sequence[Tensor], weight: Tensor) -> Tensor:
-        """How much of every entry is held: what a gradient is multiplied by is 1 minus that, and 1 keeps every bit.
+        """Return how far every entry is frozen: gradients are multiplied by 1 minus that, and at 1 no bit changes.
 
         Args:
             masks: the consolidated tasks' masks of the weight, booleans of its shape.
@@ -49,37 +55,37 @@ class WeightConditioning(abc.ABC):
 
 @dataclass(frozen=True)
 class FreeWeights(WeightConditioning):
-    """Tasks train the weights that no consolidated task uses: ``1 − A^{≤t}`` of each gradient passes."""
+    """Conditioning that trains the weights that no consolidated task uses: ``1 − A^{≤t}`` of each gradient passes."""
 
     kind = "free-weights"
 
     def attention(self, masks: Sequence[Tensor], weight: Tensor) -> Tensor:
-        """The cumulative mask."""
+        """Freeze what any consolidated task uses: the cumulative mask."""
         return union(masks, weight)
 
 
 @dataclass(frozen=True)
 class NoWeights(WeightConditioning):
-    """Weights stay what they are from the start; tasks learn which of them to use."""
+    """Conditioning that never trains weights; tasks learn which of them to use."""
 
     kind = "no-weights"
     trains_weights = False
 
     def attention(self, masks: Sequence[Tensor], weight: Tensor) -> Tensor:
-        """Everything."""
-        return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        """Freeze every entry."""
+        return torch.ones_like(weight, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class ElasticWeights(WeightConditioning):
-    """All weights stay free, and none is held bit for bit: tasks drift, the less the more a weight mattered to them.
+    """Conditioning that freezes no weight: old tasks drift, the less the more a weight mattered to them.
 
-    What holds is a penalty to be added to the loss, ``λ/2 Σ F (θ − θ*)²`` (elastic weight consolidation, Kirkpatrick et
-    al., PNAS 2017, Eq. 3): θ* are the weights after the last task, F how much each mattered to the tasks so far. See
+    A penalty is added to the loss instead, ``λ/2 Σ F (θ − θ*)²`` (elastic weight consolidation, Kirkpatrick et al.,
+    PNAS 2017, Eq. 3): θ* are the weights after the last task, F their importance for the tasks so far. See
     :meth:`hatrack.WeightMaskedNetwork.penalty` and :meth:`hatrack.WeightMaskedNetwork.tie`.
 
     Attributes:
-        strength: λ, at least 0; with 0 nothing is held at all.
+        strength: λ, at least 0; with 0 weights move freely.
     """
 
     kind = "elastic-weights"
@@ -91,5 +97,5 @@ class ElasticWeights(WeightConditioning):
             raise InputError(f"the strength of elastic weights must be at least 0 and finite, not {self.strength}")
 
     def attention(self, masks: Sequence[Tensor], weight: Tensor) -> Tensor:
-        """Nothing."""
-        return torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+        """Freeze no entry."""
+        return torch.zeros_like(weight, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Sources and conditionings as JSON values, for files."""
+"""Conversion of mask sources and conditionings to JSON values for files, and back."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from hatrack.names import look_up
 __all__ = ["CONDITIONINGS", "SOURCES", "conditioning_from", "describe", "source_from"]
 
 SOURCES: Mapping[str, type[MaskSource]] = MappingProxyType({s.kind: s for s in (Embedding, Scores, Magnitude)})
-"""Every source by its kind."""
+"""Mask sources by their kinds."""
 
 CONDITIONINGS: Mapping[str, type[WeightConditioning]] = MappingProxyType(
     {c.kind: c for c in (FreeWeights, NoWeights, ElasticWeights)}
 )
-"""Every conditioning by its kind."""
+"""Conditionings by their kinds."""
 
 
 def describe(part: MaskSource | WeightConditioning) -> dict[str, Any]:
-    """A source or a conditioning as JSON values."""
-    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}  # type: ignore[arg-type]
-    return {"kind": part.kind} | {
-        key: value.value if isinstance(value, enum.Enum) else value for key, value in fields.items()
-    }
+    """Convert a source or a conditioning to JSON values."""
+    fields = dataclasses.asdict(part)  # type: ignore[call-overload]
+    plain = {key: value.value if isinstance(value, enum.Enum) else value for key, value in fields.items()}
+    return {"kind": part.kind, **plain}
 
 
 def source_from(described: Mapping[str, Any]) -> MaskSource:
-    """The source that :func:`describe` described."""
+    """Make the source that :func:`describe` described."""
     return _made(look_up("mask source", described["kind"], SOURCES), described)  # type: ignore[no-any-return]
 
 
 def conditioning_from(described: Mapping[str, Any]) -> WeightConditioning:
-    """The conditioning that :func:`describe` described."""
+    """Make the conditioning that :func:`describe` described."""
     return _made(look_up("conditioning", described["kind"], CONDITIONINGS), described)  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""What every parameter of a backbone is to a network that masks weights."""
+"""Roles of the parameters of a backbone whose weights are masked."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hatrack.errors import InputError, UnsupportedError
+from hatrack.heads import require_features
 from hatrack.modes import evaluation_mode
 
 __all__ = ["Unmasked", "WeightLayout", "WeightRole", "count_features", "lay_out"]
@@ -24,28 +25,29 @@ _MASKED_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAtten
 
 
 class WeightRole(str, enum.Enum):
-    """What a parameter is to the tasks; every parameter has exactly one role."""
+    """Role of a parameter towards the tasks; every parameter has exactly one."""
 
     MASKED = "masked"
-    """A weight of a dense, convolutional, recurrent or attention layer: a mask per task says which entries it uses."""
+    """Weight of a dense, convolutional, recurrent or attention layer; a mask per task selects the entries it uses."""
 
     PER_TASK = "per-task"
-    """Everything else, such as biases, norms and tokens: tasks have copies; the backbone's own is their beginning."""
+    """Any other parameter, such as biases, norms and tokens; tasks have copies that start as the backbone's own."""
 
 
 class Unmasked(enum.Enum):
-    """Whose copies a task uses of what has no mask: biases, norms with their statistics, tokens."""
+    """Owner of the parameters without masks that tasks use: biases, norms with their statistics, tokens."""
 
     PER_TASK = "per-task"
-    """Its own."""
+    """Every task has copies of its own."""
 
     FIRST_TASK = "first-task"
-    """Those of the first task, frozen once that is consolidated: nothing to store per task, but they fit it alone."""
+    """All tasks use the copies of the first one, frozen once it is consolidated: nothing to store per task, but they
+    fit the first task alone."""
 
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """The parameters of a backbone by their roles, by their names there.
+    """Names of the parameters of a backbone by their roles.
 
     Attributes:
         masked: names of the weights with masks.
@@ -65,8 +67,8 @@ def lay_out(backbone: nn.Module) -> WeightLayout:
     with masks.
 
     Raises:
-        UnsupportedError: the backbone has no weight to mask; or it has a parameter that is computed from others before
-            each use, or not initialised yet, or complex, or shared by a batch norm and something else.
+        UnsupportedError: the backbone has no weight to mask; or a parameter is computed from others before each use,
+            not initialised yet, complex, or shared by a batch norm and something else.
     """
     for name, module in backbone.named_modules():
         _require_plain(name or type(backbone).__name__, module)
@@ -113,20 +115,18 @@ def _require_plain(name: str, module: nn.Module) -> None:
 
 @torch.no_grad()
 def count_features(backbone: nn.Module, example: Tensor) -> int:
-    """The number of features that a backbone gives.
+    """Count the features that a backbone gives.
+
+    Args:
+        backbone: the network.
+        example: a batch.
 
     Raises:
-        InputError: it does not give any, or cannot run on the example.
+        InputError: the backbone gives no features, or cannot run on the example.
     """
     try:
         with evaluation_mode(backbone):
             features = backbone(example)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise InputError(f"the backbone cannot run on the example input: {error}") from error
-    if not isinstance(features, Tensor) or features.dim() != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(
-            f"the backbone must map a batch to features (N, F), and gave {found}; "
-            "leave out its last layer, since every task brings a head of its own, and flatten what is left"
-        )
-    return features.shape[1]
+    return require_features(features).shape[1]

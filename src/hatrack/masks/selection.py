@@ -1,4 +1,4 @@
-"""Choosing entries: the largest of a tensor, a choice that gradients pass through, and what a choice leaves."""
+"""Selection of entries: the largest of a tensor, a selection that gradients pass, and masked weights."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["largest", "straight_through", "through"]
+__all__ = ["apply_mask", "largest", "straight_through"]
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """Where a tensor's largest entries are; of equal ones the first.
+    """Choose a tensor's largest entries; of equal ones the first.
 
     Args:
         values: any shape.
-        count: how many to choose, 0 up to the number of entries.
+        count: number of entries to choose, 0 up to all of them.
 
     Returns:
         Booleans of that shape, True at exactly ``count`` entries.
@@ -46,10 +46,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
-    """A choice as numbers 0 and 1, whose gradient reaches the scores as if they had been passed on unchanged.
+    """Convert a choice to numbers 0 and 1 whose gradient reaches the scores unchanged.
 
     Args:
-        scores: what the choice was made by.
+        scores: scores that the choice was made by.
         chosen: booleans of that shape.
 
     Returns:
@@ -58,11 +58,11 @@ def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
     return _StraightThrough.apply(scores, chosen)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def through(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """What a mask of 0 and 1 lets through of a weight; it clears, since a product with zero would keep infinities.
+def apply_mask(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a weight with 0 where its mask is off; a product with zero would keep infinities.
 
     Args:
         weight: any shape.
-        mask: booleans of that shape; None lets everything through.
+        mask: booleans of that shape; None keeps all entries.
     """
     return weight if mask is None else weight.masked_fill(~mask, 0.0)

@@ -1,7 +1,7 @@
-"""Where a task's mask of weights comes from: an embedding, a score, or the weights themselves.
+"""Sources of masks of weights: an embedding, a score, or the weights themselves.
 
-A source looks at one weight at a time. What a task learns to choose its mask with are its *values* of that weight; a
-source without any chooses by the weight alone.
+A source makes the mask of one weight at a time. A task learns its mask by *values* of the weight's shape; a source
+without values chooses by the weight alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Embedding", "Magnitude", "MaskSource", "Passed", "Scores", "signed_c
 
 
 class Passed(NamedTuple):
-    """What a mask in training lets through of a weight.
+    """Masked weight in training, with its regularization cost.
 
     Attributes:
-        weight: what layers compute with, of the weight's shape.
-        taken: how much of what is free the mask takes, a scalar; None for a source that does not count it.
+        weight: the masked weight, of the weight's shape.
+        taken: sum of the mask over free entries, a scalar; None for a source that does not count it.
     """
 
     weight: Tensor
@@ -35,10 +35,10 @@ class Passed(NamedTuple):
 
 
 class MaskSource(abc.ABC):
-    """How a mask of one weight is learned, and what it is in the end.
+    """Source of masks: how the mask of one weight is learned, and which it is in the end.
 
     Attributes:
-        kind: what files call it.
+        kind: its name in files.
         bounded: whether values are clamped to [−6, 6] after every step.
     """
 
@@ -46,24 +46,29 @@ class MaskSource(abc.ABC):
     bounded: ClassVar[bool] = False
 
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        """The values that a new task begins with, of the weight's shape, on the CPU; None if it learns none."""
+        """Return the initial values of a task, of the weight's shape, on the CPU; None if the source has none.
+
+        Args:
+            weight: the weight.
+            generator: source of randomness on the CPU; None takes torch's global one.
+        """
         return None
 
     @abc.abstractmethod
     def in_training(self, values: Tensor | None, progress: float) -> Tensor | None:
-        """The mask while the task is trained, numbers in [0, 1] of the weight's shape; None lets all of it through.
+        """Return the mask while the task is trained, numbers in [0, 1] of the weight's shape; None uses all entries.
 
         Args:
-            values: the task's values of the weight.
+            values: the task's values of the weight; None if the source has none.
             progress: position within the epoch, 0 (first batch) to 1 (last).
         """
 
     def passed(self, weight: Tensor, values: Tensor | None, free: Tensor, progress: float) -> Passed:
-        """What :meth:`in_training` lets through of a weight, with a gradient for the weight and for the values.
+        """Mask a weight by :meth:`in_training`, with a gradient for the weight and for the values.
 
         Args:
             weight: the weight.
-            values: the task's values of it.
+            values: the task's values of it; None if the source has none.
             free: numbers of its shape, 0 where consolidated tasks use an entry and 1 elsewhere.
             progress: position within the epoch, 0 (first batch) to 1 (last).
         """
@@ -72,16 +77,16 @@ class MaskSource(abc.ABC):
 
     @abc.abstractmethod
     def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
-        """The mask that training leads to, booleans of the weight's shape.
+        """Return the mask that training leads to, booleans of the weight's shape.
 
         Args:
-            values: the task's values of the weight.
+            values: the task's values of the weight; None if the source has none.
             weight: the weight.
             held: booleans of its shape, True where consolidated tasks use it.
         """
 
     def regularization(self, masks: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
-        """What the masks of all weights cost, a scalar; 0 where a source sets their size by itself.
+        """Return the regularization cost of all masks, a scalar; 0 for a source that sets their size by itself.
 
         Args:
             masks: the mask of every weight, numbers in [0, 1].
@@ -92,7 +97,7 @@ class MaskSource(abc.ABC):
 
 @dataclass(frozen=True)
 class Embedding(MaskSource):
-    """One embedding value per weight: attention ``A = σ(s E)``, annealed as in HAT (PMASK, Raskoti and Ghimire).
+    """Source with an embedding value per weight: attention ``A = σ(s E)``, annealed as in HAT (Raskoti and Ghimire).
 
     Attributes:
         s_max: largest scale of the gates, > 0.
@@ -112,42 +117,42 @@ class Embedding(MaskSource):
             raise InputError(str(error)) from error
 
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Normal, N(0, 1)."""
+        """Draw values from N(0, 1)."""
         return torch.randn(weight.shape, generator=generator)
 
     def in_training(self, values: Tensor | None, progress: float) -> Tensor:
-        """The gate at the scale of Eq. 3, whose gradient makes up for that scale."""
+        """Return the gate at the scale of Eq. 3, whose gradient is compensated for that scale."""
         assert values is not None
         scale = functional.annealed_scale(progress, self.s_max)
         return functional.compensated_gate(values, scale, self.s_max, self.compensation)
 
     def passed(self, weight: Tensor, values: Tensor | None, free: Tensor, progress: float) -> Passed:
-        """The weight times its gate, and the sum of the gates of what is free."""
+        """Return the weight times its gate, and the sum of the gates of free entries."""
         assert values is not None
         scale = functional.annealed_scale(progress, self.s_max)
         return Passed(*functional.gated_weight(weight, values, free, scale, self.s_max, self.compensation))
 
     def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
-        """Where the embedding is above 0; its largest entry where none is, or the layer would be constant."""
+        """Use entries with an embedding above 0; if there is none, the largest, or the layer would be constant."""
         assert values is not None
         mask = functional.hard_attention(values.detach())
         return mask if mask.any() else largest(values, 1)
 
     def regularization(self, masks: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
-        """Share of the free weights that the task takes: Eq. 5 with weights for units."""
+        """Return the share of the free weights that the task uses: Eq. 5 with weights for units."""
         return functional.attention_regularization(masks, held)
 
 
 @dataclass(frozen=True)
 class Scores(MaskSource):
-    """One score per weight, learned by a straight-through estimator; each layer uses those with the best.
+    """Source with a score per weight, learned by a straight-through estimator; each layer uses the best weights.
 
-    With ``keep`` these are a share of the largest ``|score|`` (edge-popup, Ramanujan et al., CVPR 2020, as in WSN, Kang
-    et al., ICML 2022); without it those that are not negative (as in the authors' code of SupSup, Wortsman et al.,
-    NeurIPS 2020), so that the size of a mask is learned.
+    With ``keep`` these are a share with the largest ``|score|`` (edge-popup, Ramanujan et al., CVPR 2020, as in WSN,
+    Kang et al., ICML 2022); without it those with scores of at least 0 (as in the authors' code of SupSup, Wortsman et
+    al., NeurIPS 2020), so that the size of a mask is learned.
 
     Attributes:
-        keep: share of each layer's weights that a task uses, above 0 and up to 1; None for scores of 0 and more.
+        keep: share of each layer's weights that a task uses, above 0 and up to 1; None for scores of at least 0.
     """
 
     kind = "scores"
@@ -159,17 +164,17 @@ class Scores(MaskSource):
             raise InputError(f"keep must be above 0 and at most 1, not {self.keep}")
 
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Uniform in ``±1/√fan_in``, as torch's layers begin."""
+        """Draw scores uniformly from ``±1/√fan_in``, as torch's layers begin."""
         bound = weight[0].numel() ** -0.5
         return torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
 
     def in_training(self, values: Tensor | None, progress: float) -> Tensor:
-        """The present choice, with a gradient for every score."""
+        """Return the present choice, with a gradient for every score."""
         assert values is not None
         return straight_through(values if self.keep is None else values.abs(), self._chosen(values))
 
     def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
-        """The present choice."""
+        """Return the present choice."""
         assert values is not None
         return self._chosen(values)
 
@@ -182,7 +187,7 @@ class Scores(MaskSource):
 
 @dataclass(frozen=True)
 class Magnitude(MaskSource):
-    """The largest weights: a task trains all that are free, keeps the largest and uses those of earlier tasks as well.
+    """Source of the largest weights: a task trains all free ones, keeps the largest and also uses earlier tasks'.
 
     Call :meth:`hatrack.WeightMaskedNetwork.settle` between training and retraining (PackNet, Mallya and Lazebnik, CVPR
     2018).
@@ -203,19 +208,19 @@ class Magnitude(MaskSource):
                 raise InputError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
 
     def in_training(self, values: Tensor | None, progress: float) -> None:
-        """No mask: all weights take part."""
+        """Return no mask: all weights are used."""
 
     def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
-        """What earlier tasks hold, and of the free weights all but the smallest; rounded to whole weights."""
+        """Use weights of earlier tasks, and all free ones but the smallest; the share is rounded to whole weights."""
         free = int((~held).sum())
         share = self.prune if held.any() else self.prune_first
         return held | largest(weight.detach().abs().masked_fill(held, -1.0), free - round(share * free))
 
 
 def signed_constant(weight: Tensor) -> Tensor:
-    """A weight of the same signs and one size, ``√(2 / fan_in)``: the signed Kaiming constant.
+    """Return a weight of the same signs and one magnitude, ``√(2 / fan_in)``: the signed Kaiming constant.
 
-    Ramanujan et al., CVPR 2020; it is what SupSup's weights are, which are never trained.
+    Ramanujan et al., CVPR 2020; the weights of SupSup, which are never trained, are such constants.
 
     Args:
         weight: two or more dimensions, of which the first counts the outputs.

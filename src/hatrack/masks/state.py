@@ -1,4 +1,4 @@
-"""The state of a task whose mask is about weights."""
+"""State of a task with masks of weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["WeightTask"]
 
 
 class WeightTask(TaskState):
-    """State of one task: what it chooses weights by, then the mask alone, one bit per weight.
+    """State of one task: values to choose weights by while it is trained, then the mask alone, one bit per weight.
 
     Args:
         name: the task's name.
         num_classes: outputs of its head.
         shapes: shapes of the weights with masks.
-        choice: the values that its mask of each weight is learned by; empty where the source has none.
+        choice: the values that each mask is learned by, of the weights' shapes; empty where the source has none.
         copies: its copies of parameters without masks.
         head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
         norms: its batch norms, by the name of the layer they stand for.
@@ -32,7 +32,7 @@ class WeightTask(TaskState):
         copies: as above.
         packed: the bits of the masks, weight after weight, each beginning with a new byte; zeros until settled.
         settled: whether the mask is chosen for good, as a part of ``state_dict``.
-        is_settled: the same where asking is free, which it is not of a tensor on another device.
+        is_settled: copy of ``settled`` outside of tensors, since reading a tensor of another device takes time.
     """
 
     _kept = ("packed", "settled")
@@ -62,12 +62,12 @@ class WeightTask(TaskState):
         return [bytes_for(shape.numel()) for shape in self.shapes]
 
     def mask(self, index: int) -> Tensor:
-        """The settled mask of one weight, booleans of its shape."""
+        """Return the settled mask of one weight, booleans of its shape."""
         start = sum(self._bytes[:index])
         return unpack(self.packed[start : start + self._bytes[index]], self.shapes[index])
 
     def settle(self, masks: Sequence[Tensor]) -> None:
-        """Choose the masks of all weights for good, and drop what they were chosen by."""
+        """Choose the masks of all weights for good, and drop the values that they were chosen by."""
         self.packed.copy_(self.packed_of(masks))
         self.settled.fill_(True)
         self.is_settled = True
@@ -75,7 +75,7 @@ class WeightTask(TaskState):
 
     @staticmethod
     def packed_of(masks: Sequence[Tensor]) -> Tensor:
-        """Return what :attr:`packed` is for the masks of all weights."""
+        """Pack the masks of all weights, as :attr:`packed` holds them."""
         return torch.cat([pack(mask) for mask in masks])
 
     def _drop_choice(self) -> None:
@@ -84,7 +84,7 @@ class WeightTask(TaskState):
         self.choice = nn.ParameterList()
 
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
-        """Take the shape of what a file holds: without choice if that is settled."""
+        """Take the shape of a saved state: without choice if its masks are settled."""
         super().prepare_for(saved)
         if bool(saved.get("settled", False)):
             self._drop_choice()

@@ -1,32 +1,32 @@
-"""What masks in training take of the free weights, kept from the forward pass until the loss asks for it."""
+"""Cache of the regularization cost of masks in training, from the forward pass until the loss asks for it."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["Taken"]
+__all__ = ["CostCache"]
 
 
-class Taken:
-    """What the masks in training took in the last pass, with its gradient; copies of a network begin without."""
+class CostCache:
+    """Cost of the masks in training, computed with its gradient by the last forward pass; copies start empty."""
 
     def __init__(self) -> None:
-        self._moment: tuple[object, ...] | None = None
-        self._taken: Tensor | None = None
+        self._key: tuple[object, ...] | None = None
+        self._cost: Tensor | None = None
 
-    def __reduce__(self) -> tuple[type[Taken], tuple[()]]:
-        """A tensor in the middle of a graph cannot be copied, and need not be."""
-        return Taken, ()
+    def __reduce__(self) -> tuple[type[CostCache], tuple[()]]:
+        """Leave the cost out of copies: a tensor in the middle of a graph cannot be copied."""
+        return CostCache, ()
 
-    def keep(self, moment: tuple[object, ...], taken: Tensor | None) -> None:
-        """Keep what was taken.
+    def keep(self, key: tuple[object, ...], cost: Tensor | None) -> None:
+        """Keep a cost.
 
         Args:
-            moment: all that it depends on.
-            taken: a scalar; None where it was not counted.
+            key: everything that the cost depends on.
+            cost: a scalar; None where the forward pass computed none.
         """
-        self._moment, self._taken = moment, taken
+        self._key, self._cost = key, cost
 
-    def of(self, moment: tuple[object, ...]) -> Tensor | None:
-        """What was taken, if it is that of this moment and was counted."""
-        return self._taken if moment == self._moment else None
+    def of(self, key: tuple[object, ...]) -> Tensor | None:
+        """Return the cost that was kept for this key; None if there is none."""
+        return self._cost if key == self._key else None

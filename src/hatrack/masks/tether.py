@@ -1,4 +1,4 @@
-"""What draws weights back to where they were, each as strongly as it mattered."""
+"""Quadratic penalty on weights that leave where the last task left them, each by how much it mattered."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from hatrack.functional import quadratic_distance
 
-__all__ = ["Tether"]
+__all__ = ["QuadraticPenalty"]
 
 
-class Tether(nn.Module):
-    """For every weight where it was after the last task, and how much each of its entries mattered to the tasks so far.
+class QuadraticPenalty(nn.Module):
+    """Anchor of every weight after the last task, and the importance of each of its entries for the tasks so far.
 
-    Importance adds up over tasks, so that a weight which one task of many relies on is held as firmly as at first
+    Importance adds up over tasks, so that a weight which one task of many relies on costs as much as at first
     (Schwarz et al., ICML 2018, with γ = 1); the anchor is the last task's alone.
 
     Args:
-        weights: the weights by name; nothing holds them yet.
+        weights: the weights by name; moving them costs nothing before the first call of :meth:`anchor`.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -31,43 +31,44 @@ class Tether(nn.Module):
 
     @property
     def importance(self) -> dict[str, Tensor]:
-        """How much every entry matters, by the weights' names; none is negative."""
+        """Importance of every entry, at least 0, by the weights' names."""
         return {name: self.get_buffer(f"importance_{index}") for index, name in enumerate(self._names)}
 
     @property
-    def anchor(self) -> dict[str, Tensor]:
-        """Where the weights were when they were last tied, by their names."""
+    def anchors(self) -> dict[str, Tensor]:
+        """Values of the weights when they were last anchored, by their names."""
         return {name: self.get_buffer(f"anchor_{index}") for index, name in enumerate(self._names)}
 
     def distance(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """``Σ F (θ − θ*)²`` over all weights, a scalar."""
-        return quadratic_distance(weights, self.anchor, self.importance)
+        """Return ``Σ F (θ − θ*)²`` over all weights, a scalar."""
+        return quadratic_distance(weights, self.anchors, self.importance)
 
     @torch.no_grad()
-    def tie(self, weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
-        """Hold the weights where they are now.
+    def anchor(self, weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
+        """Anchor the weights where they are now, and add up what one more task says of their importance.
 
         Args:
             weights: the weights by name.
-            importance: how much their entries matter to one more task, by the same names.
+            importance: importance of their entries for the task, at least 0, by the same names.
         """
-        for name, anchor in self.anchor.items():
+        for name, anchor in self.anchors.items():
             anchor.copy_(weights[name])
             self.importance[name].add_(importance[name])
 
     def buffers_of(self, name: str) -> tuple[str, str]:
-        """The names of the buffers that hold a weight's importance and anchor."""
+        """Return the names of the buffers that hold a weight's importance and its anchor."""
         index = self._names.index(name)
         return f"importance_{index}", f"anchor_{index}"
 
     @torch.no_grad()
-    def loosen(self, weights: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> None:
-        """Hold some entries no longer, and remember nothing of what they were.
+    def release(self, weights: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> None:
+        """Let some entries move for free, and erase what they were.
 
         Args:
             weights: the weights by name.
-            where: booleans of their shapes by the same names; what is left out stays tied.
+            where: booleans of their shapes by the same names, True for entries to release; weights missing here keep
+                all anchors.
         """
         for name, entries in where.items():
             self.importance[name].masked_fill_(entries, 0.0)
-            self.anchor[name].copy_(torch.where(entries, weights[name], self.anchor[name]))
+            self.anchors[name].copy_(torch.where(entries, weights[name], self.anchors[name]))

@@ -1,4 +1,4 @@
-"""Running a network with other parameters than its own, without touching it."""
+"""Twins of networks, which compute with other parameters and leave the original alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, nn.Module]) -> nn.Module:
-    """A network of the same modules that computes with other parameters.
+    """Make a network of the same modules that computes with other parameters.
 
     Every module gets a shallow twin: an object of its class with its attributes, buffers, hooks and mode, and with
     other parameters and parts. The original is neither changed nor called, so that several threads can each run a twin
@@ -24,13 +24,13 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
 
     Args:
         network: the original.
-        values: what stands for a parameter or a buffer, by its identity; others stay.
-        norms: what stands for a module, by the identity of the module: its parameters, buffers and settings are used,
-            and the original's hooks.
+        values: replacements of parameters and buffers, by the identity of the original; others stay.
+        norms: replacements of modules, by the identity of the original: their parameters, buffers and settings are
+            used, with the original's hooks.
 
     Returns:
-        The twin. Lists of modules and bound methods of them among its attributes are about twins, too; what functions
-        and other objects refer to is the original's.
+        The twin. Containers of modules and bound methods among its attributes refer to twins, too; functions and other
+        objects refer to the original.
     """
     made: dict[int, nn.Module] = {}
 
@@ -44,14 +44,11 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
         attributes.pop("_compiled_call_impl", None)  # which would call the original
         if id(original) in norms:
             attributes.update({k: v for k, v in vars(norms[id(original)]).items() if "hooks" not in k})
-        attributes["_parameters"] = {
-            name: parameter if parameter is None else values.get(id(parameter), parameter)
-            for name, parameter in attributes["_parameters"].items()
-        }
-        attributes["_buffers"] = {
-            name: buffer if buffer is None else values.get(id(buffer), buffer)
-            for name, buffer in attributes["_buffers"].items()
-        }
+        for table in ("_parameters", "_buffers"):
+            attributes[table] = {
+                name: value if value is None else values.get(id(value), value)
+                for name, value in attributes[table].items()
+            }
         stand_in = getattr(attributes.get("forward"), "__self__", None)
         forward_of = getattr(stand_in, "forward_of", None)
         if forward_of is not None:  # it computes with the module's own parameters
@@ -72,7 +69,7 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
 
 
 def _about(value: Any, made: Mapping[int, nn.Module]) -> Any:
-    """Return an attribute as a twin has it: containers and methods refer to twins where these exist."""
+    """Return an attribute for a twin: containers and methods refer to twins where these exist."""
     if isinstance(value, nn.Module):
         return made.get(id(value), value)
     if isinstance(value, MethodType):

@@ -21,7 +21,7 @@ from hatrack.capacity import Capacity
 from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.forgetting import Forgotten, Initialization
+from hatrack.forgetting import Forgotten, InitialDistribution
 from hatrack.growth import Growth
 from hatrack.models import unlearning, widening
 from hatrack.models.answering import ask, fixed_logits, is_transformed, joined, logits_of, logits_of_mixed
@@ -70,7 +70,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.backbone = backbone
         self.tasks = TaskList()
         self.growth = growth
-        self.initialization = Initialization.of(backbone)
+        self.initialization = InitialDistribution.of(backbone)
         self.masking = build_masking(self.tasks)
         self.protection = Protection(self, self.masking)
         mark(backbone, self)

@@ -112,7 +112,7 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
 def _grow_as_saved(net: HATNetwork | WeightMaskedNetwork, described: Mapping[str, Any]) -> None:
     """Give a network that has no tasks yet what a file says of its growth."""
     if "origin" in described:
-        net.masking.origin = Origin(**described["origin"])
+        net.masking.origin = Origin.from_json(described["origin"])
     if _has_grown(described):
         try:
             _widen_as_saved(net, described["widths"])

@@ -16,7 +16,7 @@ from hatrack.compact import CompactNetwork
 from hatrack.conditioning import Damper
 from hatrack.errors import InputError
 from hatrack.growth import Origin
-from hatrack.layers import Ledger
+from hatrack.layers import UndoLog
 from hatrack.models.own_state import OwnState
 from hatrack.modes import evaluation_mode
 from hatrack.movement import scratch_of
@@ -284,7 +284,7 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
         graph: UnitGraph,
         groups: Mapping[str, int],
         generator: torch.Generator | None,
-        ledger: Ledger,
+        log: UndoLog,
         optimizers: Sequence[Optimizer],
     ) -> None:
         """Widen the backbone and all that follows.
@@ -293,7 +293,7 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
             graph: the units as they are.
             groups: numbers of units to add, by group.
             generator: draws new entries, on the CPU; torch's global one if None.
-            ledger: keeps the record of all changes.
+            log: keeps the record of all changes.
             optimizers: optimizers whose memory is widened.
 
         Raises:

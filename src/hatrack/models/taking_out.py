@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hatrack.attachment import without_gates
-from hatrack.compact import CompactNetwork, Source, bake, cut_task, extract_baked, extract_task
+from hatrack.compact import CompactNetwork, TaskParts, bake, cut_task, extract_baked, extract_task
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.models.answering import ask, logits_of
 from hatrack.models.masking import Masking
@@ -64,7 +64,7 @@ def cut_units(masking: UnitMasking, task: str) -> CompactNetwork:
     return cut_task(_source(masking, task, None))[0]
 
 
-def _source(masking: UnitMasking, task: str, example: Tensor | None) -> Source:
+def _source(masking: UnitMasking, task: str, example: Tensor | None) -> TaskParts:
     state = _consolidated(masking, task)
     mask = state.mask
     if mask.dtype != torch.bool:
@@ -76,7 +76,7 @@ def _source(masking: UnitMasking, task: str, example: Tensor | None) -> Source:
         tried.append((drawn, ask(drawn)))
     backbone = without_gates(masking.backbone)
     masking.own_state.write_into(backbone, state)
-    return Source(task, backbone, masking.norms(state), masking.graph, mask, state.head, tried)
+    return TaskParts(task, backbone, masking.norms(state), masking.graph, mask, state.head, tried)
 
 
 def extract_weights(masking: WeightMasking, task: str, example: Tensor | None) -> CompactNetwork:

@@ -32,7 +32,7 @@ from hatrack.functional import Compensation, Conditioning, GateFunction, Regular
 from hatrack.gates import groups_switched_off, used_units
 from hatrack.growth import Origin, free_units, widen_optimizer, widen_tasks
 from hatrack.heads import linear_head
-from hatrack.layers import Ledger
+from hatrack.layers import UndoLog
 from hatrack.masks.twins import twin
 from hatrack.mixing import mixed_norms, mixes_samples
 from hatrack.models import taking_out
@@ -447,7 +447,7 @@ class UnitMasking(Masking[UnitTask]):
 
     def bind(self, plan: ProtectionPlan) -> None:
         """Leave out of gradients what must not move."""
-        self.attachment.spare(self.backbone, plan.shared)
+        self.attachment.choose_partial_gradients(self.backbone, plan.shared)
 
     def attention_on_parameters(self) -> Mapping[str, Tensor]:
         """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name."""
@@ -533,17 +533,17 @@ class UnitMasking(Masking[UnitTask]):
         graph: UnitGraph,
         groups: Mapping[str, int],
         generator: torch.Generator | None,
-        ledger: Ledger,
+        log: UndoLog,
         optimizers: Sequence[Optimizer],
     ) -> None:
         """Widen the backbone, what tasks own and what optimizers remember."""
         assert self.origin is not None
         self.attachment.detach(self.backbone)
-        spread = self.origin.spread
-        widening = widen(self.backbone, graph, groups, self._units_again, spread, generator, ledger)
-        places = {**widening.places(), **widen_tasks(self.tasks, widening, ledger)}
+        scales = self.origin.initial_scales
+        widening = widen(self.backbone, graph, groups, self._units_again, scales, generator, log)
+        places = {**widening.places(), **widen_tasks(self.tasks, widening, log)}
         for optimizer in optimizers:
-            widen_optimizer(optimizer, places, ledger)
+            widen_optimizer(optimizer, places, log)
         self.fit(widening.graph)
 
     def _units_again(self) -> UnitGraph:

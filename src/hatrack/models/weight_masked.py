@@ -15,7 +15,7 @@ from hatrack.masks import (
     Embedding,
     FreeWeights,
     MaskSource,
-    Tether,
+    QuadraticPenalty,
     Unmasked,
     WeightConditioning,
     WeightRole,
@@ -79,7 +79,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     format = WEIGHTS_FORMAT
     masking: WeightMasking
-    tether: Tether | None
+    tether: QuadraticPenalty | None
 
     @attaches_or_not
     def __init__(
@@ -100,7 +100,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             example_input,
             growth,
             lambda tasks: WeightMasking(
-                backbone, tasks, example_input, source, conditioning, unmasked, self.initialization.spread
+                backbone, tasks, example_input, source, conditioning, unmasked, self.initialization.initial_scales
             ),
         )
         self.register_module("tether", self.masking.penalty)
@@ -180,7 +180,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         weights = self.masking.named_weights()
         if {name: value.shape for name, value in importance.items()} != {n: w.shape for n, w in weights.items()}:
             raise InputError(f"tie takes a tensor of its shape for every weight: {', '.join(weights)}")
-        self.tether.tie(weights, importance)
+        self.tether.anchor(weights, importance)
 
     def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
         """Return a consolidated task as a plain module of its own: masks are written into the weights as zeros.

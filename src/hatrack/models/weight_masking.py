@@ -19,19 +19,19 @@ from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, Unsupported
 from hatrack.forgetting import forget_in_optimizer
 from hatrack.growth import Origin, Places, widen_optimizer, widen_own_parts
 from hatrack.heads import linear_head
-from hatrack.layers import Layer, Ledger, Side, widened
+from hatrack.layers import Layer, Side, UndoLog, widened
 from hatrack.masks import (
+    CostCache,
     ElasticWeights,
     MaskSource,
-    Taken,
-    Tether,
+    QuadraticPenalty,
     Unmasked,
     WeightConditioning,
     WeightTask,
+    apply_mask,
     count_features,
     describe,
     lay_out,
-    through,
     twin,
     union,
 )
@@ -77,7 +77,7 @@ class WeightMasking(Masking[WeightTask]):
     """
 
     network_class = "WeightMaskedNetwork"
-    penalty: Tether | None
+    penalty: QuadraticPenalty | None
 
     def __init__(
         self,
@@ -93,7 +93,9 @@ class WeightMasking(Masking[WeightTask]):
         self.source, self.conditioning, self.unmasked = source, conditioning, unmasked
         self.layout = lay_out(backbone)
         self._scale, self._widths = scale, {}  # type: ignore[var-annotated]
-        vars(self)["penalty"] = Tether(self.named_weights()) if isinstance(conditioning, ElasticWeights) else None
+        vars(self)["penalty"] = (
+            QuadraticPenalty(self.named_weights()) if isinstance(conditioning, ElasticWeights) else None
+        )
         self._num_features = count_features(backbone, example_input.to(self.device))
         self._seen: set[CallKey] = set()
         self._progress = 1.0
@@ -171,7 +173,7 @@ class WeightMasking(Masking[WeightTask]):
         """Return features of a batch under masks drawn from a seed, ``(N, F)``."""
         generator, (copies, norms) = torch.Generator().manual_seed(seed), self.new_copies()
         masks = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in self.weights()]
-        passed = [through(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
+        passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
         backbone = self.twin_of_backbone(passed, copies, {name: norm.eval() for name, norm in norms.items()})
         features: Tensor = backbone(x)
         return features
@@ -213,7 +215,7 @@ class WeightMasking(Masking[WeightTask]):
         trains = self.conditioning.trains_weights
         weights = [weight if trains else weight.detach() for weight in self.weights()]
         if state.is_settled or not self.training:
-            return [through(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
+            return [apply_mask(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
         if self._free is None:
             self._free = [(~used).to(weight.dtype) for used, weight in zip(self.used, weights, strict=True)]
         each = zip(weights, self._values(state), self._free, strict=True)
@@ -267,7 +269,7 @@ class WeightMasking(Masking[WeightTask]):
         state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
         state.moving = self.own_state.for_new_task(self.backbone)
         self.tasks.append(state)
-        self._progress, self._cost = 1.0, Taken()
+        self._progress, self._cost = 1.0, CostCache()
         state.train(self.training)
         return state
 
@@ -341,7 +343,7 @@ class WeightMasking(Masking[WeightTask]):
         ]
         self._num_free = sum(int((~used).sum()) for used in self.used)
         self._free = None
-        self._cost = Taken()
+        self._cost = CostCache()
 
     def attention_on_parameters(self) -> Mapping[str, Tensor]:
         """Return where consolidated tasks rely on weights, by ``backbone.`` and name."""
@@ -403,7 +405,7 @@ class WeightMasking(Masking[WeightTask]):
     def release(self, erased: Mapping[str, Tensor]) -> None:
         """Let go of weights that were drawn anew."""
         if self.penalty is not None:
-            self.penalty.loosen(self.named_weights(), erased)
+            self.penalty.release(self.named_weights(), erased)
 
     def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
         """Return a consolidated task as a module of its own, with zeros where its masks are off."""
@@ -440,47 +442,47 @@ class WeightMasking(Masking[WeightTask]):
         graph: UnitGraph,
         groups: Mapping[str, int],
         generator: torch.Generator | None,
-        ledger: Ledger,
+        log: UndoLog,
         optimizers: Sequence[Optimizer],
     ) -> None:
         """Widen the backbone, what tasks own and what optimizers remember."""
         assert self.origin is not None
-        widening = widen(self.backbone, graph, groups, self.units_now, self.origin.spread, generator, ledger)
+        widening = widen(self.backbone, graph, groups, self.units_now, self.origin.initial_scales, generator, log)
         places: _Indices = widening.places()
         own: Places = {}
         for state in self.tasks:
-            own = {**own, **self._widen_task(state, places, ledger), **widen_own_parts(state, widening, ledger)}
+            own = {**own, **self._widen_task(state, places, log), **widen_own_parts(state, widening, log)}
             if state.calibration is not None:
                 features = len(widening.graph.features().units)
-                ledger.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
-        self._widen_penalty(places, ledger)
+                log.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
+        self._widen_penalty(places, log)
         for optimizer in optimizers:
-            widen_optimizer(optimizer, {**places, **own}, ledger)
+            widen_optimizer(optimizer, {**places, **own}, log)
         self.fit(widening.graph)
 
-    def _widen_task(self, state: WeightTask, places: _Indices, ledger: Ledger) -> Places:
+    def _widen_task(self, state: WeightTask, places: _Indices, log: UndoLog) -> Places:
         """Leave new weights out of masks; at new entries copies of what has no mask begin as the backbone."""
         weights = [self.backbone.get_parameter(name) for name in self.layout.masked]
         masks = [_grown(state.mask(index), weight, places) for index, weight in enumerate(weights)]
-        ledger.set_attribute(state, "shapes", tuple(weight.shape for weight in weights))
-        ledger.set_attribute(state, "packed", state.packed_of(masks))
+        log.set_attribute(state, "shapes", tuple(weight.shape for weight in weights))
+        log.set_attribute(state, "packed", state.packed_of(masks))
         widened_copies = {}
         for copied, name in zip(state.copies, self.layout.copied, strict=False):  # none, if all use the first task's
             original = self.backbone.get_parameter(name)
             if original in places:
                 old = _grown(torch.ones_like(copied, dtype=torch.bool), original, places)
                 new = _grown(copied.data, original, places)
-                ledger.set_data(copied, torch.where(old, new, original.data.to(new.dtype)))
+                log.set_data(copied, torch.where(old, new, original.data.to(new.dtype)))
                 widened_copies[copied] = places[original]
         return widened_copies
 
-    def _widen_penalty(self, places: _Indices, ledger: Ledger) -> None:
+    def _widen_penalty(self, places: _Indices, log: UndoLog) -> None:
         """Let new weights matter to nobody."""
         for name in () if self.penalty is None else self.layout.masked:
             assert self.penalty is not None
             weight = self.backbone.get_parameter(name)
             for buffer in self.penalty.buffers_of(name):
-                ledger.set_attribute(self.penalty, buffer, _grown(self.penalty.get_buffer(buffer), weight, places))
+                log.set_attribute(self.penalty, buffer, _grown(self.penalty.get_buffer(buffer), weight, places))
 
     def fit(self, graph: UnitGraph) -> None:
         """Go by these units of the backbone from now on."""
@@ -498,7 +500,7 @@ class WeightMasking(Masking[WeightTask]):
             norm.eval()
 
         def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
-            passed = [through(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
+            passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
             answer: Tensor = self.twin_of_backbone(passed, copies, norms)(batch)
             return answer
 

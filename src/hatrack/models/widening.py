@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.growth import changed_answers, plan_growth, require_growable
-from hatrack.layers import Ledger
+from hatrack.layers import UndoLog
 from hatrack.models.answering import fixed_logits
 from hatrack.task_list import StateT
 
@@ -43,7 +43,7 @@ def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch
     net.protection.check()
     before = _answers(net)
     with torch.inference_mode(False), torch.no_grad():
-        masking.widen(graph, groups, generator, Ledger(), net.protection.hooks.optimizers())
+        masking.widen(graph, groups, generator, UndoLog(), net.protection.hooks.optimizers())
         net.renew()
         differing, leak = changed_answers(before, _answers(net)), masking.find_leak()
         if differing or leak is not None:
@@ -74,14 +74,14 @@ def grow_if_full(net: MaskedNetwork[StateT], generator: torch.Generator | None) 
 
 def _why_not(net: MaskedNetwork[StateT], groups: Mapping[str, int]) -> str | None:
     """Try to widen, and take it back; return the reason why that does not work, None if it does."""
-    masking, ledger, refusal = net.masking, Ledger(), None
+    masking, log, refusal = net.masking, UndoLog(), None
     graph = masking.units_now()
     with torch.inference_mode(False), torch.no_grad():
         try:
-            masking.widen(graph, groups, torch.Generator(), ledger, net.protection.hooks.optimizers())
+            masking.widen(graph, groups, torch.Generator(), log, net.protection.hooks.optimizers())
         except InputError as error:  # after any other error the whole of add_task is taken back
             refusal = str(error)
-        ledger.undo()
+        log.undo()
         masking.fit(graph)
         net.renew_protection()
     return refusal

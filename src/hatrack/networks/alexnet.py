@@ -11,9 +11,10 @@ __all__ = ["AlexNet"]
 
 
 class AlexNet(nn.Sequential):
-    """Three convolutions and two dense layers of 2048 units: 7.1 million parameters for 32×32×3 (the paper, section 3).
+    """AlexNet-like network of the HAT paper (section 3): 7.1 million parameters for 32×32×3.
 
-    Convolutions of 64 (4×4), 128 (3×3) and 256 filters (2×2), each followed by ReLU, dropout and 2×2 max-pooling.
+    Convolutions of 64 (4×4), 128 (3×3) and 256 filters (2×2), each followed by ReLU, dropout and 2×2 max-pooling, and
+    two dense layers of 2048 units.
 
     Args:
         input_shape: shape of one sample, ``(channels, height, width)``.

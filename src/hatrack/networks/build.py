@@ -1,4 +1,4 @@
-"""Backbones with reproducible initial weights."""
+"""Reproducible initial weights of backbones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_reproducibly(build: Callable[[], nn.Module], seed: int, *, xavier: boo
     """Build a network whose initial weights depend on a seed alone.
 
     Args:
-        build: makes the network, drawing from torch's global generator, whose state is left as it was.
+        build: makes the network, drawing from torch's global generator, whose state is left unchanged.
         seed: the run's seed.
         xavier: draw weights of dense and convolutional layers Xavier-uniform and set their biases to zero afterwards.
 
@@ -32,7 +32,7 @@ def build_reproducibly(build: Callable[[], nn.Module], seed: int, *, xavier: boo
 
 
 def initialize_xavier(network: nn.Module, generator: torch.Generator) -> None:
-    """Xavier-uniform weights and zero biases for every dense and convolutional layer, in place."""
+    """Draw Xavier-uniform weights for every dense and convolutional layer and set biases to 0, in place."""
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -41,7 +41,7 @@ def initialize_xavier(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def initialize_he(network: nn.Module, generator: torch.Generator) -> None:
-    """He-normal weights for every convolution, Xavier-uniform ones for every dense layer, and zero biases, in place."""
+    """Draw He-normal weights for convolutions, Xavier-uniform ones for dense layers, and set biases to 0, in place."""
     initialize_xavier(network, generator)
     for module in network.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

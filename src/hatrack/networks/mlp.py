@@ -13,7 +13,7 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Sequential):
-    """Dense layers with ReLU: the network of the MNIST experiments.
+    """Multilayer perceptron of dense layers with ReLU, as in the MNIST experiments.
 
     Args:
         input_shape: shape of one sample, such as ``(1, 28, 28)``; it is flattened.

@@ -12,7 +12,7 @@ __all__ = ["ResNet18"]
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut (He et al., CVPR 2016)."""
+    """Residual block of two 3×3 convolutions beside a shortcut (He et al., CVPR 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(conv=projection, norm=norm(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``(N, outputs, H / stride, W / stride)`` of ``(N, inputs, H, W)``."""
+        """Compute features ``(N, outputs, H / stride, W / stride)`` of ``(N, inputs, H, W)``."""
         h = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
 

@@ -21,7 +21,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attended tokens, of the shape of ``x``."""
+        """Attend over tokens; the result has the shape of ``x``."""
         samples, length, _ = x.shape
         query, key, value = self.qkv(x).reshape(samples, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and two dense layers, each behind a layer norm and beside a shortcut."""
+    """Transformer block: attention and two dense layers, each behind a layer norm and beside a shortcut."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.dense1, self.dense2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens of the shape of ``x``."""
+        """Transform tokens; the result has the shape of ``x``."""
         x = x + self.attention(self.norm1(x))
         result: Tensor = x + self.dense2(F.gelu(self.dense1(self.norm2(x))))
         return result
@@ -74,7 +74,7 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``(N, width)``: the class token after the last block."""
+        """Compute features ``(N, width)``: the class token after the last block."""
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
         features: Tensor = self.norm(self.blocks(x))[:, 0]

@@ -1,4 +1,4 @@
-"""Analysis of the units of a network: rules, the labelled run, and the graph that comes out of it."""
+"""Analysis of the units of a network: rules of operations, the labelled run, and the graph of units."""
 
 from hatrack.units.analysis import analyze, are_same, follow, resolve, why_not_extended
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph, warn_of_collapse

@@ -1,4 +1,4 @@
-"""From the labels of one run of a network to its groups of units and the role of every parameter."""
+"""Analysis of a network: labelled runs, and the groups of units and roles of parameters that follow from them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError, UnsupportedError
+from hatrack.heads import require_features
 from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
@@ -21,14 +22,14 @@ from hatrack.units.trace import Call, Rule, Trace
 __all__ = ["analyze", "are_same", "follow", "resolve", "why_not_extended"]
 
 FEATURES = ""
-"""The name under which the graph records the heads' reading of the backbone's result."""
+"""Name in the graph for the backbone's result, which the heads read."""
 
 INPUTS = "inputs"
-"""The name of the group of input features, if these are gated."""
+"""Name of the group of input features, if these are gated."""
 
 _RESULT = "."
-"""The name for the same during the run: no module can have it, while ``""`` is the model itself, a reader if it is one
-layer alone."""
+"""Name of the backbone's result during the run: no module can have it, while ``""`` is the model itself, which is a
+reader if it is a single layer."""
 
 
 def analyze(
@@ -46,9 +47,9 @@ def analyze(
         example_input: a batch of the shape that the model expects.
         prefix: put before every parameter's name in the result, such as ``"backbone."``.
         gate_inputs: make every feature of the input a unit of a group ``inputs``, for features that are independent of
-            each other. What a layer treats alike, such as the pixels of a channel, becomes one unit.
+            each other. Features that a layer treats alike, such as the pixels of a channel, become one unit.
         rules: rules for this model alone, which go before the registered ones: by a module's name, its type, or a
-            function.
+            function; None for none.
 
     Returns:
         The groups of units, who reads them, and the role of every parameter.
@@ -72,10 +73,10 @@ def follow(
     rules: Mapping[Any, Rule] | None = None,
     moving: Sequence[str] = (),
 ) -> Trace:
-    """Run a network once more, for an input of another shape or in another mode, and add what is seen of its units.
+    """Run a network for an input of another shape or in another mode, and add the findings to earlier ones.
 
     Args:
-        found: what the runs so far have found; it stays as it is.
+        found: findings of earlier runs; they stay as they are.
         model: as for :func:`analyze`, without gates.
         example_input: a batch.
         training: run in training mode, not in evaluation mode.
@@ -85,10 +86,10 @@ def follow(
         moving: names of buffers that have other values at other times.
 
     Returns:
-        What all runs together have found.
+        The findings of all runs together.
 
     Raises:
-        UnsupportedError, InputError: as for :func:`analyze`; or what one run does to units contradicts another.
+        UnsupportedError, InputError: as for :func:`analyze`; or two runs contradict each other.
     """
     for name, module in model.named_modules():
         reason = why_it_moves(module)
@@ -99,24 +100,19 @@ def follow(
     if gate_inputs:
         if not example_input.is_floating_point():
             raise InputError("gate_inputs needs inputs of real numbers")
-        features = trace.coupling.open_units(INPUTS, example_input[0].numel())
-        trace.remember(example_input, features.view(1, *example_input.shape[1:]).expand(example_input.shape))
+        units = trace.coupling.open_units(INPUTS, example_input[0].numel())
+        trace.remember(example_input, units.view(1, *example_input.shape[1:]).expand(example_input.shape))
     output = labelled_run(model, example_input, trace, RuleBook(model, rules or {}), training, grad, moving)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(
-            f"the backbone must map a batch to features (N, F), and gave {shape}; "
-            "leave out its last layer, since every task brings a head of its own, and flatten what is left"
-        )
-    trace.read(Call(model, _RESULT, (output,), {}, None), output, axis=-1)
+    features = require_features(output)
+    trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=-1)
     return found.united_with(trace) if found.coupling.producers else trace.without_values()
 
 
 def why_not_extended(before: UnitGraph, now: UnitGraph) -> str | None:
-    """Say why masks that were made for one graph do not fit another that a further run has led to.
+    """Explain why masks that were made for one graph do not fit a later one.
 
     Returns:
-        What is no longer as it was; None if all units are the same, and at most more of them is read.
+        The first difference that matters; None if all units are the same, though more of them may be read.
     """
     groups, groups_now = ([(g.name, g.start, g.size) for g in graph.groups] for graph in (before, now))
     if groups != groups_now:
@@ -141,7 +137,7 @@ def why_not_extended(before: UnitGraph, now: UnitGraph) -> str | None:
 
 
 def are_same(one: UnitGraph, other: UnitGraph) -> bool:
-    """Return whether two graphs are about the same units, read in the same places, with the same uses of parameters."""
+    """Return whether two graphs have the same units, read in the same places, with the same uses of parameters."""
     if one.groups != other.groups or one.roles != other.roles or len(one.readers) != len(other.readers):
         return False
     for reader, its in zip(one.readers, other.readers, strict=True):
@@ -156,12 +152,12 @@ def are_same(one: UnitGraph, other: UnitGraph) -> bool:
 
 
 def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
-    """Turn what runs have found into a graph: labels into positions of an embedding, a role for every parameter.
+    """Turn findings of runs into a graph, with positions of an embedding for labels and a role for every parameter.
 
     Entries of parameters that no run has reached belong to no unit: the first consolidated task freezes them.
 
     Args:
-        trace: what the runs have found.
+        trace: findings of all runs.
         model: the network.
         prefix: put before every parameter's name in the result.
     """
@@ -188,7 +184,7 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
 
 
 def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
-    """Position in the embedding for every label, and the groups: units that have the same producers, side by side."""
+    """Return the position in the embedding of every label, and the groups: units of the same producers."""
     coupling = trace.coupling
     roots = [coupling.root(label) for label in range(1 + sum(p.count for p in coupling.producers))]
     labels_of: dict[int, list[str]] = {}  # for each root the producers of the labels it stands for
@@ -212,7 +208,7 @@ def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
 
 
 def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]:
-    """The units of what modules write or pass on; without those that have other ones at a second call."""
+    """Return the units that modules write or pass on; without modules that have other ones at a second call."""
     modules = {name for name, _ in model.named_modules()}
     found: dict[str, list[Tensor]] = {name: [labels] for name, labels in trace.written.items() if name in modules}
     for name, labels in trace.passing:
@@ -222,14 +218,13 @@ def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]
 
 
 def _readers_of(group: Group, readers: tuple[Reader, ...]) -> tuple[str, ...]:
-    touching = [r.module for r in readers if ((r.units >= group.start) & (r.units < group.start + group.size)).any()]
-    return tuple(dict.fromkeys(touching))
+    return tuple(dict.fromkeys(reader.module for reader in readers if group.owns(reader.units).any()))
 
 
 def _parameters(
     trace: Trace, model: nn.Module, table: Tensor, ungated: int, prefix: str
 ) -> tuple[dict[str, tuple[ParameterUse, ...]], dict[str, Role]]:
-    """The uses and the role of every parameter of the model."""
+    """Return the uses and the role of every parameter of the model."""
     found: dict[str, list[ParameterUse]] = {}
     for use in trace.uses:
         resolved = ParameterUse(tuple(table[side] for side in use.sides))

@@ -1,4 +1,4 @@
-"""Parameters that a layer computes from others before every use: weight norm, and torch's parametrizations."""
+"""Weights that a layer computes from parameters before every use: weight norm, and torch's parametrizations."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Sides = tuple[Tensor, ...]
 
 
 def origins(module: nn.Module, name: str, sides: Sides) -> Iterator[tuple[nn.Parameter, Sides]]:
-    """The parameters behind one that a layer uses, with the labels at their ends.
+    """Find the parameters that a layer computes one of its weights from, with the labels at their ends.
 
     Args:
         module: the layer.
-        name: the layer's name of it, such as ``"weight"``.
-        sides: the labels at the ends of what the layer uses, each broadcastable to its shape.
+        name: the layer's name of the weight, such as ``"weight"``.
+        sides: the labels at the ends of the weight, each broadcastable to its shape.
 
     Yields:
-        The parameter itself, with its ends as they are; or else all that it is computed from. In weight norm an entry
-        reaches a whole slice by way of the norm, so it is held with the slice; any other computation may mix entries in
-        whatever way, so all that it starts from is held wholly.
+        A plain parameter, with its ends as they are; or else all parameters that the weight is computed from. In
+        weight norm an entry reaches a whole slice by way of the norm, so it is frozen with the slice; any other
+        computation may mix all entries, so its parameters are frozen wholly.
     """
     value: Any = getattr(module, name, None)
     if isinstance(value, nn.Parameter):
@@ -52,7 +52,7 @@ def origins(module: nn.Module, name: str, sides: Sides) -> Iterator[tuple[nn.Par
 
 
 def why_it_moves(module: nn.Module) -> str | None:
-    """Say why a layer changes by being run, whatever protects its parameters; None if it does not."""
+    """Explain why running a layer changes it, however its parameters are protected; None if it does not."""
     if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "max_norm rescales entries while they are looked up, so they could not be protected; leave it out"
     hooks = module._forward_pre_hooks.values()
@@ -66,9 +66,9 @@ def why_it_moves(module: nn.Module) -> str | None:
 
 
 def _slices(sides: Sides, value: Tensor, axis: int) -> Sides:
-    """The ends that decide on a slice of a weight as a whole: those along the axis of its norms.
+    """Return the ends that decide on a slice of a weight as a whole: those along the axis of its norms.
 
-    What lies along the other axes must be left out: an entry that no task reads still is a part of the norm.
+    Ends along the other axes are left out: an entry that no task reads is still a part of the norm.
     """
     if axis == -1:
         return (torch.tensor(UNGATED),)  # a single norm for the whole weight

@@ -1,4 +1,4 @@
-"""Labels of units, and which of them must share one gate.
+"""Labels of units, and the coupling of units that must share one gate.
 
 Beside every value of a labelled run travels an integer tensor of the same shape: entry by entry the *label* of the unit
 that the value belongs to. Label 0 means "no unit": the network's input and constants, which nothing gates. Two units
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hatrack.errors import UnsupportedError
 
-__all__ = ["UNGATED", "Coupling", "Producer", "compact", "is_constant", "touches_units"]
+__all__ = ["UNGATED", "Coupling", "Producer", "compact", "first_axis", "is_constant", "is_uniform", "touches_units"]
 
 UNGATED = 0
 """The label of positions that belong to no unit."""
@@ -24,12 +24,12 @@ UNGATED = 0
 
 @dataclass(frozen=True)
 class Producer:
-    """A layer that opened units of its own.
+    """Layer that opened units of its own.
 
     Attributes:
         name: the layer's name in the model.
         start: its first label; its units are ``start`` to ``start + count − 1``.
-        count: how many units it opened.
+        count: number of units that it opened.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Producer:
 
 
 def compact(labels: Tensor) -> Tensor:
-    """Return labels once where an axis merely repeats them, as the pixels of a channel do: a view of width 1 there.
+    """Return a view of labels that is 1 wide along every axis that merely repeats them, such as pixels of a channel.
 
-    Most labels are repeated over whole images; what is computed of them costs a thousandth so.
+    Most labels are repeated over whole images; computing with the view costs a thousandth.
     """
     for axis, stride in enumerate(labels.stride()):
         if not stride and labels.shape[axis] > 1:
@@ -59,8 +59,24 @@ def is_constant(labels: Tensor, axis: int) -> bool:
     return bool((labels == labels.narrow(axis, 0, 1)).all())
 
 
+def is_uniform(labels: Tensor) -> bool:
+    """Return whether labels are the same everywhere."""
+    labels = compact(labels)
+    return bool((labels == labels.flatten()[0]).all())
+
+
+def first_axis(labels: Tensor, dimensions: int) -> Tensor:
+    """View a vector as a tensor of several axes that is 1 wide in all but the first.
+
+    Args:
+        labels: the vector, ``(n,)``.
+        dimensions: number of axes, at least 1.
+    """
+    return labels.view(-1, *(1,) * (dimensions - 1))
+
+
 class Coupling:
-    """Union-find over labels: which units share one gate."""
+    """Union-find over labels: units with the same root share one gate."""
 
     def __init__(self) -> None:
         self._parent = array("q", [UNGATED])  # an array, which becomes a tensor a hundred times as fast as a list
@@ -75,7 +91,7 @@ class Coupling:
             count: number of units, at least 1.
 
         Returns:
-            Their fresh labels, ``(count,)``.
+            New labels, ``(count,)``.
         """
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
@@ -84,10 +100,10 @@ class Coupling:
         return torch.arange(start, start + count)
 
     def include(self, other: Coupling) -> Tensor:
-        """Take over the layers of another run of the same network, and what it couples.
+        """Add the layers of another run of the same network, and couple what it coupled.
 
         Returns:
-            For every label there the one that it has here, int64.
+            The label here of every label there, int64.
 
         Raises:
             UnsupportedError: a layer has another number of units there.
@@ -115,21 +131,21 @@ class Coupling:
         return there
 
     def root(self, label: int) -> int:
-        """The label that stands for all those coupled with this one."""
+        """Return the label that stands for all those coupled with this one."""
         while self._parent[label] != label:
             self._parent[label] = self._parent[self._parent[label]]
             label = self._parent[label]
         return label
 
     def couple(self, a: Tensor, b: Tensor) -> Tensor:
-        """Couple what meets in an element-wise operation of two values.
+        """Couple units that meet in an element-wise operation of two values.
 
         Args:
-            a: labels of the one.
+            a: labels of one value.
             b: labels of the other, broadcastable with ``a``.
 
         Returns:
-            Labels of the result, of the broadcast shape: where one side is ungated, the other side's.
+            Labels of the result, of the broadcast shape: where one value is ungated, those of the other.
         """
         shape = torch.broadcast_tensors(a, b)[0].shape  # type: ignore[no-untyped-call]
         a, b = compact(a), compact(b)
@@ -152,7 +168,7 @@ class Coupling:
             self._roots = None
 
     def roots(self, labels: Tensor) -> Tensor:
-        """The labels, where one stands for all that are coupled, and "no unit" for those of always-on units."""
+        """Replace labels by those that stand for all coupled with them; always-on units become "no unit"."""
         if self._roots is None:
             self._roots = torch.frombuffer(self._parent, dtype=torch.int64).clone()
             while not torch.equal(further := self._roots[self._roots], self._roots):
@@ -176,7 +192,7 @@ class Coupling:
         return representative.expand(labels.shape[axis])
 
     def merge(self, labels: Tensor, axis: int) -> Tensor:
-        """Couple everything along an axis, and keep one label of it.
+        """Couple all positions along an axis, and keep one label of them.
 
         Args:
             labels: labels of a value.
@@ -197,9 +213,9 @@ class Coupling:
         return any(self.is_across(labels, axis) for axis in range(labels.dim()) if axis not in axes)
 
     def is_across(self, labels: Tensor, axis: int) -> bool:
-        """Return whether an axis runs through several units of one layer, which coupling along it would make one.
+        """Return whether an axis runs through several units of one layer, which coupling along it would merge.
 
-        Units of different layers, such as a class token's and the patches', may well be coupled: a sum does no more.
+        Units of different layers, such as a class token's and the patches', may be coupled, as they are by a sum.
         """
         kept = compact(labels)
         if kept.shape[axis] < 2:

@@ -1,4 +1,4 @@
-"""The result of the analysis: groups of units, who reads them, and what every parameter is to them."""
+"""Result of the analysis: groups of units, their readers, and the role of every parameter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import enum
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,36 +14,36 @@ from torch import Tensor
 __all__ = ["Group", "ParameterUse", "Reader", "Role", "UnitGraph", "warn_of_collapse"]
 
 MANY = 8
-"""From how many outputs on it is worth a warning if they are one unit."""
+"""Smallest number of outputs in a single unit that is worth a warning."""
 
 
 class Role(str, enum.Enum):
-    """What a parameter is to the units; every parameter has exactly one role."""
+    """Role of a parameter towards the units; every parameter has exactly one."""
 
     MIXING = "mixing"
-    """Connects units that are read with units that are written: a weight. Held where one task uses both ends."""
+    """Weight between units that are read and units that are written; frozen where a task uses both ends."""
 
     PER_UNIT = "per-unit"
-    """Belongs to the units it is written for: a bias. Held where a task uses the unit."""
+    """Parameter of the units that a layer writes, such as a bias; frozen where a task uses the unit."""
 
     PER_TASK = "per-task"
-    """Each task has its own: embeddings, heads, batch norm. Held wholly once its task is consolidated."""
+    """Parameter of one task: embeddings, heads, batch norm; frozen wholly once its task is consolidated."""
 
     WHOLE = "whole"
-    """Shared by all units and tasks. Held wholly from the first consolidated task on."""
+    """Parameter shared by all units and tasks; frozen wholly with the first consolidated task."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Units that are gated side by side, as a contiguous stretch of every task's embedding.
+    """Group of units that are gated side by side, a contiguous stretch of every task's embedding.
 
     Attributes:
         name: the layer that writes them (several, joined by ``+``, when they are coupled).
         start: position of the first unit in the embedding.
         size: number of units.
         readers: the layers that read them.
-        outputs: how many outputs of a layer they stand for; more than there are units where outputs are coupled, as
-            those of an attention head.
+        outputs: number of outputs of a layer that they stand for; more than there are units where outputs are coupled,
+            as those of an attention head.
     """
 
     name: str
@@ -56,10 +57,14 @@ class Group:
         """The group's stretch of an embedding."""
         return slice(self.start, self.start + self.size)
 
+    def owns(self, units: Tensor) -> Tensor:
+        """Return which positions of an embedding belong to the group, booleans of the shape of ``units``."""
+        return (units >= self.start) & (units < self.start + self.size)
+
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer whose input is gated.
+    """Layer whose input is gated.
 
     Attributes:
         module: name of the layer; the backbone's result, which the heads read, has the name ``""``.
@@ -75,15 +80,18 @@ class Reader:
     axis: int
     units: Tensor
 
+    def value_among(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return the argument that is gated, given by position or by name."""
+        return args[self.argument] if self.argument < len(args) else kwargs[self.keyword]
+
 
 @dataclass(frozen=True)
 class ParameterUse:
-    """One use of a parameter by one layer.
+    """Use of a parameter by one layer.
 
     Attributes:
         sides: for each end, positions in the embedding, int64 and broadcastable to the parameter's shape; the number of
-            units stands for "ungated", which counts as used by every task. An entry matters to a task if the task uses
-            all its ends.
+            units stands for "ungated", which every task uses. A task uses an entry if it uses all its ends.
     """
 
     sides: tuple[Tensor, ...]
@@ -97,12 +105,12 @@ class UnitGraph:
         num_units: number of units, the length of an embedding.
         groups: the groups, in the order of their first layer; they cover every unit once.
         readers: the layers whose input is gated, the heads included.
-        uses: for the name of every parameter all its uses (parameters that belong to tasks have none).
+        uses: all uses of every parameter, by name (parameters that belong to tasks have none).
         roles: the role of every parameter, by name.
         shapes: the shape of every parameter, by name.
         per_task_modules: names of the modules of which every task has its own copy.
-        outputs: for layers that open units, or have something for each unit that they pass on, by name: position in the
-            embedding for every output, int64; the number of units stands for "ungated".
+        outputs: position in the embedding of every output, int64, by the names of layers that open units, or pass units
+            on and have parameters or statistics for each; the number of units stands for "ungated".
     """
 
     num_units: int
@@ -115,11 +123,11 @@ class UnitGraph:
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def split(self, per_unit: Tensor) -> dict[str, Tensor]:
-        """Cut a vector over all units, ``(num_units,)``, into one per group."""
+        """Split a vector over all units, ``(num_units,)``, into one per group, by name."""
         return {group.name: per_unit[group.span] for group in self.groups}
 
     def group(self, name: str) -> Group:
-        """The group of that name.
+        """Return the group of a name.
 
         Raises:
             KeyError: there is none.
@@ -127,7 +135,7 @@ class UnitGraph:
         return {group.name: group for group in self.groups}[name]
 
     def features(self) -> Reader:
-        """What the heads read: the last reader."""
+        """Return the reading of the backbone's result by the heads: the last reader."""
         return self.readers[-1]
 
     def __str__(self) -> str:
@@ -150,16 +158,15 @@ class UnitGraph:
         return "\n".join(lines)
 
     def _holders(self, name: str) -> str:
-        """The groups that decide on a parameter, written as ``outputs × inputs``."""
+        """Return the groups that decide on a parameter, written as ``outputs × inputs``."""
         if self.roles[name] is Role.PER_TASK:
             return "its task"
         uses = [" × ".join(self._groups_of(side) for side in use.sides) for use in self.uses[name]]
         return " or ".join(dict.fromkeys(uses))
 
     def _groups_of(self, side: Tensor) -> str:
-        positions = set(side.flatten().tolist())
-        names = [g.name or "backbone" for g in self.groups if any(g.start <= p < g.start + g.size for p in positions)]
-        return "+".join(names + (["always"] if self.num_units in positions else []))
+        names = [group.name or "backbone" for group in self.groups if group.owns(side).any()]
+        return "+".join(names + (["always"] if (side == self.num_units).any() else []))
 
 
 def _count(number: int, noun: str) -> str:
@@ -179,7 +186,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def warn_of_collapse(graph: UnitGraph) -> None:
-    """Warn of layers all of whose outputs are one single unit: a task uses the layer wholly, or not at all."""
+    """Warn of layers whose outputs are all one unit, so that a task uses the layer wholly or not at all."""
     for group in graph.groups:
         if group.size == 1 and group.outputs >= MANY:
             warnings.warn(

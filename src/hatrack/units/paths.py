@@ -1,4 +1,4 @@
-"""Paths: which functions a network calls for an input, to tell whether two calls do the same.
+"""Paths: the functions that a network calls for an input, to tell whether two calls do the same.
 
 A labelled run says what is done to units, and costs several forward passes; a path costs one. Where a call takes the
 path of one that was labelled, it does the same to units.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,35 +18,34 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hatrack.names import words
 from hatrack.units.run import FACTS, function_name, tensors_in
 
 __all__ = ["Path", "path_of", "stray_parameters"]
 
-_COUNTING = frozenset(
-    [
-        *("view", "reshape", "expand", "repeat", "unflatten", "resize_", "broadcast_to", "tile", "as_strided"),
-        *("zeros", "ones", "full", "empty", "rand", "randn", "randint", "eye", "arange", "linspace"),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "narrow", "split", "__getitem__", "repeat_interleave"),
-        *("split_with_sizes", "tensor_split", "chunk", "one_hot", "bernoulli_"),
-    ]
+_COUNTING = words(
+    """
+    view reshape expand repeat unflatten resize_ broadcast_to tile as_strided narrow split split_with_sizes tensor_split
+    chunk __getitem__ repeat_interleave zeros ones full empty rand randn randint eye arange linspace
+    new_zeros new_ones new_full new_empty one_hot bernoulli_
+    """
 )
-"""Functions whose numbers may count samples; in all others a number that follows them makes another path."""
+"""Names of functions whose numbers may be in proportion to the samples; in others that makes another path."""
 
 _FLAGGED = ("dropout", "batch_norm", "instance_norm", "attention", "lstm", "gru", "rnn_tanh", "rnn_relu")
-"""Ends of the names of functions that are told whether they train; what they do to units is the same then."""
+"""Ends of the names of functions with a flag for training, which does not change what they do to units."""
 
 _Call = tuple[str, tuple[Any, ...], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Path:
-    """The calls of modules and functions that a network makes for a batch, in their order.
+    """Calls of modules and functions that a network makes for a batch, in their order.
 
     Attributes:
         samples: number of samples of the batch.
-        calls: for each call the name of the module or function, where the tensors come from that it is given (the name
-            of a parameter or buffer, the number of an earlier call, the input, or the digest of a constant), and its
-            settings.
+        calls: for each call the name of the module or function, the origins of its tensors (the name of a parameter or
+            buffer, the number of an earlier call, the input, or the digest of a constant), and its settings.
     """
 
     samples: int
@@ -70,7 +70,7 @@ class Path:
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes which modules and functions are called, and with what."""
+    """Recorder of the calls of modules and functions, with their arguments."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Recorder(TorchFunctionMode):
         self.others: list[nn.Parameter] = []  # parameters that are not the model's
 
     def enter(self, name: str, *_: Any) -> None:
-        """Note the call of a module: gates are before modules, also where two of them compute the same."""
+        """Record the call of a module: gates stand before modules, also where two of them compute the same."""
         self.calls.append((f"module {name}", (), ()))
 
     def __torch_function__(
@@ -101,7 +101,7 @@ class _Recorder(TorchFunctionMode):
         return output
 
     def _source_of(self, value: Tensor) -> str | int:
-        """The name of a parameter, a buffer or the input, the number of the call that made a value, or a digest."""
+        """Return the origin of a value: a name in the model, the input, the number of a call, or a digest."""
         reference, number = self._made.get(id(value), (None, -1))
         if reference is not None and reference() is value:
             return number
@@ -125,7 +125,7 @@ def _counts_batches(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def _settings(tree: Any, flags: bool) -> Iterator[Any]:
-    """Yield what is no tensor among nested arguments; truth values only where these are no matter of modes."""
+    """Yield nested arguments other than tensors; truth values only if asked for, since they may be a mode."""
     if isinstance(tree, (tuple, list)):
         for branch in tree:
             yield from _settings(branch, flags)
@@ -151,23 +151,16 @@ def path_of(model: nn.Module, x: Tensor, training: bool) -> Path:
     """
     model.train(training)
     recorder = _Recorder(model, x)
-    handles = [
-        module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True)
-        for name, module in model.named_modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True))
         with recorder:
             model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return Path(len(x), tuple(recorder.calls))
 
 
 def stray_parameters(model: nn.Module, x: Tensor) -> list[nn.Parameter]:
-    """Return parameters that a network computes with although they are not its own, as torch knows it.
-
-    Such as those of layers that it keeps in a plain list.
+    """Return parameters that a network computes with but does not own, such as those of layers in a plain list.
 
     Args:
         model: the network, which is run as it is.

@@ -1,9 +1,10 @@
-"""One labelled run of a network: every call is seen, and explained by its rule."""
+"""Labelled run of a network, in which every call is seen and explained by its rule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.modes import evaluation_mode
+from hatrack.names import words
 from hatrack.units.coupling import touches_units
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
@@ -36,18 +38,16 @@ __all__ = ["FACTS", "function_name", "labelled_run", "tensors_in"]
 _CONSTANTS = frozenset(CONSTANTS)
 _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 
-FACTS = frozenset(
-    [
-        *("size", "dim", "shape", "dtype", "device", "ndim", "numel", "nelement", "stride", "layout", "is_cuda"),
-        *("is_leaf", "is_contiguous", "is_floating_point", "is_complex", "requires_grad", "__len__", "get_device"),
-        *("element_size", "is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize", "_version"),
-        *("grad_fn", "grad", "_grad", "_grad_fn", "_backward_hooks", "_post_accumulate_grad_hooks", "register_hook"),
-        *("register_post_accumulate_grad_hook", "retain_grad", "retains_grad", "requires_grad_", "output_nr", "names"),
-        *("is_cpu", "is_mps", "is_xpu", "is_sparse_csr", "is_inference", "is_signed", "_is_view"),
-    ]
+FACTS = words(
+    """
+    size dim shape dtype device ndim numel nelement stride layout names itemsize element_size get_device output_nr
+    __len__ is_cuda is_cpu is_mps is_xpu is_leaf is_contiguous is_floating_point is_complex is_signed is_sparse
+    is_sparse_csr is_quantized is_meta is_nested is_inference _is_view _version requires_grad requires_grad_ grad _grad
+    grad_fn _grad_fn retain_grad retains_grad register_hook register_post_accumulate_grad_hook _backward_hooks
+    _post_accumulate_grad_hooks
+    """
 )
-"""Questions about a tensor as opposed to what is in it; they say nothing about units."""
-
+"""Names of functions that ask about a tensor and not about its values; they say nothing about units."""
 
 CHANGED_IN_PLACE = (
     "it changes a value in place that has the same memory as another one, and puts units where there were none; "
@@ -116,7 +116,7 @@ def labelled_run(
 
 
 def _runs_by_itself(model: nn.Module, example_input: Tensor, training: bool, grad: bool) -> bool:
-    """Return whether a model that failed while it was followed does not fail otherwise."""
+    """Return whether a model runs that failed while it was followed."""
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
@@ -127,7 +127,7 @@ def _runs_by_itself(model: nn.Module, example_input: Tensor, training: bool, gra
 
 
 class _LabelledRun(TorchFunctionMode):
-    """Sees every function call of the model, and every call of a module that has a rule of its own."""
+    """Observer of every function call of the model, and of every call of a module."""
 
     def __init__(self, model: nn.Module, trace: Trace, rules: RuleBook) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class _LabelledRun(TorchFunctionMode):
         self.follow_values_of(list(model.parameters()))
 
     def follow_values_of(self, value: Any) -> None:
-        """Remember that tensors have other values for other inputs."""
+        """Record that tensors have other values for other inputs."""
         self._variable.add(tensors_in(value))
 
     def is_variable(self, value: Tensor) -> bool:
@@ -155,7 +155,7 @@ class _LabelledRun(TorchFunctionMode):
         return value in self._variable or self._trace.is_gated(value)
 
     def why_not_read(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
-        """The refusal of an operation of torch's lowest level that reads values; None if it reads none, or may."""
+        """Return the refusal of an operation of torch's lowest level if it reads values and must not; else None."""
         if self._depth or not reads_values(operation) or not any(map(self.is_variable, values)) or self._is_vouched():
             return None
         func, args, kwargs = self._functions[-1] if self._functions else (operation, tuple(values), {})
@@ -169,7 +169,7 @@ class _LabelledRun(TorchFunctionMode):
         return self._path_refused(Call(func, name, args, kwargs, None))
 
     def _require_one_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse what reads values, outside of modules that are vouched for."""
+        """Refuse functions that read values, outside of modules that are vouched for."""
         own = function_name(func).rpartition(".")[2]
         tensors = list(tensors_in((args, kwargs)))
         reads = own in READING or (own == "where" and len(args) + len(kwargs) == 1)
@@ -193,38 +193,40 @@ class _LabelledRun(TorchFunctionMode):
 
     @property
     def is_following(self) -> bool:
-        """Return whether what torch computes at this moment is part of a call that the run sees."""
+        """Return whether torch is computing a call that the run sees."""
         return bool(self._depth or self._functions)
 
     @contextmanager
     def modules_announced(self) -> Iterator[None]:
         """While this lasts, modules with a rule are followed as a whole and not function by function."""
-        handles = []
-        for name, module in self._model.named_modules():
-            announcement = _ModuleAnnouncement(self, name, self._rules.for_module(module))
-            handles.append(module.register_forward_pre_hook(announcement.before, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(announcement.after, with_kwargs=True))
-        try:
+        with ExitStack() as hooks:
+            for name, module in self._model.named_modules():
+                rule = self._rules.for_module(module)
+                enter, leave = partial(self._enter, name, rule), partial(self._leave, name, rule)
+                hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def enter_module(self, call: Call, rule: Rule | None) -> None:
+    def _enter(
+        self, name: str, rule: Rule | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Note that a module is called; a forward pre-hook."""
         if rule is None:
-            self._inside.append((call.name, call.target))
-            own = not self._depth and not type(call.target).__module__.startswith("torch.")
-            self._arguments.append(self._trace.sources.enter(call.name, call.args, call.kwargs) if own else [])
+            self._inside.append((name, module))
+            own = not self._depth and not type(module).__module__.startswith("torch.")
+            self._arguments.append(self._trace.sources.enter(name, args, kwargs) if own else [])
         else:
             self._depth += 1
 
-    def leave_module(self, call: Call, rule: Rule | None) -> None:
+    def _leave(self, name: str, rule: Rule | None, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Explain the call of a module by its rule, if it has one; a forward hook."""
+        call = Call(module, name, args, kwargs, output)
         if rule is None:
             self._inside.pop()
             arguments = self._arguments.pop()
             self._trace.sources.leave(arguments)
             for argument, *_ in arguments:
-                if (call.name, argument.position) in self._trace.reads:
+                if (name, argument.position) in self._trace.reads:
                     self._trace.read_argument(call, argument)
             return
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
@@ -257,7 +259,7 @@ class _LabelledRun(TorchFunctionMode):
         return output
 
     def _sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[Argument] | None:
-        """The arguments of modules that a result will come from, or None: to be asked before a change in place."""
+        """Return the arguments of modules that a result will come from, or None; call this before a change in place."""
         found: set[Argument] = set()
         for value in tensors_in((args, kwargs)):
             if isinstance(value, nn.Parameter):
@@ -301,7 +303,7 @@ class _LabelledRun(TorchFunctionMode):
                 raise self._trace.refuse(call, CHANGED_IN_PLACE)
 
     def _note_views(self, inputs: Any, output: Any) -> None:
-        """Remember which values of the run lie in the same memory: what is written to one, the others have too."""
+        """Record values that share memory with another one, and change when that is written to."""
         given = Memory()
         given.add(tensors_in(inputs))
         for value in tensors_in(output):
@@ -309,10 +311,10 @@ class _LabelledRun(TorchFunctionMode):
                 self._viewed.add([value])
 
     def _explain(self, rule: Rule, call: Call, always: bool = False) -> None:
-        """Ask a rule for the labels of a result, and remember them.
+        """Ask a rule for the labels of a result, and record them.
 
         Raises:
-            UnsupportedError: the rule refuses, or fails, which nobody may take for a network that does not run.
+            UnsupportedError: the rule refuses or fails; a failing rule does not mean that the network does not run.
         """
         self.is_explaining = True
         try:
@@ -326,7 +328,7 @@ class _LabelledRun(TorchFunctionMode):
             self.is_explaining = False
 
     def _couple_rows_to_choose_from(self, call: Call) -> None:
-        """Couple what an index that is computed from the input chooses from: other inputs choose other rows."""
+        """Couple all rows that an index computed from the input chooses from: other inputs choose other rows."""
         own = call.name.rpartition(".")[2]
         value = call.argument(0, "input")
         if not isinstance(value, Tensor) or not self._trace.is_gated(value):
@@ -350,7 +352,7 @@ class _LabelledRun(TorchFunctionMode):
         return f"there is no rule for this operation{danger}; {self._advice()}"
 
     def _advice(self) -> str:
-        """Return the remedy for an operation that is not explained."""
+        """Return the remedy for an operation without a rule."""
         advice = "register one with @hatrack.units.rule"
         name, module = self._inside[-1] if self._inside else ("", self._model)
         if name:
@@ -360,7 +362,7 @@ class _LabelledRun(TorchFunctionMode):
 
 
 class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every computation at its lowest level, also where Python is bypassed, as in scripted functions.
+    """Observer of every computation at torch's lowest level, also where Python is bypassed, as in scripted functions.
 
     Nothing may be computed of a unit outside the calls that the run sees: the result would count as a constant.
     """
@@ -395,21 +397,6 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
-class _ModuleAnnouncement:
-    """The pair of hooks that tells the run of one module's calls."""
-
-    def __init__(self, run: _LabelledRun, name: str, rule: Rule | None) -> None:
-        self._run = run
-        self._name = name
-        self._rule = rule
-
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._run.enter_module(Call(module, self._name, args, kwargs, None), self._rule)
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._run.leave_module(Call(module, self._name, args, kwargs, output), self._rule)
-
-
 def function_name(function: Any) -> str:
     """Return the name of a function that torch can intercept."""
     name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
@@ -417,11 +404,11 @@ def function_name(function: Any) -> str:
 
 
 _NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
-"""Numpy's names of arguments, which torch takes for its own where it has these."""
+"""NumPy's names of arguments, which torch accepts in place of its own."""
 
 
 def named_as_in_torch(function: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments by the names that rules know them by, without ``out=``, which is the result and no operand."""
+    """Rename arguments as rules expect them, and drop ``out=``, which is the result and no operand."""
     if isinstance(function, FunctionType):  # written in Python: its names are its own
         return kwargs
     return {_NUMPY.get(name, name): value for name, value in kwargs.items() if name != "out"}

@@ -1,8 +1,8 @@
-"""Where a function inside a module may read units: where all that it reads comes in through the module's arguments.
+"""Origins of values in the arguments of modules, which tell where a function inside a module may read units.
 
 A gate can only stand at the input of a module. A function that mixes units, such as ``F.layer_norm`` or a mean over
-channels, is exact behind that gate if nothing that belongs to units has joined on the way from there: what it sees of a
-unit that is off is then computed from zeros and from units that are on.
+channels, is exact behind that gate if no other value that belongs to units has joined on the way from there: its view
+of a unit that is off is then computed from zeros and from units that are on.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["Argument", "Sources"]
 
 @dataclass(eq=False)
 class Argument:
-    """An argument of a module.
+    """Argument that a module was called with.
 
     Attributes:
         module: the module's name.
         position: the argument's position, or any behind the last one if it was given by name.
         keyword: the argument's name, if it was given by name.
-        value: what was given.
+        value: the tensor that was given.
         version: the value's version, which grows when it is changed in place.
     """
 
@@ -36,12 +36,12 @@ class Argument:
 
     @property
     def changed(self) -> bool:
-        """Whether the value was changed in place since: a gate would have put a copy in its place."""
+        """True if the value was changed in place since; a gate would have put a copy in its place."""
         return self.value._version != self.version
 
 
 class Sources:
-    """For values of the run the arguments that they are computed from, if from nothing else that belongs to units."""
+    """Record of the arguments that values are computed from, if from nothing else that belongs to units."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, int, frozenset[Argument]]] = {}
@@ -49,12 +49,12 @@ class Sources:
         self._given: dict[tuple[str, int], list[Argument]] = {}
 
     def of(self, value: Tensor) -> frozenset[Argument] | None:
-        """The arguments that a value comes from; None if it does not, or was changed in place by something else."""
+        """Return the arguments that a value comes from; None if from others too, or changed in place by others."""
         known = self._known.get(id(value))
         return known[2] if known is not None and known[1] == value._version else None
 
     def is_cleared(self, value: Tensor) -> bool:
-        """Whether a value is 0 at units that are off, as the arguments are, behind their gates."""
+        """Return whether a value is 0 at units that are off, as the arguments are behind their gates."""
         return self.of(value) is not None and id(value) in self._cleared
 
     def remember(self, value: Tensor, sources: frozenset[Argument] | None, cleared: bool) -> None:
@@ -66,14 +66,14 @@ class Sources:
             self._known[id(value)] = (value, value._version, sources)  # kept, so that no other gets its identity
 
     def given(self, module: str, position: int) -> list[Argument]:
-        """What a module was given for one argument, call by call."""
+        """Return the values that a module was given for one argument, call by call."""
         return self._given.get((module, position), [])
 
     def enter(self, module: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[tuple[Argument, Any, bool]]:
-        """A module is called: inside it, its arguments come from themselves.
+        """Enter a module: inside it, its arguments come from themselves.
 
         Returns:
-            What :meth:`leave` needs.
+            State before the call, for :meth:`leave`.
         """
         given = [("", value) for value in args] + list(kwargs.items())
         arguments = [
@@ -91,6 +91,6 @@ class Sources:
         return before
 
     def leave(self, before: list[tuple[Argument, Any, bool]]) -> None:
-        """The module is done: what its arguments were outside, they are again, unless they were changed in place."""
+        """Leave a module: its arguments are again what they were outside, unless they were changed in place."""
         for argument, sources, cleared in before:
             self.remember(argument.value, None if argument.changed else sources, cleared)

@@ -1,9 +1,9 @@
-"""Record of a labelled run: labels of values, who reads which units, and how parameters are used."""
+"""Record of a labelled run: labels of values, readers of units, and uses of parameters."""
 
 from __future__ import annotations
 
 import copy
-import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ NO_GATE = (
     "it mixes several units where no gate can stand before it; move it into a torch.nn.Module of its own whose forward "
     "takes what it mixes as an argument, or use a layer of torch.nn"
 )
-"""Reason for refusing a function that reads units, and the remedy."""
+"""Reason for refusing a function that reads units, with the remedy."""
 
 Labels = Tensor | tuple["Labels", ...]
 """Labels of a result: an int64 tensor of its shape, or a tuple of such for a result with several tensors."""
@@ -36,14 +36,14 @@ _HEADS = (".", 0)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module or a function during the labelled run.
+    """Call of a module or a function during the labelled run.
 
     Attributes:
         target: the module, or the function.
-        name: what to call it in a message: the module's name in the model, or the function's name.
+        name: the module's name in the model, or the function's name.
         args: positional arguments.
         kwargs: keyword arguments.
-        output: what it returned.
+        output: the result; None before it is known.
     """
 
     target: Any
@@ -53,17 +53,25 @@ class Call:
     output: Any
 
     def argument(self, position: int, name: str) -> Any:
-        """An argument that may have been given by position or by name; None if it was not given."""
+        """Return an argument that may have been given by position or by name; None if it was not given."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name)
 
 
 Rule = Callable[["Trace", Call], Labels]
-"""Explains an operation to the analysis: records what it reads, couples what it must, returns the result's labels."""
+"""Function that explains an operation: it records reads, couples units, and returns the labels of the result."""
 
 
 @dataclass
 class Read:
-    """Units that a module reads: where one of its arguments is to be gated."""
+    """Reading of units by a module, at an argument that is to be gated.
+
+    Attributes:
+        module: the module's name.
+        argument: position of the argument.
+        keyword: name of the argument.
+        axis: its axis that counts units, negative.
+        labels: one label per index of that axis.
+    """
 
     module: str
     argument: int
@@ -74,7 +82,12 @@ class Read:
 
 @dataclass(frozen=True)
 class Use:
-    """A use of a parameter, by its name: the labels at each of its ends, each broadcastable to its shape."""
+    """Use of a parameter.
+
+    Attributes:
+        parameter: its name.
+        sides: the labels at each of its ends, each broadcastable to its shape.
+    """
 
     parameter: str
     sides: tuple[Tensor, ...]
@@ -82,7 +95,20 @@ class Use:
 
 @dataclass
 class Trace:
-    """The state of a labelled run, which the rules read and write."""
+    """State of a labelled run, which the rules read and write.
+
+    Attributes:
+        coupling: the units, and which of them share a gate.
+        reads: readings of units by the module's name and the argument's position.
+        uses: uses of parameters.
+        per_task: names of modules of which every task has its own copy.
+        passing: names of layers that pass units on, with a label for every channel.
+        written: labels of the units that layers write, by name.
+        sources: origins of values in the arguments of modules.
+        parameters: names of the model's parameters by identity.
+        buffers: identities of the model's buffers.
+        by_themselves: labels of the entries of parameters that are used by themselves, by name.
+    """
 
     coupling: Coupling = field(default_factory=Coupling)
     reads: dict[tuple[str, int], Read] = field(default_factory=dict)
@@ -93,27 +119,16 @@ class Trace:
     sources: Sources = field(default_factory=Sources)
     parameters: dict[int, str] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
-    entries: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # first and last label of parameters used by themselves
-    by_themselves: dict[str, Tensor] = field(default_factory=dict)  # the labels of these, by name
+    by_themselves: dict[str, Tensor] = field(default_factory=dict)
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def without_values(self) -> Trace:
-        """Return a copy of what was found, without the tensors of the run."""
-        return Trace(
-            copy.deepcopy(self.coupling),
-            reads=dict(self.reads),
-            uses=list(self.uses),
-            per_task=list(self.per_task),
-            passing=list(self.passing),
-            written=dict(self.written),
-            entries=list(self.entries),
-            by_themselves=dict(self.by_themselves),
-        )
+        """Copy the findings, without the tensors of the run."""
+        found = ("reads", "uses", "per_task", "passing", "written", "by_themselves")
+        return Trace(copy.deepcopy(self.coupling), **{name: copy.copy(getattr(self, name)) for name in found})
 
     def united_with(self, other: Trace) -> Trace:
-        """Return what both runs have found: units that either couples are coupled, what either reads is read.
+        """Unite the findings of two runs: units are coupled or read if they are in either.
 
         Raises:
             UnsupportedError: the runs contradict each other.
@@ -140,7 +155,7 @@ class Trace:
         return both
 
     def labels(self, value: Tensor) -> Tensor:
-        """Labels of a value: zeros for one that the run has not seen."""
+        """Return the labels of a value; zeros for one that the run has not seen."""
         known = self._values.get(id(value))
         return torch.tensor(UNGATED).expand(value.shape) if known is None else self.coupling.roots(known[1])
 
@@ -154,8 +169,8 @@ class Trace:
         Args:
             output: the result.
             labels: its labels.
-            always: also if it belongs to no unit, because it was computed from units: what becomes of it, such as a
-                choice of what to compute, is to be followed as well.
+            always: remember a result without units too, because it was computed from units and its further use, such as
+                a choice of what to compute, is to be followed.
 
         Raises:
             ValueError, TypeError: the labels do not fit the result.
@@ -197,7 +212,7 @@ class Trace:
         return labels
 
     def read_inside(self, call: Call, value: Tensor) -> None:
-        """Record that a function reads units: the arguments of modules that its value comes from are gated.
+        """Record that a function reads units, by gating the arguments of modules that its value comes from.
 
         Raises:
             UnsupportedError: the value comes from elsewhere too, so that no gate can stand before it.
@@ -226,10 +241,10 @@ class Trace:
         self.read(place, argument.value, axis, argument=argument.position, keyword=argument.keyword)
 
     def axis_of_units(self, labels: Tensor, axes: range) -> int:
-        """The axis that counts units: of those along which labels differ the first that leaves most units apart.
+        """Find the axis that counts units: of those along which labels differ, the first that keeps most units apart.
 
-        A class token beside patches, or a table of positions, makes tokens differ as well, and there may be more of
-        them than there are channels.
+        A class token beside patches, or a table of positions, makes labels of tokens differ as well, and there may be
+        more tokens than channels.
 
         Args:
             labels: labels of a value.
@@ -250,11 +265,11 @@ class Trace:
         return len(torch.unique(left[left != UNGATED]))
 
     def pass_on(self, call: Call, labels: Tensor) -> None:
-        """Record the units of a layer that has something for each of its channels, and passes units on.
+        """Record the units of a layer that has parameters or statistics for each channel, and passes units on.
 
         Args:
             call: the module's call.
-            labels: for every channel its unit, ``(channels,)``.
+            labels: label of every channel, ``(channels,)``.
         """
         self.passing.append((call.name, labels))
 
@@ -281,7 +296,7 @@ class Trace:
     def open_parameter(self, name: str, parameter: Tensor) -> None:
         """Label a parameter that is used by itself, such as a position embedding: every entry is a unit at first.
 
-        What it meets decides which units these are: they are coupled with them, or made always-on.
+        They are coupled with the units that they meet, or made always-on.
         """
         if self.is_gated(parameter) or not parameter.numel():
             return
@@ -289,25 +304,20 @@ class Trace:
         if labels is None:
             labels = self.coupling.open_units(name, parameter.numel()).view(parameter.shape)
             self.by_themselves[name] = labels
-            self.entries.append((int(labels.min()), int(labels.max())))
             assert isinstance(parameter, nn.Parameter)
             self.use(parameter, labels)
         self.remember(parameter, labels)
 
     def refuse(self, call: Call, reason: str) -> UnsupportedError:
-        """The error for an operation that the analysis cannot follow, naming it and the line that called it."""
-        return UnsupportedError(f"{call.name}: {reason}{calling_line()}")
+        """Make the error for an operation that cannot be followed, with its name and the line that called it."""
+        return UnsupportedError(f"{call.name}: {reason}{_calling_line()}")
 
 
-def calling_line() -> str:
-    """`` (at FILE:LINE)`` of the innermost frame outside torch and hatrack, or nothing."""
+def _calling_line() -> str:
+    """Return `` (at FILE:LINE)`` for the innermost frame outside torch and hatrack; empty if there is none."""
     inside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame, line in traceback.walk_stack(None):
         filename = frame.f_code.co_filename
         if not filename.startswith((*inside, "<")):
-            return f" (at {Path(filename).name}:{frame.f_lineno})"
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
+            return f" (at {Path(filename).name}:{line})"
     return ""

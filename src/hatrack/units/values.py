@@ -1,7 +1,7 @@
 """Values that differ from input to input during a run, and the operations that depend on them.
 
-Only computations of the example are seen. What other values would make of them must therefore be known by other means:
-a row that is chosen by an index may be any row; a number that leaves the tensors may lead anywhere.
+Only computations of the example are seen. Other values may lead elsewhere: a row that is chosen by an index may be any
+row, and after a value is read into Python anything may follow.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from hatrack.names import words
+from hatrack.tryouts import memory_of
 
 __all__ = [
     "READING",
@@ -23,20 +26,19 @@ __all__ = [
     "written_by",
 ]
 
-READING = frozenset(
-    [
-        *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "item", "tolist", "numpy"),
-        *("__array__", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "equal", "allclose"),
-        *("is_nonzero", "__repr__", "__format__", "__dlpack__", "storage", "untyped_storage"),
-    ]
+READING = words(
+    """
+    __bool__ __float__ __int__ __index__ __complex__ __contains__ __array__ __repr__ __format__ __dlpack__ item tolist
+    numpy nonzero argwhere masked_select unique unique_consecutive equal allclose is_nonzero storage untyped_storage
+    """
 )
-"""Names of functions that read values into Python, or into a shape: what is computed then depends on them."""
+"""Names of functions that read values into Python, or into a shape: later computations depend on them."""
 
 READING_SETTINGS = frozenset(["tensor_split", "_pack_padded_sequence"])
-"""Names of functions that read values of their settings alone, past all operations that could be seen."""
+"""Names of functions that read values of their settings alone, and call no operation that could be seen."""
 
-_CHECKING = frozenset(["inverse", "cholesky", "pinverse", "logdet", "slogdet", "det", "embedding_bag"])
-"""Names of functions that read values only to say that they do not fit, beside those of ``torch.linalg``."""
+_CHECKING = words("inverse cholesky pinverse logdet slogdet det embedding_bag")
+"""Names of functions that read values only to refuse wrong ones, beside those of ``torch.linalg``."""
 
 _TAGS = frozenset([torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape])
 
@@ -44,11 +46,11 @@ _TAGS = frozenset([torch.Tag.data_dependent_output, torch.Tag.dynamic_output_sha
 def reads_values(operation: Any) -> bool:
     """Return whether an operation of torch's lowest level reads values into a number or a shape.
 
-    So does whatever takes a number and is given a tensor: a slice, a start, a shift, a size.
+    An operation that takes a number and is given a tensor reads it, too: a slice, a start, a shift, a size.
     """
     name = operation.overloadpacket.__name__
     if name in ("index", "index_put", "index_put_"):
-        return False  # by masks alone, which are looked for where they are used
+        return False  # only masks are read, which are found where they are used
     return name == "equal" or not _TAGS.isdisjoint(operation.tags)
 
 
@@ -74,39 +76,31 @@ def written_by(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 class Memory:
-    """A set of tensors by the memory that they lie in, so that all views of one are in it, too."""
+    """Set of tensors by their memory, so that all views of a member belong to it, too."""
 
     def __init__(self) -> None:
         self._kept: dict[int, Tensor] = {}  # kept, so that nothing else gets their memory, or their identity
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Remember tensors, and all that share their memory."""
-        self._kept.update({_memory(tensor): tensor for tensor in tensors})
+        """Add tensors, and all that share their memory."""
+        self._kept.update({memory_of(tensor): tensor for tensor in tensors})
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return _memory(tensor) in self._kept
-
-
-def _memory(tensor: Tensor) -> int:
-    with torch._C.DisableTorchFunction():
-        try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-            return id(tensor)
+        return memory_of(tensor) in self._kept
 
 
 def chosen_axes(index: Any, dimensions: int) -> Iterator[tuple[Tensor, range]]:
     """Yield the tensors of integers in an index, each with the axes of the indexed value that it chooses from.
 
     Args:
-        index: what stands between the brackets.
-        dimensions: the number of the value's axes.
+        index: the index between the brackets.
+        dimensions: number of axes of the value.
 
     Yields:
-        A tensor and the one axis that it is for; or all axes, where the index has a part that is not understood.
+        A tensor and the axis that it indexes; all axes, where a part of the index is not understood.
     """
     parts = list(index) if isinstance(index, tuple) else [index]
-    widths = [0 if part is Ellipsis else _axes_taken(part) for part in parts]
+    widths = [0 if part is Ellipsis else _axes_covered(part) for part in parts]
     if None in widths:
         yield from ((tensor, range(dimensions)) for tensor in tensors_in(parts))
         return
@@ -117,14 +111,14 @@ def chosen_axes(index: Any, dimensions: int) -> Iterator[tuple[Tensor, range]]:
         axis += left if part is Ellipsis else width or 0
 
 
-def _axes_taken(part: Any) -> int | None:
-    """Return the number of axes that a part of an index is for; None if that is not known."""
+def _axes_covered(part: Any) -> int | None:
+    """Return the number of axes that a part of an index covers; None if that is not known."""
     if part is None or isinstance(part, bool):
         return 0
     if isinstance(part, Tensor):
         return part.dim() if _is_mask(part) else 1
     if isinstance(part, list) and not list(tensors_in(part)) and part:
-        return _axes_taken(torch.tensor(part))
+        return _axes_covered(torch.tensor(part))
     return 1 if isinstance(part, (int, slice)) else None
 
 

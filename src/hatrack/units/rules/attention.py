@@ -1,4 +1,4 @@
-"""Attention: what its products contract is read without a gate, so it is coupled into one unit.
+"""Rules of attention, whose products read units where no gate can be: those of a head are merged into one.
 
 In attention written by hand the queries, keys and values of a head become one unit: a task uses a head wholly or not at
 all. That is exact, and leaves the layers before and after to be gated as usual.
@@ -19,7 +19,7 @@ __all__ = ["multi_head_attention", "scaled_dot_product_attention"]
 
 @rule(F.scaled_dot_product_attention)
 def scaled_dot_product_attention(trace: Trace, call: Call) -> Tensor:
-    """Attention with queries, keys and values ``(..., length, width)``."""
+    """Couple queries, keys and values ``(..., length, width)`` of attention."""
     query, key, value = (
         trace.labels(call.argument(position, name)) for position, name in enumerate(("query", "key", "value"))
     )
@@ -34,9 +34,9 @@ def scaled_dot_product_attention(trace: Trace, call: Call) -> Tensor:
 
 @rule(nn.MultiheadAttention)
 def multi_head_attention(trace: Trace, call: Call) -> Labels:
-    """The fused module: its inputs are gated, its heads are always on, since no hook reaches inside its kernel.
+    """Read the inputs of the fused module; its heads are always on, since no hook reaches inside its kernel.
 
-    Projections into the heads are held where a task uses the unit that is read, projections out of them where it uses
+    Projections into the heads are frozen where a task uses the unit that is read, projections out of them where it uses
     the unit that is written.
     """
     module = call.target
@@ -71,7 +71,7 @@ def nested_tensor(trace: Trace, call: Call) -> Labels:
 
 
 def _product(trace: Trace, first: Tensor, second: Tensor) -> Tensor:
-    """Labels of ``first @ second``."""
+    """Label ``first @ second``."""
     rows = trace.coupling.merge(first, -1)
     columns = trace.coupling.merge(second, -2)
     return trace.coupling.couple(rows, columns)

@@ -1,7 +1,7 @@
-"""Rules for what hatrack does not understand by itself: said by hand how a module, or a function, treats units.
+"""Rules by hand, for modules and functions that hatrack does not understand by itself.
 
-Whatever is inside, the parameters are held wholly from the first consolidated task on. That is exact, and the price of
-not looking inside: later tasks use the layer as it is, and cannot train it.
+Nothing inside is looked at, so all its parameters are frozen with the first consolidated task. That is exact, at a
+price: later tasks use the layer as it is, and cannot train it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import UNGATED, first_axis
 from hatrack.units.trace import Call, Labels, Rule, Trace
 from hatrack.units.values import tensors_in
 
@@ -21,9 +21,9 @@ __all__ = ["shared_layer", "unit_by_unit"]
 
 
 def shared_layer(*, reads: int = -1, writes: int = -1) -> Rule:
-    """A module that reads the units of its inputs and writes units of its own, such as an LSTM.
+    """Make a rule for a module that reads the units of its inputs and writes units of its own, such as an LSTM.
 
-    Its inputs are gated as they are read; what it returns are units that are gated where they are read in turn.
+    Its inputs are gated; the units that it returns are gated where they are read in turn.
 
     Args:
         reads: the axis of every input that counts units, negative.
@@ -46,7 +46,7 @@ def shared_layer(*, reads: int = -1, writes: int = -1) -> Rule:
         module = call.target
         if not isinstance(module, nn.Module):
             raise trace.refuse(call, "only the inputs of a module can be gated; call the function from a module")
-        _hold_wholly(trace, call)
+        _freeze_wholly(trace, call)
         behind = len(call.args)  # no position, so that the gate goes by the name
         for position, value in enumerate(call.args):
             _read(trace, call, value, reads, position, "input")
@@ -62,7 +62,10 @@ def shared_layer(*, reads: int = -1, writes: int = -1) -> Rule:
 
 
 def unit_by_unit() -> Rule:
-    """A module or function that treats every unit by itself: its result has the shape of its first input."""
+    """Make a rule for a module or function that treats every unit by itself.
+
+    Its result must have the shape of its first input, and no other input may have units.
+    """
 
     def explain(trace: Trace, call: Call) -> Tensor:
         values = list(_floats((call.args, call.kwargs)))
@@ -71,13 +74,13 @@ def unit_by_unit() -> Rule:
         if any(trace.is_gated(other) for other in values[1:]):
             raise trace.refuse(call, "units meet in it; unit_by_unit is for what has a single gated input")
         if isinstance(call.target, nn.Module):
-            _hold_wholly(trace, call)
+            _freeze_wholly(trace, call)
         return trace.labels(values[0])
 
     return explain
 
 
-def _hold_wholly(trace: Trace, call: Call) -> None:
+def _freeze_wholly(trace: Trace, call: Call) -> None:
     for name, module in call.target.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             raise trace.refuse(
@@ -102,6 +105,6 @@ def _labels_like(output: Any, units: Tensor, axis: int) -> Labels:
     if isinstance(output, (tuple, list)):
         return tuple(_labels_like(each, units, axis) for each in output)
     if isinstance(output, Tensor) and output.is_floating_point():
-        return units.view(-1, *(1,) * (-axis - 1)).expand(output.shape)
+        return first_axis(units, -axis).expand(output.shape)
     shape = output.shape if isinstance(output, Tensor) else ()
     return torch.full(shape, UNGATED)

@@ -1,4 +1,4 @@
-"""Element-wise operations: of one value they pass its labels on, of two they couple what meets."""
+"""Rules of element-wise operations: those of one value pass its labels on, those of several couple units that meet."""
 
 from __future__ import annotations
 
@@ -6,80 +6,67 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED, touches_units
+from hatrack.units.coupling import UNGATED, first_axis, touches_units
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
 __all__ = ["CONSTANTS", "COPIES", "binary", "constant", "gated_linear_unit", "prelu", "unary"]
 
-# Whatever these do to a zero does not matter: units are gated where they are read, after the activation.
+# What these make of a zero does not matter: units are gated where they are read, after the activation.
 _ACTIVATIONS = functions(
-    *("relu", "relu_", "relu6", "elu", "elu_", "selu", "selu_", "celu", "celu_", "gelu", "silu", "mish"),
-    *("sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softsign", "hardtanh", "hardtanh_", "hardsigmoid"),
-    *("hardswish", "leaky_relu", "leaky_relu_", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "threshold"),
-    *("threshold_", "rrelu", "rrelu_", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square", "sin"),
-    *("cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "exp2", "log2"),
-    *("log10", "sign", "reciprocal", "round", "floor", "ceil", "trunc", "nan_to_num", "square_", "__abs__"),
-    *("__neg__", "expit", "logit", "isnan", "isfinite", "logical_not", "__invert__", "negative", "absolute", "fix"),
-    *("arcsin", "arccos", "arctan", "arcsinh", "arccosh", "arctanh", "positive", "__pos__", "sgn", "isinf"),
-    *("abs_", "absolute_", "neg_", "negative_", "exp_", "log_", "sqrt_", "rsqrt_", "sin_", "cos_", "reciprocal_"),
+    """
+    relu relu_ relu6 elu elu_ selu selu_ celu celu_ gelu silu mish sigmoid sigmoid_ tanh tanh_ softplus softsign
+    hardtanh hardtanh_ hardsigmoid hardswish leaky_relu leaky_relu_ logsigmoid tanhshrink softshrink hardshrink
+    threshold threshold_ rrelu rrelu_ exp exp_ exp2 expm1 expit log log_ log1p log2 log10 logit sqrt sqrt_ rsqrt rsqrt_
+    abs abs_ absolute absolute_ __abs__ neg neg_ negative negative_ __neg__ positive __pos__ square square_
+    sin sin_ cos cos_ tan asin acos atan sinh cosh asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh
+    erf erfc sign sgn reciprocal reciprocal_ round floor ceil trunc fix nan_to_num isnan isinf isfinite
+    logical_not __invert__
+    """
 )
-_DROPOUTS = functions(
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
-)
-COPIES = functions(
-    "clone", "contiguous", "detach", "data", "to", "float", "half", "bfloat16", "double", "type", "type_as"
-)
+_DROPOUTS = functions("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout")
+COPIES = functions("clone contiguous detach data to float half bfloat16 double type type_as")
+"""Functions that copy or convert a value."""
+
 _ARITHMETIC = functions(
-    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "true_divide", "maximum", "minimum", "pow"),
-    *("__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__", "rsub", "__mul__", "__imul__", "__rmul__"),
-    *("__truediv__", "__itruediv__", "__rtruediv__", "__pow__", "__rpow__", "clamp", "clamp_min", "clamp_max", "fmax"),
-    *(
-        "fmin",
-        "hypot",
-        "atan2",
-        "lerp",
-        "lerp_",
-        "addcmul",
-        "addcdiv",
-        "where",
-        "masked_fill",
-        "masked_fill_",
-        "logaddexp",
-    ),
-    *("gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__"),
-    *("logical_and", "logical_or", "__and__", "__or__", "clip", "multiply", "multiply_", "subtract", "subtract_"),
-    *("divide", "divide_", "true_divide_", "arctan2", "float_power", "clamp_", "clip_", "clamp_min_", "clamp_max_"),
-    *("greater", "greater_equal", "less", "less_equal", "not_equal", "logical_xor", "__xor__", "pow_", "__ipow__"),
-    *("addcmul_", "addcdiv_"),
+    """
+    add add_ __add__ __iadd__ __radd__ sub sub_ subtract subtract_ rsub __sub__ __isub__ __rsub__
+    mul mul_ multiply multiply_ __mul__ __imul__ __rmul__ div div_ divide divide_ true_divide true_divide_
+    __truediv__ __itruediv__ __rtruediv__ pow pow_ __pow__ __rpow__ __ipow__ float_power
+    maximum minimum fmax fmin clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip clip_
+    hypot atan2 arctan2 lerp lerp_ addcmul addcmul_ addcdiv addcdiv_ where masked_fill masked_fill_ logaddexp
+    gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ __ne__ greater greater_equal less less_equal not_equal
+    logical_and logical_or logical_xor __and__ __or__ __xor__
+    """
 )
-CONSTANTS = functions("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like")
-CONSTANTS += functions("new_zeros", "new_ones", "new_full", "new_empty")
-"""Functions that take nothing from a value but its shape."""
+CONSTANTS = functions(
+    "zeros_like ones_like full_like rand_like randn_like empty_like new_zeros new_ones new_full new_empty"
+)
+"""Functions that use nothing of a value but its shape."""
 
 
 @rule(*_ACTIVATIONS, *_DROPOUTS, *COPIES)
 def unary(trace: Trace, call: Call) -> Tensor:
-    """Activations, dropout and copies: every position keeps its unit."""
+    """Keep the unit of every position, as activations, dropout and copies do."""
     return trace.labels(call.argument(0, "input"))
 
 
 @rule(*CONSTANTS)
 def constant(trace: Trace, call: Call) -> Tensor:
-    """New values of another's shape belong to no unit."""
+    """Label new values of another value's shape: they belong to no unit."""
     return torch.full(call.output.shape, UNGATED)
 
 
-@rule(*functions("new_tensor"))
+@rule(torch.Tensor.new_tensor)
 def copy_of(trace: Trace, call: Call) -> Tensor:
-    """A copy of what is given, which belongs to no unit unless it is a value."""
+    """Label a copy of Python data or of a value; only the latter may belong to units."""
     given = call.argument(1, "data")
     return trace.labels(given) if isinstance(given, Tensor) else torch.full(call.output.shape, UNGATED)
 
 
 @rule(*_ARITHMETIC)
 def binary(trace: Trace, call: Call) -> Tensor:
-    """Arithmetic of two values: units that meet are coupled, as in a skip connection."""
+    """Couple units that meet in arithmetic of several values, as in a skip connection."""
     values = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     shape = call.output.shape
     labels = torch.zeros((), dtype=torch.int64)
@@ -89,9 +76,9 @@ def binary(trace: Trace, call: Call) -> Tensor:
         if isinstance(value, nn.Parameter) and others and not any(trace.is_gated(v) for v in others):
             trace.coupling.pin(own)  # it meets the input alone, which no task gates
             own = trace.labels(value)
-        if _spreads(trace, own, labels, shape):
+        if _is_broadcast(trace, own, labels, shape):
             trace.coupling.pin(own)
-        elif _spreads(trace, labels, own, shape):
+        elif _is_broadcast(trace, labels, own, shape):
             trace.coupling.pin(labels)
             labels = own.expand(shape)
         else:
@@ -101,16 +88,16 @@ def binary(trace: Trace, call: Call) -> Tensor:
 
 @rule(F.glu)
 def gated_linear_unit(trace: Trace, call: Call) -> Tensor:
-    """One half of the units times the sigmoid of the other."""
+    """Couple one half of the units with the other, whose sigmoid it is multiplied by."""
     axis = call.argument(1, "dim")
     value, gate = trace.labels(call.argument(0, "input")).chunk(2, -1 if axis is None else axis)
     return trace.coupling.couple(value, gate)
 
 
-def _spreads(trace: Trace, one: Tensor, other: Tensor, shape: torch.Size) -> bool:
-    """Return whether a unit of the one value is broadcast over several units of a layer in the other.
+def _is_broadcast(trace: Trace, one: Tensor, other: Tensor, shape: torch.Size) -> bool:
+    """Return whether a unit of one value is broadcast over several units of a layer in the other.
 
-    Coupling would then merge all of these into one; the unit that is spread is made always-on instead.
+    Coupling would merge all of these into one; the unit that is broadcast is made always-on instead.
     """
     widths = (1,) * (len(shape) - one.dim()) + tuple(one.shape)
     full = other.expand(shape)
@@ -122,7 +109,7 @@ def _spreads(trace: Trace, one: Tensor, other: Tensor, shape: torch.Size) -> boo
 
 @rule(nn.PReLU)
 def prelu(trace: Trace, call: Call) -> Tensor:
-    """A learned slope: one per unit, or one for all of them."""
+    """Use the learned slopes: one per unit, or one for all of them."""
     value, module = call.argument(0, "input"), call.target
     labels = trace.labels(value)
     if module.num_parameters == 1:
@@ -131,4 +118,4 @@ def prelu(trace: Trace, call: Call) -> Tensor:
     units = trace.coupling.along(labels, 1)
     trace.pass_on(call, units)
     trace.use_of(call, "weight", units)
-    return units.view(-1, *(1,) * (value.dim() - 2)).expand(labels.shape)
+    return first_axis(units, value.dim() - 1).expand(labels.shape)

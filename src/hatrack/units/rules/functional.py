@@ -1,4 +1,4 @@
-"""Layers called as functions, with weights of one's own: they read what comes in through a module's arguments."""
+"""Rules of layers called as functions: they read values that come in through the arguments of a module."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED, touches_units
+from hatrack.units.coupling import UNGATED, first_axis, touches_units
 from hatrack.units.rules.elementwise import COPIES
-from hatrack.units.rules.mixing import first_axis, inputs_of_weight
+from hatrack.units.rules.mixing import inputs_of_weight
 from hatrack.units.rules.normalization import is_within, merged
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.rules.reshaping import RESHAPES
@@ -25,9 +25,8 @@ _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 _KEEP_ZEROS = frozenset(
     [
-        *(*RESHAPES, *COPIES, F.pad),
-        *functions("dropout", "dropout1d", "dropout2d", "dropout3d", "relu", "relu_", "relu6", "leaky_relu", "elu"),
-        *functions("gelu", "silu", "tanh", "hardswish", "mish", "sin", "abs", "square", "neg"),
+        *(*RESHAPES, *COPIES, F.pad, *functions("dropout dropout1d dropout2d dropout3d relu relu_ relu6 leaky_relu")),
+        *functions("elu gelu silu tanh hardswish mish sin abs square neg"),
     ]
 )
 
@@ -44,30 +43,30 @@ def keeps_zeros(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 @rule(F.linear)
 def linear(trace: Trace, call: Call) -> Tensor:
-    """A dense layer with a weight ``(out, in)``."""
+    """Read and write units of a dense layer with a weight ``(out, in)``."""
     return _mix(trace, call, axis=-1, groups=1)
 
 
 @rule(*_CONVOLUTIONS)
 def convolution(trace: Trace, call: Call) -> Tensor:
-    """A convolution with a weight ``(out, in / groups, *kernel)``; a depthwise one passes units on."""
+    """Read and write units of a convolution: weight ``(out, in / groups, *kernel)``; a depthwise one passes them on."""
     return _mix(trace, call, axis=-1 - _CONVOLUTIONS[call.target], groups=call.argument(6, "groups") or 1)
 
 
 @rule(F.embedding)
 def embedding(trace: Trace, call: Call) -> Tensor:
-    """A table of vectors ``(entries, units)``."""
+    """Write the units of a table of vectors ``(entries, units)``."""
     table = call.argument(1, "weight")
-    if any(call.argument(position, name) is not None for position, name in ((3, "max_norm"),)):
+    if call.argument(3, "max_norm") is not None:
         raise trace.refuse(call, "max_norm rescales entries while they are looked up, so they could not be protected")
     outputs = _outputs(trace, call, table, axis=-1)
     _use(trace, table, outputs)
     return outputs.expand(call.output.shape)
 
 
-@rule(*functions("layer_norm", "rms_norm"))
+@rule(*functions("layer_norm rms_norm"))
 def layer_norm(trace: Trace, call: Call) -> Tensor:
-    """Layer norm mixes units in its statistics: it reads what it normalises, and passes units on."""
+    """Read what layer norm normalises, whose statistics mix units, and pass units on."""
     value = call.argument(0, "input")
     shape = call.argument(1, "normalized_shape")
     labels = trace.labels(value)
@@ -78,13 +77,13 @@ def layer_norm(trace: Trace, call: Call) -> Tensor:
         return merged(trace, labels, len(shape))
     trace.read_inside(call, value)
     axis = trace.axis_of_units(labels, range(-len(shape), 0))
-    units = trace.coupling.along(labels, axis).view(-1, *(1,) * (-axis - 1))
+    units = first_axis(trace.coupling.along(labels, axis), -axis)
     return _scaled(trace, call, units.expand(tuple(shape))).expand(labels.shape)
 
 
 @rule(*functions("group_norm"))
 def group_norm(trace: Trace, call: Call) -> Tensor:
-    """Group norm mixes the units of a group in its statistics: it reads its input, and passes units on."""
+    """Read the input of a group norm, whose statistics mix the units of a group, and pass units on."""
     value = call.argument(0, "input")
     trace.read_inside(call, value)
     units = _scaled(trace, call, trace.coupling.along(trace.labels(value), 1))
@@ -92,7 +91,7 @@ def group_norm(trace: Trace, call: Call) -> Tensor:
 
 
 def _scaled(trace: Trace, call: Call, units: Tensor) -> Tensor:
-    """Units that meet a norm's weight and bias."""
+    """Couple units with those of a norm's weight and bias, where these were computed or used by themselves."""
     for position, name in ((2, "weight"), (3, "bias")):
         parameter = call.argument(position, name)
         if isinstance(parameter, Tensor):
@@ -101,6 +100,7 @@ def _scaled(trace: Trace, call: Call, units: Tensor) -> Tensor:
 
 
 def _mix(trace: Trace, call: Call, axis: int, groups: int) -> Tensor:
+    """Read the units of the input along an axis and write new ones; depthwise, pass them on."""
     value, weight, bias = (call.argument(i, name) for i, name in enumerate(("input", "weight", "bias")))
     inputs = trace.coupling.along(trace.labels(value), axis)
     if 1 < groups == value.shape[axis] and touches_units(inputs):
@@ -121,7 +121,7 @@ def _mix(trace: Trace, call: Call, axis: int, groups: int) -> Tensor:
 
 
 def _outputs(trace: Trace, call: Call, weight: Tensor, axis: int) -> Tensor:
-    """The units that a weight writes: new ones for a parameter, else those that it was computed from, row by row."""
+    """Return the units that a weight writes: new ones for a parameter, else those that its rows were computed from."""
     if trace.is_gated(weight):
         return trace.coupling.along(trace.labels(weight), axis)
     if isinstance(weight, nn.Parameter):

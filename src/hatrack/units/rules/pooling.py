@@ -1,4 +1,4 @@
-"""Pooling: positions are merged, units are not."""
+"""Rules of pooling and reductions, which merge positions and keep units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import UNGATED, first_axis
 from hatrack.units.rules.elementwise import binary
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Labels, Trace
@@ -17,11 +17,11 @@ from hatrack.units.trace import Call, Labels, Trace
 __all__ = ["extreme", "interpolate", "pool", "reduce"]
 
 _KINDS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
-_DIM = {"norm": (2, "dim"), "normalize": (2, "dim"), "linalg_vector_norm": (2, "dim"), "linalg_norm": (2, "dim")}
-"""Positions of the reduced axes among the arguments, where these are not second."""
+_DIM_IS_THIRD = ("norm", "normalize", "linalg_vector_norm", "linalg_norm")
+"""Names of functions whose third argument names the axes that are reduced; the second one elsewhere."""
 
 MANY = 8
-"""Smallest number of units of a layer that must not become one."""
+"""Smallest number of units of a layer that must not be merged into one."""
 
 _POOLS = {
     target: dimensions
@@ -34,54 +34,38 @@ _POOLS = {
 
 @rule(*_POOLS)
 def pool(trace: Trace, call: Call) -> Labels:
-    """Pooling over one, two or three axes; the axis before them counts units."""
+    """Merge positions in pooling over one, two or three axes; the axis before them counts units."""
     axis = -1 - _POOLS[call.target]
     units = trace.coupling.along(trace.labels(call.argument(0, "input")), axis)
-    positions = (1,) * (-axis - 1)
     output: Tensor = call.output[0] if isinstance(call.output, tuple) else call.output
-    labels = units.view(-1, *positions).expand(output.shape)
+    labels = first_axis(units, -axis).expand(output.shape)
     return (labels, labels) if isinstance(call.output, tuple) else labels
 
 
 @rule(F.interpolate)
 def interpolate(trace: Trace, call: Call) -> Tensor:
-    """Resizing of all axes after the second, which counts units."""
+    """Resize all axes after the second, which counts units."""
     value = call.argument(0, "input")
     units = trace.coupling.along(trace.labels(value), 1)
-    return units.view(-1, *(1,) * (value.dim() - 2)).expand(call.output.shape)
+    return first_axis(units, value.dim() - 1).expand(call.output.shape)
 
 
 @rule(
-    *functions(
-        "mean",
-        "sum",
-        "amax",
-        "amin",
-        "logsumexp",
-        "var",
-        "std",
-        "softmax",
-        "log_softmax",
-        "cumsum",
-        "norm",
-        "var_mean",
-        "std_mean",
-    ),
-    F.normalize,
+    *functions("mean sum amax amin logsumexp var std softmax log_softmax cumsum norm var_mean std_mean normalize"),
     torch.linalg.vector_norm,
     torch.linalg.norm,
 )
 def reduce(trace: Trace, call: Call) -> Labels:
-    """Reductions and running sums over positions of one unit.
+    """Merge positions of one unit in reductions and running sums.
 
-    Over several units of a layer they are a read, where a gate can stand before it. Where none can, a reduction that
-    leaves several units, or takes few, makes those one that it reduces, as in a maxout.
+    A reduction over several units of a layer reads them, where a gate can stand before it. Where none can, and it
+    leaves several units or reduces few, those that it reduces become one unit, as in a maxout.
     """
     if isinstance(call.output, tuple):
         labels = reduce(trace, replace(call, output=call.output[0]))
         return tuple(labels for _ in call.output)
     value = call.argument(0, "input")
-    axes = call.argument(*_DIM.get(_name(call.target), (1, "dim")))
+    axes = call.argument(2 if getattr(call.target, "__name__", "") in _DIM_IS_THIRD else 1, "dim")
     axes = 1 if axes is None and call.target is F.normalize else axes
     if isinstance(value, nn.Parameter) and 0 in _chosen(axes, value):
         trace.coupling.pin(trace.labels(value))  # such as the weights of a learned mixture
@@ -104,27 +88,19 @@ def reduce(trace: Trace, call: Call) -> Labels:
 
 
 def _chosen(axes: Any, value: Tensor) -> list[int]:
-    """The axes that are reduced, counted from the front, in order; all of them if none is named."""
+    """Return the axes that are reduced, counted from the front, in order; all of them if none is named."""
     if axes is None or isinstance(axes, bool) or axes in ((), []):
         return list(range(value.dim()))
     return sorted(axis % value.dim() for axis in ([axes] if isinstance(axes, int) else axes))
 
 
 def _leaves_units(trace: Trace, call: Call, labels: Tensor, axis: int) -> bool:
-    """Return whether a reduction may make one unit of several: others are left, or it takes few and cannot read."""
+    """Return whether a reduction may merge several units: others are left, or there are few and no gate can be."""
     cannot_read = trace.sources.of(call.argument(0, "input")) is None
     return trace.coupling.is_across_any_but(labels, [axis]) or (cannot_read and labels.shape[axis] < MANY)
 
 
-def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", ""))
-
-
-@rule(*functions("max", "min"))
+@rule(*functions("max min"))
 def extreme(trace: Trace, call: Call) -> Labels:
-    """The larger or smaller of two values, or of a value's entries along an axis."""
-    if isinstance(call.argument(1, "other"), Tensor):
-        return binary(trace, call)
-    if isinstance(call.output, Tensor):
-        return reduce(trace, call)
-    return reduce(trace, call)
+    """Couple the units of two values of which the larger or smaller is taken, or reduce a single value."""
+    return (binary if isinstance(call.argument(1, "other"), Tensor) else reduce)(trace, call)

@@ -1,6 +1,6 @@
-"""Products of values, as in attention written by hand, and layers that are written as a product with a parameter.
+"""Rules of products of values, as in attention written by hand, and of layers written as a product with a parameter.
 
-What is contracted is read where it is a layer's input and a gate can stand before it. Else it is coupled into one unit.
+The axis that is summed is read where it is a layer's input and a gate can stand before it; else its units are merged.
 """
 
 from __future__ import annotations
@@ -12,31 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.units.coupling import UNGATED, is_constant, touches_units
-from hatrack.units.rules.mixing import is_uniform
+from hatrack.units.coupling import UNGATED, is_constant, is_uniform, touches_units
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
 __all__ = ["einsum", "matrix_product", "product", "sum_with_product"]
 
 Terms = list[tuple[str, Tensor]]
-"""The factors of a product, each with a letter for every axis."""
+"""Factors of a product, each with a letter for every axis."""
 
 _FIRST = 256
-"""The letters of axes without a name, counted from the last one, begin with this: no equation has them."""
+"""Code of the first letter for axes without a name, counted from the last one; no equation uses such letters."""
 
 
-@rule(*functions("matmul", "mm", "bmm", "__matmul__"))
+@rule(*functions("matmul mm bmm __matmul__"))
 def matrix_product(trace: Trace, call: Call) -> Tensor:
-    """A product of two matrices, of batches of them, or of vectors."""
+    """Label a product of two matrices, of batches of them, or of vectors."""
     other = call.argument(1, "mat2")  # which is what torch.mm and torch.bmm call it
     other = call.argument(1, "other") if other is None else other
     return _product(trace, call, call.argument(0, "input"), other).expand(call.output.shape)
 
 
-@rule(*functions("addmm", "baddbmm"))
+@rule(*functions("addmm baddbmm"))
 def sum_with_product(trace: Trace, call: Call) -> Tensor:
-    """A product of two matrices, or of batches of them, and what is added to it, such as a bias."""
+    """Label a product of two matrices, or of batches of them, plus another value such as a bias."""
     own = "mat" if call.argument(1, "mat1") is not None else "batch"
     first, second = call.argument(1, f"{own}1"), call.argument(2, f"{own}2")
     labels = _product(trace, call, first, second).expand(call.output.shape)
@@ -47,7 +46,7 @@ def sum_with_product(trace: Trace, call: Call) -> Tensor:
 
 @rule(torch.einsum)
 def einsum(trace: Trace, call: Call) -> Tensor:
-    """A product in the notation of Einstein, of any number of values."""
+    """Label a product of any number of values in Einstein's notation."""
     equation, *operands = call.args  # torch has turned numbers for axes into letters before
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = list(operands[0])
@@ -68,7 +67,7 @@ def einsum(trace: Trace, call: Call) -> Tensor:
 
 
 def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
-    """Labels of a product of values, summed over the axes that the result does not have.
+    """Label a product of values, summed over the axes that the result does not have.
 
     Args:
         trace: the trace.
@@ -94,7 +93,7 @@ def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
 
 
 def _product(trace: Trace, call: Call, first: Tensor, second: Tensor) -> Tensor:
-    """Labels of ``first @ second``."""
+    """Label ``first @ second``."""
     one = _letters(first.dim() - 2) + ("ij" if first.dim() > 1 else "j")
     other = _letters(second.dim() - 2) + ("jk" if second.dim() > 1 else "j")
     result = _letters(max(first.dim(), second.dim()) - 2) + "".join(x for x in "ik" if x in one + other)
@@ -102,7 +101,7 @@ def _product(trace: Trace, call: Call, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None:
-    """Labels of a product of a value and a parameter that is a layer's weight; None if it is none."""
+    """Label a product of a value and a parameter that is a layer's weight; return None for any other product."""
     factors = sorted(terms, key=lambda term: isinstance(term[1], nn.Parameter))
     if [isinstance(value, nn.Parameter) for _, value in factors] != [False, True]:
         return None
@@ -133,7 +132,7 @@ def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None
 
 
 def _placed(labels: Tensor, letters: str, result: str) -> Tensor:
-    """Labels with the axes of a result, in its order: what it does not have is dropped, others are 1 wide."""
+    """Give labels the axes of a result, in its order: axes that it does not have are dropped, new ones are 1 wide."""
     for axis in reversed(range(len(letters))):
         if letters[axis] not in result:
             labels = labels.select(axis, 0)
@@ -143,11 +142,11 @@ def _placed(labels: Tensor, letters: str, result: str) -> Tensor:
 
 
 def _letters(count: int) -> str:
-    """Letters for the axes that have no name."""
+    """Return letters for axes that have no name."""
     return "".join(chr(_FIRST + number) for number in reversed(range(count)))
 
 
 def _open(trace: Trace, value: Any) -> None:
-    """Label a parameter that is no weight of a layer, entry by entry."""
+    """Label a parameter that is not a layer's weight, entry by entry."""
     if isinstance(value, nn.Parameter) and id(value) in trace.parameters:
         trace.open_parameter(trace.parameters[id(value)], value)

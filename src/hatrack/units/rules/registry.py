@@ -1,4 +1,4 @@
-"""The register of rules: which rule explains which module type or function."""
+"""Registry of rules by the module type or function that they explain."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatrack.errors import InputError
+from hatrack.layers import overrides_forward
 from hatrack.names import unknown_name
 from hatrack.units.trace import Call, Labels, Rule, Trace
 
@@ -46,10 +47,10 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 class SamePath:
-    """Permission for a module to read values: the user says that it uses the same layers alike, whatever they are."""
+    """Permission for a module to read values: the user vouches that it uses its layers alike for all values."""
 
     def __call__(self, trace: Trace, call: Call) -> Labels:
-        """Never called: the module is followed like one without a rule."""
+        """Fail: a module that is vouched for is followed like one without a rule."""
         raise AssertionError("a module that is vouched for is followed")
 
 
@@ -73,8 +74,16 @@ def same_on_every_path() -> Rule:
     return SamePath()
 
 
-def functions(*names: str) -> list[Any]:
-    """Every function of torch with one of these names: the free ones, the methods and the functional ones."""
+def functions(text: str) -> list[Any]:
+    """Find every function of torch with one of these names, be it free, a method or functional.
+
+    Args:
+        text: the names, with spaces or line breaks between them.
+
+    Raises:
+        AttributeError: torch has no function of some name.
+    """
+    names = text.split()
     homes = (torch, torch.Tensor, nn.functional, torch.special)
     found = [getattr(home, name) for name in names for home in homes if hasattr(home, name)]
     found = [each.__get__ if inspect.isgetsetdescriptor(each) else each for each in found]  # such as Tensor.mT
@@ -87,7 +96,7 @@ def functions(*names: str) -> list[Any]:
 _TAKING = frozenset(
     [
         *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, torch.einsum),
-        *functions("matmul", "mm", "bmm", "__matmul__", "addmm", "baddbmm"),
+        *functions("matmul mm bmm __matmul__ addmm baddbmm"),
     ]
 )
 
@@ -101,7 +110,7 @@ def takes_parameters(function: Any) -> bool:
 
 
 class RuleBook:
-    """The rules that one model is explained by: those given for it, and the registered ones.
+    """Rules for one model: those given for it, and the registered ones.
 
     Args:
         model: the model.
@@ -128,30 +137,27 @@ class RuleBook:
         return any(isinstance(rule, SamePath) for rule in (by_name, *kinds))
 
     def for_module(self, module: nn.Module) -> Rule | None:
-        """The rule for a module, by its name, its type or the nearest base class; None if there is none."""
+        """Return the rule for a module, by its name, its type or the nearest base class; None if there is none."""
         by_name = self._of_module.get(id(module))
         kinds = type(module).__mro__
         rule = by_name or next(
-            (self._rules[kind] for kind in kinds if kind in self._rules and not _does_something_else(module, kind)),
+            (self._rules[kind] for kind in kinds if kind in self._rules and not _computes_otherwise(module, kind)),
             None,
         )
         return None if isinstance(rule, SamePath) else rule
 
     def for_function(self, function: Any) -> Rule | None:
-        """The rule for a function; None if there is none."""
+        """Return the rule for a function; None if there is none."""
         try:
             return self._rules.get(function)
         except TypeError:  # not hashable: certainly not registered
             return None
 
 
-def _does_something_else(module: nn.Module, kind: Any) -> bool:
+def _computes_otherwise(module: nn.Module, kind: Any) -> bool:
     """Return whether a module derives from a layer of torch, but computes in a way of its own.
 
     Batch norms are left to their rule: every task has a copy of all that is in them.
     """
-    if not kind.__module__.startswith("torch.") or issubclass(kind, _BatchNorm):
-        return False
-    return any(
-        getattr(type(module), name, None) is not getattr(kind, name, None) for name in ("forward", "_conv_forward")
-    )
+    of_torch = kind.__module__.startswith("torch.") and not issubclass(kind, _BatchNorm)
+    return of_torch and overrides_forward(module, kind)

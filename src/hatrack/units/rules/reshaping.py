@@ -1,4 +1,4 @@
-"""Operations that only move values about: the same operation, done to the labels, says where the units went."""
+"""Rules of operations that only move values: the same operation, applied to the labels, tells where units went."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ _MOVED = ("input", "tensors", "tensor")
 """Names of the argument that is moved; the others only say where to."""
 
 _RESHAPES = functions(
-    *("flatten", "reshape", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "swapaxes"),
-    *("swapdims", "t", "mT", "expand", "narrow", "select", "chunk", "split", "unbind", "cat", "concat", "stack"),
-    *("hstack", "vstack", "dstack", "column_stack", "row_stack", "concatenate", "moveaxis", "ravel", "broadcast_to"),
-    *("hsplit", "vsplit", "dsplit", "fliplr", "flipud", "adjoint", "H", "mH"),
-    *("roll", "flip", "repeat", "repeat_interleave", "tile", "index_select", "__getitem__", "pixel_shuffle"),
-    *("pixel_unshuffle", "channel_shuffle", "expand_as", "view_as", "reshape_as", "tensor_split", "T", "mT"),
+    """
+    flatten unflatten ravel reshape reshape_as view_as squeeze unsqueeze permute transpose movedim moveaxis swapaxes
+    swapdims t T mT H mH adjoint expand expand_as broadcast_to narrow select index_select __getitem__
+    chunk split tensor_split hsplit vsplit dsplit unbind cat concat concatenate stack hstack vstack dstack column_stack
+    row_stack roll flip fliplr flipud repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle
+    """
 )
 
-
 RESHAPES = frozenset([*_RESHAPES, *_VIEWS])
-"""Functions that only move values about."""
+"""Functions that only move values."""
 
 
 @rule(*_RESHAPES, *_VIEWS)
 def reshape(trace: Trace, call: Call) -> Labels:
-    """Flatten, permute, concatenate, split, index and their kin."""
+    """Apply the operation to the labels: flatten, permute, concatenate, split, index and the like."""
     # Labels need not lie in memory as the values do, which is all that separates `view` from `reshape`.
     function = torch.Tensor.reshape if call.target in _VIEWS else call.target
 
@@ -58,7 +57,7 @@ def reshape(trace: Trace, call: Call) -> Labels:
 
 
 def _bits(trace: Trace, call: Call) -> Tensor:
-    """The same bits taken for another type of numbers, which stay with their unit if each number stays one."""
+    """Label bits that are read as another type of numbers; each number must stay one number."""
     value = call.args[0]
     if call.output.shape != value.shape or call.output.element_size() != value.element_size():
         raise trace.refuse(call, "it takes several numbers for one, or parts of numbers, so units cannot be told")
@@ -67,6 +66,6 @@ def _bits(trace: Trace, call: Call) -> Tensor:
 
 @rule(F.pad)
 def pad(trace: Trace, call: Call) -> Tensor:
-    """Padding: with a constant the margin belongs to no unit, else to the unit whose values are repeated there."""
+    """Label padding: a constant margin belongs to no unit, any other to the unit whose values are repeated there."""
     exact = trace.labels(call.argument(0, "input")).double()  # integers have no reflection; these hold labels exactly
     return F.pad(exact, call.argument(1, "pad"), mode=call.argument(2, "mode") or "constant").long()
