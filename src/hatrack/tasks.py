@@ -115,7 +115,7 @@ class TaskState(nn.Module):
             setattr(self, name, moved(getattr(self, name), fn))
         return self
 
-    def close(self) -> None:
+    def freeze(self) -> None:
         """End the training: freeze all of the task's parameters and statistics."""
         self.consolidated = True
         self.train(False)
@@ -135,7 +135,7 @@ class TaskState(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Set whether the task is consolidated, from a ``state_dict``."""
         if bool(state):
-            self.close()
+            self.freeze()
         else:
             self.consolidated = False
             self.requires_grad_(True)
@@ -177,12 +177,12 @@ class UnitTask(TaskState):
         """The mask once it is fixed, ``(U,)``: booleans, or numbers where it is soft."""
         return unpack(self.packed, (self.num_units,)) if self.packed.dtype == torch.uint8 else self.packed
 
-    def freeze(self, mask: Tensor) -> None:
+    def freeze_mask(self, mask: Tensor) -> None:
         """Freeze the mask, booleans or numbers ``(U,)``, with all of the task's parameters, and drop the embedding."""
         self.packed = packed_mask(mask)
         self.embedding.grad = None
         del self.embedding
-        self.close()
+        self.freeze()
 
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
         """Take the shape of a saved state: without embedding if the mask is fixed."""

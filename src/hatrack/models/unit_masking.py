@@ -427,7 +427,7 @@ class UnitMasking(Masking[UnitTask]):
                 "weigh the regularization less (c)",
                 stacklevel=4,
             )
-        state.freeze(self.final_mask(state))
+        state.freeze_mask(self.final_mask(state))
         for optimizer in optimizers:
             forget_in_optimizer(optimizer, [embedding], {})
 

@@ -326,7 +326,7 @@ class WeightMasking(Masking[WeightTask]):
                     "learned badly, weigh the regularization less (c), or keep more",
                     stacklevel=4,
                 )
-        state.close()
+        state.freeze()
 
     # ----------------------------------------------------------------------------------------------- what is frozen
 
