@@ -12,7 +12,7 @@ from hatrack.experiments import Prepared, RunRequest, prepare
 from hatrack.functional import Compensation, annealed_scale, batch_progress, compensated_gate
 from hatrack.masked import MaskedNetwork
 from hatrack.methods.dwa import DWA
-from hatrack.methods.dwa_analysis import cosine_similarities, task_profile
+from hatrack.methods.dwa.analysis import cosine_similarities, task_profile
 from hatrack.methods.masked import MaskedMethod
 from hatrack.report.figures import Drawing
 from hatrack.report.table import Column, Kind, Row, Table

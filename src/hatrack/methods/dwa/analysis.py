@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.methods.dwa_network import DWANetwork
+from hatrack.methods.dwa.network import DWANetwork
 from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
 

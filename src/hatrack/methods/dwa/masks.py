@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hatrack.methods.dwa_losses import Magnitude, mask_activity, plasticity_loss
+from hatrack.methods.dwa.losses import Magnitude, mask_activity, plasticity_loss
 
 __all__ = ["FactoredDense", "MaskForm", "Masked", "MaskedConv", "MaskedDense", "MaskedLayer", "Usage"]
 
@@ -30,7 +30,7 @@ class MaskForm(enum.Enum):
 
 @dataclass(frozen=True)
 class Usage:
-    """How the use of weights is measured; see :func:`~hatrack.methods.dwa_losses.plasticity_loss`.
+    """How the use of weights is measured; see :func:`~hatrack.methods.dwa.losses.plasticity_loss`.
 
     Attributes:
         eta: η.

@@ -14,10 +14,10 @@ from hatrack.checkpoint import part_of
 from hatrack.errors import InputError
 from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
-from hatrack.methods.dwa_anchors import Anchors, choose_anchors, positive_anchor, simple_samples
-from hatrack.methods.dwa_losses import Magnitude, anchor_loss, sparsity_loss
-from hatrack.methods.dwa_masks import MaskForm, Usage
-from hatrack.methods.dwa_network import Context, DWABackbone, DWANetwork
+from hatrack.methods.dwa.anchors import Anchors, choose_anchors, positive_anchor, simple_samples
+from hatrack.methods.dwa.losses import Magnitude, anchor_loss, sparsity_loss
+from hatrack.methods.dwa.masks import MaskForm, Usage
+from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.streams import Task, seeded_generator
@@ -95,7 +95,7 @@ class DWASettings:
 
 
 class DWA(MultiHeadMethod):
-    """Trains a :class:`~hatrack.methods.dwa_network.DWANetwork` with the loss of ``dwa_losses`` (1).
+    """Trains a :class:`~hatrack.methods.dwa.network.DWANetwork` with the loss of ``dwa_losses`` (1).
 
     Earlier tasks are protected by penalties alone, and stem, processor and generators not even by those: it forgets.
 

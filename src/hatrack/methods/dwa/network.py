@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
-from hatrack.methods.dwa_masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, Usage
+from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, Usage
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.methods.narrow import sections_of
 from hatrack.networks import initialize_he
@@ -93,7 +93,7 @@ class DWABackbone(nn.Module):
         context: what masks are generated from.
         embedding: length of an embedding, D.
         form: of the masks of dense layers.
-        chunk_entries: most entries of the masks held at once; see :class:`~hatrack.methods.dwa_masks.MaskedLayer`.
+        chunk_entries: most entries of the masks held at once; see :class:`~hatrack.methods.dwa.masks.MaskedLayer`.
         generator: draws the initial weights of processor and generators: He for convolutions, Xavier for dense layers.
 
     Attributes:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.methods.dwa_losses import orthogonal_candidates
-from hatrack.methods.dwa_network import DWANetwork
+from hatrack.methods.dwa.losses import orthogonal_candidates
+from hatrack.methods.dwa.network import DWANetwork
 from hatrack.modes import evaluation_mode
 
 __all__ = ["Anchors", "choose_anchors", "positive_anchor", "simple_samples"]
