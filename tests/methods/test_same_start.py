@@ -82,7 +82,7 @@ def backbone_of(method: Any) -> nn.Module | None:
         backbone: nn.Module = method.network.backbone
         return backbone
     if isinstance(method, PNN):
-        return next(iter(method.columns.values())).body[0]
+        return next(iter(method.networks.values())).body[0]
     assert isinstance(method, PathNet)
     return None
 
@@ -93,7 +93,7 @@ def head_of(method: Any) -> nn.Module:
     if isinstance(method, MaskedMethod):
         return method.network.tasks[0].head
     return (
-        next(iter(method.columns.values())).body[1] if isinstance(method, PNN) else next(iter(method._heads.values()))
+        next(iter(method.networks.values())).body[1] if isinstance(method, PNN) else next(iter(method._heads.values()))
     )
 
 

@@ -11,10 +11,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import part_of
-from hatrack.streams import Task
+from hatrack.heads import linear_head
+from hatrack.modes import evaluation_mode
+from hatrack.streams import Task, seeded_generator
 
 __all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
 
@@ -46,6 +49,20 @@ class Setup:
     build_narrow: Callable[[float, int], nn.Module] | None = None
     classes: tuple[int, ...] = ()
 
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """Make the generator, on the CPU, that draws for a purpose such as ``("head", task)`` with the run's seed."""
+        return seeded_generator(self.seed, *purpose)
+
+    def head(self, features: int, task: str, num_classes: int) -> nn.Linear:
+        """Make a task's linear head on the CPU, with the initial weights that it has in every method."""
+        return linear_head(features, num_classes, self.generator("head", task))
+
+    def features_of(self, backbone: nn.Module) -> int:
+        """Return how many features a backbone on the CPU maps a sample to; its mode stays as it is."""
+        with torch.no_grad(), evaluation_mode(backbone):
+            features: int = backbone(torch.zeros(1, *self.input_shape)).shape[1]
+        return features
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -67,6 +84,11 @@ class Batch:
     progress: float
     rows: Tensor | None = None
 
+    def part(self, rows: Tensor | slice, progress: float) -> Batch:
+        """Return some of the samples, for a position within the epoch; only a tensor of rows is remembered."""
+        known = rows if isinstance(rows, Tensor) else None
+        return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress, known)
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -87,6 +109,15 @@ class Loss(NamedTuple):
 
     value: Tensor
     logits: Tensor
+
+    @classmethod
+    def cross_entropy(cls, logits: Tensor, y: Tensor) -> Loss:
+        """Return the mean cross-entropy of logits ``(N, classes)`` for classes ``(N,)``."""
+        return cls(F.cross_entropy(logits, y), logits)
+
+    def plus(self, penalty: Tensor) -> Loss:
+        """Return the loss with a scalar added to it."""
+        return Loss(self.value + penalty, self.logits)
 
 
 class ParameterGroup(NamedTuple):
@@ -136,8 +167,7 @@ class Method(abc.ABC):
     def loss(self, batch: Batch) -> Loss:
         """The loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
 
-    @abc.abstractmethod
-    def end_task(self, task: Task) -> None:
+    def end_task(self, task: Task) -> None:  # noqa: B027 - some methods are done then
         """Do what follows training: consolidate, measure importance, merge."""
 
     @abc.abstractmethod
@@ -148,9 +178,9 @@ class Method(abc.ABC):
     def trained_modules(self) -> Sequence[nn.Module]:
         """The modules in training: their mode is switched, and their best state is kept."""
 
-    @abc.abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer of this task gets."""
+        """Return the parameters that the optimizer of this task gets: all of the modules in training."""
+        return [parameter for module in self.trained_modules() for parameter in module.parameters()]
 
     def trained_buffers(self) -> list[Tensor]:
         """The buffers that training may change, such as statistics: those of all modules in training."""
@@ -225,8 +255,16 @@ class Method(abc.ABC):
             module.load_state_dict({**module.state_dict(), **part_of(state, f"{index}.")})
 
     def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Give a method the chance to guard the optimizer's steps."""
+        """Have :meth:`before_step` and :meth:`after_step` called around the optimizer's steps; return the optimizer."""
+        optimizer.register_step_pre_hook(lambda *_: self.before_step())
+        optimizer.register_step_post_hook(lambda *_: self.after_step())
         return optimizer
+
+    def before_step(self) -> None:  # noqa: B027 - most methods leave gradients alone
+        """Change or read the gradients that the optimizer is about to use."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """Look at what a step of the optimizer has changed."""
 
     def train_mode(self, mode: bool) -> None:
         """Switch between training and evaluation mode."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.multi_head import MultiHeadMethod, MultiHeadNetwork
@@ -40,7 +39,7 @@ class DistilledMethod(MultiHeadMethod):
         features, old_features = self.both_features(batch.x, self.old)
         logits = self.network.head(batch.tasks[0])(features)
         penalty = self.settings.strength * self.distance(self.old, features, old_features)
-        return Loss(F.cross_entropy(logits, batch.y) + penalty, logits)
+        return Loss.cross_entropy(logits, batch.y).plus(penalty)
 
     def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
         """What the backbone and the old one give for samples, each ``(N, F)``; the old one's have no gradient."""

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from hatrack.checkpoint import part_of
-from hatrack.errors import InputError
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.memory import Reservoir, gathers_statistics
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.streams import Task, seeded_generator
+from hatrack.methods.ranges import require_range
+from hatrack.methods.stored import prefixed
+from hatrack.streams import Task
 
 __all__ = ["GEM", "GEMSettings", "nonnegative_minimum", "project"]
 
@@ -35,8 +35,7 @@ class GEMSettings:
     margin: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.memory_per_task < 1:
-            raise InputError(f"memory_per_task must be at least 1, not {self.memory_per_task}")
+        require_range(self, "memory_per_task", least=1)
 
 
 def nonnegative_minimum(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -123,15 +122,11 @@ class GEM(MultiHeadMethod):
         x, y = task.train.load()
         memory = Reservoir(self.settings.memory_per_task)
         columns = {"x": x.to(self.setup.device), "y": y.to(self.setup.device)}
-        memory.add(columns, seeded_generator(self.setup.seed, "memory", task.name))
+        memory.add(columns, self.setup.generator("memory", task.name))
         self.memories.append(memory)
 
-    def protect(self, optimizer: Optimizer) -> Optimizer:
-        """Replace the gradient before every step."""
-        optimizer.register_step_pre_hook(self._before)
-        return optimizer
-
-    def _before(self, *_: Any) -> None:
+    def before_step(self) -> None:
+        """Replace the gradient."""
         if not self.memories:
             return
         parameters = self.trained_parameters()
@@ -152,15 +147,16 @@ class GEM(MultiHeadMethod):
         loss = F.cross_entropy(self.network(columns["x"], [self.network.task_names[index]]), columns["y"])
         return _flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
 
-    def _extra_state(self) -> dict[str, Tensor]:
-        return {
-            f"{i}.{name}": value for i, memory in enumerate(self.memories) for name, value in memory.state().items()
-        }
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the memories, by their task's number."""
+        memories = enumerate(self.memories)
+        return {name: rows for i, memory in memories for name, rows in prefixed(f"{i}.", memory.state()).items()}
 
-    def _load_extra_state(self, extra: Mapping[str, Tensor]) -> None:
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the memories."""
         for index in range(len(self.network.task_names)):
             memory = Reservoir(self.settings.memory_per_task)
-            memory.load(part_of(extra, f"{index}."))
+            memory.load(part_of(state, f"{index}."))
             self.memories.append(memory)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
 from hatrack.weights import WeightMaskedNetwork
 
-__all__ = ["Fisher", "fisher_diagonal", "output_sensitivity"]
+__all__ = ["Fisher", "added", "averaged", "fisher_diagonal", "output_sensitivity"]
 
 REFERENCE_BATCH = 20
 """Samples per batch in the estimate of the HAT authors' code."""
@@ -79,6 +79,22 @@ def output_sensitivity(network: Network, task: Task) -> dict[str, Tensor]:
     """
     x, y = task.train.load()
     return _mean_over_samples(network, task.name, x, y, lambda logits, _: logits.square().sum(), torch.abs)
+
+
+def added(earlier: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return sums of what was measured on earlier tasks and on a new one, by name; the new alone where none was."""
+    return {name: earlier[name] + value if name in earlier else value for name, value in new.items()}
+
+
+def averaged(earlier: Mapping[str, Tensor], new: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
+    """Return means over all tasks by name, given those over the earlier ones.
+
+    Args:
+        earlier: means over the earlier tasks; empty if there were none.
+        new: what was measured on the last task.
+        tasks: number of tasks, the last one included.
+    """
+    return {n: (earlier[n] * (tasks - 1) + value) / tasks if n in earlier else value for n, value in new.items()}
 
 
 def _mean_over_samples(

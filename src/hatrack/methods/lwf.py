@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.errors import InputError
 from hatrack.methods.distilled import DistilledMethod
 from hatrack.methods.multi_head import MultiHeadNetwork
+from hatrack.methods.ranges import require_range
 
 __all__ = ["LWF", "LWFSettings", "distillation"]
 
@@ -32,8 +32,7 @@ class LWFSettings:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise InputError(f"temperature must be above 0, not {self.temperature}")
+        require_range(self, "temperature", above=0)
 
 
 def distillation(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from hatrack.errors import InputError
@@ -42,10 +41,8 @@ def expected_classes(setup: Setup, tasks: int | None = None) -> tuple[int, ...]:
 
 def parameters_with_heads(setup: Setup, classes: Sequence[int]) -> int:
     """Number of parameters of the backbone and of heads for so many classes, which others are measured by."""
-    backbone = setup.build_backbone().eval()
-    with torch.no_grad():
-        features: int = backbone(torch.zeros(1, *setup.input_shape)).shape[1]
-    return number_of_parameters(backbone) + sum(classes) * (features + 1)
+    backbone = setup.build_backbone()
+    return number_of_parameters(backbone) + sum(classes) * (setup.features_of(backbone) + 1)
 
 
 def narrow_builder_of(setup: Setup, method: str) -> Callable[[float, int], nn.Module]:
