@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,6 +104,8 @@ class DWABackbone(nn.Module):
     Raises:
         InputError: the backbone is not of that kind.
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(
         self,
