@@ -19,7 +19,12 @@ from hatrack.heads import linear_head
 from hatrack.modes import evaluation_mode
 from hatrack.streams import Task, seeded_generator
 
-__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
+__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
+
+
+def joined(parts: Mapping[Any, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of several parts by ``part.name``; :func:`hatrack.checkpoint.part_of` takes them apart."""
+    return {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -233,18 +238,13 @@ class Method(abc.ABC):
         return EpochPlan()
 
     def training_state(self) -> Mapping[str, Tensor]:
-        """All that the rest of a task's training depends on, between two epochs, by names; what is trained alone, here.
+        """Return all that the rest of a task's training depends on, between two epochs; here what is trained alone.
 
         A method that gathers more while it trains, such as a memory or a path, or draws random numbers from one
         generator over many epochs, adds that. The optimizer's own state is not a method's business.
         """
-        parts = enumerate(self.trained_modules())
-        return {
-            f"{index}.{name}": value
-            for index, module in parts
-            for name, value in module.state_dict().items()
-            if isinstance(value, Tensor) and not name.endswith("_extra_state")  # which training does not change
-        }
+        state = joined(dict(enumerate(module.state_dict() for module in self.trained_modules())))
+        return {name: value for name, value in state.items() if not name.endswith("_extra_state")}  # never trained
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`training_state` gave, after :meth:`begin_task`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.checkpoint import part_of
-from hatrack.methods.base import Batch, Loss, Setup
+from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.memory import Reservoir, gathers_statistics
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.ranges import require_range
-from hatrack.methods.stored import prefixed
 from hatrack.streams import Task
 
 __all__ = ["GEM", "GEMSettings", "nonnegative_minimum", "project"]
@@ -114,7 +113,7 @@ class GEM(MultiHeadMethod):
         """Cross-entropy of the new samples; norms that gather statistics see the memories as well, as in training."""
         if not torch.is_grad_enabled() and gathers_statistics(self.network):
             for name, memory in zip(self.network.task_names, self.memories, strict=False):
-                self.network(memory.columns["x"], [name])
+                self.network(memory.columns["x"], name)
         return super().loss(batch)
 
     def end_task(self, task: Task) -> None:
@@ -130,27 +129,25 @@ class GEM(MultiHeadMethod):
         if not self.memories:
             return
         parameters = self.trained_parameters()
-        gradient = _flat([p.grad for p in parameters], parameters)
+        gradient = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
         remembered = torch.stack([self._remembered(index) for index in range(len(self.memories))])
         projected = project(gradient, remembered, self.settings.margin)
         if projected is gradient:
             return
-        start = 0
-        for parameter in parameters:
-            parameter.grad = projected[start : start + parameter.numel()].reshape(parameter.shape)
-            start += parameter.numel()
+        parts = torch.split(projected, [parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.reshape(parameter.shape)
 
     @torch.enable_grad()
     def _remembered(self, index: int) -> Tensor:
         """Gradient of the loss on a task's memory."""
         columns, parameters = self.memories[index].columns, self.trained_parameters()
-        loss = F.cross_entropy(self.network(columns["x"], [self.network.task_names[index]]), columns["y"])
-        return _flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
+        loss = F.cross_entropy(self.network(columns["x"], self.network.task_names[index]), columns["y"])
+        return _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the memories, by their task's number."""
-        memories = enumerate(self.memories)
-        return {name: rows for i, memory in memories for name, rows in prefixed(f"{i}.", memory.state()).items()}
+        return joined(dict(enumerate(memory.state() for memory in self.memories)))
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up the memories."""
@@ -160,11 +157,6 @@ class GEM(MultiHeadMethod):
             self.memories.append(memory)
 
 
-def _flat(gradients: Any, parameters: Any) -> Tensor:
-    """All gradients in a row; none counts as 0."""
-    return torch.cat(
-        [
-            torch.zeros_like(p).reshape(-1) if g is None else g.detach().reshape(-1)
-            for g, p in zip(gradients, parameters, strict=True)
-        ]
-    )
+def _flat(gradients: Iterable[Tensor]) -> Tensor:
+    """Return all gradients in a row."""
+    return torch.cat([gradient.detach().reshape(-1) for gradient in gradients])

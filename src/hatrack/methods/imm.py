@@ -12,10 +12,9 @@ from torch import Tensor
 
 from hatrack.checkpoint import part_of
 from hatrack.methods.anchored import AnchoredMethod
-from hatrack.methods.base import Setup
+from hatrack.methods.base import Setup, joined
 from hatrack.methods.importance import Fisher, added, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadNetwork
-from hatrack.methods.stored import prefixed
 from hatrack.streams import Task
 
 __all__ = ["IMMMean", "IMMMeanSettings", "IMMMode", "IMMModeSettings"]
@@ -93,12 +92,12 @@ class IMMMean(AnchoredMethod):
 
     def predict(self, x: Tensor, task: str) -> Tensor:
         """Return the logits of the merged network."""
-        return (self.merged or self.network)(x, [task])
+        return (self.merged or self.network)(x, task)
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return what ties the weights, and the merged ones."""
         merged = {} if self.merged is None else self.merged.backbone.state_dict()
-        return {**super().extra_state(), **prefixed("merged.", merged)}
+        return {**super().extra_state(), **joined({"merged": merged})}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`extra_state` gave."""

@@ -98,20 +98,14 @@ def averaged(earlier: Mapping[str, Tensor], new: Mapping[str, Tensor], tasks: in
 
 
 def _mean_over_samples(
-    network: Network,
-    task: str,
-    x: Tensor,
-    y: Tensor,
-    objective: Objective,
-    magnitude: Callable[[Tensor], Tensor],
+    network: Network, task: str, x: Tensor, y: Tensor, objective: Objective, magnitude: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``."""
+    """Return the mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``."""
     parameters = {name: value.detach() for name, value in _shared(network, task).items()}
-    named_task = _named(network, task)
 
     def of_sample(values: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         named = {f"backbone.{name}": value for name, value in values.items()}
-        logits = functional_call(network, named, (sample.unsqueeze(0), named_task))
+        logits = functional_call(network, named, (sample.unsqueeze(0), task))
         return objective(logits, label.unsqueeze(0))
 
     gradients = vmap(grad(of_sample), in_dims=(None, 0, 0))
@@ -127,41 +121,34 @@ def _mean_over_samples(
 
 
 def _mean_squared_batch_gradients(network: Network, task: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    parameters, named_task = _shared(network, task), _named(network, task)
+    parameters = _shared(network, task)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     with evaluation_mode(network), torch.enable_grad():
         for samples, labels in _chunks(network, x, y, REFERENCE_BATCH):
-            loss = F.cross_entropy(network(samples, named_task), labels)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            loss = F.cross_entropy(network(samples, task), labels)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
             for name, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += REFERENCE_BATCH * gradient.square()
+                total[name] += REFERENCE_BATCH * gradient.square()
     return {name: value / len(x) for name, value in total.items()}
 
 
 def _drawn_labels(network: Network, task: str, x: Tensor, generator: torch.Generator | None) -> Tensor:
-    named_task = _named(network, task)
     with evaluation_mode(network), torch.no_grad():
         device = next(network.parameters()).device
-        parts = [network(part.to(device), named_task).softmax(dim=1).cpu() for part in torch.split(x, LARGEST_CHUNK)]
+        parts = [network(part.to(device), task).softmax(dim=1).cpu() for part in torch.split(x, LARGEST_CHUNK)]
     return torch.multinomial(torch.cat(parts), 1, generator=generator).squeeze(1)
 
 
 def _shared(network: Network, task: str) -> dict[str, Tensor]:
-    """What later tasks would move of what a task relies on, by its name in the backbone."""
+    """Return the parameters that a task relies on and later tasks would move, by their names in the backbone."""
     parameters = dict(network.backbone.named_parameters())
     if isinstance(network, WeightMaskedNetwork):
         return {name: parameters[name] for name in network.masks(task)}
     return {**parameters}
 
 
-def _named(network: Network, task: str) -> str | list[str]:
-    """How a network is told that all samples are of one task."""
-    return task if isinstance(network, WeightMaskedNetwork) else [task]
-
-
 def _chunks(network: Network, x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of samples and labels, on the network's device."""
+    """Yield pieces of samples and labels, on the network's device."""
     device = next(network.parameters()).device
     for samples, labels in zip(torch.split(x, size), torch.split(y, size), strict=True):
         yield samples.to(device), labels.to(device)

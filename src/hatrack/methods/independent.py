@@ -26,4 +26,4 @@ class Independent(NetworkPerTask[MultiHeadNetwork]):
 
     def logits(self, x: Tensor, task: str) -> Tensor:
         """Return the logits of the task's network."""
-        return self.networks[task](x, [task])
+        return self.networks[task](x, task)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.checkpoint import part_of
-from hatrack.methods.base import Batch, Loss, Setup
+from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.ranges import require_range
-from hatrack.methods.stored import prefixed
 from hatrack.streams import Task
 
 __all__ = ["RehearsalMethod", "RehearsalSettings", "Reservoir", "gathers_statistics"]
@@ -147,7 +146,7 @@ class RehearsalMethod(MultiHeadMethod):
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the memory."""
-        return prefixed("memory.", self.memory.state())
+        return joined({"memory": self.memory.state()})
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up the memory."""

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from hatrack.checkpoint import part_of
 from hatrack.heads import linear_head
-from hatrack.methods.base import Batch, Loss, Setup
-from hatrack.methods.stored import StoredMethod, prefixed
+from hatrack.methods.base import Batch, Loss, Setup, joined
+from hatrack.methods.stored import StoredMethod
 from hatrack.names import unknown_name
 from hatrack.streams import Task
 
 __all__ = ["MultiHeadMethod", "MultiHeadNetwork"]
 
-EXTRA = "method."
+EXTRA = "method"
 """What the names of a method's own tensors begin with in a file; those of the network begin otherwise."""
 
 
@@ -53,7 +53,7 @@ class MultiHeadNetwork(nn.Module):
         self.task_names.append(name)
 
     def head(self, task: str) -> nn.Linear:
-        """The head of a task.
+        """Return the head of a task.
 
         Raises:
             InputError: there is no such task.
@@ -65,15 +65,22 @@ class MultiHeadNetwork(nn.Module):
         return head
 
     def num_classes(self, task: str) -> int:
-        """Number of classes of a task."""
+        """Return the number of classes of a task."""
         return self.head(task).out_features
 
-    def forward(self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
-        """Logits ``(N, most classes)`` of samples of one task, or of several: −inf behind a task's last class."""
+    def forward(self, x: Tensor, tasks: str | Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Return logits ``(N, most classes)`` of samples of one task, or of several: −inf behind a task's last class.
+
+        Args:
+            x: samples ``(N, ...)``.
+            tasks: the task's name, or the names of all tasks that the samples may come from.
+            task_of: index of every sample's task in ``tasks``, int64 ``(N,)``; None if there is one task.
+        """
         return self.logits(self.backbone(x), tasks, task_of)
 
-    def logits(self, features: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
-        """Logits of features ``(N, F)``; see :meth:`forward`."""
+    def logits(self, features: Tensor, tasks: str | Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Return logits of features ``(N, F)``; see :meth:`forward`."""
+        tasks = [tasks] if isinstance(tasks, str) else tasks
         if len(tasks) == 1:
             only: Tensor = self.head(tasks[0])(features)
             return only
@@ -84,7 +91,7 @@ class MultiHeadNetwork(nn.Module):
         return torch.stack(padded)[task_of, torch.arange(len(features), device=features.device)]
 
     def frozen_copy(self) -> MultiHeadNetwork:
-        """The network as it is now, in evaluation mode, and never to be trained."""
+        """Return the network as it is now, in evaluation mode, and never to be trained."""
         frozen = copy.deepcopy(self)
         frozen.zero_grad()
         return frozen.eval().requires_grad_(False)
@@ -124,7 +131,7 @@ class MultiHeadMethod(StoredMethod):
 
     def predict(self, x: Tensor, task: str) -> Tensor:
         """Return the logits of the task's head."""
-        return self.network(x, [task])
+        return self.network(x, task)
 
     def trained_modules(self) -> Sequence[nn.Module]:
         """Return the whole network; heads of other tasks get no gradient."""
@@ -140,7 +147,7 @@ class MultiHeadMethod(StoredMethod):
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return what further tasks need beside the network, by names of the method's choice: all that is kept."""
-        return {name: value for kind in self.kept for name, value in prefixed(f"{kind}.", getattr(self, kind)).items()}
+        return joined({kind: getattr(self, kind) for kind in self.kept})
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`extra_state` gave, on the method's device; the network is loaded already."""
@@ -161,10 +168,10 @@ class MultiHeadMethod(StoredMethod):
 
     def stored_tensors(self) -> Mapping[str, Tensor]:
         """Return the tensors of backbone and heads, and those of :meth:`extra_state`."""
-        return {**self.network.state_dict(), **prefixed(EXTRA, self.extra_state())}
+        return {**self.network.state_dict(), **joined({EXTRA: self.extra_state()})}
 
     def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up backbone, heads, and what else the method needs."""
-        self.network.load_state_dict({name: v for name, v in tensors.items() if not name.startswith(EXTRA)})
-        extra = part_of(tensors, EXTRA)
+        self.network.load_state_dict({name: v for name, v in tensors.items() if not name.startswith(f"{EXTRA}.")})
+        extra = part_of(tensors, f"{EXTRA}.")
         self.load_extra_state({name: value.to(self.setup.device) for name, value in extra.items()})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import part_of
 from hatrack.errors import CheckpointError, InputError
-from hatrack.methods.base import Batch, Loss, Setup
+from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.narrow import (
     expected_classes,
     matching_share,
@@ -25,7 +25,7 @@ from hatrack.methods.narrow import (
     sections_of,
 )
 from hatrack.methods.ranges import require_range
-from hatrack.methods.stored import StoredMethod, prefixed
+from hatrack.methods.stored import StoredMethod
 from hatrack.names import look_up
 from hatrack.streams import Task, derive_seed
 
@@ -246,11 +246,11 @@ class PathNet(StoredMethod):
 
     def training_state(self) -> dict[str, Tensor]:
         """Return all modules, the head, the paths of the tournament, and the best path so far with its weights."""
-        state = {f"{name}.{key}": v for name, part in self._parts().items() for key, v in part.state_dict().items()}
+        state = joined({name: part.state_dict() for name, part in self._parts().items()})
         state |= {"individuals": torch.tensor(self._individuals), "genes": torch.tensor(self._genes)}
         state["generator"] = self._generator.get_state()
         if self._champion is not None:
-            state |= prefixed("champion.state.", self._champion.state)
+            state |= joined({"champion.state": self._champion.state})
             state["champion.genes"] = torch.tensor(self._champion.genes)
             state["champion.loss"] = torch.tensor(self._champion.loss, dtype=torch.float64)
         return state
@@ -297,15 +297,14 @@ class PathNet(StoredMethod):
         return [(name, self._heads[name].out_features, genes) for name, genes in self.paths.items()]
 
     def _stored_modules(self) -> dict[str, nn.Module]:
-        heads: dict[str, nn.Module] = {f"head.{task}.": head for task, head in self._heads.items()}
-        return heads | {f"{layer}.{number}.": self.module(layer, number) for layer, number in self.frozen}
+        heads: dict[str, nn.Module] = {f"head.{task}": head for task, head in self._heads.items()}
+        return heads | {f"{layer}.{number}": self.module(layer, number) for layer, number in self.frozen}
 
     def stored_tensors(self) -> Mapping[str, Tensor]:
         """Return the tensors of heads and frozen modules; all others start anew with the next task anyway."""
-        modules = self._stored_modules().items()
-        return {name: v for prefix, part in modules for name, v in prefixed(prefix, part.state_dict()).items()}
+        return joined({name: module.state_dict() for name, module in self._stored_modules().items()})
 
     def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Give heads and frozen modules their tensors."""
-        for prefix, module in self._stored_modules().items():
-            module.load_state_dict(part_of(tensors, prefix))
+        for name, module in self._stored_modules().items():
+            module.load_state_dict(part_of(tensors, f"{name}."))

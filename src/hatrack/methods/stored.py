@@ -18,16 +18,11 @@ from hatrack.checkpoint import (
     write_checkpoint,
 )
 from hatrack.errors import CheckpointError
-from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.methods.base import Batch, Loss, Method, Setup, joined
 from hatrack.names import look_up
 from hatrack.streams import Task
 
-__all__ = ["NetworkPerTask", "StoredMethod", "prefixed"]
-
-
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by names that begin with a prefix; :func:`hatrack.checkpoint.part_of` takes it off again."""
-    return {prefix + name: value for name, value in tensors.items()}
+__all__ = ["NetworkPerTask", "StoredMethod"]
 
 
 class StoredMethod(Method):
@@ -158,8 +153,7 @@ class NetworkPerTask(StoredMethod, Generic[Network]):
 
     def stored_tensors(self) -> Mapping[str, Tensor]:
         """Return the tensors of all networks, by the task's number and their name."""
-        networks = enumerate(self.networks.values())
-        return {f"{index}.{name}": value for index, net in networks for name, value in net.state_dict().items()}
+        return joined(dict(enumerate(network.state_dict() for network in self.networks.values())))
 
     def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Give every network its tensors."""

@@ -20,7 +20,6 @@ from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.ranges import require_range
-from hatrack.methods.stored import prefixed
 from hatrack.streams import Task
 
 __all__ = ["DWA", "DWASettings"]
@@ -190,8 +189,7 @@ class DWA(MultiHeadMethod):
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the importance of weights, and the positive anchors by their task's number."""
-        positives = {str(number): value for number, value in enumerate(self.positives)}
-        return super().extra_state() | prefixed("positive.", positives)
+        return super().extra_state() | {f"positive.{number}": value for number, value in enumerate(self.positives)}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`extra_state` gave."""

@@ -215,8 +215,9 @@ class DWANetwork(MultiHeadNetwork):
             return self._one_hot([task]).to(x).expand(len(x), -1)
         return self.backbone.embeddings(x)
 
-    def forward(self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
-        """Logits ``(N, most classes)``, as of any :class:`~hatrack.methods.multi_head.MultiHeadNetwork`."""
+    def forward(self, x: Tensor, tasks: str | Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Return logits ``(N, most classes)``, as of any :class:`~hatrack.methods.multi_head.MultiHeadNetwork`."""
+        tasks = [tasks] if isinstance(tasks, str) else tasks
         for task in tasks:
             self.head(task)  # an unknown name is an error
         return self.logits(self.run(x, tasks, task_of).features, tasks, task_of)
