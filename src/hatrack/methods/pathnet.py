@@ -61,15 +61,6 @@ class PathNetSettings:
             raise InputError(f"active must be at most modules, {self.modules}, not {self.active}")
 
 
-@dataclass(frozen=True)
-class _Champion:
-    """The best path of a task so far, and the weights that it had when it was the best."""
-
-    loss: float
-    genes: Genes
-    state: Mapping[str, Tensor]
-
-
 def random_genes(layers: int, modules: int, active: int, generator: torch.Generator) -> Genes:
     """A path that takes ``active`` different modules of every layer."""
     return tuple(tuple(torch.randperm(modules, generator=generator)[:active].tolist()) for _ in range(layers))
@@ -127,7 +118,7 @@ class PathNet(StoredMethod):
         self._make_modules()
         self._heads: dict[str, nn.Linear] = {}
         self._individuals: list[Genes] = []
-        self._champion: _Champion | None = None
+        self._champion: dict[str, Tensor] = {}  # loss, genes and state (the weights) of the task's best path so far
         self._genes: Genes = ()
         self._generator = torch.Generator()
 
@@ -177,7 +168,7 @@ class PathNet(StoredMethod):
         self._generator = self.setup.generator("paths", task.name)
         shape = (len(self.layers), self.settings.modules, self.settings.active)
         self._individuals = [random_genes(*shape, self._generator) for _ in range(INDIVIDUALS)]
-        self._genes, self._champion = self._individuals[0], None
+        self._genes, self._champion = self._individuals[0], {}
 
     def open(self, name: str, num_classes: int, *path: Sequence[Sequence[int]]) -> None:
         """Make a task's head, and freeze its path if that is known."""
@@ -196,12 +187,13 @@ class PathNet(StoredMethod):
 
     def end_phase(self, index: int, valid_loss: float) -> None:
         """Compare the path with the best so far; after a generation the best goes on, beside a mutated copy."""
-        if self._champion is None or valid_loss < self._champion.loss:
-            state = {name: value.clone() for name, value in self._trained().state_dict().items()}
-            self._champion = _Champion(valid_loss, self._genes, state)
+        if not self._champion or valid_loss < float(self._champion["loss"]):
+            weights = {name: value.clone() for name, value in self._trained().state_dict().items()}
+            best = {"loss": torch.tensor(valid_loss, dtype=torch.float64), "genes": torch.tensor(self._genes)}
+            self._champion = best | joined({"state": weights})
         if index % INDIVIDUALS == INDIVIDUALS - 1:
-            self._genes = self._champion.genes
-            self._trained().load_state_dict(dict(self._champion.state))
+            self._genes = _genes(self._champion["genes"])
+            self._trained().load_state_dict(part_of(self._champion, "state."))
             self._individuals = [self._genes, mutated(self._genes, self.settings.modules, self._generator)]
 
     def end_task(self, task: Task) -> None:
@@ -246,14 +238,9 @@ class PathNet(StoredMethod):
 
     def training_state(self) -> dict[str, Tensor]:
         """Return all modules, the head, the paths of the tournament, and the best path so far with its weights."""
-        state = joined({name: part.state_dict() for name, part in self._parts().items()})
-        state |= {"individuals": torch.tensor(self._individuals), "genes": torch.tensor(self._genes)}
-        state["generator"] = self._generator.get_state()
-        if self._champion is not None:
-            state |= joined({"champion.state": self._champion.state})
-            state["champion.genes"] = torch.tensor(self._champion.genes)
-            state["champion.loss"] = torch.tensor(self._champion.loss, dtype=torch.float64)
-        return state
+        paths = {"individuals": torch.tensor(self._individuals), "genes": torch.tensor(self._genes)}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**paths, "generator": self._generator.get_state(), **joined({**parts, "champion": self._champion})}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`training_state` gave."""
@@ -262,9 +249,7 @@ class PathNet(StoredMethod):
         self._individuals = [_genes(path) for path in state["individuals"]]
         self._genes = _genes(state["genes"])
         self._generator.set_state(state["generator"])
-        if "champion.loss" in state:
-            weights = {n: v.to(self.setup.device) for n, v in part_of(state, "champion.state.").items()}
-            self._champion = _Champion(float(state["champion.loss"]), _genes(state["champion.genes"]), weights)
+        self._champion = part_of(state, "champion.")
 
     def _parts(self) -> Mapping[str, nn.Module]:
         return {"layers": self.layers, "stem": self.stem, "head": list(self._heads.values())[-1]}

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from hatrack.checkpoint import part_of
 from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
-from hatrack.methods import Batch, EpochPlan, Method
+from hatrack.methods import Batch, EpochPlan, Method, joined
 from hatrack.modes import fresh_statistics
 from hatrack.parallel import ALONE, Ranks
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
@@ -140,7 +140,7 @@ class Training:
 
     def state(self) -> TrainingState:
         """All that the rest of the training depends on, just after an epoch; the tensors are not copied."""
-        own = {f"method.{name}": value for name, value in self._method.training_state().items()}
+        own = joined({"method": self._method.training_state()})
         return TrainingState(self._place, {**own, **self._best.tensors(), **optimizer_tensors(self._optimizer)})
 
     def _fit_phase(self, taken_up: Mapping[str, Tensor]) -> Iterator[BatchDone | EpochDone]:

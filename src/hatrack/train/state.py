@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hatrack.checkpoint import part_of
-from hatrack.methods import Method
+from hatrack.methods import Method, joined
 from hatrack.train.settings import TrainingSettings
 
 __all__ = ["Place", "Snapshot", "TrainingState", "load_optimizer", "optimizer_tensors"]
@@ -79,12 +79,8 @@ class Snapshot:
 
     def __init__(self, method: Method, saved: Mapping[str, Tensor]) -> None:
         self._live = [*method.trained_parameters(), *method.trained_buffers()]
-        count = sum(name.startswith("best.") for name in saved)
-        self._kept: list[Tensor] = []
-        if count:
-            self.take()
-            for index, kept in enumerate(self._kept):
-                kept.copy_(saved[f"best.{index}"])
+        kept = part_of(saved, "best.")
+        self._kept = [kept[str(index)].to(live.device) for index, live in enumerate(self._live) if kept]
 
     def take(self) -> None:
         """Keep everything as it is now."""
@@ -103,13 +99,8 @@ class Snapshot:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What an optimizer has gathered, such as momentum, by names."""
-    gathered = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": value
-        for index, of_parameter in gathered.items()
-        for key, value in of_parameter.items()
-        if isinstance(value, Tensor)  # None stands for a momentum that has not begun
-    }
+    gathered = joined({f"optimizer.{index}": values for index, values in optimizer.state_dict()["state"].items()})
+    return {name: value for name, value in gathered.items() if isinstance(value, Tensor)}  # None: not begun
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:

@@ -110,7 +110,6 @@ class DWA(MultiHeadMethod):
         super().__init__(setup, settings)
         self.importance: dict[str, Tensor] = {}
         self.positives: list[Tensor] = []
-        self._usage = Usage(settings.eta, settings.magnitude)
         self._complexity = torch.zeros(0)
         self._anchors: Anchors | None = None
 
@@ -160,7 +159,8 @@ class DWA(MultiHeadMethod):
     def loss(self, batch: Batch) -> Loss:
         """Return the cross-entropy, plasticity and sparsity; in training steps the anchor loss as well."""
         settings = self.settings
-        result = self.network.run(batch.x, batch.tasks, batch.task_of, self.importance, self._usage)
+        usage = Usage(settings.eta, settings.magnitude, self.importance)
+        result = self.network.run(batch.x, batch.tasks, batch.task_of, usage)
         logits = self.network.logits(result.features, batch.tasks, batch.task_of)
         sparsity = sparsity_loss(result.activity, settings.allowed).sum(dim=0).mean()
         loss = Loss.cross_entropy(logits, batch.y)

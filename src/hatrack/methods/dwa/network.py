@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,9 @@ __all__ = ["Context", "DWABackbone", "DWANetwork", "Pass", "context_processor"]
 
 BOTTLENECK, CHANNELS = 32, 128
 """Widths of the context processor."""
+
+NOTHING_LEARNED = Usage()
+"""Usage while there are no earlier tasks."""
 
 ADVICE = "dwa masks sequences of dense layers and convolutions, such as the networks mlp and alexnet"
 
@@ -146,20 +149,13 @@ class DWABackbone(nn.Module):
         embeddings: Tensor = self.processor(self.stem(x))
         return embeddings
 
-    def run(
-        self,
-        x: Tensor,
-        embedding: Tensor | None = None,
-        importance: Mapping[str, Tensor] | None = None,
-        usage: Usage | None = None,
-    ) -> Pass:
+    def run(self, x: Tensor, embedding: Tensor | None = None, usage: Usage = NOTHING_LEARNED) -> Pass:
         """Run samples through the network.
 
         Args:
             x: samples ``(N, ...)``.
             embedding: ``(N, D)``, or ``(1, D)`` for all samples, instead of the context processor's.
-            importance: of every masked weight's entries to earlier tasks, by :meth:`layers`'s names; None for none.
-            usage: how the use of what is important is measured.
+            usage: what is important, by the names of :meth:`layers`, and how its use is measured.
         """
         x = self.stem(x)
         if embedding is None:
@@ -171,7 +167,7 @@ class DWABackbone(nn.Module):
         for (name, layer), after in zip(self.layers().items(), self.after, strict=True):
             if isinstance(layer.layer, nn.Linear) and x.dim() != 2:
                 raise InputError(f"{ADVICE}; a dense layer reads {tuple(x.shape[1:])} and no vector: flatten before it")
-            result = layer(x, embedding, (importance or {}).get(name), usage or Usage())
+            result = layer(x, embedding, usage.importance.get(name), usage)
             x = after(result.output)
             activity.append(result.activity.expand(1, len(x)))
             plasticity.append(result.plasticity.expand(1, len(x)))
@@ -188,12 +184,7 @@ class DWANetwork(MultiHeadNetwork):
     backbone: DWABackbone
 
     def run(
-        self,
-        x: Tensor,
-        tasks: Sequence[str],
-        task_of: Tensor | None = None,
-        importance: Mapping[str, Tensor] | None = None,
-        usage: Usage | None = None,
+        self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None, usage: Usage = NOTHING_LEARNED
     ) -> Pass:
         """Run samples of one task, or of several, through the backbone; see :meth:`DWABackbone.run`."""
         embedding = None
@@ -201,7 +192,7 @@ class DWANetwork(MultiHeadNetwork):
             embedding = self._one_hot(tasks).to(x)  # one for all samples
             if len(tasks) > 1:
                 embedding = embedding[task_of]
-        return self.backbone.run(x, embedding, importance, usage)
+        return self.backbone.run(x, embedding, usage)
 
     def _one_hot(self, tasks: Sequence[str]) -> Tensor:
         numbers = torch.tensor([self.task_names.index(task) for task in tasks])
