@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,9 +57,7 @@ class DERPP(RehearsalMethod):
     description = "dark experience replay++: keep the logits of remembered samples near what they were"
     source = "Buzzega et al., NeurIPS 2020"
     settings_type = DERPPSettings
-    grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType(
-        {"alpha": (0.1, 0.2, 0.5, 1.0), "beta": (0.5, 1.0)}
-    )
+    grid = MappingProxyType({"alpha": (0.1, 0.2, 0.5, 1.0), "beta": (0.5, 1.0)})
 
     def begin_task(self, task: Task) -> None:
         """Open the task's head; make room for its logits."""

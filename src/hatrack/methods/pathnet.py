@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,11 +257,10 @@ class PathNet(StoredMethod):
 
     def capacity(self) -> Capacity:
         """Share of the modules that belong to a task's path, by layer; in all, of their parameters."""
-        modules = self.settings.modules
-        held = [sum((layer, number) in self.frozen for number in range(modules)) for layer in range(len(self.layers))]
+        modules, frozen = self.settings.modules, Counter(layer for layer, _ in self.frozen)
         sizes = [number_of_parameters(self.module(layer, 0)) for layer in range(len(self.layers))]
-        shares = {f"layer{layer}": number / modules for layer, number in enumerate(held, start=1)}
-        used = sum(number * size for number, size in zip(held, sizes, strict=True))
+        shares = {f"layer{layer + 1}": frozen[layer] / modules for layer in range(len(sizes))}
+        used = sum(frozen[layer] * size for layer, size in enumerate(sizes))
         entries = modules * sum(sizes)
         return Capacity(shares, None, used / max(1, entries), entries)
 

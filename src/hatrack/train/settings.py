@@ -78,10 +78,7 @@ def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings
     """The optimizer of some groups of parameters."""
     lr, weight_decay = settings.lr, settings.weight_decay
     parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
-    match settings.optimizer:
-        case OptimizerKind.SGD:
-            return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
-        case OptimizerKind.ADAM:
-            return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-        case OptimizerKind.ADAMW:
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    if settings.optimizer is OptimizerKind.SGD:
+        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
+    adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
+    return adam(parameters, lr=lr, weight_decay=weight_decay)
