@@ -190,7 +190,7 @@ class UnannouncedLearner:
         return name
 
     def _train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """One step per batch, if the task at hand is the one in training."""
+        """Make one step per batch, if the task at hand is the one in training."""
         if not self._in_training(self.current):
             return
         assert self._optimizer is not None

@@ -1,4 +1,4 @@
-"""What methods have in common that tie the shared weights to what they were, each as strongly as it matters."""
+"""Methods that tie the shared weights to their values before the task, each as strongly as it matters."""
 
 from __future__ import annotations
 

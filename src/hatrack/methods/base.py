@@ -170,29 +170,29 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """The loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
+        """Return the loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
 
     def end_task(self, task: Task) -> None:  # noqa: B027 - some methods are done then
         """Do what follows training: consolidate, measure importance, merge."""
 
     @abc.abstractmethod
     def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits of samples ``(N, *input_shape)`` for a task that was learned, ``(N, classes)``, in evaluation mode."""
+        """Return logits ``(N, classes)`` of samples ``(N, *input_shape)`` for a learned task, in evaluation mode."""
 
     @abc.abstractmethod
     def trained_modules(self) -> Sequence[nn.Module]:
-        """The modules in training: their mode is switched, and their best state is kept."""
+        """Return the modules in training: their mode is switched, and their best state is kept."""
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizer of this task gets: all of the modules in training."""
         return [parameter for module in self.trained_modules() for parameter in module.parameters()]
 
     def trained_buffers(self) -> list[Tensor]:
-        """The buffers that training may change, such as statistics: those of all modules in training."""
+        """Return the buffers that training may change, such as statistics: those of all modules in training."""
         return [buffer for module in self.trained_modules() for buffer in module.buffers()]
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The trained parameters by the rate at which they learn; all at the schedule's, unless the method differs."""
+        """Return the trained parameters by the rate at which they learn; here all learn at the schedule's."""
         return [ParameterGroup(self.trained_parameters())]
 
     @abc.abstractmethod
@@ -208,11 +208,11 @@ class Method(abc.ABC):
         """
 
     def training_tasks(self, seen: Sequence[Task]) -> Sequence[Task]:
-        """The tasks to draw samples from, of those seen so far; usually the last one alone."""
+        """Return the tasks to draw samples from, of those seen so far; usually the last one alone."""
         return seen[-1:]
 
     def phases(self, epochs: int) -> Sequence[int]:
-        """Parts of a task's training, by their epochs: one part, unless the method prunes or selects in between.
+        """Return the epochs of each part of a task's training: one part, unless a method prunes or selects in between.
 
         Every part has its own optimizer and learning-rate schedule, and ends with the weights of its best epoch.
 
@@ -272,16 +272,16 @@ class Method(abc.ABC):
             module.train(mode)
 
     def capacity(self) -> Capacity | None:
-        """Share of the network in use, for methods that know it."""
+        """Return the share of the network in use, for methods that know it."""
         return None
 
     def usage(self) -> float | None:
-        """Share of units, or of weights where masks are about weights, in use while a task is in training.
+        """Return the share of units, or of weights where masks are about weights, in use while a task is in training.
 
         The task in training counts with what consolidating it now would give. None for methods without masks.
         """
         return None
 
     def reuse(self) -> Tensor | None:
-        """Share of the weights of task i that task j uses too, ``(T, T)``, for methods that know it."""
+        """Return the share of the weights of task i that task j uses too, ``(T, T)``, for methods that know it."""
         return None

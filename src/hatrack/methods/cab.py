@@ -50,7 +50,7 @@ class CABSettings:
 
 
 def conceptor(correlation: Tensor, aperture: float) -> Tensor:
-    """``C = R (R + α⁻² I)⁻¹``, which passes what the inputs often are, and stops what they never are.
+    """Return ``C = R (R + α⁻² I)⁻¹``, which passes what the inputs often are, and stops what they never are.
 
     Args:
         correlation: R, the mean of ``x xᵀ``, ``(D, D)``.
@@ -60,14 +60,14 @@ def conceptor(correlation: Tensor, aperture: float) -> Tensor:
 
 
 def free_space(correlation: Tensor, aperture: float) -> Tensor:
-    """``I − C = α⁻² (R + α⁻² I)⁻¹``, for R see :func:`conceptor`; computed in float64."""
+    """Return ``I − C = α⁻² (R + α⁻² I)⁻¹``, for R see :func:`conceptor`; computed in float64."""
     wide = correlation.double()
     level = torch.eye(len(wide), dtype=wide.dtype, device=wide.device) / aperture**2
     return torch.cholesky_solve(level, torch.linalg.cholesky(wide + level)).to(correlation.dtype)
 
 
 def layer_inputs(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """All vectors that a layer multiplies its weights with, and a 1 for the bias if it has one, ``(rows, D)``."""
+    """Return all vectors that a layer multiplies its weights with, and a 1 for a bias, ``(rows, D)``."""
     if isinstance(layer, nn.Linear):
         rows = x.reshape(-1, layer.in_features)
     else:

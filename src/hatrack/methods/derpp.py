@@ -36,7 +36,7 @@ class DERPPSettings(RehearsalSettings):
 
 
 def logit_distance(now: Tensor, then: Tensor) -> Tensor:
-    """Mean squared difference between logits ``(N, C)``, over the classes that a sample's task has.
+    """Return the mean squared difference between logits ``(N, C)``, over the classes that a sample's task has.
 
     Args:
         now: logits, −inf behind the last class of a sample's task.

@@ -38,7 +38,7 @@ class GEMSettings:
 
 
 def nonnegative_minimum(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The u ≥ 0 that minimises ``½ uᵀ P u + cᵀ u``, by active sets (Lawson and Hanson 1974, chapter 23).
+    """Return the u ≥ 0 that minimises ``½ uᵀ P u + cᵀ u``, by active sets (Lawson and Hanson 1974, chapter 23).
 
     Args:
         matrix: P, symmetric and positive semidefinite, ``(T, T)``.
@@ -72,7 +72,7 @@ def nonnegative_minimum(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def project(gradient: Tensor, memories: Tensor, margin: float = 0.0) -> Tensor:
-    """The gradient nearest to ``gradient`` that makes no remembered task worse (Eqs. 8–11).
+    """Return the gradient nearest to ``gradient`` that makes no remembered task worse (Eqs. 8–11).
 
     With G the remembered tasks' gradients, minimises ``½ vᵀ G Gᵀ v + gᵀ Gᵀ v`` over ``v ≥ margin`` and returns
     ``Gᵀ v + g``. As in the authors' code the margin bounds v from below instead of being added to the solution: then
@@ -110,7 +110,7 @@ class GEM(MultiHeadMethod):
         self.memories: list[Reservoir] = []
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of the new samples; norms that gather statistics see the memories as well, as in training."""
+        """Return the new samples' cross-entropy; norms that gather statistics see the memories, too, as in training."""
         if not torch.is_grad_enabled() and gathers_statistics(self.network):
             for name, memory in zip(self.network.task_names, self.memories, strict=False):
                 self.network(memory.columns["x"], name)
@@ -140,7 +140,7 @@ class GEM(MultiHeadMethod):
 
     @torch.enable_grad()
     def _remembered(self, index: int) -> Tensor:
-        """Gradient of the loss on a task's memory."""
+        """Return the gradient of the loss on a task's memory."""
         columns, parameters = self.memories[index].columns, self.trained_parameters()
         loss = F.cross_entropy(self.network(columns["x"], self.network.task_names[index]), columns["y"])
         return _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))

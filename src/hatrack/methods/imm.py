@@ -134,5 +134,5 @@ class IMMMode(IMMMean):
 
 
 def _parameters_and_buffers(network: MultiHeadNetwork) -> dict[str, Tensor]:
-    """Those of the backbone by name, each once, whatever shares it."""
+    """Return parameters and buffers of the backbone by name, each once, whatever shares it."""
     return {**dict(network.backbone.named_parameters()), **dict(network.backbone.named_buffers())}

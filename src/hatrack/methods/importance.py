@@ -49,7 +49,7 @@ class Fisher(enum.Enum):
 def fisher_diagonal(
     network: Network, task: Task, kind: Fisher, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Diagonal of the Fisher information of the shared parameters on a task's training samples.
+    """Measure the diagonal of the Fisher information of the shared parameters on a task's training samples.
 
     Shared are all of a backbone's; of a network with masks of weights only those that have masks, and the task's own
     decides: what it does not let through has no information about the task.
@@ -72,7 +72,7 @@ def fisher_diagonal(
 
 
 def output_sensitivity(network: Network, task: Task) -> dict[str, Tensor]:
-    """Mean over a task's training samples of ``|∂ ‖logits‖² / ∂θ|``, which needs no labels (Aljundi et al., 2018).
+    """Measure the mean of ``|∂ ‖logits‖² / ∂θ|`` over a task's training samples, without labels (Aljundi et al., 2018).
 
     Returns:
         A tensor of its shape for every shared parameter, by its name in the backbone, none negative.

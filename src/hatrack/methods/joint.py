@@ -26,5 +26,5 @@ class Joint(MultiHeadMethod):
         super().begin_task(task)
 
     def training_tasks(self, seen: Sequence[Task]) -> Sequence[Task]:
-        """All tasks so far."""
+        """Return all tasks so far."""
         return seen

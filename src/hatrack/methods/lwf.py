@@ -36,7 +36,7 @@ class LWFSettings:
 
 
 def distillation(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy between two networks' class probabilities at a temperature (Li and Hoiem).
+    """Return the cross-entropy between two networks' class probabilities at a temperature (Li and Hoiem).
 
     Probabilities raised to 1/T and normalised are the softmax of the logits divided by T.
 
@@ -66,7 +66,7 @@ class LWF(DistilledMethod):
     grid = MappingProxyType({"strength": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0), "temperature": (0.5, 1.0, 2.0, 4.0)})
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
-        """The distillation of all old heads, summed."""
+        """Return the distillation of all old heads, summed."""
         each = [
             distillation(self.network.head(task)(features), old.head(task)(old_features), self.settings.temperature)
             for task in old.task_names

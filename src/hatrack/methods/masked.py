@@ -1,4 +1,4 @@
-"""What methods on top of a network of masks have in common: opening, training, consolidating, asking and keeping it."""
+"""Methods that train a network of masks: opening, training, consolidating, asking and keeping it."""
 
 from __future__ import annotations
 

@@ -63,12 +63,12 @@ class Reservoir:
             self.columns[name] = kept
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Different rows at random, at most ``count``; all rows if there are no more."""
+        """Draw different rows at random, at most ``count``; all rows if there are no more."""
         rows = torch.randperm(len(self), generator=generator)[:count]
         return {name: column[rows.to(column.device)] for name, column in self.columns.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, as tensors by name."""
+        """Return everything, as tensors by name."""
         return {**self.columns, "seen": torch.tensor(self.seen)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -78,7 +78,7 @@ class Reservoir:
 
 
 def gathers_statistics(network: nn.Module) -> bool:
-    """Whether a forward pass now would reach the statistics of a batch norm."""
+    """Return whether a forward pass now would reach the statistics of a batch norm."""
     return any(isinstance(module, _NormBase) and module.training for module in network.modules())
 
 

@@ -1,4 +1,4 @@
-"""A plain network with a head per task, and what methods on top of it have in common."""
+"""A plain network with a head per task, and methods that train it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hatrack.streams import Task
 __all__ = ["MultiHeadMethod", "MultiHeadNetwork"]
 
 EXTRA = "method"
-"""What the names of a method's own tensors begin with in a file; those of the network begin otherwise."""
+"""First part of the names of a method's own tensors in a file; those of the network begin otherwise."""
 
 
 class MultiHeadNetwork(nn.Module):

@@ -47,11 +47,11 @@ class PackNet(WeightMaskedMethod):
     unmasked = Unmasked.FIRST_TASK
 
     def source_of_masks(self) -> Magnitude:
-        """The largest weights."""
+        """Return masks of the largest weights."""
         return Magnitude(self.settings.prune_first, self.settings.prune)
 
     def phases(self, epochs: int) -> Sequence[int]:
-        """Training, then retraining what was kept, 2 : 1."""
+        """Divide the epochs into training, then retraining what was kept, 2 : 1."""
         retraining = max(1, round(epochs / 3)) if epochs > 1 else 0
         return (epochs - retraining, retraining)
 

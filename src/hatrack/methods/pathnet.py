@@ -63,12 +63,12 @@ class PathNetSettings:
 
 
 def random_genes(layers: int, modules: int, active: int, generator: torch.Generator) -> Genes:
-    """A path that takes ``active`` different modules of every layer."""
+    """Draw a path that takes ``active`` different modules of every layer."""
     return tuple(tuple(torch.randperm(modules, generator=generator)[:active].tolist()) for _ in range(layers))
 
 
 def mutated(genes: Genes, modules: int, generator: torch.Generator) -> Genes:
-    """A copy in which each gene moves, with probability ``1 / (N·L)``, by −2 to 2, around the end (section 2.1)."""
+    """Draw a copy in which each gene moves with probability ``1 / (N·L)`` by −2 to 2, around the end (section 2.1)."""
     probability = 1 / sum(map(len, genes))
     result = []
     for layer in genes:
@@ -83,7 +83,7 @@ def _genes(path: Tensor) -> Genes:
 
 
 def growth(modules: int) -> float:
-    """How many times as large a sum of several modules' outputs is as one output, as root mean squares.
+    """Return how many times as large a sum of several modules' outputs is as one output, as root mean squares.
 
     ``√(N (1 − 1/π) + N² / π)`` for N independent, rectified normal numbers, whose mean square is 1/2, and whose squared
     mean is 1/(2π).
@@ -141,7 +141,7 @@ class PathNet(StoredMethod):
         self._features = self.setup.features_of(self._build(self.width, self.setup.seed))
 
     def _copy(self, number: int) -> tuple[nn.Module, list[nn.Module]]:
-        """One module of every layer, with initial weights that belong to its number and to the task.
+        """Make one module of every layer, with initial weights that belong to its number and to the task.
 
         They are divided by :func:`growth`, so that the sum of a layer's modules starts about as large as the output of
         one would, instead of growing from layer to layer until the first steps diverge.
@@ -154,7 +154,7 @@ class PathNet(StoredMethod):
         return sections_of(copy)
 
     def module(self, layer: int, number: int) -> nn.Module:
-        """A module."""
+        """Return a module by its layer and its number there, both from 0."""
         modules = self.layers[layer]
         assert isinstance(modules, nn.ModuleList)
         return modules[number]
@@ -178,7 +178,7 @@ class PathNet(StoredMethod):
             self._freeze(name, tuple(map(tuple, genes)))
 
     def phases(self, epochs: int) -> Sequence[int]:
-        """A part for each path of each generation."""
+        """Return a part for each path of each generation."""
         generations: int = min(self.settings.generations, epochs)
         return (epochs // generations,) * (INDIVIDUALS * generations)
 
@@ -224,7 +224,7 @@ class PathNet(StoredMethod):
         return self._forward(x, task, look_up("task", task, self.paths))
 
     def _trained(self) -> nn.ModuleDict:
-        """What is in training: the modules of the path that no earlier task holds, and the newest head."""
+        """Return the modules in training: those of the path that no earlier task froze, stem and newest head."""
         trained: dict[str, nn.Module] = {"stem": self.stem}
         if self._heads:
             trained["head"] = self._parts()["head"]
@@ -256,7 +256,7 @@ class PathNet(StoredMethod):
         return {"layers": self.layers, "stem": self.stem, "head": list(self._heads.values())[-1]}
 
     def capacity(self) -> Capacity:
-        """Share of the modules that belong to a task's path, by layer; in all, of their parameters."""
+        """Return the share of the modules that belong to a task's path, by layer; in all, of their parameters."""
         modules, frozen = self.settings.modules, Counter(layer for layer, _ in self.frozen)
         sizes = [number_of_parameters(self.module(layer, 0)) for layer in range(len(self.layers))]
         shares = {f"layer{layer + 1}": frozen[layer] / modules for layer in range(len(sizes))}

@@ -64,11 +64,11 @@ class PMASK(WeightMaskedMethod):
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
 
     def source_of_masks(self) -> Embedding:
-        """An embedding, annealed and compensated as in HAT."""
+        """Return an embedding, annealed and compensated as in HAT."""
         return Embedding(self.settings.s_max, self.settings.compensation)
 
     def conditioning(self) -> FreeWeights | ElasticWeights:
-        """Used weights are held; or, with ``ewc``, drawn back to where they were."""
+        """Return that used weights are frozen; or, with ``ewc``, drawn back to where they were."""
         return ElasticWeights(self.settings.ewc) if self.settings.ewc else FreeWeights()
 
     def growth(self) -> Growth | None:

@@ -25,7 +25,7 @@ from hatrack.methods.stored import NetworkPerTask
 __all__ = ["PNN", "Adapter", "Column", "PNNSettings"]
 
 Inputs = Mapping[str, Tensor]
-"""What the layers of a column read, by the layer's name."""
+"""Inputs of the layers of a column, by the layer's name."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PNNSettings:
 
 
 class Adapter(nn.Module):
-    """What a layer gets from the columns before its own: ``U relu(V [α₁ x₁, α₂ x₂, …])`` (Eq. 2).
+    """Lateral connection from the columns before a layer's own: ``U relu(V [α₁ x₁, α₂ x₂, …])`` (Eq. 2).
 
     V reduces what the same layer of the earlier columns reads to as many features as it reads in its own column, with a
     dense layer or a 1×1 convolution; U is a layer like the one that it adds to, without a bias. The scales α start
@@ -79,7 +79,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(self.reduce.bias)
 
     def forward(self, earlier: Sequence[Tensor]) -> Tensor:
-        """What to add, given what the layer reads in each column before."""
+        """Return the summand for the layer, given what the layer reads in each column before."""
         scaled = [scale * x for scale, x in zip(self.scales, earlier, strict=True)]
         result: Tensor = self.expand(F.relu(self.reduce(torch.cat(scaled, dim=self._units))))
         return result
@@ -131,7 +131,7 @@ class Column(nn.Module):
         return hook
 
     def forward(self, x: Tensor, given: Sequence[Inputs] = ()) -> tuple[Tensor, Inputs]:
-        """Logits of samples and what the layers read, given what those of the columns before have read."""
+        """Return logits, and the inputs of the layers, given the inputs of those of the columns before."""
         self._read, self._given = {}, given
         logits: Tensor = self.body(x)
         read, self._read, self._given = self._read, {}, ()

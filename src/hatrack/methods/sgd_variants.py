@@ -41,7 +41,7 @@ class SGDFrozen(MultiHeadMethod):
                     module.eval()
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """All parameters, and from the second task on those of the new head."""
+        """Return all parameters, and from the second task on those of the new head."""
         return list(self.network.heads[-1].parameters()) if self._frozen else super().trained_parameters()
 
 

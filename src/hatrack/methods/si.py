@@ -86,7 +86,7 @@ class SI(AnchoredMethod):
         self._start = self.copy_of_shared()
 
     def trained_modules(self) -> Sequence[nn.Module]:
-        """The network, and the path, which belongs to the weights of the best epoch."""
+        """Return the network, and the path, which belongs to the weights of the best epoch."""
         return [self.network, self.path]
 
     @torch.no_grad()

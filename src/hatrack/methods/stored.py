@@ -1,4 +1,4 @@
-"""Methods that keep a file of their own: what is the same in all of these files, and a network for every task."""
+"""Methods that keep a file of their own: one way to save and load it; and methods with a network for every task."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StoredMethod(Method):
 
     @abc.abstractmethod
     def stored_tasks(self) -> Sequence[Sequence[Any]]:
-        """Return, for every task in order, its name, its number of classes, and what else :meth:`open` needs."""
+        """Return name and number of classes of every task in order, and what else :meth:`open` needs."""
 
     @abc.abstractmethod
     def stored_tensors(self) -> Mapping[str, Tensor]:

@@ -107,7 +107,7 @@ class Training:
         self._taken_up = taken_up
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
-        """Train."""
+        """Train, and yield events."""
         method, taken_up, self._taken_up = self._method, self._taken_up, None
         if taken_up is not None:
             self._place = taken_up.place
@@ -139,7 +139,7 @@ class Training:
         return self._place.ended and not any(self._phases[self._place.phase + 1 :])
 
     def state(self) -> TrainingState:
-        """All that the rest of the training depends on, just after an epoch; the tensors are not copied."""
+        """Return all that the rest of the training depends on, just after an epoch; the tensors are not copied."""
         own = joined({"method": self._method.training_state()})
         return TrainingState(self._place, {**own, **self._best.tensors(), **optimizer_tensors(self._optimizer)})
 
@@ -173,7 +173,7 @@ class Training:
         best.restore()
 
     def _end_epoch(self, parameters: Sequence[nn.Parameter], epoch: int) -> tuple[float, float]:
-        """Validate; the loss and the accuracy."""
+        """Validate; return the loss and the accuracy."""
         method, ranks = self._method, self._ranks
         ranks.require_same(parameters, self._task)
         if self._settings.fresh_statistics:

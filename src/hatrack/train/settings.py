@@ -75,7 +75,7 @@ class TrainingSettings:
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """The optimizer of some groups of parameters."""
+    """Make the optimizer of some groups of parameters."""
     lr, weight_decay = settings.lr, settings.weight_decay
     parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
     if settings.optimizer is OptimizerKind.SGD:

@@ -36,7 +36,7 @@ class Place:
     ended: bool = False
 
     def after_epoch(self, valid_loss: float, settings: TrainingSettings, *, counts: bool, epochs: int) -> Place:
-        """The place after one more epoch.
+        """Return the place after one more epoch.
 
         Args:
             valid_loss: its validation loss.
@@ -93,12 +93,12 @@ class Snapshot:
                 live.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was kept, by names."""
+        """Return the tensors that were kept, by names."""
         return {f"best.{index}": kept for index, kept in enumerate(self._kept)}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer has gathered, such as momentum, by names."""
+    """Return the tensors that an optimizer has gathered, such as momentum, by names."""
     gathered = joined({f"optimizer.{index}": values for index, values in optimizer.state_dict()["state"].items()})
     return {name: value for name, value in gathered.items() if isinstance(value, Tensor)}  # None: not begun
 

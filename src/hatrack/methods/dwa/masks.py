@@ -129,12 +129,12 @@ class MaskedConv(MaskedLayer):
         self.generator = nn.Linear(embedding, layer.weight.numel())
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
         masks: Tensor = self.generator(embedding)
         return masks.tanh().view(len(embedding), *self.layer.weight.shape)
 
     def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
-        """One convolution of as many groups as there are masks, each with the channels of its samples."""
+        """Run one convolution of as many groups as there are masks, each with the channels of its samples."""
         layer = self.layer
         assert isinstance(layer, nn.Conv2d)
         groups, weight = len(masks), layer.weight * masks
@@ -159,7 +159,7 @@ class MaskedDense(MaskedLayer):
         self.per_input = nn.Linear(embedding, layer.in_features)
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
         a, b = self.per_output(embedding), self.per_input(embedding)
         masks: Tensor = (a.unsqueeze(2) * b.unsqueeze(1)).tanh()
         return masks
@@ -177,7 +177,7 @@ class FactoredDense(MaskedDense):
         return self.per_output(embedding).tanh(), self.per_input(embedding).tanh()
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
         a, b = self._factors(embedding)
         return a.unsqueeze(2) * b.unsqueeze(1)
 

@@ -152,7 +152,7 @@ class DWA(MultiHeadMethod):
         return self.settings.anchor_first_task or len(self.network.task_names) > 1
 
     def _simple_samples(self, purpose: str, epoch: int = 0) -> Tensor:
-        """Places of the samples to make anchors of."""
+        """Choose the samples to make anchors of."""
         generator, settings = self.setup.generator(purpose, self.network.task_names[-1], epoch), self.settings
         return simple_samples(self._complexity, settings.anchor_complexity, settings.anchor_samples, generator)
 

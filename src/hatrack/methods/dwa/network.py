@@ -58,7 +58,7 @@ class Pass(NamedTuple):
 
 
 def context_processor(shape: Sequence[int], embedding: int) -> nn.Sequential:
-    """What makes an embedding in (−1, 1) of the stem's output.
+    """Make the module that turns the stem's output into an embedding in (−1, 1).
 
     For pictures: a 1×1 convolution to 32 channels, a 3×3 convolution of stride 2 (padded by 1, so that any size will
     do) to 128, ReLU, a dense layer, tanh. For vectors the dense layers of the same widths, which is our choice: the
@@ -139,12 +139,12 @@ class DWABackbone(nn.Module):
         self.train()
 
     def layers(self) -> dict[str, MaskedLayer]:
-        """The masked layers by the names that their weights have among this module's parameters."""
+        """Return the masked layers by the names that their weights have among this module's parameters."""
         named = {f"masked.{number}.layer.weight": layer for number, layer in enumerate(self.masked)}
         return {name: layer for name, layer in named.items() if isinstance(layer, MaskedLayer)}
 
     def embeddings(self, x: Tensor) -> Tensor:
-        """The context processor's embeddings ``(N, D)`` of samples, which must be what masks are generated from."""
+        """Return the context processor's embeddings ``(N, D)`` of samples; there must be such a processor."""
         assert self.processor is not None
         embeddings: Tensor = self.processor(self.stem(x))
         return embeddings
@@ -174,7 +174,7 @@ class DWABackbone(nn.Module):
         return Pass(x, embedding.expand(len(x), -1), torch.cat(activity), torch.cat(plasticity))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Features ``(N, F)``."""
+        """Return features ``(N, F)``."""
         return self.run(x, embedding).features
 
 
@@ -201,7 +201,7 @@ class DWANetwork(MultiHeadNetwork):
         return one_hot
 
     def embeddings(self, x: Tensor, task: str) -> Tensor:
-        """What the masks of samples ``(N, ...)`` of a task are generated from, ``(N, D)``."""
+        """Return the embeddings ``(N, D)`` that the masks of samples ``(N, ...)`` of a task are generated from."""
         if self.backbone.context is Context.TASK:
             return self._one_hot([task]).to(x).expand(len(x), -1)
         return self.backbone.embeddings(x)
@@ -223,7 +223,7 @@ def _masked(layer: nn.Module, embedding: int, form: MaskForm, chunk_entries: int
 
 
 def _initialize(module: nn.Module | None, generator: torch.Generator) -> None:
-    """He for convolutions and Xavier for dense layers, but for the masked layer's own weights."""
+    """Draw initial weights: He for convolutions and Xavier for dense layers, but for the masked layer's own weights."""
     for name, part in () if module is None else module.named_children():
         if name != "layer":
             initialize_he(part, generator)
