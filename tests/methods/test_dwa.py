@@ -14,7 +14,7 @@ from hatrack.methods import Batch
 from hatrack.methods.complexity import sample_complexity
 from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa.anchors import choose_anchors, positive_anchor, simple_samples
-from hatrack.methods.dwa.losses import Magnitude, anchor_loss
+from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss
 from hatrack.methods.dwa.masks import MaskForm
 from hatrack.methods.dwa.network import Context, DWABackbone, context_processor
 from hatrack.methods.importance import Fisher, fisher_diagonal
@@ -186,7 +186,7 @@ def test_negative_anchors_are_those_with_the_highest_loss() -> None:
 
 
 def test_the_loss_is_the_sum_of_its_parts() -> None:
-    method = dwa("plain", magnitude=Magnitude.ABSOLUTE, plasticity_strength=3.0, allowed=0.0, eta=2.0)
+    method = dwa("plain", magnitude=MaskMagnitude.ABSOLUTE, plasticity_strength=3.0, allowed=0.0, eta=2.0)
     learn(method, IMAGES[:1], epochs=1)
     method.begin_task(IMAGES[1])
     samples = whole(method, IMAGES[1])

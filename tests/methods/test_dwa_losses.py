@@ -5,7 +5,7 @@ import torch
 from torch import tensor
 
 from hatrack.methods.dwa.losses import (
-    Magnitude,
+    MaskMagnitude,
     anchor_loss,
     mask_activity,
     orthogonal_candidates,
@@ -38,7 +38,7 @@ def test_the_plasticity_loss_by_hand() -> None:
     importance = tensor([[2.0, 3.0], [5.0, 7.0]])
     assert plasticity_loss(mask, importance, eta=1.0).tolist() == [8.0, 1.25]
     assert plasticity_loss(mask, importance, eta=2.0).tolist() == [16.0, 2.5]
-    assert plasticity_loss(mask, importance, 1.0, Magnitude.ABSOLUTE).tolist() == [9.5, 6.25]
+    assert plasticity_loss(mask, importance, 1.0, MaskMagnitude.ABSOLUTE).tolist() == [9.5, 6.25]
 
 
 def test_the_sparsity_loss_by_hand() -> None:

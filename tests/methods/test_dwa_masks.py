@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hatrack.methods.dwa.losses import Magnitude, mask_activity, plasticity_loss
+from hatrack.methods.dwa.losses import MaskMagnitude, mask_activity, plasticity_loss
 from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, Usage
 
 D = 6
@@ -53,8 +53,8 @@ def test_samples_together_equal_the_layer_with_each_samples_own_weight(make: Mak
         torch.testing.assert_close(result.output[row : row + 1], single.output, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(result.activity, mask_activity(masks))
     torch.testing.assert_close(result.plasticity, plasticity_loss(masks, importance, 0.5))
-    absolute = layer(x, embedding, importance, Usage(1.0, Magnitude.ABSOLUTE)).plasticity
-    torch.testing.assert_close(absolute, plasticity_loss(masks, importance, 1.0, Magnitude.ABSOLUTE))
+    absolute = layer(x, embedding, importance, Usage(1.0, MaskMagnitude.ABSOLUTE)).plasticity
+    torch.testing.assert_close(absolute, plasticity_loss(masks, importance, 1.0, MaskMagnitude.ABSOLUTE))
     assert layer(x, embedding, None, Usage()).plasticity.tolist() == [0.0] * 9
 
 

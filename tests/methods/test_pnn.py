@@ -24,7 +24,7 @@ from hatrack.experiments.settings import NetworkSettings
 from hatrack.heads import linear_head
 from hatrack.methods import METHODS, Batch, Setup
 from hatrack.methods.narrow import expected_classes, matching_share, sections_of
-from hatrack.methods.pnn import Column
+from hatrack.methods.pnn import NarrowColumn
 from hatrack.streams import seeded_generator
 
 MIXTURE = (10, 100, 10, 10, 10, 43, 100, 10)
@@ -96,7 +96,7 @@ def test_a_lateral_connection_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     bodies = [nn.Sequential(nn.Linear(3, 4), nn.ReLU()) for _ in range(2)]
     heads = [linear_head(4, 2, generator) for _ in range(2)]
-    first, second = (Column(bodies[i], heads[i], torch.zeros(1, 3), i, generator) for i in range(2))
+    first, second = (NarrowColumn(bodies[i], heads[i], torch.zeros(1, 3), i, generator) for i in range(2))
     x = torch.randn(5, 3, generator=generator)
     _, read = first(x)
     (adapter,) = second.adapters.values()

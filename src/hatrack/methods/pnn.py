@@ -22,7 +22,7 @@ from hatrack.methods.narrow import (
 from hatrack.methods.ranges import require_range
 from hatrack.methods.stored import NetworkPerTask
 
-__all__ = ["PNN", "Adapter", "Column", "PNNSettings"]
+__all__ = ["PNN", "Adapter", "NarrowColumn", "PNNSettings"]
 
 Inputs = Mapping[str, Tensor]
 """Inputs of the layers of a column, by the layer's name."""
@@ -85,7 +85,7 @@ class Adapter(nn.Module):
         return result
 
 
-class Column(nn.Module):
+class NarrowColumn(nn.Module):
     """A narrow backbone and a head; every layer but the first also reads its counterparts in the columns before.
 
     Args:
@@ -138,7 +138,7 @@ class Column(nn.Module):
         return logits, read
 
 
-class PNN(NetworkPerTask[Column]):
+class PNN(NetworkPerTask[NarrowColumn]):
     """Trains a new column for every task; those before are frozen, in evaluation mode, and lend what they compute.
 
     All columns are equally wide, such that those of all tasks, with adapters and heads, have as many parameters as the
@@ -172,13 +172,13 @@ class PNN(NetworkPerTask[Column]):
 
         return matching_share(count, parameters_with_heads(self.setup, classes))
 
-    def _column(self, share: float, name: str, num_classes: int, earlier: int) -> Column:
+    def _column(self, share: float, name: str, num_classes: int, earlier: int) -> NarrowColumn:
         backbone = self._build(share, self.setup.seed)
         head = self.setup.head(self.setup.features_of(backbone), name, num_classes)
         example = torch.zeros(1, *self.setup.input_shape)
-        return Column(backbone, head, example, earlier, self.setup.generator("adapters", name))
+        return NarrowColumn(backbone, head, example, earlier, self.setup.generator("adapters", name))
 
-    def new_network(self, name: str, num_classes: int) -> Column:
+    def new_network(self, name: str, num_classes: int) -> NarrowColumn:
         """Make a column that reads all those before it."""
         return self._column(self.width, name, num_classes, len(self.networks))
 

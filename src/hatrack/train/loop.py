@@ -20,7 +20,7 @@ from hatrack.parallel import ALONE, Ranks
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
 from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
-from hatrack.train.state import Place, Snapshot, TrainingState, load_optimizer, optimizer_tensors
+from hatrack.train.state import BestEpoch, Place, TrainingState, load_optimizer, optimizer_tensors
 
 __all__ = ["BatchDone", "EpochDone", "Training", "fit"]
 
@@ -149,7 +149,7 @@ class Training:
         groups = method.parameter_groups()
         parameters = [parameter for group in groups for parameter in group.parameters]
         optimizer = self._optimizer = method.protect(build_optimizer(groups, settings))
-        best = self._best = Snapshot(method, taken_up)
+        best = self._best = BestEpoch(method, taken_up)
         load_optimizer(optimizer, taken_up)
         epochs = self._phases[self._place.phase]
         before = sum(self._phases[: self._place.phase])

@@ -12,7 +12,7 @@ from hatrack.checkpoint import part_of
 from hatrack.methods import Method, joined
 from hatrack.train.settings import TrainingSettings
 
-__all__ = ["Place", "Snapshot", "TrainingState", "load_optimizer", "optimizer_tensors"]
+__all__ = ["BestEpoch", "Place", "TrainingState", "load_optimizer", "optimizer_tensors"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TrainingState:
     tensors: Mapping[str, Tensor]
 
 
-class Snapshot:
+class BestEpoch:
     """A copy of everything in training, to go back to the best epoch.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Magnitude",
+    "MaskMagnitude",
     "anchor_loss",
     "mask_activity",
     "orthogonal_candidates",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-class Magnitude(enum.Enum):
+class MaskMagnitude(enum.Enum):
     """How much a mask's entry uses its weight, where the plasticity loss is concerned."""
 
     POSITIVE = "positive"
@@ -35,7 +35,7 @@ class Magnitude(enum.Enum):
 
     def of(self, mask: Tensor) -> Tensor:
         """Return the magnitude of every entry."""
-        return mask.relu() if self is Magnitude.POSITIVE else mask.abs()
+        return mask.relu() if self is MaskMagnitude.POSITIVE else mask.abs()
 
 
 def triplet_loss(embedding: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
@@ -85,7 +85,9 @@ def anchor_loss(
     return (1 - complexity) * loss
 
 
-def plasticity_loss(mask: Tensor, importance: Tensor, eta: float, magnitude: Magnitude = Magnitude.POSITIVE) -> Tensor:
+def plasticity_loss(
+    mask: Tensor, importance: Tensor, eta: float, magnitude: MaskMagnitude = MaskMagnitude.POSITIVE
+) -> Tensor:
     """Return how much a layer's masks use of what matters to earlier tasks (4): ``L_pl = Σ_i F_i [η H_i]_+``.
 
     Args:

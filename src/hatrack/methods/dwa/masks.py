@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hatrack.methods.dwa.losses import Magnitude, mask_activity, plasticity_loss
+from hatrack.methods.dwa.losses import MaskMagnitude, mask_activity, plasticity_loss
 
 __all__ = ["FactoredDense", "MaskForm", "Masked", "MaskedConv", "MaskedDense", "MaskedLayer", "Usage"]
 
@@ -40,7 +40,7 @@ class Usage:
     """
 
     eta: float = 1.0
-    magnitude: Magnitude = Magnitude.POSITIVE
+    magnitude: MaskMagnitude = MaskMagnitude.POSITIVE
     importance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -191,7 +191,7 @@ class FactoredDense(MaskedDense):
             return Masked(y, activity, torch.zeros_like(activity))
         # An entry of the outer product is above 0 where both factors are, or neither.
         pairs = [(a.relu(), b.relu()), ((-a).relu(), (-b).relu())]
-        if usage.magnitude is Magnitude.ABSOLUTE:
+        if usage.magnitude is MaskMagnitude.ABSOLUTE:
             pairs = [(a.abs(), b.abs())]
         plasticity = torch.stack([(u @ importance * v).sum(dim=1) for u, v in pairs]).sum(dim=0)
         return Masked(y, activity, usage.eta * plasticity)

@@ -14,7 +14,7 @@ from hatrack.errors import InputError
 from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
 from hatrack.methods.dwa.anchors import Anchors, choose_anchors, positive_anchor, simple_samples
-from hatrack.methods.dwa.losses import Magnitude, anchor_loss, sparsity_loss
+from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss, sparsity_loss
 from hatrack.methods.dwa.masks import MaskForm, Usage
 from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
@@ -67,7 +67,7 @@ class DWASettings:
     margin: float = 1.5
     delta: float = 1.0
     eta: float = 1.0
-    magnitude: Magnitude = Magnitude.POSITIVE
+    magnitude: MaskMagnitude = MaskMagnitude.POSITIVE
     allowed: float = 0.2
     anchor_first_task: bool = False
     anchor_complexity: float = 0.4
