@@ -15,7 +15,6 @@ from hatrack.heads import linear_head
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.stored import StoredMethod
 from hatrack.names import unknown_name
-from hatrack.streams import Task
 
 __all__ = ["MultiHeadMethod", "MultiHeadNetwork"]
 
@@ -120,10 +119,6 @@ class MultiHeadMethod(StoredMethod):
     def open(self, name: str, num_classes: int, *_: Any) -> None:
         """Add a task's head."""
         self.network.add_task(name, num_classes, self.setup.generator("head", name))
-
-    def begin_task(self, task: Task) -> None:
-        """Open the task's head."""
-        self.open(task.name, task.num_classes)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the cross-entropy of the right head's logits."""

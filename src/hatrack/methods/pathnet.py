@@ -165,7 +165,7 @@ class PathNet(StoredMethod):
             for layer, fresh in enumerate(self._copy(number)[1]):
                 if (layer, number) not in self.frozen:
                     self.module(layer, number).load_state_dict(fresh.state_dict())
-        self.open(task.name, task.num_classes)
+        super().begin_task(task)
         self._generator = self.setup.generator("paths", task.name)
         shape = (len(self.layers), self.settings.modules, self.settings.active)
         self._individuals = [random_genes(*shape, self._generator) for _ in range(INDIVIDUALS)]

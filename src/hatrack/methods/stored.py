@@ -69,6 +69,10 @@ class StoredMethod(Method):
     def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up :meth:`stored_tensors`, on the CPU, once all tasks are open."""
 
+    def begin_task(self, task: Task) -> None:
+        """Make what the task needs of its own."""
+        self.open(task.name, task.num_classes)
+
     def save(self, path: Path) -> None:
         """Write all that :meth:`predict` and further tasks need to one file, atomically."""
         description = {
@@ -129,10 +133,6 @@ class NetworkPerTask(StoredMethod, Generic[Network]):
             earlier.eval().requires_grad_(False)
         self.networks[name] = self.new_network(name, num_classes).to(self.setup.device)
         self._classes[name] = num_classes
-
-    def begin_task(self, task: Task) -> None:
-        """Make the task's network."""
-        self.open(task.name, task.num_classes)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the cross-entropy of the task's network."""
