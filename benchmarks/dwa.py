@@ -26,7 +26,7 @@ from hatrack.data import load_dataset
 from hatrack.environment import describe_environment
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.methods.dwa import DWA
-from hatrack.methods.dwa_analysis import cosine_similarities, relatedness, task_profile
+from hatrack.methods.dwa.analysis import cosine_similarities, relatedness, task_profile
 from hatrack.methods.hat import HAT
 from hatrack.metrics import average_accuracy, forgetting
 from hatrack.networks import MLP, build_reproducibly

@@ -146,7 +146,7 @@ class Learner:
     def predict(
         self, x: Tensor, task: str | None = None, *, scorer: Scorer = Scorer.DISTANCE, batch_size: int = 500
     ) -> Prediction:
-        """Classes of samples ``(N, ...)``, with the task named, or recognised by ``scorer``.
+        """Return the classes of samples ``(N, ...)``, with the task named, or recognised by ``scorer``.
 
         Raises:
             InputError: there is no such task, or none at all, or samples do not have the right shape.
@@ -171,7 +171,7 @@ class Learner:
         return Prediction(tuple(tasks), names, probabilities, distribution)
 
     def evaluate(self, task: str, data: Data, *, name_task: bool = True) -> float:
-        """Accuracy on samples of a task, in [0, 1]; without the task's name both task and class must be right."""
+        """Return the accuracy on samples of a task, in [0, 1]; without its name both task and class must be right."""
         x, y = _tensors(data)
         found = self.predict(x, task if name_task else None)
         expected = [self.classes[task][label] for label in y.tolist()]
@@ -226,7 +226,7 @@ class Learner:
 
 
 def _tensors(data: Data) -> tuple[Tensor, Tensor]:
-    """Samples and classes as two tensors."""
+    """Return samples and classes as two tensors."""
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         return data[0], torch.as_tensor(data[1])
     pairs = list(data)

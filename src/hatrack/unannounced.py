@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.errors import InputError
 from hatrack.functional import batch_progress
 from hatrack.methods import Batch, Method
+from hatrack.methods.ranges import require_range
 from hatrack.streams import DetectorSettings, LossDetector, Split, Surprise, Task, usual_limit
 
 __all__ = ["Step", "UnannouncedLearner"]
@@ -38,14 +38,6 @@ class Step:
     loss: float
     surprise: Surprise
     opened: bool
-
-
-@dataclass(frozen=True)
-class _Usual:
-    """The usual loss of a task that was learned."""
-
-    mean: float
-    deviation: float
 
 
 class UnannouncedLearner:
@@ -71,6 +63,7 @@ class UnannouncedLearner:
     Attributes:
         tasks: names of the tasks found so far.
         current: the task at hand; None before the first batch.
+        cycle: steps from the softest gates to the hardest.
     """
 
     def __init__(
@@ -83,9 +76,9 @@ class UnannouncedLearner:
         announced: bool = False,
         cycle: int = 25,
     ) -> None:
-        if cycle < 1:
-            raise InputError(f"cycle must be at least 1, not {cycle}")
         self.method = method
+        self.cycle = cycle
+        require_range(self, "cycle", least=1)
         self.tasks: list[str] = []
         self.current: str | None = None
         self._classes = classes
@@ -93,11 +86,10 @@ class UnannouncedLearner:
         self._detecting = not announced
         self._settings = detector or DetectorSettings()
         self._detector = LossDetector(self._settings)
-        self._cycle = cycle
         self._open: Task | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
-        self._usual: dict[str, _Usual] = {}
+        self._usual: dict[str, tuple[float, float]] = {}  # mean and deviation of the loss, by task
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._recent: list[tuple[Tensor, Tensor]] = []
         self._told = False
@@ -118,10 +110,16 @@ class UnannouncedLearner:
         """
         x, y = x.to(self.method.setup.device), y.to(self.method.setup.device)
         if self.current is None:
-            self._open_task(x, y)
-            return self._learnt(x, y, opened=True)
+            first = self._open_task(x, y)
+            loss = self.loss_of(first, [(x, y)])
+            self._train([(x, y)])
+            return Step(first, loss, Surprise.SWITCH, opened=True)
         if self._told:
-            return self._after_announcement(x, y)
+            self._kept.append((x, y))
+            if len(self._kept) < self._settings.patience:
+                return Step(self.current, self.loss_of(self.current, [(x, y)]), Surprise.SUSPICIOUS, opened=False)
+            self._told = False
+            return self._switch(self._kept)
         loss = self.loss_of(self.current, [(x, y)])
         surprise = self._detector.observe(loss)
         if not self._detecting:
@@ -135,64 +133,50 @@ class UnannouncedLearner:
         self._train(batches)
         return Step(self.current, loss, surprise, opened=False)
 
-    def _after_announcement(self, x: Tensor, y: Tensor) -> Step:
-        assert self.current is not None
-        self._kept.append((x, y))
-        if len(self._kept) >= self._settings.patience:
-            self._told = False
-            return self._switch(self._kept)
-        return Step(self.current, self.loss_of(self.current, [(x, y)]), Surprise.SUSPICIOUS, opened=False)
-
     def finish(self) -> None:
         """Consolidate the task in training, after the last batch; a suspicion that stayed one counts for nothing."""
         self._consolidate()
         self._kept = []
 
     def loss_of(self, task: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """Mean cross-entropy of batches with a task that was found, in evaluation mode."""
+        """Return the mean cross-entropy of batches with a task that was found, in evaluation mode."""
         self.method.train_mode(False)
-        losses = []
         with torch.no_grad():
-            for x, y in batches:
-                logits = self._logits(x, y, task)
-                losses.append(float(F.cross_entropy(logits, y)))
+            losses = [float(F.cross_entropy(self._logits(x, y, task), y)) for x, y in batches]
         return sum(losses) / len(losses)
 
     def best_task(self, x: Tensor, y: Tensor) -> str:
-        """The task found whose loss on some labelled samples is the lowest."""
+        """Return the task found whose loss on some labelled samples is the lowest."""
         return min(self.tasks, key=lambda task: self.loss_of(task, [(x, y)]))
 
+    def _in_training(self, task: str | None) -> bool:
+        return self._open is not None and self._open.name == task
+
     def _logits(self, x: Tensor, y: Tensor, task: str) -> Tensor:
-        if self._open is not None and self._open.name == task:
+        if self._in_training(task):
             return self.method.loss(self._batch(x, y, progress=1.0)).logits
         return self.method.predict(x, task)
 
     def _switch(self, batches: list[tuple[Tensor, Tensor]]) -> Step:
         """Decide whose the batches are, and go on with that task."""
         self._kept = []
-        self._remember()
+        if self.current is not None and self._in_training(self.current):
+            self._usual[self.current] = (self._detector.mean, self._detector.deviation)
         known = {task: self.loss_of(task, batches) for task in self.tasks if task != self.current}
-        fits = [t for t, loss in known.items() if loss <= usual_limit(*self._usual_of(t), self._settings)]
+        fits = [t for t, loss in known.items() if loss <= usual_limit(*self._usual[t], self._settings)]
         x, y = batches[-1]
         if not fits:
             self._consolidate()
-            self._open_task(x, y)
+            new = self._open_task(x, y)
             self._train(batches)
-            return self._learnt(x, y, opened=True, trained=True)
+            return Step(new, self.loss_of(new, [(x, y)]), Surprise.SWITCH, opened=True)
         self.current = min(fits, key=lambda task: known[task])
-        self._detector.resume(*self._usual_of(self.current))
+        self._detector.resume(*self._usual[self.current])
         self._train(batches)
         return Step(self.current, known[self.current], Surprise.SWITCH, opened=False)
 
-    def _learnt(self, x: Tensor, y: Tensor, *, opened: bool, trained: bool = False) -> Step:
-        """The step of the first batch of a task that was just opened."""
-        assert self.current is not None
-        loss = self.loss_of(self.current, [(x, y)])
-        if not trained:
-            self._train([(x, y)])
-        return Step(self.current, loss, Surprise.SWITCH, opened)
-
-    def _open_task(self, x: Tensor, y: Tensor) -> None:
+    def _open_task(self, x: Tensor, y: Tensor) -> str:
+        """Open a new task, which becomes the one at hand, for a batch; return its name."""
         name = f"found-{len(self.tasks) + 1}"
         window = Split(x.cpu(), torch.arange(len(y)), y.cpu())
         self._open = Task(name, tuple(map(str, range(self._classes))), window, window, window)
@@ -203,15 +187,16 @@ class UnannouncedLearner:
         self.current = name
         self._recent = []
         self._detector.restart()
+        return name
 
     def _train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """One step per batch, if the task at hand is the one in training."""
-        if self._open is None or self._open.name != self.current:
+        """Make one step per batch, if the task at hand is the one in training."""
+        if not self._in_training(self.current):
             return
         assert self._optimizer is not None
         self.method.train_mode(True)
         for x, y in batches:
-            progress = batch_progress(self._steps % self._cycle, self._cycle)
+            progress = batch_progress(self._steps % self.cycle, self.cycle)
             loss = self.method.loss(self._batch(x, y, progress)).value
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -223,19 +208,11 @@ class UnannouncedLearner:
         assert self._open is not None
         return Batch(x, y, (self._open.name,), torch.zeros(len(x), dtype=torch.int64, device=x.device), progress)
 
-    def _remember(self) -> None:
-        """Keep the usual loss of the task in training while it is the one at hand."""
-        if self._open is not None and self._open.name == self.current:
-            self._usual[self.current] = _Usual(self._detector.mean, self._detector.deviation)
-
-    def _usual_of(self, task: str) -> tuple[float, float]:
-        return self._usual[task].mean, self._usual[task].deviation
-
     def _consolidate(self) -> None:
         """End the task in training; its usual loss is that of its last batches, as its masks have become hard."""
         if self._open is None:
             return
         task, self._open, self._optimizer = self._open, None, None
         self.method.end_task(task)
-        deviation = self._usual[task.name].deviation if task.name in self._usual else 0.0
-        self._usual[task.name] = _Usual(self.loss_of(task.name, self._recent), deviation)
+        _, deviation = self._usual.get(task.name, (0.0, 0.0))
+        self._usual[task.name] = (self.loss_of(task.name, self._recent), deviation)

@@ -227,8 +227,8 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
 def _drop_what_was_entered(error: BaseException) -> None:
     """Have the guards of inference mode end now that an interrupt has kept alive.
 
-    An interrupt right after torch has made such a guard, and before it is entered, leaves it to the traceback. When that
-    goes, the guard puts back the modes that it was made in, long after everything else has.
+    An interrupt right after torch has made such a guard, and before it is entered, leaves it to the traceback. When
+    that goes, the guard puts back the modes that it was made in, long after everything else has.
     """
     if isinstance(error, KeyboardInterrupt):
         traceback.clear_frames(error.__traceback__)

@@ -58,10 +58,10 @@ def test_correlations_are_means_over_the_inputs_of_each_layer(network: str) -> N
     method = make("cab", network, conceptor_samples=10**6)
     learn(method, tasks[:1], epochs=1)
     x, _ = tasks[0].train.load()
-    first, layer = next(iter(method._layers().items()))
+    first, layer = next(iter(method.layers().items()))
     rows = layer_inputs(layer, x)
     torch.testing.assert_close(method.correlation[first], rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
-    assert set(method.correlation) == set(method._layers())
+    assert set(method.correlation) == set(method.layers())
 
 
 @pytest.mark.parametrize("network", ["deep", "plain"])
@@ -71,7 +71,7 @@ def test_a_projected_step_leaves_outputs_on_old_inputs_nearly_as_they_were(netwo
     method = make("cab", network, aperture=1e3, pull=0.0)
     learn(method, tasks[:1], epochs=1)
     x, _ = tasks[0].train.load()
-    name, layer = next(iter(method._layers().items()))
+    name, layer = next(iter(method.layers().items()))
     narrow = x.clone()
     narrow.flatten(1)[:, ::2] = 0
     rows = layer_inputs(layer, narrow)
@@ -84,7 +84,7 @@ def test_a_projected_step_leaves_outputs_on_old_inputs_nearly_as_they_were(netwo
     gradient = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(1))
     bias = torch.randn(layer.bias.shape, generator=torch.Generator().manual_seed(2))
     layer.weight.grad, layer.bias.grad = gradient.clone(), bias.clone()
-    method.project()
+    method.before_step()
     raw = rows @ torch.cat([gradient.flatten(1), bias.unsqueeze(1)], dim=1).T
     kept = rows @ torch.cat([layer.weight.grad.flatten(1), layer.bias.grad.unsqueeze(1)], dim=1).T
     assert float(kept.abs().max()) < 1e-3 * float(raw.abs().max())
@@ -100,7 +100,7 @@ def test_the_pull_is_to_the_weights_before_the_task() -> None:
         weight.add_(1.0)
     for parameter in method.network.backbone.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    method.project()
+    method.before_step()
     torch.testing.assert_close(weight.grad, torch.full_like(weight, 0.25), rtol=1e-4, atol=1e-5)
 
 

@@ -13,10 +13,10 @@ from hatrack.errors import InputError
 from hatrack.methods import Batch
 from hatrack.methods.complexity import sample_complexity
 from hatrack.methods.dwa import DWA
-from hatrack.methods.dwa_anchors import choose_anchors, positive_anchor, simple_samples
-from hatrack.methods.dwa_losses import MaskMagnitude, anchor_loss
-from hatrack.methods.dwa_masks import MaskForm
-from hatrack.methods.dwa_network import Context, DWABackbone, context_processor
+from hatrack.methods.dwa.anchors import choose_anchors, positive_anchor, simple_samples
+from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss
+from hatrack.methods.dwa.masks import MaskForm
+from hatrack.methods.dwa.network import Context, DWABackbone, context_processor
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.networks import AlexNet, ResNet18, ViT
 

@@ -6,7 +6,7 @@ from torch import tensor
 from toys import TASKS, make
 
 from hatrack.methods.dwa import DWA
-from hatrack.methods.dwa_analysis import cosine_similarities, relatedness, task_profile
+from hatrack.methods.dwa.analysis import cosine_similarities, relatedness, task_profile
 
 
 @pytest.mark.parametrize("chunk", [2**24, 700])

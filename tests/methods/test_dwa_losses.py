@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import tensor
 
-from hatrack.methods.dwa_losses import (
+from hatrack.methods.dwa.losses import (
     MaskMagnitude,
     anchor_loss,
     mask_activity,

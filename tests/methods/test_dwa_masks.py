@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hatrack.methods.dwa_losses import MaskMagnitude, mask_activity, plasticity_loss
-from hatrack.methods.dwa_masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, Usage
+from hatrack.methods.dwa.losses import MaskMagnitude, mask_activity, plasticity_loss
+from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, Usage
 
 D = 6
 

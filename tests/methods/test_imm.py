@@ -61,7 +61,7 @@ def test_weights_that_matter_to_no_task_become_their_mean() -> None:
         dead.bias.fill_(-1e3)  # no unit is ever active, so no weight before it matters
         method.network.backbone.dense1.weight.fill_(1.0)
     method.merged, method.fisher = method.network.frozen_copy(), {}
-    method._shares(TASKS[0])
+    method.shares(TASKS[0])
     method.begin_task(TASKS[1])
     with torch.no_grad():
         dead.weight.fill_(3.0)

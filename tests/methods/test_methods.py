@@ -8,12 +8,13 @@ from toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.methods import METHODS, Batch
+from hatrack.methods.independent import Independent
 from hatrack.methods.masked import MaskedMethod
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.streams import Task
 from hatrack.train import TrainingSettings, fit
 
-MULTI_HEAD = [name for name, method in METHODS.items() if issubclass(method, MultiHeadMethod)]
+MULTI_HEAD = [name for name, method in METHODS.items() if issubclass(method, (MultiHeadMethod, Independent))]
 MASKED = [name for name, method in METHODS.items() if issubclass(method, MaskedMethod)]
 OF_THEIR_OWN_FROM_THE_START = {"derpp", "dwa"}  # which replay during the first task, or mask
 WITHOUT_NORMS = ("cab", "dwa")  # which refuse batch norms
@@ -105,15 +106,14 @@ def test_joint_starts_anew_with_the_same_weights_and_sees_all_tasks() -> None:
 
 def test_independent_networks_start_alike_and_keep_every_bit() -> None:
     method = make("independent", "shallow")
-    initial = {
-        name: value.clone() for name, value in make("independent", "shallow").network.backbone.state_dict().items()
-    }
+    initial = make("sgd", "shallow").network.backbone.state_dict()
     learn(method, TASKS[:1], epochs=15)
     x, _ = TASKS[0].test.load()
     method.train_mode(False)
     promised = method.predict(x, "first")
     method.begin_task(TASKS[1])
-    assert all(torch.equal(value, initial[name]) for name, value in method.network.backbone.state_dict().items())
+    begun = method.networks["second"].backbone.state_dict()
+    assert all(torch.equal(value, initial[name]) for name, value in begun.items())
     for _ in fit(method, TASKS[1:2], TrainingSettings(epochs=2, batch_size=16)):
         pass
     method.end_task(TASKS[1])

@@ -167,7 +167,7 @@ def test_residual_blocks_are_modules() -> None:
     assert len(method.layers) == 9
     x = torch.randn(2, 3, 16, 16)
     genes = ((0, 1),) + ((1,),) * 8
-    method._add_head("t0", 3)
+    method.open("t0", 3)
     assert method._forward(x, "t0", genes).shape == (2, 3)
 
 

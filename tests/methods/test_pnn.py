@@ -24,7 +24,7 @@ from hatrack.experiments.settings import NetworkSettings
 from hatrack.heads import linear_head
 from hatrack.methods import METHODS, Batch, Setup
 from hatrack.methods.narrow import expected_classes, matching_share, sections_of
-from hatrack.methods.pnn import Column
+from hatrack.methods.pnn import NarrowColumn
 from hatrack.streams import seeded_generator
 
 MIXTURE = (10, 100, 10, 10, 10, 43, 100, 10)
@@ -55,7 +55,7 @@ def test_the_first_column_is_a_plain_narrow_network(kind: str) -> None:
     method.begin_task(seen[0])
     backbone = setup(kind, dropout=0.0).build_narrow(0.5, 0)  # type: ignore[misc]
     plain = nn.Sequential(backbone, linear_head(6, 2, seeded_generator(0, "head", "t0")))
-    column = method.columns["t0"]
+    column = method.networks["t0"]
     assert not column.adapters
     assert all(torch.equal(a, b) for a, b in zip(column.parameters(), plain.parameters(), strict=True))
     x = torch.randn(5, *SHAPES[kind])
@@ -66,26 +66,26 @@ def test_the_first_column_is_a_plain_narrow_network(kind: str) -> None:
 def test_adapters_carry_gradient_and_change_what_is_said(kind: str) -> None:
     method, seen = make("pnn", kind, column_width=0.5), tasks(kind)
     learn(method, seen, epochs=1)
-    assert not method.columns["t0"].adapters
+    assert not method.networks["t0"].adapters
     for index, name in ((1, "t1"), (2, "t2")):
-        adapters = method.columns[name].adapters
+        adapters = method.networks[name].adapters
         layers = 3 if kind == "mlp" else 4  # every layer, the head among them
         assert len(adapters) == layers - 1
         assert all(len(adapter.scales) == index for adapter in adapters.values())
     x, y = seen[2].train.load()
     batch = Batch(x, y, ("t2",), torch.zeros_like(y), 0.0)
     method.train_mode(True)
-    for column in method.columns.values():
+    for column in method.networks.values():
         column.zero_grad()  # what is left of a column's own training
     method.loss(batch).value.backward()
-    for parameter in method.columns["t2"].adapters.parameters():
+    for parameter in method.networks["t2"].adapters.parameters():
         assert parameter.grad is not None
         assert bool((parameter.grad != 0).any())
     for name in ("t0", "t1"):
-        assert all(parameter.grad is None for parameter in method.columns[name].parameters())
+        assert all(parameter.grad is None for parameter in method.networks[name].parameters())
     said = logits(method, seen[2])
     with torch.no_grad():
-        for adapter in method.columns["t2"].adapters.values():
+        for adapter in method.networks["t2"].adapters.values():
             adapter.scales.zero_()
             adapter.reduce.bias.zero_()
     assert not torch.equal(logits(method, seen[2]), said)
@@ -96,7 +96,7 @@ def test_a_lateral_connection_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     bodies = [nn.Sequential(nn.Linear(3, 4), nn.ReLU()) for _ in range(2)]
     heads = [linear_head(4, 2, generator) for _ in range(2)]
-    first, second = (Column(bodies[i], heads[i], torch.zeros(1, 3), i, generator) for i in range(2))
+    first, second = (NarrowColumn(bodies[i], heads[i], torch.zeros(1, 3), i, generator) for i in range(2))
     x = torch.randn(5, 3, generator=generator)
     _, read = first(x)
     (adapter,) = second.adapters.values()
@@ -111,8 +111,8 @@ def test_the_papers_width_is_found_for_the_mixture_on_alexnet() -> None:
     method = METHODS["pnn"](setup_of("alexnet", (3, 32, 32), MIXTURE), METHODS["pnn"].settings_type())
     assert method.width * 8 == pytest.approx(1.117, rel=0.02)
     for number, classes in enumerate(MIXTURE):
-        method._open(f"t{number}", classes)
-    total = sum(p.numel() for column in method.columns.values() for p in column.parameters())
+        method.open(f"t{number}", classes)
+    total = sum(p.numel() for column in method.networks.values() for p in column.parameters())
     assert total == pytest.approx(7.1e6, rel=0.02)
 
 
@@ -121,8 +121,8 @@ def test_all_columns_have_as_many_parameters_as_the_network(network: str, shape:
     start = setup_of(network, shape, (10,) * 5)
     method = METHODS["pnn"](start, METHODS["pnn"].settings_type())
     for number in range(5):
-        method._open(f"t{number}", 10)
-    total = sum(p.numel() for column in method.columns.values() for p in column.parameters())
+        method.open(f"t{number}", 10)
+    total = sum(p.numel() for column in method.networks.values() for p in column.parameters())
     assert total == pytest.approx(sum(p.numel() for p in start.build_backbone().parameters()), rel=0.05)
 
 

@@ -16,6 +16,7 @@ from hatrack.experiments import Prepared, RunRequest, prepare, run
 from hatrack.masks import signed_constant
 from hatrack.methods import METHODS, Batch, Loss
 from hatrack.methods.dwa import DWA
+from hatrack.methods.independent import Independent
 from hatrack.methods.masked import MaskedMethod
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.pathnet import PathNet, growth
@@ -81,8 +82,10 @@ def backbone_of(method: Any) -> nn.Module | None:
     if isinstance(method, (MultiHeadMethod, MaskedMethod)):
         backbone: nn.Module = method.network.backbone
         return backbone
+    if isinstance(method, Independent):
+        return next(iter(method.networks.values())).backbone
     if isinstance(method, PNN):
-        return next(iter(method.columns.values())).body[0]
+        return next(iter(method.networks.values())).body[0]
     assert isinstance(method, PathNet)
     return None
 
@@ -92,8 +95,10 @@ def head_of(method: Any) -> nn.Module:
         return method.network.heads[0]
     if isinstance(method, MaskedMethod):
         return method.network.tasks[0].head
+    if isinstance(method, Independent):
+        return next(iter(method.networks.values())).heads[0]
     return (
-        next(iter(method.columns.values())).body[1] if isinstance(method, PNN) else next(iter(method._heads.values()))
+        next(iter(method.networks.values())).body[1] if isinstance(method, PNN) else next(iter(method._heads.values()))
     )
 
 

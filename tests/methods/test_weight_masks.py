@@ -138,7 +138,7 @@ def test_supsup_has_weights_of_one_size_per_layer_that_never_move() -> None:
     ("name", "settings", "message"),
     [
         ("pmask", {"s_max": 0.0}, "s_max must be"),
-        ("pmask", {"ewc": -1.0}, "ewc must be at least 0"),
+        ("pmask", {"ewc": -1.0}, "ewc must be a finite number, 0 or more"),
         ("wsn", {"keep": 0.0}, "keep must be above 0"),
         ("supsup", {"keep": 2.0}, "keep must be above 0"),
         ("packnet", {"prune": 1.0}, "prune must be"),

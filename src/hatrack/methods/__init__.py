@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from hatrack.methods.adahat import AdaHAT
-from hatrack.methods.base import Batch, EpochPlan, Loss, Method, NoSettings, ParameterGroup, Setup
+from hatrack.methods.base import Batch, EpochPlan, Loss, Method, NoSettings, ParameterGroup, Setup, joined
 from hatrack.methods.cab import CAB
 from hatrack.methods.derpp import DERPP
 from hatrack.methods.dwa import DWA
@@ -29,7 +29,7 @@ from hatrack.methods.si import SI
 from hatrack.methods.supsup import SupSup
 from hatrack.methods.wsn import WSN
 
-__all__ = ["METHODS", "Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
+__all__ = ["METHODS", "Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {

@@ -38,6 +38,8 @@ class AdaHAT(HAT):
     description = "HAT that gives way: weights in use move the less, the more tasks use them"
     source = "Wang et al., ECML PKDD 2024"
     settings_type = AdaHATSettings
+    settings: AdaHATSettings
 
-    def _conditioning(self) -> UnitConditioning:
+    def conditioning(self) -> UnitConditioning:
+        """Return a conditioning that lets weights move, the less the more tasks use them."""
         return Adaptive(self.settings.alpha, self.settings.epsilon)

@@ -11,12 +11,20 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
 from hatrack.checkpoint import part_of
-from hatrack.streams import Task
+from hatrack.heads import linear_head
+from hatrack.modes import evaluation_mode
+from hatrack.streams import Task, seeded_generator
 
-__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup"]
+__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
+
+
+def joined(parts: Mapping[Any, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of several parts by ``part.name``; :func:`hatrack.checkpoint.part_of` takes them apart."""
+    return {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,20 @@ class Setup:
     build_narrow: Callable[[float, int], nn.Module] | None = None
     classes: tuple[int, ...] = ()
 
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """Make the generator, on the CPU, that draws for a purpose such as ``("head", task)`` with the run's seed."""
+        return seeded_generator(self.seed, *purpose)
+
+    def head(self, features: int, task: str, num_classes: int) -> nn.Linear:
+        """Make a task's linear head on the CPU, with the initial weights that it has in every method."""
+        return linear_head(features, num_classes, self.generator("head", task))
+
+    def features_of(self, backbone: nn.Module) -> int:
+        """Return how many features a backbone on the CPU maps a sample to; its mode stays as it is."""
+        with torch.no_grad(), evaluation_mode(backbone):
+            features: int = backbone(torch.zeros(1, *self.input_shape)).shape[1]
+        return features
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -67,6 +89,11 @@ class Batch:
     progress: float
     rows: Tensor | None = None
 
+    def part(self, rows: Tensor | slice, progress: float) -> Batch:
+        """Return some of the samples, for a position within the epoch; only a tensor of rows is remembered."""
+        known = rows if isinstance(rows, Tensor) else None
+        return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress, known)
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -87,6 +114,15 @@ class Loss(NamedTuple):
 
     value: Tensor
     logits: Tensor
+
+    @classmethod
+    def cross_entropy(cls, logits: Tensor, y: Tensor) -> Loss:
+        """Return the mean cross-entropy of logits ``(N, classes)`` for classes ``(N,)``."""
+        return cls(F.cross_entropy(logits, y), logits)
+
+    def plus(self, penalty: Tensor) -> Loss:
+        """Return the loss with a scalar added to it."""
+        return Loss(self.value + penalty, self.logits)
 
 
 class ParameterGroup(NamedTuple):
@@ -134,30 +170,29 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """The loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
+        """Return the loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
 
-    @abc.abstractmethod
-    def end_task(self, task: Task) -> None:
+    def end_task(self, task: Task) -> None:  # noqa: B027 - some methods are done then
         """Do what follows training: consolidate, measure importance, merge."""
 
     @abc.abstractmethod
     def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits of samples ``(N, *input_shape)`` for a task that was learned, ``(N, classes)``, in evaluation mode."""
+        """Return logits ``(N, classes)`` of samples ``(N, *input_shape)`` for a learned task, in evaluation mode."""
 
     @abc.abstractmethod
     def trained_modules(self) -> Sequence[nn.Module]:
-        """The modules in training: their mode is switched, and their best state is kept."""
+        """Return the modules in training: their mode is switched, and their best state is kept."""
 
-    @abc.abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer of this task gets."""
+        """Return the parameters that the optimizer of this task gets: all of the modules in training."""
+        return [parameter for module in self.trained_modules() for parameter in module.parameters()]
 
     def trained_buffers(self) -> list[Tensor]:
-        """The buffers that training may change, such as statistics: those of all modules in training."""
+        """Return the buffers that training may change, such as statistics: those of all modules in training."""
         return [buffer for module in self.trained_modules() for buffer in module.buffers()]
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The trained parameters by the rate at which they learn; all at the schedule's, unless the method differs."""
+        """Return the trained parameters by the rate at which they learn; here all learn at the schedule's."""
         return [ParameterGroup(self.trained_parameters())]
 
     @abc.abstractmethod
@@ -173,11 +208,11 @@ class Method(abc.ABC):
         """
 
     def training_tasks(self, seen: Sequence[Task]) -> Sequence[Task]:
-        """The tasks to draw samples from, of those seen so far; usually the last one alone."""
+        """Return the tasks to draw samples from, of those seen so far; usually the last one alone."""
         return seen[-1:]
 
     def phases(self, epochs: int) -> Sequence[int]:
-        """Parts of a task's training, by their epochs: one part, unless the method prunes or selects in between.
+        """Return the epochs of each part of a task's training: one part, unless a method prunes or selects in between.
 
         Every part has its own optimizer and learning-rate schedule, and ends with the weights of its best epoch.
 
@@ -203,18 +238,13 @@ class Method(abc.ABC):
         return EpochPlan()
 
     def training_state(self) -> Mapping[str, Tensor]:
-        """All that the rest of a task's training depends on, between two epochs, by names; what is trained alone, here.
+        """Return all that the rest of a task's training depends on, between two epochs; here what is trained alone.
 
         A method that gathers more while it trains, such as a memory or a path, or draws random numbers from one
         generator over many epochs, adds that. The optimizer's own state is not a method's business.
         """
-        parts = enumerate(self.trained_modules())
-        return {
-            f"{index}.{name}": value
-            for index, module in parts
-            for name, value in module.state_dict().items()
-            if isinstance(value, Tensor) and not name.endswith("_extra_state")  # which training does not change
-        }
+        state = joined(dict(enumerate(module.state_dict() for module in self.trained_modules())))
+        return {name: value for name, value in state.items() if not name.endswith("_extra_state")}  # never trained
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`training_state` gave, after :meth:`begin_task`.
@@ -225,8 +255,16 @@ class Method(abc.ABC):
             module.load_state_dict({**module.state_dict(), **part_of(state, f"{index}.")})
 
     def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Give a method the chance to guard the optimizer's steps."""
+        """Have :meth:`before_step` and :meth:`after_step` called around the optimizer's steps; return the optimizer."""
+        optimizer.register_step_pre_hook(lambda *_: self.before_step())
+        optimizer.register_step_post_hook(lambda *_: self.after_step())
         return optimizer
+
+    def before_step(self) -> None:  # noqa: B027 - most methods leave gradients alone
+        """Change or read the gradients that the optimizer is about to use."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """Look at what a step of the optimizer has changed."""
 
     def train_mode(self, mode: bool) -> None:
         """Switch between training and evaluation mode."""
@@ -234,16 +272,16 @@ class Method(abc.ABC):
             module.train(mode)
 
     def capacity(self) -> Capacity | None:
-        """Share of the network in use, for methods that know it."""
+        """Return the share of the network in use, for methods that know it."""
         return None
 
     def usage(self) -> float | None:
-        """Share of units, or of weights where masks are about weights, in use while a task is in training.
+        """Return the share of units, or of weights where masks are about weights, in use while a task is in training.
 
         The task in training counts with what consolidating it now would give. None for methods without masks.
         """
         return None
 
     def reuse(self) -> Tensor | None:
-        """Share of the weights of task i that task j uses too, ``(T, T)``, for methods that know it."""
+        """Return the share of the weights of task i that task j uses too, ``(T, T)``, for methods that know it."""
         return None

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.methods.base import Setup
+from hatrack.methods.importance import added
 from hatrack.methods.multi_head import MultiHeadMethod
+from hatrack.methods.ranges import require_range
 from hatrack.modes import evaluation_mode
-from hatrack.streams import Task, seeded_generator
+from hatrack.streams import Task
 
 __all__ = ["CAB", "CABSettings", "conceptor", "free_space", "layer_inputs"]
 
@@ -43,14 +45,12 @@ class CABSettings:
     conceptor_samples: int = 500
 
     def __post_init__(self) -> None:
-        if self.aperture <= 0:
-            raise InputError(f"aperture must be above 0, not {self.aperture}")
-        if self.conceptor_samples < 1:
-            raise InputError(f"conceptor_samples must be at least 1, not {self.conceptor_samples}")
+        require_range(self, "aperture", above=0)
+        require_range(self, "conceptor_samples", least=1)
 
 
 def conceptor(correlation: Tensor, aperture: float) -> Tensor:
-    """``C = R (R + α⁻² I)⁻¹``, which passes what the inputs often are, and stops what they never are.
+    """Return ``C = R (R + α⁻² I)⁻¹``, which passes what the inputs often are, and stops what they never are.
 
     Args:
         correlation: R, the mean of ``x xᵀ``, ``(D, D)``.
@@ -60,14 +60,14 @@ def conceptor(correlation: Tensor, aperture: float) -> Tensor:
 
 
 def free_space(correlation: Tensor, aperture: float) -> Tensor:
-    """``I − C = α⁻² (R + α⁻² I)⁻¹``, for R see :func:`conceptor`; computed in float64."""
+    """Return ``I − C = α⁻² (R + α⁻² I)⁻¹``, for R see :func:`conceptor`; computed in float64."""
     wide = correlation.double()
     level = torch.eye(len(wide), dtype=wide.dtype, device=wide.device) / aperture**2
     return torch.cholesky_solve(level, torch.linalg.cholesky(wide + level)).to(correlation.dtype)
 
 
 def layer_inputs(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """All vectors that a layer multiplies its weights with, and a 1 for the bias if it has one, ``(rows, D)``."""
+    """Return all vectors that a layer multiplies its weights with, and a 1 for a bias, ``(rows, D)``."""
     if isinstance(layer, nn.Linear):
         rows = x.reshape(-1, layer.in_features)
     else:
@@ -98,9 +98,14 @@ class CAB(MultiHeadMethod):
         self.correlation: dict[str, Tensor] = {}
         self._free: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
-        self._layers()  # refuses what it cannot train before anything is trained
+        self.layers()  # refuses what it cannot train before anything is trained
 
-    def _layers(self) -> dict[str, nn.Linear | nn.Conv2d]:
+    def layers(self) -> dict[str, nn.Linear | nn.Conv2d]:
+        """Return the layers that are trained by their names in the backbone.
+
+        Raises:
+            InputError: the backbone has parameters outside of them.
+        """
         layers: dict[str, nn.Linear | nn.Conv2d] = {}
         for name, module in self.network.backbone.named_modules():
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _plain(module)):
@@ -116,29 +121,23 @@ class CAB(MultiHeadMethod):
         """Open the task's head; find what is free, and remember the weights."""
         super().begin_task(task)
         self._free = {name: free_space(value, self.settings.aperture) for name, value in self.correlation.items()}
-        self._start = {name: value.detach().clone() for name, value in self.shared_parameters().items()}
-
-    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Have the gradients projected before every step."""
-        optimizer.register_step_pre_hook(lambda *_: self.project())
-        return optimizer
+        self._start = self.copy_of_shared()
 
     @torch.no_grad()
-    def project(self) -> None:
+    def before_step(self) -> None:
         """Multiply each layer's gradient, the bias as a last column, by what is free; then pull to the old weights."""
         if not self._free:
             return
-        for name, layer in self._layers().items():
-            if layer.weight.grad is None or (layer.bias is not None and layer.bias.grad is None):
+        for name, layer in self.layers().items():
+            parameters = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if len(gradients) < len(parameters):
                 continue
-            gradient = layer.weight.grad.flatten(1)
-            columns = gradient.shape[1]
-            if layer.bias is not None and layer.bias.grad is not None:
-                gradient = torch.cat([gradient, layer.bias.grad.unsqueeze(1)], dim=1)
-            projected = gradient @ self._free[name]
-            layer.weight.grad.copy_(projected[:, :columns].reshape(layer.weight.shape))
-            if layer.bias is not None and layer.bias.grad is not None:
-                layer.bias.grad.copy_(projected[:, -1])
+            columns = [gradient.reshape(len(gradient), -1) for gradient in gradients]
+            projected = torch.cat(columns, dim=1) @ self._free[name]
+            parts = torch.split(projected, [column.shape[1] for column in columns], dim=1)
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.reshape(gradient.shape))
         for name, parameter in self.shared_parameters().items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - self._start[name], alpha=self.settings.pull)
@@ -146,13 +145,13 @@ class CAB(MultiHeadMethod):
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
         """Add the correlations of every layer's inputs on the task's samples to those of earlier tasks."""
-        generator = seeded_generator(self.setup.seed, "conceptor", task.name)
+        generator = self.setup.generator("conceptor", task.name)
         x, _ = task.train.load()
         x = x[torch.randperm(len(x), generator=generator)[: self.settings.conceptor_samples]]
         sums: dict[str, Tensor] = {}
         rows: dict[str, int] = {}
         with ExitStack() as stack:
-            for name, layer in self._layers().items():
+            for name, layer in self.layers().items():
 
                 def gather(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                     assert isinstance(layer, (nn.Linear, nn.Conv2d))
@@ -164,12 +163,14 @@ class CAB(MultiHeadMethod):
             stack.enter_context(evaluation_mode(self.network))
             for part in torch.split(x, BATCH):
                 self.network.backbone(part.to(self.setup.device))
-        self.correlation = {name: value / rows[name] + self.correlation.get(name, 0) for name, value in sums.items()}
+        self.correlation = added(self.correlation, {name: value / rows[name] for name, value in sums.items()})
 
-    def _extra_state(self) -> Mapping[str, Tensor]:
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the correlations."""
         return self.correlation
 
-    def _load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the correlations."""
         self.correlation = dict(state)
 
 

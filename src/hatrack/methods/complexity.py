@@ -22,7 +22,7 @@ WINDOWS_AT_ONCE = 2**17
 
 
 def local_entropy(grey: Tensor, radius: int = RADIUS) -> Tensor:
-    """Entropy in bits of the grey levels around every pixel: ``−Σ_g p_g log2 p_g``.
+    """Return the entropy in bits of the grey levels around every pixel: ``−Σ_g p_g log2 p_g``.
 
     The window is a disk, the pixels at most ``radius`` away; what of it lies outside of the picture does not count.
 
@@ -39,7 +39,7 @@ def local_entropy(grey: Tensor, radius: int = RADIUS) -> Tensor:
 
 
 def _entropy_of(grey: Tensor, radius: int) -> Tensor:
-    """With n pixels in a window, of which a level has c: ``log2 n − Σ c log2 c / n``."""
+    """Return, with n pixels in a window, of which a level has c, ``log2 n − Σ c log2 c / n``."""
     disk = _disk(radius)
     pixels = int(disk.sum())
     size = 2 * radius + 1
@@ -65,7 +65,7 @@ def _entropy_of(grey: Tensor, radius: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _steps(longest: int) -> Tensor:
-    """By how much ``c log2 c`` grows when c becomes 1, 2, …: summed over a run of c equal levels, ``c log2 c``."""
+    """Return by how much ``c log2 c`` grows when c becomes 1, 2, …; a run of c equal levels sums up to ``c log2 c``."""
     c = torch.arange(longest + 1, dtype=torch.float64)
     steps: Tensor = (torch.special.xlogy(c, c) / math.log(2)).diff()
     return steps.float()
@@ -78,7 +78,7 @@ def _disk(radius: int) -> Tensor:
 
 
 def sample_complexity(x: Tensor) -> Tensor:
-    """Complexity ζ of every sample of a data set, from 0 (its simplest) to 1 (its most complex).
+    """Measure the complexity ζ of every sample of a data set, from 0 (its simplest) to 1 (its most complex).
 
     The mean over the pixels of the local entropy, scaled to [0, 1] over the set. Pictures become grey as the mean of
     their channels, in 256 levels from the darkest pixel of the set to the brightest. What is no picture ``(C, H, W)``
@@ -97,13 +97,13 @@ def sample_complexity(x: Tensor) -> Tensor:
 
 
 def _scaled(values: Tensor) -> Tensor:
-    """Values from 0 (the lowest) to 1 (the highest)."""
+    """Return values from 0 (the lowest) to 1 (the highest)."""
     low, high = values.min(), values.max()
     return torch.zeros_like(values) if high == low else (values - low) / (high - low)
 
 
 def curriculum_threshold(epoch: int, length: int, start: float) -> float:
-    """The complexity up to which samples are learned from: ``start`` in the first epoch, linearly to 1.
+    """Return the complexity up to which samples are learned: ``start`` in the first epoch, linearly to 1.
 
     Args:
         epoch: counted from 1.
@@ -117,7 +117,7 @@ def curriculum_threshold(epoch: int, length: int, start: float) -> float:
 
 
 def scaled_epochs(length: int, epochs: int, full: int) -> int:
-    """Length of a part of the schedule in a training of fewer epochs than it was made for, in proportion.
+    """Shorten a part of the schedule, in proportion, for a training of fewer epochs than it was made for.
 
     Args:
         length: epochs of the part in a training of ``full`` epochs.

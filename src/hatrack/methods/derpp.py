@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.errors import InputError
 from hatrack.methods.base import Batch, Loss
-from hatrack.methods.memory import RehearsalMethod
+from hatrack.methods.memory import RehearsalMethod, RehearsalSettings
 from hatrack.streams import Task
 
 __all__ = ["DERPP", "DERPPSettings", "logit_distance"]
 
 
 @dataclass(frozen=True)
-class DERPPSettings:
+class DERPPSettings(RehearsalSettings):
     """Settings of DER++, with the weights that its authors' code has for CIFAR-10 in 5 tasks and 500 samples.
 
     The grid holds the values that the code lists as best for one data set and memory or another.
@@ -34,19 +31,12 @@ class DERPPSettings:
         beta: weight of the remembered samples' cross-entropy; 0 is DER.
     """
 
-    memory: int = 500
-    replay: int = 64
     alpha: float = 0.2
     beta: float = 0.5
 
-    def __post_init__(self) -> None:
-        for key in ("memory", "replay"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key} must be at least 1, not {getattr(self, key)}")
-
 
 def logit_distance(now: Tensor, then: Tensor) -> Tensor:
-    """Mean squared difference between logits ``(N, C)``, over the classes that a sample's task has.
+    """Return the mean squared difference between logits ``(N, C)``, over the classes that a sample's task has.
 
     Args:
         now: logits, −inf behind the last class of a sample's task.
@@ -67,9 +57,7 @@ class DERPP(RehearsalMethod):
     description = "dark experience replay++: keep the logits of remembered samples near what they were"
     source = "Buzzega et al., NeurIPS 2020"
     settings_type = DERPPSettings
-    grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType(
-        {"alpha": (0.1, 0.2, 0.5, 1.0), "beta": (0.5, 1.0)}
-    )
+    grid = MappingProxyType({"alpha": (0.1, 0.2, 0.5, 1.0), "beta": (0.5, 1.0)})
 
     def begin_task(self, task: Task) -> None:
         """Open the task's head; make room for its logits."""
@@ -83,20 +71,18 @@ class DERPP(RehearsalMethod):
         return max(self.network.num_classes(name) for name in self.network.task_names)
 
     def loss(self, batch: Batch) -> Loss:
-        """The three terms; in validation the new samples' cross-entropy alone."""
-        if self._rehearses():
-            dark, plain = (self.memory.draw(self.settings.replay, self._drawing) for _ in range(2))
-            new, of_dark, of_plain = self._forward(batch, dark, plain)
-            value = (
-                F.cross_entropy(new, batch.y)
-                + self.settings.alpha * logit_distance(of_dark, dark["logits"])
-                + self.settings.beta * F.cross_entropy(of_plain, plain["y"])
-            )
-        else:
-            value, new = self._plain_loss(batch)
+        """Return the loss, and offer the samples of a training step to the memory."""
+        loss = super().loss(batch)
         if torch.is_grad_enabled():
-            self._remember(batch, new)
-        return Loss(value, new)
+            self._remember(batch, loss.logits)
+        return loss
+
+    def rehearsed_loss(self, batch: Batch) -> Loss:
+        """Return the sum of the three terms."""
+        dark, plain = (self.memory.draw(self.settings.replay, self.drawing) for _ in range(2))
+        new, of_dark, of_plain = self.logits_of(batch, dark, plain)
+        loss = Loss.cross_entropy(new, batch.y).plus(self.settings.alpha * logit_distance(of_dark, dark["logits"]))
+        return loss.plus(self.settings.beta * F.cross_entropy(of_plain, plain["y"]))
 
     def _remember(self, batch: Batch, logits: Tensor) -> None:
         names = self.network.task_names
@@ -107,4 +93,4 @@ class DERPP(RehearsalMethod):
             "task": torch.full_like(batch.y, len(names) - 1),
             "logits": F.pad(own, (0, self._widest - own.shape[1])),
         }
-        self.memory.add(columns, self._offering)
+        self.memory.add(columns, self.offering)

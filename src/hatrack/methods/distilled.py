@@ -1,4 +1,4 @@
-"""What methods have in common that compare the network in training with what it was before the task."""
+"""Methods that compare the network in training with what it was before the task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.methods.multi_head import MultiHeadMethod, MultiHeadNetwork
@@ -34,23 +33,23 @@ class DistilledMethod(MultiHeadMethod):
         super().begin_task(task)
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of the new task and, from the second task on, what the old network has to say."""
+        """Return the cross-entropy, and from the second task on the distance from the old network, too."""
         if self.old is None:
             return super().loss(batch)
         features, old_features = self.both_features(batch.x, self.old)
         logits = self.network.head(batch.tasks[0])(features)
         penalty = self.settings.strength * self.distance(self.old, features, old_features)
-        return Loss(F.cross_entropy(logits, batch.y) + penalty, logits)
+        return Loss.cross_entropy(logits, batch.y).plus(penalty)
 
     def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
-        """What the backbone and the old one give for samples, each ``(N, F)``; the old one's have no gradient."""
+        """Return features ``(N, F)`` of both backbones, those of the old one without gradient."""
         with torch.no_grad():
             old_features = old.backbone(x)
         return self.network.backbone(x), old_features
 
     @abc.abstractmethod
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
-        """How far the network has gone from the old one on a batch of new samples, a scalar.
+        """Return how far the network has gone from the old one on a batch of new samples, a scalar.
 
         Args:
             old: the old network.

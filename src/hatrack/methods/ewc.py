@@ -6,12 +6,10 @@ import enum
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from torch import Tensor
-
-from hatrack.errors import InputError
 from hatrack.methods.anchored import AnchoredMethod
-from hatrack.methods.importance import Fisher, fisher_diagonal
-from hatrack.streams import Task, seeded_generator
+from hatrack.methods.importance import Fisher, added, averaged, fisher_diagonal
+from hatrack.methods.ranges import require_range
+from hatrack.streams import Task
 
 __all__ = ["EWC", "Consolidation", "EWCSettings"]
 
@@ -45,8 +43,7 @@ class EWCSettings:
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.gamma <= 1.0:
-            raise InputError(f"gamma must be at least 0 and at most 1, not {self.gamma}")
+        require_range(self, "gamma", least=0, most=1)
 
 
 class EWC(AnchoredMethod):
@@ -59,21 +56,15 @@ class EWC(AnchoredMethod):
     grid = MappingProxyType({"strength": (500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0)})
 
     def scale(self) -> float:
-        """λ/2."""
+        """Return λ/2."""
         return super().scale() / 2
 
     def end_task(self, task: Task) -> None:
         """Measure what the task's weights matter to it, and merge that with earlier tasks."""
-        generator = seeded_generator(self.setup.seed, "fisher", task.name)
+        generator = self.setup.generator("fisher", task.name)
         fisher = fisher_diagonal(self.network, task, self.settings.fisher, generator)
-        self.hold({name: self._merged(name, new) for name, new in fisher.items()})
-
-    def _merged(self, name: str, new: Tensor) -> Tensor:
-        if self.importance is None:
-            return new
-        old = self.importance[name]
         if self.settings.consolidation is Consolidation.ONLINE:
-            online: Tensor = self.settings.gamma * old + new
-            return online
-        tasks = len(self.network.task_names)
-        return (old * (tasks - 1) + new) / tasks
+            faded = {name: self.settings.gamma * old for name, old in self.importance.items()}
+            self.hold(added(faded, fisher))
+        else:
+            self.hold(averaged(self.importance, fisher, len(self.network.task_names)))

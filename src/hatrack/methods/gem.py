@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from hatrack.checkpoint import part_of
-from hatrack.errors import InputError
-from hatrack.methods.base import Batch, Loss, Setup
+from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.memory import Reservoir, gathers_statistics
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.streams import Task, seeded_generator
+from hatrack.methods.ranges import require_range
+from hatrack.streams import Task
 
 __all__ = ["GEM", "GEMSettings", "nonnegative_minimum", "project"]
 
@@ -35,12 +34,11 @@ class GEMSettings:
     margin: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.memory_per_task < 1:
-            raise InputError(f"memory_per_task must be at least 1, not {self.memory_per_task}")
+        require_range(self, "memory_per_task", least=1)
 
 
 def nonnegative_minimum(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The u ≥ 0 that minimises ``½ uᵀ P u + cᵀ u``, by active sets (Lawson and Hanson 1974, chapter 23).
+    """Return the u ≥ 0 that minimises ``½ uᵀ P u + cᵀ u``, by active sets (Lawson and Hanson 1974, chapter 23).
 
     Args:
         matrix: P, symmetric and positive semidefinite, ``(T, T)``.
@@ -74,7 +72,7 @@ def nonnegative_minimum(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def project(gradient: Tensor, memories: Tensor, margin: float = 0.0) -> Tensor:
-    """The gradient nearest to ``gradient`` that makes no remembered task worse (Eqs. 8–11).
+    """Return the gradient nearest to ``gradient`` that makes no remembered task worse (Eqs. 8–11).
 
     With G the remembered tasks' gradients, minimises ``½ vᵀ G Gᵀ v + gᵀ Gᵀ v`` over ``v ≥ margin`` and returns
     ``Gᵀ v + g``. As in the authors' code the margin bounds v from below instead of being added to the solution: then
@@ -112,10 +110,10 @@ class GEM(MultiHeadMethod):
         self.memories: list[Reservoir] = []
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of the new samples; norms that gather statistics see the memories as well, as in training."""
+        """Return the new samples' cross-entropy; norms that gather statistics see the memories, too, as in training."""
         if not torch.is_grad_enabled() and gathers_statistics(self.network):
             for name, memory in zip(self.network.task_names, self.memories, strict=False):
-                self.network(memory.columns["x"], [name])
+                self.network(memory.columns["x"], name)
         return super().loss(batch)
 
     def end_task(self, task: Task) -> None:
@@ -123,52 +121,42 @@ class GEM(MultiHeadMethod):
         x, y = task.train.load()
         memory = Reservoir(self.settings.memory_per_task)
         columns = {"x": x.to(self.setup.device), "y": y.to(self.setup.device)}
-        memory.add(columns, seeded_generator(self.setup.seed, "memory", task.name))
+        memory.add(columns, self.setup.generator("memory", task.name))
         self.memories.append(memory)
 
-    def protect(self, optimizer: Optimizer) -> Optimizer:
-        """Replace the gradient before every step."""
-        optimizer.register_step_pre_hook(self._before)
-        return optimizer
-
-    def _before(self, *_: Any) -> None:
+    def before_step(self) -> None:
+        """Replace the gradient."""
         if not self.memories:
             return
         parameters = self.trained_parameters()
-        gradient = _flat([p.grad for p in parameters], parameters)
+        gradient = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
         remembered = torch.stack([self._remembered(index) for index in range(len(self.memories))])
         projected = project(gradient, remembered, self.settings.margin)
         if projected is gradient:
             return
-        start = 0
-        for parameter in parameters:
-            parameter.grad = projected[start : start + parameter.numel()].reshape(parameter.shape)
-            start += parameter.numel()
+        parts = torch.split(projected, [parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.reshape(parameter.shape)
 
     @torch.enable_grad()
     def _remembered(self, index: int) -> Tensor:
-        """Gradient of the loss on a task's memory."""
+        """Return the gradient of the loss on a task's memory."""
         columns, parameters = self.memories[index].columns, self.trained_parameters()
-        loss = F.cross_entropy(self.network(columns["x"], [self.network.task_names[index]]), columns["y"])
-        return _flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
+        loss = F.cross_entropy(self.network(columns["x"], self.network.task_names[index]), columns["y"])
+        return _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
 
-    def _extra_state(self) -> dict[str, Tensor]:
-        return {
-            f"{i}.{name}": value for i, memory in enumerate(self.memories) for name, value in memory.state().items()
-        }
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the memories, by their task's number."""
+        return joined(dict(enumerate(memory.state() for memory in self.memories)))
 
-    def _load_extra_state(self, extra: Mapping[str, Tensor]) -> None:
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the memories."""
         for index in range(len(self.network.task_names)):
             memory = Reservoir(self.settings.memory_per_task)
-            memory.load(part_of(extra, f"{index}."))
+            memory.load(part_of(state, f"{index}."))
             self.memories.append(memory)
 
 
-def _flat(gradients: Any, parameters: Any) -> Tensor:
-    """All gradients in a row; none counts as 0."""
-    return torch.cat(
-        [
-            torch.zeros_like(p).reshape(-1) if g is None else g.detach().reshape(-1)
-            for g, p in zip(gradients, parameters, strict=True)
-        ]
-    )
+def _flat(gradients: Iterable[Tensor]) -> Tensor:
+    """Return all gradients in a row."""
+    return torch.cat([gradient.detach().reshape(-1) for gradient in gradients])

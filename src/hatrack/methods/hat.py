@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +13,17 @@ from torch.distributions import Uniform
 from hatrack.conditioning import Fading, UnitConditioning
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
-from hatrack.growth import Growth
 from hatrack.methods.base import ParameterGroup, Setup
-from hatrack.methods.masked import MaskedMethod, Room
+from hatrack.methods.masked import MaskedMethod, Room, growth_of
+from hatrack.methods.ranges import require_nonnegative, require_range
 from hatrack.models.hat import HATNetwork
-from hatrack.models.loading import load_as
 from hatrack.norm import BatchNorms
-from hatrack.streams import Task, seeded_generator
+from hatrack.streams import Task
 
 __all__ = ["HAT", "HATSettings", "Room"]
+
+SAME = ("s_max", "hard", "compensation", "gate_function", "regularizer", "batch_norms", "gate_inputs")
+"""Settings that the network has under the same name."""
 
 
 class InitialEmbedding(enum.Enum):
@@ -80,27 +80,17 @@ class HATSettings:
     growth_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if not self.s_max > 0:
-            raise InputError(f"s_max must be above 0, not {self.s_max}")
-        if not 0 <= self.c < math.inf:
-            raise InputError(f"c must be a finite number, 0 or more, not {self.c}")
+        require_range(self, "s_max", "embedding_lr_factor", above=0)
+        require_range(self, "keep", most=1)
+        require_nonnegative(self, "c")
         if not self.embedding_low < self.embedding_high <= EMBEDDING_BOUND:
             raise InputError(
                 "embedding_low must be below embedding_high, and that at most 6, "
                 f"not {self.embedding_low} and {self.embedding_high}"
             )
-        if self.embedding_lr_factor <= 0:
-            raise InputError(f"embedding_lr_factor must be above 0, not {self.embedding_lr_factor}")
-        if self.keep > 1:
-            raise InputError(f"keep must be at most 1, not {self.keep}")
         if self.keep < 1 and self.conditioning is Conditioning.PER_TASK:
             raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
-        Growth(self.growth_threshold, self.growth_share)
-
-    @property
-    def growth(self) -> Growth | None:
-        """When the network is widened; None if it never is."""
-        return Growth(self.growth_threshold, self.growth_share) if self.capacity is Room.GROW else None
+        growth_of(self)
 
 
 class HAT(MaskedMethod):
@@ -111,37 +101,31 @@ class HAT(MaskedMethod):
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
     network: HATNetwork
+    settings: HATSettings
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
         self.network = HATNetwork(
             setup.build_backbone(),
             torch.zeros(1, *setup.input_shape),
-            s_max=settings.s_max,
-            hard=settings.hard,
-            compensation=settings.compensation,
-            conditioning=self._conditioning(),
-            gate_function=settings.gate_function,
-            regularizer=settings.regularizer,
-            batch_norms=settings.batch_norms,
-            gate_inputs=settings.gate_inputs,
-            growth=settings.growth,
+            conditioning=self.conditioning(),
+            growth=growth_of(settings),
+            **{key: getattr(settings, key) for key in SAME},
         ).to(setup.device)
 
-    def _conditioning(self) -> UnitConditioning:
-        """How earlier tasks hold weights."""
-        settings: HATSettings = self.settings
-        return settings.conditioning if settings.keep == 1.0 else Fading(settings.keep)
+    def conditioning(self) -> UnitConditioning:
+        """Return how earlier tasks keep weights from changing."""
+        return self.settings.conditioning if self.settings.keep == 1.0 else Fading(self.settings.keep)
 
     def begin_task(self, task: Task) -> None:
         """Open the task."""
-        generator = seeded_generator(self.setup.seed, "head", task.name)
+        generator = self.setup.generator("head", task.name)
         uniform = self.settings.embedding is InitialEmbedding.UNIFORM
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The embedding apart, where it learns at another rate."""
+        """Return the embedding apart, where it learns at another rate."""
         if self.settings.embedding_lr_factor == 1.0:
             return super().parameter_groups()
         embeddings = {id(state.embedding) for state in self.network.tasks if not state.consolidated}
@@ -152,11 +136,5 @@ class HAT(MaskedMethod):
         ]
 
     def strength(self) -> float:
-        """The c of Eq. 4, times the share of free units that the task takes."""
-        c: float = self.settings.c
-        return c
-
-    def load(self, path: Path) -> tuple[str, ...]:
-        """Read the network."""
-        self.network = load_as(HATNetwork, path, self.network.detach()).to(self.setup.device)
-        return self.network.task_names
+        """Return the c of Eq. 4, the weight of the share of free units that the task takes."""
+        return self.settings.c

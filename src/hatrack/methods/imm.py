@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hatrack.checkpoint import part_of
 from hatrack.methods.anchored import AnchoredMethod
-from hatrack.methods.base import Setup
-from hatrack.methods.importance import Fisher, fisher_diagonal
+from hatrack.methods.base import Setup, joined
+from hatrack.methods.importance import Fisher, added, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadNetwork
-from hatrack.streams import Task, seeded_generator
+from hatrack.streams import Task
 
 __all__ = ["IMMMean", "IMMMeanSettings", "IMMMode", "IMMModeSettings"]
 
@@ -70,12 +70,12 @@ class IMMMean(AnchoredMethod):
         self.merged: MultiHeadNetwork | None = None
 
     def scale(self) -> float:
-        """λ/2."""
+        """Return λ/2."""
         return super().scale() / 2
 
     def end_task(self, task: Task) -> None:
         """Merge the task's weights into those for prediction, and tie the next task to them."""
-        shares = self._shares(task)
+        shares = self.shares(task)
         earlier, self.merged = self.merged, self.network.frozen_copy()
         if earlier is not None:
             even = torch.tensor(1 / len(self.network.task_names), device=self.setup.device)
@@ -86,21 +86,22 @@ class IMMMean(AnchoredMethod):
                         value.copy_(torch.lerp(old[name], value, shares.get(name, even).to(value.dtype)))
         self.hold()
 
-    def _shares(self, task: Task) -> Mapping[str, Tensor]:
-        """The share of the new task in each merged parameter; 1/t for one that is not named."""
+    def shares(self, task: Task) -> Mapping[str, Tensor]:
+        """Measure the share of the new task in each merged parameter; 1/t for one that is not named."""
         return {}
 
     def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits of the merged network."""
-        logits: Tensor = (self.merged or self.network)(x, [task])
-        return logits
+        """Return the logits of the merged network."""
+        return (self.merged or self.network)(x, task)
 
-    def _extra_state(self) -> Mapping[str, Tensor]:
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return what ties the weights, and the merged ones."""
         merged = {} if self.merged is None else self.merged.backbone.state_dict()
-        return {**super()._extra_state(), **{f"merged.{name}": value for name, value in merged.items()}}
+        return {**super().extra_state(), **joined({"merged": merged})}
 
-    def _load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        super()._load_extra_state(state)
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`extra_state` gave."""
+        super().load_extra_state(state)
         merged = part_of(state, "merged.")
         if merged:
             self.merged = self.network.frozen_copy()
@@ -117,27 +118,21 @@ class IMMMode(IMMMean):
     description = "incremental moment matching, mode: predicts with the mean of all tasks' weights by their Fisher"
     settings_type: ClassVar[type] = IMMModeSettings
     grid = MappingProxyType({"strength": (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)})
+    kept = (*IMMMean.kept, "fisher")
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
         self.fisher: dict[str, Tensor] = {}
 
-    def _shares(self, task: Task) -> Mapping[str, Tensor]:
-        """Fisher information of the new task over that of all, which is kept."""
-        generator = seeded_generator(self.setup.seed, "fisher", task.name)
+    def shares(self, task: Task) -> Mapping[str, Tensor]:
+        """Measure the Fisher information of the new task, and divide it by that of all, which is kept."""
+        generator = self.setup.generator("fisher", task.name)
         measured = fisher_diagonal(self.network, task, self.settings.fisher, generator)
         new = {name: value + LEAST_WEIGHT for name, value in measured.items()}
-        self.fisher = {name: value + self.fisher.get(name, 0.0) for name, value in new.items()}
+        self.fisher = added(self.fisher, new)
         return {name: value / self.fisher[name] for name, value in new.items()}
-
-    def _extra_state(self) -> Mapping[str, Tensor]:
-        return {**super()._extra_state(), **{f"fisher.{name}": value for name, value in self.fisher.items()}}
-
-    def _load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        super()._load_extra_state(state)
-        self.fisher = part_of(state, "fisher.")
 
 
 def _parameters_and_buffers(network: MultiHeadNetwork) -> dict[str, Tensor]:
-    """Those of the backbone by name, each once, whatever shares it."""
+    """Return parameters and buffers of the backbone by name, each once, whatever shares it."""
     return {**dict(network.backbone.named_parameters()), **dict(network.backbone.named_buffers())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
 
-__all__ = ["Fisher", "fisher_diagonal", "output_sensitivity"]
+__all__ = ["Fisher", "added", "averaged", "fisher_diagonal", "output_sensitivity"]
 
 REFERENCE_BATCH = 20
 """Samples per batch in the estimate of the HAT authors' code."""
@@ -49,7 +49,7 @@ class Fisher(enum.Enum):
 def fisher_diagonal(
     network: Network, task: Task, kind: Fisher, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Diagonal of the Fisher information of the shared parameters on a task's training samples.
+    """Measure the diagonal of the Fisher information of the shared parameters on a task's training samples.
 
     Shared are all of a backbone's; of a network with masks of weights only those that have masks, and the task's own
     decides: what it does not let through has no information about the task.
@@ -72,7 +72,7 @@ def fisher_diagonal(
 
 
 def output_sensitivity(network: Network, task: Task) -> dict[str, Tensor]:
-    """Mean over a task's training samples of ``|∂ ‖logits‖² / ∂θ|``, which needs no labels (Aljundi et al., 2018).
+    """Measure the mean of ``|∂ ‖logits‖² / ∂θ|`` over a task's training samples, without labels (Aljundi et al., 2018).
 
     Returns:
         A tensor of its shape for every shared parameter, by its name in the backbone, none negative.
@@ -81,21 +81,31 @@ def output_sensitivity(network: Network, task: Task) -> dict[str, Tensor]:
     return _mean_over_samples(network, task.name, x, y, lambda logits, _: logits.square().sum(), torch.abs)
 
 
+def added(earlier: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return sums of what was measured on earlier tasks and on a new one, by name; the new alone where none was."""
+    return {name: earlier[name] + value if name in earlier else value for name, value in new.items()}
+
+
+def averaged(earlier: Mapping[str, Tensor], new: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
+    """Return means over all tasks by name, given those over the earlier ones.
+
+    Args:
+        earlier: means over the earlier tasks; empty if there were none.
+        new: what was measured on the last task.
+        tasks: number of tasks, the last one included.
+    """
+    return {n: (earlier[n] * (tasks - 1) + value) / tasks if n in earlier else value for n, value in new.items()}
+
+
 def _mean_over_samples(
-    network: Network,
-    task: str,
-    x: Tensor,
-    y: Tensor,
-    objective: Objective,
-    magnitude: Callable[[Tensor], Tensor],
+    network: Network, task: str, x: Tensor, y: Tensor, objective: Objective, magnitude: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``."""
+    """Return the mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``."""
     parameters = {name: value.detach() for name, value in _shared(network, task).items()}
-    named_task = _named(network, task)
 
     def of_sample(values: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         named = {f"backbone.{name}": value for name, value in values.items()}
-        logits = functional_call(network, named, (sample.unsqueeze(0), named_task))
+        logits = functional_call(network, named, (sample.unsqueeze(0), task))
         return objective(logits, label.unsqueeze(0))
 
     gradients = vmap(grad(of_sample), in_dims=(None, 0, 0))
@@ -111,41 +121,34 @@ def _mean_over_samples(
 
 
 def _mean_squared_batch_gradients(network: Network, task: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    parameters, named_task = _shared(network, task), _named(network, task)
+    parameters = _shared(network, task)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     with evaluation_mode(network), torch.enable_grad():
         for samples, labels in _chunks(network, x, y, REFERENCE_BATCH):
-            loss = F.cross_entropy(network(samples, named_task), labels)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            loss = F.cross_entropy(network(samples, task), labels)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
             for name, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += REFERENCE_BATCH * gradient.square()
+                total[name] += REFERENCE_BATCH * gradient.square()
     return {name: value / len(x) for name, value in total.items()}
 
 
 def _drawn_labels(network: Network, task: str, x: Tensor, generator: torch.Generator | None) -> Tensor:
-    named_task = _named(network, task)
     with evaluation_mode(network), torch.no_grad():
         device = next(network.parameters()).device
-        parts = [network(part.to(device), named_task).softmax(dim=1).cpu() for part in torch.split(x, LARGEST_CHUNK)]
+        parts = [network(part.to(device), task).softmax(dim=1).cpu() for part in torch.split(x, LARGEST_CHUNK)]
     return torch.multinomial(torch.cat(parts), 1, generator=generator).squeeze(1)
 
 
 def _shared(network: Network, task: str) -> dict[str, Tensor]:
-    """What later tasks would move of what a task relies on, by its name in the backbone."""
+    """Return the parameters that a task relies on and later tasks would move, by their names in the backbone."""
     parameters = dict(network.backbone.named_parameters())
     if isinstance(network, WeightMaskedNetwork):
         return {name: parameters[name] for name in network.masks(task)}
     return {**parameters}
 
 
-def _named(network: Network, task: str) -> str | list[str]:
-    """How a network is told that all samples are of one task."""
-    return task if isinstance(network, WeightMaskedNetwork) else [task]
-
-
 def _chunks(network: Network, x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of samples and labels, on the network's device."""
+    """Yield pieces of samples and labels, on the network's device."""
     device = next(network.parameters()).device
     for samples, labels in zip(torch.split(x, size), torch.split(y, size), strict=True):
         yield samples.to(device), labels.to(device)

@@ -20,11 +20,11 @@ class Joint(MultiHeadMethod):
     def begin_task(self, task: Task) -> None:
         """Start anew, with the same initial weights and the same heads."""
         before = self.network
-        self.network = self._fresh_network()
+        self.network = self.new_network()
         for name in before.task_names:
-            self._add_head(name, before.num_classes(name))
+            self.open(name, before.num_classes(name))
         super().begin_task(task)
 
     def training_tasks(self, seen: Sequence[Task]) -> Sequence[Task]:
-        """All tasks so far."""
+        """Return all tasks so far."""
         return seen

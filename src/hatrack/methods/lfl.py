@@ -60,7 +60,7 @@ class LFL(DistilledMethod):
     grid = MappingProxyType({"strength": (1e-1, 5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5)})
 
     def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
-        """The features of both, under one and the same dropout where that is asked for."""
+        """Return the features of both, under one and the same dropout where that is asked for."""
         if not (self.settings.matched_dropout and self.network.training):
             return super().both_features(x, old)
         devices = [x.device] if x.device.type == "cuda" else []
@@ -69,5 +69,5 @@ class LFL(DistilledMethod):
         return self.network.backbone(x), old_features
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
-        """Half the squared distance of the features, averaged over samples; old heads get no gradient."""
+        """Return half the squared distance of the features, averaged over samples; old heads get no gradient."""
         return (features - old_features).square().sum(dim=1).mean() / 2

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.errors import InputError
 from hatrack.methods.distilled import DistilledMethod
 from hatrack.methods.multi_head import MultiHeadNetwork
+from hatrack.methods.ranges import require_range
 
 __all__ = ["LWF", "LWFSettings", "distillation"]
 
@@ -32,12 +32,11 @@ class LWFSettings:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise InputError(f"temperature must be above 0, not {self.temperature}")
+        require_range(self, "temperature", above=0)
 
 
 def distillation(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy between two networks' class probabilities at a temperature (Li and Hoiem).
+    """Return the cross-entropy between two networks' class probabilities at a temperature (Li and Hoiem).
 
     Probabilities raised to 1/T and normalised are the softmax of the logits divided by T.
 
@@ -67,7 +66,7 @@ class LWF(DistilledMethod):
     grid = MappingProxyType({"strength": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0), "temperature": (0.5, 1.0, 2.0, 4.0)})
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
-        """The distillation of all old heads, summed."""
+        """Return the distillation of all old heads, summed."""
         each = [
             distillation(self.network.head(task)(features), old.head(task)(old_features), self.settings.temperature)
             for task in old.task_names

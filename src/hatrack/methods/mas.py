@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hatrack.methods.anchored import AnchoredMethod
-from hatrack.methods.importance import output_sensitivity
+from hatrack.methods.importance import added, output_sensitivity
 from hatrack.streams import Task
 
 __all__ = ["MAS", "MASSettings"]
@@ -39,6 +39,4 @@ class MAS(AnchoredMethod):
 
     def end_task(self, task: Task) -> None:
         """Measure the sensitivity of the task's outputs, and add it to that of earlier tasks."""
-        new = output_sensitivity(self.network, task)
-        old = self.importance
-        self.hold(new if old is None else {name: old[name] + value for name, value in new.items()})
+        self.hold(added(self.importance, output_sensitivity(self.network, task)))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.checkpoint import part_of
-from hatrack.methods.base import Batch, Loss, Setup
+from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.streams import Task, seeded_generator
+from hatrack.methods.ranges import require_range
+from hatrack.streams import Task
 
-__all__ = ["RehearsalMethod", "Reservoir", "gathers_statistics"]
+__all__ = ["RehearsalMethod", "RehearsalSettings", "Reservoir", "gathers_statistics"]
 
 
 class Reservoir:
@@ -60,12 +63,12 @@ class Reservoir:
             self.columns[name] = kept
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Different rows at random, at most ``count``; all rows if there are no more."""
+        """Draw different rows at random, at most ``count``; all rows if there are no more."""
         rows = torch.randperm(len(self), generator=generator)[:count]
         return {name: column[rows.to(column.device)] for name, column in self.columns.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, as tensors by name."""
+        """Return everything, as tensors by name."""
         return {**self.columns, "seen": torch.tensor(self.seen)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -75,34 +78,65 @@ class Reservoir:
 
 
 def gathers_statistics(network: nn.Module) -> bool:
-    """Whether a forward pass now would reach the statistics of a batch norm."""
+    """Return whether a forward pass now would reach the statistics of a batch norm."""
     return any(isinstance(module, _NormBase) and module.training for module in network.modules())
 
 
+@dataclass(frozen=True)
+class RehearsalSettings:
+    """Settings of methods that learn from a memory.
+
+    Attributes:
+        memory: samples to remember, of all tasks together.
+        replay: remembered samples per step.
+    """
+
+    memory: int = 500
+    replay: int = 64
+
+    def __post_init__(self) -> None:
+        require_range(self, "memory", "replay", least=1)
+
+
 class RehearsalMethod(MultiHeadMethod):
-    """What methods have in common that learn from a memory beside the new samples.
+    """Method that learns from a memory beside the new samples.
 
     The memory's samples go through the network in one batch with the new ones, so that batch norms see them together.
     Validation looks at the new task's samples alone.
+
+    Attributes:
+        memory: the remembered samples.
+        offering: generator that decides which samples are remembered; started anew with every task.
+        drawing: generator that decides which samples are learned again; started anew with every task.
     """
+
+    settings_type: ClassVar[type] = RehearsalSettings
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
         self.memory = Reservoir(settings.memory)
-        self._offering = self._drawing = torch.Generator()
+        self.offering = self.drawing = torch.Generator()
 
     def begin_task(self, task: Task) -> None:
         """Open the task's head, and start the streams of random numbers that belong to the task."""
         super().begin_task(task)
-        self._offering = seeded_generator(self.setup.seed, "memory", task.name)
-        self._drawing = seeded_generator(self.setup.seed, "replay", task.name)
+        self.offering = self.setup.generator("memory", task.name)
+        self.drawing = self.setup.generator("replay", task.name)
 
-    def _rehearses(self) -> bool:
-        """Whether the memory matters to this forward pass: a training step, or batch norms that gather statistics."""
-        return len(self.memory) > 0 and (torch.is_grad_enabled() or gathers_statistics(self.network))
+    def loss(self, batch: Batch) -> Loss:
+        """Return the loss of new and remembered samples; the new ones' cross-entropy where the memory does not matter.
 
-    def _forward(self, batch: Batch, *remembered: Mapping[str, Tensor]) -> list[Tensor]:
-        """Logits of a batch of the newest task and of rows of the memory; −inf behind the last class of a task."""
+        It matters in training steps, and where batch norms gather statistics.
+        """
+        rehearses = len(self.memory) > 0 and (torch.is_grad_enabled() or gathers_statistics(self.network))
+        return self.rehearsed_loss(batch) if rehearses else super().loss(batch)
+
+    @abc.abstractmethod
+    def rehearsed_loss(self, batch: Batch) -> Loss:
+        """Return the loss of new samples and of some that are drawn from the memory."""
+
+    def logits_of(self, batch: Batch, *remembered: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return logits of a batch of the newest task, and of rows of the memory; −inf behind a task's last class."""
         names = self.network.task_names
         x = torch.cat([batch.x, *(rows["x"] for rows in remembered)])
         newest = torch.full_like(batch.task_of, len(names) - 1)
@@ -110,25 +144,22 @@ class RehearsalMethod(MultiHeadMethod):
         logits = self.network(x, tuple(names), task_of)
         return list(torch.split(logits, [len(batch.x), *(len(rows["x"]) for rows in remembered)]))
 
-    def _plain_loss(self, batch: Batch) -> Loss:
-        """The new samples' cross-entropy alone."""
-        return super().loss(batch)
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the memory."""
+        return joined({"memory": self.memory.state()})
 
-    def _extra_state(self) -> dict[str, Tensor]:
-        return {f"memory.{name}": value for name, value in self.memory.state().items()}
-
-    def _load_extra_state(self, extra: Mapping[str, Tensor]) -> None:
-        self.memory.load(part_of(extra, "memory."))
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the memory."""
+        self.memory.load({name: value.to(self.setup.device) for name, value in part_of(state, "memory.").items()})
 
     def training_state(self) -> dict[str, Tensor]:
-        """The network, the memory, and how far the streams of random numbers are."""
-        streams = {"offering": self._offering.get_state(), "drawing": self._drawing.get_state()}
-        return {**super().training_state(), **self._extra_state(), **streams}
+        """Return the network, the memory, and how far the streams of random numbers are."""
+        streams = {"offering": self.offering.get_state(), "drawing": self.drawing.get_state()}
+        return {**super().training_state(), **self.extra_state(), **streams}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take them up."""
+        """Take up what :meth:`training_state` gave."""
         super().load_training_state(state)
-        device = self.setup.device
-        self.memory.load({name: value.to(device) for name, value in part_of(state, "memory.").items()})
-        self._offering.set_state(state["offering"])
-        self._drawing.set_state(state["drawing"])
+        self.load_extra_state(state)
+        self.offering.set_state(state["offering"])
+        self.drawing.set_state(state["drawing"])

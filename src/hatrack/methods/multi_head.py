@@ -1,35 +1,25 @@
-"""A plain network with a head per task, and what methods on top of it have in common."""
+"""A plain network with a head per task, and methods that train it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.checkpoint import (
-    Checkpoint,
-    check_backbone,
-    description_of_modules,
-    part_of,
-    read_checkpoint,
-    write_checkpoint,
-)
-from hatrack.errors import CheckpointError
+from hatrack.checkpoint import part_of
 from hatrack.heads import linear_head
-from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.methods.base import Batch, Loss, Setup, joined
+from hatrack.methods.stored import StoredMethod
 from hatrack.names import unknown_name
-from hatrack.streams import Task, seeded_generator
 
 __all__ = ["MultiHeadMethod", "MultiHeadNetwork"]
 
-FORMAT = "hatrack.MultiHeadNetwork"
-EXTRA = "method."
-"""What the names of a method's own tensors begin with in a file; those of the network begin otherwise."""
+EXTRA = "method"
+"""First part of the names of a method's own tensors in a file; those of the network begin otherwise."""
 
 
 class MultiHeadNetwork(nn.Module):
@@ -40,12 +30,20 @@ class MultiHeadNetwork(nn.Module):
         features: F.
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(self, backbone: nn.Module, features: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.features = features
         self.heads = nn.ModuleList()
         self.task_names: list[str] = []
+
+    @classmethod
+    def for_setup(cls, setup: Setup) -> MultiHeadNetwork:
+        """Make a network without tasks, on the setup's device, with the seed's initial weights."""
+        backbone = setup.build_backbone()
+        return cls(backbone, setup.features_of(backbone)).to(setup.device)
 
     def add_task(self, name: str, num_classes: int, generator: torch.Generator) -> None:
         """Open a head, on the device of the backbone."""
@@ -54,7 +52,7 @@ class MultiHeadNetwork(nn.Module):
         self.task_names.append(name)
 
     def head(self, task: str) -> nn.Linear:
-        """The head of a task.
+        """Return the head of a task.
 
         Raises:
             InputError: there is no such task.
@@ -66,18 +64,25 @@ class MultiHeadNetwork(nn.Module):
         return head
 
     def num_classes(self, task: str) -> int:
-        """Number of classes of a task."""
+        """Return the number of classes of a task."""
         return self.head(task).out_features
 
-    def forward(self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
-        """Logits ``(N, most classes)`` of samples of one task, or of several: −inf behind a task's last class."""
+    def forward(self, x: Tensor, tasks: str | Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Return logits ``(N, most classes)`` of samples of one task, or of several: −inf behind a task's last class.
+
+        Args:
+            x: samples ``(N, ...)``.
+            tasks: the task's name, or the names of all tasks that the samples may come from.
+            task_of: index of every sample's task in ``tasks``, int64 ``(N,)``; None if there is one task.
+        """
         return self.logits(self.backbone(x), tasks, task_of)
 
-    def logits(self, features: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
-        """Logits of features ``(N, F)``; see :meth:`forward`."""
+    def logits(self, features: Tensor, tasks: str | Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Return logits of features ``(N, F)``; see :meth:`forward`."""
+        tasks = [tasks] if isinstance(tasks, str) else tasks
         if len(tasks) == 1:
-            result: Tensor = self.head(tasks[0])(features)
-            return result
+            only: Tensor = self.head(tasks[0])(features)
+            return only
         assert task_of is not None
         each = [self.head(task)(features) for task in tasks]
         widest = max(logits.shape[1] for logits in each)
@@ -85,94 +90,83 @@ class MultiHeadNetwork(nn.Module):
         return torch.stack(padded)[task_of, torch.arange(len(features), device=features.device)]
 
     def frozen_copy(self) -> MultiHeadNetwork:
-        """The network as it is now, in evaluation mode, and never to be trained."""
+        """Return the network as it is now, in evaluation mode, and never to be trained."""
         frozen = copy.deepcopy(self)
         frozen.zero_grad()
         return frozen.eval().requires_grad_(False)
 
 
-class MultiHeadMethod(Method):
-    """Trains a :class:`MultiHeadNetwork` with the cross-entropy; the base of everything that adds to that."""
+class MultiHeadMethod(StoredMethod):
+    """Trains a :class:`MultiHeadNetwork` with the cross-entropy; the base of everything that adds to that.
+
+    Attributes:
+        network: the network.
+        kept: names of attributes that further tasks need beside the network, each a dictionary of tensors on the
+            method's device; they are saved and loaded with it.
+    """
+
+    file_format = "hatrack.MultiHeadNetwork"
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
-        self.network = self._fresh_network()
+        self.network = self.new_network()
 
-    def _fresh_network(self) -> MultiHeadNetwork:
-        backbone = self.setup.build_backbone()
-        with torch.no_grad():
-            training = backbone.training
-            features = backbone.eval()(torch.zeros(1, *self.setup.input_shape)).shape[1]
-            backbone.train(training)
-        return MultiHeadNetwork(backbone, features).to(self.setup.device)
+    def new_network(self) -> MultiHeadNetwork:
+        """Make the network with its initial weights, without tasks."""
+        return MultiHeadNetwork.for_setup(self.setup)
 
-    def _add_head(self, name: str, num_classes: int) -> None:
-        self.network.add_task(name, num_classes, seeded_generator(self.setup.seed, "head", name))
-
-    def begin_task(self, task: Task) -> None:
-        """Open the task's head."""
-        self._add_head(task.name, task.num_classes)
+    def open(self, name: str, num_classes: int, *_: Any) -> None:
+        """Add a task's head."""
+        self.network.add_task(name, num_classes, self.setup.generator("head", name))
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of the right head's logits."""
-        logits = self.network(batch.x, batch.tasks, batch.task_of)
-        return Loss(F.cross_entropy(logits, batch.y), logits)
-
-    def end_task(self, task: Task) -> None:
-        """Nothing to do."""
+        """Return the cross-entropy of the right head's logits."""
+        return Loss.cross_entropy(self.network(batch.x, batch.tasks, batch.task_of), batch.y)
 
     def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits of the task's head."""
-        logits: Tensor = self.network(x, [task])
-        return logits
+        """Return the logits of the task's head."""
+        return self.network(x, task)
 
     def trained_modules(self) -> Sequence[nn.Module]:
-        """The whole network."""
+        """Return the whole network; heads of other tasks get no gradient."""
         return [self.network]
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """All parameters; heads of other tasks get no gradient."""
-        return list(self.network.parameters())
-
     def shared_parameters(self) -> dict[str, nn.Parameter]:
-        """The backbone's parameters by their names there: what later tasks would overwrite."""
+        """Return the backbone's parameters by their names there: those that later tasks would overwrite."""
         return dict(self.network.backbone.named_parameters())
 
-    def _extra_state(self) -> Mapping[str, Tensor]:
-        """What further tasks need beside the network, by names of the method's choice."""
-        return {}
+    def copy_of_shared(self) -> dict[str, Tensor]:
+        """Return the values that :meth:`shared_parameters` have now."""
+        return {name: value.detach().clone() for name, value in self.shared_parameters().items()}
 
-    def _load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`_extra_state` gave, on the method's device; the network is loaded already."""
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return what further tasks need beside the network, by names of the method's choice: all that is kept."""
+        return joined({kind: getattr(self, kind) for kind in self.kept})
 
-    def save(self, path: Path) -> None:
-        """Write backbone, heads, and what else the method needs."""
-        network = self.network
-        tasks = [[name, network.num_classes(name)] for name in network.task_names]
-        description = {
-            "format": FORMAT,
-            "method": self.name,
-            "modules": description_of_modules(network.backbone),
-            "tasks": tasks,
-        }
-        extra = {EXTRA + name: value for name, value in self._extra_state().items()}
-        write_checkpoint(path, Checkpoint({**network.state_dict(), **extra}, description))
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`extra_state` gave, on the method's device; the network is loaded already."""
+        for kind in self.kept:
+            setattr(self, kind, part_of(state, f"{kind}."))
 
-    def load(self, path: Path) -> tuple[str, ...]:
-        """Read backbone, heads, and what else the method needs.
+    def stored_backbone(self) -> nn.Module:
+        """Return the network's backbone."""
+        return self.network.backbone
 
-        Raises:
-            CheckpointError: the file is damaged, or of another method or backbone.
-        """
-        checkpoint = read_checkpoint(path, FORMAT)
-        if checkpoint.description["method"] != self.name:
-            raise CheckpointError(
-                f"{path} was saved by the method {checkpoint.description['method']}, not by {self.name}"
-            )
-        check_backbone(path, checkpoint.description["modules"], self.network.backbone)
-        for name, num_classes in checkpoint.description["tasks"]:
-            self._add_head(name, num_classes)
-        extra, device = part_of(checkpoint.tensors, EXTRA), self.setup.device
-        self.network.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(EXTRA)})
-        self._load_extra_state({name: value.to(device) for name, value in extra.items()})
-        return tuple(self.network.task_names)
+    def stored_settings(self) -> Mapping[str, Any]:
+        """Return the method's name: all methods with such a network share one format."""
+        return {"method": self.name}
+
+    def stored_tasks(self) -> Sequence[Sequence[Any]]:
+        """Return name and number of classes of every task."""
+        return [(name, self.network.num_classes(name)) for name in self.network.task_names]
+
+    def stored_tensors(self) -> Mapping[str, Tensor]:
+        """Return the tensors of backbone and heads, and those of :meth:`extra_state`."""
+        return {**self.network.state_dict(), **joined({EXTRA: self.extra_state()})}
+
+    def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up backbone, heads, and what else the method needs."""
+        self.network.load_state_dict({name: v for name, v in tensors.items() if not name.startswith(f"{EXTRA}.")})
+        extra = part_of(tensors, f"{EXTRA}.")
+        self.load_extra_state({name: value.to(self.setup.device) for name, value in extra.items()})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from hatrack.errors import InputError
@@ -22,12 +21,12 @@ __all__ = [
 
 
 def number_of_parameters(module: nn.Module) -> int:
-    """Number of entries of all parameters."""
+    """Return the number of entries of all parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def expected_classes(setup: Setup, tasks: int | None = None) -> tuple[int, ...]:
-    """Numbers of classes of the tasks to come.
+    """Return the numbers of classes of the tasks to come.
 
     Args:
         setup: says what is known of them.
@@ -41,15 +40,13 @@ def expected_classes(setup: Setup, tasks: int | None = None) -> tuple[int, ...]:
 
 
 def parameters_with_heads(setup: Setup, classes: Sequence[int]) -> int:
-    """Number of parameters of the backbone and of heads for so many classes, which others are measured by."""
-    backbone = setup.build_backbone().eval()
-    with torch.no_grad():
-        features: int = backbone(torch.zeros(1, *setup.input_shape)).shape[1]
-    return number_of_parameters(backbone) + sum(classes) * (features + 1)
+    """Return how many parameters the backbone has, with heads for so many classes."""
+    backbone = setup.build_backbone()
+    return number_of_parameters(backbone) + sum(classes) * (setup.features_of(backbone) + 1)
 
 
 def narrow_builder_of(setup: Setup, method: str) -> Callable[[float, int], nn.Module]:
-    """How to make a copy of the backbone with a share of its units and the initial weights of a seed.
+    """Return the function that makes a copy of the backbone with a share of its units and a seed's initial weights.
 
     Raises:
         InputError: nobody knows how.
@@ -62,7 +59,7 @@ def narrow_builder_of(setup: Setup, method: str) -> Callable[[float, int], nn.Mo
 
 
 def matching_share(count: Callable[[float], int], target: int) -> float:
-    """The share of units at which copies have about as many parameters as they should.
+    """Find the share of units at which copies have about as many parameters as they should.
 
     Args:
         count: number of parameters at a share above 0 and up to 1; more units never mean fewer parameters.

@@ -44,17 +44,14 @@ class PackNet(WeightMaskedMethod):
     source = "Mallya and Lazebnik, CVPR 2018"
     settings_type = PackNetSettings
     grid = MappingProxyType({"prune_first": (0.5, 0.75), "prune": (0.5, 0.75)})
+    unmasked = Unmasked.FIRST_TASK
 
     def source_of_masks(self) -> Magnitude:
-        """The largest weights."""
+        """Return masks of the largest weights."""
         return Magnitude(self.settings.prune_first, self.settings.prune)
 
-    def unmasked(self) -> Unmasked:
-        """The first task's copies, fixed afterwards."""
-        return Unmasked.FIRST_TASK
-
     def phases(self, epochs: int) -> Sequence[int]:
-        """Training, then retraining what was kept, 2 : 1."""
+        """Divide the epochs into training, then retraining what was kept, 2 : 1."""
         retraining = max(1, round(epochs / 3)) if epochs > 1 else 0
         return (epochs - retraining, retraining)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hatrack.capacity import Capacity
-from hatrack.checkpoint import (
-    Checkpoint,
-    check_backbone,
-    description_of_modules,
-    part_of,
-    read_checkpoint,
-    write_checkpoint,
-)
+from hatrack.checkpoint import part_of
 from hatrack.errors import CheckpointError, InputError
-from hatrack.heads import linear_head
-from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.narrow import (
     expected_classes,
     matching_share,
@@ -33,12 +25,13 @@ from hatrack.methods.narrow import (
     parameters_with_heads,
     sections_of,
 )
-from hatrack.names import unknown_name
-from hatrack.streams import Task, derive_seed, seeded_generator
+from hatrack.methods.ranges import require_range
+from hatrack.methods.stored import StoredMethod
+from hatrack.names import look_up
+from hatrack.streams import Task, derive_seed
 
 __all__ = ["PathNet", "PathNetSettings", "growth", "mutated", "random_genes"]
 
-FORMAT = "hatrack.PathNet"
 INDIVIDUALS = 2
 Genes = tuple[tuple[int, ...], ...]
 """For every layer the numbers of the modules that a path takes; one that is named twice counts once."""
@@ -63,31 +56,19 @@ class PathNetSettings:
     module_width: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("modules", "active", "generations"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key} must be at least 1, not {getattr(self, key)}")
+        require_range(self, "modules", "active", "generations", least=1)
+        require_range(self, "module_width", above=0, most=1)
         if self.active > self.modules:
             raise InputError(f"active must be at most modules, {self.modules}, not {self.active}")
-        if self.module_width is not None and not 0.0 < self.module_width <= 1.0:
-            raise InputError(f"module_width must be above 0 and up to 1, or none, not {self.module_width}")
-
-
-@dataclass(frozen=True)
-class _Champion:
-    """The best path of a task so far, and the weights that it had when it was the best."""
-
-    loss: float
-    genes: Genes
-    state: Mapping[str, Tensor]
 
 
 def random_genes(layers: int, modules: int, active: int, generator: torch.Generator) -> Genes:
-    """A path that takes ``active`` different modules of every layer."""
+    """Draw a path that takes ``active`` different modules of every layer."""
     return tuple(tuple(torch.randperm(modules, generator=generator)[:active].tolist()) for _ in range(layers))
 
 
 def mutated(genes: Genes, modules: int, generator: torch.Generator) -> Genes:
-    """A copy in which each gene moves, with probability ``1 / (N·L)``, by −2 to 2, around the end (section 2.1)."""
+    """Draw a copy in which each gene moves with probability ``1 / (N·L)`` by −2 to 2, around the end (section 2.1)."""
     probability = 1 / sum(map(len, genes))
     result = []
     for layer in genes:
@@ -102,7 +83,7 @@ def _genes(path: Tensor) -> Genes:
 
 
 def growth(modules: int) -> float:
-    """How many times as large a sum of several modules' outputs is as one output, as root mean squares.
+    """Return how many times as large a sum of several modules' outputs is as one output, as root mean squares.
 
     ``√(N (1 − 1/π) + N² / π)`` for N independent, rectified normal numbers, whose mean square is 1/2, and whose squared
     mean is 1/(2π).
@@ -110,7 +91,7 @@ def growth(modules: int) -> float:
     return math.sqrt(modules * (1 - 1 / math.pi) + modules**2 / math.pi)
 
 
-class PathNet(Method):
+class PathNet(StoredMethod):
     """Layers of modules whose outputs are summed; a path takes some of each layer, and a tournament chooses the path.
 
     A generation trains two paths, one after the other, for ``epochs // generations`` epochs each, as the HAT paper does
@@ -126,6 +107,7 @@ class PathNet(Method):
     description = "evolved paths through layers of modules; the modules of a task's path are frozen"
     source = "Fernando et al., 2017"
     settings_type = PathNetSettings
+    file_format = "hatrack.PathNet"
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({"generations": (5, 10, 20, 50, 100, 200)})
 
     def __init__(self, setup: Setup, settings: Any) -> None:
@@ -137,7 +119,7 @@ class PathNet(Method):
         self._make_modules()
         self._heads: dict[str, nn.Linear] = {}
         self._individuals: list[Genes] = []
-        self._champion: _Champion | None = None
+        self._champion: dict[str, Tensor] = {}  # loss, genes and state (the weights) of the task's best path so far
         self._genes: Genes = ()
         self._generator = torch.Generator()
 
@@ -145,10 +127,8 @@ class PathNet(Method):
         classes, modules = expected_classes(self.setup), int(self.settings.modules)
 
         def count(share: float) -> int:
-            copy = self._build(share, self.setup.seed).eval()
-            with torch.no_grad():
-                features: int = copy(torch.zeros(1, *self.setup.input_shape)).shape[1]
-            return modules * number_of_parameters(copy) + sum(classes) * (features + 1)
+            copy = self._build(share, self.setup.seed)
+            return modules * number_of_parameters(copy) + sum(classes) * (self.setup.features_of(copy) + 1)
 
         return matching_share(count, parameters_with_heads(self.setup, classes))
 
@@ -158,12 +138,10 @@ class PathNet(Method):
         self.stem = copies[0][0].to(self.setup.device)
         layers = zip(*(sections for _, sections in copies), strict=True)
         self.layers = nn.ModuleList(nn.ModuleList(layer) for layer in layers).to(self.setup.device)
-        with torch.no_grad():
-            network = self._build(self.width, self.setup.seed).eval()
-            self._features = network(torch.zeros(1, *self.setup.input_shape)).shape[1]
+        self._features = self.setup.features_of(self._build(self.width, self.setup.seed))
 
     def _copy(self, number: int) -> tuple[nn.Module, list[nn.Module]]:
-        """One module of every layer, with initial weights that belong to its number and to the task.
+        """Make one module of every layer, with initial weights that belong to its number and to the task.
 
         They are divided by :func:`growth`, so that the sum of a layer's modules starts about as large as the output of
         one would, instead of growing from layer to layer until the first steps diverge.
@@ -176,7 +154,7 @@ class PathNet(Method):
         return sections_of(copy)
 
     def module(self, layer: int, number: int) -> nn.Module:
-        """A module."""
+        """Return a module by its layer and its number there, both from 0."""
         modules = self.layers[layer]
         assert isinstance(modules, nn.ModuleList)
         return modules[number]
@@ -187,18 +165,20 @@ class PathNet(Method):
             for layer, fresh in enumerate(self._copy(number)[1]):
                 if (layer, number) not in self.frozen:
                     self.module(layer, number).load_state_dict(fresh.state_dict())
-        self._add_head(task.name, task.num_classes)
-        self._generator = seeded_generator(self.setup.seed, "paths", task.name)
+        super().begin_task(task)
+        self._generator = self.setup.generator("paths", task.name)
         shape = (len(self.layers), self.settings.modules, self.settings.active)
         self._individuals = [random_genes(*shape, self._generator) for _ in range(INDIVIDUALS)]
-        self._genes, self._champion = self._individuals[0], None
+        self._genes, self._champion = self._individuals[0], {}
 
-    def _add_head(self, name: str, num_classes: int) -> None:
-        head = linear_head(self._features, num_classes, seeded_generator(self.setup.seed, "head", name))
-        self._heads[name] = head.to(self.setup.device)
+    def open(self, name: str, num_classes: int, *path: Sequence[Sequence[int]]) -> None:
+        """Make a task's head, and freeze its path if that is known."""
+        self._heads[name] = self.setup.head(self._features, name, num_classes).to(self.setup.device)
+        for genes in path:
+            self._freeze(name, tuple(map(tuple, genes)))
 
     def phases(self, epochs: int) -> Sequence[int]:
-        """A part for each path of each generation."""
+        """Return a part for each path of each generation."""
         generations: int = min(self.settings.generations, epochs)
         return (epochs // generations,) * (INDIVIDUALS * generations)
 
@@ -208,12 +188,13 @@ class PathNet(Method):
 
     def end_phase(self, index: int, valid_loss: float) -> None:
         """Compare the path with the best so far; after a generation the best goes on, beside a mutated copy."""
-        if self._champion is None or valid_loss < self._champion.loss:
-            state = {name: value.clone() for name, value in self._trained().state_dict().items()}
-            self._champion = _Champion(valid_loss, self._genes, state)
+        if not self._champion or valid_loss < float(self._champion["loss"]):
+            weights = {name: value.clone() for name, value in self._trained().state_dict().items()}
+            best = {"loss": torch.tensor(valid_loss, dtype=torch.float64), "genes": torch.tensor(self._genes)}
+            self._champion = best | joined({"state": weights})
         if index % INDIVIDUALS == INDIVIDUALS - 1:
-            self._genes = self._champion.genes
-            self._trained().load_state_dict(dict(self._champion.state))
+            self._genes = _genes(self._champion["genes"])
+            self._trained().load_state_dict(part_of(self._champion, "state."))
             self._individuals = [self._genes, mutated(self._genes, self.settings.modules, self._generator)]
 
     def end_task(self, task: Task) -> None:
@@ -235,107 +216,80 @@ class PathNet(Method):
         return logits
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy along the path whose turn it is."""
-        logits = self._forward(batch.x, batch.tasks[0], self._genes)
-        return Loss(F.cross_entropy(logits, batch.y), logits)
+        """Return the cross-entropy along the path whose turn it is."""
+        return Loss.cross_entropy(self._forward(batch.x, batch.tasks[0], self._genes), batch.y)
 
     def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits along the task's path."""
-        if task not in self.paths:
-            raise unknown_name("task", task, tuple(self.paths))
-        return self._forward(x, task, self.paths[task])
+        """Return the logits along the task's path."""
+        return self._forward(x, task, look_up("task", task, self.paths))
 
     def _trained(self) -> nn.ModuleDict:
-        """What is in training: the modules of the path that no earlier task holds, and the newest head."""
+        """Return the modules in training: those of the path that no earlier task froze, stem and newest head."""
         trained: dict[str, nn.Module] = {"stem": self.stem}
         if self._heads:
-            trained["head"] = self._head_in_training
+            trained["head"] = self._parts()["head"]
         for layer, numbers in enumerate(self._genes):
             free = (number for number in sorted(set(numbers)) if (layer, number) not in self.frozen)
             trained |= {f"{layer}_{number}": self.module(layer, number) for number in free}
         return nn.ModuleDict(trained)
 
     def trained_modules(self) -> Sequence[nn.Module]:
-        """The free modules of the path, and the task's head."""
+        """Return the free modules of the path, and the task's head."""
         return list(self._trained().values())
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Theirs."""
-        return list(self._trained().parameters())
-
     def training_state(self) -> dict[str, Tensor]:
-        """All modules and the head, the paths of the tournament, and the best path so far with its weights."""
-        state = {f"layers.{name}": value for name, value in self.layers.state_dict().items()}
-        state |= {f"stem.{name}": value for name, value in self.stem.state_dict().items()}
-        state |= {f"head.{name}": value for name, value in self._head_in_training.state_dict().items()}
-        state |= {"individuals": torch.tensor(self._individuals), "genes": torch.tensor(self._genes)}
-        state["generator"] = self._generator.get_state()
-        if self._champion is not None:
-            state |= {f"champion.state.{name}": value for name, value in self._champion.state.items()}
-            state["champion.genes"] = torch.tensor(self._champion.genes)
-            state["champion.loss"] = torch.tensor(self._champion.loss, dtype=torch.float64)
-        return state
+        """Return all modules, the head, the paths of the tournament, and the best path so far with its weights."""
+        paths = {"individuals": torch.tensor(self._individuals), "genes": torch.tensor(self._genes)}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**paths, "generator": self._generator.get_state(), **joined({**parts, "champion": self._champion})}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take them up."""
-        self.layers.load_state_dict(part_of(state, "layers."))
-        self.stem.load_state_dict(part_of(state, "stem."))
-        self._head_in_training.load_state_dict(part_of(state, "head."))
+        """Take up what :meth:`training_state` gave."""
+        for name, part in self._parts().items():
+            part.load_state_dict(part_of(state, f"{name}."))
         self._individuals = [_genes(path) for path in state["individuals"]]
         self._genes = _genes(state["genes"])
         self._generator.set_state(state["generator"])
-        if "champion.loss" in state:
-            weights = {n: v.to(self.setup.device) for n, v in part_of(state, "champion.state.").items()}
-            self._champion = _Champion(float(state["champion.loss"]), _genes(state["champion.genes"]), weights)
+        self._champion = part_of(state, "champion.")
 
-    @property
-    def _head_in_training(self) -> nn.Linear:
-        return list(self._heads.values())[-1]
+    def _parts(self) -> Mapping[str, nn.Module]:
+        return {"layers": self.layers, "stem": self.stem, "head": list(self._heads.values())[-1]}
 
     def capacity(self) -> Capacity:
-        """Share of the modules that belong to a task's path, by layer; in all, of their parameters."""
-        modules = self.settings.modules
-        held = [sum((layer, number) in self.frozen for number in range(modules)) for layer in range(len(self.layers))]
+        """Return the share of the modules that belong to a task's path, by layer; in all, of their parameters."""
+        modules, frozen = self.settings.modules, Counter(layer for layer, _ in self.frozen)
         sizes = [number_of_parameters(self.module(layer, 0)) for layer in range(len(self.layers))]
-        shares = {f"layer{layer}": number / modules for layer, number in enumerate(held, start=1)}
-        used = sum(number * size for number, size in zip(held, sizes, strict=True))
+        shares = {f"layer{layer + 1}": frozen[layer] / modules for layer in range(len(sizes))}
+        used = sum(frozen[layer] * size for layer, size in enumerate(sizes))
         entries = modules * sum(sizes)
         return Capacity(shares, None, used / max(1, entries), entries)
 
-    def save(self, path: Path) -> None:
-        """Write paths, heads and frozen modules; all others start anew with the next task anyway."""
-        tensors = {f"head.{task}.{k}": v for task, head in self._heads.items() for k, v in head.state_dict().items()}
-        for layer, number in self.frozen:
-            state = self.module(layer, number).state_dict()
-            tensors |= {f"{layer}.{number}.{name}": value for name, value in state.items()}
-        description = {
-            "format": FORMAT,
-            "modules": description_of_modules(self.setup.build_backbone()),
-            "per_layer": self.settings.modules,
-            "width": self.width,
-            "tasks": [[name, self._heads[name].out_features, genes] for name, genes in self.paths.items()],
-        }
-        write_checkpoint(path, Checkpoint(tensors, description))
+    def stored_settings(self) -> Mapping[str, Any]:
+        """Return how many modules a layer has, and how wide they are."""
+        return {"per_layer": self.settings.modules, "width": self.width}
 
-    def load(self, path: Path) -> tuple[str, ...]:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: it was saved with another backbone or number of modules.
-        """
-        checkpoint = read_checkpoint(path, FORMAT)
-        check_backbone(path, checkpoint.description["modules"], self.setup.build_backbone())
-        saved = checkpoint.description["per_layer"]
+    def restore_settings(self, path: Path, description: Mapping[str, Any]) -> None:
+        """Take up the width of the modules; their number must be that of the settings."""
+        saved = description["per_layer"]
         if saved != self.settings.modules:
             raise CheckpointError(f"{path} was saved with modules={saved}, not {self.settings.modules}")
-        if self.width != checkpoint.description["width"]:
-            self.width = checkpoint.description["width"]
+        if self.width != description["width"]:
+            self.width = description["width"]
             self._make_modules()
 
-        for name, num_classes, genes in checkpoint.description["tasks"]:
-            self._add_head(name, num_classes)
-            self._heads[name].load_state_dict(part_of(checkpoint.tensors, f"head.{name}."))
-            self._freeze(name, tuple(map(tuple, genes)))
-        for layer, number in self.frozen:
-            self.module(layer, number).load_state_dict(part_of(checkpoint.tensors, f"{layer}.{number}."))
-        return tuple(self.paths)
+    def stored_tasks(self) -> Sequence[Sequence[Any]]:
+        """Return name, number of classes and path of every task."""
+        return [(name, self._heads[name].out_features, genes) for name, genes in self.paths.items()]
+
+    def _stored_modules(self) -> dict[str, nn.Module]:
+        heads: dict[str, nn.Module] = {f"head.{task}": head for task, head in self._heads.items()}
+        return heads | {f"{layer}.{number}": self.module(layer, number) for layer, number in self.frozen}
+
+    def stored_tensors(self) -> Mapping[str, Tensor]:
+        """Return the tensors of heads and frozen modules; all others start anew with the next task anyway."""
+        return joined({name: module.state_dict() for name, module in self._stored_modules().items()})
+
+    def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give heads and frozen modules their tensors."""
+        for name, module in self._stored_modules().items():
+            module.load_state_dict(part_of(tensors, f"{name}."))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from hatrack.errors import InputError
 from hatrack.functional import Compensation
 from hatrack.growth import Growth
 from hatrack.masks import ElasticWeights, Embedding, FreeWeights
 from hatrack.methods.base import Batch, Loss
 from hatrack.methods.importance import Fisher, fisher_diagonal
-from hatrack.methods.masked import Room, WeightMaskedMethod
-from hatrack.streams import Task, seeded_generator
+from hatrack.methods.masked import Room, WeightMaskedMethod, growth_of
+from hatrack.methods.ranges import require_nonnegative, require_range
+from hatrack.streams import Task
 
 __all__ = ["PMASK", "PMASKSettings"]
 
@@ -44,11 +44,9 @@ class PMASKSettings:
     growth_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.s_max <= 0:
-            raise InputError(f"s_max must be above 0, not {self.s_max}")
-        if not 0.0 <= self.ewc < float("inf"):
-            raise InputError(f"ewc must be at least 0 and finite, not {self.ewc}")
-        Growth(self.growth_threshold, self.growth_share)
+        require_range(self, "s_max", above=0)
+        require_nonnegative(self, "ewc")
+        growth_of(self)
 
 
 class PMASK(WeightMaskedMethod):
@@ -62,35 +60,33 @@ class PMASK(WeightMaskedMethod):
     description = "hard attention on parameters: a mask of weights per task, learned as HAT learns its mask of units"
     source = "Raskoti and Ghimire"
     settings_type = PMASKSettings
+    settings: PMASKSettings
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
 
     def source_of_masks(self) -> Embedding:
-        """An embedding, annealed and compensated as in HAT."""
+        """Return an embedding, annealed and compensated as in HAT."""
         return Embedding(self.settings.s_max, self.settings.compensation)
 
     def conditioning(self) -> FreeWeights | ElasticWeights:
-        """Used weights are held; or, with ``ewc``, drawn back to where they were."""
+        """Return that used weights are frozen; or, with ``ewc``, drawn back to where they were."""
         return ElasticWeights(self.settings.ewc) if self.settings.ewc else FreeWeights()
 
     def growth(self) -> Growth | None:
-        """When layers are widened, if they are to be at all."""
-        settings: PMASKSettings = self.settings
-        grows = settings.capacity is Room.GROW
-        return Growth(settings.growth_threshold, settings.growth_share) if grows else None
+        """Return when layers are widened, if they are to be at all."""
+        return growth_of(self.settings)
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy, what the masks cost, and what it costs elastic weights to move."""
+        """Return the cross-entropy, what the masks cost, and what it costs elastic weights to move."""
         loss = super().loss(batch)
-        return loss._replace(value=loss.value + self.network.penalty()) if self.settings.ewc else loss
+        return loss.plus(self.network.penalty()) if self.settings.ewc else loss
 
     def end_task(self, task: Task) -> None:
         """Consolidate the task; with ``ewc``, measure under its mask what its weights matter to it."""
         super().end_task(task)
         if self.settings.ewc:
-            generator = seeded_generator(self.setup.seed, "fisher", task.name)
+            generator = self.setup.generator("fisher", task.name)
             self.network.tie(fisher_diagonal(self.network, task, self.settings.ewc_fisher, generator))
 
     def strength(self) -> float:
-        """The c of HAT's Eq. 4, times the share of free weights that the task takes."""
-        c: float = self.settings.c
-        return c
+        """Return the c of HAT's Eq. 4, the weight of the share of free weights that the task takes."""
+        return self.settings.c

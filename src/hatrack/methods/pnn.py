@@ -11,17 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.checkpoint import (
-    Checkpoint,
-    check_backbone,
-    description_of_modules,
-    part_of,
-    read_checkpoint,
-    write_checkpoint,
-)
-from hatrack.errors import InputError
-from hatrack.heads import linear_head
-from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.methods.base import Setup
 from hatrack.methods.narrow import (
     expected_classes,
     matching_share,
@@ -29,14 +19,13 @@ from hatrack.methods.narrow import (
     number_of_parameters,
     parameters_with_heads,
 )
-from hatrack.names import unknown_name
-from hatrack.streams import Task, seeded_generator
+from hatrack.methods.ranges import require_range
+from hatrack.methods.stored import NetworkPerTask
 
-__all__ = ["PNN", "Adapter", "Column", "PNNSettings"]
+__all__ = ["PNN", "Adapter", "NarrowColumn", "PNNSettings"]
 
-FORMAT = "hatrack.ProgressiveNetwork"
 Inputs = Mapping[str, Tensor]
-"""What the layers of a column read, by the layer's name."""
+"""Inputs of the layers of a column, by the layer's name."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +42,12 @@ class PNNSettings:
     column_width: float | None = None
 
     def __post_init__(self) -> None:
-        if self.expected_tasks is not None and self.expected_tasks < 1:
-            raise InputError(f"expected_tasks must be at least 1, not {self.expected_tasks}")
-        if self.column_width is not None and not 0.0 < self.column_width <= 1.0:
-            raise InputError(f"column_width must be above 0 and up to 1, or none, not {self.column_width}")
+        require_range(self, "expected_tasks", least=1)
+        require_range(self, "column_width", above=0, most=1)
 
 
 class Adapter(nn.Module):
-    """What a layer gets from the columns before its own: ``U relu(V [α₁ x₁, α₂ x₂, …])`` (Eq. 2).
+    """Lateral connection from the columns before a layer's own: ``U relu(V [α₁ x₁, α₂ x₂, …])`` (Eq. 2).
 
     V reduces what the same layer of the earlier columns reads to as many features as it reads in its own column, with a
     dense layer or a 1×1 convolution; U is a layer like the one that it adds to, without a bias. The scales α start
@@ -92,13 +79,13 @@ class Adapter(nn.Module):
             nn.init.zeros_(self.reduce.bias)
 
     def forward(self, earlier: Sequence[Tensor]) -> Tensor:
-        """What to add, given what the layer reads in each column before."""
+        """Return the summand for the layer, given what the layer reads in each column before."""
         scaled = [scale * x for scale, x in zip(self.scales, earlier, strict=True)]
         result: Tensor = self.expand(F.relu(self.reduce(torch.cat(scaled, dim=self._units))))
         return result
 
 
-class Column(nn.Module):
+class NarrowColumn(nn.Module):
     """A narrow backbone and a head; every layer but the first also reads its counterparts in the columns before.
 
     Args:
@@ -108,6 +95,8 @@ class Column(nn.Module):
         earlier: number of columns before.
         generator: on the CPU, draws the adapters' weights.
     """
+
+    __call__: Callable[..., tuple[Tensor, Inputs]]
 
     def __init__(
         self, backbone: nn.Module, head: nn.Linear, example: Tensor, earlier: int, generator: torch.Generator
@@ -142,14 +131,14 @@ class Column(nn.Module):
         return hook
 
     def forward(self, x: Tensor, given: Sequence[Inputs] = ()) -> tuple[Tensor, Inputs]:
-        """Logits of samples and what the layers read, given what those of the columns before have read."""
+        """Return logits, and the inputs of the layers, given the inputs of those of the columns before."""
         self._read, self._given = {}, given
         logits: Tensor = self.body(x)
         read, self._read, self._given = self._read, {}, ()
         return logits, read
 
 
-class PNN(Method):
+class PNN(NetworkPerTask[NarrowColumn]):
     """Trains a new column for every task; those before are frozen, in evaluation mode, and lend what they compute.
 
     All columns are equally wide, such that those of all tasks, with adapters and heads, have as many parameters as the
@@ -160,12 +149,11 @@ class PNN(Method):
     description = "progressive networks: a narrow network per task, which reads the frozen ones of earlier tasks"
     source = "Rusu et al., 2016"
     settings_type = PNNSettings
+    file_format = "hatrack.ProgressiveNetwork"
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
         self._build = narrow_builder_of(setup, self.name)
-        self.columns: dict[str, Column] = {}
-        self._classes: dict[str, int] = {}
         self.width = settings.column_width or self._matching_width()
 
     def _matching_width(self) -> float:
@@ -184,75 +172,30 @@ class PNN(Method):
 
         return matching_share(count, parameters_with_heads(self.setup, classes))
 
-    def _column(self, share: float, name: str, num_classes: int, earlier: int) -> Column:
+    def _column(self, share: float, name: str, num_classes: int, earlier: int) -> NarrowColumn:
         backbone = self._build(share, self.setup.seed)
+        head = self.setup.head(self.setup.features_of(backbone), name, num_classes)
         example = torch.zeros(1, *self.setup.input_shape)
-        with torch.no_grad():
-            features = backbone.eval()(example).shape[1]
-        head = linear_head(features, num_classes, seeded_generator(self.setup.seed, "head", name))
-        return Column(backbone, head, example, earlier, seeded_generator(self.setup.seed, "adapters", name))
+        return NarrowColumn(backbone, head, example, earlier, self.setup.generator("adapters", name))
 
-    def _open(self, name: str, num_classes: int) -> None:
-        for earlier in self.columns.values():
-            earlier.eval().requires_grad_(False)
-        column = self._column(self.width, name, num_classes, len(self.columns))
-        self.columns[name], self._classes[name] = column.to(self.setup.device), num_classes
+    def new_network(self, name: str, num_classes: int) -> NarrowColumn:
+        """Make a column that reads all those before it."""
+        return self._column(self.width, name, num_classes, len(self.networks))
 
-    def begin_task(self, task: Task) -> None:
-        """Make the task's column."""
-        self._open(task.name, task.num_classes)
-
-    def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of the task's column."""
-        logits = self.predict(batch.x, batch.tasks[0])
-        return Loss(F.cross_entropy(logits, batch.y), logits)
-
-    def end_task(self, task: Task) -> None:
-        """Nothing to do: the next task freezes the column."""
-
-    def predict(self, x: Tensor, task: str) -> Tensor:
-        """Logits of the task's column, after those before it."""
-        if task not in self.columns:
-            raise unknown_name("task", task, tuple(self.columns))
+    def logits(self, x: Tensor, task: str) -> Tensor:
+        """Return the logits of the task's column, after those before it."""
         given: list[Inputs] = []
-        for name, column in self.columns.items():
+        for name, column in self.networks.items():
             if name == task:
                 break
             with torch.no_grad():
                 given.append(column(x, given)[1])
-        logits: Tensor = self.columns[task](x, given)[0]
-        return logits
+        return self.networks[task](x, given)[0]
 
-    def trained_modules(self) -> Sequence[nn.Module]:
-        """The last column."""
-        return list(self.columns.values())[-1:]
+    def stored_settings(self) -> Mapping[str, Any]:
+        """Return the width of the columns."""
+        return {"width": self.width}
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The last column's parameters, its adapters' among them."""
-        return [parameter for column in self.trained_modules() for parameter in column.parameters()]
-
-    def save(self, path: Path) -> None:
-        """Write all columns."""
-        tensors = {
-            f"{index}.{name}": value
-            for index, column in enumerate(self.columns.values())
-            for name, value in column.state_dict().items()
-        }
-        description = {
-            "format": FORMAT,
-            "modules": description_of_modules(self.setup.build_backbone()),
-            "width": self.width,
-            "tasks": [list(pair) for pair in self._classes.items()],
-        }
-        write_checkpoint(path, Checkpoint(tensors, description))
-
-    def load(self, path: Path) -> tuple[str, ...]:
-        """Read all columns."""
-        checkpoint = read_checkpoint(path, FORMAT)
-        check_backbone(path, checkpoint.description["modules"], self.setup.build_backbone())
-        self.width = checkpoint.description["width"]
-        for index, (name, num_classes) in enumerate(checkpoint.description["tasks"]):
-            self._open(name, num_classes)
-            own = part_of(checkpoint.tensors, f"{index}.")
-            self.columns[name].load_state_dict(own)
-        return tuple(self.columns)
+    def restore_settings(self, path: Path, description: Mapping[str, Any]) -> None:
+        """Take up the width of the columns."""
+        self.width = description["width"]

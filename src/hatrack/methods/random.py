@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.methods.base import Batch, Loss, Method, Setup
-from hatrack.names import unknown_name
+from hatrack.names import look_up
 from hatrack.protection.frozen import digest
-from hatrack.streams import Task, seeded_generator
+from hatrack.streams import Task
 
 __all__ = ["Random"]
 
@@ -45,24 +45,15 @@ class Random(Method):
         """Refuse: there is nothing to train."""
         raise TypeError("random guessing has nothing to train")
 
-    def end_task(self, task: Task) -> None:
-        """Nothing to do."""
-
     def predict(self, x: Tensor, task: str) -> Tensor:
         """Draw one class per sample."""
-        if task not in self._frequencies:
-            raise unknown_name("task", task, self._frequencies)
-        frequencies = self._frequencies[task]
-        generator = seeded_generator(self.setup.seed, "guess", task, digest({"x": x}))
+        frequencies = look_up("task", task, self._frequencies)
+        generator = self.setup.generator("guess", task, digest({"x": x}))
         uniform = torch.rand(len(x), len(frequencies), generator=generator).clamp_(1e-12, 1 - 1e-7)
         return (frequencies.clamp_min(1e-12).log() - (-uniform.log()).log()).to(x.device)
 
     def trained_modules(self) -> Sequence[nn.Module]:
-        """None."""
-        return []
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """None."""
+        """Return none: nothing is trained."""
         return []
 
     def save(self, path: Path) -> None:

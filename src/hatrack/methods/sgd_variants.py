@@ -41,7 +41,7 @@ class SGDFrozen(MultiHeadMethod):
                     module.eval()
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """All parameters, and from the second task on those of the new head."""
+        """Return all parameters, and from the second task on those of the new head."""
         return list(self.network.heads[-1].parameters()) if self._frozen else super().trained_parameters()
 
 
@@ -55,6 +55,6 @@ class SGDRestart(MultiHeadMethod):
     def begin_task(self, task: Task) -> None:
         """Take a fresh backbone, keep the heads, and open the task's own."""
         before = self.network
-        self.network = self._fresh_network()
+        self.network = self.new_network()
         self.network.heads, self.network.task_names = before.heads, before.task_names
         super().begin_task(task)

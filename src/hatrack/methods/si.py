@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import InputError
 from hatrack.methods.anchored import AnchoredMethod
 from hatrack.methods.base import Setup
+from hatrack.methods.importance import added
+from hatrack.methods.ranges import require_range
 from hatrack.streams import Task
 
 __all__ = ["SI", "PathIntegral", "SISettings"]
@@ -35,8 +36,7 @@ class SISettings:
     damping: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.damping <= 0:
-            raise InputError(f"damping must be above 0, not {self.damping}")
+        require_range(self, "damping", above=0)
 
 
 class PathIntegral(nn.Module):
@@ -83,46 +83,36 @@ class SI(AnchoredMethod):
         """Start the path where the weights are."""
         super().begin_task(task)
         self.path = PathIntegral(self.shared_parameters())
-        self._start = {name: value.detach().clone() for name, value in self.shared_parameters().items()}
+        self._start = self.copy_of_shared()
 
     def trained_modules(self) -> Sequence[nn.Module]:
-        """The network, and the path, which belongs to the weights of the best epoch."""
+        """Return the network, and the path, which belongs to the weights of the best epoch."""
         return [self.network, self.path]
 
-    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Watch every step; none is changed."""
-        optimizer.register_step_pre_hook(lambda *_: self._note())
-        optimizer.register_step_post_hook(lambda *_: self._follow())
-        return optimizer
-
     @torch.no_grad()
-    def _note(self) -> None:
-        """Remember weights and gradients before a step."""
+    def before_step(self) -> None:
+        """Remember weights and gradients; no step is changed."""
         self._before = {}
         for name, parameter in self.shared_parameters().items():
             if parameter.grad is None:
                 continue
             gradient = parameter.grad.clone()
-            if self.anchor and self.importance is not None:
+            if self.importance:
                 # Only the task's own loss counts: take the penalty's gradient, which is known, off again. That is exact
                 # unless the gradient was clipped, which the paper does not do.
                 gradient -= 2 * self.scale() * self.importance[name] * (parameter - self.anchor[name])
             self._before[name] = (parameter.detach().clone(), gradient)
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Add a step to the path."""
-        for name, parameter in self.shared_parameters().items():
-            if name in self._before:
-                before, gradient = self._before[name]
-                self.path[name].sub_(gradient * (parameter - before))
+    def after_step(self) -> None:
+        """Add the step to the path."""
+        parameters = self.shared_parameters()
+        for name, (before, gradient) in self._before.items():
+            self.path[name].sub_(gradient * (parameters[name] - before))
         self._before = {}
 
     def end_task(self, task: Task) -> None:
         """Turn the path into importance, and add it to that of earlier tasks."""
-        importance = {}
-        for name, parameter in self.shared_parameters().items():
-            moved = parameter.detach() - self._start[name]
-            new = self.path[name] / (moved.square() + self.settings.damping)
-            importance[name] = (new if self.importance is None else self.importance[name] + new).clamp_min(0.0)
-        self.hold(importance)
+        moved = {name: value - self._start[name] for name, value in self.copy_of_shared().items()}
+        new = {name: self.path[name] / (by.square() + self.settings.damping) for name, by in moved.items()}
+        self.hold({name: value.clamp_min(0.0) for name, value in added(self.importance, new).items()})

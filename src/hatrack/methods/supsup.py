@@ -42,16 +42,16 @@ class SupSup(WeightMaskedMethod):
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
 
     def source_of_masks(self) -> Scores:
-        """Scores of each weight."""
+        """Return scores of each weight."""
         return Scores(self.settings.keep)
 
     def conditioning(self) -> NoWeights:
-        """None is ever changed."""
+        """Return that no weight is ever changed."""
         return NoWeights()
 
     @torch.no_grad()
     def build_backbone(self) -> nn.Module:
-        """The backbone, its weights turned into signed constants."""
+        """Return the backbone, its weights turned into signed constants."""
         backbone = super().build_backbone()
         for name in lay_out(backbone).masked:
             weight = backbone.get_parameter(name)

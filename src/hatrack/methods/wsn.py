@@ -36,5 +36,5 @@ class WSN(WeightMaskedMethod):
     grid = MappingProxyType({"keep": (0.03, 0.05, 0.1, 0.3, 0.5, 0.7)})
 
     def source_of_masks(self) -> Scores:
-        """The largest scores of each layer."""
+        """Return masks of the largest scores of each layer."""
         return Scores(self.settings.keep)

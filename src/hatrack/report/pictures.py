@@ -13,7 +13,7 @@ from hatrack.errors import InputError
 from hatrack.experiments import Prepared, RunRequest, prepare
 from hatrack.functional import Compensation, annealed_scale, batch_progress, compensated_gate
 from hatrack.methods.dwa import DWA
-from hatrack.methods.dwa_analysis import cosine_similarities, task_profile
+from hatrack.methods.dwa.analysis import cosine_similarities, task_profile
 from hatrack.methods.masked import MaskedMethod
 from hatrack.models.base import MaskedNetwork
 from hatrack.report import charts, grids

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from hatrack.checkpoint import part_of
 from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
-from hatrack.methods import EpochPlan, Method
+from hatrack.methods import Batch, EpochPlan, Method, joined
 from hatrack.modes import fresh_statistics
 from hatrack.parallel import ALONE, Ranks
-from hatrack.streams import Task, derive_seed, seeded_generator
-from hatrack.train.samples import Samples
+from hatrack.streams import Split, Task, derive_seed, seeded_generator
 from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
-from hatrack.train.state import Place, Snapshot, TrainingState, load_optimizer, optimizer_tensors
+from hatrack.train.state import BestEpoch, Place, TrainingState, load_optimizer, optimizer_tensors
 
 __all__ = ["BatchDone", "EpochDone", "Training", "fit"]
 
@@ -101,14 +100,14 @@ class Training:
         self._task = seen[-1].name
         self._phases = tuple(method.phases(settings.epochs))
         tasks, device = method.training_tasks(seen), method.setup.device
-        self._train = Samples.of(tasks, [task.train for task in tasks], device)
+        self._train = _all_samples(tasks, [task.train for task in tasks], device)
         same = all(task.valid is task.train for task in tasks)
-        self._valid = self._train if same else Samples.of(tasks, [task.valid for task in tasks], device)
+        self._valid = self._train if same else _all_samples(tasks, [task.valid for task in tasks], device)
         self._place = self._start_of(0)
         self._taken_up = taken_up
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
-        """Train."""
+        """Train, and yield events."""
         method, taken_up, self._taken_up = self._method, self._taken_up, None
         if taken_up is not None:
             self._place = taken_up.place
@@ -140,8 +139,8 @@ class Training:
         return self._place.ended and not any(self._phases[self._place.phase + 1 :])
 
     def state(self) -> TrainingState:
-        """All that the rest of the training depends on, just after an epoch; the tensors are not copied."""
-        own = {f"method.{name}": value for name, value in self._method.training_state().items()}
+        """Return all that the rest of the training depends on, just after an epoch; the tensors are not copied."""
+        own = joined({"method": self._method.training_state()})
         return TrainingState(self._place, {**own, **self._best.tensors(), **optimizer_tensors(self._optimizer)})
 
     def _fit_phase(self, taken_up: Mapping[str, Tensor]) -> Iterator[BatchDone | EpochDone]:
@@ -150,14 +149,14 @@ class Training:
         groups = method.parameter_groups()
         parameters = [parameter for group in groups for parameter in group.parameters]
         optimizer = self._optimizer = method.protect(build_optimizer(groups, settings))
-        best = self._best = Snapshot(method, taken_up)
+        best = self._best = BestEpoch(method, taken_up)
         load_optimizer(optimizer, taken_up)
         epochs = self._phases[self._place.phase]
         before = sum(self._phases[: self._place.phase])
         while self._place.epochs < epochs and not self._place.ended:
             place = self._place
             number = before + place.epochs + 1
-            plan = method.begin_epoch(place.epochs + 1, epochs, self._train.batch(slice(None), progress=0.0))
+            plan = method.begin_epoch(place.epochs + 1, epochs, self._train)
             lr = place.lr * plan.lr_factor
             for group, learning in zip(groups, optimizer.param_groups, strict=True):
                 learning["lr"] = lr * group.lr_factor
@@ -174,7 +173,7 @@ class Training:
         best.restore()
 
     def _end_epoch(self, parameters: Sequence[nn.Parameter], epoch: int) -> tuple[float, float]:
-        """Validate; the loss and the accuracy."""
+        """Validate; return the loss and the accuracy."""
         method, ranks = self._method, self._ranks
         ranks.require_same(parameters, self._task)
         if self._settings.fresh_statistics:
@@ -187,7 +186,7 @@ class Training:
     def _train_epoch(self, plan: EpochPlan, parameters: Sequence[nn.Parameter], epoch: int) -> Iterator[BatchDone]:
         method, settings, ranks, train = self._method, self._settings, self._ranks, self._train
         seed, device = method.setup.seed, train.x.device
-        count = len(train) if plan.rows is None else len(plan.rows)
+        count = len(train.x) if plan.rows is None else len(plan.rows)
         order = torch.randperm(count, generator=seeded_generator(seed, "shuffle", self._task, epoch)).to(device)
         order = order if plan.rows is None else plan.rows.to(device)[order]
         batches = math.ceil(count / settings.batch_size)
@@ -201,7 +200,7 @@ class Training:
                 rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
                 rows, weight = ranks.share(rows)
                 with self._autocast(), _batch_norms_explained(self._task):
-                    loss = method.loss(train.step(rows, batch_progress(index, batches))).value
+                    loss = method.loss(train.part(rows, batch_progress(index, batches))).value
                 loss = loss if ranks.size == 1 else loss * weight
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -217,10 +216,9 @@ class Training:
                     require_finite(mean, "loss", self._task, epoch)
                 yield BatchDone(epoch, index + 1, batches, mean)
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._settings.precision is Precision.FLOAT32:
-            return nullcontext()
-        return torch.autocast(self._train.x.device.type, torch.bfloat16)
+    def _autocast(self) -> torch.autocast:
+        mixed = self._settings.precision is Precision.BFLOAT16
+        return torch.autocast(self._train.x.device.type, torch.bfloat16, enabled=mixed)
 
     def _renew_statistics(self, epoch: int) -> None:
         """Gather the statistics of batch norms anew, if there are any; in full batches, which all count alike."""
@@ -230,26 +228,35 @@ class Training:
         if not modules:
             return
         generator = seeded_generator(method.setup.seed, "statistics", self._task, epoch)
-        rows = torch.randperm(len(train), generator=generator)[: STATISTICS_BATCHES * batch_size].to(train.x.device)
+        rows = torch.randperm(len(train.x), generator=generator)[: STATISTICS_BATCHES * batch_size].to(train.x.device)
         whole = len(rows) // batch_size * batch_size or len(rows)
         with ExitStack() as stack:
             for module in modules:
                 stack.enter_context(fresh_statistics(module))
             for batch in torch.split(rows[:whole], batch_size):
-                method.loss(train.batch(batch, progress=1.0))
+                method.loss(replace(train.part(batch, progress=1.0), rows=None))
 
     def _validate(self) -> tuple[float, float]:
         method, valid, size = self._method, self._valid, self._settings.eval_batch_size
         method.train_mode(False)
         loss = right = 0.0
         with torch.no_grad():
-            for start in range(0, len(valid), size):
-                batch = valid.batch(slice(start, start + size), progress=1.0)
+            for start in range(0, len(valid.x), size):
+                batch = valid.part(slice(start, start + size), progress=1.0)
                 with self._autocast():
                     result = method.loss(batch)
                 loss += float(result.value) * len(batch.x)
                 right += int((result.logits.argmax(dim=1) == batch.y).sum())
-        return loss / len(valid), right / len(valid)
+        return loss / len(valid.x), right / len(valid.x)
+
+
+def _all_samples(tasks: Sequence[Task], splits: Sequence[Split], device: torch.device) -> Batch:
+    """Load one split of each task, as one batch on a device."""
+    loaded = [split.load() for split in splits]
+    x = loaded[0][0] if len(loaded) == 1 else torch.cat([x for x, _ in loaded])
+    y = torch.cat([y for _, y in loaded])
+    task_of = torch.cat([torch.full((len(y),), index) for index, (_, y) in enumerate(loaded)])
+    return Batch(x.to(device), y.to(device), tuple(task.name for task in tasks), task_of.to(device), 0.0)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def predict_splits(method: Method, splits: Mapping[str, Split], batch_size: int)
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:
-    """Loss and accuracy of logits ``(N, classes)`` for labels ``(N,)``, and the hash of the logits."""
+    """Return loss and accuracy of logits ``(N, classes)`` for labels ``(N,)``, and the hash of the logits."""
     little_endian = logits.numpy().astype("<f4", copy=False)
     return Score(
         loss=float(F.cross_entropy(logits, labels)),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hatrack.errors import InputError
 from hatrack.methods import ParameterGroup
+from hatrack.methods.ranges import require_nonnegative, require_range
 
 __all__ = ["OptimizerKind", "Precision", "TrainingSettings", "build_optimizer"]
 
@@ -69,27 +68,17 @@ class TrainingSettings:
     precision: Precision = Precision.FLOAT32
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "lr_patience", "eval_batch_size"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key} must be at least 1, not {getattr(self, key)}")
-        for key in ("lr", "clip_norm"):
-            if not getattr(self, key) > 0:
-                raise InputError(f"{key} must be above 0, not {getattr(self, key)}")
-        for key in ("lr", "lr_factor", "lr_min", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise InputError(f"{key} must be a finite number, 0 or more, not {getattr(self, key)}")
-        if self.lr_factor <= 1:
-            raise InputError(f"lr_factor must be above 1, not {self.lr_factor}: the learning rate is divided by it")
+        require_range(self, "epochs", "batch_size", "lr_patience", "eval_batch_size", least=1)
+        require_range(self, "lr", "clip_norm", above=0)
+        require_nonnegative(self, "lr", "lr_factor", "lr_min", "momentum", "weight_decay")
+        require_range(self, "lr_factor", above=1)  # the learning rate is divided by it
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """The optimizer of some groups of parameters."""
+    """Make the optimizer of some groups of parameters."""
     lr, weight_decay = settings.lr, settings.weight_decay
     parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
-    match settings.optimizer:
-        case OptimizerKind.SGD:
-            return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
-        case OptimizerKind.ADAM:
-            return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-        case OptimizerKind.ADAMW:
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    if settings.optimizer is OptimizerKind.SGD:
+        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
+    adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
+    return adam(parameters, lr=lr, weight_decay=weight_decay)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hatrack.checkpoint import part_of
-from hatrack.methods import Method
+from hatrack.methods import Method, joined
 from hatrack.train.settings import TrainingSettings
 
-__all__ = ["Place", "Snapshot", "TrainingState", "load_optimizer", "optimizer_tensors"]
+__all__ = ["BestEpoch", "Place", "TrainingState", "load_optimizer", "optimizer_tensors"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Place:
     ended: bool = False
 
     def after_epoch(self, valid_loss: float, settings: TrainingSettings, *, counts: bool, epochs: int) -> Place:
-        """The place after one more epoch.
+        """Return the place after one more epoch.
 
         Args:
             valid_loss: its validation loss.
@@ -69,7 +69,7 @@ class TrainingState:
     tensors: Mapping[str, Tensor]
 
 
-class Snapshot:
+class BestEpoch:
     """A copy of everything in training, to go back to the best epoch.
 
     Args:
@@ -79,12 +79,8 @@ class Snapshot:
 
     def __init__(self, method: Method, saved: Mapping[str, Tensor]) -> None:
         self._live = [*method.trained_parameters(), *method.trained_buffers()]
-        count = sum(name.startswith("best.") for name in saved)
-        self._kept: list[Tensor] = []
-        if count:
-            self.take()
-            for index, kept in enumerate(self._kept):
-                kept.copy_(saved[f"best.{index}"])
+        kept = part_of(saved, "best.")
+        self._kept = [kept[str(index)].to(live.device) for index, live in enumerate(self._live) if kept]
 
     def take(self) -> None:
         """Keep everything as it is now."""
@@ -97,19 +93,14 @@ class Snapshot:
                 live.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was kept, by names."""
+        """Return the tensors that were kept, by names."""
         return {f"best.{index}": kept for index, kept in enumerate(self._kept)}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer has gathered, such as momentum, by names."""
-    gathered = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": value
-        for index, of_parameter in gathered.items()
-        for key, value in of_parameter.items()
-        if isinstance(value, Tensor)  # None stands for a momentum that has not begun
-    }
+    """Return the tensors that an optimizer has gathered, such as momentum, by names."""
+    gathered = joined({f"optimizer.{index}": values for index, values in optimizer.state_dict()["state"].items()})
+    return {name: value for name, value in gathered.items() if isinstance(value, Tensor)}  # None: not begun
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.methods.dwa_losses import orthogonal_candidates
-from hatrack.methods.dwa_network import DWANetwork
+from hatrack.methods.dwa.losses import orthogonal_candidates
+from hatrack.methods.dwa.network import DWANetwork
 from hatrack.modes import evaluation_mode
 
 __all__ = ["Anchors", "choose_anchors", "positive_anchor", "simple_samples"]
@@ -31,7 +31,7 @@ class Anchors(NamedTuple):
 
 
 def simple_samples(complexity: Tensor, below: float, most: int, generator: torch.Generator) -> Tensor:
-    """Places of samples to make anchors of: random ones of those less complex than a bound, or the simplest if none is.
+    """Choose the samples to make anchors of: random ones less complex than a bound, or the simplest if none is.
 
     Args:
         complexity: ζ, ``(N,)``, N at least 1.
@@ -47,7 +47,7 @@ def simple_samples(complexity: Tensor, below: float, most: int, generator: torch
 
 @torch.no_grad()
 def positive_anchor(network: DWANetwork, task: str, x: Tensor) -> Tensor:
-    """P: the mean embedding of samples ``(N, ...)`` of a task, in evaluation mode."""
+    """Measure P, the mean embedding of samples ``(N, ...)`` of a task, in evaluation mode."""
     with evaluation_mode(network):
         return network.embeddings(x, task).mean(dim=0)
 
@@ -62,7 +62,7 @@ def choose_anchors(
     candidates: int,
     generator: torch.Generator,
 ) -> Anchors:
-    """The anchors of a task, from some of its samples.
+    """Choose the anchors of a task, from some of its samples.
 
     N is the one of some random vectors orthogonal to P, and N_T the one of the earlier tasks' positive anchors, with
     which the samples would have the highest cross-entropy if it were the embedding of all of them.

@@ -34,12 +34,12 @@ class MaskMagnitude(enum.Enum):
     """``|H|``, as the author's code has it."""
 
     def of(self, mask: Tensor) -> Tensor:
-        """The magnitude of every entry."""
+        """Return the magnitude of every entry."""
         return mask.relu() if self is MaskMagnitude.POSITIVE else mask.abs()
 
 
 def triplet_loss(embedding: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
-    """How far samples are from lying nearer to P than to N by a margin (2): ``[‖E − P‖² − ‖E − N‖² + α]_+``.
+    """Return how far samples are from lying nearer to P than to N by a margin (2): ``[‖E − P‖² − ‖E − N‖² + α]_+``.
 
     Args:
         embedding: E, ``(N, D)``.
@@ -63,7 +63,9 @@ def anchor_loss(
     margin: float,
     delta: float,
 ) -> Tensor:
-    """Anchor triplet loss (3): ``L_emb = (1 − ζ) (Tri(E, P, N) + δ Tri(E, P, N_T))``, simple samples counting most.
+    """Return the anchor triplet loss (3), ``L_emb = (1 − ζ) (Tri(E, P, N) + δ Tri(E, P, N_T))``.
+
+    Simple samples count most.
 
     Args:
         embedding: E, ``(N, D)``.
@@ -86,7 +88,7 @@ def anchor_loss(
 def plasticity_loss(
     mask: Tensor, importance: Tensor, eta: float, magnitude: MaskMagnitude = MaskMagnitude.POSITIVE
 ) -> Tensor:
-    """How much a layer's masks use of what matters to earlier tasks (4): ``L_pl = Σ_i F_i [η H_i]_+``.
+    """Return how much a layer's masks use of what matters to earlier tasks (4): ``L_pl = Σ_i F_i [η H_i]_+``.
 
     Args:
         mask: H, ``(N, *weight)``.
@@ -101,13 +103,13 @@ def plasticity_loss(
 
 
 def mask_activity(mask: Tensor) -> Tensor:
-    """Mean magnitude of a layer's masks ``(N, *weight)``, ``(N,)``: stands for the share of entries in use in (5)."""
+    """Return the mean magnitude ``(N,)`` of masks ``(N, *weight)``, for the share of entries in use in (5)."""
     activity: Tensor = torch.linalg.vector_norm(mask.flatten(1), ord=1, dim=1) / mask[:1].numel()
     return activity
 
 
 def sparsity_loss(activity: Tensor, allowed: float) -> Tensor:
-    """How much more of a layer is in use than allowed (5): ``R_sp = [mean_i |H_i| − μ]_+``.
+    """Return how much more of a layer is in use than allowed (5): ``R_sp = [mean_i |H_i| − μ]_+``.
 
     The paper counts entries above 0 instead of ``|H|``, which has no gradient; its author's code takes ``|H|``.
 
@@ -122,7 +124,7 @@ def sparsity_loss(activity: Tensor, allowed: float) -> Tensor:
 
 
 def orthogonal_candidates(positive: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Random vectors orthogonal to P and as long as P, which N is chosen from.
+    """Draw vectors orthogonal to P and as long as P, which N is chosen from.
 
     Args:
         positive: P, ``(D,)``, D at least 2.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.methods.dwa_network import DWANetwork
+from hatrack.methods.dwa.network import DWANetwork
 from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
 
@@ -50,7 +50,7 @@ class Relatedness:
 
 @torch.no_grad()
 def task_profile(network: DWANetwork, task: Task) -> Profile:
-    """Mean embedding and mean mask over a task's test samples, in evaluation mode."""
+    """Measure the mean embedding and mean mask over a task's test samples, in evaluation mode."""
     x = task.test.load()[0].to(next(network.parameters()).device)
     with evaluation_mode(network):
         embeddings = torch.cat([network.embeddings(part, task.name) for part in torch.split(x, SAMPLES_AT_ONCE)])
@@ -63,7 +63,7 @@ def task_profile(network: DWANetwork, task: Task) -> Profile:
 
 
 def cosine_similarities(vectors: Sequence[Tensor], *, centred: bool = False) -> Tensor:
-    """Cosines between vectors of one length.
+    """Return the cosines between vectors of one length.
 
     Args:
         vectors: T of them.
@@ -100,7 +100,7 @@ def relatedness(similarities: Tensor, related: Sequence[tuple[int, int]]) -> Rel
 
 
 def _pairings(tasks: tuple[int, ...]) -> list[tuple[tuple[int, int], ...]]:
-    """All the ways to pair an even number of tasks up."""
+    """Return all the ways to pair an even number of tasks up."""
     if not tasks:
         return [()]
     first, *others = tasks

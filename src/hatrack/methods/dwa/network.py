@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
-from hatrack.methods.dwa_masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, Usage
+from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, Usage
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.methods.narrow import sections_of
 from hatrack.networks import initialize_he
@@ -20,6 +20,9 @@ __all__ = ["Context", "DWABackbone", "DWANetwork", "Pass", "context_processor"]
 
 BOTTLENECK, CHANNELS = 32, 128
 """Widths of the context processor."""
+
+NOTHING_LEARNED = Usage()
+"""Usage while there are no earlier tasks."""
 
 ADVICE = "dwa masks sequences of dense layers and convolutions, such as the networks mlp and alexnet"
 
@@ -55,7 +58,7 @@ class Pass(NamedTuple):
 
 
 def context_processor(shape: Sequence[int], embedding: int) -> nn.Sequential:
-    """What makes an embedding in (−1, 1) of the stem's output.
+    """Make the module that turns the stem's output into an embedding in (−1, 1).
 
     For pictures: a 1×1 convolution to 32 channels, a 3×3 convolution of stride 2 (padded by 1, so that any size will
     do) to 128, ReLU, a dense layer, tanh. For vectors the dense layers of the same widths, which is our choice: the
@@ -93,7 +96,7 @@ class DWABackbone(nn.Module):
         context: what masks are generated from.
         embedding: length of an embedding, D.
         form: of the masks of dense layers.
-        chunk_entries: most entries of the masks held at once; see :class:`~hatrack.methods.dwa_masks.MaskedLayer`.
+        chunk_entries: most entries of the masks held at once; see :class:`~hatrack.methods.dwa.masks.MaskedLayer`.
         generator: draws the initial weights of processor and generators: He for convolutions, Xavier for dense layers.
 
     Attributes:
@@ -104,6 +107,8 @@ class DWABackbone(nn.Module):
     Raises:
         InputError: the backbone is not of that kind.
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -134,30 +139,23 @@ class DWABackbone(nn.Module):
         self.train()
 
     def layers(self) -> dict[str, MaskedLayer]:
-        """The masked layers by the names that their weights have among this module's parameters."""
+        """Return the masked layers by the names that their weights have among this module's parameters."""
         named = {f"masked.{number}.layer.weight": layer for number, layer in enumerate(self.masked)}
         return {name: layer for name, layer in named.items() if isinstance(layer, MaskedLayer)}
 
     def embeddings(self, x: Tensor) -> Tensor:
-        """The context processor's embeddings ``(N, D)`` of samples, which must be what masks are generated from."""
+        """Return the context processor's embeddings ``(N, D)`` of samples; there must be such a processor."""
         assert self.processor is not None
         embeddings: Tensor = self.processor(self.stem(x))
         return embeddings
 
-    def run(
-        self,
-        x: Tensor,
-        embedding: Tensor | None = None,
-        importance: Mapping[str, Tensor] | None = None,
-        usage: Usage | None = None,
-    ) -> Pass:
+    def run(self, x: Tensor, embedding: Tensor | None = None, usage: Usage = NOTHING_LEARNED) -> Pass:
         """Run samples through the network.
 
         Args:
             x: samples ``(N, ...)``.
             embedding: ``(N, D)``, or ``(1, D)`` for all samples, instead of the context processor's.
-            importance: of every masked weight's entries to earlier tasks, by :meth:`layers`'s names; None for none.
-            usage: how the use of what is important is measured.
+            usage: what is important, by the names of :meth:`layers`, and how its use is measured.
         """
         x = self.stem(x)
         if embedding is None:
@@ -169,14 +167,14 @@ class DWABackbone(nn.Module):
         for (name, layer), after in zip(self.layers().items(), self.after, strict=True):
             if isinstance(layer.layer, nn.Linear) and x.dim() != 2:
                 raise InputError(f"{ADVICE}; a dense layer reads {tuple(x.shape[1:])} and no vector: flatten before it")
-            result = layer(x, embedding, (importance or {}).get(name), usage or Usage())
+            result = layer(x, embedding, usage.importance.get(name), usage)
             x = after(result.output)
             activity.append(result.activity.expand(1, len(x)))
             plasticity.append(result.plasticity.expand(1, len(x)))
         return Pass(x, embedding.expand(len(x), -1), torch.cat(activity), torch.cat(plasticity))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Features ``(N, F)``."""
+        """Return features ``(N, F)``."""
         return self.run(x, embedding).features
 
 
@@ -186,12 +184,7 @@ class DWANetwork(MultiHeadNetwork):
     backbone: DWABackbone
 
     def run(
-        self,
-        x: Tensor,
-        tasks: Sequence[str],
-        task_of: Tensor | None = None,
-        importance: Mapping[str, Tensor] | None = None,
-        usage: Usage | None = None,
+        self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None, usage: Usage = NOTHING_LEARNED
     ) -> Pass:
         """Run samples of one task, or of several, through the backbone; see :meth:`DWABackbone.run`."""
         embedding = None
@@ -199,7 +192,7 @@ class DWANetwork(MultiHeadNetwork):
             embedding = self._one_hot(tasks).to(x)  # one for all samples
             if len(tasks) > 1:
                 embedding = embedding[task_of]
-        return self.backbone.run(x, embedding, importance, usage)
+        return self.backbone.run(x, embedding, usage)
 
     def _one_hot(self, tasks: Sequence[str]) -> Tensor:
         numbers = torch.tensor([self.task_names.index(task) for task in tasks])
@@ -208,13 +201,14 @@ class DWANetwork(MultiHeadNetwork):
         return one_hot
 
     def embeddings(self, x: Tensor, task: str) -> Tensor:
-        """What the masks of samples ``(N, ...)`` of a task are generated from, ``(N, D)``."""
+        """Return the embeddings ``(N, D)`` that the masks of samples ``(N, ...)`` of a task are generated from."""
         if self.backbone.context is Context.TASK:
             return self._one_hot([task]).to(x).expand(len(x), -1)
         return self.backbone.embeddings(x)
 
-    def forward(self, x: Tensor, tasks: Sequence[str], task_of: Tensor | None = None) -> Tensor:
-        """Logits ``(N, most classes)``, as of any :class:`~hatrack.methods.multi_head.MultiHeadNetwork`."""
+    def forward(self, x: Tensor, tasks: str | Sequence[str], task_of: Tensor | None = None) -> Tensor:
+        """Return logits ``(N, most classes)``, as of any :class:`~hatrack.methods.multi_head.MultiHeadNetwork`."""
+        tasks = [tasks] if isinstance(tasks, str) else tasks
         for task in tasks:
             self.head(task)  # an unknown name is an error
         return self.logits(self.run(x, tasks, task_of).features, tasks, task_of)
@@ -229,7 +223,7 @@ def _masked(layer: nn.Module, embedding: int, form: MaskForm, chunk_entries: int
 
 
 def _initialize(module: nn.Module | None, generator: torch.Generator) -> None:
-    """He for convolutions and Xavier for dense layers, but for the masked layer's own weights."""
+    """Draw initial weights: He for convolutions and Xavier for dense layers, but for the masked layer's own weights."""
     for name, part in () if module is None else module.named_children():
         if name != "layer":
             initialize_he(part, generator)

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hatrack.checkpoint import part_of
 from hatrack.errors import InputError
 from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
-from hatrack.methods.dwa_anchors import Anchors, choose_anchors, positive_anchor, simple_samples
-from hatrack.methods.dwa_losses import MaskMagnitude, anchor_loss, sparsity_loss
-from hatrack.methods.dwa_masks import MaskForm, Usage
-from hatrack.methods.dwa_network import Context, DWABackbone, DWANetwork
-from hatrack.methods.importance import Fisher, fisher_diagonal
+from hatrack.methods.dwa.anchors import Anchors, choose_anchors, positive_anchor, simple_samples
+from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss, sparsity_loss
+from hatrack.methods.dwa.masks import MaskForm, Usage
+from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
+from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.streams import Task, seeded_generator
+from hatrack.methods.ranges import require_range
+from hatrack.streams import Task
 
 __all__ = ["DWA", "DWASettings"]
 
@@ -82,20 +82,14 @@ class DWASettings:
     chunk_entries: int = 2**24
 
     def __post_init__(self) -> None:
-        for key, least in (("embedding", 2), ("anchor_samples", 1), ("candidates", 1), ("chunk_entries", 1)):
-            if getattr(self, key) < least:
-                raise InputError(f"{key} must be at least {least}, not {getattr(self, key)}")
-        if self.gradient_norm <= 0:
-            raise InputError(f"gradient_norm must be above 0, not {self.gradient_norm}")
-        if self.warmup_divisor < 1:
-            raise InputError(f"warmup_divisor must be at least 1, not {self.warmup_divisor}")
-        for key in ("curriculum_start", "allowed"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise InputError(f"{key} must be at least 0 and at most 1, not {getattr(self, key)}")
+        require_range(self, "embedding", least=2)
+        require_range(self, "anchor_samples", "candidates", "chunk_entries", "warmup_divisor", least=1)
+        require_range(self, "gradient_norm", above=0)
+        require_range(self, "curriculum_start", "allowed", least=0, most=1)
 
 
 class DWA(MultiHeadMethod):
-    """Trains a :class:`~hatrack.methods.dwa_network.DWANetwork` with the loss of ``dwa_losses`` (1).
+    """Trains a :class:`~hatrack.methods.dwa.network.DWANetwork` with the loss (1) of :mod:`hatrack.methods.dwa.losses`.
 
     Earlier tasks are protected by penalties alone, and stem, processor and generators not even by those: it forgets.
 
@@ -108,28 +102,22 @@ class DWA(MultiHeadMethod):
     description = "dynamic weight allocation: masks of weights generated from each sample; forgets"
     source = "Geilert, fork of HAT"
     settings_type = DWASettings
-
+    kept = ("importance",)
     network: DWANetwork
+    settings: DWASettings
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
         self.importance: dict[str, Tensor] = {}
         self.positives: list[Tensor] = []
-        self._usage = Usage(settings.eta, settings.magnitude)
         self._complexity = torch.zeros(0)
         self._anchors: Anchors | None = None
 
-    def _fresh_network(self) -> DWANetwork:
-        settings = self.settings
-        backbone = DWABackbone(
-            self.setup.build_backbone(),
-            torch.zeros(1, *self.setup.input_shape),
-            settings.context,
-            settings.embedding,
-            settings.mask,
-            settings.chunk_entries,
-            seeded_generator(self.setup.seed, "dwa"),
-        )
+    def new_network(self) -> DWANetwork:
+        """Make the network with its initial weights, without tasks."""
+        settings, example = self.settings, torch.zeros(1, *self.setup.input_shape)
+        masks = (settings.context, settings.embedding, settings.mask, settings.chunk_entries)
+        backbone = DWABackbone(self.setup.build_backbone(), example, *masks, self.setup.generator("dwa"))
         return DWANetwork(backbone, backbone.features).to(self.setup.device)
 
     def begin_task(self, task: Task) -> None:
@@ -149,7 +137,7 @@ class DWA(MultiHeadMethod):
         settings = self.settings
         if self._with_anchors():
             simple, task = self._simple_samples("anchor samples", epoch), self.network.task_names[-1]
-            generator = seeded_generator(self.setup.seed, "anchors", task, epoch)
+            generator = self.setup.generator("anchors", task, epoch)
             x, y = samples.x[simple], samples.y[simple]
             self._anchors = choose_anchors(self.network, task, x, y, self.positives, settings.candidates, generator)
         length = scaled_epochs(settings.curriculum_epochs, epochs, FULL_TRAINING)
@@ -161,59 +149,50 @@ class DWA(MultiHeadMethod):
     def _with_anchors(self) -> bool:
         if self.settings.context is Context.TASK:
             return False  # a one-hot embedding is what it is
-        return bool(self.settings.anchor_first_task) or len(self.network.task_names) > 1
+        return self.settings.anchor_first_task or len(self.network.task_names) > 1
 
     def _simple_samples(self, purpose: str, epoch: int = 0) -> Tensor:
-        """Places of the samples to make anchors of."""
-        generator = seeded_generator(self.setup.seed, purpose, self.network.task_names[-1], epoch)
-        return simple_samples(
-            self._complexity, self.settings.anchor_complexity, self.settings.anchor_samples, generator
-        )
+        """Choose the samples to make anchors of."""
+        generator, settings = self.setup.generator(purpose, self.network.task_names[-1], epoch), self.settings
+        return simple_samples(self._complexity, settings.anchor_complexity, settings.anchor_samples, generator)
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy, plasticity and sparsity; in training steps the anchor loss as well."""
+        """Return the cross-entropy, plasticity and sparsity; in training steps the anchor loss as well."""
         settings = self.settings
-        result = self.network.run(batch.x, batch.tasks, batch.task_of, self.importance, self._usage)
+        usage = Usage(settings.eta, settings.magnitude, self.importance)
+        result = self.network.run(batch.x, batch.tasks, batch.task_of, usage)
         logits = self.network.logits(result.features, batch.tasks, batch.task_of)
-        value = F.cross_entropy(logits, batch.y)
-        value = value + settings.plasticity_strength * result.plasticity.sum(dim=0).mean()
         sparsity = sparsity_loss(result.activity, settings.allowed).sum(dim=0).mean()
-        value = value + settings.sparsity_strength * sparsity
+        loss = Loss.cross_entropy(logits, batch.y)
+        loss = loss.plus(settings.plasticity_strength * result.plasticity.sum(dim=0).mean())
+        loss = loss.plus(settings.sparsity_strength * sparsity)
         if self._anchors is not None and batch.rows is not None:
             complexity = self._complexity[batch.rows]
             anchors = anchor_loss(result.embedding, complexity, *self._anchors, settings.margin, settings.delta)
-            value = value + settings.anchor_strength * anchors.mean()
-        return Loss(value, logits)
+            loss = loss.plus(settings.anchor_strength * anchors.mean())
+        return loss
 
-    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Clip the gradient before every step."""
-        parameters = self.trained_parameters()
-
-        def clip(*_: Any) -> None:
-            nn.utils.clip_grad_norm_(parameters, self.settings.gradient_norm)
-
-        optimizer.register_step_pre_hook(clip)
-        return optimizer
+    def before_step(self) -> None:
+        """Clip the gradient."""
+        nn.utils.clip_grad_norm_(self.trained_parameters(), self.settings.gradient_norm)
 
     def end_task(self, task: Task) -> None:
         """Remember the task's positive anchor, and merge what its masked weights matter to it into the mean."""
         settings, tasks = self.settings, len(self.network.task_names)
-        fisher = fisher_diagonal(
-            self.network, task, settings.fisher, seeded_generator(self.setup.seed, "fisher", task.name)
-        )
-        for name in self.network.backbone.layers():
-            earlier = self.importance.get(name, torch.zeros_like(fisher[name]))
-            self.importance[name] = (earlier * (tasks - 1) + fisher[name]) / tasks
+        fisher = fisher_diagonal(self.network, task, settings.fisher, self.setup.generator("fisher", task.name))
+        masked = {name: fisher[name] for name in self.network.backbone.layers()}
+        self.importance = averaged(self.importance, masked, tasks)
         if settings.context is Context.PROCESSOR:
             x = task.train.load()[0].to(self.setup.device)[self._simple_samples("last anchor samples")]
             self.positives.append(positive_anchor(self.network, task.name, x))
         self._anchors = None
 
-    def _extra_state(self) -> Mapping[str, Tensor]:
-        importance = {f"importance.{name}": value for name, value in self.importance.items()}
-        return importance | {f"positive.{number}": value for number, value in enumerate(self.positives)}
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the importance of weights, and the positive anchors by their task's number."""
+        return super().extra_state() | {f"positive.{number}": value for number, value in enumerate(self.positives)}
 
-    def _load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        self.importance = part_of(state, "importance.")
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`extra_state` gave."""
+        super().load_extra_state(state)
         positives = part_of(state, "positive.")
         self.positives = [positives[str(number)] for number in range(len(positives))]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hatrack.methods.dwa_losses import MaskMagnitude, mask_activity, plasticity_loss
+from hatrack.methods.dwa.losses import MaskMagnitude, mask_activity, plasticity_loss
 
 __all__ = ["FactoredDense", "MaskForm", "Masked", "MaskedConv", "MaskedDense", "MaskedLayer", "Usage"]
 
@@ -30,15 +31,17 @@ class MaskForm(enum.Enum):
 
 @dataclass(frozen=True)
 class Usage:
-    """How the use of weights is measured; see :func:`~hatrack.methods.dwa_losses.plasticity_loss`.
+    """How the use of weights is measured; see :func:`~hatrack.methods.dwa.losses.plasticity_loss`.
 
     Attributes:
         eta: η.
         magnitude: what an entry of a mask counts as.
+        importance: of every masked weight's entries to earlier tasks, by the weight's name; empty if there were none.
     """
 
     eta: float = 1.0
     magnitude: MaskMagnitude = MaskMagnitude.POSITIVE
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Masked(NamedTuple):
@@ -74,14 +77,14 @@ class MaskedLayer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def masks(self, embedding: Tensor) -> Tensor:
-        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``, all written out at once."""
+        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``, all written out at once."""
 
     @abc.abstractmethod
     def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
-        """The layer's output for each sample under its own mask, or under the only one."""
+        """Return the layer's output for each sample under its own mask, or under the only one."""
 
     def chunk(self) -> int:
-        """Number of samples whose masks are held at once."""
+        """Return the number of samples whose masks are held at once."""
         return max(1, self.chunk_entries // self.layer.weight.numel())
 
     def forward(self, x: Tensor, embedding: Tensor, importance: Tensor | None, usage: Usage) -> Masked:
@@ -98,30 +101,18 @@ class MaskedLayer(nn.Module, abc.ABC):
         def of_chunk(x: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
             masks = self.masks(embedding)
             activity = mask_activity(masks)
-            if importance is None:
-                plasticity = torch.zeros_like(activity)
-            else:
+            plasticity = torch.zeros_like(activity)
+            if importance is not None:
                 plasticity = plasticity_loss(masks, importance, usage.eta, usage.magnitude)
             return self._apply_masks(x, masks), activity, plasticity
 
-        if len(embedding) == 1:
+        size = self.chunk()
+        if len(embedding) == 1 or len(embedding) <= size:
             return Masked(*of_chunk(x, embedding))
-        return Masked(*_in_chunks(of_chunk, (x, embedding), self.chunk()))
-
-
-def _in_chunks(
-    function: Callable[..., tuple[Tensor, ...]], per_sample: Sequence[Tensor], size: int
-) -> tuple[Tensor, ...]:
-    """Apply a function to so many samples at a time, and join what it gives; backward calls it once more for each."""
-    if len(per_sample[0]) <= size:
-        return function(*per_sample)
-    pieces: list[tuple[Tensor, ...]] = []
-    for chunk in zip(*(torch.split(values, size) for values in per_sample), strict=True):
-        if torch.is_grad_enabled():
-            pieces.append(checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False))
-        else:
-            pieces.append(function(*chunk))
-    return tuple(torch.cat(part) for part in zip(*pieces, strict=True))
+        again = partial(checkpoint, of_chunk, use_reentrant=False, preserve_rng_state=False)  # in the backward pass
+        run = again if torch.is_grad_enabled() else of_chunk
+        pieces = [run(*chunk) for chunk in zip(torch.split(x, size), torch.split(embedding, size), strict=True)]
+        return Masked(*(torch.cat(part) for part in zip(*pieces, strict=True)))
 
 
 class MaskedConv(MaskedLayer):
@@ -138,24 +129,17 @@ class MaskedConv(MaskedLayer):
         self.generator = nn.Linear(embedding, layer.weight.numel())
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
         masks: Tensor = self.generator(embedding)
         return masks.tanh().view(len(embedding), *self.layer.weight.shape)
 
     def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
-        """One convolution of as many groups as there are masks, each with the channels of its samples."""
+        """Run one convolution of as many groups as there are masks, each with the channels of its samples."""
         layer = self.layer
         assert isinstance(layer, nn.Conv2d)
         groups, weight = len(masks), layer.weight * masks
-        y = F.conv2d(
-            x.reshape(len(x) // groups, -1, *x.shape[2:]),
-            weight.flatten(0, 1),
-            None,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            groups=groups,
-        )
+        grouped = x.reshape(len(x) // groups, -1, *x.shape[2:])
+        y = F.conv2d(grouped, weight.flatten(0, 1), None, layer.stride, layer.padding, layer.dilation, groups)
         y = y.view(len(x), layer.out_channels, *y.shape[2:])
         return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
 
@@ -175,7 +159,7 @@ class MaskedDense(MaskedLayer):
         self.per_input = nn.Linear(embedding, layer.in_features)
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
         a, b = self.per_output(embedding), self.per_input(embedding)
         masks: Tensor = (a.unsqueeze(2) * b.unsqueeze(1)).tanh()
         return masks
@@ -193,7 +177,7 @@ class FactoredDense(MaskedDense):
         return self.per_output(embedding).tanh(), self.per_input(embedding).tanh()
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
         a, b = self._factors(embedding)
         return a.unsqueeze(2) * b.unsqueeze(1)
 
