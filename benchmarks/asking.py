@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
-from hatrack.environment import describe_environment
+from hatrack.support.environment import describe_environment
 
 BATCH = 64
 

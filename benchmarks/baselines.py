@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from hatrack.environment import describe_environment
 from hatrack.experiments import Comparison, ComparisonPlan, JobDone, JobFailed, LocalExecutor, compare, jobs_of
 from hatrack.experiments.tuning import Candidate, Search, best, outcomes, tune
 from hatrack.methods import METHODS
+from hatrack.support.environment import describe_environment
 
 COMMON: Mapping[str, Mapping[str, Any]] = {
     "split-fashion-mnist": {"limit": 2000, "hidden": (400, 400), "epochs": 10},

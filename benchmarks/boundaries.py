@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from hatrack.environment import describe_environment
+from hatrack.backbones import MLP, build_reproducibly
+from hatrack.learning.unannounced import UnannouncedLearner
 from hatrack.methods import METHODS, Setup
-from hatrack.networks import MLP, build_reproducibly
 from hatrack.streams import (
     DetectorSettings,
     StreamOptions,
@@ -31,7 +31,7 @@ from hatrack.streams import (
     build_stream,
     repeated,
 )
-from hatrack.unannounced import UnannouncedLearner
+from hatrack.support.environment import describe_environment
 
 HIDDEN, LR, CYCLE, PASSES, BATCH, LIMIT, PROBE = (200, 200), 0.05, 25, 4, 32, 2000, 256
 

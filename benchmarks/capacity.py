@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from hatrack.environment import describe_environment
 from hatrack.experiments import RunRequest, TaskLearned, prepare, run
+from hatrack.support.environment import describe_environment
 
 SETTINGS = {"hidden": (100, 100), "limit": 2000, "epochs": 15, "s_max": 200.0, "c": 0.5}
 

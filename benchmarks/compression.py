@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from hatrack.environment import describe_environment
 from hatrack.experiments import RunRequest, RunResult, measure_sizes, prepare, read_result, run
+from hatrack.support.environment import describe_environment
 
 _DENSE = {"network": "mlp", "hidden": (400, 400), "dropout_early": 0.0, "dropout_late": 0.0}
 _SMALL = {"limit": 2000, "epochs": 30, "batch_size": 16}

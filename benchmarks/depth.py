@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, with_progress
-from hatrack.environment import describe_environment
-from hatrack.networks import initialize_xavier
+from hatrack.backbones import initialize_xavier
 from hatrack.streams import StreamOptions, Task, build_stream
+from hatrack.support.environment import describe_environment
 
 WIDTH, TASKS, EPOCHS, LIMIT, BATCH, C, LR, S_MAX = 100, 3, 10, 2000, 64, 0.75, 0.05, 400.0
 DEPTHS = (1, 2, 4, 8, 16)

@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hatrack.backbones import MLP, build_reproducibly
 from hatrack.data import load_dataset
-from hatrack.environment import describe_environment
+from hatrack.experiments.metrics import average_accuracy, forgetting
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa.analysis import cosine_similarities, relatedness, task_profile
 from hatrack.methods.hat import HAT
-from hatrack.metrics import average_accuracy, forgetting
-from hatrack.networks import MLP, build_reproducibly
 from hatrack.streams import Split, Task, seeded_generator
 from hatrack.streams.transforms import Normalise
+from hatrack.support.environment import describe_environment
 from hatrack.train import TrainingSettings, fit, predict_split, score
 
 HIDDEN, SHAPE = (200, 200), (1, 28, 28)

@@ -21,8 +21,8 @@ from torch import nn
 
 import hatrack
 from hatrack import HATNetwork
-from hatrack.environment import describe_environment
-from hatrack.networks import MLP, AlexNet, ResNet18
+from hatrack.backbones import MLP, AlexNet, ResNet18
+from hatrack.support.environment import describe_environment
 
 BATCH = 64
 

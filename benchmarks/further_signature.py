@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
-from hatrack.environment import describe_environment
-from hatrack.networks import MLP, ResNet18
+from hatrack.backbones import MLP, ResNet18
+from hatrack.support.environment import describe_environment
 
 MOST_FORWARDS = 15
 """Forward passes that may be spent on a further signature, where these take longer than the seconds of a case."""

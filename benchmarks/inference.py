@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from hatrack import HATNetwork, Scorer, measure_inference
-from hatrack.environment import describe_environment
 from hatrack.experiments import RunRequest, prepare, read_result
+from hatrack.support.environment import describe_environment
 
 
 def measure(folder: Path, most: int | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from hatrack.data import load_dataset
-from hatrack.environment import describe_environment
+from hatrack.support.environment import describe_environment
 
 
 def timed(name: str, data: Path | None) -> dict[str, float]:

@@ -25,9 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from hatrack import WeightMaskedNetwork
-from hatrack.environment import describe_environment
+from hatrack.backbones import MLP
 from hatrack.experiments import RunRequest, TaskLearned, prepare, run
-from hatrack.networks import MLP
+from hatrack.support.environment import describe_environment
 
 EXPERIMENT = "split-cifar10"
 SETTINGS = {"width": 0.25, "limit": 1000, "epochs": 15}

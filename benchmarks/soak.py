@@ -30,9 +30,9 @@ from torch.nn import functional as F
 import hatrack
 from hatrack import HATNetwork
 from hatrack.data import load_dataset
-from hatrack.environment import describe_environment
 from hatrack.experiments import RunRequest, TaskBegun, TaskLearned, prepare, run, running
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, RESULT
+from hatrack.support.environment import describe_environment
 
 EVERY = 10
 PER_CLASS = 20

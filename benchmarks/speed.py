@@ -23,9 +23,9 @@ from step_time import BATCH, hat_step, plain_step
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
-from hatrack.environment import describe_environment
+from hatrack.backbones import MLP, AlexNet
 from hatrack.experiments import Prepared, RunRequest, TaskLearned, prepare, run
-from hatrack.networks import MLP, AlexNet
+from hatrack.support.environment import describe_environment
 from hatrack.train import BatchDone
 
 SHAPE = (1, 28, 28)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork
-from hatrack.environment import describe_environment
-from hatrack.networks import MLP, AlexNet, ResNet18
+from hatrack.backbones import MLP, AlexNet, ResNet18
+from hatrack.support.environment import describe_environment
 
 BATCH = 64
 

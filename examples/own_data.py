@@ -5,8 +5,8 @@ python examples/own_data.py
 
 import torch
 
+from hatrack.backbones import MLP
 from hatrack.methods import METHODS, Setup
-from hatrack.networks import MLP
 from hatrack.streams import Task, TaskStream
 from hatrack.train import TrainingSettings, fit, predict_split, score
 

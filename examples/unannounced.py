@@ -5,10 +5,10 @@ python examples/unannounced.py
 
 import torch
 
+from hatrack.backbones import MLP
+from hatrack.learning.unannounced import UnannouncedLearner
 from hatrack.methods import METHODS, Setup
-from hatrack.networks import MLP
 from hatrack.streams import StreamOptions, Unannounced, build_stream, repeated
-from hatrack.unannounced import UnannouncedLearner
 
 torch.set_num_threads(1)  # for a network this small more threads only get in each other's way
 torch.manual_seed(0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from hatrack import (
     HATNetwork,
 )
-from hatrack.networks import MLP
+from hatrack.backbones import MLP
 from helpers import (
     NETS,
     attach,

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hatrack import HATNetwork
+from hatrack.backbones import AlexNet
 from hatrack.models.answering import logits_of
-from hatrack.networks import AlexNet
 
 CLASSES = 3
 SAMPLES = 24

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hatrack.atomic import write_atomically
+from hatrack.storage.atomic import write_atomically
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:

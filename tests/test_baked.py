@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import InputError, UnsupportedError, WeightMaskedNetwork
-from hatrack.export import Labels, export_task
+from hatrack.compact.export import Labels, export_task
 from hatrack.masks import Embedding, Unmasked
 from helpers import logits
 from test_compact import assert_close

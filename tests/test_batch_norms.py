@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import hatrack
 from hatrack import BatchNorms, HATNetwork
-from hatrack.networks import ResNet18
+from hatrack.backbones import ResNet18
 from helpers import NETS, assert_poison_harmless, learn, logits, mode
 from zoo import ZOO
 

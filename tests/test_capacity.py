@@ -6,7 +6,7 @@ from hatrack.protect import attention_on_entries
 from torch import nn
 
 from hatrack import HATNetwork
-from hatrack.capacity import _shared_by_sides, common_entries
+from hatrack.protection.capacity import _shared_by_sides, common_entries
 from hatrack.units import Role
 from helpers import NETS, attach, learn
 
@@ -85,7 +85,7 @@ def test_soft_masks_count_what_is_exactly_one() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 20, 1 << 24])
 def test_common_entries_are_those_of_every_pair(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hatrack.capacity._ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr("hatrack.protection.capacity._ENTRIES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(7, 5, generator=generator) < share for share in (0.1, 0.5, 0.9, 1.1)]
     naive = [[int((one & other).sum()) for other in masks] for one in masks]

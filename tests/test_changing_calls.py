@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import hatrack
 from changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never
 from hatrack import HATNetwork, InputError, UnsupportedError
-from hatrack.calibration import Scorer
+from hatrack.masks.calibration import Scorer
 from helpers import logits
 
 UNUSUAL: dict[str, tuple[Condition, Callable[[Net], Tensor]]] = {

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import hatrack
-import hatrack.checkpoint
+import hatrack.storage.checkpoint
 from hatrack import CheckpointError, GuaranteeError, HATNetwork, InputError
-from hatrack.checkpoint import VERSION, Checkpoint, is_damaged, read_checkpoint, write_checkpoint
+from hatrack.storage.checkpoint import VERSION, Checkpoint, is_damaged, read_checkpoint, write_checkpoint
 from helpers import NETS, attach, learn, logits, open_task, rounding_announced
 
 
@@ -251,7 +251,7 @@ def test_a_moved_entry_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_whole_file_of_an_older_version_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hatrack.checkpoint, "VERSION", 1)
+    monkeypatch.setattr(hatrack.storage.checkpoint, "VERSION", 1)
     tiny().save(tmp_path / "net.hat")
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="has version 1 of the format, this hatrack reads version 2"):

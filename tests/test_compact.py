@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import BatchNorms, HATNetwork, InputError, UnsupportedError
-from hatrack.attachment import without_gates
+from hatrack.backbones import AlexNet, ResNet18, ViT
 from hatrack.compact import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
-from hatrack.networks import AlexNet, ResNet18, ViT
+from hatrack.gating.attachment import without_gates
 from helpers import NETS, attach, learn, logits, open_task
 from zoo import ZOO, Architecture
 from zoo_models import MODELS

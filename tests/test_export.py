@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
-from hatrack import export as exporting
-from hatrack.decompositions import adaptive_maximum, without_adaptive_maxima
-from hatrack.export import Labels, export_all_tasks, export_task
+from hatrack.compact import export as exporting
+from hatrack.compact.decompositions import adaptive_maximum, without_adaptive_maxima
+from hatrack.compact.export import Labels, export_all_tasks, export_task
 from helpers import attach, learn, logits
 from test_compact import ARCHITECTURES, a_task, assert_close
 from test_mixing import FOLDED, tasks_of

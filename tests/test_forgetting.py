@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import hatrack
 from changing_networks import Mixing, learn_batch, never
 from hatrack import Adaptive, BatchNorms, Conditioning, Fading, GuaranteeError, HATNetwork, InputError
-from hatrack.plan import GroupPlan, make_plan
+from hatrack.models.room import GroupPlan, make_plan
 from helpers import NETS, assert_poison_harmless, attach, learn, logits, mode, open_task
 from test_compact import ARCHITECTURES
 from weight_networks import KINDS

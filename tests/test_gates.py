@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hatrack import Compensation, HATNetwork
-from hatrack.gates import ActiveTask, InputGate, used_units
+from hatrack.gating.gates import ActiveTask, InputGate, used_units
 from hatrack.units import Group, Reader
 from helpers import attach, learn, open_task
 

@@ -20,7 +20,7 @@ from hatrack import (
     HATNetwork,
     InputError,
 )
-from hatrack.networks import MLP, initialize_xavier
+from hatrack.backbones import MLP, initialize_xavier
 from helpers import (
     accuracy,
     assert_poison_harmless,

@@ -19,8 +19,8 @@ from hatrack import (
     HATNetwork,
     InputError,
 )
-from hatrack.growth import free_units, plan_growth
-from hatrack.networks import MLP
+from hatrack.backbones import MLP
+from hatrack.growth.policy import free_units, plan_growth
 from helpers import (
     NETS,
     accuracy,

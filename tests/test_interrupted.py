@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
-from hatrack.norm import copy_of_norm
-from hatrack.undo import Snapshot
+from hatrack.gating.norms import copy_of_norm
+from hatrack.state.undo import Snapshot
 from interrupting import (
     EVERY_KIND,
     backbone,

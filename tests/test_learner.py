@@ -104,7 +104,7 @@ import os, signal, sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-import hatrack.atomic
+import hatrack.storage.atomic
 from hatrack import Learner
 from helpers import NETS
 from test_learner import BRIEF, data
@@ -126,7 +126,7 @@ if point == "half written":
             def write(self, content):
                 file.write(content[: len(content) // 2]); file.flush(); die()
         return Half()
-    hatrack.atomic.os.fdopen = half
+    hatrack.storage.atomic.os.fdopen = half
 elif point == "after it took its place":
     Path.replace = lambda self, target: (replace(self, target), die())
 learner.save(path)

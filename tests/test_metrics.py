@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hatrack.metrics import Matrix, average_accuracy, backward_transfer, forgetting
+from hatrack.experiments.metrics import Matrix, average_accuracy, backward_transfer, forgetting
 
 MATRIX = [[0.9, None, None], [0.7, 0.8, None], [0.6, 0.9, 1.0]]
 

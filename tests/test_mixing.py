@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hatrack import BatchNorms, HATNetwork, InputError
-from hatrack.mixing import MixedNorm
+from hatrack.gating.mixing import MixedNorm
 from helpers import NETS, SAMPLES, attach, learn, mode, open_task
 from test_compact import ARCHITECTURES, assert_close
 from zoo import FEATURES

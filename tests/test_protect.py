@@ -8,8 +8,8 @@ from torch import nn
 
 from changing_networks import Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, InputError
-from hatrack.conditioning import Adaptive
 from hatrack.functional import condition_gradient
+from hatrack.protection.conditioning import Adaptive
 from hatrack.protection.frozen import FrozenEntries, attention_on_entries, digest
 from hatrack.protection.hooks import keeps_entries_without_gradient
 from hatrack.units import ParameterUse

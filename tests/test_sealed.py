@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from hatrack import CheckpointError, HATNetwork
-from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.errors import NewerFileError
 from hatrack.experiments import read_result
 from hatrack.experiments.folder import LOGITS_FORMAT
 from hatrack.experiments.plan import ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.models.hat import FORMAT
-from hatrack.sealed import read_checked_json, with_checksum, write_checked_json
+from hatrack.storage.checked_json import read_checked_json, with_checksum, write_checked_json
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from records import of_a_run
 
 Reader = Callable[[Path], Any]

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import hatrack
 from hatrack import Adaptive, Fading, GateFunction, HATNetwork, InputError, Regularization
-from hatrack.conditioning import UnitConditioning
 from hatrack.functional import Compensation
+from hatrack.protection.conditioning import UnitConditioning
 from helpers import NETS, assert_poison_harmless, learn, logits
 
 

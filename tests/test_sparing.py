@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork
-from hatrack.sparing import PartialGradient, partial_gradient_for
+from hatrack.gating.partial_gradients import PartialGradient, partial_gradient_for
 from helpers import easy_task, learn, logits
 
 SHAPE = (6,)

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from hatrack.errors import InputError
-from hatrack.statistics import paired_difference, spread, student_t_quantile
+from hatrack.experiments.statistics import paired_difference, spread, student_t_quantile
 
 # The two-sided quantiles of any printed table of Student's distribution.
 TABLE = [

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from hatrack import streams
+from hatrack.learning.unannounced import UnannouncedLearner
 from hatrack.streams import TaskStream
-from hatrack.unannounced import UnannouncedLearner
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "streams.md").read_text(encoding="utf-8")
 

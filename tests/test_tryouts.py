@@ -14,12 +14,12 @@ from torch.nn import functional as F
 import hatrack
 import hatrack.compact.extract
 from hatrack import HATNetwork, InputError, WeightMaskedNetwork
-from hatrack.attachment import Attachment
 from hatrack.compact.extract import SILENT
 from hatrack.errors import DOES_NOT_RUN
+from hatrack.gating.attachment import Attachment
+from hatrack.gating.leak_test import find_leak
 from hatrack.masks import Embedding
-from hatrack.poison import find_leak
-from hatrack.tryouts import agree, deviation, random_like, says_something
+from hatrack.state.tryouts import agree, deviation, random_like, says_something
 from hatrack.units import analyze
 from helpers import logits, open_task
 from test_compact import assert_close

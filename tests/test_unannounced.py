@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from hatrack.backbones import MLP, build_reproducibly
 from hatrack.errors import InputError
+from hatrack.learning.unannounced import Step, UnannouncedLearner
 from hatrack.methods import METHODS, Method, Setup
-from hatrack.networks import MLP, build_reproducibly
 from hatrack.streams import DetectorSettings, Surprise, Task, TaskStream, Unannounced, repeated
-from hatrack.unannounced import Step, UnannouncedLearner
 
 
 def rules() -> TaskStream:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import hatrack
 from hatrack import CheckpointError, Growth, GuaranteeError, InputError, WeightMaskedNetwork
+from hatrack.backbones import MLP
 from hatrack.masks import ElasticWeights, Embedding, Magnitude, Scores, Unmasked
-from hatrack.networks import MLP
 from hatrack.units import analyze
 from helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, progress
 from zoo import ZOO

@@ -21,8 +21,8 @@ from hatrack import (
     UnsupportedError,
     WeightMaskedNetwork,
 )
+from hatrack.backbones import MLP
 from hatrack.masks import Embedding, FreeWeights, Unmasked, bytes_for
-from hatrack.networks import MLP
 from helpers import CLASSES, easy_task, logits
 from weight_networks import (
     BACKBONES,

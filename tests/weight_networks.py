@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from hatrack import (
     WeightMaskedNetwork,
 )
+from hatrack.backbones import MLP, AlexNet, ResNet18, ViT
 from hatrack.masks import Embedding, Magnitude, NoWeights, Scores, Unmasked
-from hatrack.networks import MLP, AlexNet, ResNet18, ViT
 from helpers import CLASSES, NETS, easy_task, logits, progress, raw_logits
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -5,8 +5,6 @@ outputs of every task learned before stay bit-identical.
 """
 
 from hatrack import functional, masks, units
-from hatrack.calibration import Scorer
-from hatrack.conditioning import Adaptive, Fading
 from hatrack.errors import (
     CheckpointError,
     DataError,
@@ -16,20 +14,34 @@ from hatrack.errors import (
     TrainingError,
     UnsupportedError,
 )
-from hatrack.forgetting import Forgotten
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
-from hatrack.growth import Growth
-from hatrack.learner import Learner, Prediction
+from hatrack.gating.norms import BatchNorms
+from hatrack.growth.policy import Growth
+from hatrack.learning.learner import Learner, Prediction
+from hatrack.masks.calibration import Scorer
+from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import HATNetwork
 from hatrack.models.loading import forget_in_files, load
+from hatrack.models.room import Plan
 from hatrack.models.weight_masked import WeightMaskedNetwork
-from hatrack.modes import fresh_statistics
-from hatrack.norm import BatchNorms
-from hatrack.plan import Plan
-from hatrack.progress import with_progress
+from hatrack.protection.conditioning import Adaptive, Fading
 from hatrack.recognition import IncrementalAccuracy, Inferred, measure_inference
+from hatrack.support.modes import fresh_statistics
+from hatrack.support.moved import keep_old_paths
+from hatrack.support.progress import with_progress
 
 __version__ = "0.1.0"
+
+keep_old_paths(
+    {
+        "hatrack.export": "hatrack.compact.export",
+        "hatrack.learner": "hatrack.learning.learner",
+        "hatrack.metrics": "hatrack.experiments.metrics",
+        "hatrack.networks": "hatrack.backbones",
+        "hatrack.statistics": "hatrack.experiments.statistics",
+        "hatrack.unannounced": "hatrack.learning.unannounced",
+    }
+)
 
 __all__ = [
     "Adaptive",

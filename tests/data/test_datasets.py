@@ -14,7 +14,7 @@ from hatrack.data.mnist import decode_mnist
 from hatrack.data.sources import Absence, NotFoundError
 from hatrack.data.subset import TEST_PER_CLASS, TRAIN_PER_CLASS, encode_subset
 from hatrack.errors import DataError, InputError
-from hatrack.names import look_up
+from hatrack.support.names import look_up
 
 SHIPPED = resources.files("hatrack.data") / "subset"
 FOUR_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

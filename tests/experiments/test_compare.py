@@ -35,7 +35,7 @@ from hatrack.experiments import (
 )
 from hatrack.experiments.comparing import SUMMARY
 from hatrack.experiments.tuning import Candidate, Search, best, outcomes, tune
-from hatrack.locks import locked
+from hatrack.storage.locks import locked
 
 TINY = {"epochs": "1", "limit": "60", "hidden": "20", "num_tasks": "2"}
 WORKS, DIES, FAILS = "works", "dies", "fails"

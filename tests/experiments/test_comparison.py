@@ -13,7 +13,7 @@ from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
 from hatrack.experiments.results import RunResult, Status, TaskSummary, write_result
-from hatrack.sealed import write_checked_json
+from hatrack.storage.checked_json import write_checked_json
 from hatrack.train import Score
 
 

@@ -12,7 +12,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from hatrack import atomic
 from hatrack.cli import main
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.experiments import (
@@ -32,6 +31,7 @@ from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.jobs import Job, JobFailed, carry_out
 from hatrack.experiments.plan import ComparisonPlan, write_plan
 from hatrack.report.runs import Runs
+from hatrack.storage import atomic
 
 QUICK: dict[str, Any] = {"epochs": 1, "hidden": (24, 20), "limit": 60, "num_tasks": 3}
 TASKS = ("tshirt-trouser", "pullover-dress", "coat-sandal")

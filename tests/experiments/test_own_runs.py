@@ -14,7 +14,7 @@ import pytest
 from hatrack.cli import main
 from hatrack.errors import InputError
 from hatrack.experiments import own_experiment
-from hatrack.sealed import write_checked_json
+from hatrack.storage.checked_json import write_checked_json
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "own-data.md"
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hatrack.experiments import RunRequest, RunResult, prepare, read_result, run, verify
-from hatrack.parallel import ALONE, Ranks
+from hatrack.train.parallel import ALONE, Ranks
 
 TINY = {"epochs": "2", "limit": "61", "hidden": "20", "num_tasks": "3"}
 
@@ -79,7 +79,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
 OPTIMIZING = """
 import torch
 from pathlib import Path
-from hatrack.parallel import joined
+from hatrack.train.parallel import joined
 
 threads = lambda: sorted(path.name for path in Path("/proc/self/task").iterdir())
 torch.set_num_threads(1)

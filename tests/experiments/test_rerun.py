@@ -12,7 +12,7 @@ from killing import run_in_process
 from hatrack.cli import main
 from hatrack.experiments import Reproduction, read_result, verify
 from hatrack.experiments.results import write_result
-from hatrack.sealed import write_checked_json
+from hatrack.storage.checked_json import write_checked_json
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -89,7 +89,7 @@ def test_two_processes_cannot_work_in_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hatrack.cli import carrying
-    from hatrack.locks import locked
+    from hatrack.storage.locks import locked
 
     monkeypatch.setattr(carrying, "_PATIENCE", 0.2)
     command = ["run", "demo", "--method", "random", "--out", str(tmp_path), "--quiet"]

@@ -27,7 +27,7 @@ from hatrack.experiments import (
 from hatrack.experiments.backbones import build_backbone
 from hatrack.experiments.results import write_result
 from hatrack.methods import METHODS
-from hatrack.sealed import write_checked_json
+from hatrack.storage.checked_json import write_checked_json
 from hatrack.streams import StreamOptions, build_stream
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, WeightMaskedNetwork
-from hatrack.environment import describe_environment
 from hatrack.masks import Embedding, Magnitude, Unmasked
+from hatrack.support.environment import describe_environment
 
 CLASSES = 3
 SAID = "said.safetensors"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import hatrack
 from hatrack import GuaranteeError, HATNetwork
-from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.cli import main
 from hatrack.experiments import read_result, verify
 from hatrack.experiments.folder import previous
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TASKS = ("first", "second.ü")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import IMAGE, IMAGES, TASKS, accuracy, learn, logits, make
 
+from hatrack.backbones import AlexNet, ResNet18, ViT
 from hatrack.errors import InputError
 from hatrack.methods import Batch
 from hatrack.methods.complexity import sample_complexity
@@ -18,7 +19,6 @@ from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss
 from hatrack.methods.dwa.masks import MaskForm
 from hatrack.methods.dwa.network import Context, DWABackbone, context_processor
 from hatrack.methods.importance import Fisher, fisher_diagonal
-from hatrack.networks import AlexNet, ResNet18, ViT
 
 
 def dwa(network: str = "deep", **settings: Any) -> DWA:

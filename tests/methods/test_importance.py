@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import make, tasks_for
 
+from hatrack.backbones import AlexNet, ResNet18
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
 from hatrack.methods.multi_head import MultiHeadNetwork
-from hatrack.networks import AlexNet, ResNet18
 from hatrack.streams import Task
 
 

@@ -16,11 +16,11 @@ from toys import (
     tasks,
 )
 
+from hatrack.backbones import AlexNet, ResNet18, ViT
 from hatrack.errors import InputError
 from hatrack.masks import Magnitude
 from hatrack.methods import Setup
 from hatrack.methods.packnet import PackNet, PackNetSettings
-from hatrack.networks import AlexNet, ResNet18, ViT
 from hatrack.streams import Task
 
 

@@ -19,12 +19,12 @@ from toys import (
     tasks,
 )
 
+from hatrack.backbones import build_reproducibly
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments import RunRequest, TaskBegun, prepare, run
 from hatrack.methods import METHODS, Setup
 from hatrack.methods.narrow import sections_of
 from hatrack.methods.pathnet import PathNet, growth, mutated, random_genes
-from hatrack.networks import build_reproducibly
 from hatrack.train import EpochDone
 
 SMALL = {"modules": 4, "active": 2, "generations": 2, "module_width": 0.5}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from toys import accuracy, learn, logits
 
+from hatrack.backbones import ResNet18, build_reproducibly
 from hatrack.methods import METHODS, Setup
-from hatrack.networks import ResNet18, build_reproducibly
 from hatrack.streams import Task
 
 SHAPE = (1, 8, 8)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hatrack.backbones import MLP, ViT, build_reproducibly
 from hatrack.methods import METHODS, Method, Setup
-from hatrack.networks import MLP, ViT, build_reproducibly
 from hatrack.streams import Task
 from hatrack.train import OptimizerKind, TrainingSettings, fit
 

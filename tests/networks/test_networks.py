@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, fresh_statistics, with_progress
-from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
+from hatrack.backbones import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
 
 
 def test_alexnet_has_the_papers_size() -> None:

@@ -13,9 +13,9 @@ from hatrack.cli import main
 from hatrack.errors import InputError
 from hatrack.experiments import Comparison, RunResult, Status, read_result
 from hatrack.experiments.comparison import write_failure
+from hatrack.experiments.metrics import forward_transfer, learning_accuracy
 from hatrack.experiments.plan import ComparisonPlan, run_folder, write_plan
 from hatrack.experiments.results import write_result
-from hatrack.metrics import forward_transfer, learning_accuracy
 from hatrack.report import inside, tables
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.runs import Runs, read_runs

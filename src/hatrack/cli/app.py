@@ -51,10 +51,10 @@ from hatrack.experiments import (
 from hatrack.experiments.backbones import NETWORKS
 from hatrack.experiments.folder import RESULT, read_recorded
 from hatrack.methods import METHODS
-from hatrack.parallel import joined
 from hatrack.report import accuracy_table, forgetting_line
 from hatrack.report.figures import FIGURES
 from hatrack.report.studies import STUDIES
+from hatrack.train.parallel import joined
 
 __all__ = ["DEMO_TITLES", "app", "main"]
 

@@ -10,8 +10,8 @@ from hatrack.cli.display import DownloadDisplay, RunDisplay
 from hatrack.cli.options import InterruptedRun, say
 from hatrack.experiments import Prepared, RunRequest, RunResult, TaskLearned, finished_result, prepare, run
 from hatrack.experiments.folder import RESULT, forget_training
-from hatrack.locks import locked
 from hatrack.report.tensorboard import TensorBoard
+from hatrack.storage.locks import locked
 
 __all__ = ["carry_out"]
 

@@ -13,10 +13,10 @@ import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from hatrack.environment import deterministic_cuda
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, find_experiment
 from hatrack.experiments.own import own_experiment
+from hatrack.support.environment import deterministic_cuda
 
 __all__ = [
     "WHOLE",

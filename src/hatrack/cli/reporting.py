@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from hatrack.atomic import write_atomically
 from hatrack.cli.display import RunDisplay
 from hatrack.cli.options import (
     WHOLE,
@@ -23,12 +22,13 @@ from hatrack.cli.options import (
 )
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, finished_result, measure_sizes, prepare, run
-from hatrack.names import look_up
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.runs import Runs, read_runs
 from hatrack.report.sizes import sizes_table
 from hatrack.report.studies import STUDIES, draw, requests
 from hatrack.report.writers import WRITERS
+from hatrack.storage.atomic import write_atomically
+from hatrack.support.names import look_up
 
 __all__ = ["analyse_command", "figure_command", "report_command", "sizes_command"]
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import mark
 from hatrack.compact.cutting import PREFIX, drop_dropout, with_norms
 from hatrack.compact.extract import SILENT, TOLERANCE, TaskParts, extract_task, summarize
 from hatrack.compact.modules import CompactNetwork
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
-from hatrack.layers import Layer, Side
-from hatrack.tryouts import agree, random_like, says_something
+from hatrack.gating.attachment import mark
+from hatrack.growth.layers import Layer, Side
+from hatrack.state.tryouts import agree, random_like, says_something
 from hatrack.units import Reader, UnitGraph, analyze
 
 __all__ = ["bake", "extract_baked"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
-from hatrack.layers import Layer, Side
+from hatrack.growth.layers import Layer, Side
 from hatrack.units import ParameterUse, Reader, UnitGraph
 
 __all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "unflattens", "with_norms"]

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, unflattens, with_norms
 from hatrack.compact.modules import CompactNetwork, Summary
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
-from hatrack.tryouts import agree, deviation, says_something
+from hatrack.state.tryouts import agree, deviation, says_something
 from hatrack.units import UnitGraph
 
 __all__ = ["SILENT", "TOLERANCE", "TaskParts", "cut_task", "extract_task", "summarize"]

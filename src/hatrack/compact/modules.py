@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.gates import change_argument
+from hatrack.gating.gates import change_argument
 
 __all__ = [
     "Clear",

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.data.arrays import ImageArrays
 from hatrack.errors import CheckpointError
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 __all__ = ["FORMAT", "Decoded", "prepared"]
 

@@ -16,7 +16,7 @@ from hatrack.data.notmnist import NOTMNIST
 from hatrack.data.subset import FASHION_MNIST_SUBSET
 from hatrack.data.svhn import SVHN
 from hatrack.data.traffic_signs import TRAFFIC_SIGNS
-from hatrack.names import look_up
+from hatrack.support.names import look_up
 
 __all__ = ["DATASETS", "load_dataset"]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from hatrack.backbones import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
 from hatrack.errors import InputError
 from hatrack.experiments.settings import Initialization, NetworkSettings, Norm
-from hatrack.names import unknown_name
-from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
 from hatrack.streams import seeded_generator
+from hatrack.support.names import unknown_name
 
 __all__ = ["NETWORKS", "NetworkSpec", "build_backbone", "find_network", "narrow_builder"]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.comparison import FAILURE, FIGURES, Comparison, write_failure
 from hatrack.experiments.executors import Executor
@@ -17,8 +16,9 @@ from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
 from hatrack.experiments.plan import PLAN, ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import read_result
-from hatrack.locks import locked
-from hatrack.sealed import write_checked_json
+from hatrack.storage.checked_json import write_checked_json
+from hatrack.storage.locks import locked
+from hatrack.support.environment import describe_environment
 
 __all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]
 

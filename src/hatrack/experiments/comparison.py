@@ -12,10 +12,10 @@ from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder
 from hatrack.experiments.results import RunResult, read_result
+from hatrack.experiments.statistics import Spread, spread
 from hatrack.functional import forgetting_ratio
-from hatrack.names import unknown_name
-from hatrack.sealed import read_checked_json, write_checked_json
-from hatrack.statistics import Spread, spread
+from hatrack.storage.checked_json import read_checked_json, write_checked_json
+from hatrack.support.names import unknown_name
 
 __all__ = ["FAILURE", "FIGURES", "Comparison", "read_failure", "write_failure"]
 

@@ -10,8 +10,8 @@ from typing import Any
 from hatrack.data import DownloadMonitor
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
-from hatrack.names import look_up
 from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream
+from hatrack.support.names import look_up
 from hatrack.train import TrainingSettings
 
 __all__ = ["Experiment"]

@@ -20,10 +20,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hatrack.atomic import keep_previous, remove_leftovers, write_atomically
-from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.errors import CheckpointError, NewerFileError
 from hatrack.experiments.results import RunResult, TaskHistory, history_from_json, read_result
+from hatrack.storage.atomic import keep_previous, remove_leftovers, write_atomically
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.train import Training
 from hatrack.train.state import Place, TrainingState
 

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import torch
 
-from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.errors import InputError
 from hatrack.experiments.backbones import build_backbone
 from hatrack.experiments.comparison import FAILURE
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, TRAINING, previous, require_whole
 from hatrack.experiments.results import RunResult, read_result, write_result
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
-from hatrack.forgetting import Forgotten
-from hatrack.locks import LOCK, locked
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.methods.masked import MaskedMethod
 from hatrack.models.base import MaskedNetwork
+from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import FORMAT
 from hatrack.models.weight_masked import WEIGHTS_FORMAT
-from hatrack.names import unknown_name
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hatrack.storage.locks import LOCK, locked
 from hatrack.streams import seeded_generator
+from hatrack.support.names import unknown_name
 from hatrack.train import TrainingSettings
 
 __all__ = ["RunForgotten", "forget_in_run"]

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from hatrack.environment import deterministic_cuda
 from hatrack.errors import CheckpointError, HatrackError
 from hatrack.experiments.folder import RESULT, forget_training
 from hatrack.experiments.preparing import finished_result, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import Status, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
-from hatrack.locks import locked
+from hatrack.storage.locks import locked
+from hatrack.support.environment import deterministic_cuda
 from hatrack.train import BatchDone, EpochDone
 
 __all__ = ["Job", "JobAdvanced", "JobBegun", "JobDone", "JobEvent", "JobFailed", "carry_out", "decode", "share_on_disk"]

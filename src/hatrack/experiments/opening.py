@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hatrack.compact.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.errors import DataError, InputError
 from hatrack.experiments.preparing import Prepared
 from hatrack.experiments.recorded import load_recorded, recorded_result
 from hatrack.experiments.request import RunRequest
-from hatrack.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
-from hatrack.names import unknown_name
 from hatrack.streams import Task
 from hatrack.streams.own.pictures import read_picture
 from hatrack.streams.own.samples import fitted
 from hatrack.streams.transforms import Chain, Normalise, Permute, Standardise, Transform
+from hatrack.support.names import unknown_name
 
 __all__ = ["PicturePrediction", "describe_transform", "export_run", "masked_network", "open_run", "predict_pictures"]
 
@@ -113,7 +113,7 @@ def export_run(folder: Path, task: str | None, to: Path, data: Path | None = Non
     Raises:
         InputError: there is no such task or kind of file, or the method has no masks, or masks of weights and all tasks
             are to go into one file.
-        UnsupportedError, GuaranteeError: as :func:`hatrack.export.export_task`.
+        UnsupportedError, GuaranteeError: as :func:`hatrack.compact.export.export_task`.
     """
     prepared, tasks = open_run(folder, data)
     net = masked_network(folder, prepared)

@@ -11,8 +11,8 @@ from hatrack.errors import InputError
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.settings import NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
-from hatrack.names import look_up, unknown_name
 from hatrack.streams import OwnStream, own_stream
+from hatrack.support.names import look_up, unknown_name
 from hatrack.train import TrainingSettings
 
 __all__ = ["own_experiment"]

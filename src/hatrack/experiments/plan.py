@@ -18,8 +18,8 @@ from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS
-from hatrack.names import look_up
-from hatrack.sealed import read_checked_json, write_checked_json
+from hatrack.storage.checked_json import read_checked_json, write_checked_json
+from hatrack.support.names import look_up
 
 __all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
 

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hatrack.checkpoint import is_damaged
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError, NewerFileError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
@@ -25,6 +24,7 @@ from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import Config
 from hatrack.methods import METHODS, Method, Setup
+from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
 
 __all__ = ["Prepared", "finished_result", "load_method", "prepare"]

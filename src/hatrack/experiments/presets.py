@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from hatrack.data.toml import read_packaged_toml
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.settings import NetworkSettings, StreamSettings, parse_value
-from hatrack.names import look_up
+from hatrack.support.names import look_up
 from hatrack.train import TrainingSettings
 
 __all__ = ["EXPERIMENTS", "find_experiment"]

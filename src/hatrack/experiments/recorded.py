@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from hatrack.data import DownloadMonitor
-from hatrack.environment import deterministic_cuda
 from hatrack.errors import CheckpointError, DamagedFileError, InputError
 from hatrack.experiments.folder import CHECKPOINT, RESULT, previous, require_whole
 from hatrack.experiments.preparing import Prepared, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.streams import TaskStream
+from hatrack.support.environment import deterministic_cuda
 
 __all__ = ["load_recorded", "recorded_result", "recorded_run"]
 

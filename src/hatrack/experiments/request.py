@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from hatrack.environment import describe_environment
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.own import own_experiment
 from hatrack.experiments.presets import find_experiment
-from hatrack.parallel import ALONE, Ranks
+from hatrack.support.environment import describe_environment
+from hatrack.train.parallel import ALONE, Ranks
 
 __all__ = ["RunRequest", "environment_of"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hatrack.errors import CheckpointError
-from hatrack.metrics import average_accuracy, backward_transfer, forgetting
-from hatrack.sealed import read_checked_json, write_checked_json
+from hatrack.experiments.metrics import average_accuracy, backward_transfer, forgetting
+from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.train import EpochDone, Score
 
 __all__ = [

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hatrack.checkpoint import Checkpoint, write_checkpoint
 from hatrack.experiments.folder import (
     CHECKPOINT,
     LOGITS,
@@ -25,6 +24,7 @@ from hatrack.experiments.folder import (
 from hatrack.experiments.preparing import Prepared
 from hatrack.experiments.request import environment_of
 from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, write_result
+from hatrack.storage.checkpoint import Checkpoint, write_checkpoint
 from hatrack.train import BatchDone, EpochDone, Score, Training, predict_splits, require_finite, score
 
 __all__ = ["Event", "TaskBegun", "TaskLearned", "last_logits", "run", "score_row"]

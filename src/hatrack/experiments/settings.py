@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hatrack.errors import InputError
-from hatrack.names import unknown_name
+from hatrack.support.names import unknown_name
 from hatrack.train import TrainingSettings
 
 __all__ = ["Config", "Initialization", "NetworkSettings", "Norm", "StreamSettings", "parse_value"]

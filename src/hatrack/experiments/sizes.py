@@ -16,9 +16,9 @@ from hatrack.errors import InputError
 from hatrack.experiments.opening import masked_network, open_run
 from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
-from hatrack.modes import evaluation_mode
-from hatrack.names import unknown_name
 from hatrack.streams import Task
+from hatrack.support.modes import evaluation_mode
+from hatrack.support.names import unknown_name
 
 __all__ = ["TaskSize", "measure_sizes"]
 

@@ -22,10 +22,10 @@ from hatrack.experiments.own import own_experiment
 from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import read_result
-from hatrack.locks import locked
 from hatrack.methods import METHODS
-from hatrack.names import look_up
-from hatrack.sealed import read_checked_json, write_checked_json
+from hatrack.storage.checked_json import read_checked_json, write_checked_json
+from hatrack.storage.locks import locked
+from hatrack.support.names import look_up
 
 __all__ = ["TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hatrack.checkpoint import read_checkpoint
 from hatrack.data import DownloadMonitor
-from hatrack.environment import describe_environment
 from hatrack.errors import CheckpointError
 from hatrack.experiments.folder import LOGITS, LOGITS_FORMAT, RESULT
 from hatrack.experiments.recorded import load_recorded, recorded_run
 from hatrack.experiments.results import RunResult
 from hatrack.experiments.running import last_logits, score_row
+from hatrack.storage.checkpoint import read_checkpoint
 from hatrack.streams import Task
+from hatrack.support.environment import describe_environment
 from hatrack.train import Score, score
 
 __all__ = ["TOLERANCE", "TaskVerdict", "Verification", "verify"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning
 from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Scores
-from hatrack.names import look_up
+from hatrack.support.names import look_up
 
 __all__ = ["CONDITIONINGS", "SOURCES", "conditioning_from", "describe", "source_from"]
 

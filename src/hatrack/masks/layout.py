@@ -16,8 +16,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.heads import require_features
-from hatrack.modes import evaluation_mode
+from hatrack.support.heads import require_features
+from hatrack.support.modes import evaluation_mode
 
 __all__ = ["Unmasked", "WeightLayout", "WeightRole", "count_features", "lay_out"]
 

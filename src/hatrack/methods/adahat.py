@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hatrack.conditioning import Adaptive, UnitConditioning
 from hatrack.errors import InputError
 from hatrack.functional import Conditioning
 from hatrack.methods.hat import HAT, HATSettings
+from hatrack.protection.conditioning import Adaptive, UnitConditioning
 
 __all__ = ["AdaHAT", "AdaHATSettings"]
 

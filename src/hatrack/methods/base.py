@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.capacity import Capacity
-from hatrack.checkpoint import part_of
-from hatrack.heads import linear_head
-from hatrack.modes import evaluation_mode
+from hatrack.protection.capacity import Capacity
+from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, seeded_generator
+from hatrack.support.heads import linear_head
+from hatrack.support.modes import evaluation_mode
 
 __all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
 
 
 def joined(parts: Mapping[Any, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of several parts by ``part.name``; :func:`hatrack.checkpoint.part_of` takes them apart."""
+    """Return the tensors of several parts by ``part.name``, which ``part_of`` in ``storage.checkpoint`` takes apart."""
     return {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch.distributions import Uniform
 
-from hatrack.conditioning import Fading, UnitConditioning
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
+from hatrack.gating.norms import BatchNorms
 from hatrack.methods.base import ParameterGroup, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.methods.ranges import require_nonnegative, require_range
 from hatrack.models.hat import HATNetwork
-from hatrack.norm import BatchNorms
+from hatrack.protection.conditioning import Fading, UnitConditioning
 from hatrack.streams import Task
 
 __all__ = ["HAT", "HATSettings", "Room"]

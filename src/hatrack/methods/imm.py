@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hatrack.checkpoint import part_of
 from hatrack.methods.anchored import AnchoredMethod
 from hatrack.methods.base import Setup, joined
 from hatrack.methods.importance import Fisher, added, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadNetwork
+from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 
 __all__ = ["IMMMean", "IMMMeanSettings", "IMMMode", "IMMModeSettings"]

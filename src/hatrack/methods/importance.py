@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
-from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
+from hatrack.support.modes import evaluation_mode
 
 __all__ = ["Fisher", "added", "averaged", "fisher_diagonal", "output_sensitivity"]
 

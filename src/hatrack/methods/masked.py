@@ -11,14 +11,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from hatrack.capacity import Capacity
 from hatrack.errors import CheckpointError
-from hatrack.growth import Growth
+from hatrack.growth.policy import Growth
 from hatrack.masks import FreeWeights, MaskSource, Unmasked, WeightConditioning
 from hatrack.methods.base import Batch, Loss, Method, Setup
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.loading import load_as
 from hatrack.models.weight_masked import WeightMaskedNetwork
+from hatrack.protection.capacity import Capacity
 from hatrack.streams import Task
 
 __all__ = ["MaskedMethod", "Room", "WeightMaskedMethod", "growth_of"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hatrack.checkpoint import part_of
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.ranges import require_range
+from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 
 __all__ = ["RehearsalMethod", "RehearsalSettings", "Reservoir", "gathers_statistics"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.checkpoint import part_of
-from hatrack.heads import linear_head
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.stored import StoredMethod
-from hatrack.names import unknown_name
+from hatrack.storage.checkpoint import part_of
+from hatrack.support.heads import linear_head
+from hatrack.support.names import unknown_name
 
 __all__ = ["MultiHeadMethod", "MultiHeadNetwork"]
 

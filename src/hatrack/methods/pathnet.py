@@ -13,8 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hatrack.capacity import Capacity
-from hatrack.checkpoint import part_of
 from hatrack.errors import CheckpointError, InputError
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.narrow import (
@@ -27,8 +25,10 @@ from hatrack.methods.narrow import (
 )
 from hatrack.methods.ranges import require_range
 from hatrack.methods.stored import StoredMethod
-from hatrack.names import look_up
+from hatrack.protection.capacity import Capacity
+from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, derive_seed
+from hatrack.support.names import look_up
 
 __all__ = ["PathNet", "PathNetSettings", "growth", "mutated", "random_genes"]
 

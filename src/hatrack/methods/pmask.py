@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from hatrack.functional import Compensation
-from hatrack.growth import Growth
+from hatrack.growth.policy import Growth
 from hatrack.masks import ElasticWeights, Embedding, FreeWeights
 from hatrack.methods.base import Batch, Loss
 from hatrack.methods.importance import Fisher, fisher_diagonal

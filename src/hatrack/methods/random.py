@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.methods.base import Batch, Loss, Method, Setup
-from hatrack.names import look_up
 from hatrack.protection.frozen import digest
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.streams import Task
+from hatrack.support.names import look_up
 
 __all__ = ["Random"]
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from hatrack.checkpoint import (
+from hatrack.errors import CheckpointError
+from hatrack.methods.base import Batch, Loss, Method, Setup, joined
+from hatrack.storage.checkpoint import (
     Checkpoint,
     check_backbone,
     description_of_modules,
@@ -17,10 +19,8 @@ from hatrack.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from hatrack.errors import CheckpointError
-from hatrack.methods.base import Batch, Loss, Method, Setup, joined
-from hatrack.names import look_up
 from hatrack.streams import Task
+from hatrack.support.names import look_up
 
 __all__ = ["NetworkPerTask", "StoredMethod"]
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.errors import InputError
-from hatrack.masks.twins import twin
+from hatrack.masks.task_list import StateT
+from hatrack.masks.tasks import TaskState
 from hatrack.models.masking import Masking
 from hatrack.recognition import Inferred
-from hatrack.task_list import StateT
-from hatrack.tasks import TaskState
+from hatrack.state.twins import twin
+from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork

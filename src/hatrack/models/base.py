@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from hatrack.attachment import attached_to, mark
-from hatrack.calibration import Scorer
-from hatrack.capacity import Capacity
-from hatrack.checkpoint import Checkpoint, description_of_modules, write_checkpoint
-from hatrack.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.forgetting import Forgotten, InitialDistribution
-from hatrack.growth import Growth
+from hatrack.gating.attachment import attached_to, mark
+from hatrack.growth.policy import Growth
+from hatrack.masks.calibration import Scorer
+from hatrack.masks.task_list import StateT, TaskList
 from hatrack.models import unlearning, widening
 from hatrack.models.answering import ask, fixed_logits, is_transformed, joined, logits_of, logits_of_mixed
 from hatrack.models.calibrating import calibrate
+from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
-from hatrack.plan import Plan, make_plan
+from hatrack.models.room import Plan, make_plan
+from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
 from hatrack.recognition import Inferred, infer_task
-from hatrack.task_list import StateT, TaskList
-from hatrack.undo import Snapshot, all_or_nothing
+from hatrack.state.undo import Snapshot, all_or_nothing
+from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
+from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 
 __all__ = ["MaskedNetwork"]
 

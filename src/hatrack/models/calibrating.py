@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hatrack.calibration import fit_calibration
 from hatrack.errors import InputError
-from hatrack.task_list import StateT
+from hatrack.masks.calibration import fit_calibration
+from hatrack.masks.task_list import StateT
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from hatrack.compact import CompactNetwork
-from hatrack.conditioning import UnitConditioning
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
-from hatrack.gates import initial_embedding
-from hatrack.growth import Growth
+from hatrack.gating.gates import initial_embedding
+from hatrack.gating.norms import BatchNorms
+from hatrack.growth.policy import Growth
+from hatrack.masks.tasks import UnitTask
 from hatrack.models import widening
 from hatrack.models.answering import ask
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.masking import Masking
 from hatrack.models.taking_out import cut_units, extract
 from hatrack.models.unit_masking import GateSettings, UnitMasking
-from hatrack.modes import evaluation_mode
-from hatrack.movement import StateOf
-from hatrack.norm import BatchNorms
-from hatrack.signatures import Signature
-from hatrack.tasks import UnitTask
-from hatrack.undo import all_or_nothing, attaches_or_not
+from hatrack.protection.conditioning import UnitConditioning
+from hatrack.state.movement import StateOf
+from hatrack.state.undo import all_or_nothing, attaches_or_not
+from hatrack.support.modes import evaluation_mode
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
+from hatrack.units.signatures import Signature
 
 __all__ = ["FORMAT", "HATNetwork"]
 

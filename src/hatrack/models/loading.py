@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import attached_to
-from hatrack.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
-from hatrack.forgetting import Forgotten
-from hatrack.growth import Growth, Origin
+from hatrack.gating.attachment import attached_to
+from hatrack.growth.policy import Growth, Origin
 from hatrack.masks import Unmasked, conditioning_from, source_from
 from hatrack.models.base import MaskedNetwork
+from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import FORMAT, HATNetwork
 from hatrack.models.unit_masking import GateSettings
 from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
-from hatrack.signatures import Signature
-from hatrack.tryouts import agree
+from hatrack.state.tryouts import agree
+from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.units import Rule
+from hatrack.units.signatures import Signature
 
 __all__ = ["forget_in_files", "load", "load_as", "network_from"]
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hatrack.capacity import Capacity
 from hatrack.compact import CompactNetwork
-from hatrack.conditioning import Damper
 from hatrack.errors import InputError
-from hatrack.growth import Origin
-from hatrack.layers import UndoLog
+from hatrack.growth.policy import Origin
+from hatrack.masks.task_list import StateT, TaskList
 from hatrack.models.own_state import OwnState
-from hatrack.modes import evaluation_mode
-from hatrack.movement import scratch_of
+from hatrack.protection.capacity import Capacity
+from hatrack.protection.conditioning import Damper
 from hatrack.protection.plan import ProtectionPlan
-from hatrack.state_dependence import Copy
-from hatrack.task_list import StateT, TaskList
+from hatrack.state.dependence import Copy
+from hatrack.state.movement import scratch_of
+from hatrack.state.undo_log import UndoLog
+from hatrack.support.modes import evaluation_mode
 from hatrack.units import UnitGraph
 
 __all__ = ["Change", "Masking"]

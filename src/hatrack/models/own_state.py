@@ -9,9 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import scratch_without_gates
 from hatrack.errors import UnsupportedError
-from hatrack.movement import (
+from hatrack.gating.attachment import scratch_without_gates
+from hatrack.masks.tasks import TaskState
+from hatrack.state.dependence import Copy, depends_on_state
+from hatrack.state.movement import (
     Movement,
     OwnBuffers,
     aside,
@@ -21,9 +23,7 @@ from hatrack.movement import (
     scratch_of,
     set_buffers,
 )
-from hatrack.state_dependence import Copy, depends_on_state
-from hatrack.tasks import TaskState
-from hatrack.tryouts import random_like
+from hatrack.state.tryouts import random_like
 
 __all__ = ["OwnState", "find_own_state", "several"]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hatrack.attachment import without_gates
 from hatrack.compact import CompactNetwork, TaskParts, bake, cut_task, extract_baked, extract_task
 from hatrack.errors import InputError, UnsupportedError
+from hatrack.gating.attachment import without_gates
+from hatrack.masks.task_list import StateT
 from hatrack.models.answering import ask, logits_of
 from hatrack.models.masking import Masking
-from hatrack.task_list import StateT
-from hatrack.tryouts import random_like, says_something
+from hatrack.state.tryouts import random_like, says_something
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import scratch_without_gates
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
+from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
-from hatrack.movement import StateOf, aside
 from hatrack.protection.structure import Controls
-from hatrack.signatures import CallKey, Signature, key_of
-from hatrack.undo import leaves_modes
+from hatrack.state.movement import StateOf, aside
+from hatrack.state.undo import leaves_modes
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve
+from hatrack.units.signatures import CallKey, Signature, key_of
 
 __all__ = ["UnitCalls"]
 

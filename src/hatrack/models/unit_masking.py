@@ -13,11 +13,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import functional
-from hatrack.attachment import Attachment, scratch_without_gates
-from hatrack.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.compact import CompactNetwork
-from hatrack.compilers import keep_compilers_out, start_compilers_inside
-from hatrack.conditioning import (
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
+from hatrack.gating.attachment import Attachment, scratch_without_gates
+from hatrack.gating.gates import groups_switched_off, used_units
+from hatrack.gating.leak_test import find_leak
+from hatrack.gating.mixing import mixed_norms, mixes_samples
+from hatrack.gating.norms import BatchNorms
+from hatrack.growth.policy import Origin, free_units, widen_optimizer, widen_tasks
+from hatrack.growth.widening import widen
+from hatrack.masks.task_list import TaskList
+from hatrack.masks.tasks import UnitTask
+from hatrack.models import taking_out
+from hatrack.models.forgetting import forget_in_optimizer
+from hatrack.models.masking import Change, Masking
+from hatrack.models.own_state import OwnState, find_own_state, several
+from hatrack.models.unit_calls import UnitCalls
+from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
+from hatrack.protection.conditioning import (
     Adaptive,
     Damper,
     UnitConditioning,
@@ -26,29 +40,15 @@ from hatrack.conditioning import (
     describe_unit_conditioning,
     unit_conditioning_from,
 )
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
-from hatrack.forgetting import forget_in_optimizer
-from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
-from hatrack.gates import groups_switched_off, used_units
-from hatrack.growth import Origin, free_units, widen_optimizer, widen_tasks
-from hatrack.heads import linear_head
-from hatrack.layers import UndoLog
-from hatrack.masks.twins import twin
-from hatrack.mixing import mixed_norms, mixes_samples
-from hatrack.models import taking_out
-from hatrack.models.masking import Change, Masking
-from hatrack.models.own_state import OwnState, find_own_state, several
-from hatrack.models.unit_calls import UnitCalls
-from hatrack.movement import aside
-from hatrack.norm import BatchNorms
-from hatrack.poison import find_leak
 from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
-from hatrack.signatures import Signature
-from hatrack.task_list import TaskList
-from hatrack.tasks import UnitTask
-from hatrack.tryouts import random_like
+from hatrack.state.movement import aside
+from hatrack.state.tryouts import random_like
+from hatrack.state.twins import twin
+from hatrack.state.undo_log import UndoLog
+from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
+from hatrack.support.heads import linear_head
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
-from hatrack.widening import widen
+from hatrack.units.signatures import Signature
 
 __all__ = ["GateSettings", "UnitMasking"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.forgetting import Forgotten, entries_to_erase, forget_in_optimizer, report
+from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
-from hatrack.task_list import StateT
+from hatrack.models.forgetting import Forgotten, entries_to_erase, forget_in_optimizer, report
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork

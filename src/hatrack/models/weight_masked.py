@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hatrack.compact import CompactNetwork
 from hatrack.errors import InputError
-from hatrack.growth import Growth
+from hatrack.growth.policy import Growth
 from hatrack.masks import (
     ElasticWeights,
     Embedding,
@@ -24,8 +24,8 @@ from hatrack.masks import (
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.taking_out import extract
 from hatrack.models.weight_masking import WeightMasking
-from hatrack.movement import StateOf
-from hatrack.undo import all_or_nothing, attaches_or_not
+from hatrack.state.movement import StateOf
+from hatrack.state.undo import all_or_nothing, attaches_or_not
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
 

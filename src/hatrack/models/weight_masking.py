@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import functional
-from hatrack.capacity import Capacity, common_entries
 from hatrack.compact import CompactNetwork
-from hatrack.compilers import keep_compilers_out
 from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
-from hatrack.forgetting import forget_in_optimizer
-from hatrack.growth import Origin, Places, widen_optimizer, widen_own_parts
-from hatrack.heads import linear_head
-from hatrack.layers import Layer, Side, UndoLog, widened
+from hatrack.gating.leak_test import find_leak_of_weights
+from hatrack.gating.norms import copy_of_norm
+from hatrack.growth.layers import Layer, Side, widened
+from hatrack.growth.policy import Origin, Places, widen_optimizer, widen_own_parts
+from hatrack.growth.widening import widen
 from hatrack.masks import (
     CostCache,
     ElasticWeights,
@@ -35,16 +34,18 @@ from hatrack.masks import (
     twin,
     union,
 )
+from hatrack.masks.task_list import TaskList
 from hatrack.models import taking_out
+from hatrack.models.forgetting import forget_in_optimizer
 from hatrack.models.masking import Change, Masking
 from hatrack.models.own_state import find_own_state
-from hatrack.movement import aside, scratch_of
-from hatrack.norm import copy_of_norm
-from hatrack.poison import find_leak_of_weights
-from hatrack.signatures import CallKey, Signature, key_of
-from hatrack.task_list import TaskList
+from hatrack.protection.capacity import Capacity, common_entries
+from hatrack.state.movement import aside, scratch_of
+from hatrack.state.undo_log import UndoLog
+from hatrack.support.compilers import keep_compilers_out
+from hatrack.support.heads import linear_head
 from hatrack.units import UnitGraph, analyze, stray_parameters
-from hatrack.widening import widen
+from hatrack.units.signatures import CallKey, Signature, key_of
 
 __all__ = ["WeightMasking"]
 

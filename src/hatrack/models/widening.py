@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.growth import changed_answers, plan_growth, require_growable
-from hatrack.layers import UndoLog
+from hatrack.growth.policy import changed_answers, plan_growth, require_growable
+from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
-from hatrack.task_list import StateT
+from hatrack.state.undo_log import UndoLog
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork

@@ -9,9 +9,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from hatrack.conditioning import Damper
+from hatrack.masks.tasks import TaskState
+from hatrack.protection.conditioning import Damper
 from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest
-from hatrack.tasks import TaskState
 from hatrack.units import UnitGraph
 
 __all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_values_that_spread", "take_digests"]

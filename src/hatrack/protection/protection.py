@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from hatrack.conditioning import Damper
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.masks.task_list import TaskList
+from hatrack.masks.tasks import TaskState
+from hatrack.protection.conditioning import Damper
 from hatrack.protection.hooks import OptimizerHooks
 from hatrack.protection.plan import ProtectionPlan, find_changes, find_values_that_spread, take_digests
 from hatrack.protection.structure import Parts
 from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
-from hatrack.task_list import TaskList
-from hatrack.tasks import TaskState
 
 __all__ = ["FrozenBy", "Protection"]
 

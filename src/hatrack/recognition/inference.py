@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.calibration import Scorer, raw_score
 from hatrack.errors import InputError
-from hatrack.modes import evaluation_mode
-from hatrack.tasks import TaskState
+from hatrack.masks.calibration import Scorer, raw_score
+from hatrack.masks.tasks import TaskState
+from hatrack.support.modes import evaluation_mode
 
 __all__ = ["IncrementalAccuracy", "Inferred", "InferringNetwork", "infer_task", "measure_inference"]
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, RunResult
+from hatrack.experiments.metrics import average_accuracy
 from hatrack.methods import METHODS
-from hatrack.metrics import average_accuracy
 from hatrack.report.runs import Runs
 from hatrack.report.table import METHOD, Kind, Table, TableColumn, mean_and_sd
 

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack.experiments import Comparison
+from hatrack.experiments.statistics import Spread
 from hatrack.experiments.tuning import Candidate, best
-from hatrack.statistics import Spread
 
 __all__ = ["comparison_table", "tuning_table"]
 

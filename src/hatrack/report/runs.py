@@ -12,9 +12,9 @@ from typing import Any
 from hatrack.errors import InputError
 from hatrack.experiments import Comparison, RunResult, read_result
 from hatrack.experiments.folder import RESULT
+from hatrack.experiments.metrics import average_accuracy
 from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
-from hatrack.metrics import average_accuracy
 
 __all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hatrack.statistics import spread
+from hatrack.experiments.statistics import spread
 
 __all__ = ["AFTER", "METHOD", "SEED", "Drawing", "Kind", "Row", "Table", "TableColumn", "mean_and_sd", "means"]
 

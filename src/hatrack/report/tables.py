@@ -8,7 +8,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments import RunResult
-from hatrack.metrics import average_accuracy, forgetting, forward_transfer, learning_accuracy
+from hatrack.experiments.metrics import average_accuracy, forgetting, forward_transfer, learning_accuracy
 from hatrack.report.runs import Runs, in_use
 from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, mean_and_sd
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hatrack.metrics import average_accuracy, forgetting
+from hatrack.experiments.metrics import average_accuracy, forgetting
+from hatrack.experiments.statistics import Interval, paired_difference
 from hatrack.report.runs import Runs
 from hatrack.report.table import Kind, Table
 from hatrack.report.tables import summary
-from hatrack.statistics import Interval, paired_difference
 
 __all__ = ["Verdict", "differences", "timing", "verdict"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from hatrack.data import DownloadMonitor, as_rgb32, load_dataset
 from hatrack.data.toml import read_packaged_toml
 from hatrack.errors import InputError
-from hatrack.names import look_up
 from hatrack.streams.base import TaskStream
 from hatrack.streams.builders import BUILDERS, StreamBuilder
 from hatrack.streams.sampling import StreamOptions
+from hatrack.support.names import look_up
 
 __all__ = ["STREAMS", "StreamSpec", "build_stream"]
 

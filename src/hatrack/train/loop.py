@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hatrack.checkpoint import part_of
 from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.methods import Batch, EpochPlan, Method, joined
-from hatrack.modes import fresh_statistics
-from hatrack.parallel import ALONE, Ranks
+from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
+from hatrack.support.modes import fresh_statistics
+from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
 from hatrack.train.state import BestEpoch, Place, TrainingState, load_optimizer, optimizer_tensors

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hatrack.checkpoint import part_of
 from hatrack.methods import Method, joined
+from hatrack.storage.checkpoint import part_of
 from hatrack.train.settings import TrainingSettings
 
 __all__ = ["BestEpoch", "Place", "TrainingState", "load_optimizer", "optimizer_tensors"]

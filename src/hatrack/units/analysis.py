@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.heads import require_features
+from hatrack.support.heads import require_features
 from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hatrack.names import words
+from hatrack.support.names import words
 from hatrack.units.run import FACTS, function_name, tensors_in
 
 __all__ = ["Path", "path_of", "stray_parameters"]

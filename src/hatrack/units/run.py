@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
-from hatrack.modes import evaluation_mode
-from hatrack.names import words
+from hatrack.support.modes import evaluation_mode
+from hatrack.support.names import words
 from hatrack.units.coupling import touches_units
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS

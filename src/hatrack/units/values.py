@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hatrack.names import words
-from hatrack.tryouts import memory_of
+from hatrack.state.tryouts import memory_of
+from hatrack.support.names import words
 
 __all__ = [
     "READING",

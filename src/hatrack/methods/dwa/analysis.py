@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.methods.dwa.network import DWANetwork
-from hatrack.modes import evaluation_mode
 from hatrack.streams import Task
+from hatrack.support.modes import evaluation_mode
 
 __all__ = ["Profile", "Relatedness", "cosine_similarities", "relatedness", "task_profile"]
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hatrack.methods.dwa.losses import orthogonal_candidates
 from hatrack.methods.dwa.network import DWANetwork
-from hatrack.modes import evaluation_mode
+from hatrack.support.modes import evaluation_mode
 
 __all__ = ["Anchors", "choose_anchors", "positive_anchor", "simple_samples"]
 

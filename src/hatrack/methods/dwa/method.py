@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.checkpoint import part_of
 from hatrack.errors import InputError
 from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
@@ -20,6 +19,7 @@ from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.methods.ranges import require_range
+from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 
 __all__ = ["DWA", "DWASettings"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.backbones import initialize_he
 from hatrack.errors import InputError
 from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, Usage
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.methods.narrow import sections_of
-from hatrack.networks import initialize_he
 
 __all__ = ["Context", "DWABackbone", "DWANetwork", "Pass", "context_processor"]
 

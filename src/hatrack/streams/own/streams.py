@@ -9,12 +9,12 @@ from typing import Any
 
 from hatrack.data.toml import tomllib
 from hatrack.errors import InputError
-from hatrack.names import unknown_name
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
 from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
 from hatrack.streams.own.samples import as_splits
 from hatrack.streams.own.tables import CsvFormat
 from hatrack.streams.sampling import StreamOptions
+from hatrack.support.names import unknown_name
 
 __all__ = ["SECTIONS", "OwnStream", "own_stream"]
 

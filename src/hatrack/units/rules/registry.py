@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatrack.errors import InputError
-from hatrack.layers import overrides_forward
-from hatrack.names import unknown_name
+from hatrack.support.layers import overrides_forward
+from hatrack.support.names import unknown_name
 from hatrack.units.trace import Call, Labels, Rule, Trace
 
 __all__ = ["RuleBook", "SamePath", "functions", "rule", "same_on_every_path", "takes_parameters"]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hatrack.layers import Layer
+from hatrack.growth.layers import Layer
 
 __all__ = ["fresh_entries", "measure_initial_scales"]
 

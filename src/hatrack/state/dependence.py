@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.movement import aside, set_buffers
+from hatrack.state.movement import aside, set_buffers
 
 __all__ = ["Copy", "depends_on_state", "other_values", "put_value"]
 

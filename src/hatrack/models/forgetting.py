@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hatrack.fresh import fresh_entries, measure_initial_scales
-from hatrack.layers import Layer
+from hatrack.growth.initial_values import fresh_entries, measure_initial_scales
+from hatrack.growth.layers import Layer
 
 __all__ = ["Forgotten", "InitialDistribution", "entries_to_erase", "forget_in_optimizer", "report"]
 
@@ -46,7 +46,7 @@ class InitialDistribution:
 
     Attributes:
         initial_scales: initial scale of layers' parameters, by name; see
-            :func:`hatrack.fresh.measure_initial_scales`.
+            :func:`hatrack.growth.initial_values.measure_initial_scales`.
         moments: mean and standard deviation of every floating-point parameter, by name; where the deviation is 0, as
             of a norm's weights, an erased entry gets the mean.
     """

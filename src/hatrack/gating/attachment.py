@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.gates import ActiveTask, InputGate
-from hatrack.movement import scratch_of
-from hatrack.norm import TaskNormSwitch, copy_of_norm
+from hatrack.gating.gates import ActiveTask, InputGate
+from hatrack.gating.norms import TaskNormSwitch, copy_of_norm
+from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
 from hatrack.protection.frozen import FrozenEntries
-from hatrack.sparing import PartialGradient, PartialGradientSwitch, partial_gradient_for
+from hatrack.state.movement import scratch_of
 from hatrack.units import UnitGraph
 
 __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from hatrack import functional
 from hatrack.errors import InputError
-from hatrack.packing import moved
+from hatrack.masks.packing import moved
 from hatrack.units import Group, Reader
 
 __all__ = ["ActiveTask", "InputGate", "change_argument", "groups_switched_off", "initial_embedding", "used_units"]

@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hatrack.atomic import save
 from hatrack.errors import CheckpointError, DamagedFileError, NewerFileError
+from hatrack.storage.atomic import save
 
 __all__ = [
     "VERSION",

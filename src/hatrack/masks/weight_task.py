@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.packing import bytes_for, pack, unpack
-from hatrack.tasks import TaskState
+from hatrack.masks.packing import bytes_for, pack, unpack
+from hatrack.masks.tasks import TaskState
 
 __all__ = ["WeightTask"]
 

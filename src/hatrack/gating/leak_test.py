@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import Attachment
+from hatrack.gating.attachment import Attachment
 from hatrack.masks import WeightLayout
-from hatrack.modes import evaluation_mode
 from hatrack.protection.frozen import attention_on_entries
-from hatrack.tryouts import random_like
+from hatrack.state.tryouts import random_like
+from hatrack.support.modes import evaluation_mode
 from hatrack.units import Role, UnitGraph
 
 __all__ = ["find_leak", "find_leak_of_weights"]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.calibration import Calibration
-from hatrack.compilers import start_compilers_inside
-from hatrack.movement import OwnBuffers
-from hatrack.packing import bytes_for, moved, pack, unpack
+from hatrack.masks.calibration import Calibration
+from hatrack.masks.packing import bytes_for, moved, pack, unpack
+from hatrack.state.movement import OwnBuffers
+from hatrack.support.compilers import start_compilers_inside
 
 __all__ = ["TaskState", "UnitTask", "packed_mask"]
 
@@ -156,8 +156,8 @@ class UnitTask(TaskState):
 
     Attributes:
         embedding: its embedding, ``(U,)``; deleted once the mask is fixed.
-        packed: the mask once it is fixed: bits, eight units to a byte, as :func:`hatrack.packing.pack` gives them; the
-            numbers themselves, ``(U,)``, where it is soft. Empty until then.
+        packed: the mask once it is fixed: bits, eight units to a byte, as :func:`hatrack.masks.packing.pack` gives
+            them; the numbers themselves, ``(U,)``, where it is soft. Empty until then.
     """
 
     _kept = ("packed",)

@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from torch import nn
 
-from hatrack.compilers import start_compilers_inside
 from hatrack.errors import InputError
-from hatrack.names import unknown_name
-from hatrack.tasks import TaskState
+from hatrack.masks.tasks import TaskState
+from hatrack.support.compilers import start_compilers_inside
+from hatrack.support.names import unknown_name
 
 __all__ = ["StateT", "TaskList"]
 

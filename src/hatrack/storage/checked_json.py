@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hatrack.atomic import save
 from hatrack.errors import CheckpointError, NewerFileError
+from hatrack.storage.atomic import save
 
 __all__ = ["CHECKSUM", "read_checked_json", "with_checksum", "write_checked_json"]
 

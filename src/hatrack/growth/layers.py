@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layer", "Side", "UndoLog", "overrides_forward", "widened"]
+from hatrack.state.undo_log import UndoLog
+from hatrack.support.layers import overrides_forward
+
+__all__ = ["Layer", "Side", "widened"]
 
 
 class Side(enum.Enum):
@@ -23,50 +25,6 @@ class Side(enum.Enum):
 _IN, _OUT = Side.INPUTS, Side.OUTPUTS
 Axes = tuple[Side | None, ...]
 """Sides that the first axes of a tensor count; None for an axis that does not depend on units."""
-
-
-class UndoLog:
-    """Record of changes in place, by which all of them are taken back."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
-
-    def set_data(self, parameter: Tensor, data: Tensor) -> None:
-        """Give a parameter other values, of any shape; it stays the same object, so that optimizers keep it."""
-        before, gradient = parameter.data, parameter.grad
-        _replace(parameter, data)
-
-        def undo() -> None:
-            _replace(parameter, before)
-            parameter.grad = gradient
-
-        self._undo.append(undo)
-
-    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute, such as ``in_features`` or a buffer."""
-        before = getattr(owner, name)
-        setattr(owner, name, value)
-        self._undo.append(lambda: setattr(owner, name, before))
-
-    def set_item(self, table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
-        """Replace an entry of a table."""
-        before = table[key]
-        table[key] = value
-        self._undo.append(lambda: table.__setitem__(key, before))
-
-    def undo(self) -> None:
-        """Take all changes back, the last one first."""
-        while self._undo:
-            self._undo.pop()()
-
-
-def _replace(parameter: Tensor, data: Tensor) -> None:
-    parameter.grad = None
-    # A graph that is still referenced (by a loss, say) keeps the node that collects the gradient, with the old shape.
-    # A change of the type makes torch drop that node.
-    other = torch.float32 if data.dtype == torch.float64 else torch.float64
-    parameter.data = torch.empty(0, dtype=other, device=data.device)
-    parameter.data = data
 
 
 @dataclass(frozen=True)
@@ -186,12 +144,6 @@ def _put(new: Tensor, old: Tensor, where: Sequence[Tensor | None]) -> None:
         rows = torch.arange(old.shape[axis]) if kept is None else kept
         indices.append(rows.to(new.device).view(-1, *(1,) * (axes - 1 - axis)))
     new[tuple(indices)] = old
-
-
-def overrides_forward(module: nn.Module, kind: type) -> bool:
-    """Return whether the class of a module computes in another way than a layer of torch that it derives from."""
-    names = ("forward", "_conv_forward")
-    return any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in names)
 
 
 _MIXING: dict[str, Axes] = {"weight": (_OUT, _IN), "bias": (_OUT,)}

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.calibration import Scorer
-from hatrack.checkpoint import Checkpoint, check_backbone, read_checkpoint, write_checkpoint
 from hatrack.errors import InputError
-from hatrack.forgetting import Forgotten
+from hatrack.masks.calibration import Scorer
 from hatrack.methods import Setup
 from hatrack.methods.hat import HAT, HATSettings
+from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import HATNetwork
 from hatrack.models.loading import network_from
-from hatrack.modes import evaluation_mode
+from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint, write_checkpoint
 from hatrack.streams import Task
+from hatrack.support.modes import evaluation_mode
 from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
 
 __all__ = ["LEARNER_FORMAT", "Learner", "Prediction"]

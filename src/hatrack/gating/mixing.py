@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.attachment import Attachment
 from hatrack.errors import DOES_NOT_RUN
-from hatrack.modes import evaluation_mode
-from hatrack.tryouts import agree, random_like, says_something
+from hatrack.gating.attachment import Attachment
+from hatrack.state.tryouts import agree, random_like, says_something
+from hatrack.support.modes import evaluation_mode
 
 __all__ = ["MixedNorm", "mixed_norms", "mixes_samples"]
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack.errors import InputError
-from hatrack.fresh import measure_initial_scales
-from hatrack.layers import Layer, UndoLog, widened
-from hatrack.names import unknown_name
-from hatrack.tasks import TaskState, UnitTask, packed_mask
-from hatrack.tryouts import largest
+from hatrack.growth.initial_values import measure_initial_scales
+from hatrack.growth.layers import Layer, widened
+from hatrack.growth.widening import Widening
+from hatrack.masks.tasks import TaskState, UnitTask, packed_mask
+from hatrack.state.tryouts import largest
+from hatrack.state.undo_log import UndoLog
+from hatrack.support.names import unknown_name
 from hatrack.units import UnitGraph
-from hatrack.widening import Widening
 
 __all__ = [
     "Growth",
@@ -67,7 +68,8 @@ class Origin:
 
     Attributes:
         widths: number of units by group.
-        initial_scales: initial scale of parameters, by name; see :func:`hatrack.fresh.measure_initial_scales`.
+        initial_scales: initial scale of parameters, by name; see
+            :func:`hatrack.growth.initial_values.measure_initial_scales`.
     """
 
     widths: Mapping[str, int]

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hatrack.gates import ActiveTask
+from hatrack.gating.gates import ActiveTask
 
 __all__ = ["BatchNorms", "TaskNormSwitch", "copy_of_norm"]
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from hatrack.layers import UndoLog
+from hatrack.state.undo_log import UndoLog
 
 __all__ = ["Snapshot", "all_or_nothing", "attaches_or_not", "leaves_modes"]
 

@@ -12,19 +12,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hatrack.atomic import write_atomically
-from hatrack.decompositions import without_adaptive_maxima
+from hatrack.compact.decompositions import without_adaptive_maxima
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
-from hatrack.mixing import mixed_norms
-from hatrack.models.hat import HATNetwork
-from hatrack.models.weight_masked import WeightMaskedNetwork
-from hatrack.modes import evaluation_mode
+from hatrack.gating.mixing import mixed_norms
+from hatrack.storage.atomic import write_atomically
+from hatrack.support.modes import evaluation_mode
+
+if TYPE_CHECKING:
+    from hatrack.models.hat import HATNetwork
+    from hatrack.models.weight_masked import WeightMaskedNetwork
 
 __all__ = ["PARITY", "AllTasks", "Exported", "Labels", "export_all_tasks", "export_task"]
 

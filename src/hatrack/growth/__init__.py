@@ -1,0 +1,1 @@
+"""Growth: when a backbone is widened, how its layers change, and what becomes of tasks and optimizers."""

@@ -1,0 +1,1 @@
+"""Support: names, modes, environment, compilers and progress."""
