@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import hatrack
 
@@ -16,54 +19,27 @@ LAYERS = [
     {"cli"},
     {"report"},
     {"experiments"},
-    {"learner"},
+    {"learning"},
     {"train"},
-    {"unannounced"},
     {"methods"},
-    {"networks"},
+    {"models"},
+    {"recognition", "compact"},
+    {"gating"},
+    {"protection", "growth"},
+    {"masks"},
+    {"units"},
+    {"backbones"},
     {"streams"},
     {"data"},
-    {"loading", "export"},
-    {"network", "weights"},
-    {"holding", "holding_weights"},
-    {"elastic", "extracting"},
-    {"gated", "growing_weights", "mixing"},
-    {"growing"},
-    {"forgettable"},
-    {"masked"},
-    {"inference"},
-    {"multitask"},
-    {"guard", "poison", "growth", "forgetting", "compact"},
-    {"watch"},
-    {"guarantee", "attachment", "capacity", "plan", "masks", "widening"},
-    {"norm", "tasks", "fresh"},
-    {"conditioning"},
-    {"gates", "protect", "calibration", "sparing"},
-    {"units"},
-    {"checkpoint", "sealed"},
-    {"undo", "signatures", "state_dependence"},
-    {"progress"},
-    {
-        "functional",
-        "metrics",
-        "movement",
-        "heads",
-        "layers",
-        "atomic",
-        "environment",
-        "names",
-        "modes",
-        "compilers",
-        "decompositions",
-        "statistics",
-        "locks",
-        "packing",
-        "parallel",
-        "tryouts",
-    },
+    {"state"},
+    {"storage"},
+    {"support"},
+    {"functional"},
     {"errors"},
 ]
-"""From the top down; a module may import what stands below it, and its own kind."""
+"""From the top down; a package may import what stands below it."""
+
+MOST_ENTRIES, LONGEST_CHAIN = 23, 14
 
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -111,6 +87,85 @@ def test_imports_point_down(name: str) -> None:
             assert own == "cli" or top == "__version__", f"{name}:{line} imports {target} from the top of the package"
         elif top != own:
             assert RANK[own] < RANK[top], f"{name}:{line} imports {target}, which stands above or beside it"
+
+
+def test_the_house_has_few_rooms_and_no_long_way_down() -> None:
+    assert len(RANK) <= MOST_ENTRIES
+    below: dict[str, set[str]] = {name: set() for name in RANK}
+    for name, path in MODULES.items():
+        own = name.partition("/")[0]
+        if own in RANK:
+            below[own] |= {target.partition(".")[0] for target, _ in imported(path)} & RANK.keys() - {own}
+
+    def chain(name: str) -> list[str]:
+        return [name, *max((chain(other) for other in below[name]), key=len, default=[])]
+
+    longest = max((chain(name) for name in RANK), key=len)
+    assert len(longest) <= LONGEST_CHAIN, " → ".join(longest)
+
+
+@pytest.mark.parametrize("network", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def test_networks_are_made_of_parts_and_not_of_ancestors(network: type) -> None:
+    assert len([kind for kind in network.__mro__ if kind.__module__.startswith("hatrack")]) <= 3
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert {kind: where for kind, where in places.items() if len(where) > 1} == {}
+
+
+TORCHS_OWN = {
+    name
+    for kind in (nn.Module(), nn.Linear(1, 1), nn.LSTM(1, 1), torch.empty(0), torch.optim.SGD([torch.empty(0)]))
+    for name in (*dir(kind), *vars(type(kind)), *getattr(kind, "__dict__", ()))
+}
+"""Attributes of torch's objects, private ones among them: hooks, version counters, tables of parameters."""
+
+
+def test_no_file_reads_what_another_keeps_private() -> None:
+    def names_defined(tree: ast.AST) -> Iterator[str]:
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield node.name
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                yield node.attr
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    defined = {name: set(names_defined(tree)) for name, tree in trees.items()}
+    ours = {each for names in defined.values() for each in names}
+    read = [
+        f"{name}:{node.lineno} reads {node.attr}"
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.endswith("__")
+        and node.attr in ours - defined[name] - TORCHS_OWN
+    ]
+    assert read == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hatrack.export", "hatrack.compact.export"),
+        ("hatrack.metrics", "hatrack.experiments.metrics"),
+        ("hatrack.networks", "hatrack.backbones"),
+        ("hatrack.statistics", "hatrack.experiments.statistics"),
+        ("hatrack.unannounced", "hatrack.learning.unannounced"),
+    ],
+)
+def test_old_paths_lead_to_the_same_modules(old: str, new: str) -> None:
+    module = importlib.import_module(new)
+    specification = module.__spec__
+    assert importlib.import_module(old) is module
+    assert module.__spec__ is specification
 
 
 def test_the_equations_need_nothing_but_torch() -> None:
