@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from hatrack.environment import describe_environment
-from hatrack.experiments import Comparison, JobDone, JobFailed, LocalExecutor, Plan, compare, jobs_of
-from hatrack.experiments.tuning import Candidate, Search, best, outcomes, tune
+from hatrack.experiments import Comparison, JobDone, JobFailed, LocalExecutor, ComparisonPlan, compare, jobs_of
+from hatrack.experiments.tuning import Candidate, GridSearch, best, outcomes, tune
 from hatrack.methods import METHODS
 
 COMMON: Mapping[str, Mapping[str, Any]] = {
@@ -47,14 +47,14 @@ def searched(experiment: str, method: str, runs: Path, executor: LocalExecutor) 
     grid = GRIDS.get(method, METHODS[method].grid)
     if not grid:
         return ()
-    search = Search.make(experiment, method, 0, COMMON[experiment], grid)
+    search = GridSearch.make(experiment, method, 0, COMMON[experiment], grid)
     folder = runs / f"tune-{experiment}-{method}"
     jobs = search.jobs(folder)
     follow(tune(search, folder, jobs, executor))
     return outcomes(search, jobs)
 
 
-def compared(plan: Plan, folder: Path, executor: LocalExecutor) -> Comparison:
+def compared(plan: ComparisonPlan, folder: Path, executor: LocalExecutor) -> Comparison:
     """All runs of a plan."""
     follow(compare(plan, folder, jobs_of(plan, folder), executor))
     return Comparison.read(folder)
@@ -93,11 +93,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     experiment, executor, common = arguments.experiment, LocalExecutor(arguments.workers), COMMON[arguments.experiment]
-    untuned = Plan.make(experiment, arguments.methods.split(","), range(arguments.seeds), common)
+    untuned = ComparisonPlan.make(experiment, arguments.methods.split(","), range(arguments.seeds), common)
     tried = {method: searched(experiment, method, arguments.runs, executor) for method in untuned.methods}
     chosen = {method: best(candidates) for method, candidates in tried.items()}
     own = {f"{m}.{key}": value for m, c in chosen.items() if c is not None for key, value in c.settings.items()}
-    tuned = Plan.make(experiment, untuned.methods, untuned.seeds, {**common, **own})
+    tuned = ComparisonPlan.make(experiment, untuned.methods, untuned.seeds, {**common, **own})
     plain = compared(untuned, arguments.runs / f"untuned-{experiment}", executor)
     found = compared(tuned, arguments.runs / f"tuned-{experiment}", executor)
     rows = {}

@@ -18,7 +18,7 @@ from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.errors import NewerFileError
 from hatrack.experiments import read_result
 from hatrack.experiments.folder import LOGITS_FORMAT
-from hatrack.experiments.plan import Plan, read_plan, write_plan
+from hatrack.experiments.plan import ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.network import FORMAT
 from hatrack.sealed import read_sealed, sealed, write_sealed
@@ -51,7 +51,7 @@ def run_json(path: Path) -> Reader:
 
 
 def comparison_json(path: Path) -> Reader:
-    write_plan(path.parent, Plan.make("demo", ["hat"], [0, 1], {"hat.c": "0.5"}), {"threads": 1})
+    write_plan(path.parent, ComparisonPlan.make("demo", ["hat"], [0, 1], {"hat.c": "0.5"}), {"threads": 1})
     return lambda file: read_plan(file.parent)
 
 

@@ -32,7 +32,7 @@ from hatrack.data.trees import unpack_tree
 from hatrack.experiments import read_result
 from hatrack.experiments.comparison import read_failure, write_failure
 from hatrack.experiments.own import own_experiment
-from hatrack.experiments.plan import Plan, read_plan, write_plan
+from hatrack.experiments.plan import ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.streams.own.files import OwnTask, read_own_task
 from hatrack.streams.own.samples import as_splits
@@ -261,7 +261,7 @@ def failure(content: bytes) -> object:
 
 def written(name: str) -> tuple[bytes, ...]:
     write_result(FOLDER / "run.json", of_a_run())
-    write_plan(FOLDER, Plan.make("demo", ["hat"], [0, 1], {"hat.c": "0.5"}), {"threads": 1})
+    write_plan(FOLDER, ComparisonPlan.make("demo", ["hat"], [0, 1], {"hat.c": "0.5"}), {"threads": 1})
     write_failure(FOLDER, "it failed")
     return ((FOLDER / name).read_bytes(),)
 

@@ -24,7 +24,7 @@ from hatrack.experiments import (
     JobEvent,
     JobFailed,
     LocalExecutor,
-    Plan,
+    ComparisonPlan,
     RunRequest,
     RunResult,
     SlurmExecutor,
@@ -34,14 +34,14 @@ from hatrack.experiments import (
     run,
 )
 from hatrack.experiments.comparing import SUMMARY
-from hatrack.experiments.tuning import Candidate, Search, best, outcomes, tune
+from hatrack.experiments.tuning import Candidate, GridSearch, best, outcomes, tune
 from hatrack.locks import locked
 
 TINY = {"epochs": "1", "limit": "60", "hidden": "20", "num_tasks": "2"}
 WORKS, DIES, FAILS = "works", "dies", "fails"
 
 
-def carry_out(plan: Plan, folder: Path, executor: Executor) -> list[JobEvent]:
+def carry_out(plan: ComparisonPlan, folder: Path, executor: Executor) -> list[JobEvent]:
     return list(compare(plan, folder, jobs_of(plan, folder), executor))
 
 
@@ -55,7 +55,7 @@ def hashes(result: RunResult | None) -> list[list[str]]:
     return result.matrix("logits_sha256")
 
 
-def oracle(plan: Plan, method: str, seed: int) -> RunResult:
+def oracle(plan: ComparisonPlan, method: str, seed: int) -> RunResult:
     """The run as this process makes it."""
     prepared = prepare(RunRequest(plan.experiment, method, seed, overrides=plan.overrides(method)))
     for _ in run(prepared):
@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_runs_in_processes_are_the_runs_of_one_process(tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["hat"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["hat"], [0], TINY)
     assert torch.get_num_threads() == 1
     events = carry_out(plan, tmp_path, LocalExecutor(2))
     assert ends(events) == [("hat seed 0", "JobDone"), ("joint seed 0", "JobDone"), ("random seed 0", "JobDone")]
@@ -112,7 +112,7 @@ def unreliable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["sgd"], [0], {**TINY, "sgd.network": "unreliable:build"})
+    plan = ComparisonPlan.make("demo", ["sgd"], [0], {**TINY, "sgd.network": "unreliable:build"})
     folder = tmp_path / "out"
     others = [("joint seed 0", "JobDone"), ("random seed 0", "JobDone")]
     unreliable.write_text(DIES)
@@ -135,7 +135,7 @@ def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_pat
 
 
 def test_stopping_ends_the_workers(tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"})
+    plan = ComparisonPlan.make("demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"})
     events = compare(plan, tmp_path, jobs_of(plan, tmp_path), LocalExecutor(1))
     next(events)
     (worker,) = children(os.getpid())
@@ -147,7 +147,7 @@ def test_stopping_ends_the_workers(tmp_path: Path) -> None:
 
 def test_one_folder_is_for_one_comparison_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hatrack.experiments.comparing._PATIENCE", 0.0)
-    plan = Plan.make("demo", ["sgd"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["sgd"], [0], TINY)
     with locked(tmp_path, 0.0), pytest.raises(InputError, match=f"in use by process {os.getpid()} on"):
         carry_out(plan, tmp_path, LocalExecutor(1))
 
@@ -163,7 +163,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None
     assert len(workers) == 1
     wait_for(lambda: not Path(f"/proc/{workers[0]}").exists() or state(workers[0]) == "Z", seconds=10)
 
-    plan = Plan.make("demo", ["hat"], [0], {**TINY, "num_tasks": "3"})
+    plan = ComparisonPlan.make("demo", ["hat"], [0], {**TINY, "num_tasks": "3"})
     carry_out(plan, tmp_path, LocalExecutor(1))
     found = Comparison.read(tmp_path)
     assert found.missing == ()
@@ -172,7 +172,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("engine", ["dask", "slurm"])
 def test_engines_give_the_same_results(engine: str, tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["random"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["random"], [0], TINY)
     distributed = pytest.importorskip("distributed") if engine == "dask" else None
     if engine == "slurm":
         pytest.importorskip("submitit")
@@ -189,7 +189,7 @@ def test_engines_give_the_same_results(engine: str, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan.make("demo", ["random"], [0], TINY)
+    plan = ComparisonPlan.make("demo", ["random"], [0], TINY)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"pip install 'hatrack\[dask\]'"):
         carry_out(plan, tmp_path, DaskExecutor("tcp://127.0.0.1:1"))
@@ -200,7 +200,7 @@ def test_an_engine_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypat
 
 def test_searching_settings(tmp_path: Path) -> None:
     settings = {**TINY, "num_tasks": "1"}
-    search = Search.make("demo", "sgd", 0, settings, {"lr": ["0.1", "1e-30"]})
+    search = GridSearch.make("demo", "sgd", 0, settings, {"lr": ["0.1", "1e-30"]})
     assert search.candidates() == ({"lr": 0.1}, {"lr": 1e-30}), "the preset's own comes first, and once"
     jobs = search.jobs(tmp_path)
     assert len(list(tune(search, tmp_path, jobs, LocalExecutor(1)))) >= 4
@@ -215,7 +215,7 @@ def test_searching_settings(tmp_path: Path) -> None:
     assert list(tune(search, tmp_path, jobs, LocalExecutor(1))) == [], "finished runs are not made again"
     assert json.loads((tmp_path / "tuning.json").read_text()) == record
     with pytest.raises(InputError, match=r"another search: seed \(0 there, 1 now\)"):
-        list(tune(Search.make("demo", "sgd", 1, settings, {"lr": ["1"]}), tmp_path, jobs, LocalExecutor(1)))
+        list(tune(GridSearch.make("demo", "sgd", 1, settings, {"lr": ["1"]}), tmp_path, jobs, LocalExecutor(1)))
 
 
 def test_the_best_candidate() -> None:
@@ -226,12 +226,12 @@ def test_the_best_candidate() -> None:
 
 def test_grids_are_checked() -> None:
     with pytest.raises(InputError, match="sgd has no recorded grid"):
-        Search.make("demo", "sgd", 0)
+        GridSearch.make("demo", "sgd", 0)
     with pytest.raises(InputError, match="did you mean 'lr'"):
-        Search.make("demo", "sgd", 0, {}, {"lrr": ["1"]})
+        GridSearch.make("demo", "sgd", 0, {}, {"lrr": ["1"]})
     with pytest.raises(InputError, match="leave out --set lr"):
-        Search.make("demo", "sgd", 0, {"lr": "1"}, {"lr": ["1"]})
-    assert len(Search.make("demo", "lwf", 0).candidates()) >= 28
+        GridSearch.make("demo", "sgd", 0, {"lr": "1"}, {"lr": ["1"]})
+    assert len(GridSearch.make("demo", "lwf", 0).candidates()) >= 28
 
 
 def test_a_job_is_one_line_and_back(tmp_path: Path) -> None:

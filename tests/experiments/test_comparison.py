@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments import Comparison, Job, Plan, jobs_of
+from hatrack.experiments import Comparison, Job, ComparisonPlan, jobs_of
 from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
@@ -38,7 +38,7 @@ def fake_run(folder: Path, method: str, seed: int, rows: list[list[float]], task
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_plan(tmp_path, Plan.make("demo", ["sgd", "hat"], [0, 1]), {})
+    write_plan(tmp_path, ComparisonPlan.make("demo", ["sgd", "hat"], [0, 1]), {})
     for seed in (0, 1):
         fake_run(tmp_path, "joint", seed, [[0.9], [0.8, 1.0]])
         fake_run(tmp_path, "random", seed, [[0.5], [0.5, 0.6]])
@@ -96,12 +96,12 @@ def test_unknown_names_are_refused_with_a_suggestion(folder: Path) -> None:
 
 
 def test_references_are_added_once() -> None:
-    assert Plan.make("demo", ["sgd"], [0]).methods == ("sgd", "joint", "random")
-    assert Plan.make("demo", ["joint", "sgd"], [0]).methods == ("joint", "sgd", "random")
+    assert ComparisonPlan.make("demo", ["sgd"], [0]).methods == ("sgd", "joint", "random")
+    assert ComparisonPlan.make("demo", ["joint", "sgd"], [0]).methods == ("joint", "sgd", "random")
 
 
 def test_settings_are_read_as_their_types() -> None:
-    plan = Plan.make("demo", ["ewc", "sgd"], [0], {"epochs": "2", "hidden": "30,20", "ewc.strength": "0500"})
+    plan = ComparisonPlan.make("demo", ["ewc", "sgd"], [0], {"epochs": "2", "hidden": "30,20", "ewc.strength": "0500"})
     assert plan.common == {"epochs": 2, "hidden": [30, 20]}
     assert plan.own == {"ewc": {"strength": 500.0}}
     assert plan.overrides("ewc") == {"epochs": 2, "hidden": [30, 20], "strength": 500.0}
@@ -128,11 +128,11 @@ def test_what_cannot_be_is_refused(
     methods: list[str], seeds: list[int], settings: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        Plan.make("demo", methods, seeds, settings)
+        ComparisonPlan.make("demo", methods, seeds, settings)
 
 
 def test_a_plan_is_written_and_read(tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["ewc", "sgd"], [0, 4], {"epochs": "2", "ewc.strength": "1"})
+    plan = ComparisonPlan.make("demo", ["ewc", "sgd"], [0, 4], {"epochs": "2", "ewc.strength": "1"})
     write_plan(tmp_path, plan, {"torch": "9"})
     assert read_plan(tmp_path) == (plan, {"torch": "9"})
 
@@ -150,8 +150,8 @@ def test_a_damaged_or_newer_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_methods_and_seeds_are_added_to_a_folder() -> None:
-    earlier = Plan.make("demo", ["sgd"], [0, 1], {"epochs": "2", "sgd.lr": "0.5"})
-    more = Plan.make("demo", ["ewc"], [1, 2], {"epochs": "2", "ewc.strength": "7"})
+    earlier = ComparisonPlan.make("demo", ["sgd"], [0, 1], {"epochs": "2", "sgd.lr": "0.5"})
+    more = ComparisonPlan.make("demo", ["ewc"], [1, 2], {"epochs": "2", "ewc.strength": "7"})
     whole = more.joined(earlier)
     assert whole.methods == ("sgd", "ewc", "joint", "random")
     assert whole.seeds == (0, 1, 2)
@@ -160,20 +160,20 @@ def test_methods_and_seeds_are_added_to_a_folder() -> None:
 
 
 def test_other_settings_in_one_folder_are_refused() -> None:
-    earlier = Plan.make("demo", ["ewc"], [0], {"epochs": "2", "ewc.strength": "7"})
+    earlier = ComparisonPlan.make("demo", ["ewc"], [0], {"epochs": "2", "ewc.strength": "7"})
     with pytest.raises(InputError, match=r"runs of ewc with other settings: strength \(7.0 there, 8.0 now\)"):
-        Plan.make("demo", ["ewc"], [1], {"epochs": "2", "ewc.strength": "8"}).joined(earlier)
+        ComparisonPlan.make("demo", ["ewc"], [1], {"epochs": "2", "ewc.strength": "8"}).joined(earlier)
     with pytest.raises(InputError, match=r"epochs \(2 there, 3 now\)"):
-        Plan.make("demo", ["sgd"], [1], {"epochs": "3"}).joined(earlier)
+        ComparisonPlan.make("demo", ["sgd"], [1], {"epochs": "3"}).joined(earlier)
     with pytest.raises(InputError, match="comparison on demo"):
-        Plan.make("split-mnist", ["ewc"], [0]).joined(earlier)
+        ComparisonPlan.make("split-mnist", ["ewc"], [0]).joined(earlier)
 
 
 def test_tasks_of_ones_own_are_compared_too(tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("a,b,answer\n" + "1,2,yes\n3,4,no\n" * 20)
     tasks = tmp_path / "tasks.toml"
     tasks.write_text('[[task]]\npath = "one.csv"\nlabel = "answer"\ntest_share = 0.25\n[training]\nepochs = 3\n')
-    plan = Plan.make("tasks", ["sgd"], [0], {"lr": "0.5"}, [tasks])
+    plan = ComparisonPlan.make("tasks", ["sgd"], [0], {"lr": "0.5"}, [tasks])
     assert plan.config("sgd").training.epochs == 3
     write_plan(tmp_path, plan, {})
     assert read_plan(tmp_path)[0] == plan
@@ -181,4 +181,4 @@ def test_tasks_of_ones_own_are_compared_too(tmp_path: Path) -> None:
     assert Job.from_json(job.to_json()) == job
     assert job.request.sources == (tasks,)
     with pytest.raises(InputError, match="the folder holds a comparison on tasks"):
-        Plan.make("demo", ["sgd"], [0]).joined(plan)
+        ComparisonPlan.make("demo", ["sgd"], [0]).joined(plan)

@@ -30,7 +30,7 @@ from hatrack.experiments import (
 from hatrack.experiments.comparing import is_finished
 from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.jobs import Job, JobFailed, carry_out
-from hatrack.experiments.plan import Plan, write_plan
+from hatrack.experiments.plan import ComparisonPlan, write_plan
 from hatrack.report.runs import Runs
 
 QUICK: dict[str, Any] = {"epochs": 1, "hidden": (24, 20), "limit": 60, "num_tasks": 3}
@@ -286,7 +286,7 @@ def test_own_tasks_leave_neither_path_nor_digest_and_their_data_is_not_needed(
 
 
 def test_comparisons_leave_it_out(folders: dict[str, Path], tmp_path: Path) -> None:
-    plan = Plan.make("demo", ["hat", "pmask"], [0], QUICK)
+    plan = ComparisonPlan.make("demo", ["hat", "pmask"], [0], QUICK)
     write_plan(tmp_path, plan, {})
     for method in ("hat", "pmask"):
         shutil.copytree(folders[method], tmp_path / method / "seed0")

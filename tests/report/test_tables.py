@@ -13,7 +13,7 @@ from hatrack.cli import main
 from hatrack.errors import InputError
 from hatrack.experiments import Comparison, RunResult, Status, read_result
 from hatrack.experiments.comparison import write_failure
-from hatrack.experiments.plan import Plan, run_folder, write_plan
+from hatrack.experiments.plan import ComparisonPlan, run_folder, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.metrics import forward_transfer, learning_accuracy
 from hatrack.report import inside, tables
@@ -133,7 +133,7 @@ def test_runs_of_a_method_with_other_settings_get_labels_of_their_own() -> None:
 
 
 def test_a_comparison_is_read_with_its_failures(tmp_path: Path) -> None:
-    plan = Plan("split-mnist", ("hat", "sgd", "joint", "random"), (0,))
+    plan = ComparisonPlan("split-mnist", ("hat", "sgd", "joint", "random"), (0,))
     write_plan(tmp_path, plan, {})
     for method in ("hat", "joint", "random"):
         write_result(run_folder(tmp_path, method, 0) / "run.json", synthetic(method, 0, 3))

@@ -13,59 +13,41 @@ from rich.console import Console
 from hatrack.cli.board import Board
 from hatrack.cli.engine import LOCAL, Engine
 from hatrack.cli.options import (
+    DEFAULTS,
     WHOLE,
-    Data,
-    Device,
     ExperimentName,
     InterruptedRun,
-    NetworkName,
-    Quiet,
+    Learning,
+    MethodName,
     Settings,
-    as_folder,
     make_console,
     read_overrides,
     say,
-    what_to_learn,
-    with_short_forms,
 )
+from hatrack.cli.wording import with_options
 from hatrack.errors import HatrackError, InputError
-from hatrack.experiments import (
-    Comparison,
-    Job,
-    JobEvent,
-    Plan,
-    compare,
-    jobs_of,
-    read_result,
-)
+from hatrack.experiments import Comparison, Job, JobEvent, ComparisonPlan, compare, jobs_of, read_result
 from hatrack.experiments.comparing import is_finished
 from hatrack.experiments.comparison import read_failure
-from hatrack.experiments.folder import RESULT
+from hatrack.experiments.folder import RESULT, require_folder
 from hatrack.experiments.jobs import share_on_disk
 from hatrack.experiments.plan import PLAN, read_plan
-from hatrack.experiments.tuning import Search, best, outcomes, tune
-from hatrack.methods import METHODS
+from hatrack.experiments.tuning import GridSearch, best, outcomes, tune
 from hatrack.report import comparison_table, tuning_table
 
 __all__ = ["compare_command", "read_seeds", "tune_command"]
 
 
 def compare_command(
-    experiment: ExperimentName | str | None = None,
+    experiment: ExperimentName = None,
     /,
     *,
-    methods: str,
+    methods: Annotated[str, Parameter(help="Names joined by commas; `hatrack list methods` explains them.")],
     seeds: str = "0",
-    tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
-    epochs: Annotated[int | None, WHOLE] = None,
-    network: NetworkName | str | None = None,
+    learning: Learning = DEFAULTS,
     out: Path | None = None,
-    data: Data = None,
     settings: Settings = (),
-    device: Device = "auto",
     engine: Engine = LOCAL,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Quiet = False,
 ) -> int:
     """Compare methods over seeds, many runs at a time.
 
@@ -75,64 +57,43 @@ def compare_command(
 
     Parameters
     ----------
-    experiment
-        What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`.
-
-    Methods:
-        Names joined by commas; `hatrack list methods` explains them.
     seeds
         Such as `0-9` or `0,3,5`.
-    tasks
-        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
-    epochs
-        Largest number of epochs per task; short for `--set epochs=N`.
-    network
-        The backbone, if not the experiment's own; short for `--set network=NAME`.
     out
         Folder for the results, by default `runs/compare-EXPERIMENT`.
     settings
         Override a setting of all runs, `key=value`, or of one method's, `method.key=value`, as often as needed:
         `--set lr=0.01 --set ewc.strength=500`.
-    device
-        Where to train; `auto` takes a GPU if this machine has one.
-    dry_run
-        Say what would be run, and run nothing.
     """
-    overrides = with_short_forms(read_overrides(settings), epochs=epochs, network=network)
-    name, sources = what_to_learn(experiment, tasks)
-    plan = Plan.make(name, methods.split(","), read_seeds(seeds), overrides, sources)
-    folder = as_folder(out or Path("runs") / f"compare-{name}")
-    executor = engine.build(folder)
-    jobs = jobs_of(plan, folder, data=data, device=engine.take_device(device), threads=engine.threads)
+    overrides = learning.overrides(settings)
+    subject = learning.experiment(experiment)
+    plan = ComparisonPlan.make(subject.name, methods.split(","), read_seeds(seeds), overrides, subject.sources)
+    folder = require_folder(out or Path("runs") / f"compare-{subject.name}")
+    executor, device = engine.build(folder), engine.take_device(learning.device)
+    jobs = jobs_of(plan, folder, data=learning.data, device=device, threads=engine.threads)
     console = make_console()
-    if dry_run:
+    if engine.dry_run:
         if (folder / PLAN).exists():
             plan.joined(read_plan(folder)[0])
         return _list(console, jobs)
     place = lambda job: (job.request.method, f"seed {job.request.seed}")  # noqa: E731
-    _carry_out(console, jobs, place, compare(plan, folder, jobs, executor), engine, quiet)
-    if not quiet:
+    _carry_out(console, jobs, place, compare(plan, folder, jobs, executor), engine, learning.quiet)
+    if not learning.quiet:
         console.print(comparison_table(Comparison.read(folder)))
-    return _say_end(console, jobs, folder, quiet)
+    return _say_end(console, jobs, folder, learning.quiet)
 
 
 def tune_command(
-    experiment: ExperimentName | str | None = None,
+    experiment: ExperimentName = None,
     /,
     *,
-    method: Annotated[str, Parameter(choices=tuple(METHODS))],
+    method: MethodName,
     seed: Annotated[int, WHOLE] = 0,
-    tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
+    learning: Learning = DEFAULTS,
     grid: Annotated[tuple[str, ...], Parameter(name="--grid", negative="", consume_multiple=False)] = (),
-    epochs: Annotated[int | None, WHOLE] = None,
-    network: NetworkName | str | None = None,
     out: Path | None = None,
-    data: Data = None,
     settings: Settings = (),
-    device: Device = "auto",
     engine: Engine = LOCAL,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Quiet = False,
 ) -> int:
     """Search a method's settings on one seed, by the average accuracy after the last task.
 
@@ -141,52 +102,38 @@ def tune_command(
 
     Parameters
     ----------
-    experiment
-        What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`.
     method
         The method; `hatrack list methods` explains them.
     seed
         The one seed to search on.
-    tasks
-        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
     grid
         Values to try, `key=value,value`, as often as needed; by default the method's recorded grid, which is mostly the
         one that its paper searched.
-    epochs
-        Largest number of epochs per task; short for `--set epochs=N`.
-    network
-        The backbone, if not the experiment's own; short for `--set network=NAME`.
     out
         Folder for the results, by default `runs/tune-EXPERIMENT-METHOD-seedN`.
     settings
         Override a setting of all runs, `key=value`, as often as needed.
-    device
-        Where to train; `auto` takes a GPU if this machine has one.
-    dry_run
-        Say what would be run, and run nothing.
     """
-    overrides = with_short_forms(read_overrides(settings), epochs=epochs, network=network)
+    overrides = learning.overrides(settings)
     values = {key: text.split(",") for key, text in read_overrides(grid, "--grid").items()}
-    if seed < 0:
-        raise InputError(f"the seed must be 0 or more, not {seed}")
-    name, sources = what_to_learn(experiment, tasks)
-    search = Search.make(name, method, seed, overrides, values, sources)
-    folder = as_folder(out or Path("runs") / f"tune-{name}-{method}-seed{seed}")
-    executor = engine.build(folder)
-    jobs = search.jobs(folder, data=data, device=engine.take_device(device), threads=engine.threads)
+    subject = learning.experiment(experiment)
+    search = GridSearch.make(subject.name, method, seed, overrides, values, subject.sources)
+    folder = require_folder(out or Path("runs") / f"tune-{subject.name}-{method}-seed{seed}")
+    executor, device = engine.build(folder), engine.take_device(learning.device)
+    jobs = search.jobs(folder, data=learning.data, device=device, threads=engine.threads)
     console = make_console()
-    if dry_run:
+    if engine.dry_run:
         return _list(console, jobs)
     place = lambda job: (job.folder.name, "accuracy")  # noqa: E731
-    _carry_out(console, jobs, place, tune(search, folder, jobs, executor), engine, quiet)
+    _carry_out(console, jobs, place, tune(search, folder, jobs, executor), engine, learning.quiet)
     found = outcomes(search, jobs)
     chosen = best(found)
-    if not quiet:
+    if not learning.quiet:
         console.print(tuning_table(found))
         if chosen is not None:
-            words = " ".join(f"--set {method}.{key}={_text(value)}" for key, value in chosen.settings.items())
+            words = " ".join(f"--set {method}.{key}={as_text(value)}" for key, value in chosen.settings.items())
             say(console, f"best: {words}")
-    return _say_end(console, jobs, folder, quiet)
+    return _say_end(console, jobs, folder, learning.quiet)
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -255,7 +202,3 @@ def _say_end(console: Console, jobs: Sequence[Job], folder: Path, quiet: bool) -
             say(console, again)
         say(console, f"kept in {folder}")
     return 1 if failures else 0
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from hatrack.errors import InputError
-from hatrack.experiments.settings import Initialization, NetworkSettings, Norm
+from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm
 from hatrack.names import unknown_name
 from hatrack.networks import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
 from hatrack.streams import seeded_generator
@@ -29,7 +29,7 @@ class NetworkSpec:
     """A backbone that can be asked for by name.
 
     Attributes:
-        name: what the command line calls it.
+        name: its name, by which it is looked up.
         description: one line for a list.
         source: where it comes from.
         build: makes it for samples of a shape.
@@ -57,7 +57,7 @@ NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType(
         for spec in (
             NetworkSpec(
                 "mlp",
-                "dense layers; widths by --set hidden=2000,2000",
+                "dense layers; widths by `hidden=2000,2000`",
                 "Serrà et al., ICML 2018",
                 lambda shape, settings: MLP(shape, settings.hidden, _dropout(settings)),
                 lambda shape, settings, share: MLP(
@@ -66,14 +66,14 @@ NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType(
             ),
             NetworkSpec(
                 "alexnet",
-                "three convolutions, two dense layers; 7.1 million parameters at 32×32; --set width=0.5 halves layers",
+                "three convolutions, two dense layers; 7.1 million parameters at 32×32; `width=0.5` halves layers",
                 "Serrà et al., ICML 2018",
                 lambda shape, settings: AlexNet(shape, _dropout(settings), settings.width),
                 lambda shape, settings, share: AlexNet(shape, _dropout(settings), settings.width * share),
             ),
             NetworkSpec(
                 "resnet18",
-                "residual; 11.2 million parameters; --set norm=none leaves its batch norms out",
+                "residual; 11.2 million parameters; `norm=none` leaves its batch norms out",
                 "He et al., CVPR 2016; Dinu, 2019",
                 lambda shape, settings: ResNet18(
                     shape, _units(64, settings.width), batch_norm=settings.norm is Norm.BATCH
@@ -113,9 +113,9 @@ def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Cal
     return lambda share, seed: _initialized(lambda: build(input_shape, settings, share), seed, settings.initialization)
 
 
-def _initialized(build: Callable[[], nn.Module], seed: int, initialization: Initialization) -> nn.Module:
-    network = build_reproducibly(build, seed, xavier=initialization is Initialization.XAVIER)
-    if initialization is Initialization.HE:
+def _initialized(build: Callable[[], nn.Module], seed: int, initialization: InitialWeights) -> nn.Module:
+    network = build_reproducibly(build, seed, xavier=initialization is InitialWeights.XAVIER)
+    if initialization is InitialWeights.HE:
         initialize_he(network, seeded_generator(seed, "he"))
     return network
 

@@ -15,7 +15,7 @@ from hatrack.experiments.comparison import FAILURE, FIGURES, Comparison, write_f
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
-from hatrack.experiments.plan import PLAN, Plan, read_plan, write_plan
+from hatrack.experiments.plan import PLAN, ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import read_result
 from hatrack.locks import locked
 from hatrack.sealed import write_sealed
@@ -30,7 +30,7 @@ _PATIENCE = 5.0
 
 
 def jobs_of(
-    plan: Plan, folder: Path, *, data: Path | None = None, device: torch.device | None = None, threads: int = 1
+    plan: ComparisonPlan, folder: Path, *, data: Path | None = None, device: torch.device | None = None, threads: int = 1
 ) -> tuple[Job, ...]:
     """Every run of a plan, finished or not, all methods of the first seed first.
 
@@ -53,7 +53,7 @@ def is_finished(job: Job) -> bool:
         return False
 
 
-def compare(plan: Plan, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+def compare(plan: ComparisonPlan, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
     """Carry out the jobs of a plan that are not finished, and keep everything in the folder.
 
     The folder may hold a comparison already, interrupted or finished; methods and seeds are added to it. Runs that
@@ -73,7 +73,7 @@ def compare(plan: Plan, folder: Path, jobs: Sequence[Job], executor: Executor) -
         CheckpointError: the folder's plan is damaged.
     """
     if (folder / RESULT).exists():
-        raise InputError(f"{folder} holds a single run; choose another folder with --out")
+        raise InputError(f"{folder} holds a single run; choose another folder (`out`)")
     with locked(folder, _PATIENCE):
         whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
         # The device's name is in every run: other machines may have one that this one has not.

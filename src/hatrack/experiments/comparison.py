@@ -10,7 +10,7 @@ from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.plan import PLAN, REFERENCES, Plan, read_plan, run_folder
+from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.functional import forgetting_ratio
 from hatrack.names import unknown_name
@@ -37,14 +37,14 @@ class Comparison:
         environment: what the comparison was started with.
     """
 
-    plan: Plan
+    plan: ComparisonPlan
     results: Mapping[tuple[str, int], RunResult]
     failures: Mapping[tuple[str, int], str]
     environment: Mapping[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Comparison:
-        """Read a folder that ``hatrack compare`` made; nothing is written, and runs may be going on.
+        """Read the folder of a comparison; nothing is written, and runs may be going on.
 
         A run whose file is damaged counts as failed.
 
@@ -53,7 +53,7 @@ class Comparison:
             CheckpointError: the plan is damaged, or from a newer version.
         """
         if not (folder / PLAN).exists():
-            raise InputError(f"{folder} holds no {PLAN}; give the folder of a comparison (hatrack compare --out)")
+            raise InputError(f"{folder} holds no {PLAN}; give the folder of a comparison (`compare`)")
         plan, environment = read_plan(folder)
         results, failures = {}, {}
         for method in plan.methods:

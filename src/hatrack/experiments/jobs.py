@@ -16,12 +16,11 @@ import torch
 
 from hatrack.environment import deterministic_cuda
 from hatrack.errors import CheckpointError, HatrackError
-from hatrack.experiments.folder import RESULT, forget_training
-from hatrack.experiments.preparing import finished_result, prepare
+from hatrack.experiments.folder import RESULT, RunFolder
+from hatrack.experiments.preparing import Run
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import Status, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
-from hatrack.locks import locked
 from hatrack.train import BatchDone, EpochDone
 
 __all__ = ["Job", "JobAdvanced", "JobBegun", "JobDone", "JobEvent", "JobFailed", "carry_out", "decode", "share_on_disk"]
@@ -148,12 +147,13 @@ def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
         request = job.request
         if request.device.type == "cuda":
             request = replace(request, device=deterministic_cuda())
-        with locked(job.folder, math.inf):
-            if finished_result(request) is None:
-                for share in _seldom(_shares(request)):
+        with RunFolder.alone(job.folder, math.inf) as folder:
+            going = Run(request, folder)
+            if going.finished is None:
+                for share in _seldom(_shares(going)):
                     yield JobAdvanced(job, share)
             else:
-                forget_training(job.folder)  # left where a process was killed just before its end
+                folder.forget_training()  # left where a process was killed just before its end
         yield JobDone(job)
     except HatrackError as error:
         yield JobFailed(job, str(error))
@@ -162,11 +162,11 @@ def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
         yield JobFailed(job, f"{type(error).__name__}: {error}")
 
 
-def _shares(request: RunRequest) -> Iterator[float]:
-    prepared = prepare(request)
-    tasks = len(prepared.result.tasks)
+def _shares(going: Run) -> Iterator[float]:
+    going.prepare()
+    tasks = len(going.result.tasks)
     index, epochs, max_epochs = 0, 0, 1
-    for event in run(prepared):
+    for event in run(going):
         match event:
             case TaskBegun():
                 index, epochs, max_epochs = event.index, event.epochs, max(1, event.max_epochs)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import DataError, InputError
-from hatrack.experiments.preparing import Prepared
-from hatrack.experiments.recorded import load_recorded, recorded_result
-from hatrack.experiments.request import RunRequest
+from hatrack.experiments.preparing import Run
+from hatrack.experiments.recorded import load_recorded, recorded_result, request_of
 from hatrack.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.forgettable import ForgettableNetwork
 from hatrack.names import unknown_name
@@ -47,7 +46,7 @@ class PicturePrediction:
     probabilities: tuple[float, ...]
 
 
-def open_run(folder: Path, data: Path | None = None) -> tuple[Prepared, tuple[Task, ...]]:
+def open_run(folder: Path, data: Path | None = None) -> tuple[Run, tuple[Task, ...]]:
     """Load the network of a run, and the tasks that it has learned.
 
     Args:
@@ -60,14 +59,12 @@ def open_run(folder: Path, data: Path | None = None) -> tuple[Prepared, tuple[Ta
         DataError: the data is missing.
     """
     recorded = recorded_result(folder)
-    sources = tuple(map(Path, recorded.sources))
-    asked = (recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config)
-    prepared = load_recorded(folder, recorded, RunRequest(*asked, sources=sources))
+    prepared = load_recorded(folder, recorded, request_of(recorded, data))
     prepared.method.train_mode(False)
     return prepared, prepared.stream[: len(recorded.scores)]
 
 
-def masked_network(folder: Path, prepared: Prepared) -> HATNetwork | WeightMaskedNetwork:
+def masked_network(folder: Path, prepared: Run) -> HATNetwork | WeightMaskedNetwork:
     """The network of a run, out of which tasks can be taken.
 
     Raises:
@@ -119,7 +116,7 @@ def export_run(folder: Path, task: str | None, to: Path, data: Path | None = Non
     net = masked_network(folder, prepared)
     if task is None and not isinstance(net, HATNetwork):
         method = prepared.request.method
-        raise InputError(f"{folder} was made by {method}, whose masks of weights do not mix; export tasks with --task")
+        raise InputError(f"{folder} was made by {method}, whose masks of weights do not mix; export tasks with `task`")
     samples = {each.name: each.test.load()[0][:COMPARED] for each in tasks if task in (None, each.name)}
     labels = {each.name: Labels(each.classes, describe_transform(each.test.transform)) for each in tasks}
     if task is None:
@@ -172,13 +169,13 @@ def predict_pictures(
     return found
 
 
-def _recognise(prepared: Prepared, tasks: Sequence[Task], raw: Tensor) -> tuple[list[str], Tensor]:
+def _recognise(prepared: Run, tasks: Sequence[Task], raw: Tensor) -> tuple[list[str], Tensor]:
     net = getattr(prepared.method, "network", None)
     if not isinstance(net, ForgettableNetwork):
-        raise InputError(f"{prepared.request.method} recognises no tasks; name one with --task")
+        raise InputError(f"{prepared.request.method} recognises no tasks; name one with `task`")
     kinds = [describe_transform(task.test.transform) for task in tasks]
     if any(kind != kinds[0] for kind in kinds):
-        raise InputError("tasks of this run prepare their samples differently; name one with --task")
+        raise InputError("tasks of this run prepare their samples differently; name one with `task`")
     for task in tasks:
         net.calibrate(task.name, *task.train.load())
     transform = tasks[0].test.transform

@@ -21,7 +21,7 @@ from hatrack.methods import METHODS
 from hatrack.names import look_up
 from hatrack.sealed import read_sealed, write_sealed
 
-__all__ = ["PLAN", "REFERENCES", "Plan", "read_plan", "run_folder", "write_plan"]
+__all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
 
 PLAN = "comparison.json"
 """The file at the top of the folder, which holds the plan."""
@@ -34,7 +34,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """The runs that make a comparison.
 
     Attributes:
@@ -61,7 +61,7 @@ class Plan:
         seeds: Sequence[int],
         settings: Mapping[str, Any] | None = None,
         sources: Sequence[Path] = (),
-    ) -> Plan:
+    ) -> ComparisonPlan:
         """Check what was asked for, and add the references.
 
         Args:
@@ -80,7 +80,7 @@ class Plan:
             if len(set(given)) != len(given):
                 raise InputError(f"a {what} is given twice in {','.join(map(str, given))}")
             if not given:
-                raise InputError(f"give at least one {what} with --{what}s")
+                raise InputError(f"give at least one {what} (`{what}s`)")
         if min(seeds) < 0:
             raise InputError(f"a seed must be 0 or more, not {min(seeds)}")
         wanted = (*methods, *(name for name in REFERENCES if name not in methods))
@@ -123,14 +123,14 @@ class Plan:
             for method in self.methods
         )
 
-    def joined(self, earlier: Plan) -> Plan:
+    def joined(self, earlier: ComparisonPlan) -> ComparisonPlan:
         """The plan of a folder that holds ``earlier`` and shall hold this one, too.
 
         Raises:
             InputError: it compares something else, or a method with other settings (they are named).
         """
         if (self.experiment, self.sources) != (earlier.experiment, earlier.sources):
-            raise InputError(f"the folder holds a comparison on {earlier.experiment}; choose another folder with --out")
+            raise InputError(f"the folder holds a comparison on {earlier.experiment}; choose another folder (`out`)")
         for method in self.methods:
             if method not in earlier.methods:
                 continue
@@ -139,11 +139,11 @@ class Plan:
             if changes:
                 raise InputError(
                     f"the folder holds runs of {method} with other settings: {', '.join(changes)}; "
-                    "choose another folder with --out"
+                    "choose another folder (`out`)"
                 )
         own = {method: self._beside(method, earlier.common) for method in self.methods if method not in earlier.methods}
         methods = dict.fromkeys((*earlier.methods, *self.methods))
-        return Plan(
+        return ComparisonPlan(
             self.experiment,
             (*(name for name in methods if name not in REFERENCES), *(name for name in methods if name in REFERENCES)),
             tuple(sorted({*earlier.seeds, *self.seeds})),
@@ -173,7 +173,7 @@ def run_folder(folder: Path, method: str, seed: int) -> Path:
     return folder / method / f"seed{seed}"
 
 
-def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
+def read_plan(folder: Path) -> tuple[ComparisonPlan, dict[str, Any]]:
     """The plan of a folder, and what it was made with.
 
     Raises:
@@ -182,7 +182,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
     path = folder / PLAN
     data = read_sealed(path, SCHEMA, "comparison")
     try:
-        plan = Plan(
+        plan = ComparisonPlan(
             str(data["experiment"]),
             tuple(map(str, data["methods"])),
             tuple(map(int, data["seeds"])),
@@ -197,7 +197,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         raise CheckpointError(f"{path} is damaged, or not a comparison ({type(error).__name__}: {error})") from error
 
 
-def write_plan(folder: Path, plan: Plan, environment: Mapping[str, Any]) -> None:
+def write_plan(folder: Path, plan: ComparisonPlan, environment: Mapping[str, Any]) -> None:
     """Write ``comparison.json`` atomically, with its checksum.
 
     Raises:
@@ -221,19 +221,19 @@ def _split_settings(
             close = difflib.get_close_matches(method, methods, n=1)
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             raise InputError(
-                f"--set {key}={value} is about {method!r}, which is not compared{guess}; "
+                f"`{key}={value}` is about {method!r}, which is not compared{guess}; "
                 f"methods are: {', '.join(methods)}"
             )
     return common, own
 
 
-def _canonical(plan: Plan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _canonical(plan: ComparisonPlan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings as JSON values of their types, so that ``0.50`` and ``0.5`` are one setting."""
     configs = {method: plan.described.config(method) for method in plan.methods}
     for key in plan.common:
         owners = [method for method, config in configs.items() if key in config.flat()]
         if owners and len(owners) < len(configs):
-            examples = ", ".join(f"--set {method}.{key}=..." for method in owners)
+            examples = ", ".join(f"`{method}.{key}`" for method in owners)
             raise InputError(f"{key} is a setting of some methods only; say of which: {examples}")
     common = configs[plan.methods[0]].overridden(plan.common).flat()
     own = {method: configs[method].overridden(settings).flat() for method, settings in plan.own.items()}

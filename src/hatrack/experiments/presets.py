@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from hatrack.experiments.experiment import Experiment
-from hatrack.experiments.settings import Initialization, NetworkSettings, StreamSettings
+from hatrack.experiments.settings import InitialWeights, NetworkSettings, StreamSettings
 from hatrack.names import look_up
 from hatrack.train import TrainingSettings
 
@@ -34,7 +34,7 @@ _OWN = (
         stream="demo",
         # Small initial weights make features move far, and with them the forgetting that there is to see.
         network=NetworkSettings(
-            hidden=(200, 200), dropout_early=0.0, dropout_late=0.2, initialization=Initialization.TORCH
+            hidden=(200, 200), dropout_early=0.0, dropout_late=0.2, initialization=InitialWeights.TORCH
         ),
         training=TrainingSettings(epochs=30, lr=0.1),
     ),
@@ -45,7 +45,7 @@ _OWN = (
         published="99.10 % in 5 epochs, fine-tuning 90.13 % (measured with that code)",
         stream="split-fashion-mnist",
         # The choices of the authors' code, not of the paper, since its figures are those to compare with.
-        network=NetworkSettings(initialization=Initialization.TORCH),
+        network=NetworkSettings(initialization=InitialWeights.TORCH),
         methods={"hat": {"compensation": "float32"}},
     ),
     Experiment(
@@ -232,7 +232,7 @@ _OF_OTHERS = (
         published="its paper: less forgetting than SGD, more than HAT and EWC; its readme: less than both",
         stream="mixture",
         network=NetworkSettings(
-            network="alexnet", dropout_early=0.0, dropout_late=0.0, initialization=Initialization.HE
+            network="alexnet", dropout_early=0.0, dropout_late=0.0, initialization=InitialWeights.HE
         ),
         training=TrainingSettings(lr=0.075, batch_size=32),
     ),

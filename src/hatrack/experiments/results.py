@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from hatrack.errors import CheckpointError
 from hatrack.metrics import average_accuracy, backward_transfer, forgetting
 from hatrack.sealed import read_sealed, write_sealed
@@ -21,6 +23,7 @@ __all__ = [
     "TaskSummary",
     "history_from_json",
     "read_result",
+    "rounded_shares",
     "write_result",
 ]
 
@@ -294,6 +297,11 @@ def read_result(path: Path) -> RunResult:
         raise CheckpointError(
             f"{path} is damaged, or not a result of hatrack ({type(error).__name__}: {error})"
         ) from error
+
+
+def rounded_shares(reuse: Tensor) -> tuple[tuple[float, ...], ...]:
+    """Return a matrix of shares ``(T, T)`` as it is recorded, with five digits."""
+    return tuple(tuple(round(share, 5) for share in row) for row in reuse.tolist())
 
 
 def _require_sound(data: Any) -> None:

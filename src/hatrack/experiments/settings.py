@@ -14,7 +14,7 @@ from hatrack.errors import InputError
 from hatrack.names import unknown_name
 from hatrack.train import TrainingSettings
 
-__all__ = ["Config", "Initialization", "NetworkSettings", "Norm", "StreamSettings", "parse_value"]
+__all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSettings", "parse_value"]
 
 
 class Norm(enum.Enum):
@@ -27,7 +27,7 @@ class Norm(enum.Enum):
     """No norms."""
 
 
-class Initialization(enum.Enum):
+class InitialWeights(enum.Enum):
     """How the backbone's weights start."""
 
     XAVIER = "xavier"
@@ -59,7 +59,7 @@ class NetworkSettings:
     width: float = 1.0
     dropout_early: float = 0.2
     dropout_late: float = 0.5
-    initialization: Initialization = Initialization.XAVIER
+    initialization: InitialWeights = InitialWeights.XAVIER
     norm: Norm = Norm.BATCH
 
     def __post_init__(self) -> None:

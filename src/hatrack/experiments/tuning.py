@@ -27,7 +27,7 @@ from hatrack.methods import METHODS
 from hatrack.names import look_up
 from hatrack.sealed import read_sealed, write_sealed
 
-__all__ = ["TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
+__all__ = ["TUNING", "Candidate", "GridSearch", "best", "outcomes", "tune"]
 
 TUNING = "tuning.json"
 """The file at the top of the folder: what was searched, and what came out."""
@@ -39,7 +39,7 @@ _PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
-class Search:
+class GridSearch:
     """Description of a search.
 
     Attributes:
@@ -67,7 +67,7 @@ class Search:
         settings: Mapping[str, Any] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
         sources: Sequence[Path] = (),
-    ) -> Search:
+    ) -> GridSearch:
         """Check what was asked for.
 
         Args:
@@ -84,14 +84,14 @@ class Search:
         """
         grid = grid or look_up("method", method, METHODS).grid
         if not grid:
-            raise InputError(f"{method} has no recorded grid; give one, such as --grid lr=0.01,0.05,0.1")
+            raise InputError(f"{method} has no recorded grid; give one (`grid`), such as lr=0.01,0.05,0.1")
         described = own_experiment(sources) if sources else find_experiment(experiment)
         config = described.config(method).overridden(settings or {})
         plain = config.flat()
         read: dict[str, tuple[Any, ...]] = {}
         for key, values in grid.items():
             if settings and key in settings:
-                raise InputError(f"{key} is searched; leave out --set {key}=...")
+                raise InputError(f"{key} is searched; leave out `{key}`")
             tried = [config.overridden({key: value}).flat()[key] for value in values]
             read[key] = tuple(_unique([plain[key], *tried]))
         return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
@@ -145,13 +145,13 @@ class Candidate:
     error: str | None
 
 
-def tune(search: Search, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+def tune(search: GridSearch, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
     """Carry out the runs of a search that are not finished, and record the outcome.
 
     Args:
         search: what to search.
         folder: the search's folder, which may hold the same search, interrupted or finished, also with another grid.
-        jobs: its jobs, see :meth:`Search.jobs`.
+        jobs: its jobs, see :meth:`GridSearch.jobs`.
         executor: where to carry them out.
 
     Yields:
@@ -168,7 +168,7 @@ def tune(search: Search, folder: Path, jobs: Sequence[Job], executor: Executor) 
         _write(search, folder, outcomes(search, jobs))
 
 
-def outcomes(search: Search, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
+def outcomes(search: GridSearch, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
     """Read the candidates and their accuracies from the folders of a search's jobs."""
     found = []
     for candidate, job in zip(search.candidates(), jobs, strict=True):
@@ -187,7 +187,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
     return max(good, key=lambda candidate: candidate.accuracy or 0.0) if good else None
 
 
-def _require_same(search: Search, folder: Path) -> None:
+def _require_same(search: GridSearch, folder: Path) -> None:
     path = folder / TUNING
     if not path.exists():
         return
@@ -199,10 +199,10 @@ def _require_same(search: Search, folder: Path) -> None:
     now = _identity(search)
     changes = [f"{key} ({then[key]} there, {now[key]} now)" for key in now if then[key] != now[key]]
     if changes:
-        raise InputError(f"{folder} holds another search: {', '.join(changes)}; choose another folder with --out")
+        raise InputError(f"{folder} holds another search: {', '.join(changes)}; choose another folder (`out`)")
 
 
-def _identity(search: Search) -> dict[str, Any]:
+def _identity(search: GridSearch) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(_said(dict(search.settings)))
     return {
         "experiment": search.experiment,
@@ -213,7 +213,7 @@ def _identity(search: Search) -> dict[str, Any]:
     }
 
 
-def _write(search: Search, folder: Path, found: Sequence[Candidate]) -> None:
+def _write(search: GridSearch, folder: Path, found: Sequence[Candidate]) -> None:
     chosen = best(found)
     write_sealed(
         folder / TUNING,

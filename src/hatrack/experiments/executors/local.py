@@ -29,7 +29,7 @@ class LocalExecutor:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise InputError(f"--workers must be at least 1, not {self.workers}")
+            raise InputError(f"`workers` must be at least 1, not {self.workers}")
 
     def execute(self, jobs: Sequence[Job]) -> Generator[JobEvent, None, None]:
         """Carry out jobs; a process that dies takes its job with it, and another one goes on with the next."""
