@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from hatrack.environment import describe_environment
-from hatrack.experiments import Comparison, JobDone, JobFailed, LocalExecutor, ComparisonPlan, compare, jobs_of
+from hatrack.experiments import Comparison, ComparisonPlan, JobDone, JobFailed, LocalExecutor, compare, jobs_of
 from hatrack.experiments.tuning import Candidate, GridSearch, best, outcomes, tune
 from hatrack.methods import METHODS
 

@@ -48,6 +48,38 @@ def test_an_interrupted_operation_leaves_the_network_as_before_or_as_after(kind:
     assert found == {}
 
 
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_an_interrupt_while_a_mode_of_torch_is_entered_leaves_none_on(
+    kind: str, mode: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours are the lines that are interrupted above; these are torch's, right after a guard was made."""
+    enter, count = mode.__enter__, 0
+
+    def interrupted(self: object) -> object:
+        nonlocal count
+        entered, count = enter(self), count + 1
+        if count == number:
+            raise KeyboardInterrupt
+        return entered
+
+    trained = build(kind)
+    open_and_train(trained, "a")
+    for number in range(1, 100):
+        net, count = copy.deepcopy(trained), 0
+        monkeypatch.setattr(mode, "__enter__", interrupted)
+        try:
+            net.consolidate("a")
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            monkeypatch.undo()
+        assert torch.is_grad_enabled(), f"gradients are off after interrupt {number}"
+        assert not torch.is_inference_mode_enabled(), f"inference mode is on after interrupt {number}"
+    assert number > 2, "modes were entered"
+
+
 @pytest.mark.parametrize("kind", ["hat", "packnet"])
 def test_without_undoing_interrupts_do_harm_so_that_these_tests_say_something(
     kind: str, monkeypatch: pytest.MonkeyPatch

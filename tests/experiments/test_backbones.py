@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hatrack.cli import main
-from hatrack.cli.app import NetworkName, app
+from hatrack.cli.app import app
+from hatrack.cli.options import NetworkName
 from hatrack.errors import InputError
 from hatrack.experiments.backbones import NETWORKS, build_backbone, narrow_builder
 from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm

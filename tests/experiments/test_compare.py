@@ -17,6 +17,7 @@ import torch
 from hatrack.errors import InputError
 from hatrack.experiments import (
     Comparison,
+    ComparisonPlan,
     DaskExecutor,
     Executor,
     Job,
@@ -24,7 +25,6 @@ from hatrack.experiments import (
     JobEvent,
     JobFailed,
     LocalExecutor,
-    ComparisonPlan,
     RunRequest,
     RunResult,
     SlurmExecutor,
@@ -135,7 +135,9 @@ def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_pat
 
 
 def test_stopping_ends_the_workers(tmp_path: Path) -> None:
-    plan = ComparisonPlan.make("demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"})
+    plan = ComparisonPlan.make(
+        "demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"}
+    )
     events = compare(plan, tmp_path, jobs_of(plan, tmp_path), LocalExecutor(1))
     next(events)
     (worker,) = children(os.getpid())
@@ -229,7 +231,7 @@ def test_grids_are_checked() -> None:
         GridSearch.make("demo", "sgd", 0)
     with pytest.raises(InputError, match="did you mean 'lr'"):
         GridSearch.make("demo", "sgd", 0, {}, {"lrr": ["1"]})
-    with pytest.raises(InputError, match="leave out --set lr"):
+    with pytest.raises(InputError, match="leave out `lr`"):
         GridSearch.make("demo", "sgd", 0, {"lr": "1"}, {"lr": ["1"]})
     assert len(GridSearch.make("demo", "lwf", 0).candidates()) >= 28
 
