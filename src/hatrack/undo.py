@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import traceback
 from collections.abc import Callable, Iterable, MutableMapping
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -176,7 +177,8 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
                     return method(network, *args, **kwargs)
                 with torch.inference_mode(False), torch.no_grad():  # what is made there could never be trained
                     return method(network, *args, **kwargs)
-            except BaseException:
+            except BaseException as error:
+                _drop_what_was_entered(error)
                 snapshot.restore()
                 if generator is not None and drawn is not None:
                     generator.set_state(drawn)
@@ -195,7 +197,8 @@ def leaves_modes(method: MethodT) -> MethodT:
         modes = _Modes()
         try:
             return method(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
+            _drop_what_was_entered(error)
             modes.leave()
             raise
 
@@ -213,11 +216,22 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
         snapshot = Snapshot(backbone, values_of=[*backbone.parameters(), *backbone.buffers()])
         try:
             constructor(network, backbone, *args, **kwargs)
-        except BaseException:
+        except BaseException as error:
+            _drop_what_was_entered(error)
             snapshot.restore()
             raise
 
     return cast(MethodT, whole)
+
+
+def _drop_what_was_entered(error: BaseException) -> None:
+    """Have the guards of inference mode end now that an interrupt has kept alive.
+
+    An interrupt right after torch has made such a guard, and before it is entered, leaves it to the traceback. When that
+    goes, the guard puts back the modes that it was made in, long after everything else has.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        traceback.clear_frames(error.__traceback__)
 
 
 def _put_back(table: MutableMapping[Any, Any], entries: dict[Any, Any]) -> None:

@@ -148,17 +148,11 @@ def run_command(
     return 0
 
 
-app.command(compare_command, name="compare")
-app.command(tune_command, name="tune")
-app.command(report_command, name="report")
-app.command(figure_command, name="figure")
-app.command(export_command, name="export")
-app.command(predict_command, name="predict")
-app.command(forget_command, name="forget")
-app.command(sizes_command, name="sizes")
-app.command(analyse_command, name="analyse")
-app.command(verify_command, name="verify")
-app.command(rerun_command, name="rerun")
+for _command in (
+    *(compare_command, tune_command, report_command, figure_command, export_command, predict_command),
+    *(forget_command, sizes_command, analyse_command, verify_command, rerun_command),
+):
+    app.command(_command, name=_command.__name__.removesuffix("_command"))
 
 
 @app.command(name="list")
@@ -197,11 +191,9 @@ def main(arguments: list[str] | None = None) -> int:
             code = app(arguments)
         return code if isinstance(code, int) else 0
     except cyclopts.CycloptsError as error:
-        return _fail(_first_line(error), 2)
-    except InputError as error:
-        return _fail(with_options(str(error)), 2)
+        return _fail(" ".join(str(error).split()).rstrip(".") + "; see hatrack --help", 2)
     except HatrackError as error:
-        return _fail(with_options(str(error)), 1)
+        return _fail(with_options(str(error)), 2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
         return 1
@@ -256,7 +248,3 @@ def _fail(message: str, code: int) -> int:
     text = Text.assemble(("error:", "bold red"), " ", message)  # not markup: a message may quote what a user typed
     Console(stderr=True).print(text, soft_wrap=True)
     return code
-
-
-def _first_line(error: cyclopts.CycloptsError) -> str:
-    return " ".join(str(error).split()).rstrip(".") + "; see hatrack --help"

@@ -26,12 +26,11 @@ from hatrack.cli.options import (
 )
 from hatrack.cli.wording import with_options
 from hatrack.errors import HatrackError, InputError
-from hatrack.experiments import Comparison, Job, JobEvent, ComparisonPlan, compare, jobs_of, read_result
-from hatrack.experiments.comparing import is_finished
+from hatrack.experiments import Comparison, ComparisonPlan, Job, JobEvent, compare, jobs_of
 from hatrack.experiments.comparison import read_failure
-from hatrack.experiments.folder import RESULT, require_folder
-from hatrack.experiments.jobs import share_on_disk
+from hatrack.experiments.folder import require_folder
 from hatrack.experiments.plan import PLAN, read_plan
+from hatrack.experiments.request import as_text
 from hatrack.experiments.tuning import GridSearch, best, outcomes, tune
 from hatrack.report import comparison_table, tuning_table
 
@@ -71,16 +70,16 @@ def compare_command(
     folder = require_folder(out or Path("runs") / f"compare-{subject.name}")
     executor, device = engine.build(folder), engine.take_device(learning.device)
     jobs = jobs_of(plan, folder, data=learning.data, device=device, threads=engine.threads)
-    console = make_console()
-    if engine.dry_run:
-        if (folder / PLAN).exists():
-            plan.joined(read_plan(folder)[0])
-        return _list(console, jobs)
-    place = lambda job: (job.request.method, f"seed {job.request.seed}")  # noqa: E731
-    _carry_out(console, jobs, place, compare(plan, folder, jobs, executor), engine, learning.quiet)
-    if not learning.quiet:
+    if engine.dry_run and (folder / PLAN).exists():
+        plan.joined(read_plan(folder)[0])
+
+    def place(job: Job) -> tuple[str, str]:
+        return job.request.method, f"seed {job.request.seed}"
+
+    def show(console: Console) -> None:
         console.print(comparison_table(Comparison.read(folder)))
-    return _say_end(console, jobs, folder, learning.quiet)
+
+    return _carry_out(jobs, place, compare(plan, folder, jobs, executor), show, folder, engine, learning.quiet)
 
 
 def tune_command(
@@ -121,19 +120,18 @@ def tune_command(
     folder = require_folder(out or Path("runs") / f"tune-{subject.name}-{method}-seed{seed}")
     executor, device = engine.build(folder), engine.take_device(learning.device)
     jobs = search.jobs(folder, data=learning.data, device=device, threads=engine.threads)
-    console = make_console()
-    if engine.dry_run:
-        return _list(console, jobs)
-    place = lambda job: (job.folder.name, "accuracy")  # noqa: E731
-    _carry_out(console, jobs, place, tune(search, folder, jobs, executor), engine, learning.quiet)
-    found = outcomes(search, jobs)
-    chosen = best(found)
-    if not learning.quiet:
+
+    def place(job: Job) -> tuple[str, str]:
+        return job.folder.name, "accuracy"
+
+    def show(console: Console) -> None:
+        found = outcomes(search, jobs)
         console.print(tuning_table(found))
-        if chosen is not None:
+        if (chosen := best(found)) is not None:
             words = " ".join(f"--set {method}.{key}={as_text(value)}" for key, value in chosen.settings.items())
             say(console, f"best: {words}")
-    return _say_end(console, jobs, folder, learning.quiet)
+
+    return _carry_out(jobs, place, tune(search, folder, jobs, executor), show, folder, engine, learning.quiet)
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -152,53 +150,52 @@ def read_seeds(text: str) -> tuple[int, ...]:
 
 
 def _carry_out(
-    console: Console,
     jobs: Sequence[Job],
     place: Callable[[Job], tuple[str, str]],
     events: Generator[JobEvent, None, None],
+    show: Callable[[Console], None],
+    folder: Path,
     engine: Engine,
     quiet: bool,
-) -> None:
-    done = [(job, sum(read_result(job.folder / RESULT).seconds)) for job in jobs if is_finished(job)]
-    board = Board(console, jobs, place, _accuracy, done, workers=engine.at_a_time, quiet=quiet)
+) -> int:
+    """Make runs, or list them for a dry run, and show what came of them."""
+    console = make_console()
+    if engine.dry_run:
+        for job in jobs:
+            say(console, f"{job.folder}: {_state(job)}")
+        say(console, f"{sum(job.finished() is None for job in jobs)} of {len(jobs)} runs to do")
+        return 0
+    finished = [(job, sum(result.seconds)) for job in jobs if (result := job.finished()) is not None]
+    board = Board(console, jobs, place, _accuracy, finished, workers=engine.at_a_time, quiet=quiet)
     try:
         with closing(events), board:
             for event in events:
                 board.show(event)
     except KeyboardInterrupt:
         raise InterruptedRun from None
-
-
-def _accuracy(job: Job) -> str:
-    return f"{read_result(job.folder / RESULT).metrics()['average_accuracy']:.1%}"
-
-
-def _list(console: Console, jobs: Sequence[Job]) -> int:
-    for job in jobs:
-        say(console, f"{job.folder}: {_state(job)}")
-    left = sum(not is_finished(job) for job in jobs)
-    say(console, f"{left} of {len(jobs)} runs to do")
-    return 0
-
-
-def _state(job: Job) -> str:
-    if is_finished(job):
-        return "finished"
-    failure = read_failure(job.folder)
-    if failure is not None:
-        return f"to try again, failed before: {failure}"
-    share = share_on_disk(job)
-    return f"to go on with, {share:.0%} done" if share else "to do"
-
-
-def _say_end(console: Console, jobs: Sequence[Job], folder: Path, quiet: bool) -> int:
     failures = {job.name: why for job in jobs if (why := read_failure(job.folder)) is not None}
     again = f"{len(failures)} of {len(jobs)} runs failed; the same command tries them again"
     if quiet and failures:
         name, why = next(iter(failures.items()))
         raise HatrackError(f"{name}: {why}; {again}")
     if not quiet:
+        show(console)
         if failures:
             say(console, again)
         say(console, f"kept in {folder}")
     return 1 if failures else 0
+
+
+def _accuracy(job: Job) -> str:
+    finished = job.finished()
+    return "damaged" if finished is None else f"{finished.metrics()['average_accuracy']:.1%}"
+
+
+def _state(job: Job) -> str:
+    if job.finished() is not None:
+        return "finished"
+    failure = read_failure(job.folder)
+    if failure is not None:
+        return f"to try again, failed before: {with_options(failure)}"
+    share = job.share_on_disk()
+    return f"to go on with, {share:.0%} done" if share else "to do"

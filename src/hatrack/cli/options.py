@@ -38,6 +38,7 @@ __all__ = [
     "read_overrides",
     "say",
     "take_device",
+    "write_file",
     "write_output",
 ]
 
@@ -185,6 +186,17 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a file; its folder is made if need be.
+
+    Raises:
+        InputError: the file is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file as --out")
+    write_atomically(path, text.encode())
+
+
 def write_output(path: Path | None, text: str) -> None:
     """Write a file and say so, or print where none is named.
 
@@ -193,9 +205,6 @@ def write_output(path: Path | None, text: str) -> None:
     """
     if path is None:
         sys.stdout.write(text)
-        return
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file as --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
-    say(make_console(), f"wrote {path}")
+    else:
+        write_file(path, text)
+        say(make_console(), f"wrote {path}")

@@ -23,6 +23,7 @@ from hatrack.experiments.verify import Verification, verify
 __all__ = [
     "EXPERIMENTS",
     "Comparison",
+    "ComparisonPlan",
     "Config",
     "DaskExecutor",
     "Event",
@@ -36,7 +37,6 @@ __all__ = [
     "JobFailed",
     "LocalExecutor",
     "PicturePrediction",
-    "ComparisonPlan",
     "Reproduction",
     "Run",
     "RunForgotten",

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hatrack.environment import describe_environment
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.comparison import FAILURE, FIGURES, Comparison, write_failure
+from hatrack.errors import InputError
+from hatrack.experiments.comparison import FIGURES, Comparison, write_failure
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
-from hatrack.experiments.plan import PLAN, ComparisonPlan, read_plan, write_plan
-from hatrack.experiments.results import read_result
+from hatrack.experiments.plan import PLAN, ComparisonPlan, read_plan, run_folder, write_plan
+from hatrack.experiments.request import RunRequest
 from hatrack.locks import locked
 from hatrack.sealed import write_sealed
 
-__all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]
+__all__ = ["SUMMARY", "compare", "execute_recorded", "jobs_of", "write_summary"]
 
 SUMMARY = "summary.json"
 """The file at the top of the folder that holds the figures of every run and their means."""
@@ -30,7 +31,12 @@ _PATIENCE = 5.0
 
 
 def jobs_of(
-    plan: ComparisonPlan, folder: Path, *, data: Path | None = None, device: torch.device | None = None, threads: int = 1
+    plan: ComparisonPlan,
+    folder: Path,
+    *,
+    data: Path | None = None,
+    device: torch.device | None = None,
+    threads: int = 1,
 ) -> tuple[Job, ...]:
     """Every run of a plan, finished or not, all methods of the first seed first.
 
@@ -41,19 +47,19 @@ def jobs_of(
         device: where to train; the CPU by default.
         threads: CPU threads of every run.
     """
-    requests = plan.requests(folder, data, device or torch.device("cpu"))
-    return tuple(Job(request, threads) for request in requests)
+    request = RunRequest(plan.experiment, "", data=data, sources=plan.sources)
+    request = replace(request, device=device or request.device)
+    found = []
+    for seed in plan.seeds:
+        for method in plan.methods:
+            at, overrides = run_folder(folder, method, seed), plan.overrides(method)
+            found.append(Job(replace(request, method=method, seed=seed, out=at, overrides=overrides), threads))
+    return tuple(found)
 
 
-def is_finished(job: Job) -> bool:
-    """Whether a job's folder holds its run finished. A damaged one is not: the run itself will say what is wrong."""
-    try:
-        return read_result(job.folder / RESULT).is_whole
-    except CheckpointError:
-        return False
-
-
-def compare(plan: ComparisonPlan, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+def compare(
+    plan: ComparisonPlan, folder: Path, jobs: Sequence[Job], executor: Executor
+) -> Generator[JobEvent, None, None]:
     """Carry out the jobs of a plan that are not finished, and keep everything in the folder.
 
     The folder may hold a comparison already, interrupted or finished; methods and seeds are added to it. Runs that
@@ -85,11 +91,9 @@ def compare(plan: ComparisonPlan, folder: Path, jobs: Sequence[Job], executor: E
 
 def execute_recorded(jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
     """Carry out those jobs that are not finished; a failure is written to its run's folder."""
-    left = []
+    left = [job for job in jobs if job.finished() is None]
     for job in jobs:
-        if not is_finished(job):
-            left.append(job)
-        elif (job.folder / FAILURE).exists():  # it was finished by other means since
+        if job not in left:  # if it failed before, it was finished by other means since
             write_failure(job.folder, None)
     if not left:
         return
@@ -98,7 +102,7 @@ def execute_recorded(jobs: Sequence[Job], executor: Executor) -> Generator[JobEv
             match event:
                 case JobFailed():
                     write_failure(event.job.folder, event.error)
-                case JobDone() if (event.job.folder / FAILURE).exists():
+                case JobDone():
                     write_failure(event.job.folder, None)
             yield event
 

@@ -150,8 +150,11 @@ class RunFolder:
             InputError, CheckpointError: as for the class; or another process holds the folder for longer.
         """
         with ExitStack() as held:
-            hold = lambda: held.enter_context(locked(require_folder(path), patience))  # noqa: E731
-            absent = not path.exists()
+
+            def hold() -> None:
+                held.enter_context(locked(path, patience))
+
+            absent = not require_folder(path).exists()
             if not absent:
                 hold()
             folder = cls(path)

@@ -15,7 +15,7 @@ from hatrack.experiments.preparing import Run
 from hatrack.experiments.recorded import load_recorded, recorded_result, request_of
 from hatrack.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.forgettable import ForgettableNetwork
-from hatrack.names import unknown_name
+from hatrack.names import look_up
 from hatrack.network import HATNetwork
 from hatrack.streams import Task
 from hatrack.streams.own.pictures import read_picture
@@ -117,13 +117,13 @@ def export_run(folder: Path, task: str | None, to: Path, data: Path | None = Non
     if task is None and not isinstance(net, HATNetwork):
         method = prepared.request.method
         raise InputError(f"{folder} was made by {method}, whose masks of weights do not mix; export tasks with `task`")
-    samples = {each.name: each.test.load()[0][:COMPARED] for each in tasks if task in (None, each.name)}
+    names = [each.name for each in tasks] if task is None else [task]
+    tests = {each.name: each.test for each in tasks}
+    samples = {name: look_up("task", name, tests).load()[0][:COMPARED] for name in names}
     labels = {each.name: Labels(each.classes, describe_transform(each.test.transform)) for each in tasks}
     if task is None:
         assert isinstance(net, HATNetwork)
         return export_all_tasks(net, to, samples, labels)
-    if task not in samples:
-        raise unknown_name("task", task, [each.name for each in tasks])
     return export_task(net, task, to, samples[task], labels[task])
 
 
@@ -151,9 +151,7 @@ def predict_pictures(
         raise InputError("name at least one picture")
     prepared, tasks = open_run(folder, data)
     known = {each.name: each for each in tasks}
-    if task is not None and task not in known:
-        raise unknown_name("task", task, list(known))
-    first = tasks[0] if task is None else known[task]
+    first = tasks[0] if task is None else look_up("task", task, known)
     raw = _read_all(pictures, first.train.source)
     if task is not None:
         x = raw.float() if first.test.transform is None else first.test.transform(raw)

@@ -9,14 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.experiment import Experiment
-from hatrack.experiments.own import own_experiment
-from hatrack.experiments.presets import find_experiment
-from hatrack.experiments.request import RunRequest
-from hatrack.experiments.settings import Config
+from hatrack.experiments.own import describe
+from hatrack.experiments.settings import Config, changed
 from hatrack.methods import METHODS
 from hatrack.names import look_up
 from hatrack.sealed import read_sealed, write_sealed
@@ -96,7 +92,7 @@ class ComparisonPlan:
         Raises:
             InputError: there is none, or the sources cannot be used.
         """
-        return own_experiment(self.sources) if self.sources else find_experiment(self.experiment)
+        return describe(self.experiment, self.sources)
 
     def overrides(self, method: str) -> dict[str, Any]:
         """The settings of a method's runs that differ from the experiment's, by key."""
@@ -105,23 +101,6 @@ class ComparisonPlan:
     def config(self, method: str) -> Config:
         """All settings of a method's runs."""
         return self.described.config(method).overridden(self.overrides(method))
-
-    def requests(self, folder: Path, data: Path | None, device: torch.device) -> tuple[RunRequest, ...]:
-        """Every run of the plan, all methods of the first seed first."""
-        return tuple(
-            RunRequest(
-                self.experiment,
-                method,
-                seed,
-                run_folder(folder, method, seed),
-                data,
-                self.overrides(method),
-                device,
-                self.sources,
-            )
-            for seed in self.seeds
-            for method in self.methods
-        )
 
     def joined(self, earlier: ComparisonPlan) -> ComparisonPlan:
         """The plan of a folder that holds ``earlier`` and shall hold this one, too.
@@ -134,12 +113,9 @@ class ComparisonPlan:
         for method in self.methods:
             if method not in earlier.methods:
                 continue
-            now, then = self.config(method).flat(), earlier.config(method).flat()
-            changes = [f"{key} ({then[key]} there, {now[key]} now)" for key in now if now[key] != then[key]]
-            if changes:
+            if changes := changed(earlier.config(method).flat(), self.config(method).flat()):
                 raise InputError(
-                    f"the folder holds runs of {method} with other settings: {', '.join(changes)}; "
-                    "choose another folder (`out`)"
+                    f"the folder holds runs of {method} with other settings: {changes}; choose another folder (`out`)"
                 )
         own = {method: self._beside(method, earlier.common) for method in self.methods if method not in earlier.methods}
         methods = dict.fromkeys((*earlier.methods, *self.methods))
@@ -221,8 +197,7 @@ def _split_settings(
             close = difflib.get_close_matches(method, methods, n=1)
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             raise InputError(
-                f"`{key}={value}` is about {method!r}, which is not compared{guess}; "
-                f"methods are: {', '.join(methods)}"
+                f"`{key}={value}` is about {method!r}, which is not compared{guess}; methods are: {', '.join(methods)}"
             )
     return common, own
 

@@ -22,6 +22,7 @@ from hatrack.experiments.folder import (
 )
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
+from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.streams import TaskStream
 
@@ -238,12 +239,8 @@ class Run:
         now = environment_of(request)
         for key in ("threads", "device", "processes"):
             found[key], wanted[key] = earlier.environment.get(key, 1), now.get(key, 1)
-        differing = [key for key in found | wanted if found.get(key) != wanted.get(key)]
-        if differing:
-            changes = ", ".join(f"{key} ({found.get(key)} there, {wanted.get(key)} now)" for key in differing)
-            raise InputError(
-                f"{request.out} holds a run with other settings: {changes}; choose another folder (`out`)"
-            )
+        if changes := changed(found, wanted):
+            raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder (`out`)")
 
 
 class _ForeignFileError(CheckpointError):

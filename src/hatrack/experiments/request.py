@@ -15,7 +15,7 @@ from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.own import describe
 from hatrack.parallel import ALONE, Ranks
 
-__all__ = ["RunRequest", "environment_of"]
+__all__ = ["RunRequest", "as_text", "environment_of"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,13 @@ class RunRequest:
         words += ["--method", self.method, "--seed", str(self.seed)]
         words += ["--threads", str(torch.get_num_threads()), "--device", self.device.type]
         for key, value in self.overrides.items():
-            text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-            words += ["--set", f"{key}={text}"]
+            words += ["--set", f"{key}={as_text(value)}"]
         return shlex.join(words)
+
+
+def as_text(value: object) -> str:
+    """Return a setting's value as a text that is read as the same value."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def environment_of(request: RunRequest) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hatrack.errors import InputError
 from hatrack.names import unknown_name
 from hatrack.train import TrainingSettings
 
-__all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSettings", "parse_value"]
+__all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSettings", "changed", "parse_value"]
 
 
 class Norm(enum.Enum):
@@ -137,6 +137,12 @@ class Config:
 
     def _parts(self) -> Iterable[Any]:
         return (self.stream, self.network, self.training, self.method)
+
+
+def changed(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say which values differ, and how; an empty text if none does."""
+    keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+    return ", ".join(f"{key} ({there.get(key)} there, {now.get(key)} now)" for key in keys)
 
 
 def _types(part: Any) -> dict[str, Any]:

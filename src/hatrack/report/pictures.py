@@ -62,9 +62,7 @@ def input_attention(request: RunRequest) -> Drawing:
     tasks = [task.name for task in prepared.result.tasks]
     masks = [network.masks(task).get("inputs") for task in tasks]
     if any(mask is None or mask.numel() != torch.Size(shape).numel() for mask in masks):
-        raise InputError(
-            "the attention of this run is not on single input features; run it with `gate_inputs=true`"
-        )
+        raise InputError("the attention of this run is not on single input features; run it with `gate_inputs=true`")
     values = [mask.float().reshape(shape).mean(dim=0) for mask in masks if mask is not None]
     return _pictures(tasks, values, "Input features in use")
 
