@@ -68,7 +68,7 @@ class RunForgotten:
     remaining: tuple[Path, ...]
 
 
-def forget_in_run(folder: Path, task: str) -> RunForgotten:
+def forget_in_run(folder: Path | str, task: str) -> RunForgotten:
     """Forget a task in all files of a run: the network, test logits, the result, and copies of earlier networks.
 
     The task's weights, head, statistics, logits, scores and name go; the result says how many tasks were forgotten. No
@@ -85,6 +85,7 @@ def forget_in_run(folder: Path, task: str) -> RunForgotten:
         CheckpointError: a file is damaged or cannot be written, or forgetting another task was interrupted.
         GuaranteeError: other tasks would change. The network is as it was then.
     """
+    folder = Path(folder)
     require_run(folder)
     with locked(folder, _PATIENCE):
         recorded = read_result(folder / RESULT)
@@ -176,18 +177,14 @@ def _networks(folder: Path) -> list[Path]:
 
 def _remove_passing(folder: Path) -> Iterator[Path]:
     """Remove what nobody needs any more and may hold a task: logs, previous copies, half-written files."""
+    half_written = tuple(f".{name}." for name in (*_WRITTEN, *_PASSING))
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name == _LOGS:
             shutil.rmtree(path)
             yield path
-        elif path.is_file() and (path.name in _PASSING or _is_half_written(path)):
+        elif path.is_file() and (path.name in _PASSING or path.name.startswith(half_written)):
             path.unlink()
             yield path
-
-
-def _is_half_written(path: Path) -> bool:
-    """Whether it is a temporary file of a process that was killed."""
-    return any(path.name.startswith(f".{name}.") for name in (*_WRITTEN, *_PASSING))
 
 
 def _naming(folder: Path, task: str) -> Iterator[Path]:

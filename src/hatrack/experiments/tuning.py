@@ -90,8 +90,9 @@ class GridSearch:
         for key, values in grid.items():
             if settings and key in settings:
                 raise InputError(f"{key} is searched; leave out `{key}`")
-            values = [plain[key], *(config.overridden({key: value}).flat()[key] for value in values)]
-            read[key] = tuple(value for at, value in enumerate(values) if value not in values[:at])
+            tried = [config.overridden({key: value}).flat()[key] for value in values]
+            tried.insert(0, plain[key])
+            read[key] = tuple(value for at, value in enumerate(tried) if value not in tried[:at])
         return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
 
     def candidates(self) -> tuple[dict[str, Any], ...]:
