@@ -240,11 +240,14 @@ def _listing(title: str, kinds: Mapping[str, str], entries: Iterable[Any]) -> Ta
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """One line for a person, without the place in the code that Python would add."""
-    text = Text.assemble(("warning:", "bold yellow"), " ", " ".join(str(message).split()))
-    Console(stderr=True).print(text, soft_wrap=True)
+    _tell("warning:", "bold yellow", " ".join(str(message).split()))
 
 
 def _fail(message: str, code: int) -> int:
-    text = Text.assemble(("error:", "bold red"), " ", message)  # not markup: a message may quote what a user typed
-    Console(stderr=True).print(text, soft_wrap=True)
+    _tell("error:", "bold red", message)
     return code
+
+
+def _tell(kind: str, style: str, message: str) -> None:
+    text = Text.assemble((kind, style), " ", message)  # not markup: a message may quote what a user typed
+    Console(stderr=True).print(text, soft_wrap=True)

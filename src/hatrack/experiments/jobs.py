@@ -72,19 +72,12 @@ class Job:
     def to_json(self) -> str:
         """One line that :meth:`from_json` reads, on any machine that sees the same folders."""
         request = self.request
-        return json.dumps(
-            {
-                "experiment": request.experiment,
-                "method": request.method,
-                "seed": request.seed,
-                "out": str(self.folder.absolute()),
-                "data": None if request.data is None else str(request.data.absolute()),
-                "overrides": dict(request.overrides),
-                "device": request.device.type,
-                "sources": [str(path.absolute()) for path in request.sources],
-                "threads": self.threads,
-            }
-        )
+        content = {key: getattr(request, key) for key in ("experiment", "method", "seed")}
+        content["out"] = str(self.folder.absolute())
+        content["data"] = None if request.data is None else str(request.data.absolute())
+        content["sources"] = [str(path.absolute()) for path in request.sources]
+        content |= {"overrides": dict(request.overrides), "device": request.device.type, "threads": self.threads}
+        return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str) -> Job:

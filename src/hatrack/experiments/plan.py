@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,10 @@ class ComparisonPlan:
         if min(seeds) < 0:
             raise InputError(f"a seed must be 0 or more, not {min(seeds)}")
         wanted = (*methods, *(name for name in REFERENCES if name not in methods))
-        common, own = _split_settings(settings or {}, wanted)
-        plan = cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
-        common, own = _canonical(plan)
-        return replace(plan, common=common, own=own)
+        described = describe(experiment, sources)
+        configs = {method: described.config(method) for method in wanted}
+        common, own = _split_settings(settings or {}, configs)
+        return cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
 
     @functools.cached_property
     def described(self) -> Experiment:
@@ -133,16 +133,6 @@ class ComparisonPlan:
         flat = self.config(method).flat()
         return {key: flat[key] for key in {**common, **self.overrides(method)} if flat[key] != common.get(key)}
 
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        return {
-            "experiment": self.experiment,
-            "sources": [str(path) for path in self.sources],
-            "methods": list(self.methods),
-            "seeds": list(self.seeds),
-            "settings": {"common": dict(self.common), "own": {name: dict(own) for name, own in self.own.items()}},
-        }
-
 
 def run_folder(folder: Path, method: str, seed: int) -> Path:
     """Return the folder in which a comparison keeps a run."""
@@ -179,40 +169,51 @@ def write_plan(folder: Path, plan: ComparisonPlan, environment: Mapping[str, Any
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    write_sealed(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
+    content = {
+        "schema": SCHEMA,
+        "experiment": plan.experiment,
+        "sources": [str(path) for path in plan.sources],
+        "methods": plan.methods,
+        "seeds": plan.seeds,
+        "settings": {"common": plan.common, "own": plan.own},
+        "environment": environment,
+    }
+    write_sealed(folder / PLAN, content)
 
 
 def _split_settings(
-    settings: Mapping[str, Any], methods: Sequence[str]
+    settings: Mapping[str, Any], configs: Mapping[str, Config]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return settings of all methods, and of single ones, as JSON values: ``0.50`` and ``0.5`` are one setting.
+
+    Args:
+        settings: by ``key`` or ``method.key``.
+        configs: the experiment's own settings for every method.
+
+    Raises:
+        InputError: a setting does not exist or does not fit.
+    """
     common: dict[str, Any] = {}
     own: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         method, dot, name = key.partition(".")
         if not dot:
             common[key] = value
-        elif method in methods:
+            owners = [method for method, config in configs.items() if key in config.flat()]
+            if owners and len(owners) < len(configs):
+                examples = ", ".join(f"`{method}.{key}`" for method in owners)
+                raise InputError(f"{key} is a setting of some methods only; say of which: {examples}")
+        elif method in configs:
             own.setdefault(method, {})[name] = value
         else:
-            close = difflib.get_close_matches(method, methods, n=1)
+            close = difflib.get_close_matches(method, configs, n=1)
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             raise InputError(
-                f"`{key}={value}` is about {method!r}, which is not compared{guess}; methods are: {', '.join(methods)}"
+                f"`{key}={value}` is about {method!r}, which is not compared{guess}; methods are: {', '.join(configs)}"
             )
-    return common, own
 
+    def read(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        flat = configs[method].overridden(values).flat()
+        return {key: flat[key] for key in values}
 
-def _canonical(plan: ComparisonPlan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The settings as JSON values of their types, so that ``0.50`` and ``0.5`` are one setting."""
-    configs = {method: plan.described.config(method) for method in plan.methods}
-    for key in plan.common:
-        owners = [method for method, config in configs.items() if key in config.flat()]
-        if owners and len(owners) < len(configs):
-            examples = ", ".join(f"`{method}.{key}`" for method in owners)
-            raise InputError(f"{key} is a setting of some methods only; say of which: {examples}")
-    common = configs[plan.methods[0]].overridden(plan.common).flat()
-    own = {method: configs[method].overridden(settings).flat() for method, settings in plan.own.items()}
-    return (
-        {key: common[key] for key in plan.common},
-        {method: {key: own[method][key] for key in settings} for method, settings in plan.own.items()},
-    )
+    return read(next(iter(configs)), common), {method: read(method, values) for method, values in own.items()}

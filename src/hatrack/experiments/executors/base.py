@@ -12,7 +12,7 @@ from hatrack.errors import InputError
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed, decode
 
-__all__ = ["DiskWatch", "Executor", "follow", "optional_module"]
+__all__ = ["Executor", "follow", "optional_module", "stamps"]
 
 
 class Executor(Protocol):
@@ -30,27 +30,13 @@ class Executor(Protocol):
         ...
 
 
-class DiskWatch:
-    """How far runs are that are carried out elsewhere: read from their folders.
+Stamps = dict[Path, int | None]
+"""When the results in folders were written last; None where there are none."""
 
-    Args:
-        jobs: the jobs, before they are handed over.
-    """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._seen = {job.folder: _stamp(job) for job in jobs}
-        self._begun: set[Path] = set()
-
-    def news(self, job: Job) -> Iterator[JobEvent]:
-        """What has been written since the last look."""
-        stamp = _stamp(job)
-        if stamp == self._seen[job.folder]:
-            return
-        self._seen[job.folder] = stamp
-        if job.folder not in self._begun:
-            self._begun.add(job.folder)
-            yield JobBegun(job)
-        yield JobAdvanced(job, job.share_on_disk())
+def stamps(jobs: Sequence[Job]) -> Stamps:
+    """Return when the results of jobs were written last, to be asked before the jobs are handed over."""
+    return {job.folder: _stamp(job) for job in jobs}
 
 
 def _stamp(job: Job) -> int | None:
@@ -60,23 +46,30 @@ def _stamp(job: Job) -> int | None:
         return None
 
 
-def follow(waiting: list[tuple[Any, Job]], engine: str, watch: DiskWatch, pause: float) -> Iterator[JobEvent]:
-    """Yield what becomes of jobs that are carried out elsewhere, until there are none left.
+def follow(waiting: list[tuple[Any, Job]], seen: Stamps, engine: str, pause: float) -> Iterator[JobEvent]:
+    """Yield what becomes of jobs that are carried out elsewhere, as their folders say, until there are none left.
 
     Args:
         waiting: the engine's handles, whose results are those of :func:`run_in_child`, and their jobs; those that have
             ended are taken out.
+        seen: what :func:`stamps` gave before the jobs were handed over; it is kept up to date.
         engine: its name, for messages.
-        watch: what the folders hold.
         pause: seconds between two looks.
     """
+    begun = set()
     while waiting:
         ended = [pair for pair in waiting if pair[0].done()]
         for handle, job in ended:
             waiting.remove((handle, job))
             yield _outcome(handle, job, engine)
         for _, job in waiting:
-            yield from watch.news(job)
+            stamp = _stamp(job)
+            if stamp != seen[job.folder]:
+                seen[job.folder] = stamp
+                if job.folder not in begun:
+                    begun.add(job.folder)
+                    yield JobBegun(job)
+                yield JobAdvanced(job, job.share_on_disk())
         if not ended:
             time.sleep(pause)
 

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from hatrack.errors import InputError
-from hatrack.experiments.executors.base import DiskWatch, follow, optional_module
+from hatrack.experiments.executors.base import follow, optional_module, stamps
 from hatrack.experiments.executors.child import run_in_child
 from hatrack.experiments.jobs import Job, JobEvent
 
@@ -40,9 +40,9 @@ class DaskExecutor:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"no Dask scheduler answers at {self.scheduler} ({reason})") from error
         with client:
-            watch = DiskWatch(jobs)
+            seen = stamps(jobs)
             waiting = [(client.submit(run_in_child, job.to_json(), pure=False), job) for job in jobs]
             try:
-                yield from follow(waiting, "Dask", watch, self.pause)
+                yield from follow(waiting, seen, "Dask", self.pause)
             finally:
                 client.cancel([future for future, _ in waiting])

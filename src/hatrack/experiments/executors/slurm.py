@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hatrack.errors import InputError
-from hatrack.experiments.executors.base import DiskWatch, follow, optional_module
+from hatrack.experiments.executors.base import follow, optional_module, stamps
 from hatrack.experiments.executors.child import run_in_child
 from hatrack.experiments.jobs import Job, JobEvent
 
@@ -40,7 +40,7 @@ class SlurmExecutor:
             InputError: submitit or Slurm is not there, or an option does not exist.
         """
         submitit = optional_module("submitit", "slurm")
-        watch = DiskWatch(jobs)
+        seen = stamps(jobs)
         try:
             engine = submitit.AutoExecutor(folder=self.logs, cluster=self.cluster)
             engine.update_parameters(name="hatrack", cpus_per_task=max(job.threads for job in jobs))
@@ -53,7 +53,7 @@ class SlurmExecutor:
             raise InputError(f"Slurm does not take the jobs: {str(error).splitlines()[0]}") from error
         waiting = list(zip(submitted, jobs, strict=True))
         try:
-            yield from follow(waiting, "Slurm", watch, self.pause)
+            yield from follow(waiting, seen, "Slurm", self.pause)
         finally:
             for handle, _ in waiting:
                 handle.cancel()
