@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from hatrack.experiments import Comparison, ComparisonPlan, JobDone, JobFailed, LocalExecutor, compare, jobs_of
-from hatrack.experiments.tuning import Candidate, Search, best, outcomes, tune
+from hatrack.experiments.tuning import Candidate, GridSearch, best, outcomes, tune
 from hatrack.methods import METHODS
 from hatrack.support.environment import describe_environment
 
@@ -47,7 +47,7 @@ def searched(experiment: str, method: str, runs: Path, executor: LocalExecutor) 
     grid = GRIDS.get(method, METHODS[method].grid)
     if not grid:
         return ()
-    search = Search.make(experiment, method, 0, COMMON[experiment], grid)
+    search = GridSearch.make(experiment, method, 0, COMMON[experiment], grid)
     folder = runs / f"tune-{experiment}-{method}"
     jobs = search.jobs(folder)
     follow(tune(search, folder, jobs, executor))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hatrack import HATNetwork
 from hatrack.backbones import MLP, AlexNet
-from hatrack.experiments import Prepared, RunRequest, TaskLearned, prepare, run
+from hatrack.experiments import Run, RunRequest, TaskLearned, prepare, run
 from hatrack.support.environment import describe_environment
 from hatrack.train import BatchDone
 
@@ -106,7 +106,7 @@ def many_tasks(repetitions: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- whole runs
 
 
-def bare_loop(prepared: Prepared) -> Callable[[int, int], float]:
+def bare_loop(prepared: Run) -> Callable[[int, int], float]:
     """What does so many plain steps on a task's batches, and says how long they took."""
     training = prepared.config.training
     backbone = prepared.method.setup.build_backbone()

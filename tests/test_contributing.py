@@ -36,7 +36,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     return method
 
 
-def run(method: str, out: Path | None = None, tasks: int = 3, **settings: float) -> tuple[preparing.Prepared, float]:
+def run(method: str, out: Path | None = None, tasks: int = 3, **settings: float) -> tuple[preparing.Run, float]:
     """Learn some tasks; also returns how far the logits of the first have moved since it was learned, squared."""
     overrides = {**QUICK, **settings}
     prepared = preparing.prepare(request.RunRequest("demo", method, out=out, overrides=overrides))

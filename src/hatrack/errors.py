@@ -1,4 +1,7 @@
-"""The errors that hatrack raises: one clear line each, saying what to do."""
+"""The errors that hatrack raises: one clear line each, saying what to do.
+
+Arguments and settings that would help stand in backticks; the command line puts its options in their place.
+"""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_a_damaged_form_does_not_hide_a_sound_one(tmp_path: Path) -> None:
         "test_batch.bin is missing beside data_batch_1.bin",
         "put cifar-10-python.tar.gz or the folder cifar-10-batches-py or cifar-10-binary.tar.gz or the folder "
         "cifar-10-batches-bin or cifar10.zip (or pictures as",
-        "--data DIR",
+        "`data_dir`",
     ):
         assert fault in message
     assert "\n" not in message

@@ -84,7 +84,7 @@ def test_absence_of_all_forms_is_one_message() -> None:
         tiny_spec(*forms).load()
     assert str(caught.value) == (
         "tiny: not found in there (one is odd; three is odd; two is damaged); put one.gz or three.gz into a folder "
-        "DIR or DIR/one and give it as --data DIR or HATRACK_DATA=DIR"
+        "DIR or DIR/one and give it as `data_dir` or HATRACK_DATA=DIR"
     )
     with pytest.raises(DataError, match=r"^two is damaged; four too$"):
         tiny_spec(Form("two", DataError("two is damaged")), Form("four", DataError("four too"))).load()

@@ -167,7 +167,7 @@ def test_error_says_how_to_get_the_files(tmp_path: Path) -> None:
         str(tmp_path / "given"),
         str(tmp_path / "system"),
         "images.gz, labels.gz",
-        "--data DIR",
+        "`data_dir`",
         "HATRACK_DATA=DIR",
         "apt-get install tiny",
     ):
@@ -226,7 +226,7 @@ def test_bad_download_leaves_nothing_behind(
         source(mirrors=(mirror,)).fetch("tiny")
     assert fault in str(caught.value)
     assert f"{mirror}images.gz" in str(caught.value)
-    assert "--data DIR" in str(caught.value)
+    assert "`data_dir`" in str(caught.value)
     assert not (tmp_path / "cache").exists()
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from hatrack.cli import main
-from hatrack.cli.app import NetworkName, app
+from hatrack.cli.app import app
+from hatrack.cli.options import NetworkName
 from hatrack.errors import InputError
 from hatrack.experiments.backbones import NETWORKS, build_backbone, narrow_builder
-from hatrack.experiments.settings import Initialization, NetworkSettings, Norm
+from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm
 
 OWN = """
 from torch import nn
@@ -37,11 +38,11 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def test_he_differs_from_xavier_in_the_convolutions() -> None:
-    def weights(initialization: Initialization) -> dict[str, torch.Tensor]:
+    def weights(initialization: InitialWeights) -> dict[str, torch.Tensor]:
         settings = NetworkSettings("alexnet", initialization=initialization)
         return dict(build_backbone(settings, (3, 20, 20), 0).state_dict())
 
-    he, again, xavier = (weights(kind) for kind in (Initialization.HE, Initialization.HE, Initialization.XAVIER))
+    he, again, xavier = (weights(kind) for kind in (InitialWeights.HE, InitialWeights.HE, InitialWeights.XAVIER))
     assert all(torch.equal(he[name], again[name]) for name in he)
     ratio = he["conv3.weight"].std() / xavier["conv3.weight"].std()
     assert float(ratio) == pytest.approx(((128 + 256) / 128) ** 0.5, rel=0.02)  # fan-in + fan-out over fan-in

@@ -34,7 +34,7 @@ from hatrack.experiments import (
     run,
 )
 from hatrack.experiments.comparing import SUMMARY
-from hatrack.experiments.tuning import Candidate, Search, best, outcomes, tune
+from hatrack.experiments.tuning import Candidate, GridSearch, best, outcomes, tune
 from hatrack.storage.locks import locked
 
 TINY = {"epochs": "1", "limit": "60", "hidden": "20", "num_tasks": "2"}
@@ -202,7 +202,7 @@ def test_an_engine_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypat
 
 def test_searching_settings(tmp_path: Path) -> None:
     settings = {**TINY, "num_tasks": "1"}
-    search = Search.make("demo", "sgd", 0, settings, {"lr": ["0.1", "1e-30"]})
+    search = GridSearch.make("demo", "sgd", 0, settings, {"lr": ["0.1", "1e-30"]})
     assert search.candidates() == ({"lr": 0.1}, {"lr": 1e-30}), "the preset's own comes first, and once"
     jobs = search.jobs(tmp_path)
     assert len(list(tune(search, tmp_path, jobs, LocalExecutor(1)))) >= 4
@@ -217,7 +217,7 @@ def test_searching_settings(tmp_path: Path) -> None:
     assert list(tune(search, tmp_path, jobs, LocalExecutor(1))) == [], "finished runs are not made again"
     assert json.loads((tmp_path / "tuning.json").read_text()) == record
     with pytest.raises(InputError, match=r"another search: seed \(0 there, 1 now\)"):
-        list(tune(Search.make("demo", "sgd", 1, settings, {"lr": ["1"]}), tmp_path, jobs, LocalExecutor(1)))
+        list(tune(GridSearch.make("demo", "sgd", 1, settings, {"lr": ["1"]}), tmp_path, jobs, LocalExecutor(1)))
 
 
 def test_the_best_candidate() -> None:
@@ -228,12 +228,12 @@ def test_the_best_candidate() -> None:
 
 def test_grids_are_checked() -> None:
     with pytest.raises(InputError, match="sgd has no recorded grid"):
-        Search.make("demo", "sgd", 0)
+        GridSearch.make("demo", "sgd", 0)
     with pytest.raises(InputError, match="did you mean 'lr'"):
-        Search.make("demo", "sgd", 0, {}, {"lrr": ["1"]})
-    with pytest.raises(InputError, match="leave out --set lr"):
-        Search.make("demo", "sgd", 0, {"lr": "1"}, {"lr": ["1"]})
-    assert len(Search.make("demo", "lwf", 0).candidates()) >= 28
+        GridSearch.make("demo", "sgd", 0, {}, {"lrr": ["1"]})
+    with pytest.raises(InputError, match="leave out `lr`"):
+        GridSearch.make("demo", "sgd", 0, {"lr": "1"}, {"lr": ["1"]})
+    assert len(GridSearch.make("demo", "lwf", 0).candidates()) >= 28
 
 
 def test_a_job_is_one_line_and_back(tmp_path: Path) -> None:

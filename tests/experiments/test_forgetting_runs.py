@@ -26,7 +26,6 @@ from hatrack.experiments import (
     run,
     verify,
 )
-from hatrack.experiments.comparing import is_finished
 from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.jobs import Job, JobFailed, carry_out
 from hatrack.experiments.plan import ComparisonPlan, write_plan
@@ -292,9 +291,9 @@ def test_comparisons_leave_it_out(folders: dict[str, Path], tmp_path: Path) -> N
         shutil.copytree(folders[method], tmp_path / method / "seed0")
     place = tmp_path / "hat" / "seed0"
     job = Job(RunRequest("demo", "hat", 0, place, overrides=QUICK))
-    assert is_finished(job)
+    assert job.finished() is not None
     forget_in_run(place, TASKS[0])
-    assert not is_finished(job)
+    assert job.finished() is None
     comparison = Comparison.read(tmp_path)
     assert comparison.run("hat", 0) is None
     assert comparison.run("pmask", 0) is not None

@@ -427,7 +427,7 @@ def test_a_finished_run_that_is_damaged_is_mended_by_its_own_command(name: str, 
     before = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(before[:-1])
     if name == "net.hat":
-        with pytest.raises(CheckpointError, match=r"net\.hat is damaged.*; or mend it: hatrack run demo .*--out"):
+        with pytest.raises(CheckpointError, match=r"net\.hat is damaged.*; or mend it: hatrack run demo .*`out="):
             verify(tmp_path)
     assert finished_result(request("hat", tmp_path)) is None
     prepared = prepare(request("hat", tmp_path))

@@ -7,7 +7,7 @@ import pytest
 
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, Config
-from hatrack.experiments.settings import Initialization
+from hatrack.experiments.settings import InitialWeights
 from hatrack.functional import Compensation
 from hatrack.methods import METHODS
 from hatrack.train import OptimizerKind
@@ -74,7 +74,7 @@ def test_texts_are_read_as_the_settings_type() -> None:
     assert (changed.training.lr, changed.training.epochs, changed.network.hidden) == (1e-3, 7, (30, 20))
     assert (changed.training.optimizer, changed.stream.limit) == (OptimizerKind.ADAMW, 100)
     assert (changed.method.hard, changed.method.compensation) == (False, Compensation.FLOAT32)
-    assert changed.network.initialization is Initialization.TORCH
+    assert changed.network.initialization is InitialWeights.TORCH
     assert changed.overridden({"limit": "none"}).stream.limit is None
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hatrack.experiments import Prepared, RunRequest, prepare, run
+from hatrack.experiments import Run, RunRequest, prepare, run
 from hatrack.masks import signed_constant
 from hatrack.methods import METHODS, Batch, Loss
 from hatrack.methods.dwa import DWA
@@ -62,7 +62,7 @@ def overrides(name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def prepared(name: str, seed: int = 0) -> Prepared:
+def prepared(name: str, seed: int = 0) -> Run:
     return prepare(RunRequest("demo", name, seed, overrides=overrides(name)))
 
 

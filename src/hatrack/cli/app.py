@@ -6,13 +6,13 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 import torch
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,32 +24,24 @@ from hatrack.cli.checking import rerun_command, verify_command
 from hatrack.cli.data import data_app
 from hatrack.cli.many import compare_command, tune_command
 from hatrack.cli.options import (
+    DEFAULTS,
     WHOLE,
-    Data,
-    Device,
     ExperimentName,
     InterruptedRun,
-    NetworkName,
+    Learning,
+    MethodName,
     Quiet,
     Settings,
-    check_threads,
     make_console,
-    read_overrides,
     say,
     take_device,
-    what_to_learn,
-    with_short_forms,
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
+from hatrack.cli.wording import with_options
 from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError
-from hatrack.experiments import (
-    EXPERIMENTS,
-    RunRequest,
-    RunResult,
-)
+from hatrack.experiments import EXPERIMENTS, RunRequest
 from hatrack.experiments.backbones import NETWORKS
-from hatrack.experiments.folder import RESULT, read_recorded
 from hatrack.methods import METHODS
 from hatrack.report import accuracy_table, forgetting_line
 from hatrack.report.figures import FIGURES
@@ -80,7 +72,6 @@ app.command(data_app)
 
 
 _TOO_LARGE = "not enough memory; try a smaller network (--set hidden=...) or smaller batches (--set batch_size=...)"
-# For completion.
 
 
 @app.command
@@ -97,34 +88,29 @@ def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
     """
     console = make_console()
     results = {}
-    for method in ("sgd", "hat"):
-        if out is not None:
-            _set_threads(None, out / method)
+    for method in DEMO_TITLES:
         request = RunRequest("demo", method, out=None if out is None else out / method)
         results[method] = carry_out(request, console, quiet)
-    if not quiet:
-        _show_demo(console, results["sgd"], results["hat"])
+    for method, title in () if quiet else DEMO_TITLES.items():
+        console.print()
+        console.print(accuracy_table(results[method], title))
+        console.print(forgetting_line(results[method]), highlight=False)
     return 0
 
 
 @app.command(name="run")
 def run_command(
-    experiment: ExperimentName | str | None = None,
+    experiment: ExperimentName = None,
     /,
     *,
-    method: Annotated[str, Parameter(choices=tuple(METHODS))],
+    method: MethodName,
     seed: Annotated[int, WHOLE] = 0,
-    tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
-    epochs: Annotated[int | None, WHOLE] = None,
+    learning: Learning = DEFAULTS,
     limit: Annotated[int | None, WHOLE] = None,
-    network: NetworkName | str | None = None,
     out: Path | None = None,
-    data: Data = None,
     settings: Settings = (),
-    device: Device = "auto",
     threads: Annotated[int | None, WHOLE] = None,
     log: Literal["tensorboard"] | None = None,
-    quiet: Quiet = False,
 ) -> int:
     """Run a task sequence with a method, and keep the results.
 
@@ -132,41 +118,29 @@ def run_command(
 
     Parameters
     ----------
-    experiment
-        What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`.
     method
         How to learn it; `hatrack list methods` explains them.
     seed
         Decides on initial weights, order of samples and tasks, validation split and permutations.
-    tasks
-        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
-    epochs
-        Largest number of epochs per task; short for `--set epochs=N`.
     limit
         At most so many training samples per task, balanced over its classes; short for `--set limit=N`.
-    network
-        The backbone, if not the experiment's own; short for `--set network=NAME`. `mymodule:build` takes a function of
-        your own, which gets the shape of a sample and returns a network that maps a batch to features.
     out
         Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
     settings
         Override a setting, `key=value`, as often as needed: `--set lr=0.01 --set hidden=500,500`.
-    device
-        Where to train; `auto` takes a GPU if there is one.
     threads
         Number of CPU threads; test logits are the same to the bit only with the same number.
     log
         Write losses and accuracies for TensorBoard while the run goes on, into the folder `tensorboard` of the run.
     """
-    overrides = with_short_forms(read_overrides(settings), epochs=epochs, limit=limit, network=network)
-    name, sources = what_to_learn(experiment, tasks)
-    folder = out or Path("runs") / f"{name}-{method}-seed{seed}"
-    _set_threads(threads, folder)
-    console, where = make_console(), take_device(device)
+    overrides = learning.overrides(settings, limit=limit)
+    subject = learning.experiment(experiment)
+    folder = out or Path("runs") / f"{subject.name}-{method}-seed{seed}"
+    console, where = make_console(), take_device(learning.device)
     with joined(where) as ranks:
-        quiet = quiet or ranks.rank > 0
-        request = RunRequest(name, method, seed, folder, data, overrides, where, sources, ranks)
-        result = carry_out(request, console, quiet, log=log is not None and ranks.rank == 0)
+        quiet, log_here = learning.quiet or ranks.rank > 0, log is not None and ranks.rank == 0
+        asked = (subject.name, method, seed, folder, learning.data, overrides, where, subject.sources, ranks, subject)
+        result = carry_out(RunRequest(*asked), console, quiet, threads=threads, log=log_here)
     if not quiet:
         console.print(accuracy_table(result))
         console.print(forgetting_line(result), highlight=False)
@@ -174,17 +148,11 @@ def run_command(
     return 0
 
 
-app.command(compare_command, name="compare")
-app.command(tune_command, name="tune")
-app.command(report_command, name="report")
-app.command(figure_command, name="figure")
-app.command(export_command, name="export")
-app.command(predict_command, name="predict")
-app.command(forget_command, name="forget")
-app.command(sizes_command, name="sizes")
-app.command(analyse_command, name="analyse")
-app.command(verify_command, name="verify")
-app.command(rerun_command, name="rerun")
+for _command in (
+    *(compare_command, tune_command, report_command, figure_command, export_command, predict_command),
+    *(forget_command, sizes_command, analyse_command, verify_command, rerun_command),
+):
+    app.command(_command, name=_command.__name__.removesuffix("_command"))
 
 
 @app.command(name="list")
@@ -199,21 +167,9 @@ def list_command(
         One kind of thing; all of them if left out.
     """
     console = make_console()
-    tables = {
-        "experiments": _listing(
-            "experiments",
-            ("source", "published there"),
-            ((e.name, e.description, e.source, e.published) for e in EXPERIMENTS.values()),
-        ),
-        "methods": _listing("methods", ("source",), ((m.name, m.description, m.source) for m in METHODS.values())),
-        "networks": _listing("networks", ("source",), ((n.name, n.description, n.source) for n in NETWORKS.values())),
-        "datasets": _listing("datasets", ("licence",), ((d.name, d.description, d.licence) for d in DATASETS.values())),
-        "figures": _listing("figures", ("source",), ((f.name, f.description, f.source) for f in FIGURES.values())),
-        "analyses": _listing("analyses", ("source",), ((s.name, s.description, s.source) for s in STUDIES.values())),
-    }
-    for name, table in tables.items():
+    for name, (entries, kinds) in _LISTS.items():
         if what in (None, name):
-            console.print(table)
+            console.print(_listing(name, kinds, entries))
     return 0
 
 
@@ -235,11 +191,9 @@ def main(arguments: list[str] | None = None) -> int:
             code = app(arguments)
         return code if isinstance(code, int) else 0
     except cyclopts.CycloptsError as error:
-        return _fail(_first_line(error), 2)
-    except InputError as error:
-        return _fail(str(error), 2)
+        return _fail(" ".join(str(error).split()).rstrip(".") + "; see hatrack --help", 2)
     except HatrackError as error:
-        return _fail(str(error), 1)
+        return _fail(with_options(str(error)), 2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
         return 1
@@ -257,50 +211,43 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
 
 
-def _show_demo(console: Console, plain: RunResult, hat: RunResult) -> None:
-    console.print()
-    console.print(accuracy_table(plain, DEMO_TITLES["sgd"]))
-    console.print(forgetting_line(plain), highlight=False)
-    console.print()
-    console.print(accuracy_table(hat, DEMO_TITLES["hat"]))
-    console.print(forgetting_line(hat), highlight=False)
+_LISTS: dict[str, tuple[Iterable[Any], dict[str, str]]] = {
+    "experiments": (EXPERIMENTS.values(), {"source": "source", "published": "published there"}),
+    "methods": (METHODS.values(), {"source": "source"}),
+    "networks": (NETWORKS.values(), {"source": "source"}),
+    "datasets": (DATASETS.values(), {"licence": "licence"}),
+    "figures": (FIGURES.values(), {"source": "source"}),
+    "analyses": (STUDIES.values(), {"source": "source"}),
+}
+"""What there is to choose from; of every kind of thing its entries, and what is said of them, by attribute."""
 
 
-def _set_threads(threads: int | None, folder: Path) -> None:
-    """Take the number asked for, or the one with which a run in this folder began."""
-    if threads is None and (folder / RESULT).exists():
-        threads = read_recorded(folder)[0].environment["threads"]
-    if threads is not None:
-        torch.set_num_threads(check_threads(threads))
-
-
-def _listing(title: str, kinds: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
+def _listing(title: str, kinds: Mapping[str, str], entries: Iterable[Any]) -> Table:
     """Names that are never cut, each with one line or more on what it is, and on what else is known of it."""
     table = Table(
         box=None, title=title, title_style="bold", title_justify="left", show_header=False, padding=(0, 2, 0, 0)
     )
     table.add_column(no_wrap=True, style="cyan")
     table.add_column()
-    for name, description, *others in rows:
-        said = Text(description)
-        for kind, other in zip(kinds, others, strict=True):
-            if other:
+    for entry in entries:
+        said = Text(with_options(entry.description))
+        for attribute, kind in kinds.items():
+            if other := getattr(entry, attribute):
                 said.append(f"\n{kind}: {other}", style="dim")
-        table.add_row(name, said)
+        table.add_row(entry.name, said)
     return table
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """One line for a person, without the place in the code that Python would add."""
-    text = Text.assemble(("warning:", "bold yellow"), " ", " ".join(str(message).split()))
-    Console(stderr=True).print(text, soft_wrap=True)
+    _tell("warning:", "bold yellow", " ".join(str(message).split()))
 
 
 def _fail(message: str, code: int) -> int:
-    text = Text.assemble(("error:", "bold red"), " ", message)  # not markup: a message may quote what a user typed
-    Console(stderr=True).print(text, soft_wrap=True)
+    _tell("error:", "bold red", message)
     return code
 
 
-def _first_line(error: cyclopts.CycloptsError) -> str:
-    return " ".join(str(error).split()).rstrip(".") + "; see hatrack --help"
+def _tell(kind: str, style: str, message: str) -> None:
+    text = Text.assemble((kind, style), " ", message)  # not markup: a message may quote what a user typed
+    Console(stderr=True).print(text, soft_wrap=True)

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack.cli.options import say
+from hatrack.cli.wording import with_options
 from hatrack.experiments import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 
 __all__ = ["Board", "Going", "duration", "seconds_left"]
@@ -123,9 +123,7 @@ class Board:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._alive:
             self._live.stop()
 
@@ -144,7 +142,7 @@ class Board:
                 self._log(f"{' '.join(cell)}: {verdict}")
             case JobFailed():
                 self._end(event.job, Text("failed", "bold red"), None)
-                self._log(f"{' '.join(cell)} failed: {event.error}")
+                self._log(f"{' '.join(cell)} failed: {with_options(event.error)}")
 
     def _elapsed(self, cell: tuple[str, str]) -> float | None:
         """How long a run took that was made from its beginning."""

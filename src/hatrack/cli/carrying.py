@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import torch
 from rich.console import Console
 
 from hatrack.cli.display import DownloadDisplay, RunDisplay
-from hatrack.cli.options import InterruptedRun, say
-from hatrack.experiments import Prepared, RunRequest, RunResult, TaskLearned, finished_result, prepare, run
-from hatrack.experiments.folder import RESULT, forget_training
+from hatrack.cli.options import InterruptedRun, check_threads, say
+from hatrack.experiments import Run, RunRequest, RunResult, TaskLearned, run
+from hatrack.experiments.folder import RunFolder
 from hatrack.report.tensorboard import TensorBoard
-from hatrack.storage.locks import locked
 
 __all__ = ["carry_out"]
 
@@ -20,7 +20,14 @@ _PATIENCE = 2.0
 
 
 def carry_out(
-    request: RunRequest, console: Console, quiet: bool, *, log: bool = False, tasks: int | None = None
+    request: RunRequest,
+    console: Console,
+    quiet: bool,
+    *,
+    threads: int | None = None,
+    log: bool = False,
+    tasks: int | None = None,
+    label: str | None = None,
 ) -> RunResult:
     """Make a run, or what is left of it; nobody else may work in its folder meanwhile.
 
@@ -28,54 +35,56 @@ def carry_out(
         request: the run.
         console: where to show it.
         quiet: show nothing.
+        threads: number of CPU threads; None takes the one with which the run in the folder began, if there is one.
         log: write for TensorBoard, too.
         tasks: stop after so many tasks; None learns all.
+        label: what the run is called; None for the name of its method.
 
     Raises:
         InterruptedRun: somebody pressed Ctrl-C, and the run can go on from its folder.
-        InputError: another process works in the folder; or as :func:`hatrack.experiments.prepare`.
+        InputError: another process works in the folder; or as :class:`hatrack.experiments.Run`.
     """
-    finished = finished_result(request)
-    if finished is not None:
-        if request.out is not None:
-            forget_training(request.out)  # left where a process was killed just before its end
-        if not quiet:
-            say(console, f"{request.out} is finished; nothing to do")
-        return finished
     with ExitStack() as held:
-        prepared = _prepare_alone(request, console, quiet, held)
-        for note in () if quiet else prepared.notes:
+        going = Run(request, _open(request, threads, held))
+        if going.finished is not None:
+            if going.folder is not None:
+                going.folder.forget_training()  # left where a process was killed just before its end
+            if not quiet:
+                say(console, f"{request.out} is finished; nothing to do")
+            return going.finished
+        with DownloadDisplay(console, quiet=quiet) as monitor:
+            going.prepare(monitor)
+        for note in () if quiet else going.notes:
             say(console, f"note: {note}")
-        if tasks is not None and len(prepared.result.scores) >= tasks:
-            return prepared.result
+        if tasks is not None and len(going.result.scores) >= tasks:
+            return going.result
         try:
-            with ExitStack() as stack:
-                display = RunDisplay(console, prepared.result, quiet=quiet, label=request.method)
-                show = [stack.enter_context(display).show]
-                if log and request.out is not None:
-                    show.append(stack.enter_context(TensorBoard(request.out / "tensorboard", prepared.result)).show)
-                for event in run(prepared):
-                    for each in show:
-                        each(event)
-                    if isinstance(event, TaskLearned) and tasks == event.index + 1:
-                        break
+            display = held.enter_context(RunDisplay(console, going.result, quiet=quiet, label=label or request.method))
+            show = [display.show]
+            if log and request.out is not None:
+                show.append(held.enter_context(TensorBoard(request.out / "tensorboard", going.result)).show)
+            for event in run(going):
+                for each in show:
+                    each(event)
+                if isinstance(event, TaskLearned) and tasks == event.index + 1:
+                    break
         except KeyboardInterrupt:
             if request.out is None:
                 raise
             raise InterruptedRun from None
-        return prepared.result
+        return going.result
 
 
-def _prepare_alone(request: RunRequest, console: Console, quiet: bool, held: ExitStack) -> Prepared:
-    """Get a run ready, and hold its folder; a folder is not made before it is known that there is something to run."""
-    folder = request.out if request.ranks.rank == 0 else None
-    absent = folder is not None and not folder.exists()
-    if folder is not None and not absent:
-        held.enter_context(locked(folder, _PATIENCE))
-    with DownloadDisplay(console, quiet=quiet) as monitor:
-        prepared = prepare(request, monitor)
-    if folder is not None and absent:
-        held.enter_context(locked(folder, _PATIENCE))
-        if (folder / RESULT).exists():  # somebody else was faster
-            prepared = prepare(request)
-    return prepared
+def _open(request: RunRequest, threads: int | None, held: ExitStack) -> RunFolder | None:
+    """Open a run's folder, which the first process of a run holds alone, and take a number of threads."""
+    if request.out is None:
+        folder = None
+    elif request.ranks.rank > 0:
+        folder = RunFolder(request.out)
+    else:
+        folder = held.enter_context(RunFolder.alone(request.out, _PATIENCE))
+    if threads is None and folder is not None and folder.recorded is not None:
+        threads = folder.recorded.environment["threads"]
+    if threads is not None:
+        torch.set_num_threads(check_threads(threads))
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +9,11 @@ from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from hatrack.cli.display import DownloadDisplay, size_in_words
+from hatrack.cli.options import Data, Quiet, make_console, say
+from hatrack.cli.wording import with_options
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
 from hatrack.data.sources import NotFoundError
 from hatrack.data.subset import FASHION_MNIST_SUBSET
@@ -28,16 +28,6 @@ data_app = App(
     help_format="markdown",
 )
 
-Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
-Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
-Statistics = Annotated[
-    bool,
-    Parameter(
-        name="--statistics",
-        negative="",
-        help="Compute mean and standard deviation of the training images, and show them beside the published ones.",
-    ),
-]
 Name = Annotated[str, Parameter(choices=tuple(DATASETS))]
 
 
@@ -48,7 +38,7 @@ def list_command(*, data: Data = None) -> int:
     Published files count as found only if their content has the right hash; for pictures see `hatrack data check`. What
     the sets hold is explained by `hatrack list datasets`.
     """
-    console = _console()
+    console = make_console()
     table = Table("name", "form", "size", "where", "source", box=SIMPLE)
     for column in table.columns[1:]:
         column.overflow = "fold"
@@ -75,22 +65,24 @@ def path_command(name: Name, /, *, data: Data = None) -> int:
         The data set.
     """
     _, paths = DATASETS[name].locate(data)
-    console = _console()
+    console = make_console()
     for path in paths:
-        _say(console, str(path))
+        say(console, str(path))
     return 0
 
 
 @data_app.command(name="check")
-def check_command(*names: Name, data: Data = None, statistics: Statistics = False) -> int:
+def check_command(*names: Name, data: Data = None, statistics: Annotated[bool, Parameter(negative="")] = False) -> int:
     """Verify and decode data sets. Exit code 1 if one is damaged, or missing though it was named.
 
     Parameters
     ----------
     names
         The data sets; all of them if left out.
+    statistics
+        Compute mean and standard deviation of the training images, and show them beside the published ones.
     """
-    console = _console()
+    console = make_console()
     faults = 0
     for spec in (DATASETS[name] for name in names or DATASETS):
         try:
@@ -98,14 +90,14 @@ def check_command(*names: Name, data: Data = None, statistics: Statistics = Fals
         except DataError as error:
             missing = isinstance(error, NotFoundError) and not error.absence.faults
             faults += bool(names) or not missing
-            _say(console, f"{spec.name}: missing" if missing and not names else str(error))
+            say(console, f"{spec.name}: missing" if missing and not names else with_options(str(error)))
             continue
         train, test, classes = len(dataset.y_train), len(dataset.y_test), len(dataset.class_names)
         found = f"{train:,} + {test:,} images of {classes} classes"
-        _say(console, f"{spec.name}: sound, {found} ({dataset.origin})")
+        say(console, f"{spec.name}: sound, {found} ({dataset.origin})")
         if statistics:
             for line in _statistics(dataset):
-                _say(console, line)
+                say(console, line)
     return 1 if faults else 0
 
 
@@ -122,13 +114,13 @@ def fetch_command(*names: Name, data: Data = None, quiet: Quiet = False) -> int:
     """
     if not names:
         raise InputError(f"hatrack data fetch needs the names of data sets; choose from {', '.join(DATASETS)}")
-    console = _console()
+    console = make_console()
     for spec in (DATASETS[name] for name in names):
         with DownloadDisplay(console, quiet=quiet) as monitor:
             spec.load(data, monitor=monitor)
         if not quiet:
             _, paths = spec.locate(data)
-            _say(console, f"{spec.name}: ready, in {_common(paths)}")
+            say(console, f"{spec.name}: ready, in {_common(paths)}")
     return 0
 
 
@@ -157,12 +149,3 @@ def _size(paths: tuple[Path, ...]) -> str:
     if any(path.is_dir() for path in paths):
         return "a folder"
     return size_in_words(sum(path.stat().st_size for path in paths))
-
-
-def _say(console: Console, text: str) -> None:
-    """Print as it is what may hold a user's own words."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _console() -> Console:
-    return Console(soft_wrap=not sys.stdout.isatty())

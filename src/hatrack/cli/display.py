@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -20,6 +19,20 @@ from hatrack.report import share_in_use
 from hatrack.train import BatchDone, EpochDone
 
 __all__ = ["DownloadDisplay", "RunDisplay", "size_in_words"]
+
+
+def _progress(console: Console, quiet: bool, *columns: ProgressColumn) -> Progress:
+    """Bars that say what goes on, some columns, and how long it will still take."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *columns,
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
 
 
 class DownloadDisplay:
@@ -36,24 +49,12 @@ class DownloadDisplay:
         self._console = console
         self._quiet = quiet
         self._bars: dict[str, TaskID] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TextColumn("[dim]left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
+        self._progress = _progress(console, quiet, DownloadColumn(), TransferSpeedColumn())
 
     def __enter__(self) -> DownloadDisplay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
     def __call__(self, name: str, done: int, total: int | None) -> None:
@@ -99,17 +100,8 @@ class RunDisplay:
         self._label = label
         self._max_epochs = 1
         self._validation = ""
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[detail]}"),
-            TextColumn("[dim]left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
+        share, detail = TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}")
+        self._progress = _progress(console, quiet, share, detail)
         self._all = self._bar(label, total=float(len(result.tasks)))
         self._one: TaskID | None = None
 
@@ -121,9 +113,7 @@ class RunDisplay:
             self._console.print(f"{self._label}: taking up after {done} of {len(self._result.tasks)} tasks")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
     def show(self, event: Event) -> None:

@@ -33,6 +33,8 @@ class Engine:
         `local` takes processes of this machine; `dask` and `slurm` take others, which must see the same folders.
     scheduler
         With `dask`: address of the scheduler, such as `tcp://host:8786`.
+    dry_run
+        Say what would be run, and run nothing.
     slurm
         With `slurm`: an option of the jobs by submitit's names, `key=value`, as often as needed:
         `--slurm slurm_partition=long --slurm timeout_min=600`.
@@ -43,6 +45,7 @@ class Engine:
     executor: Literal["local", "dask", "slurm"] = "local"
     scheduler: str | None = None
     slurm: Annotated[tuple[str, ...], Parameter(name="--slurm", negative="", consume_multiple=False)] = ()
+    dry_run: Annotated[bool, Parameter(negative="")] = False
 
     def build(self, folder: Path) -> Executor:
         """The executor of these options.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,27 +15,31 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from hatrack.errors import InputError
-from hatrack.experiments import EXPERIMENTS, find_experiment
-from hatrack.experiments.own import own_experiment
+from hatrack.experiments import EXPERIMENTS, Experiment, describe
+from hatrack.methods import METHODS
+from hatrack.storage.atomic import write_atomically
 from hatrack.support.environment import deterministic_cuda
 
 __all__ = [
+    "DEFAULTS",
     "WHOLE",
     "Data",
     "Device",
     "ExperimentName",
     "InterruptedRun",
+    "Learning",
+    "MethodName",
     "NetworkName",
+    "Output",
     "Quiet",
     "Settings",
-    "as_folder",
     "check_threads",
     "make_console",
     "read_overrides",
     "say",
     "take_device",
-    "what_to_learn",
-    "with_short_forms",
+    "write_file",
+    "write_output",
 ]
 
 
@@ -44,33 +49,92 @@ def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
 
 WHOLE = Parameter(converter=_whole_number)
 NetworkName = Literal["mlp", "alexnet", "resnet18", "vit"]  # for completion; any other name may follow
+MethodName = Annotated[str, Parameter(choices=tuple(METHODS))]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
 Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
+Output = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 Device = Literal["auto", "cpu", "cuda"]
 if TYPE_CHECKING:
-    ExperimentName = str
+    ExperimentName = str | None
 else:
-    ExperimentName = Literal[tuple(EXPERIMENTS)]
+    ExperimentName = Annotated[
+        Literal[tuple(EXPERIMENTS)] | str | None,
+        Parameter(
+            help="What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`."
+        ),
+    ]
 
 
 class InterruptedRun(KeyboardInterrupt):
     """Ctrl-C while something was going on whose finished tasks are on disk."""
 
 
-def as_folder(path: Path) -> Path:
-    """A folder to write into, which need not exist yet.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Learning:
+    """What is learned, and how: the options of all commands that make runs of an experiment.
 
-    Raises:
-        InputError: it is a file.
+    Parameters
+    ----------
+    tasks
+        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
+    epochs
+        Largest number of epochs per task; short for `--set epochs=N`.
+    network
+        The backbone, if not the experiment's own; short for `--set network=NAME`. `mymodule:build` takes a function of
+        your own, which gets the shape of a sample and returns a network that maps a batch to features.
+    device
+        Where to train; `auto` takes a GPU if there is one.
     """
-    if path.is_file():
-        raise InputError(f"{path} is a file; give a folder as --out")
-    return path
+
+    tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = ()
+    epochs: Annotated[int | None, WHOLE] = None
+    network: NetworkName | str | None = None
+    data: Data = None
+    device: Device = "auto"
+    quiet: Quiet = False
+
+    def experiment(self, name: str | None) -> Experiment:
+        """Return what is to be learned.
+
+        Args:
+            name: name of an experiment, or a ``tasks.toml``; None for files and folders of tasks.
+
+        Raises:
+            InputError: there is no such thing, or two are given.
+        """
+        if (name is None) == (not self.tasks):
+            raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
+        if name is not None and name.lower().endswith(".toml"):
+            return describe("", (Path(name),))
+        return describe(name or "", self.tasks)
+
+    def overrides(self, settings: Iterable[str], **short: Any) -> dict[str, Any]:
+        """Return settings, those included that have an option of their own.
+
+        Args:
+            settings: as ``key=value``.
+            **short: further settings by key; None where the option was not given.
+
+        Raises:
+            InputError: one has another form, or is given twice.
+        """
+        overrides = read_overrides(settings)
+        short = {"epochs": self.epochs, **short, "network": self.network}
+        short = {key: value for key, value in short.items() if value is not None}
+        for key in short:
+            if key in overrides:
+                raise InputError(f"--{key} and --set {key}=... are the same setting; give one of them")
+        return {**overrides, **short}
+
+
+DEFAULTS = Learning()
+"""Options of a command line that has none of them."""
 
 
 def read_overrides(settings: Iterable[str], option: str = "--set") -> dict[str, Any]:
-    """Settings of the form ``key=value``.
+    """Read settings of the form ``key=value``.
 
     Raises:
         InputError: one has another form, or comes twice.
@@ -86,20 +150,8 @@ def read_overrides(settings: Iterable[str], option: str = "--set") -> dict[str, 
     return overrides
 
 
-def with_short_forms(overrides: dict[str, Any], **short: Any) -> dict[str, Any]:
-    """Settings, and those that have an option of their own.
-
-    Raises:
-        InputError: a setting is given in both ways.
-    """
-    for key, value in short.items():
-        if value is not None and key in overrides:
-            raise InputError(f"--{key} and --set {key}=... are the same setting; give one of them")
-    return {**overrides, **{key: value for key, value in short.items() if value is not None}}
-
-
 def check_threads(threads: int) -> int:
-    """A number of threads that this machine can bear.
+    """Return a number of threads that this machine can bear.
 
     Raises:
         InputError: it is below 1 or far too large.
@@ -112,7 +164,7 @@ def check_threads(threads: int) -> int:
 
 
 def take_device(choice: Device) -> torch.device:
-    """The device of an option.
+    """Return the device of an option.
 
     Raises:
         InputError: a GPU was asked for and there is none.
@@ -125,7 +177,7 @@ def take_device(choice: Device) -> torch.device:
 
 
 def make_console() -> Console:
-    """Where commands print."""
+    """Return where commands print."""
     return Console(soft_wrap=not sys.stdout.isatty())
 
 
@@ -134,15 +186,25 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def what_to_learn(experiment: str | None, tasks: tuple[Path, ...]) -> tuple[str, tuple[Path, ...]]:
-    """The experiment's name, and for one's own tasks what they are made of.
+def write_file(path: Path, text: str) -> None:
+    """Write a file; its folder is made if need be.
 
     Raises:
-        InputError: there is no such thing, or two are given.
+        InputError: the file is a folder.
     """
-    if (experiment is None) == (not tasks):
-        raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
-    if experiment is not None and not experiment.lower().endswith(".toml"):
-        return find_experiment(experiment).name, ()
-    sources = tasks if experiment is None else (Path(experiment),)
-    return own_experiment(sources).name, sources
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file as --out")
+    write_atomically(path, text.encode())
+
+
+def write_output(path: Path | None, text: str) -> None:
+    """Write a file and say so, or print where none is named.
+
+    Raises:
+        InputError: the file is a folder.
+    """
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        write_file(path, text)
+        say(make_console(), f"wrote {path}")

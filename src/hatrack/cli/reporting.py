@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from hatrack.cli.display import RunDisplay
+from hatrack.cli.carrying import carry_out
 from hatrack.cli.options import (
     WHOLE,
     Data,
-    InterruptedRun,
+    Output,
     Quiet,
     Settings,
-    as_folder,
     make_console,
     read_overrides,
     say,
+    write_file,
+    write_output,
 )
 from hatrack.errors import InputError
-from hatrack.experiments import EXPERIMENTS, finished_result, measure_sizes, prepare, run
+from hatrack.experiments import EXPERIMENTS, measure_sizes
+from hatrack.experiments.folder import require_folder
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.runs import Runs, read_runs
 from hatrack.report.sizes import sizes_table
 from hatrack.report.studies import STUDIES, draw, requests
+from hatrack.report.table import Drawing
 from hatrack.report.writers import WRITERS
-from hatrack.storage.atomic import write_atomically
 from hatrack.support.names import look_up
 
 __all__ = ["analyse_command", "figure_command", "report_command", "sizes_command"]
@@ -39,8 +40,6 @@ _NEEDED = {
     **dict.fromkeys(("capacity", "usage", "reuse", "compression"), _MASKS),
 }
 """What has to be run for a table that would be empty."""
-
-Output = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 
 
 def report_command(
@@ -74,19 +73,12 @@ def report_command(
     if format == "html":
         from hatrack.report.page import html_report
 
-        target = out or Path("report.html")
-        _write(target, html_report(runs))
-        say(make_console(), f"wrote {target}")
+        write_output(out or Path("report.html"), html_report(runs))
         return 0
     found = look_up("table", table, TABLES)(runs)
     if not found.rows:
         raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
-    text = WRITERS[format](found)
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        _write(out, text)
-        say(make_console(), f"wrote {out}")
+    write_output(out, WRITERS[format](found))
     return 0
 
 
@@ -119,12 +111,7 @@ def sizes_command(
         How many passes are timed.
     """
     sizes = measure_sizes(folder, task, data, batch=batch, repetitions=repetitions)
-    text = WRITERS[format](sizes_table(sizes))
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        _write(out, text)
-        say(make_console(), f"wrote {out}")
+    write_output(out, WRITERS[format](sizes_table(sizes)))
     return 0
 
 
@@ -151,15 +138,10 @@ def figure_command(
     method
         For figures about one method: which; by default hat, or the best one.
     """
-    from hatrack.report import canvas
-
     runs = read_runs(folder, *more)
     drawing = look_up("figure", name, FIGURES).draw(runs, method or _usual_method(runs))
     target = out or Path(f"{name}.svg")
-    canvas.save(drawing.chart, target, drawing.title)
-    data = target.with_suffix(".csv")
-    _write(data, WRITERS["csv"](drawing.table))
-    say(make_console(), f"wrote {target} and {data}")
+    say(make_console(), f"wrote {target} and {_save(drawing, target)}")
     return 0
 
 
@@ -191,31 +173,20 @@ def analyse_command(
     settings
         Override a setting of all runs, `key=value`: `--set epochs=5`.
     """
-    from hatrack.report import canvas
-
     study = look_up("analysis", name, STUDIES)
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {seeds}")
-    folder = as_folder(out or Path("runs") / name)
+    folder = require_folder(out or Path("runs") / name)
     console = make_console()
     runs = requests(
         study, folder, experiment=experiment, seeds=range(seeds), data=data, overrides=read_overrides(settings)
     )
     for request in runs:
-        if finished_result(request) is None:
-            prepared = prepare(request)
-            label = request.out.name if request.out is not None else request.method
-            try:
-                with RunDisplay(console, prepared.result, quiet=quiet, label=label) as display:
-                    for event in run(prepared):
-                        display.show(event)
-            except KeyboardInterrupt:
-                raise InterruptedRun from None
-    drawing = draw(study, folder, runs)
-    canvas.save(drawing.chart, folder / f"{name}.svg", drawing.title)
-    _write(folder / f"{name}.csv", WRITERS["csv"](drawing.table))
+        carry_out(request, console, quiet, label=None if request.out is None else request.out.name)
+    target = folder / f"{name}.svg"
+    data_file = _save(draw(study, folder, runs), target)
     if not quiet:
-        say(console, f"wrote {folder / name}.svg and {folder / name}.csv")
+        say(console, f"wrote {target} and {data_file}")
     return 0
 
 
@@ -223,8 +194,11 @@ def _usual_method(runs: Runs) -> str:
     return "hat" if "hat" in runs.labels else runs.labels[0]
 
 
-def _write(path: Path, text: str) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file as --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+def _save(drawing: Drawing, target: Path) -> Path:
+    """Draw a picture, and write its data beside it; return the file with the data."""
+    from hatrack.report import canvas
+
+    canvas.save(drawing.chart, target, drawing.title)
+    data = target.with_suffix(".csv")
+    write_file(data, WRITERS["csv"](drawing.table))
+    return data

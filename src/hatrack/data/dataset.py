@@ -311,4 +311,4 @@ class DatasetSpec:
 
 def _require_folder(data_dir: Path | None) -> None:
     if data_dir is not None and not data_dir.is_dir():
-        raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as --data DIR")
+        raise InputError(f"the data folder {data_dir} does not exist; give an existing folder as `data_dir`")

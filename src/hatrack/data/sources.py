@@ -70,7 +70,7 @@ class Absence:
         own = f"{self.cache}, or into " if self.cache else ""
         return (
             f"{what} not found in {searched}{instead}; put {' or '.join(self.wanted)} into {own}a folder DIR or "
-            f"DIR/{self.folders[0]} and give it as --data DIR or {DATA_VARIABLE}=DIR{system}"
+            f"DIR/{self.folders[0]} and give it as `data_dir` or {DATA_VARIABLE}=DIR{system}"
         )
 
 

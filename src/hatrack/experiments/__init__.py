@@ -7,9 +7,9 @@ from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.forgetting import RunForgotten, forget_in_run
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
-from hatrack.experiments.own import own_experiment
+from hatrack.experiments.own import describe, own_experiment
 from hatrack.experiments.plan import ComparisonPlan
-from hatrack.experiments.preparing import Prepared, finished_result, prepare
+from hatrack.experiments.preparing import Run, finished_result, prepare
 from hatrack.experiments.presets import EXPERIMENTS, find_experiment
 from hatrack.experiments.recorded import recorded_run
 from hatrack.experiments.request import RunRequest
@@ -37,8 +37,8 @@ __all__ = [
     "JobFailed",
     "LocalExecutor",
     "PicturePrediction",
-    "Prepared",
     "Reproduction",
+    "Run",
     "RunForgotten",
     "RunRequest",
     "RunResult",
@@ -51,6 +51,7 @@ __all__ = [
     "TaskSummary",
     "Verification",
     "compare",
+    "describe",
     "export_run",
     "find_experiment",
     "finished_result",

@@ -14,14 +14,14 @@ from torch import nn
 
 from hatrack.backbones import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
 from hatrack.errors import InputError
-from hatrack.experiments.settings import Initialization, NetworkSettings, Norm
+from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm
 from hatrack.streams import seeded_generator
 from hatrack.support.names import unknown_name
 
 __all__ = ["NETWORKS", "NetworkSpec", "build_backbone", "find_network", "narrow_builder"]
 
-Build = Callable[[Sequence[int], NetworkSettings], nn.Module]
-BuildNarrow = Callable[[Sequence[int], NetworkSettings, float], nn.Module]
+Build = Callable[[Sequence[int], NetworkSettings, float], nn.Module]
+"""Makes a network for the shape of a sample, settings, and a share of the units of every layer."""
 
 
 @dataclass(frozen=True)
@@ -29,68 +29,61 @@ class NetworkSpec:
     """A backbone that can be asked for by name.
 
     Attributes:
-        name: what the command line calls it.
+        name: its name, by which it is looked up.
         description: one line for a list.
         source: where it comes from.
         build: makes it for samples of a shape.
-        build_narrow: makes it with a share of its units in every layer; None where that is not known.
+        can_be_narrow: whether it can be made with a share of its units in every layer.
     """
 
     name: str
     description: str
     source: str
     build: Build
-    build_narrow: BuildNarrow | None = None
-
-
-def _dropout(settings: NetworkSettings) -> tuple[float, float]:
-    return settings.dropout_early, settings.dropout_late
+    can_be_narrow: bool = True
 
 
 def _units(number: int, share: float) -> int:
     return max(1, round(number * share))
 
 
-NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            NetworkSpec(
-                "mlp",
-                "dense layers; widths by --set hidden=2000,2000",
-                "Serrà et al., ICML 2018",
-                lambda shape, settings: MLP(shape, settings.hidden, _dropout(settings)),
-                lambda shape, settings, share: MLP(
-                    shape, [_units(width, share) for width in settings.hidden], _dropout(settings)
-                ),
-            ),
-            NetworkSpec(
-                "alexnet",
-                "three convolutions, two dense layers; 7.1 million parameters at 32×32; --set width=0.5 halves layers",
-                "Serrà et al., ICML 2018",
-                lambda shape, settings: AlexNet(shape, _dropout(settings), settings.width),
-                lambda shape, settings, share: AlexNet(shape, _dropout(settings), settings.width * share),
-            ),
-            NetworkSpec(
-                "resnet18",
-                "residual; 11.2 million parameters; --set norm=none leaves its batch norms out",
-                "He et al., CVPR 2016; Dinu, 2019",
-                lambda shape, settings: ResNet18(
-                    shape, _units(64, settings.width), batch_norm=settings.norm is Norm.BATCH
-                ),
-                lambda shape, settings, share: ResNet18(
-                    shape, _units(64, settings.width * share), batch_norm=settings.norm is Norm.BATCH
-                ),
-            ),
-            NetworkSpec(
-                "vit",
-                "a small vision transformer; patches of 4×4",
-                "Dosovitskiy et al., ICLR 2021",
-                lambda shape, settings: ViT(shape),
-            ),
-        )
-    }
+def _mlp(shape: Sequence[int], settings: NetworkSettings, share: float) -> nn.Module:
+    widths = [_units(width, share) for width in settings.hidden]
+    return MLP(shape, widths, (settings.dropout_early, settings.dropout_late))
+
+
+def _alexnet(shape: Sequence[int], settings: NetworkSettings, share: float) -> nn.Module:
+    return AlexNet(shape, (settings.dropout_early, settings.dropout_late), settings.width * share)
+
+
+def _resnet18(shape: Sequence[int], settings: NetworkSettings, share: float) -> nn.Module:
+    return ResNet18(shape, _units(64, settings.width * share), batch_norm=settings.norm is Norm.BATCH)
+
+
+_SPECS = (
+    NetworkSpec("mlp", "dense layers; widths by `hidden=2000,2000`", "Serrà et al., ICML 2018", _mlp),
+    NetworkSpec(
+        "alexnet",
+        "three convolutions, two dense layers; 7.1 million parameters at 32×32; `width=0.5` halves layers",
+        "Serrà et al., ICML 2018",
+        _alexnet,
+    ),
+    NetworkSpec(
+        "resnet18",
+        "residual; 11.2 million parameters; `norm=none` leaves its batch norms out",
+        "He et al., CVPR 2016; Dinu, 2019",
+        _resnet18,
+    ),
+    NetworkSpec(
+        "vit",
+        "a small vision transformer; patches of 4×4",
+        "Dosovitskiy et al., ICLR 2021",
+        lambda shape, settings, share: ViT(shape),
+        can_be_narrow=False,
+    ),
 )
+
+NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 """Every network by its name."""
 
 
@@ -101,21 +94,21 @@ def build_backbone(settings: NetworkSettings, input_shape: Sequence[int], seed: 
         InputError: there is no such network, or the user's function does not make one.
     """
     build = find_network(settings.network)
-    return _initialized(lambda: build(input_shape, settings), seed, settings.initialization)
+    return _initialized(lambda: build(input_shape, settings, 1.0), seed, settings.initialization)
 
 
 def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Callable[[float, int], nn.Module] | None:
     """How to make the backbone with a share of its units and the initial weights of a seed; None if nobody knows."""
     spec = NETWORKS.get(settings.network)
-    if spec is None or spec.build_narrow is None:
+    if spec is None or not spec.can_be_narrow:
         return None
-    build = spec.build_narrow
+    build = spec.build
     return lambda share, seed: _initialized(lambda: build(input_shape, settings, share), seed, settings.initialization)
 
 
-def _initialized(build: Callable[[], nn.Module], seed: int, initialization: Initialization) -> nn.Module:
-    network = build_reproducibly(build, seed, xavier=initialization is Initialization.XAVIER)
-    if initialization is Initialization.HE:
+def _initialized(build: Callable[[], nn.Module], seed: int, initialization: InitialWeights) -> nn.Module:
+    network = build_reproducibly(build, seed, xavier=initialization is InitialWeights.XAVIER)
+    if initialization is InitialWeights.HE:
         initialize_he(network, seeded_generator(seed, "he"))
     return network
 
@@ -136,7 +129,7 @@ def find_network(name: str) -> Build:
         raise unknown_name("network", name, [*NETWORKS, "mymodule:build"])
     function = _function(name, module_name, function_name)
 
-    def build(input_shape: Sequence[int], settings: NetworkSettings) -> nn.Module:
+    def build(input_shape: Sequence[int], settings: NetworkSettings, share: float) -> nn.Module:
         network = function(tuple(input_shape))
         if not isinstance(network, nn.Module):
             raise InputError(f"network {name} must return a torch.nn.Module, not a {type(network).__name__}")

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.comparison import FAILURE, FIGURES, Comparison, write_failure
+from hatrack.errors import InputError
+from hatrack.experiments.comparison import FIGURES, Comparison, write_failure
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
-from hatrack.experiments.plan import PLAN, ComparisonPlan, read_plan, write_plan
-from hatrack.experiments.results import read_result
+from hatrack.experiments.plan import PLAN, ComparisonPlan, read_plan, run_folder, write_plan
+from hatrack.experiments.request import RunRequest
 from hatrack.storage.checked_json import write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
 
-__all__ = ["SUMMARY", "compare", "execute_recorded", "is_finished", "jobs_of", "write_summary"]
+__all__ = ["SUMMARY", "compare", "execute_recorded", "jobs_of", "write_summary"]
 
 SUMMARY = "summary.json"
 """The file at the top of the folder that holds the figures of every run and their means."""
@@ -46,16 +47,14 @@ def jobs_of(
         device: where to train; the CPU by default.
         threads: CPU threads of every run.
     """
-    requests = plan.requests(folder, data, device or torch.device("cpu"))
-    return tuple(Job(request, threads) for request in requests)
-
-
-def is_finished(job: Job) -> bool:
-    """Whether a job's folder holds its run finished. A damaged one is not: the run itself will say what is wrong."""
-    try:
-        return read_result(job.folder / RESULT).is_whole
-    except CheckpointError:
-        return False
+    request = RunRequest(plan.experiment, "", data=data, sources=plan.sources)
+    request = replace(request, device=device or request.device)
+    found = []
+    for seed in plan.seeds:
+        for method in plan.methods:
+            at, overrides = run_folder(folder, method, seed), plan.overrides(method)
+            found.append(Job(replace(request, method=method, seed=seed, out=at, overrides=overrides), threads))
+    return tuple(found)
 
 
 def compare(
@@ -80,7 +79,7 @@ def compare(
         CheckpointError: the folder's plan is damaged.
     """
     if (folder / RESULT).exists():
-        raise InputError(f"{folder} holds a single run; choose another folder with --out")
+        raise InputError(f"{folder} holds a single run; choose another folder (`out`)")
     with locked(folder, _PATIENCE):
         whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
         # The device's name is in every run: other machines may have one that this one has not.
@@ -92,11 +91,9 @@ def compare(
 
 def execute_recorded(jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
     """Carry out those jobs that are not finished; a failure is written to its run's folder."""
-    left = []
+    left = [job for job in jobs if job.finished() is None]
     for job in jobs:
-        if not is_finished(job):
-            left.append(job)
-        elif (job.folder / FAILURE).exists():  # it was finished by other means since
+        if job not in left:  # if it failed before, it was finished by other means since
             write_failure(job.folder, None)
     if not left:
         return
@@ -105,7 +102,7 @@ def execute_recorded(jobs: Sequence[Job], executor: Executor) -> Generator[JobEv
             match event:
                 case JobFailed():
                     write_failure(event.job.folder, event.error)
-                case JobDone() if (event.job.folder / FAILURE).exists():
+                case JobDone():
                     write_failure(event.job.folder, None)
             yield event
 

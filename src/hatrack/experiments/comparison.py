@@ -44,7 +44,7 @@ class Comparison:
 
     @classmethod
     def read(cls, folder: Path) -> Comparison:
-        """Read a folder that ``hatrack compare`` made; nothing is written, and runs may be going on.
+        """Read the folder of a comparison; nothing is written, and runs may be going on.
 
         A run whose file is damaged counts as failed.
 
@@ -53,7 +53,7 @@ class Comparison:
             CheckpointError: the plan is damaged, or from a newer version.
         """
         if not (folder / PLAN).exists():
-            raise InputError(f"{folder} holds no {PLAN}; give the folder of a comparison (hatrack compare --out)")
+            raise InputError(f"{folder} holds no {PLAN}; give the folder of a comparison (`compare`)")
         plan, environment = read_plan(folder)
         results, failures = {}, {}
         for method in plan.methods:

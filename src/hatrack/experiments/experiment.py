@@ -22,7 +22,7 @@ class Experiment:
     """A setup of a paper, or of one's own.
 
     Attributes:
-        name: what the command line calls it.
+        name: its name, by which it is looked up.
         description: one line for a list.
         source: where the setup comes from, down to the table or figure.
         published: what figure was published or measured there; empty if none was.
@@ -46,6 +46,11 @@ class Experiment:
     settings: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: OwnStream | None = None
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """What a person's own tasks are made of; empty for presets."""
+        return () if self.own is None else self.own.sources
 
     def config(self, method: str) -> Config:
         """The settings for a method.

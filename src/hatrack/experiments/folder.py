@@ -15,15 +15,17 @@ killed at any moment leaves a folder from which the same run goes on to the same
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hatrack.errors import CheckpointError, NewerFileError
+from hatrack.errors import CheckpointError, InputError, NewerFileError
 from hatrack.experiments.results import RunResult, TaskHistory, history_from_json, read_result
 from hatrack.storage.atomic import keep_previous, remove_leftovers, write_atomically
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hatrack.storage.locks import locked
 from hatrack.train import Training
 from hatrack.train.state import Place, TrainingState
 
@@ -34,14 +36,11 @@ __all__ = [
     "RESULT",
     "TRAINING",
     "InTask",
+    "RunFolder",
     "TrainingKeeper",
-    "clear_leftovers",
-    "forget_training",
-    "keep",
     "previous",
-    "put_back",
-    "read_in_task",
-    "read_recorded",
+    "require_folder",
+    "require_run",
     "require_whole",
 ]
 
@@ -82,52 +81,26 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def keep(path: Path) -> None:
-    """Keep the content of a file that is about to be replaced as the previous one; if there is such a file.
+def require_folder(path: Path) -> Path:
+    """Return a folder to write into, which need not exist yet.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        InputError: it is a file, or would be inside of one.
     """
-    try:
-        keep_previous(path, previous(path))
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be kept ({error.strerror or error}); nothing was changed") from error
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file; give a folder as `out`")
+    return path
 
 
-def put_back(path: Path) -> None:
-    """Put the previous content of a file in the place of a damaged one; without any, remove that.
+def require_run(folder: Path) -> None:
+    """Check that a folder holds a run.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        InputError: it does not.
     """
-    try:
-        if previous(path).exists():
-            write_atomically(path, previous(path).read_bytes())
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be written ({error.strerror or error})") from error
-
-
-def read_recorded(folder: Path) -> tuple[RunResult, bool]:
-    """The results that a folder holds, and whether they are the previous ones, since the newest are damaged.
-
-    Raises:
-        CheckpointError: neither can be read.
-    """
-    path = folder / RESULT
-    try:
-        return read_result(path), False
-    except NewerFileError:
-        raise
-    except CheckpointError:
-        if not previous(path).exists():
-            raise
-        try:
-            return read_result(previous(path)), True
-        except CheckpointError:
-            pass
-        raise
+    if not (folder / RESULT).exists():
+        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
 
 
 def require_whole(folder: Path, recorded: RunResult) -> None:
@@ -137,45 +110,146 @@ def require_whole(folder: Path, recorded: RunResult) -> None:
         CheckpointError: forgetting was interrupted.
     """
     if recorded.forgetting is not None:
-        command = shlex.join(["hatrack", "forget", str(folder), "--task", recorded.forgetting])
-        raise CheckpointError(f"in {folder} forgetting a task was interrupted; finish it first: {command}")
+        call = f"forget_in_run({str(folder)!r}, {recorded.forgetting!r})"
+        raise CheckpointError(f"in {folder} forgetting a task was interrupted; finish it first: `{call}`")
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left."""
-    for name in (RESULT, CHECKPOINT, LOGITS, TRAINING):
-        remove_leftovers(folder / name)
+class RunFolder:
+    """A run's folder: its results, which are read once, and how its files are written.
 
+    Args:
+        path: the folder, which need not exist.
 
-def read_in_task(folder: Path, index: int, task: str) -> tuple[InTask | None, tuple[str, ...]]:
-    """Where the training of a task stands, the newest of what the folder holds of it; and what to tell about damage."""
-    path, damaged = folder / TRAINING, []
-    for candidate in (path, previous(path)):
-        if not candidate.exists():
-            continue
+    Attributes:
+        path: the folder.
+        recorded: the results that it holds; None if there are none.
+        damaged: whether these are the previous ones, since the newest are damaged.
+
+    Raises:
+        InputError: it cannot be a folder, or holds a network without results.
+        CheckpointError: its results are damaged, and so are the previous ones, or they are from a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = require_folder(path)
+        self.recorded: RunResult | None = None
+        self.damaged = False
+        self._hold: Callable[[], None] | None = None
+        self._read()
+
+    @classmethod
+    @contextmanager
+    def alone(cls, path: Path, patience: float) -> Iterator[RunFolder]:
+        """Open a folder and hold it alone; one that does not exist is not made before it is claimed.
+
+        Args:
+            path: the folder.
+            patience: how many seconds to wait for another process that works there.
+
+        Raises:
+            InputError, CheckpointError: as for the class; or another process holds the folder for longer.
+        """
+        with ExitStack() as held:
+
+            def hold() -> None:
+                held.enter_context(locked(path, patience))
+
+            absent = not require_folder(path).exists()
+            if not absent:
+                hold()
+            folder = cls(path)
+            folder._hold = hold if absent else None
+            yield folder
+
+    def claim(self) -> bool:
+        """Make and hold the folder if it did not exist; return whether another process was faster and began a run."""
+        if self._hold is None:
+            return False
+        self._hold()
+        self._hold = None
+        self._read()
+        return self.recorded is not None
+
+    def keep(self, name: str) -> None:
+        """Keep the content of a file that is about to be replaced as the previous one; if there is such a file.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        path = self.path / name
         try:
-            found = _in_task(candidate)
+            keep_previous(path, previous(path))
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"{path} could not be kept ({reason}); nothing was changed") from error
+
+    def put_back(self, name: str) -> None:
+        """Put the previous content of a file in the place of a damaged one; without any, remove that.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        path = self.path / name
+        try:
+            if previous(path).exists():
+                write_atomically(path, previous(path).read_bytes())
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{path} could not be written ({error.strerror or error})") from error
+
+    def clear_leftovers(self) -> None:
+        """Remove what processes that were killed while they wrote have left."""
+        for name in (RESULT, CHECKPOINT, LOGITS, TRAINING):
+            remove_leftovers(self.path / name)
+
+    def forget_training(self) -> None:
+        """Remove where the training of a task stood, once it matters no more."""
+        for path in (self.path / TRAINING, previous(self.path / TRAINING)):
+            path.unlink(missing_ok=True)
+
+    def in_task(self, index: int, task: str) -> tuple[InTask | None, tuple[str, ...]]:
+        """Read where the training of a task stands, the newest that there is; and say what is damaged."""
+        path, damaged = self.path / TRAINING, []
+        for candidate in (path, previous(path)):
+            if not candidate.exists():
+                continue
+            try:
+                found = _read_in_task(candidate)
+            except NewerFileError:
+                raise
+            except CheckpointError as error:
+                damaged.append(str(error))
+                continue
+            if (found.index, found.task) == (index, task):
+                return found, tuple(f"{error}; going on from {candidate}" for error in damaged)
+        return None, tuple(f"{error}; the task begins anew" for error in damaged)
+
+    def _read(self) -> None:
+        path = self.path / RESULT
+        if not path.exists():
+            if (self.path / CHECKPOINT).exists():
+                raise InputError(
+                    f"{self.path} holds a {CHECKPOINT} but no {RESULT}; choose another folder (`out`), or remove this "
+                    "one to begin anew"
+                )
+            return
+        try:
+            self.recorded = read_result(path)
         except NewerFileError:
             raise
         except CheckpointError as error:
-            damaged.append(str(error))
-            continue
-        if (found.index, found.task) == (index, task):
-            return found, tuple(f"{error}; going on from {candidate}" for error in damaged)
-    return None, tuple(f"{error}; the task begins anew" for error in damaged)
+            with suppress(CheckpointError):
+                self.recorded, self.damaged = read_result(previous(path)), True
+            if self.recorded is None:
+                raise CheckpointError(f"{error}; to begin anew, remove {self.path}") from error
 
 
-def _in_task(path: Path) -> InTask:
+def _read_in_task(path: Path) -> InTask:
     checkpoint = read_checkpoint(path, TRAINING_FORMAT)
     data = checkpoint.description
     state = TrainingState(Place(**data["place"]), checkpoint.tensors)
     return InTask(data["index"], data["task"], history_from_json(data["history"]), data["seconds"], data["over"], state)
-
-
-def forget_training(folder: Path) -> None:
-    """Remove where the training of a task stood, once it matters no more."""
-    for path in (folder / TRAINING, previous(folder / TRAINING)):
-        path.unlink(missing_ok=True)
 
 
 class TrainingKeeper:
@@ -188,7 +262,7 @@ class TrainingKeeper:
         spent: seconds that its training took before, if it was taken up.
     """
 
-    def __init__(self, folder: Path | None, index: int, task: str, spent: float = 0.0) -> None:
+    def __init__(self, folder: RunFolder | None, index: int, task: str, spent: float = 0.0) -> None:
         self._folder, self._index, self._task = folder, index, task
         self._begun = time.perf_counter() - spent
         self._next = 0.0
@@ -217,7 +291,7 @@ class TrainingKeeper:
             "over": training.over,
             "place": dataclasses.asdict(state.place),
         }
-        keep(self._folder / TRAINING)
-        write_checkpoint(self._folder / TRAINING, Checkpoint(state.tensors, description))
+        self._folder.keep(TRAINING)
+        write_checkpoint(self._folder.path / TRAINING, Checkpoint(state.tensors, description))
         now = time.perf_counter()
         self._next = now + (now - started) * (1 / SHARE - 1)

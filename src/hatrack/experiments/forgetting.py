@@ -14,8 +14,17 @@ import torch
 from hatrack.errors import InputError
 from hatrack.experiments.backbones import build_backbone
 from hatrack.experiments.comparison import FAILURE
-from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, TRAINING, previous, require_whole
-from hatrack.experiments.results import RunResult, read_result, write_result
+from hatrack.experiments.folder import (
+    CHECKPOINT,
+    LOGITS,
+    LOGITS_FORMAT,
+    RESULT,
+    TRAINING,
+    previous,
+    require_run,
+    require_whole,
+)
+from hatrack.experiments.results import RunResult, read_result, rounded_shares, write_result
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.methods.masked import MaskedMethod
@@ -39,7 +48,7 @@ _PASSING = (TRAINING, FAILURE, *(previous(Path(name)).name for name in _WRITTEN)
 """Files about a task in training, about how the last start of the run ended, and what others were before."""
 
 _LOGS = "tensorboard"
-"""The folder of ``--log tensorboard``, whose curves are named after tasks."""
+"""The folder of curves for TensorBoard, whose curves are named after tasks."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class RunForgotten:
     remaining: tuple[Path, ...]
 
 
-def forget_in_run(folder: Path, task: str) -> RunForgotten:
+def forget_in_run(folder: Path | str, task: str) -> RunForgotten:
     """Forget a task in all files of a run: the network, test logits, the result, and copies of earlier networks.
 
     The task's weights, head, statistics, logits, scores and name go; the result says how many tasks were forgotten. No
@@ -76,8 +85,8 @@ def forget_in_run(folder: Path, task: str) -> RunForgotten:
         CheckpointError: a file is damaged or cannot be written, or forgetting another task was interrupted.
         GuaranteeError: other tasks would change. The network is as it was then.
     """
-    if not (folder / RESULT).exists():
-        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
+    folder = Path(folder)
+    require_run(folder)
     with locked(folder, _PATIENCE):
         recorded = read_result(folder / RESULT)
         _require_forgettable(folder, recorded, task)
@@ -106,8 +115,7 @@ def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:
         _require_learned(folder, recorded, networks[folder / CHECKPOINT].network.task_names, task)
     reports = {path: _forget_in(method, recorded, task) for path, method in networks.items()}
     network = networks[folder / CHECKPOINT].network
-    shares = tuple(tuple(round(share, 5) for share in row) for row in network.reuse().tolist())
-    without = recorded.without_task(task, dataclasses.asdict(network.capacity()), shares)
+    without = recorded.without_task(task, dataclasses.asdict(network.capacity()), rounded_shares(network.reuse()))
 
     write_result(folder / RESULT, replace(recorded, forgetting=task))
     removed = tuple(_remove_passing(folder))
@@ -169,18 +177,14 @@ def _networks(folder: Path) -> list[Path]:
 
 def _remove_passing(folder: Path) -> Iterator[Path]:
     """Remove what nobody needs any more and may hold a task: logs, previous copies, half-written files."""
+    half_written = tuple(f".{name}." for name in (*_WRITTEN, *_PASSING))
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name == _LOGS:
             shutil.rmtree(path)
             yield path
-        elif path.is_file() and (path.name in _PASSING or _is_half_written(path)):
+        elif path.is_file() and (path.name in _PASSING or path.name.startswith(half_written)):
             path.unlink()
             yield path
-
-
-def _is_half_written(path: Path) -> bool:
-    """Whether it is a temporary file of a process that was killed."""
-    return any(path.name.startswith(f".{name}.") for name in (*_WRITTEN, *_PASSING))
 
 
 def _naming(folder: Path, task: str) -> Iterator[Path]:

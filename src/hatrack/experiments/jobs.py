@@ -15,16 +15,15 @@ from typing import Any
 import torch
 
 from hatrack.errors import CheckpointError, HatrackError
-from hatrack.experiments.folder import RESULT, forget_training
-from hatrack.experiments.preparing import finished_result, prepare
+from hatrack.experiments.folder import RESULT, RunFolder
+from hatrack.experiments.preparing import Run
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.results import Status, read_result
+from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
-from hatrack.storage.locks import locked
 from hatrack.support.environment import deterministic_cuda
-from hatrack.train import BatchDone, EpochDone
+from hatrack.train import BatchDone
 
-__all__ = ["Job", "JobAdvanced", "JobBegun", "JobDone", "JobEvent", "JobFailed", "carry_out", "decode", "share_on_disk"]
+__all__ = ["Job", "JobAdvanced", "JobBegun", "JobDone", "JobEvent", "JobFailed", "carry_out", "decode"]
 
 _EVERY = 0.5
 """Seconds between two messages about one run."""
@@ -53,22 +52,32 @@ class Job:
         """The run in a few words."""
         return f"{self.request.method} seed {self.request.seed}"
 
+    def recorded(self) -> RunResult | None:
+        """Read the results that the job's folder holds; None where there are none, or damaged ones."""
+        try:
+            return read_result(self.folder / RESULT)
+        except CheckpointError:
+            return None
+
+    def finished(self) -> RunResult | None:
+        """Read the results of the whole run; None if it is not finished. What is damaged, the run itself will say."""
+        recorded = self.recorded()
+        return recorded if recorded is not None and recorded.is_whole else None
+
+    def share_on_disk(self) -> float:
+        """Return the share of the run's tasks that its folder holds; 0 where nothing can be read."""
+        recorded = self.recorded()
+        return 0.0 if recorded is None else len(recorded.scores) / len(recorded.tasks)
+
     def to_json(self) -> str:
         """One line that :meth:`from_json` reads, on any machine that sees the same folders."""
         request = self.request
-        return json.dumps(
-            {
-                "experiment": request.experiment,
-                "method": request.method,
-                "seed": request.seed,
-                "out": str(self.folder.absolute()),
-                "data": None if request.data is None else str(request.data.absolute()),
-                "overrides": dict(request.overrides),
-                "device": request.device.type,
-                "sources": [str(path.absolute()) for path in request.sources],
-                "threads": self.threads,
-            }
-        )
+        content = {key: getattr(request, key) for key in ("experiment", "method", "seed")}
+        content["out"] = str(self.folder.absolute())
+        content["data"] = None if request.data is None else str(request.data.absolute())
+        content["sources"] = [str(path.absolute()) for path in request.sources]
+        content |= {"overrides": dict(request.overrides), "device": request.device.type, "threads": self.threads}
+        return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str) -> Job:
@@ -117,21 +126,14 @@ JobEvent = JobBegun | JobAdvanced | JobDone | JobFailed
 
 def encode(event: JobAdvanced | JobDone | JobFailed) -> str:
     """One line that :func:`decode` reads."""
-    match event:
-        case JobAdvanced():
-            return json.dumps({"share": event.share})
-        case JobDone():
-            return json.dumps({"done": True})
-        case JobFailed():
-            return json.dumps({"error": event.error})
+    return json.dumps({key: value for key, value in vars(event).items() if key != "job"})
 
 
 def decode(job: Job, line: str) -> JobAdvanced | JobDone | JobFailed:
     """Read the line that a worker writes about a job."""
     data: dict[str, Any] = json.loads(line)
-    if "share" in data:
-        return JobAdvanced(job, float(data["share"]))
-    return JobFailed(job, str(data["error"])) if "error" in data else JobDone(job)
+    kind = JobAdvanced if "share" in data else JobFailed if "error" in data else JobDone
+    return kind(job, **data)
 
 
 def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
@@ -148,12 +150,13 @@ def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
         request = job.request
         if request.device.type == "cuda":
             request = replace(request, device=deterministic_cuda())
-        with locked(job.folder, math.inf):
-            if finished_result(request) is None:
-                for share in _seldom(_shares(request)):
+        with RunFolder.alone(job.folder, math.inf) as folder:
+            going = Run(request, folder)
+            if going.finished is None:
+                for share in _seldom(_shares(going)):
                     yield JobAdvanced(job, share)
             else:
-                forget_training(job.folder)  # left where a process was killed just before its end
+                folder.forget_training()  # left where a process was killed just before its end
         yield JobDone(job)
     except HatrackError as error:
         yield JobFailed(job, str(error))
@@ -162,21 +165,19 @@ def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
         yield JobFailed(job, f"{type(error).__name__}: {error}")
 
 
-def _shares(request: RunRequest) -> Iterator[float]:
-    prepared = prepare(request)
-    tasks = len(prepared.result.tasks)
-    index, epochs, max_epochs = 0, 0, 1
-    for event in run(prepared):
+def _shares(going: Run) -> Iterator[float]:
+    going.prepare()
+    tasks = len(going.result.tasks)
+    index, epochs, max_epochs = 0, 0.0, 1
+    for event in run(going):
         match event:
             case TaskBegun():
                 index, epochs, max_epochs = event.index, event.epochs, max(1, event.max_epochs)
-                yield (index + min(1.0, epochs / max_epochs)) / tasks
             case BatchDone():
-                yield (index + min(1.0, (epochs + event.done / event.total) / max_epochs)) / tasks
-            case EpochDone():
-                epochs += 1
+                epochs = event.epoch - 1 + event.done / event.total
             case TaskLearned():
-                yield (event.index + 1) / tasks
+                epochs = max_epochs
+        yield (index + min(1.0, epochs / max_epochs)) / tasks
 
 
 def _seldom(shares: Iterator[float]) -> Iterator[float]:
@@ -186,12 +187,3 @@ def _seldom(shares: Iterator[float]) -> Iterator[float]:
         if time.monotonic() - last >= _EVERY:
             last = time.monotonic()
             yield share
-
-
-def share_on_disk(job: Job) -> float:
-    """Return the share of a job's tasks that its folder holds; 0 where nothing can be read."""
-    try:
-        result = read_result(job.folder / RESULT)
-    except CheckpointError:
-        return 0.0
-    return 1.0 if result.status is Status.FINISHED else len(result.scores) / len(result.tasks)

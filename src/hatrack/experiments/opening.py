@@ -12,9 +12,8 @@ from torch import Tensor
 
 from hatrack.compact.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.errors import DataError, InputError
-from hatrack.experiments.preparing import Prepared
-from hatrack.experiments.recorded import load_recorded, recorded_result
-from hatrack.experiments.request import RunRequest
+from hatrack.experiments.preparing import Run
+from hatrack.experiments.recorded import load_recorded, recorded_result, request_of
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
@@ -22,7 +21,7 @@ from hatrack.streams import Task
 from hatrack.streams.own.pictures import read_picture
 from hatrack.streams.own.samples import fitted
 from hatrack.streams.transforms import Chain, Normalise, Permute, Standardise, Transform
-from hatrack.support.names import unknown_name
+from hatrack.support.names import look_up
 
 __all__ = ["PicturePrediction", "describe_transform", "export_run", "masked_network", "open_run", "predict_pictures"]
 
@@ -47,7 +46,7 @@ class PicturePrediction:
     probabilities: tuple[float, ...]
 
 
-def open_run(folder: Path, data: Path | None = None) -> tuple[Prepared, tuple[Task, ...]]:
+def open_run(folder: Path, data: Path | None = None) -> tuple[Run, tuple[Task, ...]]:
     """Load the network of a run, and the tasks that it has learned.
 
     Args:
@@ -60,14 +59,12 @@ def open_run(folder: Path, data: Path | None = None) -> tuple[Prepared, tuple[Ta
         DataError: the data is missing.
     """
     recorded = recorded_result(folder)
-    sources = tuple(map(Path, recorded.sources))
-    asked = (recorded.experiment, recorded.method, recorded.seed, None, data, recorded.config)
-    prepared = load_recorded(folder, recorded, RunRequest(*asked, sources=sources))
+    prepared = load_recorded(folder, recorded, request_of(recorded, data))
     prepared.method.train_mode(False)
     return prepared, prepared.stream[: len(recorded.scores)]
 
 
-def masked_network(folder: Path, prepared: Prepared) -> HATNetwork | WeightMaskedNetwork:
+def masked_network(folder: Path, prepared: Run) -> HATNetwork | WeightMaskedNetwork:
     """The network of a run, out of which tasks can be taken.
 
     Raises:
@@ -119,14 +116,14 @@ def export_run(folder: Path, task: str | None, to: Path, data: Path | None = Non
     net = masked_network(folder, prepared)
     if task is None and not isinstance(net, HATNetwork):
         method = prepared.request.method
-        raise InputError(f"{folder} was made by {method}, whose masks of weights do not mix; export tasks with --task")
-    samples = {each.name: each.test.load()[0][:COMPARED] for each in tasks if task in (None, each.name)}
+        raise InputError(f"{folder} was made by {method}, whose masks of weights do not mix; export tasks with `task`")
+    names = [each.name for each in tasks] if task is None else [task]
+    tests = {each.name: each.test for each in tasks}
+    samples = {name: look_up("task", name, tests).load()[0][:COMPARED] for name in names}
     labels = {each.name: Labels(each.classes, describe_transform(each.test.transform)) for each in tasks}
     if task is None:
         assert isinstance(net, HATNetwork)
         return export_all_tasks(net, to, samples, labels)
-    if task not in samples:
-        raise unknown_name("task", task, [each.name for each in tasks])
     return export_task(net, task, to, samples[task], labels[task])
 
 
@@ -154,9 +151,7 @@ def predict_pictures(
         raise InputError("name at least one picture")
     prepared, tasks = open_run(folder, data)
     known = {each.name: each for each in tasks}
-    if task is not None and task not in known:
-        raise unknown_name("task", task, list(known))
-    first = tasks[0] if task is None else known[task]
+    first = tasks[0] if task is None else look_up("task", task, known)
     raw = _read_all(pictures, first.train.source)
     if task is not None:
         x = raw.float() if first.test.transform is None else first.test.transform(raw)
@@ -172,13 +167,13 @@ def predict_pictures(
     return found
 
 
-def _recognise(prepared: Prepared, tasks: Sequence[Task], raw: Tensor) -> tuple[list[str], Tensor]:
+def _recognise(prepared: Run, tasks: Sequence[Task], raw: Tensor) -> tuple[list[str], Tensor]:
     net = getattr(prepared.method, "network", None)
     if not isinstance(net, MaskedNetwork):
-        raise InputError(f"{prepared.request.method} recognises no tasks; name one with --task")
+        raise InputError(f"{prepared.request.method} recognises no tasks; name one with `task`")
     kinds = [describe_transform(task.test.transform) for task in tasks]
     if any(kind != kinds[0] for kind in kinds):
-        raise InputError("tasks of this run prepare their samples differently; name one with --task")
+        raise InputError("tasks of this run prepare their samples differently; name one with `task`")
     for task in tasks:
         net.calibrate(task.name, *task.train.load())
     transform = tasks[0].test.transform

@@ -9,16 +9,30 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.presets import find_experiment
 from hatrack.experiments.settings import NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
 from hatrack.streams import OwnStream, own_stream
 from hatrack.support.names import look_up, unknown_name
 from hatrack.train import TrainingSettings
 
-__all__ = ["own_experiment"]
+__all__ = ["describe", "own_experiment"]
 
 _PARTS = {"stream": StreamSettings, "network": NetworkSettings, "training": TrainingSettings}
 _NETWORK = NetworkSettings(hidden=(400, 400), dropout_early=0.0, dropout_late=0.0)
+
+
+def describe(name: str, sources: Sequence[Path] = ()) -> Experiment:
+    """Return an experiment by its name, or of a person's own tasks.
+
+    Args:
+        name: name of a preset; without meaning if there are sources.
+        sources: as for :func:`own_experiment`; empty for presets.
+
+    Raises:
+        InputError: there is none, or the sources cannot be used.
+    """
+    return own_experiment(sources) if sources else find_experiment(name)
 
 
 def own_experiment(sources: Sequence[Path]) -> Experiment:
@@ -27,10 +41,10 @@ def own_experiment(sources: Sequence[Path]) -> Experiment:
     Without other settings it has two dense layers of 400 units without dropout, and the HAT paper's schedule.
 
     Args:
-        sources: As for :func:`hatrack.streams.own_stream`.
+        sources: as for :func:`hatrack.streams.own_stream`.
 
     Raises:
-        InputError: A file does not exist, or says something that cannot be.
+        InputError: a file does not exist, or says something that cannot be.
     """
     own = own_stream(sources)
     method = own.settings.get("method", {})

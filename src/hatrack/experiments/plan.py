@@ -5,18 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.experiment import Experiment
-from hatrack.experiments.own import own_experiment
-from hatrack.experiments.presets import find_experiment
-from hatrack.experiments.request import RunRequest
-from hatrack.experiments.settings import Config
+from hatrack.experiments.own import describe
+from hatrack.experiments.settings import Config, changed
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.support.names import look_up
@@ -80,14 +76,14 @@ class ComparisonPlan:
             if len(set(given)) != len(given):
                 raise InputError(f"a {what} is given twice in {','.join(map(str, given))}")
             if not given:
-                raise InputError(f"give at least one {what} with --{what}s")
+                raise InputError(f"give at least one {what} (`{what}s`)")
         if min(seeds) < 0:
             raise InputError(f"a seed must be 0 or more, not {min(seeds)}")
         wanted = (*methods, *(name for name in REFERENCES if name not in methods))
-        common, own = _split_settings(settings or {}, wanted)
-        plan = cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
-        common, own = _canonical(plan)
-        return replace(plan, common=common, own=own)
+        described = describe(experiment, sources)
+        configs = {method: described.config(method) for method in wanted}
+        common, own = _split_settings(settings or {}, configs)
+        return cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
 
     @functools.cached_property
     def described(self) -> Experiment:
@@ -96,7 +92,7 @@ class ComparisonPlan:
         Raises:
             InputError: there is none, or the sources cannot be used.
         """
-        return own_experiment(self.sources) if self.sources else find_experiment(self.experiment)
+        return describe(self.experiment, self.sources)
 
     def overrides(self, method: str) -> dict[str, Any]:
         """The settings of a method's runs that differ from the experiment's, by key."""
@@ -106,23 +102,6 @@ class ComparisonPlan:
         """All settings of a method's runs."""
         return self.described.config(method).overridden(self.overrides(method))
 
-    def requests(self, folder: Path, data: Path | None, device: torch.device) -> tuple[RunRequest, ...]:
-        """Every run of the plan, all methods of the first seed first."""
-        return tuple(
-            RunRequest(
-                self.experiment,
-                method,
-                seed,
-                run_folder(folder, method, seed),
-                data,
-                self.overrides(method),
-                device,
-                self.sources,
-            )
-            for seed in self.seeds
-            for method in self.methods
-        )
-
     def joined(self, earlier: ComparisonPlan) -> ComparisonPlan:
         """The plan of a folder that holds ``earlier`` and shall hold this one, too.
 
@@ -130,16 +109,13 @@ class ComparisonPlan:
             InputError: it compares something else, or a method with other settings (they are named).
         """
         if (self.experiment, self.sources) != (earlier.experiment, earlier.sources):
-            raise InputError(f"the folder holds a comparison on {earlier.experiment}; choose another folder with --out")
+            raise InputError(f"the folder holds a comparison on {earlier.experiment}; choose another folder (`out`)")
         for method in self.methods:
             if method not in earlier.methods:
                 continue
-            now, then = self.config(method).flat(), earlier.config(method).flat()
-            changes = [f"{key} ({then[key]} there, {now[key]} now)" for key in now if now[key] != then[key]]
-            if changes:
+            if changes := changed(earlier.config(method).flat(), self.config(method).flat()):
                 raise InputError(
-                    f"the folder holds runs of {method} with other settings: {', '.join(changes)}; "
-                    "choose another folder with --out"
+                    f"the folder holds runs of {method} with other settings: {changes}; choose another folder (`out`)"
                 )
         own = {method: self._beside(method, earlier.common) for method in self.methods if method not in earlier.methods}
         methods = dict.fromkeys((*earlier.methods, *self.methods))
@@ -156,16 +132,6 @@ class ComparisonPlan:
         """Return a method's settings where they differ from the common ones."""
         flat = self.config(method).flat()
         return {key: flat[key] for key in {**common, **self.overrides(method)} if flat[key] != common.get(key)}
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        return {
-            "experiment": self.experiment,
-            "sources": [str(path) for path in self.sources],
-            "methods": list(self.methods),
-            "seeds": list(self.seeds),
-            "settings": {"common": dict(self.common), "own": {name: dict(own) for name, own in self.own.items()}},
-        }
 
 
 def run_folder(folder: Path, method: str, seed: int) -> Path:
@@ -203,41 +169,51 @@ def write_plan(folder: Path, plan: ComparisonPlan, environment: Mapping[str, Any
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    write_checked_json(folder / PLAN, {"schema": SCHEMA, **plan.to_json(), "environment": dict(environment)})
+    content = {
+        "schema": SCHEMA,
+        "experiment": plan.experiment,
+        "sources": [str(path) for path in plan.sources],
+        "methods": plan.methods,
+        "seeds": plan.seeds,
+        "settings": {"common": plan.common, "own": plan.own},
+        "environment": environment,
+    }
+    write_checked_json(folder / PLAN, content)
 
 
 def _split_settings(
-    settings: Mapping[str, Any], methods: Sequence[str]
+    settings: Mapping[str, Any], configs: Mapping[str, Config]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return settings of all methods, and of single ones, as JSON values: ``0.50`` and ``0.5`` are one setting.
+
+    Args:
+        settings: by ``key`` or ``method.key``.
+        configs: the experiment's own settings for every method.
+
+    Raises:
+        InputError: a setting does not exist or does not fit.
+    """
     common: dict[str, Any] = {}
     own: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         method, dot, name = key.partition(".")
         if not dot:
             common[key] = value
-        elif method in methods:
+            owners = [method for method, config in configs.items() if key in config.flat()]
+            if owners and len(owners) < len(configs):
+                examples = ", ".join(f"`{method}.{key}`" for method in owners)
+                raise InputError(f"{key} is a setting of some methods only; say of which: {examples}")
+        elif method in configs:
             own.setdefault(method, {})[name] = value
         else:
-            close = difflib.get_close_matches(method, methods, n=1)
+            close = difflib.get_close_matches(method, configs, n=1)
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             raise InputError(
-                f"--set {key}={value} is about {method!r}, which is not compared{guess}; "
-                f"methods are: {', '.join(methods)}"
+                f"`{key}={value}` is about {method!r}, which is not compared{guess}; methods are: {', '.join(configs)}"
             )
-    return common, own
 
+    def read(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        flat = configs[method].overridden(values).flat()
+        return {key: flat[key] for key in values}
 
-def _canonical(plan: ComparisonPlan) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The settings as JSON values of their types, so that ``0.50`` and ``0.5`` are one setting."""
-    configs = {method: plan.described.config(method) for method in plan.methods}
-    for key in plan.common:
-        owners = [method for method, config in configs.items() if key in config.flat()]
-        if owners and len(owners) < len(configs):
-            examples = ", ".join(f"--set {method}.{key}=..." for method in owners)
-            raise InputError(f"{key} is a setting of some methods only; say of which: {examples}")
-    common = configs[plan.methods[0]].overridden(plan.common).flat()
-    own = {method: configs[method].overridden(settings).flat() for method, settings in plan.own.items()}
-    return (
-        {key: common[key] for key in plan.common},
-        {method: {key: own[method][key] for key in settings} for method, settings in plan.own.items()},
-    )
+    return read(next(iter(configs)), common), {method: read(method, values) for method, values in own.items()}

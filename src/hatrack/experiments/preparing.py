@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from hatrack.data import DownloadMonitor
-from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError, NewerFileError
+from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
 from hatrack.experiments.folder import (
     CHECKPOINT,
@@ -15,157 +15,260 @@ from hatrack.experiments.folder import (
     RESULT,
     TRAINING,
     InTask,
+    RunFolder,
     previous,
-    read_in_task,
-    read_recorded,
     require_whole,
 )
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
-from hatrack.experiments.settings import Config
+from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
 
-__all__ = ["Prepared", "finished_result", "load_method", "prepare"]
+__all__ = ["Run", "finished_result", "load_method", "prepare"]
 
 
-@dataclass
-class Prepared:
-    """A run that is ready to start or to go on.
+class Run:
+    """A run: what was asked for, what its folder holds of it, and, once it is prepared, its tasks and its method.
+
+    Args:
+        request: what was asked for.
+        folder: the opened folder of the run; None opens the one of the request, if it has one.
 
     Attributes:
         request: what was asked for.
+        experiment: the experiment.
         config: all settings.
-        stream: the tasks.
+        folder: the folder of the run; None keeps nothing.
+        stream: the tasks; from :meth:`prepare` on, like all that follows.
         method: the method, with the tasks learned so far.
         result: the results so far.
         learned: number of tasks that the method has learned; one more than there are results for, where a process was
             stopped between the two.
         in_task: where the training of the first task stands that there are no results for; None if it has not begun.
-        fresh: whether the folder holds nothing of this run yet.
-        repairs: damaged files, which are replaced by the ones before when the run goes on.
+        repairs: names of damaged files, which are replaced by the ones before when the run goes on.
         notes: what was damaged, and what is done about it, for people.
-    """
-
-    request: RunRequest
-    config: Config
-    stream: TaskStream
-    method: Method
-    result: RunResult
-    learned: int = 0
-    in_task: InTask | None = None
-    fresh: bool = False
-    repairs: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Prepared:
-    """Set up a run, or take up one that was interrupted or is finished.
-
-    What is damaged in the folder of an interrupted run is replaced by what was kept before it; ``notes`` say so.
-
-    Args:
-        request: what to run.
-        monitor: told how the download of a data set goes on.
 
     Raises:
         InputError: an unknown name or setting, or the folder holds a run with other settings (they are named).
-        DataError: the data is missing or damaged.
         CheckpointError: what the folder holds is damaged, and so is what was kept before it.
     """
-    experiment = request.described()
-    config = experiment.config(request.method).overridden(request.overrides)
-    earlier, damaged = _earlier_result(request, config)
-    stream = experiment.stream_of(config.stream, seed=request.seed, data_dir=request.data, monitor=monitor)
-    if earlier is not None:
-        _require_same_data(request, earlier, stream.origins)
-        return _taken_up(request, config, stream, earlier, damaged)
-    result = RunResult(
-        experiment=experiment.name,
-        method=request.method,
-        seed=request.seed,
-        command=request.command(),
-        config=config.flat(),
-        tasks=tuple(TaskSummary(t.name, t.num_classes, len(t.train), len(t.valid), len(t.test)) for t in stream),
-        scores=(),
-        capacity=None,
-        epochs=(),
-        seconds=(),
-        environment=environment_of(request),
-        status=Status.RUNNING,
-        data=stream.origins,
-        sources=tuple(str(path.absolute()) for path in request.sources),
-    )
-    return Prepared(request, config, stream, _fresh_method(request, config, stream), result, fresh=True)
 
+    stream: TaskStream
+    method: Method
+    result: RunResult
 
-def _fresh_method(request: RunRequest, config: Config, stream: TaskStream) -> Method:
-    setup = Setup(
-        lambda: build_backbone(config.network, stream.input_shape, request.seed),
-        stream.input_shape,
-        request.seed,
-        request.device,
-        narrow_builder(config.network, stream.input_shape),
-        tuple(task.num_classes for task in stream),
-    )
-    return METHODS[request.method](setup, config.method)
+    def __init__(self, request: RunRequest, folder: RunFolder | None = None) -> None:
+        if request.seed < 0:
+            raise InputError(f"the seed must be 0 or more, not {request.seed}")
+        self.request = request
+        self.experiment = request.described()
+        self.config = self.experiment.config(request.method).overridden(request.overrides)
+        self.folder = RunFolder(request.out) if folder is None and request.out is not None else folder
+        self.learned = 0
+        self.in_task: InTask | None = None
+        self.repairs: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self._require_same_run()
 
+    @functools.cached_property
+    def finished(self) -> RunResult | None:
+        """The results of a run that its folder holds finished; None if it is not finished, or not begun, or damaged.
 
-def _taken_up(request: RunRequest, config: Config, stream: TaskStream, earlier: RunResult, damaged: bool) -> Prepared:
-    """A run of which the folder holds some tasks already."""
-    folder, rows = request.out, len(earlier.scores)
-    assert folder is not None
-    repairs = [folder / RESULT] if damaged else []
-    notes = [f"{folder / RESULT} is damaged; going on from {previous(folder / RESULT)}"] if damaged else []
+        Of a preset it needs no data; one's own files are looked at, since they may have changed.
 
-    def load(path: Path, needed: bool) -> tuple[Method, int]:
-        method = _fresh_method(request, config, stream)
-        return method, _learned(path, method, earlier) if path.exists() or needed else 0
+        Raises:
+            InputError: one's own files have changed.
+        """
+        earlier = self._earlier
+        if self.folder is None or earlier is None or self.folder.damaged or earlier.status is not Status.FINISHED:
+            return None
+        if any(is_damaged(self.folder.path / name) for name in (CHECKPOINT, LOGITS)):
+            return None  # taking it up mends it
+        if (own := self.experiment.own) is not None:
+            self._require_same_data(own.origins(self.config.stream.num_tasks))
+        return earlier
 
-    try:
-        method, learned = load(folder / CHECKPOINT, needed=rows > 0)
-    except (DamagedFileError, _ForeignFileError, GuaranteeError) as error:  # another backbone is no damage
-        damage = isinstance(error, DamagedFileError)
+    def prepare(self, monitor: DownloadMonitor | None = None) -> None:
+        """Make the tasks and the method, and take up what the folder holds.
+
+        What is damaged in the folder of an interrupted run is replaced by what was kept before it; ``notes`` say so.
+
+        Args:
+            monitor: told how the download of a data set goes on.
+
+        Raises:
+            InputError: the folder holds a run on other data.
+            DataError: the data is missing or damaged.
+            CheckpointError: what the folder holds is damaged, and so is what was kept before it.
+        """
+        request = self.request
+        self.stream = self.experiment.stream_of(
+            self.config.stream, seed=request.seed, data_dir=request.data, monitor=monitor
+        )
+        self._begin_or_take_up()
+        if self.folder is not None and self.folder.claim():
+            self._require_same_run()
+            self._begin_or_take_up()
+
+    @property
+    def is_new(self) -> bool:
+        """Return whether the folder holds nothing of this run yet."""
+        return self._earlier is None
+
+    def fresh_method(self) -> Method:
+        """Return the method as it is before the first task."""
+        network, shape, seed = self.config.network, self.stream.input_shape, self.request.seed
+        setup = Setup(
+            lambda: build_backbone(network, shape, seed),
+            shape,
+            seed,
+            self.request.device,
+            narrow_builder(network, shape),
+            tuple(task.num_classes for task in self.stream),
+        )
+        return METHODS[self.request.method](setup, self.config.method)
+
+    @property
+    def _earlier(self) -> RunResult | None:
+        return None if self.folder is None else self.folder.recorded
+
+    def _begin_or_take_up(self) -> None:
+        if self._earlier is not None:
+            self._require_same_data(self.stream.origins)
+            self._take_up(self._earlier)
+            return
+        self.method = self.fresh_method()
+        self.result = RunResult(
+            experiment=self.experiment.name,
+            method=self.request.method,
+            seed=self.request.seed,
+            command=self.request.command(),
+            config=self.config.flat(),
+            tasks=tuple(
+                TaskSummary(t.name, t.num_classes, len(t.train), len(t.valid), len(t.test)) for t in self.stream
+            ),
+            scores=(),
+            capacity=None,
+            epochs=(),
+            seconds=(),
+            environment=environment_of(self.request),
+            status=Status.RUNNING,
+            data=self.stream.origins,
+            sources=tuple(str(path.absolute()) for path in self.request.sources),
+        )
+
+    def _take_up(self, earlier: RunResult) -> None:
+        """Take up a run of which the folder holds some tasks already."""
+        assert self.folder is not None
+        folder, rows, repairs, notes = self.folder, len(earlier.scores), [], []
+        newest, kept = folder.path / CHECKPOINT, previous(folder.path / CHECKPOINT)
+        if folder.damaged:
+            result = folder.path / RESULT
+            repairs.append(RESULT)
+            notes.append(f"{result} is damaged; going on from {previous(result)}")
         try:
-            method, learned = load(previous(folder / CHECKPOINT), needed=rows > 1 or not damage)
-        except (CheckpointError, GuaranteeError):
-            raise CheckpointError(f"{error}; or remove {folder} and run again") from error
-        repairs.append(folder / CHECKPOINT)
-        notes.append(f"{error}; going on from {previous(folder / CHECKPOINT) if learned else 'the beginning'}")
-    index = min(rows, learned)
-    in_task, more = read_in_task(folder, index, earlier.tasks[index].name) if index < len(stream) else (None, ())
-    repairs += [folder / TRAINING] if more else []
-    if learned > rows and method.trains and not (in_task is not None and in_task.over):
-        # What happened in the epochs of the task is lost: it is learned again, if that can be done.
-        with suppress(CheckpointError, GuaranteeError):
-            before = load(previous(folder / CHECKPOINT), needed=rows > 0)
-            if before[1] == rows:
-                method, learned = before
-                repairs.append(folder / CHECKPOINT)
-    if is_damaged(folder / LOGITS):
-        repairs.append(folder / LOGITS)
-        notes.append(f"{folder / LOGITS} is damaged; asking the network again")
-    result = earlier if index == rows else earlier.first(index)
-    return Prepared(
-        request, config, stream, method, result, learned, in_task, repairs=tuple(repairs), notes=(*notes, *more)
-    )
+            self.method, self.learned = self._load(newest, earlier, needed=rows > 0)
+        except (DamagedFileError, _ForeignFileError, GuaranteeError) as error:  # another backbone is no damage
+            needed = rows > 1 or not isinstance(error, DamagedFileError)
+            try:
+                self.method, self.learned = self._load(kept, earlier, needed)
+            except (CheckpointError, GuaranteeError):
+                raise CheckpointError(f"{error}; or remove {folder.path} and run again") from error
+            repairs.append(CHECKPOINT)
+            notes.append(f"{error}; going on from {kept if self.learned else 'the beginning'}")
+        index = min(rows, self.learned)
+        if index < len(self.stream):
+            self.in_task, damage = folder.in_task(index, earlier.tasks[index].name)
+            repairs += [TRAINING] if damage else []
+            notes += damage
+        if self.learned > rows and self.method.trains and not (self.in_task is not None and self.in_task.over):
+            # What happened in the epochs of the task is lost: it is learned again, if that can be done.
+            with suppress(CheckpointError, GuaranteeError):
+                method, learned = self._load(kept, earlier, needed=rows > 0)
+                if learned == rows:
+                    self.method, self.learned = method, learned
+                    repairs.append(CHECKPOINT)
+        if is_damaged(folder.path / LOGITS):
+            repairs.append(LOGITS)
+            notes.append(f"{folder.path / LOGITS} is damaged; asking the network again")
+        self.result = earlier if index == rows else earlier.first(index)
+        self.repairs, self.notes = tuple(repairs), tuple(notes)
+
+    def _load(self, path: Path, earlier: RunResult, needed: bool) -> tuple[Method, int]:
+        """Load a method, and return how many tasks it has learned: none without a file, unless that is needed.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not belong to the results, or is of another network.
+        """
+        method = self.fresh_method()
+        if not (path.exists() or needed):
+            return method, 0
+        learned, rows = load_method(path, method), len(earlier.scores)
+        if learned != tuple(task.name for task in earlier.tasks)[: len(learned)] or abs(len(learned) - rows) > 1:
+            raise _ForeignFileError(f"{path} does not belong to {path.with_name(RESULT)}")
+        return method, len(learned)
+
+    def _require_same_data(self, origins: tuple[str, ...]) -> None:
+        """Refuse to go on with a run that was made of other data."""
+        assert self._earlier is not None
+        if self._earlier.data != origins:
+            there = [line for line in self._earlier.data if line not in origins]
+            now = [line for line in origins if line not in self._earlier.data]
+            remedy = "its files have changed since;" if self.request.sources else "give that data (`data_dir`), or"
+            raise InputError(
+                f"{self.request.out} holds a run on other data ({'; '.join(there)} there, {'; '.join(now)} now); "
+                f"{remedy} choose another folder (`out`)"
+            )
+
+    def _require_same_run(self) -> None:
+        """Refuse to go on with another run, or one that has forgotten a task."""
+        request, earlier = self.request, self._earlier
+        if request.out is None or earlier is None:
+            return
+        require_whole(request.out, earlier)
+        if earlier.forgotten:
+            tasks = "a task was" if earlier.forgotten == 1 else f"{earlier.forgotten} tasks were"
+            raise InputError(
+                f"in {request.out} {tasks} forgotten, so that this run is over; choose another folder (`out`)"
+            )
+        wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed}
+        found = {key: getattr(earlier, key) for key in wanted} | earlier.config
+        wanted |= self.config.flat()
+        now = environment_of(request)
+        for key in ("threads", "device", "processes"):
+            found[key], wanted[key] = earlier.environment.get(key, 1), now.get(key, 1)
+        if changes := changed(found, wanted):
+            raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder (`out`)")
 
 
 class _ForeignFileError(CheckpointError):
     """A whole file that belongs to another run."""
 
 
-def _learned(path: Path, method: Method, earlier: RunResult) -> int:
-    """Load a method; how many tasks it has learned.
+def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Run:
+    """Set up a run, or take up one that was interrupted or is finished.
+
+    Args:
+        request: what to run.
+        monitor: told how the download of a data set goes on.
 
     Raises:
-        CheckpointError: the file is damaged, or does not belong to the results, or is of another network.
+        InputError, DataError, CheckpointError: as :class:`Run` and :meth:`Run.prepare`.
     """
-    learned, rows = load_method(path, method), len(earlier.scores)
-    if learned != tuple(task.name for task in earlier.tasks)[: len(learned)] or abs(len(learned) - rows) > 1:
-        raise _ForeignFileError(f"{path} does not belong to {path.with_name(RESULT)}")
-    return len(learned)
+    run = Run(request)
+    run.prepare(monitor)
+    return run
+
+
+def finished_result(request: RunRequest) -> RunResult | None:
+    """The result of a run that its folder holds finished, as :attr:`Run.finished`; no data are needed for presets.
+
+    Raises:
+        InputError, CheckpointError: as :class:`Run`.
+    """
+    return Run(request).finished
 
 
 def load_method(path: Path, method: Method) -> tuple[str, ...]:
@@ -180,79 +283,3 @@ def load_method(path: Path, method: Method) -> tuple[str, ...]:
         raise CheckpointError(
             f"{path} was saved with another backbone, whose weights had other shapes; build it exactly as it was"
         ) from error
-
-
-def finished_result(request: RunRequest) -> RunResult | None:
-    """The result of a run that its folder holds finished; None if it is not finished, or not begun, or damaged.
-
-    Of a preset it needs no data; one's own files are looked at, since they may have changed.
-
-    Raises:
-        InputError, DataError, CheckpointError: as :func:`prepare`.
-    """
-    experiment = request.described()
-    config = experiment.config(request.method).overridden(request.overrides)
-    earlier, damaged = _earlier_result(request, config)
-    if earlier is None or damaged or earlier.status is not Status.FINISHED:
-        return None
-    assert request.out is not None
-    if is_damaged(request.out / CHECKPOINT) or is_damaged(request.out / LOGITS):
-        return None  # taking it up mends it
-    if experiment.own is not None:
-        _require_same_data(request, earlier, experiment.own.origins(config.stream.num_tasks))
-    return earlier
-
-
-def _require_same_data(request: RunRequest, earlier: RunResult, origins: tuple[str, ...]) -> None:
-    """Refuse to go on with a run that was made of other data."""
-    if earlier.data != origins:
-        there = [line for line in earlier.data if line not in origins]
-        now = [line for line in origins if line not in earlier.data]
-        remedy = "its files have changed since;" if request.sources else "give that data with --data, or"
-        raise InputError(
-            f"{request.out} holds a run on other data ({'; '.join(there)} there, {'; '.join(now)} now); "
-            f"{remedy} choose another folder with --out"
-        )
-
-
-def _earlier_result(request: RunRequest, config: Config) -> tuple[RunResult | None, bool]:
-    """Read the same run from the folder, or None; and say whether it is the copy before a damaged newest one.
-
-    Raises:
-        InputError: it holds another run, or other files, or cannot be such a folder.
-    """
-    if request.seed < 0:
-        raise InputError(f"the seed must be 0 or more, not {request.seed}")
-    for place in () if request.out is None else (request.out, *request.out.parents):
-        if place.exists() and not place.is_dir():
-            raise InputError(f"{place} is a file; give a folder as --out")
-    if request.out is None or not (request.out / RESULT).exists():
-        if request.out is not None and (request.out / CHECKPOINT).exists():
-            raise InputError(
-                f"{request.out} holds a {CHECKPOINT} but no {RESULT}; choose another folder with --out, or remove this "
-                "one to begin anew"
-            )
-        return None, False
-    try:
-        earlier, damaged = read_recorded(request.out)
-    except NewerFileError:
-        raise
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; to begin anew, remove {request.out}") from error
-    require_whole(request.out, earlier)
-    if earlier.forgotten:
-        tasks = "a task was" if earlier.forgotten == 1 else f"{earlier.forgotten} tasks were"
-        raise InputError(f"in {request.out} {tasks} forgotten, so that this run is over; choose another --out")
-    wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed, **config.flat()}
-    found = {"experiment": earlier.experiment, "method": earlier.method, "seed": earlier.seed, **earlier.config}
-    differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    now = environment_of(request)
-    for key in ("threads", "device", "processes"):
-        before, here = earlier.environment.get(key, 1), now.get(key, 1)
-        if before != here:
-            differing.append(key)
-            found[key], wanted[key] = before, here
-    if differing:
-        changes = ", ".join(f"{key} ({found.get(key)} there, {wanted.get(key)} now)" for key in differing)
-        raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder with --out")
-    return earlier, damaged

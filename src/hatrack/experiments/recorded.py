@@ -10,14 +10,14 @@ import torch
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, InputError
-from hatrack.experiments.folder import CHECKPOINT, RESULT, previous, require_whole
-from hatrack.experiments.preparing import Prepared, load_method, prepare
+from hatrack.experiments.folder import CHECKPOINT, RESULT, previous, require_run, require_whole
+from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.streams import TaskStream
 from hatrack.support.environment import deterministic_cuda
 
-__all__ = ["load_recorded", "recorded_result", "recorded_run"]
+__all__ = ["load_recorded", "recorded_result", "recorded_run", "request_of"]
 
 
 def recorded_result(folder: Path) -> RunResult:
@@ -27,8 +27,7 @@ def recorded_result(folder: Path) -> RunResult:
         InputError: the folder holds no run, or one in which no task was learned.
         CheckpointError: its record is damaged, or forgetting a task was interrupted.
     """
-    if not (folder / RESULT).exists():
-        raise InputError(f"{folder} holds no {RESULT}; give the folder of a run, such as runs/EXPERIMENT-METHOD-seed0")
+    require_run(folder)
     recorded = read_result(folder / RESULT)
     require_whole(folder, recorded)
     if not recorded.scores and recorded.forgotten:
@@ -54,15 +53,29 @@ def recorded_run(folder: Path, data: Path | None = None, out: Path | None = None
     recorded = recorded_result(folder)
     torch.set_num_threads(recorded.environment["threads"])
     on_cuda = recorded.environment["device"] != "cpu" and torch.cuda.is_available()
-    device = deterministic_cuda() if on_cuda else torch.device("cpu")
+    device = deterministic_cuda() if on_cuda else None
+    return recorded, request_of(recorded, data, out, device)
+
+
+def request_of(
+    recorded: RunResult, data: Path | None, out: Path | None = None, device: torch.device | None = None
+) -> RunRequest:
+    """Return what to ask for to get the run of a record again.
+
+    Args:
+        recorded: the record.
+        data: folder to look for data in first.
+        out: the folder of the new run; None keeps nothing.
+        device: where to train; None for the CPU.
+    """
     sources = tuple(map(Path, recorded.sources))
-    config = recorded.config
-    return recorded, RunRequest(recorded.experiment, recorded.method, recorded.seed, out, data, config, device, sources)
+    asked = (recorded.experiment, recorded.method, recorded.seed, out, data, recorded.config)
+    return RunRequest(*asked, device or torch.device("cpu"), sources)
 
 
 def load_recorded(
     folder: Path, recorded: RunResult, request: RunRequest, monitor: DownloadMonitor | None = None
-) -> Prepared:
+) -> Run:
     """Load the network of a run.
 
     Args:
@@ -84,10 +97,10 @@ def load_recorded(
     try:
         learned = load_method(folder / CHECKPOINT, prepared.method)
     except DamagedFileError as error:
-        raise DamagedFileError(f"{error}; or mend it: {recorded.command} --out {shlex.quote(str(folder))}") from error
+        raise DamagedFileError(f"{error}; or mend it: {recorded.command} `out={shlex.quote(str(folder))}`") from error
     names = tuple(task.name for task in recorded.tasks[: len(recorded.scores)])
     if len(learned) == len(names) + 1:  # the run was stopped before the row of the last one
-        prepared.method = prepare(request, monitor).method
+        prepared.method = prepared.fresh_method()
         learned = load_method(previous(folder / CHECKPOINT), prepared.method)
     if learned != names:
         raise CheckpointError(f"{folder / CHECKPOINT} does not belong to {folder / RESULT}; its tasks are others")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hatrack.experiments.experiment import Experiment
-from hatrack.experiments.own import own_experiment
-from hatrack.experiments.presets import find_experiment
+from hatrack.experiments.own import describe
 from hatrack.support.environment import describe_environment
 from hatrack.train.parallel import ALONE, Ranks
 
-__all__ = ["RunRequest", "environment_of"]
+__all__ = ["RunRequest", "as_text", "environment_of"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class RunRequest:
         device: where to train.
         sources: for one's own tasks, a ``tasks.toml``, or the files and folders of the tasks; empty for presets.
         ranks: the processes that share this run, of which this is one.
+        description: the experiment, where somebody has described it already; None describes it when it is needed.
     """
 
     experiment: str
@@ -41,10 +40,11 @@ class RunRequest:
     seed: int = 0
     out: Path | None = None
     data: Path | None = None
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sources: tuple[Path, ...] = ()
     ranks: Ranks = ALONE
+    description: Experiment | None = field(default=None, compare=False, repr=False)
 
     def described(self) -> Experiment:
         """The experiment.
@@ -52,7 +52,7 @@ class RunRequest:
         Raises:
             InputError: there is none, or the sources cannot be used.
         """
-        return own_experiment(self.sources) if self.sources else find_experiment(self.experiment)
+        return self.description or describe(self.experiment, self.sources)
 
     def command(self) -> str:
         """A command line that makes this run."""
@@ -63,9 +63,13 @@ class RunRequest:
         words += ["--method", self.method, "--seed", str(self.seed)]
         words += ["--threads", str(torch.get_num_threads()), "--device", self.device.type]
         for key, value in self.overrides.items():
-            text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-            words += ["--set", f"{key}={text}"]
+            words += ["--set", f"{key}={as_text(value)}"]
         return shlex.join(words)
+
+
+def as_text(value: object) -> str:
+    """Return a setting's value as a text that is read as the same value."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def environment_of(request: RunRequest) -> dict[str, Any]:

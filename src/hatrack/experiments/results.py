@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from hatrack.errors import CheckpointError
 from hatrack.experiments.metrics import average_accuracy, backward_transfer, forgetting
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
@@ -21,11 +23,15 @@ __all__ = [
     "TaskSummary",
     "history_from_json",
     "read_result",
+    "rounded_shares",
     "write_result",
 ]
 
 SCHEMA = 1
 """Version of the format of ``run.json``."""
+
+_AS_IT_IS = ("experiment", "method", "seed", "command", "config")
+"""Attributes that a file holds under their names, as they are."""
 
 T = TypeVar("T")
 
@@ -153,12 +159,9 @@ class RunResult:
         before = self.history[learned - 1].capacity if learned else None
         return replace(
             self,
-            scores=self.scores[:learned],
-            history=self.history[:learned],
+            **{name: getattr(self, name)[:learned] for name in ("scores", "history", "epochs", "seconds")},
             capacity=before,
             reuse=None if self.reuse is None or not learned else tuple(row[:learned] for row in self.reuse[:learned]),
-            epochs=self.epochs[:learned],
-            seconds=self.seconds[:learned],
             status=Status.FINISHED if learned == len(self.tasks) else Status.RUNNING,
         )
 
@@ -190,10 +193,10 @@ class RunResult:
             command=shlex.join(command),
             config=config,
             tasks=_left_out(self.tasks, index),
-            scores=tuple(_left_out(row, index) for row in _left_out(self.scores, index)),
-            capacity=capacity,
             epochs=_left_out(self.epochs, index),
             seconds=_left_out(self.seconds, index),
+            scores=tuple(_left_out(row, index) for row in _left_out(self.scores, index)),
+            capacity=capacity,
             data=tuple(line for line in self.data if line.partition(":")[0] != name),
             sources=sources,
             history=history,
@@ -214,11 +217,9 @@ class RunResult:
 
     def metrics(self) -> dict[str, Any]:
         """Average accuracy, forgetting and backward transfer of the tasks so far; None before the first."""
-        rows = self.matrix("accuracy")[: len(self.scores)]
+        rows, figures = self.matrix("accuracy")[: len(self.scores)], (average_accuracy, forgetting, backward_transfer)
         return {
-            "average_accuracy": average_accuracy(rows) if rows else None,
-            "forgetting": forgetting(rows) if rows else None,
-            "backward_transfer": backward_transfer(rows) if rows else None,
+            **{figure.__name__: figure(rows) if rows else None for figure in figures},
             "forgetting_ratio": None,  # it needs the runs of joint training and of guessing
             "capacity": self.capacity,
         }
@@ -227,22 +228,14 @@ class RunResult:
         """The content of ``run.json``."""
         return {
             "schema": SCHEMA,
-            "experiment": self.experiment,
-            "method": self.method,
-            "seed": self.seed,
-            "command": self.command,
-            "config": self.config,
+            **{key: getattr(self, key) for key in _AS_IT_IS},
             "tasks": [vars(task) for task in self.tasks],
-            "accuracy": self.matrix("accuracy"),
-            "loss": self.matrix("loss"),
-            "logits_sha256": self.matrix("logits_sha256"),
+            **{what: self.matrix(what) for what in ("accuracy", "loss", "logits_sha256")},
             "metrics": self.metrics(),
-            "timing": {"seconds": list(self.seconds), "epochs": list(self.epochs)},
-            "environment": self.environment,
-            "data": list(self.data),
-            "sources": list(self.sources),
-            "history": [{key: _listed(value) for key, value in vars(task).items()} for task in self.history],
-            "reuse": None if self.reuse is None else [list(row) for row in self.reuse],
+            "timing": {"seconds": self.seconds, "epochs": self.epochs},
+            **{key: getattr(self, key) for key in ("environment", "data", "sources")},
+            "history": [vars(task) for task in self.history],
+            "reuse": self.reuse,
             "status": self.status.value,
             **({"forgotten": self.forgotten} if self.forgotten else {}),
             **({} if self.forgetting is None else {"forgetting": self.forgetting}),
@@ -271,11 +264,7 @@ def read_result(path: Path) -> RunResult:
         rows = zip(data["loss"], data["accuracy"], data["logits_sha256"], strict=True)
         scores = [tuple(_score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
         return RunResult(
-            experiment=data["experiment"],
-            method=data["method"],
-            seed=data["seed"],
-            command=data["command"],
-            config=data["config"],
+            **{key: data[key] for key in _AS_IT_IS},
             tasks=tasks,
             scores=tuple(row for row in scores if row),
             capacity=data["metrics"]["capacity"],
@@ -294,6 +283,11 @@ def read_result(path: Path) -> RunResult:
         raise CheckpointError(
             f"{path} is damaged, or not a result of hatrack ({type(error).__name__}: {error})"
         ) from error
+
+
+def rounded_shares(reuse: Tensor) -> tuple[tuple[float, ...], ...]:
+    """Return a matrix of shares ``(T, T)`` as it is recorded, with five digits."""
+    return tuple(tuple(round(share, 5) for share in row) for row in reuse.tolist())
 
 
 def _require_sound(data: Any) -> None:
@@ -325,10 +319,6 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 def _left_out(values: tuple[T, ...], index: int) -> tuple[T, ...]:
     return (*values[:index], *values[index + 1 :])
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _score(loss: float, accuracy: float, logits_sha256: str) -> Score:

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from hatrack.errors import InputError
 from hatrack.support.names import unknown_name
 from hatrack.train import TrainingSettings
 
-__all__ = ["Config", "Initialization", "NetworkSettings", "Norm", "StreamSettings", "parse_value"]
+__all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSettings", "changed", "parse_value"]
 
 
 class Norm(enum.Enum):
@@ -27,7 +27,7 @@ class Norm(enum.Enum):
     """No norms."""
 
 
-class Initialization(enum.Enum):
+class InitialWeights(enum.Enum):
     """How the backbone's weights start."""
 
     XAVIER = "xavier"
@@ -59,7 +59,7 @@ class NetworkSettings:
     width: float = 1.0
     dropout_early: float = 0.2
     dropout_late: float = 0.5
-    initialization: Initialization = Initialization.XAVIER
+    initialization: InitialWeights = InitialWeights.XAVIER
     norm: Norm = Norm.BATCH
 
     def __post_init__(self) -> None:
@@ -139,6 +139,12 @@ class Config:
         return (self.stream, self.network, self.training, self.method)
 
 
+def changed(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say which values differ, and how; an empty text if none does."""
+    keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+    return ", ".join(f"{key} ({there.get(key)} there, {now.get(key)} now)" for key in keys)
+
+
 def _types(part: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(type(part))
     return {field.name: hints[field.name] for field in dataclasses.fields(part)}
@@ -170,41 +176,38 @@ def parse_value(key: str, value: Any, kind: Any) -> Any:
             return value if isinstance(value, kind) else kind(str(value).lower())
         if typing.get_origin(kind) is tuple:
             parts = value.replace("x", ",").split(",") if isinstance(value, str) else list(value)
-            return tuple(_number(part, int) for part in parts if part != "")
-        if kind is bool:
-            return _truth(value)
-        if kind is str:
-            return str(value)
-        return _number(value, kind)
-    except (ValueError, TypeError, AttributeError):
+            return tuple(_whole(part) for part in parts if part != "")
+        return _READERS[kind][0](value)
+    except (ValueError, TypeError, AttributeError, KeyError):
         raise InputError(f"{key}={value} does not fit: {key} must be {_say(kind)}") from None
 
 
-def _number(value: Any, kind: type) -> Any:
-    if isinstance(value, bool):
-        raise ValueError
+def _number(value: Any) -> float:
     number = float(value)
-    if not 0.0 <= number < float("inf"):
+    if isinstance(value, bool) or not 0.0 <= number < float("inf"):
         raise ValueError
-    if kind is int:
-        if number != int(number):
-            raise ValueError
-        return int(number)
     return number
 
 
-def _truth(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if str(value).lower() not in words:
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if number != int(number):
         raise ValueError
-    return words[str(value).lower()]
+    return int(number)
+
+
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+_READERS: Mapping[Any, tuple[Callable[[Any], Any], str]] = {
+    int: (_whole, "a whole number, 0 or more"),
+    float: (_number, "a finite number, 0 or more"),
+    bool: (lambda value: _TRUTH[str(value).lower()], "true or false"),
+    str: (str, "a text"),
+}
+"""For every type of a setting, how its value is read, and what it must be."""
 
 
 def _say(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "one of " + ", ".join(member.value for member in kind)
-    if typing.get_origin(kind) is tuple:
-        return "whole numbers joined by commas, such as 2000,2000"
-    return {int: "a whole number, 0 or more", float: "a finite number, 0 or more", bool: "true or false"}[kind]
+    return _READERS[kind][1] if kind in _READERS else "whole numbers joined by commas, such as 2000,2000"

@@ -18,9 +18,11 @@ from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.streams import Task
 from hatrack.support.modes import evaluation_mode
-from hatrack.support.names import unknown_name
+from hatrack.support.names import look_up
 
 __all__ = ["TaskSize", "measure_sizes"]
+
+_OF_SUMMARY = ("parameters", "full_parameters", "nonzero", "flops", "full_flops", "deviation")
 
 _WARM_UP = 2
 """Pairs of passes that are not counted."""
@@ -88,10 +90,7 @@ def measure_sizes(
             raise InputError(f"{name} must be at least 1, not {value}")
     prepared, tasks = open_run(folder, data)
     net = masked_network(folder, prepared)
-    names = [each.name for each in tasks]
-    if task is not None and task not in names:
-        raise unknown_name("task", task, names)
-    chosen = [each for each in tasks if task in (None, each.name)]
+    chosen = tasks if task is None else (look_up("task", task, {each.name: each for each in tasks}),)
     return tuple(_size_of(net, each, batch, repetitions) for each in chosen)
 
 
@@ -108,16 +107,11 @@ def _size_of(net: HATNetwork | WeightMaskedNetwork, task: Task, batch: int, repe
         task=task.name,
         units=sum(summary.units.values()),
         full_units=sum(summary.full_units.values()),
-        parameters=summary.parameters,
-        full_parameters=summary.full_parameters,
-        nonzero=summary.nonzero,
-        flops=summary.flops,
-        full_flops=summary.full_flops,
+        **{name: getattr(summary, name) for name in _OF_SUMMARY},
         file_bytes=_bytes(compact.state_dict()),
         full_file_bytes=_bytes({**net.backbone.state_dict(), **head}),
         seconds=min(own for _, own in times),
         full_seconds=min(full for full, _ in times),
-        deviation=summary.deviation,
     )
 
 

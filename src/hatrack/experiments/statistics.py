@@ -82,7 +82,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence
             f"differences need pairs: there are {len(ours)} values on one side, {len(theirs)} on the other"
         )
     if len(ours) < 2:
-        raise InputError("an interval needs at least two seeds; run more with --seeds 0-4")
+        raise InputError("an interval needs at least two seeds; run more (`seeds`)")
     differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     if not all(map(math.isfinite, differences)):
         raise InputError("differences of values that are not finite have no interval")

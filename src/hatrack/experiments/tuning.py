@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hatrack.errors import CheckpointError, InputError
+from hatrack.errors import InputError
 from hatrack.experiments.comparing import execute_recorded
 from hatrack.experiments.comparison import read_failure
 from hatrack.experiments.executors import Executor
-from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobEvent
-from hatrack.experiments.own import own_experiment
-from hatrack.experiments.presets import find_experiment
+from hatrack.experiments.own import describe
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.results import read_result
+from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.names import look_up
 
-__all__ = ["TUNING", "Candidate", "Search", "best", "outcomes", "tune"]
+__all__ = ["TUNING", "Candidate", "GridSearch", "best", "outcomes", "tune"]
 
 TUNING = "tuning.json"
 """The file at the top of the folder: what was searched, and what came out."""
@@ -39,7 +36,7 @@ _PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
-class Search:
+class GridSearch:
     """Description of a search.
 
     Attributes:
@@ -67,7 +64,7 @@ class Search:
         settings: Mapping[str, Any] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
         sources: Sequence[Path] = (),
-    ) -> Search:
+    ) -> GridSearch:
         """Check what was asked for.
 
         Args:
@@ -82,18 +79,20 @@ class Search:
         Raises:
             InputError: an unknown name or setting, a value that does not fit, or a method without a grid.
         """
+        if seed < 0:
+            raise InputError(f"the seed must be 0 or more, not {seed}")
         grid = grid or look_up("method", method, METHODS).grid
         if not grid:
-            raise InputError(f"{method} has no recorded grid; give one, such as --grid lr=0.01,0.05,0.1")
-        described = own_experiment(sources) if sources else find_experiment(experiment)
-        config = described.config(method).overridden(settings or {})
+            raise InputError(f"{method} has no recorded grid; give one (`grid`), such as lr=0.01,0.05,0.1")
+        config = describe(experiment, sources).config(method).overridden(settings or {})
         plain = config.flat()
         read: dict[str, tuple[Any, ...]] = {}
         for key, values in grid.items():
             if settings and key in settings:
-                raise InputError(f"{key} is searched; leave out --set {key}=...")
+                raise InputError(f"{key} is searched; leave out `{key}`")
             tried = [config.overridden({key: value}).flat()[key] for value in values]
-            read[key] = tuple(_unique([plain[key], *tried]))
+            tried.insert(0, plain[key])
+            read[key] = tuple(value for at, value in enumerate(tried) if value not in tried[:at])
         return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
 
     def candidates(self) -> tuple[dict[str, Any], ...]:
@@ -111,22 +110,11 @@ class Search:
             device: where to train; the CPU by default.
             threads: CPU threads of every run.
         """
-        at = device or torch.device("cpu")
+        request = RunRequest(self.experiment, self.method, self.seed, data=data, sources=self.sources)
+        request = replace(request, device=device or request.device)
         return tuple(
-            Job(
-                RunRequest(
-                    self.experiment,
-                    self.method,
-                    self.seed,
-                    folder / _folder_name(candidate),
-                    data,
-                    {**self.settings, **candidate},
-                    at,
-                    self.sources,
-                ),
-                threads,
-            )
-            for candidate in self.candidates()
+            Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
+            for each in self.candidates()
         )
 
 
@@ -145,13 +133,13 @@ class Candidate:
     error: str | None
 
 
-def tune(search: Search, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
+def tune(search: GridSearch, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
     """Carry out the runs of a search that are not finished, and record the outcome.
 
     Args:
         search: what to search.
         folder: the search's folder, which may hold the same search, interrupted or finished, also with another grid.
-        jobs: its jobs, see :meth:`Search.jobs`.
+        jobs: its jobs, see :meth:`GridSearch.jobs`.
         executor: where to carry them out.
 
     Yields:
@@ -168,16 +156,13 @@ def tune(search: Search, folder: Path, jobs: Sequence[Job], executor: Executor) 
         _write(search, folder, outcomes(search, jobs))
 
 
-def outcomes(search: Search, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
+def outcomes(search: GridSearch, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
     """Read the candidates and their accuracies from the folders of a search's jobs."""
     found = []
     for candidate, job in zip(search.candidates(), jobs, strict=True):
-        accuracy = None
-        if (job.folder / RESULT).exists():
-            result = read_result(job.folder / RESULT)
-            if result.is_whole:
-                accuracy = float(result.metrics()["average_accuracy"])
-        found.append(Candidate(candidate, accuracy, None if accuracy is not None else read_failure(job.folder)))
+        result = job.finished()
+        accuracy = None if result is None else float(result.metrics()["average_accuracy"])
+        found.append(Candidate(candidate, accuracy, None if result is not None else read_failure(job.folder)))
     return tuple(found)
 
 
@@ -187,33 +172,26 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
     return max(good, key=lambda candidate: candidate.accuracy or 0.0) if good else None
 
 
-def _require_same(search: Search, folder: Path) -> None:
+def _require_same(search: GridSearch, folder: Path) -> None:
     path = folder / TUNING
     if not path.exists():
         return
-    data = read_checked_json(path, SCHEMA, "search")
-    try:
-        then = {key: data[key] for key in ("experiment", "sources", "method", "seed", "settings")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); choose another folder") from error
-    now = _identity(search)
-    changes = [f"{key} ({then[key]} there, {now[key]} now)" for key in now if then[key] != now[key]]
-    if changes:
-        raise InputError(f"{folder} holds another search: {', '.join(changes)}; choose another folder with --out")
+    there, now = read_checked_json(path, SCHEMA, "search"), _identity(search)
+    if changes := changed({key: there.get(key) for key in now}, now):
+        raise InputError(f"{folder} holds another search: {changes}; choose another folder (`out`)")
 
 
-def _identity(search: Search) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(_said(dict(search.settings)))
+def _identity(search: GridSearch) -> dict[str, Any]:
     return {
         "experiment": search.experiment,
         "sources": [str(path.absolute()) for path in search.sources],
         "method": search.method,
         "seed": search.seed,
-        "settings": settings,
+        "settings": dict(search.settings),
     }
 
 
-def _write(search: Search, folder: Path, found: Sequence[Candidate]) -> None:
+def _write(search: GridSearch, folder: Path, found: Sequence[Candidate]) -> None:
     chosen = best(found)
     write_checked_json(
         folder / TUNING,
@@ -227,14 +205,6 @@ def _write(search: Search, folder: Path, found: Sequence[Candidate]) -> None:
             "best": None if chosen is None else dict(chosen.settings),
         },
     )
-
-
-def _said(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _unique(values: Sequence[Any]) -> list[Any]:
-    return [value for index, value in enumerate(values) if value not in values[:index]]
 
 
 def _folder_name(candidate: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import InputError
-from hatrack.experiments import Prepared, RunRequest, prepare
+from hatrack.experiments import Run, RunRequest, prepare
 from hatrack.functional import Compensation, annealed_scale, batch_progress, compensated_gate
 from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa.analysis import cosine_similarities, task_profile
@@ -63,9 +63,7 @@ def input_attention(request: RunRequest) -> Drawing:
     network, tasks, shape = _masked(request)
     masks = [network.masks(task).get("inputs") for task in tasks]
     if any(mask is None or mask.numel() != torch.Size(shape).numel() for mask in masks):
-        raise InputError(
-            "the attention of this run is not on single input features; run it with --set gate_inputs=true"
-        )
+        raise InputError("the attention of this run is not on single input features; run it with `gate_inputs=true`")
     values = [mask.float().reshape(shape).mean(dim=0) for mask in masks if mask is not None]
     return _pictures(tasks, values, "Input features in use")
 
@@ -113,7 +111,7 @@ def _similarities(request: RunRequest, what: str) -> Drawing:
     return Drawing(grids.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
 
 
-def _finished(request: RunRequest) -> Prepared:
+def _finished(request: RunRequest) -> Run:
     prepared = prepare(request)
     if not prepared.result.scores:
         raise InputError(f"in {request.out} no task has been learned")

@@ -178,7 +178,7 @@ def _read_place(place: Path) -> tuple[list[RunResult], list[str]]:
     if (place / PLAN).exists():
         comparison = Comparison.read(place)
         if not comparison.results and not comparison.failures:
-            raise InputError(f"in {place} no run has been started yet; hatrack compare --out {place} goes on with it")
+            raise InputError(f"in {place} no run has been started yet; go on with it (`compare`)")
         failed = [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in comparison.failures.items()]
         return list(comparison.results.values()), failed
     paths = sorted(place.rglob(RESULT))

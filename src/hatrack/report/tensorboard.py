@@ -32,7 +32,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise InputError("--log tensorboard needs tensorboard: pip install 'hatrack[tensorboard]'") from error
+            raise InputError("curves for TensorBoard need tensorboard: pip install 'hatrack[tensorboard]'") from error
         self._writer: Any = SummaryWriter(str(folder))
         self._epoch = sum(result.epochs)
 

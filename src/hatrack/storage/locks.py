@@ -42,7 +42,7 @@ def locked(folder: Path, patience: float) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise InputError(f"{folder} is in use by {holder}; wait for it, or choose another folder with --out")
+                raise InputError(f"{folder} is in use by {holder}; wait for it, or choose another folder (`out`)")
             time.sleep(_PAUSE)
         with suppress(OSError):  # on a full disk the lock holds just as well; only the name of its holder is missing
             file.truncate(0)

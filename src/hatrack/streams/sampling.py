@@ -57,7 +57,7 @@ def stratified_split(
     if not held_out.any():
         raise InputError(
             f"{len(labels)} samples, one of each class, are too few for a validation split; use more, or a share of 0 "
-            "(--set validation=0), with which the training samples serve for validation, too"
+            "(`validation=0`), with which the training samples serve for validation, too"
         )
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 

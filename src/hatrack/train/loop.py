@@ -127,7 +127,7 @@ class Training:
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"the training of task {self._task!r} cannot be taken up: it was one of another network; build the "
-                "network as it was, or run again in another folder (--out)"
+                "network as it was, or run again in another folder (`out`)"
             ) from error
 
     def _start_of(self, phase: int) -> Place:
@@ -269,7 +269,7 @@ def _batch_norms_explained(task: str) -> Iterator[None]:
             raise
         raise TrainingError(
             f"a batch norm needs two values per channel, and a batch of task {task!r} has a single sample; choose "
-            "another batch size (--set batch_size=...), or a network without batch norms"
+            "another batch size (`batch_size`), or a network without batch norms"
         ) from error
 
 

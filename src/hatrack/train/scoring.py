@@ -78,6 +78,6 @@ def require_finite(loss: float, what: str, task: str, epoch: int | None = None) 
     if not math.isfinite(loss):
         when = "" if epoch is None else f" in epoch {epoch}"
         raise TrainingError(
-            f"the {what} of task {task!r} became {loss}{when}; lower the learning rate (--set lr=...), or "
+            f"the {what} of task {task!r} became {loss}{when}; lower the learning rate (`lr`), or "
             "look for extreme values in the data"
         )

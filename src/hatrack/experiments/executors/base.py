@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from hatrack.errors import InputError
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed, share_on_disk
+from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed, decode
 
-__all__ = ["DiskWatch", "Executor", "checked", "optional_module"]
+__all__ = ["Executor", "follow", "optional_module", "stamps"]
 
 
 class Executor(Protocol):
@@ -29,27 +30,13 @@ class Executor(Protocol):
         ...
 
 
-class DiskWatch:
-    """How far runs are that are carried out elsewhere: read from their folders.
+Stamps = dict[Path, int | None]
+"""When the results in folders were written last; None where there are none."""
 
-    Args:
-        jobs: the jobs, before they are handed over.
-    """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._seen = {job.folder: _stamp(job) for job in jobs}
-        self._begun: set[Path] = set()
-
-    def news(self, job: Job) -> Iterator[JobEvent]:
-        """What has been written since the last look."""
-        stamp = _stamp(job)
-        if stamp == self._seen[job.folder]:
-            return
-        self._seen[job.folder] = stamp
-        if job.folder not in self._begun:
-            self._begun.add(job.folder)
-            yield JobBegun(job)
-        yield JobAdvanced(job, share_on_disk(job))
+def stamps(jobs: Sequence[Job]) -> Stamps:
+    """Return when the results of jobs were written last, to be asked before the jobs are handed over."""
+    return {job.folder: _stamp(job) for job in jobs}
 
 
 def _stamp(job: Job) -> int | None:
@@ -59,11 +46,43 @@ def _stamp(job: Job) -> int | None:
         return None
 
 
-def checked(end: JobDone | JobFailed) -> JobDone | JobFailed:
-    """What came of a job on another machine, after a look at the folder that both should see."""
-    if isinstance(end, JobDone) and share_on_disk(end.job) < 1.0:
-        return JobFailed(end.job, f"it finished elsewhere, but {end.job.folder} is not there; use a shared folder")
-    return end
+def follow(waiting: list[tuple[Any, Job]], seen: Stamps, engine: str, pause: float) -> Iterator[JobEvent]:
+    """Yield what becomes of jobs that are carried out elsewhere, as their folders say, until there are none left.
+
+    Args:
+        waiting: the engine's handles, whose results are those of :func:`run_in_child`, and their jobs; those that have
+            ended are taken out.
+        seen: what :func:`stamps` gave before the jobs were handed over; it is kept up to date.
+        engine: its name, for messages.
+        pause: seconds between two looks.
+    """
+    begun = set()
+    while waiting:
+        ended = [pair for pair in waiting if pair[0].done()]
+        for handle, job in ended:
+            waiting.remove((handle, job))
+            yield _outcome(handle, job, engine)
+        for _, job in waiting:
+            stamp = _stamp(job)
+            if stamp != seen[job.folder]:
+                seen[job.folder] = stamp
+                if job.folder not in begun:
+                    begun.add(job.folder)
+                    yield JobBegun(job)
+                yield JobAdvanced(job, job.share_on_disk())
+        if not ended:
+            time.sleep(pause)
+
+
+def _outcome(handle: Any, job: Job, engine: str) -> JobEvent:
+    try:
+        outcome = decode(job, handle.result())
+    except Exception as error:  # whatever became of it: out of time, out of memory, a broken machine
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return JobFailed(job, f"{engine} could not carry it out: {reason}")
+    if isinstance(outcome, JobDone) and job.share_on_disk() < 1.0:
+        return JobFailed(job, f"it finished elsewhere, but {job.folder} is not there; use a shared folder")
+    return outcome
 
 
 def optional_module(name: str, extra: str) -> Any:

@@ -70,7 +70,7 @@ class Child:
     def _epitaph(self, code: int) -> str:
         if code < 0:
             name = signal.Signals(-code).name
-            return f"its process was killed ({name}); if memory was short, try fewer at a time (--workers 1)"
+            return f"its process was killed ({name}); if memory was short, try fewer at a time (`workers=1`)"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"its process ended with code {code}" + (f": {lines[-1]}" if lines else "")

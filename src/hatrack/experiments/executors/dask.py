@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hatrack.errors import InputError
-from hatrack.experiments.executors.base import DiskWatch, checked, optional_module
+from hatrack.experiments.executors.base import follow, optional_module, stamps
 from hatrack.experiments.executors.child import run_in_child
-from hatrack.experiments.jobs import Job, JobAdvanced, JobEvent, JobFailed, decode
+from hatrack.experiments.jobs import Job, JobEvent
 
 __all__ = ["DaskExecutor"]
 
@@ -42,25 +40,9 @@ class DaskExecutor:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"no Dask scheduler answers at {self.scheduler} ({reason})") from error
         with client:
-            watch = DiskWatch(jobs)
-            futures = {client.submit(run_in_child, job.to_json(), pure=False): job for job in jobs}
+            seen = stamps(jobs)
+            waiting = [(client.submit(run_in_child, job.to_json(), pure=False), job) for job in jobs]
             try:
-                while futures:
-                    ended = [future for future in futures if future.done()]
-                    for future in ended:
-                        yield _end(future, futures.pop(future))
-                    for job in futures.values():
-                        yield from watch.news(job)
-                    if not ended:
-                        time.sleep(self.pause)
+                yield from follow(waiting, seen, "Dask", self.pause)
             finally:
-                client.cancel(list(futures))
-
-
-def _end(future: Any, job: Job) -> JobEvent:
-    if future.status != "finished":
-        reason = future.exception() if future.status == "error" else future.status
-        return JobFailed(job, f"Dask could not carry it out: {reason}")
-    end = decode(job, future.result())
-    assert not isinstance(end, JobAdvanced)
-    return checked(end)
+                client.cancel([future for future, _ in waiting])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hatrack.errors import InputError
 from hatrack.experiments.executors.child import Child
-from hatrack.experiments.jobs import Job, JobBegun, JobEvent
+from hatrack.experiments.jobs import Job, JobBegun, JobDone, JobEvent, JobFailed
 
 __all__ = ["LocalExecutor"]
 
@@ -29,64 +30,50 @@ class LocalExecutor:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise InputError(f"--workers must be at least 1, not {self.workers}")
+            raise InputError(f"`workers` must be at least 1, not {self.workers}")
 
     def execute(self, jobs: Sequence[Job]) -> Generator[JobEvent, None, None]:
         """Carry out jobs; a process that dies takes its job with it, and another one goes on with the next."""
-        crew = _Crew(jobs)
-        threads = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(self.workers, len(jobs)))]
-        for thread in threads:
-            thread.start()
-        working = len(threads)
-        try:
-            while working:
-                try:
-                    news = crew.news.get(timeout=_LOOK_UP)
-                except queue.Empty:
-                    continue
-                if isinstance(news, BaseException):
-                    raise news
-                if news is None:
-                    working -= 1
-                else:
+        crew = _Crew()
+        with ThreadPoolExecutor(min(self.workers, len(jobs))) as threads:
+            try:
+                for job in jobs:
+                    threads.submit(crew.work, job)
+                ended = 0
+                while ended < len(jobs):
+                    try:
+                        news = crew.news.get(timeout=_LOOK_UP)
+                    except queue.Empty:
+                        continue
+                    if isinstance(news, BaseException):
+                        raise news
+                    ended += isinstance(news, (JobDone, JobFailed))
                     yield news
-        finally:
-            crew.stop()
-            for thread in threads:
-                thread.join()
+            finally:
+                crew.stop()
+                threads.shutdown(cancel_futures=True)
 
 
 class _Crew:
-    """What the threads share, each of which looks after one process."""
+    """Processes, each of which takes one job after the other, and what is heard of them."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.news: queue.SimpleQueue[JobEvent | BaseException | None] = queue.SimpleQueue()
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        for job in jobs:
-            self._jobs.put(job)
+    def __init__(self) -> None:
+        self.news: queue.SimpleQueue[JobEvent | BaseException] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._children: list[Child] = []
+        self._idle: list[Child] = []
         self._stopped = False
 
-    def work(self) -> None:
-        """Take jobs until there are no more; ``None`` is the last news of a thread."""
-        child: Child | None = None
+    def work(self, job: Job) -> None:
+        """Have a process carry out a job."""
         try:
-            while not self._stopped:
-                job = self._jobs.get_nowait()
-                if child is None or not child.alive:
-                    child = self._start(job.threads)
-                if child is None:
-                    return
-                self.news.put(JobBegun(job))
-                for event in child.execute(job):
-                    self.news.put(event)
-        except queue.Empty:
-            pass
+            child = self._take(job.threads)
+            self.news.put(JobBegun(job))
+            for event in child.execute(job):
+                self.news.put(event)
+            self._idle.append(child)
         except BaseException as error:  # for the thread that can tell somebody
             self.news.put(error)
-        finally:
-            self.news.put(None)
 
     def stop(self) -> None:
         """End all processes, and start no more."""
@@ -95,9 +82,13 @@ class _Crew:
             for child in self._children:
                 child.stop()
 
-    def _start(self, threads: int) -> Child | None:
+    def _take(self, threads: int) -> Child:
+        """Return a process that has nothing to do, or a new one."""
         with self._lock:
             if self._stopped:
-                return None
+                raise CancelledError
+            while self._idle:
+                if (child := self._idle.pop()).alive:
+                    return child
             self._children.append(Child(threads))
             return self._children[-1]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hatrack.errors import InputError
-from hatrack.experiments.executors.base import DiskWatch, checked, optional_module
+from hatrack.experiments.executors.base import follow, optional_module, stamps
 from hatrack.experiments.executors.child import run_in_child
-from hatrack.experiments.jobs import Job, JobAdvanced, JobEvent, JobFailed, decode
+from hatrack.experiments.jobs import Job, JobEvent
 
 __all__ = ["SlurmExecutor"]
 
@@ -41,7 +40,7 @@ class SlurmExecutor:
             InputError: submitit or Slurm is not there, or an option does not exist.
         """
         submitit = optional_module("submitit", "slurm")
-        watch = DiskWatch(jobs)
+        seen = stamps(jobs)
         try:
             engine = submitit.AutoExecutor(folder=self.logs, cluster=self.cluster)
             engine.update_parameters(name="hatrack", cpus_per_task=max(job.threads for job in jobs))
@@ -54,25 +53,7 @@ class SlurmExecutor:
             raise InputError(f"Slurm does not take the jobs: {str(error).splitlines()[0]}") from error
         waiting = list(zip(submitted, jobs, strict=True))
         try:
-            while waiting:
-                for handle, job in list(waiting):
-                    if handle.done():
-                        waiting.remove((handle, job))
-                        yield _end(handle, job)
-                    else:
-                        yield from watch.news(job)
-                if waiting:
-                    time.sleep(self.pause)
+            yield from follow(waiting, seen, "Slurm", self.pause)
         finally:
             for handle, _ in waiting:
                 handle.cancel()
-
-
-def _end(handle: Any, job: Job) -> JobEvent:
-    try:
-        end = decode(job, handle.result())
-    except Exception as error:  # whatever became of it: out of time, out of memory, a broken machine
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return JobFailed(job, f"Slurm could not carry it out: {reason}")
-    assert not isinstance(end, JobAdvanced)
-    return checked(end)
