@@ -24,7 +24,7 @@ Line = tuple[str, int]
 Network = HATNetwork | WeightMaskedNetwork
 
 PACKAGE = str(Path(hatrack.__file__).parent)
-UNDO = str(Path(PACKAGE) / "undo.py")
+UNDO = str(Path(PACKAGE) / "state" / "undo.py")
 """Functions that put things back, and are not interrupted: that takes two signals in a row."""
 
 
