@@ -30,6 +30,7 @@ from hatrack.progress import with_progress
 from hatrack.recognition import IncrementalAccuracy, Inferred, measure_inference
 
 __version__ = "0.1.0"
+"""Version of the package."""
 
 __all__ = [
     "Adaptive",

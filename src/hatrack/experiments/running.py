@@ -49,6 +49,7 @@ class TaskLearned:
 
 
 Event = TaskBegun | BatchDone | EpochDone | TaskLearned
+"""Event of a run, in the order in which they happen."""
 
 
 def run(prepared: Prepared) -> Iterator[Event]:

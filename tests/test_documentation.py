@@ -1,0 +1,68 @@
+"""Every public name has a docstring and a page of the reference, and the examples in docstrings are true."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import hatrack
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The module of the site that knows the public names; it needs nothing but hatrack."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs" / "site")
+        return importlib.import_module("reference")
+
+
+def test_every_public_name_has_a_docstring(reference: ModuleType) -> None:
+    bare = [name for name in reference.pages() if not reference.documentation(name)]
+    assert not bare, f"write docstrings (of a constant: below its assignment) for {', '.join(bare)}"
+
+
+def test_every_public_name_has_a_page(reference: ModuleType) -> None:
+    pages = reference.pages()
+    for module in reference.PUBLIC_MODULES:
+        for name in importlib.import_module(module).__all__:
+            assert f"{module}.{name}" in pages
+    # a name that two modules export is the same thing on the same page, and no other pages are the same file
+    assert pages["hatrack.functional.Conditioning"] == pages["hatrack.Conditioning"]
+    of_page = Counter(page.lower() for page in set(pages.values()))
+    assert set(of_page.values()) == {1}
+
+
+def test_what_packages_export_is_public(reference: ModuleType) -> None:
+    internal = {"hatrack.cli", "hatrack.protection", "hatrack.models"}
+    packages = {f"hatrack.{info.name}" for info in pkgutil.iter_modules(hatrack.__path__) if info.ispkg}
+    assert packages - internal <= set(reference.PUBLIC_MODULES)
+
+
+def test_docstrings_of_constants_are_found(reference: ModuleType) -> None:
+    assert reference.documentation("hatrack.functional.EMBEDDING_BOUND").startswith("Embeddings are clamped")  # imported
+    assert reference.documentation("hatrack.methods.METHODS") == "Every method by its name."  # annotated
+    assert not reference.documentation("hatrack.functional.__all__")
+
+
+MODULES = ["hatrack", *(info.name for info in pkgutil.walk_packages(hatrack.__path__, "hatrack."))]
+
+
+def test_the_examples_in_docstrings_are_true() -> None:
+    tried = 0
+    for name in MODULES:
+        if name == "hatrack.__main__":
+            continue
+        module = importlib.import_module(name)
+        result = doctest.testmod(module)
+        assert not result.failed, name
+        tried += result.attempted
+    assert tried
