@@ -54,7 +54,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     contents = {INDEX: "# Reference\n\n" + _table(PUBLIC_MODULES, page_of, INDEX)}
     for name, page in page_of.items():
         if name in PUBLIC_MODULES:
-            contents[page] = f"::: {name}\n    options:\n      members: false\n\n{_table(names_of(name), page_of, page)}"
+            table = _table(names_of(name), page_of, page)
+            contents[page] = f"::: {name}\n    options:\n      members: false\n\n{table}"
         else:
             contents.setdefault(page, f"::: {name}\n")
     for page, content in contents.items():
