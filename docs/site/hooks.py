@@ -55,7 +55,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for name, page in page_of.items():
         if name in PUBLIC_MODULES:
             table = _table(names_of(name), page_of, page)
-            contents[page] = f"::: {name}\n    options:\n      members: false\n\n{table}"
+            contents[page] = f"---\ntitle: {name}\n---\n\n::: {name}\n    options:\n      members: false\n\n{table}"
         else:
             contents.setdefault(page, f"::: {name}\n")
     for page, content in contents.items():
