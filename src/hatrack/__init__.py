@@ -31,6 +31,7 @@ from hatrack.support.moved import keep_old_paths
 from hatrack.support.progress import with_progress
 
 __version__ = "0.1.0"
+"""Version of the package."""
 
 keep_old_paths(
     {

@@ -122,6 +122,7 @@ class JobFailed:
 
 
 JobEvent = JobBegun | JobAdvanced | JobDone | JobFailed
+"""Event of a job that an executor tells of."""
 
 
 def encode(event: JobAdvanced | JobDone | JobFailed) -> str:

@@ -36,6 +36,7 @@ class TaskLearned:
 
 
 Event = TaskBegun | BatchDone | EpochDone | TaskLearned
+"""Event of a run, in the order in which they happen."""
 
 
 def run(prepared: Run) -> Iterator[Event]:

@@ -1,8 +1,9 @@
-"""Equations of hard attention to the task, one pure function each.
+"""The equations of hard attention to the task, one pure function each.
 
 Serrà, Surís, Miron and Karatzoglou, *Overcoming catastrophic forgetting with hard attention to the task*, ICML 2018
 (called "the paper" below; equation numbers are its own).
-The rest of hatrack is wiring around them (`hatrack.protect` applies Eq. 2 bit by bit, and is tested against this one).
+The rest of hatrack is wiring around them (`hatrack.protection` does Eq. 2 bit by bit, and is tested against the one
+here).
 
 Notation: a *unit* is a neuron of a dense layer or a filter of a convolution; ``e`` is a task's embedding (one real
 number per unit), ``a`` its attention or mask (one number in [0, 1] per unit), ``s`` the scale of the gate.

@@ -54,8 +54,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         compensation: arithmetic of the embedding's gradient.
         conditioning: which entries of a weight earlier tasks hold: those between units that any tasks use (the paper),
             or only those between units that one and the same task uses, which is exact too and frees more. Or how far
-            they hold them, where room for new tasks matters more than that nothing is forgotten: :class:`Fading`,
-            :class:`Adaptive`.
+            they hold them, where room for new tasks matters more than that nothing is forgotten:
+            :class:`hatrack.Fading`, :class:`hatrack.Adaptive`.
         gate_function: what turns embeddings into attention.
         regularizer: how the use of units is counted in :meth:`regularization`.
         batch_norms: whether every task has batch norms of its own, or all use the first task's.

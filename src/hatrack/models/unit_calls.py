@@ -25,7 +25,7 @@ class LearnsUnits(Protocol):
     """Masking that learns from calls what its backbone does to units."""
 
     def require_still(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
-        """Look whether a call moves state that no call so far has moved; see :meth:`OwnState.beyond`."""
+        """Look whether a call moves state that no call so far has moved; see ``OwnState.beyond``."""
 
     def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
         """Go by what a labelled run has shown.

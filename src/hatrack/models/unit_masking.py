@@ -194,7 +194,7 @@ class UnitMasking(Masking[UnitTask]):
         self.calls.admit(x, self.training, self, change)
 
     def require_still(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
-        """Look whether a call moves state that no call so far has moved; see :meth:`OwnState.beyond`."""
+        """Look whether a call moves state that no call so far has moved; see ``OwnState.beyond``."""
         beyond = self.own_state.beyond(self, x, training, scratch)
         if beyond is not None:
             change(lambda: self._adopt(beyond))

@@ -69,9 +69,9 @@ def fit(
 class Training:
     """The training of a method on a task that it has begun; whoever iterates over it trains.
 
-    It leaves the method with the weights of the best epoch. Stop iterating, and training stops. Just after an
-    :class:`EpochDone`, :meth:`state` gives all that the rest of the training depends on; a training that takes it up
-    ends with the same bits.
+    Every step and every epoch yields an event. The training leaves the method with the weights of the best epoch. Stop
+    iterating, and training stops. Just after an :class:`EpochDone`, :meth:`state` gives all that the rest of the
+    training depends on; a training that takes it up ends with the same bits.
 
     Args:
         method: the method, after ``begin_task``.
@@ -79,9 +79,6 @@ class Training:
         settings: the schedule.
         ranks: the processes that share the work, of which this is one.
         taken_up: where an earlier training of the same task stopped; None begins it.
-
-    Yields:
-        What happened, after every step and every epoch.
 
     Raises:
         TrainingError: the loss is not a finite number.
