@@ -60,7 +60,9 @@ def test_what_the_guides_name_is_there() -> None:
 
 
 def test_docstrings_of_constants_are_found(reference: ModuleType) -> None:
-    assert reference.documentation("hatrack.functional.EMBEDDING_BOUND").startswith("Bound of embeddings")  # imported there
+    assert reference.documentation("hatrack.functional.EMBEDDING_BOUND").startswith(
+        "Bound of embeddings"
+    )  # imported there
     assert reference.documentation("hatrack.methods.METHODS") == "Every method by its name."  # with an annotation
     assert not reference.documentation("hatrack.functional.__all__")
 

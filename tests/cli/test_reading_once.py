@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,26 @@ def test_run_json_is_read_once(tmp_path: Path, reads: Counter[str]) -> None:
     assert main(command(out)) == 0
     assert (reads["run.json"], reads["run.previous.json"]) == (1, 0), "a run that goes on"
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_finished_run_on_a_medium_that_is_only_to_be_read_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "run", Path.open
+    assert main(command(out)) == 0
+
+    def read_only(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if path.parent == out and mode != "r" and mode != "rb":
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return whole(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert main(command(out)) == 0
+    monkeypatch.undo()
+    write_result(out / "run.json", read_result(out / "run.json").first(1))
+    monkeypatch.setattr(Path, "open", read_only)
+    assert main(command(out)) != 0
+    assert "cannot be written to (Read-only file system)" in capsys.readouterr().err
 
 
 def test_workers_read_it_once_too(tmp_path: Path, reads: Counter[str]) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hatrack.errors import CheckpointError, InputError, NewerFileError
-from hatrack.experiments.results import RunResult, TaskHistory, history_from_json, read_result
+from hatrack.experiments.results import RunResult, Status, TaskHistory, history_from_json, read_result
 from hatrack.storage.atomic import keep_previous, remove_leftovers, write_atomically
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.storage.locks import locked
@@ -155,9 +155,15 @@ class RunFolder:
                 held.enter_context(locked(path, patience))
 
             absent = not require_folder(path).exists()
-            if not absent:
-                hold()
-            folder = cls(path)
+            try:
+                if not absent:
+                    hold()
+            except OSError as error:  # as on a medium that is only to be read, where nobody else can write either
+                folder = cls(path)
+                if folder.recorded is None or folder.recorded.status is not Status.FINISHED:
+                    raise InputError(f"{path} cannot be written to ({error.strerror or error})") from error
+            else:
+                folder = cls(path)
             folder._hold = hold if absent else None
             yield folder
 
