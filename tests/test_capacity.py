@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hatrack.protect import attention_on_entries
 from torch import nn
 
 from hatrack import HATNetwork
 from hatrack.protection.capacity import _shared_by_sides, common_entries
+from hatrack.protection.frozen import attention_on_entries
 from hatrack.units import Role
 from helpers import NETS, attach, learn
 
