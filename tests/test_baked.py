@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from hatrack import InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.export import Labels, export_task
 from hatrack.masks import Embedding, Unmasked
-from helpers import logits
+from support.helpers import logits
+from support.weight_networks import BACKBONES, EVERY_KIND, attach, learn
 from test_compact import assert_close
 from test_export import onnx_says
-from weight_networks import BACKBONES, EVERY_KIND, attach, learn
 
 LABELS = Labels(("a", "b", "c"))
 

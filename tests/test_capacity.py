@@ -7,7 +7,7 @@ from torch import nn
 from hatrack import HATNetwork
 from hatrack.capacity import _shared_by_entries, _shared_by_sides, common_entries
 from hatrack.units import Role
-from helpers import NETS, attach, learn
+from support.helpers import NETS, attach, learn
 
 
 def test_by_hand() -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import hatrack
-from changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never
 from hatrack import HATNetwork, InputError, UnsupportedError
 from hatrack.inference import Scorer
-from helpers import logits
+from support.changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never
+from support.helpers import logits
 
 UNUSUAL: dict[str, tuple[Condition, Callable[[Net], Tensor]]] = {
     "not contiguous": (lambda m, x: not x.is_contiguous(), lambda net: net(torch.randn(6, 8).t(), "a")),

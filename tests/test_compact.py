@@ -13,9 +13,9 @@ from hatrack import BatchNorms, HATNetwork, InputError, UnsupportedError
 from hatrack.attachment import without_gates
 from hatrack.compact import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
 from hatrack.networks import AlexNet, ResNet18, ViT
-from helpers import NETS, attach, learn, logits, open_task
-from zoo import ZOO, Architecture
-from zoo_models import MODELS
+from support.helpers import NETS, attach, learn, logits, open_task
+from support.zoo import ZOO, Architecture
+from support.zoo_models import MODELS
 
 ARCHITECTURES = {
     **ZOO,

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from hatrack import HATNetwork
-from helpers import SAMPLES, attach, easy_task, learn, logits, mode, open_task, progress
+from support.helpers import SAMPLES, attach, easy_task, learn, logits, mode, open_task, progress
 
 TASKS = 20
 

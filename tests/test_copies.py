@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import hatrack
 from hatrack import HATNetwork
-from helpers import CLASSES, assert_poison_harmless, logits, open_task, train
-from zoo import ZOO
+from support.helpers import CLASSES, assert_poison_harmless, logits, open_task, train
+from support.zoo import ZOO
 
 SAMPLES = 6
 

@@ -17,7 +17,7 @@ from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, We
 from hatrack import export as exporting
 from hatrack.decompositions import adaptive_maximum, without_adaptive_maxima
 from hatrack.export import Labels, export_all_tasks, export_task
-from helpers import attach, learn, logits
+from support.helpers import attach, learn, logits
 from test_compact import ARCHITECTURES, a_task, assert_close
 from test_mixing import FOLDED, tasks_of
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import hatrack
 from hatrack import HATNetwork, InputError, with_progress
-from helpers import assert_poison_harmless, logits
+from support.helpers import assert_poison_harmless, logits
 
 
 def network(width: int = 24) -> HATNetwork:

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from growing_networks import ROUNDING, TINY, assert_close_to, every_group, network, say
 from hatrack import (
     Adaptive,
     BatchNorms,
@@ -21,7 +20,8 @@ from hatrack import (
     InputError,
 )
 from hatrack.networks import MLP, initialize_xavier
-from helpers import (
+from support.growing_networks import ROUNDING, TINY, assert_close_to, every_group, network, say
+from support.helpers import (
     accuracy,
     assert_poison_harmless,
     attach,

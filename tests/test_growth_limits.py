@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import hatrack
-from growing_networks import ROUNDING, assert_close_to, every_group, network, sizes
 from hatrack import (
     CheckpointError,
     Growth,
@@ -21,7 +20,8 @@ from hatrack import (
 )
 from hatrack.growth import free_units, plan_growth
 from hatrack.networks import MLP
-from helpers import (
+from support.growing_networks import ROUNDING, assert_close_to, every_group, network, sizes
+from support.helpers import (
     NETS,
     accuracy,
     assert_poison_harmless,
@@ -34,7 +34,7 @@ from helpers import (
     progress,
     train,
 )
-from zoo import ZOO
+from support.zoo import ZOO
 
 # ---------------------------------------------------------------------------------------------------- growing by itself
 

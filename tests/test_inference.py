@@ -13,9 +13,9 @@ from torch import Tensor
 import hatrack
 from hatrack import GuaranteeError, HATNetwork, InputError, Scorer, measure_inference
 from hatrack.calibration import Calibration, fit_calibration, raw_score
-from helpers import CLASSES, NETS, SAMPLES, attach, learn, logits, mode, open_task
-from weight_networks import attach as attach_weights
-from weight_networks import learn as learn_weights
+from support.helpers import CLASSES, NETS, SAMPLES, attach, learn, logits, mode, open_task
+from support.weight_networks import attach as attach_weights
+from support.weight_networks import learn as learn_weights
 
 EVERY_SCORER = pytest.mark.parametrize("scorer", Scorer)
 

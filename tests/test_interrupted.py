@@ -13,7 +13,7 @@ from torch import nn
 from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.norm import copy_of_norm
 from hatrack.undo import Snapshot
-from interrupting import (
+from support.interrupting import (
     EVERY_KIND,
     backbone,
     bits,

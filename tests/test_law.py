@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import HATNetwork
-from helpers import (
+from support.helpers import (
     NETS,
     accuracy,
     assert_poison_harmless,

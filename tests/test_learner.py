@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hatrack import CheckpointError, InputError, Learner, Scorer, TrainingError
 from hatrack.train import EpochDone, TrainingSettings
-from helpers import NETS, easy_task
+from support.helpers import NETS, easy_task
 
 SHAPE = (2, 6, 6)
 TRAINING = TrainingSettings(epochs=8, batch_size=8, lr=0.05)
@@ -106,7 +106,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import hatrack.atomic
 from hatrack import Learner
-from helpers import NETS
+from support.helpers import NETS
 from test_learner import BRIEF, data
 
 def die(*_):

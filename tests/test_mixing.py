@@ -10,9 +10,9 @@ from torch import nn
 
 from hatrack import BatchNorms, HATNetwork, InputError
 from hatrack.mixing import MixedNorm
-from helpers import NETS, SAMPLES, attach, learn, mode, open_task
+from support.helpers import NETS, SAMPLES, attach, learn, mode, open_task
+from support.zoo import FEATURES
 from test_compact import ARCHITECTURES, assert_close
-from zoo import FEATURES
 
 FOLDED = {"swin"}
 """Architectures that fold windows into the axis of samples."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import Conditioning, HATNetwork
-from helpers import CLASSES, mode
+from support.helpers import CLASSES, mode
 
 CHANGES = (0.5, -0.5, 40.0, -40.0)
 

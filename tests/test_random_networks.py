@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hatrack import Conditioning, HATNetwork, InputError, UnsupportedError
-from helpers import CLASSES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from random_networks import FEATURES, IMAGE, Plan, Step, plans
+from support.helpers import CLASSES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
+from support.random_networks import FEATURES, IMAGE, Plan, Step, plans
 
 pytestmark = pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
 

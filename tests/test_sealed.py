@@ -22,7 +22,7 @@ from hatrack.experiments.plan import Plan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.network import FORMAT
 from hatrack.sealed import read_sealed, sealed, write_sealed
-from records import of_a_run
+from support.records import of_a_run
 
 Reader = Callable[[Path], Any]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from changing_networks import KINDS, WIDTH, Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
-from helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress, train
+from support.changing_networks import KINDS, WIDTH, Mixing, learn_batch, never
+from support.helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress, train
 
 Net = HATNetwork | WeightMaskedNetwork
 CHANGED = "something other than a step of a protected optimizer has changed frozen entries"

@@ -17,8 +17,8 @@ from hatrack import CheckpointError, Growth, GuaranteeError, InputError, WeightM
 from hatrack.masks import ElasticWeights, Embedding, Magnitude, Scores, Unmasked
 from hatrack.networks import MLP
 from hatrack.units import analyze
-from helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, progress
-from zoo import ZOO
+from support.helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, progress
+from support.zoo import ZOO
 
 ROUNDING = 1e-6
 """How far old outputs may be from what they were, of their scale: kernels sum in another order for another shape."""

@@ -13,8 +13,8 @@ from hatrack import (
     WeightMaskedNetwork,
 )
 from hatrack.masks import Unmasked, WeightRole
-from helpers import CLASSES, assert_poison_harmless, logits, mode, progress
-from weight_networks import (
+from support.helpers import CLASSES, assert_poison_harmless, logits, mode, progress
+from support.weight_networks import (
     BACKBONES,
     EVERY_KIND,
     KINDS,

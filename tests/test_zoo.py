@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hatrack import HATNetwork
-from helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from zoo import ZOO
-from zoo_models import MODELS
+from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
+from support.zoo import ZOO
+from support.zoo_models import MODELS
 
 ARCHITECTURES = {**ZOO, **MODELS}
 

@@ -6,10 +6,10 @@ import tarfile
 import zipfile
 
 import pytest
-from miniatures import tar_gz, zipped
 
 from hatrack.data.archives import Limits, read_archive, read_tar_gz, read_zip
 from hatrack.errors import DataError
+from support.miniatures import tar_gz, zipped
 
 FILES = {"one": b"what one holds" * 50, "two": b"what two holds"}
 TAR = tar_gz({**FILES, "three": b"not asked for"}, "set")

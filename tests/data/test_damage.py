@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from damage import READERS, ExecutionError, Reader, attempt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from support.damage import READERS, ExecutionError, Reader, attempt
 
 POSITION = st.floats(0, 1)
 DAMAGE = st.one_of(

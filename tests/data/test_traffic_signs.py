@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from formats import ppm, resized, table
-from miniatures import put, zipped
 
 from hatrack.data import ImageDataset, channel_statistics, load_dataset
 from hatrack.data.dataset import FileVariant
@@ -18,6 +16,8 @@ from hatrack.data.sources import PublishedFiles
 from hatrack.data.traffic_signs import TEST_COUNTS, TRAFFIC_SIGNS, TRAIN_COUNTS, SignLayout
 from hatrack.data.trees import PictureTree
 from hatrack.errors import DataError
+from support.formats import ppm, resized, table
+from support.miniatures import put, zipped
 
 GENERATOR = torch.Generator().manual_seed(0)
 TRAIN, TEST = "GTSRB/Final_Training/Images", "GTSRB/Final_Test/Images"

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import run_in_process
 
 from hatrack.cli import main
 from hatrack.experiments import Reproduction, read_result, verify
 from hatrack.experiments.results import write_result
 from hatrack.sealed import write_sealed
+from support.killing import run_in_process
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -10,7 +10,6 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from old_networks import NETWORKS, SAID, here, learn, logits
 from torch import Tensor
 
 import hatrack
@@ -19,6 +18,7 @@ from hatrack.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.cli import main
 from hatrack.experiments import read_result, verify
 from hatrack.experiments.folder import previous
+from support.old_networks import NETWORKS, SAID, here, learn, logits
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "65a3182"
 TASKS = ("first", "second.ü")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch, Setup
@@ -14,6 +13,7 @@ from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivi
 from hatrack.methods.si import SI, SISettings
 from hatrack.streams import Task
 from hatrack.train import EpochDone, TrainingSettings, fit
+from support.toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 
 def some_batch(task: Task) -> Batch:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import IMAGE, IMAGES, TASKS, accuracy, learn, logits, make
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch
@@ -19,6 +18,7 @@ from hatrack.methods.dwa_masks import MaskForm
 from hatrack.methods.dwa_network import Context, DWABackbone, context_processor
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.networks import AlexNet, ResNet18, ViT
+from support.toys import IMAGE, IMAGES, TASKS, accuracy, learn, logits, make
 
 
 def dwa(network: str = "deep", **settings: Any) -> DWA:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from toys import KINDS, accuracy, assert_goes_on_as_without_interruption, learn, make, rival_tasks, tasks
 
 from hatrack.errors import InputError
 from hatrack.methods.gem import nonnegative_minimum, project
+from support.toys import KINDS, accuracy, assert_goes_on_as_without_interruption, learn, make, rival_tasks, tasks
 
 
 def nearest_by_trying_all(gradient: Tensor, memories: Tensor) -> Tensor:

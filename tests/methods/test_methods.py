@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.methods import METHODS, Batch
@@ -12,6 +11,7 @@ from hatrack.methods.masked import MaskedMethod
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.streams import Task
 from hatrack.train import TrainingSettings, fit
+from support.toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 MULTI_HEAD = [name for name, method in METHODS.items() if issubclass(method, MultiHeadMethod)]
 MASKED = [name for name, method in METHODS.items() if issubclass(method, MaskedMethod)]

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toys import (
+
+from hatrack.errors import InputError
+from hatrack.masks import Magnitude
+from hatrack.methods import Setup
+from hatrack.methods.packnet import PackNet, PackNetSettings
+from hatrack.networks import AlexNet, ResNet18, ViT
+from hatrack.streams import Task
+from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
     assert_goes_on_as_without_interruption,
@@ -15,13 +22,6 @@ from toys import (
     make,
     tasks,
 )
-
-from hatrack.errors import InputError
-from hatrack.masks import Magnitude
-from hatrack.methods import Setup
-from hatrack.methods.packnet import PackNet, PackNetSettings
-from hatrack.networks import AlexNet, ResNet18, ViT
-from hatrack.streams import Task
 
 
 @KINDS

@@ -7,7 +7,15 @@ import pytest
 import torch
 from test_pnn import MIXTURE, setup_of
 from torch import Tensor, nn
-from toys import (
+
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments import RunRequest, TaskBegun, prepare, run
+from hatrack.methods import METHODS, Setup
+from hatrack.methods.narrow import sections_of
+from hatrack.methods.pathnet import PathNet, growth, mutated, random_genes
+from hatrack.networks import build_reproducibly
+from hatrack.train import EpochDone
+from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
     SHAPES,
@@ -18,14 +26,6 @@ from toys import (
     make,
     tasks,
 )
-
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments import RunRequest, TaskBegun, prepare, run
-from hatrack.methods import METHODS, Setup
-from hatrack.methods.narrow import sections_of
-from hatrack.methods.pathnet import PathNet, growth, mutated, random_genes
-from hatrack.networks import build_reproducibly
-from hatrack.train import EpochDone
 
 SMALL = {"modules": 4, "active": 2, "generations": 2, "module_width": 0.5}
 

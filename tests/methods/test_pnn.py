@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toys import (
+
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.backbones import build_backbone, narrow_builder
+from hatrack.experiments.settings import NetworkSettings
+from hatrack.heads import linear_head
+from hatrack.methods import METHODS, Batch, Setup
+from hatrack.methods.narrow import expected_classes, matching_share, sections_of
+from hatrack.methods.pnn import Column
+from hatrack.streams import seeded_generator
+from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
     SHAPES,
@@ -17,15 +26,6 @@ from toys import (
     setup,
     tasks,
 )
-
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.backbones import build_backbone, narrow_builder
-from hatrack.experiments.settings import NetworkSettings
-from hatrack.heads import linear_head
-from hatrack.methods import METHODS, Batch, Setup
-from hatrack.methods.narrow import expected_classes, matching_share, sections_of
-from hatrack.methods.pnn import Column
-from hatrack.streams import seeded_generator
 
 MIXTURE = (10, 100, 10, 10, 10, 43, 100, 10)
 """Numbers of classes of the HAT paper's eight data sets."""

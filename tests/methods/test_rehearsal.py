@@ -7,11 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import KINDS, accuracy, assert_goes_on_as_without_interruption, learn, logits, make, rival_tasks, tasks
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch
 from hatrack.methods.memory import Reservoir
+from support.toys import (
+    KINDS,
+    accuracy,
+    assert_goes_on_as_without_interruption,
+    learn,
+    logits,
+    make,
+    rival_tasks,
+    tasks,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:

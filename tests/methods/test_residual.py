@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import accuracy, learn, logits
 
 from hatrack.methods import METHODS, Setup
 from hatrack.networks import ResNet18, build_reproducibly
 from hatrack.streams import Task
+from support.toys import accuracy, learn, logits
 
 SHAPE = (1, 8, 8)
 SETTINGS = {"pnn": {"column_width": 0.5}, "pathnet": {"modules": 4, "active": 2, "generations": 2, "module_width": 0.5}}

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from toys import make, tasks
 
 from hatrack.methods import METHODS, Method
 from hatrack.methods.masked import Room
 from hatrack.train import EpochDone, Training, TrainingSettings, loop
 from hatrack.train.state import TrainingState
+from support.toys import make, tasks
 
 SETTINGS: dict[str, dict[str, Any]] = {"pathnet": {"generations": 2}, "er": {"memory": 20}, "derpp": {"memory": 20}}
 WITH_NORMS = [name for name, method in METHODS.items() if method.trains and name not in ("cab", "dwa")]

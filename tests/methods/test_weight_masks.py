@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import (
+
+import hatrack
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments import EXPERIMENTS
+from hatrack.methods import METHODS
+from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.train import OptimizerKind
+from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
     accuracy,
@@ -18,13 +25,6 @@ from toys import (
     rival_tasks,
     tasks,
 )
-
-import hatrack
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments import EXPERIMENTS
-from hatrack.methods import METHODS
-from hatrack.methods.masked import WeightMaskedMethod
-from hatrack.train import OptimizerKind
 
 NAMES = [name for name, method in METHODS.items() if issubclass(method, WeightMaskedMethod)]
 EVERY_METHOD = pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from markupsafe import escape
-from synthetic import METHODS, synthetic
 
 from hatrack.cli import main
 from hatrack.experiments.results import write_result
@@ -17,6 +16,7 @@ from hatrack.methods import METHODS as METHODS_BY_NAME
 from hatrack.report import style
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
+from support.synthetic import METHODS, synthetic
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import hatrack
 from hatrack import HATNetwork, WeightMaskedNetwork
 from hatrack.masks import Magnitude
-from weight_networks import KINDS
+from support.weight_networks import KINDS
 
 Line = tuple[str, int]
 Network = HATNetwork | WeightMaskedNetwork
