@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from hatrack import InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.export import Labels, export_task
 from hatrack.masks import Embedding, Unmasked
+from support.architectures import assert_close, onnx_says
 from support.helpers import logits
 from support.weight_networks import BACKBONES, EVERY_KIND, attach, learn
-from test_compact import assert_close
-from test_export import onnx_says
 
 LABELS = Labels(("a", "b", "c"))
 

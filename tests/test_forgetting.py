@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import hatrack
 from hatrack import Adaptive, BatchNorms, Conditioning, Fading, GuaranteeError, HATNetwork, InputError
 from hatrack.plan import GroupPlan, make_plan
+from support.architectures import ARCHITECTURES
 from support.changing_networks import Mixing, learn_batch, never
 from support.helpers import NETS, assert_poison_harmless, attach, learn, logits, mode, open_task
 from support.weight_networks import KINDS
 from support.weight_networks import attach as attach_weights
 from support.weight_networks import learn as learn_weights
-from test_compact import ARCHITECTURES
 
 GENERATOR = torch.Generator().manual_seed(7)
 

@@ -21,8 +21,8 @@ from hatrack.masks import Embedding
 from hatrack.poison import find_leak
 from hatrack.tryouts import agree, deviation, random_like, says_something
 from hatrack.units import analyze
+from support.architectures import assert_close
 from support.helpers import logits, open_task
-from test_compact import assert_close
 
 TOKENS = 50
 

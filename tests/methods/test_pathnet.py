@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pnn import MIXTURE, setup_of
 from torch import Tensor, nn
 
 from hatrack.errors import CheckpointError, InputError
@@ -18,12 +17,14 @@ from hatrack.train import EpochDone
 from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
+    MIXTURE,
     SHAPES,
     assert_goes_on_as_without_interruption,
     assert_nothing_forgotten,
     learn,
     logits,
     make,
+    setup_of,
     tasks,
 )
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.backbones import build_backbone, narrow_builder
+from hatrack.experiments.backbones import narrow_builder
 from hatrack.experiments.settings import NetworkSettings
 from hatrack.heads import linear_head
 from hatrack.methods import METHODS, Batch, Setup
@@ -17,6 +17,7 @@ from hatrack.streams import seeded_generator
 from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
+    MIXTURE,
     SHAPES,
     assert_goes_on_as_without_interruption,
     assert_nothing_forgotten,
@@ -24,17 +25,9 @@ from support.toys import (
     logits,
     make,
     setup,
+    setup_of,
     tasks,
 )
-
-MIXTURE = (10, 100, 10, 10, 10, 43, 100, 10)
-"""Numbers of classes of the HAT paper's eight data sets."""
-
-
-def setup_of(network: str, shape: tuple[int, ...], classes: tuple[int, ...] = ()) -> Setup:
-    settings = NetworkSettings(network=network)
-    narrow = narrow_builder(settings, shape)
-    return Setup(lambda: build_backbone(settings, shape, 0), shape, 0, torch.device("cpu"), narrow, classes)
 
 
 @KINDS
