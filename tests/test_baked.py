@@ -185,6 +185,7 @@ def test_a_layer_without_any_unit_in_use_keeps_one() -> None:
     assert_close(compact(x), logits(net, x, "task"))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mlp", "alexnet", "resnet18"])
 @EVERY_KIND
 def test_files_for_other_runtimes(kind: str, backbone: str, tmp_path: Path) -> None:

@@ -334,6 +334,7 @@ print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_attaching_and_asking_import_no_compiler() -> None:
     """It takes seconds, in every process."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_COMPILER], capture_output=True, text=True, check=False)

@@ -14,6 +14,8 @@ from hatrack.attachment import without_gates
 from hatrack.compact import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
 from support.architectures import ARCHITECTURES, a_task, assert_close
 from support.helpers import NETS, attach, learn, logits, open_task
+from support.marks import slow_but
+from support.zoo import QUICK
 
 STAYS_WHOLE = {
     "vit-by-hand": 2,  # width // heads is written down in forward
@@ -30,7 +32,7 @@ STAYS_WHOLE = {
 """How many groups of an architecture cannot be cut; all of the others'."""
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", slow_but(QUICK, ARCHITECTURES))
 def test_it_says_what_the_gated_network_says_and_is_smaller(name: str) -> None:
     net, x, others = a_task(name)
     before = {key: value.clone() for key, value in net.backbone.state_dict().items()}

@@ -30,6 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hatrack import HATNetwork
 from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, attach, easy_task, logits, open_task, progress
 
+pytestmark = pytest.mark.slow
+
 RANKS = 2
 
 

@@ -20,6 +20,8 @@ from hatrack.export import Labels, export_all_tasks, export_task
 from support.architectures import ARCHITECTURES, FOLDED, a_task, assert_close, onnx_says, tasks_of
 from support.helpers import attach, learn, logits
 
+pytestmark = pytest.mark.slow
+
 LABELS = Labels(("sandal", "boot", "clog"), {"mean": [0.5], "std": [0.25]})
 
 

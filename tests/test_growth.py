@@ -143,6 +143,7 @@ def test_convolutions_in_groups_grow_by_whole_groups() -> None:
     assert_poison_harmless(net, samples)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     channels=st.lists(st.integers(1, 6), min_size=2, max_size=4),
@@ -280,6 +281,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_optimizers_are_carried_over(kind: str) -> None:
     net = attach("conv-bn")

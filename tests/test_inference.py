@@ -57,6 +57,7 @@ def test_training_samples_have_mean_0_and_deviation_1(scorer: Scorer) -> None:
     assert torch.isfinite(calibration.centers).all()
 
 
+@pytest.mark.slow
 @EVERY_SCORER
 @pytest.mark.parametrize("kind", ["conv-bn", "mlp", "weights"])
 def test_tasks_that_lie_apart_are_recognised(kind: str, scorer: Scorer) -> None:

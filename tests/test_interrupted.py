@@ -29,25 +29,33 @@ from support.interrupting import (
     same,
     samples,
 )
+from support.marks import slow_but, slow_unless
 
 POINTS = 60
 """Per operation and kind; benchmarks/interruptions.py tries all."""
 
 
-@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("kind", slow_but(["pmask"], EVERY_KIND))
 def test_an_interrupted_constructor_leaves_the_backbone_as_it_was(kind: str) -> None:
     tried, found = faults_of_construction(kind, POINTS)
     assert tried == POINTS
     assert found == {}
 
 
-@pytest.mark.parametrize(("kind", "operation"), [(kind, name) for kind in EVERY_KIND for name in operations_of(kind)])
+@pytest.mark.parametrize(
+    ("kind", "operation"),
+    slow_unless(
+        lambda kind, operation: kind in ("hat", "packnet") and operation in ("consolidate", "add_task", "calibrate"),
+        [(kind, name) for kind in EVERY_KIND for name in operations_of(kind)],
+    ),
+)
 def test_an_interrupted_operation_leaves_the_network_as_before_or_as_after(kind: str, operation: str) -> None:
     tried, found = faults(kind, operation, POINTS)
     assert tried > 5
     assert found == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "packnet"])
 def test_without_undoing_interrupts_do_harm_so_that_these_tests_say_something(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from hatrack import (
 )
 from hatrack.masks import Unmasked, WeightRole
 from support.helpers import CLASSES, assert_poison_harmless, logits, mode, progress
+from support.marks import slow_but
 from support.weight_networks import (
     BACKBONES,
     EVERY_KIND,
@@ -26,8 +27,8 @@ from support.weight_networks import (
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("optimizer", ["momentum-decay", "adamw"])
+@pytest.mark.parametrize("backbone", slow_but(["mlp", "tied"], BACKBONES))
+@pytest.mark.parametrize("optimizer", slow_but(["adamw"], ["momentum-decay", "adamw"]))
 def test_the_law_and_the_poison(kind: str, backbone: str, optimizer: str) -> None:
     net = attach(kind, backbone)
     samples: dict[str, Tensor] = {}
@@ -63,6 +64,7 @@ def test_one_optimizer_for_all_tasks_with_all_parameters(kind: str, optimizer: s
     net.consolidate("second")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "optimizer"), [("pmask", "adam"), ("wsn", "adam"), ("supsup", "adam"), ("packnet", "sgd")]
 )

@@ -282,6 +282,7 @@ def jpeg(cifar10_jpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (cache / "hatrack" / "cifar10" / "pictures.safetensors").unlink(missing_ok=True)  # 180 MB
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_jpeg_re_encoding(jpeg: Callable[[], ImageDataset]) -> None:
     dataset = jpeg()

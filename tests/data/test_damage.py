@@ -39,6 +39,7 @@ def test_whole_files_are_read(name: str) -> None:
         assert attempt(READERS[name], content) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=150)
 @given(data=st.data())

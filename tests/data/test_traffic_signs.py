@@ -167,6 +167,7 @@ def jpeg(gtsrb_jpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (cache / "hatrack" / "traffic-signs" / "pictures.safetensors").unlink(missing_ok=True)  # 160 MB
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_jpeg_re_encoding_and_its_cache(jpeg: Callable[[], ImageDataset]) -> None:
     dataset = jpeg()

@@ -33,6 +33,8 @@ from hatrack.experiments.jobs import Job, JobFailed, carry_out
 from hatrack.experiments.plan import Plan, write_plan
 from hatrack.report.runs import Runs
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"epochs": 1, "hidden": (24, 20), "limit": 60, "num_tasks": 3}
 TASKS = ("tshirt-trouser", "pullover-dress", "coat-sandal")
 

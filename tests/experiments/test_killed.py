@@ -19,6 +19,8 @@ from hatrack.experiments.jobs import carry_out
 from hatrack.train import EpochDone
 from support.killing import QUICK, run_in_process
 
+pytestmark = pytest.mark.slow
+
 FILES = {"run.json", "run.previous.json", "net.hat", "net.previous.hat", "logits.safetensors"}
 
 

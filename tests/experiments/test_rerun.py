@@ -14,6 +14,8 @@ from hatrack.experiments.results import write_result
 from hatrack.sealed import write_sealed
 from support.killing import run_in_process
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_two_processes_with_as_many_threads_give_the_same_bits(threads: int, tmp_path: Path) -> None:

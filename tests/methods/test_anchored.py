@@ -142,6 +142,7 @@ STRENGTHS = {"ewc-norm": 500.0, "si-wide": 10.0, "si-norm": 10.0, "lwf-wide": 8.
 """Other than the defaults; at 5000, EWC's steps overshoot where a batch norm makes the Fisher large."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "network"),
     [

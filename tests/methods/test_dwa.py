@@ -37,6 +37,7 @@ def whole(method: DWA, task: Any = TASKS[0]) -> Batch:
     return Batch(x, y, (task.name,), torch.zeros(len(y), dtype=torch.int64), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "tasks"), [("dropout", TASKS), ("plain", IMAGES)])
 @pytest.mark.parametrize("settings", [{}, {"mask": MaskForm.OUTER_OF_TANH}, {"context": Context.TASK}])
 def test_it_learns(network: str, tasks: Any, settings: dict[str, Any]) -> None:

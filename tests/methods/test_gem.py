@@ -116,6 +116,7 @@ def test_steps_go_where_no_memory_gets_worse() -> None:
     assert hurt > 0, "no gradient had to be changed, so that the test would say nothing"
 
 
+@pytest.mark.slow
 def test_gem_forgets_less() -> None:
     seen = rival_tasks()
     left = {}

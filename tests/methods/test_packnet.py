@@ -118,6 +118,7 @@ def test_a_third_of_the_epochs_retrains(epochs: int, phases: tuple[int, int]) ->
     assert tuple(make("packnet").phases(epochs)) == phases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [

@@ -17,6 +17,9 @@ from hatrack.networks import MLP, ViT, build_reproducibly
 from hatrack.streams import Task
 from hatrack.train import OptimizerKind, TrainingSettings, fit
 
+QUICK = ("hat", "pmask", "sgd", "random", "independent")
+"""Methods that a quick run tries everything with."""
+
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "momentum-decay": {"momentum": 0.9, "weight_decay": 0.01},
