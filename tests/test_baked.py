@@ -15,6 +15,7 @@ from hatrack.export import Labels, export_task
 from hatrack.masks import Embedding, Unmasked
 from support.architectures import assert_close, onnx_says
 from support.helpers import logits
+from support.marks import slow_but
 from support.weight_networks import BACKBONES, EVERY_KIND, attach, learn
 
 LABELS = Labels(("a", "b", "c"))
@@ -42,7 +43,7 @@ def off(shape: tuple[int, ...], rows: list[int], axis: int = 0) -> Tensor:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", slow_but(["mlp", "tied"], BACKBONES))
 def test_it_says_what_the_masked_network_says(kind: str, backbone: str) -> None:
     net = attach(kind, backbone)
     samples = {task: learn(net, task, seed, steps=3)[0] for seed, task in enumerate(("first", "second"))}

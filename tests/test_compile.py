@@ -19,6 +19,7 @@ TASKS = 20
 
 # torch's compiler does itself what torch warns of.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated"),
 ]

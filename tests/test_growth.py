@@ -32,6 +32,7 @@ from support.helpers import (
     open_task,
     train,
 )
+from support.marks import slow_but
 
 # ------------------------------------------------------------------------------------------------------------ the law
 
@@ -41,7 +42,7 @@ WIDENED = [
 ]
 
 
-@pytest.mark.parametrize("kind", WIDENED)
+@pytest.mark.parametrize("kind", slow_but(["mlp", "conv-bn"], WIDENED))
 def test_old_outputs_survive_two_widenings_and_new_tasks(kind: str) -> None:
     net = network(kind)
     samples: dict[str, Tensor] = {}
@@ -96,6 +97,7 @@ def test_new_units_serve_new_tasks() -> None:
     assert torch.equal(logits(net, samples["full"], "full"), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", Conditioning)
 @pytest.mark.parametrize("batch_norms", BatchNorms)
 def test_other_ways_to_hold_and_to_normalise(batch_norms: BatchNorms, conditioning: Conditioning) -> None:

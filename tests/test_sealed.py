@@ -70,6 +70,7 @@ def holding(content: bytes) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_every_flipped_bit_is_noticed_or_changes_nothing(kind: str, tmp_path: Path) -> None:
     path = tmp_path / kind

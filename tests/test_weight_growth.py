@@ -205,6 +205,7 @@ def test_what_a_task_is_recognised_by_survives() -> None:
     torch.testing.assert_close(net.eval().infer(x, scorer=hatrack.Scorer.DISTANCE).scores, before, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_grown_network_is_read_again_and_goes_on_alike(tmp_path: Path) -> None:
     options = {"growth": Growth(0.6, 0.5)}
     net = attach("conv-bn", **options)

@@ -76,7 +76,7 @@ def test_tasks_are_learned(kind: str, optimizer: str) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", ["mlp", "resnet18", "tied", "recurrent"])
+@pytest.mark.parametrize("backbone", slow_but(["mlp", "tied"], ["mlp", "resnet18", "tied", "recurrent"]))
 def test_a_plain_network_with_weights_multiplied_by_the_mask_says_the_same(kind: str, backbone: str) -> None:
     net = attach(kind, backbone)
     samples = {f"task {seed}": learn(net, f"task {seed}", seed)[0] for seed in range(2)}
@@ -157,7 +157,7 @@ def test_weights_of_supsup_are_never_trained() -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", ["mlp", "resnet18"])
+@pytest.mark.parametrize("backbone", slow_but(["mlp"], ["mlp", "resnet18"]))
 def test_the_backbone_is_not_touched_and_comes_back(kind: str, backbone: str) -> None:
     torch.manual_seed(0)
     build, shape = BACKBONES[backbone]

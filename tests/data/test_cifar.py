@@ -298,6 +298,7 @@ def test_jpeg_re_encoding(jpeg: Callable[[], ImageDataset]) -> None:
         assert scaled[:, channel].std().item() == pytest.approx(std, abs=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_jpeg_re_encoding_again_takes_no_time(jpeg: Callable[[], ImageDataset]) -> None:
     first = jpeg()

@@ -85,6 +85,7 @@ def test_it_goes_on_after_loading_as_if_nothing_had_happened(name: str, kind: st
         assert len(rows) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["er", "derpp"])
 def test_rehearsal_forgets_less(name: str) -> None:
     seen = rival_tasks()

@@ -28,6 +28,7 @@ def narrow(share: float, seed: int) -> nn.Module:
     return build_reproducibly(lambda: ResNet18(SHAPE, width=max(1, round(4 * share))), seed, xavier=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["packnet", "pnn", "pathnet"])
 def test_two_tasks_are_learned_and_the_first_is_kept_to_the_bit(name: str) -> None:
     method_type, seen = METHODS[name], [patterns("first", 0), patterns("second", 1)]

@@ -76,11 +76,13 @@ def test_going_on_after_any_epoch_ends_with_the_same_bits(name: str, tmp_path: P
     assert_same_bits(name, "mlp", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["hat"], WITH_NORMS))
 def test_going_on_with_batch_norms_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     assert_same_bits(name, "norm" if name in ("pnn", "pathnet") else "conv", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"ewc": 10.0}, {"capacity": Room.GROW, "growth_threshold": 0.9}])
 def test_pmask_with_its_combinations_ends_with_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
     assert_same_bits("pmask", "conv", tmp_path, **settings)

@@ -43,6 +43,7 @@ def attribute(dom: str, name: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_large_report_opens_quickly_without_a_word_of_complaint(tmp_path: Path) -> None:
     runs = Runs.of(synthetic(method, seed, 8, epochs=50) for method in METHODS for seed in range(10))
@@ -61,6 +62,7 @@ def test_a_large_report_opens_quickly_without_a_word_of_complaint(tmp_path: Path
     assert dom.count("<path") > 4 * 13, "a line per method in every chart"
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_nothing_breaks_apart_or_sticks_out_on_a_phone(tmp_path: Path) -> None:
     """Terms stand beside what they mean, and the page is no wider than the window; what is wide scrolls by itself."""
