@@ -331,6 +331,7 @@ class Insistent(nn.Module):
         return torch.cat(parts, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("insists", "several", "attempts"),
     [((7,), 0, 11), ((0, 15), 0, 19), ((3,), 3, 22), (range(1, 16, 2), 0, 40)],

@@ -174,6 +174,7 @@ def test_a_pass_may_be_asked_for_in_the_middle_of_another_one(kind: str) -> None
     assert torch.equal(inside[0], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.Adam(p, lr=0.01)])
 @pytest.mark.parametrize("kind", ["residual", "weights"])
 def test_threads_ask_while_another_one_trains(kind: str, make: Any) -> None:

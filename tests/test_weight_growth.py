@@ -18,6 +18,7 @@ from hatrack.masks import ElasticWeights, Embedding, Magnitude, Scores, Unmasked
 from hatrack.networks import MLP
 from hatrack.units import analyze
 from support.helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, progress
+from support.marks import slow_but
 from support.zoo import ZOO
 
 ROUNDING = 1e-6
@@ -71,7 +72,7 @@ def assert_close_to(now: dict[str, Tensor], before: dict[str, Tensor]) -> None:
         assert (now[task] - kept).abs().max() <= ROUNDING * kept.abs().max(), task
 
 
-@pytest.mark.parametrize("kind", WIDENED)
+@pytest.mark.parametrize("kind", slow_but(["mlp", "conv-bn"], WIDENED))
 def test_old_outputs_survive_two_widenings_and_new_tasks(kind: str) -> None:
     net = attach(kind)
     samples: dict[str, Tensor] = {}

@@ -89,6 +89,7 @@ def test_nothing_breaks_apart_or_sticks_out_on_a_phone(tmp_path: Path) -> None:
         assert "<title>pairs true 0 true</title>" in dom
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_choosing_methods_and_theme_works(tmp_path: Path) -> None:
     runs = Runs.of(synthetic(method, seed, 3) for method in ("hat", "sgd", "joint", "random") for seed in range(2))
@@ -117,6 +118,7 @@ def test_choosing_methods_and_theme_works(tmp_path: Path) -> None:
     assert "<title>3 3 0 0 1 1 dark 1</title>" in dom
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_names_from_outside_stay_text(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
@@ -150,6 +152,7 @@ class Outline(HTMLParser):
             self.unnamed.append(tag)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [("hat",), ("sgd",), METHODS])
 def test_the_page_needs_nothing_else_and_is_named_throughout(methods: tuple[str, ...]) -> None:
     page = html_report(Runs.of(synthetic(method, 0, 3) for method in methods))
