@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / "tests" / "data"
+TESTS = Path(__file__).parents[1] / "tests"
 SECONDS_PER_FILE = 20
 MEGABYTES = 4096
 
@@ -34,10 +34,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write what was done")
     parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+    sys.path.insert(0, str(TESTS))
     if options.corpus is not None:
         return search(options.reader[0], options.seconds, options.out, options.corpus)
-    import damage
+    from support import damage
 
     if options.file is not None:
         print(damage.attempt(damage.READERS[options.reader[0]], options.file.read_bytes()))
@@ -80,7 +80,7 @@ def search(name: str, seconds: int, out: Path, corpus: Path) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["hatrack", "json", "csv", "zipfile", "tarfile", "tomllib", "PIL"]):
-        import damage
+        from support import damage
 
     reader = damage.READERS[name]
     arguments = [

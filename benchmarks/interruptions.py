@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from interrupting import (
+from support.interrupting import (
     EVERY_KIND,
     OPERATIONS,
     backbone,

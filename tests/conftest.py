@@ -1,7 +1,8 @@
-"""Settings for every test: one thread per worker, and the same examples in every run."""
+"""Settings for every test: one thread per worker, the same examples in every run, integrations only if asked for."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +12,11 @@ torch.set_num_threads(1)
 hatrack.gating.partial_gradients.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
 settings.register_profile("hatrack", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("hatrack")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave integrations out, whatever else ``-m`` chooses, unless it names them."""
+    if "integration" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("integration")]
+        items[:] = [item for item in items if not item.get_closest_marker("integration")]
+        config.hook.pytest_deselected(items=left_out)

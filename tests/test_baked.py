@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from hatrack import InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.compact.export import Labels, export_task
 from hatrack.masks import Embedding, Unmasked
-from helpers import logits
-from test_compact import assert_close
-from test_export import onnx_says
-from weight_networks import BACKBONES, EVERY_KIND, attach, learn
+from support.architectures import assert_close, onnx_says
+from support.helpers import logits
+from support.marks import slow_but
+from support.weight_networks import BACKBONES, EVERY_KIND, attach, learn
 
 LABELS = Labels(("a", "b", "c"))
 
@@ -43,7 +43,7 @@ def off(shape: tuple[int, ...], rows: list[int], axis: int = 0) -> Tensor:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", slow_but(["mlp", "tied"], BACKBONES))
 def test_it_says_what_the_masked_network_says(kind: str, backbone: str) -> None:
     net = attach(kind, backbone)
     samples = {task: learn(net, task, seed, steps=3)[0] for seed, task in enumerate(("first", "second"))}
@@ -186,6 +186,7 @@ def test_a_layer_without_any_unit_in_use_keeps_one() -> None:
     assert_close(compact(x), logits(net, x, "task"))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mlp", "alexnet", "resnet18"])
 @EVERY_KIND
 def test_files_for_other_runtimes(kind: str, backbone: str, tmp_path: Path) -> None:

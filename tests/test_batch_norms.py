@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import hatrack
 from hatrack import BatchNorms, HATNetwork
 from hatrack.backbones import ResNet18
-from helpers import NETS, assert_poison_harmless, learn, logits, mode
-from zoo import ZOO
+from support.helpers import NETS, assert_poison_harmless, learn, logits, mode
+from support.zoo import ZOO
 
 BUILDS = {"conv-bn": (NETS["conv-bn"].build, (2, 6, 6)), "resnet": (ZOO["resnet-basic"].build, (2, 8, 8))}
 

@@ -8,7 +8,7 @@ from hatrack import HATNetwork
 from hatrack.protection.capacity import _shared_by_sides, common_entries
 from hatrack.protection.frozen import attention_on_entries
 from hatrack.units import Role
-from helpers import NETS, attach, learn
+from support.helpers import NETS, attach, learn
 
 
 def test_by_hand() -> None:

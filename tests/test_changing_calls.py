@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import hatrack
-from changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never
 from hatrack import HATNetwork, InputError, UnsupportedError
 from hatrack.masks.calibration import Scorer
-from helpers import logits
+from support.changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never
+from support.helpers import logits
 
 UNUSUAL: dict[str, tuple[Condition, Callable[[Net], Tensor]]] = {
     "not contiguous": (lambda m, x: not x.is_contiguous(), lambda net: net(torch.randn(6, 8).t(), "a")),
@@ -334,6 +334,7 @@ print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_attaching_and_asking_import_no_compiler() -> None:
     """It takes seconds, in every process."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_COMPILER], capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ import hatrack
 import hatrack.storage.checkpoint
 from hatrack import CheckpointError, GuaranteeError, HATNetwork, InputError
 from hatrack.storage.checkpoint import VERSION, Checkpoint, is_damaged, read_checkpoint, write_checkpoint
-from helpers import NETS, attach, learn, logits, open_task, rounding_announced
+from support.helpers import NETS, attach, learn, logits, open_task, rounding_announced
 
 
 def tiny() -> HATNetwork:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hatrack import HATNetwork, InputError
-from helpers import CLASSES, easy_task, learn, open_task
+from support.helpers import CLASSES, easy_task, learn, open_task
 
 
 class Checkpointed(nn.Module):

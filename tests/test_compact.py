@@ -10,21 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import BatchNorms, HATNetwork, InputError, UnsupportedError
-from hatrack.backbones import AlexNet, ResNet18, ViT
 from hatrack.compact import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
 from hatrack.gating.attachment import without_gates
-from helpers import NETS, attach, learn, logits, open_task
-from zoo import ZOO, Architecture
-from zoo_models import MODELS
-
-ARCHITECTURES = {
-    **ZOO,
-    **MODELS,
-    **{f"nets-{name}": Architecture(net.build, net.shape) for name, net in NETS.items()},
-    "resnet18": Architecture(lambda: ResNet18((3, 8, 8), width=8), (3, 8, 8)),
-    "alexnet": Architecture(lambda: AlexNet((3, 20, 20), width=1 / 6), (3, 20, 20)),
-    "vit": Architecture(lambda: ViT((3, 8, 8), width=24, depth=2, heads=6), (3, 8, 8)),
-}
+from support.architectures import ARCHITECTURES, a_task, assert_close
+from support.helpers import NETS, attach, learn, logits, open_task
+from support.marks import slow_but
+from support.zoo import QUICK
 
 STAYS_WHOLE = {
     "vit-by-hand": 2,  # width // heads is written down in forward
@@ -41,28 +32,7 @@ STAYS_WHOLE = {
 """How many groups of an architecture cannot be cut; all of the others'."""
 
 
-def a_task(name: str, share: float = 0.4) -> tuple[HATNetwork, Tensor, Tensor]:
-    """A network with one consolidated task with norms of its own, samples to extract with, and others."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(1)
-    architecture = ARCHITECTURES[name]
-    net = HATNetwork(architecture.build(), architecture.samples(2, generator))
-    open_task(net, "task", 1, share)
-    for norm in net.tasks[0].batch_norms:
-        norm.running_mean.normal_(generator=generator)
-        norm.running_var.uniform_(0.5, 2.0, generator=generator)
-        for parameter in norm.parameters():
-            parameter.data.normal_(generator=generator)
-    net.consolidate("task")
-    return net, architecture.samples(8, generator), architecture.samples(16, generator)
-
-
-def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", slow_but(QUICK, ARCHITECTURES))
 def test_it_says_what_the_gated_network_says_and_is_smaller(name: str) -> None:
     net, x, others = a_task(name)
     before = {key: value.clone() for key, value in net.backbone.state_dict().items()}

@@ -13,12 +13,13 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from hatrack import HATNetwork
-from helpers import SAMPLES, attach, easy_task, learn, logits, mode, open_task, progress
+from support.helpers import SAMPLES, attach, easy_task, learn, logits, mode, open_task, progress
 
 TASKS = 20
 
 # torch's compiler does itself what torch warns of.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated"),
 ]

@@ -9,8 +9,8 @@ import torch
 
 import hatrack
 from hatrack import Conditioning, HATNetwork
-from helpers import NETS, assert_poison_harmless, learn, logits
-from zoo import ZOO
+from support.helpers import NETS, assert_poison_harmless, learn, logits
+from support.zoo import ZOO
 
 
 def network(kind: str, conditioning: Conditioning) -> HATNetwork:

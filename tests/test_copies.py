@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import hatrack
 from hatrack import HATNetwork
-from helpers import CLASSES, assert_poison_harmless, logits, open_task, train
-from zoo import ZOO
+from support.helpers import CLASSES, assert_poison_harmless, logits, open_task, train
+from support.marks import slow_but
+from support.zoo import QUICK, ZOO
 
 SAMPLES = 6
 
@@ -67,7 +68,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", slow_but(QUICK, ZOO))
 def test_original_and_copy_learn_on_without_forgetting_or_disturbing_each_other(
     name: str, way: str, tmp_path: Path
 ) -> None:

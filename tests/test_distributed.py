@@ -28,7 +28,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from hatrack import HATNetwork
-from helpers import CLASSES, SAMPLES, assert_poison_harmless, attach, easy_task, logits, open_task, progress
+from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, attach, easy_task, logits, open_task, progress
+
+pytestmark = pytest.mark.slow
 
 RANKS = 2
 

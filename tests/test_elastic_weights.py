@@ -19,7 +19,7 @@ from hatrack.functional import quadratic_distance
 from hatrack.masks import ElasticWeights, Embedding, Scores
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.streams import Task
-from helpers import CLASSES, easy_task, logits, progress
+from support.helpers import CLASSES, easy_task, logits, progress
 
 
 def attach(strength: float = 10.0, seed: int = 0) -> WeightMaskedNetwork:

@@ -17,17 +17,12 @@ from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, We
 from hatrack.compact import export as exporting
 from hatrack.compact.decompositions import adaptive_maximum, without_adaptive_maxima
 from hatrack.compact.export import Labels, export_all_tasks, export_task
-from helpers import attach, learn, logits
-from test_compact import ARCHITECTURES, a_task, assert_close
-from test_mixing import FOLDED, tasks_of
+from support.architectures import ARCHITECTURES, FOLDED, a_task, assert_close, onnx_says, tasks_of
+from support.helpers import attach, learn, logits
+
+pytestmark = pytest.mark.slow
 
 LABELS = Labels(("sandal", "boot", "clog"), {"mean": [0.5], "std": [0.25]})
-
-
-def onnx_says(path: Path, **inputs: Tensor) -> Tensor:
-    onnxruntime: Any = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import hatrack
-from changing_networks import Mixing, learn_batch, never
 from hatrack import Adaptive, BatchNorms, Conditioning, Fading, GuaranteeError, HATNetwork, InputError
 from hatrack.models.room import GroupPlan, make_plan
-from helpers import NETS, assert_poison_harmless, attach, learn, logits, mode, open_task
-from test_compact import ARCHITECTURES
-from weight_networks import KINDS
-from weight_networks import attach as attach_weights
-from weight_networks import learn as learn_weights
+from support.architectures import ARCHITECTURES
+from support.changing_networks import Mixing, learn_batch, never
+from support.helpers import NETS, assert_poison_harmless, attach, learn, logits, mode, open_task
+from support.marks import slow_but
+from support.weight_networks import KINDS
+from support.weight_networks import attach as attach_weights
+from support.weight_networks import learn as learn_weights
+from support.zoo import QUICK
 
 GENERATOR = torch.Generator().manual_seed(7)
 
@@ -41,6 +43,7 @@ def three_tasks(name: str) -> tuple[Any, dict[str, Tensor]]:
     return net, {task: learn_task(net, task, seed)[0] for seed, task in enumerate(("first", "second", "third"))}
 
 
+@pytest.mark.slow
 @EVERY_NETWORK
 @pytest.mark.parametrize("task", ["first", "second", "third"])
 def test_other_tasks_keep_every_bit(name: str, task: str) -> None:
@@ -80,6 +83,7 @@ def test_every_entry_that_nobody_else_uses_is_drawn_anew(name: str) -> None:
     assert "second is forgotten" in str(report)
 
 
+@pytest.mark.slow
 @EVERY_NETWORK
 def test_no_capacity_leaks_over_ten_rounds(name: str) -> None:
     net, learn_task = NETWORKS[name]()
@@ -151,7 +155,7 @@ def test_nothing_in_the_file_reveals_the_task(name: str, tmp_path: Path) -> None
     }
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if not name.startswith("nets-")])
+@pytest.mark.parametrize("name", slow_but(QUICK, [name for name in ARCHITECTURES if not name.startswith("nets-")]))
 def test_the_zoo_forgets(name: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)

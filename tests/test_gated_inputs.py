@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import hatrack
 from hatrack import HATNetwork, InputError, with_progress
-from helpers import assert_poison_harmless, logits
+from support.helpers import assert_poison_harmless, logits
 
 
 def network(width: int = 24) -> HATNetwork:
@@ -41,6 +41,7 @@ def learn_features(net: HATNetwork, task: str, used: slice) -> torch.Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_the_features_that_matter_are_found_and_nothing_is_forgotten(tmp_path: Path) -> None:
     net = network()
     x = learn_features(net, "first", slice(0, 3))

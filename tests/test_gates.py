@@ -12,7 +12,7 @@ from torch import nn
 from hatrack import Compensation, HATNetwork
 from hatrack.gating.gates import ActiveTask, InputGate, used_units
 from hatrack.units import Group, Reader
-from helpers import attach, learn, open_task
+from support.helpers import attach, learn, open_task
 
 NUM_UNITS = 6
 

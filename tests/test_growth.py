@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from growing_networks import ROUNDING, TINY, assert_close_to, every_group, network, say
 from hatrack import (
     Adaptive,
     BatchNorms,
@@ -21,7 +20,8 @@ from hatrack import (
     InputError,
 )
 from hatrack.backbones import MLP, initialize_xavier
-from helpers import (
+from support.growing_networks import ROUNDING, TINY, assert_close_to, every_group, network, say
+from support.helpers import (
     accuracy,
     assert_poison_harmless,
     attach,
@@ -32,6 +32,7 @@ from helpers import (
     open_task,
     train,
 )
+from support.marks import slow_but
 
 # ------------------------------------------------------------------------------------------------------------ the law
 
@@ -41,7 +42,7 @@ WIDENED = [
 ]
 
 
-@pytest.mark.parametrize("kind", WIDENED)
+@pytest.mark.parametrize("kind", slow_but(["mlp", "conv-bn"], WIDENED))
 def test_old_outputs_survive_two_widenings_and_new_tasks(kind: str) -> None:
     net = network(kind)
     samples: dict[str, Tensor] = {}
@@ -96,6 +97,7 @@ def test_new_units_serve_new_tasks() -> None:
     assert torch.equal(logits(net, samples["full"], "full"), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", Conditioning)
 @pytest.mark.parametrize("batch_norms", BatchNorms)
 def test_other_ways_to_hold_and_to_normalise(batch_norms: BatchNorms, conditioning: Conditioning) -> None:
@@ -143,6 +145,7 @@ def test_convolutions_in_groups_grow_by_whole_groups() -> None:
     assert_poison_harmless(net, samples)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     channels=st.lists(st.integers(1, 6), min_size=2, max_size=4),
@@ -280,6 +283,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_optimizers_are_carried_over(kind: str) -> None:
     net = attach("conv-bn")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import hatrack
-from growing_networks import ROUNDING, assert_close_to, every_group, network, sizes
 from hatrack import (
     CheckpointError,
     Growth,
@@ -21,7 +20,8 @@ from hatrack import (
 )
 from hatrack.backbones import MLP
 from hatrack.growth.policy import free_units, plan_growth
-from helpers import (
+from support.growing_networks import ROUNDING, assert_close_to, every_group, network, sizes
+from support.helpers import (
     NETS,
     accuracy,
     assert_poison_harmless,
@@ -34,7 +34,7 @@ from helpers import (
     progress,
     train,
 )
-from zoo import ZOO
+from support.zoo import ZOO
 
 # ---------------------------------------------------------------------------------------------------- growing by itself
 
@@ -77,6 +77,7 @@ def test_the_plan_counts_free_units_of_the_original_width() -> None:
     assert plan_growth(Growth(0.2, 0.1), {"dense1": 1.5}, origin) == {"dense1": 3}, "2.5, of whole units"
 
 
+@pytest.mark.slow
 def test_the_number_of_tasks_has_no_bound() -> None:
     torch.manual_seed(0)
     net = HATNetwork(MLP((6,), (6, 6)), torch.zeros(2, 6), s_max=100.0, growth=Growth(0.5, 1.0))
@@ -230,6 +231,7 @@ def test_what_a_request_may_be() -> None:
 # --------------------------------------------------------------------------------------------------- keeping it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "conv-bn", "resnet-basic"])
 @pytest.mark.parametrize("given_grown", [False, True])
 def test_a_grown_network_is_saved_and_loaded(kind: str, given_grown: bool, tmp_path: Path) -> None:
@@ -287,6 +289,7 @@ def test_a_copy_grows_alone() -> None:
     assert_close_to(twin, {"a": x}, {"a": before}, ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
 def test_compiled_code_follows() -> None:
     torch._dynamo.reset()

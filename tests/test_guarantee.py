@@ -15,7 +15,7 @@ from hatrack import HATNetwork
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.units.rules import registry
 from hatrack.units.trace import Call, Trace
-from helpers import assert_poison_harmless, attach, learn, logits
+from support.helpers import assert_poison_harmless, attach, learn, logits
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

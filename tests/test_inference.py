@@ -13,9 +13,9 @@ from torch import Tensor
 import hatrack
 from hatrack import GuaranteeError, HATNetwork, InputError, Scorer, measure_inference
 from hatrack.masks.calibration import Calibration, fit_calibration, raw_score
-from helpers import CLASSES, NETS, SAMPLES, attach, learn, logits, mode, open_task
-from weight_networks import attach as attach_weights
-from weight_networks import learn as learn_weights
+from support.helpers import CLASSES, NETS, SAMPLES, attach, learn, logits, mode, open_task
+from support.weight_networks import attach as attach_weights
+from support.weight_networks import learn as learn_weights
 
 EVERY_SCORER = pytest.mark.parametrize("scorer", Scorer)
 
@@ -57,6 +57,7 @@ def test_training_samples_have_mean_0_and_deviation_1(scorer: Scorer) -> None:
     assert torch.isfinite(calibration.centers).all()
 
 
+@pytest.mark.slow
 @EVERY_SCORER
 @pytest.mark.parametrize("kind", ["conv-bn", "mlp", "weights"])
 def test_tasks_that_lie_apart_are_recognised(kind: str, scorer: Scorer) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.gating.norms import copy_of_norm
 from hatrack.state.undo import Snapshot
-from interrupting import (
+from support.interrupting import (
     EVERY_KIND,
     backbone,
     bits,
@@ -29,19 +29,26 @@ from interrupting import (
     same,
     samples,
 )
+from support.marks import slow_but, slow_unless
 
 POINTS = 60
 """Per operation and kind; benchmarks/interruptions.py tries all."""
 
 
-@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("kind", slow_but(["pmask"], EVERY_KIND))
 def test_an_interrupted_constructor_leaves_the_backbone_as_it_was(kind: str) -> None:
     tried, found = faults_of_construction(kind, POINTS)
     assert tried == POINTS
     assert found == {}
 
 
-@pytest.mark.parametrize(("kind", "operation"), [(kind, name) for kind in EVERY_KIND for name in operations_of(kind)])
+@pytest.mark.parametrize(
+    ("kind", "operation"),
+    slow_unless(
+        lambda kind, operation: kind in ("hat", "packnet") and operation in ("consolidate", "add_task", "calibrate"),
+        [(kind, name) for kind in EVERY_KIND for name in operations_of(kind)],
+    ),
+)
 def test_an_interrupted_operation_leaves_the_network_as_before_or_as_after(kind: str, operation: str) -> None:
     tried, found = faults(kind, operation, POINTS)
     assert tried > 5
@@ -80,6 +87,7 @@ def test_an_interrupt_while_a_mode_of_torch_is_entered_leaves_none_on(
     assert number > 2, "modes were entered"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "packnet"])
 def test_without_undoing_interrupts_do_harm_so_that_these_tests_say_something(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +147,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
 # --------------------------------------------------------------------------------------------- networks that are gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_a_backbone_whose_network_is_gone_can_be_attached_again(kind: str) -> None:
     inside = backbone()
@@ -151,6 +160,7 @@ def test_a_backbone_whose_network_is_gone_can_be_attached_again(kind: str) -> No
     assert fault_of_construction(kind, inside, before) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_a_part_of_a_larger_backbone_whose_network_is_gone_is_freed(kind: str) -> None:
     inside = nn.Sequential(backbone(), nn.Linear(6, 5), nn.ReLU())
@@ -158,6 +168,7 @@ def test_a_part_of_a_larger_backbone_whose_network_is_gone_is_freed(kind: str) -
     assert build(kind, inside).example_shape == (2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_the_backbone_of_a_copy_is_the_copys(kind: str, how: str) -> None:
@@ -185,6 +196,7 @@ def look_at(net: HATNetwork | WeightMaskedNetwork) -> dict[str, torch.Tensor]:
         return {name: net(samples()[0], name) for name in net.task_names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_the_backbone_alone_copied_counts_as_inside(kind: str) -> None:
     net = build(kind)

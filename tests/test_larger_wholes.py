@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from changing_networks import KINDS as MASKED
-from changing_networks import Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, InputError, WeightMaskedNetwork
-from helpers import attach, learn, logits, loss_of, open_task
+from support.changing_networks import KINDS as MASKED
+from support.changing_networks import Mixing, learn_batch, never
+from support.helpers import attach, learn, logits, loss_of, open_task
 
 
 def weights() -> WeightMaskedNetwork:

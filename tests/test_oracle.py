@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import Conditioning, HATNetwork
-from helpers import CLASSES, mode
+from support.helpers import CLASSES, mode
+from support.marks import slow_but
 
 CHANGES = (0.5, -0.5, 40.0, -40.0)
 
@@ -277,8 +278,11 @@ def in_vain(name: str, conditioning: Conditioning) -> tuple[Counter[str], int]:
     return +wasted, total
 
 
+QUICK = ("chain", "residual", "concatenation", "depthwise and grouped", "layer norm")
+
+
 @pytest.mark.parametrize("conditioning", Conditioning)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(QUICK, NETWORKS))
 def test_all_that_matters_is_protected_and_little_else(name: str, conditioning: Conditioning) -> None:
     small = NETWORKS[name]
     wasted, _ = in_vain(name, conditioning)

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from changing_networks import Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, InputError
 from hatrack.functional import condition_gradient
 from hatrack.protection.conditioning import Adaptive
 from hatrack.protection.frozen import FrozenEntries, attention_on_entries, digest
 from hatrack.protection.hooks import keeps_entries_without_gradient
 from hatrack.units import ParameterUse
-from helpers import attach, easy_task, learn, logits, loss_of, open_task, train
+from support.changing_networks import Mixing, learn_batch, never
+from support.helpers import attach, easy_task, learn, logits, loss_of, open_task, train
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

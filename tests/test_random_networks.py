@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hatrack import Conditioning, HATNetwork, InputError, UnsupportedError
-from helpers import CLASSES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from random_networks import FEATURES, IMAGE, Plan, Step, plans
+from support.helpers import CLASSES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
+from support.random_networks import FEATURES, IMAGE, Plan, Step, plans
 
 pytestmark = pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
 
@@ -90,6 +90,7 @@ def keep_the_law(plan: Plan, recipe: str, conditioning: Conditioning, gate_input
     return "trained" if all(moves[1:]) else "stuck"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 def test_old_tasks_keep_every_bit(kind: str) -> None:
     outcomes: Counter[str] = Counter()
@@ -136,6 +137,7 @@ def grow_and_keep(plan: Plan, added: int) -> str:
     return "grown" if grown else "stuck"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 def test_what_grows_keeps_the_law(kind: str) -> None:
     outcomes: Counter[str] = Counter()
@@ -151,6 +153,7 @@ def test_what_grows_keeps_the_law(kind: str) -> None:
     assert outcomes["grown"] >= 0.3 * outcomes.total(), outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 def test_with_all_units_on_it_is_the_plain_network(kind: str) -> None:
     @settings(max_examples=60, suppress_health_check=HEALTH)

@@ -22,7 +22,7 @@ from hatrack.experiments.results import write_result
 from hatrack.models.hat import FORMAT
 from hatrack.storage.checked_json import read_checked_json, with_checksum, write_checked_json
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from records import of_a_run
+from support.records import of_a_run
 
 Reader = Callable[[Path], Any]
 
@@ -70,6 +70,7 @@ def holding(content: bytes) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_every_flipped_bit_is_noticed_or_changes_nothing(kind: str, tmp_path: Path) -> None:
     path = tmp_path / kind

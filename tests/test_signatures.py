@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 
 import hatrack
 from hatrack import HATNetwork, UnsupportedError, units
-from helpers import logits
+from support.helpers import logits
 
 WIDTH = 16
 

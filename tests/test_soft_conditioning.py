@@ -14,7 +14,7 @@ import hatrack
 from hatrack import Adaptive, Fading, GateFunction, HATNetwork, InputError, Regularization
 from hatrack.functional import Compensation
 from hatrack.protection.conditioning import UnitConditioning
-from helpers import NETS, assert_poison_harmless, learn, logits
+from support.helpers import NETS, assert_poison_harmless, learn, logits
 
 
 def network(conditioning: UnitConditioning = hatrack.Conditioning.CUMULATIVE, **options: Any) -> HATNetwork:

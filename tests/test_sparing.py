@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hatrack import HATNetwork
 from hatrack.gating.partial_gradients import PartialGradient, partial_gradient_for
-from helpers import easy_task, learn, logits
+from support.helpers import easy_task, learn, logits
 
 SHAPE = (6,)
 

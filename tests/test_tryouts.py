@@ -21,8 +21,8 @@ from hatrack.gating.leak_test import find_leak
 from hatrack.masks import Embedding
 from hatrack.state.tryouts import agree, deviation, random_like, says_something
 from hatrack.units import analyze
-from helpers import logits, open_task
-from test_compact import assert_close
+from support.architectures import assert_close
+from support.helpers import logits, open_task
 
 TOKENS = 50
 
@@ -331,6 +331,7 @@ class Insistent(nn.Module):
         return torch.cat(parts, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("insists", "several", "attempts"),
     [((7,), 0, 11), ((0, 15), 0, 19), ((3,), 3, 22), (range(1, 16, 2), 0, 40)],

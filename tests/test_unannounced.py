@@ -66,6 +66,7 @@ def learned() -> Learned:
     return learn("hat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("announced", [False, True])
 def test_switches_are_noticed_and_known_tasks_recognised(announced: bool) -> None:
     run = learn("hat", announced=True, visits=1) if announced else learned()

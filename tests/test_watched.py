@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from changing_networks import KINDS, WIDTH, Mixing, learn_batch, never
 from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
-from helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress, train
+from support.changing_networks import KINDS, WIDTH, Mixing, learn_batch, never
+from support.helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress, train
 
 Net = HATNetwork | WeightMaskedNetwork
 CHANGED = "something other than a step of a protected optimizer has changed frozen entries"
@@ -174,6 +174,7 @@ def test_a_pass_may_be_asked_for_in_the_middle_of_another_one(kind: str) -> None
     assert torch.equal(inside[0], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.Adam(p, lr=0.01)])
 @pytest.mark.parametrize("kind", ["residual", "weights"])
 def test_threads_ask_while_another_one_trains(kind: str, make: Any) -> None:

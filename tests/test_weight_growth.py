@@ -17,8 +17,9 @@ from hatrack import CheckpointError, Growth, GuaranteeError, InputError, WeightM
 from hatrack.backbones import MLP
 from hatrack.masks import ElasticWeights, Embedding, Magnitude, Scores, Unmasked
 from hatrack.units import analyze
-from helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, progress
-from zoo import ZOO
+from support.helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, progress
+from support.marks import slow_but
+from support.zoo import ZOO
 
 ROUNDING = 1e-6
 """How far old outputs may be from what they were, of their scale: kernels sum in another order for another shape."""
@@ -71,7 +72,7 @@ def assert_close_to(now: dict[str, Tensor], before: dict[str, Tensor]) -> None:
         assert (now[task] - kept).abs().max() <= ROUNDING * kept.abs().max(), task
 
 
-@pytest.mark.parametrize("kind", WIDENED)
+@pytest.mark.parametrize("kind", slow_but(["mlp", "conv-bn"], WIDENED))
 def test_old_outputs_survive_two_widenings_and_new_tasks(kind: str) -> None:
     net = attach(kind)
     samples: dict[str, Tensor] = {}
@@ -205,6 +206,7 @@ def test_what_a_task_is_recognised_by_survives() -> None:
     torch.testing.assert_close(net.eval().infer(x, scorer=hatrack.Scorer.DISTANCE).scores, before, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_grown_network_is_read_again_and_goes_on_alike(tmp_path: Path) -> None:
     options = {"growth": Growth(0.6, 0.5)}
     net = attach("conv-bn", **options)

@@ -13,8 +13,9 @@ from hatrack import (
     WeightMaskedNetwork,
 )
 from hatrack.masks import Unmasked, WeightRole
-from helpers import CLASSES, assert_poison_harmless, logits, mode, progress
-from weight_networks import (
+from support.helpers import CLASSES, assert_poison_harmless, logits, mode, progress
+from support.marks import slow_but
+from support.weight_networks import (
     BACKBONES,
     EVERY_KIND,
     KINDS,
@@ -26,8 +27,8 @@ from weight_networks import (
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("optimizer", ["momentum-decay", "adamw"])
+@pytest.mark.parametrize("backbone", slow_but(["mlp", "tied"], BACKBONES))
+@pytest.mark.parametrize("optimizer", slow_but(["adamw"], ["momentum-decay", "adamw"]))
 def test_the_law_and_the_poison(kind: str, backbone: str, optimizer: str) -> None:
     net = attach(kind, backbone)
     samples: dict[str, Tensor] = {}
@@ -63,6 +64,7 @@ def test_one_optimizer_for_all_tasks_with_all_parameters(kind: str, optimizer: s
     net.consolidate("second")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "optimizer"), [("pmask", "adam"), ("wsn", "adam"), ("supsup", "adam"), ("packnet", "sgd")]
 )
@@ -74,7 +76,7 @@ def test_tasks_are_learned(kind: str, optimizer: str) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", ["mlp", "resnet18", "tied", "recurrent"])
+@pytest.mark.parametrize("backbone", slow_but(["mlp", "tied"], ["mlp", "resnet18", "tied", "recurrent"]))
 def test_a_plain_network_with_weights_multiplied_by_the_mask_says_the_same(kind: str, backbone: str) -> None:
     net = attach(kind, backbone)
     samples = {f"task {seed}": learn(net, f"task {seed}", seed)[0] for seed in range(2)}
@@ -155,7 +157,7 @@ def test_weights_of_supsup_are_never_trained() -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", ["mlp", "resnet18"])
+@pytest.mark.parametrize("backbone", slow_but(["mlp"], ["mlp", "resnet18"]))
 def test_the_backbone_is_not_touched_and_comes_back(kind: str, backbone: str) -> None:
     torch.manual_seed(0)
     build, shape = BACKBONES[backbone]

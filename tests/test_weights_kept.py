@@ -23,8 +23,8 @@ from hatrack import (
 )
 from hatrack.backbones import MLP
 from hatrack.masks import Embedding, FreeWeights, Unmasked, bytes_for
-from helpers import CLASSES, easy_task, logits
-from weight_networks import (
+from support.helpers import CLASSES, easy_task, logits
+from support.weight_networks import (
     BACKBONES,
     EVERY_KIND,
     attach,

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from hatrack import HATNetwork
-from helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from zoo import ZOO
-from zoo_models import MODELS
+from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
+from support.marks import slow_unless
+from support.zoo import QUICK, ZOO
+from support.zoo_models import MODELS
 
 ARCHITECTURES = {**ZOO, **MODELS}
 
@@ -25,7 +26,9 @@ RECIPES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 CASES = [(name, recipe) for name in ZOO for recipe in RECIPES] + [(name, "adamw") for name in MODELS]
 
 
-@pytest.mark.parametrize(("name", "recipe"), CASES)
+@pytest.mark.parametrize(
+    ("name", "recipe"), slow_unless(lambda name, recipe: name in QUICK and recipe == "adamw", CASES)
+)
 def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str, recipe: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)

@@ -50,6 +50,7 @@ def test_export(folder: Path, first: str, tmp_path: Path, capsys: pytest.Capture
     torch.testing.assert_close(scaled, task.test.load()[0][:3])
 
 
+@pytest.mark.slow
 def test_export_of_all_tasks(folder: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     out = tmp_path / "all.onnx"
@@ -106,6 +107,7 @@ def test_a_method_without_masks_is_not_exported(tmp_path: Path, capsys: pytest.C
     assert "made by sgd" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_masks_of_weights_are_exported_and_asked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main(["run", "demo", "--method", "pmask", *QUICK, "--out", str(run)]) == 0
@@ -124,6 +126,7 @@ def test_masks_of_weights_are_exported_and_asked_too(tmp_path: Path, capsys: pyt
     assert main(["predict", str(run), str(picture)]) == 0, "without a name the task is recognised"
 
 
+@pytest.mark.slow
 def test_sizes(folder: Path, first: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "sizes.json"
     assert main(["sizes", str(folder), "--repetitions", "2", "--format", "json", "--out", str(out)]) == 0
@@ -176,6 +179,7 @@ def own_run(folder: Path, scale: float, shift: float = 0.0, kind: type = np.floa
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "kind"), [(1, np.uint8), (1, np.int64), (1, np.float64), (1 / 255, np.float32)])
 def test_pictures_are_read_in_the_range_of_the_training_data(scale: float, kind: type, tmp_path: Path) -> None:
     run = own_run(tmp_path, scale, kind=kind)

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hatrack.cli import main
+from hatrack.experiments import RunRequest
 
 QUICK = ["--epochs", "2", "--set", "hidden=40,30", "--set", "limit=120", "--threads", "1"]
 
@@ -26,6 +29,7 @@ def hatrack(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_run_verify_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     command = ["run", "demo", "--method", "hat", *QUICK, "--out", out]
@@ -126,6 +130,7 @@ def test_a_network_that_does_not_fit_is_no_traceback(tmp_path: Path, capsys: pyt
     assert "not enough memory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_is_no_traceback() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "hatrack", "list"]
@@ -135,6 +140,7 @@ def test_output_that_cannot_be_written_is_no_traceback() -> None:
     assert "No space left" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_without_accents_is_no_traceback() -> None:
     shown = hatrack("list", "methods", PYTHONIOENCODING="ascii")
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -150,22 +156,43 @@ def test_list(what: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert (entry in shown) == (not what or what == [name])
 
 
-def test_demo_shows_forgetting_and_its_cure(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the demo has kept its two runs in."""
+    out = tmp_path_factory.mktemp("demo")
     start = time.perf_counter()
-    shown = hatrack("demo", "--out", str(tmp_path))
+    shown = hatrack("demo", "--out", str(out))
     assert time.perf_counter() - start < 60
     assert (shown.returncode, shown.stderr) == (0, "")
-    figures = {method: json.loads((tmp_path / method / "run.json").read_text())["metrics"] for method in ("sgd", "hat")}
+    assert shown.stdout.count("accuracy in %") == 2
+    return out
+
+
+@pytest.mark.slow
+def test_demo_shows_forgetting_and_its_cure(demo: Path) -> None:
+    figures = {method: json.loads((demo / method / "run.json").read_text())["metrics"] for method in ("sgd", "hat")}
     assert figures["hat"]["forgetting"] == 0.0
     assert figures["sgd"]["forgetting"] > 0.05
     assert figures["hat"]["average_accuracy"] > 0.95
-    assert shown.stdout.count("accuracy in %") == 2
 
 
-def test_demo_quiet_prints_nothing_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_demo_takes_up_its_own_folder_with_other_threads(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    again = hatrack("demo", "--out", str(tmp_path), OMP_NUM_THREADS="2")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.count("is finished; nothing to do") == 2
+
+
+@pytest.mark.slow
+def test_demo_quiet_prints_nothing_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    brief = partial(RunRequest, overrides={"epochs": 1, "hidden": (40, 30), "limit": 120})
+    monkeypatch.setattr("hatrack.cli.app.RunRequest", brief)
     monkeypatch.chdir(tmp_path)
-    shown = hatrack("demo", "--quiet")
-    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "")
+    assert main(["demo", "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,14 +201,18 @@ def listen_to_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_keeps_finished_tasks_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    arguments = ["run", "demo", "--method", "hat", "--set", "hidden=200,200", "--epochs", "20", "--threads", "1"]
+@pytest.mark.slow
+def test_ctrl_c_keeps_finished_tasks_and_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "demo", "--method", "hat", "--epochs", "20", "--threads", "1"]
+    arguments += ["--set", "hidden=200,200", "--set", "num_tasks=3"]
     command = [sys.executable, "-m", "hatrack", *arguments, "--out", str(tmp_path / "run")]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
     ) as process:
         assert process.stdout is not None
-        assert "task 1/5" in process.stdout.readline()
+        assert "task 1/3" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -190,14 +221,14 @@ def test_ctrl_c_keeps_finished_tasks_and_the_same_command_goes_on(tmp_path: Path
     assert kept["status"] == "running"
     assert kept["accuracy"][0][0] is not None
 
-    again = hatrack(*arguments, "--out", str(tmp_path / "run"))
-    assert again.returncode == 0
-    assert "hat: taking up after" in again.stdout
-    assert hatrack(*arguments, "--out", str(tmp_path / "whole"), "--quiet").returncode == 0
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert "hat: taking up after" in capsys.readouterr().out
+    assert main([*arguments, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
     one, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "whole"))
     assert one["logits_sha256"] == other["logits_sha256"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_anything_has_begun_is_one_line() -> None:
     """Importing torch takes a second, in which people press keys, too."""
     start = [sys.executable, "-c", "import sys, hatrack_start; sys.exit(hatrack_start.main())", "list"]
@@ -219,6 +250,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == "0.1.0"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     process = subprocess.run(
         f"{sys.executable} -m hatrack list | head -1",
@@ -244,10 +276,3 @@ def test_a_folder_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     for _ in range(2):
         assert main(["run", "demo", "--method", "random", "--out", str(out)]) == 0
         assert "s[/x] [b]1" in capsys.readouterr().out
-
-
-def test_the_demo_takes_up_its_own_folder_with_other_threads(tmp_path: Path) -> None:
-    assert hatrack("demo", "--out", str(tmp_path), "--quiet", OMP_NUM_THREADS="1").returncode == 0
-    again = hatrack("demo", "--out", str(tmp_path), OMP_NUM_THREADS="2")
-    assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.count("is finished; nothing to do") == 2

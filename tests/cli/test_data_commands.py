@@ -84,6 +84,7 @@ def row(shown: str, name: str) -> str:
     return " ".join(line.split())
 
 
+@pytest.mark.slow
 def test_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "list"]) == 0
     shown = capsys.readouterr().out

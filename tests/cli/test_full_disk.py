@@ -108,6 +108,7 @@ def test_run_that_is_interrupted_by_a_full_disk_keeps_its_tasks(
     assert hashes(tmp_path / "run") == hashes(finished)
 
 
+@pytest.mark.slow
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "demo", "--methods", "hat", "--workers", "1", "--out", str(tmp_path / "all"), *QUICK]
     with room_for(20 * KILOBYTES):
@@ -124,6 +125,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "File too large" in one_line(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["report.html", "table.csv"])
 def test_report(name: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name

@@ -20,6 +20,7 @@ from hatrack.experiments import Job, JobAdvanced, JobBegun, JobDone, JobFailed, 
 TINY = ["--epochs", "1", "--set", "hidden=20", "--set", "limit=60", "--set", "num_tasks=2"]
 
 
+@pytest.mark.slow
 def test_comparing_from_plan_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     command = ["compare", "demo", "--methods", "random", *TINY, "--workers", "1", "--out", out]
@@ -45,6 +46,7 @@ def test_comparing_from_plan_to_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "other settings: lr (0.1 there, 0.7 now)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_comparison_with_a_failed_run_has_its_own_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,7 @@ def listen_to_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     endless = ["--epochs", "100000", "--set", "lr_patience=100000", "--set", "hidden=20", "--set", "limit=60"]
     command = [sys.executable, "-m", "hatrack", "compare", "demo", "--methods", "sgd", *endless, "--workers", "1"]
@@ -121,6 +124,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert not (tmp_path / "sgd" / "seed0" / "failure.json").exists(), "what was stopped has not failed"
 
 
+@pytest.mark.slow
 def test_tuning_shows_the_best_setting_as_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["tune", "demo", "--method", "random", "--grid", "lr=0.1", *TINY, "--out", str(tmp_path / "out")]
     assert main([*command, "--dry-run"]) == 0

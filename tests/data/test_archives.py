@@ -7,10 +7,10 @@ import zipfile
 from collections.abc import Sequence
 
 import pytest
-from miniatures import tar_gz, zipped
 
 from hatrack.data.archives import Limits, read_archive, read_tar_gz, read_zip
 from hatrack.errors import DataError
+from support.miniatures import tar_gz, zipped
 
 FILES = {"one": b"what one holds" * 50, "two": b"what two holds"}
 TAR = tar_gz({**FILES, "three": b"not asked for"}, "set")

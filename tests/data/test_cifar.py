@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniatures import (
+
+from hatrack.data import DATASETS, DatasetSpec, ImageDataset, load_dataset
+from hatrack.data.cifar import CIFAR10, CIFAR100, _variants
+from hatrack.data.cifar_formats import CifarFormat
+from hatrack.data.dataset import FileVariant
+from hatrack.data.files import DataFile
+from hatrack.data.pictures import PictureLayout
+from hatrack.data.trees import PictureTree
+from hatrack.errors import DataError
+from support.miniatures import (
     HUNDRED,
     TEN,
     arrays_of,
@@ -23,15 +32,6 @@ from miniatures import (
     texts,
     zipped,
 )
-
-from hatrack.data import DATASETS, DatasetSpec, ImageDataset, load_dataset
-from hatrack.data.cifar import CIFAR10, CIFAR100, _variants
-from hatrack.data.cifar_formats import CifarFormat
-from hatrack.data.dataset import FileVariant
-from hatrack.data.files import DataFile
-from hatrack.data.pictures import PictureLayout
-from hatrack.data.trees import PictureTree
-from hatrack.errors import DataError
 
 ARRAYS = {layout: arrays_of(layout) for layout in (TEN, HUNDRED)}
 PYTHON = {layout: python_files(layout, ARRAYS[layout]) for layout in ARRAYS}
@@ -191,7 +191,7 @@ def changed(files: Mapping[str, bytes], **changes: bytes) -> Files:
 
 
 def batch(rows: int = 4, labels: bytes | None = None) -> bytes:
-    from miniatures import array
+    from support.miniatures import array
 
     data = array(torch.zeros(rows, 3072, dtype=torch.uint8))
     return dictionary({"data": data, "labels": numbers([0, 1, 2, 3]) if labels is None else labels})
@@ -282,6 +282,7 @@ def jpeg(cifar10_jpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (cache / "hatrack" / "cifar10" / "pictures.safetensors").unlink(missing_ok=True)  # 180 MB
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_jpeg_re_encoding(jpeg: Callable[[], ImageDataset]) -> None:
     dataset = jpeg()
@@ -297,6 +298,7 @@ def test_jpeg_re_encoding(jpeg: Callable[[], ImageDataset]) -> None:
         assert scaled[:, channel].std().item() == pytest.approx(std, abs=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_jpeg_re_encoding_again_takes_no_time(jpeg: Callable[[], ImageDataset]) -> None:
     first = jpeg()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniatures import picture, put, tar_gz, zipped
 
 from hatrack.data import DATASETS, ImageDataset, load_dataset
 from hatrack.data.arrays import every_nth_of_each_class
@@ -25,6 +24,7 @@ from hatrack.data.pictures import PictureForm
 from hatrack.data.sources import NotFoundError, PublishedFiles
 from hatrack.data.trees import PictureTree, unpack_tree
 from hatrack.errors import DataError
+from support.miniatures import picture, put, tar_gz, zipped
 
 GENERATOR = torch.Generator().manual_seed(0)
 LAYOUT = ClassFolders(

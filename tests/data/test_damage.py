@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from damage import READERS, ExecutionError, Reader, attempt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from support.damage import READERS, ExecutionError, Reader, attempt
 
 POSITION = st.floats(0, 1)
 DAMAGE = st.one_of(
@@ -38,6 +39,7 @@ def test_whole_files_are_read(name: str) -> None:
         assert attempt(READERS[name], content) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=150)
 @given(data=st.data())

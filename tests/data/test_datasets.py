@@ -221,6 +221,7 @@ def test_colour_cannot_be_encoded_as_mnist() -> None:
 # --- the real data
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_full_set(name: str, request: pytest.FixtureRequest) -> None:

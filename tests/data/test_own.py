@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formats import npz, resized
-from miniatures import picture, put, zipped
 from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
 
@@ -26,6 +24,8 @@ from hatrack.data import (
 )
 from hatrack.data.npz import decode_npz
 from hatrack.errors import DataError, InputError
+from support.formats import npz, resized
+from support.miniatures import picture, put, zipped
 
 GENERATOR = torch.Generator().manual_seed(0)
 GREY = torch.randint(0, 256, (6, 1, 4, 5), dtype=torch.uint8, generator=GENERATOR)

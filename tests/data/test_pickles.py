@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniatures import array, dictionary, number, numbers, text, texts
 
 from hatrack.data.pickles import load_pickle
 from hatrack.errors import DataError
+from support.miniatures import array, dictionary, number, numbers, text, texts
 
 VALUES = torch.arange(12, dtype=torch.uint8).reshape(3, 4)
 

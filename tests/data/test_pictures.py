@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniatures import picture, put, zipped
 
 from hatrack.data import pictures
 from hatrack.data.pictures import PictureLayout, decode_pictures
 from hatrack.data.sources import NotFoundError
 from hatrack.data.trees import PictureTree, tree_digest
 from hatrack.errors import DataError
+from support.miniatures import picture, put, zipped
 
 CLASSES = ("zebra", "ant")  # not in alphabetical order: labels follow this one
 LAYOUT = PictureLayout(CLASSES, train=3, test=1, size=(5, 4))

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formats import compressed, element, mat_array, mat_file, svhn_file
-from miniatures import put
 
 from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
@@ -19,6 +17,8 @@ from hatrack.data.matlab import read_mat
 from hatrack.data.sources import NotFoundError
 from hatrack.data.svhn import SVHN, TEST, TRAIN, decode_svhn
 from hatrack.errors import DataError
+from support.formats import compressed, element, mat_array, mat_file, svhn_file
+from support.miniatures import put
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=GENERATOR)

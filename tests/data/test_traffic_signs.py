@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from formats import ppm, resized, table
-from miniatures import put, zipped
 
 from hatrack.data import ImageDataset, channel_statistics, load_dataset
 from hatrack.data.dataset import FileVariant
@@ -18,6 +16,8 @@ from hatrack.data.sources import PublishedFiles
 from hatrack.data.traffic_signs import TEST_COUNTS, TRAFFIC_SIGNS, TRAIN_COUNTS, SignLayout
 from hatrack.data.trees import PictureTree
 from hatrack.errors import DataError
+from support.formats import ppm, resized, table
+from support.miniatures import put, zipped
 
 GENERATOR = torch.Generator().manual_seed(0)
 TRAIN, TEST = "GTSRB/Final_Training/Images", "GTSRB/Final_Test/Images"
@@ -167,6 +167,7 @@ def jpeg(gtsrb_jpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (cache / "hatrack" / "traffic-signs" / "pictures.safetensors").unlink(missing_ok=True)  # 160 MB
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_jpeg_re_encoding_and_its_cache(jpeg: Callable[[], ImageDataset]) -> None:
     dataset = jpeg()

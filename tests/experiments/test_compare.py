@@ -71,6 +71,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_runs_in_processes_are_the_runs_of_one_process(tmp_path: Path) -> None:
     plan = ComparisonPlan.make("demo", ["hat"], [0], TINY)
     assert torch.get_num_threads() == 1
@@ -111,6 +112,7 @@ def unreliable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     sys.modules.pop("unreliable", None)
 
 
+@pytest.mark.slow
 def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_path: Path) -> None:
     plan = ComparisonPlan.make("demo", ["sgd"], [0], {**TINY, "sgd.network": "unreliable:build"})
     folder = tmp_path / "out"
@@ -134,6 +136,7 @@ def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_pat
     assert hashes(found.run("sgd", 0)) == hashes(oracle(plan, "sgd", 0))
 
 
+@pytest.mark.slow
 def test_stopping_ends_the_workers(tmp_path: Path) -> None:
     plan = ComparisonPlan.make(
         "demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"}
@@ -154,6 +157,7 @@ def test_one_folder_is_for_one_comparison_at_a_time(tmp_path: Path, monkeypatch:
         carry_out(plan, tmp_path, LocalExecutor(1))
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None:
     settings = [word for key, value in {**TINY, "num_tasks": "3"}.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "hatrack", "compare", "demo", "--methods", "hat", "--workers", "1", *settings]
@@ -172,6 +176,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None
     assert hashes(found.run("hat", 0)) == hashes(oracle(plan, "hat", 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["dask", "slurm"])
 def test_engines_give_the_same_results(engine: str, tmp_path: Path) -> None:
     plan = ComparisonPlan.make("demo", ["random"], [0], TINY)
@@ -200,6 +205,7 @@ def test_an_engine_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypat
         carry_out(plan, tmp_path, SlurmExecutor(tmp_path / "slurm"))
 
 
+@pytest.mark.slow
 def test_searching_settings(tmp_path: Path) -> None:
     settings = {**TINY, "num_tasks": "1"}
     search = GridSearch.make("demo", "sgd", 0, settings, {"lr": ["0.1", "1e-30"]})

@@ -32,6 +32,8 @@ from hatrack.experiments.plan import ComparisonPlan, write_plan
 from hatrack.report.runs import Runs
 from hatrack.storage import atomic
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"epochs": 1, "hidden": (24, 20), "limit": 60, "num_tasks": 3}
 TASKS = ("tshirt-trouser", "pullover-dress", "coat-sandal")
 

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from killing import QUICK, run_in_process
 
 from hatrack.cli import main
 from hatrack.errors import CheckpointError
 from hatrack.experiments import Job, RunRequest, TaskLearned, prepare, read_result, run
 from hatrack.experiments.jobs import carry_out
 from hatrack.train import EpochDone
+from support.killing import QUICK, run_in_process
+
+pytestmark = pytest.mark.slow
 
 FILES = {"run.json", "run.previous.json", "net.hat", "net.previous.hat", "logits.safetensors"}
 

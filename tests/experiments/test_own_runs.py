@@ -40,6 +40,7 @@ def two_tables(folder: Path, settings: str = "") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_documented_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def twice(*words: str) -> list[subprocess.CompletedProcess[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_law_holds_in_two_processes(tmp_path: Path) -> None:
     first, second = in_two_processes(tmp_path, "hat")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
@@ -64,6 +65,7 @@ def test_the_law_holds_in_two_processes(tmp_path: Path) -> None:
     assert verify(tmp_path).holds
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
     """Without dropout, only the order of sums differs: the gradients of two halves are those of the whole."""
     exact = {"dropout_late": "0", "num_tasks": "1"}
@@ -92,6 +94,7 @@ print(threads() == before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 def test_no_thread_outlives_the_group() -> None:
     """One that still lets go of a tensor when the interpreter stops would abort the process."""

@@ -36,6 +36,7 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "load_dataset", lambda name, *_, **__: blank(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_preset_can_be_built(name: str) -> None:
     experiment = EXPERIMENTS[name]

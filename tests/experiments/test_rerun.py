@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import run_in_process
 
 from hatrack.cli import main
 from hatrack.experiments import Reproduction, read_result, verify
 from hatrack.experiments.results import write_result
 from hatrack.storage.checked_json import write_checked_json
+from support.killing import run_in_process
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -29,13 +29,15 @@ from hatrack.experiments.results import write_result
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import write_checked_json
 from hatrack.streams import StreamOptions, build_stream
+from support.marks import slow_but
+from support.toys import QUICK
 
-QUICK: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}
+BRIEF: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}
 
 
 def request(method: str, out: Path | None = None, **changes: Any) -> RunRequest:
     seed = changes.pop("seed", 0)
-    return RunRequest("demo", method, seed, out, overrides={**QUICK, **changes})
+    return RunRequest("demo", method, seed, out, overrides={**BRIEF, **changes})
 
 
 def finish(wanted: RunRequest) -> RunResult:
@@ -51,7 +53,7 @@ def comparable(result: RunResult) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("timing", "environment", "command")}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
 def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None:
     result = finish(request(method, tmp_path))
     content = json.loads((tmp_path / "run.json").read_text())
@@ -89,7 +91,7 @@ def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
     """Derive the proof by hand, from the saved file and the public interface alone."""
     result = finish(request("hat", tmp_path))
     stream = build_stream("demo", StreamOptions(seed=0, limit=120, validation=0.15), num_tasks=3)
-    backbone = build_backbone(EXPERIMENTS["demo"].config("hat").overridden(QUICK).network, stream.input_shape, seed=7)
+    backbone = build_backbone(EXPERIMENTS["demo"].config("hat").overridden(BRIEF).network, stream.input_shape, seed=7)
     net = hatrack.load(tmp_path / "net.hat", backbone).eval()
     for index, task in enumerate(stream):
         x, y = task.test.load()
@@ -101,7 +103,7 @@ def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
         assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(result.scores[-1][index].accuracy)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
 def test_an_interrupted_run_goes_on_to_the_same_end(method: str, tmp_path: Path) -> None:
     whole = finish(request(method))
     interrupted = prepare(request(method, tmp_path))
@@ -192,6 +194,7 @@ def test_same_seed_same_bits_other_seed_others() -> None:
     assert first.matrix("logits_sha256") != other.matrix("logits_sha256")
 
 
+@pytest.mark.slow
 def test_all_methods_share_data_and_initial_weights() -> None:
     def digest(method: str) -> str:
         prepared = prepare(request(method, seed=5))
@@ -252,6 +255,7 @@ def test_soft_masks_and_adamw_run_too() -> None:
     assert all(len({hashes[row][task] for row in range(task, 3)}) == 1 for task in range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "shared"), [("hat", 784 * 10 + 10 + 10 * 8 + 8), ("pmask", 784 * 10 + 10 * 8)])
 def test_a_network_that_grows_goes_on_where_it_was(method: str, shared: int, tmp_path: Path) -> None:
     growing = {"hidden": (10, 8), "capacity": "grow", "growth_threshold": 0.9, "growth_share": 0.5}
@@ -287,7 +291,7 @@ CONSTANT = {"hat", "pmask", "wsn", "supsup", "packnet", "pnn", "pathnet", "indep
 """Methods whose logits for earlier tasks never change."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
 def test_verify_agrees_with_an_honest_run(method: str, tmp_path: Path) -> None:
     finish(request(method, tmp_path))
     verification = verify(tmp_path)
@@ -315,6 +319,7 @@ def test_verify_without_a_run(tmp_path: Path) -> None:
         verify(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -10,7 +10,6 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from old_networks import NETWORKS, SAID, here, learn, logits
 from torch import Tensor
 
 import hatrack
@@ -19,6 +18,7 @@ from hatrack.cli import main
 from hatrack.experiments import read_result, verify
 from hatrack.experiments.folder import previous
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from support.old_networks import NETWORKS, SAID, here, learn, logits
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TASKS = ("first", "second.ü")

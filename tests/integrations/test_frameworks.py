@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import KINDS, Whole, X, Y, assert_learned, loss_of, says, with_old_task
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from support.old_task import KINDS, Whole, X, Y, assert_learned, loss_of, says, with_old_task
 
 # What these packages warn of is not about this one.
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]

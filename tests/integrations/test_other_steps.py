@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small import KINDS, assert_learned, loss_of, says, with_old_task
 from torch import Tensor
 from torch.optim import Optimizer
+
+from support.old_task import KINDS, assert_learned, loss_of, says, with_old_task
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch, Setup
@@ -14,6 +13,7 @@ from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivi
 from hatrack.methods.si import SI, SISettings
 from hatrack.streams import Task
 from hatrack.train import EpochDone, TrainingSettings, fit
+from support.toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 
 def some_batch(task: Task) -> Batch:
@@ -142,6 +142,7 @@ STRENGTHS = {"ewc-norm": 500.0, "si-wide": 10.0, "si-norm": 10.0, "lwf-wide": 8.
 """Other than the defaults; at 5000, EWC's steps overshoot where a batch norm makes the Fisher large."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "network"),
     [

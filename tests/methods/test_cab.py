@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toys import TASKS, learn, make, tasks_for
 
 from hatrack.errors import InputError
 from hatrack.methods.cab import CABSettings, conceptor, free_space, layer_inputs
+from support.toys import TASKS, learn, make, tasks_for
 
 
 def correlation(seed: int, size: int = 6, rows: int = 40, rank: int | None = None) -> torch.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import IMAGES, TASKS, learn, make
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch
 from hatrack.methods.lwf import LWFSettings, distillation
+from support.toys import IMAGES, TASKS, learn, make
 
 
 def batch_of(index: int, images: bool = False) -> Batch:

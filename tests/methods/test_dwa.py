@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import IMAGE, IMAGES, TASKS, accuracy, learn, logits, make
 
 from hatrack.backbones import AlexNet, ResNet18, ViT
 from hatrack.errors import InputError
@@ -19,6 +18,7 @@ from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss
 from hatrack.methods.dwa.masks import MaskForm
 from hatrack.methods.dwa.network import Context, DWABackbone, context_processor
 from hatrack.methods.importance import Fisher, fisher_diagonal
+from support.toys import IMAGE, IMAGES, TASKS, accuracy, learn, logits, make
 
 
 def dwa(network: str = "deep", **settings: Any) -> DWA:
@@ -37,6 +37,7 @@ def whole(method: DWA, task: Any = TASKS[0]) -> Batch:
     return Batch(x, y, (task.name,), torch.zeros(len(y), dtype=torch.int64), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "tasks"), [("dropout", TASKS), ("plain", IMAGES)])
 @pytest.mark.parametrize("settings", [{}, {"mask": MaskForm.OUTER_OF_TANH}, {"context": Context.TASK}])
 def test_it_learns(network: str, tasks: Any, settings: dict[str, Any]) -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import tensor
-from toys import TASKS, make
 
 from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa.analysis import cosine_similarities, relatedness, task_profile
+from support.toys import TASKS, make
 
 
 @pytest.mark.parametrize("chunk", [2**24, 700])

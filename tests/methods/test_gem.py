@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from toys import KINDS, accuracy, assert_goes_on_as_without_interruption, learn, make, rival_tasks, tasks
 
 from hatrack.errors import InputError
 from hatrack.methods.gem import nonnegative_minimum, project
+from support.toys import KINDS, accuracy, assert_goes_on_as_without_interruption, learn, make, rival_tasks, tasks
 
 
 def nearest_by_trying_all(gradient: Tensor, memories: Tensor) -> Tensor:
@@ -116,6 +116,7 @@ def test_steps_go_where_no_memory_gets_worse() -> None:
     assert hurt > 0, "no gradient had to be changed, so that the test would say nothing"
 
 
+@pytest.mark.slow
 def test_gem_forgets_less() -> None:
     seen = rival_tasks()
     left = {}

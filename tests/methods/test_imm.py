@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from toys import IMAGES, SHAPE, TASKS, learn, logits, make
 
 from hatrack.methods import Setup
 from hatrack.methods.imm import IMMMean, IMMMeanSettings
 from hatrack.methods.importance import Fisher, fisher_diagonal
+from support.toys import IMAGES, SHAPE, TASKS, learn, logits, make
 
 
 def state(method: object) -> dict[str, torch.Tensor]:

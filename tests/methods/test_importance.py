@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import make, tasks_for
 
 from hatrack.backbones import AlexNet, ResNet18
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.streams import Task
+from support.toys import make, tasks_for
 
 
 def prepared(network: str) -> tuple[MultiHeadNetwork, Task]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.methods import METHODS, Batch
@@ -13,6 +12,8 @@ from hatrack.methods.masked import MaskedMethod
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.streams import Task
 from hatrack.train import TrainingSettings, fit
+from support.marks import slow_but, slow_unless
+from support.toys import QUICK, SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
 
 MULTI_HEAD = [name for name, method in METHODS.items() if issubclass(method, (MultiHeadMethod, Independent))]
 MASKED = [name for name, method in METHODS.items() if issubclass(method, MaskedMethod)]
@@ -22,7 +23,7 @@ WITH_DROPOUT = [(name, "dropout") for name in METHODS]
 WITH_NORM = [(name, "plain" if name in WITHOUT_NORMS else "norm") for name in METHODS]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but(QUICK, METHODS))
 def test_what_is_saved_is_what_was_learned(name: str, tmp_path: Path) -> None:
     method = make(name, "shallow")
     learn(method, TASKS[:2], epochs=15)
@@ -62,6 +63,7 @@ def test_an_unknown_task_is_named(name: str) -> None:
         method.predict(torch.zeros(2, *SHAPE), "frist")
 
 
+@pytest.mark.slow
 def test_hat_and_joint_know_the_first_task_after_the_third_and_sgd_does_not() -> None:
     after = {}
     for name in ("hat", "sgd", "joint"):
@@ -143,7 +145,10 @@ def test_every_method_says_what_it_is_and_where_it_is_from(name: str) -> None:
     assert method.source
 
 
-@pytest.mark.parametrize(("name", "network"), [*WITH_DROPOUT, *WITH_NORM])
+@pytest.mark.parametrize(
+    ("name", "network"),
+    slow_unless(lambda name, network: name in QUICK and network == "dropout", [*WITH_DROPOUT, *WITH_NORM]),
+)
 def test_an_interruption_between_tasks_changes_nothing(name: str, network: str, tmp_path: Path) -> None:
     tasks = tasks_for(network)
     straight = make(name, network)
@@ -174,6 +179,7 @@ def test_the_first_task_is_that_of_fine_tuning(name: str, network: str) -> None:
     assert torch.equal(logits(method, tasks[0]), logits(sgd, tasks[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in (*MULTI_HEAD, *MASKED) if n not in ("cab", "independent", "dwa")])
 def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     tasks = tasks_for("vit")
@@ -200,6 +206,7 @@ def test_a_grid_is_about_settings_and_holds_their_defaults(name: str) -> None:
         assert len(set(values)) == len(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKED)
 def test_training_moves_no_other_buffers_than_those_it_keeps_of_the_best_epoch(name: str) -> None:
     method = make(name, "norm")

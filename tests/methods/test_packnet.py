@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toys import (
+
+from hatrack.backbones import AlexNet, ResNet18, ViT
+from hatrack.errors import InputError
+from hatrack.masks import Magnitude
+from hatrack.methods import Setup
+from hatrack.methods.packnet import PackNet, PackNetSettings
+from hatrack.streams import Task
+from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
     assert_goes_on_as_without_interruption,
@@ -15,13 +22,6 @@ from toys import (
     make,
     tasks,
 )
-
-from hatrack.backbones import AlexNet, ResNet18, ViT
-from hatrack.errors import InputError
-from hatrack.masks import Magnitude
-from hatrack.methods import Setup
-from hatrack.methods.packnet import PackNet, PackNetSettings
-from hatrack.streams import Task
 
 
 @KINDS
@@ -118,6 +118,7 @@ def test_a_third_of_the_epochs_retrains(epochs: int, phases: tuple[int, int]) ->
     assert tuple(make("packnet").phases(epochs)) == phases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [

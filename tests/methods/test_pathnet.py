@@ -5,19 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pnn import MIXTURE, setup_of
 from torch import Tensor, nn
-from toys import (
-    EVERY_OPTIMIZER,
-    KINDS,
-    SHAPES,
-    assert_goes_on_as_without_interruption,
-    assert_nothing_forgotten,
-    learn,
-    logits,
-    make,
-    tasks,
-)
 
 from hatrack.backbones import build_reproducibly
 from hatrack.errors import CheckpointError, InputError
@@ -26,6 +14,19 @@ from hatrack.methods import METHODS, Setup
 from hatrack.methods.narrow import sections_of
 from hatrack.methods.pathnet import PathNet, growth, mutated, random_genes
 from hatrack.train import EpochDone
+from support.toys import (
+    EVERY_OPTIMIZER,
+    KINDS,
+    MIXTURE,
+    SHAPES,
+    assert_goes_on_as_without_interruption,
+    assert_nothing_forgotten,
+    learn,
+    logits,
+    make,
+    setup_of,
+    tasks,
+)
 
 SMALL = {"modules": 4, "active": 2, "generations": 2, "module_width": 0.5}
 

@@ -5,9 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toys import (
+
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.backbones import narrow_builder
+from hatrack.experiments.settings import NetworkSettings
+from hatrack.methods import METHODS, Batch, Setup
+from hatrack.methods.narrow import expected_classes, matching_share, sections_of
+from hatrack.methods.pnn import NarrowColumn
+from hatrack.streams import seeded_generator
+from hatrack.support.heads import linear_head
+from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
+    MIXTURE,
     SHAPES,
     assert_goes_on_as_without_interruption,
     assert_nothing_forgotten,
@@ -15,26 +25,9 @@ from toys import (
     logits,
     make,
     setup,
+    setup_of,
     tasks,
 )
-
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.backbones import build_backbone, narrow_builder
-from hatrack.experiments.settings import NetworkSettings
-from hatrack.methods import METHODS, Batch, Setup
-from hatrack.methods.narrow import expected_classes, matching_share, sections_of
-from hatrack.methods.pnn import NarrowColumn
-from hatrack.streams import seeded_generator
-from hatrack.support.heads import linear_head
-
-MIXTURE = (10, 100, 10, 10, 10, 43, 100, 10)
-"""Numbers of classes of the HAT paper's eight data sets."""
-
-
-def setup_of(network: str, shape: tuple[int, ...], classes: tuple[int, ...] = ()) -> Setup:
-    settings = NetworkSettings(network=network)
-    narrow = narrow_builder(settings, shape)
-    return Setup(lambda: build_backbone(settings, shape, 0), shape, 0, torch.device("cpu"), narrow, classes)
 
 
 @KINDS
@@ -43,6 +36,7 @@ def test_earlier_tasks_keep_every_bit(kind: str, optimizer: str) -> None:
     assert_nothing_forgotten(make("pnn", kind, column_width=0.5), kind, optimizer)
 
 
+@pytest.mark.slow
 @KINDS
 def test_it_goes_on_after_loading_as_if_nothing_had_happened(kind: str, tmp_path: Path) -> None:
     straight, after = assert_goes_on_as_without_interruption("pnn", kind, tmp_path)
@@ -116,6 +110,7 @@ def test_the_papers_width_is_found_for_the_mixture_on_alexnet() -> None:
     assert total == pytest.approx(7.1e6, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "shape"), [("mlp", (1, 28, 28)), ("resnet18", (3, 32, 32))])
 def test_all_columns_have_as_many_parameters_as_the_network(network: str, shape: tuple[int, ...]) -> None:
     start = setup_of(network, shape, (10,) * 5)
@@ -126,6 +121,7 @@ def test_all_columns_have_as_many_parameters_as_the_network(network: str, shape:
     assert total == pytest.approx(sum(p.numel() for p in start.build_backbone().parameters()), rel=0.05)
 
 
+@pytest.mark.slow
 def test_more_tasks_make_narrower_columns() -> None:
     widths = [make("pnn", expected_tasks=number).width for number in (1, 2, 4)]
     assert widths == sorted(widths, reverse=True)

@@ -7,11 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import KINDS, accuracy, assert_goes_on_as_without_interruption, learn, logits, make, rival_tasks, tasks
 
 from hatrack.errors import InputError
 from hatrack.methods import Batch
 from hatrack.methods.memory import Reservoir
+from support.toys import (
+    KINDS,
+    accuracy,
+    assert_goes_on_as_without_interruption,
+    learn,
+    logits,
+    make,
+    rival_tasks,
+    tasks,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -76,6 +85,7 @@ def test_it_goes_on_after_loading_as_if_nothing_had_happened(name: str, kind: st
         assert len(rows) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["er", "derpp"])
 def test_rehearsal_forgets_less(name: str) -> None:
     seen = rival_tasks()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import accuracy, learn, logits
 
 from hatrack.backbones import ResNet18, build_reproducibly
 from hatrack.methods import METHODS, Setup
 from hatrack.streams import Task
+from support.toys import accuracy, learn, logits
 
 SHAPE = (1, 8, 8)
 SETTINGS = {"pnn": {"column_width": 0.5}, "pathnet": {"modules": 4, "active": 2, "generations": 2, "module_width": 0.5}}
@@ -28,6 +28,7 @@ def narrow(share: float, seed: int) -> nn.Module:
     return build_reproducibly(lambda: ResNet18(SHAPE, width=max(1, round(4 * share))), seed, xavier=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["packnet", "pnn", "pathnet"])
 def test_two_tasks_are_learned_and_the_first_is_kept_to_the_bit(name: str) -> None:
     method_type, seen = METHODS[name], [patterns("first", 0), patterns("second", 1)]

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import torch
-from toys import IMAGES, TASKS, learn, logits, make
+
+from support.toys import IMAGES, TASKS, learn, logits, make
 
 
 def test_frozen_keeps_everything_but_new_heads() -> None:

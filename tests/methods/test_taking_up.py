@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from toys import make, tasks
 
 from hatrack.methods import METHODS, Method
 from hatrack.methods.masked import Room
 from hatrack.train import EpochDone, Training, TrainingSettings, loop
 from hatrack.train.state import TrainingState
+from support.marks import slow_but
+from support.toys import QUICK, make, tasks
 
 SETTINGS: dict[str, dict[str, Any]] = {"pathnet": {"generations": 2}, "er": {"memory": 20}, "derpp": {"memory": 20}}
 WITH_NORMS = [name for name, method in METHODS.items() if method.trains and name not in ("cab", "dwa")]
@@ -70,16 +71,18 @@ def assert_same_bits(name: str, kind: str, folder: Path, **settings: Any) -> Non
         assert everything(again, folder / "again.hat") == whole, f"after epoch {made}"
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
+@pytest.mark.parametrize("name", slow_but(QUICK, [name for name, method in METHODS.items() if method.trains]))
 def test_going_on_after_any_epoch_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     assert_same_bits(name, "mlp", tmp_path)
 
 
-@pytest.mark.parametrize("name", WITH_NORMS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", slow_but(["hat"], WITH_NORMS))
 def test_going_on_with_batch_norms_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     assert_same_bits(name, "norm" if name in ("pnn", "pathnet") else "conv", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"ewc": 10.0}, {"capacity": Room.GROW, "growth_threshold": 0.9}])
 def test_pmask_with_its_combinations_ends_with_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
     assert_same_bits("pmask", "conv", tmp_path, **settings)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import (
+
+import hatrack
+from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments import EXPERIMENTS
+from hatrack.methods import METHODS
+from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.train import OptimizerKind
+from support.marks import slow_but
+from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
     accuracy,
@@ -19,25 +27,19 @@ from toys import (
     tasks,
 )
 
-import hatrack
-from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments import EXPERIMENTS
-from hatrack.methods import METHODS
-from hatrack.methods.masked import WeightMaskedMethod
-from hatrack.train import OptimizerKind
-
 NAMES = [name for name, method in METHODS.items() if issubclass(method, WeightMaskedMethod)]
 EVERY_METHOD = pytest.mark.parametrize("name", NAMES)
 ADAM = {"optimizer": OptimizerKind.ADAM, "lr": 0.01}
 
 
 @EVERY_METHOD
-@KINDS
+@pytest.mark.parametrize("kind", slow_but(["mlp"], ["mlp", "conv"]))
 @EVERY_OPTIMIZER
 def test_earlier_tasks_keep_every_bit(name: str, kind: str, optimizer: str) -> None:
     assert_nothing_forgotten(make(name, kind), kind, optimizer)
 
 
+@pytest.mark.slow
 @EVERY_METHOD
 @KINDS
 def test_it_goes_on_after_loading_as_if_nothing_had_happened(name: str, kind: str, tmp_path: Path) -> None:
@@ -47,6 +49,7 @@ def test_it_goes_on_after_loading_as_if_nothing_had_happened(name: str, kind: st
         assert all(torch.equal(masks[weight], mask) for weight, mask in straight.network.masks(task).items())
 
 
+@pytest.mark.slow
 @KINDS
 def test_pmask_with_ewc_goes_on_after_loading_as_if_nothing_had_happened(kind: str, tmp_path: Path) -> None:
     straight, after = assert_goes_on_as_without_interruption("pmask", kind, tmp_path, ewc=100.0)
@@ -73,6 +76,7 @@ def test_pmask_with_ewc_moves_what_earlier_tasks_use_the_less_the_stronger_it_is
     assert moved[0] > 1.5 * moved[1] > 0.0
 
 
+@pytest.mark.slow
 @EVERY_METHOD
 def test_the_first_of_three_rivals_is_still_known(name: str) -> None:
     seen = rival_tasks()

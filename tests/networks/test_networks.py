@@ -144,6 +144,7 @@ def plain_accuracy(build: Callable[[], nn.Module], task: str, epochs: int = 10) 
         return float((model.eval()(x[96:]).argmax(1) == y[96:]).float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_narrow_ones_learn_three_tasks_as_well_as_networks_of_their_own_and_forget_nothing(name: str) -> None:
     torch.manual_seed(0)

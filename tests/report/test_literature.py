@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import synthetic
 
 from hatrack.cli import main
 from hatrack.errors import InputError
@@ -17,6 +16,7 @@ from hatrack.report.runs import Runs, read_runs
 from hatrack.report.table import Row, Table
 from hatrack.streams.registry import STREAMS
 from hatrack.train import Score
+from support.synthetic import synthetic
 
 
 def learned(method: str, accuracies: tuple[float, ...], seed: int = 0, **config: object) -> RunResult:

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic import synthetic
 
 from hatrack.cli import main
 from hatrack.experiments.results import write_result
+from support.synthetic import synthetic
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from markupsafe import escape
-from synthetic import METHODS, synthetic
 
 from hatrack.cli import main
 from hatrack.experiments.results import write_result
@@ -17,6 +16,7 @@ from hatrack.methods import METHODS as METHODS_BY_NAME
 from hatrack.report import style
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
+from support.synthetic import METHODS, synthetic
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -43,6 +43,7 @@ def attribute(dom: str, name: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_large_report_opens_quickly_without_a_word_of_complaint(tmp_path: Path) -> None:
     runs = Runs.of(synthetic(method, seed, 8, epochs=50) for method in METHODS for seed in range(10))
@@ -61,6 +62,7 @@ def test_a_large_report_opens_quickly_without_a_word_of_complaint(tmp_path: Path
     assert dom.count("<path") > 4 * 13, "a line per method in every chart"
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_nothing_breaks_apart_or_sticks_out_on_a_phone(tmp_path: Path) -> None:
     """Terms stand beside what they mean, and the page is no wider than the window; what is wide scrolls by itself."""
@@ -87,6 +89,7 @@ def test_nothing_breaks_apart_or_sticks_out_on_a_phone(tmp_path: Path) -> None:
         assert "<title>pairs true 0 true</title>" in dom
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_choosing_methods_and_theme_works(tmp_path: Path) -> None:
     runs = Runs.of(synthetic(method, seed, 3) for method in ("hat", "sgd", "joint", "random") for seed in range(2))
@@ -115,6 +118,7 @@ def test_choosing_methods_and_theme_works(tmp_path: Path) -> None:
     assert "<title>3 3 0 0 1 1 dark 1</title>" in dom
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_names_from_outside_stay_text(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
@@ -148,6 +152,7 @@ class Outline(HTMLParser):
             self.unnamed.append(tag)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [("hat",), ("sgd",), METHODS])
 def test_the_page_needs_nothing_else_and_is_named_throughout(methods: tuple[str, ...]) -> None:
     page = html_report(Runs.of(synthetic(method, 0, 3) for method in methods))

@@ -41,6 +41,7 @@ def test_pictures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert all(value == pytest.approx(1.0) for (_, e), value in at.items() if e == 0.0)
 
 
+@pytest.mark.slow
 def test_sensitivity_runs_every_variant_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     command = ["analyse", "sensitivity-c", *QUICK, "-o", str(tmp_path), "--quiet"]
     assert main(command) == 0
@@ -59,6 +60,7 @@ def test_runs_of_a_study_have_folders_of_their_own(name: str, tmp_path: Path) ->
     assert all(request.overrides["epochs"] == 2 for request in wanted)
 
 
+@pytest.mark.slow
 def test_a_study_of_input_features_needs_gates_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = ["--set", "epochs=1", "--set", "limit=10", "--set", "num_tasks=1", "--set", "network=alexnet"]
     assert main(["analyse", "weight-masks", *tiny, "-o", str(tmp_path), "--quiet"]) == 2

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import METHODS, synthetic
 
 from hatrack.cli import main
 from hatrack.errors import InputError
@@ -23,6 +22,7 @@ from hatrack.report.table import Row, Table
 from hatrack.report.verdict import differences, timing, verdict
 from hatrack.report.writers import WRITERS, to_csv, to_json, to_latex, to_markdown
 from hatrack.train import Score
+from support.synthetic import METHODS, synthetic
 
 
 def by_hand(method: str, rows: list[list[float]], seed: int = 0) -> RunResult:

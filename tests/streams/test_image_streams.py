@@ -374,6 +374,7 @@ def test_cifar_streams(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert seen == sorted(DATASETS[name].class_names)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_split_cifar10_of_the_full_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots = [Path(root) for root in (os.environ.get("HATRACK_DATA"), Path(__file__).parents[3] / "shared/data") if root]
@@ -390,6 +391,7 @@ def test_split_cifar10_of_the_full_set(tmp_path: Path, monkeypatch: pytest.Monke
     assert abs(x.mean()) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "names", "sizes"),

@@ -15,7 +15,7 @@ from hatrack.errors import DataError, InputError
 from hatrack.streams import OwnTask, StreamOptions, Task, own_stream
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.samples import fitted
-from own_sources import PICTURES, RANDOM, archive, built, from_toml, pictures
+from support.own_sources import PICTURES, RANDOM, archive, built, from_toml, pictures
 
 
 def test_folder_with_training_and_test_pictures(tmp_path: Path) -> None:

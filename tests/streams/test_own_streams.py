@@ -16,7 +16,7 @@ from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.labels import order_of
 from hatrack.streams.own.tables import CsvFormat
-from own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, pictures
+from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, pictures
 
 
 def test_archive_of_numbers_is_standardised_feature_by_feature(tmp_path: Path) -> None:

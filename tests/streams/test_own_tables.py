@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hatrack.errors import DataError, HatrackError, InputError
-from own_sources import ROWS, TABLE, archive, built, from_toml
+from support.own_sources import ROWS, TABLE, archive, built, from_toml
 
 
 def test_table_is_standardised_on_its_training_rows(tmp_path: Path) -> None:

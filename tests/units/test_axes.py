@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, units
-from helpers import assert_poison_harmless
+from support.helpers import assert_poison_harmless
 
 WIDTH, HEADS = 12, 2
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import hatrack
 from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, units
 from hatrack.units import Role
-from helpers import assert_poison_harmless, learn, logits
+from support.helpers import assert_poison_harmless, learn, logits
 
 SEQUENCE = (4, 6)
 

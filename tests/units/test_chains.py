@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError
 from hatrack.units import Role, UnitGraph, analyze
 from hatrack.units.rules import mixing
-from helpers import NETS, Residual, attach, open_task
+from support.helpers import NETS, Residual, attach, open_task
 
 
 def sizes(graph: UnitGraph) -> dict[str, int]:

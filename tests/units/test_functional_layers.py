@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from hatrack import HATNetwork, UnsupportedError
-from helpers import assert_poison_harmless
+from support.helpers import assert_poison_harmless
 
 
 class Function(nn.Module):

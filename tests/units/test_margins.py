@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hatrack import HATNetwork, UnsupportedError
 from hatrack.units import Role
-from helpers import assert_poison_harmless
+from support.helpers import assert_poison_harmless
 
 
 class Model(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, UnsupportedError
-from helpers import assert_poison_harmless
+from support.helpers import assert_poison_harmless
 
 
 class Model(nn.Module):

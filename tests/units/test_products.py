@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, UnsupportedError
-from helpers import assert_poison_harmless
+from support.helpers import assert_poison_harmless
 
 WIDTH, TOKENS = 12, 3
 

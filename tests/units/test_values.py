@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import HATNetwork, UnsupportedError, units
-from helpers import assert_poison_harmless
+from support.helpers import assert_poison_harmless
 
 WIDTH = 24
 

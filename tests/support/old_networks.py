@@ -1,6 +1,6 @@
 """The networks of ``tests/fixtures``: how they are built, trained and asked, by old code and by this.
 
-``python tests/files/old_networks.py FOLDER`` writes them and what they say; see the README in each folder there.
+``python tests/support/old_networks.py FOLDER`` writes them and what they say; see the README in each folder there.
 """
 
 from __future__ import annotations

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.backbones import MLP, ViT, build_reproducibly
+from hatrack.experiments.backbones import build_backbone, narrow_builder
+from hatrack.experiments.settings import NetworkSettings
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.streams import Task
 from hatrack.train import OptimizerKind, TrainingSettings, fit
+
+QUICK = ("hat", "pmask", "sgd", "random", "independent")
+"""Methods that a quick run tries everything with."""
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {},
@@ -75,6 +80,9 @@ NETWORKS: dict[str, tuple[Callable[[float, float], nn.Module], tuple[int, ...]]]
 }
 """How to build a network with a share of its units and some dropout, and what it takes."""
 
+MIXTURE = (10, 100, 10, 10, 10, 43, 100, 10)
+"""Numbers of classes of the HAT paper's eight data sets."""
+
 SHAPES = {kind: shape for kind, (_, shape) in NETWORKS.items()}
 
 
@@ -86,6 +94,13 @@ def setup(kind: str = "mlp", dropout: float = 0.1, seed: int = 0) -> Setup:
         return build_reproducibly(lambda: build(share, dropout), weights, xavier=True)
 
     return Setup(lambda: build_narrow(1.0, seed), shape, seed, torch.device("cpu"), build_narrow)
+
+
+def setup_of(network: str, shape: tuple[int, ...], classes: tuple[int, ...] = ()) -> Setup:
+    """The setup of a method on one of the backbones that runs name."""
+    settings = NetworkSettings(network=network)
+    narrow = narrow_builder(settings, shape)
+    return Setup(lambda: build_backbone(settings, shape, 0), shape, 0, torch.device("cpu"), narrow, classes)
 
 
 def make(name: str, kind: str = "mlp", *, dropout: float = 0.1, **settings: Any) -> Any:

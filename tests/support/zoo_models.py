@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from zoo import IMAGE, Architecture, pooled
+from support.zoo import IMAGE, Architecture, pooled
 
 
 def drop_path(x: Tensor, share: float, training: bool) -> Tensor:

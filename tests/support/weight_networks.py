@@ -17,7 +17,7 @@ from hatrack import (
 )
 from hatrack.backbones import MLP, AlexNet, ResNet18, ViT
 from hatrack.masks import Embedding, Magnitude, NoWeights, Scores, Unmasked
-from helpers import CLASSES, NETS, easy_task, logits, progress, raw_logits
+from support.helpers import CLASSES, NETS, easy_task, logits, progress, raw_logits
 
 KINDS: dict[str, dict[str, Any]] = {
     "pmask": {"source": Embedding(s_max=100.0)},

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 import hatrack
 from hatrack import HATNetwork, WeightMaskedNetwork
 from hatrack.masks import Magnitude
-from weight_networks import KINDS
+from hatrack.protection.versions import VersionWatch
+from support.weight_networks import KINDS
 
 Line = tuple[str, int]
 Network = HATNetwork | WeightMaskedNetwork
@@ -286,9 +291,52 @@ def look(case: Case) -> tuple[Any, Any, Any]:
     return bits(case.net), memory(case.optimizer), logits(case.net) if attached else {}
 
 
+class StatePickler(pickle.Pickler):
+    """Writes all that can be reached from an object, what its copies leave out as well."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Return the parts of an object that pickle would not write, or not alike for equal ones."""
+        if isinstance(value, Tensor):
+            entries = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            return _parts, (type(value), str(value.dtype), value.shape, value.requires_grad, value.grad, entries)
+        if isinstance(value, torch.Generator):
+            return _parts, (torch.Generator, value.get_state())
+        if isinstance(value, VersionWatch):  # stamps are counts and addresses: what matters is whether they still agree
+            return _parts, (VersionWatch, [value.is_touched(tensor) for tensor, _ in value.plan.all()])
+        if isinstance(value, weakref.ref):
+            return _parts, (weakref.ref, value())
+        if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakSet)):
+            return _parts, (type(value), list(value.items() if isinstance(value, weakref.WeakKeyDictionary) else value))
+        if isinstance(value, Optimizer):  # whose hooks torch numbers from the start of the process on
+            numbered = {key: list(part.values()) for key, part in vars(value).items() if key.endswith("_hooks")}
+            return _parts, (type(value), {**vars(value), **numbered})
+        if isinstance(value, nn.Module) or (
+            type(value).__module__.startswith("hatrack.") and hasattr(value, "__dict__")
+        ):
+            return _parts, (type(value), vars(value))
+        return NotImplemented
+
+
+def _parts(*values: object) -> None:
+    """Stand for an object in a state, which is compared and never read."""
+
+
+def state_of(*values: object) -> bytes:
+    """Record all of some objects, so that equal records mean that they go on alike."""
+    written = io.BytesIO()
+    StatePickler(written, protocol=5).dump(values)
+    return written.getvalue()
+
+
+def is_a_mode_left_on() -> bool:
+    """Return whether torch is in another mode than at the start."""
+    stacks = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
+    return bool(stacks) or not torch.is_grad_enabled()
+
+
 def fault_of(case: Case, operation: str, looks: Looks) -> str | None:
-    """Describe a fault of a network whose operation was interrupted; None if there is none."""
-    if not torch.is_grad_enabled() or torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+    """Describe a fault of a network whose operation was interrupted; None if there is none. The network goes on."""
+    if is_a_mode_left_on():
         torch.set_grad_enabled(True)
         return "a mode of torch is left on"
     now = look(case)
@@ -329,14 +377,29 @@ def looks_of(kind: str, operation: str) -> tuple[Case, list[Point], Looks]:
 
 
 def faults(kind: str, operation: str, most: int | None = None) -> tuple[int, dict[str, str]]:
-    """Interrupt an operation; returns at how many points, and what went wrong, by point."""
+    """Interrupt an operation; returns at how many points, and what went wrong, by point.
+
+    Points that leave equal states behind are judged together, by one network that goes on.
+    """
     case, points, looks = looks_of(kind, operation)
-    found = {}
     points = points if most is None else chosen(points, most)
+    act = OPERATIONS[operation][1]
+    judged: dict[bytes, str | None] = {}
+    found = {}
+    twin = case.copy()
+    before = state_of(twin.net, twin.optimizer)
     for point in points:
-        twin = case.copy()
-        interrupt(lambda twin=twin: OPERATIONS[operation][1](twin), point)
-        fault = fault_of(twin, operation, looks)
+        interrupt(lambda twin=twin: act(twin), point)
+        mode = is_a_mode_left_on()
+        after = state_of(twin.net, twin.optimizer)
+        if mode or after not in judged:
+            fault = fault_of(twin, operation, looks)
+            if not mode:
+                judged[after] = fault
+            twin = case.copy()
+        else:
+            fault = judged[after]
+            twin = twin if after == before else case.copy()
         if fault is not None:
             found[str(point)] = fault
     return len(points), found
@@ -346,13 +409,21 @@ def faults_of_construction(kind: str, most: int | None = None) -> tuple[int, dic
     """The same for the constructor."""
     build(kind)  # some lines run once per process
     points = points_of(lambda: build(kind))
+    judged: dict[bytes, str | None] = {}
     found = {}
     points = points if most is None else chosen(points, most)
     for point in points:
         inside = backbone()
         before = bits(inside)
         interrupt(lambda inside=inside: build(kind, inside), point)
-        fault = fault_of_construction(kind, inside, before)
+        mode = is_a_mode_left_on()
+        after = state_of(inside)
+        if mode or after not in judged:
+            fault = fault_of_construction(kind, inside, before)
+            if not mode:
+                judged[after] = fault
+        else:
+            fault = judged[after]
         if fault is not None:
             found[str(point)] = fault
     return len(points), found
@@ -360,7 +431,7 @@ def faults_of_construction(kind: str, most: int | None = None) -> tuple[int, dic
 
 def fault_of_construction(kind: str, inside: nn.Module, before: dict[str, Any]) -> str | None:
     """Describe a fault of a backbone whose network was interrupted; None if there is none."""
-    if not torch.is_grad_enabled() or torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+    if is_a_mode_left_on():
         torch.set_grad_enabled(True)
         return "a mode of torch is left on"
     now = bits(inside)

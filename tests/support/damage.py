@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from formats import npz, ppm, svhn_file, table
-from miniatures import TEN, arrays_of, binary_files, picture, python_files, tar_gz, zipped
 from torch import nn
 
 import hatrack
@@ -37,7 +35,9 @@ from hatrack.experiments.results import write_result
 from hatrack.streams.own.files import OwnTask, read_own_task
 from hatrack.streams.own.samples import as_splits
 from hatrack.streams.own.tables import CsvFormat
-from records import of_a_run
+from support.formats import npz, ppm, svhn_file, table
+from support.miniatures import TEN, arrays_of, binary_files, picture, python_files, tar_gz, zipped
+from support.records import of_a_run
 
 FOLDER = Path(tempfile.mkdtemp(prefix="hatrack-damage-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 GENERATOR = torch.Generator().manual_seed(0)

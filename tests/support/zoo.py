@@ -337,3 +337,6 @@ ZOO = {
     ),
     "words": Architecture(Words, None),
 }
+
+QUICK = ("resnet-basic", "densenet", "vit-module", "gated-linear", "tied-weights", "words")
+"""Architectures that a quick run has, too."""

@@ -9,12 +9,12 @@ from hatrack import (
     HATNetwork,
 )
 from hatrack.backbones import MLP
-from helpers import (
+from support.helpers import (
     NETS,
     attach,
     logits,
 )
-from zoo import ZOO
+from support.zoo import ZOO
 
 ROUNDING = 1e-6
 """How far old outputs may be from what they were, of their scale: kernels sum in another order for another shape."""

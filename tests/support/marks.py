@@ -1,0 +1,27 @@
+"""Marks of cases that a quick run can do without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_unless(quick: Callable[..., bool], cases: Iterable[Any]) -> list[Any]:
+    """Mark cases of a parametrized test as slow, all but those that a quick run has, too.
+
+    Args:
+        quick: says of a case, given its values one by one, whether a quick run has it.
+        cases: values of one parameter, or tuples of values of several.
+    """
+    marked = []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        marked.append(case if quick(*values) else pytest.param(*values, marks=pytest.mark.slow))
+    return marked
+
+
+def slow_but(kept: Iterable[str], cases: Iterable[str]) -> list[Any]:
+    """Mark all names as slow but some."""
+    return slow_unless(set(kept).__contains__, cases)
