@@ -105,7 +105,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import hatrack.storage.atomic
 from hatrack import Learner
 from support.helpers import NETS
