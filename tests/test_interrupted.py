@@ -15,6 +15,7 @@ from hatrack.norm import copy_of_norm
 from hatrack.undo import Snapshot
 from support.interrupting import (
     EVERY_KIND,
+    Case,
     backbone,
     bits,
     build,
@@ -28,6 +29,7 @@ from support.interrupting import (
     points_of,
     same,
     samples,
+    state_of,
 )
 from support.marks import slow_but, slow_unless
 
@@ -64,6 +66,29 @@ def test_without_undoing_interrupts_do_harm_so_that_these_tests_say_something(
     assert faults(kind, "consolidate", POINTS)[1]
     if kind == "hat":
         assert faults_of_construction(kind, POINTS)[1]
+
+
+@pytest.mark.parametrize("kind", ["hat", "packnet"])
+def test_states_are_told_apart_by_all_that_a_network_remembers(kind: str) -> None:
+    case = Case(learned(kind))
+    case.optimizer = open_and_train(case.net, "new")
+    twin = case.copy()
+    before = state_of(twin.net, twin.optimizer)
+    assert state_of(*vars(case.copy()).values()) == state_of(*vars(twin).values())
+    changes = [
+        lambda twin: next(twin.net.backbone.parameters()).data.view(-1)[0].mul_(2.0),
+        lambda twin: setattr(next(twin.net.backbone.parameters()), "grad", None),
+        lambda twin: setattr(twin.net._guard, "count", twin.net._guard.count + 1),
+        lambda twin: twin.net._guard._stepping.add(twin.optimizer),
+        lambda twin: twin.net.backbone.register_forward_hook(print),
+        lambda twin: twin.optimizer.state.clear(),
+        lambda twin: twin.optimizer._optimizer_step_post_hooks.clear(),
+        lambda twin: twin.net.eval(),
+    ]
+    for number, change in enumerate(changes):
+        twin = case.copy()
+        change(twin)  # type: ignore[no-untyped-call]
+        assert state_of(twin.net, twin.optimizer) != before, number
 
 
 def test_copying_a_norm_never_touches_it() -> None:
