@@ -157,28 +157,30 @@ def test_list(what: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the demo has kept its two runs in."""
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The folder that the demo has kept its two runs in, and the seconds that it took."""
     out = tmp_path_factory.mktemp("demo")
     start = time.perf_counter()
     shown = hatrack("demo", "--out", str(out))
-    assert time.perf_counter() - start < 60
+    seconds = time.perf_counter() - start
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.count("accuracy in %") == 2
-    return out
+    return out, seconds
 
 
 @pytest.mark.slow
-def test_demo_shows_forgetting_and_its_cure(demo: Path) -> None:
-    figures = {method: json.loads((demo / method / "run.json").read_text())["metrics"] for method in ("sgd", "hat")}
+def test_demo_shows_forgetting_and_its_cure(demo: tuple[Path, float]) -> None:
+    folder, seconds = demo
+    assert seconds < 60
+    figures = {method: json.loads((folder / method / "run.json").read_text())["metrics"] for method in ("sgd", "hat")}
     assert figures["hat"]["forgetting"] == 0.0
     assert figures["sgd"]["forgetting"] > 0.05
     assert figures["hat"]["average_accuracy"] > 0.95
 
 
 @pytest.mark.slow
-def test_the_demo_takes_up_its_own_folder_with_other_threads(demo: Path, tmp_path: Path) -> None:
-    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+def test_the_demo_takes_up_its_own_folder_with_other_threads(demo: tuple[Path, float], tmp_path: Path) -> None:
+    shutil.copytree(demo[0], tmp_path, dirs_exist_ok=True)
     again = hatrack("demo", "--out", str(tmp_path), OMP_NUM_THREADS="2")
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout.count("is finished; nothing to do") == 2

@@ -15,6 +15,7 @@ from hatrack.gating.norms import copy_of_norm
 from hatrack.state.undo import Snapshot
 from support.interrupting import (
     EVERY_KIND,
+    Case,
     backbone,
     bits,
     build,
@@ -28,6 +29,7 @@ from support.interrupting import (
     points_of,
     same,
     samples,
+    state_of,
 )
 from support.marks import slow_but, slow_unless
 
@@ -98,6 +100,29 @@ def test_without_undoing_interrupts_do_harm_so_that_these_tests_say_something(
         assert faults_of_construction(kind, POINTS)[1]
 
 
+@pytest.mark.parametrize("kind", ["hat", "packnet"])
+def test_states_are_told_apart_by_all_that_a_network_remembers(kind: str) -> None:
+    case = Case(learned(kind))
+    case.optimizer = open_and_train(case.net, "new")
+    twin = case.copy()
+    before = state_of(twin.net, twin.optimizer)
+    assert state_of(*vars(case.copy()).values()) == state_of(*vars(twin).values())
+    changes = [
+        lambda twin: next(twin.net.backbone.parameters()).data.view(-1)[0].mul_(2.0),
+        lambda twin: setattr(next(twin.net.backbone.parameters()), "grad", None),
+        lambda twin: setattr(twin.net._guard, "count", twin.net._guard.count + 1),
+        lambda twin: twin.net._guard._stepping.add(twin.optimizer),
+        lambda twin: twin.net.backbone.register_forward_hook(print),
+        lambda twin: twin.optimizer.state.clear(),
+        lambda twin: twin.optimizer._optimizer_step_post_hooks.clear(),
+        lambda twin: twin.net.eval(),
+    ]
+    for number, change in enumerate(changes):
+        twin = case.copy()
+        change(twin)  # type: ignore[no-untyped-call]
+        assert state_of(twin.net, twin.optimizer) != before, number
+
+
 def test_copying_a_norm_never_touches_it() -> None:
     net = build("hat")
     norm = net.backbone.get_submodule("1")
@@ -147,7 +172,6 @@ def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
 # --------------------------------------------------------------------------------------------- networks that are gone
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_a_backbone_whose_network_is_gone_can_be_attached_again(kind: str) -> None:
     inside = backbone()
@@ -160,7 +184,6 @@ def test_a_backbone_whose_network_is_gone_can_be_attached_again(kind: str) -> No
     assert fault_of_construction(kind, inside, before) is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_a_part_of_a_larger_backbone_whose_network_is_gone_is_freed(kind: str) -> None:
     inside = nn.Sequential(backbone(), nn.Linear(6, 5), nn.ReLU())
@@ -168,7 +191,6 @@ def test_a_part_of_a_larger_backbone_whose_network_is_gone_is_freed(kind: str) -
     assert build(kind, inside).example_shape == (2, 4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_the_backbone_of_a_copy_is_the_copys(kind: str, how: str) -> None:
@@ -196,7 +218,6 @@ def look_at(net: HATNetwork | WeightMaskedNetwork) -> dict[str, torch.Tensor]:
         return {name: net(samples()[0], name) for name in net.task_names}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_the_backbone_alone_copied_counts_as_inside(kind: str) -> None:
     net = build(kind)
