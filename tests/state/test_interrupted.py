@@ -110,8 +110,8 @@ def test_states_are_told_apart_by_all_that_a_network_remembers(kind: str) -> Non
     changes = [
         lambda twin: next(twin.net.backbone.parameters()).data.view(-1)[0].mul_(2.0),
         lambda twin: setattr(next(twin.net.backbone.parameters()), "grad", None),
-        lambda twin: setattr(twin.net._guard, "count", twin.net._guard.count + 1),
-        lambda twin: twin.net._guard._stepping.add(twin.optimizer),
+        lambda twin: setattr(twin.net.protection.hooks, "count", twin.net.protection.hooks.count + 1),
+        lambda twin: twin.net.protection.hooks._stepping.add(twin.optimizer),
         lambda twin: twin.net.backbone.register_forward_hook(print),
         lambda twin: twin.optimizer.state.clear(),
         lambda twin: twin.optimizer._optimizer_step_post_hooks.clear(),
