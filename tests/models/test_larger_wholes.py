@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hatrack import GuaranteeError, HATNetwork, InputError, WeightMaskedNetwork
+from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
 from support.changing_networks import KINDS as MASKED
 from support.changing_networks import Mixing, learn_batch, never
 from support.helpers import attach, learn, logits, loss_of, open_task
@@ -183,3 +183,10 @@ def test_a_state_with_other_tasks_says_so(kind: Any) -> None:
     nets[1].consolidate("b")
     with pytest.raises(InputError, match=r"consolidated tasks \['a'\].*\['b'\].*add the same tasks first"):
         nets[1].load_state_dict(nets[0].state_dict())
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: nn.Sequential(nn.Identity(), net)])
+def test_replicas_that_would_share_gates_are_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = HATNetwork(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), torch.zeros(2, 4))
+    with pytest.raises(UnsupportedError, match="DistributedDataParallel"):
+        _ = [part._replicate_for_data_parallel() for part in wrap(net).modules()]  # as torch.nn.parallel.replicate does

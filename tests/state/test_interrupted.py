@@ -157,16 +157,22 @@ def test_a_rule_that_fails_leaves_no_hooks() -> None:
     HATNetwork(inside, torch.zeros(2, 4))
 
 
-def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
-    net = learned("hat")
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_state_dict_that_does_not_fit_changes_nothing(kind: str, missing: bool) -> None:
+    net = learned(kind)
+    said = look_at(net)
     before = bits(net)
     state = copy.deepcopy(net.state_dict())
     state["backbone.0.weight"] += 1.0
-    del state["backbone.0.bias"]
+    if missing:
+        del state["backbone.0.bias"]
     with pytest.raises((RuntimeError, GuaranteeError), match=r"Missing key|protected entries have moved"):
         net.load_state_dict(state)
     assert same(bits(net), before)
+    assert same(look_at(net), said)
     net.check()
+    net.restore()
 
 
 # --------------------------------------------------------------------------------------------- networks that are gone

@@ -106,12 +106,21 @@ def backbone() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
 
 
+class OwnHATNetwork(HATNetwork):
+    """A user's own kind of network: what is taken back must not depend on where its class is written."""
+
+
+class OwnWeightMaskedNetwork(WeightMaskedNetwork):
+    """Likewise, of masks of weights."""
+
+
 def build(kind: str, inside: nn.Module | None = None) -> Network:
     """A small network of a kind: ``hat``, or one of the kinds of masks of weights."""
     inside = backbone() if inside is None else inside
     if kind == "hat":
-        return HATNetwork(inside, torch.zeros(2, 4), s_max=50.0)
-    return WeightMaskedNetwork(inside, torch.zeros(2, 4), **KINDS[kind])
+        return OwnHATNetwork(inside, torch.zeros(2, 4), s_max=50.0)
+    of_kind = OwnWeightMaskedNetwork if kind == "wsn" else WeightMaskedNetwork
+    return of_kind(inside, torch.zeros(2, 4), **KINDS[kind])
 
 
 def samples(seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -513,6 +513,17 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         }
         return Checkpoint(tensors, {**description, "computed_anew": sorted(left_out)})
 
+    def _replicate_for_data_parallel(self) -> MaskedNetwork[StateT]:
+        """Refuse replicas, which would compute with the original's gates and masks.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            "torch.nn.DataParallel makes replicas that share gates and masks; use "
+            "torch.nn.parallel.DistributedDataParallel, one process per device"
+        )
+
     @all_or_nothing()
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Move or convert the network (``to``, ``cuda``, ``half``), and take the protection along.

@@ -110,7 +110,7 @@ class Snapshot:
     def _record_module(self, module: nn.Module) -> None:
         if id(module) in self._seen:
             return
-        ours = type(module).__module__.startswith("hatrack.")
+        ours = any(kind.__module__.startswith("hatrack.") for kind in type(module).__mro__)  # subclasses of users, too
         self._record_table(vars(module))
         # Torch gives every module a dozen tables, nearly all of them empty; a network of many tasks has many modules.
         for name, value in vars(module).items():
