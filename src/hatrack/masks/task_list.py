@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from hatrack.errors import InputError
 from hatrack.masks.tasks import TaskState
@@ -46,6 +46,10 @@ class TaskList(nn.ModuleList, Generic[StateT]):
         """State that is not consolidated yet; None where there is none."""
         last = self.last
         return None if last is None or last.consolidated else last
+
+    def tensors(self) -> list[Tensor]:
+        """Return the buffers of all tasks, and the tensors that hold their masks."""
+        return [*self.buffers(), *(tensor for state in self for tensor in state.kept())]
 
     def named(self, name: str) -> StateT:
         """Return the state of a task.

@@ -29,6 +29,7 @@ from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
 from hatrack.recognition import Inferred, infer_task
+from hatrack.state.movement import StateOf
 from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
@@ -67,6 +68,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     ) -> None:
         super().__init__()
         _require_attachable(backbone, example_input)
+        state = StateOf(backbone)
         self.backbone = backbone
         self.tasks = TaskList()
         self.growth = growth
@@ -76,6 +78,17 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         mark(backbone, self)
         self._loading: Snapshot | None = None
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
+        if growth is not None:
+            self.masking.units_now()  # which is refused where it could never grow
+        self.renew_protection()
+        self.to(self.masking.device)
+        example_input = example_input.to(self.masking.device)
+        try:
+            self.masking.require_no_leak(example_input)
+            state.put_back()  # a value that the runs so far have left would not be seen to move
+            self.masking.find_own_state(example_input)
+        finally:
+            state.put_back()
 
     def detach(self) -> nn.Module:
         """Give the backbone back.
@@ -192,7 +205,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         return self.protection.protect(optimizer)
 
-    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
+    @all_or_nothing(lambda net: net.tasks.tensors())
     def consolidate(self, name: str) -> None:
         """End the training of a task: its mask becomes final, and all that it relies on is frozen from now on.
 
@@ -209,7 +222,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.check()
         self.protection.require_finite()
         with torch.inference_mode(False), torch.no_grad():
-            self.masking.freeze_mask(state, self.protection.hooks.optimizers())
+            self.protection.hooks.remove(self.masking.freeze_mask(state))
             self.renew(all_tasks=False)
         self.protection.hooks.forget_unfinished(f"task {name!r} was consolidated")
 
@@ -567,7 +580,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
         self.protection.digests = digests
 
-    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *(t for s in net.tasks for t in s.kept())])
+    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *net.tasks.tensors()])
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hatrack.growth.initial_values import fresh_entries, measure_initial_scales
 from hatrack.growth.layers import Layer
 
-__all__ = ["Forgotten", "InitialDistribution", "entries_to_erase", "forget_in_optimizer", "report"]
+__all__ = ["Forgotten", "InitialDistribution", "entries_to_erase", "report"]
 
 
 @dataclass(frozen=True)
@@ -123,25 +122,3 @@ def report(
             anyone |= common
         kept += int(anyone.sum())
     return Forgotten(task, sum(int(where.sum()) for where in erased), kept, shared)
-
-
-def forget_in_optimizer(
-    optimizer: Optimizer, own: Sequence[nn.Parameter], erased: Mapping[nn.Parameter, Tensor]
-) -> None:
-    """Remove a task's own parameters from an optimizer, and clear its state for erased entries.
-
-    Args:
-        optimizer: the optimizer.
-        own: parameters of the task, which exist no longer.
-        erased: booleans by parameter, True for entries that were erased.
-    """
-    gone = {id(parameter) for parameter in own}
-    for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
-    for parameter in own:
-        optimizer.state.pop(parameter, None)
-    for parameter, where in erased.items():
-        memory = optimizer.state.get(parameter, {})
-        for key, value in list(memory.items()):
-            if isinstance(value, Tensor) and value.shape == where.shape:
-                memory[key] = value.masked_fill(where.to(value.device), 0.0)  # a new one, so that this can be undone

@@ -21,10 +21,10 @@ from hatrack.models import widening
 from hatrack.models.answering import ask
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.masking import Masking
+from hatrack.models.own_state import several
 from hatrack.models.taking_out import cut_units, extract
 from hatrack.models.unit_masking import GateSettings, UnitMasking
 from hatrack.protection.conditioning import UnitConditioning
-from hatrack.state.movement import StateOf
 from hatrack.state.undo import all_or_nothing, attaches_or_not
 from hatrack.support.modes import evaluation_mode
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
@@ -110,21 +110,10 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         settings = GateSettings(
             float(s_max), hard, compensation, conditioning, gate_function, regularizer, batch_norms, gate_inputs
         )
-        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
         super().__init__(
             backbone, example_input, growth, lambda tasks: UnitMasking(backbone, tasks, example_input, settings, rules)
         )
-        device = next((p.device for p in backbone.parameters()), example_input.device)
         warn_of_collapse(self.masking.graph)
-        self.renew_protection()
-        self.to(device)
-        self.masking.require_no_leak(example_input)
-        assert present is not None
-        try:
-            present.put_back()  # a value kept from the runs so far would not be seen to move
-            self.masking.find_own_state(example_input.to(device))
-        finally:
-            present.put_back()
 
     @property
     def s_max(self) -> float:
@@ -208,8 +197,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             UnsupportedError: no rule explains what the backbone does with it, or it contradicts the tasks there are.
         """
         self.masking.require_attached()
-        several = torch.cat([example_input] * 2) if len(example_input) == 1 else example_input
-        for x in (several, example_input[:1]):
+        for x in (several(example_input), example_input[:1]):
             for training, grad in ((False, False), (True, True)):
                 self.masking.calls.look_at(x, Signature.of(x, training, grad), self.masking, self.change)
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hatrack.compact import CompactNetwork
-from hatrack.errors import InputError
+from hatrack.errors import GuaranteeError, InputError
 from hatrack.growth.policy import Origin
+from hatrack.growth.tasks import Places
+from hatrack.growth.widening import Widening
 from hatrack.masks.task_list import StateT, TaskList
-from hatrack.models.own_state import OwnState
+from hatrack.models.own_state import OwnState, find_own_state
 from hatrack.protection.capacity import Capacity
-from hatrack.protection.conditioning import Damper
 from hatrack.protection.plan import ProtectionPlan
+from hatrack.protection.protection import ProtectionSource
 from hatrack.state.dependence import Copy
 from hatrack.state.movement import scratch_of
 from hatrack.state.undo_log import UndoLog
@@ -31,7 +32,7 @@ Change = Callable[[Callable[[], None]], None]
 """Calls a function that changes a masking, and renews what follows for its network; all of it happens, or nothing."""
 
 
-class Masking(nn.Module, abc.ABC, Generic[StateT]):
+class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     """Masks of a network's tasks: how they are learned, what a task computes under its mask, and what it relies on.
 
     A masking has no parameters and no persistent buffers of its own; what belongs to a task is in the task's state.
@@ -45,6 +46,7 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
         backbone: the backbone; it is a part of the network, not of the masking.
         tasks: the tasks, likewise.
         network_class: name of the class of networks with this masking, for messages.
+        cause_of_leaks: likely reasons why free entries could change outputs, for a message.
         is_attached: whether the backbone is still inside the network.
         example_shape: shape of the example input.
         example_dtype: its type.
@@ -52,7 +54,8 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
         origin: widths and initial scales of the backbone before it ever grew; None where nobody has asked yet.
     """
 
-    network_class: str
+    network_class: ClassVar[str]
+    cause_of_leaks: ClassVar[str]
     backbone: nn.Module
     tasks: TaskList[StateT]
 
@@ -104,6 +107,66 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
             return copy.features_of_random_mask(x, seed)
 
         return Copy(whole.eval()[0], ask)
+
+    # ------------------------------------------------------------------------------------------ what is tested first
+
+    @abc.abstractmethod
+    def find_leak(self, example: Tensor) -> str | None:
+        """Test with random masks whether free entries change outputs.
+
+        Args:
+            example: a batch, for its shape and type.
+
+        Returns:
+            The names of the parameters whose free entries change outputs; None if there are none.
+        """
+
+    def require_no_leak(self, example: Tensor) -> None:
+        """Check with random masks that free entries change no output.
+
+        Args:
+            example: a batch, for its shape and type.
+
+        Raises:
+            GuaranteeError: an entry that should be free changes the outputs.
+        """
+        leak = self.find_leak(example)
+        if leak is not None:
+            raise GuaranteeError(
+                f"masks do not protect this network: free entries of {leak} change the outputs of a task that does not "
+                f"use them; {self.cause_of_leaks}"
+            )
+
+    def find_own_state(self, example: Tensor) -> None:
+        """Find the buffers that every task needs copies of.
+
+        Args:
+            example: a batch of the shape that the backbone expects.
+
+        Raises:
+            UnsupportedError: other state moves, and outputs or units depend on it.
+        """
+        self.adopt(find_own_state(self, example))
+
+    def adopt(self, own_state: OwnState) -> None:
+        """Use another record of the state that runs move."""
+        self.own_state = own_state
+
+    def note_movement(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
+        """Record the state that a call of a new kind moves, if outputs are independent of it.
+
+        Args:
+            x: the batch.
+            training: whether the call is made in training mode.
+            scratch: a copy of the backbone that was run on the batch.
+            change: how to change this masking.
+
+        Raises:
+            UnsupportedError: the call moves state that outputs depend on.
+        """
+        own_state = self.own_state.beyond(self, x, training, scratch)
+        if own_state is not None:
+            change(lambda: self.adopt(own_state))
 
     # --------------------------------------------------------------------------------------------------- in a call
 
@@ -169,12 +232,11 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
         """Return the backbone's parameters that a task in training trains together with its own."""
 
     @abc.abstractmethod
-    def freeze_mask(self, state: StateT, optimizers: Sequence[Optimizer]) -> None:
+    def freeze_mask(self, state: StateT) -> Sequence[nn.Parameter]:
         """End the training of a task: give it its final mask, and freeze it.
 
-        Args:
-            state: the task in training.
-            optimizers: optimizers that must forget what the mask was learned by.
+        Returns:
+            The parameters that the mask was learned by, which the task no longer has.
         """
 
     # ----------------------------------------------------------------------------------------------- what is frozen
@@ -195,25 +257,6 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
 
     def bind(self, plan: ProtectionPlan) -> None:
         """Go by a new protection plan, for example in which gradients are computed."""
-
-    @abc.abstractmethod
-    def attention_on_parameters(self) -> Mapping[str, Tensor]:
-        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
-
-        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected.
-        """
-
-    def dampers(self) -> Mapping[str, Damper]:
-        """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
-        return {}
-
-    def rates(self) -> Tensor:
-        """Return the rates that dampers go by, a number per unit and a last one; empty where there are no dampers."""
-        return torch.empty(0)
-
-    @abc.abstractmethod
-    def bounded(self) -> Sequence[Tensor]:
-        """Return the tensors in training that are clamped to [−6, 6] after every step."""
 
     # ---------------------------------------------------------------------------------------------------- inspection
 
@@ -267,46 +310,40 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
     # ------------------------------------------------------------------------------------------------------ widening
 
     @abc.abstractmethod
-    def units_now(self) -> UnitGraph:
-        """Return the units of the backbone, as it is.
+    def analyze(self) -> UnitGraph:
+        """Find the units of the backbone as it is now.
 
         Raises:
             UnsupportedError: it does something that no rule explains.
         """
+
+    def units_now(self) -> UnitGraph:
+        """Return the units of the backbone, which are found now unless they are known.
+
+        Raises:
+            UnsupportedError: it does something that no rule explains.
+        """
+        return self.analyze()
 
     @abc.abstractmethod
     def room(self, graph: UnitGraph) -> Mapping[str, float]:
         """Return the number of free units, which need not be whole, of every group whose room is known."""
 
     @abc.abstractmethod
-    def widen(
-        self,
-        graph: UnitGraph,
-        groups: Mapping[str, int],
-        generator: torch.Generator | None,
-        log: UndoLog,
-        optimizers: Sequence[Optimizer],
-    ) -> None:
-        """Widen the backbone and all that follows.
+    def widen_tasks(self, widening: Widening, undo_log: UndoLog) -> Places:
+        """Widen what tasks own after the backbone was widened; they do not use the new units.
 
         Args:
-            graph: the units as they are.
-            groups: numbers of units to add, by group.
-            generator: draws new entries, on the CPU; torch's global one if None.
-            log: keeps the record of all changes.
-            optimizers: optimizers whose memory is widened.
+            widening: the new units, and the new places of the old ones.
+            undo_log: records all changes.
 
-        Raises:
-            InputError: one of the groups cannot be widened.
+        Returns:
+            New indices of the old entries of the tasks' widened parameters, along their first axes.
         """
 
     @abc.abstractmethod
     def fit(self, graph: UnitGraph) -> None:
         """Go by these units of the backbone from now on."""
-
-    @abc.abstractmethod
-    def find_leak(self) -> str | None:
-        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
 
     # --------------------------------------------------------------------------------------------------- being kept
 

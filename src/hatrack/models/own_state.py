@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hatrack.errors import UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.masks.tasks import TaskState
-from hatrack.state.dependence import Copy, depends_on_state
+from hatrack.state.dependence import depends_on_state
 from hatrack.state.movement import (
     Movement,
     OwnBuffers,
@@ -25,27 +25,10 @@ from hatrack.state.movement import (
 )
 from hatrack.state.tryouts import random_like
 
+if TYPE_CHECKING:
+    from hatrack.models.masking import Masking
+
 __all__ = ["OwnState", "find_own_state", "several"]
-
-
-class Host(Protocol):
-    """Masking whose backbone has state."""
-
-    backbone: nn.Module
-
-    @property
-    def per_task_modules(self) -> Sequence[str]:
-        """Names of the backbone's modules that tasks have copies of."""
-
-    @property
-    def own_state(self) -> OwnState:
-        """State that is known to move."""
-
-    def example(self) -> Tensor:
-        """Return a batch of zeros of the example input's shape and type."""
-
-    def scratch(self) -> Copy:
-        """Return a copy that may be run without a trace."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +79,7 @@ class OwnState:
         return features
 
     @torch.no_grad()
-    def beyond(self, masking: Host, x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
+    def beyond(self, masking: Masking[Any], x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
         """Return what moves once a call of a new kind is let in; None where it moves nothing that is not known yet.
 
         Args:
@@ -126,7 +109,7 @@ class OwnState:
         return OwnState(self.movement.with_those_of(moved)) if moved.attributes else None
 
 
-def find_own_state(masking: Host, example: Tensor) -> OwnState:
+def find_own_state(masking: Masking[Any], example: Tensor) -> OwnState:
     """Find the buffers that every task has to have of its own.
 
     Args:
@@ -151,7 +134,7 @@ def several(example: Tensor) -> Tensor:
 
 
 def _require_independent(
-    masking: Host, names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None
+    masking: Masking[Any], names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None
 ) -> None:
     """Check that outputs do not depend on state that all tasks share.
 

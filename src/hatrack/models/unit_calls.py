@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +12,17 @@ from torch import Tensor, nn
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
+from hatrack.models.own_state import several
 from hatrack.protection.structure import Controls
 from hatrack.state.movement import StateOf, aside
 from hatrack.state.undo import leaves_modes
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve
 from hatrack.units.signatures import CallKey, Signature, key_of
 
+if TYPE_CHECKING:
+    from hatrack.models.unit_masking import UnitMasking
+
 __all__ = ["UnitCalls"]
-
-
-class LearnsUnits(Protocol):
-    """Masking that learns from calls what its backbone does to units."""
-
-    def require_still(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
-        """Look whether a call moves state that no call so far has moved; see ``OwnState.beyond``."""
-
-    def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
-        """Go by what a labelled run has shown.
-
-        Raises:
-            UnsupportedError: it contradicts the masks of the tasks there are.
-        """
 
 
 class UnitCalls:
@@ -108,14 +98,13 @@ class UnitCalls:
         Raises:
             UnsupportedError: no rule explains what the backbone does.
         """
-        several = torch.cat([example, example]) if len(example) == 1 else example
         usual = Signature.of(example, training=False, grad=False)
         found = self.follow(Trace(), example, usual)
         followed = {usual: None}
         scratch = scratch_without_gates(self._backbone)
         present = StateOf(scratch)
         path = self._path(example, usual, scratch)
-        for x in (several, example[:1]):
+        for x in (several(example), example[:1]):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
                 signature = Signature.of(x, training, grad)
                 if signature in followed:
@@ -145,13 +134,13 @@ class UnitCalls:
 
     # ----------------------------------------------------------------------------------------------------- new calls
 
-    def admit(self, x: Tensor, training: bool, learner: LearnsUnits, change: Change) -> None:
+    def admit(self, x: Tensor, training: bool, masking: UnitMasking, change: Change) -> None:
         """Look at a call of a new signature, or with a new number of samples, before it is answered.
 
         Args:
             x: the batch.
             training: whether the network is in training mode.
-            learner: the masking that goes by what is found.
+            masking: the masking that goes by what is found.
             change: how to change it.
 
         Raises:
@@ -163,20 +152,18 @@ class UnitCalls:
             self._looked_at.clear()
             self.note_state(self._moving)
         key = key_of(x, training)
-        if key not in self._looked_at and self.look_at(x, Signature.of(x, training), learner, change):
+        if key not in self._looked_at and self.look_at(x, Signature.of(x, training), masking, change):
             self._looked_at.add(key)
 
     @leaves_modes
-    def look_at(self, x: Tensor, signature: Signature, learner: LearnsUnits, change: Change) -> bool:
+    def look_at(self, x: Tensor, signature: Signature, masking: UnitMasking, change: Change) -> bool:
         """Have it found out what a call does to units, and return whether it runs; otherwise as :meth:`admit`."""
         scratch, outside = scratch_without_gates(self._backbone), replace(signature, inference=False)
         try:
             many = self._path(x, signature, scratch)
             same = not signature.inference or many.is_same(self._path(x, outside))
         except DOES_NOT_RUN:
-            self._look_closer(
-                x, outside, outside, learner, change
-            )  # which tells whether it runs with nobody looking on
+            self._look_closer(x, outside, outside, masking, change)  # which tells whether it runs at all
             return False
         if not same:
             raise UnsupportedError(
@@ -184,7 +171,7 @@ class UnitCalls:
                 "followed there; ask under torch.no_grad()"
             )
         signature = outside
-        learner.require_still(x, signature.training, scratch, change)
+        masking.note_movement(x, signature.training, scratch, change)
         few: Path | None = many
         if len(x) > 2:
             try:
@@ -195,9 +182,9 @@ class UnitCalls:
             if self._is_way_of_another(x[:2], signature, few):
                 self.followed[signature] = None
             else:
-                self._look_closer(x[:2], signature, signature, learner, change)
+                self._look_closer(x[:2], signature, signature, masking, change)
         if few is None or not few.is_same(many):
-            self._look_closer(x, replace(signature, samples=len(x)), signature, learner, change)
+            self._look_closer(x, replace(signature, samples=len(x)), signature, masking, change)
         return True
 
     def _is_way_of_another(self, x: Tensor, signature: Signature, path: Path) -> bool:
@@ -219,12 +206,12 @@ class UnitCalls:
                     continue
         return False
 
-    def replay(self, signature: Signature, device: torch.device, learner: LearnsUnits, change: Change) -> None:
+    def replay(self, signature: Signature, device: torch.device, masking: UnitMasking, change: Change) -> None:
         """Follow a call of a signature that a file says was taught."""
-        self._look_closer(signature.example(device), signature, replace(signature, samples=2), learner, change)
+        self._look_closer(signature.example(device), signature, replace(signature, samples=2), masking, change)
 
     def _look_closer(
-        self, x: Tensor, signature: Signature, known: Signature, learner: LearnsUnits, change: Change
+        self, x: Tensor, signature: Signature, known: Signature, masking: UnitMasking, change: Change
     ) -> None:
         """Find the units of a call by a labelled run.
 
@@ -232,7 +219,7 @@ class UnitCalls:
             x: the batch.
             signature: its signature.
             known: the signature that needs no further look afterwards.
-            learner: the masking that goes by what is found.
+            masking: the masking that goes by what is found.
             change: how to change it.
 
         Raises:
@@ -248,7 +235,7 @@ class UnitCalls:
                 self._let_pass.add(known)
                 return
             raise UnsupportedError(f"{signature} cannot be used: {error}") from error
-        learner.learn(signature, sample, found, change)
+        masking.learn(signature, sample, found, change)
         self.followed[known] = None
 
     def is_of_known_shape(self, signature: Signature) -> bool:

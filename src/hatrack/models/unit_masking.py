@@ -10,25 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hatrack import functional
 from hatrack.compact import CompactNetwork
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import InputError, UnsupportedError
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.attachment import Attachment, scratch_without_gates
 from hatrack.gating.gates import groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
 from hatrack.gating.mixing import mixed_norms, mixes_samples
 from hatrack.gating.norms import BatchNorms
-from hatrack.growth.policy import Origin, free_units, widen_optimizer, widen_tasks
-from hatrack.growth.widening import widen
+from hatrack.growth.policy import Origin, free_units
+from hatrack.growth.tasks import Places, widen_unit_tasks
+from hatrack.growth.widening import Widening
 from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import UnitTask
 from hatrack.models import taking_out
-from hatrack.models.forgetting import forget_in_optimizer
 from hatrack.models.masking import Change, Masking
-from hatrack.models.own_state import OwnState, find_own_state, several
+from hatrack.models.own_state import OwnState, several
 from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.protection.conditioning import (
@@ -124,6 +123,9 @@ class UnitMasking(Masking[UnitTask]):
     """
 
     network_class = "HATNetwork"
+    cause_of_leaks = (
+        "a rule for one of its operations must be wrong, or state that runs change decides on what is computed"
+    )
 
     def __init__(
         self,
@@ -154,12 +156,8 @@ class UnitMasking(Masking[UnitTask]):
         return torch.zeros(self.graph.num_units, dtype=torch.bool, device=self.device)
 
     def find_own_state(self, example: Tensor) -> None:
-        """Find the buffers that every task has to have of its own.
-
-        Raises:
-            UnsupportedError: other state moves, and outputs or units depend on it.
-        """
-        self._adopt(find_own_state(self, example))
+        """Find the buffers that every task needs copies of; no unit may depend on them."""
+        super().find_own_state(example)
         moving = [name for name, _ in self.backbone.named_buffers() if name in self.own_state.names]
         if moving:
             x = several(example)
@@ -169,35 +167,20 @@ class UnitMasking(Masking[UnitTask]):
                     f"which units are used depends on values of {', '.join(moving)}, which runs change"
                 )
 
-    def _adopt(self, own_state: OwnState) -> None:
-        self.own_state = own_state
+    def adopt(self, own_state: OwnState) -> None:
+        """Use another record of the state that runs move."""
+        super().adopt(own_state)
         self.calls.note_state(own_state.names)
 
-    def require_no_leak(self, example: Tensor) -> None:
-        """Test free entries under random masks: the guarantee is shown, not believed.
-
-        Raises:
-            GuaranteeError: an entry that should be free changes the outputs.
-        """
-        leak = find_leak(self.attachment, self.graph, self.backbone, example)
-        if leak is not None:
-            raise GuaranteeError(
-                f"the gates do not hold on this network: free entries of {leak} change the outputs of a task that does "
-                "not use them; a rule for one of its operations must be wrong, or state that runs change decides on "
-                "what is computed"
-            )
+    def find_leak(self, example: Tensor) -> str | None:
+        """Test with random masks whether free entries change outputs, and return the names of their parameters."""
+        return find_leak(self.attachment, self.graph, self.backbone, example)
 
     # ---------------------------------------------------------------------------------------------- kinds of calls
 
     def admit(self, x: Tensor, change: Change) -> None:
         """Look at a call of a new signature, or with a new number of samples, before it is answered."""
         self.calls.admit(x, self.training, self, change)
-
-    def require_still(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
-        """Look whether a call moves state that no call so far has moved; see ``OwnState.beyond``."""
-        beyond = self.own_state.beyond(self, x, training, scratch)
-        if beyond is not None:
-            change(lambda: self._adopt(beyond))
 
     def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
         """Go by what a labelled run has shown, if masks of the tasks there are still fit.
@@ -416,7 +399,7 @@ class UnitMasking(Masking[UnitTask]):
                 self._free = (self.cumulative, free, total)
         return free, total
 
-    def freeze_mask(self, state: UnitTask, optimizers: Sequence[Optimizer]) -> None:
+    def freeze_mask(self, state: UnitTask) -> Sequence[nn.Parameter]:
         """End the training of a task: give it its final mask, and freeze it."""
         embedding = state.embedding
         off = [name for name in groups_switched_off(embedding.detach(), self.graph.groups) if name not in self._off]
@@ -428,8 +411,7 @@ class UnitMasking(Masking[UnitTask]):
                 stacklevel=4,
             )
         state.freeze_mask(self.final_mask(state))
-        for optimizer in optimizers:
-            forget_in_optimizer(optimizer, [embedding], {})
+        return [embedding]
 
     # ----------------------------------------------------------------------------------------------- what is frozen
 
@@ -528,25 +510,12 @@ class UnitMasking(Masking[UnitTask]):
         """Return the number of free units of every group."""
         return free_units(graph, self.cumulative)
 
-    def widen(
-        self,
-        graph: UnitGraph,
-        groups: Mapping[str, int],
-        generator: torch.Generator | None,
-        log: UndoLog,
-        optimizers: Sequence[Optimizer],
-    ) -> None:
-        """Widen the backbone, what tasks own and what optimizers remember."""
-        assert self.origin is not None
-        self.attachment.detach(self.backbone)
-        scales = self.origin.initial_scales
-        widening = widen(self.backbone, graph, groups, self._units_again, scales, generator, log)
-        places = {**widening.places(), **widen_tasks(self.tasks, widening, log)}
-        for optimizer in optimizers:
-            widen_optimizer(optimizer, places, log)
-        self.fit(widening.graph)
+    def widen_tasks(self, widening: Widening, undo_log: UndoLog) -> Places:
+        """Widen masks, heads and batch norms of the tasks, which do not use the new units."""
+        return widen_unit_tasks(self.tasks, widening, undo_log)
 
-    def _units_again(self) -> UnitGraph:
+    def analyze(self) -> UnitGraph:
+        """Find the units of the backbone as it is now, for all calls that were followed so far."""
         self.calls.trace = self.calls.follow_again(self.example())
         return self.calls.resolved(self.calls.trace)
 
@@ -557,10 +526,6 @@ class UnitMasking(Masking[UnitTask]):
         self.attachment = Attachment(graph, self.backbone).to(self.device)
         self.calls.note_state(self.own_state.names)
         self.refresh()
-
-    def find_leak(self) -> str | None:
-        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
-        return find_leak(self.attachment, self.graph, self.backbone, self.example())
 
     # --------------------------------------------------------------------------------------------------- being kept
 

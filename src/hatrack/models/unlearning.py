@@ -11,7 +11,7 @@ from torch import Tensor
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
-from hatrack.models.forgetting import Forgotten, entries_to_erase, forget_in_optimizer, report
+from hatrack.models.forgetting import Forgotten, entries_to_erase, report
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -54,9 +54,8 @@ def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | 
         _erase(net, erased, rest, generator)
         masking.remove(state, rest[0] if rest and tasks[0] is state else None)
         del tasks[[*tasks].index(state)]
-        for optimizer in net.protection.hooks.optimizers():
-            where = {parameters[key]: entries for key, entries in erased.items()}
-            forget_in_optimizer(optimizer, list(state.parameters()), where)
+        erased_by_parameter = {parameters[key]: entries for key, entries in erased.items()}
+        net.protection.hooks.remove(list(state.parameters()), erased_by_parameter)
         net.renew()
     return result
 

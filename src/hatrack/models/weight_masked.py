@@ -24,7 +24,6 @@ from hatrack.masks import (
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.taking_out import extract
 from hatrack.models.weight_masking import WeightMasking
-from hatrack.state.movement import StateOf
 from hatrack.state.undo import all_or_nothing, attaches_or_not
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
@@ -92,7 +91,6 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         unmasked: Unmasked = Unmasked.PER_TASK,
         growth: Growth | None = None,
     ) -> None:
-        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
         source = Embedding() if source is None else source
         conditioning = FreeWeights() if conditioning is None else conditioning
         super().__init__(
@@ -104,18 +102,6 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             ),
         )
         self.register_module("tether", self.masking.penalty)
-        if growth is not None:
-            self.masking.units_now()  # which is refused where it could never grow
-        self.renew_protection()
-        device = self.masking.device
-        self.to(device)
-        assert present is not None
-        try:
-            self.masking.require_no_leak(example_input.to(device))
-            present.put_back()  # a value kept from the runs so far would not be seen to move
-            self.masking.find_own_state(example_input.to(device))
-        finally:
-            present.put_back()
 
     @property
     def source(self) -> MaskSource:
@@ -140,7 +126,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             name: WeightRole.MASKED if name in masked else WeightRole.PER_TASK for name, _ in self.named_parameters()
         }
 
-    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
+    @all_or_nothing(lambda net: net.tasks.tensors())
     def settle(self, name: str) -> None:
         """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
 
@@ -152,7 +138,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         state = self.tasks.named(name)
         if state.is_settled:
             raise InputError(f"the masks of task {name!r} are settled already")
-        self.masking.settle(state, self.protection.hooks.optimizers())
+        self.protection.hooks.remove(self.masking.settle(state))
 
     def penalty(self) -> Tensor:
         """Return the cost of leaving where elastic weights were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hatrack import functional
 from hatrack.compact import CompactNetwork
-from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.leak_test import find_leak_of_weights
 from hatrack.gating.norms import copy_of_norm
-from hatrack.growth.layers import Layer, Side, widened
-from hatrack.growth.policy import Origin, Places, widen_optimizer, widen_own_parts
-from hatrack.growth.widening import widen
+from hatrack.growth.layers import Layer, Side
+from hatrack.growth.policy import Origin
+from hatrack.growth.tasks import Places, widen_penalty, widen_weight_tasks
+from hatrack.growth.widening import Widening
 from hatrack.masks import (
     CostCache,
     ElasticWeights,
@@ -36,9 +36,7 @@ from hatrack.masks import (
 )
 from hatrack.masks.task_list import TaskList
 from hatrack.models import taking_out
-from hatrack.models.forgetting import forget_in_optimizer
 from hatrack.models.masking import Change, Masking
-from hatrack.models.own_state import find_own_state
 from hatrack.protection.capacity import Capacity, common_entries
 from hatrack.state.movement import aside, scratch_of
 from hatrack.state.undo_log import UndoLog
@@ -48,9 +46,6 @@ from hatrack.units import UnitGraph, analyze, stray_parameters
 from hatrack.units.signatures import CallKey, Signature, key_of
 
 __all__ = ["WeightMasking"]
-
-_Indices = Mapping[nn.Parameter, tuple[Tensor | None, ...]]
-"""New indices of the old entries of widened parameters, along their first axes."""
 
 
 class WeightMasking(Masking[WeightTask]):
@@ -78,6 +73,10 @@ class WeightMasking(Masking[WeightTask]):
     """
 
     network_class = "WeightMaskedNetwork"
+    cause_of_leaks = (
+        "a layer must be reached in a way that torch does not know of, as in a plain list of layers (use "
+        "torch.nn.ModuleList), or be compiled already"
+    )
     penalty: QuadraticPenalty | None
 
     def __init__(
@@ -117,27 +116,18 @@ class WeightMasking(Masking[WeightTask]):
         part: nn.Parameter = attrgetter(name)(self.backbone)
         return part
 
-    def find_own_state(self, example: Tensor) -> None:
-        """Find the buffers that every task has to have of its own.
+    def find_leak(self, example: Tensor) -> str | None:
+        """Test with random masks whether free entries change outputs, and return the names of their parameters."""
+        copies, norms = self.new_copies()
+        for norm in norms.values():
+            norm.eval()
 
-        Raises:
-            UnsupportedError: other state moves, and outputs depend on it.
-        """
-        self.own_state = find_own_state(self, example)
+        def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
+            passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
+            answer: Tensor = self.twin_of_backbone(passed, copies, norms)(batch)
+            return answer
 
-    def require_no_leak(self, example: Tensor) -> None:
-        """Test free entries under random masks: the guarantee is shown, not believed.
-
-        Raises:
-            GuaranteeError: an entry that should be free changes the outputs.
-        """
-        leak = self._find_leak(example)
-        if leak is not None:
-            raise GuaranteeError(
-                f"masks do not hold on this network: free entries of {leak} change the outputs of a task that does not "
-                "use them; a layer must be reached in a way that torch does not know of, as in a plain list of layers "
-                "(use torch.nn.ModuleList), or be compiled already"
-            )
+        return find_leak_of_weights(features, self.backbone, self.layout, example)
 
     # --------------------------------------------------------------------------------------------------- in a call
 
@@ -160,9 +150,7 @@ class WeightMasking(Masking[WeightTask]):
                 f"{Signature.of(x, self.training)} cannot be used: {named} would be reached past the masks, in a way "
                 "that torch does not know of, as in a list of functions (use torch.nn.ModuleList)"
             )
-        beyond = self.own_state.beyond(self, x, self.training, backbone)
-        if beyond is not None:
-            change(lambda: setattr(self, "own_state", beyond))
+        self.note_movement(x, self.training, backbone, change)
         self._seen.add(key)
 
     def features(self, x: Tensor, state: WeightTask) -> Tensor:
@@ -303,22 +291,21 @@ class WeightMasking(Masking[WeightTask]):
         ]
         return self.source.regularization(masks, self.used).to(device)
 
-    def settle(self, state: WeightTask, optimizers: Sequence[Optimizer]) -> None:
-        """Choose a task's masks for good; what they were learned by is of no use to anybody then.
+    def settle(self, state: WeightTask) -> Sequence[nn.Parameter]:
+        """Choose the final masks of a task in training, which goes on under them.
 
-        Args:
-            state: the task in training.
-            optimizers: optimizers that forget what the masks were learned by.
+        Returns:
+            The parameters that the masks were learned by, which the task no longer has.
         """
         choice = list(state.choice)
         state.settle(self.final_masks(state))
-        for optimizer in optimizers:
-            forget_in_optimizer(optimizer, choice, {})
+        return choice
 
-    def freeze_mask(self, state: WeightTask, optimizers: Sequence[Optimizer]) -> None:
+    def freeze_mask(self, state: WeightTask) -> Sequence[nn.Parameter]:
         """End the training of a task: choose its masks if they are not yet, and freeze it."""
+        removed: Sequence[nn.Parameter] = ()
         if not state.is_settled:
-            self.settle(state, optimizers)
+            removed = self.settle(state)
             masks = zip(self.layout.masked, self.settled_masks(state), strict=True)
             single = [name for name, mask in masks if int(mask.sum()) < 2 <= mask.numel()]
             if single:
@@ -328,6 +315,7 @@ class WeightMasking(Masking[WeightTask]):
                     stacklevel=4,
                 )
         state.freeze()
+        return removed
 
     # ----------------------------------------------------------------------------------------------- what is frozen
 
@@ -414,8 +402,8 @@ class WeightMasking(Masking[WeightTask]):
 
     # ------------------------------------------------------------------------------------------------------ widening
 
-    def units_now(self) -> UnitGraph:
-        """Return the units of the backbone, as it is."""
+    def analyze(self) -> UnitGraph:
+        """Find the units of the backbone as it is now."""
         graph = analyze(self.backbone, self.example(), prefix="backbone.")
         self._widths = {group.name: group.size for group in graph.groups}
         if self.origin is None:
@@ -438,74 +426,17 @@ class WeightMasking(Masking[WeightTask]):
                     free[group.name] = min(room, free.get(group.name, room))
         return free
 
-    def widen(
-        self,
-        graph: UnitGraph,
-        groups: Mapping[str, int],
-        generator: torch.Generator | None,
-        log: UndoLog,
-        optimizers: Sequence[Optimizer],
-    ) -> None:
-        """Widen the backbone, what tasks own and what optimizers remember."""
-        assert self.origin is not None
-        widening = widen(self.backbone, graph, groups, self.units_now, self.origin.initial_scales, generator, log)
-        places: _Indices = widening.places()
-        own: Places = {}
-        for state in self.tasks:
-            own = {**own, **self._widen_task(state, places, log), **widen_own_parts(state, widening, log)}
-            if state.calibration is not None:
-                features = len(widening.graph.features().units)
-                log.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
-        self._widen_penalty(places, log)
-        for optimizer in optimizers:
-            widen_optimizer(optimizer, {**places, **own}, log)
-        self.fit(widening.graph)
-
-    def _widen_task(self, state: WeightTask, places: _Indices, log: UndoLog) -> Places:
-        """Leave new weights out of masks; at new entries copies of what has no mask begin as the backbone."""
-        weights = [self.backbone.get_parameter(name) for name in self.layout.masked]
-        masks = [_grown(state.mask(index), weight, places) for index, weight in enumerate(weights)]
-        log.set_attribute(state, "shapes", tuple(weight.shape for weight in weights))
-        log.set_attribute(state, "packed", state.packed_of(masks))
-        widened_copies = {}
-        for copied, name in zip(state.copies, self.layout.copied, strict=False):  # none, if all use the first task's
-            original = self.backbone.get_parameter(name)
-            if original in places:
-                old = _grown(torch.ones_like(copied, dtype=torch.bool), original, places)
-                new = _grown(copied.data, original, places)
-                log.set_data(copied, torch.where(old, new, original.data.to(new.dtype)))
-                widened_copies[copied] = places[original]
-        return widened_copies
-
-    def _widen_penalty(self, places: _Indices, log: UndoLog) -> None:
-        """Let new weights matter to nobody."""
-        for name in () if self.penalty is None else self.layout.masked:
-            assert self.penalty is not None
-            weight = self.backbone.get_parameter(name)
-            for buffer in self.penalty.buffers_of(name):
-                log.set_attribute(self.penalty, buffer, _grown(self.penalty.get_buffer(buffer), weight, places))
+    def widen_tasks(self, widening: Widening, undo_log: UndoLog) -> Places:
+        """Widen masks, copies, heads and batch norms of the tasks, and the penalty on elastic weights."""
+        if self.penalty is not None:
+            widen_penalty(self.penalty, self.backbone, widening, undo_log)
+        return widen_weight_tasks(self.tasks, self.backbone, self.layout, widening, undo_log)
 
     def fit(self, graph: UnitGraph) -> None:
         """Go by these units of the backbone from now on."""
         self._num_features = len(graph.features().units)
         self._widths = {group.name: group.size for group in graph.groups}
         self.refresh()
-
-    def find_leak(self) -> str | None:
-        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
-        return self._find_leak(self.example())
-
-    def _find_leak(self, example: Tensor) -> str | None:
-        copies, norms = self.new_copies()
-        for norm in norms.values():
-            norm.eval()
-
-        def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
-            passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
-            answer: Tensor = self.twin_of_backbone(passed, copies, norms)(batch)
-            return answer
-
-        return find_leak_of_weights(features, self.backbone, self.layout, example)
 
     # --------------------------------------------------------------------------------------------------- being kept
 
@@ -522,11 +453,6 @@ class WeightMasking(Masking[WeightTask]):
         return (
             settings if self.origin is None else {**settings, "origin": self.origin.to_json(), "widths": self._widths}
         )
-
-
-def _grown(old: Tensor, parameter: nn.Parameter, places: _Indices) -> Tensor:
-    """Return values for the entries of a parameter, zero (or False) at its new ones."""
-    return widened(old, parameter.shape, places[parameter]) if parameter in places else old
 
 
 keep_compilers_out(WeightMasking.admit)

@@ -8,7 +8,8 @@ zero gradient *is* a zero change, in plain SGD, clearing the gradient beforehand
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -131,6 +132,27 @@ class OptimizerHooks:
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers that have the hooks and are still in use."""
         return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+
+    def remove(
+        self, parameters: Sequence[nn.Parameter], erased: Mapping[nn.Parameter, Tensor] = MappingProxyType({})
+    ) -> None:
+        """Remove parameters from all optimizers, and clear what these remember of erased entries.
+
+        Args:
+            parameters: parameters that the network no longer has.
+            erased: booleans by parameter, True for entries that were erased.
+        """
+        removed = {id(parameter) for parameter in parameters}
+        for optimizer in self.optimizers():
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in removed]
+            for parameter in parameters:
+                optimizer.state.pop(parameter, None)
+            for parameter, where in erased.items():
+                memory = optimizer.state.get(parameter, {})
+                for key, value in list(memory.items()):
+                    if isinstance(value, Tensor) and value.shape == where.shape:
+                        memory[key] = value.masked_fill(where.to(value.device), 0.0)  # new, so that this can be undone
 
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

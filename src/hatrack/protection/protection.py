@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,7 +21,7 @@ from hatrack.protection.plan import ProtectionPlan, find_changes, find_values_th
 from hatrack.protection.structure import Parts
 from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
 
-__all__ = ["FrozenBy", "Protection"]
+__all__ = ["Protection", "ProtectionSource"]
 
 _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
 
@@ -30,8 +31,8 @@ _BACKBONE = "backbone"
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
-class FrozenBy(Protocol):
-    """Masks of a network's tasks, as far as they decide on what must not move.
+class ProtectionSource(abc.ABC):
+    """Source of a network's protection: the masks of its tasks, as far as they decide on what must not move.
 
     Attributes:
         backbone: the backbone of the network.
@@ -42,9 +43,11 @@ class FrozenBy(Protocol):
     tasks: TaskList[Any]
 
     @property
+    @abc.abstractmethod
     def per_task_buffers(self) -> Sequence[str]:
         """Names of modules and single buffers that tasks have copies of, or that are computed anew."""
 
+    @abc.abstractmethod
     def attention_on_parameters(self) -> Mapping[str, Tensor]:
         """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
 
@@ -52,11 +55,14 @@ class FrozenBy(Protocol):
         """
 
     def dampers(self) -> Mapping[str, Damper]:
-        """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
+        """Return the dampers of parameters that move less the more tasks use them, by ``backbone.`` and name."""
+        return {}
 
     def rates(self) -> Tensor:
-        """Return the rates that dampers go by, a number per unit and a last one; empty where there are no dampers."""
+        """Return the rate of every unit and of outputs without a unit, ``(U + 1,)``; empty where nothing is damped."""
+        return torch.empty(0)
 
+    @abc.abstractmethod
     def bounded(self) -> Sequence[Tensor]:
         """Return the tensors in training that are clamped to [−6, 6] after every step."""
 
@@ -73,7 +79,7 @@ class Protection:
         hooks: the hooks around steps of optimizers.
     """
 
-    def __init__(self, network: nn.Module, masks: FrozenBy) -> None:
+    def __init__(self, network: nn.Module, masks: ProtectionSource) -> None:
         self._network, self._masks = network, masks
         self.digests: dict[str, str] = {}
         self._plan = ProtectionPlan((), ())
