@@ -30,13 +30,11 @@ class Change:
 
     Attributes:
         layer: the layer.
-        before: its old tensors, by name.
         kept: new indices of its old inputs and outputs, in their order; without a side that has no units.
         widths: its new numbers of inputs and outputs.
     """
 
     layer: Layer
-    before: Mapping[str, Tensor]
     kept: Mapping[Side, Tensor]
     widths: Mapping[Side, int]
 
@@ -120,7 +118,7 @@ def widen(
         raise _refusal(added, error) from error
     for name, layer in layers.items():
         layer.put_back(before[name], kept[name])
-    changes = {name: Change(layer, before[name], kept[name], widths[name]) for name, layer in layers.items()}
+    changes = {name: Change(layer, kept[name], widths[name]) for name, layer in layers.items()}
     return Widening(new, places.positions[:-1], features, changes)
 
 

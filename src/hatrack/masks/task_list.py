@@ -49,7 +49,7 @@ class TaskList(nn.ModuleList, Generic[StateT]):
 
     def tensors(self) -> list[Tensor]:
         """Return the buffers of all tasks, and the tensors that hold their masks."""
-        return [*self.buffers(), *(tensor for state in self for tensor in state.kept())]
+        return [*self.buffers(), *(tensor for state in self for tensor in state.mask_tensors())]
 
     def named(self, name: str) -> StateT:
         """Return the state of a task.

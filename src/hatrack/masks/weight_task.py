@@ -35,7 +35,7 @@ class WeightTask(TaskState):
         is_settled: copy of ``settled`` outside of tensors, since reading a tensor of another device takes time.
     """
 
-    _kept = ("packed", "settled")
+    mask_names = ("packed", "settled")
     packed: Tensor
     settled: Tensor
 
@@ -83,22 +83,14 @@ class WeightTask(TaskState):
             values.grad = None
         self.choice = nn.ParameterList()
 
-    def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
-        """Take the shape of a saved state: without choice if its masks are settled."""
-        super().prepare_for(saved)
-        if bool(saved.get("settled", False)):
+    def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
+        """Take the shapes of saved tensors, without a choice if the masks are settled."""
+        super().take_shapes_of(saved)
+        if "settled" not in saved:
+            return
+        self.is_settled = bool(saved["settled"])
+        if self.is_settled:
             self._drop_choice()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        settled = state_dict.get(prefix + "settled")
-        if settled is not None:
-            self.is_settled = bool(settled)
-            if self.is_settled:
-                self._drop_choice()
-            elif not self.choice:
-                start = prefix + "choice."
-                values = [value for name, value in state_dict.items() if name.startswith(start)]
-                self.choice = nn.ParameterList(
-                    nn.Parameter(v.detach().to(self.packed.device, copy=True)) for v in values
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        elif not self.choice:
+            values = [value.detach() for name, value in saved.items() if name.startswith("choice.")]
+            self.choice = nn.ParameterList(nn.Parameter(value.to(self.packed.device, copy=True)) for value in values)

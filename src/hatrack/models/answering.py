@@ -138,7 +138,7 @@ def ask(
     if is_transformed() or not _relies_on_frozen(states):
         return compute(net.masking, states)
     count = net.protection.hooks.count
-    if _is_intact(net, states):
+    if net.protection.is_intact(states):
         answer = compute(net.masking, states)
         if net.protection.hooks.count == count:
             _require_unspoilt(net, answer)
@@ -150,10 +150,6 @@ def ask(
 
 def _relies_on_frozen(states: Sequence[TaskState]) -> bool:
     return any(state.consolidated for state in states)
-
-
-def _is_intact(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> bool:
-    return net.protection.is_intact(states)
 
 
 def _ask_copy(
@@ -185,4 +181,4 @@ def is_transformed() -> bool:
 
 
 start_compilers_inside(ask, logits_of, logits_of_mixed, joined)
-keep_compilers_out(_relies_on_frozen, _is_intact, _ask_copy, _require_unspoilt, is_transformed)
+keep_compilers_out(_relies_on_frozen, _ask_copy, _require_unspoilt, is_transformed)

@@ -166,7 +166,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             InputError: there is no such task.
         """
         state = self.tasks.named(name)
-        return [*self.backbone.buffers(), *state.buffers(), *state.kept()]
+        return [*self.backbone.buffers(), *state.buffers(), *state.mask_tensors()]
 
     def anneal(self, progress: float) -> None:
         """Set how hard masks in training are (Eq. 3); it has an effect in training mode alone.

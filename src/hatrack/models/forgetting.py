@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from hatrack.growth.initial_values import fresh_entries, measure_initial_scales
 from hatrack.growth.layers import Layer
+from hatrack.masks import union
 
-__all__ = ["Forgotten", "InitialDistribution", "entries_to_erase", "report"]
+__all__ = ["Forgotten", "InitialDistribution", "report"]
 
 
 @dataclass(frozen=True)
@@ -83,24 +84,6 @@ class InitialDistribution:
         return (mean + 3**0.5 * deviation * drawn).to(parameter.device, parameter.dtype)
 
 
-def entries_to_erase(parameters: Mapping[str, nn.Parameter], used: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Find the entries that no remaining task uses.
-
-    Args:
-        parameters: the parameters that tasks share, by name.
-        used: booleans by the same names, True where some remaining task uses an entry; parameters missing here are
-            used by none.
-
-    Returns:
-        Booleans by name for every floating-point parameter, of its shape.
-    """
-    return {
-        name: ~used[name] if name in used else torch.ones_like(parameter, dtype=torch.bool)
-        for name, parameter in parameters.items()
-        if parameter.is_floating_point()
-    }
-
-
 def report(
     task: str, own: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]], erased: Iterable[Tensor]
 ) -> Forgotten:
@@ -115,10 +98,8 @@ def report(
     kept = 0
     shared = dict.fromkeys(others, 0)
     for name, mine in own.items():
-        anyone = torch.zeros_like(mine)
-        for other, uses in others.items():
-            common = mine & uses[name]
-            shared[other] += int(common.sum())
-            anyone |= common
-        kept += int(anyone.sum())
+        common = {other: mine & uses[name] for other, uses in others.items()}
+        for other, entries in common.items():
+            shared[other] += int(entries.sum())
+        kept += int(union([*common.values()], mine).sum())
     return Forgotten(task, sum(int(where.sum()) for where in erased), kept, shared)

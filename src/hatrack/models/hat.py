@@ -18,12 +18,11 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
 from hatrack.masks.tasks import UnitTask
 from hatrack.models import widening
-from hatrack.models.answering import ask
 from hatrack.models.base import MaskedNetwork
-from hatrack.models.masking import Masking
+from hatrack.models.gate_settings import GateSettings
 from hatrack.models.own_state import several
-from hatrack.models.taking_out import cut_units, extract
-from hatrack.models.unit_masking import GateSettings, UnitMasking
+from hatrack.models.taking_out import cut_units, extract_units, take_out
+from hatrack.models.unit_masking import UnitMasking
 from hatrack.protection.conditioning import UnitConditioning
 from hatrack.state.undo import all_or_nothing, attaches_or_not
 from hatrack.support.modes import evaluation_mode
@@ -231,7 +230,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
         """
-        return extract(self, task, example)
+        return take_out(self, task, example, partial(extract_units, example=example))
 
     @torch.no_grad()
     def logits_of_tasks(self, samples: Mapping[str, Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
@@ -257,17 +256,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         results = {}
         for task, x in samples.items():
             state = self.tasks.named(task)
-            soft = state.consolidated and state.mask.dtype != torch.bool
+            is_soft = state.consolidated and state.mask.dtype != torch.bool
+            answer = partial(self.forward, task=task) if is_soft else take_out(self, task, None, cut_units)
             with evaluation_mode(self):
-                if soft:
-                    answer: Any = partial(self.forward, task=task)
-                else:
-                    self.admit(self.masking.example(16), [state])
-                    answer = ask(self, [state], partial(_cut, task))
                 results[task] = torch.cat([answer(part) for part in torch.split(x, batch_size)])
         return results
-
-
-def _cut(task: str, masking: Masking[UnitTask], _: object) -> CompactNetwork:
-    assert isinstance(masking, UnitMasking)
-    return cut_units(masking, task)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor, nn
 
-from hatrack.compact import CompactNetwork
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.growth.policy import Origin
 from hatrack.growth.tasks import Places
@@ -19,7 +18,7 @@ from hatrack.masks.task_list import StateT, TaskList
 from hatrack.models.own_state import OwnState, find_own_state
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.plan import ProtectionPlan
-from hatrack.protection.protection import ProtectionSource
+from hatrack.protection.source import ProtectionSource
 from hatrack.state.dependence import Copy
 from hatrack.state.movement import scratch_of
 from hatrack.state.undo_log import UndoLog
@@ -285,7 +284,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     def reuse(self) -> Tensor:
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
 
-    # ---------------------------------------------------------------------------------- unlearning and taking out
+    # ---------------------------------------------------------------------------------------------------- unlearning
 
     @abc.abstractmethod
     def entries_of(self, state: StateT) -> Mapping[str, Tensor]:
@@ -302,10 +301,6 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     def release(self, erased: Mapping[str, Tensor]) -> None:
         """Let go of entries of the backbone that were drawn anew, booleans by the backbone's names."""
-
-    @abc.abstractmethod
-    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
-        """Return a consolidated task as a module of its own."""
 
     # ------------------------------------------------------------------------------------------------------ widening
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hatrack import functional
-from hatrack.compact import CompactNetwork
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
+from hatrack.functional import Conditioning, Regularization
 from hatrack.gating.attachment import Attachment, scratch_without_gates
 from hatrack.gating.gates import groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
@@ -23,22 +22,15 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Origin, free_units
 from hatrack.growth.tasks import Places, widen_unit_tasks
 from hatrack.growth.widening import Widening
+from hatrack.masks.mask_cache import MaskCache
 from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import UnitTask
-from hatrack.models import taking_out
+from hatrack.models.gate_settings import GateSettings
 from hatrack.models.masking import Change, Masking
 from hatrack.models.own_state import OwnState, several
 from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
-from hatrack.protection.conditioning import (
-    Adaptive,
-    Damper,
-    UnitConditioning,
-    attention_of_tasks,
-    dampers,
-    describe_unit_conditioning,
-    unit_conditioning_from,
-)
+from hatrack.protection.conditioning import Adaptive, Damper, attention_of_tasks, dampers
 from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
 from hatrack.state.movement import aside
 from hatrack.state.tryouts import random_like
@@ -49,59 +41,7 @@ from hatrack.support.heads import linear_head
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
 from hatrack.units.signatures import Signature
 
-__all__ = ["GateSettings", "UnitMasking"]
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """Settings of the gates of a network; :class:`hatrack.HATNetwork` explains them.
-
-    Raises:
-        InputError: ``s_max`` is not positive and finite, or settings do not go together.
-    """
-
-    s_max: float = 400.0
-    hard: bool = True
-    compensation: Compensation = Compensation.EXACT
-    conditioning: UnitConditioning = Conditioning.CUMULATIVE
-    gate_function: GateFunction = GateFunction.SIGMOID
-    regularizer: Regularization = Regularization.WEIGHTED_L1
-    batch_norms: BatchNorms = BatchNorms.PER_TASK
-    gate_inputs: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            functional.annealed_scale(1.0, self.s_max)
-            functional.compensated_gate(torch.zeros(1), 1.0, self.s_max, self.compensation, self.gate_function)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    @classmethod
-    def from_json(cls, described: Mapping[str, Any]) -> GateSettings:
-        """Return the settings that :meth:`to_json` described; other entries of the description are left aside."""
-        return cls(
-            described["s_max"],
-            described["hard"],
-            Compensation(described["compensation"]),
-            unit_conditioning_from(described["conditioning"]),
-            GateFunction(described["gate_function"]),
-            Regularization(described["regularizer"]),
-            BatchNorms(described["batch_norms"]),
-            described["gate_inputs"],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return {
-            "s_max": self.s_max,
-            "hard": self.hard,
-            "compensation": self.compensation.value,
-            "conditioning": describe_unit_conditioning(self.conditioning),
-            "gate_function": self.gate_function.value,
-            "regularizer": self.regularizer.value,
-            "batch_norms": self.batch_norms.value,
-            "gate_inputs": self.gate_inputs,
-        }
+__all__ = ["UnitMasking"]
 
 
 class UnitMasking(Masking[UnitTask]):
@@ -146,7 +86,7 @@ class UnitMasking(Masking[UnitTask]):
         self.calls.note_state(())
         self._off: list[str] = []
         self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
-        self._unpacked = (torch.empty(0), 0, torch.empty(0))
+        self._cache: MaskCache[Tensor] = MaskCache()
         self._mixing: tuple[Attachment, bool] | None = None
         self._set_scale(settings.s_max)
 
@@ -306,24 +246,13 @@ class UnitMasking(Masking[UnitTask]):
     def attention(self, state: UnitTask) -> Tensor:
         """Return attention over all units, ``(U,)``: annealed in training, final otherwise; booleans where hard."""
         if state.consolidated:
-            return self._mask_of(state)
+            return state.mask if torch.compiler.is_compiling() else self._cache.of(state.packed, lambda: state.mask)
         if not self.training:
             return self.final_mask(state)
         settings = self.settings
         return functional.compensated_gate(
             state.embedding, self._scale, settings.s_max, settings.compensation, settings.gate_function
         )
-
-    def _mask_of(self, state: UnitTask) -> Tensor:
-        """Return a consolidated task's mask; that of the task asked last is kept unpacked."""
-        packed = state.packed
-        if torch.compiler.is_compiling() or packed.is_inference():
-            return state.mask
-        known, version, mask = self._unpacked
-        if known is not packed or version != packed._version:
-            mask = state.mask
-            self._unpacked = (packed, packed._version, mask)
-        return mask
 
     def final_mask(self, state: UnitTask) -> Tensor:
         """Return the mask that a task in training has if it is consolidated now, ``(U,)``."""
@@ -482,7 +411,7 @@ class UnitMasking(Masking[UnitTask]):
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
         return measure_reuse(self.graph, [mask == 1 for mask in self._consolidated_masks()])
 
-    # ---------------------------------------------------------------------------------- unlearning and taking out
+    # ---------------------------------------------------------------------------------------------------- unlearning
 
     def entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
         """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
@@ -494,11 +423,7 @@ class UnitMasking(Masking[UnitTask]):
         """Forget what is kept of a task besides its state; an heir takes over norms that all tasks use."""
         if heir is not None and self.settings.batch_norms is BatchNorms.SHARED:
             heir.take_norms_of(state)
-        self._unpacked = (torch.empty(0), 0, torch.empty(0))
-
-    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
-        """Return a consolidated task as a module of its own, without gates and the units that it does not use."""
-        return taking_out.extract_units(self, task, example)
+        self._cache.clear()
 
     # ------------------------------------------------------------------------------------------------------ widening
 

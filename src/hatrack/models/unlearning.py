@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.masks import union
 from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
-from hatrack.models.forgetting import Forgotten, entries_to_erase, report
+from hatrack.models.forgetting import Forgotten, report
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -46,10 +47,11 @@ def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | 
         others = {other.name: masking.entries_of(other) for other in rest}
         shared = {id(parameter) for parameter in masking.shared_parameters()}
         parameters = {n: p for n, p in net.backbone.named_parameters() if id(p) in shared}
-        used: dict[str, Tensor] = {}
-        for uses in others.values():
-            used.update({key: used[key] | value if key in used else value for key, value in uses.items()})
-        erased = entries_to_erase(parameters, used)
+        erased = {
+            key: ~union([used[key] for used in others.values() if key in used], parameter)
+            for key, parameter in parameters.items()
+            if parameter.is_floating_point()
+        }
         result = report(name, masking.entries_of(state), others, erased.values())
         _erase(net, erased, rest, generator)
         masking.remove(state, rest[0] if rest and tasks[0] is state else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from hatrack.masks import (
     WeightTask,
 )
 from hatrack.models.base import MaskedNetwork
-from hatrack.models.taking_out import extract
+from hatrack.models.taking_out import extract_weights, take_out
 from hatrack.models.weight_masking import WeightMasking
 from hatrack.state.undo import all_or_nothing, attaches_or_not
 
@@ -189,4 +190,4 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: the backbone with zeros written in does not give this network's logits.
         """
-        return extract(self, task, example)
+        return take_out(self, task, example, partial(extract_weights, example=example))

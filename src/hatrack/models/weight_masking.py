@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import functional
-from hatrack.compact import CompactNetwork
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.leak_test import find_leak_of_weights
 from hatrack.gating.norms import copy_of_norm
@@ -34,8 +33,8 @@ from hatrack.masks import (
     twin,
     union,
 )
+from hatrack.masks.mask_cache import MaskCache
 from hatrack.masks.task_list import TaskList
-from hatrack.models import taking_out
 from hatrack.models.masking import Change, Masking
 from hatrack.protection.capacity import Capacity, common_entries
 from hatrack.state.movement import aside, scratch_of
@@ -99,7 +98,7 @@ class WeightMasking(Masking[WeightTask]):
         self._num_features = count_features(backbone, example_input.to(self.device))
         self._seen: set[CallKey] = set()
         self._progress = 1.0
-        self._unpacked: tuple[Tensor, int, Sequence[Tensor]] | None = None
+        self._cache: MaskCache[Sequence[Tensor]] = MaskCache()
         self._free: list[Tensor] | None = None  # what :attr:`used` leaves, as numbers; made when a task is trained
         self.refresh()
 
@@ -118,16 +117,20 @@ class WeightMasking(Masking[WeightTask]):
 
     def find_leak(self, example: Tensor) -> str | None:
         """Test with random masks whether free entries change outputs, and return the names of their parameters."""
+        return find_leak_of_weights(self._features_under_masks(), self.backbone, self.layout, example)
+
+    def _features_under_masks(self) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
+        """Return a function that computes features of a batch under any masks, with new copies of what has none."""
         copies, norms = self.new_copies()
         for norm in norms.values():
             norm.eval()
 
-        def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
-            passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
-            answer: Tensor = self.twin_of_backbone(passed, copies, norms)(batch)
+        def features(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+            weights = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
+            answer: Tensor = self.twin_of_backbone(weights, copies, norms)(x)
             return answer
 
-        return find_leak_of_weights(features, self.backbone, self.layout, example)
+        return features
 
     # --------------------------------------------------------------------------------------------------- in a call
 
@@ -160,12 +163,9 @@ class WeightMasking(Masking[WeightTask]):
 
     def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
         """Return features of a batch under masks drawn from a seed, ``(N, F)``."""
-        generator, (copies, norms) = torch.Generator().manual_seed(seed), self.new_copies()
+        generator = torch.Generator().manual_seed(seed)
         masks = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in self.weights()]
-        passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
-        backbone = self.twin_of_backbone(passed, copies, {name: norm.eval() for name, norm in norms.items()})
-        features: Tensor = backbone(x)
-        return features
+        return self._features_under_masks()(x, masks)
 
     def twin_of_backbone(
         self,
@@ -234,14 +234,7 @@ class WeightMasking(Masking[WeightTask]):
 
     def settled_masks(self, state: WeightTask) -> Sequence[Tensor]:
         """Return masks that are chosen for good, booleans; those of the task that was asked for last are kept."""
-        if state.packed.is_inference():
-            return [state.mask(index) for index in range(len(self.layout.masked))]
-        kept = self._unpacked
-        if kept is not None and kept[0] is state.packed and kept[1] == state.packed._version:
-            return kept[2]
-        masks = [state.mask(index) for index in range(len(self.layout.masked))]
-        self._unpacked = (state.packed, state.packed._version, masks)
-        return masks
+        return self._cache.of(state.packed, lambda: [state.mask(index) for index in range(len(self.layout.masked))])
 
     def _values(self, state: WeightTask) -> Sequence[Tensor | None]:
         return [*state.choice] or [None] * len(self.layout.masked)
@@ -378,7 +371,7 @@ class WeightMasking(Masking[WeightTask]):
             common += common_entries([state.mask(index) for state in states])
         return common / common.diagonal().clamp_min(1).unsqueeze(1)
 
-    # ---------------------------------------------------------------------------------- unlearning and taking out
+    # ---------------------------------------------------------------------------------------------------- unlearning
 
     def entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
         """Return where a task uses weights, booleans by the backbone's names."""
@@ -389,16 +382,12 @@ class WeightMasking(Masking[WeightTask]):
         if heir is not None and self.unmasked is not Unmasked.PER_TASK:
             heir.take_norms_of(state)
             heir.copies = state.copies
-        self._unpacked = None
+        self._cache.clear()
 
     def release(self, erased: Mapping[str, Tensor]) -> None:
         """Let go of weights that were drawn anew."""
         if self.penalty is not None:
             self.penalty.release(self.named_weights(), erased)
-
-    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
-        """Return a consolidated task as a module of its own, with zeros where its masks are off."""
-        return taking_out.extract_weights(self, task, example)
 
     # ------------------------------------------------------------------------------------------------------ widening
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from hatrack import functional
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
+from hatrack.protection.source import ProtectionSource
 from hatrack.protection.versions import VersionWatch
 
 __all__ = ["OptimizerHooks", "keeps_entries_without_gradient"]
@@ -61,8 +62,7 @@ class OptimizerHooks:
 
     Args:
         watch: gives what must not move at present, and whether anything else has touched it.
-        bounded: gives the embeddings in training, which are kept within their bounds.
-        rates: gives what dampers go by, a number per unit.
+        source: masks of the tasks, for the embeddings in training and the rates of dampers.
         report: told of shared parameters of which something else has moved frozen entries before a step.
 
     Attributes:
@@ -72,13 +72,11 @@ class OptimizerHooks:
     def __init__(
         self,
         watch: Callable[[], VersionWatch],
-        bounded: Callable[[], Sequence[Tensor]],
-        rates: Callable[[], Tensor],
+        source: ProtectionSource,
         report: Callable[[Sequence[Tensor]], None],
     ) -> None:
         self._watch = watch
-        self._bounded = bounded
-        self._rates = rates
+        self._source = source
         self._report = report
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self.count = 0
@@ -218,7 +216,7 @@ class OptimizerHooks:
                 watch.note(own)
         for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))
-        for embedding in self._bounded():
+        for embedding in self._source.bounded():
             if id(embedding) in found.present:
                 embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
         self._stepping.discard(optimizer)
@@ -233,7 +231,7 @@ class OptimizerHooks:
         Returns:
             Parameters whose steps are to be scaled, with their values now and what is left of the step.
         """
-        rates = self._rates()
+        rates = self._source.rates()
         before: list[tuple[Tensor, Tensor, Tensor]] = []
         for parameter, damper in self._watch().plan.damped:
             if id(parameter) not in found.present:

@@ -51,19 +51,13 @@ class ProtectionPlan:
             dampers: factors of the steps of parameters, by the same names.
             buffers: buffers of the backbone that are frozen.
         """
-        shared = [
-            (parameter, FrozenEntries.of(parameter, attention[name]))
-            for name, parameter in backbone.named_parameters(prefix="backbone")
-            if name in attention
-        ]
+        parameters = dict(backbone.named_parameters(prefix="backbone"))
+        records = [(p, FrozenEntries.of(p, attention[name])) for name, p in parameters.items() if name in attention]
+        shared = tuple((parameter, record) for parameter, record in records if record is not None)
         own = [(value, Backup.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())]
         own += [(buffer, Backup.of(buffer)) for buffer in buffers]
-        damped = [
-            (parameter, dampers[name])
-            for name, parameter in backbone.named_parameters(prefix="backbone")
-            if name in dampers
-        ]
-        return cls(_with_entries(shared), tuple(own), tuple(damped))
+        damped = tuple((parameter, dampers[name]) for name, parameter in parameters.items() if name in dampers)
+        return cls(shared, tuple(own), damped)
 
     def num_frozen(self) -> int:
         """Return the number of entries of shared parameters that must not move."""
@@ -158,9 +152,3 @@ def find_values_that_spread(backbone: nn.Module) -> list[str]:
         for name, parameter in backbone.named_parameters(prefix="backbone")
         if parameter.is_floating_point() and not torch.isfinite(parameter).all()
     ]
-
-
-def _with_entries(
-    candidates: Sequence[tuple[nn.Parameter, FrozenEntries | None]],
-) -> tuple[tuple[nn.Parameter, FrozenEntries], ...]:
-    return tuple((parameter, entries) for parameter, entries in candidates if entries is not None)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import abc
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import TaskState
-from hatrack.protection.conditioning import Damper
 from hatrack.protection.hooks import OptimizerHooks
 from hatrack.protection.plan import ProtectionPlan, find_changes, find_values_that_spread, take_digests
+from hatrack.protection.source import ProtectionSource
 from hatrack.protection.structure import Parts
 from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
+from hatrack.support.compilers import keep_compilers_out
 
-__all__ = ["Protection", "ProtectionSource"]
+__all__ = ["Protection"]
 
 _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
 
@@ -29,42 +28,6 @@ _BACKBONE = "backbone"
 """Key of what all tasks rely on."""
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
-
-
-class ProtectionSource(abc.ABC):
-    """Source of a network's protection: the masks of its tasks, as far as they decide on what must not move.
-
-    Attributes:
-        backbone: the backbone of the network.
-        tasks: the tasks of the network.
-    """
-
-    backbone: nn.Module
-    tasks: TaskList[Any]
-
-    @property
-    @abc.abstractmethod
-    def per_task_buffers(self) -> Sequence[str]:
-        """Names of modules and single buffers that tasks have copies of, or that are computed anew."""
-
-    @abc.abstractmethod
-    def attention_on_parameters(self) -> Mapping[str, Tensor]:
-        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
-
-        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected.
-        """
-
-    def dampers(self) -> Mapping[str, Damper]:
-        """Return the dampers of parameters that move less the more tasks use them, by ``backbone.`` and name."""
-        return {}
-
-    def rates(self) -> Tensor:
-        """Return the rate of every unit and of outputs without a unit, ``(U + 1,)``; empty where nothing is damped."""
-        return torch.empty(0)
-
-    @abc.abstractmethod
-    def bounded(self) -> Sequence[Tensor]:
-        """Return the tensors in training that are clamped to [−6, 6] after every step."""
 
 
 class Protection:
@@ -87,7 +50,7 @@ class Protection:
         self._parts = Parts(network)
         self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by what answers rely on
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
-        self.hooks = OptimizerHooks(self._present_watch, masks.bounded, masks.rates, self._report)
+        self.hooks = OptimizerHooks(self._present_watch, masks, self._report)
         count_fused_steps()
 
     def _present_watch(self) -> VersionWatch:
@@ -295,3 +258,6 @@ class Protection:
 def _key(state: TaskState) -> str:
     """Return the key of what a task alone relies on."""
     return f"task {state.name}"
+
+
+keep_compilers_out(Protection.is_intact)
