@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from hatrack import functional
 from hatrack.errors import InputError
-from hatrack.masks.packing import moved
+from hatrack.masks.packing import move_along
 from hatrack.units import Group, Reader
 
 __all__ = ["ActiveTask", "InputGate", "change_argument", "groups_switched_off", "initial_embedding", "used_units"]
@@ -180,7 +180,7 @@ class InputGate(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputGate:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.units = moved(self.units, fn)
+        self.units = move_along(self.units, fn)
         return self
 
     def forward(self, value: Tensor) -> Tensor:

@@ -124,8 +124,8 @@ def _widen_own_parts(state: TaskState, widening: Widening, undo_log: UndoLog) ->
         if change is not None and layer is not None:
             before = layer.replace(change.widths, _constant, undo_log)
             layer.resize(change.widths, undo_log)
-            layer.put_back(before, change.kept)
-            places |= layer.places(change.kept)
+            layer.put_back(before, change.indices)
+            places |= layer.places(change.indices)
     return places
 
 
@@ -146,7 +146,7 @@ def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> 
     """
     for parameter, where in places.items():
         memory = optimizer.state.get(parameter, {})
-        old_shape = [len(kept) if kept is not None else n for kept, n in zip(where, parameter.shape, strict=False)]
+        old_shape = [len(index) if index is not None else n for index, n in zip(where, parameter.shape, strict=False)]
         old_shape += parameter.shape[len(where) :]
         for key, value in memory.items():
             if isinstance(value, Tensor) and list(value.shape) == old_shape:

@@ -90,16 +90,16 @@ class UnannouncedLearner:
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
         self._usual: dict[str, tuple[float, float]] = {}  # mean and deviation of the loss, by task
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._suspicious: list[tuple[Tensor, Tensor]] = []
         self._recent: list[tuple[Tensor, Tensor]] = []
-        self._told = False
+        self._announced = False
 
     def announce(self) -> None:
         """Say that the next batches are of another task: a known one if one fits, else a new one.
 
         As when a switch is detected, ``patience`` batches are looked at before that is decided.
         """
-        self._told, self._kept = True, []
+        self._announced, self._suspicious = True, []
 
     def observe(self, x: Tensor, y: Tensor) -> Step:
         """Take a batch: test it, decide whose it is, and learn from it.
@@ -114,29 +114,29 @@ class UnannouncedLearner:
             loss = self.loss_of(first, [(x, y)])
             self._train([(x, y)])
             return Step(first, loss, Surprise.SWITCH, opened=True)
-        if self._told:
-            self._kept.append((x, y))
-            if len(self._kept) < self._settings.patience:
+        if self._announced:
+            self._suspicious.append((x, y))
+            if len(self._suspicious) < self._settings.patience:
                 return Step(self.current, self.loss_of(self.current, [(x, y)]), Surprise.SUSPICIOUS, opened=False)
-            self._told = False
-            return self._switch(self._kept)
+            self._announced = False
+            return self._switch(self._suspicious)
         loss = self.loss_of(self.current, [(x, y)])
         surprise = self._detector.observe(loss)
         if not self._detecting:
             surprise = Surprise.USUAL
         if surprise is Surprise.SWITCH:
-            return self._switch([*self._kept, (x, y)])
+            return self._switch([*self._suspicious, (x, y)])
         if surprise is Surprise.SUSPICIOUS:
-            self._kept.append((x, y))
+            self._suspicious.append((x, y))
             return Step(self.current, loss, surprise, opened=False)
-        batches, self._kept = [*self._kept, (x, y)], []  # a suspicion that has passed is learned from, too
+        batches, self._suspicious = [*self._suspicious, (x, y)], []  # a suspicion that has passed is learned from, too
         self._train(batches)
         return Step(self.current, loss, surprise, opened=False)
 
     def finish(self) -> None:
         """Consolidate the task in training, after the last batch; a suspicion that stayed one counts for nothing."""
         self._consolidate()
-        self._kept = []
+        self._suspicious = []
 
     def loss_of(self, task: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Return the mean cross-entropy of batches with a task that was found, in evaluation mode."""
@@ -159,7 +159,7 @@ class UnannouncedLearner:
 
     def _switch(self, batches: list[tuple[Tensor, Tensor]]) -> Step:
         """Decide whose the batches are, and go on with that task."""
-        self._kept = []
+        self._suspicious = []
         if self.current is not None and self._in_training(self.current):
             self._usual[self.current] = (self._detector.mean, self._detector.deviation)
         known = {task: self.loss_of(task, batches) for task in self.tasks if task != self.current}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.masks.calibration import Calibration
-from hatrack.masks.packing import bytes_for, moved, pack, unpack
+from hatrack.masks.packing import bytes_for, move_along, pack, unpack
 from hatrack.state.movement import OwnBuffers
 from hatrack.support.compilers import start_compilers_inside
 
@@ -112,7 +112,7 @@ class TaskState(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskState:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self.mask_names:
-            setattr(self, name, moved(getattr(self, name), fn))
+            setattr(self, name, move_along(getattr(self, name), fn))
         return self
 
     def freeze(self) -> None:
@@ -193,8 +193,8 @@ class UnitTask(TaskState):
         if embedding is None and bool(saved.get("_extra_state", False)) and hasattr(self, "embedding"):
             del self.embedding
         elif isinstance(embedding, Tensor) and not hasattr(self, "embedding"):
-            fresh = torch.empty(self.num_units, dtype=embedding.dtype, device=self.packed.device)
-            self.embedding = nn.Parameter(fresh)
+            empty = torch.empty(self.num_units, dtype=embedding.dtype, device=self.packed.device)
+            self.embedding = nn.Parameter(empty)
 
     def _width_of(self, dtype: torch.dtype) -> int:
         return bytes_for(self.num_units) if dtype == torch.uint8 else self.num_units

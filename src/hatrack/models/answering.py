@@ -138,13 +138,13 @@ def ask(
     if is_transformed() or not _relies_on_frozen(states):
         return compute(net.masking, states)
     count = net.protection.hooks.count
-    if net.protection.is_intact(states):
+    if net.protection.prepare_answer(states):
         answer = compute(net.masking, states)
         if net.protection.hooks.count == count:
-            _require_unspoilt(net, answer)
+            _require_finite(net, answer)
             return answer
     answer = _ask_copy(net, states, compute)
-    _require_unspoilt(net, answer)
+    _require_finite(net, answer)
     return answer
 
 
@@ -165,7 +165,7 @@ def _ask_copy(
     return compute(copy.masking, [copy.tasks[index[id(state)]] for state in states])
 
 
-def _require_unspoilt(net: MaskedNetwork[StateT], answer: object) -> None:
+def _require_finite(net: MaskedNetwork[StateT], answer: object) -> None:
     """Check that no task that has diverged has spoilt an answer: zero times infinity is not a number."""
     if net.tasks.in_training is not None:
         logits = answer.logits if isinstance(answer, Inferred) else answer
@@ -181,4 +181,4 @@ def is_transformed() -> bool:
 
 
 start_compilers_inside(ask, logits_of, logits_of_mixed, joined)
-keep_compilers_out(_relies_on_frozen, _ask_copy, _require_unspoilt, is_transformed)
+keep_compilers_out(_relies_on_frozen, _ask_copy, _require_finite, is_transformed)

@@ -224,7 +224,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         with torch.inference_mode(False), torch.no_grad():
             self.protection.hooks.remove(self.masking.freeze_mask(state))
             self.renew(all_tasks=False)
-        self.protection.hooks.forget_unfinished(f"task {name!r} was consolidated")
+        self.protection.hooks.drop_unfinished(f"task {name!r} was consolidated")
 
     def renew(self, *, all_tasks: bool = True) -> None:
         """Derive anew what must not move, and its digests, from what masks and parameters are at this moment.
@@ -348,7 +348,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             self.admit(x, states)
             if isinstance(x, Tensor) and self.masking.mixes(x, len(states)):
                 self.admit(x.repeat(len(states), *(1,) * (x.dim() - 1)), states)
-        return ask(self, states, lambda masking, its: infer_task(masking, its, x, scorer, calibrated))
+        return ask(self, states, lambda masking, asked: infer_task(masking, asked, x, scorer, calibrated))
 
     @all_or_nothing()
     def calibrate(self, name: str, x: Tensor, y: Tensor, *, batch_size: int = 500) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hatrack.growth.initial_values import fresh_entries, measure_initial_scales
+from hatrack.growth.initial_values import draw_entries, measure_initial_scales
 from hatrack.growth.layers import Layer
 from hatrack.masks import union
 
@@ -75,8 +75,8 @@ class InitialDistribution:
         """
         owner, _, own = name.rpartition(".")
         parameter, layer = backbone.get_parameter(name), Layer.of(backbone.get_submodule(owner))
-        if layer is not None and own not in layer.fresh:
-            return fresh_entries(
+        if layer is not None and own not in layer.constants:
+            return draw_entries(
                 layer, own, parameter.shape, parameter.detach(), self.initial_scales.get(name), generator
             )
         mean, deviation = self.moments.get(name, (0.0, 0.0))

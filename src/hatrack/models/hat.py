@@ -198,7 +198,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         self.masking.require_attached()
         for x in (several(example_input), example_input[:1]):
             for training, grad in ((False, False), (True, True)):
-                self.masking.calls.look_at(x, Signature.of(x, training, grad), self.masking, self.change)
+                self.masking.calls.examine(x, Signature.of(x, training, grad), self.masking, self.change)
 
     @property
     def units(self) -> UnitGraph:

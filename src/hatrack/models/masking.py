@@ -99,13 +99,13 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     def scratch(self) -> Copy:
         """Return a copy of masking and backbone that may be run without a trace; parameters are shared."""
-        whole = scratch_of(nn.ModuleList([self.backbone, self.tasks, self]))
+        copies = scratch_of(nn.ModuleList([self.backbone, self.tasks, self]))
 
         def ask(x: Tensor, seed: int) -> Tensor:
-            copy: Masking[StateT] = whole.eval()[2]  # type: ignore[assignment]
+            copy: Masking[StateT] = copies.eval()[2]  # type: ignore[assignment]
             return copy.features_of_random_mask(x, seed)
 
-        return Copy(whole.eval()[0], ask)
+        return Copy(copies.eval()[0], ask)
 
     # ------------------------------------------------------------------------------------------ what is tested first
 
@@ -163,7 +163,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         Raises:
             UnsupportedError: the call moves state that outputs depend on.
         """
-        own_state = self.own_state.beyond(self, x, training, scratch)
+        own_state = self.own_state.extended_by(self, x, training, scratch)
         if own_state is not None:
             change(lambda: self.adopt(own_state))
 
@@ -291,12 +291,12 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
 
     @abc.abstractmethod
-    def remove(self, state: StateT, heir: StateT | None) -> None:
+    def remove(self, state: StateT, successor: StateT | None) -> None:
         """Forget what is kept of a task besides its state.
 
         Args:
             state: the task that is removed.
-            heir: the task that is going to be first, if this one was: all tasks may use the first one's copies.
+            successor: the task that is going to be first, if this one was: all tasks may use the first one's copies.
         """
 
     def release(self, erased: Mapping[str, Tensor]) -> None:

@@ -16,12 +16,12 @@ from hatrack.state.dependence import depends_on_state
 from hatrack.state.movement import (
     Movement,
     OwnBuffers,
-    aside,
     find_movement,
     get_buffers,
     movement_of,
     scratch_of,
     set_buffers,
+    without_trace,
 )
 from hatrack.state.tryouts import random_like
 
@@ -79,7 +79,7 @@ class OwnState:
         return features
 
     @torch.no_grad()
-    def beyond(self, masking: Masking[Any], x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
+    def extended_by(self, masking: Masking[Any], x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
         """Return what moves once a call of a new kind is let in; None where it moves nothing that is not known yet.
 
         Args:
@@ -93,10 +93,10 @@ class OwnState:
         """
 
         def run(backbone: nn.Module) -> object:
-            with aside(), torch.no_grad():
+            with without_trace(), torch.no_grad():
                 return backbone.train(training)(x.detach())
 
-        found = movement_of(masking.backbone, scratch, masking.per_task_modules).beyond(self.movement)
+        found = movement_of(masking.backbone, scratch, masking.per_task_modules).without(self.movement)
         moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
         shared = (*self.movement.attributes, *moved.attributes)
         if not shared:
@@ -106,7 +106,7 @@ class OwnState:
         if moved.attributes:
             _require_independent(masking, shared, asked, run)
         _require_independent(masking, shared, x.detach(), run if moved.attributes else None)
-        return OwnState(self.movement.with_those_of(moved)) if moved.attributes else None
+        return OwnState(self.movement.joined_with(moved)) if moved.attributes else None
 
 
 def find_own_state(masking: Masking[Any], example: Tensor) -> OwnState:

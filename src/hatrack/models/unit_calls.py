@@ -14,7 +14,7 @@ from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
 from hatrack.models.own_state import several
 from hatrack.protection.structure import Controls
-from hatrack.state.movement import StateOf, aside
+from hatrack.state.movement import StateOf, without_trace
 from hatrack.state.undo import leaves_modes
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve
 from hatrack.units.signatures import CallKey, Signature, key_of
@@ -44,8 +44,8 @@ class UnitCalls:
         self.trace = Trace()
         self.taught: list[Signature] = []
         self.followed: dict[Signature, None] = {}
-        self._let_pass: set[Signature] = set()  # in training, which old answers do not depend on
-        self._looked_at: set[CallKey] = set()  # of calls that may be answered
+        self._unexplained_training: set[Signature] = set()  # in training, which old answers do not depend on
+        self._admitted: set[CallKey] = set()  # of calls that may be answered
         self._moving: Sequence[str] = ()
         self._controls = Controls(backbone)
 
@@ -73,7 +73,7 @@ class UnitCalls:
         """
         scratch = scratch_without_gates(self._backbone)
         names = [name for name, _ in scratch.named_buffers() if name in self._moving]
-        with aside(), signature.precision(x.device):
+        with without_trace(), signature.precision(x.device):
             x = x.detach().requires_grad_(signature.differentiable)
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self._gate_inputs}
             return follow(found, scratch, x, rules=self._rules, moving=names, **settings)
@@ -82,7 +82,7 @@ class UnitCalls:
         """Return the path that a call takes, on a copy of the backbone without gates, or on one that is given."""
         scratch = scratch_without_gates(self._backbone) if scratch is None else scratch
         with (
-            aside(),
+            without_trace(),
             torch.inference_mode(signature.inference),
             torch.set_grad_enabled(signature.grad),
             signature.precision(x.device),
@@ -119,7 +119,7 @@ class UnitCalls:
                 except UnsupportedError:
                     if not training:
                         raise
-                    self._let_pass.add(signature)
+                    self._unexplained_training.add(signature)
                 else:
                     followed[signature] = None
         self.followed |= followed
@@ -148,22 +148,22 @@ class UnitCalls:
         """
         if self._controls.are_altered():  # settings or hooks, after which any call may do something else
             self.followed.clear()
-            self._let_pass.clear()
-            self._looked_at.clear()
+            self._unexplained_training.clear()
+            self._admitted.clear()
             self.note_state(self._moving)
         key = key_of(x, training)
-        if key not in self._looked_at and self.look_at(x, Signature.of(x, training), masking, change):
-            self._looked_at.add(key)
+        if key not in self._admitted and self.examine(x, Signature.of(x, training), masking, change):
+            self._admitted.add(key)
 
     @leaves_modes
-    def look_at(self, x: Tensor, signature: Signature, masking: UnitMasking, change: Change) -> bool:
+    def examine(self, x: Tensor, signature: Signature, masking: UnitMasking, change: Change) -> bool:
         """Have it found out what a call does to units, and return whether it runs; otherwise as :meth:`admit`."""
         scratch, outside = scratch_without_gates(self._backbone), replace(signature, inference=False)
         try:
             many = self._path(x, signature, scratch)
             same = not signature.inference or many.is_same(self._path(x, outside))
         except DOES_NOT_RUN:
-            self._look_closer(x, outside, outside, masking, change)  # which tells whether it runs at all
+            self._follow_call(x, outside, outside, masking, change)  # which tells whether it runs at all
             return False
         if not same:
             raise UnsupportedError(
@@ -178,16 +178,16 @@ class UnitCalls:
                 few = self._path(x[:2], signature)
             except DOES_NOT_RUN:  # such as a network that takes whole groups of samples
                 few = None
-        if few is not None and signature not in self.followed and signature not in self._let_pass:
-            if self._is_way_of_another(x[:2], signature, few):
+        if few is not None and signature not in self.followed and signature not in self._unexplained_training:
+            if self._takes_known_path(x[:2], signature, few):
                 self.followed[signature] = None
             else:
-                self._look_closer(x[:2], signature, signature, masking, change)
+                self._follow_call(x[:2], signature, signature, masking, change)
         if few is None or not few.is_same(many):
-            self._look_closer(x, replace(signature, samples=len(x)), signature, masking, change)
+            self._follow_call(x, replace(signature, samples=len(x)), signature, masking, change)
         return True
 
-    def _is_way_of_another(self, x: Tensor, signature: Signature, path: Path) -> bool:
+    def _takes_known_path(self, x: Tensor, signature: Signature, path: Path) -> bool:
         """Return whether calls take the path of a signature that was followed already.
 
         Args:
@@ -208,9 +208,9 @@ class UnitCalls:
 
     def replay(self, signature: Signature, device: torch.device, masking: UnitMasking, change: Change) -> None:
         """Follow a call of a signature that a file says was taught."""
-        self._look_closer(signature.example(device), signature, replace(signature, samples=2), masking, change)
+        self._follow_call(signature.example(device), signature, replace(signature, samples=2), masking, change)
 
-    def _look_closer(
+    def _follow_call(
         self, x: Tensor, signature: Signature, known: Signature, masking: UnitMasking, change: Change
     ) -> None:
         """Find the units of a call by a labelled run.
@@ -232,7 +232,7 @@ class UnitCalls:
             return  # the call itself says what is wrong
         except UnsupportedError as error:
             if signature.training:  # what old tasks answer, in evaluation mode, does not depend on it
-                self._let_pass.add(known)
+                self._unexplained_training.add(known)
                 return
             raise UnsupportedError(f"{signature} cannot be used: {error}") from error
         masking.learn(signature, sample, found, change)
@@ -240,5 +240,5 @@ class UnitCalls:
 
     def is_of_known_shape(self, signature: Signature) -> bool:
         """Return whether calls of this shape, type and number of samples were followed before."""
-        shapes = {(its.shape, its.dtype, its.single) for its in self.followed}
+        shapes = {(known.shape, known.dtype, known.single) for known in self.followed}
         return signature.samples <= 2 and (signature.shape, signature.dtype, signature.single) in shapes

@@ -32,7 +32,7 @@ from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.protection.conditioning import Adaptive, Damper, attention_of_tasks, dampers
 from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
-from hatrack.state.movement import aside
+from hatrack.state.movement import without_trace
 from hatrack.state.tryouts import random_like
 from hatrack.state.twins import twin
 from hatrack.state.undo_log import UndoLog
@@ -178,7 +178,7 @@ class UnitMasking(Masking[UnitTask]):
         return features
 
     def _require_no_leak_of(self, signature: Signature, sample: Tensor) -> None:
-        with aside():
+        with without_trace():
             backbone, attachment = copy.deepcopy((self.backbone, self.attachment))
             leak = find_leak(attachment, self.graph, backbone, sample, pairs=1)
         if leak is not None:
@@ -419,10 +419,10 @@ class UnitMasking(Masking[UnitTask]):
         relied_on = attention_on_parameters(self.graph, self.backbone, [mask])
         return {name.removeprefix("backbone."): entries for name, entries in relied_on.items()}
 
-    def remove(self, state: UnitTask, heir: UnitTask | None) -> None:
-        """Forget what is kept of a task besides its state; an heir takes over norms that all tasks use."""
-        if heir is not None and self.settings.batch_norms is BatchNorms.SHARED:
-            heir.take_norms_of(state)
+    def remove(self, state: UnitTask, successor: UnitTask | None) -> None:
+        """Forget what is kept of a task besides its state; an successor takes over norms that all tasks use."""
+        if successor is not None and self.settings.batch_norms is BatchNorms.SHARED:
+            successor.take_norms_of(state)
         self._cache.clear()
 
     # ------------------------------------------------------------------------------------------------------ widening

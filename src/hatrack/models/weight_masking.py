@@ -37,7 +37,7 @@ from hatrack.masks.mask_cache import MaskCache
 from hatrack.masks.task_list import TaskList
 from hatrack.models.masking import Change, Masking
 from hatrack.protection.capacity import Capacity, common_entries
-from hatrack.state.movement import aside, scratch_of
+from hatrack.state.movement import scratch_of, without_trace
 from hatrack.state.undo_log import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.heads import linear_head
@@ -139,7 +139,7 @@ class WeightMasking(Masking[WeightTask]):
         key = key_of(x, self.training)
         if key in self._seen:
             return
-        with aside():
+        with without_trace():
             weights = [weight.detach() for weight in self.weights()]
             backbone = self.twin_of_backbone(weights, *self.new_copies(), scratch_of(self.backbone))
             try:
@@ -158,8 +158,8 @@ class WeightMasking(Masking[WeightTask]):
 
     def features(self, x: Tensor, state: WeightTask) -> Tensor:
         """Return features of a batch under a task's masks, ``(N, F)``."""
-        backbone = self.twin_of_backbone(self._passed(state), *self.copies_of(state))
-        return self.own_state.run(state, backbone, lambda its: its(x))
+        backbone = self.twin_of_backbone(self._masked_weights(state), *self.copies_of(state))
+        return self.own_state.run(state, backbone, lambda copy: copy(x))
 
     def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
         """Return features of a batch under masks drawn from a seed, ``(N, F)``."""
@@ -169,7 +169,7 @@ class WeightMasking(Masking[WeightTask]):
 
     def twin_of_backbone(
         self,
-        passed: Sequence[Tensor],
+        masked: Sequence[Tensor],
         copies: Sequence[Tensor],
         norms: Mapping[str, nn.Module],
         scratch: nn.Module | None = None,
@@ -177,14 +177,14 @@ class WeightMasking(Masking[WeightTask]):
         """Return a twin of the backbone that computes with other tensors.
 
         Args:
-            passed: what masks let through of the weights.
+            masked: the masked weights.
             copies: copies of the parameters that have no mask.
             norms: copies of the batch norms.
             scratch: a copy of the backbone with the same parameters to make the twin of; the backbone if left out.
         """
         backbone = self.backbone if scratch is None else scratch
         values = {id(self._part(name)): copied for name, copied in zip(self.layout.copied, copies, strict=True)}
-        values |= {id(weight): value for weight, value in zip(self.weights(), passed, strict=True)}
+        values |= {id(weight): value for weight, value in zip(self.weights(), masked, strict=True)}
         standing_in = {id(backbone.get_submodule(name)): norm for name, norm in norms.items()}
         return twin(backbone, values, standing_in)
 
@@ -199,7 +199,7 @@ class WeightMasking(Masking[WeightTask]):
         assert isinstance(owner, WeightTask)
         return list(owner.copies), owner.norms
 
-    def _passed(self, state: WeightTask) -> list[Tensor]:
+    def _masked_weights(self, state: WeightTask) -> list[Tensor]:
         """Return what a task's masks let through of the weights."""
         trains = self.conditioning.trains_weights
         weights = [weight if trains else weight.detach() for weight in self.weights()]
@@ -208,12 +208,12 @@ class WeightMasking(Masking[WeightTask]):
         if self._free is None:
             self._free = [(~used).to(weight.dtype) for used, weight in zip(self.used, weights, strict=True)]
         each = zip(weights, self._values(state), self._free, strict=True)
-        passed = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
-        costs = [part.taken for part in passed if part.taken is not None]
-        self._cost.keep(self._moment(state), torch.stack(costs).sum() if costs else None)
-        return [part.weight for part in passed]
+        masked = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
+        costs = [part.taken for part in masked if part.taken is not None]
+        self._cost.keep(self._cost_key(state), torch.stack(costs).sum() if costs else None)
+        return [part.weight for part in masked]
 
-    def _moment(self, state: WeightTask) -> tuple[object, ...]:
+    def _cost_key(self, state: WeightTask) -> tuple[object, ...]:
         """Return the cache key of the regularization cost."""
         values = [(id(value), value._version) for value in self._values(state) if value is not None]
         return self.training, state.is_settled, self._progress, torch.is_grad_enabled(), *values
@@ -275,7 +275,7 @@ class WeightMasking(Masking[WeightTask]):
         """Return what the source says that the masks in training cost, a scalar."""
         state = self.tasks.require_training("regularization")
         device = state.head.weight.device
-        cost = self._cost.of(self._moment(state))
+        cost = self._cost.of(self._cost_key(state))
         if cost is not None:  # the last pass has it already
             return functional.share_taken(cost, cost.new_tensor(self._num_free))
         masks = [
@@ -377,11 +377,11 @@ class WeightMasking(Masking[WeightTask]):
         """Return where a task uses weights, booleans by the backbone's names."""
         return self.masks(state.name)
 
-    def remove(self, state: WeightTask, heir: WeightTask | None) -> None:
-        """Forget what is kept of a task besides its state; an heir takes over copies that all tasks use."""
-        if heir is not None and self.unmasked is not Unmasked.PER_TASK:
-            heir.take_norms_of(state)
-            heir.copies = state.copies
+    def remove(self, state: WeightTask, successor: WeightTask | None) -> None:
+        """Forget what is kept of a task besides its state; an successor takes over copies that all tasks use."""
+        if successor is not None and self.unmasked is not Unmasked.PER_TASK:
+            successor.take_norms_of(state)
+            successor.copies = state.copies
         self._cache.clear()
 
     def release(self, erased: Mapping[str, Tensor]) -> None:

@@ -53,14 +53,14 @@ class FrozenEntries:
             are all alike may hold its number once, so that this is a view.
         saved_bits: the bits of the frozen entries, 0 where free.
         freedom: factor of gradients in soft mode, one minus the attention; None in hard mode.
-        whole: whether every entry is frozen.
+        all_frozen: whether every entry is frozen.
     """
 
     frozen: Tensor
     free_bits: Tensor
     saved_bits: Tensor
     freedom: Tensor | None
-    whole: bool
+    all_frozen: bool
 
     @classmethod
     def of(cls, parameter: Tensor, attention: Tensor) -> FrozenEntries | None:
@@ -102,7 +102,7 @@ class FrozenEntries:
     def restore(self, parameter: Tensor) -> None:
         """Put the frozen entries back, in place."""
         bits = parameter.view(self.free_bits.dtype)
-        if self.whole:
+        if self.all_frozen:
             bits.copy_(self.saved_bits)
             return
         # saved + (-1) · bits · (-1 or 0): as integers that is exact for any bits, and goes over the memory only once.

@@ -39,7 +39,7 @@ def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
     )
 
 
-class _Found(NamedTuple):
+class _EntriesOfOptimizer(NamedTuple):
     """Parameters of consolidated tasks that an optimizer has.
 
     Attributes:
@@ -80,18 +80,18 @@ class OptimizerHooks:
         self._report = report
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self.count = 0
-        self._moment = "the network was made"
+        self._last_event = "the network was made"
         self._look_up_anew()
 
     def _look_up_anew(self) -> None:
-        self._found: weakref.WeakKeyDictionary[Optimizer, _Found] = weakref.WeakKeyDictionary()
+        self._entries: weakref.WeakKeyDictionary[Optimizer, _EntriesOfOptimizer] = weakref.WeakKeyDictionary()
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
         self._before = weakref.WeakKeyDictionary()  # a step: what it is to move by a share alone
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have no optimizers yet: those of the original do not call them."""
-        left_out = ("_found", "_stepping", "_before")
+        left_out = ("_entries", "_stepping", "_before")
         return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_optimizers": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -100,17 +100,17 @@ class OptimizerHooks:
         self._look_up_anew()
 
     @property
-    def moment(self) -> str:
+    def last_event(self) -> str:
         """Return what happened last, for messages."""
-        return self._moment
+        return self._last_event
 
-    def forget_unfinished(self, moment: str) -> None:
+    def drop_unfinished(self, event: str) -> None:
         """Count no step as under way any more, such as one that an error has ended.
 
         Args:
-            moment: what happens instead, for messages.
+            event: what happens instead, for messages.
         """
-        self._stepping, self._moment = weakref.WeakSet(), moment
+        self._stepping, self._last_event = weakref.WeakSet(), event
         self.count += 1
 
     @property
@@ -157,10 +157,10 @@ class OptimizerHooks:
         """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
         self._stepping.add(optimizer)
         self.count += 1
-        watch, found = self._watch(), self._found_in(optimizer)
+        watch, found = self._watch(), self._entries_of(optimizer)
         for parameter, _ in found.own:
             parameter.grad = None
-        restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
+        restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         moved = watch.moved(found.shared)
         if moved:  # by something else: a step that trusts in gradients alone would not put it back
             for parameter, entries in moved:
@@ -170,7 +170,7 @@ class OptimizerHooks:
             gradient = parameter.grad
             if gradient is None or gradient.is_sparse:
                 continue
-            if skips and entries.whole:  # then there is nothing to put back, either
+            if skips and entries.all_frozen:  # then there is nothing to put back, either
                 parameter.grad = None
                 continue
             # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
@@ -180,21 +180,21 @@ class OptimizerHooks:
         if watch.plan.damped:
             self._before[optimizer] = self._damp(found, scale_gradients=not restored)
 
-    def _found_in(self, optimizer: Optimizer) -> _Found:
+    def _entries_of(self, optimizer: Optimizer) -> _EntriesOfOptimizer:
         """Return what an optimizer holds of consolidated tasks, as one carried over from task to task does.
 
         Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
         """
         plan = self._watch().plan
         parameters = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        known = self._found.get(optimizer)
+        known = self._entries.get(optimizer)
         if known is not None and known.plan() is plan and known.parameters == parameters:
             return known
         present = frozenset(parameters)
         shared = [pair for pair in plan.shared if id(pair[0]) in present]
         own = [pair for pair in plan.own if id(pair[0]) in present]
-        self._found[optimizer] = _Found(weakref.ref(plan), parameters, shared, own, present)
-        return self._found[optimizer]
+        self._entries[optimizer] = _EntriesOfOptimizer(weakref.ref(plan), parameters, shared, own, present)
+        return self._entries[optimizer]
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -202,8 +202,8 @@ class OptimizerHooks:
 
         Nothing is written to parameters that the optimizer does not have: a graph may be alive that needs them.
         """
-        watch, found = self._watch(), self._found_in(optimizer)
-        restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
+        watch, found = self._watch(), self._entries_of(optimizer)
+        restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         for parameter, entries in found.shared:
             unmoved = skips and parameter.grad is None
             if (restored and not unmoved) or (parameter.grad is not None and parameter.grad.is_sparse):
@@ -220,10 +220,10 @@ class OptimizerHooks:
             if id(embedding) in found.present:
                 embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
         self._stepping.discard(optimizer)
-        self._moment = f"the last step of {type(optimizer).__name__}"
+        self._last_event = f"the last step of {type(optimizer).__name__}"
         self.count += 1
 
-    def _damp(self, found: _Found, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _damp(self, found: _EntriesOfOptimizer, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Scale what is to come: the gradients, where steps are in proportion to them; the steps themselves elsewhere.
 
         Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
@@ -244,18 +244,18 @@ class OptimizerHooks:
         return before
 
 
-def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_restored_after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether frozen entries are put back after this step; closures make gradients too late to condition."""
-    trusted = _alone(optimizer) and keeps_entries_without_gradient(optimizer)
+    trusted = _has_no_other_hooks(optimizer) and keeps_entries_without_gradient(optimizer)
     return _has_closure(args, kwargs) or not trusted
 
 
 def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a step surely leaves alone a parameter that has no gradient when it begins."""
-    return _alone(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
+    return _has_no_other_hooks(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
 
 
-def _alone(optimizer: Optimizer) -> bool:
+def _has_no_other_hooks(optimizer: Optimizer) -> bool:
     """Return whether nobody else has hooks around steps, so that gradients are what these hooks left."""
     return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
 

@@ -14,7 +14,7 @@ from hatrack.protection.conditioning import Damper
 from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest
 from hatrack.units import UnitGraph
 
-__all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_values_that_spread", "take_digests"]
+__all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_nonfinite", "take_digests"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ProtectionPlan:
 
     def frozen(self) -> dict[int, Tensor]:
         """Return, by identity of a tensor, where its entries must not move."""
-        return {id(parameter): keeper.frozen for parameter, keeper in self.all()}
+        return {id(parameter): record.frozen for parameter, record in self.all()}
 
     def all(self) -> list[tuple[Tensor, FrozenEntries | Backup]]:
         """Return every tensor with frozen entries, and the record that puts them back."""
@@ -142,7 +142,7 @@ def find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     return [name for name, value in before.items() if now.get(name) != value]
 
 
-def find_values_that_spread(backbone: nn.Module) -> list[str]:
+def find_nonfinite(backbone: nn.Module) -> list[str]:
     """Return the names of parameters with values that are infinite or not a number.
 
     Such a value spoils outputs even where a mask is off, since zero times infinity is not a number.

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.masks.tasks import TaskState
 from hatrack.protection.hooks import OptimizerHooks
-from hatrack.protection.plan import ProtectionPlan, find_changes, find_values_that_spread, take_digests
+from hatrack.protection.plan import ProtectionPlan, find_changes, find_nonfinite, take_digests
 from hatrack.protection.source import ProtectionSource
 from hatrack.protection.structure import Parts
 from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
@@ -94,9 +94,9 @@ class Protection:
         Args:
             all_tasks: take those of tasks again that have one; False where these were compared just now.
         """
-        self.digests = self._taken(MappingProxyType({}) if all_tasks else self.digests)
+        self.digests = self._present_digests(MappingProxyType({}) if all_tasks else self.digests)
 
-    def _taken(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    def _present_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         masks = self._masks
         return take_digests(self._plan, masks.backbone, masks.tasks.consolidated, masks.per_task_buffers, checked)
 
@@ -135,7 +135,7 @@ class Protection:
         Raises:
             GuaranteeError: frozen entries have moved.
         """
-        moved = find_changes(self.digests, self._taken())
+        moved = find_changes(self.digests, self._present_digests())
         if moved:
             raise GuaranteeError(
                 f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
@@ -149,10 +149,10 @@ class Protection:
         Raises:
             GuaranteeError: values are infinite or not a number.
         """
-        spoilt = find_values_that_spread(self._masks.backbone)
-        if spoilt:
+        nonfinite = find_nonfinite(self._masks.backbone)
+        if nonfinite:
             raise GuaranteeError(
-                f"values in {', '.join(spoilt)} became infinite or not a number, and would spoil the outputs of "
+                f"values in {', '.join(nonfinite)} became infinite or not a number, and would spoil the outputs of "
                 "consolidated tasks; call restore() or load the last saved network, and lower the learning rate"
             )
 
@@ -177,7 +177,7 @@ class Protection:
         """Return keys of what answers of tasks rely on; all of them may use the first task's norms and copies."""
         return [_BACKBONE, *map(_key, list(self._masks.tasks)[:1]), *map(_key, states)]
 
-    def is_intact(self, states: Sequence[TaskState]) -> bool:
+    def prepare_answer(self, states: Sequence[TaskState]) -> bool:
         """Return whether tasks may be asked of the network itself; puts back what has moved where that does no harm.
 
         Args:
@@ -206,8 +206,8 @@ class Protection:
         self.require_same_parts()
         with torch.inference_mode(False), torch.no_grad():
             moved = self._watch.moved(self._plan.all())
-            for tensor, keeper in moved:
-                keeper.restore(tensor)
+            for tensor, record in moved:
+                record.restore(tensor)
                 self._watch.note(tensor)
         if moved:
             self._report([tensor for tensor, _ in moved])
@@ -219,12 +219,12 @@ class Protection:
         Raises:
             GuaranteeError: something that no copy is kept of has moved.
         """
-        for tensor, keeper in self._plan.all():
-            keeper.restore(tensor)
+        for tensor, record in self._plan.all():
+            record.restore(tensor)
         for parameter in self._network.parameters():
             if parameter.is_floating_point():
                 parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        self.hooks.forget_unfinished("restore()")
+        self.hooks.drop_unfinished("restore()")
         self.check()
 
     @torch.no_grad()
@@ -232,8 +232,8 @@ class Protection:
         """Return, by identity of every tensor with frozen entries, one whose frozen entries are as they must be."""
         values: dict[int, Tensor] = {}
         with torch.inference_mode(False):
-            for tensor, keeper in self._plan.all():
-                value = keeper.restored(tensor)
+            for tensor, record in self._plan.all():
+                value = record.restored(tensor)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 values[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
         return values
@@ -248,7 +248,7 @@ class Protection:
             named = ", ".join(names.get(id(tensor), "a parameter that is no longer there") for tensor in new)
             warnings.warn(
                 f"something other than a step of a protected optimizer has changed frozen entries of {named}, after "
-                f"{self.hooks.moment}; consolidated tasks answer as before, since these entries are put back. Pass "
+                f"{self.hooks.last_event}; consolidated tasks answer as before, since these entries are put back. Pass "
                 "every optimizer through net.protect(...), and let nothing else write to the backbone"
                 f"{_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}",
                 stacklevel=4,
@@ -260,4 +260,4 @@ def _key(state: TaskState) -> str:
     return f"task {state.name}"
 
 
-keep_compilers_out(Protection.is_intact)
+keep_compilers_out(Protection.prepare_answer)

@@ -87,11 +87,11 @@ class VersionWatch:
     ) -> list[tuple[Tensor, FrozenEntries | Backup]]:
         """Return those tensors of which frozen entries have other bits; only what was touched is looked at."""
         moved = []
-        for tensor, keeper in watched:
+        for tensor, record in watched:
             if self.is_touched(tensor):
                 stamp = stamp_of(tensor)  # before the comparison: another thread may write meanwhile
-                if keeper.has_moved(tensor):
-                    moved.append((tensor, keeper))
+                if record.has_moved(tensor):
+                    moved.append((tensor, record))
                 else:
                     self._stamps[id(tensor)] = stamp
         return moved

@@ -166,7 +166,7 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
 
     def decorate(method: MethodT) -> MethodT:
         @functools.wraps(method)
-        def whole(network: Any, *args: Any, **kwargs: Any) -> Any:
+        def wrapped(network: Any, *args: Any, **kwargs: Any) -> Any:
             protection = vars(network).get("protection")
             values = () if values_of is None else values_of(network)
             snapshot = Snapshot(network, () if protection is None else protection.hooks.optimizers(), values)
@@ -178,13 +178,13 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
                 with torch.inference_mode(False), torch.no_grad():  # what is made there could never be trained
                     return method(network, *args, **kwargs)
             except BaseException as error:
-                _drop_what_was_entered(error)
+                _drop_inference_guards(error)
                 snapshot.restore()
                 if generator is not None and drawn is not None:
                     generator.set_state(drawn)
                 raise
 
-        return cast(MethodT, whole)
+        return cast(MethodT, wrapped)
 
     return decorate
 
@@ -193,23 +193,23 @@ def leaves_modes(method: MethodT) -> MethodT:
     """Make a method, which changes copies alone, leave torch's modes as they were when it does not come to its end."""
 
     @functools.wraps(method)
-    def whole(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         modes = _Modes()
         try:
             return method(*args, **kwargs)
         except BaseException as error:
-            _drop_what_was_entered(error)
+            _drop_inference_guards(error)
             modes.leave()
             raise
 
-    return cast(MethodT, whole)
+    return cast(MethodT, wrapped)
 
 
 def attaches_or_not(constructor: MethodT) -> MethodT:
     """Make a network's constructor leave the backbone as it was when it does not come to its end."""
 
     @functools.wraps(constructor)
-    def whole(network: Any, backbone: Any, *args: Any, **kwargs: Any) -> None:
+    def wrapped(network: Any, backbone: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(backbone, nn.Module):
             constructor(network, backbone, *args, **kwargs)
             return
@@ -217,14 +217,14 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
         try:
             constructor(network, backbone, *args, **kwargs)
         except BaseException as error:
-            _drop_what_was_entered(error)
+            _drop_inference_guards(error)
             snapshot.restore()
             raise
 
-    return cast(MethodT, whole)
+    return cast(MethodT, wrapped)
 
 
-def _drop_what_was_entered(error: BaseException) -> None:
+def _drop_inference_guards(error: BaseException) -> None:
     """Have the guards of inference mode end now that an interrupt has kept alive.
 
     An interrupt right after torch has made such a guard, and before it is entered, leaves it to the traceback. When
