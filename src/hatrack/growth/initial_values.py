@@ -44,7 +44,7 @@ def draw_entries(
     """Draw uniform entries on the layer's initial scale, for its present fan-in.
 
     Args:
-        layer: the layer; its weight has the new shape already, or has it next.
+        layer: the layer; its weight has the new shape already, or is the parameter in question.
         name: the parameter's name in the layer.
         shape: the parameter's new shape.
         old: its old values, for their type and device.

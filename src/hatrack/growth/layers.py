@@ -113,7 +113,7 @@ class Layer:
         }
 
     def put_back(self, before: Mapping[str, Tensor], indices: Mapping[Side, Tensor]) -> None:
-        """Write old values to their new places.
+        """Write old values to their new indices.
 
         Args:
             before: the old tensors, by name.

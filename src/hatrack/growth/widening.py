@@ -1,7 +1,7 @@
 """Widening of a backbone in place: layers that write a group of units get more outputs, its readers more inputs.
 
-The network is then analysed again, and the labels of that run tell the new place of every old entry: entries whose ends
-are old units keep their order.
+The network is then analysed again. The labels of that run give the new index of every old entry, since entries whose
+ends are old units keep their order.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _refusal(added: Mapping[str, int], error: Exception) -> InputError:
     return InputError(f"the network cannot be widened ({asked}): {error}")
 
 
-# ------------------------------------------------------------------------------------------------ which layers change
+# -------------------------------------------------------------------------------------------------- which layers change
 
 
 def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str, int]) -> dict[str, Layer]:
@@ -214,7 +214,7 @@ def _labels(graph: UnitGraph, name: str) -> dict[Side, Tensor]:
     return labels if reader is None else {**labels, Side.INPUTS: reader.units}
 
 
-# ----------------------------------------------------------------------------------------------- where old units go
+# --------------------------------------------------------------------------------------------------- where old units go
 
 
 class _Places:

@@ -22,8 +22,8 @@ def pack(mask: Tensor) -> Tensor:
         mask: booleans of any shape.
 
     Returns:
-        uint8, ``(⌈entries / 8⌉,)``: entry i is bit ``i mod 8``, counted from the lowest, of byte ``⌊i / 8⌋``; what is
-        behind the last entry is 0.
+        uint8, ``(⌈entries / 8⌉,)``: entry i is bit ``i mod 8``, counted from the lowest, of byte ``⌊i / 8⌋``; bits
+        behind the last entry are 0.
     """
     flat = mask.flatten()
     padded = flat.new_zeros(8 * bytes_for(len(flat)))

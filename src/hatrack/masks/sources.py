@@ -35,7 +35,7 @@ class Passed(NamedTuple):
 
 
 class MaskSource(abc.ABC):
-    """Source of masks: how the mask of one weight is learned, and which it is in the end.
+    """Source of masks: makes the mask of one weight, in training and finally.
 
     Attributes:
         kind: its name in files.
@@ -77,7 +77,7 @@ class MaskSource(abc.ABC):
 
     @abc.abstractmethod
     def final(self, values: Tensor | None, weight: Tensor, used: Tensor) -> Tensor:
-        """Return the mask that training leads to, booleans of the weight's shape.
+        """Return the final mask, booleans of the weight's shape.
 
         Args:
             values: the task's values of the weight; None if the source has none.
@@ -187,7 +187,7 @@ class Scores(MaskSource):
 
 @dataclass(frozen=True)
 class Magnitude(MaskSource):
-    """Source of the largest weights: a task trains all free ones, keeps the largest and also uses earlier tasks'.
+    """Source of the largest weights: a task trains all free ones, and keeps the largest and those of earlier tasks.
 
     Call :meth:`hatrack.WeightMaskedNetwork.settle` between training and retraining (PackNet, Mallya and Lazebnik, CVPR
     2018).

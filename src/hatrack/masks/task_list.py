@@ -83,7 +83,8 @@ class TaskList(nn.ModuleList, Generic[StateT]):
         """Check that a task can be added, and return its number of classes as an integer.
 
         Raises:
-            InputError: the name is empty or taken, the number of classes is below 1, or another task is in training.
+            InputError: the name is empty or that of another task, the number of classes is below 1, or another task is
+                in training.
         """
         if not isinstance(name, str) or not name:
             raise InputError(f"a task's name must be a text that is not empty, not {name!r}")

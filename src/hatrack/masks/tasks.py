@@ -28,7 +28,7 @@ class TaskState(nn.Module):
 
     Attributes:
         moving: the task's values of buffers of the backbone that a forward pass moves.
-        calibration: numbers of its training data to recognise it by; None until it is calibrated.
+        calibration: statistics of its training data by which it is recognised; None until it is calibrated.
     """
 
     mask_names: ClassVar[tuple[str, ...]] = ()
@@ -48,7 +48,7 @@ class TaskState(nn.Module):
 
     @property
     def norms(self) -> dict[str, nn.Module]:
-        """The task's batch norms, by the name of the layer they stand for."""
+        """Batch norms of the task, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
 
     def classify(self, features: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class TaskState(nn.Module):
         return F.linear(features, self.head.weight, self.head.bias)
 
     def take_norms_of(self, other: TaskState) -> None:
-        """Take over another task's batch norms, which this one used already."""
+        """Own another task's batch norms, which this one has used already."""
         self._norm_names, self.batch_norms = other._norm_names, other.batch_norms
 
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
@@ -116,7 +116,7 @@ class TaskState(nn.Module):
         return self
 
     def freeze(self) -> None:
-        """End the training: freeze all of the task's parameters and statistics."""
+        """End the training, and freeze all of the task's parameters and statistics."""
         self.consolidated = True
         self.train(False)
         for parameter in self.parameters():
@@ -155,8 +155,8 @@ class UnitTask(TaskState):
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
-        embedding: its embedding, ``(U,)``; deleted once the mask is fixed.
-        packed: the mask once it is fixed: bits, eight units to a byte, as :func:`hatrack.masks.packing.pack` gives
+        embedding: its embedding, ``(U,)``; deleted once the mask is final.
+        packed: the final mask: bits, eight units to a byte, as :func:`hatrack.masks.packing.pack` gives
             them; the numbers themselves, ``(U,)``, where it is soft. Empty until then.
     """
 
@@ -174,7 +174,7 @@ class UnitTask(TaskState):
 
     @property
     def mask(self) -> Tensor:
-        """The mask once it is fixed, ``(U,)``: booleans, or numbers where it is soft."""
+        """Final mask, ``(U,)``: booleans, or numbers where it is soft."""
         return unpack(self.packed, (self.num_units,)) if self.packed.dtype == torch.uint8 else self.packed
 
     def freeze_mask(self, mask: Tensor) -> None:

@@ -15,7 +15,7 @@ __all__ = ["WeightTask"]
 
 
 class WeightTask(TaskState):
-    """State of one task: values to choose weights by while it is trained, then the mask alone, one bit per weight.
+    """State of a task with masks of weights: values while it is trained, then one bit per weight.
 
     Args:
         name: the task's name.
@@ -27,11 +27,11 @@ class WeightTask(TaskState):
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
-        shapes: as above.
-        choice: as above; empty once the mask is settled.
-        copies: as above.
+        shapes: shapes of the weights with masks.
+        choice: the values that each mask is learned by; empty once the masks are settled.
+        copies: its copies of parameters without masks.
         packed: the bits of the masks, weight after weight, each beginning with a new byte; zeros until settled.
-        settled: whether the mask is chosen for good, as a part of ``state_dict``.
+        settled: whether the masks are final, as a part of ``state_dict``.
         is_settled: copy of ``settled`` outside of tensors, since reading a tensor of another device takes time.
     """
 
@@ -67,7 +67,7 @@ class WeightTask(TaskState):
         return unpack(self.packed[start : start + self._bytes[index]], self.shapes[index])
 
     def settle(self, masks: Sequence[Tensor]) -> None:
-        """Choose the masks of all weights for good, and drop the values that they were chosen by."""
+        """Store the final masks of all weights, and drop the values that they were learned by."""
         self.packed.copy_(self.packed_of(masks))
         self.settled.fill_(True)
         self.is_settled = True
@@ -75,7 +75,7 @@ class WeightTask(TaskState):
 
     @staticmethod
     def packed_of(masks: Sequence[Tensor]) -> Tensor:
-        """Pack the masks of all weights, as :attr:`packed` holds them."""
+        """Pack the masks of all weights one after the other, as in :attr:`packed`."""
         return torch.cat([pack(mask) for mask in masks])
 
     def _drop_choice(self) -> None:

@@ -51,11 +51,11 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         hard: whether masks become exactly 0 or 1 when a task is consolidated. False keeps the sigmoid's values, as the
             paper's code does; then old outputs drift a little.
         compensation: arithmetic of the embedding's gradient.
-        conditioning: which entries of a weight earlier tasks hold: those between units that any tasks use (the paper),
-            or only those between units that one and the same task uses, which is exact too and frees more. Or how far
-            they hold them, where room for new tasks matters more than that nothing is forgotten:
+        conditioning: which entries of a weight are frozen for earlier tasks: those between units that any tasks use
+            (the paper), or only those between units that one and the same task uses, which is exact too and frees more.
+            Or how far they are frozen, where room for new tasks matters more than that nothing is forgotten:
             :class:`hatrack.Fading`, :class:`hatrack.Adaptive`.
-        gate_function: what turns embeddings into attention.
+        gate_function: function that turns embeddings into attention.
         regularizer: how the use of units is counted in :meth:`regularization`.
         batch_norms: whether every task has batch norms of its own, or all use the first task's.
         gate_inputs: also learn which input features a task uses, as units of a group ``inputs``; for inputs whose
@@ -75,8 +75,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         UnsupportedError: the backbone does something that no rule explains.
         InputError: the backbone does not give features ``(N, F)``, or is inside another HATNetwork, or ``s_max`` is not
             positive and finite.
-        GuaranteeError: the attached gates were tried out with random masks, and an entry that should have been free
-            changed the outputs.
+        GuaranteeError: in the leak test under random masks, an entry that should have been free changed the outputs.
 
     Example:
         >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU())
@@ -163,20 +162,20 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         generator: torch.Generator | None = None,
         embedding: Tensor | Distribution | None = None,
     ) -> None:
-        """Open a task: an embedding, a linear head, and copies of the batch norms unless it shares them.
+        """Add a task with an embedding, a linear head, and copies of the batch norms unless it shares them.
 
         Args:
             name: a name that no task has yet.
             num_classes: number of classes, at least 1.
             generator: source of randomness on the CPU; torch's global one if left out. If the network has a
                 ``growth``, groups that are nearly full are widened first; see :meth:`grow`.
-            embedding: what the embedding starts as, ``(U,)``, or what it is drawn from: any distribution of single
-                numbers. N(0, 1) if left out; the paper takes U(0, 2), with every unit on at first, to compress a
+            embedding: initial values of the embedding, ``(U,)``, or the distribution of single numbers that they are
+                drawn from. N(0, 1) if left out; the paper takes U(0, 2), with every unit on at first, to compress a
                 single task, and k₁ in [1, 6], k₂ in [0.5, 2] for another uniform one whose formula is lost here.
 
         Raises:
-            InputError: the name is taken or empty, the number of classes is below 1, another task is not consolidated
-                yet, or the embedding does not have a number in [−6, 6] for every unit.
+            InputError: another task has this name, it is empty, the number of classes is below 1, another task is not
+                consolidated yet, or the embedding does not have a number in [−6, 6] for every unit.
         """
         num_classes = self.tasks.require_addable(name, num_classes)
         widening.grow_if_full(self, generator)
@@ -185,9 +184,9 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         self.masking.start_embedding(self.masking.open_task(name, num_classes, generator), start)
 
     def analyze(self, example_input: Tensor) -> None:
-        """Show the network an input of another shape or type before its first task, so that its units fit both.
+        """Analyse the backbone on an input of another shape or type before its first task, so that its units fit both.
 
-        Every call does so by itself; where tasks exist already, what would change their units is refused.
+        Every call does so by itself; where tasks exist already, calls that would change their units are refused.
 
         Args:
             example_input: a batch of the other shape, or of so many samples that another path is taken.

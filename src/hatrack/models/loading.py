@@ -85,7 +85,7 @@ def forget_in_files(
         rules: the rules that were given to the saved networks, if any.
 
     Returns:
-        For each file that held the task what was erased.
+        By file that held the task, a report on erased entries.
 
     Raises:
         CheckpointError, GuaranteeError, InputError, UnsupportedError: as :func:`load`; files before that one are done.
@@ -158,7 +158,14 @@ def _load(path: Path, backbone: nn.Module, rules: Rules, formats: Sequence[str])
 
 
 def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules: Rules = None) -> Any:
-    """The network that a checkpoint holds; ``path`` is for messages. Otherwise as :func:`load`."""
+    """Build the network that a checkpoint holds; otherwise as :func:`load`.
+
+    Args:
+        path: the file, for messages.
+        checkpoint: content of the file.
+        backbone: a network built as the saved one was.
+        rules: the rules that were given to the saved network, if any.
+    """
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
     present = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
@@ -201,7 +208,7 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
 
 
 def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:
-    """Check that the last task says what it said when it was saved: a stride or a slope may differ unseen otherwise."""
+    """Check that the last task gives its saved logits: a stride or a slope may differ though all weights fit."""
     now = net.probe()
     if saved is None or now is None:
         return

@@ -1,4 +1,4 @@
-"""Masking: the part of a network that says what each task uses of the backbone."""
+"""Masking: the part of a network that decides which part of the backbone each task uses."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from hatrack.units import UnitGraph
 __all__ = ["Change", "Masking"]
 
 Change = Callable[[Callable[[], None]], None]
-"""Calls a function that changes a masking, and renews what follows for its network; all of it happens, or nothing."""
+"""Function that applies a change to a masking and renews the network's protection; all of it happens, or nothing."""
 
 
 class Masking(nn.Module, ProtectionSource, Generic[StateT]):
-    """Masks of a network's tasks: how they are learned, what a task computes under its mask, and what it relies on.
+    """Masks of a network's tasks, by which these compute features and rely on parts of the backbone.
 
     A masking has no parameters and no persistent buffers of its own; what belongs to a task is in the task's state.
 
@@ -43,14 +43,14 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     Attributes:
         backbone: the backbone; it is a part of the network, not of the masking.
-        tasks: the tasks, likewise.
+        tasks: the tasks; they are a part of the network, too.
         network_class: name of the class of networks with this masking, for messages.
         cause_of_leaks: likely reasons why free entries could change outputs, for a message.
         is_attached: whether the backbone is still inside the network.
         example_shape: shape of the example input.
-        example_dtype: its type.
+        example_dtype: type of the example input.
         own_state: buffers of the backbone that runs move, of which every task has its own.
-        origin: widths and initial scales of the backbone before it ever grew; None where nobody has asked yet.
+        origin: widths and initial scales of the backbone before it was ever widened; None until it is analysed.
     """
 
     network_class: ClassVar[str]
@@ -66,7 +66,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         self.own_state = OwnState()
         self.origin: Origin | None = None
 
-    # ---------------------------------------------------------------------------------------------------- example
+    # ---------------------------------------------------------------------------------------------------------- example
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +98,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             )
 
     def scratch(self) -> Copy:
-        """Return a copy of masking and backbone that may be run without a trace; parameters are shared."""
+        """Return a copy of masking and backbone, to be run without a trace in them; parameters are shared."""
         copies = scratch_of(nn.ModuleList([self.backbone, self.tasks, self]))
 
         def ask(x: Tensor, seed: int) -> Tensor:
@@ -107,7 +107,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
         return Copy(copies.eval()[0], ask)
 
-    # ------------------------------------------------------------------------------------------ what is tested first
+    # --------------------------------------------------------------------------------------------- what is tested first
 
     @abc.abstractmethod
     def find_leak(self, example: Tensor) -> str | None:
@@ -158,7 +158,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             x: the batch.
             training: whether the call is made in training mode.
             scratch: a copy of the backbone that was run on the batch.
-            change: how to change this masking.
+            change: applies changes to this masking.
 
         Raises:
             UnsupportedError: the call moves state that outputs depend on.
@@ -167,15 +167,15 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         if own_state is not None:
             change(lambda: self.adopt(own_state))
 
-    # --------------------------------------------------------------------------------------------------- in a call
+    # -------------------------------------------------------------------------------------------------------- in a call
 
     @abc.abstractmethod
     def admit(self, x: Tensor, change: Change) -> None:
-        """Look at a call of a kind that was not seen yet before it is answered.
+        """Check that the guarantee holds for a call, and analyse it if it is of a new kind.
 
         Args:
             x: the batch, one sample at least.
-            change: how to change this masking where the call shows something new.
+            change: applies changes to this masking where the call shows something new.
 
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
@@ -206,13 +206,13 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
-        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for trying things out."""
+        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for tests."""
 
     def used_features(self, features: Tensor, state: StateT) -> Tensor:
         """Return those of a task's features ``(N, F)`` that it uses; the others are zeros."""
         return features
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # --------------------------------------------------------------------------------------------------------- training
 
     @abc.abstractmethod
     def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> StateT:
@@ -224,7 +224,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def regularization(self) -> Tensor:
-        """Return what keeps the mask in training small, a scalar to be added to the loss times a strength."""
+        """Return the regularization cost of the mask in training, a scalar."""
 
     @abc.abstractmethod
     def shared_parameters(self) -> list[nn.Parameter]:
@@ -238,12 +238,12 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             The parameters that the mask was learned by, which the task no longer has.
         """
 
-    # ----------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- what is frozen
 
     @property
     @abc.abstractmethod
     def per_task_modules(self) -> Sequence[str]:
-        """Names of the backbone's modules that tasks have copies of, so that no task looks at the originals."""
+        """Names of the backbone's modules that tasks have copies of, so that no task reads the originals."""
 
     @property
     def per_task_buffers(self) -> Sequence[str]:
@@ -252,21 +252,21 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def refresh(self) -> None:
-        """Derive anew what follows from the masks of consolidated tasks."""
+        """Update everything that is derived from the masks of consolidated tasks."""
 
     def bind(self, plan: ProtectionPlan) -> None:
-        """Go by a new protection plan, for example in which gradients are computed."""
+        """Use a new protection plan, for example to leave frozen entries out of gradients."""
 
-    # ---------------------------------------------------------------------------------------------------- inspection
+    # ------------------------------------------------------------------------------------------------------- inspection
 
     @abc.abstractmethod
     def masks(self, task: str) -> dict[str, Tensor]:
-        """Return what a task uses, by name; for a task in training, what consolidating it now would give."""
+        """Return a task's mask by group or parameter; for a task in training, the one it is going to have."""
 
     @property
     @abc.abstractmethod
     def sizes(self) -> Mapping[str, int]:
-        """Numbers of what :meth:`masks` are about, by the same names."""
+        """Numbers of units by group, or of weights by parameter, by the names of :meth:`masks`."""
 
     @abc.abstractmethod
     def capacity(self, num_frozen: int) -> Capacity:
@@ -284,7 +284,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     def reuse(self) -> Tensor:
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
 
-    # ---------------------------------------------------------------------------------------------------- unlearning
+    # ------------------------------------------------------------------------------------------------------- unlearning
 
     @abc.abstractmethod
     def entries_of(self, state: StateT) -> Mapping[str, Tensor]:
@@ -292,17 +292,18 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def remove(self, state: StateT, successor: StateT | None) -> None:
-        """Forget what is kept of a task besides its state.
+        """Remove everything about a task but its state.
 
         Args:
             state: the task that is removed.
-            successor: the task that is going to be first, if this one was: all tasks may use the first one's copies.
+            successor: the task that becomes the first one, whose copies all tasks may use; None if the first one stays,
+                or no task does.
         """
 
     def release(self, erased: Mapping[str, Tensor]) -> None:
-        """Let go of entries of the backbone that were drawn anew, booleans by the backbone's names."""
+        """Release entries that were drawn anew from penalties on moving them, booleans by the backbone's names."""
 
-    # ------------------------------------------------------------------------------------------------------ widening
+    # --------------------------------------------------------------------------------------------------------- widening
 
     @abc.abstractmethod
     def analyze(self) -> UnitGraph:
@@ -338,13 +339,13 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def fit(self, graph: UnitGraph) -> None:
-        """Go by these units of the backbone from now on."""
+        """Use other units of the backbone from now on, after it was widened or analysed again."""
 
-    # --------------------------------------------------------------------------------------------------- being kept
+    # --------------------------------------------------------------------------------------------- detaching and saving
 
     @abc.abstractmethod
     def detach(self) -> None:
-        """Leave the backbone as it was, but for the weights that it has by now."""
+        """Remove everything that is attached to the backbone, whose weights stay as they are now."""
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class OwnState:
 
     @torch.no_grad()
     def extended_by(self, masking: Masking[Any], x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
-        """Return what moves once a call of a new kind is let in; None where it moves nothing that is not known yet.
+        """Return the record extended by the state that a call of a new kind moves; None where it moves nothing new.
 
         Args:
             masking: the masking.
@@ -110,7 +110,7 @@ class OwnState:
 
 
 def find_own_state(masking: Masking[Any], example: Tensor) -> OwnState:
-    """Find the buffers that every task has to have of its own.
+    """Find the buffers that every task needs copies of.
 
     Args:
         masking: the masking.
@@ -129,7 +129,7 @@ def find_own_state(masking: Masking[Any], example: Tensor) -> OwnState:
 
 
 def several(example: Tensor) -> Tensor:
-    """Return a batch of two samples at least."""
+    """Return a batch of at least two samples: the example, twice if it is a single one."""
     return torch.cat([example, example]) if len(example) == 1 else example
 
 

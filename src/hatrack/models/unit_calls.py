@@ -1,4 +1,4 @@
-"""Kinds of calls of a backbone, for each of which it is found out what happens to units before it is answered."""
+"""Calls of a backbone by kind, each of which is analysed before the first one is answered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["UnitCalls"]
 
 
 class UnitCalls:
-    """Record of the kinds of calls of a backbone, and of what labelled runs have shown of its units.
+    """Record of the known kinds of calls of a backbone, and of the units that labelled runs have found.
 
     Args:
         backbone: the backbone.
@@ -34,9 +34,9 @@ class UnitCalls:
         gate_inputs: whether input features are units.
 
     Attributes:
-        trace: what labelled runs have shown so far.
+        trace: result of all labelled runs so far.
         taught: signatures that have shown more than the example, to be replayed from files.
-        followed: signatures of which labelled runs say what is done to units.
+        followed: signatures whose effect on units is known from labelled runs.
     """
 
     def __init__(self, backbone: nn.Module, rules: Mapping[Any, Rule] | None, gate_inputs: bool) -> None:
@@ -50,7 +50,7 @@ class UnitCalls:
         self._controls = Controls(backbone)
 
     def note_state(self, moving: Sequence[str]) -> None:
-        """Take settings and hooks of the backbone for what calls so far have met.
+        """Record the settings and hooks of the backbone for which the analysed calls hold.
 
         Args:
             moving: names of buffers and attributes that runs change.
@@ -61,10 +61,10 @@ class UnitCalls:
         """Return the units that labelled runs have shown."""
         return resolve(trace, self._backbone, "backbone.")
 
-    # -------------------------------------------------------------------------------------------------------- runs
+    # ------------------------------------------------------------------------------------------------------------- runs
 
     def follow(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
-        """Return what was found and what a labelled run shows beyond that, on a copy of the backbone without gates.
+        """Return what was found and what a labelled run adds to it, on a copy of the backbone without gates.
 
         Args:
             found: what was found so far.
@@ -90,7 +90,7 @@ class UnitCalls:
             return path_of(scratch, x.detach().requires_grad_(signature.differentiable), signature.training)
 
     def follow_example(self, example: Tensor) -> Trace:
-        """Look at the example in both modes, with gradients and without, as it is, for one sample and for several.
+        """Analyse the example in both modes, with and without gradients, as it is, for one sample and for several.
 
         Returns:
             What labelled runs have shown; :attr:`trace` is what it was.
@@ -132,16 +132,16 @@ class UnitCalls:
             found = self.follow(found, signature.example(example.device), signature)
         return found
 
-    # ----------------------------------------------------------------------------------------------------- new calls
+    # -------------------------------------------------------------------------------------------------------- new calls
 
     def admit(self, x: Tensor, training: bool, masking: UnitMasking, change: Change) -> None:
-        """Look at a call of a new signature, or with a new number of samples, before it is answered.
+        """Analyse a call with a new signature, or with a new number of samples.
 
         Args:
             x: the batch.
             training: whether the network is in training mode.
-            masking: the masking that goes by what is found.
-            change: how to change it.
+            masking: the masking that uses the units which are found.
+            change: applies changes to it.
 
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
@@ -157,7 +157,7 @@ class UnitCalls:
 
     @leaves_modes
     def examine(self, x: Tensor, signature: Signature, masking: UnitMasking, change: Change) -> bool:
-        """Have it found out what a call does to units, and return whether it runs; otherwise as :meth:`admit`."""
+        """Analyse what a call does to units, and return whether the backbone runs on it; otherwise as :meth:`admit`."""
         scratch, outside = scratch_without_gates(self._backbone), replace(signature, inference=False)
         try:
             many = self._path(x, signature, scratch)
@@ -219,11 +219,11 @@ class UnitCalls:
             x: the batch.
             signature: its signature.
             known: the signature that needs no further look afterwards.
-            masking: the masking that goes by what is found.
-            change: how to change it.
+            masking: the masking that uses the units which are found.
+            change: applies changes to it.
 
         Raises:
-            UnsupportedError: no rule explains what the backbone does, or it contradicts the tasks there are.
+            UnsupportedError: no rule explains what the backbone does, or it contradicts existing tasks.
         """
         sample = x.detach().to(next((p.device for p in self._backbone.parameters()), x.device))
         try:

@@ -1,4 +1,4 @@
-"""Masking of units: gates on a backbone, opened by what each task has learned to use."""
+"""Masking of units: gates on a backbone, set by the mask of each task."""
 
 from __future__ import annotations
 
@@ -116,23 +116,23 @@ class UnitMasking(Masking[UnitTask]):
         """Test with random masks whether free entries change outputs, and return the names of their parameters."""
         return find_leak(self.attachment, self.graph, self.backbone, example)
 
-    # ---------------------------------------------------------------------------------------------- kinds of calls
+    # --------------------------------------------------------------------------------------------------- kinds of calls
 
     def admit(self, x: Tensor, change: Change) -> None:
-        """Look at a call of a new signature, or with a new number of samples, before it is answered."""
+        """Analyse a call with a new signature, or with a new number of samples."""
         self.calls.admit(x, self.training, self, change)
 
     def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
-        """Go by what a labelled run has shown, if masks of the tasks there are still fit.
+        """Use the units that a labelled run has found, if the masks of existing tasks still fit.
 
         Args:
             signature: the signature of the run.
             sample: its batch.
             found: what runs have shown so far, this one included.
-            change: how to change this masking.
+            change: applies changes to this masking.
 
         Raises:
-            UnsupportedError: it contradicts the tasks there are, or an entry that should be free leaks.
+            UnsupportedError: it contradicts existing tasks, or an entry that should be free leaks.
         """
         graph = self.calls.resolved(found)
         if not are_same(graph, self.graph):
@@ -187,7 +187,7 @@ class UnitMasking(Masking[UnitTask]):
                 "them; a rule for one of its operations must be wrong, or a hook does something that no rule sees"
             )
 
-    # --------------------------------------------------------------------------------------------------- in a call
+    # -------------------------------------------------------------------------------------------------------- in a call
 
     def features(self, x: Tensor, state: UnitTask) -> Tensor:
         """Return features of a batch under a task's attention and norms, ``(N, F)``."""
@@ -205,7 +205,7 @@ class UnitMasking(Masking[UnitTask]):
         return bool(len(x)) and x.shape[1:] == self.example_shape[1:] and self.mixes_samples()
 
     def features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
-        """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own."""
+        """Return features of samples of several tasks from one pass, ``(N, F)``; None where that is not possible."""
         if not self.mixes(x, len(states)):
             return None
         attentions = [self.attention(state) for state in states]
@@ -215,7 +215,7 @@ class UnitMasking(Masking[UnitTask]):
         return self.attachment.run(self.backbone, x, attention[task_of], norms)
 
     def mixes_samples(self) -> bool:
-        """Return whether samples of several tasks may go through the backbone together; tried out once."""
+        """Return whether samples of several tasks may go through the backbone together; tested once."""
         if self._mixing is None or self._mixing[0] is not self.attachment:
             try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
             mixes = try_out(self.attachment, self.backbone, self.graph.num_units, self.example())
@@ -260,7 +260,7 @@ class UnitMasking(Masking[UnitTask]):
             return used_units(state.embedding.detach(), self.graph.groups)
         return functional.gate(state.embedding, self.settings.s_max, self.settings.gate_function)
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # --------------------------------------------------------------------------------------------------------- training
 
     def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> UnitTask:
         """Append the state of a new task: an embedding, a linear head, and copies of the batch norms."""
@@ -277,7 +277,7 @@ class UnitMasking(Masking[UnitTask]):
         return state
 
     def start_embedding(self, state: UnitTask, start: Tensor | None) -> None:
-        """Give a new task's embedding the values that it starts with, ``(U,)``; None for those that it has."""
+        """Set the initial values of a new task's embedding, ``(U,)``; None leaves those that were drawn."""
         if start is not None:
             with torch.no_grad():
                 state.embedding.copy_(start)
@@ -310,7 +310,7 @@ class UnitMasking(Masking[UnitTask]):
         self._scale = torch.tensor(scale, dtype=torch.float64)
 
     def regularization(self) -> Tensor:
-        """Return the share of the free units that the task in training takes (Eq. 5), a scalar."""
+        """Return the share of the free units that the task in training uses (Eq. 5), a scalar."""
         state = self.tasks.require_training("regularization")
         attention = self.attention(state).to(state.embedding.dtype)
         if self.settings.regularizer is Regularization.WEIGHTED_L1:
@@ -329,7 +329,7 @@ class UnitMasking(Masking[UnitTask]):
         return free, total
 
     def freeze_mask(self, state: UnitTask) -> Sequence[nn.Parameter]:
-        """End the training of a task: give it its final mask, and freeze it."""
+        """Give a task in training its final mask, and freeze it."""
         embedding = state.embedding
         off = [name for name in groups_switched_off(embedding.detach(), self.graph.groups) if name not in self._off]
         if off:
@@ -342,7 +342,7 @@ class UnitMasking(Masking[UnitTask]):
         state.freeze_mask(self.final_mask(state))
         return [embedding]
 
-    # ----------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- what is frozen
 
     @property
     def per_task_modules(self) -> Sequence[str]:
@@ -353,11 +353,11 @@ class UnitMasking(Masking[UnitTask]):
         return [state.mask for state in self.tasks.consolidated]
 
     def refresh(self) -> None:
-        """Derive anew the cumulative attention of the consolidated tasks."""
+        """Update the cumulative attention of the consolidated tasks."""
         self.cumulative = attention_of_tasks(self.settings.conditioning, self._consolidated_masks(), self.none)
 
     def bind(self, plan: ProtectionPlan) -> None:
-        """Leave out of gradients what must not move."""
+        """Leave frozen entries out of gradients where that makes steps cheaper."""
         self.attachment.choose_partial_gradients(self.backbone, plan.shared)
 
     def attention_on_parameters(self) -> Mapping[str, Tensor]:
@@ -383,7 +383,7 @@ class UnitMasking(Masking[UnitTask]):
         attention = self.none if state is None else self.attention(state)
         return self.settings.conditioning.rates(self.graph, attention, self.cumulative)
 
-    # -------------------------------------------------------------------------------------------------- inspection
+    # ------------------------------------------------------------------------------------------------------- inspection
 
     def masks(self, task: str) -> dict[str, Tensor]:
         """Return the units that a task uses, by group: booleans, or numbers where masks are soft."""
@@ -411,7 +411,7 @@ class UnitMasking(Masking[UnitTask]):
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
         return measure_reuse(self.graph, [mask == 1 for mask in self._consolidated_masks()])
 
-    # ---------------------------------------------------------------------------------------------------- unlearning
+    # ------------------------------------------------------------------------------------------------------- unlearning
 
     def entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
         """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
@@ -420,12 +420,12 @@ class UnitMasking(Masking[UnitTask]):
         return {name.removeprefix("backbone."): entries for name, entries in relied_on.items()}
 
     def remove(self, state: UnitTask, successor: UnitTask | None) -> None:
-        """Forget what is kept of a task besides its state; an successor takes over norms that all tasks use."""
+        """Remove everything about a task but its state; its successor takes over norms that all tasks use."""
         if successor is not None and self.settings.batch_norms is BatchNorms.SHARED:
             successor.take_norms_of(state)
         self._cache.clear()
 
-    # ------------------------------------------------------------------------------------------------------ widening
+    # --------------------------------------------------------------------------------------------------------- widening
 
     def units_now(self) -> UnitGraph:
         """Return the units of the backbone."""
@@ -445,17 +445,17 @@ class UnitMasking(Masking[UnitTask]):
         return self.calls.resolved(self.calls.trace)
 
     def fit(self, graph: UnitGraph) -> None:
-        """Attach gates for these units in the place of those there are."""
+        """Attach gates for other units in place of the present ones."""
         self.attachment.detach(self.backbone)
         self.graph = graph
         self.attachment = Attachment(graph, self.backbone).to(self.device)
         self.calls.note_state(self.own_state.names)
         self.refresh()
 
-    # --------------------------------------------------------------------------------------------------- being kept
+    # --------------------------------------------------------------------------------------------- detaching and saving
 
     def detach(self) -> None:
-        """Take all gates off again."""
+        """Remove all gates from the backbone."""
         self.attachment.detach(self.backbone)
 
     def to_json(self) -> dict[str, Any]:

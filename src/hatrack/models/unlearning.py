@@ -21,7 +21,7 @@ __all__ = ["unlearn"]
 
 
 def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | None) -> Forgotten:
-    """Remove a task and all weights that no other task uses; the caller takes it back if anything goes wrong.
+    """Remove a task and all weights that no other task uses; the caller undoes all of it after an error.
 
     Args:
         net: the network.
@@ -29,7 +29,7 @@ def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | 
         generator: draws new values, on the CPU; torch's global one if None.
 
     Returns:
-        What was erased, and what is shared with whom.
+        Numbers of erased entries, and of entries shared with other tasks.
 
     Raises:
         InputError: there is no such task, or another one is in training.
@@ -68,7 +68,7 @@ def _erase(
     others: Sequence[StateT],
     generator: torch.Generator | None,
 ) -> None:
-    """Draw entries anew, after which other tasks must say what they said before, to the bit."""
+    """Draw entries anew, and check that the logits of other tasks stay the same to the bit."""
     before = {name: net.backbone.get_parameter(name).detach().clone() for name in erased}
     answers = [fixed_logits(net.masking, state) for state in others]
     for name, where in erased.items():

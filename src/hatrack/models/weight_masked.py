@@ -47,20 +47,20 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         backbone: maps a batch to features ``(N, F)``.
         example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
             backbone's device.
-        source: where masks come from; :class:`hatrack.masks.Embedding` if left out.
-        conditioning: what of the weights later tasks may change; :class:`hatrack.masks.FreeWeights` if left out.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks; :class:`hatrack.masks.Embedding` if left out.
+        conditioning: rule by which later tasks may change weights; :class:`hatrack.masks.FreeWeights` if left out.
+        unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
             leaves its widths as they are, unless :meth:`grow` is called. Old outputs then agree up to rounding across a
             widening, and to the bit between widenings.
 
     Attributes:
         backbone: the network that was given.
-        source: where masks come from.
-        conditioning: what of the weights later tasks may change.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks.
+        conditioning: rule by which later tasks may change weights.
+        unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened by itself.
-        tether: what draws elastic weights back; None with other conditionings.
+        tether: quadratic penalty on elastic weights; None with other conditionings.
         example_shape: shape of the example input.
 
     Raises:
@@ -131,7 +131,8 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     def settle(self, name: str) -> None:
         """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
 
-        What the masks were learned by is dropped: take the parameters for a new optimizer from :meth:`task_parameters`.
+        The parameters that the masks were learned by are dropped: take those for a new optimizer from
+        :meth:`task_parameters`.
 
         Raises:
             InputError: there is no such task, or its masks are settled already.
@@ -153,7 +154,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     @all_or_nothing(lambda net: () if net.tether is None else net.tether.buffers())
     def tie(self, importance: Mapping[str, Tensor]) -> None:
-        """Anchor elastic weights where they are now, once after every task; what draws them back adds up.
+        """Anchor elastic weights where they are now, once after every task; importance adds up over tasks.
 
         Args:
             importance: how much every entry of the weights matters to the task, none negative, by the names of

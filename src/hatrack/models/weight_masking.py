@@ -1,4 +1,4 @@
-"""Masking of weights: twins of the backbone's modules compute with what masks let through of the weights."""
+"""Masking of weights: twins of the backbone's modules compute with masked weights."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ class WeightMasking(Masking[WeightTask]):
         backbone: the backbone of the network.
         tasks: the tasks of the network.
         example_input: a batch of the shape that the backbone expects.
-        source: where masks come from.
-        conditioning: what of the weights later tasks may change.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks.
+        conditioning: rule by which later tasks may change weights.
+        unmasked: owner of the copies of parameters without masks.
         scale: initial scales of the backbone's parameters, by name.
 
     Attributes:
-        source: where masks come from.
-        conditioning: what of the weights later tasks may change.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks.
+        conditioning: rule by which later tasks may change weights.
+        unmasked: owner of the copies of parameters without masks.
         layout: the parameters of the backbone by their roles.
-        penalty: what draws elastic weights back; None with other conditionings. It is a part of the network.
+        penalty: quadratic penalty on elastic weights; None with other conditionings. It is a part of the network.
         used: where any consolidated task uses a weight, booleans per weight.
     """
 
@@ -132,10 +132,10 @@ class WeightMasking(Masking[WeightTask]):
 
         return features
 
-    # --------------------------------------------------------------------------------------------------- in a call
+    # -------------------------------------------------------------------------------------------------------- in a call
 
     def admit(self, x: Tensor, change: Change) -> None:
-        """Look whether a call of a new kind reaches weights past their masks, as layers in a plain list do."""
+        """Check that a call of a new kind uses no weight without its mask, as layers in a plain list do."""
         key = key_of(x, self.training)
         if key in self._seen:
             return
@@ -200,7 +200,7 @@ class WeightMasking(Masking[WeightTask]):
         return list(owner.copies), owner.norms
 
     def _masked_weights(self, state: WeightTask) -> list[Tensor]:
-        """Return what a task's masks let through of the weights."""
+        """Return the weights under a task's masks."""
         trains = self.conditioning.trains_weights
         weights = [weight if trains else weight.detach() for weight in self.weights()]
         if state.is_settled or not self.training:
@@ -233,13 +233,13 @@ class WeightMasking(Masking[WeightTask]):
         return [self.source.final(values, weight, used) for values, weight, used in each]
 
     def settled_masks(self, state: WeightTask) -> Sequence[Tensor]:
-        """Return masks that are chosen for good, booleans; those of the task that was asked for last are kept."""
+        """Return the final masks of a task, booleans; the last task's are cached."""
         return self._cache.of(state.packed, lambda: [state.mask(index) for index in range(len(self.layout.masked))])
 
     def _values(self, state: WeightTask) -> Sequence[Tensor | None]:
         return [*state.choice] or [None] * len(self.layout.masked)
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # --------------------------------------------------------------------------------------------------------- training
 
     def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> WeightTask:
         """Append the state of a new task: the values that its masks are learned by, a head, and copies."""
@@ -272,7 +272,7 @@ class WeightMasking(Masking[WeightTask]):
         self._progress = progress
 
     def regularization(self) -> Tensor:
-        """Return what the source says that the masks in training cost, a scalar."""
+        """Return the cost of the masks in training, which their source defines, a scalar."""
         state = self.tasks.require_training("regularization")
         device = state.head.weight.device
         cost = self._cost.of(self._cost_key(state))
@@ -295,7 +295,7 @@ class WeightMasking(Masking[WeightTask]):
         return choice
 
     def freeze_mask(self, state: WeightTask) -> Sequence[nn.Parameter]:
-        """End the training of a task: choose its masks if they are not yet, and freeze it."""
+        """Choose the final masks of a task in training, unless that is done already, and freeze it."""
         removed: Sequence[nn.Parameter] = ()
         if not state.is_settled:
             removed = self.settle(state)
@@ -310,7 +310,7 @@ class WeightMasking(Masking[WeightTask]):
         state.freeze()
         return removed
 
-    # ----------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- what is frozen
 
     @property
     def per_task_modules(self) -> Sequence[str]:
@@ -318,7 +318,7 @@ class WeightMasking(Masking[WeightTask]):
         return self.layout.norms
 
     def refresh(self) -> None:
-        """Derive anew which weights consolidated tasks use."""
+        """Update which weights consolidated tasks use."""
         states = self.tasks.consolidated
         self.used = [
             union([state.mask(index) for state in states], weight) for index, weight in enumerate(self.weights())
@@ -335,7 +335,7 @@ class WeightMasking(Masking[WeightTask]):
             for index, (name, weight) in enumerate(zip(self.layout.masked, self.weights(), strict=True))
         }
 
-    # -------------------------------------------------------------------------------------------------- inspection
+    # ------------------------------------------------------------------------------------------------------- inspection
 
     def masks(self, task: str) -> dict[str, Tensor]:
         """Return the weights that a task uses, by the backbone's names: booleans of their shapes."""
@@ -371,25 +371,25 @@ class WeightMasking(Masking[WeightTask]):
             common += common_entries([state.mask(index) for state in states])
         return common / common.diagonal().clamp_min(1).unsqueeze(1)
 
-    # ---------------------------------------------------------------------------------------------------- unlearning
+    # ------------------------------------------------------------------------------------------------------- unlearning
 
     def entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
         """Return where a task uses weights, booleans by the backbone's names."""
         return self.masks(state.name)
 
     def remove(self, state: WeightTask, successor: WeightTask | None) -> None:
-        """Forget what is kept of a task besides its state; an successor takes over copies that all tasks use."""
+        """Remove everything about a task but its state; its successor takes over copies that all tasks use."""
         if successor is not None and self.unmasked is not Unmasked.PER_TASK:
             successor.take_norms_of(state)
             successor.copies = state.copies
         self._cache.clear()
 
     def release(self, erased: Mapping[str, Tensor]) -> None:
-        """Let go of weights that were drawn anew."""
+        """Release weights that were drawn anew from the penalty on moving them."""
         if self.penalty is not None:
             self.penalty.release(self.named_weights(), erased)
 
-    # ------------------------------------------------------------------------------------------------------ widening
+    # --------------------------------------------------------------------------------------------------------- widening
 
     def analyze(self) -> UnitGraph:
         """Find the units of the backbone as it is now."""
@@ -400,7 +400,7 @@ class WeightMasking(Masking[WeightTask]):
         return graph
 
     def room(self, graph: UnitGraph) -> Mapping[str, float]:
-        """Return, by group, as many free units as would have the free weights of its layers."""
+        """Return by group the number of free units that would leave as many free weights in its layers."""
         free: dict[str, float] = {}
         for name, used in zip(self.layout.masked, self.used, strict=True):
             owner, _, own = name.rpartition(".")
@@ -422,12 +422,12 @@ class WeightMasking(Masking[WeightTask]):
         return widen_weight_tasks(self.tasks, self.backbone, self.layout, widening, undo_log)
 
     def fit(self, graph: UnitGraph) -> None:
-        """Go by these units of the backbone from now on."""
+        """Use other units of the backbone from now on, after it was widened or analysed again."""
         self._num_features = len(graph.features().units)
         self._widths = {group.name: group.size for group in graph.groups}
         self.refresh()
 
-    # --------------------------------------------------------------------------------------------------- being kept
+    # --------------------------------------------------------------------------------------------- detaching and saving
 
     def detach(self) -> None:
         """Do nothing, since nothing was put on the backbone."""

@@ -1,4 +1,4 @@
-"""Widening a network of masks in place, between tasks."""
+"""Widening of a network in place, between tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["grow", "grow_if_full"]
 
 
 def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch.Generator | None) -> None:
-    """Widen a network; the caller takes it back if anything goes wrong.
+    """Widen a network; the caller undoes all of it after an error.
 
     Args:
         net: the network.
@@ -62,7 +62,7 @@ def _widen(
     generator: torch.Generator | None,
     undo_log: UndoLog,
 ) -> None:
-    """Widen a backbone, and with it what tasks own and what optimizers remember.
+    """Widen a backbone together with its tasks and the state of optimizers.
 
     Args:
         net: the network.
@@ -107,7 +107,7 @@ def grow_if_full(net: MaskedNetwork[StateT], generator: torch.Generator | None) 
 
 
 def _why_not(net: MaskedNetwork[StateT], groups: Mapping[str, int]) -> str | None:
-    """Try to widen, and take it back; return the reason why that does not work, None if it does."""
+    """Widen on trial and undo it; return the reason why that does not work, None if it does."""
     masking, log, refusal = net.masking, UndoLog(), None
     graph = masking.units_now()
     with torch.inference_mode(False), torch.no_grad():

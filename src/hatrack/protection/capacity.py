@@ -25,7 +25,7 @@ class Capacity:
     Attributes:
         groups: share of used units, by group; of used weights, by parameter, where masks are about weights; or of used
             modules, by layer (PathNet).
-        units: share of used units over all groups; 0 for a network without units, None where tasks do not hold units.
+        units: share of used units over all groups; 0 for a network without units, None where masks are about weights.
         weights: share of the entries of shared parameters that are frozen, or that masks of weights use.
         parameters: number of entries of shared parameters, which grows with the network.
     """

@@ -1,7 +1,7 @@
 """Optimizer hooks: whatever an optimizer does, entries that earlier tasks rely on keep their bits.
 
 A zero gradient is not a zero change: weight decay moves a weight without gradient, and so does momentum carried over
-from the task before. Entries are therefore put back after every step, through the optimizer's own hooks; only where a
+from the task before. Entries are therefore restored after every step, through the optimizer's own hooks; only where a
 zero gradient *is* a zero change, in plain SGD, clearing the gradient beforehand does the same for less.
 """
 
@@ -40,14 +40,14 @@ def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
 
 
 class _EntriesOfOptimizer(NamedTuple):
-    """Parameters of consolidated tasks that an optimizer has.
+    """Frozen entries among the parameters of an optimizer.
 
     Attributes:
-        plan: protection plan that this was looked up for.
+        plan: protection plan from which they were found.
         parameters: identities of the optimizer's parameters, in order.
-        shared: its shared parameters of which entries are frozen, with what protects them.
-        own: the consolidated tasks' own parameters among its parameters, with what protects them.
-        present: identities of its parameters.
+        shared: its shared parameters with frozen entries, and their records.
+        own: its parameters that consolidated tasks own, and their backups.
+        present: the same identities as a set.
     """
 
     plan: weakref.ref[ProtectionPlan]
@@ -61,9 +61,9 @@ class OptimizerHooks:
     """Pair of hooks around the steps of the optimizers of one network.
 
     Args:
-        watch: gives what must not move at present, and whether anything else has touched it.
+        watch: returns the version counters of the present protection plan.
         source: masks of the tasks, for the embeddings in training and the rates of dampers.
-        report: told of shared parameters of which something else has moved frozen entries before a step.
+        report: called with shared parameters whose frozen entries something else has moved before a step.
 
     Attributes:
         count: grows when a step begins and when it ends; while it stays the same, no step has moved anything.
@@ -95,27 +95,27 @@ class OptimizerHooks:
         return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_optimizers": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Look up anew what optimizers hold."""
+        """Restore a copy, which has no optimizers yet."""
         vars(self).update(state)
         self._look_up_anew()
 
     @property
     def last_event(self) -> str:
-        """Return what happened last, for messages."""
+        """Description of the last step or other event, for messages."""
         return self._last_event
 
     def drop_unfinished(self, event: str) -> None:
-        """Count no step as under way any more, such as one that an error has ended.
+        """Regard all steps as ended, such as one that an error has interrupted.
 
         Args:
-            event: what happens instead, for messages.
+            event: description of the present event, for messages.
         """
         self._stepping, self._last_event = weakref.WeakSet(), event
         self.count += 1
 
     @property
     def is_stepping(self) -> bool:
-        """Return whether a step is under way, in whichever thread, or was left by an error."""
+        """Whether a step is under way in any thread, or was interrupted by an error."""
         return bool(self._stepping)
 
     def protect(self, optimizer: Optimizer) -> None:
@@ -154,7 +154,7 @@ class OptimizerHooks:
 
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
+        """Step pre-hook: drop gradients of fully frozen parameters, and condition others where the step needs it."""
         self._stepping.add(optimizer)
         self.count += 1
         watch, found = self._watch(), self._entries_of(optimizer)
@@ -181,9 +181,10 @@ class OptimizerHooks:
             self._before[optimizer] = self._damp(found, scale_gradients=not restored)
 
     def _entries_of(self, optimizer: Optimizer) -> _EntriesOfOptimizer:
-        """Return what an optimizer holds of consolidated tasks, as one carried over from task to task does.
+        """Return the frozen entries among the parameters of an optimizer.
 
-        Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
+        They are found again when tasks or the optimizer's parameters change, so that a step costs the same after a
+        hundred tasks.
         """
         plan = self._watch().plan
         parameters = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
@@ -198,7 +199,7 @@ class OptimizerHooks:
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Step post-hook: put frozen entries back where the step may have moved them; clamp embeddings.
+        """Step post-hook: restore frozen entries where the step may have moved them, and clamp embeddings.
 
         Nothing is written to parameters that the optimizer does not have: a graph may be alive that needs them.
         """
@@ -224,12 +225,12 @@ class OptimizerHooks:
         self.count += 1
 
     def _damp(self, found: _EntriesOfOptimizer, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scale what is to come: the gradients, where steps are in proportion to them; the steps themselves elsewhere.
+        """Scale gradients where steps are in proportion to them; else record values, by which steps are scaled.
 
         Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
 
         Returns:
-            Parameters whose steps are to be scaled, with their values now and what is left of the step.
+            Parameters whose steps are to be scaled, with their values now and the share of the step that is left.
         """
         rates = self._source.rates()
         before: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -245,18 +246,18 @@ class OptimizerHooks:
 
 
 def _is_restored_after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether frozen entries are put back after this step; closures make gradients too late to condition."""
+    """Return whether frozen entries are restored after a step; a closure makes gradients too late to condition."""
     trusted = _has_no_other_hooks(optimizer) and keeps_entries_without_gradient(optimizer)
     return _has_closure(args, kwargs) or not trusted
 
 
 def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a step surely leaves alone a parameter that has no gradient when it begins."""
+    """Return whether a step leaves a parameter as it is that has no gradient when the step begins."""
     return _has_no_other_hooks(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
 
 
 def _has_no_other_hooks(optimizer: Optimizer) -> bool:
-    """Return whether nobody else has hooks around steps, so that gradients are what these hooks left."""
+    """Return whether an optimizer has no other hooks, which might change gradients after these."""
     return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
 
 

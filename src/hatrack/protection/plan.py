@@ -1,4 +1,4 @@
-"""Protection plan: immutable record of all that must not move; digests show that it has not."""
+"""Protection plan: immutable record of all frozen entries, and digests that show whether they have moved."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ class ProtectionPlan:
         return cls(shared, tuple(own), damped)
 
     def num_frozen(self) -> int:
-        """Return the number of entries of shared parameters that must not move."""
+        """Return the number of frozen entries of shared parameters."""
         return sum(int(entries.frozen.sum()) for _, entries in self.shared)
 
     def frozen(self) -> dict[int, Tensor]:
-        """Return, by identity of a tensor, where its entries must not move."""
+        """Return by identity of a tensor booleans of its shape, True for frozen entries."""
         return {id(parameter): record.frozen for parameter, record in self.all()}
 
     def all(self) -> list[tuple[Tensor, FrozenEntries | Backup]]:
-        """Return every tensor with frozen entries, and the record that puts them back."""
+        """Return every tensor with frozen entries, and the record that restores them."""
         return [*self.shared, *self.own]
 
 
@@ -104,13 +104,13 @@ def take_digests(
     per_task_modules: Sequence[str],
     checked: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Return digests of all that must not move: frozen entries by parameter, buffers, and consolidated tasks whole.
+    """Return digests of everything frozen: entries by parameter, buffers, and the states of consolidated tasks.
 
     Args:
         plan: the protection plan.
         backbone: the network.
         consolidated: the consolidated tasks.
-        per_task_modules: names of the layers and of single buffers that every task has a copy of; no task looks at
+        per_task_modules: names of the layers and of single buffers that every task has a copy of; no task reads
             the backbone's own.
         checked: digests that were compared just now; those of tasks in them are not taken again.
     """
@@ -138,7 +138,12 @@ def take_digests(
 
 
 def find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the names of what has moved, or is no longer there."""
+    """Return the names whose digest has changed or is missing.
+
+    Args:
+        before: earlier digests by name.
+        now: present digests by name.
+    """
     return [name for name, value in before.items() if now.get(name) != value]
 
 

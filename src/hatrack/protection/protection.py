@@ -1,4 +1,4 @@
-"""Protection of one network: its plan, digests, optimizer hooks, and a watch for everything else that writes."""
+"""Protection of one network: its plan, digests, optimizer hooks, and version counters for all other changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Protection"]
 _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
 
 _BACKBONE = "backbone"
-"""Key of what all tasks rely on."""
+"""Key of the parts that all tasks rely on."""
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
@@ -38,7 +38,7 @@ class Protection:
         masks: the masks of its tasks.
 
     Attributes:
-        digests: digests of all that must not move, taken when it was frozen, by name.
+        digests: digests of everything that is frozen, by name, taken when it was frozen.
         hooks: the hooks around steps of optimizers.
     """
 
@@ -48,24 +48,24 @@ class Protection:
         self._plan = ProtectionPlan((), ())
         self._watch = VersionWatch(self._plan)
         self._parts = Parts(network)
-        self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by what answers rely on
-        self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
+        self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by key of the part
+        self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
         self.hooks = OptimizerHooks(self._present_watch, masks, self._report)
         count_fused_steps()
 
     def _present_watch(self) -> VersionWatch:
         return self._watch
 
-    # -------------------------------------------------------------------------------------------------- the plan
+    # --------------------------------------------------------------------------------------------------------- the plan
 
     @property
     def plan(self) -> ProtectionPlan:
-        """Immutable record of what must not move, and of its bits."""
+        """Immutable record of all frozen entries and their bits."""
         return self._plan
 
     @torch.inference_mode(False)
     def renew(self) -> None:
-        """Derive the plan anew from the masks and the values that parameters have now."""
+        """Derive the plan again from the masks and the present values of parameters."""
         backbone, tasks, buffers = self._masks.backbone, self._masks.tasks, self._frozen_buffers()
         attention, dampers = self._masks.attention_on_parameters(), self._masks.dampers()
         self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers)
@@ -89,7 +89,7 @@ class Protection:
         ]
 
     def renew_digests(self, *, all_tasks: bool = True) -> None:
-        """Take the digests of what is frozen now.
+        """Take the digests of everything that is frozen now.
 
         Args:
             all_tasks: take those of tasks again that have one; False where these were compared just now.
@@ -100,7 +100,7 @@ class Protection:
         masks = self._masks
         return take_digests(self._plan, masks.backbone, masks.tasks.consolidated, masks.per_task_buffers, checked)
 
-    # ------------------------------------------------------------------------------------------------ optimizers
+    # ------------------------------------------------------------------------------------------------------- optimizers
 
     def protect(self, optimizer: OptimizerT) -> OptimizerT:
         """Put the hooks around the steps of an optimizer, and return it.
@@ -116,7 +116,7 @@ class Protection:
         self.hooks.protect(optimizer)
         return optimizer
 
-    # ---------------------------------------------------------------------------------------------------- checks
+    # ----------------------------------------------------------------------------------------------------------- checks
 
     def check(self) -> None:
         """Compare everything that is frozen with its digests.
@@ -130,7 +130,7 @@ class Protection:
             self.require_finite()
 
     def require_unmoved(self) -> None:
-        """Compare digests.
+        """Compare the digests of everything that is frozen.
 
         Raises:
             GuaranteeError: frozen entries have moved.
@@ -144,7 +144,7 @@ class Protection:
             )
 
     def require_finite(self) -> None:
-        """Check that no parameter of the backbone spoils outputs of tasks that do not even use it.
+        """Check that all parameters of the backbone are finite, since others reach outputs past masks.
 
         Raises:
             GuaranteeError: values are infinite or not a number.
@@ -157,13 +157,13 @@ class Protection:
             )
 
     def require_same_parts(self, states: Iterable[TaskState] | None = None) -> None:
-        """Check that nobody has put other layers or parameters into the network.
+        """Check that the network still has the layers and parameters that were recorded.
 
         Args:
             states: tasks whose answers rely on the parts to look at; all parts if left out.
 
         Raises:
-            GuaranteeError: somebody has.
+            GuaranteeError: some were replaced, added or converted.
         """
         replaced = self._parts.replaced(None if states is None else self._keys_of(states))
         if replaced:
@@ -174,14 +174,14 @@ class Protection:
             )
 
     def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
-        """Return keys of what answers of tasks rely on; all of them may use the first task's norms and copies."""
+        """Return keys of the parts that answers rely on; all tasks may use the first one's norms and copies."""
         return [_BACKBONE, *map(_key, list(self._masks.tasks)[:1]), *map(_key, states)]
 
     def prepare_answer(self, states: Sequence[TaskState]) -> bool:
-        """Return whether tasks may be asked of the network itself; puts back what has moved where that does no harm.
+        """Restore moved entries where no graph can need them, and return whether the network itself may answer.
 
         Args:
-            states: the tasks; some of them consolidated.
+            states: the tasks to be answered for, some of them consolidated.
         """
         count = self.hooks.count
         if self.hooks.is_stepping:
@@ -199,10 +199,14 @@ class Protection:
             self._report([tensor for tensor, _ in moved])
         return not moved
 
-    # ----------------------------------------------------------------------------------------------- putting back
+    # ----------------------------------------------------------------------------------------------------- putting back
 
     def put_back(self) -> None:
-        """Put back frozen entries that something other than a protected step has moved, and warn of it."""
+        """Restore frozen entries that something other than a protected step has moved, and warn of it.
+
+        Raises:
+            GuaranteeError: layers or parameters were replaced.
+        """
         self.require_same_parts()
         with torch.inference_mode(False), torch.no_grad():
             moved = self._watch.moved(self._plan.all())
@@ -214,7 +218,7 @@ class Protection:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back all frozen entries, and set what is infinite or not a number to 0.
+        """Restore all frozen entries, and set values that are infinite or not a number to 0.
 
         Raises:
             GuaranteeError: something that no copy is kept of has moved.
@@ -229,7 +233,7 @@ class Protection:
 
     @torch.no_grad()
     def frozen_values(self) -> dict[int, Tensor]:
-        """Return, by identity of every tensor with frozen entries, one whose frozen entries are as they must be."""
+        """Return by identity of every tensor with frozen entries a copy in which these have their saved values."""
         values: dict[int, Tensor] = {}
         with torch.inference_mode(False):
             for tensor, record in self._plan.all():
@@ -256,7 +260,7 @@ class Protection:
 
 
 def _key(state: TaskState) -> str:
-    """Return the key of what a task alone relies on."""
+    """Return the key of the parts that a task alone relies on."""
     return f"task {state.name}"
 
 

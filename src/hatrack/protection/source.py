@@ -1,4 +1,4 @@
-"""Source of a network's protection: what the masks of its tasks say about parameters."""
+"""Source of a network's protection: the masks of its tasks, seen from the parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ProtectionSource"]
 
 
 class ProtectionSource(abc.ABC):
-    """Source of a network's protection: the masks of its tasks, as far as they decide on what must not move.
+    """Source of a network's protection: the masks of its tasks, as far as they decide which entries are frozen.
 
     Attributes:
         backbone: the backbone of the network.

@@ -1,4 +1,4 @@
-"""Test whether the outputs of a network depend on state that its runs move."""
+"""Test of whether the outputs of a network depend on state that its runs move."""
 
 from __future__ import annotations
 

@@ -68,10 +68,10 @@ class Movement:
 
 @contextmanager
 def without_trace() -> Iterator[None]:
-    """While this lasts, a copy may be run without a trace in torch.
+    """Keep runs of copies in a block from leaving a trace in torch.
 
     Random generators are reset afterwards. Hooks on tensors that are saved for backward passes, as of checkpointing,
-    see nothing of it. Inference mode is left, since tensors made in it could never be trained.
+    are not called. Inference mode is off, since tensors made in it could never be trained.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     unseen = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
@@ -131,7 +131,7 @@ def set_buffers(module: nn.Module, names: Sequence[str], values: Sequence[Tensor
 
 
 def get_buffers(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Return the present buffers of some names."""
+    """Return the present buffers with these names, in their order."""
     return [module.get_buffer(name) for name in names]
 
 
