@@ -213,7 +213,7 @@ def test_training_moves_no_other_buffers_than_those_it_keeps_of_the_best_epoch(n
     tasks = tasks_for("norm")
     learn(method, tasks[:2], epochs=2)
     method.begin_task(tasks[2])
-    masks = [mask for state in method.network.tasks for mask in state.kept()]
+    masks = [mask for state in method.network.tasks for mask in state.mask_tensors()]
     before = [(tensor, tensor.clone()) for tensor in (*method.network.buffers(), *masks)]
     kept = {id(buffer) for buffer in method.trained_buffers()}
     for _ in fit(method, tasks[:3], TrainingSettings(epochs=2, batch_size=16)):
@@ -221,4 +221,6 @@ def test_training_moves_no_other_buffers_than_those_it_keeps_of_the_best_epoch(n
     moved = {id(tensor) for tensor, value in before if not torch.equal(tensor, value)}
     assert moved
     assert moved <= kept
-    assert not kept & {id(t) for state in [*method.network.tasks][:2] for t in (*state.buffers(), *state.kept())}
+    assert not kept & {
+        id(t) for state in [*method.network.tasks][:2] for t in (*state.buffers(), *state.mask_tensors())
+    }

@@ -59,7 +59,7 @@ def test_restoring_is_exact_for_any_bits(dtype: torch.dtype) -> None:
     for held in (torch.rand(len(saved)) < 0.5, torch.ones(len(saved), dtype=torch.bool)):
         shield = FrozenEntries.of(saved.view(dtype), held)
         assert shield is not None
-        assert shield.whole == bool(held.all())
+        assert shield.all_frozen == bool(held.all())
         moved = now.clone().view(dtype)
         shield.restore(moved)
         assert torch.equal(moved.view(integers), torch.where(held, saved, now))

@@ -43,7 +43,7 @@ class _Mark:
 
     @property
     def is_dead(self) -> bool:
-        """Return whether the network is known to be gone."""
+        """Whether the network is known to be gone."""
         return self._owner is not None and self._owner() is None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
@@ -76,11 +76,11 @@ def attached_to(backbone: nn.Module) -> str | None:
 
 
 def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
-    """Note the network that a backbone is attached to, so that it is not attached to a second one.
+    """Record the network that a backbone is attached to, so that it is not attached to a second one.
 
     Args:
         backbone: the backbone.
-        owner: the network; None to remove the note.
+        owner: the network; None to remove the record.
     """
     vars(backbone).pop(_ATTACHED, None)
     if owner is not None:
@@ -88,7 +88,7 @@ def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
 
 
 def strip_gates(backbone: nn.Module) -> None:
-    """Remove gates, switches and the mark from a backbone, whoever attached them."""
+    """Remove all gates, switches and the mark from a backbone."""
     _take_off(backbone)
     mark(backbone, None)
 
@@ -106,7 +106,7 @@ def _take_off(backbone: nn.Module) -> None:
 def without_gates(backbone: nn.Module) -> nn.Module:
     """Copy a backbone without its gates and switches; parameters and buffers are shared with the original.
 
-    The copy is to be looked at, and to be copied: writing into it writes into the backbone.
+    The copy is to be read and to be copied: writing into its tensors writes into the backbone's.
     """
     tensors = (*backbone.parameters(), *backbone.buffers())
     twin = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from hatrack import functional
 from hatrack.errors import InputError
-from hatrack.masks.packing import moved
+from hatrack.masks.packing import move_along
 from hatrack.units import Group, Reader
 
 __all__ = ["ActiveTask", "InputGate", "change_argument", "groups_switched_off", "initial_embedding", "used_units"]
@@ -21,7 +21,7 @@ __all__ = ["ActiveTask", "InputGate", "change_argument", "groups_switched_off", 
 def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
     """Return the units that a task uses once its mask is hard.
 
-    A group without any unit in use would make the output constant, so the unit with the largest embedding value stays
+    A group without any used unit would make the output constant, so the unit with the largest embedding value stays
     on in every group.
 
     Args:
@@ -128,7 +128,7 @@ class ActiveTask(threading.local):
         """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms; or a row per sample.
 
         Returns:
-            State before, for :meth:`go_back_to`: a pass may be asked for in the middle of another one.
+            State before, for :meth:`go_back_to`: a pass may begin in the middle of another one.
         """
         outer = self.attention, self.cleared, self.norms
         last = (*attention.shape[:-1], 1)
@@ -160,7 +160,7 @@ class InputGate(nn.Module):
     """Gate at the input of one reader, applied by a forward pre-hook, after activation, pooling and dropout.
 
     Args:
-        reader: which units the layer reads along which axis.
+        reader: units that the layer reads, and their axis.
         num_units: number of units of the network.
         active: the state shared by all gates of the network.
     """
@@ -180,7 +180,7 @@ class InputGate(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputGate:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.units = moved(self.units, fn)
+        self.units = move_along(self.units, fn)
         return self
 
     def forward(self, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Leak test: overwrite everything that a mask leaves free with huge values; no output under that mask may change."""
+"""Leak test: entries that a mask leaves free get huge values, which must not change any output under that mask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def find_leak(
 ) -> str | None:
     """Test the gates of a network under random masks of units.
 
-    Two masks and their complements are tried, since on a narrow network a single one may say little.
+    Two masks and their complements are used, since on a narrow network a single one may find little.
 
     Args:
         attachment: the gates.
@@ -116,7 +116,7 @@ def _leak_under_random_masks(
         example: a batch, for its shape and type.
         everything: masks that are on everywhere, booleans.
         features: computes features of a batch under masks.
-        free: gives what masks leave free.
+        free: returns the entries that masks leave free.
         pairs: number of masks to try, each with its complement.
     """
     generator = torch.Generator().manual_seed(0)
@@ -146,7 +146,7 @@ def _leak_of(features: Callable[[], Tensor], free: _Entries, generator: torch.Ge
 
 @contextmanager
 def _overwritten(entries: _Entries, generator: torch.Generator) -> Iterator[None]:
-    """While this lasts, free entries hold huge values of random sign."""
+    """Overwrite free entries with huge values of random sign for the duration of a block."""
     originals = [(tensor, tensor.detach().clone()) for tensor, _ in entries.values()]
     try:
         for tensor, where in entries.values():

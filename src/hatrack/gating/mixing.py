@@ -1,7 +1,7 @@
 """Mixed batches: several tasks in one forward pass, with attention and norms for every sample.
 
 Gates then take a row of attention per sample, so the first axis of the values that they gate must count samples. Some
-networks fold windows or sequences into that axis, and are run task by task instead. Each network is tested for it.
+networks fold windows or sequences into that axis, and are run task by task instead. A test tells which.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def mixed_norms(norms: Sequence[Mapping[str, nn.Module]], task_of: Tensor) -> di
 
 @torch.no_grad()
 def mixes_samples(attachment: Attachment, backbone: nn.Module, num_units: int, example: Tensor) -> bool:
-    """Return whether a network gives every sample of a mixed batch the features that it gives it alone.
+    """Test whether every sample of a mixed batch has the features that it has in a batch of its task alone.
 
     Two sizes of batches are tried, since an axis that does not count samples may have one of them by accident.
 

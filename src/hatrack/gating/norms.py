@@ -30,7 +30,7 @@ class BatchNorms(enum.Enum):
 
 
 def copy_of_norm(norm: nn.Module) -> nn.Module:
-    """Copy a batch norm to be trained: same class, affine parameters and statistics, without hooks or a switch."""
+    """Copy a batch norm for training: same class, affine parameters and statistics, without hooks or a switch."""
     bare: nn.Module = object.__new__(type(norm))  # the norm itself is not touched, not even for a moment
     vars(bare).update(vars(norm))
     vars(bare).pop("forward", None)

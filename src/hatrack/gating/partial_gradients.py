@@ -1,7 +1,7 @@
 """Partial gradients: gradients of weights without entries that must not move, so that steps get cheaper over tasks.
 
 A third of a training step goes into gradients of weights. Those of frozen entries are of no use: they are cleared, or
-what they did is taken back. Where whole rows of a dense layer's weight are frozen, or all but few rows and columns,
+their effect is undone. Where whole rows of a dense layer's weight are frozen, or all but few rows and columns,
 smaller products give the rest. The forward pass and the gradient of the input are the layer's own.
 """
 
@@ -58,10 +58,10 @@ def partial_gradient_for(frozen: Tensor) -> PartialGradient | None:
     """Choose the part of a weight's gradient to compute.
 
     Args:
-        frozen: True where an entry must not move, ``(O, I)``.
+        frozen: booleans, ``(O, I)``, True for frozen entries.
 
     Returns:
-        All that is free, and perhaps more; None where computing all of it is faster.
+        A part with all free entries, and perhaps others; None where computing the whole gradient is faster.
     """
     if not frozen.numel() or frozen.numel() < ENTRIES_WORTH:
         return None

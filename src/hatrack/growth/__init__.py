@@ -1,4 +1,4 @@
-"""Growth: when a backbone is widened, how its layers change, and what becomes of tasks and optimizers."""
+"""Growth: when a backbone is widened, and how its layers, tasks and optimizers change."""
 
 from hatrack.growth.policy import Growth
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hatrack.growth.layers import Layer
 
-__all__ = ["fresh_entries", "measure_initial_scales"]
+__all__ = ["draw_entries", "measure_initial_scales"]
 
 
 def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
@@ -26,14 +26,14 @@ def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
     scales = {}
     for name, module in backbone.named_modules():
         layer = Layer.of(module)
-        for own, parameter in () if layer is None or layer.fresh else module.named_parameters(recurse=False):
+        for own, parameter in () if layer is None or layer.constants else module.named_parameters(recurse=False):
             if parameter.numel() and parameter.is_floating_point():
                 size = float(parameter.detach().double().square().mean().sqrt())
                 scales[f"{name}.{own}".lstrip(".")] = size * math.sqrt(_fan_in(module, module.weight.shape))
     return scales
 
 
-def fresh_entries(
+def draw_entries(
     layer: Layer,
     name: str,
     shape: torch.Size,
@@ -44,7 +44,7 @@ def fresh_entries(
     """Draw uniform entries on the layer's initial scale, for its present fan-in.
 
     Args:
-        layer: the layer; its weight has the new shape already, or has it next.
+        layer: the layer; its weight has the new shape already, or is the parameter in question.
         name: the parameter's name in the layer.
         shape: the parameter's new shape.
         old: its old values, for their type and device.

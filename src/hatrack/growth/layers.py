@@ -36,19 +36,19 @@ class Layer:
         tensors: sides that the first axes of its parameters and buffers count, by name.
         sizes: sides whose width its attributes hold, by name.
         groups: number of groups of a convolution; 1 for other layers. A new group has as many channels as an old one.
-        fresh: values of new entries that are not drawn at random, by name.
+        constants: values of new entries that are not drawn at random, by name.
     """
 
     module: nn.Module
     tensors: Mapping[str, Axes]
     sizes: Mapping[str, Side]
     groups: int
-    fresh: Mapping[str, float]
+    constants: Mapping[str, float]
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer | None:
         """Describe a layer; return None if it is none of torch's, or computes its weights from others."""
-        for kinds, tensors, sizes, fresh in _KINDS:
+        for kinds, tensors, sizes, constants in _KINDS:
             kind = next((kind for kind in kinds if isinstance(module, kind)), None)
             if kind is None or overrides_forward(module, kind):
                 continue
@@ -57,7 +57,7 @@ class Layer:
             groups = int(getattr(module, "groups", 1))
             if groups > 1:  # the second axis of the weight counts within a group
                 tensors = {**tensors, "weight": tensors["weight"][:1]}
-            return cls(module, tensors, sizes, groups, fresh)
+            return cls(module, tensors, sizes, groups, constants)
         return None
 
     def width(self, side: Side) -> int:
@@ -95,8 +95,8 @@ class Layer:
             sizes = [size if axis is None else widths[axis] for size, axis in zip(tensor.shape, axes, strict=False)]
             shape = torch.Size([*sizes, *tensor.shape[len(axes) :]])
             before[name] = tensor.data
-            if name in self.fresh:
-                new = tensor.data.new_full(shape, self.fresh[name])
+            if name in self.constants:
+                new = tensor.data.new_full(shape, self.constants[name])
             else:
                 new = draw(name, shape, tensor.data)
             if isinstance(tensor, nn.Parameter):
@@ -105,22 +105,22 @@ class Layer:
                 undo_log.set_attribute(self.module, name, new)
         return before
 
-    def places(self, kept: Mapping[Side, Tensor]) -> dict[nn.Parameter, tuple[Tensor | None, ...]]:
+    def places(self, indices: Mapping[Side, Tensor]) -> dict[nn.Parameter, tuple[Tensor | None, ...]]:
         """Return new indices of the old entries of every parameter, along its first axes; None for unchanged axes."""
         return {
-            parameter: tuple(None if axis is None else kept.get(axis) for axis in self.tensors[name])
+            parameter: tuple(None if axis is None else indices.get(axis) for axis in self.tensors[name])
             for name, parameter in self.module.named_parameters(recurse=False)
         }
 
-    def put_back(self, before: Mapping[str, Tensor], kept: Mapping[Side, Tensor]) -> None:
-        """Write old values to their new places.
+    def put_back(self, before: Mapping[str, Tensor], indices: Mapping[Side, Tensor]) -> None:
+        """Write old values to their new indices.
 
         Args:
             before: the old tensors, by name.
-            kept: new indices of the old inputs or outputs, in their order, for each side that changed.
+            indices: new indices of the old inputs or outputs, in their order, for each side that changed.
         """
         for name, old in before.items():
-            where = tuple(None if axis is None else kept.get(axis) for axis in self.tensors[name])
+            where = tuple(None if axis is None else indices.get(axis) for axis in self.tensors[name])
             _put(getattr(self.module, name).data, old, where)
 
 
@@ -140,8 +140,8 @@ def widened(old: Tensor, shape: Sequence[int], where: Sequence[Tensor | None]) -
 def _put(new: Tensor, old: Tensor, where: Sequence[Tensor | None]) -> None:
     axes = len(where)
     indices = []
-    for axis, kept in enumerate(where):
-        rows = torch.arange(old.shape[axis]) if kept is None else kept
+    for axis, places in enumerate(where):
+        rows = torch.arange(old.shape[axis]) if places is None else places
         indices.append(rows.to(new.device).view(-1, *(1,) * (axes - 1 - axis)))
     new[tuple(indices)] = old
 

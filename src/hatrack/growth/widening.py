@@ -1,7 +1,7 @@
 """Widening of a backbone in place: layers that write a group of units get more outputs, its readers more inputs.
 
-The network is then analysed again, and the labels of that run tell the new place of every old entry: entries whose ends
-are old units keep their order.
+The network is then analysed again. The labels of that run give the new index of every old entry, since entries whose
+ends are old units keep their order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError
-from hatrack.growth.initial_values import fresh_entries
+from hatrack.growth.initial_values import draw_entries
 from hatrack.growth.layers import Layer, Side
 from hatrack.state.undo_log import UndoLog
 from hatrack.units import Group, UnitGraph
@@ -30,14 +30,12 @@ class Change:
 
     Attributes:
         layer: the layer.
-        before: its old tensors, by name.
-        kept: new indices of its old inputs and outputs, in their order; without a side that has no units.
+        indices: new indices of its old inputs and outputs, in their order; without a side that has no units.
         widths: its new numbers of inputs and outputs.
     """
 
     layer: Layer
-    before: Mapping[str, Tensor]
-    kept: Mapping[Side, Tensor]
+    indices: Mapping[Side, Tensor]
     widths: Mapping[Side, int]
 
 
@@ -62,7 +60,7 @@ class Widening:
         return {
             parameter: where
             for change in self.changes.values()
-            for parameter, where in change.layer.places(change.kept).items()
+            for parameter, where in change.layer.places(change.indices).items()
         }
 
 
@@ -106,7 +104,7 @@ def widen(
     for name, layer in layers.items():
 
         def draw(own: str, shape: torch.Size, old: Tensor, name: str = name, layer: Layer = layer) -> Tensor:
-            return fresh_entries(layer, own, shape, old, initial_scales.get(f"{name}.{own}".lstrip(".")), generator)
+            return draw_entries(layer, own, shape, old, initial_scales.get(f"{name}.{own}".lstrip(".")), generator)
 
         before[name] = layer.replace(widths[name], draw, undo_log)
         layer.resize(widths[name], undo_log)
@@ -114,13 +112,13 @@ def widen(
         new = analyze_again()
         places = _Places(graph, new, added)
         _require_same_elsewhere(backbone, places, layers)
-        kept = {name: places.sides(name) for name in layers}
-        features = places.kept(graph.features().units, new.features().units, "the heads")
+        indices = {name: places.sides(name) for name in layers}
+        features = places.new_indices(graph.features().units, new.features().units, "the heads")
     except (_UnfitError, InputError, RuntimeError, ValueError) as error:
         raise _refusal(added, error) from error
     for name, layer in layers.items():
-        layer.put_back(before[name], kept[name])
-    changes = {name: Change(layer, before[name], kept[name], widths[name]) for name, layer in layers.items()}
+        layer.put_back(before[name], indices[name])
+    changes = {name: Change(layer, indices[name], widths[name]) for name, layer in layers.items()}
     return Widening(new, places.positions[:-1], features, changes)
 
 
@@ -129,7 +127,7 @@ def _refusal(added: Mapping[str, int], error: Exception) -> InputError:
     return InputError(f"the network cannot be widened ({asked}): {error}")
 
 
-# ------------------------------------------------------------------------------------------------ which layers change
+# -------------------------------------------------------------------------------------------------- which layers change
 
 
 def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str, int]) -> dict[str, Layer]:
@@ -216,7 +214,7 @@ def _labels(graph: UnitGraph, name: str) -> dict[Side, Tensor]:
     return labels if reader is None else {**labels, Side.INPUTS: reader.units}
 
 
-# ----------------------------------------------------------------------------------------------- where old units go
+# --------------------------------------------------------------------------------------------------- where old units go
 
 
 class _Places:
@@ -234,7 +232,7 @@ class _Places:
         self._is_old = torch.zeros(new.num_units + 1, dtype=torch.bool)
         self._is_old[self.positions] = True
 
-    def kept(self, before: Tensor, now: Tensor, name: str) -> Tensor:
+    def new_indices(self, before: Tensor, now: Tensor, name: str) -> Tensor:
         """Return the new indices of the old entries of an axis.
 
         Args:
@@ -252,7 +250,7 @@ class _Places:
         before, now = _labels(self.old, name), _labels(self.new, name)
         if before.keys() != now.keys():
             raise _UnfitError(f"{name!r} then reads or writes other units")
-        return {side: self.kept(before[side], now[side], name) for side in before}
+        return {side: self.new_indices(before[side], now[side], name) for side in before}
 
     def same(self, before: Tensor, now: Tensor) -> bool:
         """Return whether a tensor that was not widened has the same units at the same places."""

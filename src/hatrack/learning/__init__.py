@@ -1,1 +1,1 @@
-"""Learning task after task: a learner for those who do not want to see gates, and streams without announced tasks."""
+"""Learning of tasks in a row: a learner that hides gates, and a learner of streams without announced switches."""

@@ -1,4 +1,4 @@
-"""Learner: tasks in, answers out, for programs that do not care how gates work."""
+"""Learner: tasks in, answers out, for programs that need no knowledge of gates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
 __all__ = ["LEARNER_FORMAT", "Learner", "Prediction"]
 
 LEARNER_FORMAT = "hatrack.Learner"
-"""What saved learners call themselves."""
+"""Format that files of saved learners name."""
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
 """Samples ``(N, ...)`` and classes ``(N,)``, or pairs of a sample and its class, such as a ``torch`` data set."""
@@ -33,12 +33,12 @@ Data = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a learner says to N samples.
+    """Predictions of a learner for N samples.
 
     Attributes:
-        tasks: the task of each sample: the one that was named, or the one that was recognised.
-        classes: the name of each sample's likeliest class.
-        probabilities: for each sample the probability of its class, in [0, 1], ``(N,)``, given its task.
+        tasks: task of each sample, named by the caller or recognised.
+        classes: name of each sample's likeliest class.
+        probabilities: probability of each sample's class given its task, in [0, 1], ``(N,)``.
         distribution: probabilities of all classes of its task, ``(N, most classes)``, 0 behind its last one.
     """
 
@@ -49,20 +49,20 @@ class Prediction:
 
 
 class Learner:
-    """Learns tasks one after the other, forgets none, and needs no knowledge of gates.
+    """Learner of tasks one after the other that forgets none; it needs no knowledge of gates.
 
     Args:
         backbone: a network that maps a batch to features ``(N, F)``; its weights are trained.
         input_shape: shape of one sample.
-        settings: of the gates.
-        training: how every task is trained.
-        validation: share of the samples that are held out to decide when to stop, at least 0 and below 1.
-        seed: decides on everything that is drawn.
-        device: where to train and ask; where the backbone is, if left out.
+        settings: settings of the gates; those of :class:`HATSettings` if left out.
+        training: settings of the training of every task; those of :class:`TrainingSettings` if left out.
+        validation: share of the samples that are set aside to decide when to stop, at least 0 and below 1.
+        seed: seed of everything that is drawn.
+        device: device for training and prediction; the backbone's if left out.
 
     Attributes:
         network: the :class:`~hatrack.HATNetwork` inside, for all that is not here.
-        classes: by task the names of its classes.
+        classes: names of each task's classes, by task.
 
     Example:
         >>> learner = Learner(nn.Sequential(nn.Linear(4, 32), nn.ReLU()), (4,), training=TrainingSettings(epochs=2))
@@ -91,7 +91,7 @@ class Learner:
 
     @property
     def network(self) -> HATNetwork:
-        """The network inside."""
+        """Network that holds the tasks."""
         return self._method.network
 
     @property
@@ -117,7 +117,7 @@ class Learner:
 
         Raises:
             InputError: there is such a task already, or the data does not fit. Nothing is learned then.
-            TrainingError: the loss became infinite or not a number. The task is gone again then.
+            TrainingError: the loss became infinite or not a number. The task is removed then.
         """
         if task in self.tasks:
             raise InputError(f"there is a task {task!r} already: forget({task!r}) first, or choose another name")
@@ -146,7 +146,13 @@ class Learner:
     def predict(
         self, x: Tensor, task: str | None = None, *, scorer: Scorer = Scorer.DISTANCE, batch_size: int = 500
     ) -> Prediction:
-        """Return the classes of samples ``(N, ...)``, with the task named, or recognised by ``scorer``.
+        """Predict the classes of samples.
+
+        Args:
+            x: samples ``(N, ...)``.
+            task: name of their task; None to recognise it for each sample.
+            scorer: score by which tasks are recognised.
+            batch_size: samples per pass.
 
         Raises:
             InputError: there is no such task, or none at all, or samples do not have the right shape.
@@ -171,7 +177,13 @@ class Learner:
         return Prediction(tuple(tasks), names, probabilities, distribution)
 
     def evaluate(self, task: str, data: Data, *, name_task: bool = True) -> float:
-        """Return the accuracy on samples of a task, in [0, 1]; without its name both task and class must be right."""
+        """Measure the accuracy on samples of a task, in [0, 1].
+
+        Args:
+            task: name of the task.
+            data: its samples with their classes.
+            name_task: whether the task is named; else both task and class must be recognised.
+        """
         x, y = _tensors(data)
         found = self.predict(x, task if name_task else None)
         expected = [self.classes[task][label] for label in y.tolist()]
@@ -186,10 +198,10 @@ class Learner:
         return report
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file, atomically; :meth:`load` reads it anywhere, given the same backbone.
+        """Write the learner to one file, atomically; :meth:`load` reads it, given the same backbone.
 
         Raises:
-            CheckpointError: the file cannot be written; what was there before is still there.
+            CheckpointError: the file cannot be written; an older file stays as it is.
         """
         inside = self.network.to_checkpoint()
         description = {

@@ -1,7 +1,7 @@
-"""Learning a stream whose task switches are not announced: notice a switch, recognise a known task, or open a new one.
+"""Learning of a stream without announced switches: tasks are recognised by their loss, or opened anew.
 
-The detector is :class:`hatrack.streams.LossDetector`. What this cannot do: tell tasks apart whose labels the task at
-hand predicts as well; and it needs labels for all it is shown, since it goes by the loss.
+The detector is :class:`hatrack.streams.LossDetector`. It has two limits: tasks whose labels the
+present task predicts as well are not told apart, and all samples need labels, since the loss decides.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Step:
-    """What became of a batch.
+    """Outcome of one batch.
 
     Attributes:
-        task: the task that it was taken for.
-        loss: its loss with that task, before anything was learned from it.
-        surprise: what the detector made of it.
+        task: the task that the batch was attributed to.
+        loss: its loss with that task, before a step was made with it.
+        surprise: the detector's judgement of the loss.
         opened: whether a new task was opened with it.
     """
 
@@ -41,23 +41,23 @@ class Step:
 
 
 class UnannouncedLearner:
-    """Trains a method on batches that do not say of which task they are.
+    """Learner that trains a method on batches whose task is not named.
 
-    Every batch is first tested with the task at hand. What looks like another task's is kept back; once the detector
-    is sure, it is tested with every task known. Where the loss is usual for one, that one is the task at hand from now
-    on: it answers, and is not trained any further unless it is the one still in training. Otherwise the task in
-    training is consolidated and a new one opened, which learns from what was kept back first. A suspicion that passes
-    is learned from, late.
+    Every batch is first tested with the task at hand. A batch that seems to be another task's is set aside; once the
+    detector is sure, it is tested with every known task. Where the loss is usual for one, that one is the task at hand
+    from now on: it answers, and is not trained any further unless it is the one still in training. Otherwise the task
+    in training is consolidated and a new one opened, which learns first from the batches that were set aside. If the
+    suspicion passes, they are learned from late.
 
     Tasks are called ``found-1``, ``found-2``, ... in the order in which they are opened. There are no epochs and no
     validation: the annealing of the gates runs through once in ``cycle`` steps, again and again.
 
     Args:
-        method: a method that was just made; it must be able to predict earlier tasks while it trains one.
+        method: a new method; it must be able to predict earlier tasks while it trains one.
         classes: number of classes of each task's head, as many as the largest task may have.
         optimizer: makes the optimizer of a task from its parameters.
-        detector: when a loss is taken for another task's.
-        announced: switches are told by :meth:`announce` alone, and not detected.
+        detector: settings by which a loss counts as another task's; those of :class:`DetectorSettings` if None.
+        announced: whether switches are told by :meth:`announce` alone, and not detected.
         cycle: steps from the softest gates to the hardest, at least 1.
 
     Attributes:
@@ -90,19 +90,19 @@ class UnannouncedLearner:
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
         self._usual: dict[str, tuple[float, float]] = {}  # mean and deviation of the loss, by task
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._suspicious: list[tuple[Tensor, Tensor]] = []
         self._recent: list[tuple[Tensor, Tensor]] = []
-        self._told = False
+        self._announced = False
 
     def announce(self) -> None:
-        """Say that the next batches are of another task: a known one if one fits, else a new one.
+        """Announce that the next batches are of another task: a known one if one fits, else a new one.
 
-        As when a switch is detected, ``patience`` batches are looked at before that is decided.
+        As when a switch is detected, this is decided after ``patience`` batches.
         """
-        self._told, self._kept = True, []
+        self._announced, self._suspicious = True, []
 
     def observe(self, x: Tensor, y: Tensor) -> Step:
-        """Take a batch: test it, decide whose it is, and learn from it.
+        """Attribute a batch to a task, and learn from it.
 
         Args:
             x: samples ``(N, ...)``.
@@ -114,29 +114,29 @@ class UnannouncedLearner:
             loss = self.loss_of(first, [(x, y)])
             self._train([(x, y)])
             return Step(first, loss, Surprise.SWITCH, opened=True)
-        if self._told:
-            self._kept.append((x, y))
-            if len(self._kept) < self._settings.patience:
+        if self._announced:
+            self._suspicious.append((x, y))
+            if len(self._suspicious) < self._settings.patience:
                 return Step(self.current, self.loss_of(self.current, [(x, y)]), Surprise.SUSPICIOUS, opened=False)
-            self._told = False
-            return self._switch(self._kept)
+            self._announced = False
+            return self._switch(self._suspicious)
         loss = self.loss_of(self.current, [(x, y)])
         surprise = self._detector.observe(loss)
         if not self._detecting:
             surprise = Surprise.USUAL
         if surprise is Surprise.SWITCH:
-            return self._switch([*self._kept, (x, y)])
+            return self._switch([*self._suspicious, (x, y)])
         if surprise is Surprise.SUSPICIOUS:
-            self._kept.append((x, y))
+            self._suspicious.append((x, y))
             return Step(self.current, loss, surprise, opened=False)
-        batches, self._kept = [*self._kept, (x, y)], []  # a suspicion that has passed is learned from, too
+        batches, self._suspicious = [*self._suspicious, (x, y)], []  # a suspicion that has passed is learned from, too
         self._train(batches)
         return Step(self.current, loss, surprise, opened=False)
 
     def finish(self) -> None:
-        """Consolidate the task in training, after the last batch; a suspicion that stayed one counts for nothing."""
+        """Consolidate the task in training, after the last batch; batches that were set aside are dropped."""
         self._consolidate()
-        self._kept = []
+        self._suspicious = []
 
     def loss_of(self, task: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Return the mean cross-entropy of batches with a task that was found, in evaluation mode."""
@@ -158,8 +158,8 @@ class UnannouncedLearner:
         return self.method.predict(x, task)
 
     def _switch(self, batches: list[tuple[Tensor, Tensor]]) -> Step:
-        """Decide whose the batches are, and go on with that task."""
-        self._kept = []
+        """Attribute batches to a known or a new task, which becomes the one at hand."""
+        self._suspicious = []
         if self.current is not None and self._in_training(self.current):
             self._usual[self.current] = (self._detector.mean, self._detector.deviation)
         known = {task: self.loss_of(task, batches) for task in self.tasks if task != self.current}

@@ -1,6 +1,6 @@
 """Parts of methods with masks of weights.
 
-A source learns a task's mask (:class:`Embedding`, :class:`Scores`, :class:`Magnitude`), and a conditioning says which
+A source makes a task's mask (:class:`Embedding`, :class:`Scores`, :class:`Magnitude`), and a conditioning says which
 weights later tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, :class:`ElasticWeights`);
 :class:`hatrack.WeightMaskedNetwork` puts one of each around a backbone.
 """

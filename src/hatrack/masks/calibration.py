@@ -59,17 +59,17 @@ class Calibration(nn.Module):
         index = list(Scorer).index(scorer)
         return (score - self.location[index]) / self.spread[index]
 
-    def widened(self, kept: Tensor, features: int) -> Calibration:
+    def widened(self, indices: Tensor, features: int) -> Calibration:
         """Copy the calibration for more features, which the task does not use; distances stay as they are.
 
         Args:
-            kept: new index of every old feature, int64 ``(F,)``.
+            indices: new index of every old feature, int64 ``(F,)``.
             features: new number of features.
         """
         centers = self.centers.new_zeros(len(self.centers), features)
         precision = self.precision.new_zeros(features)
-        centers[:, kept] = self.centers
-        precision[kept] = self.precision * (features / len(kept))  # distances are means over all features
+        centers[:, indices] = self.centers
+        precision[indices] = self.precision * (features / len(indices))  # distances are means over all features
         return Calibration(self.location, self.spread, centers, precision)
 
 

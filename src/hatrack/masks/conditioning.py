@@ -42,7 +42,7 @@ class WeightConditioning(abc.ABC):
 
     @abc.abstractmethod
     def attention(self, masks: Sequence[Tensor], weight: Tensor) -> Tensor:
-        """Return how far every entry is frozen: gradients are multiplied by 1 minus that, and at 1 no bit changes.
+        """Return how far every entry is frozen; gradients are multiplied by 1 minus that, and at 1 no bit changes.
 
         Args:
             masks: the consolidated tasks' masks of the weight, booleans of its shape.
@@ -78,7 +78,7 @@ class NoWeights(WeightConditioning):
 
 @dataclass(frozen=True)
 class ElasticWeights(WeightConditioning):
-    """Conditioning that freezes no weight: old tasks drift, the less the more a weight mattered to them.
+    """Conditioning that freezes no weight: old tasks drift, though weights that mattered to them move less.
 
     A penalty is added to the loss instead, ``λ/2 Σ F (θ − θ*)²`` (elastic weight consolidation, Kirkpatrick et al.,
     PNAS 2017, Eq. 3): θ* are the weights after the last task, F their importance for the tasks so far. See

@@ -8,18 +8,18 @@ __all__ = ["CostCache"]
 
 
 class CostCache:
-    """Cost of the masks in training, computed with its gradient by the last forward pass; copies start empty."""
+    """Cost of the masks in training, computed by the last forward pass together with its gradient."""
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] | None = None
         self._cost: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[CostCache], tuple[()]]:
-        """Leave the cost out of copies: a tensor in the middle of a graph cannot be copied."""
+        """Return an empty cache for copies: a tensor in the middle of a graph cannot be copied."""
         return CostCache, ()
 
     def keep(self, key: tuple[object, ...], cost: Tensor | None) -> None:
-        """Keep a cost.
+        """Store a cost.
 
         Args:
             key: everything that the cost depends on.
@@ -28,5 +28,5 @@ class CostCache:
         self._key, self._cost = key, cost
 
     def of(self, key: tuple[object, ...]) -> Tensor | None:
-        """Return the cost that was kept for this key; None if there is none."""
+        """Return the cost that was stored for a key; None if there is none."""
         return self._cost if key == self._key else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["bytes_for", "moved", "pack", "unpack"]
+__all__ = ["bytes_for", "move_along", "pack", "unpack"]
 
 
 def bytes_for(entries: int) -> int:
@@ -22,8 +22,8 @@ def pack(mask: Tensor) -> Tensor:
         mask: booleans of any shape.
 
     Returns:
-        uint8, ``(⌈entries / 8⌉,)``: entry i is bit ``i mod 8``, counted from the lowest, of byte ``⌊i / 8⌋``; what is
-        behind the last entry is 0.
+        uint8, ``(⌈entries / 8⌉,)``: entry i is bit ``i mod 8``, counted from the lowest, of byte ``⌊i / 8⌋``; bits
+        behind the last entry are 0.
     """
     flat = mask.flatten()
     padded = flat.new_zeros(8 * bytes_for(len(flat)))
@@ -49,12 +49,12 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
     return (bits != 0).flatten()[:entries].view(torch.Size(shape))
 
 
-def moved(kept: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+def move_along(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Move a tensor that is not a buffer along with its module: bits and indices change their device alone.
 
     Args:
-        kept: bits, indices, or numbers; the latter are converted like a buffer.
+        tensor: bits, indices, or numbers; the latter are converted like a buffer.
         fn: the function that moves the module's parameters.
     """
-    there = fn(kept)
-    return there if kept.is_floating_point() else kept.to(there.device)
+    result = fn(tensor)
+    return result if tensor.is_floating_point() else tensor.to(result.device)

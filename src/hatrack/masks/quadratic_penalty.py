@@ -1,4 +1,4 @@
-"""Quadratic penalty on weights that leave where the last task left them, each by how much it mattered."""
+"""Quadratic penalty on weights that leave their values after the last task, weighted by importance."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class QuadraticPenalty(nn.Module):
 
     @torch.no_grad()
     def anchor(self, weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
-        """Anchor the weights where they are now, and add up what one more task says of their importance.
+        """Anchor the weights where they are now, and add one more task's importance of their entries.
 
         Args:
             weights: the weights by name.
@@ -62,7 +62,7 @@ class QuadraticPenalty(nn.Module):
 
     @torch.no_grad()
     def release(self, weights: Mapping[str, Tensor], where: Mapping[str, Tensor]) -> None:
-        """Let some entries move for free, and erase what they were.
+        """Release some entries: they move at no cost, and their old values are erased.
 
         Args:
             weights: the weights by name.

@@ -35,7 +35,7 @@ class Passed(NamedTuple):
 
 
 class MaskSource(abc.ABC):
-    """Source of masks: how the mask of one weight is learned, and which it is in the end.
+    """Source of masks: makes the mask of one weight, in training and finally.
 
     Attributes:
         kind: its name in files.
@@ -76,21 +76,21 @@ class MaskSource(abc.ABC):
         return Passed(weight if mask is None else weight * mask.to(weight.dtype), None)
 
     @abc.abstractmethod
-    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
-        """Return the mask that training leads to, booleans of the weight's shape.
+    def final(self, values: Tensor | None, weight: Tensor, used: Tensor) -> Tensor:
+        """Return the final mask, booleans of the weight's shape.
 
         Args:
             values: the task's values of the weight; None if the source has none.
             weight: the weight.
-            held: booleans of its shape, True where consolidated tasks use it.
+            used: booleans of its shape, True where consolidated tasks use it.
         """
 
-    def regularization(self, masks: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
+    def regularization(self, masks: Sequence[Tensor], used: Sequence[Tensor]) -> Tensor:
         """Return the regularization cost of all masks, a scalar; 0 for a source that sets their size by itself.
 
         Args:
             masks: the mask of every weight, numbers in [0, 1].
-            held: booleans for every weight, True where consolidated tasks use it.
+            used: booleans for every weight, True where consolidated tasks use it.
         """
         return torch.zeros(())
 
@@ -132,15 +132,15 @@ class Embedding(MaskSource):
         scale = functional.annealed_scale(progress, self.s_max)
         return Passed(*functional.gated_weight(weight, values, free, scale, self.s_max, self.compensation))
 
-    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
+    def final(self, values: Tensor | None, weight: Tensor, used: Tensor) -> Tensor:
         """Use entries with an embedding above 0; if there is none, the largest, or the layer would be constant."""
         assert values is not None
         mask = functional.hard_attention(values.detach())
         return mask if mask.any() else largest(values, 1)
 
-    def regularization(self, masks: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
+    def regularization(self, masks: Sequence[Tensor], used: Sequence[Tensor]) -> Tensor:
         """Return the share of the free weights that the task uses: Eq. 5 with weights for units."""
-        return functional.attention_regularization(masks, held)
+        return functional.attention_regularization(masks, used)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Scores(MaskSource):
         assert values is not None
         return straight_through(values if self.keep is None else values.abs(), self._chosen(values))
 
-    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
+    def final(self, values: Tensor | None, weight: Tensor, used: Tensor) -> Tensor:
         """Return the present choice."""
         assert values is not None
         return self._chosen(values)
@@ -187,7 +187,7 @@ class Scores(MaskSource):
 
 @dataclass(frozen=True)
 class Magnitude(MaskSource):
-    """Source of the largest weights: a task trains all free ones, keeps the largest and also uses earlier tasks'.
+    """Source of the largest weights: a task trains all free ones, and keeps the largest and those of earlier tasks.
 
     Call :meth:`hatrack.WeightMaskedNetwork.settle` between training and retraining (PackNet, Mallya and Lazebnik, CVPR
     2018).
@@ -210,11 +210,11 @@ class Magnitude(MaskSource):
     def in_training(self, values: Tensor | None, progress: float) -> None:
         """Return no mask: all weights are used."""
 
-    def final(self, values: Tensor | None, weight: Tensor, held: Tensor) -> Tensor:
+    def final(self, values: Tensor | None, weight: Tensor, used: Tensor) -> Tensor:
         """Use weights of earlier tasks, and all free ones but the smallest; the share is rounded to whole weights."""
-        free = int((~held).sum())
-        share = self.prune if held.any() else self.prune_first
-        return held | largest(weight.detach().abs().masked_fill(held, -1.0), free - round(share * free))
+        free = int((~used).sum())
+        share = self.prune if used.any() else self.prune_first
+        return used | largest(weight.detach().abs().masked_fill(used, -1.0), free - round(share * free))
 
 
 def signed_constant(weight: Tensor) -> Tensor:

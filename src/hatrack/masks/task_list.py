@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from hatrack.errors import InputError
 from hatrack.masks.tasks import TaskState
@@ -47,6 +47,10 @@ class TaskList(nn.ModuleList, Generic[StateT]):
         last = self.last
         return None if last is None or last.consolidated else last
 
+    def tensors(self) -> list[Tensor]:
+        """Return the buffers of all tasks, and the tensors that hold their masks."""
+        return [*self.buffers(), *(tensor for state in self for tensor in state.mask_tensors())]
+
     def named(self, name: str) -> StateT:
         """Return the state of a task.
 
@@ -79,7 +83,8 @@ class TaskList(nn.ModuleList, Generic[StateT]):
         """Check that a task can be added, and return its number of classes as an integer.
 
         Raises:
-            InputError: the name is empty or taken, the number of classes is below 1, or another task is in training.
+            InputError: the name is empty or that of another task, the number of classes is below 1, or another task is
+                in training.
         """
         if not isinstance(name, str) or not name:
             raise InputError(f"a task's name must be a text that is not empty, not {name!r}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.masks.calibration import Calibration
-from hatrack.masks.packing import bytes_for, moved, pack, unpack
+from hatrack.masks.packing import bytes_for, move_along, pack, unpack
 from hatrack.state.movement import OwnBuffers
 from hatrack.support.compilers import start_compilers_inside
 
@@ -28,11 +28,11 @@ class TaskState(nn.Module):
 
     Attributes:
         moving: the task's values of buffers of the backbone that a forward pass moves.
-        calibration: numbers of its training data to recognise it by; None until it is calibrated.
+        calibration: statistics of its training data by which it is recognised; None until it is calibrated.
     """
 
-    _kept: ClassVar[tuple[str, ...]] = ()
-    """Names of tensors in ``state_dict`` that are no buffers, since averaging buffers over models would spoil bits."""
+    mask_names: ClassVar[tuple[str, ...]] = ()
+    """Names of the mask's tensors, which are in ``state_dict`` but no buffers: averages of models would change bits."""
 
     def __init__(self, name: str, num_classes: int, head: nn.Linear, norms: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class TaskState(nn.Module):
 
     @property
     def norms(self) -> dict[str, nn.Module]:
-        """The task's batch norms, by the name of the layer they stand for."""
+        """Batch norms of the task, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
 
     def classify(self, features: Tensor) -> Tensor:
@@ -56,18 +56,18 @@ class TaskState(nn.Module):
         return F.linear(features, self.head.weight, self.head.bias)
 
     def take_norms_of(self, other: TaskState) -> None:
-        """Take over another task's batch norms, which this one used already."""
+        """Own another task's batch norms, which this one has used already."""
         self._norm_names, self.batch_norms = other._norm_names, other.batch_norms
 
     def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
-        """Take the types of saved tensors, by their names in ``state_dict``, before they are loaded."""
-        self._prepare_calibration(saved)
+        """Take the shapes and types of saved tensors, by their names in ``state_dict``, before they are loaded."""
+        self.take_shapes_of(saved)
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(saved.get(name, parameter).dtype)
 
-    def _prepare_calibration(self, saved: Mapping[str, Tensor], prefix: str = "") -> None:
-        own = f"{prefix}calibration."
-        found = {name.removeprefix(own): value for name, value in saved.items() if name.startswith(own)}
+    def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
+        """Take the shapes of saved tensors, by their names in ``state_dict``; parts that are missing are dropped."""
+        found = _below("calibration.", saved)
         self.calibration = Calibration.like(found).to(self.head.weight.device) if found else None
 
     def _load_from_state_dict(
@@ -80,8 +80,8 @@ class TaskState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        self._prepare_calibration(state_dict, prefix)
-        for name in self._kept:
+        self.take_shapes_of(_below(prefix, state_dict))
+        for name in self.mask_names:
             key, present = prefix + name, getattr(self, name)
             value = state_dict.get(key)
             if value is None:
@@ -93,30 +93,30 @@ class TaskState(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name in self._kept:
+        for name in self.mask_names:
             if prefix + name in unexpected_keys:
                 unexpected_keys.remove(prefix + name)
 
-    def kept(self) -> list[Tensor]:
-        """Return the tensors of the mask once it is fixed, which are in ``state_dict`` but no buffers."""
-        return [getattr(self, name) for name in self._kept]
+    def mask_tensors(self) -> list[Tensor]:
+        """Return the tensors that hold the final mask, which are in ``state_dict`` but no buffers."""
+        return [getattr(self, name) for name in self.mask_names]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         extra = destination.pop(f"{prefix}_extra_state")
-        for name in self._kept:
+        for name in self.mask_names:
             value = getattr(self, name)
             destination[prefix + name] = value if keep_vars else value.detach()
         destination[f"{prefix}_extra_state"] = extra  # last, as in any module
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskState:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self._kept:
-            setattr(self, name, moved(getattr(self, name), fn))
+        for name in self.mask_names:
+            setattr(self, name, move_along(getattr(self, name), fn))
         return self
 
     def freeze(self) -> None:
-        """End the training: freeze all of the task's parameters and statistics."""
+        """End the training, and freeze all of the task's parameters and statistics."""
         self.consolidated = True
         self.train(False)
         for parameter in self.parameters():
@@ -155,12 +155,12 @@ class UnitTask(TaskState):
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
-        embedding: its embedding, ``(U,)``; deleted once the mask is fixed.
-        packed: the mask once it is fixed: bits, eight units to a byte, as :func:`hatrack.masks.packing.pack` gives
+        embedding: its embedding, ``(U,)``; deleted once the mask is final.
+        packed: the final mask: bits, eight units to a byte, as :func:`hatrack.masks.packing.pack` gives
             them; the numbers themselves, ``(U,)``, where it is soft. Empty until then.
     """
 
-    _kept = ("packed",)
+    mask_names = ("packed",)
     embedding: nn.Parameter
     packed: Tensor
 
@@ -174,7 +174,7 @@ class UnitTask(TaskState):
 
     @property
     def mask(self) -> Tensor:
-        """The mask once it is fixed, ``(U,)``: booleans, or numbers where it is soft."""
+        """Final mask, ``(U,)``: booleans, or numbers where it is soft."""
         return unpack(self.packed, (self.num_units,)) if self.packed.dtype == torch.uint8 else self.packed
 
     def freeze_mask(self, mask: Tensor) -> None:
@@ -184,27 +184,25 @@ class UnitTask(TaskState):
         del self.embedding
         self.freeze()
 
-    def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
-        """Take the shape of a saved state: without embedding if the mask is fixed."""
-        super().prepare_for(saved)
-        self._take_shape_of(saved)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self._take_shape_of({name: state_dict.get(prefix + name) for name in ("embedding", "packed", "_extra_state")})
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _take_shape_of(self, saved: Mapping[str, Any]) -> None:
+    def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
+        """Take the shapes of saved tensors, without an embedding if the mask is final."""
+        super().take_shapes_of(saved)
         packed, embedding = saved.get("packed"), saved.get("embedding")
         if isinstance(packed, Tensor) and packed.shape in ((0,), (self._width_of(packed.dtype),)):
             self.packed = torch.empty_like(packed, device=self.packed.device)
         if embedding is None and bool(saved.get("_extra_state", False)) and hasattr(self, "embedding"):
             del self.embedding
         elif isinstance(embedding, Tensor) and not hasattr(self, "embedding"):
-            fresh = torch.empty(self.num_units, dtype=embedding.dtype, device=self.packed.device)
-            self.embedding = nn.Parameter(fresh)
+            empty = torch.empty(self.num_units, dtype=embedding.dtype, device=self.packed.device)
+            self.embedding = nn.Parameter(empty)
 
     def _width_of(self, dtype: torch.dtype) -> int:
         return bytes_for(self.num_units) if dtype == torch.uint8 else self.num_units
+
+
+def _below(prefix: str, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
 
 
 def packed_mask(mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ __all__ = ["WeightTask"]
 
 
 class WeightTask(TaskState):
-    """State of one task: values to choose weights by while it is trained, then the mask alone, one bit per weight.
+    """State of a task with masks of weights: values while it is trained, then one bit per weight.
 
     Args:
         name: the task's name.
@@ -27,15 +27,15 @@ class WeightTask(TaskState):
         norms: its batch norms, by the name of the layer they stand for.
 
     Attributes:
-        shapes: as above.
-        choice: as above; empty once the mask is settled.
-        copies: as above.
+        shapes: shapes of the weights with masks.
+        choice: the values that each mask is learned by; empty once the masks are settled.
+        copies: its copies of parameters without masks.
         packed: the bits of the masks, weight after weight, each beginning with a new byte; zeros until settled.
-        settled: whether the mask is chosen for good, as a part of ``state_dict``.
+        settled: whether the masks are final, as a part of ``state_dict``.
         is_settled: copy of ``settled`` outside of tensors, since reading a tensor of another device takes time.
     """
 
-    _kept = ("packed", "settled")
+    mask_names = ("packed", "settled")
     packed: Tensor
     settled: Tensor
 
@@ -67,7 +67,7 @@ class WeightTask(TaskState):
         return unpack(self.packed[start : start + self._bytes[index]], self.shapes[index])
 
     def settle(self, masks: Sequence[Tensor]) -> None:
-        """Choose the masks of all weights for good, and drop the values that they were chosen by."""
+        """Store the final masks of all weights, and drop the values that they were learned by."""
         self.packed.copy_(self.packed_of(masks))
         self.settled.fill_(True)
         self.is_settled = True
@@ -75,7 +75,7 @@ class WeightTask(TaskState):
 
     @staticmethod
     def packed_of(masks: Sequence[Tensor]) -> Tensor:
-        """Pack the masks of all weights, as :attr:`packed` holds them."""
+        """Pack the masks of all weights one after the other, as in :attr:`packed`."""
         return torch.cat([pack(mask) for mask in masks])
 
     def _drop_choice(self) -> None:
@@ -83,22 +83,14 @@ class WeightTask(TaskState):
             values.grad = None
         self.choice = nn.ParameterList()
 
-    def prepare_for(self, saved: Mapping[str, Tensor]) -> None:
-        """Take the shape of a saved state: without choice if its masks are settled."""
-        super().prepare_for(saved)
-        if bool(saved.get("settled", False)):
+    def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
+        """Take the shapes of saved tensors, without a choice if the masks are settled."""
+        super().take_shapes_of(saved)
+        if "settled" not in saved:
+            return
+        self.is_settled = bool(saved["settled"])
+        if self.is_settled:
             self._drop_choice()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        settled = state_dict.get(prefix + "settled")
-        if settled is not None:
-            self.is_settled = bool(settled)
-            if self.is_settled:
-                self._drop_choice()
-            elif not self.choice:
-                start = prefix + "choice."
-                values = [value for name, value in state_dict.items() if name.startswith(start)]
-                self.choice = nn.ParameterList(
-                    nn.Parameter(v.detach().to(self.packed.device, copy=True)) for v in values
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        elif not self.choice:
+            values = [value.detach() for name, value in saved.items() if name.startswith("choice.")]
+            self.choice = nn.ParameterList(nn.Parameter(value.to(self.packed.device, copy=True)) for value in values)

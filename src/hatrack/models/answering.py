@@ -1,6 +1,6 @@
-"""Answers of a network: logits under the masks of tasks, with frozen entries as they must be, whatever goes on.
+"""Answers of a network: logits of tasks, computed with the saved values of all frozen entries.
 
-The functions that compute see nothing of the protection, so that a copy of the network can be asked as the network is.
+The functions that compute take a masking, not a network: that of the network itself, or of a copy with saved values.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def joined(
         states: the tasks.
         task_of: for every sample the index of its task, int64 ``(N,)``.
         features: features from one pass, ``(N, F)``; None to ask for each task's samples.
-        one_by_one: gives a task's logits of its samples.
+        one_by_one: computes a task's logits of its samples.
     """
     if not states:
         return x.new_zeros(0, 0)
@@ -122,7 +122,7 @@ def ask(
     states: Sequence[StateT],
     compute: Callable[[Masking[StateT], Sequence[StateT]], AnswerT],
 ) -> AnswerT:
-    """Answer for tasks with the entries that consolidated ones rely on, whatever goes on meanwhile.
+    """Compute an answer in which all frozen entries have their saved values.
 
     Where an optimizer is in the middle of a step, or something else has moved frozen entries while a task is in
     training (a graph may be alive that needs the parameters as they are), a copy of the network answers.
@@ -133,18 +133,18 @@ def ask(
         compute: computes the answer by a masking, for its states of these tasks.
 
     Raises:
-        GuaranteeError: a task in training has diverged, and would spoil the answer.
+        GuaranteeError: the answer is not a number, since a task in training has diverged.
     """
     if is_transformed() or not _relies_on_frozen(states):
         return compute(net.masking, states)
     count = net.protection.hooks.count
-    if _is_intact(net, states):
+    if net.protection.prepare_answer(states):
         answer = compute(net.masking, states)
         if net.protection.hooks.count == count:
-            _require_unspoilt(net, answer)
+            _require_finite(net, answer)
             return answer
     answer = _ask_copy(net, states, compute)
-    _require_unspoilt(net, answer)
+    _require_finite(net, answer)
     return answer
 
 
@@ -152,16 +152,12 @@ def _relies_on_frozen(states: Sequence[TaskState]) -> bool:
     return any(state.consolidated for state in states)
 
 
-def _is_intact(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> bool:
-    return net.protection.is_intact(states)
-
-
 def _ask_copy(
     net: MaskedNetwork[StateT],
     states: Sequence[StateT],
     compute: Callable[[Masking[StateT], Sequence[StateT]], AnswerT],
 ) -> AnswerT:
-    """Ask a copy that shares all but tensors with frozen entries, which hold these as they must be."""
+    """Compute an answer with a copy of the network, in which frozen entries have their saved values."""
     values = net.protection.frozen_values()
     with torch.no_grad():
         copy = cast(Any, twin(cast(nn.Module, net), values, {}))
@@ -169,8 +165,8 @@ def _ask_copy(
     return compute(copy.masking, [copy.tasks[index[id(state)]] for state in states])
 
 
-def _require_unspoilt(net: MaskedNetwork[StateT], answer: object) -> None:
-    """Check that no task that has diverged has spoilt an answer: zero times infinity is not a number."""
+def _require_finite(net: MaskedNetwork[StateT], answer: object) -> None:
+    """Check that a task in training which has diverged leaves no mark: zero times infinity is not a number."""
     if net.tasks.in_training is not None:
         logits = answer.logits if isinstance(answer, Inferred) else answer
         if isinstance(logits, Tensor) and bool(logits.detach().isnan().any()):
@@ -178,11 +174,11 @@ def _require_unspoilt(net: MaskedNetwork[StateT], answer: object) -> None:
 
 
 def is_transformed() -> bool:
-    """Return whether torch only follows the computation, or runs it with other parameters, as in exporting."""
+    """Return whether torch traces or compiles the computation, or runs it with other parameters."""
     return torch.compiler.is_compiling() or bool(
         torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active()
     )
 
 
 start_compilers_inside(ask, logits_of, logits_of_mixed, joined)
-keep_compilers_out(_relies_on_frozen, _is_intact, _ask_copy, _require_unspoilt, is_transformed)
+keep_compilers_out(_relies_on_frozen, _ask_copy, _require_finite, is_transformed)

@@ -29,6 +29,7 @@ from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
 from hatrack.recognition import Inferred, infer_task
+from hatrack.state.movement import StateOf
 from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
@@ -39,10 +40,10 @@ OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
 class MaskedNetwork(nn.Module, Generic[StateT]):
-    """Network that forgets no task: each has a mask, and what consolidated tasks rely on is frozen.
+    """Network of tasks with a mask each, in which everything that consolidated tasks rely on is frozen.
 
     It is made of parts: ``tasks`` (heads and whatever a task owns), ``masking`` (what a task uses of the backbone, and
-    what it computes with that), and ``protection`` (what must not move, in whichever way somebody tries).
+    what it computes with that), and ``protection`` (the frozen entries of both, which keep their bits).
 
     Attributes:
         format: name that files give to saved networks.
@@ -51,7 +52,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         masking: the masks of the tasks.
         protection: the protection of what consolidated tasks rely on.
         growth: policy by which the backbone is widened by itself; None for never.
-        initialization: spread of the backbone's parameters when it was given.
+        initialization: distribution of the backbone's parameters when the network was made.
     """
 
     format: ClassVar[str]
@@ -67,6 +68,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     ) -> None:
         super().__init__()
         _require_attachable(backbone, example_input)
+        state = StateOf(backbone)
         self.backbone = backbone
         self.tasks = TaskList()
         self.growth = growth
@@ -76,9 +78,20 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         mark(backbone, self)
         self._loading: Snapshot | None = None
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
+        if growth is not None:
+            self.masking.units_now()  # which is refused where it could never grow
+        self.renew_protection()
+        self.to(self.masking.device)
+        example_input = example_input.to(self.masking.device)
+        try:
+            self.masking.require_no_leak(example_input)
+            state.put_back()  # a value that the runs so far have left would not be seen to move
+            self.masking.find_own_state(example_input)
+        finally:
+            state.put_back()
 
     def detach(self) -> nn.Module:
-        """Give the backbone back.
+        """Detach the backbone from the network, and return it.
 
         Returns:
             The backbone, with its own forward and state, and the weights it has by now. The network is of no further
@@ -98,7 +111,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Shape of the example input."""
         return self.masking.example_shape
 
-    # ------------------------------------------------------------------------------------------------------- tasks
+    # ------------------------------------------------------------------------------------------------------------ tasks
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -113,7 +126,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     @all_or_nothing()
     def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
-        """Open a task; where the network has a ``growth``, groups that are nearly full are widened first.
+        """Add a task; where the network has a ``growth``, groups that are nearly full are widened first.
 
         Args:
             name: a name that no task has yet.
@@ -121,8 +134,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             generator: source of randomness on the CPU; torch's global one if left out.
 
         Raises:
-            InputError: the name is taken or empty, the number of classes is below 1, or another task is not
-                consolidated yet.
+            InputError: another task has this name, it is empty, the number of classes is below 1, or another task is
+                not consolidated yet.
         """
         num_classes = self.tasks.require_addable(name, num_classes)
         widening.grow_if_full(self, generator)
@@ -153,7 +166,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             InputError: there is no such task.
         """
         state = self.tasks.named(name)
-        return [*self.backbone.buffers(), *state.buffers(), *state.kept()]
+        return [*self.backbone.buffers(), *state.buffers(), *state.mask_tensors()]
 
     def anneal(self, progress: float) -> None:
         """Set how hard masks in training are (Eq. 3); it has an effect in training mode alone.
@@ -167,10 +180,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.masking.anneal(progress)
 
     def regularization(self) -> Tensor:
-        """Return what keeps the mask in training small, a scalar to be added to the loss times a strength.
+        """Return the regularization cost of the mask in training, a scalar to be added to the loss times a strength.
 
-        For masks of units it is the share of the free units that the task takes (Eq. 5); of all units, where the
-        ``regularizer`` is one of the unweighted kinds. For masks of weights their source decides.
+        For masks of units it is the share of the free units that the task uses (Eq. 5); of all units, where the
+        ``regularizer`` is one of the unweighted kinds. For masks of weights it is what their source computes.
 
         Raises:
             InputError: no task is in training.
@@ -178,7 +191,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         return self.masking.regularization()
 
     def protect(self, optimizer: OptimizerT) -> OptimizerT:
-        """Make every later step of an optimizer keep what consolidated tasks rely on.
+        """Make every later step of an optimizer leave frozen entries as they are.
 
         Once per optimizer is enough, also if tasks are consolidated afterwards. After each step an embedding in
         training is clamped to [−6, 6] as well. Gradients are conditioned (Eq. 2) when the step begins: clipping their
@@ -192,7 +205,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         return self.protection.protect(optimizer)
 
-    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
+    @all_or_nothing(lambda net: net.tasks.tensors())
     def consolidate(self, name: str) -> None:
         """End the training of a task: its mask becomes final, and all that it relies on is frozen from now on.
 
@@ -209,12 +222,12 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.check()
         self.protection.require_finite()
         with torch.inference_mode(False), torch.no_grad():
-            self.masking.freeze_mask(state, self.protection.hooks.optimizers())
+            self.protection.hooks.remove(self.masking.freeze_mask(state))
             self.renew(all_tasks=False)
-        self.protection.hooks.forget_unfinished(f"task {name!r} was consolidated")
+        self.protection.hooks.drop_unfinished(f"task {name!r} was consolidated")
 
     def renew(self, *, all_tasks: bool = True) -> None:
-        """Derive anew what must not move, and its digests, from what masks and parameters are at this moment.
+        """Derive the protection and its digests again from the present masks and parameters.
 
         Args:
             all_tasks: take digests of tasks again that have one; False where these were compared just now.
@@ -223,13 +236,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.renew_digests(all_tasks=all_tasks)
 
     def renew_protection(self) -> None:
-        """Derive anew what must not move, but for the digests, which say what there was."""
+        """Derive the protection again from the present masks and parameters; digests stay those of earlier values."""
         with torch.inference_mode(False):
             self.masking.refresh()
             self.protection.renew()
             self.masking.bind(self.protection.plan)
 
-    # --------------------------------------------------------------------------------------------------------- use
+    # ---------------------------------------------------------------------------------------------------------- answers
 
     def forward(self, x: Tensor, task: str | Sequence[str]) -> Tensor:
         """Return logits of a batch.
@@ -270,11 +283,11 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         return ask(self, states, partial(_answer_mixed, x, task_of))
 
     def admit(self, x: Tensor, states: Sequence[StateT]) -> None:
-        """Look at an input before it is answered, unless torch only follows the computation.
+        """Check that the guarantee holds for a call, and analyse it if it is of a new kind; skipped while torch traces.
 
         Args:
             x: the input.
-            states: the tasks that are asked.
+            states: the tasks to be answered for.
 
         Raises:
             GuaranteeError: parts of the network have been replaced.
@@ -287,10 +300,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     @all_or_nothing()
     def change(self, change: Callable[[], None]) -> None:
-        """Have the masking changed, and renew what follows; all of it happens, or nothing.
+        """Change the masking and renew the protection; all of it happens, or nothing.
 
         Args:
-            change: changes the masking, so that consolidated tasks answer as before.
+            change: function that changes the masking so that consolidated tasks answer as before.
 
         Raises:
             GuaranteeError: protected entries had moved before.
@@ -301,7 +314,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             self.renew(all_tasks=False)
 
     def probe(self) -> dict[str, object] | None:
-        """Return what the last consolidated task says to a fixed input, by which a file recognises its network.
+        """Return the last consolidated task's logits of a fixed input, by which a loaded network is compared.
 
         Returns:
             The task's name, and its logits in evaluation mode as numbers; None before any task is consolidated.
@@ -335,13 +348,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             self.admit(x, states)
             if isinstance(x, Tensor) and self.masking.mixes(x, len(states)):
                 self.admit(x.repeat(len(states), *(1,) * (x.dim() - 1)), states)
-        return ask(self, states, lambda masking, its: infer_task(masking, its, x, scorer, calibrated))
+        return ask(self, states, lambda masking, asked: infer_task(masking, asked, x, scorer, calibrated))
 
     @all_or_nothing()
     def calibrate(self, name: str, x: Tensor, y: Tensor, *, batch_size: int = 500) -> None:
-        """Keep some numbers of a consolidated task's training data, by which :meth:`infer` recognises it; no samples.
+        """Measure the statistics of a consolidated task's training data by which :meth:`infer` recognises the task.
 
-        They are saved with the network, protected as all of the task, and forgotten with it.
+        They are saved with the network, frozen as all of the task, and removed with it. No samples are stored.
 
         Args:
             name: the task.
@@ -355,7 +368,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         calibrate(self, name, x, y, batch_size)
 
-    # ----------------------------------------------------------------------------------------------- the guarantee
+    # ---------------------------------------------------------------------------------------------------- the guarantee
 
     def protected(self) -> dict[str, Tensor]:
         """Return, by name of every parameter, booleans of its shape: True where an entry must not move."""
@@ -366,7 +379,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         }
 
     def check(self) -> None:
-        """Compare what consolidated tasks rely on with the digest taken when the last one was consolidated.
+        """Compare all frozen entries with the digests that were taken when the last task was consolidated.
 
         Raises:
             GuaranteeError: something moved, for example because an optimizer was not given to :meth:`protect`; or a
@@ -375,7 +388,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.check()
 
     def restore(self) -> None:
-        """Put back what consolidated tasks rely on, after training went wrong.
+        """Restore all frozen entries after training went wrong.
 
         Frozen entries get the bits that they had when the last task was consolidated, and weights that became infinite
         or not a number are set to 0. What the task in training has learned meanwhile stays.
@@ -385,12 +398,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         self.protection.restore()
 
-    # ------------------------------------------------------------------------------------------------- inspection
+    # ------------------------------------------------------------------------------------------------------- inspection
 
     def masks(self, task: str) -> dict[str, Tensor]:
-        """Return what a task uses: units by group, ``(units of the group,)``, or weights by name, of their shapes.
+        """Return the mask of a task: units by group, ``(units of the group,)``, or weights by name, of their shapes.
 
-        Booleans, or numbers where masks are soft. For a task in training it is what consolidating it now would give.
+        Booleans, or numbers where masks are soft. For a task in training it is the mask it would have if it were
+        consolidated now.
 
         Raises:
             InputError: there is no such task.
@@ -407,7 +421,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def usage(self) -> float:
         """Return the share of units, or of masked weights, that tasks use: :meth:`capacity`, cheaply.
 
-        A task in training counts with what consolidating it now would give.
+        A task in training counts with the mask that it would have if it were consolidated now.
         """
         return self.masking.usage()
 
@@ -422,7 +436,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Return the room left per group of units (or masked parameter), and roughly for how many more tasks."""
         return make_plan(self.masking.sizes, [self.masks(state.name) for state in self.tasks.consolidated])
 
-    # ------------------------------------------------------------------------------------- unlearning and widening
+    # ------------------------------------------------------------------------------------------ unlearning and widening
 
     @all_or_nothing(lambda net: [*net.backbone.parameters(), *net.backbone.buffers(), *net.buffers()])
     def forget(self, name: str, *, generator: torch.Generator | None = None) -> Forgotten:
@@ -438,7 +452,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             generator: draws new values, on the CPU; torch's global one if left out.
 
         Returns:
-            What was erased, and what is shared with whom.
+            Numbers of erased entries, and of entries shared with other tasks.
 
         Raises:
             InputError: there is no such task, or another one is in training.
@@ -450,7 +464,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def grow(self, groups: Mapping[str, int], *, generator: torch.Generator | None = None) -> None:
         """Widen the backbone in place: more units for later tasks, which no task so far uses.
 
-        The parameters stay the same objects, and optimizers that :meth:`protect` knows keep what they remember (others
+        The parameters stay the same objects, and the state of optimizers that :meth:`protect` knows is widened (others
         have to be made anew). Outputs of consolidated tasks agree with those before up to rounding, since kernels sum
         in another order for another shape (about 1e-6 of their scale in float32); between widenings they stay
         bit-identical as ever. New entries are uniform, of the scale that the layer's had at first.
@@ -470,7 +484,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         widening.grow(self, groups, generator)
 
-    # -------------------------------------------------------------------------------------------------- keeping it
+    # ----------------------------------------------------------------------------------------------- saving and loading
 
     def save(self, path: str | Path) -> None:
         """Write the network to one file (safetensors with JSON), atomically; :func:`hatrack.load` reads it.
@@ -526,7 +540,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     @all_or_nothing()
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Move or convert the network (``to``, ``cuda``, ``half``), and take the protection along.
+        """Move or convert the network (``to``, ``cuda``, ``half``), and derive the protection again.
 
         A conversion to fewer digits changes the outputs of consolidated tasks; a warning says so, and new digests are
         taken for what they are from then on.
@@ -567,10 +581,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         return torch.tensor(list(json.dumps(self.protection.digests, sort_keys=True).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor | Mapping[str, str]) -> None:
-        """Take over the digests of a ``state_dict``, as bytes or, as earlier versions had them, by name.
+        """Load the digests of a ``state_dict``.
+
+        Args:
+            state: JSON in a tensor of bytes, ``(B,)``; or digests by name, as in earlier versions.
 
         Raises:
-            InputError: they are neither.
+            InputError: it is neither.
         """
         try:
             digests = json.loads(bytes(state.tolist())) if isinstance(state, Tensor) else dict(state)
@@ -578,9 +595,9 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
         self.protection.digests = digests
 
-    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *(t for s in net.tasks for t in s.kept())])
+    @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *net.tasks.tensors()])
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Take over a ``state_dict`` of a network with the same tasks; what it calls consolidated is protected.
+        """Load a ``state_dict`` of a network with the same tasks; those that it calls consolidated are protected.
 
         Loading it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
 
@@ -596,7 +613,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _finish_loading(self) -> None:
-        """Renew the protection once all of a ``state_dict`` is here, or go back if it is not what it says."""
+        """Renew the protection after a ``state_dict`` was loaded, or restore the network if digests do not match."""
         before, self._loading = self._loading, None
         there = {name.removeprefix("task ") for name in self.protection.digests if name.startswith("task ")}
         here = {state.name for state in self.tasks.consolidated}
@@ -637,7 +654,7 @@ def _require_attachable(backbone: nn.Module, example_input: Tensor) -> None:
 
 
 def _finish_loading(module: nn.Module, _: object) -> None:
-    """Tell a network that it, and all that is inside it, has been loaded; torch calls this in larger modules, too."""
+    """Finish the loading of a network; torch calls this also where it is a part of a larger module."""
     assert isinstance(module, MaskedNetwork)
     module._finish_loading()
 

@@ -1,4 +1,4 @@
-"""Calibrating a task: numbers by which its samples are recognised."""
+"""Calibration of a task: statistics by which its samples are recognised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["calibrate"]
 
 
 def calibrate(net: MaskedNetwork[StateT], name: str, x: Tensor, y: Tensor, batch_size: int) -> None:
-    """Keep some numbers of a task's training data; the caller takes it back if anything goes wrong.
+    """Measure the calibration of a task on its training data; the caller undoes all of it after an error.
 
     Args:
         net: the network.

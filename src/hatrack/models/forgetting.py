@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from hatrack.growth.initial_values import fresh_entries, measure_initial_scales
+from hatrack.growth.initial_values import draw_entries, measure_initial_scales
 from hatrack.growth.layers import Layer
+from hatrack.masks import union
 
-__all__ = ["Forgotten", "InitialDistribution", "entries_to_erase", "forget_in_optimizer", "report"]
+__all__ = ["Forgotten", "InitialDistribution", "report"]
 
 
 @dataclass(frozen=True)
@@ -75,31 +75,13 @@ class InitialDistribution:
         """
         owner, _, own = name.rpartition(".")
         parameter, layer = backbone.get_parameter(name), Layer.of(backbone.get_submodule(owner))
-        if layer is not None and own not in layer.fresh:
-            return fresh_entries(
+        if layer is not None and own not in layer.constants:
+            return draw_entries(
                 layer, own, parameter.shape, parameter.detach(), self.initial_scales.get(name), generator
             )
         mean, deviation = self.moments.get(name, (0.0, 0.0))
         drawn = torch.empty(parameter.shape).uniform_(-1.0, 1.0, generator=generator)
         return (mean + 3**0.5 * deviation * drawn).to(parameter.device, parameter.dtype)
-
-
-def entries_to_erase(parameters: Mapping[str, nn.Parameter], used: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Find the entries that no remaining task uses.
-
-    Args:
-        parameters: the parameters that tasks share, by name.
-        used: booleans by the same names, True where some remaining task uses an entry; parameters missing here are
-            used by none.
-
-    Returns:
-        Booleans by name for every floating-point parameter, of its shape.
-    """
-    return {
-        name: ~used[name] if name in used else torch.ones_like(parameter, dtype=torch.bool)
-        for name, parameter in parameters.items()
-        if parameter.is_floating_point()
-    }
 
 
 def report(
@@ -116,32 +98,8 @@ def report(
     kept = 0
     shared = dict.fromkeys(others, 0)
     for name, mine in own.items():
-        anyone = torch.zeros_like(mine)
-        for other, uses in others.items():
-            common = mine & uses[name]
-            shared[other] += int(common.sum())
-            anyone |= common
-        kept += int(anyone.sum())
+        common = {other: mine & uses[name] for other, uses in others.items()}
+        for other, entries in common.items():
+            shared[other] += int(entries.sum())
+        kept += int(union([*common.values()], mine).sum())
     return Forgotten(task, sum(int(where.sum()) for where in erased), kept, shared)
-
-
-def forget_in_optimizer(
-    optimizer: Optimizer, own: Sequence[nn.Parameter], erased: Mapping[nn.Parameter, Tensor]
-) -> None:
-    """Remove a task's own parameters from an optimizer, and clear its state for erased entries.
-
-    Args:
-        optimizer: the optimizer.
-        own: parameters of the task, which exist no longer.
-        erased: booleans by parameter, True for entries that were erased.
-    """
-    gone = {id(parameter) for parameter in own}
-    for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
-    for parameter in own:
-        optimizer.state.pop(parameter, None)
-    for parameter, where in erased.items():
-        memory = optimizer.state.get(parameter, {})
-        for key, value in list(memory.items()):
-            if isinstance(value, Tensor) and value.shape == where.shape:
-                memory[key] = value.masked_fill(where.to(value.device), 0.0)  # a new one, so that this can be undone

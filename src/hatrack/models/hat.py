@@ -18,13 +18,12 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
 from hatrack.masks.tasks import UnitTask
 from hatrack.models import widening
-from hatrack.models.answering import ask
 from hatrack.models.base import MaskedNetwork
-from hatrack.models.masking import Masking
-from hatrack.models.taking_out import cut_units, extract
-from hatrack.models.unit_masking import GateSettings, UnitMasking
+from hatrack.models.gate_settings import GateSettings
+from hatrack.models.own_state import several
+from hatrack.models.taking_out import cut_units, extract_units, take_out
+from hatrack.models.unit_masking import UnitMasking
 from hatrack.protection.conditioning import UnitConditioning
-from hatrack.state.movement import StateOf
 from hatrack.state.undo import all_or_nothing, attaches_or_not
 from hatrack.support.modes import evaluation_mode
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
@@ -52,11 +51,11 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         hard: whether masks become exactly 0 or 1 when a task is consolidated. False keeps the sigmoid's values, as the
             paper's code does; then old outputs drift a little.
         compensation: arithmetic of the embedding's gradient.
-        conditioning: which entries of a weight earlier tasks hold: those between units that any tasks use (the paper),
-            or only those between units that one and the same task uses, which is exact too and frees more. Or how far
-            they hold them, where room for new tasks matters more than that nothing is forgotten:
+        conditioning: which entries of a weight are frozen for earlier tasks: those between units that any tasks use
+            (the paper), or only those between units that one and the same task uses, which is exact too and frees more.
+            Or how far they are frozen, where room for new tasks matters more than that nothing is forgotten:
             :class:`hatrack.Fading`, :class:`hatrack.Adaptive`.
-        gate_function: what turns embeddings into attention.
+        gate_function: function that turns embeddings into attention.
         regularizer: how the use of units is counted in :meth:`regularization`.
         batch_norms: whether every task has batch norms of its own, or all use the first task's.
         gate_inputs: also learn which input features a task uses, as units of a group ``inputs``; for inputs whose
@@ -76,8 +75,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         UnsupportedError: the backbone does something that no rule explains.
         InputError: the backbone does not give features ``(N, F)``, or is inside another HATNetwork, or ``s_max`` is not
             positive and finite.
-        GuaranteeError: the attached gates were tried out with random masks, and an entry that should have been free
-            changed the outputs.
+        GuaranteeError: in the leak test under random masks, an entry that should have been free changed the outputs.
 
     Example:
         >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU())
@@ -110,21 +108,10 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         settings = GateSettings(
             float(s_max), hard, compensation, conditioning, gate_function, regularizer, batch_norms, gate_inputs
         )
-        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
         super().__init__(
             backbone, example_input, growth, lambda tasks: UnitMasking(backbone, tasks, example_input, settings, rules)
         )
-        device = next((p.device for p in backbone.parameters()), example_input.device)
         warn_of_collapse(self.masking.graph)
-        self.renew_protection()
-        self.to(device)
-        self.masking.require_no_leak(example_input)
-        assert present is not None
-        try:
-            present.put_back()  # a value kept from the runs so far would not be seen to move
-            self.masking.find_own_state(example_input.to(device))
-        finally:
-            present.put_back()
 
     @property
     def s_max(self) -> float:
@@ -175,20 +162,20 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         generator: torch.Generator | None = None,
         embedding: Tensor | Distribution | None = None,
     ) -> None:
-        """Open a task: an embedding, a linear head, and copies of the batch norms unless it shares them.
+        """Add a task with an embedding, a linear head, and copies of the batch norms unless it shares them.
 
         Args:
             name: a name that no task has yet.
             num_classes: number of classes, at least 1.
             generator: source of randomness on the CPU; torch's global one if left out. If the network has a
                 ``growth``, groups that are nearly full are widened first; see :meth:`grow`.
-            embedding: what the embedding starts as, ``(U,)``, or what it is drawn from: any distribution of single
-                numbers. N(0, 1) if left out; the paper takes U(0, 2), with every unit on at first, to compress a
+            embedding: initial values of the embedding, ``(U,)``, or the distribution of single numbers that they are
+                drawn from. N(0, 1) if left out; the paper takes U(0, 2), with every unit on at first, to compress a
                 single task, and k₁ in [1, 6], k₂ in [0.5, 2] for another uniform one whose formula is lost here.
 
         Raises:
-            InputError: the name is taken or empty, the number of classes is below 1, another task is not consolidated
-                yet, or the embedding does not have a number in [−6, 6] for every unit.
+            InputError: another task has this name, it is empty, the number of classes is below 1, another task is not
+                consolidated yet, or the embedding does not have a number in [−6, 6] for every unit.
         """
         num_classes = self.tasks.require_addable(name, num_classes)
         widening.grow_if_full(self, generator)
@@ -197,9 +184,9 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         self.masking.start_embedding(self.masking.open_task(name, num_classes, generator), start)
 
     def analyze(self, example_input: Tensor) -> None:
-        """Show the network an input of another shape or type before its first task, so that its units fit both.
+        """Analyse the backbone on an input of another shape or type before its first task, so that its units fit both.
 
-        Every call does so by itself; where tasks exist already, what would change their units is refused.
+        Every call does so by itself; where tasks exist already, calls that would change their units are refused.
 
         Args:
             example_input: a batch of the other shape, or of so many samples that another path is taken.
@@ -208,10 +195,9 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             UnsupportedError: no rule explains what the backbone does with it, or it contradicts the tasks there are.
         """
         self.masking.require_attached()
-        several = torch.cat([example_input] * 2) if len(example_input) == 1 else example_input
-        for x in (several, example_input[:1]):
+        for x in (several(example_input), example_input[:1]):
             for training, grad in ((False, False), (True, True)):
-                self.masking.calls.look_at(x, Signature.of(x, training, grad), self.masking, self.change)
+                self.masking.calls.examine(x, Signature.of(x, training, grad), self.masking, self.change)
 
     @property
     def units(self) -> UnitGraph:
@@ -243,7 +229,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
         """
-        return extract(self, task, example)
+        return take_out(self, task, example, partial(extract_units, example=example))
 
     @torch.no_grad()
     def logits_of_tasks(self, samples: Mapping[str, Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
@@ -269,17 +255,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         results = {}
         for task, x in samples.items():
             state = self.tasks.named(task)
-            soft = state.consolidated and state.mask.dtype != torch.bool
+            is_soft = state.consolidated and state.mask.dtype != torch.bool
+            answer = partial(self.forward, task=task) if is_soft else take_out(self, task, None, cut_units)
             with evaluation_mode(self):
-                if soft:
-                    answer: Any = partial(self.forward, task=task)
-                else:
-                    self.admit(self.masking.example(16), [state])
-                    answer = ask(self, [state], partial(_cut, task))
                 results[task] = torch.cat([answer(part) for part in torch.split(x, batch_size)])
         return results
-
-
-def _cut(task: str, masking: Masking[UnitTask], _: object) -> CompactNetwork:
-    assert isinstance(masking, UnitMasking)
-    return cut_units(masking, task)

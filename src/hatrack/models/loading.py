@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,8 +16,8 @@ from hatrack.growth.policy import Growth, Origin
 from hatrack.masks import Unmasked, conditioning_from, source_from
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.forgetting import Forgotten
+from hatrack.models.gate_settings import GateSettings
 from hatrack.models.hat import FORMAT, HATNetwork
-from hatrack.models.unit_masking import GateSettings
 from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
 from hatrack.state.tryouts import agree
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
@@ -85,7 +85,7 @@ def forget_in_files(
         rules: the rules that were given to the saved networks, if any.
 
     Returns:
-        For each file that held the task what was erased.
+        By file that held the task, a report on erased entries.
 
     Raises:
         CheckpointError, GuaranteeError, InputError, UnsupportedError: as :func:`load`; files before that one are done.
@@ -105,11 +105,10 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
     net = HATNetwork(backbone, example, rules=rules, growth=growth, **vars(settings))
     for signature in map(Signature.from_json, described.get("signatures", [])):
         net.masking.calls.replay(signature, net.masking.device, net.masking, net.change)
-    _grow_as_saved(net, described)
     return net
 
 
-def _grow_as_saved(net: HATNetwork | WeightMaskedNetwork, described: Mapping[str, Any]) -> None:
+def _grow_as_saved(net: MaskedNetwork[Any], described: Mapping[str, Any]) -> None:
     """Give a network that has no tasks yet what a file says of its growth."""
     if "origin" in described:
         net.masking.origin = Origin.from_json(described["origin"])
@@ -125,7 +124,7 @@ def _has_grown(described: Mapping[str, Any]) -> bool:
     return "origin" in described and bool(described["widths"] != described["origin"]["widths"])
 
 
-def _widen_as_saved(net: HATNetwork | WeightMaskedNetwork, widths: Mapping[str, int]) -> None:
+def _widen_as_saved(net: MaskedNetwork[Any], widths: Mapping[str, int]) -> None:
     """Widen a network that has no tasks yet to the widths of a file; one that has grown already may have them."""
     present = {group.name: group.size for group in net.masking.units_now().groups}
     if present.keys() != widths.keys() or any(widths[name] < size for name, size in present.items()):
@@ -146,7 +145,6 @@ def _build_weights(
         unmasked=Unmasked(described["unmasked"]),
         growth=None if described.get("growth") is None else Growth(**described["growth"]),
     )
-    _grow_as_saved(net, described)
     return net
 
 
@@ -160,7 +158,14 @@ def _load(path: Path, backbone: nn.Module, rules: Rules, formats: Sequence[str])
 
 
 def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules: Rules = None) -> Any:
-    """The network that a checkpoint holds; ``path`` is for messages. Otherwise as :func:`load`."""
+    """Build the network that a checkpoint holds; otherwise as :func:`load`.
+
+    Args:
+        path: the file, for messages.
+        checkpoint: content of the file.
+        backbone: a network built as the saved one was.
+        rules: the rules that were given to the saved network, if any.
+    """
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
     present = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
@@ -174,6 +179,7 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
     )
     try:
         net = _BUILDERS[described["format"]](backbone, example, described, rules)
+        _grow_as_saved(net, described)
     except InputError as error:
         if not _has_grown(described) or attached_to(backbone) is not None:
             raise
@@ -202,7 +208,7 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
 
 
 def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:
-    """Check that the last task says what it said when it was saved: a stride or a slope may differ unseen otherwise."""
+    """Check that the last task gives its saved logits: a stride or a slope may differ though all weights fit."""
     now = net.probe()
     if saved is None or now is None:
         return
@@ -216,22 +222,22 @@ def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, A
 
 def _require_match(path: Path, file: Mapping[str, Any], network: Mapping[str, Any]) -> None:
     """Check that a file and a network hold tensors of the same names, shapes and types."""
-    present = {name: value for name, value in network.items() if not name.endswith("_extra_state")}
-    saved = {name: value for name, value in file.items() if not name.endswith("_extra_state")}
-    common = [(name, saved[name], value) for name, value in present.items() if name in saved]
-    differences = [
-        *[
-            f"{name} has shape {tuple(theirs.shape)} in the file and {tuple(ours.shape)} here"
-            for name, theirs, ours in common
-            if theirs.shape != ours.shape
-        ],
-        *[
-            f"{name} has type {theirs.dtype} in the file and {ours.dtype} here"
-            for name, theirs, ours in common
-            if theirs.dtype != ours.dtype
-        ],
-        *[f"{name} is missing in the file" for name in present if name not in saved],
-        *[f"{name} is missing in this one" for name in saved if name not in present],
-    ]
-    if differences:
-        raise CheckpointError(f"{path} was saved with another backbone: {differences[0]}; build it exactly as it was")
+    difference = next(_differences(file, network), None)
+    if difference is not None:
+        raise CheckpointError(f"{path} was saved with another backbone: {difference}; build it exactly as it was")
+
+
+def _differences(file: Mapping[str, Any], network: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how tensors in a file differ from those of a network, the most telling differences first."""
+    ours, theirs = (
+        {name: value for name, value in state.items() if not name.endswith("_extra_state")} for state in (network, file)
+    )
+    common = [name for name in ours if name in theirs]
+    for name in common:
+        if theirs[name].shape != ours[name].shape:
+            yield f"{name} has shape {tuple(theirs[name].shape)} in the file and {tuple(ours[name].shape)} here"
+    for name in common:
+        if theirs[name].dtype != ours[name].dtype:
+            yield f"{name} has type {theirs[name].dtype} in the file and {ours[name].dtype} here"
+    yield from (f"{name} is missing in the file" for name in ours if name not in theirs)
+    yield from (f"{name} is missing in this one" for name in theirs if name not in ours)

@@ -1,24 +1,24 @@
-"""Masking: the part of a network that says what each task uses of the backbone."""
+"""Masking: the part of a network that decides which part of the backbone each task uses."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from hatrack.compact import CompactNetwork
-from hatrack.errors import InputError
+from hatrack.errors import GuaranteeError, InputError
 from hatrack.growth.policy import Origin
+from hatrack.growth.tasks import Places
+from hatrack.growth.widening import Widening
 from hatrack.masks.task_list import StateT, TaskList
-from hatrack.models.own_state import OwnState
+from hatrack.models.own_state import OwnState, find_own_state
 from hatrack.protection.capacity import Capacity
-from hatrack.protection.conditioning import Damper
 from hatrack.protection.plan import ProtectionPlan
+from hatrack.protection.source import ProtectionSource
 from hatrack.state.dependence import Copy
 from hatrack.state.movement import scratch_of
 from hatrack.state.undo_log import UndoLog
@@ -28,11 +28,11 @@ from hatrack.units import UnitGraph
 __all__ = ["Change", "Masking"]
 
 Change = Callable[[Callable[[], None]], None]
-"""Calls a function that changes a masking, and renews what follows for its network; all of it happens, or nothing."""
+"""Function that applies a change to a masking and renews the network's protection; all of it happens, or nothing."""
 
 
-class Masking(nn.Module, abc.ABC, Generic[StateT]):
-    """Masks of a network's tasks: how they are learned, what a task computes under its mask, and what it relies on.
+class Masking(nn.Module, ProtectionSource, Generic[StateT]):
+    """Masks of a network's tasks, by which these compute features and rely on parts of the backbone.
 
     A masking has no parameters and no persistent buffers of its own; what belongs to a task is in the task's state.
 
@@ -43,16 +43,18 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
 
     Attributes:
         backbone: the backbone; it is a part of the network, not of the masking.
-        tasks: the tasks, likewise.
+        tasks: the tasks; they are a part of the network, too.
         network_class: name of the class of networks with this masking, for messages.
+        cause_of_leaks: likely reasons why free entries could change outputs, for a message.
         is_attached: whether the backbone is still inside the network.
         example_shape: shape of the example input.
-        example_dtype: its type.
+        example_dtype: type of the example input.
         own_state: buffers of the backbone that runs move, of which every task has its own.
-        origin: widths and initial scales of the backbone before it ever grew; None where nobody has asked yet.
+        origin: widths and initial scales of the backbone before it was ever widened; None until it is analysed.
     """
 
-    network_class: str
+    network_class: ClassVar[str]
+    cause_of_leaks: ClassVar[str]
     backbone: nn.Module
     tasks: TaskList[StateT]
 
@@ -64,7 +66,7 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
         self.own_state = OwnState()
         self.origin: Origin | None = None
 
-    # ---------------------------------------------------------------------------------------------------- example
+    # ---------------------------------------------------------------------------------------------------------- example
 
     @property
     def device(self) -> torch.device:
@@ -96,24 +98,84 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
             )
 
     def scratch(self) -> Copy:
-        """Return a copy of masking and backbone that may be run without a trace; parameters are shared."""
-        whole = scratch_of(nn.ModuleList([self.backbone, self.tasks, self]))
+        """Return a copy of masking and backbone, to be run without a trace in them; parameters are shared."""
+        copies = scratch_of(nn.ModuleList([self.backbone, self.tasks, self]))
 
         def ask(x: Tensor, seed: int) -> Tensor:
-            copy: Masking[StateT] = whole.eval()[2]  # type: ignore[assignment]
+            copy: Masking[StateT] = copies.eval()[2]  # type: ignore[assignment]
             return copy.features_of_random_mask(x, seed)
 
-        return Copy(whole.eval()[0], ask)
+        return Copy(copies.eval()[0], ask)
 
-    # --------------------------------------------------------------------------------------------------- in a call
+    # --------------------------------------------------------------------------------------------- what is tested first
+
+    @abc.abstractmethod
+    def find_leak(self, example: Tensor) -> str | None:
+        """Test with random masks whether free entries change outputs.
+
+        Args:
+            example: a batch, for its shape and type.
+
+        Returns:
+            The names of the parameters whose free entries change outputs; None if there are none.
+        """
+
+    def require_no_leak(self, example: Tensor) -> None:
+        """Check with random masks that free entries change no output.
+
+        Args:
+            example: a batch, for its shape and type.
+
+        Raises:
+            GuaranteeError: an entry that should be free changes the outputs.
+        """
+        leak = self.find_leak(example)
+        if leak is not None:
+            raise GuaranteeError(
+                f"masks do not protect this network: free entries of {leak} change the outputs of a task that does not "
+                f"use them; {self.cause_of_leaks}"
+            )
+
+    def find_own_state(self, example: Tensor) -> None:
+        """Find the buffers that every task needs copies of.
+
+        Args:
+            example: a batch of the shape that the backbone expects.
+
+        Raises:
+            UnsupportedError: other state moves, and outputs or units depend on it.
+        """
+        self.adopt(find_own_state(self, example))
+
+    def adopt(self, own_state: OwnState) -> None:
+        """Use another record of the state that runs move."""
+        self.own_state = own_state
+
+    def note_movement(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
+        """Record the state that a call of a new kind moves, if outputs are independent of it.
+
+        Args:
+            x: the batch.
+            training: whether the call is made in training mode.
+            scratch: a copy of the backbone that was run on the batch.
+            change: applies changes to this masking.
+
+        Raises:
+            UnsupportedError: the call moves state that outputs depend on.
+        """
+        own_state = self.own_state.extended_by(self, x, training, scratch)
+        if own_state is not None:
+            change(lambda: self.adopt(own_state))
+
+    # -------------------------------------------------------------------------------------------------------- in a call
 
     @abc.abstractmethod
     def admit(self, x: Tensor, change: Change) -> None:
-        """Look at a call of a kind that was not seen yet before it is answered.
+        """Check that the guarantee holds for a call, and analyse it if it is of a new kind.
 
         Args:
             x: the batch, one sample at least.
-            change: how to change this masking where the call shows something new.
+            change: applies changes to this masking where the call shows something new.
 
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
@@ -144,13 +206,13 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
 
     @abc.abstractmethod
     def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
-        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for trying things out."""
+        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for tests."""
 
     def used_features(self, features: Tensor, state: StateT) -> Tensor:
         """Return those of a task's features ``(N, F)`` that it uses; the others are zeros."""
         return features
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # --------------------------------------------------------------------------------------------------------- training
 
     @abc.abstractmethod
     def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> StateT:
@@ -162,27 +224,26 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
 
     @abc.abstractmethod
     def regularization(self) -> Tensor:
-        """Return what keeps the mask in training small, a scalar to be added to the loss times a strength."""
+        """Return the regularization cost of the mask in training, a scalar."""
 
     @abc.abstractmethod
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the backbone's parameters that a task in training trains together with its own."""
 
     @abc.abstractmethod
-    def freeze_mask(self, state: StateT, optimizers: Sequence[Optimizer]) -> None:
+    def freeze_mask(self, state: StateT) -> Sequence[nn.Parameter]:
         """End the training of a task: give it its final mask, and freeze it.
 
-        Args:
-            state: the task in training.
-            optimizers: optimizers that must forget what the mask was learned by.
+        Returns:
+            The parameters that the mask was learned by, which the task no longer has.
         """
 
-    # ----------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- what is frozen
 
     @property
     @abc.abstractmethod
     def per_task_modules(self) -> Sequence[str]:
-        """Names of the backbone's modules that tasks have copies of, so that no task looks at the originals."""
+        """Names of the backbone's modules that tasks have copies of, so that no task reads the originals."""
 
     @property
     def per_task_buffers(self) -> Sequence[str]:
@@ -191,40 +252,21 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
 
     @abc.abstractmethod
     def refresh(self) -> None:
-        """Derive anew what follows from the masks of consolidated tasks."""
+        """Update everything that is derived from the masks of consolidated tasks."""
 
     def bind(self, plan: ProtectionPlan) -> None:
-        """Go by a new protection plan, for example in which gradients are computed."""
+        """Use a new protection plan, for example to leave frozen entries out of gradients."""
 
-    @abc.abstractmethod
-    def attention_on_parameters(self) -> Mapping[str, Tensor]:
-        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
-
-        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected.
-        """
-
-    def dampers(self) -> Mapping[str, Damper]:
-        """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
-        return {}
-
-    def rates(self) -> Tensor:
-        """Return the rates that dampers go by, a number per unit and a last one; empty where there are no dampers."""
-        return torch.empty(0)
-
-    @abc.abstractmethod
-    def bounded(self) -> Sequence[Tensor]:
-        """Return the tensors in training that are clamped to [−6, 6] after every step."""
-
-    # ---------------------------------------------------------------------------------------------------- inspection
+    # ------------------------------------------------------------------------------------------------------- inspection
 
     @abc.abstractmethod
     def masks(self, task: str) -> dict[str, Tensor]:
-        """Return what a task uses, by name; for a task in training, what consolidating it now would give."""
+        """Return a task's mask by group or parameter; for a task in training, the one it is going to have."""
 
     @property
     @abc.abstractmethod
     def sizes(self) -> Mapping[str, int]:
-        """Numbers of what :meth:`masks` are about, by the same names."""
+        """Numbers of units by group, or of weights by parameter, by the names of :meth:`masks`."""
 
     @abc.abstractmethod
     def capacity(self, num_frozen: int) -> Capacity:
@@ -242,77 +284,68 @@ class Masking(nn.Module, abc.ABC, Generic[StateT]):
     def reuse(self) -> Tensor:
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
 
-    # ---------------------------------------------------------------------------------- unlearning and taking out
+    # ------------------------------------------------------------------------------------------------------- unlearning
 
     @abc.abstractmethod
     def entries_of(self, state: StateT) -> Mapping[str, Tensor]:
         """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
 
     @abc.abstractmethod
-    def remove(self, state: StateT, heir: StateT | None) -> None:
-        """Forget what is kept of a task besides its state.
+    def remove(self, state: StateT, successor: StateT | None) -> None:
+        """Remove everything about a task but its state.
 
         Args:
             state: the task that is removed.
-            heir: the task that is going to be first, if this one was: all tasks may use the first one's copies.
+            successor: the task that becomes the first one, whose copies all tasks may use; None if the first one stays,
+                or no task does.
         """
 
     def release(self, erased: Mapping[str, Tensor]) -> None:
-        """Let go of entries of the backbone that were drawn anew, booleans by the backbone's names."""
+        """Release entries that were drawn anew from penalties on moving them, booleans by the backbone's names."""
+
+    # --------------------------------------------------------------------------------------------------------- widening
 
     @abc.abstractmethod
-    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
-        """Return a consolidated task as a module of its own."""
-
-    # ------------------------------------------------------------------------------------------------------ widening
-
-    @abc.abstractmethod
-    def units_now(self) -> UnitGraph:
-        """Return the units of the backbone, as it is.
+    def analyze(self) -> UnitGraph:
+        """Find the units of the backbone as it is now.
 
         Raises:
             UnsupportedError: it does something that no rule explains.
         """
+
+    def units_now(self) -> UnitGraph:
+        """Return the units of the backbone, which are found now unless they are known.
+
+        Raises:
+            UnsupportedError: it does something that no rule explains.
+        """
+        return self.analyze()
 
     @abc.abstractmethod
     def room(self, graph: UnitGraph) -> Mapping[str, float]:
         """Return the number of free units, which need not be whole, of every group whose room is known."""
 
     @abc.abstractmethod
-    def widen(
-        self,
-        graph: UnitGraph,
-        groups: Mapping[str, int],
-        generator: torch.Generator | None,
-        log: UndoLog,
-        optimizers: Sequence[Optimizer],
-    ) -> None:
-        """Widen the backbone and all that follows.
+    def widen_tasks(self, widening: Widening, undo_log: UndoLog) -> Places:
+        """Widen what tasks own after the backbone was widened; they do not use the new units.
 
         Args:
-            graph: the units as they are.
-            groups: numbers of units to add, by group.
-            generator: draws new entries, on the CPU; torch's global one if None.
-            log: keeps the record of all changes.
-            optimizers: optimizers whose memory is widened.
+            widening: the new units, and the new places of the old ones.
+            undo_log: records all changes.
 
-        Raises:
-            InputError: one of the groups cannot be widened.
+        Returns:
+            New indices of the old entries of the tasks' widened parameters, along their first axes.
         """
 
     @abc.abstractmethod
     def fit(self, graph: UnitGraph) -> None:
-        """Go by these units of the backbone from now on."""
+        """Use other units of the backbone from now on, after it was widened or analysed again."""
 
-    @abc.abstractmethod
-    def find_leak(self) -> str | None:
-        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
-
-    # --------------------------------------------------------------------------------------------------- being kept
+    # --------------------------------------------------------------------------------------------- detaching and saving
 
     @abc.abstractmethod
     def detach(self) -> None:
-        """Leave the backbone as it was, but for the weights that it has by now."""
+        """Remove everything that is attached to the backbone, whose weights stay as they are now."""
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:

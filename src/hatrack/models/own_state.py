@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +12,23 @@ from torch import Tensor, nn
 from hatrack.errors import UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.masks.tasks import TaskState
-from hatrack.state.dependence import Copy, depends_on_state
+from hatrack.state.dependence import depends_on_state
 from hatrack.state.movement import (
     Movement,
     OwnBuffers,
-    aside,
     find_movement,
     get_buffers,
     movement_of,
     scratch_of,
     set_buffers,
+    without_trace,
 )
 from hatrack.state.tryouts import random_like
 
+if TYPE_CHECKING:
+    from hatrack.models.masking import Masking
+
 __all__ = ["OwnState", "find_own_state", "several"]
-
-
-class Host(Protocol):
-    """Masking whose backbone has state."""
-
-    backbone: nn.Module
-
-    @property
-    def per_task_modules(self) -> Sequence[str]:
-        """Names of the backbone's modules that tasks have copies of."""
-
-    @property
-    def own_state(self) -> OwnState:
-        """State that is known to move."""
-
-    def example(self) -> Tensor:
-        """Return a batch of zeros of the example input's shape and type."""
-
-    def scratch(self) -> Copy:
-        """Return a copy that may be run without a trace."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +79,8 @@ class OwnState:
         return features
 
     @torch.no_grad()
-    def beyond(self, masking: Host, x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
-        """Return what moves once a call of a new kind is let in; None where it moves nothing that is not known yet.
+    def extended_by(self, masking: Masking[Any], x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
+        """Return the record extended by the state that a call of a new kind moves; None where it moves nothing new.
 
         Args:
             masking: the masking.
@@ -110,10 +93,10 @@ class OwnState:
         """
 
         def run(backbone: nn.Module) -> object:
-            with aside(), torch.no_grad():
+            with without_trace(), torch.no_grad():
                 return backbone.train(training)(x.detach())
 
-        found = movement_of(masking.backbone, scratch, masking.per_task_modules).beyond(self.movement)
+        found = movement_of(masking.backbone, scratch, masking.per_task_modules).without(self.movement)
         moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
         shared = (*self.movement.attributes, *moved.attributes)
         if not shared:
@@ -123,11 +106,11 @@ class OwnState:
         if moved.attributes:
             _require_independent(masking, shared, asked, run)
         _require_independent(masking, shared, x.detach(), run if moved.attributes else None)
-        return OwnState(self.movement.with_those_of(moved)) if moved.attributes else None
+        return OwnState(self.movement.joined_with(moved)) if moved.attributes else None
 
 
-def find_own_state(masking: Host, example: Tensor) -> OwnState:
-    """Find the buffers that every task has to have of its own.
+def find_own_state(masking: Masking[Any], example: Tensor) -> OwnState:
+    """Find the buffers that every task needs copies of.
 
     Args:
         masking: the masking.
@@ -146,12 +129,12 @@ def find_own_state(masking: Host, example: Tensor) -> OwnState:
 
 
 def several(example: Tensor) -> Tensor:
-    """Return a batch of two samples at least."""
+    """Return a batch of at least two samples: the example, twice if it is a single one."""
     return torch.cat([example, example]) if len(example) == 1 else example
 
 
 def _require_independent(
-    masking: Host, names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None
+    masking: Masking[Any], names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None
 ) -> None:
     """Check that outputs do not depend on state that all tasks share.
 

@@ -1,10 +1,10 @@
-"""Kinds of calls of a backbone, for each of which it is found out what happens to units before it is answered."""
+"""Calls of a backbone by kind, each of which is analysed before the first one is answered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +12,21 @@ from torch import Tensor, nn
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
+from hatrack.models.own_state import several
 from hatrack.protection.structure import Controls
-from hatrack.state.movement import StateOf, aside
+from hatrack.state.movement import StateOf, without_trace
 from hatrack.state.undo import leaves_modes
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve
 from hatrack.units.signatures import CallKey, Signature, key_of
 
+if TYPE_CHECKING:
+    from hatrack.models.unit_masking import UnitMasking
+
 __all__ = ["UnitCalls"]
 
 
-class LearnsUnits(Protocol):
-    """Masking that learns from calls what its backbone does to units."""
-
-    def require_still(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
-        """Look whether a call moves state that no call so far has moved; see ``OwnState.beyond``."""
-
-    def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
-        """Go by what a labelled run has shown.
-
-        Raises:
-            UnsupportedError: it contradicts the masks of the tasks there are.
-        """
-
-
 class UnitCalls:
-    """Record of the kinds of calls of a backbone, and of what labelled runs have shown of its units.
+    """Record of the known kinds of calls of a backbone, and of the units that labelled runs have found.
 
     Args:
         backbone: the backbone.
@@ -44,9 +34,9 @@ class UnitCalls:
         gate_inputs: whether input features are units.
 
     Attributes:
-        trace: what labelled runs have shown so far.
+        trace: result of all labelled runs so far.
         taught: signatures that have shown more than the example, to be replayed from files.
-        followed: signatures of which labelled runs say what is done to units.
+        followed: signatures whose effect on units is known from labelled runs.
     """
 
     def __init__(self, backbone: nn.Module, rules: Mapping[Any, Rule] | None, gate_inputs: bool) -> None:
@@ -54,13 +44,13 @@ class UnitCalls:
         self.trace = Trace()
         self.taught: list[Signature] = []
         self.followed: dict[Signature, None] = {}
-        self._let_pass: set[Signature] = set()  # in training, which old answers do not depend on
-        self._looked_at: set[CallKey] = set()  # of calls that may be answered
+        self._unexplained_training: set[Signature] = set()  # in training, which old answers do not depend on
+        self._admitted: set[CallKey] = set()  # of calls that may be answered
         self._moving: Sequence[str] = ()
         self._controls = Controls(backbone)
 
     def note_state(self, moving: Sequence[str]) -> None:
-        """Take settings and hooks of the backbone for what calls so far have met.
+        """Record the settings and hooks of the backbone for which the analysed calls hold.
 
         Args:
             moving: names of buffers and attributes that runs change.
@@ -71,10 +61,10 @@ class UnitCalls:
         """Return the units that labelled runs have shown."""
         return resolve(trace, self._backbone, "backbone.")
 
-    # -------------------------------------------------------------------------------------------------------- runs
+    # ------------------------------------------------------------------------------------------------------------- runs
 
     def follow(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
-        """Return what was found and what a labelled run shows beyond that, on a copy of the backbone without gates.
+        """Return what was found and what a labelled run adds to it, on a copy of the backbone without gates.
 
         Args:
             found: what was found so far.
@@ -83,7 +73,7 @@ class UnitCalls:
         """
         scratch = scratch_without_gates(self._backbone)
         names = [name for name, _ in scratch.named_buffers() if name in self._moving]
-        with aside(), signature.precision(x.device):
+        with without_trace(), signature.precision(x.device):
             x = x.detach().requires_grad_(signature.differentiable)
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self._gate_inputs}
             return follow(found, scratch, x, rules=self._rules, moving=names, **settings)
@@ -92,7 +82,7 @@ class UnitCalls:
         """Return the path that a call takes, on a copy of the backbone without gates, or on one that is given."""
         scratch = scratch_without_gates(self._backbone) if scratch is None else scratch
         with (
-            aside(),
+            without_trace(),
             torch.inference_mode(signature.inference),
             torch.set_grad_enabled(signature.grad),
             signature.precision(x.device),
@@ -100,7 +90,7 @@ class UnitCalls:
             return path_of(scratch, x.detach().requires_grad_(signature.differentiable), signature.training)
 
     def follow_example(self, example: Tensor) -> Trace:
-        """Look at the example in both modes, with gradients and without, as it is, for one sample and for several.
+        """Analyse the example in both modes, with and without gradients, as it is, for one sample and for several.
 
         Returns:
             What labelled runs have shown; :attr:`trace` is what it was.
@@ -108,14 +98,13 @@ class UnitCalls:
         Raises:
             UnsupportedError: no rule explains what the backbone does.
         """
-        several = torch.cat([example, example]) if len(example) == 1 else example
         usual = Signature.of(example, training=False, grad=False)
         found = self.follow(Trace(), example, usual)
         followed = {usual: None}
         scratch = scratch_without_gates(self._backbone)
         present = StateOf(scratch)
         path = self._path(example, usual, scratch)
-        for x in (several, example[:1]):
+        for x in (several(example), example[:1]):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
                 signature = Signature.of(x, training, grad)
                 if signature in followed:
@@ -130,7 +119,7 @@ class UnitCalls:
                 except UnsupportedError:
                     if not training:
                         raise
-                    self._let_pass.add(signature)
+                    self._unexplained_training.add(signature)
                 else:
                     followed[signature] = None
         self.followed |= followed
@@ -143,40 +132,38 @@ class UnitCalls:
             found = self.follow(found, signature.example(example.device), signature)
         return found
 
-    # ----------------------------------------------------------------------------------------------------- new calls
+    # -------------------------------------------------------------------------------------------------------- new calls
 
-    def admit(self, x: Tensor, training: bool, learner: LearnsUnits, change: Change) -> None:
-        """Look at a call of a new signature, or with a new number of samples, before it is answered.
+    def admit(self, x: Tensor, training: bool, masking: UnitMasking, change: Change) -> None:
+        """Analyse a call with a new signature, or with a new number of samples.
 
         Args:
             x: the batch.
             training: whether the network is in training mode.
-            learner: the masking that goes by what is found.
-            change: how to change it.
+            masking: the masking that uses the units which are found.
+            change: applies changes to it.
 
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
         """
         if self._controls.are_altered():  # settings or hooks, after which any call may do something else
             self.followed.clear()
-            self._let_pass.clear()
-            self._looked_at.clear()
+            self._unexplained_training.clear()
+            self._admitted.clear()
             self.note_state(self._moving)
         key = key_of(x, training)
-        if key not in self._looked_at and self.look_at(x, Signature.of(x, training), learner, change):
-            self._looked_at.add(key)
+        if key not in self._admitted and self.examine(x, Signature.of(x, training), masking, change):
+            self._admitted.add(key)
 
     @leaves_modes
-    def look_at(self, x: Tensor, signature: Signature, learner: LearnsUnits, change: Change) -> bool:
-        """Have it found out what a call does to units, and return whether it runs; otherwise as :meth:`admit`."""
+    def examine(self, x: Tensor, signature: Signature, masking: UnitMasking, change: Change) -> bool:
+        """Analyse what a call does to units, and return whether the backbone runs on it; otherwise as :meth:`admit`."""
         scratch, outside = scratch_without_gates(self._backbone), replace(signature, inference=False)
         try:
             many = self._path(x, signature, scratch)
             same = not signature.inference or many.is_same(self._path(x, outside))
         except DOES_NOT_RUN:
-            self._look_closer(
-                x, outside, outside, learner, change
-            )  # which tells whether it runs with nobody looking on
+            self._follow_call(x, outside, outside, masking, change)  # which tells whether it runs at all
             return False
         if not same:
             raise UnsupportedError(
@@ -184,23 +171,23 @@ class UnitCalls:
                 "followed there; ask under torch.no_grad()"
             )
         signature = outside
-        learner.require_still(x, signature.training, scratch, change)
+        masking.note_movement(x, signature.training, scratch, change)
         few: Path | None = many
         if len(x) > 2:
             try:
                 few = self._path(x[:2], signature)
             except DOES_NOT_RUN:  # such as a network that takes whole groups of samples
                 few = None
-        if few is not None and signature not in self.followed and signature not in self._let_pass:
-            if self._is_way_of_another(x[:2], signature, few):
+        if few is not None and signature not in self.followed and signature not in self._unexplained_training:
+            if self._takes_known_path(x[:2], signature, few):
                 self.followed[signature] = None
             else:
-                self._look_closer(x[:2], signature, signature, learner, change)
+                self._follow_call(x[:2], signature, signature, masking, change)
         if few is None or not few.is_same(many):
-            self._look_closer(x, replace(signature, samples=len(x)), signature, learner, change)
+            self._follow_call(x, replace(signature, samples=len(x)), signature, masking, change)
         return True
 
-    def _is_way_of_another(self, x: Tensor, signature: Signature, path: Path) -> bool:
+    def _takes_known_path(self, x: Tensor, signature: Signature, path: Path) -> bool:
         """Return whether calls take the path of a signature that was followed already.
 
         Args:
@@ -219,12 +206,12 @@ class UnitCalls:
                     continue
         return False
 
-    def replay(self, signature: Signature, device: torch.device, learner: LearnsUnits, change: Change) -> None:
+    def replay(self, signature: Signature, device: torch.device, masking: UnitMasking, change: Change) -> None:
         """Follow a call of a signature that a file says was taught."""
-        self._look_closer(signature.example(device), signature, replace(signature, samples=2), learner, change)
+        self._follow_call(signature.example(device), signature, replace(signature, samples=2), masking, change)
 
-    def _look_closer(
-        self, x: Tensor, signature: Signature, known: Signature, learner: LearnsUnits, change: Change
+    def _follow_call(
+        self, x: Tensor, signature: Signature, known: Signature, masking: UnitMasking, change: Change
     ) -> None:
         """Find the units of a call by a labelled run.
 
@@ -232,11 +219,11 @@ class UnitCalls:
             x: the batch.
             signature: its signature.
             known: the signature that needs no further look afterwards.
-            learner: the masking that goes by what is found.
-            change: how to change it.
+            masking: the masking that uses the units which are found.
+            change: applies changes to it.
 
         Raises:
-            UnsupportedError: no rule explains what the backbone does, or it contradicts the tasks there are.
+            UnsupportedError: no rule explains what the backbone does, or it contradicts existing tasks.
         """
         sample = x.detach().to(next((p.device for p in self._backbone.parameters()), x.device))
         try:
@@ -245,13 +232,13 @@ class UnitCalls:
             return  # the call itself says what is wrong
         except UnsupportedError as error:
             if signature.training:  # what old tasks answer, in evaluation mode, does not depend on it
-                self._let_pass.add(known)
+                self._unexplained_training.add(known)
                 return
             raise UnsupportedError(f"{signature} cannot be used: {error}") from error
-        learner.learn(signature, sample, found, change)
+        masking.learn(signature, sample, found, change)
         self.followed[known] = None
 
     def is_of_known_shape(self, signature: Signature) -> bool:
         """Return whether calls of this shape, type and number of samples were followed before."""
-        shapes = {(its.shape, its.dtype, its.single) for its in self.followed}
+        shapes = {(known.shape, known.dtype, known.single) for known in self.followed}
         return signature.samples <= 2 and (signature.shape, signature.dtype, signature.single) in shapes

@@ -1,47 +1,38 @@
-"""Masking of units: gates on a backbone, opened by what each task has learned to use."""
+"""Masking of units: gates on a backbone, set by the mask of each task."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hatrack import functional
-from hatrack.compact import CompactNetwork
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
-from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
+from hatrack.errors import InputError, UnsupportedError
+from hatrack.functional import Conditioning, Regularization
 from hatrack.gating.attachment import Attachment, scratch_without_gates
 from hatrack.gating.gates import groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
 from hatrack.gating.mixing import mixed_norms, mixes_samples
 from hatrack.gating.norms import BatchNorms
-from hatrack.growth.policy import Origin, free_units, widen_optimizer, widen_tasks
-from hatrack.growth.widening import widen
+from hatrack.growth.policy import Origin, free_units
+from hatrack.growth.tasks import Places, widen_unit_tasks
+from hatrack.growth.widening import Widening
+from hatrack.masks.mask_cache import MaskCache
 from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import UnitTask
-from hatrack.models import taking_out
-from hatrack.models.forgetting import forget_in_optimizer
+from hatrack.models.gate_settings import GateSettings
 from hatrack.models.masking import Change, Masking
-from hatrack.models.own_state import OwnState, find_own_state, several
+from hatrack.models.own_state import OwnState, several
 from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
-from hatrack.protection.conditioning import (
-    Adaptive,
-    Damper,
-    UnitConditioning,
-    attention_of_tasks,
-    dampers,
-    describe_unit_conditioning,
-    unit_conditioning_from,
-)
+from hatrack.protection.conditioning import Adaptive, Damper, attention_of_tasks, dampers
 from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
-from hatrack.state.movement import aside
+from hatrack.state.movement import without_trace
 from hatrack.state.tryouts import random_like
 from hatrack.state.twins import twin
 from hatrack.state.undo_log import UndoLog
@@ -50,59 +41,7 @@ from hatrack.support.heads import linear_head
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
 from hatrack.units.signatures import Signature
 
-__all__ = ["GateSettings", "UnitMasking"]
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """Settings of the gates of a network; :class:`hatrack.HATNetwork` explains them.
-
-    Raises:
-        InputError: ``s_max`` is not positive and finite, or settings do not go together.
-    """
-
-    s_max: float = 400.0
-    hard: bool = True
-    compensation: Compensation = Compensation.EXACT
-    conditioning: UnitConditioning = Conditioning.CUMULATIVE
-    gate_function: GateFunction = GateFunction.SIGMOID
-    regularizer: Regularization = Regularization.WEIGHTED_L1
-    batch_norms: BatchNorms = BatchNorms.PER_TASK
-    gate_inputs: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            functional.annealed_scale(1.0, self.s_max)
-            functional.compensated_gate(torch.zeros(1), 1.0, self.s_max, self.compensation, self.gate_function)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    @classmethod
-    def from_json(cls, described: Mapping[str, Any]) -> GateSettings:
-        """Return the settings that :meth:`to_json` described; other entries of the description are left aside."""
-        return cls(
-            described["s_max"],
-            described["hard"],
-            Compensation(described["compensation"]),
-            unit_conditioning_from(described["conditioning"]),
-            GateFunction(described["gate_function"]),
-            Regularization(described["regularizer"]),
-            BatchNorms(described["batch_norms"]),
-            described["gate_inputs"],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return {
-            "s_max": self.s_max,
-            "hard": self.hard,
-            "compensation": self.compensation.value,
-            "conditioning": describe_unit_conditioning(self.conditioning),
-            "gate_function": self.gate_function.value,
-            "regularizer": self.regularizer.value,
-            "batch_norms": self.batch_norms.value,
-            "gate_inputs": self.gate_inputs,
-        }
+__all__ = ["UnitMasking"]
 
 
 class UnitMasking(Masking[UnitTask]):
@@ -124,6 +63,9 @@ class UnitMasking(Masking[UnitTask]):
     """
 
     network_class = "HATNetwork"
+    cause_of_leaks = (
+        "a rule for one of its operations must be wrong, or state that runs change decides on what is computed"
+    )
 
     def __init__(
         self,
@@ -144,7 +86,7 @@ class UnitMasking(Masking[UnitTask]):
         self.calls.note_state(())
         self._off: list[str] = []
         self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
-        self._unpacked = (torch.empty(0), 0, torch.empty(0))
+        self._cache: MaskCache[Tensor] = MaskCache()
         self._mixing: tuple[Attachment, bool] | None = None
         self._set_scale(settings.s_max)
 
@@ -154,12 +96,8 @@ class UnitMasking(Masking[UnitTask]):
         return torch.zeros(self.graph.num_units, dtype=torch.bool, device=self.device)
 
     def find_own_state(self, example: Tensor) -> None:
-        """Find the buffers that every task has to have of its own.
-
-        Raises:
-            UnsupportedError: other state moves, and outputs or units depend on it.
-        """
-        self._adopt(find_own_state(self, example))
+        """Find the buffers that every task needs copies of; no unit may depend on them."""
+        super().find_own_state(example)
         moving = [name for name, _ in self.backbone.named_buffers() if name in self.own_state.names]
         if moving:
             x = several(example)
@@ -169,47 +107,32 @@ class UnitMasking(Masking[UnitTask]):
                     f"which units are used depends on values of {', '.join(moving)}, which runs change"
                 )
 
-    def _adopt(self, own_state: OwnState) -> None:
-        self.own_state = own_state
+    def adopt(self, own_state: OwnState) -> None:
+        """Use another record of the state that runs move."""
+        super().adopt(own_state)
         self.calls.note_state(own_state.names)
 
-    def require_no_leak(self, example: Tensor) -> None:
-        """Test free entries under random masks: the guarantee is shown, not believed.
+    def find_leak(self, example: Tensor) -> str | None:
+        """Test with random masks whether free entries change outputs, and return the names of their parameters."""
+        return find_leak(self.attachment, self.graph, self.backbone, example)
 
-        Raises:
-            GuaranteeError: an entry that should be free changes the outputs.
-        """
-        leak = find_leak(self.attachment, self.graph, self.backbone, example)
-        if leak is not None:
-            raise GuaranteeError(
-                f"the gates do not hold on this network: free entries of {leak} change the outputs of a task that does "
-                "not use them; a rule for one of its operations must be wrong, or state that runs change decides on "
-                "what is computed"
-            )
-
-    # ---------------------------------------------------------------------------------------------- kinds of calls
+    # --------------------------------------------------------------------------------------------------- kinds of calls
 
     def admit(self, x: Tensor, change: Change) -> None:
-        """Look at a call of a new signature, or with a new number of samples, before it is answered."""
+        """Analyse a call with a new signature, or with a new number of samples."""
         self.calls.admit(x, self.training, self, change)
 
-    def require_still(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
-        """Look whether a call moves state that no call so far has moved; see ``OwnState.beyond``."""
-        beyond = self.own_state.beyond(self, x, training, scratch)
-        if beyond is not None:
-            change(lambda: self._adopt(beyond))
-
     def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
-        """Go by what a labelled run has shown, if masks of the tasks there are still fit.
+        """Use the units that a labelled run has found, if the masks of existing tasks still fit.
 
         Args:
             signature: the signature of the run.
             sample: its batch.
             found: what runs have shown so far, this one included.
-            change: how to change this masking.
+            change: applies changes to this masking.
 
         Raises:
-            UnsupportedError: it contradicts the tasks there are, or an entry that should be free leaks.
+            UnsupportedError: it contradicts existing tasks, or an entry that should be free leaks.
         """
         graph = self.calls.resolved(found)
         if not are_same(graph, self.graph):
@@ -255,7 +178,7 @@ class UnitMasking(Masking[UnitTask]):
         return features
 
     def _require_no_leak_of(self, signature: Signature, sample: Tensor) -> None:
-        with aside():
+        with without_trace():
             backbone, attachment = copy.deepcopy((self.backbone, self.attachment))
             leak = find_leak(attachment, self.graph, backbone, sample, pairs=1)
         if leak is not None:
@@ -264,7 +187,7 @@ class UnitMasking(Masking[UnitTask]):
                 "them; a rule for one of its operations must be wrong, or a hook does something that no rule sees"
             )
 
-    # --------------------------------------------------------------------------------------------------- in a call
+    # -------------------------------------------------------------------------------------------------------- in a call
 
     def features(self, x: Tensor, state: UnitTask) -> Tensor:
         """Return features of a batch under a task's attention and norms, ``(N, F)``."""
@@ -282,7 +205,7 @@ class UnitMasking(Masking[UnitTask]):
         return bool(len(x)) and x.shape[1:] == self.example_shape[1:] and self.mixes_samples()
 
     def features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
-        """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own."""
+        """Return features of samples of several tasks from one pass, ``(N, F)``; None where that is not possible."""
         if not self.mixes(x, len(states)):
             return None
         attentions = [self.attention(state) for state in states]
@@ -292,7 +215,7 @@ class UnitMasking(Masking[UnitTask]):
         return self.attachment.run(self.backbone, x, attention[task_of], norms)
 
     def mixes_samples(self) -> bool:
-        """Return whether samples of several tasks may go through the backbone together; tried out once."""
+        """Return whether samples of several tasks may go through the backbone together; tested once."""
         if self._mixing is None or self._mixing[0] is not self.attachment:
             try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
             mixes = try_out(self.attachment, self.backbone, self.graph.num_units, self.example())
@@ -323,7 +246,7 @@ class UnitMasking(Masking[UnitTask]):
     def attention(self, state: UnitTask) -> Tensor:
         """Return attention over all units, ``(U,)``: annealed in training, final otherwise; booleans where hard."""
         if state.consolidated:
-            return self._mask_of(state)
+            return state.mask if torch.compiler.is_compiling() else self._cache.of(state.packed, lambda: state.mask)
         if not self.training:
             return self.final_mask(state)
         settings = self.settings
@@ -331,24 +254,13 @@ class UnitMasking(Masking[UnitTask]):
             state.embedding, self._scale, settings.s_max, settings.compensation, settings.gate_function
         )
 
-    def _mask_of(self, state: UnitTask) -> Tensor:
-        """Return a consolidated task's mask; that of the task asked last is kept unpacked."""
-        packed = state.packed
-        if torch.compiler.is_compiling() or packed.is_inference():
-            return state.mask
-        known, version, mask = self._unpacked
-        if known is not packed or version != packed._version:
-            mask = state.mask
-            self._unpacked = (packed, packed._version, mask)
-        return mask
-
     def final_mask(self, state: UnitTask) -> Tensor:
         """Return the mask that a task in training has if it is consolidated now, ``(U,)``."""
         if self.settings.hard:
             return used_units(state.embedding.detach(), self.graph.groups)
         return functional.gate(state.embedding, self.settings.s_max, self.settings.gate_function)
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # --------------------------------------------------------------------------------------------------------- training
 
     def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> UnitTask:
         """Append the state of a new task: an embedding, a linear head, and copies of the batch norms."""
@@ -365,7 +277,7 @@ class UnitMasking(Masking[UnitTask]):
         return state
 
     def start_embedding(self, state: UnitTask, start: Tensor | None) -> None:
-        """Give a new task's embedding the values that it starts with, ``(U,)``; None for those that it has."""
+        """Set the initial values of a new task's embedding, ``(U,)``; None leaves those that were drawn."""
         if start is not None:
             with torch.no_grad():
                 state.embedding.copy_(start)
@@ -398,7 +310,7 @@ class UnitMasking(Masking[UnitTask]):
         self._scale = torch.tensor(scale, dtype=torch.float64)
 
     def regularization(self) -> Tensor:
-        """Return the share of the free units that the task in training takes (Eq. 5), a scalar."""
+        """Return the share of the free units that the task in training uses (Eq. 5), a scalar."""
         state = self.tasks.require_training("regularization")
         attention = self.attention(state).to(state.embedding.dtype)
         if self.settings.regularizer is Regularization.WEIGHTED_L1:
@@ -416,8 +328,8 @@ class UnitMasking(Masking[UnitTask]):
                 self._free = (self.cumulative, free, total)
         return free, total
 
-    def freeze_mask(self, state: UnitTask, optimizers: Sequence[Optimizer]) -> None:
-        """End the training of a task: give it its final mask, and freeze it."""
+    def freeze_mask(self, state: UnitTask) -> Sequence[nn.Parameter]:
+        """Give a task in training its final mask, and freeze it."""
         embedding = state.embedding
         off = [name for name in groups_switched_off(embedding.detach(), self.graph.groups) if name not in self._off]
         if off:
@@ -428,10 +340,9 @@ class UnitMasking(Masking[UnitTask]):
                 stacklevel=4,
             )
         state.freeze_mask(self.final_mask(state))
-        for optimizer in optimizers:
-            forget_in_optimizer(optimizer, [embedding], {})
+        return [embedding]
 
-    # ----------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- what is frozen
 
     @property
     def per_task_modules(self) -> Sequence[str]:
@@ -442,11 +353,11 @@ class UnitMasking(Masking[UnitTask]):
         return [state.mask for state in self.tasks.consolidated]
 
     def refresh(self) -> None:
-        """Derive anew the cumulative attention of the consolidated tasks."""
+        """Update the cumulative attention of the consolidated tasks."""
         self.cumulative = attention_of_tasks(self.settings.conditioning, self._consolidated_masks(), self.none)
 
     def bind(self, plan: ProtectionPlan) -> None:
-        """Leave out of gradients what must not move."""
+        """Leave frozen entries out of gradients where that makes steps cheaper."""
         self.attachment.choose_partial_gradients(self.backbone, plan.shared)
 
     def attention_on_parameters(self) -> Mapping[str, Tensor]:
@@ -472,7 +383,7 @@ class UnitMasking(Masking[UnitTask]):
         attention = self.none if state is None else self.attention(state)
         return self.settings.conditioning.rates(self.graph, attention, self.cumulative)
 
-    # -------------------------------------------------------------------------------------------------- inspection
+    # ------------------------------------------------------------------------------------------------------- inspection
 
     def masks(self, task: str) -> dict[str, Tensor]:
         """Return the units that a task uses, by group: booleans, or numbers where masks are soft."""
@@ -500,7 +411,7 @@ class UnitMasking(Masking[UnitTask]):
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
         return measure_reuse(self.graph, [mask == 1 for mask in self._consolidated_masks()])
 
-    # ---------------------------------------------------------------------------------- unlearning and taking out
+    # ------------------------------------------------------------------------------------------------------- unlearning
 
     def entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
         """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
@@ -508,17 +419,13 @@ class UnitMasking(Masking[UnitTask]):
         relied_on = attention_on_parameters(self.graph, self.backbone, [mask])
         return {name.removeprefix("backbone."): entries for name, entries in relied_on.items()}
 
-    def remove(self, state: UnitTask, heir: UnitTask | None) -> None:
-        """Forget what is kept of a task besides its state; an heir takes over norms that all tasks use."""
-        if heir is not None and self.settings.batch_norms is BatchNorms.SHARED:
-            heir.take_norms_of(state)
-        self._unpacked = (torch.empty(0), 0, torch.empty(0))
+    def remove(self, state: UnitTask, successor: UnitTask | None) -> None:
+        """Remove everything about a task but its state; its successor takes over norms that all tasks use."""
+        if successor is not None and self.settings.batch_norms is BatchNorms.SHARED:
+            successor.take_norms_of(state)
+        self._cache.clear()
 
-    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
-        """Return a consolidated task as a module of its own, without gates and the units that it does not use."""
-        return taking_out.extract_units(self, task, example)
-
-    # ------------------------------------------------------------------------------------------------------ widening
+    # --------------------------------------------------------------------------------------------------------- widening
 
     def units_now(self) -> UnitGraph:
         """Return the units of the backbone."""
@@ -528,44 +435,27 @@ class UnitMasking(Masking[UnitTask]):
         """Return the number of free units of every group."""
         return free_units(graph, self.cumulative)
 
-    def widen(
-        self,
-        graph: UnitGraph,
-        groups: Mapping[str, int],
-        generator: torch.Generator | None,
-        log: UndoLog,
-        optimizers: Sequence[Optimizer],
-    ) -> None:
-        """Widen the backbone, what tasks own and what optimizers remember."""
-        assert self.origin is not None
-        self.attachment.detach(self.backbone)
-        scales = self.origin.initial_scales
-        widening = widen(self.backbone, graph, groups, self._units_again, scales, generator, log)
-        places = {**widening.places(), **widen_tasks(self.tasks, widening, log)}
-        for optimizer in optimizers:
-            widen_optimizer(optimizer, places, log)
-        self.fit(widening.graph)
+    def widen_tasks(self, widening: Widening, undo_log: UndoLog) -> Places:
+        """Widen masks, heads and batch norms of the tasks, which do not use the new units."""
+        return widen_unit_tasks(self.tasks, widening, undo_log)
 
-    def _units_again(self) -> UnitGraph:
+    def analyze(self) -> UnitGraph:
+        """Find the units of the backbone as it is now, for all calls that were followed so far."""
         self.calls.trace = self.calls.follow_again(self.example())
         return self.calls.resolved(self.calls.trace)
 
     def fit(self, graph: UnitGraph) -> None:
-        """Attach gates for these units in the place of those there are."""
+        """Attach gates for other units in place of the present ones."""
         self.attachment.detach(self.backbone)
         self.graph = graph
         self.attachment = Attachment(graph, self.backbone).to(self.device)
         self.calls.note_state(self.own_state.names)
         self.refresh()
 
-    def find_leak(self) -> str | None:
-        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
-        return find_leak(self.attachment, self.graph, self.backbone, self.example())
-
-    # --------------------------------------------------------------------------------------------------- being kept
+    # --------------------------------------------------------------------------------------------- detaching and saving
 
     def detach(self) -> None:
-        """Take all gates off again."""
+        """Remove all gates from the backbone."""
         self.attachment.detach(self.backbone)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.masks import union
 from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
-from hatrack.models.forgetting import Forgotten, entries_to_erase, forget_in_optimizer, report
+from hatrack.models.forgetting import Forgotten, report
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -20,7 +21,7 @@ __all__ = ["unlearn"]
 
 
 def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | None) -> Forgotten:
-    """Remove a task and all weights that no other task uses; the caller takes it back if anything goes wrong.
+    """Remove a task and all weights that no other task uses; the caller undoes all of it after an error.
 
     Args:
         net: the network.
@@ -28,7 +29,7 @@ def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | 
         generator: draws new values, on the CPU; torch's global one if None.
 
     Returns:
-        What was erased, and what is shared with whom.
+        Numbers of erased entries, and of entries shared with other tasks.
 
     Raises:
         InputError: there is no such task, or another one is in training.
@@ -46,17 +47,17 @@ def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | 
         others = {other.name: masking.entries_of(other) for other in rest}
         shared = {id(parameter) for parameter in masking.shared_parameters()}
         parameters = {n: p for n, p in net.backbone.named_parameters() if id(p) in shared}
-        used: dict[str, Tensor] = {}
-        for uses in others.values():
-            used.update({key: used[key] | value if key in used else value for key, value in uses.items()})
-        erased = entries_to_erase(parameters, used)
+        erased = {
+            key: ~union([used[key] for used in others.values() if key in used], parameter)
+            for key, parameter in parameters.items()
+            if parameter.is_floating_point()
+        }
         result = report(name, masking.entries_of(state), others, erased.values())
         _erase(net, erased, rest, generator)
         masking.remove(state, rest[0] if rest and tasks[0] is state else None)
         del tasks[[*tasks].index(state)]
-        for optimizer in net.protection.hooks.optimizers():
-            where = {parameters[key]: entries for key, entries in erased.items()}
-            forget_in_optimizer(optimizer, list(state.parameters()), where)
+        erased_by_parameter = {parameters[key]: entries for key, entries in erased.items()}
+        net.protection.hooks.remove(list(state.parameters()), erased_by_parameter)
         net.renew()
     return result
 
@@ -67,7 +68,7 @@ def _erase(
     others: Sequence[StateT],
     generator: torch.Generator | None,
 ) -> None:
-    """Draw entries anew, after which other tasks must say what they said before, to the bit."""
+    """Draw entries anew, and check that the logits of other tasks stay the same to the bit."""
     before = {name: net.backbone.get_parameter(name).detach().clone() for name in erased}
     answers = [fixed_logits(net.masking, state) for state in others]
     for name, where in erased.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,8 @@ from hatrack.masks import (
     WeightTask,
 )
 from hatrack.models.base import MaskedNetwork
-from hatrack.models.taking_out import extract
+from hatrack.models.taking_out import extract_weights, take_out
 from hatrack.models.weight_masking import WeightMasking
-from hatrack.state.movement import StateOf
 from hatrack.state.undo import all_or_nothing, attaches_or_not
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
@@ -47,20 +47,20 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         backbone: maps a batch to features ``(N, F)``.
         example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
             backbone's device.
-        source: where masks come from; :class:`hatrack.masks.Embedding` if left out.
-        conditioning: what of the weights later tasks may change; :class:`hatrack.masks.FreeWeights` if left out.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks; :class:`hatrack.masks.Embedding` if left out.
+        conditioning: rule by which later tasks may change weights; :class:`hatrack.masks.FreeWeights` if left out.
+        unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
             leaves its widths as they are, unless :meth:`grow` is called. Old outputs then agree up to rounding across a
             widening, and to the bit between widenings.
 
     Attributes:
         backbone: the network that was given.
-        source: where masks come from.
-        conditioning: what of the weights later tasks may change.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks.
+        conditioning: rule by which later tasks may change weights.
+        unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened by itself.
-        tether: what draws elastic weights back; None with other conditionings.
+        tether: quadratic penalty on elastic weights; None with other conditionings.
         example_shape: shape of the example input.
 
     Raises:
@@ -92,7 +92,6 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         unmasked: Unmasked = Unmasked.PER_TASK,
         growth: Growth | None = None,
     ) -> None:
-        present = StateOf(backbone) if isinstance(backbone, nn.Module) else None
         source = Embedding() if source is None else source
         conditioning = FreeWeights() if conditioning is None else conditioning
         super().__init__(
@@ -104,18 +103,6 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             ),
         )
         self.register_module("tether", self.masking.penalty)
-        if growth is not None:
-            self.masking.units_now()  # which is refused where it could never grow
-        self.renew_protection()
-        device = self.masking.device
-        self.to(device)
-        assert present is not None
-        try:
-            self.masking.require_no_leak(example_input.to(device))
-            present.put_back()  # a value kept from the runs so far would not be seen to move
-            self.masking.find_own_state(example_input.to(device))
-        finally:
-            present.put_back()
 
     @property
     def source(self) -> MaskSource:
@@ -140,11 +127,12 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             name: WeightRole.MASKED if name in masked else WeightRole.PER_TASK for name, _ in self.named_parameters()
         }
 
-    @all_or_nothing(lambda net: [*net.tasks.buffers(), *(t for state in net.tasks for t in state.kept())])
+    @all_or_nothing(lambda net: net.tasks.tensors())
     def settle(self, name: str) -> None:
         """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
 
-        What the masks were learned by is dropped: take the parameters for a new optimizer from :meth:`task_parameters`.
+        The parameters that the masks were learned by are dropped: take those for a new optimizer from
+        :meth:`task_parameters`.
 
         Raises:
             InputError: there is no such task, or its masks are settled already.
@@ -152,7 +140,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         state = self.tasks.named(name)
         if state.is_settled:
             raise InputError(f"the masks of task {name!r} are settled already")
-        self.masking.settle(state, self.protection.hooks.optimizers())
+        self.protection.hooks.remove(self.masking.settle(state))
 
     def penalty(self) -> Tensor:
         """Return the cost of leaving where elastic weights were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
@@ -166,7 +154,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     @all_or_nothing(lambda net: () if net.tether is None else net.tether.buffers())
     def tie(self, importance: Mapping[str, Tensor]) -> None:
-        """Anchor elastic weights where they are now, once after every task; what draws them back adds up.
+        """Anchor elastic weights where they are now, once after every task; importance adds up over tasks.
 
         Args:
             importance: how much every entry of the weights matters to the task, none negative, by the names of
@@ -203,4 +191,4 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             InputError: there is no such task, or it is not consolidated.
             UnsupportedError: the backbone with zeros written in does not give this network's logits.
         """
-        return extract(self, task, example)
+        return take_out(self, task, example, partial(extract_weights, example=example))

@@ -1,24 +1,23 @@
-"""Masking of weights: twins of the backbone's modules compute with what masks let through of the weights."""
+"""Masking of weights: twins of the backbone's modules compute with masked weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hatrack import functional
-from hatrack.compact import CompactNetwork
-from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.leak_test import find_leak_of_weights
 from hatrack.gating.norms import copy_of_norm
-from hatrack.growth.layers import Layer, Side, widened
-from hatrack.growth.policy import Origin, Places, widen_optimizer, widen_own_parts
-from hatrack.growth.widening import widen
+from hatrack.growth.layers import Layer, Side
+from hatrack.growth.policy import Origin
+from hatrack.growth.tasks import Places, widen_penalty, widen_weight_tasks
+from hatrack.growth.widening import Widening
 from hatrack.masks import (
     CostCache,
     ElasticWeights,
@@ -34,13 +33,11 @@ from hatrack.masks import (
     twin,
     union,
 )
+from hatrack.masks.mask_cache import MaskCache
 from hatrack.masks.task_list import TaskList
-from hatrack.models import taking_out
-from hatrack.models.forgetting import forget_in_optimizer
 from hatrack.models.masking import Change, Masking
-from hatrack.models.own_state import find_own_state
 from hatrack.protection.capacity import Capacity, common_entries
-from hatrack.state.movement import aside, scratch_of
+from hatrack.state.movement import scratch_of, without_trace
 from hatrack.state.undo_log import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.heads import linear_head
@@ -48,9 +45,6 @@ from hatrack.units import UnitGraph, analyze, stray_parameters
 from hatrack.units.signatures import CallKey, Signature, key_of
 
 __all__ = ["WeightMasking"]
-
-_Indices = Mapping[nn.Parameter, tuple[Tensor | None, ...]]
-"""New indices of the old entries of widened parameters, along their first axes."""
 
 
 class WeightMasking(Masking[WeightTask]):
@@ -63,21 +57,25 @@ class WeightMasking(Masking[WeightTask]):
         backbone: the backbone of the network.
         tasks: the tasks of the network.
         example_input: a batch of the shape that the backbone expects.
-        source: where masks come from.
-        conditioning: what of the weights later tasks may change.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks.
+        conditioning: rule by which later tasks may change weights.
+        unmasked: owner of the copies of parameters without masks.
         scale: initial scales of the backbone's parameters, by name.
 
     Attributes:
-        source: where masks come from.
-        conditioning: what of the weights later tasks may change.
-        unmasked: whose copies a task uses of what has no mask.
+        source: source of the masks.
+        conditioning: rule by which later tasks may change weights.
+        unmasked: owner of the copies of parameters without masks.
         layout: the parameters of the backbone by their roles.
-        penalty: what draws elastic weights back; None with other conditionings. It is a part of the network.
+        penalty: quadratic penalty on elastic weights; None with other conditionings. It is a part of the network.
         used: where any consolidated task uses a weight, booleans per weight.
     """
 
     network_class = "WeightMaskedNetwork"
+    cause_of_leaks = (
+        "a layer must be reached in a way that torch does not know of, as in a plain list of layers (use "
+        "torch.nn.ModuleList), or be compiled already"
+    )
     penalty: QuadraticPenalty | None
 
     def __init__(
@@ -100,7 +98,7 @@ class WeightMasking(Masking[WeightTask]):
         self._num_features = count_features(backbone, example_input.to(self.device))
         self._seen: set[CallKey] = set()
         self._progress = 1.0
-        self._unpacked: tuple[Tensor, int, Sequence[Tensor]] | None = None
+        self._cache: MaskCache[Sequence[Tensor]] = MaskCache()
         self._free: list[Tensor] | None = None  # what :attr:`used` leaves, as numbers; made when a task is trained
         self.refresh()
 
@@ -117,36 +115,31 @@ class WeightMasking(Masking[WeightTask]):
         part: nn.Parameter = attrgetter(name)(self.backbone)
         return part
 
-    def find_own_state(self, example: Tensor) -> None:
-        """Find the buffers that every task has to have of its own.
+    def find_leak(self, example: Tensor) -> str | None:
+        """Test with random masks whether free entries change outputs, and return the names of their parameters."""
+        return find_leak_of_weights(self._features_under_masks(), self.backbone, self.layout, example)
 
-        Raises:
-            UnsupportedError: other state moves, and outputs depend on it.
-        """
-        self.own_state = find_own_state(self, example)
+    def _features_under_masks(self) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
+        """Return a function that computes features of a batch under any masks, with new copies of what has none."""
+        copies, norms = self.new_copies()
+        for norm in norms.values():
+            norm.eval()
 
-    def require_no_leak(self, example: Tensor) -> None:
-        """Test free entries under random masks: the guarantee is shown, not believed.
+        def features(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+            weights = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
+            answer: Tensor = self.twin_of_backbone(weights, copies, norms)(x)
+            return answer
 
-        Raises:
-            GuaranteeError: an entry that should be free changes the outputs.
-        """
-        leak = self._find_leak(example)
-        if leak is not None:
-            raise GuaranteeError(
-                f"masks do not hold on this network: free entries of {leak} change the outputs of a task that does not "
-                "use them; a layer must be reached in a way that torch does not know of, as in a plain list of layers "
-                "(use torch.nn.ModuleList), or be compiled already"
-            )
+        return features
 
-    # --------------------------------------------------------------------------------------------------- in a call
+    # -------------------------------------------------------------------------------------------------------- in a call
 
     def admit(self, x: Tensor, change: Change) -> None:
-        """Look whether a call of a new kind reaches weights past their masks, as layers in a plain list do."""
+        """Check that a call of a new kind uses no weight without its mask, as layers in a plain list do."""
         key = key_of(x, self.training)
         if key in self._seen:
             return
-        with aside():
+        with without_trace():
             weights = [weight.detach() for weight in self.weights()]
             backbone = self.twin_of_backbone(weights, *self.new_copies(), scratch_of(self.backbone))
             try:
@@ -160,28 +153,23 @@ class WeightMasking(Masking[WeightTask]):
                 f"{Signature.of(x, self.training)} cannot be used: {named} would be reached past the masks, in a way "
                 "that torch does not know of, as in a list of functions (use torch.nn.ModuleList)"
             )
-        beyond = self.own_state.beyond(self, x, self.training, backbone)
-        if beyond is not None:
-            change(lambda: setattr(self, "own_state", beyond))
+        self.note_movement(x, self.training, backbone, change)
         self._seen.add(key)
 
     def features(self, x: Tensor, state: WeightTask) -> Tensor:
         """Return features of a batch under a task's masks, ``(N, F)``."""
-        backbone = self.twin_of_backbone(self._passed(state), *self.copies_of(state))
-        return self.own_state.run(state, backbone, lambda its: its(x))
+        backbone = self.twin_of_backbone(self._masked_weights(state), *self.copies_of(state))
+        return self.own_state.run(state, backbone, lambda copy: copy(x))
 
     def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
         """Return features of a batch under masks drawn from a seed, ``(N, F)``."""
-        generator, (copies, norms) = torch.Generator().manual_seed(seed), self.new_copies()
+        generator = torch.Generator().manual_seed(seed)
         masks = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in self.weights()]
-        passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
-        backbone = self.twin_of_backbone(passed, copies, {name: norm.eval() for name, norm in norms.items()})
-        features: Tensor = backbone(x)
-        return features
+        return self._features_under_masks()(x, masks)
 
     def twin_of_backbone(
         self,
-        passed: Sequence[Tensor],
+        masked: Sequence[Tensor],
         copies: Sequence[Tensor],
         norms: Mapping[str, nn.Module],
         scratch: nn.Module | None = None,
@@ -189,14 +177,14 @@ class WeightMasking(Masking[WeightTask]):
         """Return a twin of the backbone that computes with other tensors.
 
         Args:
-            passed: what masks let through of the weights.
+            masked: the masked weights.
             copies: copies of the parameters that have no mask.
             norms: copies of the batch norms.
             scratch: a copy of the backbone with the same parameters to make the twin of; the backbone if left out.
         """
         backbone = self.backbone if scratch is None else scratch
         values = {id(self._part(name)): copied for name, copied in zip(self.layout.copied, copies, strict=True)}
-        values |= {id(weight): value for weight, value in zip(self.weights(), passed, strict=True)}
+        values |= {id(weight): value for weight, value in zip(self.weights(), masked, strict=True)}
         standing_in = {id(backbone.get_submodule(name)): norm for name, norm in norms.items()}
         return twin(backbone, values, standing_in)
 
@@ -211,8 +199,8 @@ class WeightMasking(Masking[WeightTask]):
         assert isinstance(owner, WeightTask)
         return list(owner.copies), owner.norms
 
-    def _passed(self, state: WeightTask) -> list[Tensor]:
-        """Return what a task's masks let through of the weights."""
+    def _masked_weights(self, state: WeightTask) -> list[Tensor]:
+        """Return the weights under a task's masks."""
         trains = self.conditioning.trains_weights
         weights = [weight if trains else weight.detach() for weight in self.weights()]
         if state.is_settled or not self.training:
@@ -220,12 +208,12 @@ class WeightMasking(Masking[WeightTask]):
         if self._free is None:
             self._free = [(~used).to(weight.dtype) for used, weight in zip(self.used, weights, strict=True)]
         each = zip(weights, self._values(state), self._free, strict=True)
-        passed = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
-        costs = [part.taken for part in passed if part.taken is not None]
-        self._cost.keep(self._moment(state), torch.stack(costs).sum() if costs else None)
-        return [part.weight for part in passed]
+        masked = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
+        costs = [part.taken for part in masked if part.taken is not None]
+        self._cost.keep(self._cost_key(state), torch.stack(costs).sum() if costs else None)
+        return [part.weight for part in masked]
 
-    def _moment(self, state: WeightTask) -> tuple[object, ...]:
+    def _cost_key(self, state: WeightTask) -> tuple[object, ...]:
         """Return the cache key of the regularization cost."""
         values = [(id(value), value._version) for value in self._values(state) if value is not None]
         return self.training, state.is_settled, self._progress, torch.is_grad_enabled(), *values
@@ -245,20 +233,13 @@ class WeightMasking(Masking[WeightTask]):
         return [self.source.final(values, weight, used) for values, weight, used in each]
 
     def settled_masks(self, state: WeightTask) -> Sequence[Tensor]:
-        """Return masks that are chosen for good, booleans; those of the task that was asked for last are kept."""
-        if state.packed.is_inference():
-            return [state.mask(index) for index in range(len(self.layout.masked))]
-        kept = self._unpacked
-        if kept is not None and kept[0] is state.packed and kept[1] == state.packed._version:
-            return kept[2]
-        masks = [state.mask(index) for index in range(len(self.layout.masked))]
-        self._unpacked = (state.packed, state.packed._version, masks)
-        return masks
+        """Return the final masks of a task, booleans; the last task's are cached."""
+        return self._cache.of(state.packed, lambda: [state.mask(index) for index in range(len(self.layout.masked))])
 
     def _values(self, state: WeightTask) -> Sequence[Tensor | None]:
         return [*state.choice] or [None] * len(self.layout.masked)
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # --------------------------------------------------------------------------------------------------------- training
 
     def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> WeightTask:
         """Append the state of a new task: the values that its masks are learned by, a head, and copies."""
@@ -291,10 +272,10 @@ class WeightMasking(Masking[WeightTask]):
         self._progress = progress
 
     def regularization(self) -> Tensor:
-        """Return what the source says that the masks in training cost, a scalar."""
+        """Return the cost of the masks in training, which their source defines, a scalar."""
         state = self.tasks.require_training("regularization")
         device = state.head.weight.device
-        cost = self._cost.of(self._moment(state))
+        cost = self._cost.of(self._cost_key(state))
         if cost is not None:  # the last pass has it already
             return functional.share_taken(cost, cost.new_tensor(self._num_free))
         masks = [
@@ -303,22 +284,21 @@ class WeightMasking(Masking[WeightTask]):
         ]
         return self.source.regularization(masks, self.used).to(device)
 
-    def settle(self, state: WeightTask, optimizers: Sequence[Optimizer]) -> None:
-        """Choose a task's masks for good; what they were learned by is of no use to anybody then.
+    def settle(self, state: WeightTask) -> Sequence[nn.Parameter]:
+        """Choose the final masks of a task in training, which goes on under them.
 
-        Args:
-            state: the task in training.
-            optimizers: optimizers that forget what the masks were learned by.
+        Returns:
+            The parameters that the masks were learned by, which the task no longer has.
         """
         choice = list(state.choice)
         state.settle(self.final_masks(state))
-        for optimizer in optimizers:
-            forget_in_optimizer(optimizer, choice, {})
+        return choice
 
-    def freeze_mask(self, state: WeightTask, optimizers: Sequence[Optimizer]) -> None:
-        """End the training of a task: choose its masks if they are not yet, and freeze it."""
+    def freeze_mask(self, state: WeightTask) -> Sequence[nn.Parameter]:
+        """Choose the final masks of a task in training, unless that is done already, and freeze it."""
+        removed: Sequence[nn.Parameter] = ()
         if not state.is_settled:
-            self.settle(state, optimizers)
+            removed = self.settle(state)
             masks = zip(self.layout.masked, self.settled_masks(state), strict=True)
             single = [name for name, mask in masks if int(mask.sum()) < 2 <= mask.numel()]
             if single:
@@ -328,8 +308,9 @@ class WeightMasking(Masking[WeightTask]):
                     stacklevel=4,
                 )
         state.freeze()
+        return removed
 
-    # ----------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- what is frozen
 
     @property
     def per_task_modules(self) -> Sequence[str]:
@@ -337,7 +318,7 @@ class WeightMasking(Masking[WeightTask]):
         return self.layout.norms
 
     def refresh(self) -> None:
-        """Derive anew which weights consolidated tasks use."""
+        """Update which weights consolidated tasks use."""
         states = self.tasks.consolidated
         self.used = [
             union([state.mask(index) for state in states], weight) for index, weight in enumerate(self.weights())
@@ -354,7 +335,7 @@ class WeightMasking(Masking[WeightTask]):
             for index, (name, weight) in enumerate(zip(self.layout.masked, self.weights(), strict=True))
         }
 
-    # -------------------------------------------------------------------------------------------------- inspection
+    # ------------------------------------------------------------------------------------------------------- inspection
 
     def masks(self, task: str) -> dict[str, Tensor]:
         """Return the weights that a task uses, by the backbone's names: booleans of their shapes."""
@@ -390,32 +371,28 @@ class WeightMasking(Masking[WeightTask]):
             common += common_entries([state.mask(index) for state in states])
         return common / common.diagonal().clamp_min(1).unsqueeze(1)
 
-    # ---------------------------------------------------------------------------------- unlearning and taking out
+    # ------------------------------------------------------------------------------------------------------- unlearning
 
     def entries_of(self, state: WeightTask) -> Mapping[str, Tensor]:
         """Return where a task uses weights, booleans by the backbone's names."""
         return self.masks(state.name)
 
-    def remove(self, state: WeightTask, heir: WeightTask | None) -> None:
-        """Forget what is kept of a task besides its state; an heir takes over copies that all tasks use."""
-        if heir is not None and self.unmasked is not Unmasked.PER_TASK:
-            heir.take_norms_of(state)
-            heir.copies = state.copies
-        self._unpacked = None
+    def remove(self, state: WeightTask, successor: WeightTask | None) -> None:
+        """Remove everything about a task but its state; its successor takes over copies that all tasks use."""
+        if successor is not None and self.unmasked is not Unmasked.PER_TASK:
+            successor.take_norms_of(state)
+            successor.copies = state.copies
+        self._cache.clear()
 
     def release(self, erased: Mapping[str, Tensor]) -> None:
-        """Let go of weights that were drawn anew."""
+        """Release weights that were drawn anew from the penalty on moving them."""
         if self.penalty is not None:
             self.penalty.release(self.named_weights(), erased)
 
-    def extract(self, task: str, example: Tensor | None) -> CompactNetwork:
-        """Return a consolidated task as a module of its own, with zeros where its masks are off."""
-        return taking_out.extract_weights(self, task, example)
+    # --------------------------------------------------------------------------------------------------------- widening
 
-    # ------------------------------------------------------------------------------------------------------ widening
-
-    def units_now(self) -> UnitGraph:
-        """Return the units of the backbone, as it is."""
+    def analyze(self) -> UnitGraph:
+        """Find the units of the backbone as it is now."""
         graph = analyze(self.backbone, self.example(), prefix="backbone.")
         self._widths = {group.name: group.size for group in graph.groups}
         if self.origin is None:
@@ -423,7 +400,7 @@ class WeightMasking(Masking[WeightTask]):
         return graph
 
     def room(self, graph: UnitGraph) -> Mapping[str, float]:
-        """Return, by group, as many free units as would have the free weights of its layers."""
+        """Return by group the number of free units that would leave as many free weights in its layers."""
         free: dict[str, float] = {}
         for name, used in zip(self.layout.masked, self.used, strict=True):
             owner, _, own = name.rpartition(".")
@@ -438,76 +415,19 @@ class WeightMasking(Masking[WeightTask]):
                     free[group.name] = min(room, free.get(group.name, room))
         return free
 
-    def widen(
-        self,
-        graph: UnitGraph,
-        groups: Mapping[str, int],
-        generator: torch.Generator | None,
-        log: UndoLog,
-        optimizers: Sequence[Optimizer],
-    ) -> None:
-        """Widen the backbone, what tasks own and what optimizers remember."""
-        assert self.origin is not None
-        widening = widen(self.backbone, graph, groups, self.units_now, self.origin.initial_scales, generator, log)
-        places: _Indices = widening.places()
-        own: Places = {}
-        for state in self.tasks:
-            own = {**own, **self._widen_task(state, places, log), **widen_own_parts(state, widening, log)}
-            if state.calibration is not None:
-                features = len(widening.graph.features().units)
-                log.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
-        self._widen_penalty(places, log)
-        for optimizer in optimizers:
-            widen_optimizer(optimizer, {**places, **own}, log)
-        self.fit(widening.graph)
-
-    def _widen_task(self, state: WeightTask, places: _Indices, log: UndoLog) -> Places:
-        """Leave new weights out of masks; at new entries copies of what has no mask begin as the backbone."""
-        weights = [self.backbone.get_parameter(name) for name in self.layout.masked]
-        masks = [_grown(state.mask(index), weight, places) for index, weight in enumerate(weights)]
-        log.set_attribute(state, "shapes", tuple(weight.shape for weight in weights))
-        log.set_attribute(state, "packed", state.packed_of(masks))
-        widened_copies = {}
-        for copied, name in zip(state.copies, self.layout.copied, strict=False):  # none, if all use the first task's
-            original = self.backbone.get_parameter(name)
-            if original in places:
-                old = _grown(torch.ones_like(copied, dtype=torch.bool), original, places)
-                new = _grown(copied.data, original, places)
-                log.set_data(copied, torch.where(old, new, original.data.to(new.dtype)))
-                widened_copies[copied] = places[original]
-        return widened_copies
-
-    def _widen_penalty(self, places: _Indices, log: UndoLog) -> None:
-        """Let new weights matter to nobody."""
-        for name in () if self.penalty is None else self.layout.masked:
-            assert self.penalty is not None
-            weight = self.backbone.get_parameter(name)
-            for buffer in self.penalty.buffers_of(name):
-                log.set_attribute(self.penalty, buffer, _grown(self.penalty.get_buffer(buffer), weight, places))
+    def widen_tasks(self, widening: Widening, undo_log: UndoLog) -> Places:
+        """Widen masks, copies, heads and batch norms of the tasks, and the penalty on elastic weights."""
+        if self.penalty is not None:
+            widen_penalty(self.penalty, self.backbone, widening, undo_log)
+        return widen_weight_tasks(self.tasks, self.backbone, self.layout, widening, undo_log)
 
     def fit(self, graph: UnitGraph) -> None:
-        """Go by these units of the backbone from now on."""
+        """Use other units of the backbone from now on, after it was widened or analysed again."""
         self._num_features = len(graph.features().units)
         self._widths = {group.name: group.size for group in graph.groups}
         self.refresh()
 
-    def find_leak(self) -> str | None:
-        """Test with random masks; return the names of parameters whose free entries leak, None when all is well."""
-        return self._find_leak(self.example())
-
-    def _find_leak(self, example: Tensor) -> str | None:
-        copies, norms = self.new_copies()
-        for norm in norms.values():
-            norm.eval()
-
-        def features(batch: Tensor, masks: Sequence[Tensor]) -> Tensor:
-            passed = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
-            answer: Tensor = self.twin_of_backbone(passed, copies, norms)(batch)
-            return answer
-
-        return find_leak_of_weights(features, self.backbone, self.layout, example)
-
-    # --------------------------------------------------------------------------------------------------- being kept
+    # --------------------------------------------------------------------------------------------- detaching and saving
 
     def detach(self) -> None:
         """Do nothing, since nothing was put on the backbone."""
@@ -522,11 +442,6 @@ class WeightMasking(Masking[WeightTask]):
         return (
             settings if self.origin is None else {**settings, "origin": self.origin.to_json(), "widths": self._widths}
         )
-
-
-def _grown(old: Tensor, parameter: nn.Parameter, places: _Indices) -> Tensor:
-    """Return values for the entries of a parameter, zero (or False) at its new ones."""
-    return widened(old, parameter.shape, places[parameter]) if parameter in places else old
 
 
 keep_compilers_out(WeightMasking.admit)

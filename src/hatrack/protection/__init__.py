@@ -1,1 +1,1 @@
-"""Protection of what consolidated tasks rely on: which entries are frozen, and how they keep their bits."""
+"""Protection of what consolidated tasks rely on: which entries are frozen, and how they are restored."""

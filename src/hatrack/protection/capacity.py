@@ -25,7 +25,7 @@ class Capacity:
     Attributes:
         groups: share of used units, by group; of used weights, by parameter, where masks are about weights; or of used
             modules, by layer (PathNet).
-        units: share of used units over all groups; 0 for a network without units, None where tasks do not hold units.
+        units: share of used units over all groups; 0 for a network without units, None where masks are about weights.
         weights: share of the entries of shared parameters that are frozen, or that masks of weights use.
         parameters: number of entries of shared parameters, which grows with the network.
     """
@@ -42,20 +42,20 @@ class Capacity:
         return f"units {self.units:.0%} ({', '.join(parts)}), weights {self.weights:.0%}"
 
 
-def measure_capacity(graph: UnitGraph, cumulative: Tensor, held_entries: int) -> Capacity:
+def measure_capacity(graph: UnitGraph, cumulative: Tensor, num_frozen: int) -> Capacity:
     """Measure the shares of a network with masks of units that are in use.
 
     Args:
         graph: the network's units.
         cumulative: attention of all consolidated tasks, ``(U,)``, booleans or numbers (used means exactly 1).
-        held_entries: number of frozen entries of shared parameters.
+        num_frozen: number of frozen entries of shared parameters.
     """
     used = cumulative == 1
     entries = sum(shape.numel() for name, shape in graph.shapes.items() if graph.roles[name] is not Role.PER_TASK)
     return Capacity(
         {name: float(part.float().mean()) for name, part in graph.split(used).items()},
         float(used.float().mean()) if graph.num_units else 0.0,
-        held_entries / entries if entries else 0.0,
+        num_frozen / entries if entries else 0.0,
         entries,
     )
 

@@ -1,4 +1,4 @@
-"""Frozen entries of parameters: their bits, and how these are put back."""
+"""Frozen entries of parameters: records of their bits, from which they are restored."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def attention_on_entries(uses: Iterable[ParameterUse], attention: Tensor, shape:
 
 @dataclass(frozen=True)
 class FrozenEntries:
-    """Bits of one parameter's frozen entries, from which they are put back.
+    """Bits of one parameter's frozen entries, from which they are restored.
 
     Entries are selected by their bits: an ``and`` with 0 clears whatever is there, infinities and "not a number"
     included, and it runs at the speed of memory, three to five times faster than a boolean mask. All of it is a matter
     of how much memory is read: where whole rows are frozen, as in a layer that reads the input, a number per row does.
 
     Attributes:
-        frozen: True where an entry must not move, of the parameter's shape.
+        frozen: booleans of the parameter's shape, True for frozen entries.
         free_bits: integers as wide as the parameter's entries: all ones where free, 0 where frozen; a row whose entries
             are all alike may hold its number once, so that this is a view.
         saved_bits: the bits of the frozen entries, 0 where free.
         freedom: factor of gradients in soft mode, one minus the attention; None in hard mode.
-        whole: whether every entry is frozen.
+        all_frozen: whether every entry is frozen.
     """
 
     frozen: Tensor
     free_bits: Tensor
     saved_bits: Tensor
     freedom: Tensor | None
-    whole: bool
+    all_frozen: bool
 
     @classmethod
     def of(cls, parameter: Tensor, attention: Tensor) -> FrozenEntries | None:
@@ -84,7 +84,7 @@ class FrozenEntries:
         return cls(frozen, free_bits, saved_bits, freedom, bool(frozen.all()))
 
     def condition(self, gradient: Tensor) -> None:
-        """Take the frozen share out of a gradient, in place (Eq. 2)."""
+        """Clear a gradient at frozen entries, in place (Eq. 2); in soft mode scale the rest by its freedom."""
         if self.freedom is not None:
             gradient.mul_(self.freedom)
         gradient.view(self.free_bits.dtype).bitwise_and_(self.free_bits)
@@ -94,15 +94,15 @@ class FrozenEntries:
         return not torch.equal(parameter.detach().view(self.free_bits.dtype) & ~self.free_bits, self.saved_bits)
 
     def restored(self, parameter: Tensor) -> Tensor:
-        """Return a copy of a parameter whose frozen entries are the saved ones, whatever happens to it meanwhile."""
+        """Return a copy of a parameter whose frozen entries have their saved values."""
         copy = parameter.detach().clone()
         self.restore(copy)
         return copy
 
     def restore(self, parameter: Tensor) -> None:
-        """Put the frozen entries back, in place."""
+        """Restore the frozen entries, in place."""
         bits = parameter.view(self.free_bits.dtype)
-        if self.whole:
+        if self.all_frozen:
             bits.copy_(self.saved_bits)
             return
         # saved + (-1) · bits · (-1 or 0): as integers that is exact for any bits, and goes over the memory only once.
@@ -126,7 +126,7 @@ class Backup:
 
     @property
     def frozen(self) -> Tensor:
-        """Mask that is True everywhere, since no entry may move."""
+        """Booleans that are True everywhere, since all entries are frozen."""
         return torch.ones_like(self.saved, dtype=torch.bool)
 
     def has_moved(self, parameter: Tensor) -> bool:
@@ -135,11 +135,11 @@ class Backup:
         return bool(one.numel()) and not torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
     def restored(self, parameter: Tensor) -> Tensor:
-        """Return the saved values; nobody writes to them."""
+        """Return the saved values, which must not be written to."""
         return self.saved
 
     def restore(self, parameter: Tensor) -> None:
-        """Put the values back, in place."""
+        """Restore the values, in place."""
         parameter.copy_(self.saved)
 
 

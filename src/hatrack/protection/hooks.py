@@ -1,14 +1,15 @@
 """Optimizer hooks: whatever an optimizer does, entries that earlier tasks rely on keep their bits.
 
 A zero gradient is not a zero change: weight decay moves a weight without gradient, and so does momentum carried over
-from the task before. Entries are therefore put back after every step, through the optimizer's own hooks; only where a
+from the task before. Entries are therefore restored after every step, through the optimizer's own hooks; only where a
 zero gradient *is* a zero change, in plain SGD, clearing the gradient beforehand does the same for less.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from hatrack import functional
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
+from hatrack.protection.source import ProtectionSource
 from hatrack.protection.versions import VersionWatch
 
 __all__ = ["OptimizerHooks", "keeps_entries_without_gradient"]
@@ -37,15 +39,15 @@ def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
     )
 
 
-class _Found(NamedTuple):
-    """Parameters of consolidated tasks that an optimizer has.
+class _EntriesOfOptimizer(NamedTuple):
+    """Frozen entries among the parameters of an optimizer.
 
     Attributes:
-        plan: protection plan that this was looked up for.
+        plan: protection plan from which they were found.
         parameters: identities of the optimizer's parameters, in order.
-        shared: its shared parameters of which entries are frozen, with what protects them.
-        own: the consolidated tasks' own parameters among its parameters, with what protects them.
-        present: identities of its parameters.
+        shared: its shared parameters with frozen entries, and their records.
+        own: its parameters that consolidated tasks own, and their backups.
+        present: the same identities as a set.
     """
 
     plan: weakref.ref[ProtectionPlan]
@@ -59,10 +61,9 @@ class OptimizerHooks:
     """Pair of hooks around the steps of the optimizers of one network.
 
     Args:
-        watch: gives what must not move at present, and whether anything else has touched it.
-        bounded: gives the embeddings in training, which are kept within their bounds.
-        rates: gives what dampers go by, a number per unit.
-        report: told of shared parameters of which something else has moved frozen entries before a step.
+        watch: returns the version counters of the present protection plan.
+        source: masks of the tasks, for the embeddings in training and the rates of dampers.
+        report: called with shared parameters whose frozen entries something else has moved before a step.
 
     Attributes:
         count: grows when a step begins and when it ends; while it stays the same, no step has moved anything.
@@ -71,52 +72,50 @@ class OptimizerHooks:
     def __init__(
         self,
         watch: Callable[[], VersionWatch],
-        bounded: Callable[[], Sequence[Tensor]],
-        rates: Callable[[], Tensor],
+        source: ProtectionSource,
         report: Callable[[Sequence[Tensor]], None],
     ) -> None:
         self._watch = watch
-        self._bounded = bounded
-        self._rates = rates
+        self._source = source
         self._report = report
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self.count = 0
-        self._moment = "the network was made"
+        self._last_event = "the network was made"
         self._look_up_anew()
 
     def _look_up_anew(self) -> None:
-        self._found: weakref.WeakKeyDictionary[Optimizer, _Found] = weakref.WeakKeyDictionary()
+        self._entries: weakref.WeakKeyDictionary[Optimizer, _EntriesOfOptimizer] = weakref.WeakKeyDictionary()
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
         self._before = weakref.WeakKeyDictionary()  # a step: what it is to move by a share alone
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have no optimizers yet: those of the original do not call them."""
-        left_out = ("_found", "_stepping", "_before")
+        left_out = ("_entries", "_stepping", "_before")
         return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_optimizers": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Look up anew what optimizers hold."""
+        """Restore a copy, which has no optimizers yet."""
         vars(self).update(state)
         self._look_up_anew()
 
     @property
-    def moment(self) -> str:
-        """Return what happened last, for messages."""
-        return self._moment
+    def last_event(self) -> str:
+        """Description of the last step or other event, for messages."""
+        return self._last_event
 
-    def forget_unfinished(self, moment: str) -> None:
-        """Count no step as under way any more, such as one that an error has ended.
+    def drop_unfinished(self, event: str) -> None:
+        """Regard all steps as ended, such as one that an error has interrupted.
 
         Args:
-            moment: what happens instead, for messages.
+            event: description of the present event, for messages.
         """
-        self._stepping, self._moment = weakref.WeakSet(), moment
+        self._stepping, self._last_event = weakref.WeakSet(), event
         self.count += 1
 
     @property
     def is_stepping(self) -> bool:
-        """Return whether a step is under way, in whichever thread, or was left by an error."""
+        """Whether a step is under way in any thread, or was interrupted by an error."""
         return bool(self._stepping)
 
     def protect(self, optimizer: Optimizer) -> None:
@@ -132,15 +131,36 @@ class OptimizerHooks:
         """Return the optimizers that have the hooks and are still in use."""
         return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
 
+    def remove(
+        self, parameters: Sequence[nn.Parameter], erased: Mapping[nn.Parameter, Tensor] = MappingProxyType({})
+    ) -> None:
+        """Remove parameters from all optimizers, and clear what these remember of erased entries.
+
+        Args:
+            parameters: parameters that the network no longer has.
+            erased: booleans by parameter, True for entries that were erased.
+        """
+        removed = {id(parameter) for parameter in parameters}
+        for optimizer in self.optimizers():
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in removed]
+            for parameter in parameters:
+                optimizer.state.pop(parameter, None)
+            for parameter, where in erased.items():
+                memory = optimizer.state.get(parameter, {})
+                for key, value in list(memory.items()):
+                    if isinstance(value, Tensor) and value.shape == where.shape:
+                        memory[key] = value.masked_fill(where.to(value.device), 0.0)  # new, so that this can be undone
+
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Step pre-hook: drop gradients of frozen parameters, condition the others where that is called for."""
+        """Step pre-hook: drop gradients of fully frozen parameters, and condition others where the step needs it."""
         self._stepping.add(optimizer)
         self.count += 1
-        watch, found = self._watch(), self._found_in(optimizer)
+        watch, found = self._watch(), self._entries_of(optimizer)
         for parameter, _ in found.own:
             parameter.grad = None
-        restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
+        restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         moved = watch.moved(found.shared)
         if moved:  # by something else: a step that trusts in gradients alone would not put it back
             for parameter, entries in moved:
@@ -150,7 +170,7 @@ class OptimizerHooks:
             gradient = parameter.grad
             if gradient is None or gradient.is_sparse:
                 continue
-            if skips and entries.whole:  # then there is nothing to put back, either
+            if skips and entries.all_frozen:  # then there is nothing to put back, either
                 parameter.grad = None
                 continue
             # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
@@ -160,30 +180,31 @@ class OptimizerHooks:
         if watch.plan.damped:
             self._before[optimizer] = self._damp(found, scale_gradients=not restored)
 
-    def _found_in(self, optimizer: Optimizer) -> _Found:
-        """Return what an optimizer holds of consolidated tasks, as one carried over from task to task does.
+    def _entries_of(self, optimizer: Optimizer) -> _EntriesOfOptimizer:
+        """Return the frozen entries among the parameters of an optimizer.
 
-        Looked up when tasks or the optimizer's parameters change: a step costs the same after a hundred tasks.
+        They are found again when tasks or the optimizer's parameters change, so that a step costs the same after a
+        hundred tasks.
         """
         plan = self._watch().plan
         parameters = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        known = self._found.get(optimizer)
+        known = self._entries.get(optimizer)
         if known is not None and known.plan() is plan and known.parameters == parameters:
             return known
         present = frozenset(parameters)
         shared = [pair for pair in plan.shared if id(pair[0]) in present]
         own = [pair for pair in plan.own if id(pair[0]) in present]
-        self._found[optimizer] = _Found(weakref.ref(plan), parameters, shared, own, present)
-        return self._found[optimizer]
+        self._entries[optimizer] = _EntriesOfOptimizer(weakref.ref(plan), parameters, shared, own, present)
+        return self._entries[optimizer]
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Step post-hook: put frozen entries back where the step may have moved them; clamp embeddings.
+        """Step post-hook: restore frozen entries where the step may have moved them, and clamp embeddings.
 
         Nothing is written to parameters that the optimizer does not have: a graph may be alive that needs them.
         """
-        watch, found = self._watch(), self._found_in(optimizer)
-        restored, skips = _restores(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
+        watch, found = self._watch(), self._entries_of(optimizer)
+        restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
         for parameter, entries in found.shared:
             unmoved = skips and parameter.grad is None
             if (restored and not unmoved) or (parameter.grad is not None and parameter.grad.is_sparse):
@@ -196,22 +217,22 @@ class OptimizerHooks:
                 watch.note(own)
         for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))
-        for embedding in self._bounded():
+        for embedding in self._source.bounded():
             if id(embedding) in found.present:
                 embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
         self._stepping.discard(optimizer)
-        self._moment = f"the last step of {type(optimizer).__name__}"
+        self._last_event = f"the last step of {type(optimizer).__name__}"
         self.count += 1
 
-    def _damp(self, found: _Found, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scale what is to come: the gradients, where steps are in proportion to them; the steps themselves elsewhere.
+    def _damp(self, found: _EntriesOfOptimizer, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Scale gradients where steps are in proportion to them; else record values, by which steps are scaled.
 
         Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
 
         Returns:
-            Parameters whose steps are to be scaled, with their values now and what is left of the step.
+            Parameters whose steps are to be scaled, with their values now and the share of the step that is left.
         """
-        rates = self._rates()
+        rates = self._source.rates()
         before: list[tuple[Tensor, Tensor, Tensor]] = []
         for parameter, damper in self._watch().plan.damped:
             if id(parameter) not in found.present:
@@ -224,19 +245,19 @@ class OptimizerHooks:
         return before
 
 
-def _restores(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether frozen entries are put back after this step; closures make gradients too late to condition."""
-    trusted = _alone(optimizer) and keeps_entries_without_gradient(optimizer)
+def _is_restored_after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether frozen entries are restored after a step; a closure makes gradients too late to condition."""
+    trusted = _has_no_other_hooks(optimizer) and keeps_entries_without_gradient(optimizer)
     return _has_closure(args, kwargs) or not trusted
 
 
 def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a step surely leaves alone a parameter that has no gradient when it begins."""
-    return _alone(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
+    """Return whether a step leaves a parameter as it is that has no gradient when the step begins."""
+    return _has_no_other_hooks(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
 
 
-def _alone(optimizer: Optimizer) -> bool:
-    """Return whether nobody else has hooks around steps, so that gradients are what these hooks left."""
+def _has_no_other_hooks(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer has no other hooks, which might change gradients after these."""
     return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
 
 

@@ -1,4 +1,4 @@
-"""Protection plan: immutable record of all that must not move; digests show that it has not."""
+"""Protection plan: immutable record of all frozen entries, and digests that show whether they have moved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hatrack.protection.conditioning import Damper
 from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest
 from hatrack.units import UnitGraph
 
-__all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_values_that_spread", "take_digests"]
+__all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_nonfinite", "take_digests"]
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,24 @@ class ProtectionPlan:
             dampers: factors of the steps of parameters, by the same names.
             buffers: buffers of the backbone that are frozen.
         """
-        shared = [
-            (parameter, FrozenEntries.of(parameter, attention[name]))
-            for name, parameter in backbone.named_parameters(prefix="backbone")
-            if name in attention
-        ]
+        parameters = dict(backbone.named_parameters(prefix="backbone"))
+        records = [(p, FrozenEntries.of(p, attention[name])) for name, p in parameters.items() if name in attention]
+        shared = tuple((parameter, record) for parameter, record in records if record is not None)
         own = [(value, Backup.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())]
         own += [(buffer, Backup.of(buffer)) for buffer in buffers]
-        damped = [
-            (parameter, dampers[name])
-            for name, parameter in backbone.named_parameters(prefix="backbone")
-            if name in dampers
-        ]
-        return cls(_with_entries(shared), tuple(own), tuple(damped))
+        damped = tuple((parameter, dampers[name]) for name, parameter in parameters.items() if name in dampers)
+        return cls(shared, tuple(own), damped)
 
     def num_frozen(self) -> int:
-        """Return the number of entries of shared parameters that must not move."""
+        """Return the number of frozen entries of shared parameters."""
         return sum(int(entries.frozen.sum()) for _, entries in self.shared)
 
     def frozen(self) -> dict[int, Tensor]:
-        """Return, by identity of a tensor, where its entries must not move."""
-        return {id(parameter): keeper.frozen for parameter, keeper in self.all()}
+        """Return by identity of a tensor booleans of its shape, True for frozen entries."""
+        return {id(parameter): record.frozen for parameter, record in self.all()}
 
     def all(self) -> list[tuple[Tensor, FrozenEntries | Backup]]:
-        """Return every tensor with frozen entries, and the record that puts them back."""
+        """Return every tensor with frozen entries, and the record that restores them."""
         return [*self.shared, *self.own]
 
 
@@ -110,13 +104,13 @@ def take_digests(
     per_task_modules: Sequence[str],
     checked: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Return digests of all that must not move: frozen entries by parameter, buffers, and consolidated tasks whole.
+    """Return digests of everything frozen: entries by parameter, buffers, and the states of consolidated tasks.
 
     Args:
         plan: the protection plan.
         backbone: the network.
         consolidated: the consolidated tasks.
-        per_task_modules: names of the layers and of single buffers that every task has a copy of; no task looks at
+        per_task_modules: names of the layers and of single buffers that every task has a copy of; no task reads
             the backbone's own.
         checked: digests that were compared just now; those of tasks in them are not taken again.
     """
@@ -144,11 +138,16 @@ def take_digests(
 
 
 def find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the names of what has moved, or is no longer there."""
+    """Return the names whose digest has changed or is missing.
+
+    Args:
+        before: earlier digests by name.
+        now: present digests by name.
+    """
     return [name for name, value in before.items() if now.get(name) != value]
 
 
-def find_values_that_spread(backbone: nn.Module) -> list[str]:
+def find_nonfinite(backbone: nn.Module) -> list[str]:
     """Return the names of parameters with values that are infinite or not a number.
 
     Such a value spoils outputs even where a mask is off, since zero times infinity is not a number.
@@ -158,9 +157,3 @@ def find_values_that_spread(backbone: nn.Module) -> list[str]:
         for name, parameter in backbone.named_parameters(prefix="backbone")
         if parameter.is_floating_point() and not torch.isfinite(parameter).all()
     ]
-
-
-def _with_entries(
-    candidates: Sequence[tuple[nn.Parameter, FrozenEntries | None]],
-) -> tuple[tuple[nn.Parameter, FrozenEntries], ...]:
-    return tuple((parameter, entries) for parameter, entries in candidates if entries is not None)

@@ -1,64 +1,33 @@
-"""Protection of one network: its plan, digests, optimizer hooks, and a watch for everything else that writes."""
+"""Protection of one network: its plan, digests, optimizer hooks, and version counters for all other changes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from hatrack.errors import GuaranteeError, InputError
-from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import TaskState
-from hatrack.protection.conditioning import Damper
 from hatrack.protection.hooks import OptimizerHooks
-from hatrack.protection.plan import ProtectionPlan, find_changes, find_values_that_spread, take_digests
+from hatrack.protection.plan import ProtectionPlan, find_changes, find_nonfinite, take_digests
+from hatrack.protection.source import ProtectionSource
 from hatrack.protection.structure import Parts
 from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
+from hatrack.support.compilers import keep_compilers_out
 
-__all__ = ["FrozenBy", "Protection"]
+__all__ = ["Protection"]
 
 _ADVICE_FOR_SEVERAL_PROCESSES = "; and broadcast net.buffers() to all processes before consolidating"
 
 _BACKBONE = "backbone"
-"""Key of what all tasks rely on."""
+"""Key of the parts that all tasks rely on."""
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
-
-
-class FrozenBy(Protocol):
-    """Masks of a network's tasks, as far as they decide on what must not move.
-
-    Attributes:
-        backbone: the backbone of the network.
-        tasks: the tasks of the network.
-    """
-
-    backbone: nn.Module
-    tasks: TaskList[Any]
-
-    @property
-    def per_task_buffers(self) -> Sequence[str]:
-        """Names of modules and single buffers that tasks have copies of, or that are computed anew."""
-
-    def attention_on_parameters(self) -> Mapping[str, Tensor]:
-        """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
-
-        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected.
-        """
-
-    def dampers(self) -> Mapping[str, Damper]:
-        """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
-
-    def rates(self) -> Tensor:
-        """Return the rates that dampers go by, a number per unit and a last one; empty where there are no dampers."""
-
-    def bounded(self) -> Sequence[Tensor]:
-        """Return the tensors in training that are clamped to [−6, 6] after every step."""
 
 
 class Protection:
@@ -69,34 +38,34 @@ class Protection:
         masks: the masks of its tasks.
 
     Attributes:
-        digests: digests of all that must not move, taken when it was frozen, by name.
+        digests: digests of everything that is frozen, by name, taken when it was frozen.
         hooks: the hooks around steps of optimizers.
     """
 
-    def __init__(self, network: nn.Module, masks: FrozenBy) -> None:
+    def __init__(self, network: nn.Module, masks: ProtectionSource) -> None:
         self._network, self._masks = network, masks
         self.digests: dict[str, str] = {}
         self._plan = ProtectionPlan((), ())
         self._watch = VersionWatch(self._plan)
         self._parts = Parts(network)
-        self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by what answers rely on
-        self._reported: dict[int, tuple[int, int]] = {}  # stamps of what was warned of
-        self.hooks = OptimizerHooks(self._present_watch, masks.bounded, masks.rates, self._report)
+        self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by key of the part
+        self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
+        self.hooks = OptimizerHooks(self._present_watch, masks, self._report)
         count_fused_steps()
 
     def _present_watch(self) -> VersionWatch:
         return self._watch
 
-    # -------------------------------------------------------------------------------------------------- the plan
+    # --------------------------------------------------------------------------------------------------------- the plan
 
     @property
     def plan(self) -> ProtectionPlan:
-        """Immutable record of what must not move, and of its bits."""
+        """Immutable record of all frozen entries and their bits."""
         return self._plan
 
     @torch.inference_mode(False)
     def renew(self) -> None:
-        """Derive the plan anew from the masks and the values that parameters have now."""
+        """Derive the plan again from the masks and the present values of parameters."""
         backbone, tasks, buffers = self._masks.backbone, self._masks.tasks, self._frozen_buffers()
         attention, dampers = self._masks.attention_on_parameters(), self._masks.dampers()
         self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers)
@@ -120,18 +89,18 @@ class Protection:
         ]
 
     def renew_digests(self, *, all_tasks: bool = True) -> None:
-        """Take the digests of what is frozen now.
+        """Take the digests of everything that is frozen now.
 
         Args:
             all_tasks: take those of tasks again that have one; False where these were compared just now.
         """
-        self.digests = self._taken(MappingProxyType({}) if all_tasks else self.digests)
+        self.digests = self._present_digests(MappingProxyType({}) if all_tasks else self.digests)
 
-    def _taken(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    def _present_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         masks = self._masks
         return take_digests(self._plan, masks.backbone, masks.tasks.consolidated, masks.per_task_buffers, checked)
 
-    # ------------------------------------------------------------------------------------------------ optimizers
+    # ------------------------------------------------------------------------------------------------------- optimizers
 
     def protect(self, optimizer: OptimizerT) -> OptimizerT:
         """Put the hooks around the steps of an optimizer, and return it.
@@ -147,7 +116,7 @@ class Protection:
         self.hooks.protect(optimizer)
         return optimizer
 
-    # ---------------------------------------------------------------------------------------------------- checks
+    # ----------------------------------------------------------------------------------------------------------- checks
 
     def check(self) -> None:
         """Compare everything that is frozen with its digests.
@@ -161,12 +130,12 @@ class Protection:
             self.require_finite()
 
     def require_unmoved(self) -> None:
-        """Compare digests.
+        """Compare the digests of everything that is frozen.
 
         Raises:
             GuaranteeError: frozen entries have moved.
         """
-        moved = find_changes(self.digests, self._taken())
+        moved = find_changes(self.digests, self._present_digests())
         if moved:
             raise GuaranteeError(
                 f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
@@ -175,26 +144,26 @@ class Protection:
             )
 
     def require_finite(self) -> None:
-        """Check that no parameter of the backbone spoils outputs of tasks that do not even use it.
+        """Check that all parameters of the backbone are finite, since others reach outputs past masks.
 
         Raises:
             GuaranteeError: values are infinite or not a number.
         """
-        spoilt = find_values_that_spread(self._masks.backbone)
-        if spoilt:
+        nonfinite = find_nonfinite(self._masks.backbone)
+        if nonfinite:
             raise GuaranteeError(
-                f"values in {', '.join(spoilt)} became infinite or not a number, and would spoil the outputs of "
+                f"values in {', '.join(nonfinite)} became infinite or not a number, and would spoil the outputs of "
                 "consolidated tasks; call restore() or load the last saved network, and lower the learning rate"
             )
 
     def require_same_parts(self, states: Iterable[TaskState] | None = None) -> None:
-        """Check that nobody has put other layers or parameters into the network.
+        """Check that the network still has the layers and parameters that were recorded.
 
         Args:
             states: tasks whose answers rely on the parts to look at; all parts if left out.
 
         Raises:
-            GuaranteeError: somebody has.
+            GuaranteeError: some were replaced, added or converted.
         """
         replaced = self._parts.replaced(None if states is None else self._keys_of(states))
         if replaced:
@@ -205,14 +174,14 @@ class Protection:
             )
 
     def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
-        """Return keys of what answers of tasks rely on; all of them may use the first task's norms and copies."""
+        """Return keys of the parts that answers rely on; all tasks may use the first one's norms and copies."""
         return [_BACKBONE, *map(_key, list(self._masks.tasks)[:1]), *map(_key, states)]
 
-    def is_intact(self, states: Sequence[TaskState]) -> bool:
-        """Return whether tasks may be asked of the network itself; puts back what has moved where that does no harm.
+    def prepare_answer(self, states: Sequence[TaskState]) -> bool:
+        """Restore moved entries where no graph can need them, and return whether the network itself may answer.
 
         Args:
-            states: the tasks; some of them consolidated.
+            states: the tasks to be answered for, some of them consolidated.
         """
         count = self.hooks.count
         if self.hooks.is_stepping:
@@ -230,41 +199,45 @@ class Protection:
             self._report([tensor for tensor, _ in moved])
         return not moved
 
-    # ----------------------------------------------------------------------------------------------- putting back
+    # ----------------------------------------------------------------------------------------------------- putting back
 
     def put_back(self) -> None:
-        """Put back frozen entries that something other than a protected step has moved, and warn of it."""
+        """Restore frozen entries that something other than a protected step has moved, and warn of it.
+
+        Raises:
+            GuaranteeError: layers or parameters were replaced.
+        """
         self.require_same_parts()
         with torch.inference_mode(False), torch.no_grad():
             moved = self._watch.moved(self._plan.all())
-            for tensor, keeper in moved:
-                keeper.restore(tensor)
+            for tensor, record in moved:
+                record.restore(tensor)
                 self._watch.note(tensor)
         if moved:
             self._report([tensor for tensor, _ in moved])
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back all frozen entries, and set what is infinite or not a number to 0.
+        """Restore all frozen entries, and set values that are infinite or not a number to 0.
 
         Raises:
             GuaranteeError: something that no copy is kept of has moved.
         """
-        for tensor, keeper in self._plan.all():
-            keeper.restore(tensor)
+        for tensor, record in self._plan.all():
+            record.restore(tensor)
         for parameter in self._network.parameters():
             if parameter.is_floating_point():
                 parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        self.hooks.forget_unfinished("restore()")
+        self.hooks.drop_unfinished("restore()")
         self.check()
 
     @torch.no_grad()
     def frozen_values(self) -> dict[int, Tensor]:
-        """Return, by identity of every tensor with frozen entries, one whose frozen entries are as they must be."""
+        """Return by identity of every tensor with frozen entries a copy in which these have their saved values."""
         values: dict[int, Tensor] = {}
         with torch.inference_mode(False):
-            for tensor, keeper in self._plan.all():
-                value = keeper.restored(tensor)
+            for tensor, record in self._plan.all():
+                value = record.restored(tensor)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 values[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
         return values
@@ -279,7 +252,7 @@ class Protection:
             named = ", ".join(names.get(id(tensor), "a parameter that is no longer there") for tensor in new)
             warnings.warn(
                 f"something other than a step of a protected optimizer has changed frozen entries of {named}, after "
-                f"{self.hooks.moment}; consolidated tasks answer as before, since these entries are put back. Pass "
+                f"{self.hooks.last_event}; consolidated tasks answer as before, since these entries are put back. Pass "
                 "every optimizer through net.protect(...), and let nothing else write to the backbone"
                 f"{_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}",
                 stacklevel=4,
@@ -287,5 +260,8 @@ class Protection:
 
 
 def _key(state: TaskState) -> str:
-    """Return the key of what a task alone relies on."""
+    """Return the key of the parts that a task alone relies on."""
     return f"task {state.name}"
+
+
+keep_compilers_out(Protection.prepare_answer)

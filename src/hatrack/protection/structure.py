@@ -1,4 +1,4 @@
-"""Structure of a network: its layers, parameters, settings and hooks, to notice that others are in their place."""
+"""Structure of a network: records of layers, parameters, settings and hooks, by which changes are found."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 class Parts:
-    """Record of the layers and parameters that a network has, to notice when others are in their place, or converted.
+    """Record of a network's layers and parameters, by which replaced and converted ones are found.
 
     Args:
         network: the network.
-        parts: where the parts of it are that are recorded, with all that is in them, by keys of the caller's.
+        parts: names of the submodules to record, with everything in them, by keys that the caller chooses.
     """
 
     def __init__(self, network: nn.Module, parts: Mapping[str, str] = MappingProxyType({})) -> None:
         self._roots = {key: _Root.of(network, name) for key, name in parts.items()}
 
     def replaced(self, keys: Iterable[str] | None = None) -> list[str]:
-        """Return the names of what is no longer there, is new, is another object or of another type.
+        """Return the names of layers and parameters that are missing, new, other objects or of another type.
 
         Plain tensors that stand in for parameters during a call do not count.
 
@@ -74,7 +74,7 @@ class _Root:
         return record
 
     def replaced(self) -> list[str]:
-        """Return the names of what is another object, as :meth:`Parts.replaced` does."""
+        """Return the names of layers, parameters and methods that have changed, as :meth:`Parts.replaced`."""
         names = []
         for table, key, part, dtype, name in self.places:
             present: Any = table.get(key)
@@ -101,7 +101,7 @@ class Controls:
         self._parts = [(p, _settings_of(p, name, moving), _hooks_of(p)) for name, p in module.named_modules()]
 
     def are_altered(self) -> bool:
-        """Return whether any of them is another one by now."""
+        """Return whether any setting or hook has changed."""
         for part, settings, hooks in self._parts:
             attributes = vars(part)
             for key, value in settings.items():
@@ -114,7 +114,7 @@ class Controls:
 
 
 def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[str, Any]:
-    """Attributes of a module by which it may choose what it does; those of its class that an attribute may cover."""
+    """Return attributes of a module by which it may choose what it does, those of its classes included."""
     prefix = f"{name}." if name else ""
     kinds = [kind for kind in type(part).__mro__ if kind not in nn.Module.__mro__]
     inherited = [key for kind in kinds for key, value in vars(kind).items() if _is_setting(value) and key[:2] != "__"]

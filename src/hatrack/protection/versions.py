@@ -1,8 +1,8 @@
-"""Version counters: whether anything but hatrack has touched what must not move, at the price of comparing integers.
+"""Version counters: whether anything but hatrack has written to tensors with frozen entries, by comparing integers.
 
-Torch counts the changes in place of every tensor. What is noted here is the count at which a tensor was last known to
-be right, and where its values lie in memory. Changes through ``.data``, NumPy arrays, DLPack and captured CUDA graphs
-leave no count.
+Torch counts the changes in place of every tensor. A stamp records the count at which frozen entries last had their
+saved values, and the address of the tensor's values. Changes through ``.data``, NumPy arrays, DLPack and captured CUDA
+graphs leave no count.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from hatrack.protection.plan import ProtectionPlan
 
 __all__ = ["VersionWatch", "count_fused_steps", "stamp_of"]
 
-_Kept = tuple[Tensor, FrozenEntries | Backup]
-
 _UNCOUNTED = itertools.count(1)
 
 
@@ -36,7 +34,7 @@ def stamp_of(tensor: Tensor) -> tuple[int, int]:
 
 
 def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Count what a step of a fused optimizer changes, since torch does not."""
+    """Count the changes of a fused optimizer's step, since torch does not."""
     for group in optimizer.param_groups:
         if group.get("fused"):
             changed = [p for p in group["params"] if p.grad is not None and not p.is_inference()]
@@ -50,7 +48,7 @@ def _count_step_with_closure(optimizer: Optimizer, args: tuple[Any, ...], kwargs
 
 @functools.cache
 def count_fused_steps() -> None:
-    """Have the steps of fused optimizers counted from now on, whether they are protected or not."""
+    """Count the steps of all fused optimizers from now on, protected or not."""
     register_optimizer_step_pre_hook(_count_step)
     register_optimizer_step_post_hook(_count_step_with_closure)
 
@@ -59,8 +57,8 @@ class VersionWatch:
     """Stamps of all tensors of which entries are frozen.
 
     Args:
-        plan: what must not move; all of it is right at this moment.
-        touched: indices in ``plan.all()`` of what may have moved already.
+        plan: the protection plan, whose entries all have their saved values at this moment.
+        touched: indices in ``plan.all()`` of tensors that may have moved already.
     """
 
     def __init__(self, plan: ProtectionPlan, touched: Collection[int] = ()) -> None:
@@ -75,23 +73,27 @@ class VersionWatch:
         return type(self), (self.plan, touched)
 
     def is_touched(self, tensor: Tensor) -> bool:
-        """Return whether something has written to a tensor since it was last known to be right."""
+        """Return whether something has written to a tensor since its last stamp."""
         return self._stamps.get(id(tensor)) != stamp_of(tensor)
 
     def note(self, tensor: Tensor) -> None:
-        """Take a tensor for right as it is now."""
+        """Stamp a tensor whose frozen entries have their saved values now."""
         self._stamps[id(tensor)] = stamp_of(tensor)
 
     def moved(
         self, watched: Iterable[tuple[Tensor, FrozenEntries | Backup]]
     ) -> list[tuple[Tensor, FrozenEntries | Backup]]:
-        """Return those tensors of which frozen entries have other bits; only what was touched is looked at."""
+        """Return the tensors whose frozen entries have moved; only tensors that were written to are compared.
+
+        Args:
+            watched: tensors with the records of their frozen entries.
+        """
         moved = []
-        for tensor, keeper in watched:
+        for tensor, record in watched:
             if self.is_touched(tensor):
                 stamp = stamp_of(tensor)  # before the comparison: another thread may write meanwhile
-                if keeper.has_moved(tensor):
-                    moved.append((tensor, keeper))
+                if record.has_moved(tensor):
+                    moved.append((tensor, record))
                 else:
                     self._stamps[id(tensor)] = stamp
         return moved

@@ -1,4 +1,4 @@
-"""Recognition of a sample's task: all tasks answer, and the one that knows the sample best is believed."""
+"""Recognition of a sample's task: all tasks score the sample, and the likeliest one is chosen."""
 
 from hatrack.recognition.inference import (
     IncrementalAccuracy,

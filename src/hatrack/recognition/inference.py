@@ -1,4 +1,4 @@
-"""Asking a network without naming the task: all tasks answer, and the one that knows the sample best is believed."""
+"""Inference of a sample's task: all tasks score the sample, and the likeliest one is chosen."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ StateT_contra = TypeVar("StateT_contra", bound=TaskState, contravariant=True)
 
 @dataclass(frozen=True)
 class Inferred:
-    """Answers of a network to samples whose task nobody named.
+    """Answers of a network to samples whose task was not named.
 
     Attributes:
         tasks: names of the tasks that were asked.
-        scores: how much each sample looks like each task's, ``(N, T)``.
-        chosen: index of the task that is believed, int64 ``(N,)``.
+        scores: score of each sample by each task, ``(N, T)``; larger is likelier.
+        chosen: index of the task with the largest score, int64 ``(N,)``.
         logits: that task's logits, ``(N, most classes)``, filled with −inf behind its last class.
     """
 
@@ -40,7 +40,7 @@ class Inferred:
 
     @property
     def task_names(self) -> list[str]:
-        """The name of each sample's task."""
+        """Name of the chosen task of each sample."""
         return [self.tasks[index] for index in self.chosen.tolist()]
 
 
@@ -49,9 +49,9 @@ class IncrementalAccuracy:
     """Shares of test samples, in [0, 1], over the samples of all tasks together.
 
     Attributes:
-        task: the task was recognised.
-        class_incremental: task and class were recognised.
-        task_incremental: the class was, with the task given.
+        task: share of samples whose task was recognised.
+        class_incremental: share of samples whose task and class were recognised.
+        task_incremental: share of samples whose class was recognised with the task given.
     """
 
     task: float
@@ -60,7 +60,7 @@ class IncrementalAccuracy:
 
 
 class Recognising(Protocol[StateT_contra]):
-    """Masks of a network's tasks, as far as tasks are recognised by their features."""
+    """Masks of a network's tasks, as far as they give the features by which tasks are recognised."""
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a block in which the network is in evaluation mode."""
@@ -137,14 +137,17 @@ def measure_inference(
     calibrated: bool = True,
     batch_size: int = 500,
 ) -> IncrementalAccuracy:
-    """Accuracy with and without the task's name, measured together.
+    """Measure accuracy with and without the task's name.
 
     Args:
         net: the network.
         samples: by task, test samples ``(N, ...)`` and their classes within the task, int64 ``(N,)``.
-        scorer: by what tasks are recognised.
-        calibrated: use the tasks' calibrations.
+        scorer: score by which tasks are recognised.
+        calibrated: whether scores are normalised by the tasks' calibrations.
         batch_size: samples per pass.
+
+    Raises:
+        InputError: there are no samples.
     """
     total = known = both = named = 0
     for task, (x, y) in samples.items():

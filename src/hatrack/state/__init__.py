@@ -1,1 +1,1 @@
-"""State of networks: what runs move, copies that may be run without a trace, and operations that happen or do not."""
+"""State of networks: its movement in runs, copies to be run, and operations that are undone after an error."""

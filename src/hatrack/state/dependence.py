@@ -1,4 +1,4 @@
-"""Test whether the outputs of a network depend on state that its runs move."""
+"""Test of whether the outputs of a network depend on state that its runs move."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.state.movement import aside, set_buffers
+from hatrack.state.movement import set_buffers, without_trace
 
 __all__ = ["Copy", "depends_on_state", "other_values", "put_value"]
 
@@ -82,7 +82,7 @@ def depends_on_state(
     """
 
     def answers(seeds: Sequence[int], change: Callable[[nn.Module], object] | None) -> list[Tensor]:
-        with aside(), torch.no_grad():
+        with without_trace(), torch.no_grad():
             made = copy()
             buffers = {name: b.clone() for name, b in made.backbone.named_buffers() if name not in names}
             torch.manual_seed(0)
@@ -95,11 +95,11 @@ def depends_on_state(
                 found.append(made.ask(x, seed).nan_to_num())
             return found
 
-    fresh = {seed: answers([seed], None)[0] for seed in (0, 1)}
+    expected = {seed: answers([seed], None)[0] for seed in (0, 1)}
 
     def differ(seeds: Sequence[int], change: Callable[[nn.Module], object] | None) -> bool:
         found = answers(seeds, change)
-        return not all(torch.equal(fresh[seed], each) for seed, each in zip(seeds, found, strict=True))
+        return not all(torch.equal(expected[seed], each) for seed, each in zip(seeds, found, strict=True))
 
     if move is not None and any(differ(seeds, change) for seeds in ((0, 1), (1, 0)) for change in (None, move)):
         return True

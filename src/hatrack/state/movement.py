@@ -23,12 +23,12 @@ __all__ = [
     "Movement",
     "OwnBuffers",
     "StateOf",
-    "aside",
     "find_movement",
     "get_buffers",
     "movement_of",
     "scratch_of",
     "set_buffers",
+    "without_trace",
 ]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -51,13 +51,13 @@ class Movement:
     buffers: tuple[str, ...]
     attributes: tuple[str, ...]
 
-    def with_those_of(self, other: Movement) -> Movement:
+    def joined_with(self, other: Movement) -> Movement:
         """Return the state that moves in either of two runs."""
         attributes = dict.fromkeys((*self.attributes, *other.attributes))
         buffers = dict.fromkeys(name for name in (*self.buffers, *other.buffers) if name not in attributes)
         return Movement(tuple(buffers), tuple(attributes))
 
-    def beyond(self, other: Movement) -> Movement:
+    def without(self, other: Movement) -> Movement:
         """Return the state that moves here, but not in another run."""
         known = (*other.buffers, *other.attributes)
         return Movement(
@@ -67,11 +67,11 @@ class Movement:
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """While this lasts, a copy may be run without a trace in torch.
+def without_trace() -> Iterator[None]:
+    """Keep runs of copies in a block from leaving a trace in torch.
 
     Random generators are reset afterwards. Hooks on tensors that are saved for backward passes, as of checkpointing,
-    see nothing of it. Inference mode is left, since tensors made in it could never be trained.
+    are not called. Inference mode is off, since tensors made in it could never be trained.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     unseen = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
@@ -131,7 +131,7 @@ def set_buffers(module: nn.Module, names: Sequence[str], values: Sequence[Tensor
 
 
 def get_buffers(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Return the present buffers of some names."""
+    """Return the present buffers with these names, in their order."""
     return [module.get_buffer(name) for name in names]
 
 
@@ -210,14 +210,14 @@ def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Seque
     for training in (True, False):
         scratch = scratch_of(module).train(training)
         try:
-            with aside(), torch.no_grad():
+            with without_trace(), torch.no_grad():
                 for example in examples:
                     scratch(example)
         except DOES_NOT_RUN:
             if not training:
                 raise
             continue  # such as a batch norm that would get one sample
-        found = found.with_those_of(movement_of(module, scratch, per_task))
+        found = found.joined_with(movement_of(module, scratch, per_task))
     return found
 
 
@@ -240,8 +240,8 @@ def movement_of(original: nn.Module, scratch: nn.Module, per_task: Sequence[str]
         elif not _same(was, now):
             buffers[name] = None
     parts = zip(original.named_modules(), scratch.modules(), strict=True)
-    for (name, part), its in parts:
-        for path in _differences(_state(part), _state(its)):
+    for (name, part), copied in parts:
+        for path in _differences(_state(part), _state(copied)):
             attributes[f"{name}.{path}".lstrip(".")] = None
     return Movement(tuple(name for name in buffers if name not in attributes), tuple(attributes))
 

@@ -29,7 +29,7 @@ _OF_ROWS = {torch.ops.aten.embedding, torch.ops.aten._embedding_bag, torch.ops.a
 """Operations that take a table and indices of rows."""
 
 
-# --------------------------------------------------------------------------------------------------------- comparisons
+# ---------------------------------------------------------------------------------------------------------- comparisons
 
 
 def largest(values: Tensor) -> float:
@@ -73,7 +73,7 @@ def says_something(outputs: Tensor) -> bool:
     return float((high.amax(0) - low.amin(0)).max()) > _CLEAR * largest(outputs)
 
 
-# ------------------------------------------------------------------------------------------------------------- samples
+# -------------------------------------------------------------------------------------------------------------- samples
 
 
 def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object] | None = None) -> Tensor:

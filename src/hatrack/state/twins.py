@@ -69,7 +69,7 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
 
 
 def _about(value: Any, made: Mapping[int, nn.Module]) -> Any:
-    """Return an attribute for a twin: containers and methods refer to twins where these exist."""
+    """Return an attribute for a twin, in which containers and methods refer to twins where these exist."""
     if isinstance(value, nn.Module):
         return made.get(id(value), value)
     if isinstance(value, MethodType):

@@ -1,8 +1,9 @@
-"""All or nothing: an operation that is interrupted leaves a network, or a backbone, as it was before.
+"""Undoing of operations that fail or are interrupted, so that a network or a backbone is as it was before.
 
-Ctrl-C raises ``KeyboardInterrupt`` between any two instructions. What an operation changes is therefore recorded before
-it begins, and put back whatever goes wrong. The record holds references: a network is made of dictionaries, lists and
-tensors, and operations replace entries rather than write into tensors. Tensors that they do write into are copied.
+Ctrl-C raises ``KeyboardInterrupt`` between any two instructions. The state that an operation changes is therefore
+recorded before it begins, and restored after any error. The record holds references: a network is made of dictionaries,
+lists and tensors, and operations replace entries rather than write into tensors. Tensors that they do write into are
+copied.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["Snapshot", "all_or_nothing", "attaches_or_not", "leaves_modes"]
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 Selector = Callable[[Any], Iterable[Tensor]]
-"""Gives the tensors of a network whose values an operation changes in place."""
+"""Function from a network to the tensors whose values an operation changes in place."""
 
 _EMPTY: dict[Any, Any] = {}
 
@@ -48,7 +49,7 @@ class _Modes:
         self._functions = torch._C._get_torch_function_state()  # type: ignore[attr-defined]
 
     def leave(self) -> None:
-        """Leave modes whose end was not reached, and the mode without gradients."""
+        """Restore the modes, leaving those whose end was not reached."""
         functions, dispatches = self._depths
         torch._C._set_torch_function_state(self._functions)  # type: ignore[attr-defined]
         while torch._C._len_torch_dispatch_stack() > dispatches:
@@ -61,11 +62,11 @@ class _Modes:
 
 
 class Snapshot:
-    """Record of a module's structure and tensors, from which all of it is put back in place.
+    """Record of a module's structure and tensors, from which these are restored in place.
 
     Args:
         root: the module; its parts are recorded with it.
-        optimizers: optimizers whose parameters and memory are recorded, too; what they remember by reference.
+        optimizers: optimizers whose parameters and state are recorded, too; the state by reference.
         values_of: tensors whose values are copied.
     """
 
@@ -88,7 +89,7 @@ class Snapshot:
         self._random_state = torch.get_rng_state()
 
     def restore(self) -> None:
-        """Put everything back; a second call changes nothing."""
+        """Restore everything; a second call changes nothing."""
         self._modes.leave()
         torch.set_rng_state(self._random_state)
         for table, entries in self._tables:
@@ -158,15 +159,15 @@ class Snapshot:
 
 
 def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], MethodT]:
-    """Make a method of a network leave the network, and its optimizers, as they were when it does not come to its end.
+    """Decorate a method of a network so that an error restores the network and its optimizers.
 
     Args:
-        values_of: gives the tensors that the method writes into; None where it replaces tensors only.
+        values_of: returns the tensors that the method writes into; None where it replaces tensors only.
     """
 
     def decorate(method: MethodT) -> MethodT:
         @functools.wraps(method)
-        def whole(network: Any, *args: Any, **kwargs: Any) -> Any:
+        def wrapped(network: Any, *args: Any, **kwargs: Any) -> Any:
             protection = vars(network).get("protection")
             values = () if values_of is None else values_of(network)
             snapshot = Snapshot(network, () if protection is None else protection.hooks.optimizers(), values)
@@ -178,38 +179,38 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
                 with torch.inference_mode(False), torch.no_grad():  # what is made there could never be trained
                     return method(network, *args, **kwargs)
             except BaseException as error:
-                _drop_what_was_entered(error)
+                _drop_inference_guards(error)
                 snapshot.restore()
                 if generator is not None and drawn is not None:
                     generator.set_state(drawn)
                 raise
 
-        return cast(MethodT, whole)
+        return cast(MethodT, wrapped)
 
     return decorate
 
 
 def leaves_modes(method: MethodT) -> MethodT:
-    """Make a method, which changes copies alone, leave torch's modes as they were when it does not come to its end."""
+    """Decorate a method that changes copies alone so that an error restores torch's modes."""
 
     @functools.wraps(method)
-    def whole(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         modes = _Modes()
         try:
             return method(*args, **kwargs)
         except BaseException as error:
-            _drop_what_was_entered(error)
+            _drop_inference_guards(error)
             modes.leave()
             raise
 
-    return cast(MethodT, whole)
+    return cast(MethodT, wrapped)
 
 
 def attaches_or_not(constructor: MethodT) -> MethodT:
-    """Make a network's constructor leave the backbone as it was when it does not come to its end."""
+    """Decorate a network's constructor so that an error restores the backbone."""
 
     @functools.wraps(constructor)
-    def whole(network: Any, backbone: Any, *args: Any, **kwargs: Any) -> None:
+    def wrapped(network: Any, backbone: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(backbone, nn.Module):
             constructor(network, backbone, *args, **kwargs)
             return
@@ -217,25 +218,25 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
         try:
             constructor(network, backbone, *args, **kwargs)
         except BaseException as error:
-            _drop_what_was_entered(error)
+            _drop_inference_guards(error)
             snapshot.restore()
             raise
 
-    return cast(MethodT, whole)
+    return cast(MethodT, wrapped)
 
 
-def _drop_what_was_entered(error: BaseException) -> None:
-    """Have the guards of inference mode end now that an interrupt has kept alive.
+def _drop_inference_guards(error: BaseException) -> None:
+    """End the guards of inference mode that an interrupt has kept alive.
 
     An interrupt right after torch has made such a guard, and before it is entered, leaves it to the traceback. When
-    that goes, the guard puts back the modes that it was made in, long after everything else has.
+    that is freed, the guard restores the modes in which it was made, long after everything else was restored.
     """
     if isinstance(error, KeyboardInterrupt):
         traceback.clear_frames(error.__traceback__)
 
 
 def _put_back(table: MutableMapping[Any, Any], entries: dict[Any, Any]) -> None:
-    """Give a table its entries again, in their order: that of hooks, parameters and modules matters."""
+    """Restore the entries of a table in their order, which matters for hooks, parameters and modules."""
     if list(table) == list(entries):
         for key, value in entries.items():
             if table[key] is not value:

@@ -1,4 +1,4 @@
-"""Undo log: changes of parameters, attributes and tables in place, taken back the last one first."""
+"""Undo log: record of changes in place, which are undone in reverse order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["UndoLog"]
 
 
 class UndoLog:
-    """Record of changes in place, by which all of them are taken back."""
+    """Record of changes of parameters, attributes and tables in place, by which all of them are undone."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
@@ -41,7 +41,7 @@ class UndoLog:
         self._undo.append(lambda: table.__setitem__(key, before))
 
     def undo(self) -> None:
-        """Take all changes back, the last one first."""
+        """Undo all changes, the last one first."""
         while self._undo:
             self._undo.pop()()
 

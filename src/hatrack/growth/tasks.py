@@ -1,0 +1,158 @@
+"""Widening of what depends on a backbone: states of tasks, optimizers, and the quadratic penalty on weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hatrack.errors import InputError
+from hatrack.growth.layers import Layer, widened
+from hatrack.growth.widening import Widening
+from hatrack.masks import QuadraticPenalty, WeightLayout, WeightTask
+from hatrack.masks.tasks import TaskState, UnitTask, packed_mask
+from hatrack.state.undo_log import UndoLog
+
+__all__ = ["Places", "widen_optimizer", "widen_penalty", "widen_unit_tasks", "widen_weight_tasks"]
+
+Places = Mapping[nn.Parameter, Sequence[Tensor | None]]
+"""New indices of the old entries of widened parameters, along their first axes; None for unchanged axes."""
+
+
+def widen_unit_tasks(states: Iterable[UnitTask], widening: Widening, undo_log: UndoLog) -> Places:
+    """Widen tasks with masks of units for new units, which they do not use.
+
+    Masks are off there, heads have zeros for new features, and batch norms leave new units unchanged.
+
+    Args:
+        states: the tasks.
+        widening: result of widening the backbone.
+        undo_log: records the changes.
+
+    Returns:
+        New indices of the old entries of every widened parameter, along its first axes.
+    """
+    places: dict[nn.Parameter, Sequence[Tensor | None]] = {}
+    total = (widening.graph.num_units,)
+    for state in states:
+        units: tuple[Tensor | None, ...] = (widening.units,)
+        undo_log.set_attribute(state, "packed", packed_mask(widened(state.mask, total, units)))
+        undo_log.set_attribute(state, "num_units", widening.graph.num_units)
+        places |= _widen_own_parts(state, widening, undo_log)
+    return places
+
+
+def widen_weight_tasks(
+    states: Iterable[WeightTask], backbone: nn.Module, layout: WeightLayout, widening: Widening, undo_log: UndoLog
+) -> Places:
+    """Widen tasks with masks of weights for new weights, which they do not use.
+
+    Masks are off there, and copies of what has no mask get the backbone's new entries.
+
+    Args:
+        states: the tasks.
+        backbone: the widened backbone.
+        layout: its parameters by their roles.
+        widening: result of widening it.
+        undo_log: records the changes.
+
+    Returns:
+        New indices of the old entries of every widened parameter of the tasks, along its first axes.
+    """
+    changed: Places = widening.places()
+    places: dict[nn.Parameter, Sequence[Tensor | None]] = {}
+    weights = [backbone.get_parameter(name) for name in layout.masked]
+    for state in states:
+        masks = [_widened_like(weight, state.mask(index), changed) for index, weight in enumerate(weights)]
+        undo_log.set_attribute(state, "shapes", tuple(weight.shape for weight in weights))
+        undo_log.set_attribute(state, "packed", state.packed_of(masks))
+        for copied, name in zip(state.copies, layout.copied, strict=False):  # none, if all use the first task's
+            original = backbone.get_parameter(name)
+            if original in changed:
+                is_old = _widened_like(original, torch.ones_like(copied, dtype=torch.bool), changed)
+                values = _widened_like(original, copied.data, changed)
+                undo_log.set_data(copied, torch.where(is_old, values, original.data.to(values.dtype)))
+                places[copied] = changed[original]
+        places |= _widen_own_parts(state, widening, undo_log)
+        if state.calibration is not None:
+            features = len(widening.graph.features().units)
+            undo_log.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
+    return places
+
+
+def widen_penalty(penalty: QuadraticPenalty, backbone: nn.Module, widening: Widening, undo_log: UndoLog) -> None:
+    """Widen a penalty for new weights, which matter to no task.
+
+    Args:
+        penalty: the penalty.
+        backbone: the widened backbone.
+        widening: result of widening it.
+        undo_log: records the changes.
+    """
+    places = widening.places()
+    for name in penalty.anchors:
+        for buffer in penalty.buffers_of(name):
+            value = _widened_like(backbone.get_parameter(name), penalty.get_buffer(buffer), places)
+            undo_log.set_attribute(penalty, buffer, value)
+
+
+def _widened_like(parameter: nn.Parameter, old: Tensor, places: Places) -> Tensor:
+    """Return values for all entries of a parameter, 0 (or False) at new ones; as they are if it was not widened."""
+    return widened(old, parameter.shape, places[parameter]) if parameter in places else old
+
+
+def _widen_own_parts(state: TaskState, widening: Widening, undo_log: UndoLog) -> Places:
+    """Widen a task's head, with zeros for new features, and its batch norms, which leave new units unchanged.
+
+    Args:
+        state: the task.
+        widening: result of widening the backbone.
+        undo_log: records the changes.
+
+    Returns:
+        New indices of the old entries of every widened parameter, along its first axes.
+    """
+    columns: tuple[Tensor | None, ...] = (None, widening.features)
+    head, features = state.head, len(widening.graph.features().units)
+    undo_log.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
+    undo_log.set_attribute(head, "in_features", features)
+    places: dict[nn.Parameter, Sequence[Tensor | None]] = {head.weight: columns}  # type: ignore[dict-item]
+    for name, norm in state.norms.items():
+        change, layer = widening.changes.get(name), Layer.of(norm)
+        if change is not None and layer is not None:
+            before = layer.replace(change.widths, _constant, undo_log)
+            layer.resize(change.widths, undo_log)
+            layer.put_back(before, change.indices)
+            places |= layer.places(change.indices)
+    return places
+
+
+def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
+    raise AssertionError(f"a norm has no {name} to draw")
+
+
+def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> None:
+    """Widen an optimizer's state of parameters, with zeros for new entries.
+
+    Args:
+        optimizer: the optimizer.
+        places: new indices of the old entries of every widened parameter, along its first axes.
+        undo_log: records the changes.
+
+    Raises:
+        InputError: the state has a value without the parameter's shape.
+    """
+    for parameter, where in places.items():
+        memory = optimizer.state.get(parameter, {})
+        old_shape = [len(index) if index is not None else n for index, n in zip(where, parameter.shape, strict=False)]
+        old_shape += parameter.shape[len(where) :]
+        for key, value in memory.items():
+            if isinstance(value, Tensor) and list(value.shape) == old_shape:
+                undo_log.set_item(memory, key, widened(value, parameter.shape, where))
+            elif (value.numel() > 1) if isinstance(value, Tensor) else isinstance(value, (list, tuple, dict)):
+                raise InputError(
+                    f"what {type(optimizer).__name__} remembers as {key!r} cannot be widened with the network; "
+                    "grow before this optimizer makes its first step, or train every task with an optimizer of its own"
+                )
