@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,18 @@ from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 
-__all__ = ["MaskedNetwork"]
+__all__ = ["MaskedNetwork", "read_only"]
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+def read_only(path: str) -> Any:
+    """Make a property that reads an attribute of a part of a network, and cannot be assigned to.
+
+    Args:
+        path: path of the attribute from the network, such as ``masking.example_shape``.
+    """
+    return property(attrgetter(path))
 
 
 class MaskedNetwork(nn.Module, Generic[StateT]):
@@ -106,17 +116,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.masking.is_attached = False
         mark(self.backbone, None)
 
-    @property
-    def example_shape(self) -> torch.Size:
-        """Shape of the example input."""
-        return self.masking.example_shape
+    example_shape: Final[torch.Size] = read_only("masking.example_shape")
+    """Shape of the example input."""
 
     # ------------------------------------------------------------------------------------------------------------ tasks
 
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """Names of all tasks, in the order in which they were added."""
-        return self.tasks.names
+    task_names: Final[tuple[str, ...]] = read_only("tasks.names")
+    """Names of all tasks, in the order in which they were added."""
 
     @property
     def task_in_training(self) -> str | None:

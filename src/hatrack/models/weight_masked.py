@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from hatrack.masks import (
     WeightRole,
     WeightTask,
 )
-from hatrack.models.base import MaskedNetwork
+from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.taking_out import extract_weights, take_out
 from hatrack.models.weight_masking import WeightMasking
 from hatrack.state.undo import all_or_nothing, attaches_or_not
@@ -104,20 +105,14 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         )
         self.register_module("tether", self.masking.penalty)
 
-    @property
-    def source(self) -> MaskSource:
-        """Source of masks."""
-        return self.masking.source
+    source: Final[MaskSource] = read_only("masking.source")
+    """Source of masks."""
 
-    @property
-    def conditioning(self) -> WeightConditioning:
-        """Rule by which later tasks may change weights."""
-        return self.masking.conditioning
+    conditioning: Final[WeightConditioning] = read_only("masking.conditioning")
+    """Rule by which later tasks may change weights."""
 
-    @property
-    def unmasked(self) -> Unmasked:
-        """Copies that a task uses of what has no mask: its own, or the first task's."""
-        return self.masking.unmasked
+    unmasked: Final[Unmasked] = read_only("masking.unmasked")
+    """Copies that a task uses of what has no mask: its own, or the first task's."""
 
     @property
     def roles(self) -> dict[str, WeightRole]:
