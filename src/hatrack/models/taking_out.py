@@ -74,7 +74,9 @@ def _parts_of(masking: UnitMasking, state: UnitTask, example: Tensor | None) -> 
     """Return the parts of a task's network, as :func:`extract_units` takes its arguments."""
     mask = state.mask
     if mask.dtype != torch.bool:
-        raise UnsupportedError(f"the mask of {state.name!r} is soft: every unit is used a little, none can be cut out")
+        raise UnsupportedError(
+            f"the mask of {state.name!r} is soft: every unit is used a little, and none can be cut out"
+        )
     logits = _logits_in_evaluation(masking, state)
     tried = [] if example is None else [(example, logits(example))]
     if not tried or len(tried[0][0]) < 2 or not says_something(tried[0][1]):
