@@ -66,7 +66,15 @@ def extract_units(masking: UnitMasking, state: UnitTask, example: Tensor | None)
 
 
 def cut_units(masking: UnitMasking, state: UnitTask) -> CompactNetwork:
-    """Return a task of masked units as a network of its own, compared on random samples and without a summary."""
+    """Return a task of masked units as a network of its own, compared on random samples and without a summary.
+
+    Args:
+        masking: the masks.
+        state: the consolidated task.
+
+    Raises:
+        UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
+    """
     return cut_task(_parts_of(masking, state, None))[0]
 
 

@@ -112,7 +112,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     """Rule by which later tasks may change weights."""
 
     unmasked: Final[Unmasked] = read_only("masking.unmasked")
-    """Copies that a task uses of what has no mask: its own, or the first task's."""
+    """Owner of the copies of parameters without masks: each task, or the first one."""
 
     @property
     def roles(self) -> dict[str, WeightRole]:
@@ -124,7 +124,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     @all_or_nothing(lambda net: net.tasks.tensors())
     def settle(self, name: str) -> None:
-        """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
+        """Choose a task's final masks before training goes on under them, as in retraining after pruning.
 
         The parameters that the masks were learned by are dropped: take those for a new optimizer from
         :meth:`task_parameters`.
