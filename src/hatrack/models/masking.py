@@ -107,7 +107,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
         return Copy(copies.eval()[0], ask)
 
-    # --------------------------------------------------------------------------------------------- tests
+    # ------------------------------------------------------------------------------------------------------------ tests
 
     @abc.abstractmethod
     def find_leak(self, example: Tensor) -> str | None:
