@@ -442,6 +442,10 @@ def fault_of_construction(kind: str, inside: nn.Module, before: dict[str, Any]) 
     """Describe a fault of a backbone whose network was interrupted; None if there is none."""
     if is_a_mode_left_on():
         torch.set_grad_enabled(True)
+        while torch._C._len_torch_function_stack():  # which later tests would find otherwise
+            torch._C._pop_torch_function_stack()
+        while torch._C._len_torch_dispatch_stack():
+            torch._C._pop_torch_dispatch_stack()
         return "a mode of torch is left on"
     now = bits(inside)
     if not same(now, before):

@@ -65,7 +65,12 @@ class Layer:
         return int(getattr(self.module, next(name for name, of in self.sizes.items() if of is side)))
 
     def resize(self, widths: Mapping[Side, int], undo_log: UndoLog) -> None:
-        """Change the attributes that hold widths, but no tensor."""
+        """Change the attributes that hold widths, but no tensor.
+
+        Args:
+            widths: the new numbers of inputs and outputs.
+            undo_log: records the changes.
+        """
         if self.groups > 1:
             undo_log.set_attribute(self.module, "groups", self.groups * widths[_OUT] // self.width(_OUT))
         for name, side in self.sizes.items():

@@ -57,7 +57,12 @@ class Origin:
 
     @classmethod
     def of(cls, graph: UnitGraph, backbone: nn.Module) -> Origin:
-        """Measure a network that has not grown."""
+        """Measure a network that was not widened yet.
+
+        Args:
+            graph: its units.
+            backbone: the network.
+        """
         return cls({group.name: group.size for group in graph.groups}, measure_initial_scales(backbone))
 
     def to_json(self) -> dict[str, Any]:

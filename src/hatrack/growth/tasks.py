@@ -49,7 +49,7 @@ def widen_weight_tasks(
 ) -> Places:
     """Widen tasks with masks of weights for new weights, which they do not use.
 
-    Masks are off there, and copies of what has no mask get the backbone's new entries.
+    Masks are off there, and copies of parameters without masks get the backbone's new entries.
 
     Args:
         states: the tasks.

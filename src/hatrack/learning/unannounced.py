@@ -139,14 +139,24 @@ class UnannouncedLearner:
         self._suspicious = []
 
     def loss_of(self, task: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """Return the mean cross-entropy of batches with a task that was found, in evaluation mode."""
+        """Return the mean cross-entropy of batches with a task that was found, in evaluation mode.
+
+        Args:
+            task: name of the task.
+            batches: samples ``(N, ...)`` and classes ``(N,)`` of every batch.
+        """
         self.method.train_mode(False)
         with torch.no_grad():
             losses = [float(F.cross_entropy(self._logits(x, y, task), y)) for x, y in batches]
         return sum(losses) / len(losses)
 
     def best_task(self, x: Tensor, y: Tensor) -> str:
-        """Return the task found whose loss on some labelled samples is the lowest."""
+        """Return the task found whose loss on some labelled samples is the lowest.
+
+        Args:
+            x: samples ``(N, ...)``.
+            y: their classes, int64 ``(N,)``.
+        """
         return min(self.tasks, key=lambda task: self.loss_of(task, [(x, y)]))
 
     def _in_training(self, task: str | None) -> bool:

@@ -55,7 +55,12 @@ class Calibration(nn.Module):
         return cls(*(torch.zeros_like(saved[name]) for name in _BUFFERS))
 
     def normalised(self, score: Tensor, scorer: Scorer) -> Tensor:
-        """Normalise a score by the mean and standard deviation of the task's training samples."""
+        """Normalise a score by the mean and standard deviation of the task's training samples.
+
+        Args:
+            score: scores of samples, ``(N,)``.
+            scorer: kind of the scores.
+        """
         index = list(Scorer).index(scorer)
         return (score - self.location[index]) / self.spread[index]
 

@@ -82,6 +82,10 @@ class TaskList(nn.ModuleList, Generic[StateT]):
     def require_addable(self, name: str, num_classes: int) -> int:
         """Check that a task can be added, and return its number of classes as an integer.
 
+        Args:
+            name: name of the task.
+            num_classes: number of its classes.
+
         Raises:
             InputError: the name is empty or that of another task, the number of classes is below 1, or another task is
                 in training.

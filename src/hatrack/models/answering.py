@@ -35,6 +35,11 @@ AnswerT = TypeVar("AnswerT")
 def logits_of(masking: Masking[StateT], x: Tensor, state: StateT) -> Tensor:
     """Return a task's logits of a batch, ``(N, classes)``.
 
+    Args:
+        masking: the masks.
+        x: the batch, ``(N, ...)``.
+        state: the task.
+
     Raises:
         InputError: the batch does not have the shape that the backbone expects.
     """

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +35,25 @@ from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 
-__all__ = ["MaskedNetwork"]
+__all__ = ["MaskedNetwork", "read_only"]
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+def read_only(path: str) -> Any:
+    """Make a property that reads an attribute of a part of a network, and cannot be assigned to.
+
+    Args:
+        path: path of the attribute from the network, such as ``masking.example_shape``.
+    """
+    return property(attrgetter(path))
 
 
 class MaskedNetwork(nn.Module, Generic[StateT]):
     """Network of tasks with a mask each, in which everything that consolidated tasks rely on is frozen.
 
-    It is made of parts: ``tasks`` (heads and whatever a task owns), ``masking`` (what a task uses of the backbone, and
-    what it computes with that), and ``protection`` (the frozen entries of both, which keep their bits).
+    It is made of parts: ``tasks`` (their heads and all else that they own), ``masking`` (the part of the backbone that
+    each task uses, and how it computes with it), and ``protection`` (the frozen entries of both).
 
     Attributes:
         format: name that files give to saved networks.
@@ -106,17 +116,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.masking.is_attached = False
         mark(self.backbone, None)
 
-    @property
-    def example_shape(self) -> torch.Size:
-        """Shape of the example input."""
-        return self.masking.example_shape
+    example_shape: Final[torch.Size] = read_only("masking.example_shape")
+    """Shape of the example input."""
 
     # ------------------------------------------------------------------------------------------------------------ tasks
 
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """Names of all tasks, in the order in which they were added."""
-        return self.tasks.names
+    task_names: Final[tuple[str, ...]] = read_only("tasks.names")
+    """Names of all tasks, in the order in which they were added."""
 
     @property
     def task_in_training(self) -> str | None:
@@ -329,7 +335,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Recognise the task of each sample, and give that task's logits; all consolidated tasks are asked in one pass.
 
         Scores of tasks that were trained separately do not compare well by themselves; calibrated, each counts in
-        standard deviations from what is usual for the training samples of its task.
+        standard deviations from the mean of its task's training samples.
 
         Args:
             x: samples ``(N, ...)``.
@@ -442,7 +448,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def forget(self, name: str, *, generator: torch.Generator | None = None) -> Forgotten:
         """Unlearn a task exactly: remove its masks, head and norms, and all weights that no other task uses.
 
-        These are drawn anew and are free again; what a weight was before is not kept. All other tasks stay
+        These are drawn anew and are free again; their earlier values are not stored. All other tasks stay
         bit-identical. Weights that other tasks use too stay as they are, though the forgotten task may have shaped
         them; the report says how many, and with whom they are shared. Also gives up a task in training. Files that were
         saved before still hold the task: see :func:`hatrack.forget_in_files`.
@@ -491,7 +497,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
         Raises:
             GuaranteeError: protected entries moved since the last task was consolidated; nothing is written then.
-            CheckpointError: the file cannot be written; what was there before is still there.
+            CheckpointError: the file cannot be written; an older file stays as it is.
         """
         write_checkpoint(Path(path), self.to_checkpoint())
 
@@ -543,7 +549,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Move or convert the network (``to``, ``cuda``, ``half``), and derive the protection again.
 
         A conversion to fewer digits changes the outputs of consolidated tasks; a warning says so, and new digests are
-        taken for what they are from then on.
+        taken of the converted values.
 
         Raises:
             GuaranteeError: protected entries had moved before a conversion, which would hide it.
@@ -558,7 +564,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         protection.require_same_parts()
         converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
         relied_on = [tensor.detach().clone() for tensor, _ in protection.plan.all()] if converting else []
-        if converting or protection.digests:  # what has moved would be kept as if it were right
+        if converting or protection.digests:  # moved entries would get new digests
             protection.check()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if any(not torch.equal(fn(before).to(before.dtype), before) for before in relied_on):
@@ -626,7 +632,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             self.renew_protection()
             self.protection.require_unmoved()
         except BaseException:
-            if before is not None:  # what was here is still good
+            if before is not None:  # the state before was good
                 before.restore()
             raise
 

@@ -87,7 +87,7 @@ class InitialDistribution:
 def report(
     task: str, own: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]], erased: Iterable[Tensor]
 ) -> Forgotten:
-    """Count what is erased, and what is shared with which task.
+    """Count erased entries, and entries shared with every other task.
 
     Args:
         task: the task to unlearn.

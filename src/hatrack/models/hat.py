@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
 from hatrack.masks.tasks import UnitTask
 from hatrack.models import widening
-from hatrack.models.base import MaskedNetwork
+from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.own_state import several
 from hatrack.models.taking_out import cut_units, extract_units, take_out
@@ -113,45 +113,29 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         )
         warn_of_collapse(self.masking.graph)
 
-    @property
-    def s_max(self) -> float:
-        """Largest scale of the gates."""
-        return self.masking.settings.s_max
+    s_max: Final[float] = read_only("masking.settings.s_max")
+    """Largest scale of the gates."""
 
-    @property
-    def hard(self) -> bool:
-        """Whether masks are 0 or 1."""
-        return self.masking.settings.hard
+    hard: Final[bool] = read_only("masking.settings.hard")
+    """Whether masks are 0 or 1."""
 
-    @property
-    def compensation(self) -> Compensation:
-        """Arithmetic of the embedding's gradient."""
-        return self.masking.settings.compensation
+    compensation: Final[Compensation] = read_only("masking.settings.compensation")
+    """Arithmetic of the embedding's gradient."""
 
-    @property
-    def conditioning(self) -> UnitConditioning:
-        """Rule by which entries of weights are frozen for earlier tasks."""
-        return self.masking.settings.conditioning
+    conditioning: Final[UnitConditioning] = read_only("masking.settings.conditioning")
+    """Rule by which entries of weights are frozen for earlier tasks."""
 
-    @property
-    def gate_function(self) -> GateFunction:
-        """Function that turns embeddings into attention."""
-        return self.masking.settings.gate_function
+    gate_function: Final[GateFunction] = read_only("masking.settings.gate_function")
+    """Function that turns embeddings into attention."""
 
-    @property
-    def regularizer(self) -> Regularization:
-        """Way in which :meth:`regularization` counts the use of units."""
-        return self.masking.settings.regularizer
+    regularizer: Final[Regularization] = read_only("masking.settings.regularizer")
+    """Way in which :meth:`regularization` counts the use of units."""
 
-    @property
-    def batch_norms(self) -> BatchNorms:
-        """Batch norms that a task uses: its own, or the first task's."""
-        return self.masking.settings.batch_norms
+    batch_norms: Final[BatchNorms] = read_only("masking.settings.batch_norms")
+    """Batch norms that a task uses: its own, or the first task's."""
 
-    @property
-    def gate_inputs(self) -> bool:
-        """Whether input features are units."""
-        return self.masking.settings.gate_inputs
+    gate_inputs: Final[bool] = read_only("masking.settings.gate_inputs")
+    """Whether input features are units."""
 
     @all_or_nothing()
     def add_task(

@@ -59,6 +59,12 @@ def load(
 def load_as(kind: type[NetworkT], path: str | Path, backbone: nn.Module, *, rules: Rules = None) -> NetworkT:
     """Read a network of one kind; otherwise as :func:`load`.
 
+    Args:
+        kind: class of the network.
+        path: the file.
+        backbone: a network built as the saved one was.
+        rules: the rules that were given to the saved network, if any.
+
     Raises:
         CheckpointError: the file holds another kind of network, or as in :func:`load`.
     """
@@ -109,7 +115,7 @@ def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any
 
 
 def _grow_as_saved(net: MaskedNetwork[Any], described: Mapping[str, Any]) -> None:
-    """Give a network that has no tasks yet what a file says of its growth."""
+    """Widen a network without tasks as a file says, and set its original widths."""
     if "origin" in described:
         net.masking.origin = Origin.from_json(described["origin"])
     if _has_grown(described):

@@ -107,7 +107,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
         return Copy(copies.eval()[0], ask)
 
-    # --------------------------------------------------------------------------------------------- what is tested first
+    # ------------------------------------------------------------------------------------------------------------ tests
 
     @abc.abstractmethod
     def find_leak(self, example: Tensor) -> str | None:
@@ -183,7 +183,12 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def features(self, x: Tensor, state: StateT) -> Tensor:
-        """Return features of a batch under a task's mask, ``(N, F)``."""
+        """Return features of a batch under a task's mask, ``(N, F)``.
+
+        Args:
+            x: the batch, ``(N, ...)``.
+            state: the task.
+        """
 
     def mixes(self, x: Tensor, num_tasks: int) -> bool:
         """Return whether samples of several tasks go through the backbone together.
@@ -206,21 +211,44 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
-        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for tests."""
+        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for tests.
+
+        Args:
+            x: the batch, ``(N, ...)``.
+            seed: seed of the mask.
+        """
 
     def used_features(self, features: Tensor, state: StateT) -> Tensor:
-        """Return those of a task's features ``(N, F)`` that it uses; the others are zeros."""
+        """Return those of a task's features ``(N, F)`` that it uses; the others are zeros.
+
+        Args:
+            features: features of a batch under the task's mask, ``(N, F)``.
+            state: the task.
+        """
         return features
 
     # --------------------------------------------------------------------------------------------------------- training
 
     @abc.abstractmethod
     def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> StateT:
-        """Append the state of a new task, whose name and number of classes are good, and return it."""
+        """Append the state of a new task, whose name and number of classes are good, and return it.
+
+        Args:
+            name: name of the task, which no other task has.
+            num_classes: number of its classes, at least 1.
+            generator: source of randomness on the CPU; torch's global one if None.
+        """
 
     @abc.abstractmethod
     def anneal(self, progress: float) -> None:
-        """Set how hard masks in training are, by the position within the epoch, 0 (first batch) to 1 (last)."""
+        """Set how hard masks in training are.
+
+        Args:
+            progress: position within the epoch, 0 (first batch) to 1 (last batch).
+
+        Raises:
+            InputError: no task is in training, or progress lies outside [0, 1].
+        """
 
     @abc.abstractmethod
     def regularization(self) -> Tensor:
@@ -238,7 +266,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             The parameters that the mask was learned by, which the task no longer has.
         """
 
-    # --------------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- frozen entries
 
     @property
     @abc.abstractmethod
@@ -327,7 +355,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     @abc.abstractmethod
     def widen_tasks(self, widening: Widening, undo_log: UndoLog) -> Places:
-        """Widen what tasks own after the backbone was widened; they do not use the new units.
+        """Widen masks, heads and norms of tasks after the backbone was widened; tasks do not use the new units.
 
         Args:
             widening: the new units, and the new places of the old ones.

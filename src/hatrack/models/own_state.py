@@ -56,7 +56,12 @@ class OwnState:
         return OwnBuffers([value.detach().clone() for value in get_buffers(backbone, self.movement.buffers)])
 
     def write_into(self, backbone: nn.Module, state: TaskState) -> None:
-        """Put copies of a task's buffers into a copy of the backbone."""
+        """Put copies of a task's buffers into a copy of the backbone.
+
+        Args:
+            backbone: a copy of the backbone, whose buffers are replaced.
+            state: the task.
+        """
         set_buffers(backbone, self.movement.buffers, [value.clone() for value in state.moving.values])
 
     def run(self, state: TaskState, backbone: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:

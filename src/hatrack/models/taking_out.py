@@ -66,7 +66,15 @@ def extract_units(masking: UnitMasking, state: UnitTask, example: Tensor | None)
 
 
 def cut_units(masking: UnitMasking, state: UnitTask) -> CompactNetwork:
-    """Return a task of masked units as a network of its own, compared on random samples and without a summary."""
+    """Return a task of masked units as a network of its own, compared on random samples and without a summary.
+
+    Args:
+        masking: the masks.
+        state: the consolidated task.
+
+    Raises:
+        UnsupportedError: masks are soft, or the backbone without gates does not give the gated network's logits.
+    """
     return cut_task(_parts_of(masking, state, None))[0]
 
 
@@ -74,7 +82,9 @@ def _parts_of(masking: UnitMasking, state: UnitTask, example: Tensor | None) -> 
     """Return the parts of a task's network, as :func:`extract_units` takes its arguments."""
     mask = state.mask
     if mask.dtype != torch.bool:
-        raise UnsupportedError(f"the mask of {state.name!r} is soft: every unit is used a little, none can be cut out")
+        raise UnsupportedError(
+            f"the mask of {state.name!r} is soft: every unit is used a little, and none can be cut out"
+        )
     logits = _logits_in_evaluation(masking, state)
     tried = [] if example is None else [(example, logits(example))]
     if not tried or len(tried[0][0]) < 2 or not says_something(tried[0][1]):

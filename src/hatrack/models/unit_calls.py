@@ -64,10 +64,10 @@ class UnitCalls:
     # ------------------------------------------------------------------------------------------------------------- runs
 
     def follow(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
-        """Return what was found and what a labelled run adds to it, on a copy of the backbone without gates.
+        """Return a trace extended by a labelled run of a copy of the backbone without gates.
 
         Args:
-            found: what was found so far.
+            found: trace of the runs so far.
             x: a batch.
             signature: its signature.
         """
@@ -93,7 +93,7 @@ class UnitCalls:
         """Analyse the example in both modes, with and without gradients, as it is, for one sample and for several.
 
         Returns:
-            What labelled runs have shown; :attr:`trace` is what it was.
+            The trace of all these runs; :attr:`trace` is not changed.
 
         Raises:
             UnsupportedError: no rule explains what the backbone does.
@@ -157,7 +157,20 @@ class UnitCalls:
 
     @leaves_modes
     def examine(self, x: Tensor, signature: Signature, masking: UnitMasking, change: Change) -> bool:
-        """Analyse what a call does to units, and return whether the backbone runs on it; otherwise as :meth:`admit`."""
+        """Analyse the effect of a call on units.
+
+        Args:
+            x: the batch.
+            signature: its signature.
+            masking: the masking that uses the units which are found.
+            change: applies changes to it.
+
+        Returns:
+            Whether the backbone runs on the batch.
+
+        Raises:
+            UnsupportedError: the guarantee would not hold for such calls.
+        """
         scratch, outside = scratch_without_gates(self._backbone), replace(signature, inference=False)
         try:
             many = self._path(x, signature, scratch)
@@ -207,7 +220,14 @@ class UnitCalls:
         return False
 
     def replay(self, signature: Signature, device: torch.device, masking: UnitMasking, change: Change) -> None:
-        """Follow a call of a signature that a file says was taught."""
+        """Follow a call of a signature that a file says was taught.
+
+        Args:
+            signature: the signature.
+            device: device of the backbone.
+            masking: the masking that uses the units which are found.
+            change: applies changes to it.
+        """
         self._follow_call(signature.example(device), signature, replace(signature, samples=2), masking, change)
 
     def _follow_call(

@@ -128,7 +128,7 @@ class UnitMasking(Masking[UnitTask]):
         Args:
             signature: the signature of the run.
             sample: its batch.
-            found: what runs have shown so far, this one included.
+            found: trace of all runs so far, this one included.
             change: applies changes to this masking.
 
         Raises:
@@ -342,7 +342,7 @@ class UnitMasking(Masking[UnitTask]):
         state.freeze_mask(self.final_mask(state))
         return [embedding]
 
-    # --------------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- frozen entries
 
     @property
     def per_task_modules(self) -> Sequence[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from hatrack.masks import (
     WeightRole,
     WeightTask,
 )
-from hatrack.models.base import MaskedNetwork
+from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.taking_out import extract_weights, take_out
 from hatrack.models.weight_masking import WeightMasking
 from hatrack.state.undo import all_or_nothing, attaches_or_not
@@ -104,20 +105,14 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         )
         self.register_module("tether", self.masking.penalty)
 
-    @property
-    def source(self) -> MaskSource:
-        """Source of masks."""
-        return self.masking.source
+    source: Final[MaskSource] = read_only("masking.source")
+    """Source of masks."""
 
-    @property
-    def conditioning(self) -> WeightConditioning:
-        """Rule by which later tasks may change weights."""
-        return self.masking.conditioning
+    conditioning: Final[WeightConditioning] = read_only("masking.conditioning")
+    """Rule by which later tasks may change weights."""
 
-    @property
-    def unmasked(self) -> Unmasked:
-        """Copies that a task uses of what has no mask: its own, or the first task's."""
-        return self.masking.unmasked
+    unmasked: Final[Unmasked] = read_only("masking.unmasked")
+    """Owner of the copies of parameters without masks: each task, or the first one."""
 
     @property
     def roles(self) -> dict[str, WeightRole]:
@@ -129,7 +124,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     @all_or_nothing(lambda net: net.tasks.tensors())
     def settle(self, name: str) -> None:
-        """Choose a task's masks for good and go on training under them, as in retraining what was pruned.
+        """Choose a task's final masks before training goes on under them, as in retraining after pruning.
 
         The parameters that the masks were learned by are dropped: take those for a new optimizer from
         :meth:`task_parameters`.

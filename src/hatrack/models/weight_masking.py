@@ -120,7 +120,7 @@ class WeightMasking(Masking[WeightTask]):
         return find_leak_of_weights(self._features_under_masks(), self.backbone, self.layout, example)
 
     def _features_under_masks(self) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
-        """Return a function that computes features of a batch under any masks, with new copies of what has none."""
+        """Return a function that computes features of a batch under any masks, with new copies of unmasked parts."""
         copies, norms = self.new_copies()
         for norm in norms.values():
             norm.eval()
@@ -189,12 +189,12 @@ class WeightMasking(Masking[WeightTask]):
         return twin(backbone, values, standing_in)
 
     def new_copies(self) -> tuple[list[Tensor], dict[str, nn.Module]]:
-        """Return copies of what has no mask, as the backbone has it: parameters and norms."""
+        """Return new copies of the backbone's parameters without masks, and of its norms."""
         copies = [self.backbone.get_parameter(name).detach().clone() for name in self.layout.copied]
         return copies, {name: copy_of_norm(self.backbone.get_submodule(name)) for name in self.layout.norms}
 
     def copies_of(self, state: WeightTask) -> tuple[list[Tensor], dict[str, nn.Module]]:
-        """Return the copies that a task uses of what has no mask: parameters and norms."""
+        """Return the copies of parameters without masks, and of norms, that a task uses."""
         owner = state if self.unmasked is Unmasked.PER_TASK else self.tasks[0]
         assert isinstance(owner, WeightTask)
         return list(owner.copies), owner.norms
@@ -310,7 +310,7 @@ class WeightMasking(Masking[WeightTask]):
         state.freeze()
         return removed
 
-    # --------------------------------------------------------------------------------------------------- what is frozen
+    # --------------------------------------------------------------------------------------------------- frozen entries
 
     @property
     def per_task_modules(self) -> Sequence[str]:

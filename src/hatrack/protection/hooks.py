@@ -20,7 +20,7 @@ from hatrack import functional
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
-from hatrack.protection.versions import VersionWatch
+from hatrack.protection.versions import VersionWatch, has_closure
 
 __all__ = ["OptimizerHooks", "keeps_entries_without_gradient"]
 
@@ -87,7 +87,7 @@ class OptimizerHooks:
         self._entries: weakref.WeakKeyDictionary[Optimizer, _EntriesOfOptimizer] = weakref.WeakKeyDictionary()
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
-        self._before = weakref.WeakKeyDictionary()  # a step: what it is to move by a share alone
+        self._before = weakref.WeakKeyDictionary()  # parameters whose present step is to be scaled
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have no optimizers yet: those of the original do not call them."""
@@ -248,19 +248,14 @@ class OptimizerHooks:
 def _is_restored_after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether frozen entries are restored after a step; a closure makes gradients too late to condition."""
     trusted = _has_no_other_hooks(optimizer) and keeps_entries_without_gradient(optimizer)
-    return _has_closure(args, kwargs) or not trusted
+    return has_closure(args, kwargs) or not trusted
 
 
 def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a step leaves a parameter as it is that has no gradient when the step begins."""
-    return _has_no_other_hooks(optimizer) and not _has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
+    return _has_no_other_hooks(optimizer) and not has_closure(args, kwargs) and type(optimizer) in _ELEMENTWISE
 
 
 def _has_no_other_hooks(optimizer: Optimizer) -> bool:
     """Return whether an optimizer has no other hooks, which might change gradients after these."""
     return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
-
-
-def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a step was called with a closure; torch counts the optimizer itself as a hook's first argument."""
-    return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None

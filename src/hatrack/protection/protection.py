@@ -97,6 +97,7 @@ class Protection:
         self.digests = self._present_digests(MappingProxyType({}) if all_tasks else self.digests)
 
     def _present_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        """Return digests of everything that is frozen, as it is now; those of checked tasks are not taken again."""
         masks = self._masks
         return take_digests(self._plan, masks.backbone, masks.tasks.consolidated, masks.per_task_buffers, checked)
 

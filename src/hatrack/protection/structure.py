@@ -59,7 +59,12 @@ class _Root:
 
     @classmethod
     def of(cls, network: nn.Module, root: str) -> _Root:
-        """Record a part by its name in the network."""
+        """Record a part by its name in the network.
+
+        Args:
+            network: the network.
+            root: name of the submodule.
+        """
         owner, _, key = root.rpartition(".")
         table = network.get_submodule(owner)._modules
         record = cls([(table, key, table[key], None, root)], [], [])

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 
-__all__ = ["VersionWatch", "count_fused_steps", "stamp_of"]
+__all__ = ["VersionWatch", "count_fused_steps", "has_closure", "stamp_of"]
 
 _UNCOUNTED = itertools.count(1)
 
@@ -33,6 +33,16 @@ def stamp_of(tensor: Tensor) -> tuple[int, int]:
     return (-next(_UNCOUNTED) if tensor.is_inference() else tensor._version), tensor.data_ptr()
 
 
+def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a step was called with a closure.
+
+    Args:
+        args: positional arguments of a step's hook, of which torch counts the optimizer as the first.
+        kwargs: keyword arguments of the hook.
+    """
+    return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
+
+
 def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Count the changes of a fused optimizer's step, since torch does not."""
     for group in optimizer.param_groups:
@@ -42,7 +52,7 @@ def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _count_step_with_closure(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if (args[1] if len(args) > 1 else kwargs.get("closure")) is not None:  # gradients came after the step began
+    if has_closure(args, kwargs):  # gradients came after the step began
         _count_step(optimizer, args, kwargs)
 
 

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.masks.calibration import Scorer, raw_score
+from hatrack.masks.task_list import StateT
 from hatrack.masks.tasks import TaskState
 from hatrack.support.modes import evaluation_mode
 
 __all__ = ["IncrementalAccuracy", "Inferred", "InferringNetwork", "infer_task", "measure_inference"]
 
-StateT = TypeVar("StateT", bound=TaskState)
 StateT_contra = TypeVar("StateT_contra", bound=TaskState, contravariant=True)
 
 

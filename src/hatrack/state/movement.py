@@ -131,7 +131,12 @@ def set_buffers(module: nn.Module, names: Sequence[str], values: Sequence[Tensor
 
 
 def get_buffers(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Return the present buffers with these names, in their order."""
+    """Return the present buffers with these names, in their order.
+
+    Args:
+        module: the module.
+        names: names of the buffers in the module.
+    """
     return [module.get_buffer(name) for name in names]
 
 

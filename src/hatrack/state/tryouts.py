@@ -42,6 +42,11 @@ def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     """Return whether outputs agree up to a tolerance, relative to each and to the largest finite one.
 
     "Not a number" and infinities have to be in the same places: a mean over no token, a logarithm of 0.
+
+    Args:
+        found: the outputs.
+        expected: the expected outputs.
+        tolerance: largest difference, in parts of the expected value and of the largest expected value.
     """
     if found.shape != expected.shape:
         return False
@@ -49,7 +54,12 @@ def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference of outputs, in parts of the largest finite one."""
+    """Return the largest difference of outputs, in parts of the largest finite one.
+
+    Args:
+        found: the outputs.
+        expected: the expected outputs.
+    """
     if found.shape != expected.shape or not torch.equal(found.isfinite(), expected.isfinite()):
         return float("inf")
     scale = largest(expected)

@@ -18,7 +18,12 @@ class UndoLog:
         self._undo: list[Callable[[], None]] = []
 
     def set_data(self, parameter: Tensor, data: Tensor) -> None:
-        """Give a parameter other values, of any shape; it stays the same object, so that optimizers keep it."""
+        """Give a parameter other values, of any shape; it stays the same object, so that optimizers keep it.
+
+        Args:
+            parameter: the parameter.
+            data: its new values.
+        """
         before, gradient = parameter.data, parameter.grad
         _replace(parameter, data)
 
@@ -29,13 +34,25 @@ class UndoLog:
         self._undo.append(undo)
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute, such as ``in_features`` or a buffer."""
+        """Set an attribute, such as ``in_features`` or a buffer.
+
+        Args:
+            owner: the object.
+            name: name of the attribute, which exists.
+            value: its new value.
+        """
         before = getattr(owner, name)
         setattr(owner, name, value)
         self._undo.append(lambda: setattr(owner, name, before))
 
     def set_item(self, table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
-        """Replace an entry of a table."""
+        """Replace an entry of a table.
+
+        Args:
+            table: the table.
+            key: key of the entry, which exists.
+            value: its new value.
+        """
         before = table[key]
         table[key] = value
         self._undo.append(lambda: table.__setitem__(key, before))
