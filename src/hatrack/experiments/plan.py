@@ -65,7 +65,7 @@ class ComparisonPlan:
             methods: names of methods.
             seeds: the seeds, 0 or more.
             settings: by ``key`` for all methods, or by ``method.key`` for one; texts are read as the setting's type.
-            sources: as for :class:`RunRequest`.
+            sources: as for :class:`hatrack.experiments.RunRequest`.
 
         Raises:
             InputError: an unknown or repeated name, no seed, or a setting that does not exist or does not fit.

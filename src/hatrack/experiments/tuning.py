@@ -45,7 +45,7 @@ class GridSearch:
         seed: the one seed.
         settings: settings of all runs that differ from the experiment's, by key.
         grid: the values to try, by key; every combination is tried.
-        sources: for one's own tasks, what they are made of, as for :class:`RunRequest`.
+        sources: for one's own tasks, what they are made of, as for :class:`hatrack.experiments.RunRequest`.
     """
 
     experiment: str
@@ -74,7 +74,7 @@ class GridSearch:
             settings: by key; texts are read as the setting's type.
             grid: values by key; the method's own grid if left out. The values as they are without a search are always
                 tried first.
-            sources: as for :class:`RunRequest`.
+            sources: as for :class:`hatrack.experiments.RunRequest`.
 
         Raises:
             InputError: an unknown name or setting, a value that does not fit, or a method without a grid.

@@ -50,7 +50,7 @@ def follow(waiting: list[tuple[Any, Job]], seen: Stamps, engine: str, pause: flo
     """Yield what becomes of jobs that are carried out elsewhere, as their folders say, until there are none left.
 
     Args:
-        waiting: the engine's handles, whose results are those of :func:`run_in_child`, and their jobs; those that have
+        waiting: the engine's handles, whose results are those of ``run_in_child``, and their jobs; those that have
             ended are taken out.
         seen: what :func:`stamps` gave before the jobs were handed over; it is kept up to date.
         engine: its name, for messages.
