@@ -121,6 +121,7 @@ def words_of(path: Path) -> set[bytes]:
 
 @EVERY_NETWORK
 def test_nothing_in_the_file_reveals_the_task(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)  # of some hundred floats drawn anew one may have the bits of a secret by chance
     net, learn_task = NETWORKS[name]()
     learn_task(net, "stays", 0)
     net.save(tmp_path / "before")
@@ -140,7 +141,7 @@ def test_nothing_in_the_file_reveals_the_task(name: str, tmp_path: Path) -> None
         for row in value.detach().contiguous().view(-1).view(torch.uint8).view(-1, value.element_size()).numpy()
     } - common
     assert len(secret & words_of(tmp_path / "with")) == len(secret)
-    net.forget("leaves", generator=GENERATOR)
+    net.forget("leaves", generator=torch.Generator().manual_seed(7))
     net.save(tmp_path / "after")
     assert secret
     assert not secret & words_of(tmp_path / "after")
