@@ -12,8 +12,13 @@ import hatrack.gating.partial_gradients
 
 torch.set_num_threads(1)
 hatrack.gating.partial_gradients.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
-settings.register_profile("hatrack", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("hatrack")
+settings.register_profile("whole", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("quick", settings.get_profile("whole"), max_examples=10)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples in a quick run."""
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "whole")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -67,6 +67,7 @@ def test_docstrings_of_constants_are_found(reference: ModuleType) -> None:
     assert not reference.documentation("hatrack.functional.__all__")
 
 
+@pytest.mark.slow
 def test_the_examples_in_docstrings_are_true() -> None:
     names = {info.name for info in pkgutil.walk_packages(hatrack.__path__, "hatrack.")} - {"hatrack.__main__"}
     results = {name: doctest.testmod(importlib.import_module(name)) for name in sorted(names)}

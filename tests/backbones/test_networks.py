@@ -74,6 +74,7 @@ def test_building_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_resnet18_has_its_usual_size_and_one_gate_per_stream() -> None:
     net = ResNet18((3, 32, 32))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(11.2e6, rel=0.01)

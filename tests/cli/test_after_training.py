@@ -59,6 +59,7 @@ def test_export_of_all_tasks(folder: Path, tmp_path: Path) -> None:
     assert [task["name"] for task in json.loads(found["tasks"])] == [task.name for task in open_run(folder)[1]]
 
 
+@pytest.mark.slow
 def test_predict(folder: Path, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared, (task, _) = open_run(folder)
     x, _ = task.test.load()
@@ -237,6 +238,7 @@ def test_a_picture_is_read_as_in_training(tmp_path: Path) -> None:
     torch.testing.assert_close(shares.sort().values, expected.sort().values)
 
 
+@pytest.mark.slow
 def test_preprocessing_of_numbers_is_written_with_the_network(tmp_path: Path) -> None:
     run = own_run(tmp_path, 1 / 255)
     out = tmp_path / "t.safetensors"

@@ -114,6 +114,7 @@ def test_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path / "mine" / "mnist")
     assert main(["data", "check", "mnist", "--data", str(folder.parent), "--statistics"]) == 0

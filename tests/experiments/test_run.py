@@ -214,6 +214,7 @@ def test_all_methods_share_data_and_initial_weights() -> None:
         assert all(torch.equal(a, b) for a, b in weights)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was_learned(tmp_path: Path) -> None:
     learned = prepare(request("hat", tmp_path))
     for event in run(learned):
@@ -229,6 +230,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was_learned(tm
     assert comparable(finish(request("hat", tmp_path))) == comparable(finish(request("hat")))
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learned = prepare(request("hat", tmp_path))
     for event in run(learned):
@@ -274,6 +276,7 @@ def test_a_network_that_grows_goes_on_where_it_was(method: str, shared: int, tmp
             assert now.loss == pytest.approx(earlier.loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_pmask_with_ewc_goes_on_where_it_was_and_its_drift_is_reported(tmp_path: Path) -> None:
     soft = {"ewc": 10.0, "lr": 0.01}
     whole = finish(request("pmask", **soft))
@@ -300,6 +303,7 @@ def test_verify_agrees_with_an_honest_run(method: str, tmp_path: Path) -> None:
     assert [verdict.constant for verdict in verification.verdicts] == [method in CONSTANT] * 2 + [True]
 
 
+@pytest.mark.slow
 def test_verify_notices_another_network(tmp_path: Path) -> None:
     finish(request("hat", tmp_path / "one"))
     finish(request("hat", tmp_path / "other", seed=1))
@@ -395,6 +399,7 @@ def test_a_result_that_cannot_be_is_named(change: Any, tmp_path: Path) -> None:
         read_result(tmp_path / "run.json")
 
 
+@pytest.mark.slow
 def test_elsewhere_the_kept_logits_must_be_those_of_the_run(tmp_path: Path) -> None:
     finish(request("hat", tmp_path / "one"))
     finish(request("hat", tmp_path / "other", seed=1))
@@ -426,6 +431,7 @@ def test_every_network_can_be_asked_for(network: str) -> None:
     assert prepared.method.setup.build_backbone().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["net.hat", "logits.safetensors"])
 def test_a_finished_run_that_is_damaged_is_mended_by_its_own_command(name: str, tmp_path: Path) -> None:
     whole = finish(request("hat", tmp_path))

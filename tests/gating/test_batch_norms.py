@@ -83,6 +83,7 @@ def test_the_choice_is_saved_and_copied(tmp_path: Path) -> None:
         assert torch.equal(logits(other, x, "a"), logits(net, x, "a"))
 
 
+@pytest.mark.slow
 def test_a_resnet_without_batch_norm() -> None:
     torch.manual_seed(0)
     backbone = ResNet18((3, 16, 16), width=8, batch_norm=False)

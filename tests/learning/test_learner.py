@@ -73,6 +73,7 @@ def test_a_data_set_of_pairs_serves_as_well() -> None:
     assert torch.equal(first.predict(x, "a").distribution, second.predict(x, "a").distribution)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     mine = learner()
     x, y = data(0)

@@ -79,6 +79,7 @@ def test_switches_are_noticed_and_known_tasks_recognised(announced: bool) -> Non
     assert [run.steps[index].task for index in switched] == [f"found-{number}" for number in tasks]
 
 
+@pytest.mark.slow
 def test_what_was_learned_answers_for_the_right_task() -> None:
     run = learned()
     for index, task in enumerate(rules()):

@@ -86,6 +86,7 @@ def logistic(weights: Tensor, samples: Tensor, labels: Tensor) -> tuple[MultiHea
     return net, Task.from_tensors("only", samples, labels, samples, labels)
 
 
+@pytest.mark.slow
 def test_logistic_regression_has_the_fisher_of_the_textbook() -> None:
     weights = torch.tensor([0.8, -0.5, 0.3])
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))

@@ -100,6 +100,7 @@ def test_a_lateral_connection_by_hand() -> None:
     assert list(read) == ["0.0", "1"]
 
 
+@pytest.mark.slow
 def test_the_papers_width_is_found_for_the_mixture_on_alexnet() -> None:
     """The HAT paper: 7.1 million parameters, columns of 1.117 / T."""
     method = METHODS["pnn"](setup_of("alexnet", (3, 32, 32), MIXTURE), METHODS["pnn"].settings_type())

@@ -42,6 +42,7 @@ def test_the_memory_never_holds_more_than_its_budget(sizes: list[int]) -> None:
         assert torch.equal(memory.columns["twice"], 2.0 * kept[:, None])  # rows stay together
 
 
+@pytest.mark.slow
 def test_every_row_is_equally_likely_to_stay() -> None:
     """A χ² test of how often each of 40 rows is kept, in 4000 memories of 10; parts of different sizes."""
     source, rounds, rows, budget = generator(1), 4000, 40, 10

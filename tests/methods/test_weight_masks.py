@@ -109,6 +109,7 @@ def test_a_file_of_another_such_method_is_refused(name: str, tmp_path: Path) -> 
         make(name).load(tmp_path / "net.hat")
 
 
+@pytest.mark.slow
 def test_pmask_takes_fewer_weights_the_stronger_it_is_told_to() -> None:
     shares = []
     for c in (0.0, 20.0):

@@ -82,6 +82,7 @@ def test_every_entry_is_about_a_stream_and_says_who_measured() -> None:
                 assert measure.after <= 10
 
 
+@pytest.mark.slow
 def test_what_nobody_published_is_refused_with_what_there_is() -> None:
     runs = Runs.of([replace(synthetic("hat", 0, 2), experiment="demo")])
     with pytest.raises(InputError, match=r"no published figures are known of demo; there are some of .*split-mnist"):
@@ -89,6 +90,7 @@ def test_what_nobody_published_is_refused_with_what_there_is() -> None:
     assert "What others found" not in html_report(runs)
 
 
+@pytest.mark.slow
 def test_result_files_of_any_name_can_be_read_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [tmp_path / f"split-mnist-hat-seed{seed}.json" for seed in range(2)]
     for seed, path in enumerate(paths):
