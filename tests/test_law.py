@@ -204,7 +204,7 @@ def learn_tasks(net: HATNetwork, recipe: Recipe, slower: int = 1) -> tuple[dict[
 
 
 QUICK = {("mlp", recipe) for recipe in (*CHEAP, "sgd-infinite", "lbfgs")} | {
-    (kind, "sgd") for kind in NETS if kind != "alexnet"
+    (kind, "sgd") for kind in NETS if kind not in ("alexnet", "conv1d", "conv3d")
 }
 
 

@@ -24,6 +24,7 @@ from hatrack.methods.pnn import PNN
 from hatrack.protection.frozen import digest
 from hatrack.streams import Split, Task, derive_seed
 from hatrack.train import EpochDone
+from support.marks import slow_unless
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": (12, 8), "limit": 40, "num_tasks": 3, "batch_size": 16}
 LIKE_ALL: dict[str, dict[str, Any]] = {
@@ -153,7 +154,7 @@ def test_what_a_method_may_build_on_is_the_same(name: str) -> None:
     assert weights(once) == weights(again) == weights(full) == weights(expected.build_backbone())
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name not in ("cab", "dwa"), TRAINED))
 def test_training_starts_from_the_same_weights(name: str) -> None:
     start, expected = seen(name), seen("sgd")
     backbone = prepared("sgd").method.setup.build_backbone()

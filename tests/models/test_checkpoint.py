@@ -18,6 +18,7 @@ import hatrack.storage.checkpoint
 from hatrack import CheckpointError, GuaranteeError, HATNetwork, InputError
 from hatrack.storage.checkpoint import VERSION, Checkpoint, is_damaged, read_checkpoint, write_checkpoint
 from support.helpers import NETS, attach, learn, logits, open_task, rounding_announced
+from support.marks import slow_unless
 
 
 def tiny() -> HATNetwork:
@@ -28,7 +29,7 @@ def tiny() -> HATNetwork:
     return net
 
 
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", slow_unless(lambda kind: kind not in ("alexnet", "conv3d"), NETS))
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_round_trip_and_on_it_goes(kind: str, hard: bool, tmp_path: Path) -> None:
     net = attach(kind, hard=hard)
