@@ -229,17 +229,17 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.require_finite()
         with torch.inference_mode(False), torch.no_grad():
             self.protection.hooks.remove(self.masking.freeze_mask(state))
-            self.renew(all_tasks=False)
+            self.renew(keep_compared=True)
         self.protection.hooks.drop_unfinished(f"task {name!r} was consolidated")
 
-    def renew(self, *, all_tasks: bool = True) -> None:
+    def renew(self, *, keep_compared: bool = False) -> None:
         """Derive the protection and its digests again from the present masks and parameters.
 
         Args:
-            all_tasks: take digests of tasks again that have one; False where these were compared just now.
+            keep_compared: keep the digests of tasks, which were compared just now; False takes them anew.
         """
         self.renew_protection()
-        self.protection.renew_digests(all_tasks=all_tasks)
+        self.protection.renew_digests(keep_compared=keep_compared)
 
     def renew_protection(self) -> None:
         """Derive the protection again from the present masks and parameters; digests stay those of earlier values."""
@@ -317,7 +317,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.check()
         with torch.inference_mode(False), torch.no_grad():
             change()
-            self.renew(all_tasks=False)
+            self.renew(keep_compared=True)
 
     def probe(self) -> dict[str, object] | None:
         """Return the last consolidated task's logits of a fixed input, by which a loaded network is compared.

@@ -28,7 +28,11 @@ from hatrack.units import UnitGraph
 __all__ = ["Change", "Masking"]
 
 Change = Callable[[Callable[[], None]], None]
-"""Function that applies a change to a masking and renews the network's protection; all of it happens, or nothing."""
+"""Function that applies a change to a masking and renews the network's protection; all of it happens, or nothing.
+
+It is passed from the network down to whatever finds that a change is due. A masking does not store it: with every
+scratch copy of the masking a bound method of the network would be copied, and the network with it.
+"""
 
 
 class Masking(nn.Module, ProtectionSource, Generic[StateT]):

@@ -88,13 +88,13 @@ class Protection:
             if own not in left_out
         ]
 
-    def renew_digests(self, *, all_tasks: bool = True) -> None:
+    def renew_digests(self, *, keep_compared: bool = False) -> None:
         """Take the digests of everything that is frozen now.
 
         Args:
-            all_tasks: take those of tasks again that have one; False where these were compared just now.
+            keep_compared: keep the digests of tasks, which were compared just now; False takes them anew.
         """
-        self.digests = self._present_digests(MappingProxyType({}) if all_tasks else self.digests)
+        self.digests = self._present_digests(self.digests if keep_compared else MappingProxyType({}))
 
     def _present_digests(self, checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         """Return digests of everything that is frozen, as it is now; those of checked tasks are not taken again."""

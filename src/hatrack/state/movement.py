@@ -143,6 +143,9 @@ def get_buffers(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
 class StateOf:
     """Record of a network's buffers and attributes, to restore them.
 
+    It copies the content of a user's own containers and objects, which a run may change; ``Snapshot`` in
+    ``state/undo.py`` keeps references instead, to what hatrack's own operations replace.
+
     Args:
         module: the network.
     """
