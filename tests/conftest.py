@@ -5,19 +5,21 @@ from __future__ import annotations
 import gc
 
 import pytest
-import torch
-from hypothesis import settings
-
-import hatrack.gating.partial_gradients
-
-torch.set_num_threads(1)
-hatrack.gating.partial_gradients.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
-settings.register_profile("whole", deadline=None, max_examples=40, derandomize=True)
-settings.register_profile("quick", settings.get_profile("whole"), max_examples=10)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Try fewer examples in a quick run."""
+    """Prepare a process that runs tests; the one that only hands them out starts in less time without torch."""
+    if config.option.dist != "no" and not hasattr(config, "workerinput"):
+        return
+    import torch
+    from hypothesis import settings
+
+    import hatrack.gating.partial_gradients
+
+    torch.set_num_threads(1)
+    hatrack.gating.partial_gradients.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
+    settings.register_profile("whole", deadline=None, max_examples=40, derandomize=True)
+    settings.register_profile("quick", settings.get_profile("whole"), max_examples=5)
     settings.load_profile("quick" if "not slow" in config.option.markexpr else "whole")
 
 

@@ -126,6 +126,7 @@ TORCHS_OWN = {
 """Attributes of torch's objects, private ones among them: hooks, version counters, tables of parameters."""
 
 
+@pytest.mark.slow
 def test_no_file_reads_what_another_keeps_private() -> None:
     def names_defined(tree: ast.AST) -> Iterator[str]:
         for node in ast.walk(tree):

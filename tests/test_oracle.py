@@ -278,7 +278,7 @@ def in_vain(name: str, conditioning: Conditioning) -> tuple[Counter[str], int]:
     return +wasted, total
 
 
-QUICK = ("chain", "residual", "concatenation", "depthwise and grouped", "layer norm")
+QUICK = ("chain", "concatenation", "depthwise and grouped", "layer norm")
 
 
 @pytest.mark.parametrize("conditioning", Conditioning)

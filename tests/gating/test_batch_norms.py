@@ -13,6 +13,7 @@ import hatrack
 from hatrack import BatchNorms, HATNetwork
 from hatrack.backbones import ResNet18
 from support.helpers import NETS, assert_poison_harmless, learn, logits, mode
+from support.marks import slow_unless
 from support.zoo import ZOO
 
 BUILDS = {"conv-bn": (NETS["conv-bn"].build, (2, 6, 6)), "resnet": (ZOO["resnet-basic"].build, (2, 8, 8))}
@@ -29,7 +30,7 @@ def norm_parameters(net: HATNetwork) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("batch_norms", BatchNorms)
-@pytest.mark.parametrize("kind", BUILDS)
+@pytest.mark.parametrize("kind", slow_unless(lambda kind: kind != "resnet", BUILDS))
 def test_the_law_and_the_poison(kind: str, batch_norms: BatchNorms) -> None:
     net = network(kind, batch_norms)
     samples, promised = {}, {}

@@ -94,6 +94,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
         read_checkpoint(path, hatrack.models.hat.FORMAT)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "net.hat"
     tiny().save(path)

@@ -10,6 +10,7 @@ import torch
 import hatrack
 from hatrack import Conditioning, HATNetwork
 from support.helpers import NETS, assert_poison_harmless, learn, logits
+from support.marks import slow_unless
 from support.zoo import ZOO
 
 
@@ -20,7 +21,7 @@ def network(kind: str, conditioning: Conditioning) -> HATNetwork:
 
 
 @pytest.mark.parametrize("conditioning", Conditioning)
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", slow_unless(lambda kind: kind != "alexnet", NETS))
 def test_the_law_and_the_poison(kind: str, conditioning: Conditioning) -> None:
     net = network(kind, conditioning)
     samples, promised = {}, {}

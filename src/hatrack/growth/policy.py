@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hatrack.errors import InputError
-from hatrack.growth.initial_values import measure_initial_scales
 from hatrack.support.names import unknown_name
 from hatrack.units import UnitGraph
 
@@ -54,16 +53,6 @@ class Origin:
 
     widths: Mapping[str, int]
     initial_scales: Mapping[str, float]
-
-    @classmethod
-    def of(cls, graph: UnitGraph, backbone: nn.Module) -> Origin:
-        """Measure a network that was not widened yet.
-
-        Args:
-            graph: its units.
-            backbone: the network.
-        """
-        return cls({group.name: group.size for group in graph.groups}, measure_initial_scales(backbone))
 
     def to_json(self) -> dict[str, Any]:
         """Return the origin as JSON values, for :meth:`from_json`."""

@@ -90,8 +90,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
         if growth is not None:
             self.masking.units_now()  # which is refused where it could never grow
-        self.renew_protection()
-        self.to(self.masking.device)
+        self.to(self.masking.device)  # which derives the protection, too
         example_input = example_input.to(self.masking.device)
         try:
             self.masking.require_no_leak(example_input)

@@ -109,7 +109,12 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             float(s_max), hard, compensation, conditioning, gate_function, regularizer, batch_norms, gate_inputs
         )
         super().__init__(
-            backbone, example_input, growth, lambda tasks: UnitMasking(backbone, tasks, example_input, settings, rules)
+            backbone,
+            example_input,
+            growth,
+            lambda tasks: UnitMasking(
+                backbone, tasks, example_input, settings, rules, self.initialization.initial_scales
+            ),
         )
         warn_of_collapse(self.masking.graph)
 

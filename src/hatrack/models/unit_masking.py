@@ -53,6 +53,7 @@ class UnitMasking(Masking[UnitTask]):
         example_input: a batch of the shape that the backbone expects, on any device.
         settings: settings of the gates.
         rules: how modules treat units that hatrack does not understand by itself.
+        initial_scales: initial scales of the backbone's parameters, by name.
 
     Attributes:
         settings: settings of the gates.
@@ -74,13 +75,14 @@ class UnitMasking(Masking[UnitTask]):
         example_input: Tensor,
         settings: GateSettings,
         rules: Mapping[Any, Rule] | None,
+        initial_scales: Mapping[str, float],
     ) -> None:
         super().__init__(backbone, tasks, example_input)
         self.settings = settings
         self.calls = UnitCalls(backbone, rules, settings.gate_inputs)
         self.calls.trace = self.calls.follow_example(example_input.to(self.device))
         self.graph = self.calls.resolved(self.calls.trace)
-        self.origin = Origin.of(self.graph, backbone)
+        self.origin = Origin(dict(self.sizes), initial_scales)
         self.cumulative = self.none
         self.attachment = Attachment(self.graph, backbone)
         self.calls.note_state(())
@@ -153,7 +155,8 @@ class UnitMasking(Masking[UnitTask]):
         self.calls.taught = [*self.calls.taught, signature]
         self.fit(graph)
         if not len(self.tasks):
-            self.origin = Origin.of(graph, self.backbone)
+            assert self.origin is not None
+            self.origin = replace(self.origin, widths=dict(self.sizes))
         now = self._features_of_all_kinds()
         changed = {name for (name, kind), answer in before.items() if not torch.equal(answer, now[name, kind])}
         if changed:

@@ -100,7 +100,6 @@ class WeightMasking(Masking[WeightTask]):
         self._progress = 1.0
         self._cache: MaskCache[Sequence[Tensor]] = MaskCache()
         self._free: list[Tensor] | None = None  # what :attr:`used` leaves, as numbers; made when a task is trained
-        self.refresh()
 
     def weights(self) -> list[nn.Parameter]:
         """Return the weights with masks."""
