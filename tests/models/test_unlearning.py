@@ -24,8 +24,6 @@ from support.weight_networks import attach as attach_weights
 from support.weight_networks import learn as learn_weights
 from support.zoo import QUICK
 
-GENERATOR = torch.Generator().manual_seed(7)
-
 
 def hat(kind: str) -> Callable[[], tuple[Any, Callable[..., tuple[Tensor, Tensor]]]]:
     return lambda: (attach(kind), learn)
@@ -49,7 +47,7 @@ def three_tasks(name: str) -> tuple[Any, dict[str, Tensor]]:
 def test_other_tasks_keep_every_bit(name: str, task: str) -> None:
     net, samples = three_tasks(name)
     before = {other: logits(net, x, other) for other, x in samples.items()}
-    net.forget(task, generator=GENERATOR)
+    net.forget(task, generator=torch.Generator().manual_seed(7))
     assert task not in net.task_names
     for other in net.task_names:
         assert torch.equal(logits(net, samples[other], other), before[other])
@@ -65,7 +63,7 @@ def test_every_entry_that_nobody_else_uses_is_drawn_anew(name: str) -> None:
     shared = {id(parameter) for parameter in net.masking.shared_parameters()}
     parameters = {n: p for n, p in net.backbone.named_parameters() if id(p) in shared}
     before = {n: p.detach().clone() for n, p in parameters.items()}
-    report = net.forget("second", generator=GENERATOR)
+    report = net.forget("second", generator=torch.Generator().manual_seed(7))
     kept = 0
     for key, parameter in parameters.items():
         used = others[0][key] | others[1][key]
@@ -93,7 +91,7 @@ def test_no_capacity_leaks_over_ten_rounds(name: str) -> None:
         learn_task(net, "comes and goes", turn + 1, steps=2)
         assert net.capacity().weights >= capacity.weights
         assert torch.equal(logits(net, x, "stays"), said)
-        net.forget("comes and goes", generator=GENERATOR)
+        net.forget("comes and goes", generator=torch.Generator().manual_seed(7))
         assert net.capacity() == capacity
         assert net.plan() == plan
         assert torch.equal(logits(net, x, "stays"), said)
@@ -226,7 +224,7 @@ def test_what_two_tasks_hold_between_them_is_erased_as_well(conditioning: Condit
     before = {task: logits(net, x, task) for task, x in samples.items()}
     weight = net.backbone[4].weight
     old = weight.detach().clone()
-    net.forget("b", generator=GENERATOR)
+    net.forget("b", generator=torch.Generator().manual_seed(7))
     for task in ("a", "c"):
         assert torch.equal(logits(net, samples[task], task), before[task])
     if hard:
