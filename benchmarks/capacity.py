@@ -1,4 +1,4 @@
-"""What becomes of a small network over many tasks: when it is full, and what growth does about it.
+"""Capacity of a small network over many tasks: when it is full, and what growth does about it.
 
 30 tasks of permuted Fashion-MNIST, 2,000 images each, on two dense layers of 100 units. For every way to deal with
 capacity: accuracy per task right after learning and at the end, and after every task the share in use and the size.

@@ -1,4 +1,4 @@
-"""How depth bears on masks: are they hard by the end of training, how much do tasks use, and do they learn as well?
+"""Effect of depth on masks: are they hard by the end of training, how much do tasks use, and do they learn as well?
 
 For plain and residual stacks of dense layers of equal width, on the first tasks of split Fashion-MNIST.
 

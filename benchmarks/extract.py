@@ -1,4 +1,4 @@
-"""What extracting a task saves: time at batch 64 and size, against the whole gated network, in one thread.
+"""Savings of extracting a task: time at batch 64 and size, against the whole gated network, in one thread.
 
 python benchmarks/extract.py RUN [--repetitions 40] [--out benchmarks/results/extract.json]
 

@@ -1,4 +1,4 @@
-"""How well tasks are recognised that nobody names, by every scorer, with and without calibration.
+"""Accuracy in recognising tasks that nobody names, by every scorer, with and without calibration.
 
 python benchmarks/inference.py RUN [RUN ...] [--samples N] [--out benchmarks/results/inference.json]
 

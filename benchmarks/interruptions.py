@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a network: every line of ours in every operation, and real signals at random moments.
+"""Effects of Ctrl-C on a network: every line of ours in every operation, and real signals at random moments.
 
 Run it with ``python benchmarks/interruptions.py``; it takes some minutes. Each operation is interrupted just before the
 first and before the last execution of each of the package's lines that it runs through, on a fresh copy of a network

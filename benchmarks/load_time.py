@@ -1,4 +1,4 @@
-"""How long data sets take to load, the first time and again: seconds of wall and processor time.
+"""Time that data sets take to load, the first time and again: seconds of wall and processor time.
 
 python benchmarks/load_time.py [--data DIR] [--repetitions 5] [--out benchmarks/results/load_time.json] [NAME ...]
 

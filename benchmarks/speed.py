@@ -1,4 +1,4 @@
-"""What a hundred tasks, a whole run, re-testing old tasks and torch.compile cost; ratios of times in one process.
+"""Costs of a hundred tasks, a whole run, re-testing old tasks and torch.compile; ratios of times in one process.
 
 python benchmarks/speed.py tasks|run|evaluation|compile [--out benchmarks/results/speed.json]
 
@@ -107,7 +107,7 @@ def many_tasks(repetitions: int) -> dict[str, Any]:
 
 
 def bare_loop(prepared: Run) -> Callable[[int, int], float]:
-    """What does so many plain steps on a task's batches, and says how long they took."""
+    """Return a function that does so many plain steps on a task's batches, and returns their seconds."""
     training = prepared.config.training
     backbone = prepared.method.setup.build_backbone()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a HAT step costs, as a ratio to the plain step: medians of interleaved repetitions in one process.
+"""Cost of a HAT step, as a ratio to the plain step: medians of interleaved repetitions in one process.
 
 python benchmarks/step_time.py [--repetitions 60] [--only MLP] [--out benchmarks/results/step_time.json]
 """

@@ -298,7 +298,7 @@ def test_the_oracle_sees_what_is_wrongly_free() -> None:
 
 
 def table() -> str:
-    """How much is protected in vain, as a table in Markdown."""
+    """Return a table in Markdown of how much is protected in vain."""
     lines = ["| network | protected in vain: cumulative | per task | noticed in rounding only |", "|---|---|---|---|"]
     for name, small in NETWORKS.items():
         cells = [say(*in_vain(name, conditioning)) for conditioning in Conditioning]

@@ -58,7 +58,7 @@ def train_a_task(net: HATNetwork, number: int, recipe: str) -> tuple[Tensor, boo
 
 
 def free_entries(net: HATNetwork) -> int:
-    """How many entries of the backbone's shared parameters the next task may move."""
+    """Return the number of entries of shared parameters that the next task may move."""
     shared = {name for name, _ in net.backbone.named_parameters(prefix="backbone")} - of_every_task(net)
     return sum(int((~held).sum()) for name, held in net.protected().items() if name in shared)
 

@@ -1,4 +1,4 @@
-"""What the README and the guide to networks say is true."""
+"""The README and the guide to networks are true."""
 
 from __future__ import annotations
 

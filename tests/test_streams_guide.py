@@ -1,4 +1,4 @@
-"""What docs/streams.md prints can be run."""
+"""The code in docs/streams.md runs."""
 
 from __future__ import annotations
 

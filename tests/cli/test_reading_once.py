@@ -23,7 +23,7 @@ WORDS = ["--set=epochs=1", "--set=hidden=8", "--set=limit=40", "--set=num_tasks=
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """How often files of runs were read since, by name."""
+    """Count how often files of runs are read, by name."""
     counted: Counter[str] = Counter()
     whole = Path.read_bytes
 

@@ -51,7 +51,7 @@ class Epoch:
 
 @dataclass
 class Seen:
-    """What a method saw in a run: its epochs by task, and its backbone's and first head's weights at the first loss."""
+    """Record of a run: a method's epochs by task, and its backbone's and first head's weights at the first loss."""
 
     epochs: dict[str, list[Epoch]] = field(default_factory=dict)
     backbone: str | None = None
@@ -167,7 +167,7 @@ def test_training_starts_from_the_same_weights(name: str) -> None:
 
 
 def test_pathnets_modules_depend_on_the_seed_alone() -> None:
-    """What it shares with the other methods is how a layer's weights are drawn, not the draw, nor its scale."""
+    """The way of drawing a layer's weights is shared with other methods; the draw and its scale are not."""
     method = prepared("pathnet").method
     assert isinstance(method, PathNet)
     setup = method.setup

@@ -55,7 +55,7 @@ def test_against_loops(kind: str) -> None:
     assert capacity.weights == pytest.approx(held / entries)
 
     def weights(mask: torch.Tensor) -> torch.Tensor:
-        """Which entries of mixing weights a task uses, one by one."""
+        """Return the entries of mixing weights that a task uses, one by one."""
         found = []
         for name, uses in graph.uses.items():
             if graph.roles[name].value == "mixing":

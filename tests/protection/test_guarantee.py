@@ -1,4 +1,4 @@
-"""What `check` notices, and what the try-out at attaching notices."""
+"""Changes that `check` notices, and leaks that the test at attaching notices."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_backbone_whose_weights_fit_but_which_computes_something_else(
 
 
 def diverge(net: HATNetwork) -> None:
-    """What a step without protection and with a huge learning rate leaves behind."""
+    """Leave behind what a step without protection and with a huge learning rate does."""
     with torch.no_grad():
         for number, parameter in enumerate(net.parameters()):
             parameter.add_(1.0)

@@ -170,7 +170,7 @@ def test_what_is_held_whole_takes_no_part_in_steps(make: type[torch.optim.Optimi
 
 
 def test_a_hook_that_brings_a_gradient_back_moves_nothing() -> None:
-    """Whoever gives a wholly held parameter a gradient after the guard has looked finds it put back."""
+    """A fully frozen parameter that gets a gradient after the hook has looked is put back."""
     net = full_network()
     optimizer = net.protect(torch.optim.Adam(net.task_parameters("new"), lr=0.1))
     weight = net.backbone[0].weight

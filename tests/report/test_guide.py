@@ -1,4 +1,4 @@
-"""What the guide to reports says is complete."""
+"""The guide to reports is complete."""
 
 from __future__ import annotations
 

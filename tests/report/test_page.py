@@ -132,7 +132,7 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
 
 
 class Outline(HTMLParser):
-    """What is where in a page."""
+    """Outline of a page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -73,6 +73,6 @@ def table(rows: Mapping[str, int]) -> bytes:
 
 
 def resized(image: torch.Tensor, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
-    """What Pillow makes of an image ``(3, H, W)``."""
+    """Resize an image ``(3, H, W)`` by Pillow."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

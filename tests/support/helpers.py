@@ -170,7 +170,7 @@ def logits(net: HATNetwork, x: Tensor, task: str) -> Tensor:
 
 
 def raw_logits(net: HATNetwork, x: Tensor, task: str) -> Tensor:
-    """What weights give as they are at this moment, with nothing put back."""
+    """Return logits of the weights as they are at this moment, with nothing put back."""
     with mode(net, False), torch.no_grad():
         return logits_of(net.masking, x, net.tasks.named(task))
 

@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Op:
-    """How to build an operation for the shapes that it takes, and what its options are."""
+    """Builder of an operation for the shapes that it takes, with its options."""
 
     kinds: tuple[int, ...]
     takes: int
@@ -504,7 +504,7 @@ def draw_step(draw: st.DrawFn, steps: list[Step], shapes: list[Shape]) -> Step:
 
 
 def can_repeat(step: Step, shapes: list[Shape], shape: Shape) -> bool:
-    """Whether a step takes one value of this shape and has no statistics of its own, which would be shared."""
+    """Return whether a step takes one value of this shape and has no statistics, which would be shared."""
     statistics = any(value in ("batch", "instance with statistics") for _, value in step.options)
     return (
         len(step.takes) == 1 and shapes[step.takes[0]] == shape and not statistics and step.op not in ("again", "tied")

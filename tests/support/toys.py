@@ -87,7 +87,7 @@ SHAPES = {kind: shape for kind, (_, shape) in NETWORKS.items()}
 
 
 def setup(kind: str = "mlp", dropout: float = 0.1, seed: int = 0) -> Setup:
-    """What a method starts from."""
+    """Return the setup that a method starts from."""
     build, shape = NETWORKS[kind]
 
     def build_narrow(share: float, weights: int) -> nn.Module:
@@ -161,7 +161,7 @@ def learn(method: Method, seen: Sequence[Task], first: int = 0, **training: Any)
 
 
 def logits(method: Method, task: Task) -> Tensor:
-    """What a method says of a task's test samples."""
+    """Return a method's logits of a task's test samples."""
     method.train_mode(False)
     with torch.no_grad():
         return method.predict(task.test.load()[0], task.name)

@@ -15,7 +15,7 @@ FEATURES = (6,)
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a backbone, and what it takes: samples of a shape, or sequences of tokens where there is none."""
+    """Builder of a backbone, and its inputs: samples of a shape, or sequences of tokens where there is none."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...] | None

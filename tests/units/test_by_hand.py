@@ -1,4 +1,4 @@
-"""What hatrack does not understand is refused with a way out, and kept exactly when a rule is given by hand."""
+"""Operations without a rule are refused with a way out, and are exact when a rule is given by hand."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Going:
 
     @property
     def expected(self) -> float | None:
-        """How many seconds a whole run takes; None if it is too early to say."""
+        """Return the seconds that a whole run takes; None if it is too early to say."""
         done = self.share - self.start
         return None if done < 0.02 else self.seconds / done
 
@@ -46,7 +46,7 @@ class Going:
 def seconds_left(
     finished: Mapping[str, Sequence[float]], going: Sequence[Going], waiting: Sequence[str], workers: int
 ) -> float | None:
-    """How long it will still take.
+    """Return the seconds that are left.
 
     Args:
         finished: seconds that finished runs took, by kind.
@@ -145,7 +145,7 @@ class Board:
                 self._log(f"{' '.join(cell)} failed: {with_options(event.error)}")
 
     def _elapsed(self, cell: tuple[str, str]) -> float | None:
-        """How long a run took that was made from its beginning."""
+        """Return the seconds that a run took which was made from its beginning."""
         begun, start, _ = self._going.get(cell, (0.0, None, 0.0))
         return time.monotonic() - begun if start == 0.0 else None
 

@@ -1,4 +1,4 @@
-"""Where many runs are carried out: the options of it, and the executor that they make."""
+"""Options that say where many runs are carried out, and the executor that they make."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["LOCAL", "Engine"]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Engine:
-    """Where runs are carried out.
+    """Place where runs are carried out.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Engine:
 
     @property
     def at_a_time(self) -> int:
-        """How many runs go on at a time, as far as that is known."""
+        """Return the number of runs that go on at a time, as far as it is known."""
         if self.workers is None:
             return max(1, _processors() // self.threads) if self.executor == "local" else 1
         return self.workers
@@ -90,7 +90,7 @@ LOCAL = Engine()
 
 
 def _processors() -> int:
-    """How many processors this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

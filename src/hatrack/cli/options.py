@@ -1,4 +1,4 @@
-"""What several commands share: options, and how they print."""
+"""Options that several commands share, and how these commands print."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class InterruptedRun(KeyboardInterrupt):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Learning:
-    """What is learned, and how: the options of all commands that make runs of an experiment.
+    """Options of all commands that make runs of an experiment: what is learned, and how.
 
     Parameters
     ----------

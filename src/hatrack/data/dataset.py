@@ -52,7 +52,7 @@ class Variant(Protocol):
 
     @property
     def downloads(self) -> bool:
-        """Whether the network could provide it."""
+        """Return whether the network could provide it."""
         ...
 
     @property
@@ -109,7 +109,7 @@ class FileVariant:
 
     @property
     def downloads(self) -> bool:
-        """Whether its source can download."""
+        """Return whether its source can download."""
         return bool(self.addresses)
 
     @property
@@ -243,7 +243,7 @@ class DatasetSpec:
 
     @property
     def downloads(self) -> bool:
-        """Whether the network could provide it."""
+        """Return whether the network could provide it."""
         return any(variant.downloads for variant in self.variants)
 
     def load(

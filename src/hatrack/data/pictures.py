@@ -76,7 +76,7 @@ class PictureLayout:
 
     @property
     def limits(self) -> Limits:
-        """As many pictures as there must be."""
+        """Limits of a tree that holds as many pictures as there must be."""
         return Limits(self.total, PICTURE_BYTES, TREE_BYTES)
 
     @property

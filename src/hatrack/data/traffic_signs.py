@@ -85,7 +85,7 @@ class SignLayout:
 
     @property
     def limits(self) -> Limits:
-        """As many pictures as there must be, and the tables."""
+        """Limits of a tree that holds as many pictures as there must be, and the tables."""
         return Limits(self.train + self.test + self.classes + 3, 1 << 20, 1 << 30)
 
     def choose(self, names: Sequence[str]) -> list[str]:

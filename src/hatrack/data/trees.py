@@ -31,11 +31,11 @@ __all__ = ["PictureTree", "TreeFiles", "TreeLayout", "read_tree", "tree_digest",
 
 
 class TreeFiles(Protocol):
-    """Which files of a folder or an archive make up a tree."""
+    """Files of a folder or an archive that make up a tree."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Which files belong to the tree: paths within it, with ``*`` for any name of a folder or file."""
+        """Return patterns of the files in the tree: paths within it, with ``*`` for any name of a folder or file."""
         ...
 
     @property

@@ -98,7 +98,7 @@ def build_backbone(settings: NetworkSettings, input_shape: Sequence[int], seed: 
 
 
 def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Callable[[float, int], nn.Module] | None:
-    """How to make the backbone with a share of its units and the initial weights of a seed; None if nobody knows."""
+    """Return a builder of the backbone with a share of its units and a seed's initial weights; None if unknown."""
     spec = NETWORKS.get(settings.network)
     if spec is None or not spec.can_be_narrow:
         return None
@@ -114,7 +114,7 @@ def _initialized(build: Callable[[], nn.Module], seed: int, initialization: Init
 
 
 def find_network(name: str) -> Build:
-    """How to make a network: one of :data:`NETWORKS`, or ``module:function``.
+    """Return the builder of a network: one of :data:`NETWORKS`, or ``module:function``.
 
     The function of a module of the user's own, looked for in the working directory too, gets the shape of one sample
     and returns a module that maps a batch to features ``(N, F)``.

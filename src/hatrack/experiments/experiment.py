@@ -1,4 +1,4 @@
-"""What an experiment is: a stream, a network and a schedule, with the settings of the paper that they come from."""
+"""Experiments: a stream, a network and a schedule, with the settings of the paper that they come from."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Experiment:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """What a person's own tasks are made of; empty for presets."""
+        """Files that a person's own tasks are made of; empty for presets."""
         return () if self.own is None else self.own.sources
 
     def config(self, method: str) -> Config:

@@ -57,7 +57,7 @@ SHARE = 0.05
 
 @dataclass(frozen=True)
 class InTask:
-    """Where the training of a task stands.
+    """Position of the training of a task.
 
     Attributes:
         index: number of the task, from 0.
@@ -77,7 +77,7 @@ class InTask:
 
 
 def previous(path: Path) -> Path:
-    """Where the previous content of a file is kept: ``net.previous.hat`` for ``net.hat``."""
+    """Return the path at which the previous content of a file is kept: ``net.previous.hat`` for ``net.hat``."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 

@@ -53,7 +53,7 @@ _LOGS = "tensorboard"
 
 @dataclass(frozen=True)
 class RunForgotten:
-    """What became of a run that has forgotten a task.
+    """Report on a run that has forgotten a task.
 
     Attributes:
         report: what was erased in the network; None if that was done by an earlier, interrupted attempt.

@@ -1,4 +1,4 @@
-"""What to run."""
+"""Requests: an experiment, a method and a seed to run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["RunRequest", "as_text", "environment_of"]
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What to run.
+    """Experiment, method and seed to run, with everything that changes them.
 
     Attributes:
         experiment: name of the experiment; of one's own tasks, what they are called.
@@ -73,6 +73,6 @@ def as_text(value: object) -> str:
 
 
 def environment_of(request: RunRequest) -> dict[str, Any]:
-    """What a run is carried out on, as JSON values: all that its last bits may depend on."""
+    """Return a description of the machine as JSON values: all that the last bits of a run may depend on."""
     shared = {"processes": request.ranks.size} if request.ranks.size > 1 else {}
     return {**describe_environment(request.device), **shared}

@@ -28,7 +28,7 @@ class TaskAgain:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What became of a run that was made again.
+    """Report on a run that was made again.
 
     Attributes:
         tasks: one entry per task that both have learned.
@@ -57,5 +57,5 @@ class Reproduction:
 
     @property
     def exact(self) -> bool:
-        """Whether every test logit after every task has the same bits."""
+        """Return whether every test logit after every task has the same bits."""
         return all(task.same_bits for task in self.tasks)

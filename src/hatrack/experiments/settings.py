@@ -18,7 +18,7 @@ __all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSetting
 
 
 class Norm(enum.Enum):
-    """Whether a network that usually has norms has them."""
+    """Choice of whether a network that usually has norms has them."""
 
     BATCH = "batch"
     """Batch norms."""
@@ -28,7 +28,7 @@ class Norm(enum.Enum):
 
 
 class InitialWeights(enum.Enum):
-    """How the backbone's weights start."""
+    """Initial weights of the backbone."""
 
     XAVIER = "xavier"
     """Xavier-uniform weights and zero biases, as the HAT paper says."""

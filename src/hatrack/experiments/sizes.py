@@ -1,4 +1,4 @@
-"""How large and how fast the tasks of a run are once they are taken out of the network."""
+"""Size and speed of the tasks of a run once they are taken out of the network."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TaskSize:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast the extracted network is."""
+        """Return the factor by which the extracted network is faster."""
         return self.full_seconds / self.seconds
 
 

@@ -43,7 +43,7 @@ class _Mark:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the network is known to be gone."""
+        """Return whether the network is known to be gone."""
         return self._owner is not None and self._owner() is None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:

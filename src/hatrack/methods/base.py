@@ -34,7 +34,7 @@ class NoSettings:
 
 @dataclass(frozen=True)
 class Setup:
-    """What every method starts from; equal for all methods of an experiment and seed.
+    """Start of a method, which is equal for all methods of an experiment and seed.
 
     Attributes:
         build_backbone: makes the backbone with the seed's initial weights, afresh at every call.
@@ -97,7 +97,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What an epoch is to be like.
+    """Plan of an epoch.
 
     Attributes:
         rows: places of the training samples to learn from, int64 ``(N,)``, at least one; None for all of them.

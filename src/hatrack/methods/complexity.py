@@ -1,4 +1,4 @@
-"""How complex samples are, by the local entropy of their pixels; and learning them from the simple to the complex."""
+"""Complexity of samples, by the local entropy of their pixels; learning from the simple to the complex."""
 
 from __future__ import annotations
 

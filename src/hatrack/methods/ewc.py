@@ -15,7 +15,7 @@ __all__ = ["EWC", "Consolidation", "EWCSettings"]
 
 
 class Consolidation(enum.Enum):
-    """How the importance of several tasks becomes one; both tie the weights to those after the last task."""
+    """Rule by which the importance of several tasks becomes one; both tie the weights to those after the last task."""
 
     MEAN = "mean"
     """The mean of the tasks' Fisher diagonals, as in the HAT authors' code."""

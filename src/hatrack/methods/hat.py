@@ -27,7 +27,7 @@ SAME = ("s_max", "hard", "compensation", "gate_function", "regularizer", "batch_
 
 
 class InitialEmbedding(enum.Enum):
-    """What embeddings are drawn from."""
+    """Distribution that embeddings are drawn from."""
 
     NORMAL = "normal"
     """N(0, 1)."""

@@ -1,4 +1,4 @@
-"""How much each weight matters to a task: the diagonal of the Fisher information, and the outputs' sensitivity."""
+"""Importance of each weight to a task: the diagonal of the Fisher information, and the outputs' sensitivity."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Network = MultiHeadNetwork | WeightMaskedNetwork
 
 
 class Fisher(enum.Enum):
-    """How the diagonal of the Fisher information matrix is estimated."""
+    """Estimate of the diagonal of the Fisher information matrix."""
 
     TRUE = "true"
     """Mean over the samples of the squared gradient of −log p(y | x) for the true label: the "empirical" Fisher."""

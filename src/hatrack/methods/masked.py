@@ -25,7 +25,7 @@ __all__ = ["MaskedMethod", "Room", "WeightMaskedMethod", "growth_of"]
 
 
 class Room(enum.Enum):
-    """Whether there is room for any number of tasks."""
+    """Choice of whether there is room for any number of tasks."""
 
     FIXED = "fixed"
     """The network stays as wide as it is."""

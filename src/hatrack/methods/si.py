@@ -40,7 +40,7 @@ class SISettings:
 
 
 class PathIntegral(nn.Module):
-    """How much each parameter has lowered the loss on its way: ``ω = Σ over steps of −gradient · movement`` (Eq. 3).
+    """Share of each parameter in lowering the loss along its way: ``ω = Σ over steps of −gradient · movement`` (Eq. 3).
 
     A module with buffers, so that whoever goes back to earlier weights can take ω along.
 

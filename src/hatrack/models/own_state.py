@@ -48,7 +48,7 @@ class OwnState:
 
     @property
     def is_empty(self) -> bool:
-        """Whether tasks have no buffers of their own."""
+        """Return whether tasks have no buffers of their own."""
         return not self.movement.buffers
 
     def for_new_task(self, backbone: nn.Module) -> OwnBuffers:

@@ -115,7 +115,7 @@ class OptimizerHooks:
 
     @property
     def is_stepping(self) -> bool:
-        """Whether a step is under way in any thread, or was interrupted by an error."""
+        """Return whether a step is under way in any thread, or was interrupted by an error."""
         return bool(self._stepping)
 
     def protect(self, optimizer: Optimizer) -> None:

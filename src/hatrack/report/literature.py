@@ -48,7 +48,7 @@ class Measure:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a small figure is a good one."""
+        """Return whether a small figure is a good one."""
         return self.key == "weights"
 
 

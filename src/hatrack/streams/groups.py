@@ -1,4 +1,4 @@
-"""Which classes of a data set make up a task."""
+"""Groups of classes of a data set that make up tasks."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Training:
 
     @property
     def over(self) -> bool:
-        """Whether the epoch that was made last is the last one."""
+        """Return whether the epoch that was made last is the last one."""
         return self._place.ended and not any(self._phases[self._place.phase + 1 :])
 
     def state(self) -> TrainingState:

@@ -20,7 +20,7 @@ __all__ = ["Score", "predict_split", "predict_splits", "require_finite", "score"
 
 @dataclass(frozen=True)
 class Score:
-    """What a test gave.
+    """Result of a test.
 
     Attributes:
         loss: mean cross-entropy.

@@ -1,4 +1,4 @@
-"""How a task is trained: the settings of the training loop."""
+"""Settings of the training loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OptimizerKind(enum.Enum):
 
 
 class Precision(enum.Enum):
-    """What training computes with; tests are always in float32."""
+    """Type that training computes with; tests are always in float32."""
 
     FLOAT32 = "float32"
     """Float32 throughout."""
@@ -34,7 +34,7 @@ class Precision(enum.Enum):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a task is trained, with the HAT paper's values.
+    """Settings by which a task is trained, with the HAT paper's values.
 
     Attributes:
         epochs: largest number of epochs per task.

@@ -17,7 +17,7 @@ __all__ = ["BestEpoch", "Place", "TrainingState", "load_optimizer", "optimizer_t
 
 @dataclass(frozen=True)
 class Place:
-    """How far a training is.
+    """Place in a training.
 
     Attributes:
         phase: the part of the training, from 0; see :meth:`hatrack.methods.Method.phases`.
@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands between two epochs.
+    """State of a training between two epochs.
 
     Attributes:
         place: how far it is.

@@ -1,4 +1,4 @@
-"""Where runs are carried out: processes of this machine, a Dask cluster, or Slurm."""
+"""Places where runs are carried out: processes of this machine, a Dask cluster, or Slurm."""
 
 from hatrack.experiments.executors.base import Executor
 from hatrack.experiments.executors.dask import DaskExecutor

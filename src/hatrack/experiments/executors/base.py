@@ -1,4 +1,4 @@
-"""What all executors have in common."""
+"""Parts that all executors have in common."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether it can take another job."""
+        """Return whether it can take another job."""
         return self._process.poll() is None
 
     def execute(self, job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:

@@ -1,4 +1,4 @@
-"""What the masks of dynamic weight allocation mean: are those of related tasks more alike?"""
+"""Analysis of the masks of dynamic weight allocation: are those of related tasks more alike?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Profile:
-    """What a network makes of a task's test samples, on the average.
+    """Mean embeddings and masks of a task's test samples.
 
     Attributes:
         embedding: mean embedding, ``(D,)``.
@@ -34,7 +34,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Relatedness:
-    """Whether related tasks are more alike than others.
+    """Comparison of related tasks with others.
 
     Attributes:
         related: mean similarity of related pairs.

@@ -17,7 +17,7 @@ __all__ = ["Anchors", "choose_anchors", "positive_anchor", "simple_samples"]
 
 
 class Anchors(NamedTuple):
-    """What embeddings of a task are drawn to and pushed away from, each ``(D,)``.
+    """Points that a task's embeddings are drawn to and pushed away from, each ``(D,)``.
 
     Attributes:
         positive: P.

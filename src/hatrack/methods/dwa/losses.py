@@ -25,7 +25,7 @@ __all__ = [
 
 
 class MaskMagnitude(enum.Enum):
-    """How much a mask's entry uses its weight, where the plasticity loss is concerned."""
+    """Measure of how much a mask's entry uses its weight, for the plasticity loss."""
 
     POSITIVE = "positive"
     """``[H]_+``, as the paper has it: an entry below 0 counts as unused, though it passes the weight with its sign."""

@@ -20,7 +20,7 @@ __all__ = ["FactoredDense", "MaskForm", "Masked", "MaskedConv", "MaskedDense", "
 
 
 class MaskForm(enum.Enum):
-    """How the mask of a dense layer comes from its two generated vectors, a per output and b per input."""
+    """Form of a dense layer's mask in its two generated vectors, a per output and b per input."""
 
     TANH_OF_OUTER = "tanh-of-outer"
     """``tanh(a bᵀ)``, as the author's code has it."""
@@ -31,7 +31,7 @@ class MaskForm(enum.Enum):
 
 @dataclass(frozen=True)
 class Usage:
-    """How the use of weights is measured; see :func:`~hatrack.methods.dwa.losses.plasticity_loss`.
+    """Measure of the use of weights; see :func:`~hatrack.methods.dwa.losses.plasticity_loss`.
 
     Attributes:
         eta: η.
@@ -45,7 +45,7 @@ class Usage:
 
 
 class Masked(NamedTuple):
-    """What a masked layer gives for N samples.
+    """Result of a masked layer for N samples.
 
     Attributes:
         output: ``(N, ...)``.

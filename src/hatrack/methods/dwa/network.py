@@ -28,7 +28,7 @@ ADVICE = "dwa masks sequences of dense layers and convolutions, such as the netw
 
 
 class Context(enum.Enum):
-    """What masks are generated from."""
+    """Inputs that masks are generated from."""
 
     PROCESSOR = "processor"
     """The sample: an embedding that a context processor makes of the stem's output."""
@@ -42,7 +42,7 @@ class Context(enum.Enum):
 
 
 class Pass(NamedTuple):
-    """What a forward pass gives for N samples.
+    """Result of a forward pass for N samples.
 
     Attributes:
         features: ``(N, F)``.
