@@ -74,5 +74,5 @@ def test_the_table_names_the_inputs_and_channels_count_once() -> None:
 
 
 def test_inputs_that_are_no_real_numbers_are_refused() -> None:
-    with pytest.raises(InputError, match="gate_inputs needs inputs of real numbers"):
+    with pytest.raises(InputError, match="gate_inputs needs inputs that are one tensor of real numbers"):
         HATNetwork(nn.Sequential(nn.Embedding(9, 4), nn.Flatten()), torch.zeros(1, 3).long(), gate_inputs=True)

@@ -289,12 +289,12 @@ def test_a_removed_parametrization_is_no_obstacle() -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (nn.Conv1d(1, 2, 3), r"features \(N, F\), and gave \(1, 2, 2\)"),
-        (nn.LSTM(4, 4), "and gave tuple"),
+        (nn.Flatten(0), r"features \(N, …, F\), and gave \(4,\)"),
+        (nn.LSTM(4, 4), "no tensor, but a tuple of 2"),
         (nn.Linear(7, 2), "cannot run on the example input"),
     ],
 )
-def test_features_are_two_dimensional(network: nn.Module, message: str) -> None:
+def test_features_are_a_tensor_with_units_along_an_axis(network: nn.Module, message: str) -> None:
     with pytest.raises(InputError, match=message):
         count_features(network, torch.zeros(1, 1, 4))
     assert count_features(nn.Linear(4, 3), torch.zeros(5, 4)) == 3

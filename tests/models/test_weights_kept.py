@@ -302,8 +302,8 @@ def test_a_buffer_that_changes_the_outputs_is_every_tasks_own() -> None:
 def test_what_cannot_be_attached() -> None:
     with pytest.raises(UnsupportedError, match="no dense, convolutional"):
         WeightMaskedNetwork(nn.Flatten(), torch.zeros(2, 6))
-    with pytest.raises(InputError, match=r"features \(N, F\)"):
-        WeightMaskedNetwork(nn.Conv1d(1, 2, 3), torch.zeros(2, 1, 6))
+    with pytest.raises(InputError, match=r"features \(N, …, F\)"):
+        WeightMaskedNetwork(nn.Sequential(nn.Linear(6, 3), nn.Flatten(0)), torch.zeros(2, 1, 6))
     net = attach("wsn")
     with pytest.raises(InputError, match="anneal acts on the task in training"):
         net.anneal(0.5)

@@ -326,11 +326,22 @@ def test_layers_without_a_rule_are_refused(backbone: nn.Module, shape: tuple[int
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
 
 
+class Pair(nn.Linear):
+    """A layer that gives two results."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return x + 1, x
+
+
 @pytest.mark.parametrize(
     ("backbone", "shape", "message"),
     [
-        (nn.Linear(4, 3), (2, 4), r"must map a batch to features \(N, F\), and gave \(2, 2, 3\)"),
-        (nn.Conv2d(4, 3, 1), (4, 2, 2), r"must map a batch to features \(N, F\)"),
+        (nn.Conv2d(4, 3, 1), (4, 2, 2), r"features of shape \(N, 3, 2, 2\) have their units along axis 1.*unit_axis=1"),
+        (Pair(), (4,), r"the features are no tensor, but a tuple of 2; say which part of it the heads read"),
+        (nn.Flatten(0), (4,), r"must map a batch to features \(N, …, F\), and gave \(8,\)"),
         (nn.Linear(4, 3), (5,), r"does not run on the example input of shape \(2, 5\)"),
         (nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm1d(3)), (4, 2, 2), r"does not run on the example input"),
         (nn.Flatten(3), (4,), r"does not run on the example input"),

@@ -7,22 +7,26 @@ that are dead then are cut out: see :mod:`hatrack.compact.baked`.
 from hatrack.compact.baked import bake, extract_baked
 from hatrack.compact.extract import TaskParts, cut_task, extract_task
 from hatrack.compact.modules import (
+    AxisLinear,
     Clear,
     CompactAttention,
     CompactGroupNorm,
     CompactLayerNorm,
     CompactNetwork,
     CompactRMSNorm,
+    OwnHead,
     Summary,
 )
 
 __all__ = [
+    "AxisLinear",
     "Clear",
     "CompactAttention",
     "CompactGroupNorm",
     "CompactLayerNorm",
     "CompactNetwork",
     "CompactRMSNorm",
+    "OwnHead",
     "Summary",
     "TaskParts",
     "bake",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from hatrack.compact.cutting import PREFIX, drop_dropout, with_norms
 from hatrack.compact.extract import SILENT, TOLERANCE, TaskParts, extract_task, summarize
-from hatrack.compact.modules import CompactNetwork
+from hatrack.compact.modules import CompactNetwork, OwnHead, whole_head
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import mark
 from hatrack.growth.layers import Layer, Side
 from hatrack.state.tryouts import agree, random_like, says_something
+from hatrack.support.example import is_mask
+from hatrack.support.inputs import Inputs, map_tensors, tensor_of, tensors_in
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.units import Reader, UnitGraph, analyze
 
 __all__ = ["bake", "extract_baked"]
@@ -57,7 +60,13 @@ def bake(
 
 @torch.no_grad()
 def extract_baked(
-    name: str, backbone: nn.Module, head: nn.Linear, ask: Callable[[Tensor], Tensor], x: Tensor
+    name: str,
+    backbone: nn.Module,
+    head: nn.Module,
+    ask: Callable[[Inputs], Tensor],
+    x: Inputs,
+    interface: Interface = PLAIN,
+    is_own: bool = False,
 ) -> CompactNetwork:
     """Extract a task from a backbone into which its masks are written as zeros.
 
@@ -65,42 +74,48 @@ def extract_baked(
 
     Args:
         name: the task's name.
-        backbone: maps a batch to features ``(N, F)``; it is left as it is.
+        backbone: maps a batch to features; it is left as it is.
         head: the task's head.
-        ask: computes the masked network's logits of a batch, in evaluation mode.
+        ask: computes the masked network's logits of a batch, in evaluation mode, as one tensor.
         x: samples to compare on.
+        interface: how the backbone is called, and what of its result are its features.
+        is_own: whether the head is the user's own.
 
     Raises:
         UnsupportedError: the backbone does not give the masked network's logits.
     """
-    plain = CompactNetwork(copy.deepcopy(backbone), copy.deepcopy(head)).eval().requires_grad_(False)
+    own_head = whole_head(copy.deepcopy(head), interface.unit_axis, is_own)
+    plain = CompactNetwork(copy.deepcopy(backbone), own_head, interface=interface).eval().requires_grad_(False)
     drop_dropout(plain.backbone)
     tried = [(x, ask(x))]
     expected = tried[0][1]
-    if len(x) < 2 or not says_something(expected):
-        samples = x.new_zeros(16, *x.shape[1:])
+    if interface.samples(x) < 2 or not says_something(expected):
+        samples = interface.take(interface.repeated(x, 16), slice(16))
+        samples = torch.zeros_like(samples) if isinstance(samples, Tensor) else samples
         drawn = random_like(samples, torch.Generator().manual_seed(0), ask)
         tried.append((drawn, ask(drawn)))
-    if not all(agree(plain(batch), logits, TOLERANCE) for batch, logits in tried):
+    if not all(agree(tensor_of(plain(batch)), logits, TOLERANCE) for batch, logits in tried):
         raise UnsupportedError(f"{name!r} cannot be extracted: its weights with zeros written in give other logits")
     graph: UnitGraph | None = None
     why: dict[str, str] = {}
     try:
         if not any(says_something(logits) for _, logits in tried):
             raise UnsupportedError(SILENT)
-        graph = analyze(plain.backbone, x, PREFIX)
+        graph = analyze(plain.backbone, x, PREFIX, interface=interface)
         folded = copy.deepcopy(plain)
         on = ~_dead(folded, graph, [batch for batch, _ in tried])
         if not on.all():
-            return extract_task(TaskParts(name, folded.backbone.eval(), {}, graph, on, folded.head, tried))
+            left = folded.head.head if isinstance(folded.head, OwnHead) else folded.head
+            parts = TaskParts(name, folded.backbone.eval(), {}, graph, on, left, tried, interface, is_own)
+            return extract_task(parts)
     except (InputError, UnsupportedError) as error:
         why = {"": f"dead units cannot be found: {' '.join(str(error).split()).partition(', so ')[0]}"}
     units = {} if graph is None else {group.name: group.size for group in graph.groups}
-    plain.summary = summarize(name, plain, plain, x, expected, units, graph, why)
+    plain.summary = summarize(name, plain, plain, x, expected, units, graph, why, interface)
     return plain
 
 
-def _dead(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor]) -> Tensor:
+def _dead(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Inputs]) -> Tensor:
     """Move constant units into the biases behind them, in place, and return the units to cut, booleans ``(U,)``."""
     zero = torch.zeros(graph.num_units, dtype=torch.bool)
     moved = zero.clone()
@@ -153,7 +168,7 @@ def _without_inputs(backbone: nn.Module, graph: UnitGraph) -> Tensor:
     return (written & ~otherwise)[:-1]
 
 
-def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Inputs]) -> list[tuple[Tensor, Tensor]]:
     """Return the smallest and the largest value that every reader reads, per index of its axis of units."""
     found: list[list[Tensor]] = [[] for _ in graph.readers]
 
@@ -166,17 +181,32 @@ def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor
             hooks.enter_context(_layer_of(network, reader).register_forward_pre_hook(hook, with_kwargs=True))
         for batch in batches:
             network(batch)
-        x, odds = batches[0], [torch.zeros_like(batches[0])]
-        if x.is_floating_point():  # rare dependence on samples shows in odd ones, if at all
-            drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
-            odds += [3 * drawn, 30 * drawn, drawn.abs() * 10, -drawn.abs() * 10]
-        for odd in odds:
+        for odd in _odd_batches(batches[0]):
             with contextlib.suppress(*DOES_NOT_RUN):  # such as real numbers that stand for categories
                 network(odd)
     return [
         (torch.stack([v.amin(1) for v in values]).amin(0).cpu(), torch.stack([v.amax(1) for v in values]).amax(0).cpu())
         for values in found
     ]
+
+
+def _odd_batches(x: Inputs) -> Iterator[Inputs]:
+    """Yield batches in which rare dependence on samples shows, if at all; integers and masks of several inputs stay."""
+    alone = isinstance(x, Tensor)
+
+    def changed(change: Callable[[Tensor], Tensor]) -> Inputs:
+        return map_tensors(lambda t: change(t) if t.is_floating_point() and (alone or not is_mask(t)) else t, x)
+
+    yield torch.zeros_like(x) if alone else changed(torch.zeros_like)
+    if any(tensor.is_floating_point() for tensor in tensors_in(x)):
+        for scale in (3, 30):
+            yield changed(lambda t, scale=scale: scale * _drawn_like(t))  # type: ignore[misc]
+        yield changed(lambda t: _drawn_like(t).abs() * 10)
+        yield changed(lambda t: -_drawn_like(t).abs() * 10)
+
+
+def _drawn_like(x: Tensor) -> Tensor:
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
 
 
 def _takes_constants(network: CompactNetwork, reader: Reader, graph: UnitGraph) -> bool:

@@ -22,6 +22,7 @@ from hatrack.compact.decompositions import without_adaptive_maxima
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.mixing import mixed_norms
 from hatrack.storage.atomic import write_atomically
+from hatrack.support.inputs import Inputs, tensors_in
 from hatrack.support.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class AllTasks(nn.Module):
         net: the network; it is used, not copied.
 
     Raises:
-        UnsupportedError: the network does not keep the samples of a batch apart.
+        UnsupportedError: the network does not keep the samples of a batch apart, or heads do not read vectors.
+        InputError: a task has a head of its own.
     """
 
     masks: Tensor
@@ -87,16 +89,18 @@ class AllTasks(nn.Module):
         states = net.tasks.consolidated
         self.net = net
         self._norms = [net.masking.norms(state) for state in states]
-        classes = max(state.num_classes for state in states)
+        counts = [state.count_classes() for state in states]
+        if net.masking.example_features().dim() != 2:
+            raise UnsupportedError("heads of this network do not read features (N, F); export its tasks one by one")
         self.register_buffer("masks", torch.stack([state.mask for state in states]))
-        pads = [classes - state.num_classes for state in states]
+        heads = [(state.linear_head, max(counts) - count) for state, count in zip(states, counts, strict=True)]
         pad = nn.functional.pad
-        weights = [pad(s.head.weight.detach(), (0, 0, 0, n)) for s, n in zip(states, pads, strict=True)]
-        shifts = [pad(s.head.bias.detach(), (0, n), value=float("-inf")) for s, n in zip(states, pads, strict=True)]
+        weights = [pad(head.weight.detach(), (0, 0, 0, missing)) for head, missing in heads]
+        shifts = [pad(head.bias.detach(), (0, missing), value=float("-inf")) for head, missing in heads]
         self.register_buffer("weight", torch.stack(weights))
         self.register_buffer("bias", torch.stack(shifts))
 
-    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+    def forward(self, x: Inputs, task: Tensor) -> Tensor:
         """Compute logits ``(N, most classes)`` for tasks, int64 ``(N,)``; they are −inf behind a task's last class."""
         norms = mixed_norms(self._norms, task)
         features = self.net.masking.attachment.run(self.net.backbone, x, self.masks[task], norms)
@@ -104,7 +108,7 @@ class AllTasks(nn.Module):
 
 
 def export_task(
-    net: HATNetwork | WeightMaskedNetwork, task: str, path: str | Path, x: Tensor, labels: Labels
+    net: HATNetwork | WeightMaskedNetwork, task: str, path: str | Path, x: Inputs, labels: Labels
 ) -> Exported:
     """Write a task's extracted network: ``.onnx``, ``.pt2`` (torch.export), or ``.safetensors`` (weights alone).
 
@@ -114,31 +118,40 @@ def export_task(
         net: the network, with masks of units or of weights.
         task: a consolidated task.
         path: the file; its suffix chooses the format.
-        x: real samples, on which the file is compared with the masked network; two at least.
+        x: real samples, as the network takes them, on which the file is compared with the masked network; two at least.
         labels: labels to store in the file.
 
     Raises:
-        InputError: there is no such kind of file or task, or a package is missing.
+        InputError: there is no such kind of file or task, a package is missing, or the task's own head gives several
+            outputs.
         UnsupportedError: the task cannot be extracted.
         GuaranteeError: the file's logits are not the network's. Nothing is written then.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path.name}: a task is exported to {', '.join(SUFFIXES)}")
-    _require_samples(x)
-    compact = net.extract(task, x[:16])
+    interface = net.masking.interface
+    x = interface.accepted(x)
+    samples = interface.samples(x)
+    _require_samples(samples)
+    compact = net.extract(task, interface.take(x, slice(16)))
     summary = compact.summary
     assert summary is not None
     compact.summary = None
     with torch.no_grad(), evaluation_mode(net):
         expected = net(x, task)
+    if not isinstance(expected, Tensor):
+        raise InputError(f"the head of task {task!r} gives several outputs; a file holds one tensor: use net.extract")
+    two, one, rest = (interface.take(x, rows) for rows in (slice(2), slice(1), slice(1, None)))
     units = json.dumps(dict(summary.units))
     metadata = {**_metadata(labels), "task": task, "units": units}
     if path.suffix == ".onnx":
-        content = _onnx(compact, (x[:2],), ("x",), metadata)
-        found = _run_onnx(content, {"x": x})
+        names = _names_of(x)
+        content = _onnx(compact, (two,), names, metadata, interface.batch_axis)
+        parts = [dict(zip(names, tensors_in(part), strict=True)) for part in (one, rest)]
+        found = _run_onnx(content, parts)
     elif path.suffix == ".pt2":
-        content, found = _pt2(compact, x, metadata)
+        content, found = _pt2(compact, (two, one, rest), metadata, interface.batch_axis)
     else:
         content = safetensors.torch.save({k: v.contiguous() for k, v in compact.state_dict().items()}, metadata)
         compact.load_state_dict(safetensors.torch.load(content))
@@ -146,7 +159,7 @@ def export_task(
             found = compact(x)
     deviation = _require_parity(path, task, found, expected)
     write_atomically(path, content)
-    return Exported(path, len(x), deviation, summary.parameters)
+    return Exported(path, samples, deviation, summary.parameters)
 
 
 def export_all_tasks(
@@ -173,7 +186,7 @@ def export_all_tasks(
     if missing or not names:
         raise InputError(f"samples and labels are missing for {', '.join(missing) or 'any consolidated task'}")
     for x in samples.values():
-        _require_samples(x)
+        _require_samples(len(x))
     with evaluation_mode(net), torch.no_grad():
         together = AllTasks(net).eval()
         tasks = [{"name": name, "classes": list(labels[name].classes)} for name in names]
@@ -186,7 +199,9 @@ def export_all_tasks(
         for number, name in enumerate(names):
             x = samples[name]
             expected = net(x, name)
-            found = _run_onnx(content, {"x": x, "task": torch.full((len(x),), number)})
+            numbers = torch.full((len(x),), number)
+            parts = [{"x": x[rows], "task": numbers[rows]} for rows in (slice(0, 1), slice(1, None))]
+            found = _run_onnx(content, parts)
             deviation = max(deviation, _require_parity(path, name, found[:, : expected.shape[1]], expected))
             count += len(x)
     write_atomically(path, content)
@@ -194,9 +209,17 @@ def export_all_tasks(
     return Exported(path, count, deviation, parameters)
 
 
-def _require_samples(x: Tensor) -> None:
-    if len(x) < 2:
-        raise InputError(f"an export is compared on real samples, two at least, not {len(x)}")
+def _require_samples(count: int) -> None:
+    if count < 2:
+        raise InputError(f"an export is compared on real samples, two at least, not {count}")
+
+
+def _names_of(x: Inputs) -> list[str]:
+    """Return names of the inputs of a file: the keywords of a mapping, or ``x``, numbered where there are several."""
+    tensors = list(tensors_in(x))
+    if isinstance(x, Mapping) and len(tensors) == sum(isinstance(value, Tensor) for value in x.values()):
+        return [key for key, value in x.items() if isinstance(value, Tensor)]
+    return ["x"] if len(tensors) == 1 else [f"x{number}" for number in range(len(tensors))]
 
 
 def _metadata(labels: Labels) -> dict[str, str]:
@@ -239,7 +262,7 @@ def _quiet() -> Any:
             logging.disable(level)
 
 
-def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+def _traced(model: nn.Module, inputs: tuple[Inputs, ...], batch_axis: int = 0) -> Any:
     """Trace a model by torch.export, for batches of any size.
 
     Raises:
@@ -250,19 +273,34 @@ def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     for strict in (False, True):  # strict tracing also follows len(x), the other one follows hooks
         try:
             with _quiet(), torch.no_grad():
-                shapes = tuple({0: batch} for _ in inputs)
+                shapes = _dynamic_axes(inputs, {batch_axis: batch})
                 return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict)
         except Exception as error:
             reason = reason or " ".join(str(error).split())[:200]
     raise UnsupportedError(f"torch.export cannot follow this network for batches of any size: {reason}")
 
 
-def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], metadata: Mapping[str, str]) -> bytes:
+def _dynamic_axes(tree: Any, axes: Mapping[int, Any]) -> Any:
+    """Return nested inputs with the dynamic axes of every tensor in its place; None for constants."""
+    if isinstance(tree, Tensor):
+        return dict(axes) if tree.dim() else None
+    if isinstance(tree, Mapping):
+        return {key: _dynamic_axes(branch, axes) for key, branch in tree.items()}
+    return type(tree)(_dynamic_axes(branch, axes) for branch in tree) if isinstance(tree, (tuple, list)) else None
+
+
+def _onnx(
+    model: nn.Module,
+    inputs: tuple[Inputs, ...],
+    names: Sequence[str],
+    metadata: Mapping[str, str],
+    batch_axis: int = 0,
+) -> bytes:
     onnx = _needed("onnx")
     for package in ("onnxscript", "onnxruntime"):
         _needed(package)
     with _quiet():
-        program = without_adaptive_maxima(_traced(model, inputs))
+        program = without_adaptive_maxima(_traced(model, inputs, batch_axis))
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model.onnx"
         try:
@@ -285,26 +323,29 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], me
     return content
 
 
-def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Compute logits by onnxruntime, in two batches of different sizes."""
+def _run_onnx(content: bytes, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Compute logits of several batches by onnxruntime, side by side."""
     runtime = _needed("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     parts = []
-    for rows in (slice(0, 1), slice(1, None)):
-        feed = {name: value[rows].cpu().numpy() for name, value in inputs.items()}
+    for batch in batches:
+        feed = {name: value.cpu().numpy() for name, value in batch.items()}
         parts.append(torch.from_numpy(session.run(["logits"], feed)[0]))
-    device = next(iter(inputs.values())).device
+    device = next(iter(batches[0].values())).device
     return torch.cat(parts).to(device)
 
 
-def _pt2(model: nn.Module, x: Tensor, metadata: Mapping[str, str]) -> tuple[bytes, Tensor]:
-    exported = _traced(model, (x[:2],))
+def _pt2(
+    model: nn.Module, batches: tuple[Inputs, Inputs, Inputs], metadata: Mapping[str, str], batch_axis: int
+) -> tuple[bytes, Tensor]:
+    """Return the bytes of a file, and its logits of the second and third batch; the first one is traced."""
+    exported = _traced(model, batches[:1], batch_axis)
     with _quiet(), torch.no_grad():
         buffer = io.BytesIO()
         torch.export.save(exported, buffer, extra_files={"metadata.json": json.dumps(dict(metadata))})
         buffer.seek(0)
         again = torch.export.load(buffer).module()
-        found = torch.cat([again(x[:1]), again(x[1:])])
+        found = torch.cat([again(batch) for batch in batches[1:]])
     return buffer.getvalue(), found

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, unflattens, with_norms
-from hatrack.compact.modules import CompactNetwork, Summary
+from hatrack.compact.modules import CompactNetwork, OwnHead, Summary, whole_head
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.state.tryouts import agree, deviation, says_something
+from hatrack.support.inputs import Inputs, tensor_of
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.units import UnitGraph
 
 __all__ = ["SILENT", "TOLERANCE", "TaskParts", "cut_task", "extract_task", "summarize"]
@@ -46,7 +48,10 @@ class TaskParts:
         graph: the units.
         mask: units that the task uses, booleans ``(U,)``.
         head: its head.
-        tried: batches to compare on, at least one, each with the gated network's logits in evaluation mode.
+        tried: batches to compare on, at least one, each with the gated network's logits in evaluation mode, as one
+            tensor.
+        interface: how the backbone is called, and what of its result are its features.
+        is_own: whether the head is the user's own, and not a linear layer along the features' axis of units.
     """
 
     name: str
@@ -54,8 +59,10 @@ class TaskParts:
     norms: Mapping[str, nn.Module]
     graph: UnitGraph
     mask: Tensor
-    head: nn.Linear
-    tried: Sequence[tuple[Tensor, Tensor]]
+    head: nn.Module
+    tried: Sequence[tuple[Inputs, Tensor]]
+    interface: Interface = PLAIN
+    is_own: bool = False
 
     @cached_property
     def on(self) -> Tensor:
@@ -73,7 +80,7 @@ def extract_task(source: TaskParts) -> CompactNetwork:
     best, whole = cut_task(source)
     on, graph = source.on, source.graph
     units = {g.name: int((on[g.span] if g.name not in whole else on[g.span] | True).sum()) for g in graph.groups}
-    best.summary = summarize(source.name, best, _full(source), *source.tried[0], units, graph, whole)
+    best.summary = summarize(source.name, best, _full(source), *source.tried[0], units, graph, whole, source.interface)
     return best
 
 
@@ -109,9 +116,9 @@ def cut_task(source: TaskParts) -> tuple[CompactNetwork, dict[str, str]]:
 
 def _few(source: TaskParts, uncut: CompactNetwork) -> TaskParts:
     """Keep two samples of each batch, which is faster; return all where two are not answered like many."""
-    tried = [(x[:2], logits[:2]) for x, logits in source.tried]
+    tried = [(source.interface.take(x, slice(2)), logits[:2]) for x, logits in source.tried]
     try:
-        alike = all(_agrees(uncut(x), logits) for x, logits in tried)
+        alike = all(_agrees(tensor_of(uncut(x)), logits) for x, logits in tried)
     except DOES_NOT_RUN:
         alike = False
     return replace(source, tried=tried) if alike and any(says_something(logits) for _, logits in tried) else source
@@ -163,11 +170,12 @@ def summarize(
     name: str,
     network: CompactNetwork,
     full: nn.Module,
-    x: Tensor,
+    x: Inputs,
     expected: Tensor,
     units: Mapping[str, int],
     graph: UnitGraph | None,
     whole: Mapping[str, str],
+    interface: Interface = PLAIN,
 ) -> Summary:
     """Summarize a network: its size, and the deviation of its logits.
 
@@ -180,16 +188,17 @@ def summarize(
         units: number of units that are left, by group.
         graph: the units of the whole network; None if they are not known.
         whole: reason by group why it could not be cut.
+        interface: how the backbone is called.
     """
-    logits = network(x)
+    logits, single = tensor_of(network(x)), interface.take(x, slice(1))
     return Summary(
         name,
         dict(units),
         {} if graph is None else {group.name: group.size for group in graph.groups},
         _parameters(network),
         _parameters(full),
-        _flops(network, x[:1]),
-        _flops(full, x[:1]),
+        _flops(network, single),
+        _flops(full, single),
         dict(whole),
         deviation(logits, expected),
         sum(int(parameter.count_nonzero()) for parameter in network.parameters()),
@@ -207,7 +216,7 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
     for sizes in _ways(source.backbone, bool(cut)):
         try:
             network = _network(source, Cut(source.graph, source.on, keep), sizes)
-            found = [network(x) for x, _ in source.tried]
+            found = [tensor_of(network(x)) for x, _ in source.tried]
         except UnfitError as error:
             return str(error)
         except DOES_NOT_RUN as error:
@@ -228,13 +237,26 @@ def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> Comp
             whole = [int(size) for size in module.unflattened_size]
             module.unflattened_size = (*whole[:axis], -1, *whole[axis + 1 :])
     cut_backbone(backbone, cut)
-    features = cut.graph.features().units
-    weight = source.head.weight.detach()[:, cut.kept(features)].clone()
-    weight[:, cut.off(features)] = 0.0
+    network = CompactNetwork(backbone, _cut_head(source, cut), interface=source.interface).eval()
+    return network.requires_grad_(False)
+
+
+def _cut_head(source: TaskParts, cut: Cut) -> nn.Module:
+    """Return a task's head for the features that are left."""
+    features, axis = cut.graph.features().units, source.interface.unit_axis
+    kept, off = cut.kept(features), cut.off(features)
+    if source.is_own:
+        if len(kept) == len(features) and not off.any():
+            return OwnHead(copy.deepcopy(source.head))
+        device = next((parameter.device for parameter in source.backbone.parameters()), off.device)
+        used, sources = cut.on[features], (~off).nonzero().flatten()
+        return OwnHead(copy.deepcopy(source.head), used.to(device), sources.to(device), axis)
+    assert isinstance(source.head, nn.Linear)
+    weight = source.head.weight.detach()[:, kept].clone()
+    weight[:, off] = 0.0
     head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     head.weight, head.bias = nn.Parameter(weight), nn.Parameter(source.head.bias.detach().clone())
-    network = CompactNetwork(backbone, head).eval()
-    return network.requires_grad_(False)
+    return whole_head(head, axis, is_own=False)
 
 
 def _full(source: TaskParts) -> CompactNetwork:
@@ -260,7 +282,7 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _flops(network: nn.Module, x: Tensor) -> int:
+def _flops(network: nn.Module, x: Inputs) -> int:
     with FlopCounterMode(display=False) as counter:
         network(x)
     return int(counter.get_total_flops())

@@ -15,15 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.gating.gates import change_argument
+from hatrack.support.heads import apply_head
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN, Interface
 
 __all__ = [
+    "AxisLinear",
     "Clear",
     "CompactAttention",
     "CompactGroupNorm",
     "CompactLayerNorm",
     "CompactNetwork",
     "CompactRMSNorm",
+    "OwnHead",
     "Summary",
+    "whole_head",
 ]
 
 
@@ -73,23 +79,90 @@ class CompactNetwork(nn.Module):
     """Network of one task: its part of the backbone, and its head.
 
     Args:
-        backbone: maps a batch to features ``(N, F)``.
-        head: maps features to logits ``(N, classes)``.
+        backbone: maps a batch to features.
+        head: maps features to logits, or to whatever a head of the user's own gives.
         summary: its size; None if that was not measured.
+        interface: how the backbone is called, and what of its result are its features.
 
     Attributes:
         summary: as above.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear, summary: Summary | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, summary: Summary | None = None, interface: Interface = PLAIN
+    ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
         self.summary = summary
+        self._interface = interface
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute logits ``(N, classes)`` of a batch."""
-        logits: Tensor = self.head(self.backbone(x))
-        return logits
+    def forward(self, x: Inputs) -> Any:
+        """Compute logits, or the outputs of a head of the user's own, of a batch as the whole network takes it."""
+        return self.head(self._interface.run(self.backbone, x))
+
+
+class AxisLinear(nn.Linear):
+    """Linear layer that acts along another axis than the last, such as that of a map's channels.
+
+    Args:
+        linear: the layer to take the parameters of.
+        axis: the axis.
+    """
+
+    def __init__(self, linear: nn.Linear, axis: int) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self._axis = axis
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits, with classes along the axis."""
+        return apply_head(self, features, self._axis)
+
+
+class OwnHead(nn.Module):
+    """Head of the user's own behind features of which some were cut out: it gets zeros in their place.
+
+    Args:
+        head: the head.
+        used: features that are used, booleans ``(F,)`` by their places for the head; None for all of them.
+        sources: their indices among the features that are left, int64.
+        axis: axis of the features that counts them.
+    """
+
+    places: Tensor | None
+    sources: Tensor | None
+
+    def __init__(
+        self, head: nn.Module, used: Tensor | None = None, sources: Tensor | None = None, axis: int = -1
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("places", None if used is None else used.nonzero().flatten())
+        self.register_buffer("sources", sources)
+        self._width, self._axis = 0 if used is None else len(used), axis
+
+    def forward(self, features: Tensor) -> Any:
+        """Return the head's outputs."""
+        if self.places is None or self.sources is None:
+            return self.head(features)
+        shape = list(features.shape)
+        shape[self._axis] = self._width
+        used = features.index_select(self._axis, self.sources)
+        return self.head(features.new_zeros(shape).index_copy(self._axis, self.places, used))
+
+
+def whole_head(head: nn.Module, axis: int, is_own: bool) -> nn.Module:
+    """Return a head for all features.
+
+    Args:
+        head: the task's head.
+        axis: axis of the features that a linear head acts along.
+        is_own: whether it is the user's own.
+    """
+    if is_own:
+        return OwnHead(head)
+    assert isinstance(head, nn.Linear)
+    return head if axis == -1 else AxisLinear(head, axis)
 
 
 class Clear(nn.Module):

@@ -17,6 +17,8 @@ from hatrack.gating.norms import TaskNormSwitch, copy_of_norm
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.units import UnitGraph
 
 __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
@@ -130,13 +132,15 @@ class Attachment(nn.Module):
     Args:
         graph: the units of the backbone.
         backbone: the backbone to attach to.
+        interface: how the backbone is called, and what of its result are its features.
 
     Attributes:
         partial_gradients: partial gradients by the names of dense layers; other layers compute all of theirs.
     """
 
-    def __init__(self, graph: UnitGraph, backbone: nn.Module) -> None:
+    def __init__(self, graph: UnitGraph, backbone: nn.Module, interface: Interface = PLAIN) -> None:
         super().__init__()
+        self._interface = interface
         self._active = ActiveTask()
         modules = dict(backbone.named_modules())
         gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
@@ -154,7 +158,7 @@ class Attachment(nn.Module):
         for switch in switches:
             vars(switch.module)["forward"] = switch.forward
 
-    def run(self, backbone: nn.Module, x: Tensor, attention: Tensor, norms: dict[str, nn.Module]) -> Tensor:
+    def run(self, backbone: nn.Module, x: Inputs, attention: Tensor, norms: dict[str, nn.Module]) -> Tensor:
         """Compute features of a batch under a task's attention and norms, gated as its head reads them.
 
         Args:
@@ -164,11 +168,11 @@ class Attachment(nn.Module):
             norms: the task's norms, by the name of the layer they stand for.
 
         Returns:
-            Features, ``(N, F)``.
+            Features, with units along the axis that the interface says.
         """
         outer = self._active.activate(attention, norms)
         try:
-            features: Tensor = self.gates[-1](backbone(x))
+            features: Tensor = self.gates[-1](self._interface.run(backbone, x))
             return features
         finally:
             self._active.go_back_to(outer)

@@ -12,6 +12,7 @@ from hatrack.gating.attachment import Attachment
 from hatrack.masks import WeightLayout
 from hatrack.protection.frozen import attention_on_entries
 from hatrack.state.tryouts import random_like
+from hatrack.support.inputs import Inputs, device_of
 from hatrack.support.modes import evaluation_mode
 from hatrack.units import Role, UnitGraph
 
@@ -26,7 +27,7 @@ _Entries = Mapping[str, tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def find_leak(
-    attachment: Attachment, graph: UnitGraph, backbone: nn.Module, example: Tensor, pairs: int = 2
+    attachment: Attachment, graph: UnitGraph, backbone: nn.Module, example: Inputs, pairs: int = 2
 ) -> str | None:
     """Test the gates of a network under random masks of units.
 
@@ -44,7 +45,7 @@ def find_leak(
     """
     norms = {name: norm.eval() for name, norm in attachment.copy_norms().items()}
 
-    def features(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    def features(x: Inputs, masks: Sequence[Tensor]) -> Tensor:
         return attachment.run(backbone, x, masks[0], norms)
 
     def free(masks: Sequence[Tensor]) -> _Entries:
@@ -55,13 +56,13 @@ def find_leak(
             if graph.roles[name] is not Role.PER_TASK and parameter.is_floating_point()
         }
 
-    everything = [torch.ones(graph.num_units, dtype=torch.bool, device=example.device)]
+    everything = [torch.ones(graph.num_units, dtype=torch.bool, device=device_of(example))]
     return _leak_under_random_masks(backbone, example, everything, features, free, pairs)
 
 
 @torch.no_grad()
 def find_leak_of_weights(
-    features: Callable[[Tensor, Sequence[Tensor]], Tensor], backbone: nn.Module, layout: WeightLayout, example: Tensor
+    features: Callable[[Inputs, Sequence[Tensor]], Tensor], backbone: nn.Module, layout: WeightLayout, example: Inputs
 ) -> str | None:
     """Test a network under random masks of weights.
 
@@ -103,9 +104,9 @@ def _copied_tensors(backbone: nn.Module, layout: WeightLayout) -> Iterator[tuple
 
 def _leak_under_random_masks(
     backbone: nn.Module,
-    example: Tensor,
+    example: Inputs,
     everything: Sequence[Tensor],
-    features: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    features: Callable[[Inputs, Sequence[Tensor]], Tensor],
     free: Callable[[Sequence[Tensor]], _Entries],
     pairs: int,
 ) -> str | None:

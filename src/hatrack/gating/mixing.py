@@ -6,7 +6,7 @@ networks fold windows or sequences into that axis, and are run task by task inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hatrack.errors import DOES_NOT_RUN
 from hatrack.gating.attachment import Attachment
 from hatrack.state.tryouts import agree, random_like, says_something
+from hatrack.support.inputs import Inputs, device_of
 from hatrack.support.modes import evaluation_mode
 
 __all__ = ["MixedNorm", "mixed_norms", "mixes_samples"]
@@ -67,7 +68,7 @@ def mixed_norms(norms: Sequence[Mapping[str, nn.Module]], task_of: Tensor) -> di
 
 
 @torch.no_grad()
-def mixes_samples(attachment: Attachment, backbone: nn.Module, num_units: int, example: Tensor) -> bool:
+def mixes_samples(attachment: Attachment, backbone: nn.Module, num_units: int, batch: Callable[[int], Inputs]) -> bool:
     """Test whether every sample of a mixed batch has the features that it has in a batch of its task alone.
 
     Two sizes of batches are tried, since an axis that does not count samples may have one of them by accident.
@@ -76,20 +77,20 @@ def mixes_samples(attachment: Attachment, backbone: nn.Module, num_units: int, e
         attachment: the gates.
         backbone: the network.
         num_units: number of units, U.
-        example: a batch, for its shape and type.
+        batch: makes a batch of a number of samples, for its shape and type.
     """
     generator = torch.Generator().manual_seed(0)
     norms = {name: norm.eval() for name, norm in attachment.copy_norms().items()}
-    masks = (torch.rand(3, num_units, generator=generator) < 0.7).to(example.device)
+    device = device_of(batch(2))
+    masks = (torch.rand(3, num_units, generator=generator) < 0.7).to(device)
     try:
         with evaluation_mode(backbone):
             for size in (5, 7):
-                zeros = torch.zeros(size, *example.shape[1:]).to(example)
-                x = random_like(zeros, generator, lambda x: attachment.run(backbone, x, masks[0], norms))
-                task_of = torch.randint(3, (size,), generator=generator).to(example.device)
+                x = random_like(batch(size), generator, lambda x: attachment.run(backbone, x, masks[0], norms))
+                task_of = torch.randint(3, (size,), generator=generator).to(device)
                 mixed = attachment.run(backbone, x, masks[task_of], mixed_norms([norms] * 3, task_of))
                 alone = torch.stack([attachment.run(backbone, x, mask, norms) for mask in masks])
-                expected = alone[task_of, torch.arange(size, device=example.device)]
+                expected = alone[task_of, torch.arange(size, device=device)]
                 if not says_something(expected) or not agree(mixed, expected, 1e-3):
                     return False
     except DOES_NOT_RUN:

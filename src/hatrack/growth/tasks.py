@@ -113,12 +113,25 @@ def _widen_own_parts(state: TaskState, widening: Widening, undo_log: UndoLog) ->
 
     Returns:
         New indices of the old entries of every widened parameter, along its first axes.
+
+    Raises:
+        InputError: there are new features, and the task's head is the user's own.
     """
     columns: tuple[Tensor | None, ...] = (None, widening.features)
-    head, features = state.head, len(widening.graph.features().units)
-    undo_log.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
-    undo_log.set_attribute(head, "in_features", features)
-    places: dict[nn.Parameter, Sequence[Tensor | None]] = {head.weight: columns}  # type: ignore[dict-item]
+    features = len(widening.graph.features().units)
+    places: dict[nn.Parameter, Sequence[Tensor | None]] = {}
+    if state.num_classes is None:
+        if features != len(widening.features):
+            raise InputError(
+                f"task {state.name!r} brought a head of its own, for {len(widening.features)} features, which cannot "
+                "be widened; grow groups that the heads do not read"
+            )
+    else:
+        head = state.linear_head
+        undo_log.set_data(head.weight, widened(head.weight.data, (head.out_features, features), columns))
+        undo_log.set_attribute(head, "in_features", features)
+        assert isinstance(head.weight, nn.Parameter)
+        places[head.weight] = columns
     for name, norm in state.norms.items():
         change, layer = widening.changes.get(name), Layer.of(norm)
         if change is not None and layer is not None:

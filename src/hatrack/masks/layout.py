@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
@@ -16,7 +16,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.support.heads import require_features
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 
 __all__ = ["Unmasked", "WeightLayout", "WeightRole", "count_features", "lay_out"]
@@ -114,19 +115,22 @@ def _require_plain(name: str, module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def count_features(backbone: nn.Module, example: Tensor) -> int:
+def count_features(backbone: nn.Module, example: Inputs, interface: Interface = PLAIN) -> int:
     """Count the features that a backbone gives.
 
     Args:
         backbone: the network.
         example: a batch.
+        interface: how the backbone is called, and what of its result are its features.
 
     Raises:
         InputError: the backbone gives no features, or cannot run on the example.
     """
     try:
         with evaluation_mode(backbone):
-            features = backbone(example)
+            features = interface.run(backbone, example)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise InputError(f"the backbone cannot run on the example input: {error}") from error
-    return require_features(features).shape[1]
+    return features.shape[interface.axis_of(features)]

@@ -79,32 +79,38 @@ class TaskList(nn.ModuleList, Generic[StateT]):
             raise InputError(f"{purpose} acts on the task in training, and there is none; call add_task first")
         return state
 
-    def require_addable(self, name: str, num_classes: int) -> int:
-        """Check that a task can be added, and return its number of classes as an integer.
+    def require_addable(self, name: str, num_classes: int | None, head: nn.Module | None = None) -> int | nn.Module:
+        """Check that a task can be added, and return its number of classes as an integer, or its head.
 
         Args:
             name: name of the task.
-            num_classes: number of its classes.
+            num_classes: number of its classes; None where it brings a head.
+            head: the head that it brings; None where it gets a linear one.
 
         Raises:
-            InputError: the name is empty or that of another task, the number of classes is below 1, or another task is
-                in training.
+            InputError: the name is empty or that of another task, the number of classes is below 1, there is a head
+                besides or instead of a number of classes, or another task is in training.
         """
         if not isinstance(name, str) or not name:
             raise InputError(f"a task's name must be a text that is not empty, not {name!r}")
-        try:
-            num_classes = operator.index(num_classes)
-        except TypeError:
-            raise InputError(f"num_classes of task {name!r} must be a whole number, not {num_classes!r}") from None
-        if num_classes < 1:
-            raise InputError(f"task {name!r} must have at least one class, not {num_classes}")
+        if (num_classes is None) == (head is None):
+            raise InputError(f"task {name!r} needs exactly one of num_classes and head: a linear head, or one of your own")
+        if head is None:
+            try:
+                num_classes = operator.index(num_classes)  # type: ignore[arg-type]
+            except TypeError:
+                raise InputError(f"num_classes of task {name!r} must be a whole number, not {num_classes!r}") from None
+            if num_classes < 1:
+                raise InputError(f"task {name!r} must have at least one class, not {num_classes}")
+        elif not isinstance(head, nn.Module):
+            raise InputError(f"the head of task {name!r} must be a torch.nn.Module, not a {type(head).__name__}")
         if name in self.names:
             raise InputError(f"there is a task {name!r} already; choose another name")
         if self.in_training is not None:
             raise InputError(
                 f"task {self.in_training.name!r} is still in training: consolidate it before adding {name!r}"
             )
-        return num_classes
+        return head if num_classes is None else num_classes  # type: ignore[return-value]
 
 
 _PROPERTIES = (TaskList.names, TaskList.consolidated, TaskList.last, TaskList.in_training)

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from hatrack.errors import InputError
 from hatrack.masks.calibration import Calibration
 from hatrack.masks.packing import bytes_for, move_along, pack, unpack
 from hatrack.state.movement import OwnBuffers
 from hatrack.support.compilers import start_compilers_inside
+from hatrack.support.heads import apply_head
 
 __all__ = ["TaskState", "UnitTask", "packed_mask"]
 
@@ -22,9 +23,10 @@ class TaskState(nn.Module):
 
     Args:
         name: the task's name.
-        num_classes: outputs of its head.
-        head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
+        num_classes: outputs of its linear head; None for a head of the user's own.
+        head: maps features to logits, or to whatever a head of the user's own gives.
         norms: its batch norms, by the name of the layer they stand for.
+        unit_axis: axis of the features that a linear head acts along.
 
     Attributes:
         moving: the task's values of buffers of the backbone that a forward pass moves.
@@ -34,10 +36,13 @@ class TaskState(nn.Module):
     mask_names: ClassVar[tuple[str, ...]] = ()
     """Names of the mask's tensors, which are in ``state_dict`` but no buffers: averages of models would change bits."""
 
-    def __init__(self, name: str, num_classes: int, head: nn.Linear, norms: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, name: str, num_classes: int | None, head: nn.Module, norms: dict[str, nn.Module], unit_axis: int = -1
+    ) -> None:
         super().__init__()
         self.name = name
         self.num_classes = num_classes
+        self.unit_axis = unit_axis
         self.consolidated = False
         self.head = head
         self._norm_names = list(norms)
@@ -51,9 +56,27 @@ class TaskState(nn.Module):
         """Batch norms of the task, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Return the task's logits ``(N, classes)`` of features ``(N, F)``."""
-        return F.linear(features, self.head.weight, self.head.bias)
+    def classify(self, features: Tensor) -> Any:
+        """Return the logits of features, with classes along their axis of units; or the outputs of the user's head."""
+        if self.num_classes is None:
+            return self.head(features)
+        return apply_head(self.linear_head, features, self.unit_axis)
+
+    def count_classes(self) -> int:
+        """Return the number of classes.
+
+        Raises:
+            InputError: the task has a head of the user's own, whose outputs need not be logits of classes.
+        """
+        if self.num_classes is None:
+            raise InputError(f"task {self.name!r} has a head of its own, whose outputs need not be logits of classes")
+        return self.num_classes
+
+    @property
+    def linear_head(self) -> nn.Linear:
+        """The head of a task that did not bring its own."""
+        assert isinstance(self.head, nn.Linear)
+        return self.head
 
     def take_norms_of(self, other: TaskState) -> None:
         """Own another task's batch norms, which this one has used already."""
@@ -68,7 +91,8 @@ class TaskState(nn.Module):
     def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
         """Take the shapes of saved tensors, by their names in ``state_dict``; parts that are missing are dropped."""
         found = _below("calibration.", saved)
-        self.calibration = Calibration.like(found).to(self.head.weight.device) if found else None
+        device = next((tensor.device for tensor in (*self.mask_tensors(), *self.parameters())), None)
+        self.calibration = Calibration.like(found).to(device) if found else None
 
     def _load_from_state_dict(
         self,
@@ -149,10 +173,11 @@ class UnitTask(TaskState):
 
     Args:
         name: the task's name.
-        num_classes: outputs of its head.
+        num_classes: outputs of its linear head; None for a head of the user's own.
         embedding: its initial embedding, ``(U,)``.
-        head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
+        head: maps features to logits, or to whatever a head of the user's own gives.
         norms: its batch norms, by the name of the layer they stand for.
+        unit_axis: axis of the features that a linear head acts along.
 
     Attributes:
         embedding: its embedding, ``(U,)``; deleted once the mask is final.
@@ -165,9 +190,15 @@ class UnitTask(TaskState):
     packed: Tensor
 
     def __init__(
-        self, name: str, num_classes: int, embedding: Tensor, head: nn.Linear, norms: dict[str, nn.Module]
+        self,
+        name: str,
+        num_classes: int | None,
+        embedding: Tensor,
+        head: nn.Module,
+        norms: dict[str, nn.Module],
+        unit_axis: int = -1,
     ) -> None:
-        super().__init__(name, num_classes, head, norms)
+        super().__init__(name, num_classes, head, norms, unit_axis)
         self.num_units = len(embedding)
         self.embedding = nn.Parameter(embedding)
         self.packed = torch.empty(0, dtype=torch.uint8, device=embedding.device)

@@ -19,12 +19,13 @@ class WeightTask(TaskState):
 
     Args:
         name: the task's name.
-        num_classes: outputs of its head.
+        num_classes: outputs of its linear head; None for a head of the user's own.
         shapes: shapes of the weights with masks.
         choice: the values that each mask is learned by, of the weights' shapes; empty where the source has none.
         copies: its copies of parameters without masks.
-        head: maps features ``(N, F)`` to logits ``(N, num_classes)``.
+        head: maps features to logits, or to whatever a head of the user's own gives.
         norms: its batch norms, by the name of the layer they stand for.
+        unit_axis: axis of the features that a linear head acts along.
 
     Attributes:
         shapes: shapes of the weights with masks.
@@ -42,14 +43,15 @@ class WeightTask(TaskState):
     def __init__(
         self,
         name: str,
-        num_classes: int,
+        num_classes: int | None,
         shapes: Sequence[torch.Size],
         choice: Sequence[Tensor],
         copies: Sequence[Tensor],
-        head: nn.Linear,
+        head: nn.Module,
         norms: dict[str, nn.Module],
+        unit_axis: int = -1,
     ) -> None:
-        super().__init__(name, num_classes, head, norms)
+        super().__init__(name, num_classes, head, norms, unit_axis)
         self.shapes = tuple(shapes)
         self.choice = nn.ParameterList(nn.Parameter(values) for values in choice)
         self.copies = nn.ParameterList(nn.Parameter(value) for value in copies)

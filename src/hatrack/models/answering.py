@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.masks.task_list import StateT
@@ -20,6 +19,10 @@ from hatrack.models.masking import Masking
 from hatrack.recognition import Inferred
 from hatrack.state.twins import twin
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
+from hatrack.support.example import is_mask
+from hatrack.support.heads import pad_classes
+from hatrack.support.inputs import Inputs, has_shape, kind_of, map_tensors, tensor_of, tensors_in
+from hatrack.support.interface import Interface
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -32,12 +35,12 @@ AnswerT = TypeVar("AnswerT")
 # ------------------------------------------------------------------------------------------------------------ computing
 
 
-def logits_of(masking: Masking[StateT], x: Tensor, state: StateT) -> Tensor:
-    """Return a task's logits of a batch, ``(N, classes)``.
+def logits_of(masking: Masking[StateT], x: Inputs, state: StateT) -> Any:
+    """Return a task's logits of a batch, classes along the features' axis of units; or its own head's outputs.
 
     Args:
         masking: the masks.
-        x: the batch, ``(N, ...)``.
+        x: the batch.
         state: the task.
 
     Raises:
@@ -46,25 +49,26 @@ def logits_of(masking: Masking[StateT], x: Tensor, state: StateT) -> Tensor:
     try:
         features = masking.features(x, state)
     except (RuntimeError, ValueError, IndexError) as error:
-        if x.shape[1:] == masking.example_shape[1:]:
+        if masking.has_example_kind(x):
             raise
         raise _misshapen(masking, x) from error
-    if features.dim() != 2 or len(features) != len(x):
+    is_odd = features.dim() > 2 and not masking.has_example_axes(x)  # such as a batch that was not flattened
+    if features.dim() < 2 or len(features) != masking.interface.samples(x) or is_odd:
         raise _misshapen(masking, x)
     return state.classify(features)
 
 
-def logits_of_mixed(masking: Masking[StateT], x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
+def logits_of_mixed(masking: Masking[StateT], x: Inputs, states: Sequence[StateT], task_of: Tensor) -> Tensor:
     """Return logits of samples of several tasks, ``(N, most classes)``, filled with −inf.
 
     Args:
         masking: the masks.
-        x: the batch, ``(N, ...)``.
+        x: the batch.
         states: the tasks.
         task_of: for every sample the index of its task, int64 ``(N,)``.
     """
     features = masking.features_mixed(x, states, task_of)
-    return joined(x, states, task_of, features, partial(logits_of, masking))
+    return joined(masking.interface, x, states, task_of, features, partial(logits_of, masking))
 
 
 def fixed_logits(masking: Masking[StateT], state: StateT, samples: int | None = None) -> Tensor:
@@ -74,47 +78,63 @@ def fixed_logits(masking: Masking[StateT], state: StateT, samples: int | None = 
         masking: the masks.
         state: the task.
         samples: number of samples; as many as the example input had if left out.
+
+    Returns:
+        The logits; all outputs of a head of the user's own side by side, ``(N, outputs)``.
     """
-    zeros = masking.example(samples)
+    zeros, generator = masking.example(samples), torch.Generator().manual_seed(0)
     with torch.no_grad(), masking.evaluating():
         try:
-            drawn = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0)).to(zeros)
-            return logits_of(masking, drawn if zeros.is_floating_point() else zeros, state)
+            drawn = map_tensors(partial(_drawn, generator=generator, alone=isinstance(zeros, Tensor)), zeros)
+            return tensor_of(logits_of(masking, drawn, state))
         except (RuntimeError, ValueError, IndexError):  # such as real numbers that stand for categories
-            return logits_of(masking, zeros, state)
+            return tensor_of(logits_of(masking, zeros, state))
 
 
-def _misshapen(masking: Masking[StateT], x: Tensor) -> InputError:
-    expected = ", ".join(map(str, masking.example_shape[1:]))
-    return InputError(f"the input has shape {tuple(x.shape)}, the network expects (N, {expected})")
+def _drawn(zeros: Tensor, generator: torch.Generator, alone: bool) -> Tensor:
+    """Return random real numbers in place of zeros; a mask among several inputs stays."""
+    drawn = torch.randn(zeros.shape, generator=generator).to(zeros)
+    return drawn if zeros.is_floating_point() and (alone or not is_mask(zeros)) else zeros
+
+
+def _misshapen(masking: Masking[StateT], x: Inputs) -> InputError:
+    if isinstance(x, Tensor):
+        found = str(tuple(x.shape))
+    else:
+        axis = masking.interface.batch_axis
+        found = has_shape(kind_of(x, axis), str(masking.interface.samples(x)))
+    return InputError(f"the input has shape {found}, the network expects {has_shape(masking.example_input.kind)}")
 
 
 def joined(
-    x: Tensor,
+    interface: Interface,
+    x: Inputs,
     states: Sequence[StateT],
     task_of: Tensor,
     features: Tensor | None,
-    one_by_one: Callable[[Tensor, StateT], Tensor],
+    one_by_one: Callable[[Inputs, StateT], Tensor],
 ) -> Tensor:
     """Return logits of samples of several tasks, ``(N, most classes)``, filled with −inf.
 
     Args:
-        x: the batch, ``(N, ...)``.
+        interface: interface of the backbone.
+        x: the batch.
         states: the tasks.
         task_of: for every sample the index of its task, int64 ``(N,)``.
         features: features from one pass, ``(N, F)``; None to ask for each task's samples.
         one_by_one: computes a task's logits of its samples.
     """
     if not states:
-        return x.new_zeros(0, 0)
-    widest = max(state.num_classes for state in states)
+        return next(iter(tensors_in(x))).new_zeros(0, 0)
+    counts = [state.count_classes() for state in states]
     logits: Tensor | None = None
-    for number, state in enumerate(states):
+    for number, (state, count) in enumerate(zip(states, counts, strict=True)):
         rows = (task_of == number).nonzero().flatten()
-        part = one_by_one(x[rows], state) if features is None else state.classify(features[rows])
+        part = one_by_one(interface.take(x, rows), state) if features is None else state.classify(features[rows])
+        part = pad_classes(part, max(counts) - count, state.unit_axis)
         if logits is None:
-            logits = part.new_full((len(x), widest), float("-inf"))
-        logits = logits.index_copy(0, rows, F.pad(part, (0, widest - state.num_classes), value=float("-inf")))
+            logits = part.new_full((len(task_of), *part.shape[1:]), float("-inf"))
+        logits = logits.index_copy(0, rows, part)
     assert logits is not None
     return logits
 
@@ -174,7 +194,7 @@ def _require_finite(net: MaskedNetwork[StateT], answer: object) -> None:
     """Check that a task in training which has diverged leaves no mark: zero times infinity is not a number."""
     if net.tasks.in_training is not None:
         logits = answer.logits if isinstance(answer, Inferred) else answer
-        if isinstance(logits, Tensor) and bool(logits.detach().isnan().any()):
+        if any(bool(part.detach().isnan().any()) for part in tensors_in(logits)):
             net.protection.require_finite()
 
 

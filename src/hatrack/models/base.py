@@ -21,11 +21,13 @@ from hatrack.gating.attachment import attached_to, mark
 from hatrack.growth.policy import Growth
 from hatrack.masks.calibration import Scorer
 from hatrack.masks.task_list import StateT, TaskList
+from hatrack.masks.tasks import TaskState
 from hatrack.models import unlearning, widening
 from hatrack.models.answering import ask, fixed_logits, is_transformed, joined, logits_of, logits_of_mixed
 from hatrack.models.calibrating import calibrate
 from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
+from hatrack.models.own_heads import require_usable_head
 from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
@@ -34,6 +36,8 @@ from hatrack.state.movement import StateOf
 from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
+from hatrack.support.inputs import Inputs, device_of, map_tensors
+from hatrack.support.interface import Interface
 
 __all__ = ["MaskedNetwork", "read_only"]
 
@@ -72,18 +76,20 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def __init__(
         self,
         backbone: nn.Module,
-        example_input: Tensor,
+        example_input: Inputs,
         growth: Growth | None,
-        build_masking: Callable[[TaskList[StateT]], Masking[StateT]],
+        interface: Interface,
+        build_masking: Callable[[TaskList[StateT], Inputs], Masking[StateT]],
     ) -> None:
         super().__init__()
-        _require_attachable(backbone, example_input)
+        _require_attachable(backbone)
+        example_input = interface.accepted(example_input)
         state = StateOf(backbone)
         self.backbone = backbone
         self.tasks = TaskList()
         self.growth = growth
         self.initialization = InitialDistribution.of(backbone)
-        self.masking = build_masking(self.tasks)
+        self.masking = build_masking(self.tasks, example_input)
         self.protection = Protection(self, self.masking)
         mark(backbone, self)
         self._loading: Snapshot | None = None
@@ -91,7 +97,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         if growth is not None:
             self.masking.units_now()  # which is refused where it could never grow
         self.to(self.masking.device)  # which derives the protection, too
-        example_input = example_input.to(self.masking.device)
+        device = self.masking.device
+        example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
         try:
             self.masking.require_no_leak(example_input)
             state.put_back()  # a value that the runs so far have left would not be seen to move
@@ -115,8 +122,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.masking.is_attached = False
         mark(self.backbone, None)
 
-    example_shape: Final[torch.Size] = read_only("masking.example_shape")
-    """Shape of the example input."""
+    example_shape: Final[Any] = read_only("masking.example_input.shape")
+    """Shape of the example input, a :class:`torch.Size`; of several inputs, the same structure of shapes."""
 
     # ------------------------------------------------------------------------------------------------------------ tasks
 
@@ -130,21 +137,33 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         return None if state is None else state.name
 
     @all_or_nothing()
-    def add_task(self, name: str, num_classes: int, *, generator: torch.Generator | None = None) -> None:
+    def add_task(
+        self,
+        name: str,
+        num_classes: int | None = None,
+        *,
+        head: nn.Module | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
         """Add a task; where the network has a ``growth``, groups that are nearly full are widened first.
 
         Args:
             name: a name that no task has yet.
-            num_classes: number of classes, at least 1.
+            num_classes: number of outputs of a linear head, at least 1; None where ``head`` is given.
+            head: head of your own, any module that maps features to outputs. It is used as it is, moved to the
+                backbone's device and type, and frozen with its buffers when the task is consolidated.
             generator: source of randomness on the CPU; torch's global one if left out.
 
         Raises:
-            InputError: another task has this name, it is empty, the number of classes is below 1, or another task is
-                not consolidated yet.
+            InputError: another task has this name, it is empty, the number of classes is below 1, both or none of
+                ``num_classes`` and ``head`` are given, the head does not run on the features or shares parameters with
+                another part, or another task is not consolidated yet.
+            UnsupportedError: the head gives other outputs from call to call.
         """
-        num_classes = self.tasks.require_addable(name, num_classes)
+        own = self.tasks.require_addable(name, num_classes, head)
+        require_usable_head(self, name, own)
         widening.grow_if_full(self, generator)
-        self.masking.open_task(name, num_classes, generator)
+        self.masking.open_task(name, own, generator)
 
     def task_parameters(self, name: str, *, new_only: bool = False) -> list[nn.Parameter]:
         """Return the parameters to train for a task.
@@ -249,45 +268,55 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     # ---------------------------------------------------------------------------------------------------------- answers
 
-    def forward(self, x: Tensor, task: str | Sequence[str]) -> Tensor:
-        """Return logits of a batch.
+    def forward(self, x: Inputs, task: str | Sequence[str]) -> Any:
+        """Return logits of a batch, or the outputs of the task's own head.
 
         In evaluation mode samples of several tasks go through the network together where it keeps samples apart; else
         every task's samples go through by themselves. Logits are those of the tasks one by one, up to rounding.
 
         Args:
-            x: the batch, of the example input's shape but for its first axis.
+            x: the batch, of the example input's structure: a tensor; a tuple of the backbone's positional arguments; or
+                a mapping of its keyword arguments.
             task: name of one task, or one name per sample.
 
         Returns:
             ``(N, classes)``; for a task per sample ``(N, most classes)``, filled with −inf behind a task's last class.
+            Other axes of the features stay: classes are where these have their units. A head of the task's own decides
+            for itself.
 
         Raises:
-            InputError: a task is unknown, or the batch does not have the shape that the backbone expects.
+            InputError: a task is unknown, or the batch does not have the shape that the backbone expects; or several
+                tasks are named, and one of them has a head of its own.
         """
         self.masking.require_attached()
+        interface = self.masking.interface
+        x = interface.accepted(x)
         if isinstance(task, str):
             return self._forward_one(x, self.tasks.named(task))
         if not isinstance(task, Sequence):
             raise InputError(f"name a task, or a task per sample; {task!r} is neither")
-        if len(task) != len(x):
-            raise InputError(f"{len(task)} tasks were named for {len(x)} samples; name one task, or one per sample")
+        samples = interface.samples(x)
+        if len(task) != samples:
+            raise InputError(f"{len(task)} tasks were named for {samples} samples; name one task, or one per sample")
         names = list(dict.fromkeys(task))
         numbers = {name: number for number, name in enumerate(names)}
-        task_of = torch.tensor([numbers[name] for name in task], dtype=torch.int64, device=x.device)
-        return self._forward_mixed(x, [self.tasks.named(name) for name in names], task_of)
+        task_of = torch.tensor([numbers[name] for name in task], dtype=torch.int64, device=device_of(x))
+        states = [self.tasks.named(name) for name in names]
+        for state in states:
+            state.count_classes()
+        return self._forward_mixed(x, states, task_of)
 
-    def _forward_one(self, x: Tensor, state: StateT) -> Tensor:
+    def _forward_one(self, x: Inputs, state: StateT) -> Any:
         self.admit(x, [state])
         return ask(self, [state], partial(_answer_one, x))
 
-    def _forward_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor:
+    def _forward_mixed(self, x: Inputs, states: Sequence[StateT], task_of: Tensor) -> Tensor:
         if self.training:  # one by one: a copy may answer for old tasks, not for that in training
-            return joined(x, states, task_of, None, self._forward_one)
+            return joined(self.masking.interface, x, states, task_of, None, self._forward_one)
         self.admit(x, states)
         return ask(self, states, partial(_answer_mixed, x, task_of))
 
-    def admit(self, x: Tensor, states: Sequence[StateT]) -> None:
+    def admit(self, x: Inputs, states: Sequence[StateT]) -> None:
         """Check that the guarantee holds for a call, and analyse it if it is of a new kind; skipped while torch traces.
 
         Args:
@@ -300,7 +329,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         if not is_transformed():
             self.protection.require_same_parts(states)
-            if isinstance(x, Tensor) and x.dim() and len(x):  # else the call itself says what is wrong
+            if self.masking.interface.has_samples(x):  # else the call itself says what is wrong
                 self.masking.admit(x, self.change)
 
     @all_or_nothing()
@@ -330,45 +359,47 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         logits = fixed_logits(self.masking, states[-1])
         return {"task": states[-1].name, "logits": logits.double().flatten().tolist()}
 
-    def infer(self, x: Tensor, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
+    def infer(self, x: Inputs, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
         """Recognise the task of each sample, and give that task's logits; all consolidated tasks are asked in one pass.
 
         Scores of tasks that were trained separately do not compare well by themselves; calibrated, each counts in
         standard deviations from the mean of its task's training samples.
 
         Args:
-            x: samples ``(N, ...)``.
+            x: samples, as :meth:`forward` takes them.
             scorer: score by which a sample's task is recognised.
             calibrated: use the tasks' calibrations.
 
         Raises:
             InputError: no task is consolidated, or one was not calibrated although that is needed (always for
-                distances).
+                distances); or a task has a head of its own, or features have further axes.
         """
         self.masking.require_attached()
+        x = self.masking.interface.accepted(x)
         states = self.tasks.consolidated
         if not states:
             raise InputError("there is no consolidated task yet to recognise")
         with torch.no_grad(), self.masking.evaluating():
             self.admit(x, states)
-            if isinstance(x, Tensor) and self.masking.mixes(x, len(states)):
-                self.admit(x.repeat(len(states), *(1,) * (x.dim() - 1)), states)
+            if self.masking.mixes(x, len(states)):
+                self.admit(self.masking.interface.repeated(x, len(states)), states)
         return ask(self, states, lambda masking, asked: infer_task(masking, asked, x, scorer, calibrated))
 
     @all_or_nothing()
-    def calibrate(self, name: str, x: Tensor, y: Tensor, *, batch_size: int = 500) -> None:
+    def calibrate(self, name: str, x: Inputs, y: Tensor, *, batch_size: int = 500) -> None:
         """Measure the statistics of a consolidated task's training data by which :meth:`infer` recognises the task.
 
         They are saved with the network, frozen as all of the task, and removed with it. No samples are stored.
 
         Args:
             name: the task.
-            x: its training samples ``(N, ...)``.
+            x: its training samples, as :meth:`forward` takes them.
             y: their classes, int64 ``(N,)``.
             batch_size: samples per pass.
 
         Raises:
-            InputError: there is no such task, it is not consolidated, or samples and classes do not fit.
+            InputError: there is no such task, it is not consolidated, samples and classes do not fit, the task has a
+                head of its own, or features have further axes.
             GuaranteeError: protected entries had moved before.
         """
         calibrate(self, name, x, y, batch_size)
@@ -519,14 +550,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             "format": self.format,
             **masking.to_json(),
             **({} if masking.origin is None else {"growth": None if self.growth is None else asdict(self.growth)}),
-            "example_input": {
-                "shape": list(masking.example_shape),
-                "dtype": str(masking.example_dtype).partition(".")[2],
-            },
+            "example_input": masking.example_input.to_json(),
+            **masking.interface.to_json(),
             "modules": description_of_modules(self.backbone),
-            "tasks": [
-                {"name": s.name, "num_classes": s.num_classes, "consolidated": s.consolidated} for s in self.tasks
-            ],
+            "tasks": [_description_of(state) for state in self.tasks],
             "digests": self.protection.digests,
             "probe": self.probe(),
         }
@@ -572,7 +599,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
                 "converting back does not bring the old ones back; convert a copy (copy.deepcopy) to keep them",
                 stacklevel=4,
             )
-        self.masking.example_dtype = fn(torch.zeros(1, dtype=self.masking.example_dtype)).dtype
+        self.masking.example_input = self.masking.example_input.converted(fn)
         self.renew_protection()
         if converting:
             protection.renew_digests()
@@ -636,7 +663,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             raise
 
 
-def _require_attachable(backbone: nn.Module, example_input: Tensor) -> None:
+def _require_attachable(backbone: nn.Module) -> None:
     """Check that a network can be made around a backbone.
 
     Raises:
@@ -645,8 +672,6 @@ def _require_attachable(backbone: nn.Module, example_input: Tensor) -> None:
     """
     if not isinstance(backbone, nn.Module):
         raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
-    if not isinstance(example_input, Tensor):
-        raise InputError("example_input must be a tensor, such as torch.zeros(1, 1, 28, 28)")
     for name, parameter in backbone.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise UnsupportedError(f"{name} is not initialised yet; run the backbone once on a batch")
@@ -658,17 +683,23 @@ def _require_attachable(backbone: nn.Module, example_input: Tensor) -> None:
         raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")
 
 
+def _description_of(state: TaskState) -> dict[str, Any]:
+    """Return what a file says about a task, its tensors apart."""
+    described = {"name": state.name, "num_classes": state.num_classes, "consolidated": state.consolidated}
+    return described if state.num_classes is not None else {**described, "head": description_of_modules(state.head)}
+
+
 def _finish_loading(module: nn.Module, _: object) -> None:
     """Finish the loading of a network; torch calls this also where it is a part of a larger module."""
     assert isinstance(module, MaskedNetwork)
     module._finish_loading()
 
 
-def _answer_one(x: Tensor, masking: Masking[StateT], states: Sequence[StateT]) -> Tensor:
+def _answer_one(x: Inputs, masking: Masking[StateT], states: Sequence[StateT]) -> Any:
     return logits_of(masking, x, states[0])
 
 
-def _answer_mixed(x: Tensor, task_of: Tensor, masking: Masking[StateT], states: Sequence[StateT]) -> Tensor:
+def _answer_mixed(x: Inputs, task_of: Tensor, masking: Masking[StateT], states: Sequence[StateT]) -> Tensor:
     return logits_of_mixed(masking, x, states, task_of)
 
 

@@ -20,11 +20,13 @@ from hatrack.masks.tasks import UnitTask
 from hatrack.models import widening
 from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.gate_settings import GateSettings
-from hatrack.models.own_state import several
+from hatrack.models.own_heads import require_usable_head
 from hatrack.models.taking_out import cut_units, extract_units, take_out
 from hatrack.models.unit_masking import UnitMasking
 from hatrack.protection.conditioning import UnitConditioning
 from hatrack.state.undo import all_or_nothing, attaches_or_not
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
 from hatrack.units.signatures import Signature
@@ -44,9 +46,10 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     type, device, number of threads, grad mode and library versions, in evaluation mode.
 
     Args:
-        backbone: maps a batch to features ``(N, F)``.
-        example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
-            backbone's device.
+        backbone: maps a batch to features, ``(N, …, F)``, or to a result that holds them.
+        example_input: a batch of the shape that the backbone expects: a tensor; a tuple of positional arguments; or a
+            mapping of keyword arguments, nested as the backbone takes them. Values do not matter, but for integers,
+            truth values and masks of zeros and ones among several inputs. It is moved to the backbone's device.
         s_max: largest scale of the gates, > 0 (the paper uses 400 and advises 25 to 800).
         hard: whether masks become exactly 0 or 1 when a task is consolidated. False keeps the sigmoid's values, as the
             paper's code does; then old outputs drift a little.
@@ -65,6 +68,10 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             :func:`hatrack.units.rule`.
         growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
             leaves its widths as they are, unless :meth:`grow` is called.
+        features: choice of the features in the backbone's result: None where the result is a tensor, a key or the name
+            of an attribute, an index, or a function from the result to a tensor.
+        unit_axis: axis of the features that heads act along, such as 1 for maps ``(N, C, H, W)``.
+        batch_axis: axis of every input that counts samples.
 
     Attributes:
         backbone: the network that was given.
@@ -73,7 +80,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
 
     Raises:
         UnsupportedError: the backbone does something that no rule explains.
-        InputError: the backbone does not give features ``(N, F)``, or is inside another HATNetwork, or ``s_max`` is not
+        InputError: the backbone does not give features, or is inside another HATNetwork, or ``s_max`` is not
             positive and finite.
         GuaranteeError: in the leak test under random masks, an entry that should have been free changed the outputs.
 
@@ -92,7 +99,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     def __init__(
         self,
         backbone: nn.Module,
-        example_input: Tensor,
+        example_input: Inputs,
         *,
         s_max: float = 400.0,
         hard: bool = True,
@@ -104,16 +111,21 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         gate_inputs: bool = False,
         rules: Mapping[Any, Rule] | None = None,
         growth: Growth | None = None,
+        features: Features = None,
+        unit_axis: int = -1,
+        batch_axis: int = 0,
     ) -> None:
         settings = GateSettings(
             float(s_max), hard, compensation, conditioning, gate_function, regularizer, batch_norms, gate_inputs
         )
+        interface = Interface(features, unit_axis, batch_axis)
         super().__init__(
             backbone,
             example_input,
             growth,
-            lambda tasks: UnitMasking(
-                backbone, tasks, example_input, settings, rules, self.initialization.initial_scales
+            interface,
+            lambda tasks, example: UnitMasking(
+                backbone, tasks, example, interface, settings, rules, self.initialization.initial_scales
             ),
         )
         warn_of_collapse(self.masking.graph)
@@ -146,16 +158,19 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     def add_task(
         self,
         name: str,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
+        head: nn.Module | None = None,
         generator: torch.Generator | None = None,
         embedding: Tensor | Distribution | None = None,
     ) -> None:
-        """Add a task with an embedding, a linear head, and copies of the batch norms unless it shares them.
+        """Add a task with an embedding, a head, and copies of the batch norms unless it shares them.
 
         Args:
             name: a name that no task has yet.
-            num_classes: number of classes, at least 1.
+            num_classes: number of outputs of a linear head, at least 1; None where ``head`` is given.
+            head: head of your own, any module that maps features to outputs. It is used as it is, moved to the
+                backbone's device and type, and frozen with its buffers when the task is consolidated.
             generator: source of randomness on the CPU; torch's global one if left out. If the network has a
                 ``growth``, groups that are nearly full are widened first; see :meth:`grow`.
             embedding: initial values of the embedding, ``(U,)``, or the distribution of single numbers that they are
@@ -163,16 +178,20 @@ class HATNetwork(MaskedNetwork[UnitTask]):
                 single task, and k₁ in [1, 6], k₂ in [0.5, 2] for another uniform one whose formula is lost here.
 
         Raises:
-            InputError: another task has this name, it is empty, the number of classes is below 1, another task is not
-                consolidated yet, or the embedding does not have a number in [−6, 6] for every unit.
+            InputError: another task has this name, it is empty, the number of classes is below 1, both or none of
+                ``num_classes`` and ``head`` are given, the head does not run on the features or shares parameters with
+                another part, another task is not consolidated yet, or the embedding does not have a number in [−6, 6]
+                for every unit.
+            UnsupportedError: the head gives other outputs from call to call.
         """
-        num_classes = self.tasks.require_addable(name, num_classes)
+        own = self.tasks.require_addable(name, num_classes, head)
+        require_usable_head(self, name, own)
         widening.grow_if_full(self, generator)
         units = self.masking.graph.num_units
         start = None if embedding is None else initial_embedding(embedding, units, generator)
-        self.masking.start_embedding(self.masking.open_task(name, num_classes, generator), start)
+        self.masking.start_embedding(self.masking.open_task(name, own, generator), start)
 
-    def analyze(self, example_input: Tensor) -> None:
+    def analyze(self, example_input: Inputs) -> None:
         """Analyse the backbone on an input of another shape or type before its first task, so that its units fit both.
 
         Every call does so by itself; where tasks exist already, calls that would change their units are refused.
@@ -184,9 +203,12 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             UnsupportedError: no rule explains what the backbone does with it, or it contradicts the tasks there are.
         """
         self.masking.require_attached()
-        for x in (several(example_input), example_input[:1]):
+        interface = self.masking.interface
+        example_input = interface.accepted(example_input)
+        for x in (interface.several(example_input), interface.take(example_input, slice(1))):
             for training, grad in ((False, False), (True, True)):
-                self.masking.calls.examine(x, Signature.of(x, training, grad), self.masking, self.change)
+                signature = Signature.of(x, training, grad, interface)
+                self.masking.calls.examine(x, signature, self.masking, self.change)
 
     @property
     def units(self) -> UnitGraph:
@@ -200,7 +222,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             shapes={**graph.shapes, **of_tasks},
         )
 
-    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
+    def extract(self, task: str, example: Inputs | None = None) -> CompactNetwork:
         """Return a consolidated task as a plain module of its own, without gates, dropout and units it does not use.
 
         Its logits are the gated network's up to rounding (1e-5, relative to the largest), since kernels sum in another
@@ -221,7 +243,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         return take_out(self, task, example, partial(extract_units, example=example))
 
     @torch.no_grad()
-    def logits_of_tasks(self, samples: Mapping[str, Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
+    def logits_of_tasks(self, samples: Mapping[str, Inputs], *, batch_size: int = 1000) -> dict[str, Tensor]:
         """Return logits of many samples of several consolidated tasks, in less time than one by one.
 
         Every task is extracted from the weights as they are now, and its own network is asked, which has only its units
@@ -231,21 +253,23 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         done in evaluation mode.
 
         Args:
-            samples: a batch ``(N, ...)`` by name of the task.
+            samples: a batch by name of the task.
             batch_size: samples per pass; logits are reproducible to the bit for equal batches only.
 
         Returns:
             By name of the task ``(N, classes)``, in the order of ``samples``.
 
         Raises:
-            InputError: there is no such task, or it is not consolidated.
+            InputError: there is no such task, it is not consolidated, or it has a head of its own.
             UnsupportedError: the backbone without gates does not give the gated network's logits.
         """
         results = {}
         for task, x in samples.items():
             state = self.tasks.named(task)
+            state.count_classes()
+            parts = self.masking.interface.split(self.masking.interface.accepted(x), batch_size)
             is_soft = state.consolidated and state.mask.dtype != torch.bool
             answer = partial(self.forward, task=task) if is_soft else take_out(self, task, None, cut_units)
             with evaluation_mode(self):
-                results[task] = torch.cat([answer(part) for part in torch.split(x, batch_size)])
+                results[task] = torch.cat([answer(part) for part in parts])
         return results

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hatrack.errors import CheckpointError, GuaranteeError, InputError
 from hatrack.gating.attachment import attached_to
@@ -21,18 +21,27 @@ from hatrack.models.hat import FORMAT, HATNetwork
 from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
 from hatrack.state.tryouts import agree
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
+from hatrack.support.example import Example
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import Features, Interface
 from hatrack.units import Rule
 from hatrack.units.signatures import Signature
 
 __all__ = ["forget_in_files", "load", "load_as", "network_from"]
 
 Rules = Mapping[Any, Rule] | None
-Build = Callable[[nn.Module, Tensor, Mapping[str, Any], Rules], MaskedNetwork[Any]]
+Heads = Mapping[str, nn.Module] | None
+Build = Callable[[nn.Module, Inputs, Mapping[str, Any], Rules, Interface], MaskedNetwork[Any]]
 NetworkT = TypeVar("NetworkT", HATNetwork, WeightMaskedNetwork)
 
 
 def load(
-    path: str | Path, backbone: nn.Module, *, rules: Mapping[Any, Rule] | None = None
+    path: str | Path,
+    backbone: nn.Module,
+    *,
+    heads: Mapping[str, nn.Module] | None = None,
+    features: Features = None,
+    rules: Mapping[Any, Rule] | None = None,
 ) -> HATNetwork | WeightMaskedNetwork:
     """Read a network that :meth:`hatrack.HATNetwork.save` or :meth:`hatrack.WeightMaskedNetwork.save` wrote.
 
@@ -40,6 +49,8 @@ def load(
         path: the file.
         backbone: a network built as the saved one was, as wide as it was at first or as it had grown; its weights are
             overwritten.
+        heads: heads built as those that tasks brought of their own, by name of the task; their weights are overwritten.
+        features: choice of the features, where it was a function; a key or an index is in the file.
         rules: the rules that were given to the saved network, if any.
 
     Returns:
@@ -49,26 +60,39 @@ def load(
         CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone. The
             backbone is as it was then, but for its weights, and for its widths if the saved one had grown.
         GuaranteeError: the file is whole, but what its tasks rely on is not what they were consolidated with.
-        InputError: the backbone is no module, or is inside another network of masks.
+        InputError: the backbone is no module, or is inside another network of masks; or heads or the choice of features
+            are missing.
         UnsupportedError: the backbone does something that no rule explains.
     """
-    net: HATNetwork | WeightMaskedNetwork = _load(Path(path), backbone, rules, (FORMAT, WEIGHTS_FORMAT))
+    net: HATNetwork | WeightMaskedNetwork = _load(
+        Path(path), backbone, (FORMAT, WEIGHTS_FORMAT), heads=heads, features=features, rules=rules
+    )
     return net
 
 
-def load_as(kind: type[NetworkT], path: str | Path, backbone: nn.Module, *, rules: Rules = None) -> NetworkT:
+def load_as(
+    kind: type[NetworkT],
+    path: str | Path,
+    backbone: nn.Module,
+    *,
+    heads: Heads = None,
+    features: Features = None,
+    rules: Rules = None,
+) -> NetworkT:
     """Read a network of one kind; otherwise as :func:`load`.
 
     Args:
         kind: class of the network.
         path: the file.
         backbone: a network built as the saved one was.
+        heads: as for :func:`load`.
+        features: as for :func:`load`.
         rules: the rules that were given to the saved network, if any.
 
     Raises:
         CheckpointError: the file holds another kind of network, or as in :func:`load`.
     """
-    net = _load(Path(path), backbone, rules, (kind.format,))
+    net = _load(Path(path), backbone, (kind.format,), heads=heads, features=features, rules=rules)
     assert isinstance(net, kind)
     return net
 
@@ -79,6 +103,8 @@ def forget_in_files(
     build: Callable[[], nn.Module],
     *,
     generator: torch.Generator | None = None,
+    build_heads: Callable[[], Mapping[str, nn.Module]] | None = None,
+    features: Features = None,
     rules: Rules = None,
 ) -> dict[Path, Forgotten]:
     """Remove a task from saved networks, such as earlier checkpoints that still hold it; each file is replaced.
@@ -88,6 +114,8 @@ def forget_in_files(
         paths: the files; those that do not hold the task stay as they are.
         build: builds the backbone that the files were saved with.
         generator: draws new values, on the CPU; torch's global one if left out.
+        build_heads: builds the heads that tasks brought of their own, by name of the task.
+        features: choice of the features, where it was a function.
         rules: the rules that were given to the saved networks, if any.
 
     Returns:
@@ -98,17 +126,20 @@ def forget_in_files(
     """
     reports = {}
     for path in map(Path, paths):
-        net = load(path, build(), rules=rules)
+        heads = None if build_heads is None else build_heads()
+        net = load(path, build(), heads=heads, features=features, rules=rules)
         if task in net.task_names:
             reports[path] = net.forget(task, generator=generator)
             net.save(path)
     return reports
 
 
-def _build_hat(backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules) -> HATNetwork:
+def _build_hat(
+    backbone: nn.Module, example: Inputs, described: Mapping[str, Any], rules: Rules, interface: Interface
+) -> HATNetwork:
     settings = GateSettings.from_json(described)
     growth = None if described["growth"] is None else Growth(**described["growth"])
-    net = HATNetwork(backbone, example, rules=rules, growth=growth, **vars(settings))
+    net = HATNetwork(backbone, example, rules=rules, growth=growth, **vars(settings), **vars(interface))
     for signature in map(Signature.from_json, described.get("signatures", [])):
         net.masking.calls.replay(signature, net.masking.device, net.masking, net.change)
     return net
@@ -141,7 +172,7 @@ def _widen_as_saved(net: MaskedNetwork[Any], widths: Mapping[str, int]) -> None:
 
 
 def _build_weights(
-    backbone: nn.Module, example: Tensor, described: Mapping[str, Any], rules: Rules
+    backbone: nn.Module, example: Inputs, described: Mapping[str, Any], rules: Rules, interface: Interface
 ) -> WeightMaskedNetwork:
     net = WeightMaskedNetwork(
         backbone,
@@ -150,6 +181,7 @@ def _build_weights(
         conditioning=conditioning_from(described["conditioning"]),
         unmasked=Unmasked(described["unmasked"]),
         growth=None if described.get("growth") is None else Growth(**described["growth"]),
+        **vars(interface),
     )
     return net
 
@@ -157,34 +189,50 @@ def _build_weights(
 _BUILDERS: Mapping[str, Build] = MappingProxyType({FORMAT: _build_hat, WEIGHTS_FORMAT: _build_weights})
 
 
-def _load(path: Path, backbone: nn.Module, rules: Rules, formats: Sequence[str]) -> Any:
+def _load(
+    path: Path, backbone: nn.Module, formats: Sequence[str], *, heads: Heads, features: Features, rules: Rules
+) -> Any:
     if not isinstance(backbone, nn.Module):
         raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
-    return network_from(path, read_checkpoint(path, *formats), backbone, rules)
+    checkpoint = read_checkpoint(path, *formats)
+    return network_from(path, checkpoint, backbone, heads=heads, features=features, rules=rules)
 
 
-def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules: Rules = None) -> Any:
+def network_from(
+    path: Path,
+    checkpoint: Checkpoint,
+    backbone: nn.Module,
+    *,
+    heads: Heads = None,
+    features: Features = None,
+    rules: Rules = None,
+) -> Any:
     """Build the network that a checkpoint holds; otherwise as :func:`load`.
 
     Args:
         path: the file, for messages.
         checkpoint: content of the file.
         backbone: a network built as the saved one was.
+        heads: as for :func:`load`.
+        features: as for :func:`load`.
         rules: the rules that were given to the saved network, if any.
     """
     described = checkpoint.description
     check_backbone(path, described["modules"], backbone)
+    own_heads = _own_heads(path, described["tasks"], heads or {})
+    try:
+        interface = Interface.from_json(described, features)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     present = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     computed = {name: present[name] for name in described.get("computed_anew", ()) if name in present}
     state: dict[str, Any] = {**checkpoint.tensors, **computed}
     of_backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
     if not _has_grown(described):  # else it may have to be widened before it matches
         _require_match(path, of_backbone, present)
-    example = torch.zeros(
-        described["example_input"]["shape"], dtype=getattr(torch, described["example_input"]["dtype"])
-    )
+    example = Example.from_json(described["example_input"]).batch()
     try:
-        net = _BUILDERS[described["format"]](backbone, example, described, rules)
+        net = _BUILDERS[described["format"]](backbone, example, described, rules, interface)
         _grow_as_saved(net, described)
     except InputError as error:
         if not _has_grown(described) or attached_to(backbone) is not None:
@@ -192,9 +240,8 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
         reason = f"{path} was saved with another backbone: {error}"
         raise CheckpointError(f"{reason}; build it exactly as it was") from error
     for index, task in enumerate(described["tasks"]):
-        opened = net.masking.open_task(
-            task["name"], task["num_classes"], torch.Generator().manual_seed(0)
-        )  # overwritten below
+        head = own_heads.get(task["name"], task["num_classes"])
+        opened = net.masking.open_task(task["name"], head, torch.Generator().manual_seed(0))  # overwritten below
         own = f"tasks.{index}."
         state[f"{own}_extra_state"] = torch.tensor(task["consolidated"])
         opened.prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
@@ -211,6 +258,32 @@ def network_from(path: Path, checkpoint: Checkpoint, backbone: nn.Module, rules:
         net.detach()
         raise
     return net
+
+
+def _own_heads(path: Path, tasks: Sequence[Mapping[str, Any]], heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the heads of the tasks that brought their own, which must fit the file.
+
+    Raises:
+        InputError: heads are missing, or of tasks that brought none.
+        CheckpointError: a head is built otherwise than the saved one.
+    """
+    wanted = {task["name"]: task["head"] for task in tasks if "head" in task}
+    missing = [name for name in wanted if name not in heads]
+    unknown = [name for name in heads if name not in wanted]
+    if missing:
+        raise InputError(
+            f"{path}: {', '.join(map(repr, missing))} brought heads of their own, which a file does not hold: give "
+            f"modules built alike, heads={{{missing[0]!r}: ...}}"
+        )
+    if unknown:
+        raise InputError(f"{path} holds no task with a head of its own named {', '.join(map(repr, unknown))}")
+    for name, modules in wanted.items():
+        try:
+            check_backbone(path, modules, heads[name])
+        except CheckpointError as error:
+            reason = str(error).partition(": ")[2].replace("build the backbone", "build the head")
+            raise CheckpointError(f"{path}: the head of task {name!r} is another one: {reason}") from error
+    return dict(heads)
 
 
 def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:

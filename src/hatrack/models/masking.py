@@ -22,6 +22,9 @@ from hatrack.protection.source import ProtectionSource
 from hatrack.state.dependence import Copy
 from hatrack.state.movement import scratch_of
 from hatrack.state.undo_log import UndoLog
+from hatrack.support.example import Example
+from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of, tensors_in
+from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.units import UnitGraph
 
@@ -44,6 +47,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         backbone: the backbone of the network.
         tasks: the tasks of the network.
         example_input: a batch of the shape that the backbone expects.
+        interface: how the backbone is called, and what of its result are its features.
 
     Attributes:
         backbone: the backbone; it is a part of the network, not of the masking.
@@ -51,8 +55,8 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         network_class: name of the class of networks with this masking, for messages.
         cause_of_leaks: likely reasons why free entries could change outputs, for a message.
         is_attached: whether the backbone is still inside the network.
-        example_shape: shape of the example input.
-        example_dtype: type of the example input.
+        interface: how the backbone is called, and what of its result are its features.
+        example_input: record of the example input.
         own_state: buffers of the backbone that runs move, of which every task has its own.
         origin: widths and initial scales of the backbone before it was ever widened; None until it is analysed.
     """
@@ -62,11 +66,14 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     backbone: nn.Module
     tasks: TaskList[StateT]
 
-    def __init__(self, backbone: nn.Module, tasks: TaskList[StateT], example_input: Tensor) -> None:
+    def __init__(
+        self, backbone: nn.Module, tasks: TaskList[StateT], example_input: Inputs, interface: Interface
+    ) -> None:
         super().__init__()
         vars(self)["backbone"], vars(self)["tasks"] = backbone, tasks  # else they would be parts of this module, too
         self.is_attached = True
-        self.example_shape, self.example_dtype = example_input.shape, example_input.dtype
+        self.interface = interface
+        self.example_input = Example.of(example_input, interface)
         self.own_state = OwnState()
         self.origin: Origin | None = None
 
@@ -77,14 +84,23 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """Device of the backbone."""
         return next((parameter.device for parameter in self.backbone.parameters()), torch.device("cpu"))
 
-    def example(self, samples: int | None = None) -> Tensor:
-        """Return a batch of zeros of the example input's shape and type.
+    def example(self, samples: int | None = None) -> Inputs:
+        """Return a batch of the example input's kind: zeros, but for integers among several inputs.
 
         Args:
             samples: number of samples; as many as the example input had if left out.
         """
-        size = self.example_shape if samples is None else (samples, *self.example_shape[1:])
-        return torch.zeros(size, dtype=self.example_dtype, device=self.device)
+        return self.example_input.batch(samples, self.device)
+
+    def has_example_kind(self, x: Inputs) -> bool:
+        """Return whether samples of a batch have the shapes that the example input's had."""
+        if isinstance(x, Tensor) and isinstance(self.example_input.kind, TensorKind):
+            return TensorKind.of(x, self.interface.batch_axis).shape == self.example_input.kind.shape
+        return has_shape(kind_of(x, self.interface.batch_axis)) == has_shape(self.example_input.kind)
+
+    def has_example_axes(self, x: Inputs) -> bool:
+        """Return whether the tensors of a batch have as many axes as those of the example input."""
+        return [tensor.dim() for tensor in tensors_in(x)] == self.example_input.axes
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a block in which backbone, tasks and masking are in evaluation mode."""
@@ -105,16 +121,20 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """Return a copy of masking and backbone, to be run without a trace in them; parameters are shared."""
         copies = scratch_of(nn.ModuleList([self.backbone, self.tasks, self]))
 
-        def ask(x: Tensor, seed: int) -> Tensor:
+        def ask(x: Inputs, seed: int) -> Tensor:
             copy: Masking[StateT] = copies.eval()[2]  # type: ignore[assignment]
             return copy.features_of_random_mask(x, seed)
 
         return Copy(copies.eval()[0], ask)
 
+    def example_features(self) -> Tensor:
+        """Return features of two samples of the example's kind under some mask, without a trace in the network."""
+        return self.scratch().ask(self.example(2), 0)
+
     # ------------------------------------------------------------------------------------------------------------ tests
 
     @abc.abstractmethod
-    def find_leak(self, example: Tensor) -> str | None:
+    def find_leak(self, example: Inputs) -> str | None:
         """Test with random masks whether free entries change outputs.
 
         Args:
@@ -124,7 +144,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             The names of the parameters whose free entries change outputs; None if there are none.
         """
 
-    def require_no_leak(self, example: Tensor) -> None:
+    def require_no_leak(self, example: Inputs) -> None:
         """Check with random masks that free entries change no output.
 
         Args:
@@ -140,7 +160,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
                 f"use them; {self.cause_of_leaks}"
             )
 
-    def find_own_state(self, example: Tensor) -> None:
+    def find_own_state(self, example: Inputs) -> None:
         """Find the buffers that every task needs copies of.
 
         Args:
@@ -155,7 +175,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """Use another record of the state that runs move."""
         self.own_state = own_state
 
-    def note_movement(self, x: Tensor, training: bool, scratch: nn.Module, change: Change) -> None:
+    def note_movement(self, x: Inputs, training: bool, scratch: nn.Module, change: Change) -> None:
         """Record the state that a call of a new kind moves, if outputs are independent of it.
 
         Args:
@@ -174,7 +194,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     # -------------------------------------------------------------------------------------------------------- in a call
 
     @abc.abstractmethod
-    def admit(self, x: Tensor, change: Change) -> None:
+    def admit(self, x: Inputs, change: Change) -> None:
         """Check that the guarantee holds for a call, and analyse it if it is of a new kind.
 
         Args:
@@ -186,39 +206,39 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """
 
     @abc.abstractmethod
-    def features(self, x: Tensor, state: StateT) -> Tensor:
-        """Return features of a batch under a task's mask, ``(N, F)``.
+    def features(self, x: Inputs, state: StateT) -> Tensor:
+        """Return features of a batch under a task's mask, units along the axis that the interface says.
 
         Args:
-            x: the batch, ``(N, ...)``.
+            x: the batch.
             state: the task.
         """
 
-    def mixes(self, x: Tensor, num_tasks: int) -> bool:
+    def mixes(self, x: Inputs, num_tasks: int) -> bool:
         """Return whether samples of several tasks go through the backbone together.
 
         Args:
-            x: the batch, ``(N, ...)``.
+            x: the batch.
             num_tasks: number of tasks that its samples belong to.
         """
         return False
 
-    def features_mixed(self, x: Tensor, states: Sequence[StateT], task_of: Tensor) -> Tensor | None:
-        """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own.
+    def features_mixed(self, x: Inputs, states: Sequence[StateT], task_of: Tensor) -> Tensor | None:
+        """Return features of samples of several tasks from one pass; None where each task needs its own.
 
         Args:
-            x: the batch, ``(N, ...)``.
+            x: the batch.
             states: the tasks.
             task_of: for every sample the index of its task, int64 ``(N,)``.
         """
         return None
 
     @abc.abstractmethod
-    def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
-        """Return features of a batch under a mask drawn from a seed, ``(N, F)``, for tests.
+    def features_of_random_mask(self, x: Inputs, seed: int) -> Tensor:
+        """Return features of a batch under a mask drawn from a seed, for tests.
 
         Args:
-            x: the batch, ``(N, ...)``.
+            x: the batch.
             seed: seed of the mask.
         """
 
@@ -234,12 +254,12 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     # --------------------------------------------------------------------------------------------------------- training
 
     @abc.abstractmethod
-    def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> StateT:
-        """Append the state of a new task, whose name and number of classes are good, and return it.
+    def open_task(self, name: str, head: int | nn.Module, generator: torch.Generator | None = None) -> StateT:
+        """Append the state of a new task, whose name and head are good, and return it.
 
         Args:
             name: name of the task, which no other task has.
-            num_classes: number of its classes, at least 1.
+            head: number of its classes, at least 1, for a linear head; or a head of the user's own.
             generator: source of randomness on the CPU; torch's global one if None.
         """
 

@@ -24,11 +24,12 @@ from hatrack.state.movement import (
     without_trace,
 )
 from hatrack.state.tryouts import random_like
+from hatrack.support.inputs import Inputs, map_tensors
 
 if TYPE_CHECKING:
     from hatrack.models.masking import Masking
 
-__all__ = ["OwnState", "find_own_state", "several"]
+__all__ = ["OwnState", "find_own_state"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class OwnState:
         return features
 
     @torch.no_grad()
-    def extended_by(self, masking: Masking[Any], x: Tensor, training: bool, scratch: nn.Module) -> OwnState | None:
+    def extended_by(self, masking: Masking[Any], x: Inputs, training: bool, scratch: nn.Module) -> OwnState | None:
         """Return the record extended by the state that a call of a new kind moves; None where it moves nothing new.
 
         Args:
@@ -99,22 +100,25 @@ class OwnState:
 
         def run(backbone: nn.Module) -> object:
             with without_trace(), torch.no_grad():
-                return backbone.train(training)(x.detach())
+                return masking.interface.run(backbone.train(training), detached)
 
+        detached = map_tensors(Tensor.detach, x)
         found = movement_of(masking.backbone, scratch, masking.per_task_modules).without(self.movement)
         moved = Movement((), (*found.buffers, *found.attributes))  # too late for buffers to become each task's own
         shared = (*self.movement.attributes, *moved.attributes)
         if not shared:
             return None
         generator = torch.Generator().manual_seed(0)
-        asked = random_like(several(masking.example()), generator, scratch_without_gates(masking.backbone).eval())
+        plain = scratch_without_gates(masking.backbone).eval()
+        example = masking.interface.several(masking.example())
+        asked = random_like(example, generator, lambda drawn: masking.interface.run(plain, drawn))
         if moved.attributes:
             _require_independent(masking, shared, asked, run)
-        _require_independent(masking, shared, x.detach(), run if moved.attributes else None)
+        _require_independent(masking, shared, detached, run if moved.attributes else None)
         return OwnState(self.movement.joined_with(moved)) if moved.attributes else None
 
 
-def find_own_state(masking: Masking[Any], example: Tensor) -> OwnState:
+def find_own_state(masking: Masking[Any], example: Inputs) -> OwnState:
     """Find the buffers that every task needs copies of.
 
     Args:
@@ -124,22 +128,19 @@ def find_own_state(masking: Masking[Any], example: Tensor) -> OwnState:
     Raises:
         UnsupportedError: other state moves, and outputs depend on it.
     """
-    x, generator = several(example), torch.Generator().manual_seed(0)
-    scratch = scratch_of(masking.backbone).eval()
-    examples = [random_like(x, generator, scratch) for _ in range(2)]
-    movement = find_movement(masking.backbone, [*examples, x], masking.per_task_modules)
+    interface, generator = masking.interface, torch.Generator().manual_seed(0)
+    x, scratch = interface.several(example), scratch_of(masking.backbone).eval()
+    examples = [random_like(x, generator, lambda drawn: interface.run(scratch, drawn)) for _ in range(2)]
+    movement = find_movement(masking.backbone, [*examples, x], masking.per_task_modules, interface)
     if movement.attributes:
-        _require_independent(masking, movement.attributes, examples[0], lambda backbone: backbone.train()(examples[1]))
+        _require_independent(
+            masking, movement.attributes, examples[0], lambda backbone: interface.run(backbone.train(), examples[1])
+        )
     return OwnState(movement)
 
 
-def several(example: Tensor) -> Tensor:
-    """Return a batch of at least two samples: the example, twice if it is a single one."""
-    return torch.cat([example, example]) if len(example) == 1 else example
-
-
 def _require_independent(
-    masking: Masking[Any], names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None
+    masking: Masking[Any], names: Sequence[str], x: Inputs, move: Callable[[nn.Module], object] | None
 ) -> None:
     """Check that outputs do not depend on state that all tasks share.
 

@@ -17,6 +17,7 @@ from hatrack.masks.weight_task import WeightTask
 from hatrack.models.answering import ask, logits_of
 from hatrack.models.masking import Masking
 from hatrack.state.tryouts import random_like, says_something
+from hatrack.support.inputs import Inputs, tensor_of
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -28,7 +29,7 @@ __all__ = ["cut_units", "extract_units", "extract_weights", "take_out"]
 
 @torch.no_grad()
 def take_out(
-    net: MaskedNetwork[StateT], task: str, example: Tensor | None, build: Callable[[Any, StateT], CompactNetwork]
+    net: MaskedNetwork[StateT], task: str, example: Inputs | None, build: Callable[[Any, StateT], CompactNetwork]
 ) -> CompactNetwork:
     """Return a consolidated task of a network as a plain module of its own.
 
@@ -47,11 +48,12 @@ def take_out(
     if not state.consolidated:
         raise InputError(f"task {task!r} is still in training: consolidate it before it is extracted")
     with net.masking.evaluating():
-        net.admit(net.masking.example(16) if example is None else example, [state])
+        asked = net.masking.example(16) if example is None else net.masking.interface.accepted(example)
+        net.admit(asked, [state])
     return ask(net, [state], lambda masking, states: build(masking, states[0]))
 
 
-def extract_units(masking: UnitMasking, state: UnitTask, example: Tensor | None) -> CompactNetwork:
+def extract_units(masking: UnitMasking, state: UnitTask, example: Inputs | None) -> CompactNetwork:
     """Return a task of masked units as a network of its own, with a summary of its size.
 
     Args:
@@ -78,7 +80,7 @@ def cut_units(masking: UnitMasking, state: UnitTask) -> CompactNetwork:
     return cut_task(_parts_of(masking, state, None))[0]
 
 
-def _parts_of(masking: UnitMasking, state: UnitTask, example: Tensor | None) -> TaskParts:
+def _parts_of(masking: UnitMasking, state: UnitTask, example: Inputs | None) -> TaskParts:
     """Return the parts of a task's network, as :func:`extract_units` takes its arguments."""
     mask = state.mask
     if mask.dtype != torch.bool:
@@ -86,16 +88,21 @@ def _parts_of(masking: UnitMasking, state: UnitTask, example: Tensor | None) -> 
             f"the mask of {state.name!r} is soft: every unit is used a little, and none can be cut out"
         )
     logits = _logits_in_evaluation(masking, state)
+    interface = masking.interface
+    example = None if example is None else interface.accepted(example)
     tried = [] if example is None else [(example, logits(example))]
-    if not tried or len(tried[0][0]) < 2 or not says_something(tried[0][1]):
+    if not tried or interface.samples(example) < 2 or not says_something(tried[0][1]):
         drawn = random_like(masking.example(16), torch.Generator().manual_seed(0), logits)
         tried.append((drawn, logits(drawn)))
     backbone = without_gates(masking.backbone)
     masking.own_state.write_into(backbone, state)
-    return TaskParts(state.name, backbone, masking.norms(state), masking.graph, mask, state.head, tried)
+    is_own = state.num_classes is None
+    return TaskParts(
+        state.name, backbone, masking.norms(state), masking.graph, mask, state.head, tried, interface, is_own
+    )
 
 
-def extract_weights(masking: WeightMasking, state: WeightTask, example: Tensor | None) -> CompactNetwork:
+def extract_weights(masking: WeightMasking, state: WeightTask, example: Inputs | None) -> CompactNetwork:
     """Return a task of masked weights as a network of its own, with zeros where its masks are off.
 
     Args:
@@ -107,20 +114,23 @@ def extract_weights(masking: WeightMasking, state: WeightTask, example: Tensor |
         UnsupportedError: the backbone with zeros written in does not give the masked network's logits.
     """
     logits = _logits_in_evaluation(masking, state)
+    interface = masking.interface
     if example is None:
         example = random_like(masking.example(16), torch.Generator().manual_seed(0), logits)
+    example = interface.accepted(example)
     masks = dict(zip(masking.layout.masked, masking.settled_masks(state), strict=True))
     copies, norms = masking.copies_of(state)
     backbone = bake(masking.backbone, masks, dict(zip(masking.layout.copied, copies, strict=True)), norms)
     masking.own_state.write_into(backbone, state)
-    return extract_baked(state.name, backbone, state.head, logits, example)
+    is_own = state.num_classes is None
+    return extract_baked(state.name, backbone, state.head, logits, example, interface, is_own)
 
 
-def _logits_in_evaluation(masking: Masking[StateT], state: StateT) -> Callable[[Tensor], Tensor]:
-    """Return a function that gives the masked network's logits of a batch, in evaluation mode."""
+def _logits_in_evaluation(masking: Masking[StateT], state: StateT) -> Callable[[Inputs], Tensor]:
+    """Return a function that gives the masked network's outputs of a batch as one tensor, in evaluation mode."""
 
-    def logits(x: Tensor) -> Tensor:
+    def logits(x: Inputs) -> Tensor:
         with masking.evaluating():
-            return logits_of(masking, x, state)
+            return tensor_of(logits_of(masking, x, state))
 
     return logits

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
-from hatrack.models.own_state import several
 from hatrack.protection.structure import Controls
 from hatrack.state.movement import StateOf, without_trace
 from hatrack.state.undo import leaves_modes
+from hatrack.support.example import Example
+from hatrack.support.inputs import Inputs, are_alike, detached, device_of, is_usual, map_tensors
+from hatrack.support.interface import Interface
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve
 from hatrack.units.signatures import CallKey, Signature, key_of
 
@@ -32,6 +34,8 @@ class UnitCalls:
         backbone: the backbone.
         rules: how modules treat units that hatrack does not understand by itself.
         gate_inputs: whether input features are units.
+        interface: how the backbone is called, and what of its result are its features.
+        example: record of the example input.
 
     Attributes:
         trace: result of all labelled runs so far.
@@ -39,8 +43,16 @@ class UnitCalls:
         followed: signatures whose effect on units is known from labelled runs.
     """
 
-    def __init__(self, backbone: nn.Module, rules: Mapping[Any, Rule] | None, gate_inputs: bool) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rules: Mapping[Any, Rule] | None,
+        gate_inputs: bool,
+        interface: Interface,
+        example: Example,
+    ) -> None:
         self._backbone, self._rules, self._gate_inputs = backbone, rules, gate_inputs
+        self._interface, self._example = interface, example
         self.trace = Trace()
         self.taught: list[Signature] = []
         self.followed: dict[Signature, None] = {}
@@ -63,7 +75,11 @@ class UnitCalls:
 
     # ------------------------------------------------------------------------------------------------------------- runs
 
-    def follow(self, found: Trace, x: Tensor, signature: Signature) -> Trace:
+    def example_of(self, signature: Signature, device: torch.device) -> Inputs:
+        """Return a batch of a signature: zeros, and the example's integers among several inputs."""
+        return self._example.batch(signature.size, device, signature.inputs)
+
+    def follow(self, found: Trace, x: Inputs, signature: Signature) -> Trace:
         """Return a trace extended by a labelled run of a copy of the backbone without gates.
 
         Args:
@@ -73,23 +89,33 @@ class UnitCalls:
         """
         scratch = scratch_without_gates(self._backbone)
         names = [name for name, _ in scratch.named_buffers() if name in self._moving]
-        with without_trace(), signature.precision(x.device):
-            x = x.detach().requires_grad_(signature.differentiable)
+        with without_trace(), signature.precision(device_of(x)):
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self._gate_inputs}
-            return follow(found, scratch, x, rules=self._rules, moving=names, **settings)
+            return follow(
+                found,
+                scratch,
+                detached(x, signature.inputs),
+                rules=self._rules,
+                moving=names,
+                interface=self._interface,
+                **settings,
+            )
 
-    def _path(self, x: Tensor, signature: Signature, scratch: nn.Module | None = None) -> Path:
+    def _path(self, x: Inputs, signature: Signature, scratch: nn.Module | None = None) -> Path:
         """Return the path that a call takes, on a copy of the backbone without gates, or on one that is given."""
         scratch = scratch_without_gates(self._backbone) if scratch is None else scratch
         with (
             without_trace(),
             torch.inference_mode(signature.inference),
             torch.set_grad_enabled(signature.grad),
-            signature.precision(x.device),
+            signature.precision(device_of(x)),
         ):
-            return path_of(scratch, x.detach().requires_grad_(signature.differentiable), signature.training)
+            return path_of(scratch, detached(x, signature.inputs), signature.training, self._interface)
 
-    def follow_example(self, example: Tensor) -> Trace:
+    def _signature(self, x: Inputs, training: bool, grad: bool | None = None) -> Signature:
+        return Signature.of(x, training, grad, self._interface)
+
+    def follow_example(self, example: Inputs) -> Trace:
         """Analyse the example in both modes, with and without gradients, as it is, for one sample and for several.
 
         Returns:
@@ -98,15 +124,15 @@ class UnitCalls:
         Raises:
             UnsupportedError: no rule explains what the backbone does.
         """
-        usual = Signature.of(example, training=False, grad=False)
+        usual = self._signature(example, training=False, grad=False)
         found = self.follow(Trace(), example, usual)
         followed = {usual: None}
         scratch = scratch_without_gates(self._backbone)
         present = StateOf(scratch)
         path = self._path(example, usual, scratch)
-        for x in (several(example), example[:1]):
+        for x in (self._interface.several(example), self._interface.take(example, slice(1))):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
-                signature = Signature.of(x, training, grad)
+                signature = self._signature(x, training, grad)
                 if signature in followed:
                     continue
                 present.put_back()
@@ -125,16 +151,16 @@ class UnitCalls:
         self.followed |= followed
         return found
 
-    def follow_again(self, example: Tensor) -> Trace:
+    def follow_again(self, example: Inputs) -> Trace:
         """Return what labelled runs show of the backbone as it is now, for the example and for all that was taught."""
         found = self.follow_example(example)
         for signature in self.taught:
-            found = self.follow(found, signature.example(example.device), signature)
+            found = self.follow(found, self.example_of(signature, device_of(example)), signature)
         return found
 
     # -------------------------------------------------------------------------------------------------------- new calls
 
-    def admit(self, x: Tensor, training: bool, masking: UnitMasking, change: Change) -> None:
+    def admit(self, x: Inputs, training: bool, masking: UnitMasking, change: Change) -> None:
         """Analyse a call with a new signature, or with a new number of samples.
 
         Args:
@@ -151,12 +177,12 @@ class UnitCalls:
             self._unexplained_training.clear()
             self._admitted.clear()
             self.note_state(self._moving)
-        key = key_of(x, training)
-        if key not in self._admitted and self.examine(x, Signature.of(x, training), masking, change):
+        key = key_of(x, training, self._interface)
+        if key not in self._admitted and self.examine(x, self._signature(x, training), masking, change):
             self._admitted.add(key)
 
     @leaves_modes
-    def examine(self, x: Tensor, signature: Signature, masking: UnitMasking, change: Change) -> bool:
+    def examine(self, x: Inputs, signature: Signature, masking: UnitMasking, change: Change) -> bool:
         """Analyse the effect of a call on units.
 
         Args:
@@ -186,21 +212,23 @@ class UnitCalls:
         signature = outside
         masking.note_movement(x, signature.training, scratch, change)
         few: Path | None = many
-        if len(x) > 2:
+        samples = self._interface.samples(x)
+        two = self._interface.take(x, slice(2))
+        if samples > 2:
             try:
-                few = self._path(x[:2], signature)
+                few = self._path(two, signature)
             except DOES_NOT_RUN:  # such as a network that takes whole groups of samples
                 few = None
         if few is not None and signature not in self.followed and signature not in self._unexplained_training:
-            if self._takes_known_path(x[:2], signature, few):
+            if self._takes_known_path(two, signature, few):
                 self.followed[signature] = None
             else:
-                self._follow_call(x[:2], signature, signature, masking, change)
+                self._follow_call(two, signature, signature, masking, change)
         if few is None or not few.is_same(many):
-            self._follow_call(x, replace(signature, samples=len(x)), signature, masking, change)
+            self._follow_call(x, replace(signature, samples=samples), signature, masking, change)
         return True
 
-    def _takes_known_path(self, x: Tensor, signature: Signature, path: Path) -> bool:
+    def _takes_known_path(self, x: Inputs, signature: Signature, path: Path) -> bool:
         """Return whether calls take the path of a signature that was followed already.
 
         Args:
@@ -209,9 +237,10 @@ class UnitCalls:
             path: the path that the samples take.
         """
         for known in self.followed:
-            alike = (known.shape, known.dtype, known.autocast) == (signature.shape, signature.dtype, signature.autocast)
-            if alike and known.contiguous:
-                others = (x[:1] if known.single else torch.cat([x, x])[:2]).contiguous()
+            alike = known.autocast == signature.autocast and are_alike(known.inputs, signature.inputs)
+            if alike and is_usual(known.inputs):
+                others = self._interface.take(self._interface.repeated(x, 2), slice(1 if known.single else 2))
+                others = map_tensors(Tensor.contiguous, others)
                 try:
                     if path.is_same(self._path(others, known)):
                         return True
@@ -228,10 +257,10 @@ class UnitCalls:
             masking: the masking that uses the units which are found.
             change: applies changes to it.
         """
-        self._follow_call(signature.example(device), signature, replace(signature, samples=2), masking, change)
+        self._follow_call(self.example_of(signature, device), signature, replace(signature, samples=2), masking, change)
 
     def _follow_call(
-        self, x: Tensor, signature: Signature, known: Signature, masking: UnitMasking, change: Change
+        self, x: Inputs, signature: Signature, known: Signature, masking: UnitMasking, change: Change
     ) -> None:
         """Find the units of a call by a labelled run.
 
@@ -245,7 +274,8 @@ class UnitCalls:
         Raises:
             UnsupportedError: no rule explains what the backbone does, or it contradicts existing tasks.
         """
-        sample = x.detach().to(next((p.device for p in self._backbone.parameters()), x.device))
+        device = next((p.device for p in self._backbone.parameters()), device_of(x))
+        sample = map_tensors(lambda tensor: tensor.detach().to(device), x)
         try:
             found = self.follow(self.trace, sample, signature)
         except InputError:
@@ -260,5 +290,6 @@ class UnitCalls:
 
     def is_of_known_shape(self, signature: Signature) -> bool:
         """Return whether calls of this shape, type and number of samples were followed before."""
-        shapes = {(known.shape, known.dtype, known.single) for known in self.followed}
-        return signature.samples <= 2 and (signature.shape, signature.dtype, signature.single) in shapes
+        return signature.samples <= 2 and any(
+            known.single == signature.single and are_alike(known.inputs, signature.inputs) for known in self.followed
+        )

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import UnitTask
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.masking import Change, Masking
-from hatrack.models.own_state import OwnState, several
+from hatrack.models.own_state import OwnState
 from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.protection.conditioning import Adaptive, Damper, attention_of_tasks, dampers
@@ -38,6 +39,8 @@ from hatrack.state.twins import twin
 from hatrack.state.undo_log import UndoLog
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.heads import linear_head
+from hatrack.support.inputs import Inputs, device_of, map_tensors
+from hatrack.support.interface import Interface
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
 from hatrack.units.signatures import Signature
 
@@ -51,6 +54,7 @@ class UnitMasking(Masking[UnitTask]):
         backbone: the backbone of the network.
         tasks: the tasks of the network.
         example_input: a batch of the shape that the backbone expects, on any device.
+        interface: how the backbone is called, and what of its result are its features.
         settings: settings of the gates.
         rules: how modules treat units that hatrack does not understand by itself.
         initial_scales: initial scales of the backbone's parameters, by name.
@@ -72,19 +76,21 @@ class UnitMasking(Masking[UnitTask]):
         self,
         backbone: nn.Module,
         tasks: TaskList[UnitTask],
-        example_input: Tensor,
+        example_input: Inputs,
+        interface: Interface,
         settings: GateSettings,
         rules: Mapping[Any, Rule] | None,
         initial_scales: Mapping[str, float],
     ) -> None:
-        super().__init__(backbone, tasks, example_input)
+        super().__init__(backbone, tasks, example_input, interface)
         self.settings = settings
-        self.calls = UnitCalls(backbone, rules, settings.gate_inputs)
-        self.calls.trace = self.calls.follow_example(example_input.to(self.device))
+        self.calls = UnitCalls(backbone, rules, settings.gate_inputs, interface, self.example_input)
+        device = self.device
+        self.calls.trace = self.calls.follow_example(map_tensors(lambda tensor: tensor.to(device), example_input))
         self.graph = self.calls.resolved(self.calls.trace)
         self.origin = Origin(dict(self.sizes), initial_scales)
         self.cumulative = self.none
-        self.attachment = Attachment(self.graph, backbone)
+        self.attachment = Attachment(self.graph, backbone, interface)
         self.calls.note_state(())
         self._off: list[str] = []
         self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
@@ -97,13 +103,14 @@ class UnitMasking(Masking[UnitTask]):
         """Attention of no task at all, booleans ``(U,)``."""
         return torch.zeros(self.graph.num_units, dtype=torch.bool, device=self.device)
 
-    def find_own_state(self, example: Tensor) -> None:
+    def find_own_state(self, example: Inputs) -> None:
         """Find the buffers that every task needs copies of; no unit may depend on them."""
         super().find_own_state(example)
         moving = [name for name, _ in self.backbone.named_buffers() if name in self.own_state.names]
         if moving:
-            x = several(example)
-            found = self.calls.follow(self.calls.trace, x, Signature.of(x, training=False, grad=False))
+            x = self.interface.several(example)
+            signature = Signature.of(x, training=False, grad=False, interface=self.interface)
+            found = self.calls.follow(self.calls.trace, x, signature)
             if not are_same(self.calls.resolved(found), self.graph):
                 raise UnsupportedError(
                     f"which units are used depends on values of {', '.join(moving)}, which runs change"
@@ -114,17 +121,17 @@ class UnitMasking(Masking[UnitTask]):
         super().adopt(own_state)
         self.calls.note_state(own_state.names)
 
-    def find_leak(self, example: Tensor) -> str | None:
+    def find_leak(self, example: Inputs) -> str | None:
         """Test with random masks whether free entries change outputs, and return the names of their parameters."""
         return find_leak(self.attachment, self.graph, self.backbone, example)
 
     # --------------------------------------------------------------------------------------------------- kinds of calls
 
-    def admit(self, x: Tensor, change: Change) -> None:
+    def admit(self, x: Inputs, change: Change) -> None:
         """Analyse a call with a new signature, or with a new number of samples."""
         self.calls.admit(x, self.training, self, change)
 
-    def learn(self, signature: Signature, sample: Tensor, found: Trace, change: Change) -> None:
+    def learn(self, signature: Signature, sample: Inputs, found: Trace, change: Change) -> None:
         """Use the units that a labelled run has found, if the masks of existing tasks still fit.
 
         Args:
@@ -173,14 +180,14 @@ class UnitMasking(Masking[UnitTask]):
         with torch.inference_mode(False), self.evaluating():
             for kind in kinds:
                 generator = torch.Generator().manual_seed(0)
-                scratch = scratch_without_gates(self.backbone).eval()
-                x = random_like(kind.example(self.device), generator, scratch)
+                run = partial(self.interface.run, scratch_without_gates(self.backbone).eval())
+                x = random_like(self.calls.example_of(kind, self.device), generator, run)
                 for state in self.tasks.consolidated:
-                    with kind.precision(x.device):
+                    with kind.precision(self.device):
                         features[state.name, kind] = self.features(x, state).nan_to_num()
         return features
 
-    def _require_no_leak_of(self, signature: Signature, sample: Tensor) -> None:
+    def _require_no_leak_of(self, signature: Signature, sample: Inputs) -> None:
         with without_trace():
             backbone, attachment = copy.deepcopy((self.backbone, self.attachment))
             leak = find_leak(attachment, self.graph, backbone, sample, pairs=1)
@@ -192,8 +199,8 @@ class UnitMasking(Masking[UnitTask]):
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
-    def features(self, x: Tensor, state: UnitTask) -> Tensor:
-        """Return features of a batch under a task's attention and norms, ``(N, F)``."""
+    def features(self, x: Inputs, state: UnitTask) -> Tensor:
+        """Return features of a batch under a task's attention and norms."""
         attention, norms = self.attention(state), self.norms(state)
         if self.own_state.is_empty:
             return self.attachment.run(self.backbone, x, attention, norms)
@@ -201,14 +208,14 @@ class UnitMasking(Masking[UnitTask]):
             state, twin(self.backbone, {}, {}), lambda backbone: self.attachment.run(backbone, x, attention, norms)
         )
 
-    def mixes(self, x: Tensor, num_tasks: int) -> bool:
+    def mixes(self, x: Inputs, num_tasks: int) -> bool:
         """Return whether samples of several tasks go through the backbone together."""
         if not self.own_state.is_empty or self.training or num_tasks < 2:
             return False
-        return bool(len(x)) and x.shape[1:] == self.example_shape[1:] and self.mixes_samples()
+        return self.interface.has_samples(x) and self.has_example_kind(x) and self.mixes_samples()
 
-    def features_mixed(self, x: Tensor, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
-        """Return features of samples of several tasks from one pass, ``(N, F)``; None where that is not possible."""
+    def features_mixed(self, x: Inputs, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
+        """Return features of samples of several tasks from one pass; None where that is not possible."""
         if not self.mixes(x, len(states)):
             return None
         attentions = [self.attention(state) for state in states]
@@ -221,14 +228,14 @@ class UnitMasking(Masking[UnitTask]):
         """Return whether samples of several tasks may go through the backbone together; tested once."""
         if self._mixing is None or self._mixing[0] is not self.attachment:
             try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
-            mixes = try_out(self.attachment, self.backbone, self.graph.num_units, self.example())
+            mixes = try_out(self.attachment, self.backbone, self.graph.num_units, self.example)
             self._mixing = (self.attachment, mixes)
         return self._mixing[1]
 
-    def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
-        """Return features of a batch under a mask drawn from a seed, ``(N, F)``."""
+    def features_of_random_mask(self, x: Inputs, seed: int) -> Tensor:
+        """Return features of a batch under a mask drawn from a seed."""
         generator = torch.Generator().manual_seed(seed)
-        mask = (torch.rand(self.graph.num_units, generator=generator) < 0.5).to(x.device)
+        mask = (torch.rand(self.graph.num_units, generator=generator) < 0.5).to(device_of(x))
         norms = {name: norm.eval() for name, norm in self.attachment.copy_norms().items()}
         return self.attachment.run(self.backbone, x, mask, norms)
 
@@ -265,14 +272,17 @@ class UnitMasking(Masking[UnitTask]):
 
     # --------------------------------------------------------------------------------------------------------- training
 
-    def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> UnitTask:
-        """Append the state of a new task: an embedding, a linear head, and copies of the batch norms."""
+    def open_task(self, name: str, head: int | nn.Module, generator: torch.Generator | None = None) -> UnitTask:
+        """Append the state of a new task: an embedding, a head, and copies of the batch norms."""
         reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
-        head = linear_head(len(self.graph.features().units), num_classes, generator)  # drawn first, as by any method
+        features = len(self.graph.features().units)
+        own = head if isinstance(head, nn.Module) else linear_head(features, head, generator)  # drawn before the rest
         embedding = torch.randn(self.graph.num_units, generator=generator)
         shares_norms = self.settings.batch_norms is BatchNorms.SHARED and len(self.tasks) > 0
         norms = {} if shares_norms else self.attachment.copy_norms()
-        state = UnitTask(name, num_classes, embedding, head.to(reference.dtype), norms).to(reference.device)
+        num_classes = None if isinstance(head, nn.Module) else head
+        axis = self.interface.unit_axis
+        state = UnitTask(name, num_classes, embedding, own.to(reference.dtype), norms, axis).to(reference.device)
         state.moving = self.own_state.for_new_task(self.backbone)
         self.tasks.append(state)
         self._set_scale(self.settings.s_max)
@@ -451,7 +461,7 @@ class UnitMasking(Masking[UnitTask]):
         """Attach gates for other units in place of the present ones."""
         self.attachment.detach(self.backbone)
         self.graph = graph
-        self.attachment = Attachment(graph, self.backbone).to(self.device)
+        self.attachment = Attachment(graph, self.backbone, self.interface).to(self.device)
         self.calls.note_state(self.own_state.names)
         self.refresh()
 

@@ -27,6 +27,8 @@ from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.taking_out import extract_weights, take_out
 from hatrack.models.weight_masking import WeightMasking
 from hatrack.state.undo import all_or_nothing, attaches_or_not
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import Features, Interface
 
 __all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
 
@@ -45,15 +47,20 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     :class:`hatrack.masks.ElasticWeights` promises less: with them masks, biases and heads stay, and weights drift.
 
     Args:
-        backbone: maps a batch to features ``(N, F)``.
-        example_input: a batch of the shape that the backbone expects; its values do not matter. It is moved to the
-            backbone's device.
+        backbone: maps a batch to features, ``(N, …, F)``, or to a result that holds them.
+        example_input: a batch of the shape that the backbone expects: a tensor; a tuple of positional arguments; or a
+            mapping of keyword arguments, nested as the backbone takes them. Values do not matter, but for integers,
+            truth values and masks of zeros and ones among several inputs. It is moved to the backbone's device.
         source: source of the masks; :class:`hatrack.masks.Embedding` if left out.
         conditioning: rule by which later tasks may change weights; :class:`hatrack.masks.FreeWeights` if left out.
         unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened before a task is added, so that the number of tasks has no bound; None
             leaves its widths as they are, unless :meth:`grow` is called. Old outputs then agree up to rounding across a
             widening, and to the bit between widenings.
+        features: choice of the features in the backbone's result: None where the result is a tensor, a key or the name
+            of an attribute, an index, or a function from the result to a tensor.
+        unit_axis: axis of the features that heads act along, such as 1 for maps ``(N, C, H, W)``.
+        batch_axis: axis of every input that counts samples.
 
     Attributes:
         backbone: the network that was given.
@@ -67,7 +74,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     Raises:
         UnsupportedError: the backbone has no weight to mask, or a parameter that no mask could be for; or there is a
             growth, and it does something that no rule explains.
-        InputError: the backbone does not give features ``(N, F)``, or is inside another network of masks.
+        InputError: the backbone does not give features, or is inside another network of masks.
         GuaranteeError: random masks were tried out, and an entry that should have been free changed the outputs.
 
     Example:
@@ -86,21 +93,26 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     def __init__(
         self,
         backbone: nn.Module,
-        example_input: Tensor,
+        example_input: Inputs,
         *,
         source: MaskSource | None = None,
         conditioning: WeightConditioning | None = None,
         unmasked: Unmasked = Unmasked.PER_TASK,
         growth: Growth | None = None,
+        features: Features = None,
+        unit_axis: int = -1,
+        batch_axis: int = 0,
     ) -> None:
+        interface = Interface(features, unit_axis, batch_axis)
         source = Embedding() if source is None else source
         conditioning = FreeWeights() if conditioning is None else conditioning
         super().__init__(
             backbone,
             example_input,
             growth,
-            lambda tasks: WeightMasking(
-                backbone, tasks, example_input, source, conditioning, unmasked, self.initialization.initial_scales
+            interface,
+            lambda tasks, example: WeightMasking(
+                backbone, tasks, example, interface, source, conditioning, unmasked, self.initialization.initial_scales
             ),
         )
         self.register_module("tether", self.masking.penalty)
@@ -165,7 +177,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             raise InputError(f"tie takes a tensor of its shape for every weight: {', '.join(weights)}")
         self.tether.anchor(weights, importance)
 
-    def extract(self, task: str, example: Tensor | None = None) -> CompactNetwork:
+    def extract(self, task: str, example: Inputs | None = None) -> CompactNetwork:
         """Return a consolidated task as a plain module of its own: masks are written into the weights as zeros.
 
         Units that are dead then are cut out, and logits are this network's up to rounding (1e-5, relative to the

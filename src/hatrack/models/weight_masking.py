@@ -41,6 +41,8 @@ from hatrack.state.movement import scratch_of, without_trace
 from hatrack.state.undo_log import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.heads import linear_head
+from hatrack.support.inputs import Inputs, map_tensors
+from hatrack.support.interface import Interface
 from hatrack.units import UnitGraph, analyze, stray_parameters
 from hatrack.units.signatures import CallKey, Signature, key_of
 
@@ -57,6 +59,7 @@ class WeightMasking(Masking[WeightTask]):
         backbone: the backbone of the network.
         tasks: the tasks of the network.
         example_input: a batch of the shape that the backbone expects.
+        interface: how the backbone is called, and what of its result are its features.
         source: source of the masks.
         conditioning: rule by which later tasks may change weights.
         unmasked: owner of the copies of parameters without masks.
@@ -82,20 +85,23 @@ class WeightMasking(Masking[WeightTask]):
         self,
         backbone: nn.Module,
         tasks: TaskList[WeightTask],
-        example_input: Tensor,
+        example_input: Inputs,
+        interface: Interface,
         source: MaskSource,
         conditioning: WeightConditioning,
         unmasked: Unmasked,
         scale: Mapping[str, float],
     ) -> None:
-        super().__init__(backbone, tasks, example_input)
+        super().__init__(backbone, tasks, example_input, interface)
         self.source, self.conditioning, self.unmasked = source, conditioning, unmasked
         self.layout = lay_out(backbone)
         self._scale, self._widths = scale, {}  # type: ignore[var-annotated]
         vars(self)["penalty"] = (
             QuadraticPenalty(self.named_weights()) if isinstance(conditioning, ElasticWeights) else None
         )
-        self._num_features = count_features(backbone, example_input.to(self.device))
+        device = self.device
+        example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
+        self._num_features = count_features(backbone, example_input, interface)
         self._seen: set[CallKey] = set()
         self._progress = 1.0
         self._cache: MaskCache[Sequence[Tensor]] = MaskCache()
@@ -114,54 +120,54 @@ class WeightMasking(Masking[WeightTask]):
         part: nn.Parameter = attrgetter(name)(self.backbone)
         return part
 
-    def find_leak(self, example: Tensor) -> str | None:
+    def find_leak(self, example: Inputs) -> str | None:
         """Test with random masks whether free entries change outputs, and return the names of their parameters."""
         return find_leak_of_weights(self._features_under_masks(), self.backbone, self.layout, example)
 
-    def _features_under_masks(self) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
+    def _features_under_masks(self) -> Callable[[Inputs, Sequence[Tensor]], Tensor]:
         """Return a function that computes features of a batch under any masks, with new copies of unmasked parts."""
         copies, norms = self.new_copies()
         for norm in norms.values():
             norm.eval()
 
-        def features(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        def features(x: Inputs, masks: Sequence[Tensor]) -> Tensor:
             weights = [apply_mask(weight, mask) for weight, mask in zip(self.weights(), masks, strict=True)]
-            answer: Tensor = self.twin_of_backbone(weights, copies, norms)(x)
-            return answer
+            return self.interface.run(self.twin_of_backbone(weights, copies, norms), x)
 
         return features
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
-    def admit(self, x: Tensor, change: Change) -> None:
+    def admit(self, x: Inputs, change: Change) -> None:
         """Check that a call of a new kind uses no weight without its mask, as layers in a plain list do."""
-        key = key_of(x, self.training)
+        key = key_of(x, self.training, self.interface)
         if key in self._seen:
             return
         with without_trace():
             weights = [weight.detach() for weight in self.weights()]
             backbone = self.twin_of_backbone(weights, *self.new_copies(), scratch_of(self.backbone))
             try:
-                strays = stray_parameters(backbone, x.detach())
+                strays = stray_parameters(backbone, map_tensors(Tensor.detach, x), self.interface)
             except DOES_NOT_RUN:
                 return  # the call itself says what is wrong
         if strays:
             names = {id(parameter): name for name, parameter in self.backbone.named_parameters()}
             named = ", ".join(dict.fromkeys(names.get(id(stray), "a layer of no name") for stray in strays))
+            signature = Signature.of(x, self.training, interface=self.interface)
             raise UnsupportedError(
-                f"{Signature.of(x, self.training)} cannot be used: {named} would be reached past the masks, in a way "
+                f"{signature} cannot be used: {named} would be reached past the masks, in a way "
                 "that torch does not know of, as in a list of functions (use torch.nn.ModuleList)"
             )
         self.note_movement(x, self.training, backbone, change)
         self._seen.add(key)
 
-    def features(self, x: Tensor, state: WeightTask) -> Tensor:
-        """Return features of a batch under a task's masks, ``(N, F)``."""
+    def features(self, x: Inputs, state: WeightTask) -> Tensor:
+        """Return features of a batch under a task's masks."""
         backbone = self.twin_of_backbone(self._masked_weights(state), *self.copies_of(state))
-        return self.own_state.run(state, backbone, lambda copy: copy(x))
+        return self.own_state.run(state, backbone, lambda copy: self.interface.run(copy, x))
 
-    def features_of_random_mask(self, x: Tensor, seed: int) -> Tensor:
-        """Return features of a batch under masks drawn from a seed, ``(N, F)``."""
+    def features_of_random_mask(self, x: Inputs, seed: int) -> Tensor:
+        """Return features of a batch under masks drawn from a seed."""
         generator = torch.Generator().manual_seed(seed)
         masks = [(torch.rand(w.shape, generator=generator) < 0.5).to(w.device) for w in self.weights()]
         return self._features_under_masks()(x, masks)
@@ -240,14 +246,17 @@ class WeightMasking(Masking[WeightTask]):
 
     # --------------------------------------------------------------------------------------------------------- training
 
-    def open_task(self, name: str, num_classes: int, generator: torch.Generator | None = None) -> WeightTask:
+    def open_task(self, name: str, head: int | nn.Module, generator: torch.Generator | None = None) -> WeightTask:
         """Append the state of a new task: the values that its masks are learned by, a head, and copies."""
         weights = self.weights()
-        head = linear_head(self._num_features, num_classes, generator).to(weights[0].dtype)  # first, as by any method
+        own = head if isinstance(head, nn.Module) else linear_head(self._num_features, head, generator)  # drawn first
+        num_classes = None if isinstance(head, nn.Module) else head
         starts = [self.source.start(weight, generator) for weight in weights]
         copies, norms = self.new_copies() if self.unmasked is Unmasked.PER_TASK or not len(self.tasks) else ([], {})
         shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
-        state = WeightTask(name, num_classes, shapes, choice, copies, head, norms).to(weights[0].device)
+        own = own.to(weights[0].dtype)
+        axis = self.interface.unit_axis
+        state = WeightTask(name, num_classes, shapes, choice, copies, own, norms, axis).to(weights[0].device)
         state.moving = self.own_state.for_new_task(self.backbone)
         self.tasks.append(state)
         self._progress, self._cost = 1.0, CostCache()
@@ -273,7 +282,7 @@ class WeightMasking(Masking[WeightTask]):
     def regularization(self) -> Tensor:
         """Return the cost of the masks in training, which their source defines, a scalar."""
         state = self.tasks.require_training("regularization")
-        device = state.head.weight.device
+        device = self.device
         cost = self._cost.of(self._cost_key(state))
         if cost is not None:  # the last pass has it already
             return functional.share_taken(cost, cost.new_tensor(self._num_free))
@@ -392,7 +401,7 @@ class WeightMasking(Masking[WeightTask]):
 
     def analyze(self) -> UnitGraph:
         """Find the units of the backbone as it is now."""
-        graph = analyze(self.backbone, self.example(), prefix="backbone.")
+        graph = analyze(self.backbone, self.example(), prefix="backbone.", interface=self.interface)
         self._widths = {group.name: group.size for group in graph.groups}
         if self.origin is None:
             self.origin = Origin(dict(self._widths), self._scale)

@@ -6,6 +6,14 @@ from hatrack.recognition.inference import (
     InferringNetwork,
     infer_task,
     measure_inference,
+    require_vectors,
 )
 
-__all__ = ["IncrementalAccuracy", "Inferred", "InferringNetwork", "infer_task", "measure_inference"]
+__all__ = [
+    "IncrementalAccuracy",
+    "Inferred",
+    "InferringNetwork",
+    "infer_task",
+    "measure_inference",
+    "require_vectors",
+]

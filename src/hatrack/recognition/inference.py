@@ -9,15 +9,24 @@ from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.masks.calibration import Scorer, raw_score
 from hatrack.masks.task_list import StateT
 from hatrack.masks.tasks import TaskState
+from hatrack.support.heads import pad_classes
+from hatrack.support.inputs import Inputs, device_of
+from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
 
-__all__ = ["IncrementalAccuracy", "Inferred", "InferringNetwork", "infer_task", "measure_inference"]
+__all__ = [
+    "IncrementalAccuracy",
+    "Inferred",
+    "InferringNetwork",
+    "infer_task",
+    "measure_inference",
+    "require_vectors",
+]
 
 StateT_contra = TypeVar("StateT_contra", bound=TaskState, contravariant=True)
 
@@ -60,15 +69,21 @@ class IncrementalAccuracy:
 
 
 class Recognising(Protocol[StateT_contra]):
-    """Masks of a network's tasks, as far as they give the features by which tasks are recognised."""
+    """Masks of a network's tasks, as far as they give the features by which tasks are recognised.
+
+    Attributes:
+        interface: how the backbone is called.
+    """
+
+    interface: Interface
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a block in which the network is in evaluation mode."""
 
-    def features(self, x: Tensor, state: StateT_contra) -> Tensor:
+    def features(self, x: Inputs, state: StateT_contra) -> Tensor:
         """Return features of a batch under a task's mask, ``(N, F)``."""
 
-    def features_mixed(self, x: Tensor, states: Sequence[StateT_contra], task_of: Tensor) -> Tensor | None:
+    def features_mixed(self, x: Inputs, states: Sequence[StateT_contra], task_of: Tensor) -> Tensor | None:
         """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own."""
 
     def used_features(self, features: Tensor, state: StateT_contra) -> Tensor:
@@ -78,7 +93,7 @@ class Recognising(Protocol[StateT_contra]):
 class InferringNetwork(Protocol):
     """Network that can be asked without naming a task."""
 
-    def infer(self, x: Tensor, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
+    def infer(self, x: Inputs, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
         """Recognise the task of each sample, and give that task's logits."""
 
     def __call__(self, x: Tensor, task: str) -> Tensor:
@@ -86,25 +101,28 @@ class InferringNetwork(Protocol):
 
 
 def infer_task(
-    masking: Recognising[StateT], states: Sequence[StateT], x: Tensor, scorer: Scorer, calibrated: bool
+    masking: Recognising[StateT], states: Sequence[StateT], x: Inputs, scorer: Scorer, calibrated: bool
 ) -> Inferred:
     """Recognise the task of each sample, and give that task's logits; all tasks are asked in one pass if possible.
 
     Args:
         masking: the masks of the tasks.
         states: the consolidated tasks.
-        x: samples ``(N, ...)``.
+        x: samples.
         scorer: score by which a sample's task is recognised.
         calibrated: whether scores count in standard deviations from those of the task's training samples.
 
     Raises:
-        InputError: a task was not calibrated although that is needed (always for distances).
+        InputError: a task was not calibrated although that is needed (always for distances), or has a head of its own;
+            or features have further axes.
     """
+    counts = [state.count_classes() for state in states]
     for state in states if calibrated or scorer is Scorer.DISTANCE else []:
         if state.calibration is None:
             raise InputError(f"task {state.name!r} was not calibrated: call calibrate({state.name!r}, x, y) first")
     with torch.no_grad(), masking.evaluating():
         features = _features_of_all(masking, x, states)
+        features = [require_vectors(part) for part in features]
         answers = [state.classify(part) for part, state in zip(features, states, strict=True)]
         scores = []
         for part, logits, state in zip(features, answers, states, strict=True):
@@ -114,18 +132,31 @@ def infer_task(
             scores.append(score)
     table = torch.stack(scores, 1)
     chosen = table.argmax(1)
-    widest = max(state.num_classes for state in states)
-    padded = torch.stack([F.pad(each, (0, widest - each.shape[1]), value=float("-inf")) for each in answers])
-    logits = padded[chosen, torch.arange(len(x), device=chosen.device)]
+    padded = torch.stack([pad_classes(each, max(counts) - each.shape[1]) for each in answers])
+    logits = padded[chosen, torch.arange(len(chosen), device=chosen.device)]
     return Inferred(tuple(state.name for state in states), table, chosen, logits)
 
 
-def _features_of_all(masking: Recognising[StateT], x: Tensor, states: Sequence[StateT]) -> Sequence[Tensor]:
+def require_vectors(features: Tensor) -> Tensor:
+    """Check that features are vectors, ``(N, F)``, and return them.
+
+    Raises:
+        InputError: they have further axes.
+    """
+    if features.dim() != 2:
+        raise InputError(
+            f"tasks are recognised by features (N, F), and these have shape {tuple(features.shape)}: name the task"
+        )
+    return features
+
+
+def _features_of_all(masking: Recognising[StateT], x: Inputs, states: Sequence[StateT]) -> Sequence[Tensor]:
     """Return features of a batch under each of several tasks, ``(N, F)`` each; in one pass where that is possible."""
-    task_of = torch.arange(len(states), device=x.device).repeat_interleave(len(x))
-    together = masking.features_mixed(x.repeat(len(states), *(1,) * (x.dim() - 1)), states, task_of)
+    interface, samples = masking.interface, masking.interface.samples(x)
+    task_of = torch.arange(len(states), device=device_of(x)).repeat_interleave(samples)
+    together = masking.features_mixed(interface.repeated(x, len(states)), states, task_of)
     if together is not None:
-        return together.view(len(states), len(x), -1).unbind()
+        return together.view(len(states), samples, *together.shape[1:]).unbind()
     return [masking.features(x, state) for state in states]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.state.movement import set_buffers, without_trace
+from hatrack.support.inputs import Inputs
 
 __all__ = ["Copy", "depends_on_state", "other_values", "put_value"]
 
@@ -28,7 +29,7 @@ class Copy:
     """
 
     backbone: nn.Module
-    ask: Callable[[Tensor, int], Tensor]
+    ask: Callable[[Inputs, int], Tensor]
 
 
 def other_values(module: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, bool | int | float]]:
@@ -67,7 +68,7 @@ def put_value(module: nn.Module, name: str, value: bool | int | float) -> None:
 
 @torch.no_grad()
 def depends_on_state(
-    copy: Callable[[], Copy], names: Sequence[str], x: Tensor, move: Callable[[nn.Module], object] | None = None
+    copy: Callable[[], Copy], names: Sequence[str], x: Inputs, move: Callable[[nn.Module], object] | None = None
 ) -> bool:
     """Return whether outputs depend on state that all tasks would share.
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import DOES_NOT_RUN
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN, Interface
 
 __all__ = [
     "Movement",
@@ -205,7 +207,9 @@ def _refill(value: Any, content: Any) -> None:
 
 
 @torch.no_grad()
-def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Sequence[str]) -> Movement:
+def find_movement(
+    module: nn.Module, examples: Sequence[Inputs], per_task: Sequence[str], interface: Interface = PLAIN
+) -> Movement:
     """Run a network in training and in evaluation mode, and compare its state.
 
     Args:
@@ -213,6 +217,7 @@ def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Seque
         examples: batches of several samples to run one after the other: random ones, since a mean of zeros would not
             move, and more than one, since some state depends on the batch before.
         per_task: names of the modules that are copied for every task.
+        interface: how the network is called, and what of its result are its features.
     """
     found = Movement((), ())
     for training in (True, False):
@@ -220,7 +225,7 @@ def find_movement(module: nn.Module, examples: Sequence[Tensor], per_task: Seque
         try:
             with without_trace(), torch.no_grad():
                 for example in examples:
-                    scratch(example)
+                    interface.run(scratch, example)
         except DOES_NOT_RUN:
             if not training:
                 raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
+from hatrack.support.example import is_mask
+from hatrack.support.inputs import Inputs, map_tensors, tensors_in
 
 __all__ = ["agree", "deviation", "largest", "memory_of", "random_like", "says_something"]
 
@@ -86,11 +90,12 @@ def says_something(outputs: Tensor) -> bool:
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object] | None = None) -> Tensor:
+def random_like(example: Inputs, generator: torch.Generator, run: Callable[[Any], object] | None = None) -> Inputs:
     """Draw a batch to try a network with: random, since zeros would hide much, and with integers that it accepts.
 
-    Integers are drawn below the size of the smallest table that the network looks them up in. Of several draws the
-    first whose outputs say something is returned.
+    Integers are drawn below the size of the smallest table that the network looks them up in. Among several inputs,
+    integers that index no table and masks keep their values, which mean something, such as lengths. Of several draws
+    the first whose outputs say something is returned.
 
     Args:
         example: a batch, for its shape and type.
@@ -99,11 +104,12 @@ def random_like(example: Tensor, generator: torch.Generator, run: Callable[[Tens
             None only real numbers are drawn, since valid integers are not known.
     """
     if run is None:
-        return _normal(example, generator) if example.is_floating_point() else example
-    if example.is_complex() or not example.numel():
+        return map_tensors(lambda x: _normal(x, generator) if x.is_floating_point() else x, example)
+    if any(tensor.is_complex() or not tensor.numel() for tensor in tensors_in(example)):
         return example
-    fallback: Tensor | None = None
-    for drawn in _draws(example, generator, run):
+    fallback: Inputs = None
+    draws = _draws if isinstance(example, Tensor) else _draws_of_several
+    for drawn in draws(example, generator, run):
         try:
             outputs = run(drawn)
         except (*DOES_NOT_RUN, UnsupportedError):  # this input was not asked for; the caller deals with the example's
@@ -122,12 +128,7 @@ def _draws(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], 
     checked, real = example.device.type == "cpu", example.is_floating_point()
     if real and checked:
         yield _normal(example, generator)
-    tables = _Tables(example)
-    try:
-        with tables:
-            run(example)
-    except (*DOES_NOT_RUN, UnsupportedError):
-        pass
+    tables = _tables_of(example, example, run)
     bounds = [min(tables.own)] if tables.own else []
     if checked and tables.others:
         bounds.append(min(tables.others))
@@ -139,6 +140,42 @@ def _draws(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], 
             yield torch.randint(min(bound, most), example.shape, generator=generator).to(example.device, example.dtype)
     if real and (checked or not tables.own):
         yield from _real(example, generator)
+
+
+def _draws_of_several(example: Inputs, generator: torch.Generator, run: Callable[[Any], object]) -> Iterator[Inputs]:
+    """Yield random batches of several inputs, the most promising first."""
+    known = {id(tensor): tensor for tensor in tensors_in(example)}
+    bounds = {
+        key: min(tables.own)
+        for key, tensor in known.items()
+        if not tensor.is_floating_point() and (tables := _tables_of(example, tensor, run)).own
+    }
+
+    def drawn(real: Callable[[Tensor], Tensor], indices: bool) -> Inputs:
+        def draw(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point():
+                return tensor if is_mask(tensor) else real(tensor)
+            bound = bounds.get(id(tensor), 0) if indices else 0
+            if bound < 2:
+                return tensor
+            return torch.randint(bound, tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+
+        return map_tensors(draw, example)
+
+    normal = partial(_normal, generator=generator)
+    yield drawn(normal, indices=True)
+    yield drawn(normal, indices=False)
+    yield drawn(lambda tensor: (torch.rand(tensor.shape, generator=generator) + 0.1).to(tensor), indices=True)
+    for loud in (10, 30):
+        yield drawn(lambda tensor, loud=loud: loud * normal(tensor), indices=True)  # type: ignore[misc]
+
+
+def _tables_of(example: Inputs, tensor: Tensor, run: Callable[[Any], object]) -> _Tables:
+    """Run a network, and return the sizes of the tables that one of its inputs is looked up in."""
+    tables = _Tables(tensor)
+    with tables, suppress(*DOES_NOT_RUN, UnsupportedError):
+        run(example)
+    return tables
 
 
 def _real(example: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
@@ -156,7 +193,7 @@ class _Tables(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Recorder of the sizes of tables that indices are looked up in.
 
     Args:
-        x: the input.
+        x: the input, or one of several.
 
     Attributes:
         own: sizes of tables that are indexed by values of the input.

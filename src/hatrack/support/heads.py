@@ -1,13 +1,12 @@
-"""Heads, the layers that turn features into a task's logits, and the check of what a backbone gives them."""
+"""Linear heads, the layers that turn features into a task's logits."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from hatrack.errors import InputError
-
-__all__ = ["linear_head", "require_features"]
+__all__ = ["apply_head", "linear_head", "pad_classes"]
 
 
 def linear_head(features: int, num_classes: int, generator: torch.Generator | None = None) -> nn.Linear:
@@ -25,22 +24,26 @@ def linear_head(features: int, num_classes: int, generator: torch.Generator | No
     return layer
 
 
-def require_features(output: object) -> Tensor:
-    """Check that a backbone's result is a batch of features.
+def apply_head(head: nn.Linear, features: Tensor, axis: int = -1) -> Tensor:
+    """Return logits of features.
 
     Args:
-        output: the result.
-
-    Returns:
-        The result, features ``(N, F)``.
-
-    Raises:
-        InputError: it is something else.
+        head: the layer.
+        features: features, with F of them along one axis.
+        axis: that axis, along which the logits have the classes.
     """
-    if isinstance(output, Tensor) and output.dim() == 2:
-        return output
-    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise InputError(
-        f"the backbone must map a batch to features (N, F), and gave {found}; "
-        "leave out its last layer, since every task brings a head of its own, and flatten what is left"
-    )
+    if axis == -1:
+        return F.linear(features, head.weight, head.bias)
+    return F.linear(features.movedim(axis, -1), head.weight, head.bias).movedim(-1, axis)
+
+
+def pad_classes(logits: Tensor, missing: int, axis: int = -1) -> Tensor:
+    """Return logits with −inf behind the last class.
+
+    Args:
+        logits: logits, with classes along one axis.
+        missing: number of classes to add.
+        axis: that axis.
+    """
+    behind = -axis - 1 if axis < 0 else logits.dim() - axis - 1
+    return F.pad(logits, (*(0, 0) * behind, 0, missing), value=float("-inf"))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.support.heads import require_features
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.units.computed import why_it_moves
-from hatrack.units.coupling import UNGATED
+from hatrack.units.coupling import UNGATED, is_constant
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
 from hatrack.units.rules import RuleBook
 from hatrack.units.run import labelled_run
@@ -34,44 +35,48 @@ reader if it is a single layer."""
 
 def analyze(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     prefix: str = "",
     *,
     gate_inputs: bool = False,
     rules: Mapping[Any, Rule] | None = None,
+    interface: Interface = PLAIN,
 ) -> UnitGraph:
     """Find the units of a network by running it once.
 
     Args:
-        model: maps a batch to features ``(N, F)``. It is run in evaluation mode and left as it was.
+        model: maps a batch to features. It is run in evaluation mode and left as it was.
         example_input: a batch of the shape that the model expects.
         prefix: put before every parameter's name in the result, such as ``"backbone."``.
         gate_inputs: make every feature of the input a unit of a group ``inputs``, for features that are independent of
             each other. Features that a layer treats alike, such as the pixels of a channel, become one unit.
         rules: rules for this model alone, which go before the registered ones: by a module's name, its type, or a
             function; None for none.
+        interface: how the model is called, and what of its result are its features.
 
     Returns:
         The groups of units, who reads them, and the role of every parameter.
 
     Raises:
         UnsupportedError: the model uses an operation that no rule explains, or a parameter that no rule saw.
-        InputError: the model does not map the example to features ``(N, F)``, or cannot run on it at all; or a rule is
+        InputError: the model does not map the example to features, or cannot run on it at all; or a rule is
             given for a module that it does not have.
     """
-    return resolve(follow(Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules), model, prefix)
+    found = follow(Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules, interface=interface)
+    return resolve(found, model, prefix)
 
 
 def follow(
     found: Trace,
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     training: bool = False,
     grad: bool = False,
     gate_inputs: bool = False,
     rules: Mapping[Any, Rule] | None = None,
     moving: Sequence[str] = (),
+    interface: Interface = PLAIN,
 ) -> Trace:
     """Run a network for an input of another shape or in another mode, and add the findings to earlier ones.
 
@@ -84,6 +89,7 @@ def follow(
         gate_inputs: as for :func:`analyze`.
         rules: as for :func:`analyze`.
         moving: names of buffers that have other values at other times.
+        interface: as for :func:`analyze`.
 
     Returns:
         The findings of all runs together.
@@ -98,14 +104,31 @@ def follow(
             raise UnsupportedError(f"{owner or type(model).__name__}: {reason}")
     trace = Trace()
     if gate_inputs:
-        if not example_input.is_floating_point():
-            raise InputError("gate_inputs needs inputs of real numbers")
+        if not isinstance(example_input, Tensor) or not example_input.is_floating_point():
+            raise InputError("gate_inputs needs inputs that are one tensor of real numbers")
         units = trace.coupling.open_units(INPUTS, example_input[0].numel())
         trace.remember(example_input, units.view(1, *example_input.shape[1:]).expand(example_input.shape))
-    output = labelled_run(model, example_input, trace, RuleBook(model, rules or {}), training, grad, moving)
-    features = require_features(output)
-    trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=-1)
+    features = labelled_run(
+        model, example_input, trace, RuleBook(model, rules or {}), interface, training, grad, moving
+    )
+    axis = interface.axis_of(features)
+    _require_units_along(trace.labels(features), axis)
+    trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
     return found.united_with(trace) if found.coupling.producers else trace.without_values()
+
+
+def _require_units_along(labels: Tensor, axis: int) -> None:
+    """Check that units of features lie along the axis that the heads read.
+
+    Raises:
+        InputError: they lie along another one.
+    """
+    if labels.dim() > 2 and is_constant(labels, axis) and not is_constant(labels, 1):
+        shape = ("N", *labels.shape[1:])
+        raise InputError(
+            f"features of shape ({', '.join(map(str, shape))}) have their units along axis 1, not along axis {axis}: "
+            "say unit_axis=1 for heads that act on maps, or flatten them in the backbone"
+        )
 
 
 def why_not_extended(before: UnitGraph, now: UnitGraph) -> str | None:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hatrack.support.inputs import Inputs, tensors_in
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import words
-from hatrack.units.run import FACTS, function_name, tensors_in
+from hatrack.units.run import FACTS, function_name
 
 __all__ = ["Path", "path_of", "stray_parameters"]
 
@@ -72,10 +74,13 @@ class Path:
 class _Recorder(TorchFunctionMode):
     """Recorder of the calls of modules and functions, with their arguments."""
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, x: Inputs) -> None:
         super().__init__()
         self._named = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        self._named[id(x)] = "the input"
+        inputs = list(tensors_in(x))
+        self._named.update(
+            {id(each): f"the input {number}" if number else "the input" for number, each in enumerate(inputs)}
+        )
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.calls: list[_Call] = []
         self.others: list[nn.Parameter] = []  # parameters that are not the model's
@@ -141,13 +146,14 @@ def _settings(tree: Any, flags: bool) -> Iterator[Any]:
         yield tree
 
 
-def path_of(model: nn.Module, x: Tensor, training: bool) -> Path:
+def path_of(model: nn.Module, x: Inputs, training: bool, interface: Interface = PLAIN) -> Path:
     """Return the path that a network takes for an input.
 
     Args:
         model: the network, which is run as it is: a copy, where that may leave traces.
         x: a batch.
         training: whether to run it in training mode.
+        interface: how the network is called, and what of its result are its features.
     """
     model.train(training)
     recorder = _Recorder(model, x)
@@ -155,18 +161,19 @@ def path_of(model: nn.Module, x: Tensor, training: bool) -> Path:
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True))
         with recorder:
-            model(x)
-    return Path(len(x), tuple(recorder.calls))
+            interface.run(model, x)
+    return Path(interface.samples(x), tuple(recorder.calls))
 
 
-def stray_parameters(model: nn.Module, x: Tensor) -> list[nn.Parameter]:
+def stray_parameters(model: nn.Module, x: Inputs, interface: Interface = PLAIN) -> list[nn.Parameter]:
     """Return parameters that a network computes with but does not own, such as those of layers in a plain list.
 
     Args:
         model: the network, which is run as it is.
         x: a batch.
+        interface: how the network is called, and what of its result are its features.
     """
     recorder = _Recorder(model, x)
     with recorder:
-        model(x)
+        interface.run(model, x)
     return recorder.others

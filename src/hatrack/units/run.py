@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
+from hatrack.support.inputs import Inputs, has_shape, kind_of
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import words
 from hatrack.units.coupling import touches_units
@@ -63,13 +65,14 @@ PATH_OF_VALUES = (
 
 def labelled_run(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     trace: Trace,
     rules: RuleBook,
+    interface: Interface = PLAIN,
     training: bool = False,
     grad: bool = False,
     moving: Sequence[str] = (),
-) -> Any:
+) -> Tensor:
     """Run a model once, in evaluation or training mode, and record what happens in a trace.
 
     Args:
@@ -77,12 +80,13 @@ def labelled_run(
         example_input: a batch.
         trace: the record, which is added to.
         rules: explain operations.
+        interface: how the model is called, and what of its result are its features.
         training: run in training mode, not in evaluation mode.
         grad: run with gradients.
         moving: names of buffers that have other values at other times.
 
     Returns:
-        What the model returned.
+        The features.
 
     Raises:
         UnsupportedError: no rule explains an operation, or the model does not run while it is followed.
@@ -95,32 +99,32 @@ def labelled_run(
             model.train(training)
             with witness, run, run.modules_announced():
                 run.follow_values_of([example_input, *map(model.get_buffer, moving)])
-                output = model(example_input)
+                features = interface.run(model, example_input)
     except Exception as error:
         if witness.refusal is not None:
             raise witness.refusal from error
         if isinstance(error, HatrackError):
             raise
-        if _runs_by_itself(model, example_input, training, grad):
+        if _runs_by_itself(model, example_input, interface, training, grad):
             raise UnsupportedError(
                 f"{type(model).__name__}: it runs by itself, but not while it is followed, so what it does to units is "
                 f"not known ({type(error).__name__}: {error})"
             ) from error
         if isinstance(error, (RuntimeError, ValueError, IndexError)):
-            shape = tuple(example_input.shape)
+            shape = has_shape(kind_of(example_input, interface.batch_axis), str(interface.samples(example_input)))
             raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
         raise
     if witness.refusal is not None:
         raise witness.refusal
-    return output
+    return features
 
 
-def _runs_by_itself(model: nn.Module, example_input: Tensor, training: bool, grad: bool) -> bool:
+def _runs_by_itself(model: nn.Module, example_input: Inputs, interface: Interface, training: bool, grad: bool) -> bool:
     """Return whether a model runs that failed while it was followed."""
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
-            model(example_input)
+            interface.run(model, example_input)
     except Exception:
         return False
     return True
