@@ -3,14 +3,14 @@
 python benchmarks/coverage.py [--families timm vit_pytorch] [--only 'vit*'] [--again] [--lines coverage.jsonl]
     [--out benchmarks/results/coverage.json] [--seconds 300] [--gigabytes 6] [--table]
 
-Needs the packages of the families: ``pip install -c constraints.txt 'transformers>=4.48'``, ``pip install --no-deps timm
-vit-pytorch`` and ``pip install einops pyyaml``. Without dependencies, since both ask for torchvision, which must fit the
-build of torch and is large: ``python benchmarks/coverage_models/stub_torchvision.py`` writes a stand-in.
+Needs the packages of the families: ``pip install -c constraints.txt 'transformers>=4.48'``, ``pip install --no-deps
+timm vit-pytorch`` and ``pip install einops pyyaml``. Without dependencies, since both ask for torchvision, which must
+fit the build of torch and is large: ``python benchmarks/coverage_models/stub_torchvision.py`` writes a stand-in.
 
 Every model runs in a process of its own, one thread, random weights. It is attached (which includes the leak test);
 two tasks are trained for three steps each with AdamW and weight decay; the first one's logits must keep every bit; it
-is extracted, and must agree to 1e-4. A line per model is appended to ``--lines``; models that have one are left out unless
-``--again``. Then the table of all lines is printed and written to ``--out``.
+is extracted, and must agree to 1e-4. A line per model is appended to ``--lines``; models that have one are left out
+unless ``--again``. Then the table of all lines is printed and written to ``--out``.
 """
 
 from __future__ import annotations
