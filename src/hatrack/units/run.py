@@ -22,6 +22,7 @@ from hatrack.units.coupling import touches_units
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
+from hatrack.units.rules.probing import ProbeError, probe
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
@@ -38,6 +39,7 @@ from hatrack.units.values import (
 __all__ = ["FACTS", "function_name", "labelled_run", "tensors_in"]
 
 _CONSTANTS = frozenset(CONSTANTS)
+_SETTING = frozenset([torch.Tensor.__setitem__])
 _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 
 FACTS = words(
@@ -146,7 +148,7 @@ class _LabelledRun(TorchFunctionMode):
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
-        self._variable = Memory()
+        self._variable = trace.variable
         self._viewed = Memory()  # what has the same memory as another value
         self.follow_values_of(list(model.parameters()))
 
@@ -252,7 +254,7 @@ class _LabelledRun(TorchFunctionMode):
             output = func(*args, **kwargs)
             if not self._depth:
                 self._note_views((args, kwargs), output)
-                self._follow(func, args, kwargs, output)
+                self._follow(func, args, kwargs, args[0] if func in _SETTING else output)
                 if func not in _CONSTANTS and any(map(self.is_variable, tensors_in((args, kwargs)))):
                     self.follow_values_of(output)
                 for value in tensors_in(output):
@@ -297,10 +299,12 @@ class _LabelledRun(TorchFunctionMode):
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
-        if rule is None:
-            raise self._trace.refuse(call, self._reason(parameters))
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
-        self._explain(rule, call, always=known)
+        try:
+            otherwise = probe if self._rules.is_registered(func) else None
+            self._explain(rule or probe, call, known, otherwise)
+        except ProbeError as error:
+            raise self._trace.refuse(call, self._reason(parameters, str(error))) from error
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
             if value in self._viewed and not same:
@@ -314,8 +318,14 @@ class _LabelledRun(TorchFunctionMode):
             if value in given and not any(value is each for each in tensors_in(inputs)):
                 self._viewed.add([value])
 
-    def _explain(self, rule: Rule, call: Call, always: bool = False) -> None:
+    def _explain(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
         """Ask a rule for the labels of a result, and record them.
+
+        Args:
+            rule: the rule.
+            call: what it is to explain.
+            always: as for :meth:`Trace.remember`.
+            otherwise: another rule, which is asked if this one fails; None for none.
 
         Raises:
             UnsupportedError: the rule refuses or fails; a failing rule does not mean that the network does not run.
@@ -323,9 +333,12 @@ class _LabelledRun(TorchFunctionMode):
         self.is_explaining = True
         try:
             self._trace.remember(call.output, rule(self._trace, call), always)
-        except HatrackError:
+        except (HatrackError, ProbeError):
             raise
         except Exception as error:
+            if otherwise is not None:
+                self._explain(otherwise, call, always)
+                return
             reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
             raise self._trace.refuse(call, f"{reason}; {self._advice()}") from error
         finally:
@@ -344,16 +357,18 @@ class _LabelledRun(TorchFunctionMode):
             axis = call.argument(1, "dim") % value.dim()
             chosen = [(call.argument(2, "index"), range(axis, axis + 1))]
         elif own == "take_along_dim":
-            chosen = [(call.argument(1, "indices"), range(value.dim()))]
+            axis = call.argument(2, "dim")
+            axes = range(value.dim()) if axis is None else range(axis % value.dim(), axis % value.dim() + 1)
+            chosen = [(call.argument(1, "indices"), axes)]
         for index, axes in chosen:
             for axis in axes if self.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
-    def _reason(self, parameters: list[Tensor]) -> str:
+    def _reason(self, parameters: list[Tensor], why: str) -> str:
         """Return the reason for refusing an operation without a rule, and the remedy."""
         names = ", ".join(repr(self._parameters[id(parameter)]) for parameter in parameters)
         danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
-        return f"there is no rule for this operation{danger}; {self._advice()}"
+        return f"there is no rule for this operation, and running it on other values does not tell ({why}){danger}; {self._advice()}"
 
     def _advice(self) -> str:
         """Return the remedy for an operation without a rule."""

@@ -16,7 +16,7 @@ from hatrack.errors import UnsupportedError
 from hatrack.units.computed import origins
 from hatrack.units.coupling import UNGATED, Coupling, is_constant, touches_units
 from hatrack.units.sources import Argument, Sources
-from hatrack.units.values import tensors_in
+from hatrack.units.values import Memory, tensors_in
 
 __all__ = ["Call", "Labels", "Read", "Rule", "Trace", "Use"]
 
@@ -108,6 +108,7 @@ class Trace:
         parameters: names of the model's parameters by identity.
         buffers: identities of the model's buffers.
         by_themselves: labels of the entries of parameters that are used by themselves, by name.
+        variable: values that are others for other inputs.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -120,6 +121,7 @@ class Trace:
     parameters: dict[int, str] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
     by_themselves: dict[str, Tensor] = field(default_factory=dict)
+    variable: Memory = field(default_factory=Memory)
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def without_values(self) -> Trace:
@@ -225,6 +227,15 @@ class Trace:
         for source in sources:
             for argument in self.sources.given(source.module, source.position):  # one gate serves all calls
                 self.read_argument(call, argument)
+
+    def is_readable(self, value: Tensor) -> bool:
+        """Return whether a function may read the units of a value, since a gate can stand before it."""
+        sources = self.sources.of(value)
+        return sources is not None and not any(
+            argument.changed
+            for source in sources
+            for argument in self.sources.given(source.module, source.position)
+        )
 
     def read_argument(self, call: Call, argument: Argument) -> None:
         """Gate an argument of a module, in which a function reads units."""

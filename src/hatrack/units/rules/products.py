@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.units.coupling import UNGATED, is_constant, is_uniform, touches_units
+from hatrack.units.rules.probing import probe
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
@@ -61,7 +62,11 @@ def einsum(trace: Trace, call: Call) -> Tensor:
         for term, count, value in zip(left.split(","), unnamed, operands, strict=True)
     ]
     if any(len(set(letters)) < len(letters) for letters, _ in terms):
-        raise trace.refuse(call, "a letter that a factor has twice has no rule; take torch.diagonal of it first")
+        for value in operands:
+            _open(trace, value)
+        labels = probe(trace, call)  # a diagonal
+        assert isinstance(labels, Tensor)
+        return labels
     result = right.replace("...", _letters(max(unnamed)))
     return product(trace, call, terms, result).expand(call.output.shape)
 

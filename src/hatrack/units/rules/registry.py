@@ -95,7 +95,7 @@ def functions(text: str) -> list[Any]:
 
 _TAKING = frozenset(
     [
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, torch.einsum),
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.embedding_bag, torch.einsum),
         *functions("matmul mm bmm __matmul__ addmm baddbmm"),
     ]
 )
@@ -152,6 +152,11 @@ class RuleBook:
             return self._rules.get(function)
         except TypeError:  # not hashable: certainly not registered
             return None
+
+    def is_registered(self, function: Any) -> bool:
+        """Return whether the rule for a function is none that was given for this model alone."""
+        rule = self.for_function(function)
+        return rule is not None and rule is _RULES.get(function)
 
 
 def _computes_otherwise(module: nn.Module, kind: Any) -> bool:
