@@ -338,7 +338,9 @@ def test_bad_names(name: object) -> None:
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, "2", None])
 def test_bad_numbers_of_classes(classes: object) -> None:
-    with pytest.raises(InputError, match=r"must (have at least one class|be a whole number)|exactly one of num_classes and head"):
+    with pytest.raises(
+        InputError, match=r"must (have at least one class|be a whole number)|exactly one of num_classes and head"
+    ):
         small().add_task("a", classes)  # type: ignore[arg-type]
 
 

@@ -403,7 +403,8 @@ class ByValue(nn.Module):
 
 
 READS: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "bool": lambda x, h: bool((x > 0).any()),
+    "bool of weights": lambda x, h: bool((x[0, 0] + h[0, 0] > 0).any()),
+    "many bools": lambda x, h: [bool(each > 0) for each in x.flatten()],
     "float": lambda x, h: float(x.sum()),
     "int": lambda x, h: int(x.sum()),
     "index": lambda x, h: range(x.long().sum()),

@@ -170,8 +170,23 @@ class Decided(nn.Module):
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("name", WRITES)
 def test_what_is_written_in_place_depends_on_what_is_written(name: str) -> None:
-    with pytest.raises(UnsupportedError, match=r"__bool__.*values of the input or of units.*test_values"):
-        HATNetwork(Decided(lambda x: WRITES[name](x) > 0), torch.zeros(2, 6))
+    torch.manual_seed(0)
+    net = HATNetwork(Decided(lambda x: WRITES[name](x) > 0), torch.zeros(2, 6))
+    assert [group.name for group in net.units.groups] == ["enter+leave"], "only one way was followed"
+    positive, negative = torch.rand(4, 6), -torch.rand(4, 6)
+    for task in ("a", "b"):
+        net.add_task(task, 2)
+        net.consolidate(task)
+    assert_poison_harmless(net, {"a": positive, "b": positive})
+    assert_poison_harmless(net, {"a": negative, "b": negative})
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("name", WRITES)
+def test_what_is_written_of_weights_decides_nothing(name: str) -> None:
+    backbone = Decided(lambda x: WRITES[name](x * backbone.enter.bias[0]) > 0)
+    with pytest.raises(UnsupportedError, match=r"test_values.py:\d+"):
+        HATNetwork(backbone, torch.zeros(2, 6))
 
 
 def test_what_is_written_of_constants_stays_constant() -> None:

@@ -94,7 +94,9 @@ class TaskList(nn.ModuleList, Generic[StateT]):
         if not isinstance(name, str) or not name:
             raise InputError(f"a task's name must be a text that is not empty, not {name!r}")
         if (num_classes is None) == (head is None):
-            raise InputError(f"task {name!r} needs exactly one of num_classes and head: a linear head, or one of your own")
+            raise InputError(
+                f"task {name!r} needs exactly one of num_classes and head: a linear head, or one of your own"
+            )
         if head is None:
             try:
                 num_classes = operator.index(num_classes)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from hatrack.state.dependence import Copy
 from hatrack.state.movement import scratch_of
 from hatrack.state.undo_log import UndoLog
 from hatrack.support.example import Example
-from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of, tensors_in
+from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of
 from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.units import UnitGraph
@@ -99,8 +99,9 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         return has_shape(kind_of(x, self.interface.batch_axis)) == has_shape(self.example_input.kind)
 
     def has_example_axes(self, x: Inputs) -> bool:
-        """Return whether the tensors of a batch have as many axes as those of the example input."""
-        return [tensor.dim() for tensor in tensors_in(x)] == self.example_input.axes
+        """Return whether a batch has as many axes as the example input; several inputs may differ."""
+        kind = self.example_input.kind
+        return not (isinstance(x, Tensor) and isinstance(kind, TensorKind)) or x.dim() == len(kind.shape) + 1
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a block in which backbone, tasks and masking are in evaluation mode."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs, are_alike, detached, device_of, is_usual, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve
+from hatrack.units.decisions import Way
 from hatrack.units.signatures import CallKey, Signature, key_of
 
 if TYPE_CHECKING:
@@ -101,8 +102,15 @@ class UnitCalls:
                 **settings,
             )
 
-    def _path(self, x: Inputs, signature: Signature, scratch: nn.Module | None = None) -> Path:
-        """Return the path that a call takes, on a copy of the backbone without gates, or on one that is given."""
+    def _path(self, x: Inputs, signature: Signature, scratch: nn.Module | None = None, way: Way = ()) -> Path:
+        """Return the path that a call takes, on a copy of the backbone without gates, or on one that is given.
+
+        Args:
+            x: the batch.
+            signature: its signature.
+            scratch: the copy.
+            way: outcomes of the first truth values of tensors that are read.
+        """
         scratch = scratch_without_gates(self._backbone) if scratch is None else scratch
         with (
             without_trace(),
@@ -110,7 +118,11 @@ class UnitCalls:
             torch.set_grad_enabled(signature.grad),
             signature.precision(device_of(x)),
         ):
-            return path_of(scratch, detached(x, signature.inputs), signature.training, self._interface)
+            return path_of(scratch, detached(x, signature.inputs), signature.training, self._interface, way)
+
+    def _are_same(self, x: Inputs, signature: Signature, other: Inputs, known: Signature, ways: Iterable[Way]) -> bool:
+        """Return whether two calls take the same paths, on all ways that their values may decide for."""
+        return all(self._path(x, signature, way=way).is_same(self._path(other, known, way=way)) for way in ways)
 
     def _signature(self, x: Inputs, training: bool, grad: bool | None = None) -> Signature:
         return Signature.of(x, training, grad, self._interface)
@@ -129,15 +141,17 @@ class UnitCalls:
         followed = {usual: None}
         scratch = scratch_without_gates(self._backbone)
         present = StateOf(scratch)
-        path = self._path(example, usual, scratch)
+        paths = {way: self._path(example, usual, scratch, way) for way in found.ways}
         for x in (self._interface.several(example), self._interface.take(example, slice(1))):
             for training, grad in ((False, False), (False, True), (True, True), (True, False)):
                 signature = self._signature(x, training, grad)
                 if signature in followed:
                     continue
-                present.put_back()
+                is_usual = True
                 try:
-                    is_usual = self._path(x, signature, scratch).is_same(path)
+                    for way, path in paths.items():
+                        present.put_back()
+                        is_usual = is_usual and self._path(x, signature, scratch, way).is_same(path)
                 except DOES_NOT_RUN:
                     continue  # such as a batch norm that would see a single sample
                 try:
@@ -200,7 +214,8 @@ class UnitCalls:
         scratch, outside = scratch_without_gates(self._backbone), replace(signature, inference=False)
         try:
             many = self._path(x, signature, scratch)
-            same = not signature.inference or many.is_same(self._path(x, outside))
+            ways = dict.fromkeys((many.way, *self.trace.ways))
+            same = not signature.inference or self._are_same(x, signature, x, outside, ways)
         except DOES_NOT_RUN:
             self._follow_call(x, outside, outside, masking, change)  # which tells whether it runs at all
             return False
@@ -211,30 +226,28 @@ class UnitCalls:
             )
         signature = outside
         masking.note_movement(x, signature.training, scratch, change)
-        few: Path | None = many
-        samples = self._interface.samples(x)
-        two = self._interface.take(x, slice(2))
-        if samples > 2:
-            try:
-                few = self._path(two, signature)
-            except DOES_NOT_RUN:  # such as a network that takes whole groups of samples
-                few = None
-        if few is not None and signature not in self.followed and signature not in self._unexplained_training:
-            if self._takes_known_path(two, signature, few):
+        samples, two = self._interface.samples(x), self._interface.take(x, slice(2))
+        try:
+            alike = samples <= 2 or self._are_same(two, signature, x, signature, ways)
+            runs = True
+        except DOES_NOT_RUN:  # such as a network that takes whole groups of samples
+            alike = runs = False
+        if runs and signature not in self.followed and signature not in self._unexplained_training:
+            if self._takes_known_path(two, signature, ways):
                 self.followed[signature] = None
             else:
                 self._follow_call(two, signature, signature, masking, change)
-        if few is None or not few.is_same(many):
+        if not alike:
             self._follow_call(x, replace(signature, samples=samples), signature, masking, change)
         return True
 
-    def _takes_known_path(self, x: Inputs, signature: Signature, path: Path) -> bool:
+    def _takes_known_path(self, x: Inputs, signature: Signature, ways: Iterable[Way]) -> bool:
         """Return whether calls take the path of a signature that was followed already.
 
         Args:
             x: two samples, or the only one.
             signature: that of the calls.
-            path: the path that the samples take.
+            ways: the ways that the values of samples may decide for.
         """
         for known in self.followed:
             alike = known.autocast == signature.autocast and are_alike(known.inputs, signature.inputs)
@@ -242,7 +255,7 @@ class UnitCalls:
                 others = self._interface.take(self._interface.repeated(x, 2), slice(1 if known.single else 2))
                 others = map_tensors(Tensor.contiguous, others)
                 try:
-                    if path.is_same(self._path(others, known)):
+                    if self._are_same(x, signature, others, known, ways):
                         return True
                 except DOES_NOT_RUN:
                     continue

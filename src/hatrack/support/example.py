@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hatrack.support.inputs import Inputs, Kind, Nested, TensorKind, kind_from_json, kind_of, kind_to_json, tensor_kinds
+from hatrack.support.inputs import Inputs, Kind, Nested, TensorKind, kind_from_json, kind_of, kind_to_json
 from hatrack.support.interface import Interface
 
 __all__ = ["Example", "is_mask"]
@@ -89,11 +89,6 @@ class Example:
             return kind
 
         return replace(self, kind=convert(self.kind))
-
-    @property
-    def axes(self) -> list[int]:
-        """Numbers of axes of the tensors, in their order."""
-        return [len(kind.shape) + kind.batched for kind in tensor_kinds(self.kind)]
 
     @property
     def shape(self) -> Any:

@@ -15,6 +15,7 @@ from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED, is_constant
+from hatrack.units.decisions import MOST_WAYS, Decisions, Way
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
 from hatrack.units.rules import RuleBook
 from hatrack.units.run import labelled_run
@@ -102,19 +103,36 @@ def follow(
         if reason is not None:
             owner = name.partition("parametrizations.")[0].rstrip(".")
             raise UnsupportedError(f"{owner or type(model).__name__}: {reason}")
-    trace = Trace()
-    if gate_inputs:
-        if not isinstance(example_input, Tensor) or not example_input.is_floating_point():
-            raise InputError("gate_inputs needs inputs that are one tensor of real numbers")
-        units = trace.coupling.open_units(INPUTS, example_input[0].numel())
-        trace.remember(example_input, units.view(1, *example_input.shape[1:]).expand(example_input.shape))
-    features = labelled_run(
-        model, example_input, trace, RuleBook(model, rules or {}), interface, training, grad, moving
-    )
-    axis = interface.axis_of(features)
-    _require_units_along(trace.labels(features), axis)
-    trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
-    return found.united_with(trace) if found.coupling.producers else trace.without_values()
+    book, followed = RuleBook(model, rules or {}), 0
+    ways: list[Way] = [()]
+    while ways:
+        decisions, trace = Decisions(ways.pop()), Trace()
+        if gate_inputs:
+            _open_inputs(trace, example_input)
+        features = labelled_run(model, example_input, trace, book, interface, training, grad, moving, decisions)
+        ways += decisions.alternatives()
+        followed += 1
+        if ways and followed == MOST_WAYS and decisions.refusal is not None:
+            raise decisions.refusal
+        if features is not None:
+            axis = interface.axis_of(features)
+            _require_units_along(trace.labels(features), axis)
+            trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
+            trace.ways[tuple(decisions.seen)] = None
+            found = found.united_with(trace) if found.coupling.producers else trace.without_values()
+    return found
+
+
+def _open_inputs(trace: Trace, x: Inputs) -> None:
+    """Make every feature of the input a unit.
+
+    Raises:
+        InputError: the input is not one tensor of real numbers.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InputError("gate_inputs needs inputs that are one tensor of real numbers")
+    units = trace.coupling.open_units(INPUTS, x[0].numel())
+    trace.remember(x, units.view(1, *x.shape[1:]).expand(x.shape))
 
 
 def _require_units_along(labels: Tensor, axis: int) -> None:

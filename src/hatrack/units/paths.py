@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from hatrack.support.inputs import Inputs, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import words
+from hatrack.units.decisions import Decisions, Way, reads_truth
 from hatrack.units.run import FACTS, function_name
 
 __all__ = ["Path", "path_of", "stray_parameters"]
@@ -48,10 +49,12 @@ class Path:
         samples: number of samples of the batch.
         calls: for each call the name of the module or function, the origins of its tensors (the name of a parameter or
             buffer, the number of an earlier call, the input, or the digest of a constant), and its settings.
+        way: outcomes of all truth values of tensors that were read.
     """
 
     samples: int
     calls: tuple[_Call, ...]
+    way: Way = ()
 
     def is_same(self, other: Path) -> bool:
         """Return whether both make the same calls, where sizes may be in proportion to the number of samples."""
@@ -74,8 +77,9 @@ class Path:
 class _Recorder(TorchFunctionMode):
     """Recorder of the calls of modules and functions, with their arguments."""
 
-    def __init__(self, model: nn.Module, x: Inputs) -> None:
+    def __init__(self, model: nn.Module, x: Inputs, way: Way = ()) -> None:
         super().__init__()
+        self.decisions = Decisions(way)
         self._named = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         inputs = list(tensors_in(x))
         self._named.update(
@@ -102,6 +106,8 @@ class _Recorder(TorchFunctionMode):
         flags = not name.endswith(_FLAGGED)
         self.calls.append((name, tuple(map(self._source_of, given)), tuple(_settings((args, kwargs), flags))))
         output = func(*args, **kwargs)
+        if reads_truth(name.rpartition(".")[2], args):
+            return self.decisions.take(output)
         self._made.update({id(value): (weakref.ref(value), number) for value in tensors_in(output)})
         return output
 
@@ -146,7 +152,7 @@ def _settings(tree: Any, flags: bool) -> Iterator[Any]:
         yield tree
 
 
-def path_of(model: nn.Module, x: Inputs, training: bool, interface: Interface = PLAIN) -> Path:
+def path_of(model: nn.Module, x: Inputs, training: bool, interface: Interface = PLAIN, way: Way = ()) -> Path:
     """Return the path that a network takes for an input.
 
     Args:
@@ -154,15 +160,16 @@ def path_of(model: nn.Module, x: Inputs, training: bool, interface: Interface = 
         x: a batch.
         training: whether to run it in training mode.
         interface: how the network is called, and what of its result are its features.
+        way: outcomes of the first truth values of tensors that are read; others are as values have it.
     """
     model.train(training)
-    recorder = _Recorder(model, x)
+    recorder = _Recorder(model, x, way)
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True))
         with recorder:
             interface.run(model, x)
-    return Path(interface.samples(x), tuple(recorder.calls))
+    return Path(interface.samples(x), tuple(recorder.calls), tuple(recorder.decisions.seen))
 
 
 def stray_parameters(model: nn.Module, x: Inputs, interface: Interface = PLAIN) -> list[nn.Parameter]:

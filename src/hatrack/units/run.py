@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FunctionType
@@ -19,6 +19,7 @@ from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import words
 from hatrack.units.coupling import touches_units
+from hatrack.units.decisions import Decisions, reads_truth
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
@@ -74,7 +75,8 @@ def labelled_run(
     training: bool = False,
     grad: bool = False,
     moving: Sequence[str] = (),
-) -> Tensor:
+    decisions: Decisions | None = None,
+) -> Tensor | None:
     """Run a model once, in evaluation or training mode, and record what happens in a trace.
 
     Args:
@@ -86,27 +88,34 @@ def labelled_run(
         training: run in training mode, not in evaluation mode.
         grad: run with gradients.
         moving: names of buffers that have other values at other times.
+        decisions: outcomes of truth values that are read of the input; None lets all be as they are.
 
     Returns:
-        The features.
+        The features; None if decisions were given on which the model raises an error on purpose.
 
     Raises:
         UnsupportedError: no rule explains an operation, or the model does not run while it is followed.
         InputError: the model cannot run on the example.
     """
-    run = _LabelledRun(model, trace, rules)
+    decisions = Decisions() if decisions is None else decisions
+    run = _LabelledRun(model, trace, rules, decisions)
     witness = _Witness(run, trace)
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
             with witness, run, run.modules_announced():
-                run.follow_values_of([example_input, *map(model.get_buffer, moving)])
+                run.follow_values_of(example_input, of_weights=False)
+                run.follow_values_of([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)
     except Exception as error:
         if witness.refusal is not None:
             raise witness.refusal from error
         if isinstance(error, HatrackError):
             raise
+        if decisions.given and decisions.refusal is not None:  # other values may take this way without an error
+            if decisions.ended_with(error):
+                return None
+            raise decisions.refusal from error
         if _runs_by_itself(model, example_input, interface, training, grad):
             raise UnsupportedError(
                 f"{type(model).__name__}: it runs by itself, but not while it is followed, so what it does to units is "
@@ -135,9 +144,11 @@ def _runs_by_itself(model: nn.Module, example_input: Inputs, interface: Interfac
 class _LabelledRun(TorchFunctionMode):
     """Observer of every function call of the model, and of every call of a module."""
 
-    def __init__(self, model: nn.Module, trace: Trace, rules: RuleBook) -> None:
+    def __init__(self, model: nn.Module, trace: Trace, rules: RuleBook, decisions: Decisions) -> None:
         super().__init__()
         self._trace = trace
+        self._decisions = decisions
+        self._is_deciding = self._is_in_hook = False
         self._model = model
         self._rules = rules
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -149,12 +160,20 @@ class _LabelledRun(TorchFunctionMode):
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
         self._variable = trace.variable
+        self._of_weights = Memory()  # what depends on weights, or on state that moves, and not on the input alone
         self._viewed = Memory()  # what has the same memory as another value
         self.follow_values_of(list(model.parameters()))
 
-    def follow_values_of(self, value: Any) -> None:
-        """Record that tensors have other values for other inputs."""
-        self._variable.add(tensors_in(value))
+    def follow_values_of(self, value: Any, of_weights: bool = True) -> None:
+        """Record that tensors have other values for other inputs, and whether for other weights, too."""
+        tensors = list(tensors_in(value))
+        self._variable.add(tensors)
+        if of_weights:
+            self._of_weights.add(tensors)
+
+    def depends_on_weights(self, value: Tensor) -> bool:
+        """Return whether a tensor has other values for other weights, such as those of a unit."""
+        return value in self._of_weights or self._trace.is_gated(value)
 
     def is_variable(self, value: Tensor) -> bool:
         """Return whether a tensor has other values for other inputs, or for other weights."""
@@ -162,6 +181,8 @@ class _LabelledRun(TorchFunctionMode):
 
     def why_not_read(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
         """Return the refusal of an operation of torch's lowest level if it reads values and must not; else None."""
+        if self._is_deciding:
+            return None
         if self._depth or not reads_values(operation) or not any(map(self.is_variable, values)) or self._is_vouched():
             return None
         func, args, kwargs = self._functions[-1] if self._functions else (operation, tuple(values), {})
@@ -188,6 +209,24 @@ class _LabelledRun(TorchFunctionMode):
         if reads and any(map(self.is_variable, tensors)) and not self._is_vouched():
             raise self._path_refused(Call(func, function_name(func), args, kwargs, None))
 
+    def _may_decide(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Return whether a function reads a truth value that depends on the input, and on nothing else."""
+        return (
+            reads_truth(function_name(func).rpartition(".")[2], args)
+            and self.is_variable(args[0])
+            and not self.depends_on_weights(args[0])
+            and not self._is_vouched()
+        )
+
+    def _decide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return the outcome of a decision in this run."""
+        self._is_deciding = True
+        try:
+            natural = bool(func(*args, **kwargs))
+        finally:
+            self._is_deciding = False
+        return self._decisions.take(natural, self._path_refused(Call(func, function_name(func), args, kwargs, None)))
+
     def _is_vouched(self) -> bool:
         return any(map(self._rules.vouches_for, [self._model, *(module for _, module in self._inside)]))
 
@@ -208,10 +247,21 @@ class _LabelledRun(TorchFunctionMode):
         with ExitStack() as hooks:
             for name, module in self._model.named_modules():
                 rule = self._rules.for_module(module)
-                enter, leave = partial(self._enter, name, rule), partial(self._leave, name, rule)
+                enter, leave = (
+                    partial(self._unseen, self._enter, name, rule),
+                    partial(self._unseen, self._leave, name, rule),
+                )
                 hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
             yield
+
+    def _unseen(self, hook: Callable[..., None], *args: Any) -> None:
+        """Call a hook whose own computations, such as those of labels, are not the network's."""
+        outer, self._is_in_hook = self._is_in_hook, True
+        try:
+            hook(*args)
+        finally:
+            self._is_in_hook = outer
 
     def _enter(
         self, name: str, rule: Rule | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -247,16 +297,21 @@ class _LabelledRun(TorchFunctionMode):
         kwargs = kwargs or {}
         self._functions.append((func, args, kwargs))
         try:
+            if not self._depth and self._may_decide(func, args):
+                return self._decide(func, args, kwargs)
             if not self._depth:
                 self._require_one_path(func, args, kwargs)
             sources = None if self._depth else self._sources(args, kwargs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
+            if not self._is_in_hook and reads_truth(function_name(func).rpartition(".")[2], args):
+                self._decisions.seen.append(output)
             if not self._depth:
                 self._note_views((args, kwargs), output)
                 self._follow(func, args, kwargs, args[0] if func in _SETTING else output)
-                if func not in _CONSTANTS and any(map(self.is_variable, tensors_in((args, kwargs)))):
-                    self.follow_values_of(output)
+                inputs = list(tensors_in((args, kwargs)))
+                if func not in _CONSTANTS and any(map(self.is_variable, inputs)):
+                    self.follow_values_of(output, any(map(self.depends_on_weights, inputs)))
                 for value in tensors_in(output):
                     if self._trace.is_gated(value):
                         self._trace.sources.remember(value, sources, cleared)
@@ -412,7 +467,8 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.refusal = self._trace.refuse(call, f"{reason}; write the operation in plain Python")
         output = func(*args, **kwargs)
         if any(map(self._run.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
-            self._run.follow_values_of([output, *written_by(func, args, kwargs)])
+            of_weights = any(map(self._run.depends_on_weights, tensors))
+            self._run.follow_values_of([output, *written_by(func, args, kwargs)], of_weights)
         return output
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hatrack.errors import UnsupportedError
 from hatrack.units.computed import origins
 from hatrack.units.coupling import UNGATED, Coupling, is_constant, touches_units
+from hatrack.units.decisions import Way
 from hatrack.units.sources import Argument, Sources
 from hatrack.units.values import Memory, tensors_in
 
@@ -109,6 +110,7 @@ class Trace:
         buffers: identities of the model's buffers.
         by_themselves: labels of the entries of parameters that are used by themselves, by name.
         variable: values that are others for other inputs.
+        ways: outcomes of the decisions that the input takes, on all ways that were followed.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -122,11 +124,12 @@ class Trace:
     buffers: set[int] = field(default_factory=set)
     by_themselves: dict[str, Tensor] = field(default_factory=dict)
     variable: Memory = field(default_factory=Memory)
+    ways: dict[Way, None] = field(default_factory=dict)
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def without_values(self) -> Trace:
         """Copy the findings, without the tensors of the run."""
-        found = ("reads", "uses", "per_task", "passing", "written", "by_themselves")
+        found = ("reads", "uses", "per_task", "passing", "written", "by_themselves", "ways")
         return Trace(copy.deepcopy(self.coupling), **{name: copy.copy(getattr(self, name)) for name in found})
 
     def united_with(self, other: Trace) -> Trace:
@@ -150,6 +153,7 @@ class Trace:
         if _HEADS in both.reads:
             both.reads[_HEADS] = both.reads.pop(_HEADS)  # the last one, which the heads read
         both.uses += [Use(use.parameter, tuple(there[side] for side in use.sides)) for use in other.uses]
+        both.ways |= other.ways
         both.per_task += [name for name in other.per_task if name not in both.per_task]
         both.passing += [(name, there[labels]) for name, labels in other.passing]
         for mine, its in ((both.written, other.written), (both.by_themselves, other.by_themselves)):
@@ -232,9 +236,7 @@ class Trace:
         """Return whether a function may read the units of a value, since a gate can stand before it."""
         sources = self.sources.of(value)
         return sources is not None and not any(
-            argument.changed
-            for source in sources
-            for argument in self.sources.given(source.module, source.position)
+            argument.changed for source in sources for argument in self.sources.given(source.module, source.position)
         )
 
     def read_argument(self, call: Call, argument: Argument) -> None:
