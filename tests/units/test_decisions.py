@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.helpers import assert_poison_harmless
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
 from hatrack.errors import UnsupportedError
+from support.helpers import assert_poison_harmless
 
 WIDTH = 8
 

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
@@ -46,7 +46,13 @@ def require_usable_head(net: MaskedNetwork[StateT], name: str, head: int | nn.Mo
     features = net.masking.example_features()
     tried = copy.deepcopy(head).eval().to(features.device, features.dtype)
     before = copy.deepcopy(tried)
-    first, second = (_outputs(name, tried, features) for _ in range(2))
+    try:
+        with without_trace():
+            first, second = (tensor_of(tried(features)) for _ in range(2))
+    except DOES_NOT_RUN as error:
+        raise InputError(
+            f"the head of task {name!r} does not run on features of shape {tuple(features.shape)}: {error}"
+        ) from error
     movement = movement_of(before, tried, ())
     if movement.buffers or movement.attributes:
         raise UnsupportedError(
@@ -58,13 +64,3 @@ def require_usable_head(net: MaskedNetwork[StateT], name: str, head: int | nn.Mo
             f"the head of task {name!r} gives other outputs from call to call in evaluation mode; randomness for "
             "training has to be off then, as that of torch.nn.Dropout is"
         )
-
-
-def _outputs(name: str, head: nn.Module, features: Tensor) -> Tensor:
-    try:
-        with without_trace():
-            return tensor_of(head(features))
-    except DOES_NOT_RUN as error:
-        raise InputError(
-            f"the head of task {name!r} does not run on features of shape {tuple(features.shape)}: {error}"
-        ) from error

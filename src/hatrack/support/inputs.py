@@ -237,5 +237,6 @@ def has_shape(kind: Kind, batch: str = "N") -> str:
         return f"({', '.join(map(str, (batch,) * kind.batched + kind.shape))})"
     if isinstance(kind, Nested):
         parts = [has_shape(part, batch) for part in kind.parts]
-        return ", ".join(f"{key}: {part}" for key, part in zip(kind.keys, parts, strict=True)) or ", ".join(parts)
+        named = (f"{key}: {part}" for key, part in zip(kind.keys, parts, strict=True))
+        return ", ".join(named if kind.keys else parts)
     return repr(kind)
