@@ -109,6 +109,7 @@ class Trace:
         parameters: names of the model's parameters by identity.
         buffers: identities of the model's buffers.
         by_themselves: labels of the entries of parameters that are used by themselves, by name.
+        weights: labels of values that functions take for a weight, though these are computed.
         variable: values that are others for other inputs.
         ways: outcomes of the decisions that the input takes, on all ways that were followed.
     """
@@ -123,13 +124,14 @@ class Trace:
     parameters: dict[int, str] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
     by_themselves: dict[str, Tensor] = field(default_factory=dict)
+    weights: list[Tensor] = field(default_factory=list)
     variable: Memory = field(default_factory=Memory)
     ways: dict[Way, None] = field(default_factory=dict)
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def without_values(self) -> Trace:
         """Copy the findings, without the tensors of the run."""
-        found = ("reads", "uses", "per_task", "passing", "written", "by_themselves", "ways")
+        found = ("reads", "uses", "per_task", "passing", "written", "by_themselves", "weights", "ways")
         return Trace(copy.deepcopy(self.coupling), **{name: copy.copy(getattr(self, name)) for name in found})
 
     def united_with(self, other: Trace) -> Trace:
@@ -153,6 +155,7 @@ class Trace:
         if _HEADS in both.reads:
             both.reads[_HEADS] = both.reads.pop(_HEADS)  # the last one, which the heads read
         both.uses += [Use(use.parameter, tuple(there[side] for side in use.sides)) for use in other.uses]
+        both.weights += [there[labels] for labels in other.weights]
         both.ways |= other.ways
         both.per_task += [name for name in other.per_task if name not in both.per_task]
         both.passing += [(name, there[labels]) for name, labels in other.passing]
