@@ -157,7 +157,7 @@ class Attachment(nn.Module):
         self._dense = {
             name: PartialGradientSwitch(name, module, self.partial_gradients)
             for name, module in modules.items()
-            if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module)
+            if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module) and module.weight.requires_grad
         }
         switches: list[TaskNormSwitch | PartialGradientSwitch] = [*self._norms.values(), *self._dense.values()]
         for switch in switches:

@@ -41,14 +41,16 @@ def untrained_norms(network: nn.Module, untrained: Collection[str]) -> tuple[str
     return tuple(name for name, module in network.named_modules() if is_untrained_norm(module, those))
 
 
-def is_untrained_norm(module: nn.Module, untrained: Collection[int]) -> bool:
+def is_untrained_norm(module: nn.Module, untrained: Collection[int] | None = None) -> bool:
     """Return whether a module is a batch norm of which all parameters are untrained, and which has some.
 
     Args:
         module: the module.
-        untrained: identities of the untrained parameters.
+        untrained: identities of the untrained parameters; None for those that have ``requires_grad=False`` now.
     """
-    if not untrained or not isinstance(module, _NormBase):
+    if not isinstance(module, _NormBase):
         return False
-    own = [id(parameter) for parameter in module.parameters()]
-    return bool(own) and all(each in untrained for each in own)
+    own = list(module.parameters())
+    if untrained is None:
+        untrained = [id(parameter) for parameter in own if not parameter.requires_grad]
+    return bool(own) and all(id(parameter) in untrained for parameter in own)
