@@ -112,7 +112,7 @@ def tokens(samples: int, seed: int = 0) -> Tensor:
 def untrain_some(network: nn.Module, share: float, seed: int) -> list[str]:
     """Turn off a random share of the parameters of a network, whole modules and single ones; return their names."""
     generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
+    for module in list(network.modules())[1:]:
         if float(torch.rand((), generator=generator)) < share / 2:
             module.requires_grad_(False)
     for parameter in network.parameters():
