@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from hatrack import HATNetwork
+from hatrack import HATNetwork, UnsupportedError
 from hatrack.units import Role, UnitGraph, analyze
 from support.untrained import ADAPTED, WITHOUT_UNITS, tokens
 
@@ -232,3 +232,36 @@ def test_the_analysis_may_count_everything_as_trained() -> None:
     model = nn.Sequential(off(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5))
     assert groups(analyze(model, torch.zeros(2, 6), untrained=())) == {"0": 8, "2": 5}
     assert groups(analyze(model, torch.zeros(2, 6))) == {"2": 5}
+
+
+class Inside(nn.Module):
+    """Functions that read what their own module computes, where no gate can stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(6, 8), weight(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.layer_norm(self.layer(x), (8,), self.scale)
+        return h - h.cumsum(-1)
+
+
+def test_operations_that_cannot_be_gated_are_let_be_between_untrained_values() -> None:
+    with pytest.raises(UnsupportedError, match="no gate can stand before it"):
+        graph_of(nn.Sequential(Inside(), nn.Linear(8, 5)))
+    graph = graph_of(nn.Sequential(off(Inside()), nn.Linear(8, 5)))
+    assert groups(graph) == {"1": 5}
+    adapted = Written(lambda own, x: own.inside(x) + own.b(own.a(x)),
+                      inside=off(Inside()), a=nn.Linear(6, 3), b=nn.Linear(3, 8))  # fmt: skip
+    assert groups(graph_of(adapted)) == {"a": 3}
+
+
+def test_operations_that_cannot_be_gated_are_refused_where_they_are_given_units() -> None:
+    half = Inside()
+    off(half.scale)
+    with pytest.raises(UnsupportedError, match=r"layer_norm: .* no gate can stand before it"):
+        graph_of(half)
+    half = Inside()
+    off(half.layer)
+    with pytest.raises(UnsupportedError, match=r"layer_norm: .* no gate can stand before it"):
+        graph_of(half)  # its scale could not be protected

@@ -102,6 +102,7 @@ class UnitCalls:
                 rules=self._rules,
                 moving=names,
                 interface=self._interface,
+                untrained=self._untrained,
                 **settings,
             )
 

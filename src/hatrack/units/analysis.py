@@ -68,8 +68,11 @@ def analyze(
         InputError: the model does not map the example to features, or cannot run on it at all; or a rule is
             given for a module that it does not have.
     """
-    found = follow(Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules, interface=interface)
-    return resolve(found, model, prefix, untrained_parameters(model) if untrained is None else untrained)
+    untrained = untrained_parameters(model) if untrained is None else untrained
+    found = follow(
+        Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules, interface=interface, untrained=untrained
+    )
+    return resolve(found, model, prefix, untrained)
 
 
 def follow(
@@ -83,6 +86,7 @@ def follow(
     rules: Mapping[Any, Rule] | None = None,
     moving: Sequence[str] = (),
     interface: Interface = PLAIN,
+    untrained: Collection[str] = (),
 ) -> Trace:
     """Run a network for an input of another shape or in another mode, and add the findings to earlier ones.
 
@@ -96,6 +100,7 @@ def follow(
         rules: as for :func:`analyze`.
         moving: names of buffers that have other values at other times.
         interface: as for :func:`analyze`.
+        untrained: names of untrained parameters.
 
     Returns:
         The findings of all runs together.
@@ -111,7 +116,7 @@ def follow(
     book, followed = RuleBook(model, rules or {}), 0
     ways: list[Way] = [()]
     while ways:
-        decisions, trace = Decisions(ways.pop()), Trace()
+        decisions, trace = Decisions(ways.pop()), Trace(untrained=frozenset(untrained))
         if gate_inputs:
             _open_inputs(trace, example_input)
         features = labelled_run(model, example_input, trace, book, interface, training, grad, moving, decisions)
@@ -125,6 +130,7 @@ def follow(
             trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
             trace.ways[tuple(decisions.seen)] = None
             found = found.united_with(trace) if found.coupling.producers else trace.without_values()
+    with_untrained_ungated(found, model, untrained)  # which refuses what no rule explains
     return found
 
 

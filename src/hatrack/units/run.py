@@ -287,7 +287,7 @@ class _LabelledRun(TorchFunctionMode):
             return
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
-            self._explain(rule, call)
+            self._explain_or_defer(rule, call)
             self.follow_values_of(call.output)
         self._depth -= 1
 
@@ -357,9 +357,11 @@ class _LabelledRun(TorchFunctionMode):
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
         try:
             otherwise = probe if self._rules.is_registered(func) else None
-            self._explain(rule or probe, call, known, otherwise)
+            self._explain_or_defer(rule or probe, call, known, otherwise)
         except ProbeError as error:
-            raise self._trace.refuse(call, self._reason(parameters, str(error))) from error
+            refusal = self._trace.refuse(call, self._reason(parameters, str(error)))
+            if not self._defer(call, refusal):
+                raise refusal from error
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
             if value in self._viewed and not same:
@@ -372,6 +374,21 @@ class _LabelledRun(TorchFunctionMode):
         for value in tensors_in(output):
             if value in given and not any(value is each for each in tensors_in(inputs)):
                 self._viewed.add([value])
+
+    def _explain_or_defer(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
+        """Explain a call, or put its refusal off where untrained parameters may make all that it is given."""
+        try:
+            self._explain(rule, call, always, otherwise)
+        except UnsupportedError as refusal:
+            if not self._defer(call, refusal):
+                raise
+
+    def _defer(self, call: Call, refusal: UnsupportedError) -> bool:
+        self.is_explaining = True
+        try:
+            return self._trace.defer(call, refusal)
+        finally:
+            self.is_explaining = False
 
     def _explain(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
         """Ask a rule for the labels of a result, and record them.

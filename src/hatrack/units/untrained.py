@@ -6,6 +6,7 @@ learned. Therefore
 - what an untrained matrix computes belongs to no unit: outputs of a dense layer with an untrained weight, say, whether
   or not its bias is trained, and columns of an untrained table;
 - so do all units that meet it in a sum, as in LoRA: ``W x + B A x`` is read as a whole;
+- nothing has to be known of operations on such values: no rule has to explain them;
 - an untrained parameter that is used by itself, such as a table of positions, is a constant, as a buffer would be: it
   belongs to the units that it meets, and to none where it meets no trained ones.
 """
@@ -33,6 +34,9 @@ def with_untrained_ungated(trace: Trace, model: nn.Module, untrained: Collection
         trace: findings of runs; they stay as they are.
         model: the network.
         untrained: names of its untrained parameters; with none the same findings are returned.
+
+    Raises:
+        UnsupportedError: an operation that no rule explains was given a unit.
     """
     if not untrained:
         return trace
@@ -50,6 +54,9 @@ def with_untrained_ungated(trace: Trace, model: nn.Module, untrained: Collection
     for labels in constants:
         roots = coupling.roots(labels)
         coupling.pin(roots[~torch.isin(roots, met)])
+    for given, refusal in found.deferred:
+        if bool(coupling.roots(given).any()):
+            raise refusal
     return found
 
 
@@ -72,6 +79,7 @@ class _Makers:
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._axes = {name: parameter.dim() for name, parameter in model.named_parameters()}
         self._by_themselves = {int(labels.flatten()[0]) for labels in trace.by_themselves.values()}
+        self._unexplained = {int(label) for label in trace.unexplained}
         self._sides: dict[str, list[Tensor]] = {}
         for use in trace.uses:
             self._sides.setdefault(use.parameter, []).extend(use.sides)
@@ -87,6 +95,8 @@ class _Makers:
         """
         if producer.start in self._by_themselves:
             return False
+        if producer.start in self._unexplained:
+            return True
         if producer.name in self._axes:  # a function with this weight
             return producer.name in self._untrained
         module = self._modules.get(producer.name)
