@@ -81,8 +81,8 @@ class Reader:
     units: Tensor
 
     def value_among(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Return the argument that is gated, given by position or by name."""
-        return args[self.argument] if self.argument < len(args) else kwargs[self.keyword]
+        """Return the argument that is gated, given by position or by name; None if it is not given."""
+        return args[self.argument] if self.argument < len(args) else kwargs.get(self.keyword)
 
 
 @dataclass(frozen=True)
