@@ -180,9 +180,14 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
     groups = tuple(replace(group, readers=_readers_of(group, readers)) for group in groups)
     uses, roles = _parameters(trace, model, table, ungated, prefix)
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
-    return UnitGraph(
-        ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task), _outputs(trace, model, table)
+    reached = {use.parameter for use in trace.uses}
+    unused = tuple(
+        prefix + name
+        for name, _ in model.named_parameters()
+        if name not in reached and roles[prefix + name] is Role.WHOLE
     )
+    outputs = _outputs(trace, model, table)
+    return UnitGraph(ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task), outputs, unused)
 
 
 def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:

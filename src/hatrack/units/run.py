@@ -124,7 +124,7 @@ def united(refusals: Sequence[UnsupportedError]) -> UnsupportedError:
     """Unite refusals in one error that names each cause once, a line for each; blocks that are alike have one cause."""
     causes: dict[str, list[str]] = {}
     for refusal in refusals:
-        kind = re.sub(r"'[^']*'", lambda quoted: re.sub(r"\d+", "#", quoted[0]), str(refusal))
+        kind = re.sub(r"^[^:]*:|'[^']*'", lambda name: re.sub(r"\b\d+\b", "#", name[0]), str(refusal))
         causes.setdefault(kind, []).append(str(refusal))
     lines = []
     for alike in causes.values():
