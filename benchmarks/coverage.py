@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from hatrack import HATNetwork
+from hatrack import HATNetwork, UnsupportedError
 from hatrack.support.environment import describe_environment
 from hatrack.units import Role, UnitGraph
 
@@ -167,9 +167,9 @@ def forward_time(backbone: nn.Module, example: Tensor) -> float:
 
 
 def described(error: BaseException) -> str:
-    """Return the first line of an error, with the line of the model where it comes from if it is none of ours."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:400]
+    """Return an error in one line: a refusal with all its causes, of others the first line."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {' '.join(lines) if isinstance(error, UnsupportedError) else lines[0]}"[:2000]
 
 
 def in_own_process(model: Model, seconds: int, gigabytes: float, attach_alone: bool) -> dict[str, Any]:
