@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
+from hatrack.compact.recurrent import cut_recurrent
+from hatrack.gating.recurrent import is_recurrent
 from hatrack.growth.layers import Layer, Side
 from hatrack.units import ParameterUse, Reader, UnitGraph
 
@@ -76,6 +78,11 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
             done |= _cut_norm(backbone, name, module, cut)
         elif type(module) is nn.MultiheadAttention:
             done |= _cut_attention(backbone, name, module, cut)
+        elif is_recurrent(module, cut.graph.uses, f"{PREFIX}{name}."):
+            reason = cut_recurrent(module, cut.graph, f"{PREFIX}{name}.", cut.keep, cut.on)
+            if reason is not None:
+                raise UnfitError(f"{name!r} cannot be cut: {reason}")
+            done |= {id(module)}
     for name, module in modules.items():
         layer = None if id(module) in done else Layer.of(module)
         if layer is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hatrack.gating.gates import ActiveTask, InputGate
 from hatrack.gating.norms import TaskNormSwitch, copy_of_norm
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
+from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
 from hatrack.units import UnitGraph
@@ -24,7 +25,10 @@ __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_
 _ATTACHED = "_hatrack_attached"
 """Attribute of a backbone that a network of tasks is attached to; it holds a :class:`_Mark`."""
 
-_SWITCHES = (TaskNormSwitch, PartialGradientSwitch)
+PREFIX = "backbone."
+"""Prefix of the names of a backbone's parameters."""
+
+_SWITCHES = (TaskNormSwitch, PartialGradientSwitch, RecurrentSwitch)
 """Kinds of objects that replace the forward of single modules."""
 
 
@@ -150,7 +154,12 @@ class Attachment(nn.Module):
             for name, module in modules.items()
             if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module)
         }
-        switches: list[TaskNormSwitch | PartialGradientSwitch] = [*self._norms.values(), *self._dense.values()]
+        self.recurrent = nn.ModuleList(
+            RecurrentSwitch(name, module, graph.uses, f"{PREFIX}{name}.", self._active)
+            for name, module in modules.items()
+            if is_recurrent(module, graph.uses, f"{PREFIX}{name}.")
+        )
+        switches: list[Any] = [*self._norms.values(), *self._dense.values(), *self.recurrent]
         for switch in switches:
             vars(switch.module)["forward"] = switch.forward
 
@@ -200,3 +209,4 @@ class Attachment(nn.Module):
         """Remove all gates and switches from the backbone."""
         _take_off(backbone)
         self._norms, self._dense = {}, {}
+        self.recurrent = nn.ModuleList()
