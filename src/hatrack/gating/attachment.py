@@ -18,7 +18,7 @@ from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwi
 from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
-from hatrack.units import UnitGraph
+from hatrack.units import OUTPUT, UnitGraph
 
 __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
 
@@ -74,6 +74,7 @@ def attached_to(backbone: nn.Module) -> str | None:
     if marks:
         return marks[0].kind
     callables: list[Any] = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    callables += [hook for module in modules for hook in module._forward_hooks.values()]
     callables += [vars(module).get("forward") for module in modules]
     attached = any(isinstance(getattr(each, "__self__", None), (InputGate, *_SWITCHES)) for each in callables)
     return "HATNetwork" if attached else None
@@ -103,6 +104,9 @@ def _take_off(backbone: nn.Module) -> None:
             if isinstance(getattr(hook, "__self__", None), InputGate):
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), InputGate):
+                del module._forward_hooks[number]
         if isinstance(getattr(vars(module).get("forward"), "__self__", None), _SWITCHES):
             del vars(module)["forward"]
 
@@ -146,7 +150,10 @@ class Attachment(nn.Module):
         gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
         self.gates = nn.ModuleList(gates)
         for reader, gate in zip(graph.readers[:-1], gates[:-1], strict=True):
-            modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
+            if reader.argument == OUTPUT:
+                modules[reader.module].register_forward_hook(gate.after)
+            else:
+                modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
         self._norms = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
         self.partial_gradients: dict[str, PartialGradient] = {}
         self._dense = {

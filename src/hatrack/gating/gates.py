@@ -203,6 +203,10 @@ class InputGate(nn.Module):
         """Gate one of the layer's arguments: the forward pre-hook."""
         return change_argument(args, kwargs, self._argument, self._keyword, self)
 
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Gate the layer's result: the forward hook."""
+        return self(output)
+
     def _pick(self, per_unit: Tensor, value: Tensor) -> Tensor:
         picked = per_unit[..., self._span] if self._span is not None else per_unit.index_select(-1, self.units)
         if per_unit.dim() == 1:

@@ -41,7 +41,6 @@ def keeps_zeros(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         return False
 
 
-@rule(F.linear)
 def linear(trace: Trace, call: Call) -> Tensor:
     """Read and write units of a dense layer with a weight ``(out, in)``."""
     return _mix(trace, call, axis=-1, groups=1)
