@@ -121,6 +121,11 @@ class Clear(nn.Module):
         """Clear the argument: the forward pre-hook."""
         return change_argument(args, kwargs, self._argument, self._keyword, self)
 
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Clear the result: the forward hook."""
+        cleared: Tensor = self(output)
+        return cleared
+
 
 def _optional(values: Tensor | None) -> nn.Parameter | None:
     return None if values is None else nn.Parameter(values)

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from hatrack.units.tables import counted, folded, listed, share, shortened, table
 
-__all__ = ["Group", "ParameterUse", "Reader", "Role", "UnitGraph", "warn_of_collapse"]
+__all__ = ["OUTPUT", "Group", "ParameterUse", "Reader", "Role", "UnitGraph", "warn_of_collapse"]
+
+OUTPUT = -1
+"""Position that stands for a module's result among its arguments: it is gated there for functions that mix it."""
 
 MANY = 8
 """Smallest number of outputs in a single unit that is worth a warning."""
@@ -73,7 +76,8 @@ class Reader:
 
     Attributes:
         module: name of the layer; the backbone's result, which the heads read, has the name ``""``.
-        argument: position of the argument that is gated.
+        argument: position of the argument that is gated; :data:`OUTPUT` for the layer's result, where functions behind
+            it read the units.
         keyword: name of that argument.
         axis: its axis that counts units, negative (counted from the end).
         units: position in the embedding for every index of that axis, int64; the number of units stands for "ungated".

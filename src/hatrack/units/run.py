@@ -15,18 +15,21 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
+from hatrack.state.tryouts import memory_of
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import words
 from hatrack.units.coupling import touches_units
+from hatrack.units.graph import OUTPUT
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
+from hatrack.units.rules.probing import ProbeError, probe
+from hatrack.units.rules.registry import TURNING, takes_turned_parameters
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
     READING,
     READING_SETTINGS,
-    Memory,
     checks_values,
     chosen_axes,
     reads_values,
@@ -37,6 +40,7 @@ from hatrack.units.values import (
 __all__ = ["FACTS", "function_name", "labelled_run", "tensors_in", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
+_SETTING = frozenset([torch.Tensor.__setitem__])
 _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 
 _GATED = (nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.LocalResponseNorm)
@@ -163,8 +167,8 @@ class _LabelledRun(TorchFunctionMode):
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
-        self._variable = Memory()
-        self._viewed = Memory()  # what has the same memory as another value
+        self._variable = trace.variable
+        self._views: dict[int, list[Tensor]] = {}  # what has the same memory as another value, by that
         self.follow_values_of(list(model.parameters()))
 
     def follow_values_of(self, value: Any) -> None:
@@ -249,12 +253,30 @@ class _LabelledRun(TorchFunctionMode):
             for argument, *_ in arguments:
                 if (name, argument.position) in self._trace.reads:
                     self._trace.read_argument(call, argument)
+            if not self._depth:
+                self._note_result(call, known=False)
             return
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
             self._explain(rule, call)
             self.follow_values_of(call.output)
+            self._note_result(call, known=True)
         self._depth -= 1
+
+    def _note_result(self, call: Call, known: bool) -> None:
+        """Note the result of a module, at which a function behind it may have its units gated.
+
+        Args:
+            call: the module's call.
+            known: whether the module has a rule; where it has none, its result may come from other places.
+        """
+        value, trace = call.output, self._trace
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not trace.is_gated(value):
+            return
+        if known or trace.sources.behind(value) is None:
+            result = trace.sources.leave_with(call.name, value, trace.labels(value))
+            if (call.name, OUTPUT) in trace.reads:
+                trace.read_argument(call, result)
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -264,33 +286,43 @@ class _LabelledRun(TorchFunctionMode):
         try:
             if not self._depth:
                 self._require_one_path(func, args, kwargs)
-            sources = None if self._depth else self._sources(args, kwargs)
+            sources, behind = (None, None) if self._depth else self._sources(args, kwargs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
             if not self._depth:
                 self._note_views((args, kwargs), output)
-                self._follow(func, args, kwargs, output)
+                self._follow(func, args, kwargs, args[0] if func in _SETTING else output)
                 if func not in _CONSTANTS and any(map(self.is_variable, tensors_in((args, kwargs)))):
                     self.follow_values_of(output)
                 for value in tensors_in(output):
                     if self._trace.is_gated(value):
                         self._trace.sources.remember(value, sources, cleared)
+                        self._trace.sources.remember_behind(value, behind)
         finally:
             self._functions.pop()
         return output
 
-    def _sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[Argument] | None:
-        """Return the arguments of modules that a result will come from, or None; call this before a change in place."""
-        found: set[Argument] = set()
+    def _sources(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[frozenset[Argument] | None, frozenset[Argument] | None]:
+        """Return the arguments of modules that a result will come from, and those with results of modules, or None.
+
+        Call this before a change in place.
+        """
+        found: list[set[Argument] | None] = [set(), set()]
         for value in tensors_in((args, kwargs)):
-            if isinstance(value, nn.Parameter):
-                return None
+            if isinstance(value, nn.Parameter) or id(value) in self._trace.turned:
+                return None, None
             if self._trace.is_gated(value):
-                sources = self._trace.sources.of(value)
-                if sources is None and touches_units(self._trace.labels(value)):
-                    return None
-                found |= sources or set()
-        return frozenset(found)
+                known = (self._trace.sources.of(value), self._trace.sources.behind(value))
+                free = None in known and not touches_units(self._trace.labels(value))
+                for number, sources in enumerate(known):
+                    if sources is None and not free:
+                        found[number] = None
+                    elif found[number] is not None:
+                        found[number] = (found[number] or set()) | (sources or set())
+        first, second = (None if each is None else frozenset(each) for each in found)
+        return first, second
 
     def _are_cleared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         values = (value for value in tensors_in((args, kwargs)) if value.is_floating_point())  # others are indices
@@ -302,10 +334,12 @@ class _LabelledRun(TorchFunctionMode):
             return
         call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
         inputs = list(tensors_in((args, kwargs)))
-        parameters = [value for value in inputs if id(value) in self._parameters]
-        for value in parameters:
-            if not takes_parameters(func):
-                self._trace.open_parameter(self._parameters[id(value)], value)
+        parameters = [value for value in inputs if id(value) in self._parameters or id(value) in self._trace.turned]
+        if func in TURNING and self._turn(call):
+            return
+        for value in inputs:
+            if not (takes_turned_parameters(func) or (id(value) in self._parameters and takes_parameters(func))):
+                self._trace.open_weight(value)
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         self._couple_rows_to_choose_from(call)
@@ -314,38 +348,76 @@ class _LabelledRun(TorchFunctionMode):
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
-        if rule is None:
-            self.refusals.append(self._trace.refuse(call, self._reason(parameters)))
-            return
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
-        self._explain(rule, call, always=known)
+        try:
+            otherwise = probe if self._rules.is_registered(func) else None
+            self._explain(rule or probe, call, known, otherwise)
+        except ProbeError as error:
+            self.refusals.append(self._trace.refuse(call, self._reason(parameters, str(error))))
+            return
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
-            if value in self._viewed and not same:
+            if not same and not self._write_to_views(value):
                 self.refusals.append(self._trace.refuse(call, CHANGED_IN_PLACE))
+
+    def _turn(self, call: Call) -> bool:
+        """Note a parameter whose axes are put in another order, if the call does so: it may be a layer's weight yet."""
+        value, *settings = call.args or (None,)
+        known = self._trace.weight_of(value) if isinstance(value, Tensor) else None
+        if known is None or not isinstance(call.output, Tensor):
+            return False
+        parameter, order = known
+        sizes = torch.empty([2 + axis for axis in range(len(order))], device="meta")
+        moved = call.target(sizes, *settings, **call.kwargs).shape
+        self._trace.turned[id(call.output)] = (call.output, parameter, tuple(order[size - 2] for size in moved))
+        return True
 
     def _note_views(self, inputs: Any, output: Any) -> None:
         """Record values that share memory with another one, and change when that is written to."""
-        given = Memory()
-        given.add(tensors_in(inputs))
+        given = {memory_of(value): value for value in tensors_in(inputs)}
         for value in tensors_in(output):
-            if value in given and not any(value is each for each in tensors_in(inputs)):
-                self._viewed.add([value])
+            if memory_of(value) in given and not any(value is each for each in tensors_in(inputs)):
+                views = self._views.setdefault(memory_of(value), [given[memory_of(value)]])
+                views += [each for each in (given[memory_of(value)], value) if not any(each is view for view in views)]
 
-    def _explain(self, rule: Rule, call: Call, always: bool = False) -> None:
+    def _write_to_views(self, value: Tensor) -> bool:
+        """Label all values that have the same memory as one that was written to; return whether that can be done."""
+        others = [view for view in self._views.get(memory_of(value), ()) if view is not value]
+        if any(isinstance(view, nn.Parameter) or view.element_size() != value.element_size() for view in others):
+            return False
+        for view in others:
+            where, its = _places(value), _places(view)
+            written = torch.full((1 + max(int(each.max()) for each in (where, its) if each.numel()),), -1)
+            written[where.flatten()] = self._trace.labels(value).flatten()
+            labels = torch.where(written[its] < 0, self._trace.labels(view), written[its])
+            self._trace.remember(view, labels, always=True)
+            self._trace.sources.remember(view, None, cleared=False)
+            self._trace.sources.remember_behind(view, None)
+        return True
+
+    def _explain(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
         """Ask a rule for the labels of a result, and record them.
 
         A refusal is noted, and the result then counts as a constant. A failing rule is one, too: it does not mean that
         the network does not run.
+
+        Args:
+            rule: the rule.
+            call: what it is to explain.
+            always: as for :meth:`Trace.remember`.
+            otherwise: another rule, which is asked if this one fails; None for none.
         """
         self.is_explaining = True
         try:
             self._trace.remember(call.output, rule(self._trace, call), always)
         except UnsupportedError as refusal:
             self.refusals.append(refusal)
-        except HatrackError:
+        except (HatrackError, ProbeError):
             raise
         except Exception as error:
+            if otherwise is not None:
+                self._explain(otherwise, call, always)
+                return
             reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
             failure = self._trace.refuse(call, f"{reason}; {self._advice()}")
             failure.__cause__ = error
@@ -366,16 +438,19 @@ class _LabelledRun(TorchFunctionMode):
             axis = call.argument(1, "dim") % value.dim()
             chosen = [(call.argument(2, "index"), range(axis, axis + 1))]
         elif own == "take_along_dim":
-            chosen = [(call.argument(1, "indices"), range(value.dim()))]
+            axis = call.argument(2, "dim")
+            axes = range(value.dim()) if axis is None else range(axis % value.dim(), axis % value.dim() + 1)
+            chosen = [(call.argument(1, "indices"), axes)]
         for index, axes in chosen:
             for axis in axes if self.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
-    def _reason(self, parameters: list[Tensor]) -> str:
+    def _reason(self, parameters: list[Tensor], why: str) -> str:
         """Return the reason for refusing an operation without a rule, and the remedy."""
-        names = ", ".join(repr(self._parameters[id(parameter)]) for parameter in parameters)
+        turned = {key: parameter for key, (_, parameter, _) in self._trace.turned.items()}
+        names = ", ".join(repr(self._parameters[id(turned.get(id(each), each))]) for each in parameters)
         danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
-        return f"there is no rule for this operation{danger}; {self._advice()}"
+        return f"there is no rule for this operation, and running it on other values does not tell ({why}){danger}; {self._advice()}"
 
     def _advice(self) -> str:
         """Return the remedy for an operation without a rule."""
@@ -424,6 +499,12 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(map(self._run.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
             self._run.follow_values_of([output, *written_by(func, args, kwargs)])
         return output
+
+
+def _places(value: Tensor) -> Tensor:
+    """Return the places of a value's entries in its memory."""
+    size = value.untyped_storage().nbytes() // value.element_size()
+    return torch.arange(size).as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def function_name(function: Any) -> str:

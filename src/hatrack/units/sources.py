@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hatrack.units.graph import OUTPUT
+
 __all__ = ["Argument", "Sources", "arguments_of"]
 
 _BEHIND = 1000
@@ -24,14 +26,15 @@ _BEHIND = 1000
 
 @dataclass(eq=False)
 class Argument:
-    """Argument that a module was called with.
+    """Argument that a module was called with, or its result.
 
     Attributes:
         module: the module's name.
-        position: the argument's position, as from :func:`arguments_of`.
+        position: the argument's position, as from :func:`arguments_of`; ``OUTPUT`` for a result.
         keyword: the argument's name; empty if it has none.
         value: the tensor that was given.
         version: the value's version, which grows when it is changed in place.
+        labels: the labels of a result; None for an argument.
     """
 
     module: str
@@ -39,11 +42,12 @@ class Argument:
     keyword: str
     value: Tensor
     version: int
+    labels: Tensor | None = None
 
     @property
     def changed(self) -> bool:
-        """True if the value was changed in place since; a gate would have put a copy in its place."""
-        return self.value._version != self.version
+        """True if an argument was changed in place since; a gate would have put a copy in its place."""
+        return self.position != OUTPUT and self.value._version != self.version
 
 
 def arguments_of(module: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[int, str, Any]]:
@@ -79,6 +83,7 @@ class Sources:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, int, frozenset[Argument]]] = {}
+        self._behind: dict[int, tuple[Tensor, int, frozenset[Argument]]] = {}
         self._cleared: set[int] = set()
         self._given: dict[tuple[str, int], list[Argument]] = {}
 
@@ -86,6 +91,31 @@ class Sources:
         """Return the arguments that a value comes from; None if from others too, or changed in place by others."""
         known = self._known.get(id(value))
         return known[2] if known is not None and known[1] == value._version else None
+
+    def behind(self, value: Tensor) -> frozenset[Argument] | None:
+        """Return the arguments and results of modules that a value comes from; None if from elsewhere too."""
+        known = self._behind.get(id(value))
+        return self.of(value) or (known[2] if known is not None and known[1] == value._version else None)
+
+    def remember_behind(self, value: Tensor, sources: frozenset[Argument] | None) -> None:
+        """Record the arguments and results of modules that a value comes from."""
+        if sources is None:
+            self._behind.pop(id(value), None)
+        else:
+            self._behind[id(value)] = (value, value._version, sources)
+
+    def leave_with(self, module: str, value: Tensor, labels: Tensor) -> Argument:
+        """Record the result of a module; from here on it comes from there, unless its origin is known.
+
+        Args:
+            module: the module's name.
+            value: its result.
+            labels: the labels of that.
+        """
+        result = Argument(module, OUTPUT, "", value, value._version, labels)
+        self._given.setdefault((module, OUTPUT), []).append(result)
+        self.remember_behind(value, frozenset([result]))
+        return result
 
     def is_cleared(self, value: Tensor) -> bool:
         """Return whether a value is 0 at units that are off, as the arguments are behind their gates."""

@@ -50,7 +50,6 @@ def keeps_zeros(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         return False
 
 
-@rule(F.linear)
 def linear(trace: Trace, call: Call) -> Tensor:
     """Read and write units of a dense layer with a weight ``(out, in)``."""
     return _mix(trace, call, axis=-1, groups=1)
@@ -62,10 +61,13 @@ def convolution(trace: Trace, call: Call) -> Tensor:
     return _mix(trace, call, axis=-1 - _CONVOLUTIONS[call.target], groups=call.argument(6, "groups") or 1)
 
 
-@rule(F.embedding)
+@rule(F.embedding, F.embedding_bag)
 def embedding(trace: Trace, call: Call) -> Tensor:
-    """Write the units of a table of vectors ``(entries, units)``."""
+    """Write the units of a table of vectors ``(entries, units)``, which are summed over a bag, or not."""
     table = call.argument(1, "weight")
+    weights = call.argument(8, "per_sample_weights") if call.target is F.embedding_bag else None
+    if isinstance(weights, Tensor):
+        trace.coupling.pin(trace.labels(weights))  # each meets all columns
     if call.argument(3, "max_norm") is not None:
         raise trace.refuse(call, "max_norm rescales entries while they are looked up, so they could not be protected")
     outputs = _outputs(trace, call, table, axis=-1)

@@ -91,9 +91,12 @@ def bilinear(trace: Trace, call: Call) -> Tensor:
     return outputs.expand(call.output.shape)
 
 
-@rule(nn.Embedding)
+@rule(nn.Embedding, nn.EmbeddingBag)
 def embedding(trace: Trace, call: Call) -> Tensor:
     """Write the units of a table of vectors ``(entries, units)``: every column is a unit, whatever is looked up."""
+    weights = call.argument(2, "per_sample_weights") if isinstance(call.target, nn.EmbeddingBag) else None
+    if isinstance(weights, Tensor):
+        trace.coupling.pin(trace.labels(weights))  # each meets all columns
     if call.target.max_norm is not None:
         raise trace.refuse(call, "max_norm rescales entries while they are looked up, so they could not be protected")
     outputs = trace.write(call, call.target.embedding_dim)
