@@ -100,7 +100,7 @@ def test_a_weight_that_mixes_tokens_passes_units_on() -> None:
     exact(net, TOKENS, 4)
 
 
-def test_where_no_gate_can_stand_what_is_contracted_is_always_on() -> None:
+def test_a_product_in_the_same_module_is_gated_where_its_factor_comes_from() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -111,7 +111,7 @@ def test_where_no_gate_can_stand_what_is_contracted_is_always_on() -> None:
 
     torch.manual_seed(0)
     net = HATNetwork(Bare(), torch.zeros(2, 4))
-    assert [group.size for group in net.units.groups] == [10]
+    assert [group.size for group in net.units.groups] == [WIDTH, 10]
     exact(net, 4)
 
 
