@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, unflattens, with_norms
+from hatrack.compact.cutting import PREFIX, Cut, UnfitError, cut_backbone, unflattens, with_norms
 from hatrack.compact.modules import CompactNetwork, OwnHead, Summary, whole_head
+from hatrack.compact.recurrent import with_equal_widths
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.state.tryouts import agree, deviation, says_something
 from hatrack.support.inputs import Inputs, tensor_of
@@ -212,6 +213,7 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
     for group in source.graph.groups:
         if group.name in cut:
             keep[group.span] = source.on[group.span]
+    keep = with_equal_widths(keep, source.backbone, source.graph, PREFIX)
     reason = "its forward has widths written down"
     for sizes in _ways(source.backbone, bool(cut)):
         try:
@@ -283,6 +285,10 @@ def _parameters(network: nn.Module) -> int:
 
 
 def _flops(network: nn.Module, x: Inputs) -> int:
-    with FlopCounterMode(display=False) as counter:
-        network(x)
+    """Count operations; return 0 where torch's counter fails, or where one sample alone does not run."""
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+    except DOES_NOT_RUN:
+        return 0
     return int(counter.get_total_flops())

@@ -16,7 +16,7 @@ from hatrack.errors import InputError
 from hatrack.growth.initial_values import draw_entries
 from hatrack.growth.layers import Layer, Side
 from hatrack.state.undo_log import UndoLog
-from hatrack.units import Group, UnitGraph
+from hatrack.units import OUTPUT, Group, UnitGraph
 
 __all__ = ["Change", "Widening", "widen"]
 
@@ -154,6 +154,8 @@ def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str,
         for reader in graph.readers[:-1]:
             if group.owns(reader.units).any():
                 include(reader.module, group, "read by")
+                if reader.argument == OUTPUT:
+                    raise _UnfitError(f"what is behind {reader.module!r} mixes the units of {group.name!r}")
                 if Side.INPUTS not in layers[reader.module].sizes.values():
                     raise _UnfitError(f"{reader.module!r} reads {group.name!r} and cannot be wider")
     _require_parameters_covered(backbone, graph, added, layers)
@@ -210,7 +212,8 @@ def _share(units: Tensor, group: Group, name: str) -> int:
 def _labels(graph: UnitGraph, name: str) -> dict[Side, Tensor]:
     """Return the units that a layer reads and writes, for each side that has units."""
     labels = {Side.OUTPUTS: graph.outputs[name]} if name in graph.outputs else {}
-    reader = next((reader for reader in graph.readers[:-1] if reader.module == name), None)
+    readers = (reader for reader in graph.readers[:-1] if reader.module == name and reader.argument != OUTPUT)
+    reader = next(readers, None)
     return labels if reader is None else {**labels, Side.INPUTS: reader.units}
 
 

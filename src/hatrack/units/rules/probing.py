@@ -26,7 +26,7 @@ from hatrack.units.coupling import UNGATED, compact, is_constant, touches_units
 from hatrack.units.trace import Call, Labels, Trace
 from hatrack.units.values import tensors_in
 
-__all__ = ["ProbeError", "probe"]
+__all__ = ["ProbeError", "joined", "probe"]
 
 _NEVER = frozenset(["__set__", "set_", "resize_", "resize_as_", "share_memory_", "apply_", "map_", "map2_", "backward"])
 """Names of functions that change more than values, or run code of the user's."""
@@ -78,7 +78,7 @@ def probe(trace: Trace, call: Call) -> Labels:
         for operand in experiment.operands:
             if touches_units(operand.labels):
                 found = _labels_of(trace, call, experiment, operand, results)
-                labels = [_joined(trace, *both) for both in zip(labels, found, strict=True)]
+                labels = [joined(trace, *both) for both in zip(labels, found, strict=True)]
     return _like(call.output, iter(labels))
 
 
@@ -363,7 +363,7 @@ def _kept(
     return found
 
 
-def _joined(trace: Trace, one: Tensor, other: Tensor) -> Tensor:
+def joined(trace: Trace, one: Tensor, other: Tensor) -> Tensor:
     """Couple the units of two operands that meet in a result.
 
     A unit that meets several of one layer, as one that is broadcast over them, is made always-on instead.

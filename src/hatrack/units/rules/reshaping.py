@@ -42,8 +42,9 @@ def reshape(trace: Trace, call: Call) -> Labels:
     named = {key: value for key, value in call.kwargs.items() if key not in _MOVED}
     for value in (*settings, *named.values()):
         picks = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(p, Tensor) and not p.is_floating_point() and trace.is_gated(p) for p in picks):
-            raise trace.refuse(call, "what one value picks of another would depend on units in a way that no gate sees")
+        for pick in picks:
+            if isinstance(pick, Tensor) and not pick.is_floating_point():
+                trace.coupling.pin(trace.labels(pick))  # it decides which units go where, so all tasks use it
 
     def labelled(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
