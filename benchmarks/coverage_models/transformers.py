@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from coverage_models import Model
 from torch import Tensor, nn
+
+from coverage_models import Model
 
 __all__ = ["models"]
 
@@ -82,7 +83,7 @@ def configured(kind: str, settings: dict[str, Any]) -> Any:
     own = {**WIDTHS, **settings}
     attributes = getattr(config, "attribute_map", {})
     taken = {name: value for name, value in own.items() if name in known or name in settings}
-    taken = {name: value for name, value in taken.items() if not (attributes.get(name) in taken)}
+    taken = {name: value for name, value in taken.items() if attributes.get(name) not in taken}
     return config(**taken)
 
 
@@ -113,7 +114,7 @@ def entries(text: str) -> dict[str, Entry]:
         name, _, settings = line.partition(" ")
         kind, _, part = name.partition(".")
         config, _, model = kind.partition(":")
-        own = eval(f"dict({settings})")  # noqa: S307 - of the tables below
+        own = eval(f"dict({settings})")
         found[(model or config) + (f".{part}" if part else "")] = (config, model or f"{config}Model", own, part)
     return found
 

@@ -67,7 +67,9 @@ class RecurrentSwitch(nn.Module):
         self._sides: dict[str, tuple[Tensor, ...]] = {}
         for own, _ in module.named_parameters():
             if len(uses[prefix + own]) != 1:
-                raise UnsupportedError(f"{name}: {own!r} is shared with another layer, so it cannot be cleared for both")
+                raise UnsupportedError(
+                    f"{name}: {own!r} is shared with another layer, so it cannot be cleared for both"
+                )
             self._sides[own] = tuple(side.clone() for side in uses[prefix + own][0].sides)
 
     @property

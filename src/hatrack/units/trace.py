@@ -238,9 +238,7 @@ class Trace:
         """Return whether a function may read the units of a value, since a gate can stand before it."""
         sources = self.sources.behind(value)
         return sources is not None and not any(
-            argument.changed
-            for source in sources
-            for argument in self.sources.given(source.module, source.position)
+            argument.changed for source in sources for argument in self.sources.given(source.module, source.position)
         )
 
     def read_argument(self, call: Call, argument: Argument) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from hatrack.units.coupling import UNGATED, is_constant, is_uniform, touches_units
 from hatrack.units.rules import functional
-from hatrack.units.rules.probing import probe
+from hatrack.units.rules.probing import joined, probe
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
@@ -44,7 +43,7 @@ def sum_with_product(trace: Trace, call: Call) -> Tensor:
     labels = _product(trace, call, first, second).expand(call.output.shape)
     added = call.argument(0, "input")
     trace.open_weight(added)
-    return trace.coupling.couple(labels, trace.labels(added)).expand(call.output.shape)
+    return joined(trace, labels, trace.labels(added).expand(call.output.shape))
 
 
 @rule(torch.einsum)
