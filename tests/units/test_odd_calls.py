@@ -184,11 +184,11 @@ def test_a_layer_that_collapses_into_one_unit_is_announced() -> None:
     class OneHead(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.qkv, self.out = nn.Linear(4, 24), nn.Linear(8, 8)
+            self.qkv, self.out = nn.Linear(4, 24), nn.Linear(24, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-            return self.out(F.scaled_dot_product_attention(q, k, v)).mean(1)
+            h = self.qkv(x)
+            return self.out(F.scaled_dot_product_attention(h, h, h)).mean(1)
 
     with pytest.warns(UserWarning, match="all 24 outputs of qkv are coupled into a single unit"):
         net = HATNetwork(OneHead(), torch.zeros(2, 3, 4))

@@ -100,8 +100,7 @@ def test_a_weight_that_mixes_tokens_passes_units_on() -> None:
     exact(net, TOKENS, 4)
 
 
-@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
-def test_where_no_gate_can_stand_what_is_contracted_is_one_unit() -> None:
+def test_where_no_gate_can_stand_what_is_contracted_is_always_on() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -113,7 +112,8 @@ def test_where_no_gate_can_stand_what_is_contracted_is_one_unit() -> None:
 
     torch.manual_seed(0)
     net = HATNetwork(Bare(), torch.zeros(2, 4))
-    assert [group.size for group in net.units.groups] == [1]
+    assert [group.size for group in net.units.groups] == [10]
+    exact(net, 4)
 
 
 class Heads(nn.Module):

@@ -162,7 +162,9 @@ def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Tensor
         found[index].append(output.movedim(reader.axis, 0).flatten(1))
 
     def watch(index: int, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found[index].append(reader.value_among(args, kwargs).movedim(reader.axis, 0).flatten(1))
+        value = reader.value_among(args, kwargs)
+        if value is not None:
+            found[index].append(value.movedim(reader.axis, 0).flatten(1))
 
     with contextlib.ExitStack() as hooks:
         for index, reader in enumerate(graph.readers):

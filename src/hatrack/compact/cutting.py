@@ -24,6 +24,8 @@ PREFIX = "backbone."
 _HEADS = ("heads", "num_heads", "n_heads", "n_head", "nhead")
 """Names of the attribute with the number of heads in modules with attention written by hand."""
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -145,6 +147,11 @@ def _cut_layer(name: str, layer: Layer, cut: Cut) -> None:
     if readers and not isinstance(getattr(module, "weight", None), nn.Parameter):
         raise UnfitError(f"{name!r} computes its weight")
     inputs = readers[0].units if readers else None
+    if readers and isinstance(module, _CONVOLUTIONS) and readers[0].axis != -1 - len(module.kernel_size):
+        if len(cut.kept(readers[0].units)) < len(readers[0].units):
+            raise UnfitError(f"{name!r} runs along the units")
+        _clear(module, readers[0], cut)
+        inputs = None
     kept: dict[Side, Tensor] = {}
     if outputs is not None:
         kept[Side.OUTPUTS] = cut.kept(outputs)

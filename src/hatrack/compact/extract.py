@@ -263,6 +263,10 @@ def _parameters(network: nn.Module) -> int:
 
 
 def _flops(network: nn.Module, x: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        network(x)
+    """Count operations; return 0 where torch's counter fails, or where one sample alone does not run."""
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+    except DOES_NOT_RUN:
+        return 0
     return int(counter.get_total_flops())

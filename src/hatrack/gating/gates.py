@@ -94,11 +94,13 @@ def change_argument(
         change: maps the argument to its new value.
 
     Returns:
-        Positional and keyword arguments with the change.
+        Positional and keyword arguments with the change; as they were where the argument is not given.
     """
     if position < len(args):
-        return (*args[:position], change(args[position]), *args[position + 1 :]), kwargs
-    return args, {**kwargs, keyword: change(kwargs[keyword])}
+        given = args[position]
+        return (args if given is None else (*args[:position], change(given), *args[position + 1 :])), kwargs
+    given = kwargs.get(keyword)
+    return args, kwargs if given is None else {**kwargs, keyword: change(given)}
 
 
 _Outer = tuple[Tensor | None, Tensor | None, dict[str, nn.Module] | None]

@@ -16,7 +16,7 @@ from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
 from hatrack.units.rules import RuleBook
-from hatrack.units.run import labelled_run
+from hatrack.units.run import labelled_run, united
 from hatrack.units.trace import Call, Rule, Trace
 
 __all__ = ["analyze", "are_same", "follow", "resolve", "why_not_extended"]
@@ -91,11 +91,13 @@ def follow(
     Raises:
         UnsupportedError, InputError: as for :func:`analyze`; or two runs contradict each other.
     """
-    for name, module in model.named_modules():
-        reason = why_it_moves(module)
-        if reason is not None:
-            owner = name.partition("parametrizations.")[0].rstrip(".")
-            raise UnsupportedError(f"{owner or type(model).__name__}: {reason}")
+    moved = {
+        name.partition("parametrizations.")[0].rstrip(".") or type(model).__name__: reason
+        for name, module in model.named_modules()
+        if (reason := why_it_moves(module)) is not None
+    }
+    if moved:
+        raise united([UnsupportedError(f"{name}: {reason}") for name, reason in moved.items()])
     trace = Trace()
     if gate_inputs:
         if not example_input.is_floating_point():
@@ -178,9 +180,14 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
     groups = tuple(replace(group, readers=_readers_of(group, readers)) for group in groups)
     uses, roles = _parameters(trace, model, table, ungated, prefix)
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
-    return UnitGraph(
-        ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task), _outputs(trace, model, table)
+    reached = {use.parameter for use in trace.uses}
+    unused = tuple(
+        prefix + name
+        for name, _ in model.named_parameters()
+        if name not in reached and roles[prefix + name] is Role.WHOLE
     )
+    outputs = _outputs(trace, model, table)
+    return UnitGraph(ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task), outputs, unused)
 
 
 def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:

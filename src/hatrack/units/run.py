@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -36,11 +37,14 @@ from hatrack.units.values import (
     written_by,
 )
 
-__all__ = ["FACTS", "function_name", "labelled_run", "tensors_in"]
+__all__ = ["FACTS", "function_name", "labelled_run", "tensors_in", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
 _SETTING = frozenset([torch.Tensor.__setitem__])
 _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
+
+_GATED = (nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.LocalResponseNorm)
+"""Modules of torch that are followed as modules of the user's are, and mix what they are given: gates can be there."""
 
 FACTS = words(
     """
@@ -89,7 +93,8 @@ def labelled_run(
         What the model returned.
 
     Raises:
-        UnsupportedError: no rule explains an operation, or the model does not run while it is followed.
+        UnsupportedError: no rule explains some operations, all of which are named, or the model does not run while it
+            is followed.
         InputError: the model cannot run on the example.
     """
     run = _LabelledRun(model, trace, rules)
@@ -101,8 +106,8 @@ def labelled_run(
                 run.follow_values_of([example_input, *map(model.get_buffer, moving)])
                 output = model(example_input)
     except Exception as error:
-        if witness.refusal is not None:
-            raise witness.refusal from error
+        if run.refusals:
+            raise united(run.refusals) from error
         if isinstance(error, HatrackError):
             raise
         if _runs_by_itself(model, example_input, training, grad):
@@ -114,9 +119,24 @@ def labelled_run(
             shape = tuple(example_input.shape)
             raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
         raise
-    if witness.refusal is not None:
-        raise witness.refusal
+    if run.refusals:
+        raise united(run.refusals)
     return output
+
+
+def united(refusals: Sequence[UnsupportedError]) -> UnsupportedError:
+    """Unite refusals in one error that names each cause once, a line for each; blocks that are alike have one cause."""
+    causes: dict[str, list[str]] = {}
+    for refusal in refusals:
+        kind = re.sub(r"^[^:]*:|'[^']*'", lambda name: re.sub(r"\b\d+\b", "#", name[0]), str(refusal))
+        causes.setdefault(kind, []).append(str(refusal))
+    lines = []
+    for alike in causes.values():
+        others = len(set(alike)) - 1
+        lines.append(f"{alike[0]}{f'; {others} more like it' if others else ''}")
+    if len(lines) == 1:
+        return UnsupportedError(lines[0])
+    return UnsupportedError("\n".join([f"{len(lines)} things are not understood:", *(f"- {line}" for line in lines)]))
 
 
 def _runs_by_itself(model: nn.Module, example_input: Tensor, training: bool, grad: bool) -> bool:
@@ -142,6 +162,7 @@ class _LabelledRun(TorchFunctionMode):
         self._depth = 0  # of modules with a rule that are being called: what happens inside them is theirs
         self._functions: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []  # being called, innermost last
         self.is_explaining = False  # that is, computing with labels, of which nothing is to be followed
+        self.refusals: list[UnsupportedError] = []  # raised when the run is over, so that all of them are reported
         trace.parameters.update(self._parameters)
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
@@ -184,7 +205,7 @@ class _LabelledRun(TorchFunctionMode):
             tensors = list(tensors_in((args[1:], {key: value for key, value in kwargs.items() if key != "input"})))
             reads = True
         if reads and any(map(self.is_variable, tensors)) and not self._is_vouched():
-            raise self._path_refused(Call(func, function_name(func), args, kwargs, None))
+            self.refusals.append(self._path_refused(Call(func, function_name(func), args, kwargs, None)))
 
     def _is_vouched(self) -> bool:
         return any(map(self._rules.vouches_for, [self._model, *(module for _, module in self._inside)]))
@@ -217,8 +238,8 @@ class _LabelledRun(TorchFunctionMode):
         """Note that a module is called; a forward pre-hook."""
         if rule is None:
             self._inside.append((name, module))
-            own = not self._depth and not type(module).__module__.startswith("torch.")
-            self._arguments.append(self._trace.sources.enter(name, args, kwargs) if own else [])
+            own = not self._depth and (isinstance(module, _GATED) or not type(module).__module__.startswith("torch."))
+            self._arguments.append(self._trace.sources.enter(name, module, args, kwargs) if own else [])
         else:
             self._depth += 1
 
@@ -328,15 +349,11 @@ class _LabelledRun(TorchFunctionMode):
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
-        try:
-            otherwise = probe if self._rules.is_registered(func) else None
-            self._explain(rule or probe, call, known, otherwise)
-        except ProbeError as error:
-            raise self._trace.refuse(call, self._reason(parameters, str(error))) from error
+        self._explain(rule or probe, call, known, probe if self._rules.is_registered(func) else None)
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
             if not same and not self._write_to_views(value):
-                raise self._trace.refuse(call, CHANGED_IN_PLACE)
+                self.refusals.append(self._trace.refuse(call, CHANGED_IN_PLACE))
 
     def _turn(self, call: Call) -> bool:
         """Note a parameter whose axes are put in another order, if the call does so: it may be a layer's weight yet."""
@@ -376,26 +393,32 @@ class _LabelledRun(TorchFunctionMode):
     def _explain(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
         """Ask a rule for the labels of a result, and record them.
 
+        A refusal is noted, and the result then counts as a constant. A failing rule is one, too: it does not mean that
+        the network does not run.
+
         Args:
             rule: the rule.
             call: what it is to explain.
             always: as for :meth:`Trace.remember`.
             otherwise: another rule, which is asked if this one fails; None for none.
-
-        Raises:
-            UnsupportedError: the rule refuses or fails; a failing rule does not mean that the network does not run.
         """
         self.is_explaining = True
         try:
             self._trace.remember(call.output, rule(self._trace, call), always)
-        except (HatrackError, ProbeError):
+        except UnsupportedError as refusal:
+            self.refusals.append(refusal)
+        except ProbeError as error:
+            self.refusals.append(self._trace.refuse(call, self._reason(error)))
+        except HatrackError:
             raise
         except Exception as error:
             if otherwise is not None:
                 self._explain(otherwise, call, always)
                 return
             reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
-            raise self._trace.refuse(call, f"{reason}; {self._advice()}") from error
+            failure = self._trace.refuse(call, f"{reason}; {self._advice()}")
+            failure.__cause__ = error
+            self.refusals.append(failure)
         finally:
             self.is_explaining = False
 
@@ -419,12 +442,10 @@ class _LabelledRun(TorchFunctionMode):
             for axis in axes if self.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
-    def _reason(self, parameters: list[Tensor], why: str) -> str:
+    def _reason(self, error: ProbeError) -> str:
         """Return the reason for refusing an operation without a rule, and the remedy."""
-        turned = {key: parameter for key, (_, parameter, _) in self._trace.turned.items()}
-        names = ", ".join(repr(self._parameters[id(turned.get(id(each), each))]) for each in parameters)
-        danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
-        return f"there is no rule for this operation, and running it on other values does not tell ({why}){danger}; {self._advice()}"
+        said = f"there is no rule for this operation, and running it on other values does not tell ({error})"
+        return f"{said}, so what it does to units is not known; {self._advice()}"
 
     def _advice(self) -> str:
         """Return the remedy for an operation without a rule."""
@@ -450,7 +471,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
         self._trace = trace
-        self.refusal: UnsupportedError | None = None
+        self._refused = False
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -459,13 +480,16 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._run.is_explaining:
             return func(*args, **kwargs)
         tensors = list(tensors_in((args, kwargs)))
-        if self.refusal is None:  # raised when the run is over: not every caller lets exceptions through
-            self.refusal = self._run.why_not_read(func, tensors)
+        # Raised when the run is over: not every caller lets exceptions through.
+        refusal = self._run.why_not_read(func, tensors)
         unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in tensors)
-        if unseen and self.refusal is None:
+        if unseen and not self._refused:  # the first one alone, since the others follow from it
             call = Call(func, str(func), args, kwargs, None)
             reason = "it was computed where no function of torch was called from Python, as scripted functions do"
-            self.refusal = self._trace.refuse(call, f"{reason}; write the operation in plain Python")
+            refusal = self._trace.refuse(call, f"{reason}; write the operation in plain Python")
+            self._refused = True
+        if refusal is not None:
+            self._run.refusals.append(refusal)
         output = func(*args, **kwargs)
         if any(map(self._run.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
             self._run.follow_values_of([output, *written_by(func, args, kwargs)])

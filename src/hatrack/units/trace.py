@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hatrack.errors import UnsupportedError
 from hatrack.units.computed import origins
-from hatrack.units.coupling import UNGATED, Coupling, is_constant, touches_units
+from hatrack.units.coupling import UNGATED, Coupling, compact, is_constant, touches_units
 from hatrack.units.sources import Argument, Sources
 from hatrack.units.values import Memory, tensors_in
 
@@ -278,6 +278,21 @@ class Trace:
         trial = copy.deepcopy(self.coupling)
         left = trial.roots(trial.along(labels, axis))
         return len(torch.unique(left[left != UNGATED]))
+
+    def holds_entries(self, labels: Tensor) -> bool:
+        """Return whether any position belongs to an entry of a parameter that no layer's unit has met so far.
+
+        Such as tokens of features, whose entries are units only until they meet others.
+        """
+        if not self.by_themselves:
+            return False
+        every = self.coupling.roots(torch.arange(1 + sum(producer.count for producer in self.coupling.producers)))
+        alone = torch.ones(len(every), dtype=torch.bool)
+        entries = torch.zeros(len(every), dtype=torch.bool)
+        for own in self.by_themselves.values():
+            entries[own.flatten()] = True
+        alone[every[~entries]] = False
+        return bool(alone[self.coupling.roots(compact(labels))].any())
 
     def pass_on(self, call: Call, labels: Tensor) -> None:
         """Record the units of a layer that has parameters or statistics for each channel, and passes units on.

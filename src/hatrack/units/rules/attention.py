@@ -1,7 +1,9 @@
 """Rules of attention, whose products read units where no gate can be: those of a head are merged into one.
 
 In attention written by hand the queries, keys and values of a head become one unit: a task uses a head wholly or not at
-all. That is exact, and leaves the layers before and after to be gated as usual.
+all. That is exact, and leaves the layers before and after to be gated as usual. Where all heads would be one unit, as
+with a single one, or where scores of heads are mixed, queries and keys are always on and channels of the values are
+units.
 """
 
 from __future__ import annotations
@@ -74,4 +76,4 @@ def _product(trace: Trace, first: Tensor, second: Tensor) -> Tensor:
     """Label ``first @ second``."""
     rows = trace.coupling.merge(first, -1)
     columns = trace.coupling.merge(second, -2)
-    return trace.coupling.couple(rows, columns)
+    return trace.coupling.meet(rows, columns)

@@ -131,7 +131,7 @@ def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
         for axis, letter in enumerate(letters):
             if letter not in result:
                 own = trace.coupling.merge(own, axis)
-        labels = trace.coupling.couple(labels, _placed(own, letters, result))
+        labels = trace.coupling.meet(labels, _placed(own, letters, result))
     return labels
 
 
