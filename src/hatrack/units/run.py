@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +26,7 @@ from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.rules.probing import ProbeError, probe
 from hatrack.units.rules.registry import TURNING, takes_turned_parameters
+from hatrack.units.rules.reshaping import CHOOSING
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
@@ -40,6 +42,9 @@ from hatrack.units.values import (
 __all__ = ["FACTS", "function_name", "labelled_run", "tensors_in", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
+_LOOKING_UP = frozenset([F.embedding, F.embedding_bag])
+"""Functions whose first argument are the indices."""
+
 _SETTING = frozenset([torch.Tensor.__setitem__])
 _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 
@@ -286,6 +291,7 @@ class _LabelledRun(TorchFunctionMode):
         try:
             if not self._depth:
                 self._require_one_path(func, args, kwargs)
+                self._pin_choices(func, args, kwargs)
             sources, behind = (None, None) if self._depth else self._sources(args, kwargs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
@@ -301,6 +307,14 @@ class _LabelledRun(TorchFunctionMode):
         finally:
             self._functions.pop()
         return output
+
+    def _pin_choices(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let all tasks use the units that indices were computed from."""
+        if func in CHOOSING:
+            for value in tensors_in((args, kwargs)):
+                picks = func in _LOOKING_UP or value is not (args[0] if args else kwargs.get("input"))
+                if picks and not value.is_floating_point() and value.dtype != torch.bool:
+                    self._trace.coupling.pin(self._trace.labels(value))
 
     def _sources(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
