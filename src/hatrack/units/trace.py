@@ -343,7 +343,7 @@ class Trace:
         self.remember(parameter, labels)
 
     def weight_of(self, value: Tensor) -> tuple[nn.Parameter, tuple[int, ...]] | None:
-        """Return the parameter that a value is, with the order of its axes; None if it is none, or is used by itself."""
+        """Return the parameter that a value is, with the order of its axes; None if it is none or used by itself."""
         found: tuple[nn.Parameter, tuple[int, ...]] | None = None
         if isinstance(value, nn.Parameter):
             found = value, tuple(range(value.dim()))
