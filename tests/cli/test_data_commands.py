@@ -18,8 +18,7 @@ from hatrack.cli import main
 from hatrack.cli.display import DownloadDisplay, size_in_words
 from hatrack.data import DATASETS, DatasetSpec, FileVariant
 from hatrack.data.files import DataFile
-from hatrack.data.idx import encode_idx
-from hatrack.data.mnist import MNIST, decode_mnist
+from hatrack.data.mnist import MNIST, decode_mnist, encode_idx
 from hatrack.data.sources import PublishedFiles
 
 X, Y = torch.arange(40, dtype=torch.uint8).reshape(10, 2, 2), torch.arange(10, dtype=torch.uint8)

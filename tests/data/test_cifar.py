@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, load_dataset
-from hatrack.data.cifar import CIFAR10, CIFAR100, _variants
-from hatrack.data.cifar_formats import CifarFormat
+from hatrack.data.cifar import CIFAR10, CIFAR100, CifarFormat, _variants
 from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.pictures import PictureLayout

@@ -14,13 +14,11 @@ import torch
 
 from hatrack.data import DATASETS, ImageDataset, load_dataset
 from hatrack.data.arrays import every_nth_of_each_class
-from hatrack.data.class_folders import ClassFolders
 from hatrack.data.dataset import FileVariant
-from hatrack.data.facescrub import FACESCRUB
 from hatrack.data.files import DataFile
-from hatrack.data.idx import encode_idx
-from hatrack.data.notmnist import NOTMNIST, SMALL, decode_sample
-from hatrack.data.pictures import PictureForm
+from hatrack.data.mnist import encode_idx
+from hatrack.data.pictures import ClassFolders, PictureForm
+from hatrack.data.registry import FACESCRUB, NOTMNIST, SMALL, decode_sample
 from hatrack.data.sources import NotFoundError, PublishedFiles
 from hatrack.data.trees import PictureTree, unpack_tree
 from hatrack.errors import DataError
@@ -152,7 +150,7 @@ def letters(per_class: int) -> dict[str, bytes]:
 def test_notmnist_small_from_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = letters(10) | dict.fromkeys(SMALL.empty, b"")
     layout = dataclasses.replace(SMALL, counts=(10,) * 10)
-    monkeypatch.setattr("hatrack.data.notmnist.SMALL", layout)
+    monkeypatch.setattr("hatrack.data.registry.SMALL", layout)
     payload = tar_gz(files, "notMNIST_small")
     archive, folder, _ = NOTMNIST.variants
     assert isinstance(archive, FileVariant)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hatrack.data.download import download_file
-from hatrack.data.files import DataFile
+from hatrack.data.files import DataFile, download_file
 from hatrack.data.sources import PackagedFiles, PublishedFiles, cache_root
 from hatrack.errors import DataError
 

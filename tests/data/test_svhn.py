@@ -14,8 +14,8 @@ import torch
 from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.matlab import read_mat
+from hatrack.data.registry import SVHN, TEST, TRAIN, decode_svhn
 from hatrack.data.sources import NotFoundError
-from hatrack.data.svhn import SVHN, TEST, TRAIN, decode_svhn
 from hatrack.errors import DataError
 from support.formats import compressed, element, mat_array, mat_file, svhn_file
 from support.miniatures import put
@@ -150,7 +150,7 @@ def test_found_decoded_once_and_kept(folder: str, tmp_path: Path, monkeypatch: p
     put(tmp_path / "data" / folder, FILES)
     spec = miniature(FILES)
     first = spec.load(tmp_path / "data")  # type: ignore[attr-defined]
-    monkeypatch.setattr("hatrack.data.svhn.read_mat", None)
+    monkeypatch.setattr("hatrack.data.registry.read_mat", None)
     again = spec.load(tmp_path / "data")  # type: ignore[attr-defined]
     assert torch.equal(first.x_train, again.x_train)
     assert torch.equal(first.y_test, again.y_test)

@@ -18,9 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack import __version__
-from hatrack.cli.after import export_command, forget_command, predict_command
+from hatrack.cli.after import export_command, forget_command, predict_command, rerun_command, verify_command
 from hatrack.cli.carrying import carry_out
-from hatrack.cli.checking import rerun_command, verify_command
 from hatrack.cli.data import data_app
 from hatrack.cli.many import compare_command, tune_command
 from hatrack.cli.options import (

@@ -15,8 +15,8 @@ from hatrack.cli.display import DownloadDisplay, size_in_words
 from hatrack.cli.options import Data, Quiet, make_console, say
 from hatrack.cli.wording import with_options
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
+from hatrack.data.mnist import FASHION_MNIST_SUBSET
 from hatrack.data.sources import NotFoundError
-from hatrack.data.subset import FASHION_MNIST_SUBSET
 from hatrack.errors import DataError, InputError
 
 __all__ = ["data_app"]

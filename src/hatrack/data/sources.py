@@ -10,21 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from hatrack.data.download import DownloadMonitor, download_file
-from hatrack.data.files import DataFile, read_payload, unpack
+from hatrack.data.files import DataFile, DownloadMonitor, download_file, read_payload, unpack
 from hatrack.errors import DataError
 
-__all__ = [
-    "Absence",
-    "FileSource",
-    "FoundFile",
-    "NotFoundError",
-    "PackagedFiles",
-    "PublishedFiles",
-    "cache_root",
-    "data_roots",
-    "find_file",
-]
+__all__ = ["Absence", "FileSource", "NotFoundError", "PackagedFiles", "PublishedFiles", "cache_root", "data_roots"]
 
 DATA_VARIABLE = "HATRACK_DATA"
 

@@ -21,13 +21,12 @@ import PIL
 from hatrack.data.archives import Limits, read_archive
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.dataset import Loaded
-from hatrack.data.download import DownloadMonitor
-from hatrack.data.files import read_payload
+from hatrack.data.files import DownloadMonitor, read_payload
 from hatrack.data.prepared import Decoded, prepared
 from hatrack.data.sources import Absence, NotFoundError, cache_root, data_roots
 from hatrack.errors import DataError
 
-__all__ = ["PictureTree", "TreeFiles", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
+__all__ = ["PictureTree", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
 
 
 class TreeFiles(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.support.layers import overrides_forward
 
 __all__ = ["Layer", "Side", "widened"]

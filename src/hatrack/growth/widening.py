@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hatrack.errors import InputError
 from hatrack.growth.initial_values import draw_entries
 from hatrack.growth.layers import Layer, Side
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.units import Group, UnitGraph
 
 __all__ = ["Change", "Widening", "widen"]

@@ -1,4 +1,4 @@
-"""Cache of the mask of the task that was asked last."""
+"""Caches of the mask of the task that was asked last, and of the cost of masks in training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-__all__ = ["MaskCache"]
+__all__ = ["CostCache", "MaskCache"]
 
 MaskT = TypeVar("MaskT")
 
@@ -35,3 +35,28 @@ class MaskCache(Generic[MaskT]):
     def clear(self) -> None:
         """Drop the mask."""
         self._known = None
+
+
+class CostCache:
+    """Cost of the masks in training, computed by the last forward pass together with its gradient."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._cost: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[CostCache], tuple[()]]:
+        """Return an empty cache for copies: a tensor in the middle of a graph cannot be copied."""
+        return CostCache, ()
+
+    def keep(self, key: tuple[object, ...], cost: Tensor | None) -> None:
+        """Store a cost.
+
+        Args:
+            key: everything that the cost depends on.
+            cost: a scalar; None where the forward pass computed none.
+        """
+        self._key, self._cost = key, cost
+
+    def of(self, key: tuple[object, ...]) -> Tensor | None:
+        """Return the cost that was stored for a key; None if there is none."""
+        return self._cost if key == self._key else None

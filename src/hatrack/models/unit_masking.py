@@ -35,7 +35,7 @@ from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
 from hatrack.state.movement import without_trace
 from hatrack.state.tryouts import random_like
 from hatrack.state.twins import twin
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.heads import linear_head
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended

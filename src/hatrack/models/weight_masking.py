@@ -38,7 +38,7 @@ from hatrack.masks.task_list import TaskList
 from hatrack.models.masking import Change, Masking
 from hatrack.protection.capacity import Capacity, common_entries
 from hatrack.state.movement import scratch_of, without_trace
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.heads import linear_head
 from hatrack.units import UnitGraph, analyze, stray_parameters

@@ -12,9 +12,8 @@ import torch
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.errors import DataError, InputError
-from hatrack.streams.own.labels import refuse_alike, refuse_missing
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
-from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
+from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted, refuse_alike, refuse_missing
 from hatrack.streams.own.tables import CsvFormat, read_table
 from hatrack.streams.seeding import seeded_generator
 
