@@ -18,7 +18,7 @@ from hatrack.cli import main
 from hatrack.cli.display import DownloadDisplay, size_in_words
 from hatrack.data import DATASETS, DatasetSpec, FileVariant
 from hatrack.data.files import DataFile
-from hatrack.data.mnist import MNIST, decode_mnist, encode_idx
+from hatrack.data.mnist import decode_mnist, encode_idx
 from hatrack.data.sources import PublishedFiles
 
 X, Y = torch.arange(40, dtype=torch.uint8).reshape(10, 2, 2), torch.arange(10, dtype=torch.uint8)
@@ -64,7 +64,7 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mirror: str) -> 
     monkeypatch.setenv("COLUMNS", "200")
     files = tuple(DataFile(name, hashlib.sha256(content).hexdigest(), ".gz") for name, content in FILES.items())
     variant = FileVariant("idx files", PublishedFiles(files, ("mnist",), (mirror,)), decode_mnist)
-    spec = dataclasses.replace(MNIST, variants=(variant,))
+    spec = dataclasses.replace(DATASETS["mnist"], variants=(variant,))
     table = {**DATASETS, "mnist": spec}
     for module in ("hatrack.cli.data", "hatrack.data.registry"):
         monkeypatch.setattr(f"{module}.DATASETS", table)

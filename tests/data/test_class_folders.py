@@ -18,7 +18,7 @@ from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.mnist import encode_idx
 from hatrack.data.pictures import ClassFolders, PictureForm
-from hatrack.data.registry import FACESCRUB, NOTMNIST, SMALL, decode_sample
+from hatrack.data.registry import SMALL, decode_sample
 from hatrack.data.sources import NotFoundError, PublishedFiles
 from hatrack.data.trees import PictureTree, unpack_tree
 from hatrack.errors import DataError
@@ -152,7 +152,7 @@ def test_notmnist_small_from_its_archive(tmp_path: Path, monkeypatch: pytest.Mon
     layout = dataclasses.replace(SMALL, counts=(10,) * 10)
     monkeypatch.setattr("hatrack.data.registry.SMALL", layout)
     payload = tar_gz(files, "notMNIST_small")
-    archive, folder, _ = NOTMNIST.variants
+    archive, folder, _ = DATASETS["notmnist"].variants
     assert isinstance(archive, FileVariant)
     assert isinstance(archive.source, PublishedFiles)
     assert isinstance(folder, PictureTree)
@@ -172,7 +172,7 @@ def test_notmnist_small_from_its_archive(tmp_path: Path, monkeypatch: pytest.Mon
 def test_notmnist_as_published() -> None:
     assert sum(SMALL.counts) == 18_724
     assert SMALL.limits.files == 18_726
-    assert NOTMNIST.mean + NOTMNIST.std == (0.4254, 0.4501)
+    assert DATASETS["notmnist"].mean + DATASETS["notmnist"].std == (0.4254, 0.4501)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def faces(people: int, above: str = "") -> dict[str, bytes]:
 
 @pytest.mark.parametrize("above", ["", "facescrub/", "facescrub/actors/", "FaceScrub/actresses/faces/"])
 def test_the_people_of_most_pictures_are_taken(above: str, tmp_path: Path) -> None:
-    (tree,) = FACESCRUB.variants
+    (tree,) = DATASETS["facescrub"].variants
     assert isinstance(tree, PictureTree)
     assert isinstance(tree.layout, ClassFolders)
     three = dataclasses.replace(tree, layout=dataclasses.replace(tree.layout, classes=3))

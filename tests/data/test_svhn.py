@@ -14,12 +14,13 @@ import torch
 from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.matlab import read_mat
-from hatrack.data.registry import SVHN, TEST, TRAIN, decode_svhn
+from hatrack.data.registry import DATASETS, TEST, TRAIN, decode_svhn
 from hatrack.data.sources import NotFoundError
 from hatrack.errors import DataError
 from support.formats import compressed, element, mat_array, mat_file, svhn_file
 from support.miniatures import put
 
+SVHN = DATASETS["svhn"]
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=GENERATOR)
 LABELS = [10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1]

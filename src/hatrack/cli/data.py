@@ -15,7 +15,6 @@ from hatrack.cli.display import DownloadDisplay, size_in_words
 from hatrack.cli.options import Data, Quiet, make_console, say
 from hatrack.cli.wording import with_options
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
-from hatrack.data.mnist import FASHION_MNIST_SUBSET
 from hatrack.data.sources import NotFoundError
 from hatrack.errors import DataError, InputError
 
@@ -136,7 +135,7 @@ def _statistics(dataset: ImageDataset) -> Iterable[str]:
 def _source(spec: DatasetSpec) -> str:
     addresses = [address for variant in spec.variants for address in variant.addresses]
     hosts = dict.fromkeys(urlsplit(address).hostname or address for address in addresses)
-    if not hosts and spec is FASHION_MNIST_SUBSET:
+    if not hosts and spec is DATASETS["fashion-mnist-subset"]:
         return "shipped with hatrack"
     return ", ".join(hosts) or "to be put there by hand"
 

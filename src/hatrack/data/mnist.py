@@ -28,15 +28,11 @@ from pathlib import Path
 
 import torch
 
-from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageArrays, ImageDataset
-from hatrack.data.files import DataFile, read_content
-from hatrack.data.sources import PackagedFiles, PublishedFiles
+from hatrack.data.dataset import ImageArrays, ImageDataset
+from hatrack.data.files import read_content
 from hatrack.errors import DataError, InputError
 
 __all__ = [
-    "FASHION_MNIST",
-    "FASHION_MNIST_SUBSET",
-    "MNIST",
     "TEST_PER_CLASS",
     "TRAIN_PER_CLASS",
     "build_subset",
@@ -44,7 +40,6 @@ __all__ = [
     "decode_mnist",
     "encode_idx",
     "encode_subset",
-    "load_subset",
     "read_idx",
 ]
 
@@ -117,22 +112,10 @@ def encode_idx(values: torch.Tensor) -> bytes:
     return header + values.cpu().contiguous().numpy().tobytes()
 
 
-_CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
-
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
-
-
-def mnist_files(train_images: str, train_labels: str, test_images: str, test_labels: str) -> tuple[DataFile, ...]:
-    """Return the four files of a data set in MNIST's layout, given the SHA-256 of the content of each."""
-    return (
-        DataFile(TRAIN_IMAGES, train_images, suffix=".gz"),
-        DataFile(TRAIN_LABELS, train_labels, suffix=".gz"),
-        DataFile(TEST_IMAGES, test_images, suffix=".gz"),
-        DataFile(TEST_LABELS, test_labels, suffix=".gz"),
-    )
 
 
 def decode_mnist(contents: Mapping[str, bytes]) -> ImageArrays:
@@ -159,104 +142,8 @@ def decode_mnist(contents: Mapping[str, bytes]) -> ImageArrays:
     )
 
 
-MNIST = DatasetSpec(
-    name="mnist",
-    description="handwritten digits, 28 x 28 grey, 60,000 + 10,000",
-    licence="CC BY-SA 3.0 (Y. LeCun and C. Cortes)",
-    class_names=tuple(str(digit) for digit in range(10)),
-    mean=(0.1307,),
-    std=(0.3081,),
-    common_form=CommonForm(Fitting.PAD, mean=(0.1,), std=(0.2752,)),
-    variants=(
-        FileVariant(
-            name="idx files",
-            source=PublishedFiles(
-                files=mnist_files(
-                    train_images="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-                    train_labels="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-                    test_images="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-                    test_labels="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-                ),
-                folders=("mnist", "MNIST/raw"),
-                mirrors=(
-                    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-                ),
-            ),
-            decode=decode_mnist,
-        ),
-    ),
-)
-
-FASHION_MNIST = DatasetSpec(
-    name="fashion-mnist",
-    description="articles of clothing, 28 x 28 grey, 60,000 + 10,000",
-    licence="MIT (Zalando SE)",
-    class_names=tuple(_CLOTHES.split(", ")),
-    mean=(0.2860,),
-    std=(0.3530,),
-    common_form=CommonForm(Fitting.PAD, mean=(0.2190,), std=(0.3318,)),
-    variants=(
-        FileVariant(
-            name="idx files",
-            source=PublishedFiles(
-                files=mnist_files(
-                    train_images="c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-                    train_labels="bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-                    test_images="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-                    test_labels="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-                ),
-                folders=("fashion-mnist", "FashionMNIST/raw"),
-                mirrors=(
-                    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-                    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-                ),
-                system_folders=(Path("/usr/share/datasets/fashion-mnist"),),
-                system_advice="apt-get install dataset-fashion-mnist (Debian, Ubuntu)",
-            ),
-            decode=decode_mnist,
-        ),
-    ),
-)
-
-
 TRAIN_PER_CLASS = 300
 TEST_PER_CLASS = 100
-
-FASHION_MNIST_SUBSET = DatasetSpec(
-    name="fashion-mnist-subset",
-    description="the first 300 + 100 images of every class of Fashion-MNIST, shipped with hatrack",
-    licence=FASHION_MNIST.licence,
-    class_names=FASHION_MNIST.class_names,
-    # The full set's constants, so that the subset is prepared exactly as the full set is.
-    mean=FASHION_MNIST.mean,
-    std=FASHION_MNIST.std,
-    common_form=FASHION_MNIST.common_form,
-    variants=(
-        FileVariant(
-            name="idx files",
-            source=PackagedFiles(
-                folder="subset",
-                files=mnist_files(
-                    train_images="ee31c1e1edb79ee04ce6a320d9e6e856628d3ea2b7aaa437891f46fdbdec9f93",
-                    train_labels="a7901365666c760d2e5bd01b5bdc91c00e64ca459c33d7a48aed2aaee7486060",
-                    test_images="7cee33c3c6414b1b86c25e665a6c4f41584269de3b7cc9768b1d351922845eef",
-                    test_labels="3128d790775889812b73c4f13923559c8b9e281d112c6ea7862acf60a206a909",
-                ),
-            ),
-            decode=decode_mnist,
-        ),
-    ),
-)
-
-
-def load_subset() -> ImageDataset:
-    """Load the shipped subset of Fashion-MNIST: 3,000 training and 1,000 test images, balanced over 10 classes.
-
-    Raises:
-        DataError: the installation is damaged.
-    """
-    return FASHION_MNIST_SUBSET.load()
 
 
 def build_subset(dataset: ImageDataset, per_class_train: int, per_class_test: int) -> ImageDataset:

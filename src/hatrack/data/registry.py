@@ -1,4 +1,4 @@
-"""The data sets that can be asked for by name, and those of them that need few lines.
+"""The data sets that can be asked for by name: the table ``datasets.toml``, and the decoders and layouts that it names.
 
 SVHN: Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, "Reading digits in natural images with unsupervised
 feature learning", NIPS workshop on deep learning, 2011; the cropped digits ("format 2") without the extra ones.
@@ -18,24 +18,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from hatrack.data.arrays import ImageArrays, every_nth_of_each_class
-from hatrack.data.cifar import CIFAR10, CIFAR100
-from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageDataset
+from hatrack.data.cifar import CIFAR10_FORMAT, CIFAR100_FORMAT
+from hatrack.data.dataset import CommonForm, DatasetSpec, Decoder, FileVariant, Fitting, ImageDataset, Variant
 from hatrack.data.files import DataFile, DownloadMonitor
 from hatrack.data.matlab import read_mat
-from hatrack.data.mnist import FASHION_MNIST, FASHION_MNIST_SUBSET, MNIST, TEST_IMAGES, TEST_LABELS, decode_idx
+from hatrack.data.mnist import TEST_IMAGES, TEST_LABELS, decode_idx, decode_mnist
 from hatrack.data.npz import decode_npz
-from hatrack.data.pictures import ClassFolders, PictureForm
-from hatrack.data.sources import PublishedFiles
-from hatrack.data.traffic_signs import TRAFFIC_SIGNS
-from hatrack.data.trees import PictureTree, unpack_tree
+from hatrack.data.pictures import ClassFolders, PictureForm, PictureLayout
+from hatrack.data.sources import FileSource, PackagedFiles, PublishedFiles
+from hatrack.data.toml import CATALOGUE
+from hatrack.data.traffic_signs import TEST_COUNTS, TRAIN_COUNTS, SignLayout, decode_archives
+from hatrack.data.trees import PictureTree, TreeLayout, unpack_tree
 from hatrack.errors import DataError
 from hatrack.support.names import look_up
 
-__all__ = ["DATASETS", "FACESCRUB", "NOTMNIST", "SMALL", "SVHN", "decode_sample", "decode_svhn", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "DECODERS",
+    "LAYOUTS",
+    "SMALL",
+    "TEST",
+    "TRAIN",
+    "decode_sample",
+    "decode_svhn",
+    "load_dataset",
+    "load_subset",
+]
 
 TRAIN, TEST = "train_32x32.mat", "test_32x32.mat"
 ARRAY_LIMIT = 1 << 28
@@ -69,32 +82,6 @@ def _decode_part(content: bytes, origin: str) -> tuple[torch.Tensor, torch.Tenso
     if not bool(((labels >= 1) & (labels <= 10) & (labels == labels.long())).all()):
         raise DataError(f"{origin}: a label is outside of 1..10; fetch the file as it is published")
     return images.transpose(2, 3).contiguous(), labels.long() % 10
-
-
-SVHN = DatasetSpec(
-    name="svhn",
-    description="house numbers on photographs, 32 x 32 colour, 73,257 + 26,032, 10 digits",
-    licence="for non-commercial use; cite Y. Netzer et al., 2011",
-    class_names=tuple(str(digit) for digit in range(10)),
-    mean=(0.4377, 0.4438, 0.4728),
-    std=(0.198, 0.201, 0.197),
-    variants=(
-        FileVariant(
-            name="mat files",
-            source=PublishedFiles(
-                files=(
-                    DataFile(TRAIN, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8", archive=True),
-                    DataFile(TEST, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b", archive=True),
-                ),
-                folders=("svhn", "SVHN"),
-                mirrors=("http://ufldl.stanford.edu/housenumbers/",),
-                wanted=f"{TRAIN} and {TEST}",
-            ),
-            decode=decode_svhn,
-            keep=1,
-        ),
-    ),
-)
 
 
 LETTERS = tuple("ABCDEFGHIJ")
@@ -133,133 +120,89 @@ def _decode_small(contents: Mapping[str, bytes]) -> ImageArrays:
     return SMALL.decode(unpack_tree(payload, SMALL, top=TOP, origin=name), name)
 
 
-NOTMNIST = DatasetSpec(
-    name="notmnist",
-    description="letters A to J in many typefaces, 28 x 28 grey, 16,854 + 1,870 (or a sample: 8,000 + 2,000)",
-    licence="none stated; cite Y. Bulatov, 2011",
-    class_names=LETTERS,
-    mean=(0.4254,),
-    std=(0.4501,),
-    common_form=CommonForm(Fitting.RESIZE),
-    variants=(
-        FileVariant(
-            name="notMNIST_small",
-            source=PublishedFiles(
-                files=(DataFile("notMNIST_small.tar.gz", md5="c9890a473a9769fda4bdf314aaf500dd", archive=True),),
-                folders=("notmnist", "notMNIST", "NotMNIST"),
-                mirrors=(
-                    "http://yaroslavvb.com/upload/notMNIST/",
-                    "https://commondatastorage.googleapis.com/books1000/",
-                ),
-                wanted="notMNIST_small.tar.gz",
-            ),
-            decode=_decode_small,
-            keep=1,
-        ),
-        PictureTree(
-            name="pictures",
-            archives=("notMNIST_small.zip",),
-            folders=("notMNIST_small", "notmnist/notMNIST_small", "notmnist", "notMNIST/notMNIST_small"),
-            layout=SMALL,
-            top=TOP,
-        ),
-        FileVariant(
-            name="sample of 10,000",
-            source=PublishedFiles(
-                files=(
-                    DataFile(TEST_IMAGES, "8e7f38ae95cc8f48e0986175ffc9137e5007ebcf3d8fdf6656c904eb9dab198b", ".gz"),
-                    DataFile(TEST_LABELS, "5f8e6012f2ce730700d8d05fca098bc47f71d25b890e4bec7ac5ebfd614a4001", ".gz"),
-                ),
-                folders=("notmnist-10k", "notmnist"),
-                mirrors=(),
-                wanted=f"the folder notmnist-10k with {TEST_IMAGES}.gz and {TEST_LABELS}.gz",
-            ),
-            decode=decode_sample,
-            origin="a sample of 10,000, divided 80/20",
-        ),
-    ),
-)
+def _decode_animals(contents: Mapping[str, bytes]) -> ImageArrays:
+    ((name, content),) = contents.items()
+    return decode_npz(content, name, classes=len(CATALOGUE["animals"]["class_names"]))
 
 
-PEOPLE = 100
-
-FACESCRUB = DatasetSpec(
-    name="facescrub",
-    description="faces of the 100 people of most pictures, resized to 32 x 32 colour, about 20,600 + 2,289",
-    licence="the list is CC BY-NC-ND 4.0, the pictures are their owners'; cite H.-W. Ng and S. Winkler, 2014",
-    # Who the 100 are depends on the pictures that could still be fetched: numbered in alphabetical order.
-    class_names=tuple(f"person {number:03}" for number in range(PEOPLE)),
-    mean=(0.5163, 0.5569, 0.4695),
-    std=(0.2307, 0.2272, 0.2479),
-    variants=(
-        PictureTree(
-            name="pictures",
-            archives=("facescrub.zip", "facescrub.tar.gz"),
-            folders=("facescrub", "FaceScrub"),
-            layout=ClassFolders(
-                classes=PEOPLE,
-                form=PictureForm((32, 32), resize=True),
-                test_every=10,
-                total=60_000,
-                file_bytes=1 << 23,
-                total_bytes=1 << 31,
-                below=("", "*/faces", "*"),
-            ),
-            top="facescrub",
-        ),
-    ),
-)
-
-
-FILE = "animal-silhouettes.npz"
-CLASS_NAMES = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
-
-
-def _decode(contents: Mapping[str, bytes]) -> ImageArrays:
-    return decode_npz(contents[FILE], FILE, classes=len(CLASS_NAMES))
-
-
-ANIMALS = DatasetSpec(
-    name="animals",
-    description="silhouettes of animals, 28 x 28 grey, 7,775 + 1,941, 10 classes",
-    licence="none stated",
-    class_names=CLASS_NAMES,
-    mean=(0.2739,),
-    std=(0.4059,),
-    variants=(
-        FileVariant(
-            name="npz file",
-            source=PublishedFiles(
-                files=(
-                    DataFile(FILE, "a7abffa9fb9c82d738c6d31162c52bfb498e39a29f2a03b04e8abb6bdcaccbf2", archive=True),
-                ),
-                folders=("animals", "animal-silhouettes"),
-                mirrors=(),
-                wanted=FILE,
-            ),
-            decode=_decode,
-        ),
-    ),
-)
-
-
-DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
+DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {
-        spec.name: spec
-        for spec in (
-            MNIST,
-            FASHION_MNIST,
-            FASHION_MNIST_SUBSET,
-            NOTMNIST,
-            CIFAR10,
-            CIFAR100,
-            SVHN,
-            TRAFFIC_SIGNS,
-            FACESCRUB,
-            ANIMALS,
-        )
+        "mnist": decode_mnist,
+        "notmnist-small": _decode_small,
+        "notmnist-sample": decode_sample,
+        "cifar10-python-archive": CIFAR10_FORMAT.decode_python_archive,
+        "cifar10-python": CIFAR10_FORMAT.decode_python,
+        "cifar10-binary-archive": CIFAR10_FORMAT.decode_binary_archive,
+        "cifar10-binary": CIFAR10_FORMAT.decode_binary,
+        "cifar100-python-archive": CIFAR100_FORMAT.decode_python_archive,
+        "cifar100-python": CIFAR100_FORMAT.decode_python,
+        "cifar100-binary-archive": CIFAR100_FORMAT.decode_binary_archive,
+        "cifar100-binary": CIFAR100_FORMAT.decode_binary,
+        "svhn": decode_svhn,
+        "traffic-signs": decode_archives,
+        "animals": _decode_animals,
     }
 )
+"""Every decoder of files by the name that ``datasets.toml`` gives it."""
+
+LAYOUTS: Mapping[str, TreeLayout] = MappingProxyType(
+    {
+        "notmnist": SMALL,
+        "cifar10": PictureLayout(CIFAR10_FORMAT.class_names, train=5000, test=1000, size=(32, 32)),
+        "cifar100": PictureLayout(CIFAR100_FORMAT.class_names, train=500, test=100, size=(32, 32)),
+        "traffic-signs": SignLayout(),
+        "traffic-signs-pictures": PictureLayout(
+            tuple(f"{label:02}" for label in range(len(TRAIN_COUNTS))), TRAIN_COUNTS, TEST_COUNTS, (32, 32)
+        ),
+        "traffic-signs-competition": SignLayout(train_folder="GTSRB/Training", train=26_640),
+        "facescrub": ClassFolders(
+            classes=100,
+            form=PictureForm((32, 32), resize=True),
+            test_every=10,
+            total=60_000,
+            file_bytes=1 << 23,
+            total_bytes=1 << 31,
+            below=("", "*/faces", "*"),
+        ),
+    }
+)
+"""Every layout of a tree of pictures by the name that ``datasets.toml`` gives it."""
+
+
+def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+
+def _variant(row: Mapping[str, Any]) -> Variant:
+    """Make a form of a row: a tree of pictures if it has a layout, else a few files."""
+    values = _tuples(row)
+    if "layout" in values:
+        return PictureTree(**{"archives": (), **values, "layout": LAYOUTS[values["layout"]]})
+    own = {key: values.pop(key) for key in ("name", "origin", "keep") if key in values}
+    decode, files = DECODERS[values.pop("decode")], tuple(DataFile(**file) for file in values.pop("files"))
+    source: FileSource
+    if "packaged" in values:
+        source = PackagedFiles(values.pop("packaged"), files, **values)
+    else:
+        system = tuple(map(Path, values.pop("system_folders", ())))
+        source = PublishedFiles(files, **{"mirrors": (), **values}, system_folders=system)
+    return FileVariant(source=source, decode=decode, **own)
+
+
+def _spec(
+    name: str, *, class_names: Any, variants: Any, common_form: Any = MappingProxyType({}), **row: Any
+) -> DatasetSpec:
+    """Make the specification of a row; a number of class names stands for numbered ones."""
+    if isinstance(class_names, int):
+        class_names = [f"person {number:03}" for number in range(class_names)]
+    form = _tuples({**common_form, "fitting": Fitting(common_form.get("fitting", "resize"))})
+    forms = tuple(_variant(each) for each in variants)
+    return DatasetSpec(
+        name, class_names=tuple(class_names), variants=forms, common_form=CommonForm(**form), **_tuples(row)
+    )
+
+
+DATASETS: Mapping[str, DatasetSpec] = MappingProxyType({name: _spec(name, **row) for name, row in CATALOGUE.items()})
 """Every known data set by name."""
 
 
@@ -288,3 +231,12 @@ def load_dataset(
     """
     spec = look_up("data set", name, DATASETS)
     return spec.load(None if data_dir is None else Path(data_dir), download=download, monitor=monitor)
+
+
+def load_subset() -> ImageDataset:
+    """Load the shipped subset of Fashion-MNIST: 3,000 training and 1,000 test images, balanced over 10 classes.
+
+    Raises:
+        DataError: the installation is damaged.
+    """
+    return DATASETS["fashion-mnist-subset"].load()
