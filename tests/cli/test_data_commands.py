@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from hatrack.cli import main
-from hatrack.cli.display import DownloadDisplay, size_in_words
+from hatrack.cli.carrying import DownloadDisplay
 from hatrack.data import DATASETS, DatasetSpec, FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.mnist import decode_mnist, encode_idx
@@ -211,11 +211,3 @@ def test_a_bar_in_a_terminal_and_a_line_elsewhere() -> None:
     ]
     for console in (Console(file=io.StringIO(), force_terminal=True), Console(file=io.StringIO())):
         assert shown_by(DownloadDisplay(console, quiet=True), console) == ""
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (170_498_071, "170.5 MB"), (2e9, "2.0 GB")],
-)
-def test_size_in_words(size: int, words: str) -> None:
-    assert size_in_words(size) == words

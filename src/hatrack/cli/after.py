@@ -8,8 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from hatrack.cli.carrying import carry_out
-from hatrack.cli.display import DownloadDisplay
+from hatrack.cli.carrying import DownloadDisplay, carry_out
 from hatrack.cli.options import Data, Quiet, make_console, say
 from hatrack.errors import InputError
 from hatrack.experiments import Reproduction, export_run, forget_in_run, predict_pictures, recorded_run, verify

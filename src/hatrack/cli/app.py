@@ -34,9 +34,9 @@ from hatrack.cli.options import (
     make_console,
     say,
     take_device,
+    with_options,
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
-from hatrack.cli.wording import with_options
 from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import EXPERIMENTS, RunRequest

@@ -8,12 +8,12 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
+from rich import filesize
 from rich.box import SIMPLE
 from rich.table import Table
 
-from hatrack.cli.display import DownloadDisplay, size_in_words
-from hatrack.cli.options import Data, Quiet, make_console, say
-from hatrack.cli.wording import with_options
+from hatrack.cli.carrying import DownloadDisplay
+from hatrack.cli.options import Data, Quiet, make_console, say, with_options
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
 from hatrack.data.sources import NotFoundError
 from hatrack.errors import DataError, InputError
@@ -147,4 +147,4 @@ def _common(paths: tuple[Path, ...]) -> Path:
 def _size(paths: tuple[Path, ...]) -> str:
     if any(path.is_dir() for path in paths):
         return "a folder"
-    return size_in_words(sum(path.stat().st_size for path in paths))
+    return filesize.decimal(sum(path.stat().st_size for path in paths))

@@ -28,8 +28,8 @@ from hatrack.cli.options import (
     read_overrides,
     say,
     take_device,
+    with_options,
 )
-from hatrack.cli.wording import with_options
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import (
     Comparison,

@@ -15,8 +15,7 @@ from hatrack.masks.conditioning import (
 )
 from hatrack.masks.described import conditioning_from, describe, source_from
 from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_features, lay_out
-from hatrack.masks.mask_cache import CostCache
-from hatrack.masks.packing import bytes_for, pack, unpack
+from hatrack.masks.packing import CostCache, bytes_for, pack, unpack
 from hatrack.masks.sources import (
     Embedding,
     Magnitude,

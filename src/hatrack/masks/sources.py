@@ -17,6 +17,7 @@ from torch import Tensor
 from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.functional import Compensation
+from hatrack.support.ranges import require_range
 
 __all__ = [
     "Embedding",
@@ -227,8 +228,7 @@ class Scores(MaskSource):
     keep: float | None = 0.5
 
     def __post_init__(self) -> None:
-        if self.keep is not None and not 0.0 < self.keep <= 1.0:
-            raise InputError(f"keep must be above 0 and at most 1, not {self.keep}")
+        require_range(self, "keep", above=0, most=1)
 
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw scores uniformly from ``±1/√fan_in``, as torch's layers begin."""
@@ -270,9 +270,7 @@ class Magnitude(MaskSource):
     prune: float = 0.75
 
     def __post_init__(self) -> None:
-        for key in ("prune_first", "prune"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                raise InputError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
+        require_range(self, "prune_first", "prune", least=0, below=1)
 
     def in_training(self, values: Tensor | None, progress: float) -> None:
         """Return no mask: all weights are used."""

@@ -22,7 +22,7 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Origin, free_units
 from hatrack.growth.tasks import Places, widen_unit_tasks
 from hatrack.growth.widening import Widening
-from hatrack.masks.mask_cache import MaskCache
+from hatrack.masks.packing import MaskCache
 from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import UnitTask
 from hatrack.models.gate_settings import GateSettings

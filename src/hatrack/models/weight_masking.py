@@ -33,7 +33,7 @@ from hatrack.masks import (
     twin,
     union,
 )
-from hatrack.masks.mask_cache import MaskCache
+from hatrack.masks.packing import MaskCache
 from hatrack.masks.task_list import TaskList
 from hatrack.models.masking import Change, Masking
 from hatrack.protection.capacity import Capacity, common_entries

@@ -18,9 +18,9 @@ from hatrack.methods.dwa.masks import MaskForm, Usage
 from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.methods.ranges import require_range
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
+from hatrack.support.ranges import require_range
 
 __all__ = ["DWA", "DWASettings"]
 
