@@ -259,6 +259,6 @@ def test_unwritable_cache(tmp_path: Path, mirror: str) -> None:
 
 def test_missing_or_foreign_packaged_file() -> None:
     with pytest.raises(DataError, match="install hatrack again"):
-        PackagedFiles("subset", (DataFile("absent", "0" * 64),)).fetch("tiny")
+        PackagedFiles((DataFile("absent", "0" * 64),), "subset").fetch("tiny")
     with pytest.raises(DataError, match="its content is not that of tiny's NOTICE"):
-        PackagedFiles("subset", (DataFile("NOTICE", "0" * 64),)).fetch("tiny")
+        PackagedFiles((DataFile("NOTICE", "0" * 64),), "subset").fetch("tiny")

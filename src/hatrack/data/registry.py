@@ -182,7 +182,7 @@ def _variant(row: Mapping[str, Any]) -> Variant:
     decode, files = DECODERS[values.pop("decode")], tuple(DataFile(**file) for file in values.pop("files"))
     source: FileSource
     if "packaged" in values:
-        source = PackagedFiles(values.pop("packaged"), files, **values)
+        source = PackagedFiles(files, values.pop("packaged"), **values)
     else:
         system = tuple(map(Path, values.pop("system_folders", ())))
         source = PublishedFiles(files, **{"mirrors": (), **values}, system_folders=system)

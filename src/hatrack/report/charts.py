@@ -243,9 +243,9 @@ def _title(figure: TableColumn) -> str:
     return figure.title + _SCALES.get(figure.kind, (1.0, ""))[1]
 
 
-def _tooltip(first: str, *others: tuple[str, str]) -> list[Any]:
-    """Return the tooltip of some fields, all but the first with titles."""
-    return [alt.Tooltip(first), *(alt.Tooltip(field, title=title) for field, title in others)]
+def _tooltip(*fields: str | tuple[str, str]) -> list[Any]:
+    """Return the tooltip of some fields, those that are pairs with titles."""
+    return [alt.Tooltip(field) if isinstance(field, str) else alt.Tooltip(field[0], title=field[1]) for field in fields]
 
 
 def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableColumn, *, bottom: float = 50.0) -> Chart:
@@ -262,11 +262,7 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
     low = min((row["value"] for row in values), default=0.0)
     cells = base.mark_rect().encode(
         color=alt.Color("value:Q", title=f"{value.title} (%)", scale=alt.Scale(domain=[min(low, bottom), 100.0])),
-        tooltip=[
-            alt.Tooltip("y:O", title=y.title),
-            alt.Tooltip("x:O", title=x.title),
-            alt.Tooltip("value:Q", title=f"{value.title} (%)"),
-        ],
+        tooltip=_tooltip(("y:O", y.title), ("x:O", x.title), ("value:Q", f"{value.title} (%)")),
     )
     floor = min(low, bottom)
     middle = next((floor + s / 100 * (100 - floor) for s in range(101) if dark_cell(s / 100, "light")), 100.0)
