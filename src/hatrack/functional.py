@@ -75,6 +75,9 @@ _BELOW_FLUSH: Mapping[torch.dtype, float] = {dtype: _before(GATE_FLUSH, dtype) f
 _BELOW_TINY: Mapping[torch.dtype, float] = {dtype: _before(torch.finfo(dtype).tiny, dtype) for dtype in _TYPES}
 
 
+# ---------------------------------------------------------------------------------------------------------------- gates
+
+
 class Compensation(enum.Enum):
     """Arithmetic by which an embedding's gradient makes up for the annealed scale (the paper, section 2.5)."""
 
@@ -287,6 +290,9 @@ def compensated_gate(
     return _CompensatedGate.apply(e, scale, s_max, compensation, function)  # type: ignore[no-any-return, no-untyped-call]
 
 
+# -------------------------------------------------------------------------------------------------- weights under gates
+
+
 _BLOCK = 2**16
 """Number of entries to work on at a time on a CPU: they and their results stay in its cache, whereas allocating a
 tensor of a weight's size takes longer than computing it."""
@@ -384,6 +390,9 @@ def gated_weight(
     return product, cost
 
 
+# --------------------------------------------------------------------------------------------------------- conditioning
+
+
 class Conditioning(enum.Enum):
     """Rule for which entries of a weight earlier tasks freeze."""
 
@@ -467,6 +476,9 @@ def adaptive_freedom(uses: Tensor, rate: float | Tensor) -> Tensor:
     return rate / (uses + rate)
 
 
+# ------------------------------------------------------------------------------------------------------------ annealing
+
+
 def batch_progress(batch: int, batches: int) -> float:
     """Compute the position of a batch within its epoch, from 0 (first) to 1 (last).
 
@@ -503,6 +515,9 @@ def annealed_scale(progress: float | Tensor, s_max: float) -> Any:
     if not isinstance(progress, Tensor) and not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress must lie in [0, 1], not {progress}")
     return 1.0 / s_max + (s_max - 1.0 / s_max) * progress
+
+
+# ------------------------------------------------------------------------------------------------------- regularization
 
 
 class Regularization(enum.Enum):
@@ -568,6 +583,9 @@ def unweighted_regularization(attention: Tensor, kind: Regularization) -> Tensor
     if kind is Regularization.WEIGHTED_L1:
         raise ValueError("the weighted kind is attention_regularization, which knows the earlier tasks")
     return (attention if kind is Regularization.L1 else attention.square()).mean()
+
+
+# ------------------------------------------------------------------------------------------------- penalties and ratios
 
 
 def quadratic_distance(

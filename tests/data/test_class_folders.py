@@ -18,7 +18,7 @@ from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.mnist import encode_idx
 from hatrack.data.pictures import ClassFolders, PictureForm
-from hatrack.data.registry import SMALL, decode_sample
+from hatrack.data.registry import NOTMNIST_SMALL, decode_notmnist_sample
 from hatrack.data.sources import NotFoundError, PublishedFiles
 from hatrack.data.trees import PictureTree, unpack_tree
 from hatrack.errors import DataError
@@ -148,9 +148,9 @@ def letters(per_class: int) -> dict[str, bytes]:
 
 
 def test_notmnist_small_from_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = letters(10) | dict.fromkeys(SMALL.empty, b"")
-    layout = dataclasses.replace(SMALL, counts=(10,) * 10)
-    monkeypatch.setattr("hatrack.data.registry.SMALL", layout)
+    files = letters(10) | dict.fromkeys(NOTMNIST_SMALL.empty, b"")
+    layout = dataclasses.replace(NOTMNIST_SMALL, counts=(10,) * 10)
+    monkeypatch.setattr("hatrack.data.registry.NOTMNIST_SMALL", layout)
     payload = tar_gz(files, "notMNIST_small")
     archive, folder, _ = DATASETS["notmnist"].variants
     assert isinstance(archive, FileVariant)
@@ -170,8 +170,8 @@ def test_notmnist_small_from_its_archive(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_notmnist_as_published() -> None:
-    assert sum(SMALL.counts) == 18_724
-    assert SMALL.limits.files == 18_726
+    assert sum(NOTMNIST_SMALL.counts) == 18_724
+    assert NOTMNIST_SMALL.limits.files == 18_726
     assert DATASETS["notmnist"].mean + DATASETS["notmnist"].std == (0.4254, 0.4501)
 
 
@@ -190,7 +190,7 @@ def test_faulty_sample_is_named(images: torch.Tensor, labels: torch.Tensor, faul
         "t10k-labels-idx1-ubyte": encode_idx(labels.byte()),
     }
     with pytest.raises(DataError) as caught:
-        decode_sample(contents)
+        decode_notmnist_sample(contents)
     assert fault in str(caught.value)
 
 

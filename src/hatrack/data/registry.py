@@ -41,17 +41,17 @@ __all__ = [
     "DATASETS",
     "DECODERS",
     "LAYOUTS",
-    "SMALL",
-    "TEST",
-    "TRAIN",
-    "decode_sample",
+    "NOTMNIST_SMALL",
+    "SVHN_TEST",
+    "SVHN_TRAIN",
+    "decode_notmnist_sample",
     "decode_svhn",
     "load_dataset",
     "load_subset",
 ]
 
-TRAIN, TEST = "train_32x32.mat", "test_32x32.mat"
-ARRAY_LIMIT = 1 << 28
+SVHN_TRAIN, SVHN_TEST = "train_32x32.mat", "test_32x32.mat"
+SVHN_LIMIT = 1 << 28
 """Largest size of an array: the larger of the real ones has 225 million bytes."""
 
 
@@ -67,11 +67,11 @@ def decode_svhn(contents: Mapping[str, bytes]) -> ImageArrays:
     Raises:
         DataError: a file is no such MAT-file, or its images or labels are not what they should be.
     """
-    return ImageArrays(*_decode_part(contents[TRAIN], TRAIN), *_decode_part(contents[TEST], TEST))
+    return ImageArrays(*_svhn_part(contents[SVHN_TRAIN], SVHN_TRAIN), *_svhn_part(contents[SVHN_TEST], SVHN_TEST))
 
 
-def _decode_part(content: bytes, origin: str) -> tuple[torch.Tensor, torch.Tensor]:
-    arrays = read_mat(content, ("X", "y"), limit=ARRAY_LIMIT, origin=origin)
+def _svhn_part(content: bytes, origin: str) -> tuple[torch.Tensor, torch.Tensor]:
+    arrays = read_mat(content, ("X", "y"), limit=SVHN_LIMIT, origin=origin)
     images, labels = arrays["X"], arrays["y"].flatten()
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, 32, 32):
         shape = tuple(reversed(images.shape))
@@ -84,21 +84,20 @@ def _decode_part(content: bytes, origin: str) -> tuple[torch.Tensor, torch.Tenso
     return images.transpose(2, 3).contiguous(), labels.long() % 10
 
 
-LETTERS = tuple("ABCDEFGHIJ")
-SMALL_COUNTS = (1872, 1873, 1873, 1873, 1873, 1872, 1872, 1872, 1872, 1872)
-TOP = "notMNIST_small"
+NOTMNIST_LETTERS = tuple("ABCDEFGHIJ")
+NOTMNIST_COUNTS = (1872, 1873, 1873, 1873, 1873, 1872, 1872, 1872, 1872, 1872)
 
-SMALL = ClassFolders(
-    classes=LETTERS,
+NOTMNIST_SMALL = ClassFolders(
+    classes=NOTMNIST_LETTERS,
     form=PictureForm((28, 28), channels=1),
     test_every=10,
-    total=sum(SMALL_COUNTS) + 2,
-    counts=SMALL_COUNTS,
+    total=sum(NOTMNIST_COUNTS) + 2,
+    counts=NOTMNIST_COUNTS,
     empty=("A/RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png", "F/Q3Jvc3NvdmVyIEJvbGRPYmxpcXVlLnR0Zg==.png"),
 )
 
 
-def decode_sample(contents: Mapping[str, bytes]) -> ImageArrays:
+def decode_notmnist_sample(contents: Mapping[str, bytes]) -> ImageArrays:
     """Decode the one pair of idx files of the sample; of each letter, every fifth image is for testing.
 
     Args:
@@ -110,14 +109,14 @@ def decode_sample(contents: Mapping[str, bytes]) -> ImageArrays:
     images, labels = (decode_idx(contents[name], name) for name in (TEST_IMAGES, TEST_LABELS))
     if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
         raise DataError(f"{TEST_IMAGES}: {tuple(images.shape)} images and {tuple(labels.shape)} labels do not fit")
-    if len(labels) == 0 or int(labels.max()) >= len(LETTERS):
-        raise DataError(f"{TEST_LABELS}: a label is outside of 0..{len(LETTERS) - 1}; fetch the file again")
+    if len(labels) == 0 or int(labels.max()) >= len(NOTMNIST_LETTERS):
+        raise DataError(f"{TEST_LABELS}: a label is outside of 0..{len(NOTMNIST_LETTERS) - 1}; fetch the file again")
     return every_nth_of_each_class(images.unsqueeze(1), labels.long(), 5)
 
 
-def _decode_small(contents: Mapping[str, bytes]) -> ImageArrays:
+def _decode_notmnist_small(contents: Mapping[str, bytes]) -> ImageArrays:
     ((name, payload),) = contents.items()
-    return SMALL.decode(unpack_tree(payload, SMALL, top=TOP, origin=name), name)
+    return NOTMNIST_SMALL.decode(unpack_tree(payload, NOTMNIST_SMALL, top="notMNIST_small", origin=name), name)
 
 
 def _decode_animals(contents: Mapping[str, bytes]) -> ImageArrays:
@@ -128,8 +127,8 @@ def _decode_animals(contents: Mapping[str, bytes]) -> ImageArrays:
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {
         "mnist": decode_mnist,
-        "notmnist-small": _decode_small,
-        "notmnist-sample": decode_sample,
+        "notmnist-small": _decode_notmnist_small,
+        "notmnist-sample": decode_notmnist_sample,
         "cifar10-python-archive": CIFAR10_FORMAT.decode_python_archive,
         "cifar10-python": CIFAR10_FORMAT.decode_python,
         "cifar10-binary-archive": CIFAR10_FORMAT.decode_binary_archive,
@@ -147,7 +146,7 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
 
 LAYOUTS: Mapping[str, TreeLayout] = MappingProxyType(
     {
-        "notmnist": SMALL,
+        "notmnist": NOTMNIST_SMALL,
         "cifar10": PictureLayout(CIFAR10_FORMAT.class_names, train=5000, test=1000, size=(32, 32)),
         "cifar100": PictureLayout(CIFAR100_FORMAT.class_names, train=500, test=100, size=(32, 32)),
         "traffic-signs": SignLayout(),
