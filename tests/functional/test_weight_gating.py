@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hatrack import WeightMaskedNetwork
-from hatrack.functional import Compensation, annealed_scale, compensated_gate, gated_weight, share_taken, weight_gating
+from hatrack import WeightMaskedNetwork, functional
+from hatrack.functional import Compensation, annealed_scale, compensated_gate, gated_weight, share_taken
 from hatrack.masks import Embedding
 
 S_MAX = 400.0
@@ -57,7 +57,7 @@ def test_product_and_gradients_keep_every_bit(
     free = (draw() > 0).to(dtype) if some_held else None
     scale = annealed_scale(progress, S_MAX)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weight_gating, "_BLOCK", 8)
+        patch.setattr(functional, "_BLOCK", 8)
 
         def fused(weight: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
             return gated_weight(weight, e, free, scale, S_MAX, compensation)

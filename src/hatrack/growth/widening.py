@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError
-from hatrack.growth.initial_values import draw_entries
-from hatrack.growth.layers import Layer, Side
-from hatrack.state.undo_log import UndoLog
+from hatrack.growth.layers import Layer, Side, draw_entries
+from hatrack.state.undo import UndoLog
 from hatrack.units import OUTPUT, Group, UnitGraph
 
 __all__ = ["Change", "Widening", "widen"]
@@ -85,7 +84,7 @@ def widen(
         graph: its units.
         added: number of units to add by group, at least 1 each.
         analyze_again: finds the units of the network as it is when called.
-        initial_scales: initial scale of parameters, from :func:`hatrack.growth.initial_values.measure_initial_scales`.
+        initial_scales: initial scale of parameters, from :func:`hatrack.growth.layers.measure_initial_scales`.
         generator: source of randomness for new entries, on the CPU; None takes torch's global one.
         undo_log: records all changes, so that the caller can take them back after a failure.
 

@@ -1,4 +1,4 @@
-"""Inference of a sample's task: all tasks score the sample, and the likeliest one is chosen."""
+"""Recognition of a sample's task: all tasks score the sample, and the likeliest one is chosen."""
 
 from __future__ import annotations
 

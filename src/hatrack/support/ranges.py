@@ -11,7 +11,12 @@ __all__ = ["require_nonnegative", "require_range"]
 
 
 def require_range(
-    settings: Any, *keys: str, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+    settings: Any,
+    *keys: str,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
 ) -> None:
     """Refuse settings outside of a range; a setting that is None is left out, and passes.
 
@@ -21,15 +26,16 @@ def require_range(
         least: smallest value that is allowed.
         above: bound that a value must exceed.
         most: largest value that is allowed.
+        below: bound that a value must stay under.
 
     Raises:
         InputError: a setting is out of range; the message names it and the range.
     """
-    bounds = {f"at least {least}": least, f"above {above}": above, f"at most {most}": most}
+    bounds = {f"at least {least}": least, f"above {above}": above, f"at most {most}": most, f"below {below}": below}
     words = " and ".join(said for said, bound in bounds.items() if math.isfinite(bound))
     for key in keys:
         value = getattr(settings, key)
-        if value is not None and not (least <= value <= most and value > above):
+        if value is not None and not (least <= value <= most and above < value < below):
             raise InputError(f"{key} must be {words}, not {value}")
 
 
