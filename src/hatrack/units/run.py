@@ -404,7 +404,7 @@ class _LabelledRun(TorchFunctionMode):
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         name = function_name(func)
-        if name.rpartition(".")[2] in FACTS:
+        if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and args[0] is args[1]):
             return
         call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
         inputs = list(tensors_in((args, kwargs)))

@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -405,7 +406,7 @@ def _joint(parts: list[Tensor]) -> Tensor:
 def _cut(numbers: Tensor, results: list[Tensor]) -> list[Tensor]:
     """Cut a vector over the entries of all results into one per result."""
     ends = torch.tensor([0, *(result.numel() for result in results)]).cumsum(0).tolist()
-    return [numbers[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [numbers[start:end] for start, end in pairwise(ends)]
 
 
 def _split(labels: Tensor, results: list[Tensor]) -> list[Tensor]:

@@ -127,10 +127,15 @@ def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
     layer = _layer(trace, call, terms, result)
     if layer is not None:
         return layer
+    for _, value in terms:
+        trace.open_weight(value)
+    summed = [(value, axis) for letters, value in terms for axis, own in enumerate(letters) if own not in result]
+    known = trace.read_products(call, summed)
     labels = torch.full((1,) * len(result), UNGATED)
     for letters, value in terms:
-        trace.open_weight(value)
         own = trace.labels(value)
+        if known and any(value is each for each, _ in summed):
+            own = torch.full_like(own, UNGATED)
         for axis, letter in enumerate(letters):
             if letter not in result:
                 own = trace.coupling.merge(own, axis)

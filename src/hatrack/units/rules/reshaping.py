@@ -30,8 +30,8 @@ CHOOSING = frozenset(
     functions(
         """
         __getitem__ __setitem__ index_select gather take_along_dim take put put_ index_put index_put_ index_add
-        index_add_ index_copy index_copy_ index_fill index_fill_ scatter scatter_ scatter_add scatter_add_ scatter_reduce
-        scatter_reduce_ repeat_interleave embedding embedding_bag
+        index_add_ index_copy index_copy_ index_fill index_fill_ scatter scatter_ scatter_add scatter_add_
+        scatter_reduce scatter_reduce_ repeat_interleave embedding embedding_bag
         """
     )
 )
