@@ -57,7 +57,7 @@ class Part:
     def batches(self, order: Tensor, size: int = BATCH) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Yield batches in an order, padded to a multiple of eight tokens, with masks."""
         for rows in order.split(size):
-            longest = -(-int(self.lengths[rows].max()) // 8) * 8
+            longest = min(-(-int(self.lengths[rows].max()) // 8) * 8, self.ids.shape[1])
             mask = (torch.arange(longest) < self.lengths[rows].unsqueeze(1)).long()
             yield {"input_ids": self.ids[rows, :longest], "attention_mask": mask}, self.labels[rows]
 

@@ -411,3 +411,25 @@ def test_what_is_changed_in_place_and_keeps_its_units_is_exact(function: Functio
         net.add_task(task, 2)
         net.consolidate(task)
     assert_poison_harmless(net, {task: 3 * torch.randn(6, 4) for task in ("a", "b")})
+
+
+class Strays(nn.Module):
+    """Uses layers that are no parts of it."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.enter, self.first, self.others = nn.Linear(6, 8), first, [nn.Linear(6, 6), nn.Linear(8, 8)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.enter(self.others[0](x) if self.first else x))
+        return h if self.first else torch.relu(self.others[1](h))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_parameters_that_a_network_does_not_own_are_refused(first: bool) -> None:
+    with pytest.raises(UnsupportedError, match=r"no part of the backbone.*torch\.nn\.ModuleList"):
+        HATNetwork(Strays(first), torch.zeros(2, 6))
+    outside = nn.Linear(8, 8)
+    backbone = nn.Linear(6, 8)
+    with pytest.raises(UnsupportedError, match=r"no part of the backbone"):
+        HATNetwork(backbone, torch.zeros(2, 6), features=lambda output: torch.relu(outside(output)))

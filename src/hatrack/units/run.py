@@ -71,6 +71,12 @@ CHANGED_IN_PLACE = (
     "write the result to a new value instead"
 )
 
+STRAY = (
+    "it uses a parameter that is no part of the backbone, as of a layer in a plain list or around a function, so that "
+    "it could not be protected; use torch.nn.ModuleList, or make it an attribute of a module"
+)
+"""Reason for refusing parameters that a network does not own, with the remedy."""
+
 PATH_OF_VALUES = (
     "which computations follow would depend on values of the input or of units, or of a buffer that moves, and only "
     "those of the example were seen; choose with torch.where or masks, or vouch that every path uses the same layers "
@@ -408,6 +414,8 @@ class _LabelledRun(TorchFunctionMode):
             return
         call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
         inputs = list(tensors_in((args, kwargs)))
+        if any(isinstance(value, nn.Parameter) and id(value) not in self._parameters for value in inputs):
+            self.refusals.append(self._trace.refuse(call, STRAY))
         parameters = [value for value in inputs if id(value) in self._parameters or id(value) in self._trace.turned]
         if func in TURNING and self._turn(call):
             return
