@@ -47,7 +47,9 @@ WITHIN: dict[str, Function] = {
     "prod over tokens": lambda g: g.prod(1),
     "local pooling": lambda g: F.lp_pool1d(g.transpose(1, 2), 2.0, 2),
     "grid_sample": lambda g: F.grid_sample(
-        g.transpose(1, 2).unsqueeze(3), torch.linspace(-1, 1, 16).view(1, 4, 2, 2).expand(2, 4, 2, 2), align_corners=True
+        g.transpose(1, 2).unsqueeze(3),
+        torch.linspace(-1, 1, 16).view(1, 4, 2, 2).expand(2, 4, 2, 2),
+        align_corners=True,
     ),
 }
 MIXING: dict[str, Function] = {
@@ -82,7 +84,9 @@ def dependence(function: Function, values: list[Tensor], which: int, labels: Ten
         if attempt:
             other += drawn * (labels.expand(other.shape) == unit)
         results = [list(tensors_in(function(*each))) for each in (given, [*given[:which], other, *given[which + 1 :]])]
-        found.append(torch.cat([((a != b) & ~(a.isnan() & b.isnan())).flatten() for a, b in zip(*results, strict=True)]))
+        found.append(
+            torch.cat([((a != b) & ~(a.isnan() & b.isnan())).flatten() for a, b in zip(*results, strict=True)])
+        )
     return torch.stack(found).any(0)
 
 
@@ -149,7 +153,9 @@ BINARY: dict[str, Function] = {
 def test_any_labels_are_sound(name: str, patterns: list[list[int]]) -> None:
     function = {**MOVING, **WITHIN, **MIXING, **BINARY}[name]
     count = 2 if name in BINARY else 1
-    require_sound(function, [(torch.randn(2, 3, 6), torch.tensor(pattern).view(1, 3, 6)) for pattern in patterns[:count]])
+    require_sound(
+        function, [(torch.randn(2, 3, 6), torch.tensor(pattern).view(1, 3, 6)) for pattern in patterns[:count]]
+    )
 
 
 RULED: dict[str, Function] = {

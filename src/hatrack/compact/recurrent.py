@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from hatrack.gating.recurrent import is_recurrent
@@ -74,7 +73,7 @@ def cut_recurrent(module: nn.Module, graph: UnitGraph, prefix: str, keep: Tensor
 
 
 def _widths(module: nn.Module, graph: UnitGraph, prefix: str) -> Iterator[list[Tensor]]:
-    """Yield the units of each layer and direction: those of the cells, and those of the projections if there are any."""
+    """Yield the units of each layer and direction: those of the cells, then of projections if there are any."""
     sides = {own: graph.uses[prefix + own][0].sides for own, _ in module.named_parameters() if "weight_hh" in own}
     size = module.hidden_size
     assert isinstance(size, int)

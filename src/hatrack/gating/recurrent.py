@@ -38,7 +38,7 @@ def is_recurrent(module: nn.Module, uses: Mapping[str, tuple[ParameterUse, ...]]
 
 
 class RecurrentSwitch(nn.Module):
-    """Replacement for the ``forward`` of one recurrent layer, which computes with the active task's part of its weights.
+    """Replacement for the ``forward`` of one recurrent layer: it computes with the active task's part of the weights.
 
     It is a module so that its index tensors move along with the network; it has no parameters.
 
@@ -125,7 +125,7 @@ class RecurrentSwitch(nn.Module):
             return args, kwargs
         names = [own for own in self._sides if own.startswith("weight_hh")]
         hidden = torch.stack([self._sides[own][1].flatten() for own in names])
-        cells = torch.stack([self._sides[own][0].flatten()[: module.hidden_size] for own in names])  # type: ignore[misc]
+        cells = torch.stack([self._sides[own][0].flatten()[: module.hidden_size] for own in names])
 
         def clear(state: Tensor, units: Tensor) -> Tensor:
             off = cleared[units]

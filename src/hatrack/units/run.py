@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +26,7 @@ from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.rules.probing import ProbeError, probe
 from hatrack.units.rules.registry import TURNING, takes_turned_parameters
+from hatrack.units.rules.reshaping import CHOOSING
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
@@ -40,6 +42,9 @@ from hatrack.units.values import (
 __all__ = ["FACTS", "function_name", "labelled_run", "tensors_in", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
+_LOOKING_UP = frozenset([F.embedding, F.embedding_bag])
+"""Functions whose first argument are the indices."""
+
 _SETTING = frozenset([torch.Tensor.__setitem__])
 _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 
@@ -286,6 +291,7 @@ class _LabelledRun(TorchFunctionMode):
         try:
             if not self._depth:
                 self._require_one_path(func, args, kwargs)
+                self._pin_choices(func, args, kwargs)
             sources, behind = (None, None) if self._depth else self._sources(args, kwargs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
@@ -301,6 +307,14 @@ class _LabelledRun(TorchFunctionMode):
         finally:
             self._functions.pop()
         return output
+
+    def _pin_choices(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let all tasks use the units that indices were computed from."""
+        if func in CHOOSING:
+            for value in tensors_in((args, kwargs)):
+                picks = func in _LOOKING_UP or value is not (args[0] if args else kwargs.get("input"))
+                if picks and not value.is_floating_point() and value.dtype != torch.bool:
+                    self._trace.coupling.pin(self._trace.labels(value))
 
     def _sources(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -330,7 +344,7 @@ class _LabelledRun(TorchFunctionMode):
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         name = function_name(func)
-        if name.rpartition(".")[2] in FACTS:
+        if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and args[0] is args[1]):
             return
         call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
         inputs = list(tensors_in((args, kwargs)))
@@ -349,12 +363,7 @@ class _LabelledRun(TorchFunctionMode):
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
-        try:
-            otherwise = probe if self._rules.is_registered(func) else None
-            self._explain(rule or probe, call, known, otherwise)
-        except ProbeError as error:
-            self.refusals.append(self._trace.refuse(call, self._reason(parameters, str(error))))
-            return
+        self._explain(rule or probe, call, known, probe if self._rules.is_registered(func) else None)
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
             if not same and not self._write_to_views(value):
@@ -412,7 +421,9 @@ class _LabelledRun(TorchFunctionMode):
             self._trace.remember(call.output, rule(self._trace, call), always)
         except UnsupportedError as refusal:
             self.refusals.append(refusal)
-        except (HatrackError, ProbeError):
+        except ProbeError as error:
+            self.refusals.append(self._trace.refuse(call, self._reason(error)))
+        except HatrackError:
             raise
         except Exception as error:
             if otherwise is not None:
@@ -445,12 +456,10 @@ class _LabelledRun(TorchFunctionMode):
             for axis in axes if self.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
-    def _reason(self, parameters: list[Tensor], why: str) -> str:
+    def _reason(self, error: ProbeError) -> str:
         """Return the reason for refusing an operation without a rule, and the remedy."""
-        turned = {key: parameter for key, (_, parameter, _) in self._trace.turned.items()}
-        names = ", ".join(repr(self._parameters[id(turned.get(id(each), each))]) for each in parameters)
-        danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
-        return f"there is no rule for this operation, and running it on other values does not tell ({why}){danger}; {self._advice()}"
+        said = f"there is no rule for this operation, and running it on other values does not tell ({error})"
+        return f"{said}, so what it does to units is not known; {self._advice()}"
 
     def _advice(self) -> str:
         """Return the remedy for an operation without a rule."""

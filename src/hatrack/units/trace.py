@@ -294,6 +294,36 @@ class Trace:
         alone[every[~entries]] = False
         return bool(alone[self.coupling.roots(compact(labels))].any())
 
+    def holds_entries_alone(self, labels: Tensor) -> bool:
+        """Return whether all units among labels are entries of parameters that no layer's unit has met so far."""
+        roots = self.coupling.roots(compact(labels))
+        return touches_units(roots) and all(self.holds_entries(root) for root in torch.unique(roots[roots != UNGATED]))
+
+    def read_products(self, call: Call, values: list[tuple[Tensor, int]]) -> bool:
+        """Read values that are multiplied and summed over an axis each, if else all units of one would become one.
+
+        Such as queries and keys of an attention with a single head, or with keys that all heads share.
+
+        Args:
+            call: the function's call.
+            values: the values, each with its axis, counted from the front.
+
+        Returns:
+            Whether they are read; the result then belongs to none of their units.
+        """
+        each = [(value, self.labels(value), axis) for value, axis in values]
+        if not any(
+            self.coupling.is_across(labels, axis) and not self.coupling.is_across_any_but(labels, [axis])
+            for _, labels, axis in each
+        ):
+            return False
+        gated = [value for value, labels, _ in each if touches_units(labels)]
+        if not all(map(self.is_readable, gated)):
+            return False
+        for value in gated:
+            self.read_inside(call, value)
+        return True
+
     def pass_on(self, call: Call, labels: Tensor) -> None:
         """Record the units of a layer that has parameters or statistics for each channel, and passes units on.
 
@@ -339,7 +369,7 @@ class Trace:
         self.remember(parameter, labels)
 
     def weight_of(self, value: Tensor) -> tuple[nn.Parameter, tuple[int, ...]] | None:
-        """Return the parameter that a value is, with the order of its axes; None if it is none, or is used by itself."""
+        """Return the parameter that a value is, with the order of its axes; None if it is none or used by itself."""
         found: tuple[nn.Parameter, tuple[int, ...]] | None = None
         if isinstance(value, nn.Parameter):
             found = value, tuple(range(value.dim()))

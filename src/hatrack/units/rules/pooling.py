@@ -74,7 +74,7 @@ def reduce(trace: Trace, call: Call) -> Labels:
     labels = trace.labels(value)
     chosen = _chosen(axes, value)
     for axis in chosen:
-        parameter = isinstance(value, nn.Parameter)
+        parameter = isinstance(value, nn.Parameter) or trace.holds_entries_alone(labels)
         if not parameter and trace.coupling.is_across(labels, axis) and not _leaves_units(trace, call, labels, axis):
             if len(chosen) == 1:
                 trace.coupling.along(labels, axis)  # first, since it tells which axis counts units

@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -352,9 +353,7 @@ def _kept(
 ) -> list[Tensor]:
     """Let entries keep their units where a result has the operand's shape, each depending on its own entry too."""
     found = []
-    parts = zip(
-        *(each.split([result.numel() for result in results]) for each in (labels, shown, several)), results, strict=True
-    )
+    parts = zip(*(_cut(each, results) for each in (labels, shown, several)), results, strict=True)
     for own, runs, mixed, result in parts:
         if result.shape == roots.shape and (result.is_floating_point() or result.is_complex()):
             mine = codes.reshape(-1)
@@ -404,9 +403,14 @@ def _joint(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
 
+def _cut(numbers: Tensor, results: list[Tensor]) -> list[Tensor]:
+    """Cut a vector over the entries of all results into one per result."""
+    ends = torch.tensor([0, *(result.numel() for result in results)]).cumsum(0).tolist()
+    return [numbers[start:end] for start, end in pairwise(ends)]
+
+
 def _split(labels: Tensor, results: list[Tensor]) -> list[Tensor]:
-    parts = labels.split([result.numel() for result in results])
-    return [part.view(result.shape) for part, result in zip(parts, results, strict=True)]
+    return [part.view(result.shape) for part, result in zip(_cut(labels, results), results, strict=True)]
 
 
 def _like(output: Any, labels: Iterator[Tensor]) -> Labels:

@@ -1,21 +1,21 @@
 """Rules of products of values, as in attention written by hand, and of layers written as a product with a parameter.
 
-The axis that is summed is read where it is a layer's input and a gate can stand before it; else its units are merged.
+The axis that is summed is read where it is a layer's input and a gate can stand before it. Where none can, the units of
+a layer's input are always on, and those of other products are merged.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED, is_constant, is_uniform, touches_units
+from hatrack.units.coupling import UNGATED, is_constant, is_uniform
 from hatrack.units.rules import functional
-from hatrack.units.rules.probing import probe
+from hatrack.units.rules.probing import joined, probe
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
@@ -44,7 +44,7 @@ def sum_with_product(trace: Trace, call: Call) -> Tensor:
     labels = _product(trace, call, first, second).expand(call.output.shape)
     added = call.argument(0, "input")
     trace.open_weight(added)
-    return trace.coupling.couple(labels, trace.labels(added)).expand(call.output.shape)
+    return joined(trace, labels, trace.labels(added).expand(call.output.shape))
 
 
 @rule(torch.einsum)
@@ -77,8 +77,10 @@ def einsum(trace: Trace, call: Call) -> Tensor:
 def linear(trace: Trace, call: Call) -> Tensor:
     """Label a dense layer that is called as a function, with a weight ``(out, in)`` whose axes may be turned."""
     weight = call.argument(1, "weight")
-    if weight.dim() < 2 or isinstance(weight, nn.Parameter) or trace.weight_of(weight) is None:
+    known = trace.weight_of(weight)
+    if weight.dim() < 2 or known is None:
         trace.open_weight(weight)
+    if isinstance(weight, nn.Parameter) or weight.dim() < 2 or known is None:
         return functional.linear(trace, call)
     value, bias = call.argument(0, "input"), call.argument(2, "bias")
     letters = _letters(value.dim() - 1)
@@ -125,10 +127,15 @@ def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
     layer = _layer(trace, call, terms, result)
     if layer is not None:
         return layer
+    for _, value in terms:
+        trace.open_weight(value)
+    summed = [(value, axis) for letters, value in terms for axis, own in enumerate(letters) if own not in result]
+    known = trace.read_products(call, summed)
     labels = torch.full((1,) * len(result), UNGATED)
     for letters, value in terms:
-        trace.open_weight(value)
         own = trace.labels(value)
+        if known and any(value is each for each, _ in summed):
+            own = torch.full_like(own, UNGATED)
         for axis, letter in enumerate(letters):
             if letter not in result:
                 own = trace.coupling.merge(own, axis)
@@ -163,10 +170,11 @@ def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None
     if is_constant(labels, axis) and not is_uniform(labels):  # mixes tokens, say, in the same way for all units
         trace.use(parameter, torch.full((1,), UNGATED))
         return _placed(labels.narrow(axis, 0, 1), letters, result)
-    if touches_units(labels) and not trace.is_readable(value):
-        return None
     inputs = trace.coupling.along(labels, axis)
-    trace.read_inside(call, value)
+    if trace.is_readable(value):
+        trace.read_inside(call, value)
+    else:
+        trace.coupling.pin(inputs)  # which leaves the units apart that are written
     # What is not 0 where a unit is off, as after a norm, reaches all units that are written: all weights count.
     behind = inputs if trace.sources.is_cleared(value) else torch.full_like(inputs, UNGATED)
     sizes = [size for letter, size in zip(ends, weight.shape, strict=True) if letter in free]

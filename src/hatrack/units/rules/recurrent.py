@@ -1,8 +1,8 @@
 """Rules of recurrent layers, whose hidden units are units: rows of all gates, and columns of what reads the state.
 
-No gate reaches between the time steps of a fused kernel. A task computes with weights in which the entries of units that
-are off are cleared instead, see :class:`hatrack.gating.recurrent.RecurrentSwitch`. The entries that are left are those
-whose ends it uses, so that the uses recorded here say all that the switch needs.
+No gate reaches between the time steps of a fused kernel. A task computes with weights in which the entries of units
+that are off are cleared instead, see :class:`hatrack.gating.recurrent.RecurrentSwitch`. The entries that are left are
+those whose ends it uses, so that the uses recorded here say all that the switch needs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def recurrent(trace: Trace, call: Call) -> Labels:
     inputs = trace.read(call, given.data if isinstance(given, PackedSequence) else given, -1)
     hidden, memory = _states(trace, call)
     directions = ("", "_reverse") if module.bidirectional else ("",)
-    states, cells = [], []
+    states: list[Tensor] = []
+    cells: list[Tensor] = []
     for layer in range(module.num_layers):
         outputs = []
         for suffix in directions:
