@@ -181,18 +181,15 @@ def test_units_of_which_the_largest_tells_what_to_choose_are_read() -> None:
 
 
 def test_a_layer_that_collapses_into_one_unit_is_announced() -> None:
-    class OneHead(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv, self.out = nn.Linear(4, 24), nn.Linear(24, 8)
+    def mixing(trace: Any, call: Any) -> Tensor:
+        labels = trace.labels(call.args[0])
+        return trace.coupling.merge(labels, -1).expand(labels.shape)
 
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.qkv(x)
-            return self.out(F.scaled_dot_product_attention(h, h, h)).mean(1)
-
-    with pytest.warns(UserWarning, match="all 24 outputs of qkv are coupled into a single unit"):
-        net = HATNetwork(OneHead(), torch.zeros(2, 3, 4))
+    backbone = nn.Sequential(nn.Linear(4, 24), nn.Identity(), nn.Linear(24, 8))
+    with pytest.warns(UserWarning, match="all 24 outputs of 0 are coupled into a single unit"):
+        net = HATNetwork(backbone, torch.zeros(2, 4), rules={"1": mixing})
     assert "1 of 24 outputs" in str(net.units)
+    assert "all 24 outputs of 0 are coupled into a single unit" in str(net.units)
 
 
 class Own(nn.Module):
@@ -248,7 +245,7 @@ def products_by_name(m: Model, x: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
 def test_products_by_name() -> None:
     net = HATNetwork(Model(products_by_name, linears(a=8, b=8)), torch.zeros(2, 3, 4))
-    assert net.units.num_units == 1
+    assert net.units.num_units == 16
 
 
 def applied(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Model, Tensor], Tensor]:

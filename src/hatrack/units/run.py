@@ -127,13 +127,13 @@ def labelled_run(
                 run.follow_values_of([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)
     except Exception as error:
+        if decisions.given and decisions.ended_with(error):
+            return None  # whatever it read for its message
         if run.refusals:
             raise united(run.refusals) from error
         if isinstance(error, HatrackError):
             raise
         if decisions.given and decisions.refusal is not None:  # other values may take this way without an error
-            if decisions.ended_with(error):
-                return None
             raise decisions.refusal from error
         if _runs_by_itself(model, example_input, interface, training, grad):
             raise UnsupportedError(
