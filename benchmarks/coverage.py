@@ -18,10 +18,9 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import multiprocessing
 import resource
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections import Counter
@@ -39,6 +38,7 @@ from hatrack import HATNetwork, UnsupportedError
 from hatrack.support.environment import describe_environment
 from hatrack.units import Role, UnitGraph
 
+FORKED = multiprocessing.get_context("fork")
 STEPS, SAMPLES, CLASSES = 3, 4, 3
 TOLERANCE = 1e-4
 """Largest deviation of an extracted network, relative to the largest logit."""
@@ -55,9 +55,7 @@ def measure(model: Model, attach_alone: bool) -> dict[str, Any]:
     forward = forward_time(backbone, example)
     begin = time.process_time()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net = HATNetwork(backbone, example, s_max=50.0)
+        net = HATNetwork(backbone, example, s_max=50.0)
     except Exception as error:
         return {**found, "attached": False, "why": described(error)}
     took = time.process_time() - begin
@@ -173,19 +171,37 @@ def described(error: BaseException) -> str:
 
 
 def in_own_process(model: Model, seconds: int, gigabytes: float, attach_alone: bool) -> dict[str, Any]:
-    """Measure a model in a process of its own, with limits."""
-    command = [sys.executable, __file__, "--families", model.family, "--one", model.name, "--gigabytes", str(gigabytes)]
-    command += ["--attach"] if attach_alone else []
+    """Measure a model in a process of its own, with limits; forked, so that nothing is imported again."""
+    receiver, sender = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=send_measures, args=(sender, model, gigabytes, attach_alone))
     begin = time.monotonic()
+    process.start()
+    sender.close()
+    found: dict[str, Any] = {"attached": False}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"attached": False, "why": f"took more than {seconds} s"}
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        said = (done.stderr.strip().splitlines() or [""])[-1]
-        return {"attached": False, "why": f"the process ended with {done.returncode}: {said}"[:400]}
-    return {**json.loads(lines[-1]), "wall": round(time.monotonic() - begin, 1)}
+        if receiver.poll(seconds):
+            found = receiver.recv()
+        else:
+            found["why"] = f"took more than {seconds} s"
+    except EOFError:
+        process.join()
+        found["why"] = f"the process ended with {process.exitcode}"
+    process.kill()
+    process.join()
+    return {**found, "wall": round(time.monotonic() - begin, 1)}
+
+
+def send_measures(sender: Any, model: Model, gigabytes: float, attach_alone: bool) -> None:
+    limit = int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = measure(model, attach_alone)
+        except Exception as error:
+            found = {"attached": False, "why": described(error)}
+    found["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    sender.send(found)
 
 
 def read(lines: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -244,17 +260,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--gigabytes", type=float, default=6.0)
     parser.add_argument("--table", action="store_true", help="nothing but the table of what is there")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.one is not None:
-        limit = int(options.gigabytes * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        model = next(model for model in all_models(tuple(options.families)) if model.name == options.one)
-        found = measure(model, options.attach)
-        found["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps(found))
-        return
     results = read(options.lines)
     for model in [] if options.table else all_models(tuple(options.families)):
         known = results.get((model.family, model.name))

@@ -100,6 +100,21 @@ def test_a_weight_that_mixes_tokens_passes_units_on() -> None:
     exact(net, TOKENS, 4)
 
 
+def test_a_product_in_the_same_module_is_gated_where_its_factor_comes_from() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.w = nn.Linear(4, WIDTH), nn.Parameter(torch.randn(WIDTH, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).relu() @ self.w
+
+    torch.manual_seed(0)
+    net = HATNetwork(Bare(), torch.zeros(2, 4))
+    assert [group.size for group in net.units.groups] == [WIDTH, 10]
+    exact(net, 4)
+
+
 def test_where_no_gate_can_stand_what_is_contracted_is_always_on() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
@@ -112,7 +127,7 @@ def test_where_no_gate_can_stand_what_is_contracted_is_always_on() -> None:
 
     torch.manual_seed(0)
     net = HATNetwork(Bare(), torch.zeros(2, 4))
-    assert [group.size for group in net.units.groups] == [10]
+    assert {group.name: group.size for group in net.units.groups} == {"w": 10}
     exact(net, 4)
 
 
@@ -160,6 +175,24 @@ def test_attention_in_any_notation_has_a_unit_per_head(function: Callable[[Tenso
     torch.manual_seed(0)
     net = HATNetwork(Heads(function), torch.zeros(2, TOKENS, 4))
     assert [group.size for group in net.units.groups] == [6, 6]
+    exact(net, TOKENS, 4)
+
+
+@pytest.mark.parametrize("heads", [1, 6])
+def test_keys_that_all_heads_share_are_read_where_they_are_written(heads: int) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.kv, self.out = nn.Linear(4, WIDTH), nn.Linear(4, 2 * WIDTH // heads), nn.Linear(WIDTH, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.q(x).unflatten(2, (heads, -1)).transpose(1, 2)
+            k, v = (each.unsqueeze(1).expand(q.shape) for each in self.kv(x).chunk(2, -1))
+            return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+
+    torch.manual_seed(0)
+    net = HATNetwork(Shared(), torch.zeros(2, TOKENS, 4))
+    assert {group.name: group.size for group in net.units.groups} == {"q": WIDTH, "kv": 2 * WIDTH // heads, "out": 6}
     exact(net, TOKENS, 4)
 
 
