@@ -181,15 +181,18 @@ def test_units_of_which_the_largest_tells_what_to_choose_are_read() -> None:
 
 
 def test_a_layer_that_collapses_into_one_unit_is_announced() -> None:
-    def mixing(trace: Any, call: Any) -> Tensor:
-        labels = trace.labels(call.args[0])
-        return trace.coupling.merge(labels, -1).expand(labels.shape)
+    class Normalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.qkv, self.out = nn.Parameter(torch.ones(24)), nn.Linear(4, 24), nn.Linear(24, 8)
 
-    backbone = nn.Sequential(nn.Linear(4, 24), nn.Identity(), nn.Linear(24, 8))
-    with pytest.warns(UserWarning, match="all 24 outputs of 0 are coupled into a single unit"):
-        net = HATNetwork(backbone, torch.zeros(2, 4), rules={"1": mixing})
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out((self.qkv(x) * self.scale).renorm(2, 0, 1.0)).mean(1)
+
+    with pytest.warns(UserWarning, match=r"all 24 outputs of qkv\+scale are coupled into a single unit"):
+        net = HATNetwork(Normalized(), torch.zeros(2, 3, 4))
     assert "1 of 24 outputs" in str(net.units)
-    assert "all 24 outputs of 0 are coupled into a single unit" in str(net.units)
+    assert "are coupled into a single unit" in str(net.units)
 
 
 class Own(nn.Module):
@@ -242,10 +245,13 @@ def products_by_name(m: Model, x: Tensor) -> Tensor:
     return (torch.bmm(input=scores, mat2=h) + torch.bmm(scores, mat2=h)).flatten(1)
 
 
-@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
 def test_products_by_name() -> None:
+    torch.manual_seed(0)
     net = HATNetwork(Model(products_by_name, linears(a=8, b=8)), torch.zeros(2, 3, 4))
-    assert net.units.num_units == 16
+    assert [group.size for group in net.units.groups] == [8, 8]
+    net.add_task("a", 2)
+    net.consolidate("a")
+    assert_poison_harmless(net, {"a": torch.randn(4, 3, 4)})
 
 
 def applied(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Model, Tensor], Tensor]:

@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
     "bilinear": (lambda: vectors(Squared()), VECTOR, [WIDTH, WIDTH, 14]),
     "a norm of tokens": (lambda: Tokens(RootMeanSquare()), TOKENS, [WIDTH, 14]),
     "pooling of a sequence": (lambda: Tokens(SequencePooling()), TOKENS, [WIDTH, 14]),
-    "one head": (lambda: Tokens(Attention(1)), TOKENS, [WIDTH, WIDTH, 3 * WIDTH, 14]),
+    "one head": (lambda: Tokens(Attention(1)), TOKENS, [WIDTH, WIDTH, 14, 3 * WIDTH]),
     "heads mixed by parameters": (
         lambda: Tokens(Attention(HEADS, "parameter")),
         TOKENS,
