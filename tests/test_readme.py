@@ -41,13 +41,13 @@ def test_the_guide_to_networks_runs() -> None:
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
     names: dict[str, object] = {"loader": [(x, y)]}
     programs = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
-    assert len(programs) == 6
+    assert len(programs) == 7
     shown = io.StringIO()
     for program in programs:
         with contextlib.redirect_stdout(shown):
             exec(program, names)
-    (table,) = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
-    assert shown.getvalue() == table
+    tables = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
+    assert shown.getvalue() == "".join(tables)
 
 
 def test_the_guide_to_methods_names_every_method_and_only_settings_that_there_are() -> None:

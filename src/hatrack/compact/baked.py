@@ -102,7 +102,7 @@ def extract_baked(
     try:
         if not any(says_something(logits) for _, logits in tried):
             raise UnsupportedError(SILENT)
-        graph = analyze(plain.backbone, x, PREFIX, interface=interface)
+        graph = analyze(plain.backbone, x, PREFIX, interface=interface, untrained=())
         folded = copy.deepcopy(plain)
         on = ~_dead(folded, graph, [batch for batch, _ in tried])
         if not on.all():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.gating.gates import ActiveTask, InputGate
-from hatrack.gating.norms import TaskNormSwitch, copy_of_norm
+from hatrack.gating.norms import TaskNormSwitch, copy_of_norm, let_train
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
 from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent
 from hatrack.protection.frozen import FrozenEntries
@@ -97,6 +97,7 @@ def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
 def strip_gates(backbone: nn.Module) -> None:
     """Remove all gates, switches and the mark from a backbone."""
     _take_off(backbone)
+    let_train(backbone)
     mark(backbone, None)
 
 
@@ -125,10 +126,14 @@ def without_gates(backbone: nn.Module) -> nn.Module:
 
 
 def scratch_without_gates(backbone: nn.Module) -> nn.Module:
-    """Copy a backbone without gates, to be run without a trace in the original; parameters are shared."""
+    """Copy a backbone without gates, to be run without a trace in the original; parameters are shared.
+
+    Untrained norms stay in evaluation mode there, too.
+    """
     with torch.inference_mode(False):
         scratch = scratch_of(backbone)
-    strip_gates(scratch)
+    _take_off(scratch)
+    mark(scratch, None)
     return scratch
 
 
@@ -163,7 +168,7 @@ class Attachment(nn.Module):
         self._dense = {
             name: PartialGradientSwitch(name, module, self.partial_gradients)
             for name, module in modules.items()
-            if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module)
+            if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module) and module.weight.requires_grad
         }
         self.recurrent = nn.ModuleList(
             RecurrentSwitch(name, module, graph.uses, f"{PREFIX}{name}.", self._active)

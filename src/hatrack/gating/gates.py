@@ -180,6 +180,7 @@ class InputGate(nn.Module):
         consecutive = torch.equal(reader.units, torch.arange(first, first + len(reader.units)))
         in_range = first + len(reader.units) <= num_units
         self._span = slice(first, first + len(reader.units)) if consecutive and in_range else None
+        self._is_open = bool((reader.units == num_units).all())  # as that of the heads, where they read no unit
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputGate:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -194,6 +195,8 @@ class InputGate(nn.Module):
         if isinstance(value, PackedSequence):
             return value._replace(data=self(value.data))
         active = self._active
+        if self._is_open:
+            return value
         if active.cleared is not None:
             return value.masked_fill(self._pick(active.cleared, value), 0.0)
         if active.attention is not None:

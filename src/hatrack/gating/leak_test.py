@@ -53,7 +53,7 @@ def find_leak(
         return {
             name: (parameter, ~attention_on_entries(graph.uses[name], attention, parameter.shape))
             for name, parameter in backbone.named_parameters(prefix="backbone")
-            if graph.roles[name] is not Role.PER_TASK and parameter.is_floating_point()
+            if graph.roles[name] not in (Role.PER_TASK, Role.UNTRAINED) and parameter.is_floating_point()
         }
 
     everything = [torch.ones(graph.num_units, dtype=torch.bool, device=device_of(example))]

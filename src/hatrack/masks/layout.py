@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from hatrack.errors import InputError, UnsupportedError
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.untrained import untrained_norms, untrained_parameters
 
 __all__ = ["Unmasked", "WeightLayout", "WeightRole", "count_features", "lay_out"]
 
@@ -34,6 +35,9 @@ class WeightRole(str, enum.Enum):
     PER_TASK = "per-task"
     """Any other parameter, such as biases, norms and tokens; tasks have copies that start as the backbone's own."""
 
+    UNTRAINED = "untrained"
+    """Parameter with ``requires_grad=False``; it has no mask and no copies, and is frozen from attaching on."""
+
 
 class Unmasked(enum.Enum):
     """Owner of the parameters without masks that tasks use: biases, norms with their statistics, tokens."""
@@ -48,7 +52,7 @@ class Unmasked(enum.Enum):
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """Names of the parameters of a backbone by their roles.
+    """Names of the trained parameters of a backbone by their roles.
 
     Attributes:
         masked: names of the weights with masks.
@@ -62,18 +66,27 @@ class WeightLayout:
 
 
 def lay_out(backbone: nn.Module) -> WeightLayout:
-    """Find the role of every parameter.
+    """Find the role of every parameter; those with ``requires_grad=False`` have none of these.
 
     A weight that several layers share has one mask, which holds for all of them; it is masked if any of them is a layer
     with masks.
 
     Raises:
-        UnsupportedError: the backbone has no weight to mask; or a parameter is computed from others before each use,
-            not initialised yet, complex, or shared by a batch norm and something else.
+        UnsupportedError: the backbone has no weight to mask, and none that is untrained; or a trained parameter is
+            computed from others before each use, not initialised yet, complex, or shared by a batch norm and something
+            else.
     """
+    untrained = set(untrained_parameters(backbone))
+    parameters = {name: parameter for name, parameter in backbone.named_parameters() if name not in untrained}
+    trained = {id(parameter) for parameter in parameters.values()}
     for name, module in backbone.named_modules():
-        _require_plain(name or type(backbone).__name__, module)
-    norms = {name: module for name, module in backbone.named_modules() if isinstance(module, _NormBase)}
+        _require_plain(name or type(backbone).__name__, module, trained)
+    left_out = untrained_norms(backbone, untrained)
+    norms = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, _NormBase) and name not in left_out
+    }
     of_norms = {id(parameter) for norm in norms.values() for parameter in norm.parameters()}
     weights = {id(parameter) for parameter in _weights(backbone)}
     for name, module in backbone.named_modules():
@@ -84,12 +97,12 @@ def lay_out(backbone: nn.Module) -> WeightLayout:
                 )
     masked: list[str] = []
     copied: list[str] = []
-    for name, parameter in backbone.named_parameters():
+    for name, parameter in parameters.items():
         if parameter.is_complex():
             raise UnsupportedError(f"{name} is complex; masks need real weights")
         if id(parameter) not in of_norms:
             (masked if id(parameter) in weights else copied).append(name)
-    if not masked:
+    if not masked and not untrained:
         raise UnsupportedError("the backbone has no dense, convolutional, recurrent or attention layer to mask")
     return WeightLayout(tuple(masked), tuple(copied), tuple(norms))
 
@@ -102,9 +115,10 @@ def _weights(backbone: nn.Module) -> Iterator[nn.Parameter]:
                     yield parameter
 
 
-def _require_plain(name: str, module: nn.Module) -> None:
+def _require_plain(name: str, module: nn.Module, trained: Collection[int]) -> None:
     hooks = module._forward_pre_hooks.values()
-    if parametrize.is_parametrized(module) or any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):
+    computes = parametrize.is_parametrized(module) or any(isinstance(h, (WeightNorm, SpectralNorm)) for h in hooks)
+    if computes and any(id(parameter) in trained for parameter in module.parameters()):
         raise UnsupportedError(
             f"{name} computes a weight from others before every use, so that a mask would not be a mask of weights; "
             "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or "

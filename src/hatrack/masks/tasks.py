@@ -305,7 +305,7 @@ class WeightTask(TaskState):
     @staticmethod
     def packed_of(masks: Sequence[Tensor]) -> Tensor:
         """Pack the masks of all weights one after the other, as in :attr:`packed`."""
-        return torch.cat([pack(mask) for mask in masks])
+        return torch.cat([pack(mask) for mask in masks] or [torch.zeros(0, dtype=torch.uint8)])
 
     def _drop_choice(self) -> None:
         for values in self.choice:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.gating.attachment import attached_to, mark
+from hatrack.gating.norms import let_train
 from hatrack.growth.policy import Growth
 from hatrack.masks.calibration import Scorer
 from hatrack.masks.task_list import StateT, TaskList
@@ -119,6 +120,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     @all_or_nothing()
     def _detach(self) -> None:
         self.masking.detach()
+        let_train(self.backbone)
         self.masking.is_attached = False
         mark(self.backbone, None)
 
@@ -407,7 +409,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     # ---------------------------------------------------------------------------------------------------- the guarantee
 
     def protected(self) -> dict[str, Tensor]:
-        """Return, by name of every parameter, booleans of its shape: True where an entry must not move."""
+        """Return, by name of every parameter, booleans of its shape: True where an entry must not move.
+
+        All entries of untrained parameters are among these, before the first task as well.
+        """
         frozen = self.protection.plan.frozen()
         return {
             name: frozen[id(p)].clone() if id(p) in frozen else torch.zeros_like(p, dtype=torch.bool)
@@ -553,6 +558,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             "example_input": masking.example_input.to_json(),
             **masking.interface.to_json(),
             "modules": description_of_modules(self.backbone),
+            **({"untrained": list(masking.untrained)} if masking.untrained else {}),
             "tasks": [_description_of(state) for state in self.tasks],
             "digests": self.protection.digests,
             "probe": self.probe(),

@@ -28,7 +28,7 @@ from hatrack.state.undo import all_or_nothing, attaches_or_not
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
-from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse
+from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse, warn_of_nothing_to_learn
 from hatrack.units.signatures import Signature
 
 __all__ = ["FORMAT", "HATNetwork"]
@@ -42,7 +42,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
 
     Gates are attached to the inputs of the backbone's layers; the backbone itself is not rewritten and is what it was
     again after :meth:`detach`. Each task has an embedding (which decides on the units it uses), a linear head, and its
-    own batch norms. Once a task is consolidated, its logits never change by a single bit: for the same batch shape,
+    own batch norms. Parameters that have ``requires_grad=False`` now are untrained for good: what they compute is not
+    gated. Once a task is consolidated, its logits never change by a single bit: for the same batch shape,
     type, device, number of threads, grad mode and library versions, in evaluation mode.
 
     Args:
@@ -129,6 +130,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             ),
         )
         warn_of_collapse(self.masking.graph)
+        warn_of_nothing_to_learn(self.masking.graph)
 
     s_max: Final[float] = read_only("masking.settings.s_max")
     """Largest scale of the gates."""

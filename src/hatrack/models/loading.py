@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoi
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
+from hatrack.support.untrained import untrained_parameters
 from hatrack.units import Rule
 from hatrack.units.signatures import Signature
 
@@ -224,6 +225,7 @@ def network_from(
         interface = Interface.from_json(described, features)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    _require_same_untrained(path, described.get("untrained", ()), untrained_parameters(backbone))
     present = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     computed = {name: present[name] for name in described.get("computed_anew", ()) if name in present}
     state: dict[str, Any] = {**checkpoint.tensors, **computed}
@@ -284,6 +286,23 @@ def _own_heads(path: Path, tasks: Sequence[Mapping[str, Any]], heads: Mapping[st
             reason = str(error).partition(": ")[2].replace("build the backbone", "build the head")
             raise CheckpointError(f"{path}: the head of task {name!r} is another one: {reason}") from error
     return dict(heads)
+
+
+def _require_same_untrained(path: Path, saved: Collection[str], present: Collection[str]) -> None:
+    """Check that the parameters of a backbone are untrained that were so when a network was saved.
+
+    Raises:
+        CheckpointError: others are, so that other units would be gated.
+    """
+    wrong = [(False, [name for name in saved if name not in present])]
+    wrong += [(True, [name for name in present if name not in saved])]
+    for trained, names in wrong:
+        if names:
+            named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise CheckpointError(
+                f"{path} was saved with a network in which {named} had requires_grad={trained}: call "
+                f"requires_grad_({trained}) on {'it' if len(names) == 1 else 'them'} before loading"
+            )
 
 
 def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:

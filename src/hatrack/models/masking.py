@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import GuaranteeError, InputError
+from hatrack.gating.norms import keep_in_evaluation
 from hatrack.growth.policy import Origin
 from hatrack.growth.tasks import Places
 from hatrack.growth.widening import Widening
@@ -26,6 +27,7 @@ from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of
 from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.untrained import untrained_norms, untrained_parameters
 from hatrack.units import UnitGraph
 
 __all__ = ["Change", "Masking"]
@@ -59,6 +61,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         example_input: record of the example input.
         own_state: buffers of the backbone that runs move, of which every task has its own.
         origin: widths and initial scales of the backbone before it was ever widened; None until it is analysed.
+        untrained: names of the backbone's parameters that had ``requires_grad=False`` when it was attached.
     """
 
     network_class: ClassVar[str]
@@ -71,6 +74,8 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     ) -> None:
         super().__init__()
         vars(self)["backbone"], vars(self)["tasks"] = backbone, tasks  # else they would be parts of this module, too
+        self.untrained = untrained_parameters(backbone)
+        keep_in_evaluation(map(backbone.get_submodule, untrained_norms(backbone, self.untrained)))
         self.is_attached = True
         self.interface = interface
         self.example_input = Example.of(example_input, interface)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hatrack.compact import CompactNetwork, TaskParts, bake, cut_task, extract_baked, extract_task
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.gating.attachment import without_gates
+from hatrack.gating.norms import let_train
 from hatrack.masks.task_list import StateT
 from hatrack.masks.tasks import UnitTask, WeightTask
 from hatrack.models.answering import ask, logits_of
@@ -120,6 +121,7 @@ def extract_weights(masking: WeightMasking, state: WeightTask, example: Inputs |
     masks = dict(zip(masking.layout.masked, masking.settled_masks(state), strict=True))
     copies, norms = masking.copies_of(state)
     backbone = bake(masking.backbone, masks, dict(zip(masking.layout.copied, copies, strict=True)), norms)
+    let_train(backbone)
     masking.own_state.write_into(backbone, state)
     is_own = state.num_classes is None
     return extract_baked(state.name, backbone, state.head, logits, example, interface, is_own)

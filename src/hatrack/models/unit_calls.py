@@ -37,6 +37,7 @@ class UnitCalls:
         gate_inputs: whether input features are units.
         interface: how the backbone is called, and what of its result are its features.
         example: record of the example input.
+        untrained: names of the backbone's untrained parameters, whose units no task gates.
 
     Attributes:
         trace: result of all labelled runs so far.
@@ -51,7 +52,9 @@ class UnitCalls:
         gate_inputs: bool,
         interface: Interface,
         example: Example,
+        untrained: Sequence[str] = (),
     ) -> None:
+        self._untrained = untrained
         self._backbone, self._rules, self._gate_inputs = backbone, rules, gate_inputs
         self._interface, self._example = interface, example
         self.trace = Trace()
@@ -72,7 +75,7 @@ class UnitCalls:
 
     def resolved(self, trace: Trace) -> UnitGraph:
         """Return the units that labelled runs have shown."""
-        return resolve(trace, self._backbone, "backbone.")
+        return resolve(trace, self._backbone, "backbone.", self._untrained)
 
     # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -99,6 +102,7 @@ class UnitCalls:
                 rules=self._rules,
                 moving=names,
                 interface=self._interface,
+                untrained=self._untrained,
                 **settings,
             )
 

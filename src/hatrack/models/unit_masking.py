@@ -84,7 +84,7 @@ class UnitMasking(Masking[UnitTask]):
     ) -> None:
         super().__init__(backbone, tasks, example_input, interface)
         self.settings = settings
-        self.calls = UnitCalls(backbone, rules, settings.gate_inputs, interface, self.example_input)
+        self.calls = UnitCalls(backbone, rules, settings.gate_inputs, interface, self.example_input, self.untrained)
         device = self.device
         self.calls.trace = self.calls.follow_example(map_tensors(lambda tensor: tensor.to(device), example_input))
         self.graph = self.calls.resolved(self.calls.trace)
@@ -301,7 +301,7 @@ class UnitMasking(Masking[UnitTask]):
         return [
             parameter
             for name, parameter in self.backbone.named_parameters(prefix="backbone")
-            if self.graph.roles[name] is not Role.PER_TASK
+            if self.graph.roles[name] not in (Role.PER_TASK, Role.UNTRAINED)
         ]
 
     def bounded(self) -> Sequence[Tensor]:
@@ -386,7 +386,11 @@ class UnitMasking(Masking[UnitTask]):
         """Return the dampers of parameters that are frozen in part, by ``backbone.`` and name."""
         if not isinstance(self.settings.conditioning, Adaptive):
             return {}
-        shapes = {name: p.shape for name, p in self.backbone.named_parameters(prefix="backbone")}
+        shapes = {
+            name: p.shape
+            for name, p in self.backbone.named_parameters(prefix="backbone")
+            if self.graph.roles[name] is not Role.UNTRAINED
+        }
         return dampers(self.graph, shapes, self._consolidated_masks(), self.none)
 
     def rates(self) -> Tensor:

@@ -41,7 +41,8 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     The weights of dense, convolutional, recurrent and attention layers have a mask per task; layers compute with
     ``A ⊙ W``. Everything else (biases, norms, tokens) is copied for each task, or for the first one alone; every task
-    has its own head. The backbone itself is never touched but for its weights: twins of its modules are run in its
+    has its own head. Parameters that have ``requires_grad=False`` now are untrained for good, and are used as they are.
+    The backbone itself is never touched but for its weights: twins of its modules are run in its
     place. Once a task is consolidated its masks are 0 or 1, kept as bits, and its logits never change by a single bit:
     for the same batch shape, type, device, number of threads, grad mode and library versions, in evaluation mode. Only
     :class:`hatrack.masks.ElasticWeights` promises less: with them masks, biases and heads stay, and weights drift.
@@ -130,9 +131,9 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     def roles(self) -> dict[str, WeightRole]:
         """Role of every parameter of ``named_parameters()``, by name."""
         masked = {f"backbone.{name}" for name in self.masking.layout.masked}
-        return {
-            name: WeightRole.MASKED if name in masked else WeightRole.PER_TASK for name, _ in self.named_parameters()
-        }
+        roles = dict.fromkeys((name for name, _ in self.named_parameters()), WeightRole.PER_TASK)
+        roles |= dict.fromkeys(masked, WeightRole.MASKED)
+        return roles | {f"backbone.{name}": WeightRole.UNTRAINED for name in self.masking.untrained}
 
     @all_or_nothing(lambda net: net.tasks.tensors())
     def settle(self, name: str) -> None:

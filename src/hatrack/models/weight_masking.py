@@ -52,8 +52,9 @@ __all__ = ["WeightMasking"]
 class WeightMasking(Masking[WeightTask]):
     """Masks of weights: dense, convolutional, recurrent and attention layers compute with ``A ⊙ W``.
 
-    Everything else (biases, norms, tokens) is copied for each task, or for the first one alone. Units matter to nothing
-    but widening: the backbone is analysed when it may have to grow, and not before.
+    Everything else (biases, norms, tokens) is copied for each task, or for the first one alone, but for untrained
+    parameters, which all tasks read as they are. Units matter to nothing but widening: the backbone is analysed when it
+    may have to grow, and not before.
 
     Args:
         backbone: the backbone of the network.
@@ -249,14 +250,16 @@ class WeightMasking(Masking[WeightTask]):
     def open_task(self, name: str, head: int | nn.Module, generator: torch.Generator | None = None) -> WeightTask:
         """Append the state of a new task: the values that its masks are learned by, a head, and copies."""
         weights = self.weights()
+        reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
+        reference = weights[0] if weights else reference
         own = head if isinstance(head, nn.Module) else linear_head(self._num_features, head, generator)  # drawn first
         num_classes = None if isinstance(head, nn.Module) else head
         starts = [self.source.start(weight, generator) for weight in weights]
         copies, norms = self.new_copies() if self.unmasked is Unmasked.PER_TASK or not len(self.tasks) else ([], {})
         shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
-        own = own.to(weights[0].dtype)
+        own = own.to(reference.dtype)
         axis = self.interface.unit_axis
-        state = WeightTask(name, num_classes, shapes, choice, copies, own, norms, axis).to(weights[0].device)
+        state = WeightTask(name, num_classes, shapes, choice, copies, own, norms, axis).to(reference.device)
         state.moving = self.own_state.for_new_task(self.backbone)
         self.tasks.append(state)
         self._progress, self._cost = 1.0, CostCache()
@@ -290,7 +293,7 @@ class WeightMasking(Masking[WeightTask]):
             torch.ones(weight.shape, device=device) if mask is None else mask * 1.0
             for mask, weight in zip(self._masks(state), self.weights(), strict=True)
         ]
-        return self.source.regularization(masks, self.used).to(device)
+        return self.source.regularization(masks, self.used).to(device) if masks else torch.zeros((), device=device)
 
     def settle(self, state: WeightTask) -> Sequence[nn.Parameter]:
         """Choose the final masks of a task in training, which goes on under them.
@@ -362,14 +365,14 @@ class WeightMasking(Masking[WeightTask]):
         """Return the share of the weights that consolidated tasks use, per parameter and over all."""
         shares = {name: float(used.float().mean()) for name, used in zip(self.layout.masked, self.used, strict=True)}
         entries = sum(used.numel() for used in self.used)
-        return Capacity(shares, None, (entries - self._num_free) / entries, entries)
+        return Capacity(shares, None, (entries - self._num_free) / entries if entries else 0.0, entries)
 
     def usage(self) -> float:
         """Return the share of all masked weights that tasks use, a task in training included."""
         state, used = self.tasks.in_training, self.used
         if state is not None:
             used = [its | mask for its, mask in zip(used, self._present_masks(state), strict=True)]
-        return sum(int(mask.sum()) for mask in used) / sum(mask.numel() for mask in used)
+        return sum(int(mask.sum()) for mask in used) / max(1, sum(mask.numel() for mask in used))
 
     def reuse(self) -> Tensor:
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, over consolidated tasks."""
@@ -401,7 +404,9 @@ class WeightMasking(Masking[WeightTask]):
 
     def analyze(self) -> UnitGraph:
         """Find the units of the backbone as it is now."""
-        graph = analyze(self.backbone, self.example(), prefix="backbone.", interface=self.interface)
+        graph = analyze(
+            self.backbone, self.example(), prefix="backbone.", interface=self.interface, untrained=self.untrained
+        )
         self._widths = {group.name: group.size for group in graph.groups}
         if self.origin is None:
             self.origin = Origin(dict(self._widths), self._scale)

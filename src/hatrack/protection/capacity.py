@@ -27,7 +27,7 @@ class Capacity:
             modules, by layer (PathNet).
         units: share of used units over all groups; 0 for a network without units, None where masks are about weights.
         weights: share of the entries of shared parameters that are frozen, or that masks of weights use.
-        parameters: number of entries of shared parameters, which grows with the network.
+        parameters: number of entries of shared parameters, which grows with the network; untrained ones do not count.
     """
 
     groups: dict[str, float]
@@ -51,7 +51,8 @@ def measure_capacity(graph: UnitGraph, cumulative: Tensor, num_frozen: int) -> C
         num_frozen: number of frozen entries of shared parameters.
     """
     used = cumulative == 1
-    entries = sum(shape.numel() for name, shape in graph.shapes.items() if graph.roles[name] is not Role.PER_TASK)
+    left_out = (Role.PER_TASK, Role.UNTRAINED)
+    entries = sum(shape.numel() for name, shape in graph.shapes.items() if graph.roles[name] not in left_out)
     return Capacity(
         {name: float(part.float().mean()) for name, part in graph.split(used).items()},
         float(used.float().mean()) if graph.num_units else 0.0,

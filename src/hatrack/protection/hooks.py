@@ -46,7 +46,8 @@ class _EntriesOfOptimizer(NamedTuple):
         plan: protection plan from which they were found.
         parameters: identities of the optimizer's parameters, in order.
         shared: its shared parameters with frozen entries, and their records.
-        own: its parameters that consolidated tasks own, and their backups.
+        own: its fully frozen parameters, such as those that consolidated tasks own, and their backups.
+        untrained: its untrained parameters of which there is no backup yet.
         present: the same identities as a set.
     """
 
@@ -54,6 +55,7 @@ class _EntriesOfOptimizer(NamedTuple):
     parameters: list[int]
     shared: Sequence[tuple[nn.Parameter, FrozenEntries]]
     own: Sequence[tuple[Tensor, Backup]]
+    untrained: Sequence[nn.Parameter]
     present: frozenset[int]
 
 
@@ -88,10 +90,11 @@ class OptimizerHooks:
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
         self._before = weakref.WeakKeyDictionary()  # parameters whose present step is to be scaled
+        self._saved: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Backup]]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have no optimizers yet: those of the original do not call them."""
-        left_out = ("_entries", "_stepping", "_before")
+        left_out = ("_entries", "_stepping", "_before", "_saved")
         return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_optimizers": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -158,9 +161,11 @@ class OptimizerHooks:
         self._stepping.add(optimizer)
         self.count += 1
         watch, found = self._watch(), self._entries_of(optimizer)
-        for parameter, _ in found.own:
+        for parameter in (*(own for own, _ in found.own), *found.untrained):
             parameter.grad = None
         restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
+        if not skips:
+            self._saved[optimizer] = [(parameter, Backup.of(parameter)) for parameter in found.untrained]
         moved = watch.moved(found.shared)
         if moved:  # by something else: a step that trusts in gradients alone would not put it back
             for parameter, entries in moved:
@@ -194,7 +199,9 @@ class OptimizerHooks:
         present = frozenset(parameters)
         shared = [pair for pair in plan.shared if id(pair[0]) in present]
         own = [pair for pair in plan.own if id(pair[0]) in present]
-        self._entries[optimizer] = _EntriesOfOptimizer(weakref.ref(plan), parameters, shared, own, present)
+        saved = {id(parameter) for parameter, _ in own}
+        untrained = [each for each in plan.untrained if id(each) in present and id(each) not in saved]
+        self._entries[optimizer] = _EntriesOfOptimizer(weakref.ref(plan), parameters, shared, own, untrained, present)
         return self._entries[optimizer]
 
     @torch.no_grad()
@@ -215,6 +222,8 @@ class OptimizerHooks:
                 backup.restore(own)
             if watch.is_touched(own) and not backup.has_moved(own):
                 watch.note(own)
+        for untrained, backup in self._saved.pop(optimizer, []):
+            backup.restore(untrained)
         for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))
         for embedding in self._source.bounded():

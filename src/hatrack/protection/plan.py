@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hatrack.masks.tasks import TaskState
 from hatrack.protection.conditioning import Damper
 from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest
-from hatrack.units import UnitGraph
+from hatrack.units import Role, UnitGraph
 
 __all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_nonfinite", "take_digests"]
 
@@ -23,13 +23,17 @@ class ProtectionPlan:
 
     Attributes:
         shared: parameters of the backbone with frozen entries, and the bits of these.
-        own: fully frozen tensors, with backups: the consolidated tasks' own, and buffers of the backbone.
+        own: fully frozen tensors, with backups: the consolidated tasks' own, buffers of the backbone, and its untrained
+            parameters once a task is consolidated.
         damped: parameters of the backbone that move less, but are not frozen, with dampers that say how much less.
+        untrained: untrained parameters of the backbone, which are fully frozen, and in ``own`` only once there is
+            something that relies on their values.
     """
 
     shared: tuple[tuple[nn.Parameter, FrozenEntries], ...]
     own: tuple[tuple[Tensor, Backup], ...]
     damped: tuple[tuple[nn.Parameter, Damper], ...] = ()
+    untrained: tuple[nn.Parameter, ...] = ()
 
     @classmethod
     def derive(
@@ -39,6 +43,7 @@ class ProtectionPlan:
         consolidated: Sequence[TaskState],
         dampers: Mapping[str, Damper] = MappingProxyType({}),
         buffers: Sequence[Tensor] = (),
+        untrained: Sequence[str] = (),
     ) -> ProtectionPlan:
         """Derive the protection, for the values that parameters have now.
 
@@ -50,14 +55,16 @@ class ProtectionPlan:
             consolidated: the consolidated tasks.
             dampers: factors of the steps of parameters, by the same names.
             buffers: buffers of the backbone that are frozen.
+            untrained: names of the backbone's untrained parameters, which are frozen whatever their attention.
         """
         parameters = dict(backbone.named_parameters(prefix="backbone"))
+        never = tuple(parameters.pop(f"backbone.{name}") for name in untrained)
         records = [(p, FrozenEntries.of(p, attention[name])) for name, p in parameters.items() if name in attention]
         shared = tuple((parameter, record) for parameter, record in records if record is not None)
         own = [(value, Backup.of(value)) for state in consolidated for value in (*state.parameters(), *state.buffers())]
-        own += [(buffer, Backup.of(buffer)) for buffer in buffers]
+        own += [(value, Backup.of(value)) for value in (*buffers, *(never if consolidated else ()))]
         damped = tuple((parameter, dampers[name]) for name, parameter in parameters.items() if name in dampers)
-        return cls(shared, tuple(own), damped)
+        return cls(shared, tuple(own), damped, never)
 
     def num_frozen(self) -> int:
         """Return the number of frozen entries of shared parameters."""
@@ -65,10 +72,11 @@ class ProtectionPlan:
 
     def frozen(self) -> dict[int, Tensor]:
         """Return by identity of a tensor booleans of its shape, True for frozen entries."""
-        return {id(parameter): record.frozen for parameter, record in self.all()}
+        everywhere = {id(parameter): torch.ones_like(parameter, dtype=torch.bool) for parameter in self.untrained}
+        return everywhere | {id(parameter): record.frozen for parameter, record in self.all()}
 
     def all(self) -> list[tuple[Tensor, FrozenEntries | Backup]]:
-        """Return every tensor with frozen entries, and the record that restores them."""
+        """Return every tensor whose frozen entries have saved values, and the record that restores them."""
         return [*self.shared, *self.own]
 
 
@@ -81,11 +89,12 @@ def attention_on_parameters(graph: UnitGraph, backbone: nn.Module, masks: Sequen
         masks: attention over all units, ``(U,)``; an entry's is the largest of what each of them says.
 
     Returns:
-        For the name of every parameter a tensor of its shape, of the type of the masks.
+        For the name of every trained parameter a tensor of its shape, of the type of the masks.
     """
     return {
         name: _attention_on_parameter(graph, name, parameter, masks)
         for name, parameter in backbone.named_parameters(prefix="backbone")
+        if graph.roles[name] is not Role.UNTRAINED
     }
 
 
@@ -121,6 +130,7 @@ def take_digests(
         for parameter, entries in plan.shared
     }
     if consolidated:
+        digests |= {names[id(parameter)]: digest({"untrained": parameter}) for parameter in plan.untrained}
         per_task = tuple(f"backbone.{name}." for name in per_task_modules)
         own_buffers = {f"backbone.{name}" for name in per_task_modules}
         digests |= {
@@ -147,13 +157,20 @@ def find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     return [name for name, value in before.items() if now.get(name) != value]
 
 
-def find_nonfinite(backbone: nn.Module) -> list[str]:
+def find_nonfinite(backbone: nn.Module, untrained: Collection[str] = ()) -> list[str]:
     """Return the names of parameters with values that are infinite or not a number.
 
-    Such a value spoils outputs even where a mask is off, since zero times infinity is not a number.
+    Such a value spoils outputs even where a mask is off, since zero times infinity is not a number. What is untrained
+    has always been so, as a mask of attention that is kept as a parameter.
+
+    Args:
+        backbone: the network.
+        untrained: names of its untrained parameters, which may have any values.
     """
     return [
         name
         for name, parameter in backbone.named_parameters(prefix="backbone")
-        if parameter.is_floating_point() and not torch.isfinite(parameter).all()
+        if parameter.is_floating_point()
+        and name.removeprefix("backbone.") not in untrained
+        and not torch.isfinite(parameter).all()
     ]

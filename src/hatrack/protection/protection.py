@@ -66,13 +66,13 @@ class Protection:
     @torch.inference_mode(False)
     def renew(self) -> None:
         """Derive the plan again from the masks and the present values of parameters."""
-        backbone, tasks, buffers = self._masks.backbone, self._masks.tasks, self._frozen_buffers()
-        attention, dampers = self._masks.attention_on_parameters(), self._masks.dampers()
-        self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers)
+        masks, backbone, tasks, buffers = self._masks, self._masks.backbone, self._masks.tasks, self._frozen_buffers()
+        attention, dampers, untrained = masks.attention_on_parameters(), masks.dampers(), masks.untrained
+        self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers, untrained)
         self._watch = VersionWatch(self._plan)
         own = {_key(state): f"tasks.{index}" for index, state in enumerate(tasks) if state.consolidated}
         self._parts = Parts(self._network, {_BACKBONE: "backbone", **own})
-        shared = [*(parameter for parameter, _ in self._plan.shared), *buffers]
+        shared = [*(parameter for parameter, _ in self._plan.shared), *self._plan.untrained, *buffers]
         self._relied_on = {_BACKBONE: shared, **{_key(s): [*s.parameters(), *s.buffers()] for s in tasks.consolidated}}
 
     def _frozen_buffers(self) -> list[Tensor]:
@@ -150,7 +150,7 @@ class Protection:
         Raises:
             GuaranteeError: values are infinite or not a number.
         """
-        nonfinite = find_nonfinite(self._masks.backbone)
+        nonfinite = find_nonfinite(self._masks.backbone, self._masks.untrained)
         if nonfinite:
             raise GuaranteeError(
                 f"values in {', '.join(nonfinite)} became infinite or not a number, and would spoil the outputs of "
@@ -164,14 +164,31 @@ class Protection:
             states: tasks whose answers rely on the parts to look at; all parts if left out.
 
         Raises:
-            GuaranteeError: some were replaced, added or converted.
+            GuaranteeError: some were replaced, added or converted, or untrained parameters are to be trained.
         """
+        self._require_untrained()
         replaced = self._parts.replaced(None if states is None else self._keys_of(states))
         if replaced:
             raise GuaranteeError(
                 f"{', '.join(replaced)} has been replaced, pruned, parametrized or converted since the network was "
                 "attached, and consolidated tasks would give other outputs; put back what was there (new values go "
                 "into the old parameters, as load_state_dict does), or detach() and attach the backbone anew"
+            )
+
+    def _require_untrained(self) -> None:
+        """Check that parameters that were untrained when the network was attached still are.
+
+        Raises:
+            GuaranteeError: some are not.
+        """
+        trained = [parameter for parameter in self._plan.untrained if parameter.requires_grad]
+        if trained:
+            names = {id(parameter): name for name, parameter in self._network.named_parameters()}
+            named = ", ".join(names.get(id(parameter), "a parameter that is no longer there") for parameter in trained)
+            raise GuaranteeError(
+                f"{named} had requires_grad=False when the network was attached, so that no task gates what it "
+                "computes, and it must not be trained now: call requires_grad_(False) on it; to train it, detach(), "
+                "turn it on, and attach the backbone anew"
             )
 
     def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
@@ -226,8 +243,9 @@ class Protection:
         """
         for tensor, record in self._plan.all():
             record.restore(tensor)
+        untrained = {id(parameter) for parameter in self._plan.untrained}
         for parameter in self._network.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and id(parameter) not in untrained:
                 parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self.hooks.drop_unfinished("restore()")
         self.check()

@@ -21,10 +21,12 @@ class ProtectionSource(abc.ABC):
     Attributes:
         backbone: the backbone of the network.
         tasks: the tasks of the network.
+        untrained: names of the backbone's untrained parameters, which are frozen from attaching on.
     """
 
     backbone: nn.Module
     tasks: TaskList[Any]
+    untrained: Sequence[str]
 
     @property
     @abc.abstractmethod
@@ -35,7 +37,8 @@ class ProtectionSource(abc.ABC):
     def attention_on_parameters(self) -> Mapping[str, Tensor]:
         """Return how much consolidated tasks rely on each entry of the backbone, by ``backbone.`` and name.
 
-        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected.
+        Booleans, or numbers in [0, 1], of the parameter's shape; parameters missing from the mapping are unprotected,
+        unless they are untrained.
         """
 
     def dampers(self) -> Mapping[str, Damper]:

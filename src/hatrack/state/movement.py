@@ -35,7 +35,7 @@ __all__ = [
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_OF_TORCH = frozenset(vars(nn.Module())) | {"forward", "_flat_weights", "_flat_weight_refs"}
+_OF_TORCH = frozenset(vars(nn.Module())) | {"forward", "train", "_flat_weights", "_flat_weight_refs"}
 """Attributes that torch itself keeps in a module, buffers and parts among them."""
 
 _NUMBERS = (bool, int, float, complex, str, type(None))

@@ -5,6 +5,7 @@ from hatrack.units.graph import OUTPUT, Group, ParameterUse, Reader, Role, UnitG
 from hatrack.units.paths import Path, path_of, stray_parameters
 from hatrack.units.rules import rule, same_on_every_path, shared_layer, unit_by_unit
 from hatrack.units.trace import Call, Rule, Trace
+from hatrack.units.untrained import warn_of_nothing_to_learn
 
 __all__ = [
     "OUTPUT",
@@ -28,5 +29,6 @@ __all__ = [
     "stray_parameters",
     "unit_by_unit",
     "warn_of_collapse",
+    "warn_of_nothing_to_learn",
     "why_not_extended",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hatrack.errors import InputError, UnsupportedError
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
+from hatrack.support.untrained import untrained_norms, untrained_parameters
 from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED, is_constant
 from hatrack.units.decisions import MOST_WAYS, Decisions, Way
@@ -20,6 +21,7 @@ from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
 from hatrack.units.rules import RuleBook
 from hatrack.units.run import labelled_run, united
 from hatrack.units.trace import Call, Rule, Trace
+from hatrack.units.untrained import with_untrained_ungated
 
 __all__ = ["analyze", "are_same", "follow", "resolve", "why_not_extended"]
 
@@ -42,6 +44,7 @@ def analyze(
     gate_inputs: bool = False,
     rules: Mapping[Any, Rule] | None = None,
     interface: Interface = PLAIN,
+    untrained: Collection[str] | None = None,
 ) -> UnitGraph:
     """Find the units of a network by running it once.
 
@@ -54,6 +57,8 @@ def analyze(
         rules: rules for this model alone, which go before the registered ones: by a module's name, its type, or a
             function; None for none.
         interface: how the model is called, and what of its result are its features.
+        untrained: names of its untrained parameters, whose units belong to no group; None for those that have
+            ``requires_grad=False`` now.
 
     Returns:
         The groups of units, who reads them, and the role of every parameter.
@@ -63,8 +68,11 @@ def analyze(
         InputError: the model does not map the example to features, or cannot run on it at all; or a rule is
             given for a module that it does not have.
     """
-    found = follow(Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules, interface=interface)
-    return resolve(found, model, prefix)
+    untrained = untrained_parameters(model) if untrained is None else untrained
+    found = follow(
+        Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules, interface=interface, untrained=untrained
+    )
+    return resolve(found, model, prefix, untrained)
 
 
 def follow(
@@ -78,6 +86,7 @@ def follow(
     rules: Mapping[Any, Rule] | None = None,
     moving: Sequence[str] = (),
     interface: Interface = PLAIN,
+    untrained: Collection[str] = (),
 ) -> Trace:
     """Run a network for an input of another shape or in another mode, and add the findings to earlier ones.
 
@@ -91,6 +100,7 @@ def follow(
         rules: as for :func:`analyze`.
         moving: names of buffers that have other values at other times.
         interface: as for :func:`analyze`.
+        untrained: names of untrained parameters.
 
     Returns:
         The findings of all runs together.
@@ -108,7 +118,7 @@ def follow(
     book, followed = RuleBook(model, rules or {}), 0
     ways: list[Way] = [()]
     while ways:
-        decisions, trace = Decisions(ways.pop()), Trace()
+        decisions, trace = Decisions(ways.pop()), Trace(untrained=frozenset(untrained))
         if gate_inputs:
             _open_inputs(trace, example_input)
         features = labelled_run(model, example_input, trace, book, interface, training, grad, moving, decisions)
@@ -122,6 +132,7 @@ def follow(
             trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
             trace.ways[tuple(decisions.seen)] = None
             found = found.united_with(trace) if found.coupling.producers else trace.without_values()
+    with_untrained_ungated(found, model, untrained)  # which refuses what no rule explains
     return found
 
 
@@ -194,7 +205,7 @@ def are_same(one: UnitGraph, other: UnitGraph) -> bool:
     )
 
 
-def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
+def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collection[str] = ()) -> UnitGraph:
     """Turn findings of runs into a graph, with positions of an embedding for labels and a role for every parameter.
 
     Entries of parameters that no run has reached belong to no unit: the first consolidated task freezes them.
@@ -203,7 +214,9 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
         trace: findings of all runs.
         model: the network.
         prefix: put before every parameter's name in the result.
+        untrained: names of its untrained parameters, whose units belong to no group.
     """
+    trace = with_untrained_ungated(trace, model, untrained)
     positions, groups = _number_units(trace)
     ungated = sum(group.size for group in groups)
     table = torch.tensor([ungated if p is None else p for p in positions])
@@ -219,7 +232,10 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
         if read.module == _RESULT or bool((table[read.labels] != ungated).any())
     )
     groups = tuple(replace(group, readers=_readers_of(group, readers)) for group in groups)
-    uses, roles = _parameters(trace, model, table, ungated, prefix)
+    norms = untrained_norms(model, untrained)
+    per_task = tuple(name for name in trace.per_task if name not in norms)
+    uses, roles = _parameters(trace, model, table, ungated, prefix, per_task)
+    roles |= {prefix + name: Role.UNTRAINED for name in untrained}
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
     reached = {use.parameter for use in trace.uses}
     unused = tuple(
@@ -228,7 +244,7 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "") -> UnitGraph:
         if name not in reached and roles[prefix + name] is Role.WHOLE
     )
     outputs = _outputs(trace, model, table)
-    return UnitGraph(ungated, groups, readers, uses, roles, shapes, tuple(trace.per_task), outputs, unused)
+    return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, outputs, unused)
 
 
 def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
@@ -270,7 +286,7 @@ def _readers_of(group: Group, readers: tuple[Reader, ...]) -> tuple[str, ...]:
 
 
 def _parameters(
-    trace: Trace, model: nn.Module, table: Tensor, ungated: int, prefix: str
+    trace: Trace, model: nn.Module, table: Tensor, ungated: int, prefix: str, per_task_modules: Sequence[str]
 ) -> tuple[dict[str, tuple[ParameterUse, ...]], dict[str, Role]]:
     """Return the uses and the role of every parameter of the model."""
     found: dict[str, list[ParameterUse]] = {}
@@ -280,7 +296,7 @@ def _parameters(
         if not any(_is_same_use(resolved, each) for each in same):
             same.append(resolved)
     modules = dict(model.named_modules())
-    per_task = {id(p) for name in trace.per_task for p in modules[name].parameters()}
+    per_task = {id(p) for name in per_task_modules for p in modules[name].parameters()}
     uses: dict[str, tuple[ParameterUse, ...]] = {}
     roles: dict[str, Role] = {}
     for name, parameter in model.named_parameters():

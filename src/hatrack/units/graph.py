@@ -40,6 +40,9 @@ class Role(str, enum.Enum):
     WHOLE = "whole"
     """Parameter shared by all units and tasks; frozen wholly with the first consolidated task."""
 
+    UNTRAINED = "untrained"
+    """Parameter with ``requires_grad=False``; frozen wholly from attaching on."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -217,6 +220,8 @@ class UnitGraph:
         """Return the groups that decide on a parameter, written as ``outputs × inputs``."""
         if self.roles[name] is Role.PER_TASK:
             return "its task"
+        if self.roles[name] is Role.UNTRAINED:
+            return "always"
         uses = [" × ".join(self._groups_of(side) for side in use.sides) for use in self.uses[name]]
         return " or ".join(list(dict.fromkeys(uses))[:3])
 

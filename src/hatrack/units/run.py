@@ -488,9 +488,9 @@ class _LabelledRun(TorchFunctionMode):
         try:
             self._trace.remember(call.output, rule(self._trace, call), always)
         except UnsupportedError as refusal:
-            self.refusals.append(refusal)
+            self._refuse_or_defer(call, refusal)
         except ProbeError as error:
-            self.refusals.append(self._trace.refuse(call, self._reason(error)))
+            self._refuse_or_defer(call, self._trace.refuse(call, self._reason(error)))
         except HatrackError:
             raise
         except Exception as error:
@@ -500,9 +500,14 @@ class _LabelledRun(TorchFunctionMode):
             reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
             failure = self._trace.refuse(call, f"{reason}; {self._advice()}")
             failure.__cause__ = error
-            self.refusals.append(failure)
+            self._refuse_or_defer(call, failure)
         finally:
             self.is_explaining = False
+
+    def _refuse_or_defer(self, call: Call, refusal: UnsupportedError) -> None:
+        """Note a refusal, or put it off where untrained parameters may make all that the call is given."""
+        if not self._trace.defer(call, refusal):
+            self.refusals.append(refusal)
 
     def _couple_rows_to_choose_from(self, call: Call) -> None:
         """Couple all rows that an index computed from the input chooses from: other inputs choose other rows."""

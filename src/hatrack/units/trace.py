@@ -109,6 +109,11 @@ class Trace:
         parameters: names of the model's parameters by identity.
         buffers: identities of the model's buffers.
         by_themselves: labels of the entries of parameters that are used by themselves, by name.
+        weights: labels of values that functions take for a weight, though these are computed.
+        untrained: names of the model's untrained parameters.
+        unexplained: labels of results of operations that no rule explains, on values that untrained parameters make.
+        deferred: refusals of these operations, each with the labels of what it was given: it stands if one of them
+            turns out to belong to a unit.
         variable: values that are others for other inputs.
         ways: outcomes of the decisions that the input takes, on all ways that were followed.
         turned: parameters whose axes are in another order, by the identity of the result: that, the parameter, and for
@@ -125,6 +130,10 @@ class Trace:
     parameters: dict[int, str] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
     by_themselves: dict[str, Tensor] = field(default_factory=dict)
+    weights: list[Tensor] = field(default_factory=list)
+    untrained: frozenset[str] = frozenset()
+    unexplained: list[Tensor] = field(default_factory=list)
+    deferred: list[tuple[Tensor, UnsupportedError]] = field(default_factory=list)
     variable: Memory = field(default_factory=Memory)
     ways: dict[Way, None] = field(default_factory=dict)
     turned: dict[int, tuple[Tensor, nn.Parameter, tuple[int, ...]]] = field(default_factory=dict)
@@ -132,7 +141,8 @@ class Trace:
 
     def without_values(self) -> Trace:
         """Copy the findings, without the tensors of the run."""
-        found = ("reads", "uses", "per_task", "passing", "written", "by_themselves", "ways")
+        found = ["reads", "uses", "per_task", "passing", "written", "by_themselves", "ways"]
+        found += ["weights", "untrained", "unexplained", "deferred"]
         return Trace(copy.deepcopy(self.coupling), **{name: copy.copy(getattr(self, name)) for name in found})
 
     def united_with(self, other: Trace) -> Trace:
@@ -156,6 +166,9 @@ class Trace:
         if _HEADS in both.reads:
             both.reads[_HEADS] = both.reads.pop(_HEADS)  # the last one, which the heads read
         both.uses += [Use(use.parameter, tuple(there[side] for side in use.sides)) for use in other.uses]
+        both.weights += [there[labels] for labels in other.weights]
+        both.unexplained += [there[labels] for labels in other.unexplained]
+        both.deferred += [(there[labels], refusal) for labels, refusal in other.deferred]
         both.ways |= other.ways
         both.per_task += [name for name in other.per_task if name not in both.per_task]
         both.passing += [(name, there[labels]) for name, labels in other.passing]
@@ -389,6 +402,29 @@ class Trace:
             _, parameter, order = self.turned[id(value)]
             self.open_parameter(self.parameters[id(parameter)], parameter)
             self.remember(value, self.labels(parameter).permute(order))
+
+    def defer(self, call: Call, refusal: UnsupportedError) -> bool:
+        """Label the result of an operation that cannot be explained, as long as it may be given untrained values alone.
+
+        Args:
+            call: the call.
+            refusal: the error, which stands if a unit that is gated in the end takes part.
+
+        Returns:
+            Whether the run goes on; not where nothing is untrained, or a trained parameter takes part.
+        """
+        own = call.target.parameters() if isinstance(call.target, nn.Module) else ()
+        values = [*tensors_in((call.args, call.kwargs)), *own]
+        names = [self.parameters.get(id(value), "") for value in values if isinstance(value, nn.Parameter)]
+        if not self.untrained or not self.untrained.issuperset(names):
+            return False
+        given = torch.cat([torch.tensor([UNGATED]), *(compact(self.labels(value)).flatten() for value in values)])
+        made = self.coupling.open_units(call.name, 1)
+        self.unexplained.append(made)
+        self.deferred.append((torch.unique(given), UnsupportedError(str(refusal))))
+        for value in tensors_in(call.output):
+            self.remember(value, made.expand(value.shape))
+        return True
 
     def refuse(self, call: Call, reason: str) -> UnsupportedError:
         """Make the error for an operation that cannot be followed, with its name and the line that called it."""

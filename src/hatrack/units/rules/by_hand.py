@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hatrack.support.untrained import is_untrained_norm
 from hatrack.units.coupling import UNGATED, first_axis
 from hatrack.units.sources import arguments_of
 from hatrack.units.trace import Call, Labels, Rule, Trace
@@ -80,7 +81,7 @@ def unit_by_unit() -> Rule:
 
 def _freeze_wholly(trace: Trace, call: Call) -> None:
     for name, module in call.target.named_modules():
-        if isinstance(module, _NormBase) and module.track_running_stats:
+        if isinstance(module, _NormBase) and module.track_running_stats and not is_untrained_norm(module):
             raise trace.refuse(
                 call, f"the statistics of {name!r} inside it would move; give it no rule, or other norms"
             )

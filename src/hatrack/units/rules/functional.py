@@ -158,7 +158,8 @@ def _mix(trace: Trace, call: Call, axis: int, groups: int) -> Tensor:
 def _outputs(trace: Trace, call: Call, weight: Tensor, axis: int) -> Tensor:
     """Return the units that a weight writes: new ones for a parameter, else those that its rows were computed from."""
     if trace.is_gated(weight):
-        return trace.coupling.along(trace.labels(weight), axis)
+        trace.weights.append(trace.coupling.along(trace.labels(weight), axis))
+        return trace.weights[-1]
     if isinstance(weight, nn.Parameter):
         return trace.write(replace(call, name=trace.parameters[id(weight)]), weight.shape[axis])
     return torch.full((weight.shape[axis],), UNGATED)  # a constant: what comes out is computed behind the gates

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hatrack.support.untrained import is_untrained_norm
 from hatrack.units.coupling import UNGATED, first_axis
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
@@ -19,10 +20,14 @@ _AXES_AFTER_CHANNELS = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceN
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def batch_norm(trace: Trace, call: Call) -> Tensor:
-    """Pass units on: batch norm works on each by itself, and every task has its own statistics and parameters."""
-    if call.name in trace.per_task:
+    """Pass units on: batch norm works on each by itself, and every task has its own statistics and parameters.
+
+    An untrained one has statistics that never move, and may be called in several places.
+    """
+    again = call.name in trace.per_task
+    if again and not is_untrained_norm(call.target):
         raise trace.refuse(call, "a batch norm that is called twice has no rule yet: give each place its own")
-    trace.per_task.append(call.name)
+    trace.per_task += [] if again else [call.name]
     labels = trace.labels(call.argument(0, "input"))
     if call.target.track_running_stats:
         channels = labels.movedim(1, 0).flatten(1)
