@@ -1,7 +1,7 @@
 """Coverage: which public networks can be attached without rules of the user's, and what they keep of their units.
 
-python benchmarks/coverage.py [--families timm vit_pytorch] [--only 'vit*'] [--again] [--lines coverage.jsonl]
-    [--out benchmarks/results/coverage.json] [--seconds 300] [--gigabytes 6] [--table]
+python benchmarks/coverage.py [--families timm vit_pytorch] [--only 'vit*'] [--again] [--attach]
+    [--lines coverage.jsonl] [--out benchmarks/results/coverage.json] [--seconds 300] [--gigabytes 6] [--table]
 
 Needs the packages of the families: ``pip install -c constraints.txt 'transformers>=4.48'``, ``pip install --no-deps
 timm vit-pytorch`` and ``pip install einops pyyaml``. Without dependencies, since both ask for torchvision, which must
@@ -18,10 +18,9 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import multiprocessing
 import resource
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections import Counter
@@ -35,10 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from hatrack import HATNetwork
+from hatrack import HATNetwork, UnsupportedError
 from hatrack.support.environment import describe_environment
 from hatrack.units import Role, UnitGraph
 
+FORKED = multiprocessing.get_context("fork")
 STEPS, SAMPLES, CLASSES = 3, 4, 3
 TOLERANCE = 1e-4
 """Largest deviation of an extracted network, relative to the largest logit."""
@@ -47,7 +47,7 @@ COLLAPSED = 8
 """Smallest number of outputs of a layer that one unit alone may not stand for."""
 
 
-def measure(model: Model) -> dict[str, Any]:
+def measure(model: Model, attach_alone: bool) -> dict[str, Any]:
     """Attach a model, train two tasks, extract the first one; stops at what fails."""
     torch.manual_seed(0)
     backbone, example = model.build(), model.example()
@@ -55,14 +55,14 @@ def measure(model: Model) -> dict[str, Any]:
     forward = forward_time(backbone, example)
     begin = time.process_time()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net = HATNetwork(backbone, example, s_max=50.0)
+        net = HATNetwork(backbone, example, s_max=50.0)
     except Exception as error:
         return {**found, "attached": False, "why": described(error)}
     took = time.process_time() - begin
     found |= {"attached": True, "seconds": round(took, 2), "forwards": round(took / forward, 1)}
     found |= units_of(net.masking.graph, backbone)
+    if attach_alone:
+        return found
     try:
         found |= law_of(net, inputs_like(example, model.classes))
     except Exception as error:
@@ -165,24 +165,43 @@ def forward_time(backbone: nn.Module, example: Tensor) -> float:
 
 
 def described(error: BaseException) -> str:
-    """Return the first line of an error, with the line of the model where it comes from if it is none of ours."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:400]
+    """Return an error in one line: a refusal with all its causes, of others the first line."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {' '.join(lines) if isinstance(error, UnsupportedError) else lines[0]}"[:2000]
 
 
-def in_own_process(model: Model, seconds: int, gigabytes: float) -> dict[str, Any]:
-    """Measure a model in a process of its own, with limits."""
-    command = [sys.executable, __file__, "--families", model.family, "--one", model.name, "--gigabytes", str(gigabytes)]
+def in_own_process(model: Model, seconds: int, gigabytes: float, attach_alone: bool) -> dict[str, Any]:
+    """Measure a model in a process of its own, with limits; forked, so that nothing is imported again."""
+    receiver, sender = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=send_measures, args=(sender, model, gigabytes, attach_alone))
     begin = time.monotonic()
+    process.start()
+    sender.close()
+    found: dict[str, Any] = {"attached": False}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"attached": False, "why": f"took more than {seconds} s"}
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        said = (done.stderr.strip().splitlines() or [""])[-1]
-        return {"attached": False, "why": f"the process ended with {done.returncode}: {said}"[:400]}
-    return {**json.loads(lines[-1]), "wall": round(time.monotonic() - begin, 1)}
+        if receiver.poll(seconds):
+            found = receiver.recv()
+        else:
+            found["why"] = f"took more than {seconds} s"
+    except EOFError:
+        process.join()
+        found["why"] = f"the process ended with {process.exitcode}"
+    process.kill()
+    process.join()
+    return {**found, "wall": round(time.monotonic() - begin, 1)}
+
+
+def send_measures(sender: Any, model: Model, gigabytes: float, attach_alone: bool) -> None:
+    limit = int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = measure(model, attach_alone)
+        except Exception as error:
+            found = {"attached": False, "why": described(error)}
+    found["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    sender.send(found)
 
 
 def read(lines: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -200,7 +219,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "models": len(rows),
         "attached": len(attached),
-        "law": sum(row["law"] for row in attached),
+        "law": sum(bool(row.get("law")) for row in attached),
         "extracts": sum(bool(row.get("extracts")) for row in attached),
         "whole": median(row["whole"] for row in attached),
         "units / widths": round(statistics.median(widths), 3) if widths else None,
@@ -235,29 +254,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="names or patterns of models")
     parser.add_argument("--again", action="store_true", help="also models that have a result")
     parser.add_argument("--failed", action="store_true", help="also models whose result is not all good")
+    parser.add_argument("--attach", action="store_true", help="only attach, which takes a fifth of the time")
     parser.add_argument("--lines", type=Path, default=Path("coverage.jsonl"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--gigabytes", type=float, default=6.0)
     parser.add_argument("--table", action="store_true", help="nothing but the table of what is there")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.one is not None:
-        limit = int(options.gigabytes * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        model = next(model for model in all_models(tuple(options.families)) if model.name == options.one)
-        found = measure(model)
-        found["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps(found))
-        return
     results = read(options.lines)
     for model in [] if options.table else all_models(tuple(options.families)):
         known = results.get((model.family, model.name))
         again = options.again or (options.failed and known is not None and not is_good(known))
         if not any(fnmatch.fnmatch(model.name, pattern) for pattern in options.only) or (known and not again):
             continue
-        found = in_own_process(model, options.seconds, options.gigabytes)
+        found = in_own_process(model, options.seconds, options.gigabytes, options.attach)
         row = {"family": model.family, "name": model.name, **found}
         results[model.family, model.name] = row
         with options.lines.open("a") as file:
@@ -273,12 +284,12 @@ def main() -> None:
 
 
 def is_good(row: dict[str, Any]) -> bool:
-    return row["attached"] and row["law"] and bool(row.get("extracts")) and not row["collapsed"]
+    return row["attached"] and bool(row.get("law")) and bool(row.get("extracts")) and not row["collapsed"]
 
 
 def brief(found: dict[str, Any]) -> str:
-    law = "law" if found["law"] else "NOT THE LAW"
-    extracts = "extracts" if found["extracts"] else "DOES NOT EXTRACT"
+    law = "law" if found.get("law") else "law not tried" if "law" not in found else "NOT THE LAW"
+    extracts = "extracts" if found.get("extracts") else "NOT EXTRACTED"
     units = f"{found['units']} units of {found['widths']}, whole {found['whole']:.1%}"
     collapsed = f", collapsed: {', '.join(found['collapsed'])}" if found["collapsed"] else ""
     return f"{law}, {extracts}, {units}, {found['forwards']} forwards{collapsed}"

@@ -13,7 +13,7 @@ import torch
 
 from hatrack.experiments import experiment, preparing, request, running
 from hatrack.methods import METHODS, Method
-from hatrack.methods.anchored import AnchoredMethod
+from hatrack.methods.multi_head import AnchoredMethod
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 QUICK: dict[str, Any] = {"epochs": 5, "hidden": (40, 30), "limit": 120, "num_tasks": 3, "lr": 0.2}

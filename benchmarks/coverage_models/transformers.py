@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from coverage_models import Model
 from torch import Tensor, nn
+
+from coverage_models import Model
 
 __all__ = ["models"]
 
@@ -82,7 +83,7 @@ def configured(kind: str, settings: dict[str, Any]) -> Any:
     own = {**WIDTHS, **settings}
     attributes = getattr(config, "attribute_map", {})
     taken = {name: value for name, value in own.items() if name in known or name in settings}
-    taken = {name: value for name, value in taken.items() if not (attributes.get(name) in taken)}
+    taken = {name: value for name, value in taken.items() if attributes.get(name) not in taken}
     return config(**taken)
 
 
@@ -113,7 +114,7 @@ def entries(text: str) -> dict[str, Entry]:
         name, _, settings = line.partition(" ")
         kind, _, part = name.partition(".")
         config, _, model = kind.partition(":")
-        own = eval(f"dict({settings})")  # noqa: S307 - of the tables below
+        own = eval(f"dict({settings})")
         found[(model or config) + (f".{part}" if part else "")] = (config, model or f"{config}Model", own, part)
     return found
 
@@ -125,7 +126,8 @@ TEXT = entries(
     BertGeneration:BertGenerationEncoder
     BigBird attention_type="original_full"
     Camembert
-    Canine num_hash_functions=4, num_hash_buckets=64, downsampling_rate=2, local_transformer_stride=4, type_vocab_size=2
+    Canine num_hash_functions=4, num_hash_buckets=64, downsampling_rate=2, local_transformer_stride=4, \
+        type_vocab_size=2
     ConvBert
     Data2VecText
     Deberta relative_attention=True, pos_att_type=["c2p", "p2c"]
@@ -170,8 +172,10 @@ TEXT = entries(
     Cohere
     Cohere2
     CTRL dff=48
-    DeepseekV2 kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1
-    DeepseekV3 kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1
+    DeepseekV2 kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, \
+        n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1
+    DeepseekV3 kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, \
+        n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1
     DiffLlama
     Ernie4_5
     Exaone4
@@ -193,7 +197,8 @@ TEXT = entries(
     GraniteMoe
     Helium
     HunYuanDenseV1
-    Jamba attn_layer_offset=1, attn_layer_period=2, expert_layer_offset=1, expert_layer_period=2, mamba_d_state=4, use_mamba_kernels=False
+    Jamba attn_layer_offset=1, attn_layer_period=2, expert_layer_offset=1, expert_layer_period=2, \
+        mamba_d_state=4, use_mamba_kernels=False
     JetMoe kv_channels=8, num_key_value_heads=2
     Lfm2 layer_types=["conv", "full_attention"]
     Llama
@@ -219,7 +224,9 @@ TEXT = entries(
     Qwen2Moe shared_expert_intermediate_size=24
     Qwen3
     Qwen3Moe num_experts_per_tok=2
-    Qwen3Next layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts_per_tok=2, shared_expert_intermediate_size=24
+    Qwen3Next layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4, \
+        linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts_per_tok=2, \
+        shared_expert_intermediate_size=24
     RecurrentGemma lru_width=32, block_types=["recurrent", "attention"]
     Rwkv attention_hidden_size=32
     SeedOss
@@ -228,7 +235,8 @@ TEXT = entries(
     Starcoder2
     VaultGemma
     XGLM attention_heads=4
-    Zamba2 mamba_d_state=8, n_mamba_heads=8, mamba_ngroups=1, layers_block_type=["mamba", "hybrid"], num_mem_blocks=1, use_mamba_kernels=False
+    Zamba2 mamba_d_state=8, n_mamba_heads=8, mamba_ngroups=1, layers_block_type=["mamba", "hybrid"], \
+        num_mem_blocks=1, use_mamba_kernels=False
     Bart.encoder
     BigBirdPegasus.encoder attention_type="original_full"
     Blenderbot.encoder
@@ -271,8 +279,11 @@ IMAGES = entries(
     EfficientNet width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320
     FocalNet image_size=32, embed_dim=8, depths=[1, 1], focal_levels=[1, 1], focal_windows=[3, 3]
     GLPN hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8
-    HGNetV2:HGNetV2Backbone stem_channels=[3, 8, 8], stage_in_channels=[8, 8, 16, 16], stage_mid_channels=[4, 4, 8, 8], stage_out_channels=[8, 16, 16, 32], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[2, 2, 2, 2], hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], embedding_size=8
-    Hiera image_size=[32, 32], patch_size=[7, 7], patch_stride=[4, 4], patch_padding=[3, 3], embed_dim=8, depths=[1, 1], num_heads=[1, 2], masked_unit_size=[2, 2], query_stride=[2, 2], num_query_pool=1
+    HGNetV2:HGNetV2Backbone stem_channels=[3, 8, 8], stage_in_channels=[8, 8, 16, 16], stage_mid_channels=[4, \
+        4, 8, 8], stage_out_channels=[8, 16, 16, 32], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[2, \
+        2, 2, 2], hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], embedding_size=8
+    Hiera image_size=[32, 32], patch_size=[7, 7], patch_stride=[4, 4], patch_padding=[3, 3], embed_dim=8, \
+        depths=[1, 1], num_heads=[1, 2], masked_unit_size=[2, 2], query_stride=[2, 2], num_query_pool=1
     IJepa image_size=32, patch_size=8
     Levit image_size=64, hidden_sizes=[16, 16, 16], num_attention_heads=[2, 2, 2], depths=[1, 1, 1], key_dim=[8, 8, 8]
     MobileNetV1 depth_multiplier=0.25
@@ -303,9 +314,11 @@ CLIPS = entries(
     Vivit image_size=32, num_frames=4, tubelet_size=[2, 8, 8]
     """
 )
-SPEECH = dict(conv_dim=[16, 16], conv_kernel=[10, 3], conv_stride=[5, 2], num_feat_extract_layers=2)
-SPEECH |= dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, mask_time_prob=0.0, mask_feature_prob=0.0)
-SPEECH |= dict(layerdrop=0.0, num_adapter_layers=1)
+SPEECH = {
+    **{"conv_dim": [16, 16], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2},
+    **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0},
+    **{"mask_feature_prob": 0.0, "layerdrop": 0.0, "num_adapter_layers": 1},
+}
 SOUND = {
     name: (config, model, {**SPEECH, **own}, part)
     for name, (config, model, own, part) in entries(

@@ -142,6 +142,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 def models() -> Iterator[Model]:
     """Yield the models."""
     import_module("vit_pytorch")
+    # On CPUs torch's flex attention has no backward pass: those that use it fall back on attention written out.
+    import_module("vit_pytorch.vit_nd_masking").flex_attention_supported = lambda device: False
     for name, (kind, settings, shape) in MODELS.items():
 
         def build(name: str = name, kind: str = kind, settings: dict[str, Any] = settings) -> nn.Module:

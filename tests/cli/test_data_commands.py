@@ -15,11 +15,10 @@ import torch
 from rich.console import Console
 
 from hatrack.cli import main
-from hatrack.cli.display import DownloadDisplay, size_in_words
+from hatrack.cli.carrying import DownloadDisplay
 from hatrack.data import DATASETS, DatasetSpec, FileVariant
 from hatrack.data.files import DataFile
-from hatrack.data.idx import encode_idx
-from hatrack.data.mnist import MNIST, decode_mnist
+from hatrack.data.mnist import decode_mnist, encode_idx
 from hatrack.data.sources import PublishedFiles
 
 X, Y = torch.arange(40, dtype=torch.uint8).reshape(10, 2, 2), torch.arange(10, dtype=torch.uint8)
@@ -65,7 +64,7 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mirror: str) -> 
     monkeypatch.setenv("COLUMNS", "200")
     files = tuple(DataFile(name, hashlib.sha256(content).hexdigest(), ".gz") for name, content in FILES.items())
     variant = FileVariant("idx files", PublishedFiles(files, ("mnist",), (mirror,)), decode_mnist)
-    spec = dataclasses.replace(MNIST, variants=(variant,))
+    spec = dataclasses.replace(DATASETS["mnist"], variants=(variant,))
     table = {**DATASETS, "mnist": spec}
     for module in ("hatrack.cli.data", "hatrack.data.registry"):
         monkeypatch.setattr(f"{module}.DATASETS", table)
@@ -212,11 +211,3 @@ def test_a_bar_in_a_terminal_and_a_line_elsewhere() -> None:
     ]
     for console in (Console(file=io.StringIO(), force_terminal=True), Console(file=io.StringIO())):
         assert shown_by(DownloadDisplay(console, quiet=True), console) == ""
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (170_498_071, "170.5 MB"), (2e9, "2.0 GB")],
-)
-def test_size_in_words(size: int, words: str) -> None:
-    assert size_in_words(size) == words

@@ -93,7 +93,7 @@ def test_another_number_of_threads_is_found_by_the_same_look(tmp_path: Path, rea
 def test_ones_own_tasks_are_described_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described: list[object] = []
     monkeypatch.setattr(
-        "hatrack.experiments.own.own_stream", lambda sources: described.append(sources) or own_stream(sources)
+        "hatrack.experiments.experiment.own_stream", lambda sources: described.append(sources) or own_stream(sources)
     )
     (tmp_path / "own.toml").write_text('[[task]]\npath = "absent.npz"\n')
     assert main(["run", str(tmp_path / "own.toml"), "--method", "sgd", "--out", str(tmp_path / "run")]) == 2

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import hatrack
-from hatrack.cli import main, wording
-from hatrack.cli.wording import with_options
+from hatrack.cli import main, options
+from hatrack.cli.options import with_options
 from hatrack.errors import CheckpointError
 from hatrack.experiments import read_result
 from hatrack.experiments.folder import require_whole
@@ -20,7 +20,7 @@ ROOT = Path(hatrack.__file__).parent
 
 
 def test_the_examples() -> None:
-    assert doctest.testmod(wording).failed == 0
+    assert doctest.testmod(options).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -231,3 +231,41 @@ def test_a_backbone_without_gates_shares_its_weights_and_nothing_else(kind: str)
     detached = net.detach().eval()
     assert torch.equal(detached(x), alone)
     HATNetwork(plain, x[:2])
+
+
+def test_a_backbone_that_refuses_single_samples_is_extracted_without_a_count_of_operations() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) > 1
+            return F.relu(self.b(F.relu(self.a(x))))
+
+    net = HATNetwork(Pairs(), torch.zeros(2, 4))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    summary = net.extract("a").summary
+    assert summary is not None
+    assert (summary.flops, summary.full_flops) == (0, 0)
+    assert "operations" not in str(summary)
+
+
+def test_a_function_that_keeps_calling_the_original_layers_is_named() -> None:
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 8)
+            self.rest = lambda x: F.relu(self.b(F.relu(x)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(self.a(x))
+
+    net = HATNetwork(Closed(), torch.zeros(2, 4))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    summary = net.extract("a").summary
+    assert summary is not None
+    assert all("'rest' is a function that calls the layers it was made with" in why for why in summary.whole.values())
+    assert summary.whole

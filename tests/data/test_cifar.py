@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, load_dataset
-from hatrack.data.cifar import CIFAR10, CIFAR100, _variants
-from hatrack.data.cifar_formats import CifarFormat
-from hatrack.data.dataset import FileVariant
+from hatrack.data.cifar import CIFAR10_FORMAT, CIFAR100_FORMAT, CifarFormat
+from hatrack.data.dataset import FileVariant, Variant
 from hatrack.data.files import DataFile
 from hatrack.data.pictures import PictureLayout
+from hatrack.data.sources import PublishedFiles
 from hatrack.data.trees import PictureTree
 from hatrack.errors import DataError
 from support.miniatures import (
@@ -33,6 +33,7 @@ from support.miniatures import (
     zipped,
 )
 
+LAYOUT_OF = {TEN: CIFAR10_FORMAT, HUNDRED: CIFAR100_FORMAT}
 ARRAYS = {layout: arrays_of(layout) for layout in (TEN, HUNDRED)}
 PYTHON = {layout: python_files(layout, ARRAYS[layout]) for layout in ARRAYS}
 BINARY = {layout: binary_files(layout, ARRAYS[layout]) for layout in ARRAYS}
@@ -41,37 +42,36 @@ BINARY_ARCHIVE = {layout: tar_gz(BINARY[layout], layout.binary_folder) for layou
 BOTH = pytest.mark.parametrize("layout", [TEN, HUNDRED], ids=["cifar10", "cifar100"])
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def rehashed(file: DataFile, content: bytes) -> DataFile:
+    """The same file, known by the hash of other content."""
+    if file.md5:
+        return dataclasses.replace(file, md5=hashlib.md5(content).hexdigest())
+    return dataclasses.replace(file, sha256=hashlib.sha256(content).hexdigest())
 
 
 def miniature(layout: CifarFormat) -> DatasetSpec:
     """The real specification, with the hashes and numbers of the miniature and without download addresses."""
-    spec = CIFAR10 if layout is TEN else CIFAR100
-    stem = layout.python_folder.removesuffix("-python").removesuffix("-batches-py")
+    spec = DATASETS["cifar10" if layout is TEN else "cifar100"]
     y_train, y_test = ARRAYS[layout].y_train, ARRAYS[layout].y_test
     counts = (int((y_train == 0).sum()), int((y_test == 0).sum()))
-    variants = _variants(
-        layout,
-        (spec.name,),
-        python=DataFile(f"{stem}-python.tar.gz", sha256(ARCHIVE[layout]), archive=True),
-        python_files=tuple(DataFile(name, md5=md5(content)) for name, content in PYTHON[layout].items()),
-        binary=DataFile(f"{stem}-binary.tar.gz", sha256(BINARY_ARCHIVE[layout]), archive=True),
-        binary_files=tuple(
-            DataFile(name, sha256(content)) for name, content in BINARY[layout].items() if name.endswith(".bin")
-        ),
-        pictures=PictureTree(
-            "pictures", (f"{spec.name}.zip",), (spec.name,), PictureLayout(layout.class_names, *counts, (32, 32))
-        ),
-    )
-    first = variants[0]
-    assert isinstance(first, FileVariant)
-    offline = dataclasses.replace(first, source=dataclasses.replace(first.source, mirrors=()))  # type: ignore[type-var]
-    return dataclasses.replace(spec, variants=(offline, *variants[1:]))
+    contents = {
+        "decode_python_archive": [ARCHIVE[layout]],
+        "decode_python": [*PYTHON[layout].values()],
+        "decode_binary_archive": [BINARY_ARCHIVE[layout]],
+        "decode_binary": [content for name, content in BINARY[layout].items() if name.endswith(".bin")],
+    }
+    variants: list[Variant] = []
+    for form, (decode, payloads) in zip(spec.variants, contents.items(), strict=False):
+        assert isinstance(form, FileVariant)
+        assert isinstance(form.source, PublishedFiles)
+        assert form.decode == getattr(LAYOUT_OF[layout], decode)
+        files = tuple(rehashed(*pair) for pair in zip(form.source.files, payloads, strict=True))
+        source = dataclasses.replace(form.source, files=files, mirrors=())
+        variants.append(dataclasses.replace(form, source=source, decode=getattr(layout, decode)))
+    pictures = spec.variants[4]
+    assert isinstance(pictures, PictureTree)
+    variants.append(dataclasses.replace(pictures, layout=PictureLayout(layout.class_names, *counts, (32, 32))))
+    return dataclasses.replace(spec, variants=tuple(variants))
 
 
 def put_form(form: str, layout: CifarFormat, folder: Path) -> Path:
@@ -160,7 +160,7 @@ def test_a_damaged_form_does_not_hide_a_sound_one(tmp_path: Path) -> None:
         "its content is not that of cifar10's data_batch_1 (the MD5 differs)",
         "test_batch.bin is missing beside data_batch_1.bin",
         "put cifar-10-python.tar.gz or the folder cifar-10-batches-py or cifar-10-binary.tar.gz or the folder "
-        "cifar-10-batches-bin or cifar10.zip (or pictures as",
+        "cifar-10-batches-bin or cifar10-jpeg.zip (or pictures as",
         "`data_dir`",
     ):
         assert fault in message
@@ -260,8 +260,7 @@ def check_fault(decode: Callable[[Files], object], files: Files, fault: str) -> 
 
 
 def test_constants_of_the_specifications() -> None:
-    for spec, classes in ((CIFAR10, 10), (CIFAR100, 100)):
-        assert DATASETS[spec.name] is spec
+    for spec, classes in ((DATASETS["cifar10"], 10), (DATASETS["cifar100"], 100)):
         assert len(set(spec.class_names)) == classes
         assert list(spec.class_names) == sorted(spec.class_names)
         assert [round(255 * value, 1) for value in (*spec.mean, *spec.std)] == [125.3, 123.0, 113.9, 63.0, 62.1, 66.7]

@@ -14,13 +14,11 @@ import torch
 
 from hatrack.data import DATASETS, ImageDataset, load_dataset
 from hatrack.data.arrays import every_nth_of_each_class
-from hatrack.data.class_folders import ClassFolders
 from hatrack.data.dataset import FileVariant
-from hatrack.data.facescrub import FACESCRUB
 from hatrack.data.files import DataFile
-from hatrack.data.idx import encode_idx
-from hatrack.data.notmnist import NOTMNIST, SMALL, decode_sample
-from hatrack.data.pictures import PictureForm
+from hatrack.data.mnist import encode_idx
+from hatrack.data.pictures import ClassFolders, PictureForm
+from hatrack.data.registry import NOTMNIST_SMALL, decode_notmnist_sample
 from hatrack.data.sources import NotFoundError, PublishedFiles
 from hatrack.data.trees import PictureTree, unpack_tree
 from hatrack.errors import DataError
@@ -150,11 +148,11 @@ def letters(per_class: int) -> dict[str, bytes]:
 
 
 def test_notmnist_small_from_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = letters(10) | dict.fromkeys(SMALL.empty, b"")
-    layout = dataclasses.replace(SMALL, counts=(10,) * 10)
-    monkeypatch.setattr("hatrack.data.notmnist.SMALL", layout)
+    files = letters(10) | dict.fromkeys(NOTMNIST_SMALL.empty, b"")
+    layout = dataclasses.replace(NOTMNIST_SMALL, counts=(10,) * 10)
+    monkeypatch.setattr("hatrack.data.registry.NOTMNIST_SMALL", layout)
     payload = tar_gz(files, "notMNIST_small")
-    archive, folder, _ = NOTMNIST.variants
+    archive, folder, _ = DATASETS["notmnist"].variants
     assert isinstance(archive, FileVariant)
     assert isinstance(archive.source, PublishedFiles)
     assert isinstance(folder, PictureTree)
@@ -172,9 +170,9 @@ def test_notmnist_small_from_its_archive(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_notmnist_as_published() -> None:
-    assert sum(SMALL.counts) == 18_724
-    assert SMALL.limits.files == 18_726
-    assert NOTMNIST.mean + NOTMNIST.std == (0.4254, 0.4501)
+    assert sum(NOTMNIST_SMALL.counts) == 18_724
+    assert NOTMNIST_SMALL.limits.files == 18_726
+    assert DATASETS["notmnist"].mean + DATASETS["notmnist"].std == (0.4254, 0.4501)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +190,7 @@ def test_faulty_sample_is_named(images: torch.Tensor, labels: torch.Tensor, faul
         "t10k-labels-idx1-ubyte": encode_idx(labels.byte()),
     }
     with pytest.raises(DataError) as caught:
-        decode_sample(contents)
+        decode_notmnist_sample(contents)
     assert fault in str(caught.value)
 
 
@@ -227,7 +225,7 @@ def faces(people: int, above: str = "") -> dict[str, bytes]:
 
 @pytest.mark.parametrize("above", ["", "facescrub/", "facescrub/actors/", "FaceScrub/actresses/faces/"])
 def test_the_people_of_most_pictures_are_taken(above: str, tmp_path: Path) -> None:
-    (tree,) = FACESCRUB.variants
+    (tree,) = DATASETS["facescrub"].variants
     assert isinstance(tree, PictureTree)
     assert isinstance(tree.layout, ClassFolders)
     three = dataclasses.replace(tree, layout=dataclasses.replace(tree.layout, classes=3))

@@ -9,10 +9,8 @@ import torch
 
 from hatrack.data import DATASETS, ImageDataset, build_subset, load_dataset, load_subset
 from hatrack.data.dataset import DatasetSpec, ImageArrays, Loaded
-from hatrack.data.idx import encode_idx
-from hatrack.data.mnist import decode_mnist
+from hatrack.data.mnist import TEST_PER_CLASS, TRAIN_PER_CLASS, decode_mnist, encode_idx, encode_subset
 from hatrack.data.sources import Absence, NotFoundError
-from hatrack.data.subset import TEST_PER_CLASS, TRAIN_PER_CLASS, encode_subset
 from hatrack.errors import DataError, InputError
 from hatrack.support.names import look_up
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hatrack.data import download
-from hatrack.data.download import download_file, offline
-from hatrack.data.files import DataFile
+from hatrack.data import files
+from hatrack.data.files import DataFile, download_file, offline
 from hatrack.errors import DataError
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte
@@ -180,7 +179,7 @@ def test_absent_file_leaves_nothing(server: Server, folder: Path) -> None:
 
 
 def test_endless_file_is_given_up(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "LARGEST", 500_000)
+    monkeypatch.setattr(files, "LARGEST", 500_000)
     with pytest.raises(DataError, match="sends more than 500000 bytes"):
         fetch(server, folder)
     assert not folder.parent.exists()
@@ -188,9 +187,9 @@ def test_endless_file_is_given_up(server: Server, folder: Path, monkeypatch: pyt
 
 def test_full_disk_is_no_fault_of_the_network(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(part: object, block: bytes) -> None:
-        raise download._WriteError(OSError(28, "No space left on device"))
+        raise files._WriteError(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(download, "_write", full)
+    monkeypatch.setattr(files, "_write", full)
     with pytest.raises(DataError, match=r"archive\.zip: cannot be written \(No space left on device\)"):
         fetch(server, folder)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hatrack.data.idx import decode_idx, encode_idx, read_idx
+from hatrack.data.mnist import decode_idx, encode_idx, read_idx
 from hatrack.errors import DataError, InputError
 
 # Two images of two rows of three, written out by hand.

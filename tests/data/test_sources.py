@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hatrack.data.download import download_file
-from hatrack.data.files import DataFile
+from hatrack.data.files import DataFile, download_file
 from hatrack.data.sources import PackagedFiles, PublishedFiles, cache_root
 from hatrack.errors import DataError
 
@@ -260,6 +259,6 @@ def test_unwritable_cache(tmp_path: Path, mirror: str) -> None:
 
 def test_missing_or_foreign_packaged_file() -> None:
     with pytest.raises(DataError, match="install hatrack again"):
-        PackagedFiles("subset", (DataFile("absent", "0" * 64),)).fetch("tiny")
+        PackagedFiles((DataFile("absent", "0" * 64),), "subset").fetch("tiny")
     with pytest.raises(DataError, match="its content is not that of tiny's NOTICE"):
-        PackagedFiles("subset", (DataFile("NOTICE", "0" * 64),)).fetch("tiny")
+        PackagedFiles((DataFile("NOTICE", "0" * 64),), "subset").fetch("tiny")

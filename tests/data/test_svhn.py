@@ -14,16 +14,17 @@ import torch
 from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.matlab import read_mat
+from hatrack.data.registry import DATASETS, SVHN_TEST, SVHN_TRAIN, decode_svhn
 from hatrack.data.sources import NotFoundError
-from hatrack.data.svhn import SVHN, TEST, TRAIN, decode_svhn
 from hatrack.errors import DataError
 from support.formats import compressed, element, mat_array, mat_file, svhn_file
 from support.miniatures import put
 
+SVHN = DATASETS["svhn"]
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=GENERATOR)
 LABELS = [10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1]
-FILES = {TRAIN: svhn_file(IMAGES, LABELS), TEST: svhn_file(IMAGES[:2], [9, 10])}
+FILES = {SVHN_TRAIN: svhn_file(IMAGES, LABELS), SVHN_TEST: svhn_file(IMAGES[:2], [9, 10])}
 GRID = np.arange(6, dtype=np.float64).reshape(2, 3) + 0.5
 BYTES = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
@@ -132,8 +133,8 @@ def test_images_are_upright_and_ten_becomes_zero_exactly_once() -> None:
 )
 def test_wrong_images_and_labels_are_named(content: bytes, fault: str) -> None:
     with pytest.raises(DataError) as caught:
-        decode_svhn({**FILES, TEST: content})
-    assert f"{TEST}: " in str(caught.value)
+        decode_svhn({**FILES, SVHN_TEST: content})
+    assert f"{SVHN_TEST}: " in str(caught.value)
     assert fault in str(caught.value)
 
 
@@ -150,7 +151,7 @@ def test_found_decoded_once_and_kept(folder: str, tmp_path: Path, monkeypatch: p
     put(tmp_path / "data" / folder, FILES)
     spec = miniature(FILES)
     first = spec.load(tmp_path / "data")  # type: ignore[attr-defined]
-    monkeypatch.setattr("hatrack.data.svhn.read_mat", None)
+    monkeypatch.setattr("hatrack.data.registry.read_mat", None)
     again = spec.load(tmp_path / "data")  # type: ignore[attr-defined]
     assert torch.equal(first.x_train, again.x_train)
     assert torch.equal(first.y_test, again.y_test)
@@ -161,13 +162,13 @@ def test_a_changed_file_is_refused_though_its_arrays_were_kept(tmp_path: Path) -
     spec = miniature(FILES)
     put(tmp_path / "data", FILES)
     spec.load(tmp_path / "data")  # type: ignore[attr-defined]
-    put(tmp_path / "data", {TEST: FILES[TRAIN]})
-    with pytest.raises(NotFoundError, match=f"its content is not that of svhn's {TEST}"):
+    put(tmp_path / "data", {SVHN_TEST: FILES[SVHN_TRAIN]})
+    with pytest.raises(NotFoundError, match=f"its content is not that of svhn's {SVHN_TEST}"):
         spec.load(tmp_path / "data")  # type: ignore[attr-defined]
 
 
 def test_damaged_arrays_are_not_kept(tmp_path: Path) -> None:
-    files = {TRAIN: svhn_file(IMAGES[:2], [0, 1]), TEST: FILES[TEST]}
+    files = {SVHN_TRAIN: svhn_file(IMAGES[:2], [0, 1]), SVHN_TEST: FILES[SVHN_TEST]}
     put(tmp_path / "data", files)
     with pytest.raises(DataError, match=r"outside of 1\.\.10"):
         miniature(files).load(tmp_path / "data")  # type: ignore[attr-defined]

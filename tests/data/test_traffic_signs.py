@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hatrack.data import ImageDataset, channel_statistics, load_dataset
+from hatrack.data import DATASETS, ImageDataset, channel_statistics, load_dataset
 from hatrack.data.dataset import FileVariant
 from hatrack.data.files import DataFile
 from hatrack.data.sources import PublishedFiles
-from hatrack.data.traffic_signs import TEST_COUNTS, TRAFFIC_SIGNS, TRAIN_COUNTS, SignLayout
+from hatrack.data.traffic_signs import TEST_COUNTS, TRAIN_COUNTS, SignLayout
 from hatrack.data.trees import PictureTree
 from hatrack.errors import DataError
 from support.formats import ppm, resized, table
@@ -21,6 +21,7 @@ from support.miniatures import put, zipped
 
 GENERATOR = torch.Generator().manual_seed(0)
 TRAIN, TEST = "GTSRB/Final_Training/Images", "GTSRB/Final_Test/Images"
+TRAFFIC_SIGNS = DATASETS["traffic-signs"]
 LAYOUT = SignLayout(train=5, test=3, classes=2)
 SIZES = [(30, 29), (50, 40), (32, 32), (15, 15), (100, 60), (31, 33), (40, 50), (29, 30)]
 IMAGES = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=GENERATOR) for size in SIZES]

@@ -33,7 +33,7 @@ from hatrack.experiments import (
     prepare,
     run,
 )
-from hatrack.experiments.comparing import SUMMARY
+from hatrack.experiments.comparison import SUMMARY
 from hatrack.experiments.tuning import Candidate, GridSearch, best, outcomes, tune
 from hatrack.storage.locks import locked
 
@@ -151,7 +151,7 @@ def test_stopping_ends_the_workers(tmp_path: Path) -> None:
 
 
 def test_one_folder_is_for_one_comparison_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hatrack.experiments.comparing._PATIENCE", 0.0)
+    monkeypatch.setattr("hatrack.experiments.comparison._PATIENCE", 0.0)
     plan = ComparisonPlan.make("demo", ["sgd"], [0], TINY)
     with locked(tmp_path, 0.0), pytest.raises(InputError, match=f"in use by process {os.getpid()} on"):
         carry_out(plan, tmp_path, LocalExecutor(1))

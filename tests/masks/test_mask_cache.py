@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hatrack.masks.mask_cache import MaskCache
-from hatrack.masks.packing import pack, unpack
+from hatrack.masks.packing import MaskCache, pack, unpack
 
 
 def test_a_mask_is_unpacked_again_only_after_a_change() -> None:

@@ -13,9 +13,9 @@ from hatrack.errors import InputError
 from hatrack.methods import Batch
 from hatrack.methods.complexity import sample_complexity
 from hatrack.methods.dwa import DWA
-from hatrack.methods.dwa.anchors import choose_anchors, positive_anchor, simple_samples
 from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss
 from hatrack.methods.dwa.masks import MaskForm
+from hatrack.methods.dwa.method import choose_anchors, positive_anchor, simple_samples
 from hatrack.methods.dwa.network import Context, DWABackbone, context_processor
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from support.toys import IMAGE, IMAGES, TASKS, accuracy, learn, logits, make

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import hatrack
 from hatrack import HATNetwork, InputError, UnsupportedError
 from hatrack.masks.calibration import Scorer
-from support.changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never
+from support.changing_networks import KINDS, WIDTH, Condition, Mixing, Net, learn_batch, never, unexplained
 from support.helpers import logits
 
 UNUSUAL: dict[str, tuple[Condition, Callable[[Net], Tensor]]] = {
@@ -74,8 +74,8 @@ def test_unusual_calls_of_usual_networks_are_answered(name: str) -> None:
 
 HOOKS: dict[str, Callable[[nn.Module], object]] = {
     "before": lambda m: m.register_forward_pre_hook(lambda _, args: (args[0] + 1,)),
-    "mixing before": lambda m: m.register_forward_pre_hook(lambda _, args: (args[0] - args[0].mean(1, keepdim=True),)),
-    "mixing after": lambda m: m.register_forward_hook(lambda _, args, out: out - out.mean(1, keepdim=True)),
+    "mixing before": lambda m: m.register_forward_pre_hook(lambda _, args: (unexplained(args[0]),)),
+    "mixing after": lambda m: m.register_forward_hook(lambda _, args, out: unexplained(out)),
     "rolling after": lambda m: m.register_forward_hook(lambda _, args, out: out + out.roll(1, 1)),
 }
 
@@ -128,7 +128,7 @@ class InFours(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.a(x)).view(len(x) // 4, 4, *x.shape[1:-1], WIDTH).flatten(0, 1).mean(1)
         if x.shape[1] > 3:
-            h = h - h.mean(1, keepdim=True)
+            h = unexplained(h)
         return torch.relu(self.out(h))
 
 

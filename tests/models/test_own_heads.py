@@ -139,6 +139,13 @@ class Noisy(nn.Linear):
         return super().forward(features + torch.randn_like(features))
 
 
+def sharing(layer: nn.Linear) -> nn.Module:
+    """Return a head whose weight lies in the memory of another layer's."""
+    head = nn.Linear(12, 12)
+    head.weight = nn.Parameter(layer.weight.detach()[:, :12])
+    return head
+
+
 REFUSED: dict[str, tuple[Callable[[HATNetwork], dict[str, Any]], type[Exception], str]] = {
     "both": (
         lambda net: {"num_classes": 2, "head": nn.Linear(12, 2)},
@@ -154,6 +161,7 @@ REFUSED: dict[str, tuple[Callable[[HATNetwork], dict[str, Any]], type[Exception]
     ),
     "not initialised": (lambda net: {"head": nn.LazyLinear(2)}, InputError, "weight of the head .* is not initialised"),
     "a part of the backbone": (lambda net: {"head": net.backbone.out}, InputError, "is a part of this network already"),
+    "a view of it": (lambda net: {"head": sharing(net.backbone.out)}, InputError, "is a part of this network already"),
     "another task's": (lambda net: {"head": net.tasks[0].head}, InputError, "is a part of this network already"),
     "a counter": (lambda net: {"head": Counting()}, UnsupportedError, "changes calls in evaluation mode"),
     "a moving buffer": (lambda net: {"head": Moving()}, UnsupportedError, "changes mean in evaluation mode"),

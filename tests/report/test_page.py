@@ -13,7 +13,7 @@ from markupsafe import escape
 from hatrack.cli import main
 from hatrack.experiments.results import write_result
 from hatrack.methods import METHODS as METHODS_BY_NAME
-from hatrack.report import style
+from hatrack.report import canvas
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
 from support.synthetic import METHODS, synthetic
@@ -213,13 +213,13 @@ def test_colours_can_be_seen(theme: str) -> None:
     part = {key: [int(colours[key][at : at + 2], 16) for at in (1, 3, 5)] for key in ("accent", "bg")}
     bar = "#" + "".join(f"{round(0.2 * a + 0.8 * b):02x}" for a, b in zip(part["accent"], part["bg"], strict=True))
     assert contrast(colours["muted"], bar) >= 4.5, "a reference's figures stand on a bar"
-    for index in range(len(style.LIGHT)):
+    for index in range(len(canvas.LIGHT)):
         assert contrast(colours[f"c{index}"], colours["bg"]) >= 3.0, "lines are graphics (WCAG 1.4.11)"
     low, high = ([int(colours[end][at : at + 2], 16) for at in (1, 3, 5)] for end in ("low", "high"))
     for step in range(101):
         parts = (round(a + (b - a) * step / 100) for a, b in zip(low, high, strict=True))
         mixed = "#" + "".join(f"{part:02x}" for part in parts)
-        ink = "#ffffff" if style.dark_cell(step / 100, theme) else "#000000"
+        ink = "#ffffff" if canvas.dark_cell(step / 100, theme) else "#000000"
         assert contrast(ink, mixed) >= 4.5
 
 

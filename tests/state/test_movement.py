@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import hatrack
 from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
-from support.changing_networks import WIDTH, Condition, learn_batch
+from support.changing_networks import WIDTH, Condition, learn_batch, unexplained
 from support.helpers import logits
 
 KINDS = [HATNetwork, WeightMaskedNetwork]
@@ -277,7 +277,7 @@ class Switching(nn.Module):
                 switched = int(self.count) > 4
         if self.when(self, x):
             self.move()
-        return torch.relu(self.out(h - h.mean(1, keepdim=True) if switched else h))
+        return torch.relu(self.out(unexplained(h) if switched else h))
 
     def move(self) -> None:
         match self.state:

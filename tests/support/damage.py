@@ -21,15 +21,15 @@ from torch import nn
 import hatrack
 from hatrack import HATNetwork, HatrackError, WeightMaskedNetwork
 from hatrack.data.files import unpack
-from hatrack.data.idx import decode_idx, encode_idx
+from hatrack.data.mnist import decode_idx, encode_idx
 from hatrack.data.npz import decode_npz
 from hatrack.data.pictures import PictureForm, PictureLayout, decode_files
-from hatrack.data.svhn import TEST, TRAIN, decode_svhn
+from hatrack.data.registry import SVHN_TEST, SVHN_TRAIN, decode_svhn
 from hatrack.data.traffic_signs import SignLayout
 from hatrack.data.trees import unpack_tree
 from hatrack.experiments import read_result
 from hatrack.experiments.comparison import read_failure, write_failure
-from hatrack.experiments.own import own_experiment
+from hatrack.experiments.experiment import own_experiment
 from hatrack.experiments.plan import ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.streams.own.files import OwnTask, read_own_task
@@ -196,7 +196,9 @@ DATA: dict[str, Reader] = {
     "cifar archive": Reader(
         lambda content: TWO.decode_python_archive({"here": content}), (tar_gz(PYTHON, TWO.python_folder),)
     ),
-    "matlab": Reader(lambda content: decode_svhn({TRAIN: content, TEST: content}), (svhn_file(ROWS[:1], [10]),)),
+    "matlab": Reader(
+        lambda content: decode_svhn({SVHN_TRAIN: content, SVHN_TEST: content}), (svhn_file(ROWS[:1], [10]),)
+    ),
     "npz": Reader(lambda content: decode_npz(content, "here"), (npz(NPZ),)),
     "picture": Reader(
         lambda content: decode_files({"a": content}, PictureForm((8, 8), resize=True), "here"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import hatrack
 from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError, units
+from hatrack.errors import HatrackError
 from hatrack.units import Role
 from support.helpers import assert_poison_harmless, learn, logits
 
@@ -98,12 +100,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Mapping[Any, un
 }
 
 
+REFUSED = ("a detour through numpy",)
+"""Cases that need their rule; others are understood without it, and then are finer."""
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_refused_without_the_rule_and_exact_with_it(case: str) -> None:
     build, shape, rules = CASES[case]
     torch.manual_seed(0)
-    with pytest.raises((UnsupportedError, GuaranteeError)):
-        HATNetwork(build(), torch.zeros(2, *shape))
+    if case in REFUSED:
+        with pytest.raises((UnsupportedError, GuaranteeError)):
+            HATNetwork(build(), torch.zeros(2, *shape))
     net = HATNetwork(build(), torch.zeros(2, *shape), rules=rules)
     samples, promised = {}, {}
     for number in range(3):
@@ -115,14 +122,18 @@ def test_refused_without_the_rule_and_exact_with_it(case: str) -> None:
     assert_poison_harmless(net, samples)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_the_refusal_names_the_layer_the_line_and_the_remedy(kind: Callable[..., nn.Module]) -> None:
+class Sparse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to_sparse().to_dense()
+
+
+def test_the_refusal_names_the_layer_the_line_and_the_remedy() -> None:
     with pytest.raises(UnsupportedError) as refusal:
-        HATNetwork(Recurrent(kind), torch.zeros(2, *SEQUENCE))
+        HATNetwork(nn.Sequential(OrderedDict(first=nn.Linear(6, 4), memory=Sparse())), torch.zeros(2, 6))
     message = str(refusal.value)
     assert "there is no rule for this operation" in message
     assert "@hatrack.units.rule" in message
-    assert f"'memory' ({kind.__name__})" in message
+    assert "'memory' (Sparse)" in message
     assert "rules={'memory': hatrack.units.shared_layer()}" in message
     assert "test_by_hand.py:" in message
     assert "\n" not in message
@@ -151,7 +162,7 @@ def test_rules_are_given_again_when_loading(tmp_path: Path) -> None:
     net.save(tmp_path / "net.hat")
     again = hatrack.load(tmp_path / "net.hat", Recurrent(), rules=rules)
     assert torch.equal(logits(again, x, "a"), logits(net, x, "a"))
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(HatrackError):
         hatrack.load(tmp_path / "net.hat", Recurrent())
 
 

@@ -166,25 +166,33 @@ def test_an_autograd_function_of_ones_own_is_followed() -> None:
     assert [group.size for group in HATNetwork(backbone, torch.zeros(2, 4)).units.groups] == [8, 8]
 
 
-def test_the_indices_of_the_largest_units_are_refused() -> None:
-    backbone = Model(lambda m, x: m.a(x).gather(1, m.a(x).max(dim=1, keepdim=True).indices), linears(a=8))
-    with pytest.raises(UnsupportedError):
-        HATNetwork(backbone, torch.zeros(2, 4))
+@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
+def test_units_of_which_the_largest_tells_what_to_choose_are_read() -> None:
+    torch.manual_seed(0)
+    backbone = Model(
+        lambda m, x: m.c(x) + m.b(x).gather(1, m.a(x).max(dim=1, keepdim=True).indices), linears(a=8, b=8, c=8)
+    )
+    net = HATNetwork(backbone, torch.zeros(2, 4))
+    assert {group.name: group.size for group in net.units.groups} == {"a": 8, "c": 8}, "what is chosen is always on"
+    for task in ("a", "b"):
+        net.add_task(task, 2)
+        net.consolidate(task)
+    assert_poison_harmless(net, {task: 3 * torch.randn(6, 4) for task in ("a", "b")})
 
 
 def test_a_layer_that_collapses_into_one_unit_is_announced() -> None:
-    class OneHead(nn.Module):
+    class Normalized(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.qkv, self.out = nn.Linear(4, 24), nn.Linear(8, 8)
+            self.scale, self.qkv, self.out = nn.Parameter(torch.ones(24)), nn.Linear(4, 24), nn.Linear(24, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-            return self.out(F.scaled_dot_product_attention(q, k, v)).mean(1)
+            return self.out((self.qkv(x) * self.scale).renorm(2, 0, 1.0)).mean(1)
 
-    with pytest.warns(UserWarning, match="all 24 outputs of qkv are coupled into a single unit"):
-        net = HATNetwork(OneHead(), torch.zeros(2, 3, 4))
+    with pytest.warns(UserWarning, match=r"all 24 outputs of qkv\+scale are coupled into a single unit"):
+        net = HATNetwork(Normalized(), torch.zeros(2, 3, 4))
     assert "1 of 24 outputs" in str(net.units)
+    assert "are coupled into a single unit" in str(net.units)
 
 
 class Own(nn.Module):
@@ -237,10 +245,13 @@ def products_by_name(m: Model, x: Tensor) -> Tensor:
     return (torch.bmm(input=scores, mat2=h) + torch.bmm(scores, mat2=h)).flatten(1)
 
 
-@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
 def test_products_by_name() -> None:
+    torch.manual_seed(0)
     net = HATNetwork(Model(products_by_name, linears(a=8, b=8)), torch.zeros(2, 3, 4))
-    assert net.units.num_units == 1
+    assert [group.size for group in net.units.groups] == [8, 8]
+    net.add_task("a", 2)
+    net.consolidate("a")
+    assert_poison_harmless(net, {"a": torch.randn(4, 3, 4)})
 
 
 def applied(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Model, Tensor], Tensor]:
@@ -363,11 +374,21 @@ def by_another_name(g: Tensor, h: Tensor) -> Tensor:
     return other
 
 
-SAME_MEMORY = [out_of_a_part, whole_of_a_part, out_of_a_whole, by_another_name]
+def parts_of_a_whole(g: Tensor, h: Tensor) -> Tensor:
+    whole = g.new_empty(len(g), 12)
+    first, middle = whole[:, :6], whole[:, 3:9]
+    first.copy_(g)
+    whole[:, 6:].copy_(h)
+    return middle + 1
 
 
-@pytest.mark.parametrize("function", SAME_MEMORY, ids=lambda function: function.__name__)
-def test_units_that_appear_in_memory_that_values_share_are_refused(function: Function) -> None:
+def test_only_parameters_and_bits_may_not_be_written_to_by_a_view() -> None:
+    def function(g: Tensor, h: Tensor) -> Tensor:
+        whole = torch.zeros(len(g), 6)
+        bits = whole.view(torch.uint8)
+        whole += g
+        return h + bits[:, :6]
+
     with pytest.raises(UnsupportedError, match=r"in place that has the same memory.*new value.*test_odd_calls"):
         HATNetwork(Model(applied(function), linears(a=6, b=6)), torch.zeros(2, 4))
 
@@ -375,6 +396,11 @@ def test_units_that_appear_in_memory_that_values_share_are_refused(function: Fun
 @pytest.mark.parametrize(
     "function",
     [
+        out_of_a_part,
+        whole_of_a_part,
+        out_of_a_whole,
+        by_another_name,
+        parts_of_a_whole,
         lambda g, h: torch.add(g, 1, out=torch.zeros(len(g), 6)),
         lambda g, h: torch.zeros(len(g), 6).add_(g),
         lambda g, h: g.view(-1, 6).mul_(2).relu_() + g,
@@ -382,9 +408,31 @@ def test_units_that_appear_in_memory_that_values_share_are_refused(function: Fun
     ],
 )
 def test_what_is_changed_in_place_and_keeps_its_units_is_exact(function: Function) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     net = HATNetwork(Model(applied(function), linears(a=6, b=6)), torch.zeros(2, 4))
     for task in ("a", "b"):
         net.add_task(task, 2)
         net.consolidate(task)
     assert_poison_harmless(net, {task: 3 * torch.randn(6, 4) for task in ("a", "b")})
+
+
+class Strays(nn.Module):
+    """Uses layers that are no parts of it."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.enter, self.first, self.others = nn.Linear(6, 8), first, [nn.Linear(6, 6), nn.Linear(8, 8)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.enter(self.others[0](x) if self.first else x))
+        return h if self.first else torch.relu(self.others[1](h))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_parameters_that_a_network_does_not_own_are_refused(first: bool) -> None:
+    with pytest.raises(UnsupportedError, match=r"no part of the backbone.*torch\.nn\.ModuleList"):
+        HATNetwork(Strays(first), torch.zeros(2, 6))
+    outside = nn.Linear(8, 8)
+    backbone = nn.Linear(6, 8)
+    with pytest.raises(UnsupportedError, match=r"no part of the backbone"):
+        HATNetwork(backbone, torch.zeros(2, 6), features=lambda output: torch.relu(outside(output)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import HATNetwork, UnsupportedError
+from hatrack import HATNetwork
 from support.helpers import assert_poison_harmless
 
 WIDTH, TOKENS = 12, 3
@@ -100,8 +100,7 @@ def test_a_weight_that_mixes_tokens_passes_units_on() -> None:
     exact(net, TOKENS, 4)
 
 
-@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
-def test_where_no_gate_can_stand_what_is_contracted_is_one_unit() -> None:
+def test_a_product_in_the_same_module_is_gated_where_its_factor_comes_from() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -112,7 +111,24 @@ def test_where_no_gate_can_stand_what_is_contracted_is_one_unit() -> None:
 
     torch.manual_seed(0)
     net = HATNetwork(Bare(), torch.zeros(2, 4))
-    assert [group.size for group in net.units.groups] == [1]
+    assert [group.size for group in net.units.groups] == [WIDTH, 10]
+    exact(net, 4)
+
+
+def test_where_no_gate_can_stand_what_is_contracted_is_always_on() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.w = nn.Linear(4, WIDTH), nn.Parameter(torch.randn(WIDTH, 10))
+            self.shift = nn.Parameter(torch.randn(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.a(x) + self.shift).relu() @ self.w
+
+    torch.manual_seed(0)
+    net = HATNetwork(Bare(), torch.zeros(2, 4))
+    assert {group.name: group.size for group in net.units.groups} == {"w": 10}
+    exact(net, 4)
 
 
 class Heads(nn.Module):
@@ -162,6 +178,24 @@ def test_attention_in_any_notation_has_a_unit_per_head(function: Callable[[Tenso
     exact(net, TOKENS, 4)
 
 
+@pytest.mark.parametrize("heads", [1, 6])
+def test_keys_that_all_heads_share_are_read_where_they_are_written(heads: int) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.kv, self.out = nn.Linear(4, WIDTH), nn.Linear(4, 2 * WIDTH // heads), nn.Linear(WIDTH, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.q(x).unflatten(2, (heads, -1)).transpose(1, 2)
+            k, v = (each.unsqueeze(1).expand(q.shape) for each in self.kv(x).chunk(2, -1))
+            return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+
+    torch.manual_seed(0)
+    net = HATNetwork(Shared(), torch.zeros(2, TOKENS, 4))
+    assert {group.name: group.size for group in net.units.groups} == {"q": WIDTH, "kv": 2 * WIDTH // heads, "out": 6}
+    exact(net, TOKENS, 4)
+
+
 @pytest.mark.parametrize(
     "norm",
     [
@@ -178,9 +212,61 @@ def test_a_vector_norm_reads_as_a_norm_does(norm: Callable[[Tensor], Tensor]) ->
     exact(net, TOKENS, 4)
 
 
-def test_a_diagonal_is_refused_with_advice() -> None:
-    with pytest.raises(UnsupportedError, match=r"einsum: a letter that a factor has twice.*torch\.diagonal"):
-        HATNetwork(Heads(lambda q, k, v: torch.einsum("...tt,...td->...td", q @ k.mT, v)), torch.zeros(2, TOKENS, 4))
+def test_a_diagonal_is_a_product_too() -> None:
+    torch.manual_seed(0)
+    backbone = Heads(lambda q, k, v: torch.einsum("...tt,...td->...td", q @ k.mT, v))
+    net = HATNetwork(backbone, torch.zeros(2, TOKENS, 4))
+    assert [group.size for group in net.units.groups] == [WIDTH, 6], "queries and keys are always on"
+    exact(net, TOKENS, 4)
+
+
+TURNED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "@ of a transpose": lambda w, b, x: x @ w.t() + b[0],
+    "linear": lambda w, b, x: F.linear(x, w.t().T, b.new_zeros(10)),
+    "linear of a matrix that is turned": lambda w, b, x: F.linear(x, w.transpose(0, 1).mT),
+    "addmm": lambda w, b, x: torch.addmm(b[:1], x.flatten(0, 1), w.mT).view(*x.shape[:-1], -1),
+    "einsum": lambda w, b, x: torch.einsum("bti,io->bto", x, w.permute(1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_a_weight_may_have_its_axes_turned(name: str) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Two(Layer(TURNED[name], 10, WIDTH)), torch.zeros(2, TOKENS, 4))
+    assert [group.size for group in net.units.groups if "layer.b" not in group.name] == [WIDTH, 10, 6]
+    (use,) = net.units.uses["backbone.layer.w"]
+    assert [side.shape for side in use.sides] == [(10, 1), (1, WIDTH)]
+    exact(net, TOKENS, 4)
+
+
+def test_a_weight_that_is_turned_and_used_in_another_way_is_exact() -> None:
+    layer = Layer(lambda w, b, x: F.linear(x, w.t().reshape(WIDTH, 10).mT * 2), 10, WIDTH)
+    torch.manual_seed(0)
+    net = HATNetwork(Two(layer), torch.zeros(2, TOKENS, 4))
+    assert [group.size for group in net.units.groups] == [WIDTH, 10, 6]
+    exact(net, TOKENS, 4)
+
+
+def test_experts_write_the_same_units_and_their_router_is_always_on() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.router = nn.Parameter(torch.randn(3, 10, WIDTH)), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.flatten(0, 1)
+            share, which = self.router(rows).softmax(-1).max(-1)
+            which, order = which.sort()
+            starts = torch.histc(which.float(), 3, 0, 2).cumsum(0, dtype=torch.int32)
+            mixed = F.grouped_mm(rows[order], self.w.transpose(1, 2), offs=starts) * share[order, None]
+            return torch.zeros(len(rows), 10).index_add(0, order, mixed).view(*x.shape[:-1], -1)
+
+    torch.manual_seed(0)
+    net = HATNetwork(Two(Experts()), torch.zeros(2, TOKENS, 4))
+    assert {group.name: group.size for group in net.units.groups} == {"a": WIDTH, "layer.w": 10, "c": 6}
+    (use,) = net.units.uses["backbone.layer.w"]
+    assert [side.shape for side in use.sides] == [(1, 10, 1), (1, 1, WIDTH)]
+    exact(net, TOKENS, 4)
 
 
 def test_products_with_vectors() -> None:

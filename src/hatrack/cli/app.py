@@ -18,9 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack import __version__
-from hatrack.cli.after import export_command, forget_command, predict_command
+from hatrack.cli.after import export_command, forget_command, predict_command, rerun_command, verify_command
 from hatrack.cli.carrying import carry_out
-from hatrack.cli.checking import rerun_command, verify_command
 from hatrack.cli.data import data_app
 from hatrack.cli.many import compare_command, tune_command
 from hatrack.cli.options import (
@@ -35,9 +34,9 @@ from hatrack.cli.options import (
     make_console,
     say,
     take_device,
+    with_options,
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
-from hatrack.cli.wording import with_options
 from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import EXPERIMENTS, RunRequest

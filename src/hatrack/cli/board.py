@@ -13,8 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hatrack.cli.options import say
-from hatrack.cli.wording import with_options
+from hatrack.cli.options import say, with_options
 from hatrack.experiments import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 
 __all__ = ["Board", "Going", "duration", "seconds_left"]

@@ -8,15 +8,14 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
+from rich import filesize
 from rich.box import SIMPLE
 from rich.table import Table
 
-from hatrack.cli.display import DownloadDisplay, size_in_words
-from hatrack.cli.options import Data, Quiet, make_console, say
-from hatrack.cli.wording import with_options
+from hatrack.cli.carrying import DownloadDisplay
+from hatrack.cli.options import Data, Quiet, make_console, say, with_options
 from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
 from hatrack.data.sources import NotFoundError
-from hatrack.data.subset import FASHION_MNIST_SUBSET
 from hatrack.errors import DataError, InputError
 
 __all__ = ["data_app"]
@@ -136,7 +135,7 @@ def _statistics(dataset: ImageDataset) -> Iterable[str]:
 def _source(spec: DatasetSpec) -> str:
     addresses = [address for variant in spec.variants for address in variant.addresses]
     hosts = dict.fromkeys(urlsplit(address).hostname or address for address in addresses)
-    if not hosts and spec is FASHION_MNIST_SUBSET:
+    if not hosts and spec is DATASETS["fashion-mnist-subset"]:
         return "shipped with hatrack"
     return ", ".join(hosts) or "to be put there by hand"
 
@@ -148,4 +147,4 @@ def _common(paths: tuple[Path, ...]) -> Path:
 def _size(paths: tuple[Path, ...]) -> str:
     if any(path.is_dir() for path in paths):
         return "a folder"
-    return size_in_words(sum(path.stat().st_size for path in paths))
+    return filesize.decimal(sum(path.stat().st_size for path in paths))

@@ -24,8 +24,8 @@ from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, measure_sizes
 from hatrack.experiments.folder import require_folder
 from hatrack.report.figures import FIGURES, TABLES
+from hatrack.report.inside import sizes_table
 from hatrack.report.runs import Runs, read_runs
-from hatrack.report.sizes import sizes_table
 from hatrack.report.studies import STUDIES, draw, requests
 from hatrack.report.table import Drawing
 from hatrack.report.writers import WRITERS

@@ -22,12 +22,13 @@ from hatrack.compact.extract import SILENT, TOLERANCE, TaskParts, extract_task, 
 from hatrack.compact.modules import CompactNetwork, OwnHead, whole_head
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import mark
+from hatrack.gating.recurrent import is_recurrent
 from hatrack.growth.layers import Layer, Side
 from hatrack.state.tryouts import agree, random_like, says_something
 from hatrack.support.example import is_mask
 from hatrack.support.inputs import Inputs, map_tensors, tensor_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
-from hatrack.units import Reader, UnitGraph, analyze
+from hatrack.units import OUTPUT, Reader, UnitGraph, analyze
 
 __all__ = ["bake", "extract_baked"]
 
@@ -172,11 +173,20 @@ def _observe(network: CompactNetwork, graph: UnitGraph, batches: Sequence[Inputs
     """Return the smallest and the largest value that every reader reads, per index of its axis of units."""
     found: list[list[Tensor]] = [[] for _ in graph.readers]
 
+    def watch_result(index: int, reader: Reader, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        found[index].append(output.movedim(reader.axis, 0).flatten(1))
+
     def watch(index: int, reader: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found[index].append(reader.value_among(args, kwargs).movedim(reader.axis, 0).flatten(1))
+        value = reader.value_among(args, kwargs)
+        if value is not None:
+            found[index].append(value.movedim(reader.axis, 0).flatten(1))
 
     with contextlib.ExitStack() as hooks:
         for index, reader in enumerate(graph.readers):
+            if reader.argument == OUTPUT:
+                own = partial(watch_result, index, reader)
+                hooks.enter_context(_layer_of(network, reader).register_forward_hook(own))
+                continue
             hook = partial(watch, index, reader)
             hooks.enter_context(_layer_of(network, reader).register_forward_pre_hook(hook, with_kwargs=True))
         for batch in batches:
@@ -211,6 +221,8 @@ def _drawn_like(x: Tensor) -> Tensor:
 
 def _takes_constants(network: CompactNetwork, reader: Reader, graph: UnitGraph) -> bool:
     """Return whether a constant that a reader gets can be added to its bias."""
+    if reader.argument == OUTPUT:
+        return False
     module = _layer_of(network, reader)
     own = dict(module.named_parameters(recurse=False))
     holders = Counter(id(p) for part in network.modules() for p in part._parameters.values() if p is not None)
@@ -248,8 +260,15 @@ def _unread(network: CompactNetwork, graph: UnitGraph) -> Tensor:
     while True:
         now = torch.zeros_like(alive)
         now[-1] = True
+        for name, module in network.backbone.named_modules():
+            if is_recurrent(module, graph.uses, f"{PREFIX}{name}."):  # its units read each other
+                for own, _ in module.named_parameters():
+                    now[graph.uses[f"{PREFIX}{name}.{own}"][0].sides[0]] = True
         for reader in graph.readers:
             module = _layer_of(network, reader)
+            if reader.argument == OUTPUT:  # of what functions make of it nothing is known
+                now[reader.units] = True
+                continue
             now[reader.units[_columns_in_use(module, _rows(graph, reader, alive), len(reader.units))]] = True
         if torch.equal(now, alive):
             return ~alive[:-1]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
+from hatrack.compact.recurrent import cut_recurrent
+from hatrack.gating.recurrent import is_recurrent
 from hatrack.growth.layers import Layer, Side
-from hatrack.units import ParameterUse, Reader, UnitGraph
+from hatrack.units import OUTPUT, ParameterUse, Reader, UnitGraph
 
 __all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "unflattens", "with_norms"]
 
@@ -21,6 +23,8 @@ PREFIX = "backbone."
 
 _HEADS = ("heads", "num_heads", "n_heads", "n_head", "nhead")
 """Names of the attribute with the number of heads in modules with attention written by hand."""
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -52,8 +56,8 @@ class Cut:
         return ~self.on[units[self.kept(units)]]
 
     def readers(self, name: str) -> list[Reader]:
-        """Return the readings of units by a module."""
-        return [reader for reader in self.graph.readers[:-1] if reader.module == name]
+        """Return the readings of units by a module, at its arguments."""
+        return [each for each in self.graph.readers[:-1] if each.module == name and each.argument != OUTPUT]
 
 
 @torch.no_grad()
@@ -76,6 +80,11 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
             done |= _cut_norm(backbone, name, module, cut)
         elif type(module) is nn.MultiheadAttention:
             done |= _cut_attention(backbone, name, module, cut)
+        elif is_recurrent(module, cut.graph.uses, f"{PREFIX}{name}."):
+            reason = cut_recurrent(module, cut.graph, f"{PREFIX}{name}.", cut.keep, cut.on)
+            if reason is not None:
+                raise UnfitError(f"{name!r} cannot be cut: {reason}")
+            done |= {id(module)}
     for name, module in modules.items():
         layer = None if id(module) in done else Layer.of(module)
         if layer is not None:
@@ -85,6 +94,9 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
             _cut_own_parameters(name, module, cut)
             for reader in cut.readers(name):
                 _clear(module, reader, cut)
+    for reader in cut.graph.readers[:-1]:
+        if reader.argument == OUTPUT:
+            _clear(backbone.get_submodule(reader.module), reader, cut)
     _count_heads_again(modules, cut)
 
 
@@ -135,6 +147,11 @@ def _cut_layer(name: str, layer: Layer, cut: Cut) -> None:
     if readers and not isinstance(getattr(module, "weight", None), nn.Parameter):
         raise UnfitError(f"{name!r} computes its weight")
     inputs = readers[0].units if readers else None
+    if readers and isinstance(module, _CONVOLUTIONS) and readers[0].axis != -1 - len(module.kernel_size):
+        if len(cut.kept(readers[0].units)) < len(readers[0].units):
+            raise UnfitError(f"{name!r} runs along the units")
+        _clear(module, readers[0], cut)
+        inputs = None
     kept: dict[Side, Tensor] = {}
     if outputs is not None:
         kept[Side.OUTPUTS] = cut.kept(outputs)
@@ -287,6 +304,10 @@ def _clear(module: nn.Module, reader: Reader, cut: Cut) -> None:
     off = cut.off(reader.units)
     if off.any():
         clear = Clear(off, reader.axis, reader.argument, reader.keyword)
+        if reader.argument == OUTPUT:
+            module.add_module("clear_result", clear)
+            module.register_forward_hook(clear.after)
+            return
         module.add_module(f"clear{reader.argument}", clear)
         module.register_forward_pre_hook(clear.before, with_kwargs=True)
 

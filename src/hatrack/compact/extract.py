@@ -12,13 +12,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import CellType, FunctionType
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hatrack.compact.cutting import Cut, UnfitError, cut_backbone, unflattens, with_norms
+from hatrack.compact.cutting import PREFIX, Cut, UnfitError, cut_backbone, unflattens, with_norms
 from hatrack.compact.modules import CompactNetwork, OwnHead, Summary, whole_head
+from hatrack.compact.recurrent import with_equal_widths
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.state.tryouts import agree, deviation, says_something
 from hatrack.support.inputs import Inputs, tensor_of
@@ -212,7 +214,8 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
     for group in source.graph.groups:
         if group.name in cut:
             keep[group.span] = source.on[group.span]
-    reason = "its forward has widths written down"
+    keep = with_equal_widths(keep, source.backbone, source.graph, PREFIX)
+    reason = _why_not_to_size(source.backbone)
     for sizes in _ways(source.backbone, bool(cut)):
         try:
             network = _network(source, Cut(source.graph, source.on, keep), sizes)
@@ -221,13 +224,33 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
             return str(error)
         except DOES_NOT_RUN as error:
             said = " ".join(str(error).split())[:120] or type(error).__name__
-            reason = f"its forward has widths written down ({said})"
+            reason = f"{_why_not_to_size(source.backbone)} ({said})"
             continue
         pairs = [(logits, expected) for logits, (_, expected) in zip(found, source.tried, strict=True)]
         if all(_agrees(logits, expected) for logits, expected in pairs):
             return network
         reason = f"logits would differ by {max(deviation(*pair) for pair in pairs):.1e} of the largest"
     return reason
+
+
+def _why_not_to_size(backbone: nn.Module) -> str:
+    """Return the likely reason why a backbone does not run with fewer units."""
+    for name, module in backbone.named_modules():
+        for attribute, value in vars(module).items():
+            cells = (value.__closure__ or ()) if isinstance(value, FunctionType) else ()
+            if any(isinstance(_content(cell), nn.Module) for cell in cells):
+                where = f"{name}.{attribute}".lstrip(".")
+                return (
+                    f"{where!r} is a function that calls the layers it was made with, also in a copy; make it a method"
+                )
+    return "its forward has widths written down"
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # still empty
+        return None
 
 
 def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:
@@ -283,6 +306,10 @@ def _parameters(network: nn.Module) -> int:
 
 
 def _flops(network: nn.Module, x: Inputs) -> int:
-    with FlopCounterMode(display=False) as counter:
-        network(x)
+    """Count operations; return 0 where torch's counter fails, or where one sample alone does not run."""
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+    except DOES_NOT_RUN:
+        return 0
     return int(counter.get_total_flops())

@@ -43,7 +43,8 @@ class Summary:
         full_units: number of units of the whole network, by group.
         parameters: number of parameters, head included; of norms the task's own alone.
         full_parameters: the same of the whole network with this task's head and norms.
-        flops: floating-point operations for one sample, by torch's counter: products of matrices and convolutions.
+        flops: floating-point operations for one sample, by torch's counter: products of matrices and convolutions; 0
+            where it cannot count them.
         full_flops: the same of the whole network.
         whole: reason by group why it could not be cut; its unused units are still there and count as zeros.
         deviation: largest difference of a logit from the masked network's on the samples that were compared, relative
@@ -71,7 +72,8 @@ class Summary:
         lines += [f"{name or 'backbone'} stays whole: {reason}" for name, reason in self.whole.items()]
         zeros = f", {self.nonzero:,} of them not 0" if self.nonzero < self.parameters else ""
         lines.append(f"parameters: {self.parameters:,} of {self.full_parameters:,}{zeros}")
-        lines.append(f"operations per sample: {self.flops:,} of {self.full_flops:,}")
+        if self.full_flops:
+            lines.append(f"operations per sample: {self.flops:,} of {self.full_flops:,}")
         return "\n".join(lines)
 
 
@@ -191,6 +193,11 @@ class Clear(nn.Module):
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Clear the argument: the forward pre-hook."""
         return change_argument(args, kwargs, self._argument, self._keyword, self)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Clear the result: the forward hook."""
+        cleared: Tensor = self(output)
+        return cleared
 
 
 def _optional(values: Tensor | None) -> nn.Parameter | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from hatrack.data.arrays import channel_statistics
 from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageDataset, Variant
-from hatrack.data.download import DownloadMonitor
-from hatrack.data.idx import read_idx
+from hatrack.data.files import DownloadMonitor
+from hatrack.data.mnist import build_subset, read_idx
 from hatrack.data.own import from_dataset, from_huggingface, from_npz, from_pictures
 from hatrack.data.pictures import PictureLayout
-from hatrack.data.registry import DATASETS, load_dataset
+from hatrack.data.registry import DATASETS, load_dataset, load_subset
 from hatrack.data.rgb32 import as_rgb32
-from hatrack.data.subset import build_subset, load_subset
 from hatrack.data.trees import PictureTree, TreeLayout
 
 __all__ = [

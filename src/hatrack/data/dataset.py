@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -12,11 +13,10 @@ import PIL
 import torch
 
 from hatrack.data.arrays import ImageArrays
-from hatrack.data.download import OFFLINE_VARIABLE, DownloadMonitor, offline
+from hatrack.data.files import OFFLINE_VARIABLE, DownloadMonitor, offline
 from hatrack.data.prepared import Decoded, prepared
-from hatrack.data.search import FormSearch
-from hatrack.data.sources import FileSource, NotFoundError, cache_root
-from hatrack.errors import InputError
+from hatrack.data.sources import Absence, FileSource, NotFoundError, cache_root
+from hatrack.errors import DataError, InputError
 
 __all__ = [
     "CommonForm",
@@ -29,6 +29,35 @@ __all__ = [
     "Loaded",
     "Variant",
 ]
+
+
+class FormSearch:
+    """Attempts to obtain the forms of a data set: a context around each gathers why it failed."""
+
+    def __init__(self, dataset: str) -> None:
+        self._dataset = dataset
+        self._errors: list[DataError] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, DataError):  # a damaged form must not hide a sound one
+            self._errors.append(error)
+            return True
+        return False
+
+    def failure(self) -> DataError:
+        """Return the one error that names all places that were searched, all faults there, and the remedy."""
+        absences = [error.absence for error in self._errors if isinstance(error, NotFoundError)]
+        faults = [str(error) for error in self._errors if not isinstance(error, NotFoundError)]
+        if len({str(error) for error in self._errors}) == 1:
+            return self._errors[-1]
+        if not absences:
+            return DataError("; ".join(dict.fromkeys(faults)))
+        whole = Absence.of_all(absences)
+        whole = dataclasses.replace(whole, faults=tuple(dict.fromkeys((*whole.faults, *faults))))
+        return NotFoundError(f"{self._dataset}:", whole)
 
 
 Decoder: TypeAlias = Callable[[Mapping[str, bytes]], ImageArrays]

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from hatrack.data.download import DownloadMonitor, download_file
-from hatrack.data.files import DataFile, read_payload, unpack
+from hatrack.data.files import DataFile, DownloadMonitor, download_file, read_payload, unpack
 from hatrack.errors import DataError
 
-__all__ = [
-    "Absence",
-    "FileSource",
-    "FoundFile",
-    "NotFoundError",
-    "PackagedFiles",
-    "PublishedFiles",
-    "cache_root",
-    "data_roots",
-    "find_file",
-]
+__all__ = ["Absence", "FileSource", "NotFoundError", "PackagedFiles", "PublishedFiles", "cache_root", "data_roots"]
 
 DATA_VARIABLE = "HATRACK_DATA"
 
@@ -91,11 +81,24 @@ class NotFoundError(DataError):
         return NotFoundError(self._what, replace(self.absence, faults=(*self.absence.faults, fault)))
 
 
-class FileSource(Protocol):
-    """Something that can provide the verified content of a data set's files."""
+@dataclass(frozen=True)
+class FileSource(abc.ABC):
+    """Something that can provide the verified content of a data set's files.
 
+    Attributes:
+        files: the files that make up the data set.
+    """
+
+    files: tuple[DataFile, ...]
+
+    @abc.abstractmethod
     def fetch(
-        self, dataset: str, data_dir: Path | None, *, download: bool, monitor: DownloadMonitor | None = None
+        self,
+        dataset: str,
+        data_dir: Path | None = None,
+        *,
+        download: bool = True,
+        monitor: DownloadMonitor | None = None,
     ) -> dict[str, bytes]:
         """Return the content of every file by its plain name.
 
@@ -109,48 +112,37 @@ class FileSource(Protocol):
             NotFoundError: a file was found nowhere, at least not with the right content.
             DataError: a file is not what it should be.
         """
-        ...
 
-    def locate(self, dataset: str, data_dir: Path | None) -> tuple[Path, ...]:
+    @abc.abstractmethod
+    def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
         """Return where every file is on this machine, after verifying its content.
 
         Raises:
             NotFoundError: as :meth:`fetch`.
         """
-        ...
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Addresses from which the network could provide the files; none if it could not."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Digest of the hashes of all files: it changes when other files are asked for."""
-        ...
-
-
-@dataclass(frozen=True)
-class PackagedFiles:
-    """Files that are part of the installed package, next to this module.
-
-    Attributes:
-        folder: folder within ``hatrack.data``.
-        files: the files in it.
-    """
-
-    folder: str
-    files: tuple[DataFile, ...]
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """None: the files come with the installation."""
         return ()
 
     @property
     def digest(self) -> str:
-        """See :class:`FileSource`."""
-        return _digest(self.files)
+        """Digest of the hashes of all files: it changes when other files are asked for."""
+        known = "\n".join(f"{file.name} {file.sha256 or file.md5}" for file in self.files)
+        return hashlib.sha256(known.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PackagedFiles(FileSource):
+    """Files that are part of the installed package, next to this module.
+
+    Attributes:
+        files: the files.
+        folder: folder within ``hatrack.data`` that holds them.
+    """
+
+    folder: str
 
     def fetch(
         self,
@@ -179,7 +171,7 @@ class PackagedFiles:
 
 
 @dataclass(frozen=True)
-class PublishedFiles:
+class PublishedFiles(FileSource):
     """Files that a publisher offers and that may already lie on this machine.
 
     Each file is looked for in the given folder, in ``$HATRACK_DATA``, in the system's folders, in the download
@@ -194,7 +186,6 @@ class PublishedFiles:
         wanted: name of the files in advice; by default their names are listed.
     """
 
-    files: tuple[DataFile, ...]
     folders: tuple[str, ...]
     mirrors: tuple[str, ...]
     system_folders: tuple[Path, ...] = ()
@@ -205,11 +196,6 @@ class PublishedFiles:
     def addresses(self) -> tuple[str, ...]:
         """The mirrors."""
         return self.mirrors
-
-    @property
-    def digest(self) -> str:
-        """See :class:`FileSource`."""
-        return _digest(self.files)
 
     def fetch(
         self,
@@ -258,11 +244,6 @@ class FoundFile(NamedTuple):
     file: DataFile
     path: Path
     content: bytes
-
-
-def _digest(files: Iterable[DataFile]) -> str:
-    known = "\n".join(f"{file.name} {file.sha256 or file.md5}" for file in files)
-    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def find_file(file: DataFile, folders: Sequence[Path], *, dataset: str) -> tuple[FoundFile | None, list[str]]:

@@ -11,7 +11,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["read_packaged_toml", "tomllib"]
+__all__ = ["CATALOGUE", "read_packaged_toml", "tomllib"]
 
 
 def read_packaged_toml(package: str, name: str) -> dict[str, Any]:
@@ -23,3 +23,7 @@ def read_packaged_toml(package: str, name: str) -> dict[str, Any]:
     """
     content: dict[str, Any] = tomllib.loads(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
     return content
+
+
+CATALOGUE = read_packaged_toml("hatrack.data", "datasets.toml")
+"""The table of the data sets by their names."""

@@ -17,29 +17,15 @@ from dataclasses import dataclass
 
 from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays
-from hatrack.data.dataset import DatasetSpec, FileVariant
-from hatrack.data.files import DataFile
-from hatrack.data.pictures import PictureForm, PictureLayout, decode_labelled
-from hatrack.data.sources import PublishedFiles
-from hatrack.data.trees import PictureTree, unpack_tree
+from hatrack.data.pictures import PictureForm, decode_labelled
+from hatrack.data.trees import unpack_tree
 from hatrack.errors import DataError
 
-__all__ = ["TRAFFIC_SIGNS", "SignLayout"]
+__all__ = ["TEST_COUNTS", "TRAIN_COUNTS", "SignLayout", "decode_archives"]
 
-PUBLISHER = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 TEST_FOLDER = "GTSRB/Final_Test/Images"
 TEST_TABLE = "GT-final_test.csv"
 FORM = PictureForm((32, 32), resize=True, formats=("PPM",))
-
-_CLASSES = """
-speed limit 20, speed limit 30, speed limit 50, speed limit 60, speed limit 70, speed limit 80, end of speed limit 80,
-speed limit 100, speed limit 120, no passing, no passing by lorries, right of way at the next crossing, priority road,
-yield, stop, no vehicles, no lorries, no entry, danger, bend to the left, bend to the right, double bend, bumpy road,
-slippery road, road narrows on the right, road works, traffic lights, pedestrians, children, bicycles, ice or snow,
-wild animals, end of all limits, turn right ahead, turn left ahead, straight ahead, straight or right,
-straight or left, keep right, keep left, roundabout, end of no passing, end of no passing by lorries
-"""
-CLASS_NAMES = tuple(_CLASSES.strip().replace("\n", " ").split(", "))
 
 TRAIN_COUNTS = (
     *(210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780, 630, 420, 1110, 1200),
@@ -66,7 +52,7 @@ class SignLayout:
     train_folder: str = "GTSRB/Final_Training/Images"
     train: int = sum(TRAIN_COUNTS)
     test: int = sum(TEST_COUNTS)
-    classes: int = len(CLASS_NAMES)
+    classes: int = len(TRAIN_COUNTS)
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -152,54 +138,10 @@ def _is_table_of_a_class(name: str) -> bool:
     return file.startswith("GT-0") and file.endswith(".csv")
 
 
-def _decode_archives(contents: Mapping[str, bytes]) -> ImageArrays:
+def decode_archives(contents: Mapping[str, bytes]) -> ImageArrays:
+    """Decode the three published archives, given by their names; see :class:`SignLayout`."""
     layout = SignLayout()
     files: dict[str, bytes] = {}
     for name, payload in contents.items():
         files |= unpack_tree(payload, layout, origin=name)
     return layout.decode(files, "GTSRB")
-
-
-TRAFFIC_SIGNS = DatasetSpec(
-    name="traffic-signs",
-    description="German traffic signs (GTSRB) resized to 32 x 32 colour, 39,209 + 12,630, 43 classes",
-    licence="none stated; cite J. Stallkamp et al., 2012",
-    class_names=CLASS_NAMES,
-    mean=(0.3398, 0.3117, 0.3210),
-    std=(0.2755, 0.2647, 0.2712),
-    variants=(
-        FileVariant(
-            name="published archives",
-            source=PublishedFiles(
-                files=(
-                    DataFile("GTSRB_Final_Training_Images.zip", md5="f33fd80ac59bff73c82d25ab499e03a3", archive=True),
-                    DataFile("GTSRB_Final_Test_Images.zip", md5="c7e4e6327067d32654124b0fe9e82185", archive=True),
-                    DataFile("GTSRB_Final_Test_GT.zip", md5="fe31e9c9270bbcd7b84b7f21a9d9d9e5", archive=True),
-                ),
-                folders=("traffic-signs", "gtsrb", "GTSRB"),
-                mirrors=(PUBLISHER,),
-                wanted="GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip",
-            ),
-            decode=_decode_archives,
-            origin="original pictures, resized",
-            keep=1,
-        ),
-        PictureTree("published folders", (), ("traffic-signs", "gtsrb"), SignLayout()),
-        PictureTree(
-            name="pictures",
-            archives=("gtsrb-32x32.zip", "traffic-signs.zip", "gtsrb.zip"),
-            folders=("traffic-signs", "gtsrb", "GTSRB", "gtsrb-32x32"),
-            layout=PictureLayout(
-                tuple(f"{label:02}" for label in range(len(CLASS_NAMES))), TRAIN_COUNTS, TEST_COUNTS, (32, 32)
-            ),
-            known={"0de72ad6fe331ee308836e91deeba977b39a623f644dc9f311acc32f11a58f20": "JPEG re-encoding at 32 x 32"},
-        ),
-        # torchvision fetches the smaller training part of the competition: 26,640 pictures
-        PictureTree(
-            name="folders of torchvision",
-            archives=(),
-            folders=("traffic-signs", "gtsrb"),
-            layout=SignLayout(train_folder="GTSRB/Training", train=26_640),
-        ),
-    ),
-)

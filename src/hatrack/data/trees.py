@@ -21,13 +21,12 @@ import PIL
 from hatrack.data.archives import Limits, read_archive
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.dataset import Loaded
-from hatrack.data.download import DownloadMonitor
-from hatrack.data.files import read_payload
+from hatrack.data.files import DownloadMonitor, read_payload
 from hatrack.data.prepared import Decoded, prepared
 from hatrack.data.sources import Absence, NotFoundError, cache_root, data_roots
 from hatrack.errors import DataError
 
-__all__ = ["PictureTree", "TreeFiles", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
+__all__ = ["PictureTree", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
 
 
 class TreeFiles(Protocol):
@@ -215,12 +214,21 @@ def read_tree(path: Path, layout: TreeFiles) -> dict[str, bytes]:
     return unpack_tree(read_payload(path), layout, origin=str(path))
 
 
-def tree_digest(contents: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a tree: of every path and content, in the order of the paths."""
+def tree_digest(files: Mapping[str, bytes] | Mapping[str, Path]) -> str:
+    """Return the SHA-256 of a tree: of every path and content, in the order of the paths.
+
+    Args:
+        files: content of every file by its path in the tree, or where it is, to be read one after the other.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(contents):
-        digest.update(f"{path}\0{len(contents[path])}\0".encode())
-        digest.update(contents[path])
+    for path in sorted(files):
+        file = files[path]
+        content = read_payload(file) if isinstance(file, Path) else file
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 

@@ -1,24 +1,25 @@
 """Experiments: presets, running them, their results, and verifying these."""
 
-from hatrack.experiments.comparing import compare, jobs_of
-from hatrack.experiments.comparison import Comparison
+from hatrack.experiments.comparison import Comparison, compare, jobs_of
 from hatrack.experiments.executors import DaskExecutor, Executor, LocalExecutor, SlurmExecutor
-from hatrack.experiments.experiment import Experiment
+from hatrack.experiments.experiment import EXPERIMENTS, Experiment, describe, find_experiment, own_experiment
 from hatrack.experiments.forgetting import RunForgotten, forget_in_run
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
-from hatrack.experiments.opening import PicturePrediction, export_run, open_run, predict_pictures
-from hatrack.experiments.own import describe, own_experiment
+from hatrack.experiments.opening import (
+    PicturePrediction,
+    TaskSize,
+    export_run,
+    measure_sizes,
+    open_run,
+    predict_pictures,
+)
 from hatrack.experiments.plan import ComparisonPlan
 from hatrack.experiments.preparing import Run, finished_result, prepare
-from hatrack.experiments.presets import EXPERIMENTS, find_experiment
-from hatrack.experiments.recorded import recorded_run
+from hatrack.experiments.recorded import Reproduction, Verification, recorded_run, verify
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.rerun import Reproduction
 from hatrack.experiments.results import RunResult, Status, TaskHistory, TaskSummary, read_result
 from hatrack.experiments.running import Event, TaskBegun, TaskLearned, run
 from hatrack.experiments.settings import Config
-from hatrack.experiments.sizes import TaskSize, measure_sizes
-from hatrack.experiments.verify import Verification, verify
 
 __all__ = [
     "EXPERIMENTS",

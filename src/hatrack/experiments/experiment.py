@@ -1,20 +1,29 @@
-"""Experiments: a stream, a network and a schedule, with the settings of the paper that they come from."""
+"""Experiments: a stream, a network and a schedule, with the settings of the paper that they come from.
+
+Those with names are the table ``presets.toml``, each with its source and the figure that was published there; those of
+a person's own tasks have the settings that their ``tasks.toml`` makes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from hatrack.data import DownloadMonitor
-from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
+from hatrack.data.toml import read_packaged_toml
+from hatrack.errors import InputError
+from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings, parse_value
 from hatrack.methods import METHODS
-from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream
-from hatrack.support.names import look_up
+from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, own_stream
+from hatrack.support.names import look_up, unknown_name
 from hatrack.train import TrainingSettings
 
-__all__ = ["Experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "describe", "find_experiment", "own_experiment"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +90,103 @@ class Experiment:
         if self.own is not None:
             return self.own.build(options, num_tasks=data.num_tasks)
         return build_stream(self.stream, options, data_dir=data_dir, num_tasks=data.num_tasks, monitor=monitor)
+
+
+_Settings = TypeVar("_Settings", StreamSettings, NetworkSettings, TrainingSettings)
+
+
+def _settings(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    """Make settings of the values of a row; a key that is none of them fails."""
+    types = typing.get_type_hints(kind)
+    return kind(**{key: parse_value(key, value, types[key]) for key, value in values.items()})
+
+
+def _experiment(
+    name: str,
+    *,
+    data: Mapping[str, Any] = MappingProxyType({}),
+    network: Mapping[str, Any] = MappingProxyType({}),
+    training: Mapping[str, Any] = MappingProxyType({}),
+    **others: Any,
+) -> Experiment:
+    """Make an experiment of a row."""
+    return Experiment(
+        name,
+        data=_settings(StreamSettings, data),
+        network=_settings(NetworkSettings, network),
+        training=_settings(TrainingSettings, training),
+        **{"stream": name, **others},
+    )
+
+
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
+    {name: _experiment(name, **row) for name, row in read_packaged_toml("hatrack.experiments", "presets.toml").items()}
+)
+"""Every experiment by its name."""
+
+
+def find_experiment(name: str) -> Experiment:
+    """Return the experiment of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    return look_up("experiment", name, EXPERIMENTS)
+
+
+_PARTS = {"stream": StreamSettings, "network": NetworkSettings, "training": TrainingSettings}
+_NETWORK = NetworkSettings(hidden=(400, 400), dropout_early=0.0, dropout_late=0.0)
+
+
+def describe(name: str, sources: Sequence[Path] = ()) -> Experiment:
+    """Return an experiment by its name, or of a person's own tasks.
+
+    Args:
+        name: name of a preset; without meaning if there are sources.
+        sources: as for :func:`own_experiment`; empty for presets.
+
+    Raises:
+        InputError: there is none, or the sources cannot be used.
+    """
+    return own_experiment(sources) if sources else find_experiment(name)
+
+
+def own_experiment(sources: Sequence[Path]) -> Experiment:
+    """The experiment that a ``tasks.toml`` describes, or that learns the tasks of some files and folders.
+
+    Without other settings it has two dense layers of 400 units without dropout, and the HAT paper's schedule.
+
+    Args:
+        sources: as for :func:`hatrack.streams.own_stream`.
+
+    Raises:
+        InputError: a file does not exist, or says something that cannot be.
+    """
+    own = own_stream(sources)
+    method = own.settings.get("method", {})
+    for name in method:
+        if isinstance(method[name], Mapping):
+            look_up("method", name, METHODS)
+    return Experiment(
+        name=own.name,
+        description=f"{len(own.tasks)} tasks of one's own",
+        source=", ".join(map(str, own.sources)),
+        stream=own.name,
+        network=_NETWORK,
+        # What stands in [method] itself holds for every method, what stands in [method.hat] for that alone.
+        settings={**_common(own), **{key: value for key, value in method.items() if not isinstance(value, Mapping)}},
+        methods={key: value for key, value in method.items() if isinstance(value, Mapping)},
+        own=own,
+    )
+
+
+def _common(own: OwnStream) -> dict[str, Any]:
+    """The settings that do not depend on the method, after checking that each stands in the right table."""
+    settings: dict[str, Any] = {}
+    for section, part in _PARTS.items():
+        known = [field.name for field in dataclasses.fields(part)]
+        for key, value in own.settings.get(section, {}).items():
+            if key not in known:
+                raise InputError(f"{own.sources[0]}: {unknown_name(f'setting in [{section}]', key, known)}")
+            settings[key] = value
+    return settings

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.experiment import Experiment
-from hatrack.experiments.own import describe
+from hatrack.experiments.experiment import Experiment, describe
 from hatrack.experiments.settings import Config, changed
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import read_checked_json, write_checked_json

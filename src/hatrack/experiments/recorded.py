@@ -1,23 +1,37 @@
-"""Reading of a run's folder: its configuration, and its network."""
+"""Recorded runs: loading the network of a run, verifying it, and comparing a run with the same run made again."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, InputError
-from hatrack.experiments.folder import CHECKPOINT, RESULT, previous, require_run, require_whole
+from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, previous, require_run, require_whole
 from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
-from hatrack.streams import TaskStream
-from hatrack.support.environment import deterministic_cuda
+from hatrack.experiments.running import last_logits, score_row
+from hatrack.storage.checkpoint import read_checkpoint
+from hatrack.streams import Task, TaskStream
+from hatrack.support.environment import describe_environment, deterministic_cuda
+from hatrack.train import Score, score
 
-__all__ = ["load_recorded", "recorded_result", "recorded_run", "request_of"]
+__all__ = [
+    "TOLERANCE",
+    "Reproduction",
+    "Verification",
+    "load_recorded",
+    "recorded_result",
+    "recorded_run",
+    "request_of",
+    "verify",
+]
 
 
 def recorded_result(folder: Path) -> RunResult:
@@ -114,3 +128,149 @@ def _tasks_of(folder: Path, recorded: RunResult, stream: TaskStream) -> TaskStre
     if missing:
         raise InputError(f"{folder} has learned {missing[0]!r}, which the data does not have any more")
     return replace(stream, tasks=tuple(by_name[name] for name in names))
+
+
+TOLERANCE = 1e-5
+"""Tolerance of logits, relative and absolute, where the environment is not the one that made them."""
+
+
+@dataclass(frozen=True)
+class TaskVerdict:
+    """Comparison of a task's test with what is recorded.
+
+    Attributes:
+        task: its name.
+        accuracy: accuracy now.
+        recorded: accuracy in the result.
+        agrees: whether logits (and with them accuracy) are as recorded: to the bit in the same environment, else within
+            the tolerance.
+        constant: whether the recorded hashes of this task are the same in every row.
+    """
+
+    task: str
+    accuracy: float
+    recorded: float
+    agrees: bool
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of verifying a run.
+
+    Attributes:
+        result: the run's record.
+        verdicts: one per task learned.
+        bitwise: whether hashes were compared, or logits within :data:`TOLERANCE`.
+        differences: what differs between the environment and data of the run and these; empty if ``bitwise``.
+    """
+
+    result: RunResult
+    verdicts: tuple[TaskVerdict, ...]
+    bitwise: bool
+    differences: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Return whether every task came out as recorded."""
+        return all(verdict.agrees for verdict in self.verdicts)
+
+
+def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | None = None) -> Verification:
+    """Derive the last row of a run again from its saved network.
+
+    The number of threads is set to the recorded one for this process, since the last bits depend on it.
+
+    Args:
+        folder: the run's folder.
+        data: folder to look for data in first.
+        monitor: told how the download of a data set goes on.
+
+    Raises:
+        InputError: the folder holds no run, or one in which no task was learned.
+        CheckpointError: a file is damaged.
+        DataError: the data is missing.
+    """
+    recorded, request = recorded_run(folder, data)
+    prepared = load_recorded(folder, recorded, request, monitor)
+    logits = last_logits(prepared, len(recorded.scores))
+    now = describe_environment(request.device)
+    differences = tuple(key for key in now if now[key] != recorded.environment.get(key))
+    origins = prepared.stream.origins
+    if recorded.forgotten:  # of whose data nothing is recorded any more
+        origins = tuple(line for line in origins if line in recorded.data)
+    if recorded.data != origins:
+        differences += ("data",)
+    row = score_row(prepared, logits)
+    saved = {} if not differences else read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors
+    verdicts = []
+    for index, (task, now_scored) in enumerate(zip(recorded.tasks[: len(row)], row, strict=True)):
+        before = recorded.scores[-1][index]
+        if differences:
+            theirs = _recorded_logits(folder, saved, task.name, before, prepared.stream[index])
+            agrees = torch.allclose(logits[task.name], theirs, rtol=TOLERANCE, atol=TOLERANCE)
+        else:
+            agrees = now_scored.logits_sha256 == before.logits_sha256 and now_scored.accuracy == before.accuracy
+        hashes = {scores[index].logits_sha256 for scores in recorded.scores[index:]}
+        verdicts.append(TaskVerdict(task.name, now_scored.accuracy, before.accuracy, agrees, len(hashes) == 1))
+    return Verification(recorded, tuple(verdicts), not differences, differences)
+
+
+def _recorded_logits(folder: Path, saved: Mapping[str, Tensor], name: str, recorded: Score, task: Task) -> Tensor:
+    """The logits that a run kept, after checking that they are those whose hash it recorded."""
+    logits = saved.get(name)
+    if logits is None or score(logits, task.test.labels).logits_sha256 != recorded.logits_sha256:
+        raise CheckpointError(f"{folder / LOGITS} does not belong to {folder / RESULT}: its logits have another hash")
+    return logits
+
+
+@dataclass(frozen=True)
+class TaskAgain:
+    """A task in both runs, after the last task that both have learned.
+
+    Attributes:
+        task: its name.
+        recorded: accuracy in the recorded run.
+        again: accuracy in the new one.
+        same_bits: whether the hashes of its test logits are the same after this and every other task.
+    """
+
+    task: str
+    recorded: float
+    again: float
+    same_bits: bool
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Report on a run that was made again.
+
+    Attributes:
+        tasks: one entry per task that both have learned.
+        differences: what differs between the environments and the data of the two.
+    """
+
+    tasks: tuple[TaskAgain, ...]
+    differences: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recorded: RunResult, again: RunResult) -> Reproduction:
+        """Compare a run with one that was made of its settings."""
+        learned = min(len(recorded.scores), len(again.scores))
+        tasks = []
+        for index, task in enumerate(recorded.tasks[:learned]):
+            rows = range(index, learned)
+            same = all(
+                recorded.scores[row][index].logits_sha256 == again.scores[row][index].logits_sha256 for row in rows
+            )
+            before, now = recorded.scores[learned - 1][index], again.scores[learned - 1][index]
+            tasks.append(TaskAgain(task.name, before.accuracy, now.accuracy, same))
+        keys = {**again.environment, **recorded.environment}
+        differences = [key for key in keys if recorded.environment.get(key) != again.environment.get(key)]
+        differences += ["data"] if recorded.data and recorded.data != again.data else []
+        return cls(tuple(tasks), tuple(differences))
+
+    @property
+    def exact(self) -> bool:
+        """Return whether every test logit after every task has the same bits."""
+        return all(task.same_bits for task in self.tasks)

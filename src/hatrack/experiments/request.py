@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from hatrack.experiments.experiment import Experiment
-from hatrack.experiments.own import describe
+from hatrack.experiments.experiment import Experiment, describe
 from hatrack.support.environment import describe_environment
 from hatrack.train.parallel import ALONE, Ranks
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.support.names import unknown_name
+from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
 
 __all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSettings", "changed", "parse_value"]
@@ -65,11 +66,8 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden must be widths of at least 1, such as 2000,2000, not {self.hidden}")
-        if self.width <= 0.0:
-            raise InputError(f"width must be above 0, not {self.width}")
-        for key in ("dropout_early", "dropout_late"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                raise InputError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
+        require_range(self, "width", above=0)
+        require_range(self, "dropout_early", "dropout_late", least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,8 @@ class StreamSettings:
     num_tasks: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.validation < 1.0:
-            raise InputError(f"validation must be at least 0 and below 1, not {self.validation}")
-        for key in ("limit", "num_tasks"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InputError(f"{key} must be at least 1, or none, not {value}")
+        require_range(self, "validation", least=0, below=1)
+        require_range(self, "limit", "num_tasks", least=1)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from hatrack.errors import InputError
-from hatrack.experiments.comparing import execute_recorded
-from hatrack.experiments.comparison import read_failure
+from hatrack.experiments.comparison import execute_recorded, read_failure
 from hatrack.experiments.executors import Executor
+from hatrack.experiments.experiment import describe
 from hatrack.experiments.jobs import Job, JobEvent
-from hatrack.experiments.own import describe
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS
@@ -24,7 +23,7 @@ from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.names import look_up
 
-__all__ = ["TUNING", "Candidate", "GridSearch", "best", "outcomes", "tune"]
+__all__ = ["Candidate", "GridSearch", "best", "outcomes", "tune"]
 
 TUNING = "tuning.json"
 """The file at the top of the folder: what was searched, and what came out."""

@@ -15,18 +15,22 @@ from torch import Tensor, nn
 from hatrack.gating.gates import ActiveTask, InputGate
 from hatrack.gating.norms import TaskNormSwitch, copy_of_norm, let_train
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
+from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
-from hatrack.units import UnitGraph
+from hatrack.units import OUTPUT, UnitGraph
 
 __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
 
 _ATTACHED = "_hatrack_attached"
 """Attribute of a backbone that a network of tasks is attached to; it holds a :class:`_Mark`."""
 
-_SWITCHES = (TaskNormSwitch, PartialGradientSwitch)
+PREFIX = "backbone."
+"""Prefix of the names of a backbone's parameters."""
+
+_SWITCHES = (TaskNormSwitch, PartialGradientSwitch, RecurrentSwitch)
 """Kinds of objects that replace the forward of single modules."""
 
 
@@ -72,6 +76,7 @@ def attached_to(backbone: nn.Module) -> str | None:
     if marks:
         return marks[0].kind
     callables: list[Any] = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    callables += [hook for module in modules for hook in module._forward_hooks.values()]
     callables += [vars(module).get("forward") for module in modules]
     attached = any(isinstance(getattr(each, "__self__", None), (InputGate, *_SWITCHES)) for each in callables)
     return "HATNetwork" if attached else None
@@ -102,6 +107,9 @@ def _take_off(backbone: nn.Module) -> None:
             if isinstance(getattr(hook, "__self__", None), InputGate):
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), InputGate):
+                del module._forward_hooks[number]
         if isinstance(getattr(vars(module).get("forward"), "__self__", None), _SWITCHES):
             del vars(module)["forward"]
 
@@ -151,7 +159,10 @@ class Attachment(nn.Module):
         gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
         self.gates = nn.ModuleList(gates)
         for reader, gate in zip(graph.readers[:-1], gates[:-1], strict=True):
-            modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
+            if reader.argument == OUTPUT:
+                modules[reader.module].register_forward_hook(gate.after)
+            else:
+                modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
         self._norms = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
         self.partial_gradients: dict[str, PartialGradient] = {}
         self._dense = {
@@ -159,7 +170,12 @@ class Attachment(nn.Module):
             for name, module in modules.items()
             if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module) and module.weight.requires_grad
         }
-        switches: list[TaskNormSwitch | PartialGradientSwitch] = [*self._norms.values(), *self._dense.values()]
+        self.recurrent = nn.ModuleList(
+            RecurrentSwitch(name, module, graph.uses, f"{PREFIX}{name}.", self._active)
+            for name, module in modules.items()
+            if is_recurrent(module, graph.uses, f"{PREFIX}{name}.")
+        )
+        switches: list[Any] = [*self._norms.values(), *self._dense.values(), *self.recurrent]
         for switch in switches:
             vars(switch.module)["forward"] = switch.forward
 
@@ -209,3 +225,4 @@ class Attachment(nn.Module):
         """Remove all gates and switches from the backbone."""
         _take_off(backbone)
         self._norms, self._dense = {}, {}
+        self.recurrent = nn.ModuleList()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.utils.rnn import PackedSequence
 
 from hatrack import functional
 from hatrack.errors import InputError
@@ -93,11 +94,13 @@ def change_argument(
         change: maps the argument to its new value.
 
     Returns:
-        Positional and keyword arguments with the change.
+        Positional and keyword arguments with the change; as they were where the argument is not given.
     """
     if position < len(args):
-        return (*args[:position], change(args[position]), *args[position + 1 :]), kwargs
-    return args, {**kwargs, keyword: change(kwargs[keyword])}
+        given = args[position]
+        return (args if given is None else (*args[:position], change(given), *args[position + 1 :])), kwargs
+    given = kwargs.get(keyword)
+    return args, kwargs if given is None else {**kwargs, keyword: change(given)}
 
 
 _Outer = tuple[Tensor | None, Tensor | None, dict[str, nn.Module] | None]
@@ -184,11 +187,13 @@ class InputGate(nn.Module):
         self.units = move_along(self.units, fn)
         return self
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Any) -> Any:
         """Gate a value whose units lie along the reader's axis; the value itself while no task is active.
 
         A hard mask clears with ``masked_fill``: a product with zero would keep infinities as "not a number".
         """
+        if isinstance(value, PackedSequence):
+            return value._replace(data=self(value.data))
         active = self._active
         if self._is_open:
             return value
@@ -202,6 +207,10 @@ class InputGate(nn.Module):
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Gate one of the layer's arguments: the forward pre-hook."""
         return change_argument(args, kwargs, self._argument, self._keyword, self)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Gate the layer's result: the forward hook."""
+        return self(output)
 
     def _pick(self, per_unit: Tensor, value: Tensor) -> Tensor:
         picked = per_unit[..., self._span] if self._span is not None else per_unit.index_select(-1, self.units)

@@ -1,18 +1,19 @@
-"""Resizable layers: the axes of their tensors that count inputs or outputs, and widening in place."""
+"""Resizable layers: the axes of their tensors that count inputs or outputs, widening in place, and new entries."""
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.support.layers import overrides_forward
 
-__all__ = ["Layer", "Side", "widened"]
+__all__ = ["Layer", "Side", "draw_entries", "measure_initial_scales", "widened"]
 
 
 class Side(enum.Enum):
@@ -169,3 +170,56 @@ _KINDS: tuple[tuple[tuple[type, ...], dict[str, Axes], dict[str, Side], dict[str
     ((nn.PReLU,), {"weight": (_OUT,)}, {"num_parameters": _OUT}, {"weight": 0.25}),
 )
 """Kinds of layers: classes, axes of tensors, attributes of widths, and torch's constant initial values."""
+
+
+def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
+    """Measure the initial scale of every drawn parameter: its root mean square times the root of the layer's fan-in.
+
+    Xavier's, Kaiming's and torch's own initialisation all make this number depend little on widths.
+
+    Args:
+        backbone: the network as it was first initialised.
+
+    Returns:
+        Scales by the names of parameters; without those that start as constants, such as a norm's.
+    """
+    scales = {}
+    for name, module in backbone.named_modules():
+        layer = Layer.of(module)
+        for own, parameter in () if layer is None or layer.constants else module.named_parameters(recurse=False):
+            if parameter.numel() and parameter.is_floating_point():
+                size = float(parameter.detach().double().square().mean().sqrt())
+                scales[f"{name}.{own}".lstrip(".")] = size * math.sqrt(_fan_in(module, module.weight.shape))
+    return scales
+
+
+def draw_entries(
+    layer: Layer,
+    name: str,
+    shape: torch.Size,
+    old: Tensor,
+    initial_scale: float | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw uniform entries on the layer's initial scale, for its present fan-in.
+
+    Args:
+        layer: the layer; its weight has the new shape already, or is the parameter in question.
+        name: the parameter's name in the layer.
+        shape: the parameter's new shape.
+        old: its old values, for their type and device.
+        initial_scale: its scale from :func:`measure_initial_scales`; None takes torch's own initialisation,
+            U(−1/√f, 1/√f).
+        generator: source of randomness on the CPU; None takes torch's global one.
+    """
+    module = layer.module
+    fan_in = _fan_in(module, shape if name == "weight" else module.weight.shape)  # type: ignore[arg-type]
+    size = 1 / math.sqrt(3 * fan_in) if initial_scale is None else initial_scale / math.sqrt(fan_in)
+    entries = torch.empty(shape).uniform_(-math.sqrt(3) * size, math.sqrt(3) * size, generator=generator)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        entries[module.padding_idx] = 0.0
+    return entries.to(old.device, old.dtype)
+
+
+def _fan_in(module: nn.Module, shape: torch.Size) -> int:
+    return 1 if isinstance(module, nn.Embedding) else max(1, shape[1:].numel())

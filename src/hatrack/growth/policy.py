@@ -48,7 +48,7 @@ class Origin:
     Attributes:
         widths: number of units by group.
         initial_scales: initial scale of parameters, by name; see
-            :func:`hatrack.growth.initial_values.measure_initial_scales`.
+            :func:`hatrack.growth.layers.measure_initial_scales`.
     """
 
     widths: Mapping[str, int]

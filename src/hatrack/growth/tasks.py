@@ -13,7 +13,7 @@ from hatrack.growth.layers import Layer, widened
 from hatrack.growth.widening import Widening
 from hatrack.masks import QuadraticPenalty, WeightLayout, WeightTask
 from hatrack.masks.tasks import TaskState, UnitTask, packed_mask
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 
 __all__ = ["Places", "widen_optimizer", "widen_penalty", "widen_unit_tasks", "widen_weight_tasks"]
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError
-from hatrack.growth.initial_values import draw_entries
-from hatrack.growth.layers import Layer, Side
-from hatrack.state.undo_log import UndoLog
-from hatrack.units import Group, Role, UnitGraph
+from hatrack.growth.layers import Layer, Side, draw_entries
+from hatrack.state.undo import UndoLog
+from hatrack.units import OUTPUT, Group, Role, UnitGraph
 
 __all__ = ["Change", "Widening", "widen"]
 
@@ -85,7 +84,7 @@ def widen(
         graph: its units.
         added: number of units to add by group, at least 1 each.
         analyze_again: finds the units of the network as it is when called.
-        initial_scales: initial scale of parameters, from :func:`hatrack.growth.initial_values.measure_initial_scales`.
+        initial_scales: initial scale of parameters, from :func:`hatrack.growth.layers.measure_initial_scales`.
         generator: source of randomness for new entries, on the CPU; None takes torch's global one.
         undo_log: records all changes, so that the caller can take them back after a failure.
 
@@ -161,6 +160,8 @@ def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str,
         for reader in graph.readers[:-1]:
             if group.owns(reader.units).any():
                 include(reader.module, group, "read by")
+                if reader.argument == OUTPUT:
+                    raise _UnfitError(f"what is behind {reader.module!r} mixes the units of {group.name!r}")
                 if Side.INPUTS not in layers[reader.module].sizes.values():
                     raise _UnfitError(f"{reader.module!r} reads {group.name!r} and cannot be wider")
     _require_parameters_covered(backbone, graph, added, layers)
@@ -217,7 +218,8 @@ def _share(units: Tensor, group: Group, name: str) -> int:
 def _labels(graph: UnitGraph, name: str) -> dict[Side, Tensor]:
     """Return the units that a layer reads and writes, for each side that has units."""
     labels = {Side.OUTPUTS: graph.outputs[name]} if name in graph.outputs else {}
-    reader = next((reader for reader in graph.readers[:-1] if reader.module == name), None)
+    readers = (reader for reader in graph.readers[:-1] if reader.module == name and reader.argument != OUTPUT)
+    reader = next(readers, None)
     return labels if reader is None else {**labels, Side.INPUTS: reader.units}
 
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from hatrack.functional import batch_progress
 from hatrack.methods import Batch, Method
-from hatrack.methods.ranges import require_range
 from hatrack.streams import DetectorSettings, LossDetector, Split, Surprise, Task, usual_limit
+from hatrack.support.ranges import require_range
 
 __all__ = ["Step", "UnannouncedLearner"]
 

@@ -5,15 +5,29 @@ weights later tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, 
 :class:`hatrack.WeightMaskedNetwork` puts one of each around a backbone.
 """
 
-from hatrack.masks.conditioning import ElasticWeights, FreeWeights, NoWeights, WeightConditioning, union
-from hatrack.masks.cost_cache import CostCache
+from hatrack.masks.conditioning import (
+    ElasticWeights,
+    FreeWeights,
+    NoWeights,
+    QuadraticPenalty,
+    WeightConditioning,
+    union,
+)
 from hatrack.masks.described import conditioning_from, describe, source_from
 from hatrack.masks.layout import Unmasked, WeightLayout, WeightRole, count_features, lay_out
-from hatrack.masks.packing import bytes_for, pack, unpack
-from hatrack.masks.quadratic_penalty import QuadraticPenalty
-from hatrack.masks.selection import apply_mask, largest, straight_through
-from hatrack.masks.sources import Embedding, Magnitude, MaskSource, Passed, Scores, signed_constant
-from hatrack.masks.weight_task import WeightTask
+from hatrack.masks.packing import CostCache, bytes_for, pack, unpack
+from hatrack.masks.sources import (
+    Embedding,
+    Magnitude,
+    MaskSource,
+    Passed,
+    Scores,
+    apply_mask,
+    largest,
+    signed_constant,
+    straight_through,
+)
+from hatrack.masks.tasks import WeightTask
 from hatrack.state.twins import twin
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,77 @@ from torch import Tensor
 from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.functional import Compensation
-from hatrack.masks.selection import largest, straight_through
+from hatrack.support.ranges import require_range
 
-__all__ = ["Embedding", "Magnitude", "MaskSource", "Passed", "Scores", "signed_constant"]
+__all__ = [
+    "Embedding",
+    "Magnitude",
+    "MaskSource",
+    "Passed",
+    "Scores",
+    "apply_mask",
+    "largest",
+    "signed_constant",
+    "straight_through",
+]
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Choose a tensor's largest entries; of equal ones the first.
+
+    Args:
+        values: any shape.
+        count: number of entries to choose, 0 up to all of them.
+
+    Returns:
+        Booleans of that shape, True at exactly ``count`` entries.
+
+    Raises:
+        ValueError: there are not that many entries.
+    """
+    flat = values.detach().flatten()
+    if not 0 <= count <= len(flat):
+        raise ValueError(f"{count} of {len(flat)} entries cannot be chosen")
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    least = flat.kthvalue(len(flat) - count + 1).values
+    chosen = flat > least
+    missing = count - int(chosen.sum())
+    chosen[(flat == least).nonzero()[:missing, 0]] = True
+    return chosen.view(values.shape)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, chosen: Tensor) -> Tensor:
+        return chosen.to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
+    """Convert a choice to numbers 0 and 1 whose gradient reaches the scores unchanged.
+
+    Args:
+        scores: scores that the choice was made by.
+        chosen: booleans of that shape.
+
+    Returns:
+        Numbers of the shape and type of the scores (Bengio, Léonard and Courville, 2013, arXiv:1308.3432).
+    """
+    return _StraightThrough.apply(scores, chosen)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def apply_mask(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a weight with 0 where its mask is off; a product with zero would keep infinities.
+
+    Args:
+        weight: any shape.
+        mask: booleans of that shape; None keeps all entries.
+    """
+    return weight if mask is None else weight.masked_fill(~mask, 0.0)
 
 
 class Passed(NamedTuple):
@@ -160,8 +228,7 @@ class Scores(MaskSource):
     keep: float | None = 0.5
 
     def __post_init__(self) -> None:
-        if self.keep is not None and not 0.0 < self.keep <= 1.0:
-            raise InputError(f"keep must be above 0 and at most 1, not {self.keep}")
+        require_range(self, "keep", above=0, most=1)
 
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw scores uniformly from ``±1/√fan_in``, as torch's layers begin."""
@@ -203,9 +270,7 @@ class Magnitude(MaskSource):
     prune: float = 0.75
 
     def __post_init__(self) -> None:
-        for key in ("prune_first", "prune"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                raise InputError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
+        require_range(self, "prune_first", "prune", least=0, below=1)
 
     def in_training(self, values: Tensor | None, progress: float) -> None:
         """Return no mask: all weights are used."""

@@ -15,9 +15,9 @@ from hatrack.errors import InputError
 from hatrack.methods.base import Setup
 from hatrack.methods.importance import added
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.methods.ranges import require_range
 from hatrack.streams import Task
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.ranges import require_range
 
 __all__ = ["CAB", "CABSettings", "conceptor", "free_space", "layer_inputs"]
 

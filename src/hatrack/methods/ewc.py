@@ -6,10 +6,10 @@ import enum
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from hatrack.methods.anchored import AnchoredMethod
 from hatrack.methods.importance import Fisher, added, averaged, fisher_diagonal
-from hatrack.methods.ranges import require_range
+from hatrack.methods.multi_head import AnchoredMethod
 from hatrack.streams import Task
+from hatrack.support.ranges import require_range
 
 __all__ = ["EWC", "Consolidation", "EWCSettings"]
 

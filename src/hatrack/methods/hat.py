@@ -15,10 +15,10 @@ from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, Gate
 from hatrack.gating.norms import BatchNorms
 from hatrack.methods.base import ParameterGroup, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
-from hatrack.methods.ranges import require_nonnegative, require_range
 from hatrack.models.hat import HATNetwork
 from hatrack.protection.conditioning import Fading, UnitConditioning
 from hatrack.streams import Task
+from hatrack.support.ranges import require_nonnegative, require_range
 
 __all__ = ["HAT", "HATSettings", "Room"]
 

@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hatrack.methods.anchored import AnchoredMethod
 from hatrack.methods.base import Setup, joined
 from hatrack.methods.importance import Fisher, added, fisher_diagonal
-from hatrack.methods.multi_head import MultiHeadNetwork
+from hatrack.methods.multi_head import AnchoredMethod, MultiHeadNetwork
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from hatrack.methods.distilled import DistilledMethod
-from hatrack.methods.multi_head import MultiHeadNetwork
+from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
 
 __all__ = ["LFL", "LFLSettings"]
 

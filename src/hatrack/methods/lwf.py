@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.methods.distilled import DistilledMethod
-from hatrack.methods.multi_head import MultiHeadNetwork
-from hatrack.methods.ranges import require_range
+from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
+from hatrack.support.ranges import require_range
 
 __all__ = ["LWF", "LWFSettings", "distillation"]
 

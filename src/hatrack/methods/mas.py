@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hatrack.methods.anchored import AnchoredMethod
 from hatrack.methods.importance import added, output_sensitivity
+from hatrack.methods.multi_head import AnchoredMethod
 from hatrack.streams import Task
 
 __all__ = ["MAS", "MASSettings"]

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.methods.ranges import require_range
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
+from hatrack.support.ranges import require_range
 
 __all__ = ["RehearsalMethod", "RehearsalSettings", "Reservoir", "gathers_statistics"]
 

@@ -1,7 +1,12 @@
-"""A plain network with a head per task, and methods that train it."""
+"""A plain network with a head per task, and methods that train it.
+
+Further bases are for methods that tie the shared weights to their values before the task, each as strongly as it
+matters, and for methods that compare the network in training with what it was before the task.
+"""
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -10,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.functional import quadratic_distance
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.stored import StoredMethod
 from hatrack.storage.checkpoint import part_of
+from hatrack.streams import Task
 from hatrack.support.heads import linear_head
 from hatrack.support.names import unknown_name
 
-__all__ = ["MultiHeadMethod", "MultiHeadNetwork"]
+__all__ = ["AnchoredMethod", "DistilledMethod", "MultiHeadMethod", "MultiHeadNetwork"]
 
 EXTRA = "method"
 """First part of the names of a method's own tensors in a file; those of the network begin otherwise."""
@@ -170,3 +177,83 @@ class MultiHeadMethod(StoredMethod):
         self.network.load_state_dict({name: v for name, v in tensors.items() if not name.startswith(f"{EXTRA}.")})
         extra = part_of(tensors, f"{EXTRA}.")
         self.load_extra_state({name: value.to(self.setup.device) for name, value in extra.items()})
+
+
+class AnchoredMethod(MultiHeadMethod):
+    """Adds ``scale · Σ Ω (θ − θ*)²`` over the backbone's parameters to the cross-entropy, from the second task on.
+
+    Heads are left out: those of earlier tasks get no gradient, and so stay where they are. A subclass calls
+    :meth:`hold` at the end of each task.
+
+    Attributes:
+        anchor: θ* by name; empty in the first task.
+        importance: Ω by name; empty if all parameters matter alike.
+    """
+
+    kept: ClassVar[tuple[str, ...]] = ("anchor", "importance")
+
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        super().__init__(setup, settings)
+        self.anchor: dict[str, Tensor] = {}
+        self.importance: dict[str, Tensor] = {}
+
+    def scale(self) -> float:
+        """Return the factor of the distance: the strength, or half of it, as the paper has it."""
+        strength: float = self.settings.strength
+        return strength
+
+    def hold(self, importance: Mapping[str, Tensor] | None = None) -> None:
+        """Tie the weights to what they are now, from the next task on."""
+        self.anchor = self.copy_of_shared()
+        self.importance = dict(importance or {})
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the cross-entropy and the weighted distance to the anchor."""
+        loss = super().loss(batch)
+        if not self.anchor:
+            return loss
+        distance = quadratic_distance(self.shared_parameters(), self.anchor, self.importance or None)
+        return loss.plus(self.scale() * distance)
+
+
+class DistilledMethod(MultiHeadMethod):
+    """Keeps a frozen copy of the network from before the task.
+
+    Attributes:
+        old: that copy, in evaluation mode; None in the first task.
+    """
+
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        super().__init__(setup, settings)
+        self.old: MultiHeadNetwork | None = None
+
+    def begin_task(self, task: Task) -> None:
+        """Copy the network, and open the task's head."""
+        if self.network.task_names:
+            self.old = self.network.frozen_copy()
+        super().begin_task(task)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the cross-entropy, and from the second task on the distance from the old network, too."""
+        if self.old is None:
+            return super().loss(batch)
+        features, old_features = self.both_features(batch.x, self.old)
+        logits = self.network.head(batch.tasks[0])(features)
+        penalty = self.settings.strength * self.distance(self.old, features, old_features)
+        return Loss.cross_entropy(logits, batch.y).plus(penalty)
+
+    def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
+        """Return features ``(N, F)`` of both backbones, those of the old one without gradient."""
+        with torch.no_grad():
+            old_features = old.backbone(x)
+        return self.network.backbone(x), old_features
+
+    @abc.abstractmethod
+    def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
+        """Return how far the network has gone from the old one on a batch of new samples, a scalar.
+
+        Args:
+            old: the old network.
+            features: what the backbone gives, ``(N, F)``.
+            old_features: what the old backbone gives, of the same shape and without gradient.
+        """

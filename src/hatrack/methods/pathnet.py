@@ -23,12 +23,12 @@ from hatrack.methods.narrow import (
     parameters_with_heads,
     sections_of,
 )
-from hatrack.methods.ranges import require_range
 from hatrack.methods.stored import StoredMethod
 from hatrack.protection.capacity import Capacity
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, derive_seed
 from hatrack.support.names import look_up
+from hatrack.support.ranges import require_range
 
 __all__ = ["PathNet", "PathNetSettings", "growth", "mutated", "random_genes"]
 

@@ -11,8 +11,8 @@ from hatrack.masks import ElasticWeights, Embedding, FreeWeights
 from hatrack.methods.base import Batch, Loss
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.masked import Room, WeightMaskedMethod, growth_of
-from hatrack.methods.ranges import require_nonnegative, require_range
 from hatrack.streams import Task
+from hatrack.support.ranges import require_nonnegative, require_range
 
 __all__ = ["PMASK", "PMASKSettings"]
 

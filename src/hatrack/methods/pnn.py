@@ -19,8 +19,8 @@ from hatrack.methods.narrow import (
     number_of_parameters,
     parameters_with_heads,
 )
-from hatrack.methods.ranges import require_range
 from hatrack.methods.stored import NetworkPerTask
+from hatrack.support.ranges import require_range
 
 __all__ = ["PNN", "Adapter", "NarrowColumn", "PNNSettings"]
 

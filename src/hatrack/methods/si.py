@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.methods.anchored import AnchoredMethod
 from hatrack.methods.base import Setup
 from hatrack.methods.importance import added
-from hatrack.methods.ranges import require_range
+from hatrack.methods.multi_head import AnchoredMethod
 from hatrack.streams import Task
+from hatrack.support.ranges import require_range
 
 __all__ = ["SI", "PathIntegral", "SISettings"]
 

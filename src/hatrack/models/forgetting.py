@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hatrack.growth.initial_values import draw_entries, measure_initial_scales
-from hatrack.growth.layers import Layer
+from hatrack.growth.layers import Layer, draw_entries, measure_initial_scales
 from hatrack.masks import union
 
 __all__ = ["Forgotten", "InitialDistribution", "report"]
@@ -46,7 +45,7 @@ class InitialDistribution:
 
     Attributes:
         initial_scales: initial scale of layers' parameters, by name; see
-            :func:`hatrack.growth.initial_values.measure_initial_scales`.
+            :func:`hatrack.growth.layers.measure_initial_scales`.
         moments: mean and standard deviation of every floating-point parameter, by name; where the deviation is 0, as
             of a norm's weights, an erased entry gets the mean.
     """

@@ -22,7 +22,7 @@ from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
 from hatrack.state.dependence import Copy
 from hatrack.state.movement import scratch_of
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of
 from hatrack.support.interface import Interface

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.masks.task_list import StateT
 from hatrack.state.movement import movement_of, without_trace
+from hatrack.state.tryouts import memory_of
 from hatrack.support.inputs import tensor_of
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def require_usable_head(net: MaskedNetwork[StateT], name: str, head: int | nn.Mo
     """
     if not isinstance(head, nn.Module):
         return
-    taken = {id(tensor) for tensor in (*net.parameters(), *net.buffers())}
+    taken = {memory_of(tensor) for tensor in (*net.parameters(), *net.buffers())}
     for own, tensor in (*head.named_parameters(), *head.named_buffers()):
-        if id(tensor) in taken:
-            raise InputError(f"{own} of the head of task {name!r} is a part of this network already; give it its own")
         if isinstance(tensor, UninitializedParameter):
             raise InputError(
                 f"{own} of the head of task {name!r} is not initialised yet; run the head on features once"
             )
+        if memory_of(tensor) in taken:
+            raise InputError(f"{own} of the head of task {name!r} is a part of this network already; give it its own")
     features = net.masking.example_features()
     tried = copy.deepcopy(head).eval().to(features.device, features.dtype)
     before = copy.deepcopy(tried)

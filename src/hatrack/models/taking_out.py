@@ -13,8 +13,7 @@ from hatrack.errors import InputError, UnsupportedError
 from hatrack.gating.attachment import without_gates
 from hatrack.gating.norms import let_train
 from hatrack.masks.task_list import StateT
-from hatrack.masks.tasks import UnitTask
-from hatrack.masks.weight_task import WeightTask
+from hatrack.masks.tasks import UnitTask, WeightTask
 from hatrack.models.answering import ask, logits_of
 from hatrack.models.masking import Masking
 from hatrack.state.tryouts import random_like, says_something

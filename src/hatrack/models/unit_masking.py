@@ -23,7 +23,7 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Origin, free_units
 from hatrack.growth.tasks import Places, widen_unit_tasks
 from hatrack.growth.widening import Widening
-from hatrack.masks.mask_cache import MaskCache
+from hatrack.masks.packing import MaskCache
 from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import UnitTask
 from hatrack.models.gate_settings import GateSettings
@@ -36,7 +36,7 @@ from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
 from hatrack.state.movement import without_trace
 from hatrack.state.tryouts import random_like
 from hatrack.state.twins import twin
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.heads import linear_head
 from hatrack.support.inputs import Inputs, device_of, map_tensors

@@ -33,12 +33,12 @@ from hatrack.masks import (
     twin,
     union,
 )
-from hatrack.masks.mask_cache import MaskCache
+from hatrack.masks.packing import MaskCache
 from hatrack.masks.task_list import TaskList
 from hatrack.models.masking import Change, Masking
 from hatrack.protection.capacity import Capacity, common_entries
 from hatrack.state.movement import scratch_of, without_trace
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.heads import linear_head
 from hatrack.support.inputs import Inputs, map_tensors

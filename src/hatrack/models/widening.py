@@ -16,7 +16,7 @@ from hatrack.growth.widening import widen
 from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
 from hatrack.state.tryouts import largest
-from hatrack.state.undo_log import UndoLog
+from hatrack.state.undo import UndoLog
 from hatrack.units import UnitGraph
 
 if TYPE_CHECKING:

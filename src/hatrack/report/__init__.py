@@ -2,12 +2,13 @@
 
 from hatrack.report.console import (
     accuracy_table,
+    comparison_table,
     forgetting_line,
     reproduction_table,
     share_in_use,
+    tuning_table,
     verification_table,
 )
-from hatrack.report.many import comparison_table, tuning_table
 
 __all__ = [
     "accuracy_table",

@@ -9,9 +9,19 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from hatrack.experiments import Reproduction, RunResult, Verification
+from hatrack.experiments import Comparison, Reproduction, RunResult, Verification
+from hatrack.experiments.statistics import Spread
+from hatrack.experiments.tuning import Candidate, best
 
-__all__ = ["accuracy_table", "forgetting_line", "reproduction_table", "share_in_use", "verification_table"]
+__all__ = [
+    "accuracy_table",
+    "comparison_table",
+    "forgetting_line",
+    "reproduction_table",
+    "share_in_use",
+    "tuning_table",
+    "verification_table",
+]
 
 # Sky blue, yellow and vermilion of Okabe and Ito's palette can be told apart with any colour vision.
 _KEPT, _FADED, _LOST = "#56b4e9", "#f0e442", "#d55e00"
@@ -58,7 +68,7 @@ def share_in_use(capacity: Mapping[str, Any]) -> str:
 
 
 def verification_table(verification: Verification) -> Table:
-    """Show the findings of :func:`hatrack.experiments.verify`, task by task."""
+    """Show the findings of :func:`hatrack.experiments.recorded`, task by task."""
     how = "logits, to the bit" if verification.bitwise else "logits, to 1e-5"
     table = Table("task", "recorded", "now", how, "unchanged during the run", box=SIMPLE)
     for verdict in verification.verdicts:
@@ -93,3 +103,51 @@ def _proof(hashes: Sequence[str]) -> tuple[str, str]:
     if len(hashes) == 1:
         return "new", "dim"
     return ("same", _KEPT) if len(set(hashes)) == 1 else ("diff", _LOST)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Make a row per method, the best first: accuracy, forgetting and forgetting ratio after the last task."""
+    table = Table(
+        "method",
+        title=f"{comparison.experiment}, after the last task; mean ± standard deviation over seeds",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+    )
+    for column in ("accuracy, %", "forgetting, points", "forgetting ratio", "seeds"):
+        table.add_column(column, justify="right")
+    accuracies = {method: comparison.spread(method, "average_accuracy") for method in comparison.methods}
+    order = sorted(comparison.methods, key=lambda m: -(found.mean if (found := accuracies[m]) else -1.0))
+    for method in order:
+        finished = len(comparison.figures(method, "average_accuracy"))
+        failed = sum(name == method for name, _ in comparison.failures)
+        seeds = Text(f"{finished} of {len(comparison.seeds)}" + (f", {failed} failed" if failed else ""))
+        table.add_row(
+            method,
+            _spread(accuracies[method], 100.0, 2),
+            _spread(comparison.spread(method, "forgetting"), 100.0, 2),
+            _spread(comparison.spread(method, "forgetting_ratio"), 1.0, 3),
+            seeds,
+        )
+    return table
+
+
+def tuning_table(candidates: Sequence[Candidate]) -> Table:
+    """Make a row per candidate in their order, the best one marked."""
+    table = Table("settings", box=SIMPLE)
+    table.add_column("average accuracy", justify="right")
+    chosen = best(candidates)
+    for candidate in candidates:
+        settings = Text(", ".join(f"{key}={value}" for key, value in candidate.settings.items()))
+        accuracy = Text("failed" if candidate.error else "–")
+        if candidate.accuracy is not None:
+            accuracy = Text(f"{candidate.accuracy:.2%}" + (" best" if candidate is chosen else ""))
+        table.add_row(settings, accuracy, style="bold" if candidate is chosen else "")
+    return table
+
+
+def _spread(found: Spread | None, factor: float, digits: int) -> str:
+    if found is None:
+        return "–"
+    mean = f"{factor * found.mean + 0.0:.{digits}f}"
+    return mean if found.sd is None else f"{mean} ± {factor * found.sd:.{digits}f}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from hatrack.errors import InputError
-from hatrack.report import charts, grids, inside, tables
+from hatrack.report import charts, inside, tables
 from hatrack.report.literature import published
 from hatrack.report.runs import Runs
 from hatrack.report.table import Drawing, Kind, Row, Table, means
@@ -42,7 +42,7 @@ def _layers(runs: Runs, method: str) -> Drawing:
 def _reuse(runs: Runs, method: str) -> Drawing:
     table = _of(inside.reuse(runs), method)
     of, by, share = table.columns[1:]
-    return Drawing(grids.heat_map(table.rows, by, of, share), f"Reuse of weights, {method}", table)
+    return Drawing(charts.heat_map(table.rows, by, of, share), f"Reuse of weights, {method}", table)
 
 
 def _matrix(runs: Runs, method: str) -> Drawing:
@@ -50,7 +50,7 @@ def _matrix(runs: Runs, method: str) -> Drawing:
     cells = means(table.rows, ("after", "task"), "accuracy")
     rows = [{"after": after, "task": task, "accuracy": mean} for (after, task), mean in cells.items()]
     column = {column.key: column for column in table.columns}
-    chart = grids.heat_map(rows, column["task"], column["after"], column["accuracy"])
+    chart = charts.heat_map(rows, column["task"], column["after"], column["accuracy"])
     return Drawing(chart, f"Accuracy on every task after every task, {method}", table)
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from hatrack import __version__
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS
-from hatrack.report import canvas, charts, heat, sections, style
+from hatrack.report import canvas, charts, sections
 from hatrack.report.inside import capacity, mean_usage, reuse
 from hatrack.report.literature import HERE, has_published, published
 from hatrack.report.runs import REFERENCES, Runs
@@ -74,9 +74,9 @@ def html_report(runs: Runs) -> str:
         "sentences": sections.sentences(runs, outcome),
         "summary": sections.summary_rows(tables["summary"]),
         "differences": sections.forest(tables["differences"], outcome.best),
-        **heat.matrices(tables["accuracy"], runs),
-        "layers": heat.layer_matrices(tables["capacity"]),
-        "reuse": heat.reuse_matrices(tables["reuse"], runs),
+        **sections.matrices(tables["accuracy"], runs),
+        "layers": sections.layer_matrices(tables["capacity"]),
+        "reuse": sections.reuse_matrices(tables["reuse"], runs),
         "proof": sections.proof(runs),
         "data": tables["data"],
         "display": display,
@@ -88,7 +88,7 @@ def html_report(runs: Runs) -> str:
         "tables": {name: _compact(table) for name, table in tables.items()},
         "charts": [{key: value for key, value in chart.items() if key != "chart"} for chart in drawn],
         "specs": {chart["name"]: chart["chart"].properties(description=chart["alt"]).to_dict() for chart in drawn},
-        "styles": {theme: style.style(theme) for theme in ("light", "dark")},
+        "styles": {theme: canvas.style(theme) for theme in ("light", "dark")},
         "bundle": Markup(_bundle()),
         "css": Markup(_css()),
         "script": Markup(_file("report.js")),
@@ -103,7 +103,7 @@ def _file(name: str) -> str:
 
 def _css() -> str:
     text = _file("report.css")
-    for theme, palette in (("light", style.LIGHT), ("dark", style.DARK)):
+    for theme, palette in (("light", canvas.LIGHT), ("dark", canvas.DARK)):
         colours = "".join(f"--c{index}:{colour};" for index, colour in enumerate(palette))
         text = text.replace("{{ palette_" + theme + " }}", colours)
     return text

@@ -16,7 +16,7 @@ from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa.analysis import cosine_similarities, task_profile
 from hatrack.methods.masked import MaskedMethod
 from hatrack.models.base import MaskedNetwork
-from hatrack.report import charts, grids
+from hatrack.report import charts
 from hatrack.report.table import Drawing, Kind, Row, Table
 
 __all__ = ["PICTURES", "dwa_embeddings", "dwa_masks", "gradient", "input_attention", "weight_masks"]
@@ -108,7 +108,7 @@ def _similarities(request: RunRequest, what: str) -> Drawing:
     cosine = Kind.RATIO.column("cosine")
     title = "Mean masks of tasks" if what == "masks" else "Mean embeddings of tasks"
     table = Table(f"dwa-{what}", f"{title}, cosines", (one, other, cosine), rows)
-    return Drawing(grids.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
+    return Drawing(charts.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
 
 
 def _finished(request: RunRequest) -> Run:
@@ -141,7 +141,7 @@ def _pictures(names: list[str], values: list[Tensor], title: str) -> Drawing:
         ),
         Kind.PERCENT.column("share", "in use"),
     )
-    return Drawing(grids.pictures(names, values), title, Table("pictures", title, columns, rows))
+    return Drawing(charts.pictures(names, values), title, Table("pictures", title, columns, rows))
 
 
 PICTURES: Mapping[str, Callable[[RunRequest], Drawing]] = MappingProxyType(

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hatrack.methods import METHODS
+from hatrack.report.canvas import DASHES, LIGHT, dark_cell
 from hatrack.report.literature import HERE
 from hatrack.report.runs import REFERENCES, Runs
-from hatrack.report.style import DASHES, LIGHT
-from hatrack.report.table import Kind, Row, Table, TableColumn
+from hatrack.report.table import Kind, Row, Table, TableColumn, means
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict
 from hatrack.report.writers import display, number
@@ -20,8 +20,11 @@ __all__ = [
     "environments",
     "explanations",
     "forest",
+    "layer_matrices",
+    "matrices",
     "method_list",
     "proof",
+    "reuse_matrices",
     "sentences",
     "settings",
     "summary_rows",
@@ -219,3 +222,68 @@ def _count(number_of: int, what: str) -> str:
 
 def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
+def matrices(table: Table, runs: Runs) -> dict[str, Any]:
+    """Return accuracy matrices as heat maps, means over seeds, with the loss of every task."""
+    cells = means(table.rows, ("method", "after", "task"), "accuracy")
+    shown = [value for (method, _, _), value in cells.items() if method != "random"] or list(cells.values())
+    high = max(shown)
+    low = max(0.0, min([*shown, high - 0.1]))  # a few points are no reason for all the colours
+    tasks = range(1, runs.learned + 1)
+    matrices = []
+    for label in runs.labels:
+        rows = [
+            [_heat(cells[label, after, task], low, high) if task <= after else None for task in tasks]
+            for after in tasks
+        ]
+        lost = [cells[label, task, task] - cells[label, runs.learned, task] for task in tasks]
+        tones = [
+            "" if task == runs.learned else "bad" if drop > 0.01 else "good" if drop <= 0 else ""
+            for task, drop in zip(tasks, lost, strict=True)
+        ]
+        texts = [f"{100 * drop:.1f}".replace("-0.0", "0.0").replace("-", "−") for drop in lost]
+        matrices.append(
+            {
+                "method": label,
+                "rows": rows,
+                "lost": [{"text": text, "tone": tone} for text, tone in zip(texts, tones, strict=True)],
+            }
+        )
+    return {"matrices": matrices, "heat": {"low": f"{100 * low:.1f}", "high": f"{100 * high:.1f}"}}
+
+
+def layer_matrices(table: Table) -> list[dict[str, Any]]:
+    """Return layers in use as heat maps, means over seeds."""
+    shares = means(table.rows, ("method", "layer", "after"), "used")
+    layers: dict[str, dict[str, list[Any]]] = {}
+    for (method, layer, _), share in sorted(shares.items(), key=lambda cell: int(cell[0][2])):
+        layers.setdefault(method, {}).setdefault(layer, []).append(_heat(share, 0.0, 1.0, digits=0))
+    return [
+        {"method": method, "rows": [{"name": layer, "cells": cells} for layer, cells in of.items()]}
+        for method, of in layers.items()
+    ]
+
+
+def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
+    """Return reuse between tasks as heat maps."""
+    shares = {(row["method"], row["of"], row["by"]): row["share"] for row in table.rows}
+    tasks = range(1, runs.learned + 1)
+    return [
+        {
+            "method": label,
+            "rows": [
+                {"name": str(i), "cells": [_heat(shares[label, i, j], 0.0, 1.0, digits=0) for j in tasks]}
+                for i in tasks
+            ],
+        }
+        for label in runs.labels
+        if (label, 1, 1) in shares
+    ]
+
+
+def _heat(value: float, low: float, high: float, *, digits: int = 1) -> dict[str, Any]:
+    v = (value - low) / (high - low) if high > low else 1.0
+    v = min(1.0, max(0.0, v))
+    inks = [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if dark_cell(v, theme)]
+    return {"text": f"{100 * value:.{digits}f}", "v": round(v, 3), "ink": " ".join(inks)}

@@ -9,14 +9,16 @@ from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, 
 from hatrack.streams.image_streams import (
     class_stream,
     class_task,
+    drawn_angles,
     incremental_stream,
     mixture_stream,
+    permuted_stream,
+    rotated_stream,
     shuffled_class_stream,
     split_stream,
     transfer_stream,
 )
 from hatrack.streams.own import OwnStream, OwnTask, own_stream
-from hatrack.streams.pixel_streams import drawn_angles, permuted_stream, rotated_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
 from hatrack.streams.sampling import StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator

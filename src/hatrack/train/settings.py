@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hatrack.methods import ParameterGroup
-from hatrack.methods.ranges import require_nonnegative, require_range
+from hatrack.support.ranges import require_nonnegative, require_range
 
 __all__ = ["OptimizerKind", "Precision", "TrainingSettings", "build_optimizer"]
 

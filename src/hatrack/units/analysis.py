@@ -19,7 +19,7 @@ from hatrack.units.coupling import UNGATED, is_constant
 from hatrack.units.decisions import MOST_WAYS, Decisions, Way
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
 from hatrack.units.rules import RuleBook
-from hatrack.units.run import labelled_run
+from hatrack.units.run import labelled_run, united
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.untrained import with_untrained_ungated
 
@@ -108,11 +108,13 @@ def follow(
     Raises:
         UnsupportedError, InputError: as for :func:`analyze`; or two runs contradict each other.
     """
-    for name, module in model.named_modules():
-        reason = why_it_moves(module)
-        if reason is not None:
-            owner = name.partition("parametrizations.")[0].rstrip(".")
-            raise UnsupportedError(f"{owner or type(model).__name__}: {reason}")
+    moved = {
+        name.partition("parametrizations.")[0].rstrip(".") or type(model).__name__: reason
+        for name, module in model.named_modules()
+        if (reason := why_it_moves(module)) is not None
+    }
+    if moved:
+        raise united([UnsupportedError(f"{name}: {reason}") for name, reason in moved.items()])
     book, followed = RuleBook(model, rules or {}), 0
     ways: list[Way] = [()]
     while ways:
@@ -235,7 +237,14 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
     uses, roles = _parameters(trace, model, table, ungated, prefix, per_task)
     roles |= {prefix + name: Role.UNTRAINED for name in untrained}
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
-    return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, _outputs(trace, model, table))
+    reached = {use.parameter for use in trace.uses}
+    unused = tuple(
+        prefix + name
+        for name, _ in model.named_parameters()
+        if name not in reached and roles[prefix + name] is Role.WHOLE
+    )
+    outputs = _outputs(trace, model, table)
+    return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, outputs, unused)
 
 
 def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:

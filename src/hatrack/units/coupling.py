@@ -156,6 +156,25 @@ class Coupling:
                 self._point(*sorted((self.root(one), self.root(other))))
         return torch.where(a == UNGATED, b, a).expand(shape)
 
+    def meet(self, a: Tensor, b: Tensor) -> Tensor:
+        """Couple units that meet in a product, but for one that meets several units of a layer: that is always on.
+
+        Coupling would merge all of them into one, as where the scores of an attention with a single head weigh its
+        values.
+
+        Args:
+            a: labels of one value.
+            b: labels of the other, broadcastable with ``a``.
+
+        Returns:
+            Labels of the result, of the broadcast shape.
+        """
+        for one, other in ((a, b), (b, a)):
+            roots = self.roots(compact(one))
+            if touches_units(roots) and is_uniform(roots) and self.is_across_any_but(other, ()):
+                self.pin(roots)
+        return self.couple(self.roots(a), self.roots(b))
+
     def pin(self, labels: Tensor) -> None:
         """Make units always-on: every task uses them, as it uses what belongs to no unit."""
         for label in torch.unique(compact(labels)).tolist():

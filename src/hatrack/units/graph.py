@@ -11,10 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Group", "ParameterUse", "Reader", "Role", "UnitGraph", "warn_of_collapse"]
+from hatrack.units.tables import counted, folded, listed, share, shortened, table
+
+__all__ = ["OUTPUT", "Group", "ParameterUse", "Reader", "Role", "UnitGraph", "warn_of_collapse"]
+
+OUTPUT = -1
+"""Position that stands for a module's result among its arguments: it is gated there for functions that mix it."""
 
 MANY = 8
 """Smallest number of outputs in a single unit that is worth a warning."""
+
+MUCH = 0.2
+"""Share of entries of no unit above which a warning is worth it."""
 
 
 class Role(str, enum.Enum):
@@ -71,7 +79,8 @@ class Reader:
 
     Attributes:
         module: name of the layer; the backbone's result, which the heads read, has the name ``""``.
-        argument: position of the argument that is gated.
+        argument: position of the argument that is gated; :data:`OUTPUT` for the layer's result, where functions behind
+            it read the units.
         keyword: name of that argument.
         axis: its axis that counts units, negative (counted from the end).
         units: position in the embedding for every index of that axis, int64; the number of units stands for "ungated".
@@ -84,8 +93,8 @@ class Reader:
     units: Tensor
 
     def value_among(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Return the argument that is gated, given by position or by name."""
-        return args[self.argument] if self.argument < len(args) else kwargs[self.keyword]
+        """Return the argument that is gated, given by position or by name; None if it is not given."""
+        return args[self.argument] if self.argument < len(args) else kwargs.get(self.keyword)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class UnitGraph:
         per_task_modules: names of the modules of which every task has its own copy.
         outputs: position in the embedding of every output, int64, by the names of layers that open units, or pass units
             on and have parameters or statistics for each; the number of units stands for "ungated".
+        unused: names of parameters that no run has reached; the first consolidated task freezes them.
     """
 
     num_units: int
@@ -124,6 +134,7 @@ class UnitGraph:
     shapes: Mapping[str, torch.Size]
     per_task_modules: tuple[str, ...]
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     def split(self, per_unit: Tensor) -> dict[str, Tensor]:
         """Split a vector over all units, ``(num_units,)``, into one per group, by name."""
@@ -142,23 +153,68 @@ class UnitGraph:
         return self.readers[-1]
 
     def __str__(self) -> str:
-        lines = [f"{_count(len(self.groups), 'group')}, {_count(self.num_units, 'unit')}"]
-        lines += _table(
+        lines = [f"{counted(len(self.groups), 'group')}, {counted(self.num_units, 'unit')}"]
+        lines += table(
             ("group", "units", "read by"),
-            [
-                (group.name or "backbone", _size(group), ", ".join(name or "heads" for name in group.readers) or "–")
+            folded(
+                (
+                    shortened(group.name) or "backbone",
+                    _size(group),
+                    listed([name or "heads" for name in group.readers]) or "–",
+                )
                 for group in self.groups
-            ],
+            ),
         )
-        lines += ["", _count(len(self.roles), "parameter")]
-        lines += _table(
+        entries = self.entries()
+        total = sum(entries.values())
+        shares = ", ".join(f"{role.value} {share(count, total)}" for role, count in entries.items() if count)
+        lines += ["", f"{counted(len(self.roles), 'parameter')}: {shares}"]
+        lines += table(
             ("parameter", "shape", "role", "protected with"),
-            [
-                (name, "×".join(map(str, self.shapes[name])), role.value, self._holders(name))
+            folded(
+                (
+                    name,
+                    "×".join(map(str, self.shapes[name])),
+                    f"{role.value}, unused" if name in self.unused else role.value,
+                    self._holders(name),
+                )
                 for name, role in self.roles.items()
-            ],
+            ),
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"\n{warning}" for warning in (*self.collapses(), *self.frozen_at_once()))])
+
+    def entries(self) -> dict[Role, int]:
+        """Return the number of entries of parameters of each role."""
+        counts = dict.fromkeys(Role, 0)
+        for name, role in self.roles.items():
+            counts[role] += self.shapes[name].numel()
+        return counts
+
+    def collapses(self) -> list[str]:
+        """Return a sentence for each layer whose outputs are all one unit."""
+        return [
+            f"all {group.outputs} outputs of {shortened(group.name)} are coupled into a single unit, which the first "
+            "task takes for good; more heads in attention, or nn.Linear for a product with a weight, keep them apart"
+            for group in self.groups
+            if group.size == 1 and group.outputs >= MANY
+        ]
+
+    def frozen_at_once(self) -> list[str]:
+        """Return a sentence for each reason why many entries are frozen with the first task, with their modules."""
+        found, total = [], sum(self.entries().values())
+        shared = [name for name, role in self.roles.items() if role is Role.WHOLE and name not in self.unused]
+        for names, why in ((shared, "they belong to no unit"), (self.unused, "no call has used them so far")):
+            part = sum(map(self._size_of, names))
+            if part > MUCH * total:
+                owners = [(name.rpartition(".")[0] or name,) for name in sorted(names, key=self._size_of, reverse=True)]
+                listing = listed([owner for (owner,) in folded(dict.fromkeys(owners))])
+                found.append(
+                    f"{share(part, total)} of all entries are frozen with the first task, since {why}: {listing}"
+                )
+        return found
+
+    def _size_of(self, name: str) -> int:
+        return self.shapes[name].numel()
 
     def _holders(self, name: str) -> str:
         """Return the groups that decide on a parameter, written as ``outputs × inputs``."""
@@ -167,35 +223,19 @@ class UnitGraph:
         if self.roles[name] is Role.UNTRAINED:
             return "always"
         uses = [" × ".join(self._groups_of(side) for side in use.sides) for use in self.uses[name]]
-        return " or ".join(dict.fromkeys(uses))
+        return " or ".join(list(dict.fromkeys(uses))[:3])
 
     def _groups_of(self, side: Tensor) -> str:
-        names = [group.name or "backbone" for group in self.groups if group.owns(side).any()]
-        return "+".join(names + (["always"] if (side == self.num_units).any() else []))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+        names = [shortened(group.name) or "backbone" for group in self.groups if group.owns(side).any()]
+        names += ["always"] if (side == self.num_units).any() else []
+        return "+".join(names) if len(names) < 4 else f"{names[0]} + {len(names) - 1} more"
 
 
 def _size(group: Group) -> str:
     return str(group.size) if group.size == group.outputs else f"{group.size} of {group.outputs} outputs"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-        for row in [head, *rows]
-    ]
-
-
 def warn_of_collapse(graph: UnitGraph) -> None:
     """Warn of layers whose outputs are all one unit, so that a task uses the layer wholly or not at all."""
-    for group in graph.groups:
-        if group.size == 1 and group.outputs >= MANY:
-            warnings.warn(
-                f"all {group.outputs} outputs of {group.name} are coupled into a single unit, which the first task "
-                "takes for good; more heads in attention, or nn.Linear for a product with a weight, keep them apart",
-                stacklevel=3,
-            )
+    for warning in graph.collapses():
+        warnings.warn(warning, stacklevel=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,20 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
+from hatrack.state.tryouts import memory_of
 from hatrack.support.inputs import Inputs, has_shape, kind_of
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import words
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
+from hatrack.units.graph import OUTPUT
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.rules.probing import ProbeError, probe
+from hatrack.units.rules.registry import TURNING, takes_turned_parameters
+from hatrack.units.rules.reshaping import CHOOSING
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import (
@@ -37,11 +43,17 @@ from hatrack.units.values import (
     written_by,
 )
 
-__all__ = ["FACTS", "function_name", "labelled_run", "tensors_in"]
+__all__ = ["FACTS", "function_name", "labelled_run", "tensors_in", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
+_LOOKING_UP = frozenset([F.embedding, F.embedding_bag])
+"""Functions whose first argument are the indices."""
+
 _SETTING = frozenset([torch.Tensor.__setitem__])
 _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
+
+_GATED = (nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.LocalResponseNorm)
+"""Modules of torch that are followed as modules of the user's are, and mix what they are given: gates can be there."""
 
 FACTS = words(
     """
@@ -58,6 +70,12 @@ CHANGED_IN_PLACE = (
     "it changes a value in place that has the same memory as another one, and puts units where there were none; "
     "write the result to a new value instead"
 )
+
+STRAY = (
+    "it uses a parameter that is no part of the backbone, as of a layer in a plain list or around a function, so that "
+    "it could not be protected; use torch.nn.ModuleList, or make it an attribute of a module"
+)
+"""Reason for refusing parameters that a network does not own, with the remedy."""
 
 PATH_OF_VALUES = (
     "which computations follow would depend on values of the input or of units, or of a buffer that moves, and only "
@@ -94,7 +112,8 @@ def labelled_run(
         The features; None if decisions were given on which the model raises an error on purpose.
 
     Raises:
-        UnsupportedError: no rule explains an operation, or the model does not run while it is followed.
+        UnsupportedError: no rule explains some operations, all of which are named, or the model does not run while it
+            is followed.
         InputError: the model cannot run on the example.
     """
     decisions = Decisions() if decisions is None else decisions
@@ -108,13 +127,13 @@ def labelled_run(
                 run.follow_values_of([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)
     except Exception as error:
-        if witness.refusal is not None:
-            raise witness.refusal from error
+        if decisions.given and decisions.ended_with(error):
+            return None  # whatever it read for its message
+        if run.refusals:
+            raise united(run.refusals) from error
         if isinstance(error, HatrackError):
             raise
         if decisions.given and decisions.refusal is not None:  # other values may take this way without an error
-            if decisions.ended_with(error):
-                return None
             raise decisions.refusal from error
         if _runs_by_itself(model, example_input, interface, training, grad):
             raise UnsupportedError(
@@ -125,9 +144,24 @@ def labelled_run(
             shape = has_shape(kind_of(example_input, interface.batch_axis), str(interface.samples(example_input)))
             raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
         raise
-    if witness.refusal is not None:
-        raise witness.refusal
+    if run.refusals:
+        raise united(run.refusals)
     return features
+
+
+def united(refusals: Sequence[UnsupportedError]) -> UnsupportedError:
+    """Unite refusals in one error that names each cause once, a line for each; blocks that are alike have one cause."""
+    causes: dict[str, list[str]] = {}
+    for refusal in refusals:
+        kind = re.sub(r"^[^:]*:|'[^']*'", lambda name: re.sub(r"\b\d+\b", "#", name[0]), str(refusal))
+        causes.setdefault(kind, []).append(str(refusal))
+    lines = []
+    for alike in causes.values():
+        others = len(set(alike)) - 1
+        lines.append(f"{alike[0]}{f'; {others} more like it' if others else ''}")
+    if len(lines) == 1:
+        return UnsupportedError(lines[0])
+    return UnsupportedError("\n".join([f"{len(lines)} things are not understood:", *(f"- {line}" for line in lines)]))
 
 
 def _runs_by_itself(model: nn.Module, example_input: Inputs, interface: Interface, training: bool, grad: bool) -> bool:
@@ -155,13 +189,14 @@ class _LabelledRun(TorchFunctionMode):
         self._depth = 0  # of modules with a rule that are being called: what happens inside them is theirs
         self._functions: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []  # being called, innermost last
         self.is_explaining = False  # that is, computing with labels, of which nothing is to be followed
+        self.refusals: list[UnsupportedError] = []  # raised when the run is over, so that all of them are reported
         trace.parameters.update(self._parameters)
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
         self._variable = trace.variable
         self._of_weights = Memory()  # what depends on weights, or on state that moves, and not on the input alone
-        self._viewed = Memory()  # what has the same memory as another value
+        self._views: dict[int, list[Tensor]] = {}  # what has the same memory as another value, by that
         self.follow_values_of(list(model.parameters()))
 
     def follow_values_of(self, value: Any, of_weights: bool = True) -> None:
@@ -207,7 +242,7 @@ class _LabelledRun(TorchFunctionMode):
             tensors = list(tensors_in((args[1:], {key: value for key, value in kwargs.items() if key != "input"})))
             reads = True
         if reads and any(map(self.is_variable, tensors)) and not self._is_vouched():
-            raise self._path_refused(Call(func, function_name(func), args, kwargs, None))
+            self.refusals.append(self._path_refused(Call(func, function_name(func), args, kwargs, None)))
 
     def _may_decide(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Return whether a function reads a truth value that depends on the input, and on nothing else."""
@@ -269,8 +304,8 @@ class _LabelledRun(TorchFunctionMode):
         """Note that a module is called; a forward pre-hook."""
         if rule is None:
             self._inside.append((name, module))
-            own = not self._depth and not type(module).__module__.startswith("torch.")
-            self._arguments.append(self._trace.sources.enter(name, args, kwargs) if own else [])
+            own = not self._depth and (isinstance(module, _GATED) or not type(module).__module__.startswith("torch."))
+            self._arguments.append(self._trace.sources.enter(name, module, args, kwargs) if own else [])
         else:
             self._depth += 1
 
@@ -284,12 +319,30 @@ class _LabelledRun(TorchFunctionMode):
             for argument, *_ in arguments:
                 if (name, argument.position) in self._trace.reads:
                     self._trace.read_argument(call, argument)
+            if not self._depth:
+                self._note_result(call, known=False)
             return
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
-            self._explain_or_defer(rule, call)
+            self._explain(rule, call)
             self.follow_values_of(call.output)
+            self._note_result(call, known=True)
         self._depth -= 1
+
+    def _note_result(self, call: Call, known: bool) -> None:
+        """Note the result of a module, at which a function behind it may have its units gated.
+
+        Args:
+            call: the module's call.
+            known: whether the module has a rule; where it has none, its result may come from other places.
+        """
+        value, trace = call.output, self._trace
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not trace.is_gated(value):
+            return
+        if known or trace.sources.behind(value) is None:
+            result = trace.sources.leave_with(call.name, value, trace.labels(value))
+            if (call.name, OUTPUT) in trace.reads:
+                trace.read_argument(call, result)
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -301,7 +354,8 @@ class _LabelledRun(TorchFunctionMode):
                 return self._decide(func, args, kwargs)
             if not self._depth:
                 self._require_one_path(func, args, kwargs)
-            sources = None if self._depth else self._sources(args, kwargs)
+                self._pin_choices(func, args, kwargs)
+            sources, behind = (None, None) if self._depth else self._sources(args, kwargs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
             output = func(*args, **kwargs)
             if not self._is_in_hook and reads_truth(function_name(func).rpartition(".")[2], args):
@@ -315,22 +369,40 @@ class _LabelledRun(TorchFunctionMode):
                 for value in tensors_in(output):
                     if self._trace.is_gated(value):
                         self._trace.sources.remember(value, sources, cleared)
+                        self._trace.sources.remember_behind(value, behind)
         finally:
             self._functions.pop()
         return output
 
-    def _sources(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[Argument] | None:
-        """Return the arguments of modules that a result will come from, or None; call this before a change in place."""
-        found: set[Argument] = set()
+    def _pin_choices(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let all tasks use the units that indices were computed from."""
+        if func in CHOOSING:
+            for value in tensors_in((args, kwargs)):
+                picks = func in _LOOKING_UP or value is not (args[0] if args else kwargs.get("input"))
+                if picks and not value.is_floating_point() and value.dtype != torch.bool:
+                    self._trace.coupling.pin(self._trace.labels(value))
+
+    def _sources(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[frozenset[Argument] | None, frozenset[Argument] | None]:
+        """Return the arguments of modules that a result will come from, and those with results of modules, or None.
+
+        Call this before a change in place.
+        """
+        found: list[set[Argument] | None] = [set(), set()]
         for value in tensors_in((args, kwargs)):
-            if isinstance(value, nn.Parameter):
-                return None
+            if isinstance(value, nn.Parameter) or id(value) in self._trace.turned:
+                return None, None
             if self._trace.is_gated(value):
-                sources = self._trace.sources.of(value)
-                if sources is None and touches_units(self._trace.labels(value)):
-                    return None
-                found |= sources or set()
-        return frozenset(found)
+                known = (self._trace.sources.of(value), self._trace.sources.behind(value))
+                free = None in known and not touches_units(self._trace.labels(value))
+                for number, sources in enumerate(known):
+                    if sources is None and not free:
+                        found[number] = None
+                    elif found[number] is not None:
+                        found[number] = (found[number] or set()) | (sources or set())
+        first, second = (None if each is None else frozenset(each) for each in found)
+        return first, second
 
     def _are_cleared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         values = (value for value in tensors_in((args, kwargs)) if value.is_floating_point())  # others are indices
@@ -338,14 +410,18 @@ class _LabelledRun(TorchFunctionMode):
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         name = function_name(func)
-        if name.rpartition(".")[2] in FACTS:
+        if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and args[0] is args[1]):
             return
         call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
         inputs = list(tensors_in((args, kwargs)))
-        parameters = [value for value in inputs if id(value) in self._parameters]
-        for value in parameters:
-            if not takes_parameters(func):
-                self._trace.open_parameter(self._parameters[id(value)], value)
+        if any(isinstance(value, nn.Parameter) and id(value) not in self._parameters for value in inputs):
+            self.refusals.append(self._trace.refuse(call, STRAY))
+        parameters = [value for value in inputs if id(value) in self._parameters or id(value) in self._trace.turned]
+        if func in TURNING and self._turn(call):
+            return
+        for value in inputs:
+            if not (takes_turned_parameters(func) or (id(value) in self._parameters and takes_parameters(func))):
+                self._trace.open_weight(value)
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         self._couple_rows_to_choose_from(call)
@@ -355,66 +431,83 @@ class _LabelledRun(TorchFunctionMode):
         if rule is None and name.rpartition(".")[2] in READING:
             return  # in a module that is vouched for
         known = any(self._trace.is_gated(value) for value in inputs) and call.target not in CONSTANTS
-        try:
-            otherwise = probe if self._rules.is_registered(func) else None
-            self._explain_or_defer(rule or probe, call, known, otherwise)
-        except ProbeError as error:
-            refusal = self._trace.refuse(call, self._reason(parameters, str(error)))
-            if not self._defer(call, refusal):
-                raise refusal from error
+        self._explain(rule or probe, call, known, probe if self._rules.is_registered(func) else None)
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
-            if value in self._viewed and not same:
-                raise self._trace.refuse(call, CHANGED_IN_PLACE)
+            if not same and not self._write_to_views(value):
+                self.refusals.append(self._trace.refuse(call, CHANGED_IN_PLACE))
+
+    def _turn(self, call: Call) -> bool:
+        """Note a parameter whose axes are put in another order, if the call does so: it may be a layer's weight yet."""
+        value, *settings = call.args or (None,)
+        known = self._trace.weight_of(value) if isinstance(value, Tensor) else None
+        if known is None or not isinstance(call.output, Tensor):
+            return False
+        parameter, order = known
+        sizes = torch.empty([2 + axis for axis in range(len(order))], device="meta")
+        moved = call.target(sizes, *settings, **call.kwargs).shape
+        self._trace.turned[id(call.output)] = (call.output, parameter, tuple(order[size - 2] for size in moved))
+        return True
 
     def _note_views(self, inputs: Any, output: Any) -> None:
         """Record values that share memory with another one, and change when that is written to."""
-        given = Memory()
-        given.add(tensors_in(inputs))
+        given = {memory_of(value): value for value in tensors_in(inputs)}
         for value in tensors_in(output):
-            if value in given and not any(value is each for each in tensors_in(inputs)):
-                self._viewed.add([value])
+            if memory_of(value) in given and not any(value is each for each in tensors_in(inputs)):
+                views = self._views.setdefault(memory_of(value), [given[memory_of(value)]])
+                views += [each for each in (given[memory_of(value)], value) if not any(each is view for view in views)]
 
-    def _explain_or_defer(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
-        """Explain a call, or put its refusal off where untrained parameters may make all that it is given."""
-        try:
-            self._explain(rule, call, always, otherwise)
-        except UnsupportedError as refusal:
-            if not self._defer(call, refusal):
-                raise
-
-    def _defer(self, call: Call, refusal: UnsupportedError) -> bool:
-        self.is_explaining = True
-        try:
-            return self._trace.defer(call, refusal)
-        finally:
-            self.is_explaining = False
+    def _write_to_views(self, value: Tensor) -> bool:
+        """Label all values that have the same memory as one that was written to; return whether that can be done."""
+        others = [view for view in self._views.get(memory_of(value), ()) if view is not value]
+        if any(isinstance(view, nn.Parameter) or view.element_size() != value.element_size() for view in others):
+            return False
+        for view in others:
+            where, its = _places(value), _places(view)
+            written = torch.full((1 + max(int(each.max()) for each in (where, its) if each.numel()),), -1)
+            written[where.flatten()] = self._trace.labels(value).flatten()
+            labels = torch.where(written[its] < 0, self._trace.labels(view), written[its])
+            self._trace.remember(view, labels, always=True)
+            self._trace.sources.remember(view, None, cleared=False)
+            self._trace.sources.remember_behind(view, None)
+        return True
 
     def _explain(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
         """Ask a rule for the labels of a result, and record them.
+
+        A refusal is noted, and the result then counts as a constant. A failing rule is one, too: it does not mean that
+        the network does not run.
 
         Args:
             rule: the rule.
             call: what it is to explain.
             always: as for :meth:`Trace.remember`.
             otherwise: another rule, which is asked if this one fails; None for none.
-
-        Raises:
-            UnsupportedError: the rule refuses or fails; a failing rule does not mean that the network does not run.
         """
         self.is_explaining = True
         try:
             self._trace.remember(call.output, rule(self._trace, call), always)
-        except (HatrackError, ProbeError):
+        except UnsupportedError as refusal:
+            self._refuse_or_defer(call, refusal)
+        except ProbeError as error:
+            self._refuse_or_defer(call, self._trace.refuse(call, self._reason(error)))
+        except HatrackError:
             raise
         except Exception as error:
             if otherwise is not None:
                 self._explain(otherwise, call, always)
                 return
             reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
-            raise self._trace.refuse(call, f"{reason}; {self._advice()}") from error
+            failure = self._trace.refuse(call, f"{reason}; {self._advice()}")
+            failure.__cause__ = error
+            self._refuse_or_defer(call, failure)
         finally:
             self.is_explaining = False
+
+    def _refuse_or_defer(self, call: Call, refusal: UnsupportedError) -> None:
+        """Note a refusal, or put it off where untrained parameters may make all that the call is given."""
+        if not self._trace.defer(call, refusal):
+            self.refusals.append(refusal)
 
     def _couple_rows_to_choose_from(self, call: Call) -> None:
         """Couple all rows that an index computed from the input chooses from: other inputs choose other rows."""
@@ -436,11 +529,10 @@ class _LabelledRun(TorchFunctionMode):
             for axis in axes if self.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
-    def _reason(self, parameters: list[Tensor], why: str) -> str:
+    def _reason(self, error: ProbeError) -> str:
         """Return the reason for refusing an operation without a rule, and the remedy."""
-        names = ", ".join(repr(self._parameters[id(parameter)]) for parameter in parameters)
-        danger = f", so {names} could not be protected" if names else ", so what it does to units is not known"
-        return f"there is no rule for this operation, and running it on other values does not tell ({why}){danger}; {self._advice()}"
+        said = f"there is no rule for this operation, and running it on other values does not tell ({error})"
+        return f"{said}, so what it does to units is not known; {self._advice()}"
 
     def _advice(self) -> str:
         """Return the remedy for an operation without a rule."""
@@ -466,7 +558,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
         self._trace = trace
-        self.refusal: UnsupportedError | None = None
+        self._refused = False
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -475,18 +567,27 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._run.is_explaining:
             return func(*args, **kwargs)
         tensors = list(tensors_in((args, kwargs)))
-        if self.refusal is None:  # raised when the run is over: not every caller lets exceptions through
-            self.refusal = self._run.why_not_read(func, tensors)
+        # Raised when the run is over: not every caller lets exceptions through.
+        refusal = self._run.why_not_read(func, tensors)
         unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in tensors)
-        if unseen and self.refusal is None:
+        if unseen and not self._refused:  # the first one alone, since the others follow from it
             call = Call(func, str(func), args, kwargs, None)
             reason = "it was computed where no function of torch was called from Python, as scripted functions do"
-            self.refusal = self._trace.refuse(call, f"{reason}; write the operation in plain Python")
+            refusal = self._trace.refuse(call, f"{reason}; write the operation in plain Python")
+            self._refused = True
+        if refusal is not None:
+            self._run.refusals.append(refusal)
         output = func(*args, **kwargs)
         if any(map(self._run.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
             of_weights = any(map(self._run.depends_on_weights, tensors))
             self._run.follow_values_of([output, *written_by(func, args, kwargs)], of_weights)
         return output
+
+
+def _places(value: Tensor) -> Tensor:
+    """Return the places of a value's entries in its memory."""
+    size = value.untyped_storage().nbytes() // value.element_size()
+    return torch.arange(size).as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def function_name(function: Any) -> str:

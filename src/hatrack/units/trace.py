@@ -116,6 +116,8 @@ class Trace:
             turns out to belong to a unit.
         variable: values that are others for other inputs.
         ways: outcomes of the decisions that the input takes, on all ways that were followed.
+        turned: parameters whose axes are in another order, by the identity of the result: that, the parameter, and for
+            each axis of the result that of the parameter.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -134,6 +136,7 @@ class Trace:
     deferred: list[tuple[Tensor, UnsupportedError]] = field(default_factory=list)
     variable: Memory = field(default_factory=Memory)
     ways: dict[Way, None] = field(default_factory=dict)
+    turned: dict[int, tuple[Tensor, nn.Parameter, tuple[int, ...]]] = field(default_factory=dict)
     _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def without_values(self) -> Trace:
@@ -219,7 +222,10 @@ class Trace:
         Returns:
             One label per index of that axis.
         """
-        labels = self.coupling.along(self.labels(value), axis)
+        return self._read_along(call, self.labels(value), axis, argument, keyword)
+
+    def _read_along(self, call: Call, labels: Tensor, axis: int, argument: int, keyword: str) -> Tensor:
+        labels = self.coupling.along(labels, axis)
         earlier = self.reads.get((call.name, argument))
         if earlier is not None and earlier.axis != axis:
             raise self.refuse(call, "it was called before with units along another axis; use a layer for each")
@@ -231,14 +237,14 @@ class Trace:
         return labels
 
     def read_inside(self, call: Call, value: Tensor) -> None:
-        """Record that a function reads units, by gating the arguments of modules that its value comes from.
+        """Record that a function reads units, by gating the arguments or results of modules that its value comes from.
 
         Raises:
             UnsupportedError: the value comes from elsewhere too, so that no gate can stand before it.
         """
         if not touches_units(self.labels(value)):
             return
-        sources = self.sources.of(value)
+        sources = self.sources.behind(value)
         if sources is None:
             raise self.refuse(call, NO_GATE)
         for source in sources:
@@ -247,7 +253,7 @@ class Trace:
 
     def is_readable(self, value: Tensor) -> bool:
         """Return whether a function may read the units of a value, since a gate can stand before it."""
-        sources = self.sources.of(value)
+        sources = self.sources.behind(value)
         return sources is not None and not any(
             argument.changed for source in sources for argument in self.sources.given(source.module, source.position)
         )
@@ -257,14 +263,14 @@ class Trace:
         place = replace(call, name=argument.module)
         if argument.changed:
             raise self.refuse(place, "it changes its input in place, which a gate before it would prevent")
-        labels = self.labels(argument.value)
+        labels = self.labels(argument.value) if argument.labels is None else self.coupling.roots(argument.labels)
         earlier = self.reads.get((argument.module, argument.position))
         axes = range(-labels.dim(), 0)
         axis = self.axis_of_units(labels, axes)
         if earlier is not None and earlier.axis in axes:
             same = is_constant(labels, axis) or not is_constant(labels, earlier.axis)
             axis = earlier.axis if same else axis
-        self.read(place, argument.value, axis, argument=argument.position, keyword=argument.keyword)
+        self._read_along(place, labels, axis, argument.position, argument.keyword)
 
     def axis_of_units(self, labels: Tensor, axes: range) -> int:
         """Find the axis that counts units: of those along which labels differ, the first that keeps most units apart.
@@ -289,6 +295,51 @@ class Trace:
         trial = copy.deepcopy(self.coupling)
         left = trial.roots(trial.along(labels, axis))
         return len(torch.unique(left[left != UNGATED]))
+
+    def holds_entries(self, labels: Tensor) -> bool:
+        """Return whether any position belongs to an entry of a parameter that no layer's unit has met so far.
+
+        Such as tokens of features, whose entries are units only until they meet others.
+        """
+        if not self.by_themselves:
+            return False
+        every = self.coupling.roots(torch.arange(1 + sum(producer.count for producer in self.coupling.producers)))
+        alone = torch.ones(len(every), dtype=torch.bool)
+        entries = torch.zeros(len(every), dtype=torch.bool)
+        for own in self.by_themselves.values():
+            entries[own.flatten()] = True
+        alone[every[~entries]] = False
+        return bool(alone[self.coupling.roots(compact(labels))].any())
+
+    def holds_entries_alone(self, labels: Tensor) -> bool:
+        """Return whether all units among labels are entries of parameters that no layer's unit has met so far."""
+        roots = self.coupling.roots(compact(labels))
+        return touches_units(roots) and all(self.holds_entries(root) for root in torch.unique(roots[roots != UNGATED]))
+
+    def read_products(self, call: Call, values: list[tuple[Tensor, int]]) -> bool:
+        """Read values that are multiplied and summed over an axis each, if else all units of one would become one.
+
+        Such as queries and keys of an attention with a single head, or with keys that all heads share.
+
+        Args:
+            call: the function's call.
+            values: the values, each with its axis, counted from the front.
+
+        Returns:
+            Whether they are read; the result then belongs to none of their units.
+        """
+        each = [(value, self.labels(value), axis) for value, axis in values]
+        if not any(
+            self.coupling.is_across(labels, axis) and not self.coupling.is_across_any_but(labels, [axis])
+            for _, labels, axis in each
+        ):
+            return False
+        gated = [value for value, labels, _ in each if touches_units(labels)]
+        if not all(map(self.is_readable, gated)):
+            return False
+        for value in gated:
+            self.read_inside(call, value)
+        return True
 
     def pass_on(self, call: Call, labels: Tensor) -> None:
         """Record the units of a layer that has parameters or statistics for each channel, and passes units on.
@@ -333,6 +384,24 @@ class Trace:
             assert isinstance(parameter, nn.Parameter)
             self.use(parameter, labels)
         self.remember(parameter, labels)
+
+    def weight_of(self, value: Tensor) -> tuple[nn.Parameter, tuple[int, ...]] | None:
+        """Return the parameter that a value is, with the order of its axes; None if it is none or used by itself."""
+        found: tuple[nn.Parameter, tuple[int, ...]] | None = None
+        if isinstance(value, nn.Parameter):
+            found = value, tuple(range(value.dim()))
+        elif id(value) in self.turned:
+            found = self.turned[id(value)][1:]
+        return found if found and id(found[0]) in self.parameters and not self.is_gated(found[0]) else None
+
+    def open_weight(self, value: Tensor) -> None:
+        """Label the entries of a value that is a parameter, perhaps with its axes in another order."""
+        if isinstance(value, nn.Parameter) and id(value) in self.parameters:
+            self.open_parameter(self.parameters[id(value)], value)
+        elif id(value) in self.turned:
+            _, parameter, order = self.turned[id(value)]
+            self.open_parameter(self.parameters[id(parameter)], parameter)
+            self.remember(value, self.labels(parameter).permute(order))
 
     def defer(self, call: Call, refusal: UnsupportedError) -> bool:
         """Label the result of an operation that cannot be explained, as long as it may be given untrained values alone.

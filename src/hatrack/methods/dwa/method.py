@@ -1,28 +1,102 @@
-"""Dynamic weight allocation: masks of weights that are generated anew for every sample."""
+"""Dynamic weight allocation: masks of weights generated anew for every sample, and the anchors of its embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
-from hatrack.methods.dwa.anchors import Anchors, choose_anchors, positive_anchor, simple_samples
-from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss, sparsity_loss
+from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss, orthogonal_candidates, sparsity_loss
 from hatrack.methods.dwa.masks import MaskForm, Usage
 from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
-from hatrack.methods.ranges import require_range
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
+from hatrack.support.modes import evaluation_mode
+from hatrack.support.ranges import require_range
 
-__all__ = ["DWA", "DWASettings"]
+__all__ = ["DWA", "DWASettings", "choose_anchors", "positive_anchor", "simple_samples"]
+
+
+class Anchors(NamedTuple):
+    """Points that a task's embeddings are drawn to and pushed away from, each ``(D,)``.
+
+    Attributes:
+        positive: P.
+        negative: N.
+        task_negative: N_T; None where there is no earlier task.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    task_negative: Tensor | None
+
+
+def simple_samples(complexity: Tensor, below: float, most: int, generator: torch.Generator) -> Tensor:
+    """Choose the samples to make anchors of: random ones less complex than a bound, or the simplest if none is.
+
+    Args:
+        complexity: ζ, ``(N,)``, N at least 1.
+        below: the bound.
+        most: at most so many.
+        generator: on the CPU.
+    """
+    simple = (complexity < below).nonzero().squeeze(1)
+    if not len(simple):
+        return complexity.argmin().unsqueeze(0)
+    return simple[torch.randperm(len(simple), generator=generator)[:most].to(simple.device)]
+
+
+@torch.no_grad()
+def positive_anchor(network: DWANetwork, task: str, x: Tensor) -> Tensor:
+    """Measure P, the mean embedding of samples ``(N, ...)`` of a task, in evaluation mode."""
+    with evaluation_mode(network):
+        return network.embeddings(x, task).mean(dim=0)
+
+
+@torch.no_grad()
+def choose_anchors(
+    network: DWANetwork,
+    task: str,
+    x: Tensor,
+    y: Tensor,
+    earlier: Sequence[Tensor],
+    candidates: int,
+    generator: torch.Generator,
+) -> Anchors:
+    """Choose the anchors of a task, from some of its samples.
+
+    N is the one of some random vectors orthogonal to P, and N_T the one of the earlier tasks' positive anchors, with
+    which the samples would have the highest cross-entropy if it were the embedding of all of them.
+
+    Args:
+        network: has a head for the task.
+        task: its name.
+        x: simple samples of it, ``(N, ...)``.
+        y: their classes, ``(N,)``.
+        earlier: positive anchors of the tasks before.
+        candidates: number of vectors that N is chosen from.
+        generator: draws them, on the CPU.
+    """
+    positive = positive_anchor(network, task, x)
+
+    def worst(embeddings: Sequence[Tensor]) -> Tensor:
+        logits = [network.logits(network.backbone(x, embedding.unsqueeze(0)), [task]) for embedding in embeddings]
+        losses = torch.stack([F.cross_entropy(values, y) for values in logits])
+        return embeddings[int(losses.argmax())]
+
+    with evaluation_mode(network):
+        negative = worst(list(orthogonal_candidates(positive, candidates, generator)))
+        return Anchors(positive, negative, worst(earlier) if earlier else None)
+
 
 FULL_TRAINING = 200
 """Epochs that the lengths of curriculum and warm-up are meant for; both shrink in proportion in shorter trainings."""

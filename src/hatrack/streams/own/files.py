@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import torch
 
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
+from hatrack.data.trees import tree_digest
 from hatrack.errors import DataError, InputError
-from hatrack.streams.own.labels import refuse_alike, refuse_missing
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
-from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
+from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted, refuse_alike, refuse_missing
 from hatrack.streams.own.tables import CsvFormat, read_table
 from hatrack.streams.seeding import seeded_generator
 
@@ -127,15 +126,7 @@ def digest_of(task: OwnTask) -> str:
         files = {path.relative_to(task.path).as_posix(): path for path in paths}
     else:
         files = {"": task.path} if task.test is None else {"": task.path, "test": task.test}
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        try:
-            content = files[name].read_bytes()
-        except OSError as error:
-            raise DataError(f"{files[name]}: cannot be read ({error.strerror or error})") from error
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    return tree_digest(files)
 
 
 def _picture_files(task: OwnTask) -> dict[Path, dict[str, list[Path]]]:

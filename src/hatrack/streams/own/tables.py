@@ -16,8 +16,7 @@ import torch
 
 from hatrack.data.files import read_payload
 from hatrack.errors import DataError, InputError
-from hatrack.streams.own.labels import refuse_alike, refuse_missing
-from hatrack.streams.own.samples import OwnSamples
+from hatrack.streams.own.samples import OwnSamples, refuse_alike, refuse_missing
 from hatrack.support.names import unknown_name
 
 __all__ = ["CsvFormat", "read_table"]

@@ -1,6 +1,16 @@
 """Rules: what each operation does to units. One file per family; importing this package registers them all."""
 
-from hatrack.units.rules import attention, elementwise, functional, mixing, normalization, pooling, products, reshaping
+from hatrack.units.rules import (
+    attention,
+    elementwise,
+    functional,
+    mixing,
+    normalization,
+    pooling,
+    products,
+    recurrent,
+    reshaping,
+)
 from hatrack.units.rules.by_hand import shared_layer, unit_by_unit
 from hatrack.units.rules.registry import RuleBook, rule, same_on_every_path, takes_parameters
 
@@ -13,6 +23,7 @@ __all__ = [
     "normalization",
     "pooling",
     "products",
+    "recurrent",
     "reshaping",
     "rule",
     "same_on_every_path",

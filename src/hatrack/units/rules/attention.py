@@ -1,7 +1,9 @@
 """Rules of attention, whose products read units where no gate can be: those of a head are merged into one.
 
 In attention written by hand the queries, keys and values of a head become one unit: a task uses a head wholly or not at
-all. That is exact, and leaves the layers before and after to be gated as usual.
+all. That is exact, and leaves the layers before and after to be gated as usual. Where all heads would be one unit, as
+with a single one, or where scores of heads are mixed, channels of the values are units; queries and keys are read where
+the layers write them, or are always on where no gate can stand there.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ __all__ = ["multi_head_attention", "scaled_dot_product_attention"]
 @rule(F.scaled_dot_product_attention)
 def scaled_dot_product_attention(trace: Trace, call: Call) -> Tensor:
     """Couple queries, keys and values ``(..., length, width)`` of attention."""
-    query, key, value = (
-        trace.labels(call.argument(position, name)) for position, name in enumerate(("query", "key", "value"))
-    )
+    values = [call.argument(position, name) for position, name in enumerate(("query", "key", "value"))]
+    query, key, value = map(trace.labels, values)
+    if trace.read_products(call, [(each, each.dim() - 1) for each in values[:2]]):
+        query, key = torch.full_like(query, UNGATED), torch.full_like(key, UNGATED)
     if call.kwargs.get("enable_gqa"):
         key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], dim=-3) for each in (key, value))
     scores = _product(trace, query, key.transpose(-2, -1))
@@ -74,4 +77,4 @@ def _product(trace: Trace, first: Tensor, second: Tensor) -> Tensor:
     """Label ``first @ second``."""
     rows = trace.coupling.merge(first, -1)
     columns = trace.coupling.merge(second, -2)
-    return trace.coupling.couple(rows, columns)
+    return trace.coupling.meet(rows, columns)

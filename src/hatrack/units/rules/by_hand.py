@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.support.untrained import is_untrained_norm
 from hatrack.units.coupling import UNGATED, first_axis
+from hatrack.units.sources import arguments_of
 from hatrack.units.trace import Call, Labels, Rule, Trace
 from hatrack.units.values import tensors_in
 
@@ -48,11 +49,8 @@ def shared_layer(*, reads: int = -1, writes: int = -1) -> Rule:
         if not isinstance(module, nn.Module):
             raise trace.refuse(call, "only the inputs of a module can be gated; call the function from a module")
         _freeze_wholly(trace, call)
-        behind = len(call.args)  # no position, so that the gate goes by the name
-        for position, value in enumerate(call.args):
-            _read(trace, call, value, reads, position, "input")
-        for offset, (name, value) in enumerate(call.kwargs.items()):
-            _read(trace, call, value, reads, behind + offset, name)
+        for position, name, value in arguments_of(module, call.args, call.kwargs):
+            _read(trace, call, value, reads, position, name)
         widths = {value.shape[writes] for value in _floats(call.output)}
         if len(widths) != 1:
             raise trace.refuse(call, f"its results have {sorted(widths)} units along axis {writes}, not one number")

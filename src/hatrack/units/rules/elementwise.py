@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED, first_axis, touches_units
+from hatrack.units.coupling import UNGATED, first_axis, is_uniform, touches_units
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
@@ -99,10 +99,11 @@ def _is_broadcast(trace: Trace, one: Tensor, other: Tensor, shape: torch.Size) -
 
     Coupling would merge all of these into one; the unit that is broadcast is made always-on instead.
     """
+    alike = is_uniform(one)  # such as what was broadcast before, by expand
     widths = (1,) * (len(shape) - one.dim()) + tuple(one.shape)
     full = other.expand(shape)
     for axis, width in enumerate(widths):
-        if width == 1 and shape[axis] > 1 and trace.coupling.is_across(full, axis):
+        if (width == 1 or alike) and shape[axis] > 1 and trace.coupling.is_across(full, axis):
             return touches_units(one)
     return False
 

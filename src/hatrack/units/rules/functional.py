@@ -18,7 +18,16 @@ from hatrack.units.rules.registry import functions, rule
 from hatrack.units.rules.reshaping import RESHAPES
 from hatrack.units.trace import Call, Trace
 
-__all__ = ["convolution", "embedding", "group_norm", "keeps_zeros", "layer_norm", "linear"]
+__all__ = [
+    "batch_norm",
+    "convolution",
+    "embedding",
+    "group_norm",
+    "keeps_zeros",
+    "layer_norm",
+    "linear",
+    "local_response_norm",
+]
 
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
@@ -41,7 +50,6 @@ def keeps_zeros(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         return False
 
 
-@rule(F.linear)
 def linear(trace: Trace, call: Call) -> Tensor:
     """Read and write units of a dense layer with a weight ``(out, in)``."""
     return _mix(trace, call, axis=-1, groups=1)
@@ -78,9 +86,9 @@ def layer_norm(trace: Trace, call: Call) -> Tensor:
             if isinstance(parameter, Tensor):
                 trace.coupling.pin(trace.labels(parameter))  # all that it normalises shares it
         return merged(trace, labels, len(shape))
-    trace.read_inside(call, value)
     axis = trace.axis_of_units(labels, range(-len(shape), 0))
-    units = first_axis(trace.coupling.along(labels, axis), -axis)
+    units = first_axis(trace.coupling.along(labels, axis), -axis)  # first, since it tells which axis counts units
+    trace.read_inside(call, value)
     return _scaled(trace, call, units.expand(tuple(shape))).expand(labels.shape)
 
 
@@ -88,8 +96,32 @@ def layer_norm(trace: Trace, call: Call) -> Tensor:
 def group_norm(trace: Trace, call: Call) -> Tensor:
     """Read the input of a group norm, whose statistics mix the units of a group, and pass units on."""
     value = call.argument(0, "input")
-    trace.read_inside(call, value)
     units = _scaled(trace, call, trace.coupling.along(trace.labels(value), 1))
+    trace.read_inside(call, value)
+    return first_axis(units, value.dim() - 1).expand(value.shape)
+
+
+@rule(F.batch_norm)
+def batch_norm(trace: Trace, call: Call) -> Tensor:
+    """Pass units on, which count along the second axis; such as the rows of a weight that is standardised.
+
+    Statistics of the batch run over all that shares an index of that axis.
+    """
+    value = call.argument(0, "input")
+    units = trace.coupling.along(trace.labels(value), 1)
+    for position, name in ((3, "weight"), (4, "bias")):
+        parameter = call.argument(position, name)
+        if isinstance(parameter, Tensor):
+            units = trace.coupling.couple(units, trace.labels(parameter))
+    return first_axis(units, value.dim() - 1).expand(value.shape)
+
+
+@rule(F.local_response_norm)
+def local_response_norm(trace: Trace, call: Call) -> Tensor:
+    """Read what is divided by the size of neighbouring channels, and pass units on."""
+    value = call.argument(0, "input")
+    units = trace.coupling.along(trace.labels(value), 1)
+    trace.read_inside(call, value)
     return first_axis(units, value.dim() - 1).expand(value.shape)
 
 

@@ -9,7 +9,15 @@ from hatrack.units.coupling import UNGATED, first_axis, is_constant, is_uniform,
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Trace
 
-__all__ = ["convolution", "embedding", "inputs_of_weight", "linear", "transposed_convolution"]
+__all__ = [
+    "axis_of_positions_with_units",
+    "bilinear",
+    "convolution",
+    "embedding",
+    "inputs_of_weight",
+    "linear",
+    "transposed_convolution",
+]
 
 
 @rule(nn.Linear)
@@ -29,6 +37,7 @@ def convolution(trace: Trace, call: Call) -> Tensor:
 
     A depthwise one, whose groups are single channels, passes units on, where there are any. A convolution over single
     positions is shared by all units and passes them on, if another axis than the channels counts them, such as tokens.
+    One that runs along the units, as in efficient channel attention, reads them there, and all tasks use its weight.
     """
     module = call.target
     axis = -1 - len(module.kernel_size)
@@ -39,6 +48,14 @@ def convolution(trace: Trace, call: Call) -> Tensor:
     )
     if pointwise and _is_shared(labels, axis):
         return _shared(trace, call, labels, axis)
+    along = axis_of_positions_with_units(trace, labels, axis)
+    if along is not None:
+        trace.read(call, call.argument(0, "input"), along)
+        single = torch.full((1,), UNGATED)  # which would be broadcast over all units that it was computed from
+        outputs = single if module.out_channels == 1 else trace.write(call, module.out_channels)
+        trace.use_of(call, "weight", first_axis(outputs, module.weight.dim()))
+        trace.use_of(call, "bias", outputs)
+        return first_axis(outputs, -axis).expand(call.output.shape)
     if 1 < module.groups == module.in_channels and touches_units(labels):
         inputs = trace.coupling.along(labels, axis)
         outputs = inputs.repeat_interleave(module.out_channels // module.in_channels)
@@ -63,6 +80,17 @@ def transposed_convolution(trace: Trace, call: Call) -> Tensor:
     return first_axis(outputs, -axis).expand(call.output.shape)
 
 
+@rule(nn.Bilinear)
+def bilinear(trace: Trace, call: Call) -> Tensor:
+    """Read two inputs and write units of their products: weight ``(out, in1, in2)``."""
+    first = trace.read(call, call.argument(0, "input1"), -1, argument=0, keyword="input1")
+    second = trace.read(call, call.argument(1, "input2"), -1, argument=1, keyword="input2")
+    outputs = trace.write(call, call.target.out_features)
+    trace.use_of(call, "weight", outputs.view(-1, 1, 1), first.view(1, -1, 1), second.view(1, 1, -1))
+    trace.use_of(call, "bias", outputs)
+    return outputs.expand(call.output.shape)
+
+
 @rule(nn.Embedding, nn.EmbeddingBag)
 def embedding(trace: Trace, call: Call) -> Tensor:
     """Write the units of a table of vectors ``(entries, units)``: every column is a unit, whatever is looked up."""
@@ -74,6 +102,20 @@ def embedding(trace: Trace, call: Call) -> Tensor:
     outputs = trace.write(call, call.target.embedding_dim)
     trace.use_of(call, "weight", outputs.view(1, -1))
     return outputs.expand(call.output.shape)
+
+
+def axis_of_positions_with_units(trace: Trace, labels: Tensor, channels: int) -> int | None:
+    """Return the one axis of positions that runs through units of a layer, if all channels are alike; else None.
+
+    Args:
+        trace: the trace.
+        labels: labels of what a convolution reads.
+        channels: the axis of the channels, negative; axes of positions follow.
+    """
+    if not is_constant(labels, channels):
+        return None
+    across = [axis for axis in range(channels + 1, 0) if trace.coupling.is_across(labels, axis)]
+    return across[0] if len(across) == 1 else None
 
 
 def _is_shared(labels: Tensor, axis: int) -> bool:

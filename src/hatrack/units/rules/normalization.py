@@ -18,7 +18,7 @@ __all__ = ["batch_norm", "group_norm", "instance_norm", "is_within", "layer_norm
 _AXES_AFTER_CHANNELS = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def batch_norm(trace: Trace, call: Call) -> Tensor:
     """Pass units on: batch norm works on each by itself, and every task has its own statistics and parameters.
 
@@ -89,8 +89,8 @@ def _use_affine(trace: Trace, call: Call, units: Tensor) -> None:
 
 def is_within(trace: Trace, labels: Tensor, normalized: int) -> bool:
     """Return whether the last axes lie within something that there are several of in one layer, such as heads."""
-    if any(bool(((labels >= own.min()) & (labels <= own.max())).any()) for own in trace.by_themselves.values()):
-        return False  # entries of a parameter, such as tokens of features, are units only until they meet others
+    if trace.holds_entries(labels):
+        return False
     last = range(labels.dim() - normalized, labels.dim())
     return any(trace.coupling.is_across(labels, axis) for axis in last) and trace.coupling.is_across_any_but(
         labels, last

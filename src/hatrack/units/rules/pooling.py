@@ -51,7 +51,9 @@ def interpolate(trace: Trace, call: Call) -> Tensor:
 
 
 @rule(
-    *functions("mean sum amax amin logsumexp var std softmax log_softmax cumsum norm var_mean std_mean normalize"),
+    *functions(
+        "mean sum amax amin logsumexp var std softmax softmin log_softmax cumsum norm var_mean std_mean normalize"
+    ),
     torch.linalg.vector_norm,
     torch.linalg.norm,
 )
@@ -72,8 +74,10 @@ def reduce(trace: Trace, call: Call) -> Labels:
     labels = trace.labels(value)
     chosen = _chosen(axes, value)
     for axis in chosen:
-        parameter = isinstance(value, nn.Parameter)
+        parameter = isinstance(value, nn.Parameter) or trace.holds_entries_alone(labels)
         if not parameter and trace.coupling.is_across(labels, axis) and not _leaves_units(trace, call, labels, axis):
+            if len(chosen) == 1:
+                trace.coupling.along(labels, axis)  # first, since it tells which axis counts units
             trace.read_inside(call, value)
             if call.output.shape == value.shape:
                 return trace.labels(value)  # what comes of a unit that is off depends on those that are on
@@ -97,7 +101,9 @@ def _chosen(axes: Any, value: Tensor) -> list[int]:
 def _leaves_units(trace: Trace, call: Call, labels: Tensor, axis: int) -> bool:
     """Return whether a reduction may merge several units: others are left, or there are few and no gate can be."""
     cannot_read = trace.sources.of(call.argument(0, "input")) is None
-    return trace.coupling.is_across_any_but(labels, [axis]) or (cannot_read and labels.shape[axis] < MANY)
+    if trace.coupling.is_across_any_but(labels, [axis]):
+        return cannot_read or not trace.holds_entries(labels)
+    return cannot_read and labels.shape[axis] < MANY
 
 
 @rule(*functions("max min"))

@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from hatrack.units.coupling import UNGATED, compact, is_constant, touches_units
 from hatrack.units.trace import Call, Labels, Trace
 from hatrack.units.values import tensors_in
 
-__all__ = ["ProbeError", "probe"]
+__all__ = ["ProbeError", "joined", "probe"]
 
 _NEVER = frozenset(["__set__", "set_", "resize_", "resize_as_", "share_memory_", "apply_", "map_", "map2_", "backward"])
 """Names of functions that change more than values, or run code of the user's."""
@@ -78,7 +79,7 @@ def probe(trace: Trace, call: Call) -> Labels:
         for operand in experiment.operands:
             if touches_units(operand.labels):
                 found = _labels_of(trace, call, experiment, operand, results)
-                labels = [_joined(trace, *both) for both in zip(labels, found, strict=True)]
+                labels = [joined(trace, *both) for both in zip(labels, found, strict=True)]
     return _like(call.output, iter(labels))
 
 
@@ -352,9 +353,7 @@ def _kept(
 ) -> list[Tensor]:
     """Let entries keep their units where a result has the operand's shape, each depending on its own entry too."""
     found = []
-    parts = zip(
-        *(each.split([result.numel() for result in results]) for each in (labels, shown, several)), results, strict=True
-    )
+    parts = zip(*(_cut(each, results) for each in (labels, shown, several)), results, strict=True)
     for own, runs, mixed, result in parts:
         if result.shape == roots.shape and (result.is_floating_point() or result.is_complex()):
             mine = codes.reshape(-1)
@@ -363,7 +362,7 @@ def _kept(
     return found
 
 
-def _joined(trace: Trace, one: Tensor, other: Tensor) -> Tensor:
+def joined(trace: Trace, one: Tensor, other: Tensor) -> Tensor:
     """Couple the units of two operands that meet in a result.
 
     A unit that meets several of one layer, as one that is broadcast over them, is made always-on instead.
@@ -404,9 +403,14 @@ def _joint(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
 
+def _cut(numbers: Tensor, results: list[Tensor]) -> list[Tensor]:
+    """Cut a vector over the entries of all results into one per result."""
+    ends = torch.tensor([0, *(result.numel() for result in results)]).cumsum(0).tolist()
+    return [numbers[start:end] for start, end in pairwise(ends)]
+
+
 def _split(labels: Tensor, results: list[Tensor]) -> list[Tensor]:
-    parts = labels.split([result.numel() for result in results])
-    return [part.view(result.shape) for part, result in zip(parts, results, strict=True)]
+    return [part.view(result.shape) for part, result in zip(_cut(labels, results), results, strict=True)]
 
 
 def _like(output: Any, labels: Iterator[Tensor]) -> Labels:

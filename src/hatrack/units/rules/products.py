@@ -1,23 +1,25 @@
 """Rules of products of values, as in attention written by hand, and of layers written as a product with a parameter.
 
-The axis that is summed is read where it is a layer's input and a gate can stand before it; else its units are merged.
+The axis that is summed is read where it is a layer's input and a gate can stand before it. Where none can, the units of
+a layer's input are always on, and those of other products are merged.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from hatrack.units.coupling import UNGATED, is_constant, is_uniform, touches_units
-from hatrack.units.rules.probing import probe
+from hatrack.units.coupling import UNGATED, is_constant, is_uniform
+from hatrack.units.rules import functional
+from hatrack.units.rules.probing import joined, probe
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Trace
 
-__all__ = ["einsum", "matrix_product", "product", "sum_with_product"]
+__all__ = ["einsum", "grouped_product", "linear", "matrix_product", "product", "sum_with_product"]
 
 Terms = list[tuple[str, Tensor]]
 """Factors of a product, each with a letter for every axis."""
@@ -41,8 +43,8 @@ def sum_with_product(trace: Trace, call: Call) -> Tensor:
     first, second = call.argument(1, f"{own}1"), call.argument(2, f"{own}2")
     labels = _product(trace, call, first, second).expand(call.output.shape)
     added = call.argument(0, "input")
-    _open(trace, added)
-    return trace.coupling.couple(labels, trace.labels(added)).expand(call.output.shape)
+    trace.open_weight(added)
+    return joined(trace, labels, trace.labels(added).expand(call.output.shape))
 
 
 @rule(torch.einsum)
@@ -63,12 +65,51 @@ def einsum(trace: Trace, call: Call) -> Tensor:
     ]
     if any(len(set(letters)) < len(letters) for letters, _ in terms):
         for value in operands:
-            _open(trace, value)
+            trace.open_weight(value)
         labels = probe(trace, call)  # a diagonal
         assert isinstance(labels, Tensor)
         return labels
     result = right.replace("...", _letters(max(unnamed)))
     return product(trace, call, terms, result).expand(call.output.shape)
+
+
+@rule(F.linear)
+def linear(trace: Trace, call: Call) -> Tensor:
+    """Label a dense layer that is called as a function, with a weight ``(out, in)`` whose axes may be turned."""
+    weight = call.argument(1, "weight")
+    known = trace.weight_of(weight)
+    if weight.dim() < 2 or known is None:
+        trace.open_weight(weight)
+    if isinstance(weight, nn.Parameter) or weight.dim() < 2 or known is None:
+        return functional.linear(trace, call)
+    value, bias = call.argument(0, "input"), call.argument(2, "bias")
+    letters = _letters(value.dim() - 1)
+    labels = product(trace, call, [(letters + "i", value), ("oi", weight)], letters + "o").expand(call.output.shape)
+    if isinstance(bias, nn.Parameter) and trace.weight_of(bias) is not None:
+        trace.use(bias, trace.coupling.along(labels, -1))
+    elif isinstance(bias, Tensor):
+        trace.open_weight(bias)
+        labels = trace.coupling.couple(labels, trace.labels(bias))
+    return labels
+
+
+@rule(*functions("grouped_mm _grouped_mm"))
+def grouped_product(trace: Trace, call: Call) -> Tensor:
+    """Label a product of rows with one of several matrices each, as a mixture of experts has it.
+
+    Which matrix a row meets depends on values, so that all of them write the same units.
+    """
+    first, second = call.argument(0, "mat_a"), call.argument(1, "mat_b")
+    starts, bias = call.argument(2, "offs"), call.argument(3, "bias")
+    if isinstance(bias, Tensor) or (first.dim(), second.dim()) != (2, 3):
+        for value in (first, second, bias):
+            trace.open_weight(value)
+        labels = probe(trace, call)
+        assert isinstance(labels, Tensor)
+        return labels
+    if isinstance(starts, Tensor):
+        trace.coupling.pin(trace.labels(starts))
+    return product(trace, call, [("si", first), ("eio", second)], "so").expand(call.output.shape)
 
 
 def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
@@ -86,14 +127,19 @@ def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
     layer = _layer(trace, call, terms, result)
     if layer is not None:
         return layer
+    for _, value in terms:
+        trace.open_weight(value)
+    summed = [(value, axis) for letters, value in terms for axis, own in enumerate(letters) if own not in result]
+    known = trace.read_products(call, summed)
     labels = torch.full((1,) * len(result), UNGATED)
     for letters, value in terms:
-        _open(trace, value)
         own = trace.labels(value)
+        if known and any(value is each for each, _ in summed):
+            own = torch.full_like(own, UNGATED)
         for axis, letter in enumerate(letters):
             if letter not in result:
                 own = trace.coupling.merge(own, axis)
-        labels = trace.coupling.couple(labels, _placed(own, letters, result))
+        labels = trace.coupling.meet(labels, _placed(own, letters, result))
     return labels
 
 
@@ -107,32 +153,35 @@ def _product(trace: Trace, call: Call, first: Tensor, second: Tensor) -> Tensor:
 
 def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None:
     """Label a product of a value and a parameter that is a layer's weight; return None for any other product."""
-    factors = sorted(terms, key=lambda term: isinstance(term[1], nn.Parameter))
-    if [isinstance(value, nn.Parameter) for _, value in factors] != [False, True]:
+    factors = sorted(terms, key=lambda term: trace.weight_of(term[1]) is not None)
+    if [trace.weight_of(value) is not None for _, value in factors] != [False, True]:
         return None
     (letters, value), (ends, weight) = factors
-    assert isinstance(weight, nn.Parameter)
+    known = trace.weight_of(weight)
+    assert known is not None
+    parameter, order = known
     free = "".join(letter for letter in ends if letter in result)
     summed = [letter for letter in letters if letter not in result]
-    known = id(weight) in trace.parameters and not trace.is_gated(weight)
-    if not known or len(summed) != 1 or set(ends) != {*summed, *free} or not free or set(free) & set(letters):
+    if len(summed) != 1 or summed[0] not in ends or not free or set(ends) & set(letters) != set(summed):
         return None
     labels, axis = trace.labels(value), letters.index(summed[0])
     if value.shape[axis] != weight.shape[ends.index(summed[0])]:
         return None
     if is_constant(labels, axis) and not is_uniform(labels):  # mixes tokens, say, in the same way for all units
-        trace.use(weight, torch.full((1,), UNGATED))
+        trace.use(parameter, torch.full((1,), UNGATED))
         return _placed(labels.narrow(axis, 0, 1), letters, result)
-    if touches_units(labels) and trace.sources.of(value) is None:
-        return None
     inputs = trace.coupling.along(labels, axis)
-    trace.read_inside(call, value)
+    if trace.is_readable(value):
+        trace.read_inside(call, value)
+    else:
+        trace.coupling.pin(inputs)  # which leaves the units apart that are written
     # What is not 0 where a unit is off, as after a norm, reaches all units that are written: all weights count.
     behind = inputs if trace.sources.is_cleared(value) else torch.full_like(inputs, UNGATED)
     sizes = [size for letter, size in zip(ends, weight.shape, strict=True) if letter in free]
-    place = replace(call, name=trace.parameters[id(weight)])
+    place = replace(call, name=trace.parameters[id(parameter)])
     outputs = trace.write(place, math.prod(sizes)).view(sizes)
-    trace.use(weight, _placed(outputs, free, ends), _placed(behind, summed[0], ends))
+    sides = (_placed(outputs, free, ends), _placed(behind, summed[0], ends))
+    trace.use(parameter, *(side.permute([order.index(axis) for axis in range(len(ends))]) for side in sides))
     return _placed(outputs, free, result)
 
 
@@ -149,9 +198,3 @@ def _placed(labels: Tensor, letters: str, result: str) -> Tensor:
 def _letters(count: int) -> str:
     """Return letters for axes that have no name."""
     return "".join(chr(_FIRST + number) for number in reversed(range(count)))
-
-
-def _open(trace: Trace, value: Any) -> None:
-    """Label a parameter that is not a layer's weight, entry by entry."""
-    if isinstance(value, nn.Parameter) and id(value) in trace.parameters:
-        trace.open_parameter(trace.parameters[id(value)], value)

@@ -16,7 +16,16 @@ from hatrack.support.layers import overrides_forward
 from hatrack.support.names import unknown_name
 from hatrack.units.trace import Call, Labels, Rule, Trace
 
-__all__ = ["RuleBook", "SamePath", "functions", "rule", "same_on_every_path", "takes_parameters"]
+__all__ = [
+    "TURNING",
+    "RuleBook",
+    "SamePath",
+    "functions",
+    "rule",
+    "same_on_every_path",
+    "takes_parameters",
+    "takes_turned_parameters",
+]
 
 _RULES: dict[Any, Rule] = {}
 
@@ -93,18 +102,27 @@ def functions(text: str) -> list[Any]:
     return found
 
 
-_TAKING = frozenset(
-    [
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.embedding_bag, torch.einsum),
-        *functions("matmul mm bmm __matmul__ addmm baddbmm"),
-    ]
+_PRODUCTS = frozenset(
+    [F.linear, torch.einsum, *functions("matmul mm bmm __matmul__ addmm baddbmm grouped_mm _grouped_mm")]
 )
+_TAKING = _PRODUCTS | {F.conv1d, F.conv2d, F.conv3d, F.embedding, F.embedding_bag}
+
+TURNING = frozenset(functions("t T mT transpose permute swapaxes swapdims movedim moveaxis adjoint"))
+"""Functions that put axes in another order."""
 
 
 def takes_parameters(function: Any) -> bool:
     """Return whether a function's rule treats parameters as weights; elsewhere their entries become units."""
     try:
         return function in _TAKING
+    except TypeError:  # not hashable
+        return False
+
+
+def takes_turned_parameters(function: Any) -> bool:
+    """Return whether a function's rule treats a parameter as a weight though its axes are in another order."""
+    try:
+        return function in _PRODUCTS
     except TypeError:  # not hashable
         return False
 

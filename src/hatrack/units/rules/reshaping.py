@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Labels, Trace
 
-__all__ = ["RESHAPES", "pad", "reshape"]
+__all__ = ["CHOOSING", "RESHAPES", "pad", "reshape"]
 
 _VIEWS = functions("view")
 _MOVED = ("input", "tensors", "tensor")
@@ -25,6 +25,17 @@ _RESHAPES = functions(
     row_stack roll flip fliplr flipud repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle
     """
 )
+
+CHOOSING = frozenset(
+    functions(
+        """
+        __getitem__ __setitem__ index_select gather take_along_dim take put put_ index_put index_put_ index_add
+        index_add_ index_copy index_copy_ index_fill index_fill_ scatter scatter_ scatter_add scatter_add_
+        scatter_reduce scatter_reduce_ repeat_interleave embedding embedding_bag
+        """
+    )
+)
+"""Functions with integers that say which entries go where: they are choices for all units, so all tasks use them."""
 
 RESHAPES = frozenset([*_RESHAPES, *_VIEWS])
 """Functions that only move values."""
@@ -40,10 +51,6 @@ def reshape(trace: Trace, call: Call) -> Labels:
         return _bits(trace, call)
     moved, *settings = call.args or (None,)
     named = {key: value for key, value in call.kwargs.items() if key not in _MOVED}
-    for value in (*settings, *named.values()):
-        picks = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(p, Tensor) and not p.is_floating_point() and trace.is_gated(p) for p in picks):
-            raise trace.refuse(call, "what one value picks of another would depend on units in a way that no gate sees")
 
     def labelled(value: Any) -> Any:
         if isinstance(value, (tuple, list)):

@@ -1,0 +1,195 @@
+"""Recognition of a sample's task: all tasks score the sample, and the likeliest one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from hatrack.errors import InputError
+from hatrack.masks.calibration import Scorer, raw_score
+from hatrack.masks.task_list import StateT
+from hatrack.masks.tasks import TaskState
+from hatrack.support.heads import pad_classes
+from hatrack.support.inputs import Inputs, device_of
+from hatrack.support.interface import Interface
+from hatrack.support.modes import evaluation_mode
+
+__all__ = [
+    "IncrementalAccuracy",
+    "Inferred",
+    "InferringNetwork",
+    "infer_task",
+    "measure_inference",
+    "require_vectors",
+]
+
+StateT_contra = TypeVar("StateT_contra", bound=TaskState, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Answers of a network to samples whose task was not named.
+
+    Attributes:
+        tasks: names of the tasks that were asked.
+        scores: score of each sample by each task, ``(N, T)``; larger is likelier.
+        chosen: index of the task with the largest score, int64 ``(N,)``.
+        logits: that task's logits, ``(N, most classes)``, filled with −inf behind its last class.
+    """
+
+    tasks: tuple[str, ...]
+    scores: Tensor
+    chosen: Tensor
+    logits: Tensor
+
+    @property
+    def task_names(self) -> list[str]:
+        """Name of the chosen task of each sample."""
+        return [self.tasks[index] for index in self.chosen.tolist()]
+
+
+@dataclass(frozen=True)
+class IncrementalAccuracy:
+    """Shares of test samples, in [0, 1], over the samples of all tasks together.
+
+    Attributes:
+        task: share of samples whose task was recognised.
+        class_incremental: share of samples whose task and class were recognised.
+        task_incremental: share of samples whose class was recognised with the task given.
+    """
+
+    task: float
+    class_incremental: float
+    task_incremental: float
+
+
+class Recognising(Protocol[StateT_contra]):
+    """Masks of a network's tasks, as far as they give the features by which tasks are recognised.
+
+    Attributes:
+        interface: how the backbone is called.
+    """
+
+    interface: Interface
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a block in which the network is in evaluation mode."""
+
+    def features(self, x: Inputs, state: StateT_contra) -> Tensor:
+        """Return features of a batch under a task's mask, ``(N, F)``."""
+
+    def features_mixed(self, x: Inputs, states: Sequence[StateT_contra], task_of: Tensor) -> Tensor | None:
+        """Return features of samples of several tasks from one pass, ``(N, F)``; None where each task needs its own."""
+
+    def used_features(self, features: Tensor, state: StateT_contra) -> Tensor:
+        """Return those of a task's features ``(N, F)`` that it uses; the others are zeros."""
+
+
+class InferringNetwork(Protocol):
+    """Network that can be asked without naming a task."""
+
+    def infer(self, x: Inputs, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
+        """Recognise the task of each sample, and give that task's logits."""
+
+    def __call__(self, x: Tensor, task: str) -> Tensor:
+        """Return a task's logits, ``(N, classes)``."""
+
+
+def infer_task(
+    masking: Recognising[StateT], states: Sequence[StateT], x: Inputs, scorer: Scorer, calibrated: bool
+) -> Inferred:
+    """Recognise the task of each sample, and give that task's logits; all tasks are asked in one pass if possible.
+
+    Args:
+        masking: the masks of the tasks.
+        states: the consolidated tasks.
+        x: samples.
+        scorer: score by which a sample's task is recognised.
+        calibrated: whether scores count in standard deviations from those of the task's training samples.
+
+    Raises:
+        InputError: a task was not calibrated although that is needed (always for distances), or has a head of its own;
+            or features have further axes.
+    """
+    counts = [state.count_classes() for state in states]
+    for state in states if calibrated or scorer is Scorer.DISTANCE else []:
+        if state.calibration is None:
+            raise InputError(f"task {state.name!r} was not calibrated: call calibrate({state.name!r}, x, y) first")
+    with torch.no_grad(), masking.evaluating():
+        features = _features_of_all(masking, x, states)
+        features = [require_vectors(part) for part in features]
+        answers = [state.classify(part) for part, state in zip(features, states, strict=True)]
+        scores = []
+        for part, logits, state in zip(features, answers, states, strict=True):
+            score = raw_score(scorer, masking.used_features(part, state), logits, state.calibration)
+            if calibrated and state.calibration is not None:
+                score = state.calibration.normalised(score, scorer)
+            scores.append(score)
+    table = torch.stack(scores, 1)
+    chosen = table.argmax(1)
+    padded = torch.stack([pad_classes(each, max(counts) - each.shape[1]) for each in answers])
+    logits = padded[chosen, torch.arange(len(chosen), device=chosen.device)]
+    return Inferred(tuple(state.name for state in states), table, chosen, logits)
+
+
+def require_vectors(features: Tensor) -> Tensor:
+    """Check that features are vectors, ``(N, F)``, and return them.
+
+    Raises:
+        InputError: they have further axes.
+    """
+    if features.dim() != 2:
+        raise InputError(
+            f"tasks are recognised by features (N, F), and these have shape {tuple(features.shape)}: name the task"
+        )
+    return features
+
+
+def _features_of_all(masking: Recognising[StateT], x: Inputs, states: Sequence[StateT]) -> Sequence[Tensor]:
+    """Return features of a batch under each of several tasks, ``(N, F)`` each; in one pass where that is possible."""
+    interface, samples = masking.interface, masking.interface.samples(x)
+    task_of = torch.arange(len(states), device=device_of(x)).repeat_interleave(samples)
+    together = masking.features_mixed(interface.repeated(x, len(states)), states, task_of)
+    if together is not None:
+        return together.view(len(states), samples, *together.shape[1:]).unbind()
+    return [masking.features(x, state) for state in states]
+
+
+def measure_inference(
+    net: InferringNetwork,
+    samples: Mapping[str, tuple[Tensor, Tensor]],
+    scorer: Scorer,
+    *,
+    calibrated: bool = True,
+    batch_size: int = 500,
+) -> IncrementalAccuracy:
+    """Measure accuracy with and without the task's name.
+
+    Args:
+        net: the network.
+        samples: by task, test samples ``(N, ...)`` and their classes within the task, int64 ``(N,)``.
+        scorer: score by which tasks are recognised.
+        calibrated: whether scores are normalised by the tasks' calibrations.
+        batch_size: samples per pass.
+
+    Raises:
+        InputError: there are no samples.
+    """
+    total = known = both = named = 0
+    for task, (x, y) in samples.items():
+        for part, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            inferred = net.infer(part, scorer, calibrated=calibrated)
+            right_task = inferred.chosen == inferred.tasks.index(task)
+            right_class = inferred.logits.argmax(1) == labels
+            with torch.no_grad(), evaluation_mode(cast(nn.Module, net)):
+                named += int((net(part, task).argmax(1) == labels).sum())
+            total, known = total + len(labels), known + int(right_task.sum())
+            both += int((right_task & right_class).sum())
+    if not total:
+        raise InputError("there are no samples to measure with")
+    return IncrementalAccuracy(known / total, both / total, named / total)
