@@ -41,7 +41,7 @@ def test_the_guide_to_networks_runs() -> None:
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
     names: dict[str, object] = {"loader": [(x, y)]}
     programs = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
-    assert len(programs) == 7
+    assert len(programs) == 9
     shown = io.StringIO()
     for program in programs:
         with contextlib.redirect_stdout(shown):
