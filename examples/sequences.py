@@ -55,12 +55,12 @@ def is_large(batch):
     return ((x[:, :, 1] * inside).sum(1) > 0).long()
 
 
-def learn(task, labels, steps=150):
+def learn(task, labels, steps=100):
     net.add_task(task, 2)
     optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=5e-3, weight_decay=1e-2))
     net.train()
     for progress, seed in hatrack.with_progress(range(steps)):
-        batch = sequences(64, seed=1 + seed)
+        batch = sequences(48, seed=1 + seed)
         net.anneal(progress)
         loss = F.cross_entropy(net(batch, task), labels(batch)) + 0.1 * net.regularization()
         optimizer.zero_grad()
