@@ -259,9 +259,38 @@ def test_operations_that_cannot_be_gated_are_let_be_between_untrained_values() -
 def test_operations_that_cannot_be_gated_are_refused_where_they_are_given_units() -> None:
     half = Inside()
     off(half.scale)
-    with pytest.raises(UnsupportedError, match=r"layer_norm: .* no gate can stand before it"):
+    with pytest.raises(UnsupportedError, match="no gate can stand before it"):
         graph_of(half)
     half = Inside()
     off(half.layer)
-    with pytest.raises(UnsupportedError, match=r"layer_norm: .* no gate can stand before it"):
-        graph_of(half)  # its scale could not be protected
+    graph = graph_of(half)
+    assert not graph.groups
+    assert graph.roles["scale"] is Role.WHOLE
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_untrained_recurrent_layers_write_no_units(kind: type[nn.RNNBase]) -> None:
+    def sequences(untrained: str) -> UnitGraph:
+        memory = kind(6, 8, num_layers=2, batch_first=True)
+        for name, parameter in memory.named_parameters():
+            parameter.requires_grad_(not name.startswith(tuple(untrained.split())))
+        return graph_of(
+            Written(lambda own, x: own.out(own.memory(x)[0].mean(1)), memory=memory, out=nn.Linear(8, 5)), (3, 6)
+        )
+
+    assert groups(sequences("none")) == {"memory.weight_hh_l0": 8, "memory.weight_hh_l1": 8, "out": 5}
+    assert groups(sequences("weight bias")) == {"out": 5}
+    assert groups(sequences("weight")) == {"out": 5}
+    assert groups(sequences("weight_ih")) == {"out": 5}
+    assert groups(sequences("weight_ih_l1")) == {"memory.weight_hh_l0": 8, "out": 5}
+    assert groups(sequences("bias")) == groups(sequences("none"))
+
+
+def test_untrained_recurrent_layers_run_as_they_are() -> None:
+    model = Written(lambda own, x: own.memory(x)[0].mean(1), memory=off(nn.GRU(6, 8, batch_first=True)))
+    x = torch.randn(4, 3, 6)
+    with torch.no_grad():
+        expected = model(x)
+        net = HATNetwork(model, torch.zeros(2, 3, 6)).eval()
+        assert "forward" not in vars(model.memory)
+        assert torch.equal(net.masking.features_of_random_mask(x, 0), expected)

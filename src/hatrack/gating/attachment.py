@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hatrack.gating.gates import ActiveTask, InputGate
 from hatrack.gating.norms import TaskNormSwitch, copy_of_norm, let_train
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
-from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent
+from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent, is_ungated
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
 from hatrack.support.inputs import Inputs
@@ -174,6 +174,7 @@ class Attachment(nn.Module):
             RecurrentSwitch(name, module, graph.uses, f"{PREFIX}{name}.", self._active)
             for name, module in modules.items()
             if is_recurrent(module, graph.uses, f"{PREFIX}{name}.")
+            and not is_ungated(module, graph.uses, f"{PREFIX}{name}.", graph.num_units)
         )
         switches: list[Any] = [*self._norms.values(), *self._dense.values(), *self.recurrent]
         for switch in switches:

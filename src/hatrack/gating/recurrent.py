@@ -18,7 +18,7 @@ from hatrack.gating.gates import ActiveTask
 from hatrack.masks.packing import move_along
 from hatrack.units import ParameterUse
 
-__all__ = ["RecurrentSwitch", "is_recurrent"]
+__all__ = ["RecurrentSwitch", "is_recurrent", "is_ungated"]
 
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 
@@ -35,6 +35,19 @@ def is_recurrent(module: nn.Module, uses: Mapping[str, tuple[ParameterUse, ...]]
         return False
     name = "weight_hh_l0" if isinstance(module, nn.RNNBase) else "weight_hh"
     return any(len(use.sides) == 2 for use in uses.get(prefix + name, ()))
+
+
+def is_ungated(module: nn.Module, uses: Mapping[str, tuple[ParameterUse, ...]], prefix: str, ungated: int) -> bool:
+    """Return whether no hidden unit of a recurrent layer is gated, as where it is untrained.
+
+    Args:
+        module: the layer.
+        uses: the uses of all parameters, by name.
+        prefix: what comes before the layer's own names of its parameters.
+        ungated: position that stands for no unit.
+    """
+    names = [prefix + own for own, _ in module.named_parameters() if own.startswith("weight_hh")]
+    return all(bool((side == ungated).all()) for name in names for use in uses[name] for side in use.sides)
 
 
 class RecurrentSwitch(nn.Module):

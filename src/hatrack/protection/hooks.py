@@ -90,6 +90,7 @@ class OptimizerHooks:
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
         self._before = weakref.WeakKeyDictionary()  # parameters whose present step is to be scaled
+        # Values of untrained parameters at the beginning of a step that might move them though they have no gradient.
         self._saved: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Backup]]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,13 +159,16 @@ class OptimizerHooks:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of fully frozen parameters, and condition others where the step needs it."""
+        is_inside = optimizer in self._stepping  # a class whose step calls that of its base class has the hooks twice
         self._stepping.add(optimizer)
         self.count += 1
         watch, found = self._watch(), self._entries_of(optimizer)
         for parameter in (*(own for own, _ in found.own), *found.untrained):
             parameter.grad = None
         restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
-        if not skips:
+        if skips or not found.untrained:
+            self._saved.pop(optimizer, None)
+        elif not is_inside:
             self._saved[optimizer] = [(parameter, Backup.of(parameter)) for parameter in found.untrained]
         moved = watch.moved(found.shared)
         if moved:  # by something else: a step that trusts in gradients alone would not put it back
@@ -222,7 +226,7 @@ class OptimizerHooks:
                 backup.restore(own)
             if watch.is_touched(own) and not backup.has_moved(own):
                 watch.note(own)
-        for untrained, backup in self._saved.pop(optimizer, []):
+        for untrained, backup in self._saved.get(optimizer, []):
             backup.restore(untrained)
         for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))

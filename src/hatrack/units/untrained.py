@@ -26,6 +26,9 @@ from hatrack.units.trace import Trace
 
 __all__ = ["warn_of_nothing_to_learn", "with_untrained_ungated"]
 
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_ALL = slice(None)
+
 
 def with_untrained_ungated(trace: Trace, model: nn.Module, untrained: Collection[str]) -> Trace:
     """Return findings in which units that untrained parameters make belong to no unit.
@@ -80,9 +83,9 @@ class _Makers:
         self._axes = {name: parameter.dim() for name, parameter in model.named_parameters()}
         self._by_themselves = {int(labels.flatten()[0]) for labels in trace.by_themselves.values()}
         self._unexplained = {int(label) for label in trace.unexplained}
-        self._sides: dict[str, list[Tensor]] = {}
+        self._uses: dict[str, list[tuple[Tensor, ...]]] = {}
         for use in trace.uses:
-            self._sides.setdefault(use.parameter, []).extend(use.sides)
+            self._uses.setdefault(use.parameter, []).append(use.sides)
 
     def is_constant(self, producer: Producer) -> bool:
         """Return whether labels are those of an untrained parameter that is used by itself."""
@@ -97,14 +100,16 @@ class _Makers:
             return False
         if producer.start in self._unexplained:
             return True
-        if producer.name in self._axes:  # a function with this weight
+        module, around = self._modules.get(producer.name), self._modules.get(producer.name.rpartition(".")[0])
+        if module is None and isinstance(around, _RECURRENT):  # whose layers have the names of weights
+            own = self._of(around)
+            makers = {name for name in own if self._makes(name, producer, slice(1))}  # rows are what it writes
+        elif module is None:  # a function with this weight, or the input
             return producer.name in self._untrained
-        module = self._modules.get(producer.name)
-        if module is None:  # the input
-            return False
-        own = self._of(module)
-        makers = {name for name in own if self._makes(name, producer)}
-        if parametrize.is_parametrized(module):
+        else:
+            own = self._of(module)
+            makers = {name for name in own if self._makes(name, producer)}
+        if module is not None and parametrize.is_parametrized(module):
             makers |= self._of(module.get_submodule("parametrizations"))
         judge = any if makers else all
         matrices = [name for name in makers or own if self._axes[name] > 1] or [*(makers or own)]
@@ -114,9 +119,11 @@ class _Makers:
         """Return the network's names of a module's parameters, which may be another module's too."""
         return {self._names[id(parameter)] for parameter in module.parameters()}
 
-    def _makes(self, name: str, producer: Producer) -> bool:
+    def _makes(self, name: str, producer: Producer, ends: slice = _ALL) -> bool:
+        """Return whether one of a parameter's ends, of those that are asked for, is at units of a producer."""
         first, behind = producer.start, producer.start + producer.count
-        return any(bool(((side >= first) & (side < behind)).any()) for side in self._sides.get(name, ()))
+        sides = (side for use in self._uses.get(name, ()) for side in use[ends])
+        return any(bool(((side >= first) & (side < behind)).any()) for side in sides)
 
 
 def warn_of_nothing_to_learn(graph: UnitGraph) -> None:
