@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import HATNetwork, units
+from hatrack import HATNetwork, WeightMaskedNetwork, units
+from hatrack.masks import Scores
 from support.helpers import assert_poison_harmless, learn, logits
 
 WIDTH, HEADS = 12, 3
@@ -155,6 +156,19 @@ def test_units_are_kept_apart_and_the_law_holds(name: str) -> None:
     compact = net.extract("a")
     expected = logits(net, samples["a"], "a")
     assert (compact(samples["a"]) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_a_convolution_along_channels_is_extracted_from_masks_of_weights(circular: bool) -> None:
+    torch.manual_seed(0)
+    net = WeightMaskedNetwork(Images(EfficientChannels(circular)), torch.zeros(2, *IMAGE), source=Scores(0.3))
+    net.add_task("a", 3)
+    with torch.no_grad():
+        net.backbone.get_parameter("before.weight")[:2] = 0.0
+    net.consolidate("a")
+    x = torch.randn(5, *IMAGE)
+    expected = logits(net, x, "a")
+    assert (net.extract("a", x)(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 class Optional(nn.Module):
