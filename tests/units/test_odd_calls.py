@@ -242,10 +242,13 @@ def products_by_name(m: Model, x: Tensor) -> Tensor:
     return (torch.bmm(input=scores, mat2=h) + torch.bmm(scores, mat2=h)).flatten(1)
 
 
-@pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
 def test_products_by_name() -> None:
+    torch.manual_seed(0)
     net = HATNetwork(Model(products_by_name, linears(a=8, b=8)), torch.zeros(2, 3, 4))
-    assert net.units.num_units == 16
+    assert [group.size for group in net.units.groups] == [8, 8]
+    net.add_task("a", 2)
+    net.consolidate("a")
+    assert_poison_harmless(net, {"a": torch.randn(4, 3, 4)})
 
 
 def applied(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Model, Tensor], Tensor]:
