@@ -113,6 +113,18 @@ class Squared(nn.Module):
         return self.layer(x, x)
 
 
+class Covariance(nn.Module):
+    """Products of channels, each with each, over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        covariance = torch.einsum("bnd,bne->bde", x, x) / x.shape[1]
+        return self.out(x) * covariance.pow(2).mean((1, 2)).view(-1, 1, 1)
+
+
 IMAGE, TOKENS, VECTOR = (2, 6, 6), (5, 4), (4,)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
     "efficient channel attention": (lambda: Images(EfficientChannels()), IMAGE, [WIDTH, 14]),
@@ -127,6 +139,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
     "a norm of tokens": (lambda: Tokens(RootMeanSquare()), TOKENS, [WIDTH, 14]),
     "pooling of a sequence": (lambda: Tokens(SequencePooling()), TOKENS, [WIDTH, 14]),
     "one head": (lambda: Tokens(Attention(1)), TOKENS, [WIDTH, WIDTH, 3 * WIDTH, 14]),
+    "covariance": (lambda: Tokens(Covariance()), TOKENS, [WIDTH, WIDTH, 14]),
     "heads mixed by parameters": (
         lambda: Tokens(Attention(HEADS, "parameter")),
         TOKENS,
