@@ -128,7 +128,12 @@ class UnitCalls:
         return Signature.of(x, training, grad, self._interface)
 
     def follow_example(self, example: Inputs) -> Trace:
-        """Analyse the example in both modes, with and without gradients, as it is, for one sample and for several.
+        """Analyse the example as it is, for one sample and for several, in the modes that are usual for them.
+
+        The path of each kind of call is compared with that of the example, which costs a forward pass of its samples.
+        Several samples are trained on and evaluated, one is evaluated with and without gradients: every mode and every
+        number of samples comes up. Other combinations, such as a single sample in training, are followed at their first
+        call.
 
         Returns:
             The trace of all these runs; :attr:`trace` is not changed.
@@ -142,26 +147,27 @@ class UnitCalls:
         scratch = scratch_without_gates(self._backbone)
         present = StateOf(scratch)
         paths = {way: self._path(example, usual, scratch, way) for way in found.ways}
-        for x in (self._interface.several(example), self._interface.take(example, slice(1))):
-            for training, grad in ((False, False), (False, True), (True, True), (True, False)):
-                signature = self._signature(x, training, grad)
-                if signature in followed:
-                    continue
-                is_usual = True
-                try:
-                    for way, path in paths.items():
-                        present.put_back()
-                        is_usual = is_usual and self._path(x, signature, scratch, way).is_same(path)
-                except DOES_NOT_RUN:
-                    continue  # such as a batch norm that would see a single sample
-                try:
-                    found = found if is_usual else self.follow(found, x, signature)
-                except UnsupportedError:
-                    if not training:
-                        raise
-                    self._unexplained_training.add(signature)
-                else:
-                    followed[signature] = None
+        several, one = self._interface.several(example), self._interface.take(example, slice(1))
+        kinds = ((several, False, False), (several, True, True), (one, False, False), (one, False, True))
+        for x, training, grad in kinds:
+            signature = self._signature(x, training, grad)
+            if signature in followed:
+                continue
+            is_usual = True
+            try:
+                for way, path in paths.items():
+                    present.put_back()
+                    is_usual = is_usual and self._path(x, signature, scratch, way).is_same(path)
+            except DOES_NOT_RUN:
+                continue  # such as a batch norm that would see a single sample
+            try:
+                found = found if is_usual else self.follow(found, x, signature)
+            except UnsupportedError:
+                if not training:
+                    raise
+                self._unexplained_training.add(signature)
+            else:
+                followed[signature] = None
         self.followed |= followed
         return found
 
