@@ -14,16 +14,16 @@ from hatrack.gating.attachment import scratch_without_gates
 from hatrack.masks.tasks import TaskState
 from hatrack.state.dependence import depends_on_state
 from hatrack.state.movement import (
+    Evaluated,
     Movement,
     OwnBuffers,
-    find_movement,
     get_buffers,
+    movement_in_training,
     movement_of,
-    scratch_of,
     set_buffers,
     without_trace,
 )
-from hatrack.state.tryouts import random_like
+from hatrack.state.tryouts import random_batches, random_like
 from hatrack.support.inputs import Inputs, map_tensors
 
 if TYPE_CHECKING:
@@ -119,7 +119,10 @@ class OwnState:
 
 
 def find_own_state(masking: Masking[Any], example: Inputs) -> OwnState:
-    """Find the buffers that every task needs copies of.
+    """Find the buffers that every task needs copies of, by runs of copies in evaluation and in training mode.
+
+    The batches are a random one, since a mean of zeros would not move, and the example, since some state depends on the
+    batch before.
 
     Args:
         masking: the masking.
@@ -128,13 +131,16 @@ def find_own_state(masking: Masking[Any], example: Inputs) -> OwnState:
     Raises:
         UnsupportedError: other state moves, and outputs depend on it.
     """
-    interface, generator = masking.interface, torch.Generator().manual_seed(0)
-    x, scratch = interface.several(example), scratch_of(masking.backbone).eval()
-    examples = [random_like(x, generator, lambda drawn: interface.run(scratch, drawn)) for _ in range(2)]
-    movement = find_movement(masking.backbone, [*examples, x], masking.per_task_modules, interface)
+    interface, backbone, per_task = masking.interface, masking.backbone, masking.per_task_modules
+    x, evaluated = interface.several(example), Evaluated(backbone, interface)
+    first, second = random_batches(x, torch.Generator().manual_seed(0), evaluated.run, 2)
+    for batch in (first, x):
+        evaluated.run_once(batch)
+    moved = movement_of(backbone, evaluated.scratch, per_task)
+    movement = moved.joined_with(movement_in_training(backbone, [first, x], per_task, interface))
     if movement.attributes:
         _require_independent(
-            masking, movement.attributes, examples[0], lambda backbone: interface.run(backbone.train(), examples[1])
+            masking, movement.attributes, first, lambda backbone: interface.run(backbone.train(), second)
         )
     return OwnState(movement)
 

@@ -22,11 +22,12 @@ from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 
 __all__ = [
+    "Evaluated",
     "Movement",
     "OwnBuffers",
     "StateOf",
-    "find_movement",
     "get_buffers",
+    "movement_in_training",
     "movement_of",
     "scratch_of",
     "set_buffers",
@@ -206,32 +207,60 @@ def _refill(value: Any, content: Any) -> None:
         vars(value).update(content)
 
 
-@torch.no_grad()
-def find_movement(
-    module: nn.Module, examples: Sequence[Inputs], per_task: Sequence[str], interface: Interface = PLAIN
-) -> Movement:
-    """Run a network in training and in evaluation mode, and compare its state.
+class Evaluated:
+    """Copy of a network that is run in evaluation mode, on one batch after the other.
 
     Args:
         module: the network; it is left as it is.
-        examples: batches of several samples to run one after the other: random ones, since a mean of zeros would not
-            move, and more than one, since some state depends on the batch before.
+        interface: how the network is called, and what of its result are its features.
+
+    Attributes:
+        scratch: the copy, as the runs have left it. A run that fails leaves nothing: the copy is made anew.
+    """
+
+    def __init__(self, module: nn.Module, interface: Interface = PLAIN) -> None:
+        self._module, self._interface = module, interface
+        self._begin()
+
+    def _begin(self) -> None:
+        self.scratch, self._batches = scratch_of(self._module).eval(), list[Inputs]()
+
+    def run(self, batch: Inputs) -> Tensor:
+        """Return the features of a batch."""
+        try:
+            with without_trace(), torch.no_grad():
+                features = self._interface.run(self.scratch, batch)
+        except BaseException:
+            self._begin()
+            raise
+        self._batches.append(batch)
+        return features
+
+    def run_once(self, batch: Inputs) -> None:
+        """Run the copy on a batch, unless it was run on this one already."""
+        if not any(batch is known for known in self._batches):
+            self.run(batch)
+
+
+def movement_in_training(
+    module: nn.Module, batches: Sequence[Inputs], per_task: Sequence[str], interface: Interface = PLAIN
+) -> Movement:
+    """Run a copy of a network in training mode, and return the state that moves.
+
+    Args:
+        module: the network; it is left as it is.
+        batches: batches of several samples to run one after the other.
         per_task: names of the modules that are copied for every task.
         interface: how the network is called, and what of its result are its features.
     """
-    found = Movement((), ())
-    for training in (True, False):
-        scratch = scratch_of(module).train(training)
-        try:
-            with without_trace(), torch.no_grad():
-                for example in examples:
-                    interface.run(scratch, example)
-        except DOES_NOT_RUN:
-            if not training:
-                raise
-            continue  # such as a batch norm that would get one sample
-        found = found.joined_with(movement_of(module, scratch, per_task))
-    return found
+    scratch = scratch_of(module).train()
+    try:
+        with without_trace(), torch.no_grad():
+            for batch in batches:
+                interface.run(scratch, batch)
+    except DOES_NOT_RUN:
+        return Movement((), ())  # such as a batch norm that would get one sample
+    return movement_of(module, scratch, per_task)
 
 
 def movement_of(original: nn.Module, scratch: nn.Module, per_task: Sequence[str]) -> Movement:
