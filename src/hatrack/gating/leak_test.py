@@ -36,7 +36,12 @@ _Entries = Mapping[str, tuple[Tensor, Callable[[], Tensor]]]
 
 @torch.no_grad()
 def find_leak(
-    attachment: Attachment, graph: UnitGraph, backbone: nn.Module, example: Inputs, pairs: int | None = None
+    attachment: Attachment,
+    graph: UnitGraph,
+    backbone: nn.Module,
+    batch: Inputs,
+    pairs: int | None = None,
+    is_drawn: bool = False,
 ) -> str | None:
     """Test the gates of a network under random masks of units.
 
@@ -47,8 +52,9 @@ def find_leak(
         attachment: the gates.
         graph: the units of the backbone.
         backbone: the network, which is left as it was.
-        example: a batch; its values are replaced by random ones, since zeros would hide a leak.
+        batch: a batch; its values are replaced by random ones, since zeros would hide a leak.
         pairs: number of masks to try, each with its complement; None for as many as the network needs.
+        is_drawn: whether the batch is random already, and is taken as it is.
 
     Returns:
         The names of the parameters whose free entries changed a feature; None if there is no leak.
@@ -68,13 +74,17 @@ def find_leak(
             if graph.roles[name] is not Role.PER_TASK and parameter.is_floating_point()
         }
 
-    everything = [torch.ones(graph.num_units, dtype=torch.bool, device=device_of(example))]
-    return _leak_under_random_masks(backbone, example, everything, features, free, pairs)
+    everything = [torch.ones(graph.num_units, dtype=torch.bool, device=device_of(batch))]
+    return _leak_under_random_masks(backbone, batch, everything, features, free, pairs, is_drawn)
 
 
 @torch.no_grad()
 def find_leak_of_weights(
-    features: Callable[[Inputs, Sequence[Tensor]], Tensor], backbone: nn.Module, layout: WeightLayout, example: Inputs
+    features: Callable[[Inputs, Sequence[Tensor]], Tensor],
+    backbone: nn.Module,
+    layout: WeightLayout,
+    batch: Inputs,
+    is_drawn: bool = False,
 ) -> str | None:
     """Test a network under random masks of weights.
 
@@ -84,7 +94,8 @@ def find_leak_of_weights(
         features: computes features of a batch under a mask for every masked weight, booleans.
         backbone: the network, which is left as it was.
         layout: its parameters.
-        example: a batch; its values are replaced by random ones.
+        batch: a batch; its values are replaced by random ones.
+        is_drawn: whether the batch is random already, and is taken as it is.
 
     Returns:
         The names of the tensors whose free entries changed a feature; None if there is no leak.
@@ -101,7 +112,7 @@ def find_leak_of_weights(
         return {**dict(zip(layout.masked, off, strict=True)), **originals}
 
     everything = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
-    return _leak_under_random_masks(backbone, example, everything, features, free, pairs=2)
+    return _leak_under_random_masks(backbone, batch, everything, features, free, 2, is_drawn)
 
 
 def _free_entries(uses: Iterable[ParameterUse], attention: Tensor, shape: torch.Size) -> Tensor:
@@ -121,25 +132,27 @@ def _copied_tensors(backbone: nn.Module, layout: WeightLayout) -> Iterator[tuple
 
 def _leak_under_random_masks(
     backbone: nn.Module,
-    example: Inputs,
+    batch: Inputs,
     everything: Sequence[Tensor],
     features: Callable[[Inputs, Sequence[Tensor]], Tensor],
     free: Callable[[Sequence[Tensor]], _Entries],
     pairs: int,
+    is_drawn: bool,
 ) -> str | None:
     """Test random masks and their complements, and return the names of the first tensors that leak.
 
     Args:
         backbone: the network.
-        example: a batch, for its shape and type.
+        batch: a batch, for its shape and type.
         everything: masks that are on everywhere, booleans.
         features: computes features of a batch under masks.
         free: returns the entries that masks leave free.
         pairs: number of masks to try, each with its complement.
+        is_drawn: whether the batch is random already, and is taken as it is.
     """
     generator = torch.Generator().manual_seed(0)
     with evaluation_mode(backbone):
-        x = random_like(example, generator, lambda drawn: features(drawn, everything))
+        x = batch if is_drawn else random_like(batch, generator, lambda drawn: features(drawn, everything))
         tensors = {name: tensor for name, (tensor, _) in free(everything).items()}
         originals = dict(zip(tensors, copies_of([*tensors.values()]), strict=True))
         for _ in range(pairs):

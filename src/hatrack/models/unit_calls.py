@@ -59,6 +59,7 @@ class UnitCalls:
         self.followed: dict[Signature, None] = {}
         self._unexplained_training: set[Signature] = set()  # in training, which old answers do not depend on
         self._admitted: set[CallKey] = set()  # of calls that may be answered
+        self._copies: dict[bool, tuple[nn.Module, Inputs]] = {}
         self._moving: Sequence[str] = ()
         self._controls = Controls(backbone)
 
@@ -144,22 +145,19 @@ class UnitCalls:
         usual = self._signature(example, training=False, grad=False)
         found = self.follow(Trace(), example, usual)
         followed = {usual: None}
-        scratch = scratch_without_gates(self._backbone)
-        present = StateOf(scratch)
-        paths = {way: self._path(example, usual, scratch, way) for way in found.ways}
+        self._copies = {}
+        paths = self._paths(example, usual, found.ways)
         several, one = self._interface.several(example), self._interface.take(example, slice(1))
         kinds = ((several, False, False), (several, True, True), (one, False, False), (one, False, True))
         for x, training, grad in kinds:
             signature = self._signature(x, training, grad)
             if signature in followed:
                 continue
-            is_usual = True
             try:
-                for way, path in paths.items():
-                    present.put_back()
-                    is_usual = is_usual and self._path(x, signature, scratch, way).is_same(path)
+                its = self._paths(x, signature, paths)
             except DOES_NOT_RUN:
                 continue  # such as a batch norm that would see a single sample
+            is_usual = all(its[way].is_same(path) for way, path in paths.items())
             try:
                 found = found if is_usual else self.follow(found, x, signature)
             except UnsupportedError:
@@ -171,9 +169,30 @@ class UnitCalls:
         self.followed |= followed
         return found
 
+    def _paths(self, x: Inputs, signature: Signature, ways: Iterable[Way]) -> dict[Way, Path]:
+        """Return the paths of a call on several ways; the copy of the backbone may be taken by :meth:`take_copies`."""
+        scratch = scratch_without_gates(self._backbone)
+        present, paths = StateOf(scratch), dict[Way, Path]()
+        for way in ways:
+            present.put_back()
+            paths[way] = self._path(x, signature, scratch, way)
+        if len(paths) == 1 and not signature.single:  # it was run once, on the way that values decide for
+            self._copies[signature.training] = (scratch, x)
+        return paths
+
+    def take_copies(self) -> Mapping[bool, tuple[nn.Module, Inputs]]:
+        """Hand over copies of the backbone, as runs on several samples of the example have left them.
+
+        Returns:
+            The last ones of :meth:`follow_example`, with these samples, by whether they were run in training mode.
+        """
+        copies, self._copies = self._copies, {}
+        return copies
+
     def follow_again(self, example: Inputs) -> Trace:
         """Return what labelled runs show of the backbone as it is now, for the example and for all that was taught."""
         found = self.follow_example(example)
+        self._copies = {}
         for signature in self.taught:
             found = self.follow(found, self.example_of(signature, device_of(example)), signature)
         return found

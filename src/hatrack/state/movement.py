@@ -17,17 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import DOES_NOT_RUN
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 
 __all__ = [
-    "Evaluated",
     "Movement",
     "OwnBuffers",
+    "ScratchRuns",
     "StateOf",
     "get_buffers",
-    "movement_in_training",
     "movement_of",
     "scratch_of",
     "set_buffers",
@@ -207,60 +205,48 @@ def _refill(value: Any, content: Any) -> None:
         vars(value).update(content)
 
 
-class Evaluated:
-    """Copy of a network that is run in evaluation mode, on one batch after the other.
+class ScratchRuns:
+    """Runs of a copy of a network in one mode, on one batch after the other.
 
     Args:
         module: the network; it is left as it is.
         interface: how the network is called, and what of its result are its features.
-
-    Attributes:
-        scratch: the copy, as the runs have left it. A run that fails leaves nothing: the copy is made anew.
+        training: whether to run in training mode.
+        begun: a copy of the network that was run on a batch already, and this batch; None for a new copy.
     """
 
-    def __init__(self, module: nn.Module, interface: Interface = PLAIN) -> None:
-        self._module, self._interface = module, interface
-        self._begin()
-
-    def _begin(self) -> None:
-        self.scratch, self._batches = scratch_of(self._module).eval(), list[Inputs]()
+    def __init__(
+        self,
+        module: nn.Module,
+        interface: Interface = PLAIN,
+        training: bool = False,
+        begun: tuple[nn.Module, Inputs] | None = None,
+    ) -> None:
+        self._module, self._interface, self._training = module, interface, training
+        self._scratch, self._batches = (scratch_of(module), []) if begun is None else (begun[0], [begun[1]])
 
     def run(self, batch: Inputs) -> Tensor:
-        """Return the features of a batch."""
+        """Return the features of a batch. A run that fails leaves nothing: the copy is made anew."""
         try:
             with without_trace(), torch.no_grad():
-                features = self._interface.run(self.scratch, batch)
+                features = self._interface.run(self._scratch.train(self._training), batch)
         except BaseException:
-            self._begin()
+            self._scratch, self._batches = scratch_of(self._module), []
             raise
         self._batches.append(batch)
         return features
 
-    def run_once(self, batch: Inputs) -> None:
-        """Run the copy on a batch, unless it was run on this one already."""
-        if not any(batch is known for known in self._batches):
-            self.run(batch)
+    def movement(self, batches: Sequence[Inputs], per_task: Sequence[str]) -> Movement:
+        """Return the state that has moved when the copy was run on batches, those left out that it was run on already.
 
-
-def movement_in_training(
-    module: nn.Module, batches: Sequence[Inputs], per_task: Sequence[str], interface: Interface = PLAIN
-) -> Movement:
-    """Run a copy of a network in training mode, and return the state that moves.
-
-    Args:
-        module: the network; it is left as it is.
-        batches: batches of several samples to run one after the other.
-        per_task: names of the modules that are copied for every task.
-        interface: how the network is called, and what of its result are its features.
-    """
-    scratch = scratch_of(module).train()
-    try:
-        with without_trace(), torch.no_grad():
-            for batch in batches:
-                interface.run(scratch, batch)
-    except DOES_NOT_RUN:
-        return Movement((), ())  # such as a batch norm that would get one sample
-    return movement_of(module, scratch, per_task)
+        Args:
+            batches: the batches.
+            per_task: names of the modules that are copied for every task.
+        """
+        for batch in batches:
+            if not any(batch is known for known in self._batches):
+                self.run(batch)
+        return movement_of(self._module, self._scratch, per_task)
 
 
 def movement_of(original: nn.Module, scratch: nn.Module, per_task: Sequence[str]) -> Movement:

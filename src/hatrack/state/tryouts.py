@@ -112,7 +112,11 @@ def random_like(example: Inputs, generator: torch.Generator, run: Callable[[Any]
 
 
 def random_batches(
-    example: Inputs, generator: torch.Generator, run: Callable[[Any], object], count: int
+    example: Inputs,
+    generator: torch.Generator,
+    run: Callable[[Any], object],
+    count: int,
+    smallest: Inputs | None = None,
 ) -> list[Inputs]:
     """Draw several batches as :func:`random_like` does; the network is run to choose how, for the first one alone.
 
@@ -121,12 +125,13 @@ def random_batches(
         generator: source of randomness, on the CPU.
         run: runs the network and returns its outputs; on the example, where there are integers, and on batches.
         count: number of batches, at least 1.
+        smallest: a batch of fewer samples, which tables are found with; the example if None.
     """
     if any(tensor.is_complex() or not tensor.numel() for tensor in tensors_in(example)):
         return [example] * count
     fallback: tuple[Inputs, Callable[[], Inputs]] | None = None
     draws = _draws if isinstance(example, Tensor) else _draws_of_several
-    for draw in draws(example, generator, run):
+    for draw in draws(example, generator, run, example if smallest is None else smallest):
         drawn = draw()
         try:
             outputs = run(drawn)
@@ -141,7 +146,7 @@ def random_batches(
 
 
 def _draws(
-    example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object]
+    example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object], smallest: Tensor
 ) -> Iterator[Callable[[], Tensor]]:
     """Yield ways to draw a batch, the most promising first.
 
@@ -150,7 +155,7 @@ def _draws(
     checked, real = example.device.type == "cpu", example.is_floating_point()
     if real and checked:
         yield partial(_normal, example, generator)
-    tables = _tables_of(example, [example], run)[0]
+    tables = _tables_of(smallest, [smallest], run)[0]
     bounds = [min(tables.own)] if tables.own else []
     if checked and tables.others:
         bounds.append(min(tables.others))
@@ -168,11 +173,12 @@ def _draws(
 
 
 def _draws_of_several(
-    example: Inputs, generator: torch.Generator, run: Callable[[Any], object]
+    example: Inputs, generator: torch.Generator, run: Callable[[Any], object], smallest: Inputs
 ) -> Iterator[Callable[[], Inputs]]:
     """Yield ways to draw a batch of several inputs, the most promising first."""
-    integers = {id(tensor): tensor for tensor in tensors_in(example) if not tensor.is_floating_point()}
-    tables = zip(integers, _tables_of(example, [*integers.values()], run), strict=True)
+    integers = [id(tensor) for tensor in tensors_in(example) if not tensor.is_floating_point()]
+    looked_up = [tensor for tensor in tensors_in(smallest) if not tensor.is_floating_point()]
+    tables = zip(integers, _tables_of(smallest, looked_up, run), strict=True)
     bounds = {key: min(found.own) for key, found in tables if found.own}
 
     def drawn(real: Callable[[Tensor, torch.Generator], Tensor], indices: bool) -> Inputs:
@@ -191,14 +197,14 @@ def _draws_of_several(
         yield partial(drawn, partial(_normal, loud=loud), indices=True)
 
 
-def _tables_of(example: Inputs, inputs: Sequence[Tensor], run: Callable[[Any], object]) -> list[_Tables]:
+def _tables_of(batch: Inputs, inputs: Sequence[Tensor], run: Callable[[Any], object]) -> list[_Tables]:
     """Run a network once, and return for each of some inputs the sizes of the tables that it is looked up in."""
     found = [_Tables(tensor) for tensor in inputs]
     if found:
         with ExitStack() as recording, suppress(*DOES_NOT_RUN, UnsupportedError):
             for tables in found:
                 recording.enter_context(tables)
-            run(example)
+            run(batch)
     return found
 
 
