@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hatrack.state.undo import UndoLog
 from hatrack.support.layers import overrides_forward
 
-__all__ = ["Layer", "Side", "draw_entries", "measure_initial_scales", "widened"]
+__all__ = ["Layer", "Side", "draw_entries", "measure_initial_scales", "measure_moments", "widened"]
 
 
 class Side(enum.Enum):
@@ -176,13 +176,38 @@ _KINDS: tuple[tuple[tuple[type, ...], dict[str, Axes], dict[str, Side], dict[str
 """Kinds of layers: classes, axes of tensors, attributes of widths, and torch's constant initial values."""
 
 
-def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
+_AT_ONCE = 2**16
+"""Number of entries that are converted to double precision at once: as many as stay in a CPU's cache."""
+
+
+@torch.no_grad()
+def measure_moments(values: Tensor) -> tuple[float, float]:
+    """Measure mean and standard deviation of a tensor's entries, in double precision and without a copy of it.
+
+    The deviation of entries that are all alike is exactly 0.
+
+    Args:
+        values: real numbers, one at least.
+    """
+    flat = values.detach().reshape(-1)
+    origin = float(flat[0])
+    total = squares = 0.0
+    for part in torch.split(flat, _AT_ONCE if flat.device.type == "cpu" else 2**8 * _AT_ONCE):
+        part = part.double() - origin
+        total += float(part.sum())
+        squares += float(torch.dot(part, part))
+    offset = total / len(flat)
+    return origin + offset, math.sqrt(max(squares / len(flat) - offset**2, 0.0))
+
+
+def measure_initial_scales(backbone: nn.Module, moments: Mapping[int, tuple[float, float]]) -> dict[str, float]:
     """Measure the initial scale of every drawn parameter: its root mean square times the root of the layer's fan-in.
 
     Xavier's, Kaiming's and torch's own initialisation all make this number depend little on widths.
 
     Args:
         backbone: the network as it was first initialised.
+        moments: mean and standard deviation of its parameters, by their identities.
 
     Returns:
         Scales by the names of parameters; without those that start as constants, such as a norm's.
@@ -192,7 +217,7 @@ def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
         layer = Layer.of(module)
         for own, parameter in () if layer is None or layer.constants else module.named_parameters(recurse=False):
             if parameter.numel() and parameter.is_floating_point():
-                size = float(parameter.detach().double().square().mean().sqrt())
+                size = math.hypot(*moments[id(parameter)])
                 scales[f"{name}.{own}".lstrip(".")] = size * math.sqrt(_fan_in(module, module.weight.shape))
     return scales
 
