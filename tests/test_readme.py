@@ -36,8 +36,9 @@ def test_the_program_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
         eval(call, names)
 
 
-def test_the_guide_to_networks_runs() -> None:
+def test_the_guide_to_networks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (README.parent / "docs" / "networks.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
     names: dict[str, object] = {"loader": [(x, y)]}
     programs = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)

@@ -269,3 +269,18 @@ def test_a_function_that_keeps_calling_the_original_layers_is_named() -> None:
     assert summary is not None
     assert all("'rest' is a function that calls the layers it was made with" in why for why in summary.whole.values())
     assert summary.whole
+
+
+def test_a_batch_norm_with_a_forward_of_its_own_is_cut() -> None:
+    class NormAndActivation(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(super().forward(x))
+
+    backbone = nn.Sequential(nn.Conv2d(2, 16, 3), NormAndActivation(16), nn.Conv2d(16, 8, 3), nn.Flatten())
+    net = HATNetwork(backbone, torch.zeros(2, 2, 5, 5))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    summary = net.extract("a").summary
+    assert summary is not None
+    assert not summary.whole
+    assert summary.units["0"] == int(net.masks("a")["0"].sum()) < 16

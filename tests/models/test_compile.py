@@ -146,3 +146,42 @@ def test_export_follows_one_task() -> None:
     with mode(net, False):
         exported = torch.export.export(net, (x, "a")).module()
     assert torch.equal(exported(x, "a"), logits(net, x, "a"))
+
+
+class Broken(nn.Module):
+    """A dense layer, a place where the compiler has to stop, and another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        torch._dynamo.graph_break()
+        return self.last(h).relu()
+
+
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.memory = nn.Linear(6, 8), nn.LSTM(8, 16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.memory(self.first(x).relu().unflatten(-1, (2, 4)).repeat(1, 1, 2))[0].mean(1)
+
+
+@pytest.mark.parametrize("build", [Broken, Sequence])
+def test_tasks_stay_active_where_a_graph_breaks(build: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(build(), torch.zeros(2, 6))
+    for number, task in enumerate(("a", "b")):
+        learn(net, task, number)
+    x = torch.randn(4, 6)
+    expected = {task: logits(net, x, task) for task in ("a", "b")}
+    compiled = torch.compile(net, backend="eager")
+    net.eval()
+    with torch.no_grad():
+        plain = net.backbone(x)
+        for task, kept in expected.items():
+            assert torch.equal(compiled(x, task), kept)
+            assert not torch.equal(net.tasks.named(task).head(plain), kept)

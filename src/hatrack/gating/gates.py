@@ -106,26 +106,52 @@ def change_argument(
 _Outer = tuple[Tensor | None, Tensor | None, dict[str, nn.Module] | None]
 
 
-class ActiveTask(threading.local):
-    """State of the gates and norms of one network during the forward pass that is under way.
-
-    Every thread has its own, so that several of them can ask one network about different tasks at the same time.
-
-    Attributes:
-        attention: numbers in [0, 1], ``(U + 1,)``, to multiply with; the last is 1 and stands for "ungated". None when
-            the mask is hard. A row per sample, ``(N, U + 1)``, where samples belong to several tasks.
-        cleared: booleans, ``(U + 1,)``, True where a hard mask is off; the last is False. None when the mask is soft.
-        norms: the active task's own norms by the name of the layer they stand for; None when no task is active.
-    """
+class _State:
+    """Attention and norms that are active in one thread."""
 
     def __init__(self) -> None:
         self.attention: Tensor | None = None
         self.cleared: Tensor | None = None
         self.norms: dict[str, nn.Module] | None = None
 
+
+class _StateOfThread(threading.local):
+    """Holder of one state for every thread; torch.compile loses what is written to such an object in a graph."""
+
+    def __init__(self) -> None:
+        self.state = _State()
+
+
+class ActiveTask:
+    """State of the gates and norms of one network during the forward pass that is under way.
+
+    Every thread has its own, so that several of them can ask one network about different tasks at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._own = _StateOfThread()
+
     def __reduce__(self) -> tuple[type[ActiveTask], tuple[()]]:
         """Start copies without an active task, as every thread starts."""
         return type(self), ()
+
+    @property
+    def attention(self) -> Tensor | None:
+        """Numbers in [0, 1], ``(U + 1,)``, to multiply with; the last is 1 and stands for "ungated".
+
+        None when the mask is hard. A row per sample, ``(N, U + 1)``, where samples belong to several tasks.
+        """
+        return self._own.state.attention
+
+    @property
+    def cleared(self) -> Tensor | None:
+        """Booleans, ``(U + 1,)``, True where a hard mask is off; the last is False. None when the mask is soft."""
+        return self._own.state.cleared
+
+    @property
+    def norms(self) -> dict[str, nn.Module] | None:
+        """The active task's own norms by the name of the layer they stand for; None when no task is active."""
+        return self._own.state.norms
 
     def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> _Outer:
         """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms; or a row per sample.
@@ -133,13 +159,14 @@ class ActiveTask(threading.local):
         Returns:
             State before, for :meth:`go_back_to`: a pass may begin in the middle of another one.
         """
-        outer = self.attention, self.cleared, self.norms
+        state = self._own.state
+        outer = state.attention, state.cleared, state.norms
         last = (*attention.shape[:-1], 1)
         if attention.dtype == torch.bool:
-            self.attention, self.cleared = None, torch.cat([~attention, attention.new_zeros(last)], dim=-1)
+            state.attention, state.cleared = None, torch.cat([~attention, attention.new_zeros(last)], dim=-1)
         else:
-            self.attention, self.cleared = torch.cat([attention, attention.new_ones(last)], dim=-1), None
-        self.norms = norms
+            state.attention, state.cleared = torch.cat([attention, attention.new_ones(last)], dim=-1), None
+        state.norms = norms
         return outer
 
     def require_forward(self) -> None:
@@ -156,7 +183,8 @@ class ActiveTask(threading.local):
 
     def go_back_to(self, outer: _Outer) -> None:
         """Use the attention and norms that were active before; with none, the backbone runs as without gates."""
-        self.attention, self.cleared, self.norms = outer
+        state = self._own.state
+        state.attention, state.cleared, state.norms = outer
 
 
 class InputGate(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hatrack.errors import UnsupportedError
 from hatrack.gating.gates import ActiveTask
 from hatrack.masks.packing import move_along
+from hatrack.support.compilers import keep_compilers_out
 from hatrack.units import ParameterUse
 
 __all__ = ["RecurrentSwitch", "is_recurrent", "is_ungated"]
@@ -151,6 +152,9 @@ class RecurrentSwitch(nn.Module):
         else:
             given = clear(given, hidden)
         return args[:1], {**({"input": kwargs["input"]} if "input" in kwargs else {}), "hx": given}
+
+
+keep_compilers_out(RecurrentSwitch.forward, RecurrentSwitch.forward_of)
 
 
 def _twin(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:

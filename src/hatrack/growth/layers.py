@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatrack.state.undo import UndoLog
 from hatrack.support.layers import overrides_forward
 
-__all__ = ["Layer", "Side", "draw_entries", "measure_initial_scales", "widened"]
+__all__ = ["Layer", "Side", "draw_entries", "measure_initial_scales", "measure_moments", "widened"]
 
 
 class Side(enum.Enum):
@@ -48,10 +49,13 @@ class Layer:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer | None:
-        """Describe a layer; return None if it is none of torch's, or computes its weights from others."""
+        """Describe a layer; return None if it is none of torch's, or computes its weights from others.
+
+        Batch norms with a forward of their own, as those with an activation have it, count as torch's.
+        """
         for kinds, tensors, sizes, constants in _KINDS:
             kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-            if kind is None or overrides_forward(module, kind):
+            if kind is None or (overrides_forward(module, kind) and not isinstance(module, _BatchNorm)):
                 continue
             if not {name for name, _ in module.named_parameters()} <= set(tensors):
                 return None
@@ -162,7 +166,7 @@ _KINDS: tuple[tuple[tuple[type, ...], dict[str, Axes], dict[str, Side], dict[str
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _TRANSPOSED, _CHANNELS, {}),
     ((nn.Embedding,), {"weight": (None, _OUT)}, {"embedding_dim": _OUT}, {}),
     (
-        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        (_BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         _NORM,
         {"num_features": _OUT},
         {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
@@ -172,13 +176,38 @@ _KINDS: tuple[tuple[tuple[type, ...], dict[str, Axes], dict[str, Side], dict[str
 """Kinds of layers: classes, axes of tensors, attributes of widths, and torch's constant initial values."""
 
 
-def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
+_AT_ONCE = 2**16
+"""Number of entries that are converted to double precision at once: as many as stay in a CPU's cache."""
+
+
+@torch.no_grad()
+def measure_moments(values: Tensor) -> tuple[float, float]:
+    """Measure mean and standard deviation of a tensor's entries, in double precision and without a copy of it.
+
+    The deviation of entries that are all alike is exactly 0.
+
+    Args:
+        values: real numbers, one at least.
+    """
+    flat = values.detach().reshape(-1)
+    origin = float(flat[0])
+    total = squares = 0.0
+    for part in torch.split(flat, _AT_ONCE if flat.device.type == "cpu" else 2**8 * _AT_ONCE):
+        part = part.double() - origin
+        total += float(part.sum())
+        squares += float(torch.dot(part, part))
+    offset = total / len(flat)
+    return origin + offset, math.sqrt(max(squares / len(flat) - offset**2, 0.0))
+
+
+def measure_initial_scales(backbone: nn.Module, moments: Mapping[int, tuple[float, float]]) -> dict[str, float]:
     """Measure the initial scale of every drawn parameter: its root mean square times the root of the layer's fan-in.
 
     Xavier's, Kaiming's and torch's own initialisation all make this number depend little on widths.
 
     Args:
         backbone: the network as it was first initialised.
+        moments: mean and standard deviation of its parameters, by their identities.
 
     Returns:
         Scales by the names of parameters; without those that start as constants, such as a norm's.
@@ -188,7 +217,7 @@ def measure_initial_scales(backbone: nn.Module) -> dict[str, float]:
         layer = Layer.of(module)
         for own, parameter in () if layer is None or layer.constants else module.named_parameters(recurse=False):
             if parameter.numel() and parameter.is_floating_point():
-                size = float(parameter.detach().double().square().mean().sqrt())
+                size = math.hypot(*moments[id(parameter)])
                 scales[f"{name}.{own}".lstrip(".")] = size * math.sqrt(_fan_in(module, module.weight.shape))
     return scales
 

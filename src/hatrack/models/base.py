@@ -29,6 +29,7 @@ from hatrack.models.calibrating import calibrate
 from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
 from hatrack.models.own_heads import require_usable_head
+from hatrack.models.own_state import FirstRuns
 from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
@@ -101,9 +102,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         device = self.masking.device
         example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
         try:
-            self.masking.require_no_leak(example_input)
+            runs = FirstRuns(self.masking, example_input)
+            self.masking.require_no_leak(runs.drawn)
             state.put_back()  # a value that the runs so far have left would not be seen to move
-            self.masking.find_own_state(example_input)
+            self.masking.find_own_state(example_input, runs)
         finally:
             state.put_back()
 

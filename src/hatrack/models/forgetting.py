@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hatrack.growth.layers import Layer, draw_entries, measure_initial_scales
+from hatrack.growth.layers import Layer, draw_entries, measure_initial_scales, measure_moments
 from hatrack.masks import union
 
 __all__ = ["Forgotten", "InitialDistribution", "report"]
@@ -54,15 +54,12 @@ class InitialDistribution:
     moments: Mapping[str, tuple[float, float]]
 
     @classmethod
-    @torch.no_grad()
     def of(cls, backbone: nn.Module) -> InitialDistribution:
         """Measure a backbone that has learned no task yet."""
-        moments = {}
-        for name, parameter in backbone.named_parameters():
-            if parameter.is_floating_point() and parameter.numel():
-                values = parameter.detach().double()
-                moments[name] = (float(values.mean()), float(values.std(unbiased=False)))
-        return cls(measure_initial_scales(backbone), moments)
+        measured = {id(p): measure_moments(p) for p in backbone.parameters() if p.is_floating_point() and p.numel()}
+        named = backbone.named_parameters()
+        moments = {name: measured[id(parameter)] for name, parameter in named if id(parameter) in measured}
+        return cls(measure_initial_scales(backbone, measured), moments)
 
     def draw(self, backbone: nn.Module, name: str, generator: torch.Generator | None) -> Tensor:
         """Draw new values for all entries of a parameter, of its shape, type and device.

@@ -16,7 +16,7 @@ from hatrack.growth.policy import Origin
 from hatrack.growth.tasks import Places
 from hatrack.growth.widening import Widening
 from hatrack.masks.task_list import StateT, TaskList
-from hatrack.models.own_state import OwnState, find_own_state
+from hatrack.models.own_state import FirstRuns, OwnState
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
@@ -140,42 +140,52 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     # ------------------------------------------------------------------------------------------------------------ tests
 
     @abc.abstractmethod
-    def find_leak(self, example: Inputs) -> str | None:
+    def find_leak(self, batch: Inputs, is_drawn: bool = False) -> str | None:
         """Test with random masks whether free entries change outputs.
 
         Args:
-            example: a batch, for its shape and type.
+            batch: a batch, for its shape and type.
+            is_drawn: whether it is random, to be taken as it is.
 
         Returns:
             The names of the parameters whose free entries change outputs; None if there are none.
         """
 
-    def require_no_leak(self, example: Inputs) -> None:
+    def require_no_leak(self, drawn: Inputs) -> None:
         """Check with random masks that free entries change no output.
 
         Args:
-            example: a batch, for its shape and type.
+            drawn: a random batch.
 
         Raises:
             GuaranteeError: an entry that should be free changes the outputs.
         """
-        leak = self.find_leak(example)
+        leak = self.find_leak(drawn, is_drawn=True)
         if leak is not None:
             raise GuaranteeError(
                 f"masks do not protect this network: free entries of {leak} change the outputs of a task that does not "
                 f"use them; {self.cause_of_leaks}"
             )
 
-    def find_own_state(self, example: Inputs) -> None:
+    def runs_on_example(self) -> Mapping[bool, tuple[nn.Module, Inputs]]:
+        """Hand over copies of the backbone that were run on several samples of the example, with these samples.
+
+        Returns:
+            One for training mode (True), one for evaluation mode (False); missing where there was no such run.
+        """
+        return {}
+
+    def find_own_state(self, example: Inputs, runs: FirstRuns) -> None:
         """Find the buffers that every task needs copies of.
 
         Args:
             example: a batch of the shape that the backbone expects.
+            runs: runs of copies on it and on random batches.
 
         Raises:
             UnsupportedError: other state moves, and outputs or units depend on it.
         """
-        self.adopt(find_own_state(self, example))
+        self.adopt(runs.find_own_state())
 
     def adopt(self, own_state: OwnState) -> None:
         """Use another record of the state that runs move."""

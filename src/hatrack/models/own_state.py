@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.masks.tasks import TaskState
 from hatrack.state.dependence import depends_on_state
 from hatrack.state.movement import (
     Movement,
     OwnBuffers,
-    find_movement,
+    ScratchRuns,
     get_buffers,
     movement_of,
-    scratch_of,
     set_buffers,
     without_trace,
 )
-from hatrack.state.tryouts import random_like
+from hatrack.state.tryouts import random_batches, random_like
 from hatrack.support.inputs import Inputs, map_tensors
 
 if TYPE_CHECKING:
     from hatrack.models.masking import Masking
 
-__all__ = ["OwnState", "find_own_state"]
+__all__ = ["FirstRuns", "OwnState"]
 
 
 @dataclass(frozen=True)
@@ -118,25 +118,49 @@ class OwnState:
         return OwnState(self.movement.joined_with(moved)) if moved.attributes else None
 
 
-def find_own_state(masking: Masking[Any], example: Inputs) -> OwnState:
-    """Find the buffers that every task needs copies of.
+class FirstRuns:
+    """Random batches to try a network with that is being attached, and runs of copies on them and on the example.
 
     Args:
         masking: the masking.
         example: the example input.
 
-    Raises:
-        UnsupportedError: other state moves, and outputs depend on it.
+    Attributes:
+        drawn: a random batch of as many samples as the example.
     """
-    interface, generator = masking.interface, torch.Generator().manual_seed(0)
-    x, scratch = interface.several(example), scratch_of(masking.backbone).eval()
-    examples = [random_like(x, generator, lambda drawn: interface.run(scratch, drawn)) for _ in range(2)]
-    movement = find_movement(masking.backbone, [*examples, x], masking.per_task_modules, interface)
-    if movement.attributes:
-        _require_independent(
-            masking, movement.attributes, examples[0], lambda backbone: interface.run(backbone.train(), examples[1])
-        )
-    return OwnState(movement)
+
+    def __init__(self, masking: Masking[Any], example: Inputs) -> None:
+        self._masking, self._begun = masking, masking.runs_on_example()
+        interface = masking.interface
+        self._several = self._begun[False][1] if False in self._begun else interface.several(example)
+        self._evaluated = self._runs(training=False)
+        generator, one = torch.Generator().manual_seed(0), interface.take(example, slice(1))
+        self._batches = random_batches(self._several, generator, self._evaluated.run, 2, one)
+        self.drawn = interface.take(self._batches[0], slice(interface.samples(example)))
+
+    def _runs(self, training: bool) -> ScratchRuns:
+        return ScratchRuns(self._masking.backbone, self._masking.interface, training, self._begun.get(training))
+
+    def find_own_state(self) -> OwnState:
+        """Find the buffers that every task needs copies of, by what runs in evaluation and in training mode move.
+
+        The batches are a random one, since a mean of zeros would not move, and the example, since some state depends on
+        the batch before.
+
+        Raises:
+            UnsupportedError: other state moves, and outputs depend on it.
+        """
+        masking, (first, second) = self._masking, self._batches
+        interface, per_task = masking.interface, masking.per_task_modules
+        movement = self._evaluated.movement([first, self._several], per_task)
+        with suppress(*DOES_NOT_RUN):  # such as a batch norm that would get one sample
+            in_training = self._runs(training=True).movement([first, self._several], per_task)
+            movement = movement.joined_with(in_training)
+        if movement.attributes:
+            _require_independent(
+                masking, movement.attributes, first, lambda backbone: interface.run(backbone.train(), second)
+            )
+        return OwnState(movement)
 
 
 def _require_independent(

@@ -62,6 +62,7 @@ class UnitCalls:
         self.followed: dict[Signature, None] = {}
         self._unexplained_training: set[Signature] = set()  # in training, which old answers do not depend on
         self._admitted: set[CallKey] = set()  # of calls that may be answered
+        self._copies: dict[bool, tuple[nn.Module, Inputs]] = {}
         self._moving: Sequence[str] = ()
         self._controls = Controls(backbone)
 
@@ -132,7 +133,12 @@ class UnitCalls:
         return Signature.of(x, training, grad, self._interface)
 
     def follow_example(self, example: Inputs) -> Trace:
-        """Analyse the example in both modes, with and without gradients, as it is, for one sample and for several.
+        """Analyse the example as it is, for one sample and for several, in the modes that are usual for them.
+
+        The path of each kind of call is compared with that of the example, which costs a forward pass of its samples.
+        Several samples are trained on and evaluated, one is evaluated with and without gradients: every mode and every
+        number of samples comes up. Other combinations, such as a single sample in training, are followed at their first
+        call.
 
         Returns:
             The trace of all these runs; :attr:`trace` is not changed.
@@ -143,35 +149,54 @@ class UnitCalls:
         usual = self._signature(example, training=False, grad=False)
         found = self.follow(Trace(), example, usual)
         followed = {usual: None}
-        scratch = scratch_without_gates(self._backbone)
-        present = StateOf(scratch)
-        paths = {way: self._path(example, usual, scratch, way) for way in found.ways}
-        for x in (self._interface.several(example), self._interface.take(example, slice(1))):
-            for training, grad in ((False, False), (False, True), (True, True), (True, False)):
-                signature = self._signature(x, training, grad)
-                if signature in followed:
-                    continue
-                is_usual = True
-                try:
-                    for way, path in paths.items():
-                        present.put_back()
-                        is_usual = is_usual and self._path(x, signature, scratch, way).is_same(path)
-                except DOES_NOT_RUN:
-                    continue  # such as a batch norm that would see a single sample
-                try:
-                    found = found if is_usual else self.follow(found, x, signature)
-                except UnsupportedError:
-                    if not training:
-                        raise
-                    self._unexplained_training.add(signature)
-                else:
-                    followed[signature] = None
+        self._copies = {}
+        paths = self._paths(example, usual, found.ways)
+        several, one = self._interface.several(example), self._interface.take(example, slice(1))
+        kinds = ((several, False, False), (several, True, True), (one, False, False), (one, False, True))
+        for x, training, grad in kinds:
+            signature = self._signature(x, training, grad)
+            if signature in followed:
+                continue
+            try:
+                its = self._paths(x, signature, paths)
+            except DOES_NOT_RUN:
+                continue  # such as a batch norm that would see a single sample
+            is_usual = all(its[way].is_same(path) for way, path in paths.items())
+            try:
+                found = found if is_usual else self.follow(found, x, signature)
+            except UnsupportedError:
+                if not training:
+                    raise
+                self._unexplained_training.add(signature)
+            else:
+                followed[signature] = None
         self.followed |= followed
         return found
+
+    def _paths(self, x: Inputs, signature: Signature, ways: Iterable[Way]) -> dict[Way, Path]:
+        """Return the paths of a call on several ways; the copy of the backbone may be taken by :meth:`take_copies`."""
+        scratch = scratch_without_gates(self._backbone)
+        present, paths = StateOf(scratch), dict[Way, Path]()
+        for way in ways:
+            present.put_back()
+            paths[way] = self._path(x, signature, scratch, way)
+        if len(paths) == 1 and not signature.single:  # it was run once, on the way that values decide for
+            self._copies[signature.training] = (scratch, x)
+        return paths
+
+    def take_copies(self) -> Mapping[bool, tuple[nn.Module, Inputs]]:
+        """Hand over copies of the backbone, as runs on several samples of the example have left them.
+
+        Returns:
+            The last ones of :meth:`follow_example`, with these samples, by whether they were run in training mode.
+        """
+        copies, self._copies = self._copies, {}
+        return copies
 
     def follow_again(self, example: Inputs) -> Trace:
         """Return what labelled runs show of the backbone as it is now, for the example and for all that was taught."""
         found = self.follow_example(example)
+        self._copies = {}
         for signature in self.taught:
             found = self.follow(found, self.example_of(signature, device_of(example)), signature)
         return found

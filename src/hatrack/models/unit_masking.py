@@ -28,7 +28,7 @@ from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import UnitTask
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.masking import Change, Masking
-from hatrack.models.own_state import OwnState
+from hatrack.models.own_state import FirstRuns, OwnState
 from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.protection.conditioning import Adaptive, Damper, attention_of_tasks, dampers
@@ -103,9 +103,13 @@ class UnitMasking(Masking[UnitTask]):
         """Attention of no task at all, booleans ``(U,)``."""
         return torch.zeros(self.graph.num_units, dtype=torch.bool, device=self.device)
 
-    def find_own_state(self, example: Inputs) -> None:
+    def runs_on_example(self) -> Mapping[bool, tuple[nn.Module, Inputs]]:
+        """Hand over copies of the backbone that were run when their paths were compared."""
+        return self.calls.take_copies()
+
+    def find_own_state(self, example: Inputs, runs: FirstRuns) -> None:
         """Find the buffers that every task needs copies of; no unit may depend on them."""
-        super().find_own_state(example)
+        super().find_own_state(example, runs)
         moving = [name for name, _ in self.backbone.named_buffers() if name in self.own_state.names]
         if moving:
             x = self.interface.several(example)
@@ -121,9 +125,9 @@ class UnitMasking(Masking[UnitTask]):
         super().adopt(own_state)
         self.calls.note_state(own_state.names)
 
-    def find_leak(self, example: Inputs) -> str | None:
+    def find_leak(self, batch: Inputs, is_drawn: bool = False) -> str | None:
         """Test with random masks whether free entries change outputs, and return the names of their parameters."""
-        return find_leak(self.attachment, self.graph, self.backbone, example)
+        return find_leak(self.attachment, self.graph, self.backbone, batch, is_drawn=is_drawn)
 
     # --------------------------------------------------------------------------------------------------- kinds of calls
 

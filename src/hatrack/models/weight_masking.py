@@ -121,9 +121,9 @@ class WeightMasking(Masking[WeightTask]):
         part: nn.Parameter = attrgetter(name)(self.backbone)
         return part
 
-    def find_leak(self, example: Inputs) -> str | None:
+    def find_leak(self, batch: Inputs, is_drawn: bool = False) -> str | None:
         """Test with random masks whether free entries change outputs, and return the names of their parameters."""
-        return find_leak_of_weights(self._features_under_masks(), self.backbone, self.layout, example)
+        return find_leak_of_weights(self._features_under_masks(), self.backbone, self.layout, batch, is_drawn)
 
     def _features_under_masks(self) -> Callable[[Inputs, Sequence[Tensor]], Tensor]:
         """Return a function that computes features of a batch under any masks, with new copies of unmasked parts."""

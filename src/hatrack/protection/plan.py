@@ -99,7 +99,7 @@ def attention_on_parameters(graph: UnitGraph, backbone: nn.Module, masks: Sequen
 
 
 def _attention_on_parameter(graph: UnitGraph, name: str, parameter: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    relied_on = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+    relied_on = torch.zeros((), dtype=torch.bool, device=parameter.device).expand(parameter.shape)
     for index, mask in enumerate(masks):
         attention = attention_on_entries(graph.uses[name], torch.cat([mask, mask.new_ones(1)]), parameter.shape)
         relied_on = torch.maximum(relied_on, attention) if index else attention

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import DOES_NOT_RUN
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 
 __all__ = [
     "Movement",
     "OwnBuffers",
+    "ScratchRuns",
     "StateOf",
-    "find_movement",
     "get_buffers",
     "movement_of",
     "scratch_of",
@@ -206,32 +205,48 @@ def _refill(value: Any, content: Any) -> None:
         vars(value).update(content)
 
 
-@torch.no_grad()
-def find_movement(
-    module: nn.Module, examples: Sequence[Inputs], per_task: Sequence[str], interface: Interface = PLAIN
-) -> Movement:
-    """Run a network in training and in evaluation mode, and compare its state.
+class ScratchRuns:
+    """Runs of a copy of a network in one mode, on one batch after the other.
 
     Args:
         module: the network; it is left as it is.
-        examples: batches of several samples to run one after the other: random ones, since a mean of zeros would not
-            move, and more than one, since some state depends on the batch before.
-        per_task: names of the modules that are copied for every task.
         interface: how the network is called, and what of its result are its features.
+        training: whether to run in training mode.
+        begun: a copy of the network that was run on a batch already, and this batch; None for a new copy.
     """
-    found = Movement((), ())
-    for training in (True, False):
-        scratch = scratch_of(module).train(training)
+
+    def __init__(
+        self,
+        module: nn.Module,
+        interface: Interface = PLAIN,
+        training: bool = False,
+        begun: tuple[nn.Module, Inputs] | None = None,
+    ) -> None:
+        self._module, self._interface, self._training = module, interface, training
+        self._scratch, self._batches = (scratch_of(module), []) if begun is None else (begun[0], [begun[1]])
+
+    def run(self, batch: Inputs) -> Tensor:
+        """Return the features of a batch. A run that fails leaves nothing: the copy is made anew."""
         try:
             with without_trace(), torch.no_grad():
-                for example in examples:
-                    interface.run(scratch, example)
-        except DOES_NOT_RUN:
-            if not training:
-                raise
-            continue  # such as a batch norm that would get one sample
-        found = found.joined_with(movement_of(module, scratch, per_task))
-    return found
+                features = self._interface.run(self._scratch.train(self._training), batch)
+        except BaseException:
+            self._scratch, self._batches = scratch_of(self._module), []
+            raise
+        self._batches.append(batch)
+        return features
+
+    def movement(self, batches: Sequence[Inputs], per_task: Sequence[str]) -> Movement:
+        """Return the state that has moved when the copy was run on batches, those left out that it was run on already.
+
+        Args:
+            batches: the batches.
+            per_task: names of the modules that are copied for every task.
+        """
+        for batch in batches:
+            if not any(batch is known for known in self._batches):
+                self.run(batch)
+        return movement_of(self._module, self._scratch, per_task)
 
 
 def movement_of(original: nn.Module, scratch: nn.Module, per_task: Sequence[str]) -> Movement:

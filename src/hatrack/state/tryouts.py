@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,13 @@ from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.support.example import is_mask
 from hatrack.support.inputs import Inputs, map_tensors, tensors_in
 
-__all__ = ["agree", "deviation", "largest", "memory_of", "random_like", "says_something"]
+__all__ = ["agree", "deviation", "largest", "memory_of", "random_batches", "random_like", "says_something"]
 
 _GUESSES = (128, 2)
 """Numbers of categories to assume for integers that index no table; the first fits every type of integer."""
+
+_LOUD = (10.0, 30.0)
+"""Factors of real numbers that reach units which are dead to others."""
 
 _CLEAR = 1e-4
 """Smallest difference of outputs that tells networks apart, in parts of the largest output."""
@@ -105,30 +108,54 @@ def random_like(example: Inputs, generator: torch.Generator, run: Callable[[Any]
     """
     if run is None:
         return map_tensors(lambda x: _normal(x, generator) if x.is_floating_point() else x, example)
+    return random_batches(example, generator, run, 1)[0]
+
+
+def random_batches(
+    example: Inputs,
+    generator: torch.Generator,
+    run: Callable[[Any], object],
+    count: int,
+    smallest: Inputs | None = None,
+) -> list[Inputs]:
+    """Draw several batches as :func:`random_like` does; the network is run to choose how, for the first one alone.
+
+    Args:
+        example: a batch, for its shape and type.
+        generator: source of randomness, on the CPU.
+        run: runs the network and returns its outputs; on the example, where there are integers, and on batches.
+        count: number of batches, at least 1.
+        smallest: a batch of fewer samples, which tables are found with; the example if None.
+    """
     if any(tensor.is_complex() or not tensor.numel() for tensor in tensors_in(example)):
-        return example
-    fallback: Inputs = None
+        return [example] * count
+    fallback: tuple[Inputs, Callable[[], Inputs]] | None = None
     draws = _draws if isinstance(example, Tensor) else _draws_of_several
-    for drawn in draws(example, generator, run):
+    for draw in draws(example, generator, run, example if smallest is None else smallest):
+        drawn = draw()
         try:
             outputs = run(drawn)
         except (*DOES_NOT_RUN, UnsupportedError):  # this input was not asked for; the caller deals with the example's
             continue
         if not isinstance(outputs, Tensor) or says_something(outputs):
-            return drawn
-        fallback = drawn if fallback is None else fallback
-    return example if fallback is None else fallback
+            return [drawn, *(draw() for _ in range(count - 1))]
+        fallback = (drawn, draw) if fallback is None else fallback
+    if fallback is None:
+        return [example] * count
+    return [fallback[0], *(fallback[1]() for _ in range(count - 1))]
 
 
-def _draws(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object]) -> Iterator[Tensor]:
-    """Yield random batches, the most promising first.
+def _draws(
+    example: Tensor, generator: torch.Generator, run: Callable[[Tensor], object], smallest: Tensor
+) -> Iterator[Callable[[], Tensor]]:
+    """Yield ways to draw a batch, the most promising first.
 
     On an accelerator an index past the end of a table ends the process, so that nothing is guessed there.
     """
     checked, real = example.device.type == "cpu", example.is_floating_point()
     if real and checked:
-        yield _normal(example, generator)
-    tables = _tables_of(example, example, run)
+        yield partial(_normal, example, generator)
+    tables = _tables_of(smallest, [smallest], run)[0]
     bounds = [min(tables.own)] if tables.own else []
     if checked and tables.others:
         bounds.append(min(tables.others))
@@ -137,56 +164,60 @@ def _draws(example: Tensor, generator: torch.Generator, run: Callable[[Tensor], 
     for bound in dict.fromkeys(bounds):
         if bound > 1:
             most = bound if real else 2 if example.dtype == torch.bool else torch.iinfo(example.dtype).max + 1
-            yield torch.randint(min(bound, most), example.shape, generator=generator).to(example.device, example.dtype)
+            yield partial(_integers, example, min(bound, most), generator)
     if real and (checked or not tables.own):
-        yield from _real(example, generator)
+        yield partial(_normal, example, generator)
+        yield partial(_positive, example, generator)  # has logarithms
+        for loud in _LOUD:
+            yield partial(_normal, example, generator, loud)
 
 
-def _draws_of_several(example: Inputs, generator: torch.Generator, run: Callable[[Any], object]) -> Iterator[Inputs]:
-    """Yield random batches of several inputs, the most promising first."""
-    known = {id(tensor): tensor for tensor in tensors_in(example)}
-    bounds = {
-        key: min(tables.own)
-        for key, tensor in known.items()
-        if not tensor.is_floating_point() and (tables := _tables_of(example, tensor, run)).own
-    }
+def _draws_of_several(
+    example: Inputs, generator: torch.Generator, run: Callable[[Any], object], smallest: Inputs
+) -> Iterator[Callable[[], Inputs]]:
+    """Yield ways to draw a batch of several inputs, the most promising first."""
+    integers = [id(tensor) for tensor in tensors_in(example) if not tensor.is_floating_point()]
+    looked_up = [tensor for tensor in tensors_in(smallest) if not tensor.is_floating_point()]
+    tables = zip(integers, _tables_of(smallest, looked_up, run), strict=True)
+    bounds = {key: min(found.own) for key, found in tables if found.own}
 
-    def drawn(real: Callable[[Tensor], Tensor], indices: bool) -> Inputs:
+    def drawn(real: Callable[[Tensor, torch.Generator], Tensor], indices: bool) -> Inputs:
         def draw(tensor: Tensor) -> Tensor:
             if tensor.is_floating_point():
-                return tensor if is_mask(tensor) else real(tensor)
+                return tensor if is_mask(tensor) else real(tensor, generator)
             bound = bounds.get(id(tensor), 0) if indices else 0
-            if bound < 2:
-                return tensor
-            return torch.randint(bound, tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+            return tensor if bound < 2 else _integers(tensor, bound, generator)
 
         return map_tensors(draw, example)
 
-    normal = partial(_normal, generator=generator)
-    yield drawn(normal, indices=True)
-    yield drawn(normal, indices=False)
-    yield drawn(lambda tensor: (torch.rand(tensor.shape, generator=generator) + 0.1).to(tensor), indices=True)
-    for loud in (10, 30):
-        yield drawn(lambda tensor, loud=loud: loud * normal(tensor), indices=True)  # type: ignore[misc]
+    yield partial(drawn, _normal, indices=True)
+    yield partial(drawn, _normal, indices=False)
+    yield partial(drawn, _positive, indices=True)
+    for loud in _LOUD:
+        yield partial(drawn, partial(_normal, loud=loud), indices=True)
 
 
-def _tables_of(example: Inputs, tensor: Tensor, run: Callable[[Any], object]) -> _Tables:
-    """Run a network, and return the sizes of the tables that one of its inputs is looked up in."""
-    tables = _Tables(tensor)
-    with tables, suppress(*DOES_NOT_RUN, UnsupportedError):
-        run(example)
-    return tables
+def _tables_of(batch: Inputs, inputs: Sequence[Tensor], run: Callable[[Any], object]) -> list[_Tables]:
+    """Run a network once, and return for each of some inputs the sizes of the tables that it is looked up in."""
+    found = [_Tables(tensor) for tensor in inputs]
+    if found:
+        with ExitStack() as recording, suppress(*DOES_NOT_RUN, UnsupportedError):
+            for tables in found:
+                recording.enter_context(tables)
+            run(batch)
+    return found
 
 
-def _real(example: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    yield _normal(example, generator)
-    yield (torch.rand(example.shape, generator=generator) + 0.1).to(example.device, example.dtype)  # has logarithms
-    for loud in (10, 30):  # reaches units that are dead to others
-        yield loud * _normal(example, generator)
+def _normal(example: Tensor, generator: torch.Generator, loud: float = 1.0) -> Tensor:
+    return loud * torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
 
 
-def _normal(example: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(example.shape, generator=generator).to(example.device, example.dtype)
+def _positive(example: Tensor, generator: torch.Generator) -> Tensor:
+    return (torch.rand(example.shape, generator=generator) + 0.1).to(example.device, example.dtype)
+
+
+def _integers(example: Tensor, bound: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(bound, example.shape, generator=generator).to(example.device, example.dtype)
 
 
 class _Tables(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -12,7 +12,8 @@ import dataclasses
 import enum
 import functools
 import traceback
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from contextvars import ContextVar
 from types import MethodType
 from typing import Any, TypeVar, cast
 
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["Snapshot", "UndoLog", "all_or_nothing", "attaches_or_not", "leaves_modes"]
+__all__ = ["Snapshot", "UndoLog", "all_or_nothing", "attaches_or_not", "copies_of", "leaves_modes"]
 
 
 class UndoLog:
@@ -99,6 +100,9 @@ _IMMUTABLE = frozenset([int, float, bool, str, bytes, tuple, frozenset, type(Non
 _TORCH = frozenset(vars(nn.Module()))
 """Attributes that torch gives to every module."""
 
+_BEFORE: ContextVar[Snapshot | None] = ContextVar("_BEFORE", default=None)
+"""Record of the backbone that is being attached; None outside of that."""
+
 
 class _Modes:
     """Record of torch's modes in this thread."""
@@ -135,7 +139,11 @@ class Snapshot:
         self._lists: list[tuple[list[Any], list[Any]]] = []
         self._tensors: list[tuple[Tensor, Tensor, bool, Tensor | None, Tensor | None]] = []
         self._seen: set[int] = set()
-        self._values = [(tensor, tensor.detach().clone()) for tensor in values_of if not _is_uninitialized(tensor)]
+        self._values = [
+            (tensor, tensor.detach().clone(), _version_of(tensor))
+            for tensor in values_of
+            if not _is_uninitialized(tensor)
+        ]
         for module in root.modules():
             self._record_module(module)
         for optimizer in optimizers:
@@ -164,9 +172,14 @@ class Snapshot:
                     UndoLog().set_data(gradient, values)
                 tensor.grad = gradient
                 tensor.requires_grad_(trained)
-            for tensor, values in self._values:
+            for tensor, values, _ in self._values:
                 if not torch.equal(tensor, values):
                     tensor.copy_(values)
+
+    def copies(self) -> dict[int, Tensor]:
+        """Return, by identity, the copies of tensors that nothing has written to since."""
+        unchanged = [each for each in self._values if each[2] is not None and each[2] == _version_of(each[0])]
+        return {id(tensor): values for tensor, values, _ in unchanged}
 
     def _record_module(self, module: nn.Module) -> None:
         if id(module) in self._seen:
@@ -274,15 +287,29 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
         if not isinstance(backbone, nn.Module):
             constructor(network, backbone, *args, **kwargs)
             return
-        snapshot = Snapshot(backbone, values_of=[*backbone.parameters(), *backbone.buffers()])
+        snapshot, outer = Snapshot(backbone, values_of=[*backbone.parameters(), *backbone.buffers()]), _BEFORE.get()
         try:
+            _BEFORE.set(snapshot)
             constructor(network, backbone, *args, **kwargs)
         except BaseException as error:
             _drop_inference_guards(error)
             snapshot.restore()
             raise
+        finally:
+            _BEFORE.set(outer)
 
     return cast(MethodT, wrapped)
+
+
+def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of tensors, which must not be written to.
+
+    While a backbone is attached, they are those that are kept to undo it; a second copy of all parameters would be what
+    the process needs most memory for.
+    """
+    snapshot = _BEFORE.get()
+    kept = {} if snapshot is None else snapshot.copies()
+    return [kept[id(t)] if id(t) in kept else t.detach().clone() for t in tensors]
 
 
 def _drop_inference_guards(error: BaseException) -> None:
@@ -312,6 +339,13 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
     if one.layout != torch.strided:
         return True
     return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+
+
+def _version_of(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Return what changes whenever a tensor is written to or gets other memory; None where torch does not count."""
+    if tensor.is_inference() or tensor.layout != torch.strided:
+        return None
+    return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device
 
 
 def _is_uninitialized(tensor: Tensor) -> bool:

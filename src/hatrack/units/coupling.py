@@ -126,8 +126,7 @@ class Coupling:
             there[producer.start : producer.start + producer.count] = labels
         roots = other.roots(torch.arange(len(there)))
         coupled = (roots != torch.arange(len(there))).nonzero().flatten()
-        for one, its in zip(there[roots[coupled]].tolist(), there[coupled].tolist(), strict=True):
-            self._point(*sorted((self.root(one), self.root(its))))
+        self._unite(there[roots[coupled]], there[coupled])
         return there
 
     def root(self, label: int) -> int:
@@ -151,9 +150,8 @@ class Coupling:
         a, b = compact(a), compact(b)
         meeting = (a != b) & (a != UNGATED) & (b != UNGATED)
         if meeting.any():
-            pairs = torch.unique((a * len(self._parent) + b)[meeting]).tolist()
-            for one, other in (divmod(pair, len(self._parent)) for pair in pairs):
-                self._point(*sorted((self.root(one), self.root(other))))
+            pairs = torch.unique((a * len(self._parent) + b)[meeting])
+            self._unite(pairs // len(self._parent), pairs % len(self._parent))
         return torch.where(a == UNGATED, b, a).expand(shape)
 
     def meet(self, a: Tensor, b: Tensor) -> Tensor:
@@ -180,6 +178,22 @@ class Coupling:
         for label in torch.unique(compact(labels)).tolist():
             self._point(UNGATED, self.root(label))
 
+    def _unite(self, ones: Tensor, others: Tensor) -> None:
+        """Couple units pair by pair, int64 ``(n,)`` each: the smallest label stands for all.
+
+        All pairs at once, since a loop over those of a large network takes longer than a forward pass.
+        """
+        while True:
+            ones, others = self._all_roots()[ones], self._all_roots()[others]
+            apart = ones != others
+            if not apart.any():
+                return
+            ones, others = ones[apart], others[apart]
+            low, high = torch.minimum(ones, others), torch.maximum(ones, others)
+            parent = torch.frombuffer(self._parent, dtype=torch.int64)  # which shares its memory
+            parent.scatter_reduce_(0, high, low, "amin")
+            self._roots = None
+
     def _point(self, root: int, other: int) -> None:
         """Let one root stand for what the other stood for."""
         if root != other:
@@ -188,11 +202,15 @@ class Coupling:
 
     def roots(self, labels: Tensor) -> Tensor:
         """Replace labels by those that stand for all coupled with them; always-on units become "no unit"."""
+        return self._all_roots()[compact(labels)].expand(labels.shape)
+
+    def _all_roots(self) -> Tensor:
+        """Return the root of every label, int64."""
         if self._roots is None:
             self._roots = torch.frombuffer(self._parent, dtype=torch.int64).clone()
             while not torch.equal(further := self._roots[self._roots], self._roots):
                 self._roots = further
-        return self._roots[compact(labels)].expand(labels.shape)
+        return self._roots
 
     def along(self, labels: Tensor, axis: int) -> Tensor:
         """Couple all positions that share an index of one axis, such as the pixels of a channel.

@@ -38,6 +38,9 @@ _COUNTING = words(
 _FLAGGED = ("dropout", "batch_norm", "instance_norm", "attention", "lstm", "gru", "rnn_tanh", "rnn_relu")
 """Ends of the names of functions with a flag for training, which does not change what they do to units."""
 
+_ATTENTION = "scaled_dot_product_attention"
+"""End of the name of a function whose rate of dropout is 0 in evaluation mode, which changes nothing for units."""
+
 _Call = tuple[str, tuple[Any, ...], tuple[Any, ...]]
 
 
@@ -104,7 +107,8 @@ class _Recorder(TorchFunctionMode):
         self.others += [p for p in given if isinstance(p, nn.Parameter) and id(p) not in self._named]
         number = len(self.calls)
         flags = not name.endswith(_FLAGGED)
-        self.calls.append((name, tuple(map(self._source_of, given)), tuple(_settings((args, kwargs), flags))))
+        said = _without_dropout(args, kwargs) if name.endswith(_ATTENTION) else (args, kwargs)
+        self.calls.append((name, tuple(map(self._source_of, given)), tuple(_settings(said, flags))))
         output = func(*args, **kwargs)
         if reads_truth(name.rpartition(".")[2], args):
             return self.decisions.take(output)
@@ -133,6 +137,11 @@ def _counts_batches(name: str, args: tuple[Any, ...]) -> bool:
     """Return whether a call is a batch norm's count of batches, which it keeps in training alone."""
     counter = args[0] if args else None
     return name.endswith(".add_") and isinstance(counter, Tensor) and not counter.dim() and counter.dtype == torch.int64
+
+
+def _without_dropout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return arguments of scaled dot-product attention without its rate of dropout, the fifth one."""
+    return (args[:4], args[5:]), {key: value for key, value in kwargs.items() if key != "dropout_p"}
 
 
 def _settings(tree: Any, flags: bool) -> Iterator[Any]:
