@@ -108,7 +108,7 @@ def keep_the_law(plan: Plan, kind: str, recipe: str, share: float, seed: int) ->
     )
     if free and kind not in DRIFTING:
         assert_poison_harmless(net, {task: x for task, (x, _) in promised.items()})
-    if kind not in DRIFTING and all(step.op != "tied" for step in plan.steps):  # whose readers may clear other columns
+    if kind not in DRIFTING:
         x, kept = promised["task 1"]
         with torch.no_grad():
             cut = net.extract("task 1", x)(x)

@@ -284,3 +284,24 @@ def test_a_batch_norm_with_a_forward_of_its_own_is_cut() -> None:
     assert summary is not None
     assert not summary.whole
     assert summary.units["0"] == int(net.masks("a")["0"].sum()) < 16
+
+
+def test_a_weight_of_two_layers_is_cleared_for_each_by_itself() -> None:
+    class Tied(nn.Module):
+        """Two layers with one weight, the second of which reads units of a group that cannot be cut."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.between, self.second = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.between(F.relu(self.first(x))))
+            return self.second(h.view(len(x), 8))
+
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    net = HATNetwork(Tied(), x)
+    open_task(net, "a", share=0.5)
+    net.consolidate("a")
+    assert_close(net.extract("a", x)(x), logits(net, x, "a"))

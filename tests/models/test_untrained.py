@@ -478,6 +478,20 @@ def test_growth_by_itself_leaves_untrained_layers_out() -> None:
     assert net.backbone[0][0].out_features == 16
 
 
+@pytest.mark.parametrize("way", ["lora", "adapter"])
+def test_adapters_grow_with_the_number_of_tasks(way: str) -> None:
+    torch.manual_seed(0)
+    net = hat(ADAPTED[way](), tokens(2), growth=hatrack.Growth(threshold=0.5))
+    before, promised = values_of(net), {}
+    for number, task in enumerate("abcd"):
+        x = learn(net, task, number)
+        promised[task] = x, logits(net, x, task)
+    for task, (x, kept) in promised.items():
+        torch.testing.assert_close(logits(net, x, task), kept)
+    assert max(group.size for group in net.units.groups) > {"lora": 4, "adapter": 8}[way]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in untrained(net).items())
+
+
 # ------------------------------------------------------------------------------------------------------------ elsewhere
 
 

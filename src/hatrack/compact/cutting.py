@@ -174,9 +174,10 @@ def _cut_layer(name: str, layer: Layer, cut: Cut) -> None:
         widths |= {side: len(indices) for side, indices in kept.items()}
         for attribute, side in layer.sizes.items():
             setattr(module, attribute, widths[side])
-    if inputs is not None and layer.groups == 1:
-        axis = layer.tensors["weight"].index(Side.INPUTS)
-        module.get_parameter("weight").data.movedim(axis, 0)[cut.off(inputs)] = 0.0
+    if inputs is not None and layer.groups == 1 and cut.off(inputs).any():
+        axis, weight = layer.tensors["weight"].index(Side.INPUTS), module.get_parameter("weight").detach().clone()
+        weight.movedim(axis, 0)[cut.off(inputs)] = 0.0
+        _set(module, "weight", weight)  # a new one: another layer may have it too, and read other units with it
 
 
 def _cut_grouped(name: str, layer: Layer, cut: Cut, inputs: Tensor | None, kept: dict[Side, Tensor]) -> None:
