@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hatrack.masks.tasks import TaskState
 from hatrack.protection.conditioning import Damper
-from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest
+from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest, larger
 from hatrack.units import UnitGraph
 
 __all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_nonfinite", "take_digests"]
@@ -93,7 +93,7 @@ def _attention_on_parameter(graph: UnitGraph, name: str, parameter: Tensor, mask
     relied_on = torch.zeros((), dtype=torch.bool, device=parameter.device).expand(parameter.shape)
     for index, mask in enumerate(masks):
         attention = attention_on_entries(graph.uses[name], torch.cat([mask, mask.new_ones(1)]), parameter.shape)
-        relied_on = torch.maximum(relied_on, attention) if index else attention
+        relied_on = larger(relied_on, attention) if index else attention
     return relied_on
 
 
