@@ -250,3 +250,37 @@ def test_a_backbone_that_refuses_single_samples_is_extracted_without_a_count_of_
     assert summary is not None
     assert (summary.flops, summary.full_flops) == (0, 0)
     assert "operations" not in str(summary)
+
+
+def test_a_function_that_keeps_calling_the_original_layers_is_named() -> None:
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 8)
+            self.rest = lambda x: F.relu(self.b(F.relu(x)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(self.a(x))
+
+    net = HATNetwork(Closed(), torch.zeros(2, 4))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    summary = net.extract("a").summary
+    assert summary is not None
+    assert all("'rest' is a function that calls the layers it was made with" in why for why in summary.whole.values())
+    assert summary.whole
+
+
+def test_a_batch_norm_with_a_forward_of_its_own_is_cut() -> None:
+    class NormAndActivation(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(super().forward(x))
+
+    backbone = nn.Sequential(nn.Conv2d(2, 16, 3), NormAndActivation(16), nn.Conv2d(16, 8, 3), nn.Flatten())
+    net = HATNetwork(backbone, torch.zeros(2, 2, 5, 5))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    summary = net.extract("a").summary
+    assert summary is not None
+    assert not summary.whole
+    assert summary.units["0"] == int(net.masks("a")["0"].sum()) < 16

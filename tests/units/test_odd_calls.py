@@ -181,17 +181,15 @@ def test_units_of_which_the_largest_tells_what_to_choose_are_read() -> None:
 
 
 def test_a_layer_that_collapses_into_one_unit_is_announced() -> None:
-    class Normalized(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale, self.qkv, self.out = nn.Parameter(torch.ones(24)), nn.Linear(4, 24), nn.Linear(24, 8)
+    def mixing(trace: Any, call: Any) -> Tensor:
+        labels = trace.labels(call.args[0])
+        return trace.coupling.merge(labels, -1).expand(labels.shape)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out((self.qkv(x) * self.scale).renorm(2, 0, 1.0)).mean(1)
-
-    with pytest.warns(UserWarning, match=r"all 24 outputs of qkv\+scale are coupled into a single unit"):
-        net = HATNetwork(Normalized(), torch.zeros(2, 3, 4))
+    backbone = nn.Sequential(nn.Linear(4, 24), nn.Identity(), nn.Linear(24, 8))
+    with pytest.warns(UserWarning, match="all 24 outputs of 0 are coupled into a single unit"):
+        net = HATNetwork(backbone, torch.zeros(2, 4), rules={"1": mixing})
     assert "1 of 24 outputs" in str(net.units)
+    assert "all 24 outputs of 0 are coupled into a single unit" in str(net.units)
 
 
 class Own(nn.Module):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import HATNetwork, units
+from hatrack import HATNetwork, WeightMaskedNetwork, units
+from hatrack.masks import Scores
 from support.helpers import assert_poison_harmless, learn, logits
 
 WIDTH, HEADS = 12, 3
@@ -112,6 +113,18 @@ class Squared(nn.Module):
         return self.layer(x, x)
 
 
+class Covariance(nn.Module):
+    """Products of channels, each with each, over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        covariance = torch.einsum("bnd,bne->bde", x, x) / x.shape[1]
+        return self.out(x) * covariance.pow(2).mean((1, 2)).view(-1, 1, 1)
+
+
 IMAGE, TOKENS, VECTOR = (2, 6, 6), (5, 4), (4,)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
     "efficient channel attention": (lambda: Images(EfficientChannels()), IMAGE, [WIDTH, 14]),
@@ -125,7 +138,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
     "bilinear": (lambda: vectors(Squared()), VECTOR, [WIDTH, WIDTH, 14]),
     "a norm of tokens": (lambda: Tokens(RootMeanSquare()), TOKENS, [WIDTH, 14]),
     "pooling of a sequence": (lambda: Tokens(SequencePooling()), TOKENS, [WIDTH, 14]),
-    "one head": (lambda: Tokens(Attention(1)), TOKENS, [WIDTH, WIDTH, 14, 3 * WIDTH]),
+    "one head": (lambda: Tokens(Attention(1)), TOKENS, [WIDTH, WIDTH, 3 * WIDTH, 14]),
+    "covariance": (lambda: Tokens(Covariance()), TOKENS, [WIDTH, WIDTH, 14]),
     "heads mixed by parameters": (
         lambda: Tokens(Attention(HEADS, "parameter")),
         TOKENS,
@@ -155,6 +169,19 @@ def test_units_are_kept_apart_and_the_law_holds(name: str) -> None:
     compact = net.extract("a")
     expected = logits(net, samples["a"], "a")
     assert (compact(samples["a"]) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_a_convolution_along_channels_is_extracted_from_masks_of_weights(circular: bool) -> None:
+    torch.manual_seed(0)
+    net = WeightMaskedNetwork(Images(EfficientChannels(circular)), torch.zeros(2, *IMAGE), source=Scores(0.3))
+    net.add_task("a", 3)
+    with torch.no_grad():
+        net.backbone.get_parameter("before.weight")[:2] = 0.0
+    net.consolidate("a")
+    x = torch.randn(5, *IMAGE)
+    expected = logits(net, x, "a")
+    assert (net.extract("a", x)(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 class Optional(nn.Module):

@@ -205,6 +205,8 @@ def _takes_constants(network: CompactNetwork, reader: Reader, graph: UnitGraph) 
         return layer is not None
     if layer is None or layer.groups > 1 or not isinstance(module, _CONVOLUTIONS):
         return False
+    if reader.axis != -1 - len(module.kernel_size):  # it runs along the units
+        return False
     unpadded = module.padding == "valid" or (not isinstance(module.padding, str) and not any(module.padding))
     return unpadded or module.padding_mode != "zeros"
 
@@ -257,6 +259,8 @@ def _columns_in_use(module: nn.Module, rows: Tensor | None, width: int) -> Tenso
     if layer is None or layer.groups > 1 or Side.INPUTS not in axes or Side.OUTPUTS not in axes:
         return torch.ones(width, dtype=torch.bool)
     weight = module.get_parameter("weight").movedim((axes.index(Side.OUTPUTS), axes.index(Side.INPUTS)), (0, 1))
+    if weight.shape[1] != width:  # a convolution that runs along the units
+        return torch.ones(width, dtype=torch.bool)
     used = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
     used = used.cpu() if rows is None else used.cpu()[rows]
     return used.any(0)

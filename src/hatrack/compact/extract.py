@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import CellType, FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +206,7 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
         if group.name in cut:
             keep[group.span] = source.on[group.span]
     keep = with_equal_widths(keep, source.backbone, source.graph, PREFIX)
-    reason = "its forward has widths written down"
+    reason = _why_not_to_size(source.backbone)
     for sizes in _ways(source.backbone, bool(cut)):
         try:
             network = _network(source, Cut(source.graph, source.on, keep), sizes)
@@ -214,13 +215,33 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
             return str(error)
         except DOES_NOT_RUN as error:
             said = " ".join(str(error).split())[:120] or type(error).__name__
-            reason = f"its forward has widths written down ({said})"
+            reason = f"{_why_not_to_size(source.backbone)} ({said})"
             continue
         pairs = [(logits, expected) for logits, (_, expected) in zip(found, source.tried, strict=True)]
         if all(_agrees(logits, expected) for logits, expected in pairs):
             return network
         reason = f"logits would differ by {max(deviation(*pair) for pair in pairs):.1e} of the largest"
     return reason
+
+
+def _why_not_to_size(backbone: nn.Module) -> str:
+    """Return the likely reason why a backbone does not run with fewer units."""
+    for name, module in backbone.named_modules():
+        for attribute, value in vars(module).items():
+            cells = (value.__closure__ or ()) if isinstance(value, FunctionType) else ()
+            if any(isinstance(_content(cell), nn.Module) for cell in cells):
+                where = f"{name}.{attribute}".lstrip(".")
+                return (
+                    f"{where!r} is a function that calls the layers it was made with, also in a copy; make it a method"
+                )
+    return "its forward has widths written down"
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # still empty
+        return None
 
 
 def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> CompactNetwork:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatrack.state.undo_log import UndoLog
 from hatrack.support.layers import overrides_forward
@@ -47,10 +48,13 @@ class Layer:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer | None:
-        """Describe a layer; return None if it is none of torch's, or computes its weights from others."""
+        """Describe a layer; return None if it is none of torch's, or computes its weights from others.
+
+        Batch norms with a forward of their own, as those with an activation have it, count as torch's.
+        """
         for kinds, tensors, sizes, constants in _KINDS:
             kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-            if kind is None or overrides_forward(module, kind):
+            if kind is None or (overrides_forward(module, kind) and not isinstance(module, _BatchNorm)):
                 continue
             if not {name for name, _ in module.named_parameters()} <= set(tensors):
                 return None
@@ -161,7 +165,7 @@ _KINDS: tuple[tuple[tuple[type, ...], dict[str, Axes], dict[str, Side], dict[str
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _TRANSPOSED, _CHANNELS, {}),
     ((nn.Embedding,), {"weight": (None, _OUT)}, {"embedding_dim": _OUT}, {}),
     (
-        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        (_BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         _NORM,
         {"num_features": _OUT},
         {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},

@@ -324,6 +324,28 @@ class Trace:
             self.read_inside(call, value)
         return True
 
+    def read_outer_product(self, call: Call, factors: list[tuple[Tensor, Tensor, list[int]]]) -> bool:
+        """Read two values whose units meet each with each, as in a covariance, which would couple all of them.
+
+        Args:
+            call: the function's call.
+            factors: the factors of a product, each with its labels, one axis for each of the result's, and with its own
+                axis for each of the result's, counted from the front; -1 where it has none.
+
+        Returns:
+            Whether they are read; the result then belongs to none of their units.
+        """
+        gated = [(value, labels, axes) for value, labels, axes in factors if touches_units(labels)]
+        across = [[axis for axis in range(its.dim()) if self.coupling.is_across(its, axis)] for _, its, _ in gated]
+        if [len(axes) for axes in across] != [1, 1] or across[0] == across[1]:
+            return False
+        if not all(self.is_readable(value) for value, *_ in gated):
+            return False
+        for (value, _, axes), (axis,) in zip(gated, across, strict=True):
+            self.coupling.along(self.labels(value), axes[axis])  # first, since it tells which axis counts units
+            self.read_inside(call, value)
+        return True
+
     def pass_on(self, call: Call, labels: Tensor) -> None:
         """Record the units of a layer that has parameters or statistics for each channel, and passes units on.
 

@@ -131,6 +131,12 @@ def product(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor:
         trace.open_weight(value)
     summed = [(value, axis) for letters, value in terms for axis, own in enumerate(letters) if own not in result]
     known = trace.read_products(call, summed)
+    factors = [
+        (value, _placed(trace.labels(value), letters, result), [letters.find(letter) for letter in result])
+        for letters, value in terms
+    ]
+    if not known and trace.read_outer_product(call, factors):
+        return torch.full((1,) * len(result), UNGATED)
     labels = torch.full((1,) * len(result), UNGATED)
     for letters, value in terms:
         own = trace.labels(value)
