@@ -71,16 +71,17 @@ class SecondLayer(nn.Module):
 
 
 class Centred(nn.Module):
-    """Subtracts a mean over units, where a condition holds."""
+    """Subtracts a mean over units that a parameter has joined, where a condition holds."""
 
     def __init__(self, where: Callable[[nn.Module, Tensor], bool]) -> None:
         super().__init__()
         self.a, self.out, self.where = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), where
+        self.shift = nn.Parameter(torch.zeros(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.a(x).mean(1))
+        h = torch.relu(self.a(x).mean(1) + self.shift)
         if self.where(self, x):
-            h = h - torch.relu(self.a(x).mean(1)).mean(1, keepdim=True)
+            h = h - torch.relu(self.a(x).mean(1) + self.shift).mean(1, keepdim=True)
         return torch.relu(self.out(h))
 
 
@@ -238,9 +239,10 @@ class Choosing(nn.Module):
     def __init__(self, by: str) -> None:
         super().__init__()
         self.a, self.b, self.by = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), by
+        self.shift = nn.Parameter(torch.zeros(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.a(x))
+        h = torch.relu(self.a(x) + self.shift)
         if self.by == "axis":
             return torch.relu(self.b(h.softmax(1 if self.training else 2))).mean(1)
         mixed = h.softmax(2)

@@ -32,14 +32,15 @@ def learn_batch(net: Any, task: str, x: Tensor, seed: int = 0, lr: float = 0.05)
 
 
 class Mixing(nn.Module):
-    """Mixes units under a condition, in a way that no rule explains, or that no gate can stand before."""
+    """Mixes units under a condition, where a parameter has joined them: no gate can stand before that."""
 
     def __init__(self, where: Condition) -> None:
         super().__init__()
         self.a, self.out, self.where, self.mixed = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), where, False
+        self.shift = nn.Parameter(torch.ones(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.a(x)) + 1.0
+        h = torch.relu(self.a(x)) + self.shift
         if self.where(self, x):
             h = h - h.mean(1, keepdim=True)
         return torch.relu(self.out(h))
