@@ -124,9 +124,10 @@ class InFours(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.shift = nn.Parameter(torch.zeros(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.a(x)).view(len(x) // 4, 4, *x.shape[1:-1], WIDTH).flatten(0, 1).mean(1)
+        h = torch.relu(self.a(x) + self.shift).view(len(x) // 4, 4, *x.shape[1:-1], WIDTH).flatten(0, 1).mean(1)
         if x.shape[1] > 3:
             h = unexplained(h)
         return torch.relu(self.out(h))

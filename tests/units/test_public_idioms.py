@@ -113,6 +113,18 @@ class Squared(nn.Module):
         return self.layer(x, x)
 
 
+class Merger(nn.Module):
+    """Queries of its own, one for each token that it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.queries = nn.LayerNorm(WIDTH), nn.Parameter(torch.randn(3, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return ((self.queries @ x.mT).softmax(-1) @ x).mean(1)
+
+
 class Covariance(nn.Module):
     """Products of channels, each with each, over the tokens."""
 
@@ -139,6 +151,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
     "a norm of tokens": (lambda: Tokens(RootMeanSquare()), TOKENS, [WIDTH, 14]),
     "pooling of a sequence": (lambda: Tokens(SequencePooling()), TOKENS, [WIDTH, 14]),
     "one head": (lambda: Tokens(Attention(1)), TOKENS, [WIDTH, WIDTH, 3 * WIDTH, 14]),
+    "queries of its own": (lambda: Tokens(Merger()), TOKENS, [WIDTH, 14]),
     "covariance": (lambda: Tokens(Covariance()), TOKENS, [WIDTH, WIDTH, 14]),
     "heads mixed by parameters": (
         lambda: Tokens(Attention(HEADS, "parameter")),

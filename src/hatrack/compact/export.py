@@ -22,7 +22,7 @@ from hatrack.compact.decompositions import without_adaptive_maxima
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.mixing import mixed_norms
 from hatrack.storage.atomic import write_atomically
-from hatrack.support.inputs import Inputs, tensors_in
+from hatrack.support.inputs import Inputs, map_tensors, tensors_in
 from hatrack.support.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def export_task(
         expected = net(x, task)
     if not isinstance(expected, Tensor):
         raise InputError(f"the head of task {task!r} gives several outputs; a file holds one tensor: use net.extract")
-    two, one, rest = (interface.take(x, rows) for rows in (slice(2), slice(1), slice(1, None)))
+    parts_of_it = (interface.take(x, rows) for rows in (slice(2), slice(1), slice(1, None)))
+    two, one, rest = (map_tensors(Tensor.contiguous, part) for part in parts_of_it)
     units = json.dumps(dict(summary.units))
     metadata = {**_metadata(labels), "task": task, "units": units}
     if path.suffix == ".onnx":

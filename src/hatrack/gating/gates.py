@@ -221,7 +221,7 @@ class InputGate(nn.Module):
         A hard mask clears with ``masked_fill``: a product with zero would keep infinities as "not a number".
         """
         if isinstance(value, PackedSequence):
-            return value._replace(data=self(value.data))
+            return PackedSequence(self(value.data), *value[1:])
         active = self._active
         if self._is_open:
             return value

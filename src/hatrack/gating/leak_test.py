@@ -208,7 +208,7 @@ def _overwrite(tensor: Tensor, free: Tensor, generator: torch.Generator) -> None
         rest = rest * _signs(tensor, (tensor.shape[axis], *(1,) * (tensor.dim() - axis - 1)), generator)
     rows = max(1, _AT_ONCE // rest.numel())
     for part, where, signs in zip(*(torch.split(each, rows) for each in (tensor, free, first)), strict=True):
-        part.copy_(torch.where(where, signs * rest, part))
+        torch.where(where, signs * rest, part, out=part)
 
 
 def _signs(tensor: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:

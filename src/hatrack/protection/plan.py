@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from hatrack.masks.tasks import TaskState
 from hatrack.protection.conditioning import Damper
-from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest
+from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest, digest_of_entries, larger
 from hatrack.units import Role, UnitGraph
 
 __all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_nonfinite", "take_digests"]
@@ -102,7 +103,7 @@ def _attention_on_parameter(graph: UnitGraph, name: str, parameter: Tensor, mask
     relied_on = torch.zeros((), dtype=torch.bool, device=parameter.device).expand(parameter.shape)
     for index, mask in enumerate(masks):
         attention = attention_on_entries(graph.uses[name], torch.cat([mask, mask.new_ones(1)]), parameter.shape)
-        relied_on = torch.maximum(relied_on, attention) if index else attention
+        relied_on = larger(relied_on, attention) if index else attention
     return relied_on
 
 
@@ -124,11 +125,7 @@ def take_digests(
         checked: digests that were compared just now; those of tasks in them are not taken again.
     """
     names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
-    digests = {
-        # The keys are part of what is hashed, and of the digests in files.
-        names[id(parameter)]: digest({"held": entries.frozen, "values": parameter[entries.frozen]})
-        for parameter, entries in plan.shared
-    }
+    digests = {names[id(parameter)]: digest_of_entries(parameter, entries.frozen) for parameter, entries in plan.shared}
     if consolidated:
         digests |= {names[id(parameter)]: digest({"untrained": parameter}) for parameter in plan.untrained}
         per_task = tuple(f"backbone.{name}." for name in per_task_modules)
@@ -171,6 +168,12 @@ def find_nonfinite(backbone: nn.Module, untrained: Collection[str] = ()) -> list
         name
         for name, parameter in backbone.named_parameters(prefix="backbone")
         if parameter.is_floating_point()
+        and parameter.numel()
         and name.removeprefix("backbone.") not in untrained
-        and not torch.isfinite(parameter).all()
+        and not _is_finite(parameter.detach())
     ]
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return whether all values are finite; smallest and largest take a third of the time of ``torch.isfinite``."""
+    return all(math.isfinite(float(bound)) for bound in torch.aminmax(values))

@@ -42,15 +42,14 @@ def compact(labels: Tensor) -> Tensor:
 
     Most labels are repeated over whole images; computing with the view costs a thousandth.
     """
-    for axis, stride in enumerate(labels.stride()):
-        if not stride and labels.shape[axis] > 1:
-            labels = labels.narrow(axis, 0, 1)
-    return labels
+    strides = labels.stride()
+    shape = [size if stride or not size else 1 for size, stride in zip(labels.shape, strides, strict=True)]
+    return labels if shape == list(labels.shape) else labels.as_strided(shape, strides, labels.storage_offset())
 
 
 def touches_units(labels: Tensor) -> bool:
     """Return whether any position belongs to a unit."""
-    return bool((compact(labels) != UNGATED).any())
+    return bool(compact(labels).any())  # which are not UNGATED
 
 
 def is_constant(labels: Tensor, axis: int) -> bool:

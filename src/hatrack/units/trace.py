@@ -344,6 +344,8 @@ class Trace:
     def read_outer_product(self, call: Call, factors: list[tuple[Tensor, Tensor, list[int]]]) -> bool:
         """Read two values whose units meet each with each, as in a covariance, which would couple all of them.
 
+        Where no gate can be, the one with fewer units is always on, so that the other's stay apart.
+
         Args:
             call: the function's call.
             factors: the factors of a product, each with its labels, one axis for each of the result's, and with its own
@@ -357,6 +359,7 @@ class Trace:
         if [len(axes) for axes in across] != [1, 1] or across[0] == across[1]:
             return False
         if not all(self.is_readable(value) for value, *_ in gated):
+            self.coupling.pin(min((labels for _, labels, _ in gated), key=lambda labels: len(torch.unique(labels))))
             return False
         for (value, _, axes), (axis,) in zip(gated, across, strict=True):
             self.coupling.along(self.labels(value), axes[axis])  # first, since it tells which axis counts units

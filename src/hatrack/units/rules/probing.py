@@ -244,7 +244,7 @@ class _Experiment:
 
     def _changed(self, trial: _Trial, operand: _Operand, where: Tensor, other: Tensor) -> Tensor:
         before = trial.values[id(operand.value)]
-        results = self._run({**trial.values, id(operand.value): torch.where(where, other, before)})
+        results = self._run({**trial.values, id(operand.value): torch.where(where.to(other.device), other, before)})
         pairs = zip(results, trial.results, strict=True)
         return _joint([(new != old) & ~(new.isnan() & old.isnan()) for new, old in pairs])
 
@@ -400,7 +400,7 @@ def _looked_up(roots: Tensor, units: Tensor, codes: Tensor) -> Tensor:
 
 
 def _joint(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+    return torch.cat([part.cpu() for part in parts]) if parts else torch.zeros(0, dtype=torch.bool)
 
 
 def _cut(numbers: Tensor, results: list[Tensor]) -> list[Tensor]:
