@@ -19,7 +19,7 @@ from hatrack.support.modes import evaluation_mode
 from hatrack.units import ParameterUse, Role, UnitGraph
 from hatrack.units.coupling import compact
 
-__all__ = ["find_leak", "find_leak_of_weights"]
+__all__ = ["find_leak", "find_leak_of_weights", "overwrite"]
 
 _MANY = 100_000
 """Number of entries from which on drawing a sign for each would cost more than a forward pass."""
@@ -185,14 +185,14 @@ def _overwritten(entries: _Entries, originals: Mapping[str, Tensor], generator: 
     """Overwrite free entries with huge values of random sign for the duration of a block; restore copies afterwards."""
     try:
         for tensor, free in entries.values():
-            _overwrite(tensor, free(), generator)
+            overwrite(tensor, free(), generator)
         yield
     finally:
         for name, (tensor, _) in entries.items():
             tensor.copy_(originals[name])
 
 
-def _overwrite(tensor: Tensor, free: Tensor, generator: torch.Generator) -> None:
+def overwrite(tensor: Tensor, free: Tensor, generator: torch.Generator) -> None:
     """Overwrite free entries, booleans of the tensor's shape, with huge values of random sign.
 
     Each entry of a small tensor has a sign of its own; in large ones it is the product of one sign per index of each

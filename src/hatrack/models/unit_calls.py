@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
 from hatrack.protection.structure import Controls
-from hatrack.state.movement import StateOf, without_trace
+from hatrack.state.movement import StateOf, without_saved_tensors, without_trace
 from hatrack.state.undo import leaves_modes
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs, are_alike, detached, device_of, is_usual, map_tensors
@@ -123,7 +124,18 @@ class UnitCalls:
             torch.set_grad_enabled(signature.grad),
             signature.precision(device_of(x)),
         ):
-            return path_of(scratch, detached(x, signature.inputs), signature.training, self._interface, way)
+            asked = partial(path_of, scratch, detached(x, signature.inputs), signature.training, self._interface, way)
+            if not signature.grad:
+                return asked()
+            present = StateOf(scratch)
+            with without_saved_tensors() as is_missed:
+                try:
+                    return asked()
+                except Exception:
+                    if not is_missed():
+                        raise
+            present.put_back()  # it computes gradients of its own
+            return asked()
 
     def _are_same(self, x: Inputs, signature: Signature, other: Inputs, known: Signature, ways: Iterable[Way]) -> bool:
         """Return whether two calls take the same paths, on all ways that their values may decide for."""

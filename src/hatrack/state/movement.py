@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ __all__ = [
     "movement_of",
     "scratch_of",
     "set_buffers",
+    "without_saved_tensors",
     "without_trace",
 ]
 
@@ -82,6 +83,23 @@ def without_trace() -> Iterator[None]:
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
+
+
+@contextmanager
+def without_saved_tensors() -> Iterator[Callable[[], bool]]:
+    """Keep no tensors for backward passes in a block, which need most of the memory of a forward pass with gradients.
+
+    Yields:
+        A function that returns whether a backward pass has missed one of them, which has raised an error.
+    """
+    missed = []
+
+    def miss(_: object) -> Tensor:
+        missed.append(True)
+        raise RuntimeError("no tensors were kept for this backward pass")
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, miss):
+        yield lambda: bool(missed)
 
 
 class OwnBuffers(nn.Module):

@@ -7,9 +7,11 @@ that are added together must be on or off together; they are *coupled*, and :cla
 
 from __future__ import annotations
 
+import functools
 from array import array
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,8 +20,24 @@ from hatrack.errors import UnsupportedError
 
 __all__ = ["UNGATED", "Coupling", "Producer", "compact", "first_axis", "is_constant", "is_uniform", "touches_units"]
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
 UNGATED = 0
 """The label of positions that belong to no unit."""
+
+
+def _unobserved(function: FunctionT) -> FunctionT:
+    """Decorate a function of labels so that a labelled run, which sees all that torch computes, does not see it.
+
+    It would let these computations pass, but look at each of them, which takes longer than they do.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            return function(*args, **kwargs)
+
+    return cast(FunctionT, wrapped)
 
 
 @dataclass(frozen=True)
@@ -47,17 +65,20 @@ def compact(labels: Tensor) -> Tensor:
     return labels if shape == list(labels.shape) else labels.as_strided(shape, strides, labels.storage_offset())
 
 
+@_unobserved
 def touches_units(labels: Tensor) -> bool:
     """Return whether any position belongs to a unit."""
     return bool(compact(labels).any())  # which are not UNGATED
 
 
+@_unobserved
 def is_constant(labels: Tensor, axis: int) -> bool:
     """Return whether labels are the same all along an axis."""
     labels = compact(labels)
     return bool((labels == labels.narrow(axis, 0, 1)).all())
 
 
+@_unobserved
 def is_uniform(labels: Tensor) -> bool:
     """Return whether labels are the same everywhere."""
     labels = compact(labels)
@@ -98,6 +119,7 @@ class Coupling:
         self.producers.append(Producer(name, start, count))
         return torch.arange(start, start + count)
 
+    @_unobserved
     def include(self, other: Coupling) -> Tensor:
         """Add the layers of another run of the same network, and couple what it coupled.
 
@@ -135,6 +157,7 @@ class Coupling:
             label = self._parent[label]
         return label
 
+    @_unobserved
     def couple(self, a: Tensor, b: Tensor) -> Tensor:
         """Couple units that meet in an element-wise operation of two values.
 
@@ -153,6 +176,7 @@ class Coupling:
             self._unite(pairs // len(self._parent), pairs % len(self._parent))
         return torch.where(a == UNGATED, b, a).expand(shape)
 
+    @_unobserved
     def meet(self, a: Tensor, b: Tensor) -> Tensor:
         """Couple units that meet in a product, but for one that meets several units of a layer: that is always on.
 
@@ -172,6 +196,7 @@ class Coupling:
                 self.pin(roots)
         return self.couple(self.roots(a), self.roots(b))
 
+    @_unobserved
     def pin(self, labels: Tensor) -> None:
         """Make units always-on: every task uses them, as it uses what belongs to no unit."""
         for label in torch.unique(compact(labels)).tolist():
@@ -199,6 +224,7 @@ class Coupling:
             self._parent[other] = root
             self._roots = None
 
+    @_unobserved
     def roots(self, labels: Tensor) -> Tensor:
         """Replace labels by those that stand for all coupled with them; always-on units become "no unit"."""
         return self._all_roots()[compact(labels)].expand(labels.shape)
@@ -211,6 +237,7 @@ class Coupling:
                 self._roots = further
         return self._roots
 
+    @_unobserved
     def along(self, labels: Tensor, axis: int) -> Tensor:
         """Couple all positions that share an index of one axis, such as the pixels of a channel.
 
@@ -227,6 +254,7 @@ class Coupling:
         self.couple(rows, representative.unsqueeze(1))
         return representative.expand(labels.shape[axis])
 
+    @_unobserved
     def merge(self, labels: Tensor, axis: int) -> Tensor:
         """Couple all positions along an axis, and keep one label of them.
 
@@ -248,6 +276,7 @@ class Coupling:
         """Return whether an axis other than these (counted from the front) runs through several units of a layer."""
         return any(self.is_across(labels, axis) for axis in range(labels.dim()) if axis not in axes)
 
+    @_unobserved
     def is_across(self, labels: Tensor, axis: int) -> bool:
         """Return whether an axis runs through several units of one layer, which coupling along it would merge.
 
