@@ -193,7 +193,7 @@ def tune_command(
     settings: Settings = (),
     engine: Engine = LOCAL,
 ) -> int:
-    """Search a method's settings on one seed, by the average accuracy after the last task.
+    """Search a method's settings on one seed, by the average accuracy, or other metric, after the last task.
 
     Every combination of the grid is tried, many runs at a time, the settings as they are first. Finished runs are never
     repeated.
@@ -221,7 +221,7 @@ def tune_command(
     jobs = search.jobs(folder, data=learning.data, device=device, threads=engine.threads)
 
     def place(job: Job) -> tuple[str, str]:
-        return job.folder.name, "accuracy"
+        return job.folder.name, "score"
 
     def show(console: Console) -> None:
         found = outcomes(search, jobs)
@@ -265,7 +265,7 @@ def _carry_out(
         say(console, f"{sum(job.finished() is None for job in jobs)} of {len(jobs)} runs to do")
         return 0
     finished = [(job, sum(result.seconds)) for job in jobs if (result := job.finished()) is not None]
-    board = Board(console, jobs, place, _accuracy, finished, workers=engine.at_a_time, quiet=quiet)
+    board = Board(console, jobs, place, _average, finished, workers=engine.at_a_time, quiet=quiet)
     try:
         with closing(events), board:
             for event in events:
@@ -285,9 +285,12 @@ def _carry_out(
     return 1 if failures else 0
 
 
-def _accuracy(job: Job) -> str:
+def _average(job: Job) -> str:
     finished = job.finished()
-    return "damaged" if finished is None else f"{finished.metrics()['average_accuracy']:.1%}"
+    if finished is None:
+        return "damaged"
+    metric, average = finished.metric, finished.metrics()["average_score"]
+    return "finished" if metric is None else metric.say(average)
 
 
 def _state(job: Job) -> str:

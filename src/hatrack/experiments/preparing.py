@@ -22,7 +22,7 @@ from hatrack.experiments.folder import (
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import changed
-from hatrack.methods import METHODS, Method, Setup
+from hatrack.methods import METHODS, Method, Setup, require_learnable
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
 
@@ -107,6 +107,7 @@ class Run:
         self.stream = self.experiment.stream_of(
             self.config.stream, seed=request.seed, data_dir=request.data, monitor=monitor
         )
+        require_learnable(request.method, self.stream)
         self._begin_or_take_up()
         if self.folder is not None and self.folder.claim():
             self._require_same_run()
@@ -146,9 +147,7 @@ class Run:
             seed=self.request.seed,
             command=self.request.command(),
             config=self.config.flat(),
-            tasks=tuple(
-                TaskSummary(t.name, t.num_classes, len(t.train), len(t.valid), len(t.test)) for t in self.stream
-            ),
+            tasks=tuple(map(TaskSummary.of, self.stream)),
             scores=(),
             capacity=None,
             epochs=(),
