@@ -100,7 +100,7 @@ def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
         assert (
             hashlib.sha256(logits.numpy().astype("<f4").tobytes()).hexdigest() == result.scores[-1][index].logits_sha256
         )
-        assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(result.scores[-1][index].accuracy)
+        assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(result.scores[-1][index].value)
 
 
 @pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
@@ -161,7 +161,7 @@ def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
         for share, task in zip(shares, result.history, strict=True):
             assert task.capacity is not None
             assert share == pytest.approx(task.capacity["units" if units else "weights"])
-            assert len(task.used) == len(task.valid_accuracy) == len(task.train_loss) == len(task.valid_loss) == 2
+            assert len(task.used) == len(task.valid_score) == len(task.train_loss) == len(task.valid_loss) == 2
             assert all(0 < used <= 1 for used in task.used)
         assert shares == sorted(shares), "what is used stays used"
         assert result.history[-1].capacity == result.capacity
@@ -170,7 +170,7 @@ def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
     plain = finish(request("sgd"))
     assert plain.reuse is None
     assert [(task.capacity, task.used) for task in plain.history] == [(None, ())] * 3
-    assert [len(task.valid_accuracy) for task in plain.history] == [2, 2, 2]
+    assert [len(task.valid_score) for task in plain.history] == [2, 2, 2]
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from hatrack.cli.options import InterruptedRun, check_threads, say
+from hatrack.cli.options import InterruptedRun, check_threads, say, with_options
 from hatrack.experiments import Event, Run, RunRequest, RunResult, TaskBegun, TaskLearned, run
 from hatrack.experiments.folder import RunFolder
 from hatrack.objectives import ACCURACY
@@ -210,7 +210,7 @@ def carry_out(
         with DownloadDisplay(console, quiet=quiet) as monitor:
             going.prepare(monitor)
         for note in () if quiet else going.notes:
-            say(console, f"note: {note}")
+            say(console, f"note: {with_options(note)}")
         if tasks is not None and len(going.result.scores) >= tasks:
             return going.result
         try:

@@ -48,7 +48,7 @@ class Run:
             stopped between the two.
         in_task: where the training of the first task stands that there are no results for; None if it has not begun.
         repairs: names of damaged files, which are replaced by the ones before when the run goes on.
-        notes: what was damaged, and what is done about it, for people.
+        notes: what was decided by looking at the data, and what was damaged and is done about it, for people.
 
     Raises:
         InputError: an unknown name or setting, or the folder holds a run with other settings (they are named).
@@ -112,6 +112,7 @@ class Run:
         if self.folder is not None and self.folder.claim():
             self._require_same_run()
             self._begin_or_take_up()
+        self.notes = (*self.stream.notes, *self.notes)
 
     @property
     def is_new(self) -> bool:

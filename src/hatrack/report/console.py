@@ -29,10 +29,10 @@ _KEPT, _FADED, _LOST = "#56b4e9", "#f0e442", "#d55e00"
 
 
 def accuracy_table(result: RunResult, title: str | None = None) -> Table:
-    """Show the matrix of scores, such as accuracies: a row after every task, a column for every task, and the proof below.
+    """Show the matrix of scores, such as accuracies: a row after every task, a column for every task, and the proof.
 
-    An entry's colour says what became of it since the task was learned: kept, up to two points lost (of a metric that is
-    no share, 0.02), or more. The last
+    An entry's colour says what became of it since the task was learned: kept, up to two points lost (0.02
+    of a metric that is no share), or more. The last
     row says whether the test logits of a column stayed the same to the bit, by their hashes.
 
     Args:

@@ -18,8 +18,9 @@ __all__ = ["TensorBoard"]
 class TensorBoard:
     """A context in which :meth:`show` is given the events of a run, and writes them for TensorBoard.
 
-    Per epoch: training loss, validation loss and accuracy (or another metric), learning rate, under ``epochs/``. Per task: accuracy on
-    every task so far under ``tasks/``, average accuracy, forgetting, and the share of the network in use.
+    Per epoch: training loss, validation loss and accuracy (or another metric), learning rate, under ``epochs/``. Per
+    task: the same metric on every task so far under ``tasks/``, its average, forgetting, and the share of the network
+    in use.
 
     Args:
         folder: folder to write to; ``tensorboard --logdir`` is given it, or one above it.
