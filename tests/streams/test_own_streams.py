@@ -14,7 +14,7 @@ import torch
 from hatrack.errors import DataError, InputError
 from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
-from hatrack.streams.own.samples import order_of
+from hatrack.streams.own.spelling import order_of
 from hatrack.streams.own.tables import CsvFormat
 from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, pictures
 
