@@ -100,7 +100,7 @@ def test_an_interrupted_run_of_own_tasks_goes_on(tmp_path: Path) -> None:
     # As if the run had been stopped after its first task.
     path = tmp_path / "parts" / "run.json"
     short, whole = json.loads(path.read_text()), json.loads((tmp_path / "whole" / "run.json").read_text())
-    for key in ("accuracy", "loss", "logits_sha256"):
+    for key in ("score", "accuracy", "loss", "logits_sha256"):
         short[key] = [[short[key][0][0], None], [None, None]]
     for key in ("tasks", "config", "data"):
         short[key] = whole[key]

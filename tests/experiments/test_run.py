@@ -58,13 +58,29 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
     result = finish(request(method, tmp_path))
     content = json.loads((tmp_path / "run.json").read_text())
     assert list(content) == [
-        *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
-        *("metrics", "timing", "environment", "data", "sources", "history", "reuse", "status", "sha256"),
+        *("schema", "experiment", "method", "seed", "command", "config", "tasks", "score", "accuracy", "loss"),
+        *(
+            "logits_sha256",
+            "metrics",
+            "timing",
+            "environment",
+            "data",
+            "sources",
+            "history",
+            "reuse",
+            "status",
+            "sha256",
+        ),
     ]
-    assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (1, "demo", method, 0)
+    assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (2, "demo", method, 0)
     assert content["status"] == "finished"
-    assert content["tasks"][0] == {"name": "tshirt-trouser", "classes": 2, "train": 102, "valid": 18, "test": 200}
-    for what, kind in (("accuracy", float), ("loss", float), ("logits_sha256", str)):
+    assert content["tasks"][0] == {
+        **{"name": "tshirt-trouser", "classes": 2, "train": 102, "valid": 18, "test": 200},
+        "metric": {"name": "accuracy", "larger_is_better": True},
+        "objective": {"kind": "classification", "outputs": 2},
+    }
+    assert content["score"] == content["accuracy"]
+    for what, kind in (("score", float), ("accuracy", float), ("loss", float), ("logits_sha256", str)):
         matrix = content[what]
         assert len(matrix) == 3
         assert [[isinstance(value, kind) for value in row] for row in matrix] == [
@@ -72,8 +88,9 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
         ]
     assert all(0.0 <= value <= 1.0 for row in content["accuracy"] for value in row if value is not None)
     assert set(content["metrics"]) == {
-        *("average_accuracy", "forgetting", "backward_transfer", "forgetting_ratio", "capacity"),
+        *("average_accuracy", "average_score", "forgetting", "backward_transfer", "forgetting_ratio", "capacity"),
     }
+    assert content["metrics"]["average_accuracy"] == content["metrics"]["average_score"]
     assert content["metrics"]["average_accuracy"] == pytest.approx(sum(content["accuracy"][-1]) / 3)
     assert content["metrics"]["forgetting_ratio"] is None
     assert content["data"] == ["fashion-mnist-subset: idx files"]
@@ -364,10 +381,10 @@ def test_a_run_on_other_data_is_told_apart(tmp_path: Path) -> None:
 def test_a_newer_result_is_refused(tmp_path: Path) -> None:
     finish(request("random", tmp_path))
     path = tmp_path / "run.json"
-    edited(path, lambda content: content.update(schema=2))
-    with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
+    edited(path, lambda content: content.update(schema=3))
+    with pytest.raises(CheckpointError, match="schema 3, this hatrack reads up to 2"):
         read_result(path)
-    with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
+    with pytest.raises(CheckpointError, match="schema 3, this hatrack reads up to 2"):
         prepare(request("random", tmp_path))  # and does not go back to the one before
 
 
@@ -390,6 +407,12 @@ def edited(path: Path, change: Any) -> None:
         lambda content: content["accuracy"][1].__setitem__(0, None),
         lambda content: content["accuracy"][1].__setitem__(0, "x"),
         lambda content: content.update(accuracy=content["accuracy"][:2]),
+        lambda content: content["score"][1].__setitem__(0, None),
+        lambda content: content.update(score=content["score"][:2]),
+        lambda content: content["tasks"][0].update(metric={"name": "accuracy"}),
+        lambda content: content["tasks"][0].update(metric="accuracy"),
+        lambda content: content["tasks"][0]["objective"].update(kind="guessing"),
+        lambda content: content["tasks"][0]["objective"].update(outputs=3),
     ],
 )
 def test_a_result_that_cannot_be_is_named(change: Any, tmp_path: Path) -> None:

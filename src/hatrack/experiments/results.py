@@ -339,6 +339,7 @@ def read_result(path: Path) -> RunResult:
             data["score"] = data["accuracy"]
         tasks = tuple(TaskSummary.from_json(task) for task in data["tasks"])
         _require_sound(data)
+        _require_accuracies(data, tasks)
         rows = zip(data["loss"], data["score"], data["logits_sha256"], strict=True)
         scores = [tuple(_score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
         return RunResult(
@@ -383,6 +384,14 @@ def _require_sound(data: Any) -> None:
         shape = [[column <= index < learned for column in range(size)] for index in range(size)]
         if [[value is not None for value in row] for row in matrix] != shape:
             raise TypeError(f"{what} is not a lower triangular matrix of {size} tasks")
+
+
+def _require_accuracies(data: Any, tasks: Sequence[TaskSummary]) -> None:
+    """Check that accuracies are the scores of the tasks whose metric they are, and None elsewhere."""
+    known = [task.metric == ACCURACY for task in tasks]
+    expected = [[value if there else None for value, there in zip(row, known, strict=True)] for row in data["score"]]
+    if data["accuracy"] != expected:
+        raise TypeError("the accuracies are not the scores of the tasks whose metric is the accuracy")
 
 
 def history_from_json(task: Any) -> TaskHistory:

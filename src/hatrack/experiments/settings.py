@@ -82,6 +82,7 @@ class StreamSettings:
         num_tasks: number of tasks; none for all of the stream.
         target: for tables and npz of one's own: classes, numbers or labels; none lets the data tell.
         targets: for tables of one's own: names of the columns that hold the targets, joined by commas.
+        drop: for tables of one's own: names of columns to leave out, joined by commas.
         separator: for tables of one's own: text between the labels of a cell.
         test_share: for tables of one's own: share of the samples to test on; none where the files say it.
         metric: for tables and npz of one's own: r2, mae or rmse of numbers; map, f1 or exact of labels.
@@ -93,6 +94,7 @@ class StreamSettings:
     num_tasks: int | None = None
     target: TargetKind | None = None
     targets: str | None = None
+    drop: str | None = None
     separator: str | None = None
     test_share: float | None = None
     metric: MetricName | None = None
@@ -103,8 +105,8 @@ class StreamSettings:
         require_range(self, "limit", "num_tasks", least=1)
         require_range(self, "test_share", above=0, below=1)
         _ = self.weights  # refuses what are none
-        if self.targets is not None and not all(name.strip() for name in self.targets.split(",")):
-            raise InputError(f"targets must be names of columns joined by commas, not {self.targets!r}")
+        for key in ("targets", "drop"):
+            _names(key, getattr(self, key))  # refuses what are none
 
     @property
     def weights(self) -> ClassWeights | None:
@@ -114,14 +116,22 @@ class StreamSettings:
     @property
     def choice(self) -> TargetChoice:
         """What is said about the targets of one's own tasks."""
-        columns = () if self.targets is None else tuple(name.strip() for name in self.targets.split(","))
-        return TargetChoice(self.target, columns, self.separator, self.metric)
+        columns, drop = _names("targets", self.targets), _names("drop", self.drop)
+        return TargetChoice(self.target, columns, self.separator, self.metric, drop=drop)
 
     @property
     def about_own(self) -> tuple[str, ...]:
         """Names of the settings made that are about one's own tasks alone."""
-        own = ("target", "targets", "separator", "test_share", "metric")
+        own = ("target", "targets", "drop", "separator", "test_share", "metric")
         return tuple(name for name in own if getattr(self, name) is not None)
+
+
+def _names(key: str, text: str | None) -> tuple[str, ...]:
+    """Return names joined by commas; none for None."""
+    names = () if text is None else tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise InputError(f"{key} must be names of columns joined by commas, not {text!r}")
+    return names
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hatrack.objectives.base import Objective, check_targets, strata
 from hatrack.objectives.batches import joined_loss, joined_targets
 from hatrack.objectives.classification import Classification
-from hatrack.objectives.described import MetricName, TargetKind, as_targets, objective_from_json, objective_of
+from hatrack.objectives.described import MetricName, TargetKind, as_targets, kind_of, objective_from_json, objective_of
 from hatrack.objectives.metrics import ACCURACY, METRICS, Metric, common_metric
 from hatrack.objectives.multi_label import MultiLabel
 from hatrack.objectives.regression import Regression
@@ -27,6 +27,7 @@ __all__ = [
     "common_metric",
     "joined_loss",
     "joined_targets",
+    "kind_of",
     "objective_from_json",
     "objective_of",
     "strata",

@@ -24,7 +24,7 @@ from hatrack.objectives.metrics import (
 from hatrack.objectives.multi_label import MultiLabel
 from hatrack.objectives.regression import Regression
 
-__all__ = ["MetricName", "TargetKind", "as_targets", "objective_from_json", "objective_of"]
+__all__ = ["MetricName", "TargetKind", "as_targets", "kind_of", "objective_from_json", "objective_of"]
 
 
 class TargetKind(enum.Enum):
@@ -119,10 +119,17 @@ def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:
     if targets.dim() == 1 and targets.is_floating_point() and bool((targets == targets.round()).all()):
         targets = targets.long()
     if targets.dim() != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise InputError(f"{what} must be integers (N,), not {targets.dtype} {shape}")
+        raise InputError(f"{what} must be integers, not {targets.dtype} {shape}")
     if targets.min() < 0:
         raise InputError(f"{what} must be integers 0..C-1, not negative")
     return targets.long()
+
+
+def kind_of(targets: Tensor) -> TargetKind:
+    """Return the kind of targets that :func:`as_targets` gave."""
+    if targets.dtype == torch.int64:
+        return TargetKind.CLASSES
+    return TargetKind.LABELS if targets.dtype == torch.bool else TargetKind.NUMBERS
 
 
 def objective_of(targets: Tensor, names: Sequence[str] | None = None, metric: Metric | None = None) -> Objective:

@@ -87,7 +87,7 @@ ACCURACY = Metric("accuracy", larger_is_better=True, is_share=True)
 R_SQUARED = Metric("R²", larger_is_better=True)
 MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", larger_is_better=False)
 ROOT_MEAN_SQUARED_ERROR = Metric("root mean squared error", larger_is_better=False)
-MEAN_AVERAGE_PRECISION = Metric("mean average precision", larger_is_better=True, is_share=True)
+MEAN_AVERAGE_PRECISION = Metric("mAP", larger_is_better=True, is_share=True)
 F1 = Metric("F1", larger_is_better=True, is_share=True)
 EXACT_MATCH = Metric("exact match", larger_is_better=True, is_share=True)
 

@@ -161,7 +161,9 @@ def comparison_table(comparison: Comparison) -> Table:
         title_style="bold",
         box=SIMPLE,
     )
-    score, lost = ("accuracy, %", "forgetting, points") if metric is None else _headings(metric)
+    notes = {note for run in comparison.results.values() if (note := run.metrics().get("note")) is not None}
+    score, lost = _headings(metric or ACCURACY)
+    score = "score" if notes else score
     for column in (score, lost, "forgetting ratio", "seeds"):
         table.add_column(column, justify="right")
     scores = {method: comparison.spread(method, "average_score") for method in comparison.methods}
@@ -176,12 +178,11 @@ def comparison_table(comparison: Comparison) -> Table:
         seeds = Text(f"{finished} of {len(comparison.seeds)}" + (f", {failed} failed" if failed else ""))
         table.add_row(
             method,
-            _spread(scores[method], *((100.0, 2) if percent else (1.0, 4))),
-            _spread(comparison.spread(method, "forgetting"), *((100.0, 2) if percent else (1.0, 4))),
-            _spread(comparison.spread(method, "forgetting_ratio"), 1.0, 3),
+            _spread(scores[method], percent),
+            _spread(comparison.spread(method, "forgetting"), percent),
+            _spread(comparison.spread(method, "forgetting_ratio"), False, ".3f"),
             seeds,
         )
-    notes = {note for run in comparison.results.values() if (note := run.metrics().get("note")) is not None}
     if notes:
         table.caption = "; ".join(sorted(notes))
     return table
@@ -209,8 +210,9 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
     return table
 
 
-def _spread(found: Spread | None, factor: float, digits: int) -> str:
+def _spread(found: Spread | None, percent: bool, form: str = ".4g") -> str:
     if found is None:
         return "–"
-    mean = f"{factor * found.mean + 0.0:.{digits}f}"
-    return mean if found.sd is None else f"{mean} ± {factor * found.sd:.{digits}f}"
+    factor, form = (100.0, ".2f") if percent else (1.0, form)
+    mean = f"{factor * found.mean + 0.0:{form}}"
+    return mean if found.sd is None else f"{mean} ± {factor * found.sd:{form}}"

@@ -99,7 +99,7 @@ def _compression(runs: Runs, method: str) -> Drawing:
     table = _require(inside.compression(runs), "methods with masks, such as hat")
     rows = [{**row, "percent": 100 * row["used"]} for row in table.rows]
     metric = runs.any.tasks[0].metric
-    value = kinds_of(metric)[0].column("valid_accuracy", f"validation {_heading(metric)}")
+    value = kinds_of(metric)[0].column(table.columns[-1].key, f"validation {_heading(metric)}")
     chart = charts.scatter(rows, "percent", value, "units in use (%)", "seed", order="epoch")
     return Drawing(chart, "Compression of a single task, epoch by epoch", table)
 
@@ -112,7 +112,7 @@ def _published(runs: Runs, method: str) -> Drawing:
 
 def _transfer(runs: Runs, method: str) -> Drawing:
     table = tables.summary(runs)
-    shown = ("learning_accuracy", "backward_transfer", "forward_transfer")
+    shown = (runs.learning, "backward_transfer", "forward_transfer")
     rows = [row for row in table.rows if row["method"] != "random"] or table.rows
     columns = [column for column in table.columns if column.key in shown]
     return Drawing(charts.bars_side_by_side(rows, columns), "Learning and transfer", table)

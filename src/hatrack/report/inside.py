@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from hatrack.experiments import TaskSize
+from hatrack.objectives import ACCURACY
 from hatrack.report.runs import Runs
 from hatrack.report.table import AFTER, METHOD, SEED, Kind, Row, Table, kinds_of, mean_and_sd
 
@@ -98,11 +99,12 @@ def reuse(runs: Runs) -> Table:
 def compression(runs: Runs) -> Table:
     """Make a row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7).
 
-    The metric of another kind of task stands under the same key.
+    The metric of another kind of task stands under a key of its own.
     """
     metric = runs.any.tasks[0].metric
+    key = "valid_accuracy" if metric == ACCURACY else "valid_score"
     rows = tuple(
-        {"method": label, "seed": seed, "epoch": epoch, "used": used, "valid_accuracy": right}
+        {"method": label, "seed": seed, "epoch": epoch, "used": used, key: right}
         for label, seed, run in runs.each()
         if run.history
         for epoch, (used, right) in enumerate(zip(run.history[0].used, run.history[0].valid_score, strict=False), 1)
@@ -111,7 +113,7 @@ def compression(runs: Runs) -> Table:
         *(METHOD, SEED, Kind.NUMBER.column("epoch")),
         *(
             Kind.PERCENT.column("used", "in use"),
-            kinds_of(metric)[0].column("valid_accuracy", f"validation {metric.name}"),
+            kinds_of(metric)[0].column(key, f"validation {metric.name}"),
         ),
     )
     return Table("compression", f"Share in use and {metric.name} during the first task", columns, rows)

@@ -87,6 +87,11 @@ class Runs:
         return "average_accuracy" if self.metric == ACCURACY else "average_score"
 
     @property
+    def learning(self) -> str:
+        """Key of the score right after learning in tables, likewise."""
+        return "learning_accuracy" if self.metric == ACCURACY else "learning_score"
+
+    @property
     def any_of_all(self) -> RunResult:
         """One of the runs, whichever comes first."""
         return next(iter(next(iter(self.by_label.values())).values()))

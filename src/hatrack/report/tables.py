@@ -44,11 +44,11 @@ def summary(runs: Runs) -> Table:
     lost = lost if difference is Kind.POINTS else "what got worse since each task was learned, on the average"
     columns = (
         METHOD,
-        score.column(runs.average, name, f"mean {name} on all tasks after the last one{direction}"),
+        score.column(runs.average, _title_of(metric), f"mean {name} on all tasks after the last one{direction}"),
         difference.column("forgetting", "forgetting", lost),
         Kind.NUMBER.column("unchanged", "same to the bit", "runs in which no output on an earlier task ever changed"),
         Kind.RATIO.column("forgetting_ratio", "ρ", "0: as good as learning all tasks at once; −1: as bad as guessing"),
-        score.column("learning_accuracy", "learning", f"mean {name} on every task right after learning it{direction}"),
+        score.column(runs.learning, "learning", f"mean {name} on every task right after learning it{direction}"),
         difference.column("backward_transfer", "backward", f"what later tasks did to earlier ones{points}"),
         difference.column(
             "forward_transfer", "forward", "what earlier tasks did for later ones, against learning alone"
@@ -207,7 +207,7 @@ def _transfer(
 ) -> dict[str, float | None]:
     """Return the score right after learning, backward and forward transfer, given the scores of every seed."""
     metric = runs.metric
-    keys = ("learning_accuracy", "backward_transfer", "forward_transfer")
+    keys = (runs.learning, "backward_transfer", "forward_transfer")
     if metric is None:
         return {key: None for each in keys for key in (each, f"{each}_sd")}
     larger = metric.larger_is_better
@@ -220,7 +220,7 @@ def _transfer(
 
     values = matrices.values()
     return {
-        **mean_and_sd("learning_accuracy", map(learning_accuracy, values)),
+        **mean_and_sd(runs.learning, map(learning_accuracy, values)),
         **mean_and_sd("backward_transfer", (0.0 - forgetting(each, larger_is_better=larger) for each in values)),
         **mean_and_sd("forward_transfer", (forward(matrices[seed], alone[seed]) for seed in matrices)),
     }

@@ -17,6 +17,7 @@ from hatrack.objectives import (
     TargetKind,
     as_targets,
     check_targets,
+    kind_of,
     objective_of,
     strata,
 )
@@ -196,7 +197,7 @@ class Task:
             InputError: the tensors are not as described.
         """
         x_train, y_train = _checked_samples(name, "training", x_train, y_train, target)
-        x_test, y_test = _checked_samples(name, "test", x_test, y_test, target)
+        x_test, y_test = _checked_samples(name, "test", x_test, y_test, kind_of(y_train))
         try:
             objective = objective_of(y_train, classes, None if metric is None else metric.metric)
             objective.check(y_train, "training")

@@ -17,7 +17,7 @@ from hatrack.streams.own.pictures import class_folders, is_divided, read_picture
 from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
 from hatrack.streams.own.spelling import refuse_alike
 from hatrack.streams.own.tables import CsvFormat, read_table
-from hatrack.streams.own.targets import UNSAID, ClassTexts, TargetChoice, kind_of, targets_of_array
+from hatrack.streams.own.targets import UNSAID, ClassTexts, TargetChoice, kind_of_own, targets_of_array
 from hatrack.streams.seeding import seeded_generator
 
 __all__ = ["OwnTask", "digest_of", "read_own_task"]
@@ -112,6 +112,7 @@ class OwnTask:
                     f"task {self.name}: {self.path} needs label, the name of the column that holds the class or number "
                     "to predict (`targets=NAME`)"
                 )
+            table = replace(table, drop=choice.drop) if choice.drop else table
             share = share if self.test is not None or test_share is None else test_share
         return replace(self, table=table, test_share=share, choice=choice.over(self.choice))
 
@@ -138,7 +139,7 @@ def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
     """
     if task.table is not None:
         train, features = read_table(task.path, task.table, choice=task.choice)
-        known = replace(task.choice, kind=kind_of(train.targets))
+        known = replace(task.choice, kind=kind_of_own(train.targets))
         test = None if task.test is None else read_table(task.test, task.table, features, known)[0]
     elif task.path.is_dir():
         files = _picture_files(task)
@@ -202,7 +203,7 @@ def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
     arrays = read_npz(read_payload(task.path), ARRAYS, limit=NPZ_BYTES, origin=str(task.path))
     # What the training targets are decides on the test targets, too: a few of these may look like something else.
     first = targets_of_array(arrays["y_train"], len(arrays["x_train"]), task.choice.kind, f"{task.path}: y_train")
-    kind = kind_of(first)
+    kind = kind_of_own(first)
     train, test = (
         OwnSamples(
             _numbers(arrays[f"x_{part}"], f"{task.path}: x_{part}"),

@@ -29,7 +29,7 @@ __all__ = [
     "NumberColumns",
     "OwnTargets",
     "TargetChoice",
-    "kind_of",
+    "kind_of_own",
     "looks_like_numbers",
     "targets_of_array",
     "targets_of_texts",
@@ -52,6 +52,7 @@ class TargetChoice:
         separator: text between the labels of a cell, for a column with several.
         metric: the metric.
         class_weights: weights of the classes or labels in the loss.
+        drop: names of columns of a table to leave out.
     """
 
     kind: TargetKind | None = None
@@ -59,6 +60,7 @@ class TargetChoice:
     separator: str | None = None
     metric: MetricName | None = None
     class_weights: ClassWeights | None = None
+    drop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.separator == "":
@@ -180,7 +182,8 @@ class NumberColumns(OwnTargets):
     def note(self) -> str:
         """Say that these are numbers to predict."""
         columns = f"{', '.join(self.names)}: " if self.names[0] else ""
-        return f"{columns}taken for numbers to predict (regression); for classes, choose `target=classes`"
+        otherwise = "; for classes, choose `target=classes`" if len(self.names) == 1 else ""
+        return f"{columns}taken for numbers to predict (regression){otherwise}"
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,8 @@ class LabelSets(OwnTargets):
 
     def note(self) -> str:
         """Say that these are labels of which a sample may have several."""
-        return f"taken for {len(self._all())} labels of which a sample may have several; to choose, say `target=...`"
+        count = len(self._all())
+        return f"taken for {count} labels, of which a sample may have several; for numbers, choose `target=numbers`"
 
     def _all(self) -> tuple[str, ...]:
         return self.names or tuple(sorted({label for each in self.sets for label in each}, key=order_of))
@@ -248,7 +252,7 @@ def _made(targets: Tensor, names: Sequence[str], choice: TargetChoice, origin: s
         raise DataError(f"{origin}: {error}") from error
 
 
-def kind_of(targets: OwnTargets) -> TargetKind:
+def kind_of_own(targets: OwnTargets) -> TargetKind:
     """Return the kind of targets that were read."""
     if isinstance(targets, ClassTexts):
         return TargetKind.CLASSES
