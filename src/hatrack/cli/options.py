@@ -67,8 +67,8 @@ else:
     ExperimentName = Annotated[
         Literal[tuple(EXPERIMENTS)] | str | None,
         Parameter(
-            help="What to learn; `hatrack list experiments` explains them. Or a file of your own: `tasks.toml`, a table "
-            "or an `.npz`."
+            help="What to learn; `hatrack list experiments` explains them. Or a file of your own: `tasks.toml`, a "
+            "table or an `.npz`."
         ),
     ]
 

@@ -84,6 +84,8 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", larger_is_better=True, is_share=True)
+"""Metric of classes: the share of right answers."""
+
 R_SQUARED = Metric("R²", larger_is_better=True)
 MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", larger_is_better=False)
 ROOT_MEAN_SQUARED_ERROR = Metric("root mean squared error", larger_is_better=False)
