@@ -169,7 +169,7 @@ def test_weights_are_read_and_said(text: Any, said: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "even", "1,0", "1,-2", "1,inf", "1,nan", "1,,2"])
 def test_weights_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="class_weights=.* does not fit"):
+    with pytest.raises(InputError, match=r"class_weights=.* does not fit"):
         ClassWeights.read(text)
 
 

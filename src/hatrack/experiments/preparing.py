@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hatrack.data import DownloadMonitor
@@ -23,6 +24,7 @@ from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS, Method, Setup, require_learnable
+from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
 
@@ -104,9 +106,10 @@ class Run:
             CheckpointError: what the folder holds is damaged, and so is what was kept before it.
         """
         request = self.request
-        self.stream = self.experiment.stream_of(
-            self.config.stream, seed=request.seed, data_dir=request.data, monitor=monitor
-        )
+        data = self.config.stream
+        if self.experiment.own is not None and self._earlier is not None and self._earlier.knows_classes_alone:
+            data = replace(data, target=TargetKind.CLASSES)  # as it was when the run began
+        self.stream = self.experiment.stream_of(data, seed=request.seed, data_dir=request.data, monitor=monitor)
         require_learnable(request.method, self.stream)
         self._begin_or_take_up()
         if self.folder is not None and self.folder.claim():

@@ -17,7 +17,7 @@ from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import last_logits, score_row
-from hatrack.objectives import ACCURACY, Metric
+from hatrack.objectives import ACCURACY, Metric, TargetKind
 from hatrack.storage.checkpoint import read_checkpoint
 from hatrack.streams import Task, TaskStream
 from hatrack.support.environment import describe_environment, deterministic_cuda
@@ -84,7 +84,10 @@ def request_of(
         device: where to train; None for the CPU.
     """
     sources = tuple(map(Path, recorded.sources))
-    asked = (recorded.experiment, recorded.method, recorded.seed, out, data, recorded.config)
+    config = recorded.config
+    if sources and recorded.knows_classes_alone:
+        config = {**config, "target": TargetKind.CLASSES.value}
+    asked = (recorded.experiment, recorded.method, recorded.seed, out, data, config)
     return RunRequest(*asked, device or torch.device("cpu"), sources)
 
 

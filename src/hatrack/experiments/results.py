@@ -171,6 +171,11 @@ class RunResult:
         """Return whether all tasks of the experiment were learned, and none was unlearned since."""
         return self.status is Status.FINISHED and not self.forgotten and self.forgetting is None
 
+    @property
+    def knows_classes_alone(self) -> bool:
+        """Return whether it was recorded in schema 1, when targets could be nothing else."""
+        return all(task.objective is None for task in self.tasks)
+
     def with_row(
         self,
         row: tuple[Score, ...],
