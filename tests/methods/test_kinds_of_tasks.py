@@ -43,7 +43,7 @@ MIXED = tuple(made(kind, index, kind) for index, kind in enumerate(("numbers", "
 
 @pytest.mark.parametrize("name", slow_but((*QUICK, "joint", "ewc"), EVERY_KIND))
 def test_tasks_of_all_kinds_in_one_stream(name: str, tmp_path: Path) -> None:
-    require_learnable(name, MIXED)
+    require_learnable(METHODS[name], MIXED)
     method, before = make(name), []
     for index, task in enumerate(MIXED):
         learn(method, MIXED[: index + 1], first=index, epochs=2)
@@ -89,10 +89,10 @@ def test_what_is_defined_for_classes_says_so_and_who_does_more(name: str, index:
     with pytest.raises(
         InputError, match=rf"{name} cannot learn task .*; these methods can: hat, adahat, sgd, "
     ) as caught:
-        require_learnable(name, MIXED)
+        require_learnable(METHODS[name], MIXED)
     assert "\n" not in str(caught.value)
     assert not METHODS[name].learns(MIXED[index].objective)
-    require_learnable(name, MIXED[1:2])
+    require_learnable(METHODS[name], MIXED[1:2])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -103,9 +103,9 @@ def test_weights_of_classes(name: str) -> None:
     )
     if name in PLAIN_CLASSES_ALONE:
         with pytest.raises(InputError, match=r"is classification with class weights; these methods can: "):
-            require_learnable(name, [weighted])
+            require_learnable(METHODS[name], [weighted])
         return
-    require_learnable(name, [weighted])
+    require_learnable(METHODS[name], [weighted])
 
 
 def test_weights_of_classes_change_what_is_learned() -> None:

@@ -110,7 +110,7 @@ class Run:
         if self.experiment.own is not None and self._earlier is not None and self._earlier.knows_classes_alone:
             data = replace(data, target=TargetKind.CLASSES)  # as it was when the run began
         self.stream = self.experiment.stream_of(data, seed=request.seed, data_dir=request.data, monitor=monitor)
-        require_learnable(request.method, self.stream)
+        require_learnable(METHODS[request.method], self.stream)
         self._begin_or_take_up()
         if self.folder is not None and self.folder.claim():
             self._require_same_run()

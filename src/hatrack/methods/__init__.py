@@ -59,21 +59,21 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
 """Every method by its name."""
 
 
-def require_learnable(method: str, tasks: Iterable[Task]) -> None:
+def require_learnable(method: type[Method], tasks: Iterable[Task]) -> None:
     """Check that a method can learn tasks of their kinds.
 
     Args:
-        method: its name.
+        method: the method.
         tasks: the tasks.
 
     Raises:
         InputError: it cannot; the methods that can are named.
     """
     for task in tasks:
-        if not METHODS[method].learns(task.objective):
+        if not method.learns(task.objective):
             weighted = " with class weights" if getattr(task.objective, "weights", None) else ""
             others = ", ".join(name for name, kind in METHODS.items() if kind.learns(task.objective))
             raise InputError(
-                f"{method} cannot learn task {task.name!r}, which is {task.objective.kind}{weighted}; "
+                f"{method.name} cannot learn task {task.name!r}, which is {task.objective.kind}{weighted}; "
                 f"these methods can: {others}"
             )
