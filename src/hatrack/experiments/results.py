@@ -117,7 +117,7 @@ class TaskHistory:
             valid_loss=(*self.valid_loss, round(epoch.valid_loss, 5)),
             valid_score=self.valid_score
             if epoch.valid_score is None
-            else (*self.valid_score, round(epoch.valid_score, 5)),
+            else (*self.valid_score, _five_digits(epoch.valid_score)),
             used=self.used if used is None else (*self.used, round(used, 5)),
         )
 
@@ -404,6 +404,11 @@ def history_from_json(task: Any) -> TaskHistory:
     curves = {key: _numbers(task[key]) for key in ("train_loss", "valid_loss", "used")}
     scores = task["valid_score"] if "valid_score" in task else task["valid_accuracy"]  # as it was called in schema 1
     return TaskHistory(task["capacity"], **curves, valid_score=_numbers(scores))
+
+
+def _five_digits(score: float) -> float:
+    """Round a score to five decimals, or to five digits where it is small, as an error in large units is."""
+    return round(score, 5) if score == 0 or abs(score) >= 1e-2 else float(f"{score:.5g}")
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
