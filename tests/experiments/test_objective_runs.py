@@ -215,6 +215,7 @@ def test_methods_are_compared_on_numbers_and_ranked_by_the_direction(
     assert main([*words, *QUICK[:-1], *NUMBERS, "--set", "metric=mae", "--out", str(tmp_path / "all")]) == 0
     shown = capsys.readouterr().out
     assert "lower is" in shown
+    assert "flats, houses: learned as regression (to choose, --set target=classes, numbers or labels)" in shown
     found = Comparison.read(tmp_path / "all")
     assert found.metric == MEAN_ABSOLUTE_ERROR
     assert found.figures("sgd", "average_accuracy") == {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hatrack import InputError, LabelPrediction, Learner, NumberPrediction, Prediction
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.objectives.metrics import f1, mean_absolute_error, mean_average_precision, r_squared
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.train import TrainingSettings
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
@@ -112,6 +113,18 @@ def test_weights_change_what_is_learned_and_are_kept(tmp_path: Path) -> None:
     heavy.fit("sides", (X, SIDES), class_weights=(2, 1))
     heavy.save(tmp_path / "learner")
     assert Learner.load(tmp_path / "learner", build()).objectives == heavy.objectives
+
+
+def test_files_from_before_there_were_objectives_are_read(tmp_path: Path) -> None:
+    of = learner()
+    of.fit("sides", (X, SIDES), classes=("left", "right"))
+    of.save(tmp_path / "learner")
+    file = read_checkpoint(tmp_path / "learner")
+    described = {key: value for key, value in file.description.items() if key != "objectives"}
+    write_checkpoint(tmp_path / "learner", Checkpoint(file.tensors, described))
+    again = Learner.load(tmp_path / "learner", build())
+    assert again.objectives == of.objectives
+    assert torch.equal(said(again, "sides"), said(of, "sides"))
 
 
 def test_only_classes_tell_a_task() -> None:

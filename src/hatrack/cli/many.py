@@ -39,6 +39,7 @@ from hatrack.experiments import (
     Job,
     JobEvent,
     LocalExecutor,
+    RunResult,
     SlurmExecutor,
     compare,
     jobs_of,
@@ -48,7 +49,7 @@ from hatrack.experiments.folder import require_folder
 from hatrack.experiments.plan import PLAN, read_plan
 from hatrack.experiments.request import as_text
 from hatrack.experiments.tuning import GridSearch, best, outcomes, tune
-from hatrack.report import comparison_table, tuning_table
+from hatrack.report import comparison_table, kinds_line, tuning_table
 
 __all__ = ["compare_command", "read_seeds", "tune_command"]
 
@@ -176,7 +177,9 @@ def compare_command(
         return job.request.method, f"seed {job.request.seed}"
 
     def show(console: Console) -> None:
-        console.print(comparison_table(Comparison.read(folder)))
+        comparison = Comparison.read(folder)
+        console.print(comparison_table(comparison))
+        _say_kinds(console, next(iter(comparison.results.values()), None))
 
     return _carry_out(jobs, place, compare(plan, folder, jobs, executor), show, folder, engine, learning.quiet)
 
@@ -226,11 +229,17 @@ def tune_command(
     def show(console: Console) -> None:
         found = outcomes(search, jobs)
         console.print(tuning_table(found))
+        _say_kinds(console, next((result for job in jobs if (result := job.finished()) is not None), None))
         if (chosen := best(found)) is not None:
             words = " ".join(f"--set {method}.{key}={as_text(value)}" for key, value in chosen.settings.items())
             say(console, f"best: {words}")
 
     return _carry_out(jobs, place, tune(search, folder, jobs, executor), show, folder, engine, learning.quiet)
+
+
+def _say_kinds(console: Console, result: RunResult | None) -> None:
+    if result is not None and (line := kinds_line(result)):
+        say(console, with_options(line))
 
 
 def read_seeds(text: str) -> tuple[int, ...]:

@@ -12,12 +12,13 @@ from rich.text import Text
 from hatrack.experiments import Comparison, Reproduction, RunResult, Verification
 from hatrack.experiments.statistics import Spread
 from hatrack.experiments.tuning import Candidate, best
-from hatrack.objectives import ACCURACY, Metric
+from hatrack.objectives import ACCURACY, Classification, Metric
 
 __all__ = [
     "accuracy_table",
     "comparison_table",
     "forgetting_line",
+    "kinds_line",
     "reproduction_table",
     "share_in_use",
     "tuning_table",
@@ -186,6 +187,21 @@ def comparison_table(comparison: Comparison) -> Table:
     if notes:
         table.caption = "; ".join(sorted(notes))
     return table
+
+
+def kinds_line(result: RunResult) -> str:
+    """Say which tasks of one's own were taken for something else than classes, and how to choose; empty where none was.
+
+    Nothing is said where a setting had chosen.
+    """
+    if not result.sources or result.config.get("target") is not None:
+        return ""
+    kinds: dict[str, list[str]] = {}
+    for task in result.tasks:
+        if task.objective is not None and task.objective["kind"] != Classification.kind:
+            kinds.setdefault(task.objective["kind"], []).append(task.name)
+    said = [f"{', '.join(names)}: learned as {kind}" for kind, names in kinds.items()]
+    return f"{'; '.join(said)} (to choose, `target=classes`, numbers or labels)" if said else ""
 
 
 def _headings(metric: Metric) -> tuple[str, str]:
