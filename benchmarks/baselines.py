@@ -106,8 +106,7 @@ def main() -> None:
         rows[method] = {
             "chosen": {} if candidate is None else dict(candidate.settings),
             "searched": [
-                {**c.settings, "accuracy": None if c.accuracy is None else round(100 * c.accuracy, 2)}
-                for c in tried[method]
+                {**c.settings, "accuracy": None if c.score is None else round(100 * c.score, 2)} for c in tried[method]
             ],
             "tuned": summary(found, method),
             "untuned": summary(plain, method),

@@ -45,11 +45,11 @@ def follow(method: str, settings: dict[str, Any], tasks: int, seed: int, data: P
         if isinstance(event, TaskLearned):
             assert event.result.capacity is not None
             capacity.append({**event.result.capacity, "seconds": round(time.perf_counter() - started, 1)})
-            learned = event.result.scores[-1][-1].accuracy
+            learned = event.result.scores[-1][-1].value
             print(f"  task {event.index + 1}: {learned:.2%}, {event.result.capacity['units']:.0%} of the units in use")
     scores = prepared.result.scores
-    after_learning = [row[-1].accuracy for row in scores]
-    at_end = [score.accuracy for score in scores[-1]]
+    after_learning = [row[-1].value for row in scores]
+    at_end = [score.value for score in scores[-1]]
     return {
         "method": method,
         "settings": prepared.result.config,

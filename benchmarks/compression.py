@@ -51,14 +51,14 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     size = by_batch[64]
     return {
         "command": result.command,
-        "accuracy": result.scores[-1][0].accuracy,
-        "accuracy without masks": plain.scores[-1][0].accuracy,
+        "accuracy": result.scores[-1][0].value,
+        "accuracy without masks": plain.scores[-1][0].value,
         "units": round(size.units / size.full_units, 4),
         "parameters": round(size.parameters / size.full_parameters, 4),
         "operations": round(size.flops / size.full_flops, 4),
         "file": round(size.file_bytes / size.full_file_bytes, 4),
         "speedup": {f"batch of {batch}": round(each.speedup, 2) for batch, each in by_batch.items()},
-        "by epoch": {"used": list(history.used), "valid_accuracy": list(history.valid_accuracy)},
+        "by epoch": {"used": list(history.used), "valid_accuracy": list(history.valid_score)},
         "seconds": result.seconds[0],
         "sizes": [dataclasses.asdict(each) for each in by_batch.values()],
     }

@@ -29,6 +29,7 @@ from hatrack.methods import METHODS, Method, Setup
 from hatrack.methods.dwa import DWA
 from hatrack.methods.dwa.analysis import cosine_similarities, relatedness, task_profile
 from hatrack.methods.hat import HAT
+from hatrack.objectives import Classification
 from hatrack.streams import Split, Task, seeded_generator
 from hatrack.streams.transforms import Normalise
 from hatrack.support.environment import describe_environment
@@ -75,7 +76,7 @@ def tasks(seed: int, per_task: int) -> list[Task]:
         train, valid = everything.divided(0.15, seeded_generator(seed, "validation", number))
         test = part(data.x_test, data.y_test, 500, "test")
         names = tuple(data.class_names[label] for label in classes)
-        made.append(Task(name, names, train, valid, test))
+        made.append(Task(name, Classification(names), train, valid, test))
     return made
 
 
@@ -137,7 +138,7 @@ def run(label: str, seed: int, stream: list[Task], epochs: int) -> dict[str, Any
             pass
         method.end_task(task)
         logits = {t.name: predict_split(method, t.test, t.name, 1000) for t in stream[: number + 1]}
-        row = [score(logits[t.name], t.test.labels).accuracy for t in stream[: number + 1]]
+        row = [score(logits[t.name], t.test.labels).value for t in stream[: number + 1]]
         matrix.append([*row, *[None] * (len(stream) - len(row))])
     result: dict[str, Any] = {
         "method": label,

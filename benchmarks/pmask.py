@@ -58,7 +58,7 @@ def follow(method: str, settings: dict[str, Any], seed: int, data: Path | None) 
     for event in run(prepared):
         if isinstance(event, TaskLearned):
             capacity.append(event.result.capacity)
-            print(f"  task {event.index + 1}: {', '.join(f'{s.accuracy:.1%}' for s in event.result.scores[-1])}")
+            print(f"  task {event.index + 1}: {', '.join(f'{s.value:.1%}' for s in event.result.scores[-1])}")
     result, reuse = prepared.result, prepared.method.reuse()
     metrics = result.metrics()
     hashes = [{row[task].logits_sha256 for row in result.scores[task:]} for task in range(len(result.scores))]
@@ -66,7 +66,7 @@ def follow(method: str, settings: dict[str, Any], seed: int, data: Path | None) 
         "method": method,
         "settings": result.config,
         "tasks": [task.name for task in result.tasks],
-        "accuracy": [[score.accuracy for score in row] for row in result.scores],
+        "accuracy": [[score.value for score in row] for row in result.scores],
         "average_accuracy": metrics["average_accuracy"],
         "forgetting": metrics["forgetting"],
         "old_logits_keep_every_bit": all(len(different) == 1 for different in hashes),

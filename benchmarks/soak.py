@@ -124,7 +124,7 @@ def state_of(prepared: Any) -> dict[str, int]:
     task = network.tasks[-1]
     own = sum(value.nbytes for value in (*task.parameters(), *task.buffers(), task.packed))
     score = result.scores[-1][-1]
-    kept = sum(part.__sizeof__() for part in (score, score.loss, score.accuracy, score.logits_sha256)) + 16
+    kept = sum(part.__sizeof__() for part in (score, score.loss, score.value, score.logits_sha256)) + 16
     return {"parameters and mask": own, "a score; a row has as many as there are tasks": kept}
 
 

@@ -36,4 +36,4 @@ for name in ("sgd", "hat"):
             pass
         method.end_task(task)
     scores = {t.name: score(predict_split(method, t.test, t.name, batch_size=400), t.test.labels) for t in stream}
-    print(f"{name}:", ", ".join(f"{task} {result.accuracy:.1%}" for task, result in scores.items()))
+    print(f"{name}:", ", ".join(f"{task} {result.value:.1%}" for task, result in scores.items()))

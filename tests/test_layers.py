@@ -30,6 +30,7 @@ LAYERS = [
     {"units"},
     {"backbones"},
     {"streams"},
+    {"objectives"},
     {"data"},
     {"state"},
     {"storage"},

@@ -21,6 +21,7 @@ PUBLIC_MODULES = (
     "hatrack.backbones",
     "hatrack.data",
     "hatrack.streams",
+    "hatrack.objectives",
     "hatrack.learning.unannounced",
     "hatrack.methods",
     "hatrack.train",

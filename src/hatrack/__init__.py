@@ -17,7 +17,7 @@ from hatrack.errors import (
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
-from hatrack.learning.learner import Learner, Prediction
+from hatrack.learning.learner import LabelPrediction, Learner, NumberPrediction, Prediction
 from hatrack.masks.calibration import Scorer
 from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import HATNetwork
@@ -61,7 +61,9 @@ __all__ = [
     "IncrementalAccuracy",
     "Inferred",
     "InputError",
+    "LabelPrediction",
     "Learner",
+    "NumberPrediction",
     "Plan",
     "Prediction",
     "Regularization",

@@ -218,7 +218,7 @@ def test_searching_settings(tmp_path: Path) -> None:
     assert chosen.settings == {"lr": 0.1}, "a rate that moves nothing learns nothing"
     record = json.loads((tmp_path / "tuning.json").read_text())
     assert record["best"] == {"lr": 0.1}
-    assert [row["average_accuracy"] for row in record["candidates"]] == [c.accuracy for c in found]
+    assert [row["average_accuracy"] for row in record["candidates"]] == [c.score for c in found]
 
     assert list(tune(search, tmp_path, jobs, LocalExecutor(1))) == [], "finished runs are not made again"
     assert json.loads((tmp_path / "tuning.json").read_text()) == record

@@ -15,6 +15,7 @@ from hatrack import HATNetwork, InputError, Learner, TrainingError, WeightMasked
 from hatrack.cli import main
 from hatrack.experiments import RunRequest, RunResult, Status, prepare, read_result, run, verify
 from hatrack.methods.hat import HATSettings
+from hatrack.objectives import Classification
 from hatrack.streams import Split, Task
 from hatrack.train import TrainingSettings
 
@@ -92,7 +93,7 @@ def test_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_samples_to_validate_on_are_refused_where_a_task_is_made() -> None:
     whole = Split(torch.randn(4, 2), torch.arange(4), torch.tensor([0, 1, 0, 1]))
     with pytest.raises(InputError, match="needs as many labels as rows, at least 1, not 0 and 0"):
-        Task("a", ("0", "1"), whole, whole.part(torch.arange(0)), whole)
+        Task("a", Classification(("0", "1")), whole, whole.part(torch.arange(0)), whole)
 
 
 def test_features_that_do_not_vary(tmp_path: Path) -> None:

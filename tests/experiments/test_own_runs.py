@@ -47,7 +47,7 @@ def test_the_documented_example_runs(
     monkeypatch.chdir(tmp_path)
     makes_files, from_python = blocks("python")
     exec(compile(makes_files, str(DOCUMENT), "exec"), {})
-    for text, name in zip(blocks("toml"), ("pictures", "tables"), strict=True):
+    for text, name in zip(blocks("toml"), ("homes", "pictures", "tables"), strict=True):
         (tmp_path / f"{name}.toml").write_text(text)
     for line in blocks("console")[-1].splitlines():
         assert main([*shlex.split(line)[1:], *(["--quiet"] if " run " in line else [])]) == 0, line
@@ -58,6 +58,11 @@ def test_the_documented_example_runs(
         assert [task["name"] for task in result["tasks"]] == tasks
         assert result["metrics"]["average_accuracy"] > 0.8, (name, result["accuracy"])
         assert result["metrics"]["forgetting"] == 0
+    result = json.loads((tmp_path / "runs" / "homes-hat-seed0" / "run.json").read_text())
+    assert [task["metric"]["name"] for task in result["tasks"]] == ["R²", "mAP"]
+    assert result["logits_sha256"][0][0] == result["logits_sha256"][1][0]
+    assert result["metrics"]["by_metric"]["R²"]["average_score"] > 0.8, result["score"]
+    assert result["metrics"]["by_metric"]["mAP"]["average_score"] > 0.8, result["score"]
 
 
 def test_run_again_from_elsewhere_and_verify(
@@ -100,7 +105,7 @@ def test_an_interrupted_run_of_own_tasks_goes_on(tmp_path: Path) -> None:
     # As if the run had been stopped after its first task.
     path = tmp_path / "parts" / "run.json"
     short, whole = json.loads(path.read_text()), json.loads((tmp_path / "whole" / "run.json").read_text())
-    for key in ("accuracy", "loss", "logits_sha256"):
+    for key in ("score", "accuracy", "loss", "logits_sha256"):
         short[key] = [[short[key][0][0], None], [None, None]]
     for key in ("tasks", "config", "data"):
         short[key] = whole[key]

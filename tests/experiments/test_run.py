@@ -58,13 +58,29 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
     result = finish(request(method, tmp_path))
     content = json.loads((tmp_path / "run.json").read_text())
     assert list(content) == [
-        *("schema", "experiment", "method", "seed", "command", "config", "tasks", "accuracy", "loss", "logits_sha256"),
-        *("metrics", "timing", "environment", "data", "sources", "history", "reuse", "status", "sha256"),
+        *("schema", "experiment", "method", "seed", "command", "config", "tasks", "score", "accuracy", "loss"),
+        *(
+            "logits_sha256",
+            "metrics",
+            "timing",
+            "environment",
+            "data",
+            "sources",
+            "history",
+            "reuse",
+            "status",
+            "sha256",
+        ),
     ]
-    assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (1, "demo", method, 0)
+    assert (content["schema"], content["experiment"], content["method"], content["seed"]) == (2, "demo", method, 0)
     assert content["status"] == "finished"
-    assert content["tasks"][0] == {"name": "tshirt-trouser", "classes": 2, "train": 102, "valid": 18, "test": 200}
-    for what, kind in (("accuracy", float), ("loss", float), ("logits_sha256", str)):
+    assert content["tasks"][0] == {
+        **{"name": "tshirt-trouser", "classes": 2, "train": 102, "valid": 18, "test": 200},
+        "metric": {"name": "accuracy", "larger_is_better": True},
+        "objective": {"kind": "classification", "outputs": 2},
+    }
+    assert content["score"] == content["accuracy"]
+    for what, kind in (("score", float), ("accuracy", float), ("loss", float), ("logits_sha256", str)):
         matrix = content[what]
         assert len(matrix) == 3
         assert [[isinstance(value, kind) for value in row] for row in matrix] == [
@@ -72,8 +88,9 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
         ]
     assert all(0.0 <= value <= 1.0 for row in content["accuracy"] for value in row if value is not None)
     assert set(content["metrics"]) == {
-        *("average_accuracy", "forgetting", "backward_transfer", "forgetting_ratio", "capacity"),
+        *("average_accuracy", "average_score", "forgetting", "backward_transfer", "forgetting_ratio", "capacity"),
     }
+    assert content["metrics"]["average_accuracy"] == content["metrics"]["average_score"]
     assert content["metrics"]["average_accuracy"] == pytest.approx(sum(content["accuracy"][-1]) / 3)
     assert content["metrics"]["forgetting_ratio"] is None
     assert content["data"] == ["fashion-mnist-subset: idx files"]
@@ -100,7 +117,7 @@ def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
         assert (
             hashlib.sha256(logits.numpy().astype("<f4").tobytes()).hexdigest() == result.scores[-1][index].logits_sha256
         )
-        assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(result.scores[-1][index].accuracy)
+        assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(result.scores[-1][index].value)
 
 
 @pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
@@ -161,7 +178,7 @@ def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
         for share, task in zip(shares, result.history, strict=True):
             assert task.capacity is not None
             assert share == pytest.approx(task.capacity["units" if units else "weights"])
-            assert len(task.used) == len(task.valid_accuracy) == len(task.train_loss) == len(task.valid_loss) == 2
+            assert len(task.used) == len(task.valid_score) == len(task.train_loss) == len(task.valid_loss) == 2
             assert all(0 < used <= 1 for used in task.used)
         assert shares == sorted(shares), "what is used stays used"
         assert result.history[-1].capacity == result.capacity
@@ -170,7 +187,7 @@ def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
     plain = finish(request("sgd"))
     assert plain.reuse is None
     assert [(task.capacity, task.used) for task in plain.history] == [(None, ())] * 3
-    assert [len(task.valid_accuracy) for task in plain.history] == [2, 2, 2]
+    assert [len(task.valid_score) for task in plain.history] == [2, 2, 2]
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
@@ -364,10 +381,10 @@ def test_a_run_on_other_data_is_told_apart(tmp_path: Path) -> None:
 def test_a_newer_result_is_refused(tmp_path: Path) -> None:
     finish(request("random", tmp_path))
     path = tmp_path / "run.json"
-    edited(path, lambda content: content.update(schema=2))
-    with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
+    edited(path, lambda content: content.update(schema=3))
+    with pytest.raises(CheckpointError, match="schema 3, this hatrack reads up to 2"):
         read_result(path)
-    with pytest.raises(CheckpointError, match="schema 2, this hatrack reads up to 1"):
+    with pytest.raises(CheckpointError, match="schema 3, this hatrack reads up to 2"):
         prepare(request("random", tmp_path))  # and does not go back to the one before
 
 
@@ -390,6 +407,12 @@ def edited(path: Path, change: Any) -> None:
         lambda content: content["accuracy"][1].__setitem__(0, None),
         lambda content: content["accuracy"][1].__setitem__(0, "x"),
         lambda content: content.update(accuracy=content["accuracy"][:2]),
+        lambda content: content["score"][1].__setitem__(0, None),
+        lambda content: content.update(score=content["score"][:2]),
+        lambda content: content["tasks"][0].update(metric={"name": "accuracy"}),
+        lambda content: content["tasks"][0].update(metric="accuracy"),
+        lambda content: content["tasks"][0]["objective"].update(kind="guessing"),
+        lambda content: content["tasks"][0]["objective"].update(outputs=3),
     ],
 )
 def test_a_result_that_cannot_be_is_named(change: Any, tmp_path: Path) -> None:

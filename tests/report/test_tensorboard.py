@@ -37,4 +37,4 @@ def test_a_run_can_be_followed(tmp_path: Path) -> None:
     assert {"epochs/train_loss", "epochs/lr", "average_accuracy", "forgetting", "in_use"} <= names
     assert [event.step for event in events.Scalars("epochs/valid_accuracy")] == [1, 2, 3, 4]
     written = [event.value for event in events.Scalars(f"tasks/{result.tasks[0].name}")]
-    assert written == pytest.approx([row[0].accuracy for row in result.scores])
+    assert written == pytest.approx([row[0].value for row in result.scores])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hatrack.errors import InputError
+from hatrack.objectives import TargetKind
 from hatrack.streams import Normalise, Split, Task, TaskStream
 
 X = torch.arange(24.0).reshape(8, 3)
@@ -120,7 +121,7 @@ def test_a_named_class_may_have_no_sample() -> None:
     [
         ({"y_train": Y[:5]}, r"8 training samples need labels of shape \(8,\), not \(5,\)"),
         ({"y_test": Y}, "4 test samples need labels"),
-        ({"y_train": Y.float()}, "training labels must be integers, not torch.float32"),
+        ({"y_train": Y + 0.5, "target": TargetKind.CLASSES}, "training labels must be integers, not torch.float32"),
         ({"y_test": Y[:4] > 0}, "test labels must be integers, not torch.bool"),
         ({"y_train": Y - 1}, "training labels must be integers 0..C-1, not negative"),
         ({"y_train": Y + 3}, "renumber or name the classes"),

@@ -14,7 +14,7 @@ import torch
 from hatrack.errors import DataError, InputError
 from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
-from hatrack.streams.own.samples import order_of
+from hatrack.streams.own.spelling import order_of
 from hatrack.streams.own.tables import CsvFormat
 from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, pictures
 
@@ -52,7 +52,7 @@ def test_shapes_of_arrays(shape: tuple[int, ...], loaded: tuple[int, ...], tmp_p
         ({"x_train": np.zeros(30)}, "x_train must hold numbers"),
         ({"x_test": np.zeros((9, 5))}, r"test samples are numbers \(5,\)"),
         ({"y_train": np.arange(29) % 3}, "y_train must hold 30 whole numbers"),
-        ({"y_train": np.arange(30) / 10}, "y_train must hold 30 whole numbers or texts, not float64"),
+        ({"y_train": np.arange(30) % 15 / 10}, "y_train must hold 30 whole numbers or texts, not float64"),
         ({"y_train": np.zeros(30, dtype=int)}, "all training samples are of class '0'"),
         ({"y_test": np.arange(9)}, "no training sample is of the test sample's class '3'"),
     ],

@@ -108,7 +108,7 @@ def test_losses_are_means_and_steps_are_reported() -> None:
     assert [(e.epoch, e.done, e.total) for e in events if isinstance(e, BatchDone)] == [(1, 1, 3), (1, 2, 3), (1, 3, 3)]
     (epoch,) = (e for e in events if isinstance(e, EpochDone))
     assert epoch.train_loss == pytest.approx((1.0 + 0.9 + 0.8) / 3)
-    assert (epoch.valid_loss, epoch.valid_accuracy) == (0.25, 0.5)
+    assert (epoch.valid_loss, epoch.valid_score) == (0.25, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_scores_by_hand() -> None:
     logits = predict_split(Scripted([]), only.test, "only", batch_size=3)
     assert logits.tolist() == [[0.0, 0.0], [1.0, -1.0], [2.0, -2.0], [3.0, -3.0]]
     result = score(logits, only.test.labels)
-    assert result.accuracy == 0.5
+    assert result.value == 0.5
     losses = [math.log(2), math.log(1 + math.exp(2)), math.log(1 + math.exp(-4)), math.log(1 + math.exp(6))]
     assert result.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
     assert score(logits.clone(), only.test.labels).logits_sha256 == result.logits_sha256

@@ -65,8 +65,9 @@ def predict_command(folder: Path, /, *pictures: Path, task: str | None = None, d
     """
     table = Table("picture", "task", "class", "probability", "next", box=SIMPLE)
     for found in predict_pictures(folder, task, pictures, data):
-        second = f"{found.classes[1]} {found.probabilities[1]:.1%}" if len(found.classes) > 1 else ""
-        cells = (str(found.picture), found.task, found.classes[0], f"{found.probabilities[0]:.1%}", second)
+        first = f"{found.probabilities[0]:.1%}" if found.probabilities else ""
+        second = f"{found.classes[1]} {found.probabilities[1]:.1%}" if len(found.probabilities) > 1 else ""
+        cells = (str(found.picture), found.task, found.said, first, second)
         table.add_row(*map(Text, cells))
     make_console().print(table)
     return 0

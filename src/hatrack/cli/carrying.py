@@ -18,9 +18,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from hatrack.cli.options import InterruptedRun, check_threads, say
+from hatrack.cli.options import InterruptedRun, check_threads, say, with_options
 from hatrack.experiments import Event, Run, RunRequest, RunResult, TaskBegun, TaskLearned, run
 from hatrack.experiments.folder import RunFolder
+from hatrack.objectives import ACCURACY
 from hatrack.report import share_in_use
 from hatrack.report.tensorboard import TensorBoard
 from hatrack.train import BatchDone, EpochDone
@@ -97,6 +98,7 @@ class RunDisplay:
         self._label = label
         self._max_epochs = 1
         self._validation = ""
+        self._metric = ACCURACY
         share, detail = TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}")
         self._progress = _progress(console, quiet, share, detail)
         self._all = self._bar(label, total=float(len(result.tasks)))
@@ -121,7 +123,8 @@ class RunDisplay:
             case BatchDone():
                 self._batch(event)
             case EpochDone():
-                self._validation = f"valid {event.valid_loss:.3f}, {event.valid_accuracy:.1%}"
+                score = "" if event.valid_score is None else f", {self._metric.say(event.valid_score)}"
+                self._validation = f"valid {event.valid_loss:.3f}{score}"
             case TaskLearned():
                 self._learned(event)
 
@@ -129,7 +132,7 @@ class RunDisplay:
         return self._progress.add_task(description, total=total, detail="")
 
     def _begin(self, event: TaskBegun) -> None:
-        self._max_epochs, self._validation = event.max_epochs, ""
+        self._max_epochs, self._validation, self._metric = event.max_epochs, "", event.task.metric
         if self._one is not None:
             self._progress.remove_task(self._one)
         title = f"task {event.index + 1}/{len(self._result.tasks)} {event.task.name}"
@@ -155,10 +158,13 @@ class RunDisplay:
         if self._quiet:
             return
         result, index = event.result, event.index
-        accuracies = [score.accuracy for score in result.scores[-1]]
-        line = f"{self._label}: task {index + 1}/{len(result.tasks)} {result.tasks[index].name}: {accuracies[-1]:.1%}"
-        if index:
-            line += f", all so far {sum(accuracies) / len(accuracies):.1%}"
+        scores = [score.value for score in result.scores[-1]]
+        metrics = [task.metric for task in result.tasks[: index + 1]]
+        own = "" if metrics[-1] == ACCURACY else f"{metrics[-1].name} "
+        line = f"{self._label}: task {index + 1}/{len(result.tasks)} {result.tasks[index].name}: "
+        line += f"{own}{metrics[-1].say(scores[-1])}"
+        if index and all(metric == metrics[-1] for metric in metrics):
+            line += f", all so far {metrics[-1].say(sum(scores) / len(scores))}"
         if result.capacity is not None:
             line += f", {share_in_use(result.capacity)}"
         self._console.print(f"{line} [dim]({result.epochs[-1]} epochs, {result.seconds[-1]:.1f} s)", highlight=False)
@@ -204,7 +210,7 @@ def carry_out(
         with DownloadDisplay(console, quiet=quiet) as monitor:
             going.prepare(monitor)
         for note in () if quiet else going.notes:
-            say(console, f"note: {note}")
+            say(console, f"note: {with_options(note)}")
         if tasks is not None and len(going.result.scores) >= tasks:
             return going.result
         try:

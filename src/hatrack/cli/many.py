@@ -39,6 +39,7 @@ from hatrack.experiments import (
     Job,
     JobEvent,
     LocalExecutor,
+    RunResult,
     SlurmExecutor,
     compare,
     jobs_of,
@@ -48,7 +49,7 @@ from hatrack.experiments.folder import require_folder
 from hatrack.experiments.plan import PLAN, read_plan
 from hatrack.experiments.request import as_text
 from hatrack.experiments.tuning import GridSearch, best, outcomes, tune
-from hatrack.report import comparison_table, tuning_table
+from hatrack.report import comparison_table, kinds_line, tuning_table
 
 __all__ = ["compare_command", "read_seeds", "tune_command"]
 
@@ -176,7 +177,9 @@ def compare_command(
         return job.request.method, f"seed {job.request.seed}"
 
     def show(console: Console) -> None:
-        console.print(comparison_table(Comparison.read(folder)))
+        comparison = Comparison.read(folder)
+        console.print(comparison_table(comparison))
+        _say_kinds(console, next(iter(comparison.results.values()), None))
 
     return _carry_out(jobs, place, compare(plan, folder, jobs, executor), show, folder, engine, learning.quiet)
 
@@ -193,7 +196,7 @@ def tune_command(
     settings: Settings = (),
     engine: Engine = LOCAL,
 ) -> int:
-    """Search a method's settings on one seed, by the average accuracy after the last task.
+    """Search a method's settings on one seed, by the average accuracy, or other metric, after the last task.
 
     Every combination of the grid is tried, many runs at a time, the settings as they are first. Finished runs are never
     repeated.
@@ -221,16 +224,22 @@ def tune_command(
     jobs = search.jobs(folder, data=learning.data, device=device, threads=engine.threads)
 
     def place(job: Job) -> tuple[str, str]:
-        return job.folder.name, "accuracy"
+        return job.folder.name, "score"
 
     def show(console: Console) -> None:
         found = outcomes(search, jobs)
         console.print(tuning_table(found))
+        _say_kinds(console, next((result for job in jobs if (result := job.finished()) is not None), None))
         if (chosen := best(found)) is not None:
             words = " ".join(f"--set {method}.{key}={as_text(value)}" for key, value in chosen.settings.items())
             say(console, f"best: {words}")
 
     return _carry_out(jobs, place, tune(search, folder, jobs, executor), show, folder, engine, learning.quiet)
+
+
+def _say_kinds(console: Console, result: RunResult | None) -> None:
+    if result is not None and (line := kinds_line(result)):
+        say(console, with_options(line))
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -265,7 +274,7 @@ def _carry_out(
         say(console, f"{sum(job.finished() is None for job in jobs)} of {len(jobs)} runs to do")
         return 0
     finished = [(job, sum(result.seconds)) for job in jobs if (result := job.finished()) is not None]
-    board = Board(console, jobs, place, _accuracy, finished, workers=engine.at_a_time, quiet=quiet)
+    board = Board(console, jobs, place, _average, finished, workers=engine.at_a_time, quiet=quiet)
     try:
         with closing(events), board:
             for event in events:
@@ -285,9 +294,12 @@ def _carry_out(
     return 1 if failures else 0
 
 
-def _accuracy(job: Job) -> str:
+def _average(job: Job) -> str:
     finished = job.finished()
-    return "damaged" if finished is None else f"{finished.metrics()['average_accuracy']:.1%}"
+    if finished is None:
+        return "damaged"
+    metric, average = finished.metric, finished.metrics()["average_score"]
+    return "finished" if metric is None else metric.say(average)
 
 
 def _state(job: Job) -> str:

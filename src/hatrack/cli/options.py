@@ -67,7 +67,8 @@ else:
     ExperimentName = Annotated[
         Literal[tuple(EXPERIMENTS)] | str | None,
         Parameter(
-            help="What to learn; `hatrack list experiments` explains them. Or a file of your own tasks, `tasks.toml`."
+            help="What to learn; `hatrack list experiments` explains them. Or a file of your own: `tasks.toml`, a "
+            "table or an `.npz`."
         ),
     ]
 
@@ -105,14 +106,14 @@ class Learning:
         """Return what is to be learned.
 
         Args:
-            name: name of an experiment, or a ``tasks.toml``; None for files and folders of tasks.
+            name: name of an experiment, or a file of one's own; None for files and folders of tasks.
 
         Raises:
             InputError: there is no such thing, or two are given.
         """
         if (name is None) == (not self.tasks):
             raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
-        if name is not None and name.lower().endswith(".toml"):
+        if name is not None and name.lower().endswith((".toml", ".csv", ".npz")):
             return describe("", (Path(name),))
         return describe(name or "", self.tasks)
 

@@ -42,12 +42,15 @@ class Labels:
     """Labels to store in an exported file.
 
     Attributes:
-        classes: names of the classes.
+        classes: names of the outputs: of classes, labels or columns.
         preprocessing: preparation of samples for the network, as JSON values, such as mean and standard deviation.
+        objective: meaning of the outputs, as JSON values, such as mean and deviation of columns of numbers, whose
+            outputs are standardised; empty where all is about classes.
     """
 
     classes: tuple[str, ...]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,14 @@ def export_all_tasks(
         _require_samples(len(x))
     with evaluation_mode(net), torch.no_grad():
         together = AllTasks(net).eval()
-        tasks = [{"name": name, "classes": list(labels[name].classes)} for name in names]
+        tasks = [
+            {
+                "name": name,
+                "classes": list(labels[name].classes),
+                **({"objective": labels[name].objective} if labels[name].objective else {}),
+            }
+            for name in names
+        ]
         metadata = {**_metadata(labels[names[0]]), "classes": "", "tasks": json.dumps(tasks)}
         of_tasks = {name: dict(labels[name].preprocessing) for name in names}
         metadata["preprocessing"] = json.dumps(of_tasks)
@@ -227,6 +237,7 @@ def _metadata(labels: Labels) -> dict[str, str]:
     return {
         "producer": "hatrack",
         "classes": json.dumps(list(labels.classes), ensure_ascii=False),
+        **({"objective": json.dumps(labels.objective, ensure_ascii=False)} if labels.objective else {}),
         "preprocessing": json.dumps(dict(labels.preprocessing)),
     }
 

@@ -20,6 +20,7 @@ from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.statistics import Spread, spread
 from hatrack.functional import forgetting_ratio
+from hatrack.objectives import Metric, common_metric
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
@@ -40,7 +41,7 @@ __all__ = [
 FAILURE = "failure.json"
 """The file in a run's folder that says why the run failed."""
 
-FIGURES = ("average_accuracy", "forgetting", "backward_transfer", "forgetting_ratio")
+FIGURES = ("average_accuracy", "average_score", "forgetting", "backward_transfer", "forgetting_ratio")
 """Figures that a comparison gives for every run, after its last task."""
 
 
@@ -116,6 +117,11 @@ class Comparison:
         return result if result is not None and result.is_whole else None
 
     @property
+    def metric(self) -> Metric | None:
+        """Metric of all tasks; None where they have different ones, or no run has begun."""
+        return common_metric(tuple({metric for run in self.results.values() for metric in (run.metric,) if metric}))
+
+    @property
     def missing(self) -> tuple[tuple[str, int], ...]:
         """Method and seed of every run that is not finished."""
         return tuple((m, s) for m in self.methods for s in self.seeds if self.run(m, s) is None)
@@ -127,15 +133,16 @@ class Comparison:
 
         Returns:
             One number per task, t = 1 … T: 0 is as good as joint training, −1 is chance. Not a number where joint
-            training is no better than chance on some task. None while one of the three runs is not finished.
+            training is no better than chance on some task. None while one of the three runs is not finished, and where
+            tasks have different metrics.
 
         Raises:
             InputError: the comparison has no such method or seed.
         """
         runs = [self.run(name, seed) for name in (method, *REFERENCES)]
-        if any(run is None for run in runs):
+        if any(run is None or run.metric is None for run in runs):
             return None
-        ours, joint, random = (run.matrix("accuracy") for run in runs if run is not None)
+        ours, joint, random = (run.matrix("score") for run in runs if run is not None)
         ratios = []
         for t in range(len(ours)):
             parts = [forgetting_ratio(ours[t][tau], random[t][tau], joint[t][tau]) for tau in range(t + 1)]

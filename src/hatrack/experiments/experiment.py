@@ -86,9 +86,12 @@ class Experiment:
             InputError: a number is out of range.
             DataError: the data is missing or damaged.
         """
-        options = StreamOptions(seed, data.validation, data.limit)
+        options = StreamOptions(seed, data.validation, data.limit, data.weights)
         if self.own is not None:
-            return self.own.build(options, num_tasks=data.num_tasks)
+            return self.own.build(options, num_tasks=data.num_tasks, targets=data.choice, test_share=data.test_share)
+        if data.about_own:
+            names = " and ".join(data.about_own)
+            raise InputError(f"{names}: the classes of {self.name} are what they are; this is for tasks of your own")
         return build_stream(self.stream, options, data_dir=data_dir, num_tasks=data.num_tasks, monitor=monitor)
 
 

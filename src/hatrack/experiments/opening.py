@@ -19,6 +19,7 @@ from hatrack.experiments.recorded import load_recorded, recorded_result, request
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
+from hatrack.objectives import Classification, MultiLabel, Regression
 from hatrack.streams import Task
 from hatrack.streams.own.pictures import read_picture
 from hatrack.streams.own.samples import fitted
@@ -47,14 +48,16 @@ class PicturePrediction:
     Attributes:
         picture: the file.
         task: the task that was named, or recognised.
-        classes: names of the task's classes, the likeliest first.
-        probabilities: their probabilities, given the task.
+        classes: names of the task's classes or labels, the likeliest first; or of its columns of numbers.
+        probabilities: their probabilities, given the task; empty for numbers.
+        said: what was predicted, in words: the class, the numbers, or the labels.
     """
 
     picture: Path
     task: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    said: str
 
 
 def open_run(folder: Path, data: Path | None = None) -> tuple[Run, tuple[Task, ...]]:
@@ -131,11 +134,16 @@ def export_run(folder: Path, task: str | None, to: Path, data: Path | None = Non
     names = [each.name for each in tasks] if task is None else [task]
     tests = {each.name: each.test for each in tasks}
     samples = {name: look_up("task", name, tests).load()[0][:COMPARED] for name in names}
-    labels = {each.name: Labels(each.classes, describe_transform(each.test.transform)) for each in tasks}
+    labels = {each.name: _labels(each) for each in tasks}
     if task is None:
         assert isinstance(net, HATNetwork)
         return export_all_tasks(net, to, samples, labels)
     return export_task(net, task, to, samples[task], labels[task])
+
+
+def _labels(task: Task) -> Labels:
+    objective = {} if isinstance(task.objective, Classification) else task.objective.to_json()
+    return Labels(task.classes, describe_transform(task.test.transform), objective)
 
 
 @torch.no_grad()
@@ -171,10 +179,16 @@ def predict_pictures(
         names, logits = _recognise(prepared, tasks, raw)
     found = []
     for picture, name, row in zip(pictures, names, logits, strict=True):
-        classes = known[name].classes
-        shares, order = torch.softmax(row[: len(classes)].float(), 0).sort(descending=True)
-        likeliest = tuple(classes[index] for index in order.tolist())
-        found.append(PicturePrediction(picture, name, likeliest, tuple(shares.tolist())))
+        objective = known[name].objective
+        outputs = row[: objective.outputs].float().cpu()
+        (said,) = objective.say(outputs.unsqueeze(0))
+        if isinstance(objective, Regression):
+            found.append(PicturePrediction(picture, name, objective.names, (), said))
+            continue
+        shares = outputs.sigmoid() if isinstance(objective, MultiLabel) else torch.softmax(outputs, 0)
+        shares, order = shares.sort(descending=True)
+        likeliest = tuple(objective.names[index] for index in order.tolist())
+        found.append(PicturePrediction(picture, name, likeliest, tuple(shares.tolist()), said))
     return found
 
 
@@ -182,6 +196,11 @@ def _recognise(prepared: Run, tasks: Sequence[Task], raw: Tensor) -> tuple[list[
     net = getattr(prepared.method, "network", None)
     if not isinstance(net, MaskedNetwork):
         raise InputError(f"{prepared.request.method} recognises no tasks; name one with `task`")
+    for task in tasks:
+        if not isinstance(task.objective, Classification):
+            raise InputError(
+                f"task {task.name!r} is {task.objective.kind}, and only classes tell a task; name one with `task`"
+            )
     kinds = [describe_transform(task.test.transform) for task in tasks]
     if any(kind != kinds[0] for kind in kinds):
         raise InputError("tasks of this run prepare their samples differently; name one with `task`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hatrack.data import DownloadMonitor
@@ -22,7 +23,8 @@ from hatrack.experiments.folder import (
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import changed
-from hatrack.methods import METHODS, Method, Setup
+from hatrack.methods import METHODS, Method, Setup, require_learnable
+from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
 
@@ -48,7 +50,7 @@ class Run:
             stopped between the two.
         in_task: where the training of the first task stands that there are no results for; None if it has not begun.
         repairs: names of damaged files, which are replaced by the ones before when the run goes on.
-        notes: what was damaged, and what is done about it, for people.
+        notes: what was decided by looking at the data, and what was damaged and is done about it, for people.
 
     Raises:
         InputError: an unknown name or setting, or the folder holds a run with other settings (they are named).
@@ -104,13 +106,16 @@ class Run:
             CheckpointError: what the folder holds is damaged, and so is what was kept before it.
         """
         request = self.request
-        self.stream = self.experiment.stream_of(
-            self.config.stream, seed=request.seed, data_dir=request.data, monitor=monitor
-        )
+        data = self.config.stream
+        if self.experiment.own is not None and self._earlier is not None and self._earlier.knows_classes_alone:
+            data = replace(data, target=TargetKind.CLASSES)  # as it was when the run began
+        self.stream = self.experiment.stream_of(data, seed=request.seed, data_dir=request.data, monitor=monitor)
+        require_learnable(METHODS[request.method], self.stream)
         self._begin_or_take_up()
         if self.folder is not None and self.folder.claim():
             self._require_same_run()
             self._begin_or_take_up()
+        self.notes = (*self.stream.notes, *self.notes)
 
     @property
     def is_new(self) -> bool:
@@ -146,9 +151,7 @@ class Run:
             seed=self.request.seed,
             command=self.request.command(),
             config=self.config.flat(),
-            tasks=tuple(
-                TaskSummary(t.name, t.num_classes, len(t.train), len(t.valid), len(t.test)) for t in self.stream
-            ),
+            tasks=tuple(map(TaskSummary.of, self.stream)),
             scores=(),
             capacity=None,
             epochs=(),

@@ -17,6 +17,7 @@ from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import last_logits, score_row
+from hatrack.objectives import ACCURACY, Metric, TargetKind
 from hatrack.storage.checkpoint import read_checkpoint
 from hatrack.streams import Task, TaskStream
 from hatrack.support.environment import describe_environment, deterministic_cuda
@@ -83,7 +84,10 @@ def request_of(
         device: where to train; None for the CPU.
     """
     sources = tuple(map(Path, recorded.sources))
-    asked = (recorded.experiment, recorded.method, recorded.seed, out, data, recorded.config)
+    config = recorded.config
+    if sources and recorded.knows_classes_alone:
+        config = {**config, "target": TargetKind.CLASSES.value}
+    asked = (recorded.experiment, recorded.method, recorded.seed, out, data, config)
     return RunRequest(*asked, device or torch.device("cpu"), sources)
 
 
@@ -140,18 +144,20 @@ class TaskVerdict:
 
     Attributes:
         task: its name.
-        accuracy: accuracy now.
-        recorded: accuracy in the result.
-        agrees: whether logits (and with them accuracy) are as recorded: to the bit in the same environment, else within
-            the tolerance.
+        score: score now, in the metric of the task.
+        recorded: score in the result.
+        metric: that metric.
+        agrees: whether logits (and with them the score) are as recorded: to the bit in the same environment, else
+            within the tolerance.
         constant: whether the recorded hashes of this task are the same in every row.
     """
 
     task: str
-    accuracy: float
+    score: float
     recorded: float
     agrees: bool
     constant: bool
+    metric: Metric = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -210,16 +216,17 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
             theirs = _recorded_logits(folder, saved, task.name, before, prepared.stream[index])
             agrees = torch.allclose(logits[task.name], theirs, rtol=TOLERANCE, atol=TOLERANCE)
         else:
-            agrees = now_scored.logits_sha256 == before.logits_sha256 and now_scored.accuracy == before.accuracy
+            agrees = now_scored.logits_sha256 == before.logits_sha256 and now_scored.value == before.value
         hashes = {scores[index].logits_sha256 for scores in recorded.scores[index:]}
-        verdicts.append(TaskVerdict(task.name, now_scored.accuracy, before.accuracy, agrees, len(hashes) == 1))
+        constant = len(hashes) == 1
+        verdicts.append(TaskVerdict(task.name, now_scored.value, before.value, agrees, constant, task.metric))
     return Verification(recorded, tuple(verdicts), not differences, differences)
 
 
 def _recorded_logits(folder: Path, saved: Mapping[str, Tensor], name: str, recorded: Score, task: Task) -> Tensor:
     """The logits that a run kept, after checking that they are those whose hash it recorded."""
     logits = saved.get(name)
-    if logits is None or score(logits, task.test.labels).logits_sha256 != recorded.logits_sha256:
+    if logits is None or score(logits, task.test.labels, task.objective).logits_sha256 != recorded.logits_sha256:
         raise CheckpointError(f"{folder / LOGITS} does not belong to {folder / RESULT}: its logits have another hash")
     return logits
 
@@ -230,8 +237,9 @@ class TaskAgain:
 
     Attributes:
         task: its name.
-        recorded: accuracy in the recorded run.
-        again: accuracy in the new one.
+        recorded: score in the recorded run.
+        again: score in the new one.
+        metric: metric of both.
         same_bits: whether the hashes of its test logits are the same after this and every other task.
     """
 
@@ -239,6 +247,7 @@ class TaskAgain:
     recorded: float
     again: float
     same_bits: bool
+    metric: Metric = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -264,7 +273,7 @@ class Reproduction:
                 recorded.scores[row][index].logits_sha256 == again.scores[row][index].logits_sha256 for row in rows
             )
             before, now = recorded.scores[learned - 1][index], again.scores[learned - 1][index]
-            tasks.append(TaskAgain(task.name, before.accuracy, now.accuracy, same))
+            tasks.append(TaskAgain(task.name, before.value, now.value, same, task.metric))
         keys = {**again.environment, **recorded.environment}
         differences = [key for key in keys if recorded.environment.get(key) != again.environment.get(key)]
         differences += ["data"] if recorded.data and recorded.data != again.data else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,8 +12,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from hatrack.errors import CheckpointError
-from hatrack.experiments.metrics import average_accuracy, backward_transfer, forgetting
+from hatrack.experiments.metrics import average_score, forgetting
+from hatrack.objectives import ACCURACY, Metric, common_metric, objective_from_json
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
+from hatrack.streams import Task
 from hatrack.train import EpochDone, Score
 
 __all__ = [
@@ -27,8 +30,8 @@ __all__ = [
     "write_result",
 ]
 
-SCHEMA = 1
-"""Version of the format of ``run.json``."""
+SCHEMA = 2
+"""Version of the format of ``run.json``; 1, which knows classes alone, is still read."""
 
 _AS_IT_IS = ("experiment", "method", "seed", "command", "config")
 """Attributes that a file holds under their names, as they are."""
@@ -45,13 +48,44 @@ class Status(str, enum.Enum):
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """A task in ``run.json``: its name, number of classes and numbers of samples."""
+    """A task in ``run.json``.
+
+    Attributes:
+        name: its name.
+        classes: number of its classes, labels or columns.
+        train: number of training samples.
+        valid: number of validation samples.
+        test: number of test samples.
+        metric: metric of its scores.
+        objective: description of its objective, as of ``Objective.to_json``; None where nothing was recorded.
+    """
 
     name: str
     classes: int
     train: int
     valid: int
     test: int
+    metric: Metric = ACCURACY
+    objective: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, task: Task) -> TaskSummary:
+        """Summarise a task."""
+        sizes = (len(task.train), len(task.valid), len(task.test))
+        return cls(task.name, task.num_classes, *sizes, task.objective.metric, task.objective.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``run.json``."""
+        return {**vars(self), "metric": self.metric.to_json()}
+
+    @classmethod
+    def from_json(cls, content: Any) -> TaskSummary:
+        """The task of an entry of ``run.json``, of any schema."""
+        objective = content.get("objective")
+        if objective is not None and objective_from_json(objective).outputs != content["classes"]:
+            raise ValueError(f"the objective of {content['name']} is not that of {content['classes']} outputs")
+        metric = Metric.from_json(content["metric"]) if "metric" in content else ACCURACY
+        return cls(**{**content, "metric": metric, "objective": objective})
 
 
 @dataclass(frozen=True)
@@ -64,7 +98,7 @@ class TaskHistory:
         capacity: what the method says of its use of the network, after the task; None if it says nothing.
         train_loss: mean loss of the batches.
         valid_loss: loss on the validation set.
-        valid_accuracy: accuracy on the validation set.
+        valid_score: metric on the validation set; empty where tasks of several metrics are trained together.
         used: share of units, or of weights where masks are about weights, that all tasks use, this one included; empty
             for methods without masks.
     """
@@ -72,7 +106,7 @@ class TaskHistory:
     capacity: dict[str, Any] | None = None
     train_loss: tuple[float, ...] = ()
     valid_loss: tuple[float, ...] = ()
-    valid_accuracy: tuple[float, ...] = ()
+    valid_score: tuple[float, ...] = ()
     used: tuple[float, ...] = ()
 
     def with_epoch(self, epoch: EpochDone, used: float | None) -> TaskHistory:
@@ -81,7 +115,9 @@ class TaskHistory:
             self,
             train_loss=(*self.train_loss, round(epoch.train_loss, 5)),
             valid_loss=(*self.valid_loss, round(epoch.valid_loss, 5)),
-            valid_accuracy=(*self.valid_accuracy, round(epoch.valid_accuracy, 5)),
+            valid_score=self.valid_score
+            if epoch.valid_score is None
+            else (*self.valid_score, _five_digits(epoch.valid_score)),
             used=self.used if used is None else (*self.used, round(used, 5)),
         )
 
@@ -134,6 +170,11 @@ class RunResult:
     def is_whole(self) -> bool:
         """Return whether all tasks of the experiment were learned, and none was unlearned since."""
         return self.status is Status.FINISHED and not self.forgotten and self.forgetting is None
+
+    @property
+    def knows_classes_alone(self) -> bool:
+        """Return whether it was recorded in schema 1, when targets could be nothing else."""
+        return all(task.objective is None for task in self.tasks)
 
     def with_row(
         self,
@@ -209,28 +250,68 @@ class RunResult:
         """A lower triangular ``T × T`` matrix of one part of the scores, None elsewhere.
 
         Args:
-            what: ``accuracy``, ``loss`` or ``logits_sha256``.
+            what: ``score``, ``loss`` or ``logits_sha256``; or ``accuracy``, which is the score of tasks whose metric it
+                is, and None for others.
         """
         size = len(self.tasks)
-        rows = [[getattr(score, what) for score in row] + [None] * (size - len(row)) for row in self.scores]
-        return rows + [[None] * size for _ in range(size - len(rows))]
+        rows = [[self._part(score, task, what) for task, score in enumerate(row)] for row in self.scores]
+        return [*(row + [None] * (size - len(row)) for row in rows), *([None] * size for _ in range(size - len(rows)))]
+
+    def _part(self, score: Score, task: int, what: str) -> Any:
+        if what == "accuracy" and self.tasks[task].metric != ACCURACY:
+            return None
+        return score.value if what in ("accuracy", "score") else getattr(score, what)
+
+    @property
+    def metric(self) -> Metric | None:
+        """Metric of all tasks; None where they have different ones, of which no mean means anything."""
+        return common_metric(tuple(task.metric for task in self.tasks))
 
     def metrics(self) -> dict[str, Any]:
-        """Average accuracy, forgetting and backward transfer of the tasks so far; None before the first."""
-        rows, figures = self.matrix("accuracy")[: len(self.scores)], (average_accuracy, forgetting, backward_transfer)
-        return {
-            **{figure.__name__: figure(rows) if rows else None for figure in figures},
+        """Average score, forgetting and backward transfer of the tasks so far; None before the first.
+
+        They are None, too, where tasks have different metrics; ``note`` says so then, and ``by_metric`` has them for
+        the tasks of every metric.
+        """
+        metric = self.metric
+        size = len(self.scores)
+        figures = self._figures(range(size), metric)
+        found: dict[str, Any] = {
+            "average_accuracy": figures["average_score"] if metric == ACCURACY else None,
+            **figures,
             "forgetting_ratio": None,  # it needs the runs of joint training and of guessing
             "capacity": self.capacity,
         }
+        different = list(dict.fromkeys(task.metric for task in self.tasks))
+        if len(different) > 1:
+            names = ", ".join(each.name for each in different)
+            found["note"] = f"tasks have different metrics ({names}), of which no mean means anything"
+            found["by_metric"] = {
+                each.name: self._figures([i for i in range(size) if self.tasks[i].metric == each], each)
+                for each in different
+            }
+        return found
+
+    def _figures(self, tasks: Sequence[int], metric: Metric | None) -> dict[str, float | None]:
+        """Figures of some of the tasks learned, after the last one of all; None where there are none."""
+        if metric is None or not tasks:
+            return dict.fromkeys(("average_score", "forgetting", "backward_transfer"))
+        # Each row is after one of these tasks, but for the last, which is after all.
+        rows = [[self.scores[after][task].value for task in tasks[: at + 1]] for at, after in enumerate(tasks)]
+        rows[-1] = [self.scores[-1][task].value for task in tasks]
+        own = self.scores[tasks[-1]][tasks[-1]].value
+        lost = forgetting(rows, larger_is_better=metric.larger_is_better)
+        if tasks[-1] != len(self.scores) - 1:  # the last of these has had time to be forgotten, too
+            lost = (lost * (len(tasks) - 1) - metric.gain(rows[-1][-1], own)) / len(tasks)
+        return {"average_score": average_score(rows), "forgetting": lost, "backward_transfer": 0.0 - lost}
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``run.json``."""
         return {
             "schema": SCHEMA,
             **{key: getattr(self, key) for key in _AS_IT_IS},
-            "tasks": [vars(task) for task in self.tasks],
-            **{what: self.matrix(what) for what in ("accuracy", "loss", "logits_sha256")},
+            "tasks": [task.to_json() for task in self.tasks],
+            **{what: self.matrix(what) for what in ("score", "accuracy", "loss", "logits_sha256")},
             "metrics": self.metrics(),
             "timing": {"seconds": self.seconds, "epochs": self.epochs},
             **{key: getattr(self, key) for key in ("environment", "data", "sources")},
@@ -259,9 +340,12 @@ def read_result(path: Path) -> RunResult:
     """
     data = read_checked_json(path, SCHEMA, "result")
     try:
-        tasks = tuple(TaskSummary(**task) for task in data["tasks"])
+        if data["schema"] == 1:
+            data["score"] = data["accuracy"]
+        tasks = tuple(TaskSummary.from_json(task) for task in data["tasks"])
         _require_sound(data)
-        rows = zip(data["loss"], data["accuracy"], data["logits_sha256"], strict=True)
+        _require_accuracies(data, tasks)
+        rows = zip(data["loss"], data["score"], data["logits_sha256"], strict=True)
         scores = [tuple(_score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
         return RunResult(
             **{key: data[key] for key in _AS_IT_IS},
@@ -299,7 +383,7 @@ def _require_sound(data: Any) -> None:
         raise TypeError("the seed or the number of threads is not a whole number")
     if not isinstance(data["config"], dict):
         raise TypeError("the config is not a set of keys")
-    for what in ("loss", "accuracy", "logits_sha256"):
+    for what in ("loss", "score", "logits_sha256"):
         matrix = data[what]
         learned = sum(row[0] is not None for row in matrix)
         shape = [[column <= index < learned for column in range(size)] for index in range(size)]
@@ -307,10 +391,24 @@ def _require_sound(data: Any) -> None:
             raise TypeError(f"{what} is not a lower triangular matrix of {size} tasks")
 
 
+def _require_accuracies(data: Any, tasks: Sequence[TaskSummary]) -> None:
+    """Check that accuracies are the scores of the tasks whose metric they are, and None elsewhere."""
+    known = [task.metric == ACCURACY for task in tasks]
+    expected = [[value if there else None for value, there in zip(row, known, strict=True)] for row in data["score"]]
+    if data["accuracy"] != expected:
+        raise TypeError("the accuracies are not the scores of the tasks whose metric is the accuracy")
+
+
 def history_from_json(task: Any) -> TaskHistory:
     """The history of a task in a file."""
-    curves = {key: _numbers(task[key]) for key in ("train_loss", "valid_loss", "valid_accuracy", "used")}
-    return TaskHistory(task["capacity"], **curves)
+    curves = {key: _numbers(task[key]) for key in ("train_loss", "valid_loss", "used")}
+    scores = task["valid_score"] if "valid_score" in task else task["valid_accuracy"]  # as it was called in schema 1
+    return TaskHistory(task["capacity"], **curves, valid_score=_numbers(scores))
+
+
+def _five_digits(score: float) -> float:
+    """Round a score to five decimals, or to five digits where it is small, as an error in large units is."""
+    return round(score, 5) if score == 0 or abs(score) >= 1e-2 else float(f"{score:.5g}")
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
@@ -321,7 +419,7 @@ def _left_out(values: tuple[T, ...], index: int) -> tuple[T, ...]:
     return (*values[:index], *values[index + 1 :])
 
 
-def _score(loss: float, accuracy: float, logits_sha256: str) -> Score:
-    if not (isinstance(loss, float) and isinstance(accuracy, float) and isinstance(logits_sha256, str)):
-        raise TypeError(f"a score holds {loss!r}, {accuracy!r}, {logits_sha256!r}")
-    return Score(loss, accuracy, logits_sha256)
+def _score(loss: float, value: float, logits_sha256: str) -> Score:
+    if not (isinstance(loss, float) and isinstance(value, float) and isinstance(logits_sha256, str)):
+        raise TypeError(f"a score holds {loss!r}, {value!r}, {logits_sha256!r}")
+    return Score(loss, value, logits_sha256)

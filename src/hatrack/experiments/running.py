@@ -115,7 +115,7 @@ def last_logits(prepared: Run, learned: int) -> dict[str, Tensor]:
 def score_row(prepared: Run, logits: Mapping[str, Tensor]) -> tuple[Score, ...]:
     """The scores of test logits, by name of the task."""
     tasks = prepared.stream[: len(logits)]
-    return tuple(score(logits[task.name], task.test.labels) for task in tasks)
+    return tuple(score(logits[task.name], task.test.labels, task.objective) for task in tasks)
 
 
 def _record(prepared: Run, folder: RunFolder | None, history: TaskHistory, seconds: float) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hatrack.errors import InputError
+from hatrack.objectives import ClassWeights, MetricName, TargetKind
+from hatrack.streams import TargetChoice
 from hatrack.support.names import unknown_name
 from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
@@ -78,15 +80,58 @@ class StreamSettings:
         validation: share of the training samples that are held out; 0 validates on the training samples themselves.
         limit: at most so many training samples per task, balanced over its classes; none for all.
         num_tasks: number of tasks; none for all of the stream.
+        target: for tables and npz of one's own: classes, numbers or labels; none lets the data tell.
+        targets: for tables of one's own: names of the columns that hold the targets, joined by commas.
+        drop: for tables of one's own: names of columns to leave out, joined by commas.
+        separator: for tables of one's own: text between the labels of a cell.
+        test_share: for tables of one's own: share of the samples to test on; none where the files say it.
+        metric: for tables and npz of one's own: r2, mae or rmse of numbers; map, f1 or exact of labels.
+        class_weights: weights of the classes or labels in the loss: balanced, or numbers joined by commas.
     """
 
     validation: float = 0.15
     limit: int | None = None
     num_tasks: int | None = None
+    target: TargetKind | None = None
+    targets: str | None = None
+    drop: str | None = None
+    separator: str | None = None
+    test_share: float | None = None
+    metric: MetricName | None = None
+    class_weights: str | None = None
 
     def __post_init__(self) -> None:
         require_range(self, "validation", least=0, below=1)
         require_range(self, "limit", "num_tasks", least=1)
+        require_range(self, "test_share", above=0, below=1)
+        _ = self.weights  # refuses what are none
+        for key in ("targets", "drop"):
+            _names(key, getattr(self, key))  # refuses what are none
+
+    @property
+    def weights(self) -> ClassWeights | None:
+        """Weights of classes or labels."""
+        return None if self.class_weights is None else ClassWeights.read(self.class_weights)
+
+    @property
+    def choice(self) -> TargetChoice:
+        """What is said about the targets of one's own tasks."""
+        columns, drop = _names("targets", self.targets), _names("drop", self.drop)
+        return TargetChoice(self.target, columns, self.separator, self.metric, drop=drop)
+
+    @property
+    def about_own(self) -> tuple[str, ...]:
+        """Names of the settings made that are about one's own tasks alone."""
+        own = ("target", "targets", "drop", "separator", "test_share", "metric")
+        return tuple(name for name in own if getattr(self, name) is not None)
+
+
+def _names(key: str, text: str | None) -> tuple[str, ...]:
+    """Return names joined by commas; none for None."""
+    names = () if text is None else tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise InputError(f"{key} must be names of columns joined by commas, not {text!r}")
+    return names
 
 
 @dataclass(frozen=True)

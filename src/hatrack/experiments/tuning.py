@@ -19,6 +19,7 @@ from hatrack.experiments.jobs import Job, JobEvent
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS
+from hatrack.objectives import ACCURACY, Metric
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.names import look_up
@@ -123,13 +124,15 @@ class Candidate:
 
     Attributes:
         settings: by key.
-        accuracy: average accuracy after the last task; None if the run is not finished.
+        score: average score after the last task; None if the run is not finished.
         error: why the run failed; None if it did not.
+        metric: metric of the score.
     """
 
     settings: Mapping[str, Any]
-    accuracy: float | None
+    score: float | None
     error: str | None
+    metric: Metric = ACCURACY
 
 
 def tune(search: GridSearch, folder: Path, jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:
@@ -156,19 +159,27 @@ def tune(search: GridSearch, folder: Path, jobs: Sequence[Job], executor: Execut
 
 
 def outcomes(search: GridSearch, jobs: Sequence[Job]) -> tuple[Candidate, ...]:
-    """Read the candidates and their accuracies from the folders of a search's jobs."""
+    """Read the candidates and their scores from the folders of a search's jobs.
+
+    Raises:
+        InputError: the tasks have different metrics.
+    """
     found = []
     for candidate, job in zip(search.candidates(), jobs, strict=True):
         result = job.finished()
-        accuracy = None if result is None else float(result.metrics()["average_accuracy"])
-        found.append(Candidate(candidate, accuracy, None if result is not None else read_failure(job.folder)))
+        if result is None:
+            found.append(Candidate(candidate, None, read_failure(job.folder)))
+            continue
+        if result.metric is None:
+            raise InputError(f"settings cannot be searched: {result.metrics()['note']}; search on tasks of one metric")
+        found.append(Candidate(candidate, float(result.metrics()["average_score"]), None, result.metric))
     return tuple(found)
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate of the highest accuracy, the first of equal ones; None if no run is finished."""
-    good = [candidate for candidate in candidates if candidate.accuracy is not None]
-    return max(good, key=lambda candidate: candidate.accuracy or 0.0) if good else None
+    """The candidate of the best score, the first of equal ones; None if no run is finished."""
+    good = [(c.metric.rank(c.score), index, c) for index, c in enumerate(candidates) if c.score is not None]
+    return min(good, key=lambda each: each[:2])[2] if good else None
 
 
 def _require_same(search: GridSearch, folder: Path) -> None:
@@ -199,7 +210,14 @@ def _write(search: GridSearch, folder: Path, found: Sequence[Candidate]) -> None
             **_identity(search),
             "grid": {key: list(values) for key, values in search.grid.items()},
             "candidates": [
-                {"settings": dict(c.settings), "average_accuracy": c.accuracy, "error": c.error} for c in found
+                {
+                    "settings": dict(c.settings),
+                    "average_accuracy": c.score if c.metric == ACCURACY else None,
+                    "average_score": c.score,
+                    "metric": c.metric.to_json(),
+                    "error": c.error,
+                }
+                for c in found
             ],
             "best": None if chosen is None else dict(chosen.settings),
         },

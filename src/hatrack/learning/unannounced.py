@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hatrack.functional import batch_progress
 from hatrack.methods import Batch, Method
+from hatrack.objectives import Classification
 from hatrack.streams import DetectorSettings, LossDetector, Split, Surprise, Task, usual_limit
 from hatrack.support.ranges import require_range
 
@@ -189,7 +190,7 @@ class UnannouncedLearner:
         """Open a new task, which becomes the one at hand, for a batch; return its name."""
         name = f"found-{len(self.tasks) + 1}"
         window = Split(x.cpu(), torch.arange(len(y)), y.cpu())
-        self._open = Task(name, tuple(map(str, range(self._classes))), window, window, window)
+        self._open = Task(name, Classification(tuple(map(str, range(self._classes)))), window, window, window)
         self.method.begin_task(self._open)
         self._optimizer = self.method.protect(self._make_optimizer(self.method.trained_parameters()))
         self._steps = 0

@@ -1,8 +1,9 @@
 """Methods: ways to learn tasks one after the other, each one file and one line here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from hatrack.errors import InputError
 from hatrack.methods.adahat import AdaHAT
 from hatrack.methods.base import Batch, EpochPlan, Loss, Method, NoSettings, ParameterGroup, Setup, joined
 from hatrack.methods.cab import CAB
@@ -28,8 +29,20 @@ from hatrack.methods.sgd_variants import SGDFrozen, SGDRestart
 from hatrack.methods.si import SI
 from hatrack.methods.supsup import SupSup
 from hatrack.methods.wsn import WSN
+from hatrack.streams import Task
 
-__all__ = ["METHODS", "Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "EpochPlan",
+    "Loss",
+    "Method",
+    "NoSettings",
+    "ParameterGroup",
+    "Setup",
+    "joined",
+    "require_learnable",
+]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {
@@ -44,3 +57,23 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
     }
 )
 """Every method by its name."""
+
+
+def require_learnable(method: type[Method], tasks: Iterable[Task]) -> None:
+    """Check that a method can learn tasks of their kinds.
+
+    Args:
+        method: the method.
+        tasks: the tasks.
+
+    Raises:
+        InputError: it cannot; the methods that can are named.
+    """
+    for task in tasks:
+        if not method.learns(task.objective):
+            weighted = " with class weights" if getattr(task.objective, "weights", None) else ""
+            others = ", ".join(name for name, kind in METHODS.items() if kind.learns(task.objective))
+            raise InputError(
+                f"{method.name} cannot learn task {task.name!r}, which is {task.objective.kind}{weighted}; "
+                f"these methods can: {others}"
+            )

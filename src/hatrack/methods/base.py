@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from hatrack.objectives import Classification, MultiLabel, Objective, Regression, joined_loss
 from hatrack.protection.capacity import Capacity
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, seeded_generator
@@ -75,11 +75,13 @@ class Batch:
 
     Attributes:
         x: samples ``(N, *input_shape)``.
-        y: their classes within their task, int64 ``(N,)``.
+        y: their targets: classes within their task, int64 ``(N,)``, or those of another objective; for several tasks
+            of different kinds as from :func:`hatrack.objectives.joined_targets`.
         tasks: names of the tasks that the samples may come from.
         task_of: for every sample the index of its task in ``tasks``, int64 ``(N,)``.
         progress: position within the epoch, 0 (first batch) to 1 (last).
         rows: for every sample its place among all the training samples, int64 ``(N,)``; None outside of training steps.
+        objectives: what the targets of each of ``tasks`` mean; empty where all are classes without weights.
     """
 
     x: Tensor
@@ -88,11 +90,12 @@ class Batch:
     task_of: Tensor
     progress: float
     rows: Tensor | None = None
+    objectives: tuple[Objective, ...] = ()
 
     def part(self, rows: Tensor | slice, progress: float) -> Batch:
         """Return some of the samples, for a position within the epoch; only a tensor of rows is remembered."""
         known = rows if isinstance(rows, Tensor) else None
-        return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress, known)
+        return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress, known, self.objectives)
 
 
 @dataclass(frozen=True)
@@ -110,19 +113,30 @@ class EpochPlan:
 
 
 class Loss(NamedTuple):
-    """A loss and where it came from: ``value`` is a scalar to minimise, ``logits`` are ``(N, classes)``."""
+    """A loss and where it came from: ``value`` is a scalar to minimise, ``logits`` are outputs ``(N, outputs)``."""
 
     value: Tensor
     logits: Tensor
 
     @classmethod
-    def cross_entropy(cls, logits: Tensor, y: Tensor) -> Loss:
-        """Return the mean cross-entropy of logits ``(N, classes)`` for classes ``(N,)``."""
-        return cls(F.cross_entropy(logits, y), logits)
+    def of(cls, logits: Tensor, batch: Batch) -> Loss:
+        """Return the mean loss of a batch's outputs ``(N, most outputs)``, by the objectives of its tasks.
+
+        For several tasks, logits of classes are −inf behind a task's last class.
+        """
+        objectives = batch.objectives or (ANY_CLASSES,) * len(batch.tasks)
+        return cls(joined_loss(objectives, logits, batch.y, batch.task_of), logits)
 
     def plus(self, penalty: Tensor) -> Loss:
         """Return the loss with a scalar added to it."""
         return Loss(self.value + penalty, self.logits)
+
+
+ANY_CLASSES = Classification(())
+"""Objective of classes whose names and weights do not matter: its loss is the cross-entropy."""
+
+EVERY_KIND: tuple[type[Objective], ...] = (Classification, Regression, MultiLabel)
+"""All kinds of tasks."""
 
 
 class ParameterGroup(NamedTuple):
@@ -149,6 +163,7 @@ class Method(abc.ABC):
         settings_type: a frozen dataclass of the method's own settings, with its paper's values as defaults.
         trains: False for a method without anything to train.
         training: settings of the training that the source has other values for than experiments, such as its optimizer.
+        objectives: kinds of tasks that it can learn; by default all.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
     """
 
@@ -159,10 +174,16 @@ class Method(abc.ABC):
     trains: ClassVar[bool] = True
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})
+    objectives: ClassVar[tuple[type[Objective], ...]] = EVERY_KIND
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         self.setup = setup
         self.settings = settings
+
+    @classmethod
+    def learns(cls, objective: Objective) -> bool:
+        """Return whether the method can learn tasks of a kind."""
+        return isinstance(objective, cls.objectives)
 
     @abc.abstractmethod
     def begin_task(self, task: Task) -> None:

@@ -81,7 +81,9 @@ class DERPP(RehearsalMethod):
         """Return the sum of the three terms."""
         dark, plain = (self.memory.draw(self.settings.replay, self.drawing) for _ in range(2))
         new, of_dark, of_plain = self.logits_of(batch, dark, plain)
-        loss = Loss.cross_entropy(new, batch.y).plus(self.settings.alpha * logit_distance(of_dark, dark["logits"]))
+        loss = Loss(F.cross_entropy(new, batch.y), new).plus(
+            self.settings.alpha * logit_distance(of_dark, dark["logits"])
+        )
         return loss.plus(self.settings.beta * F.cross_entropy(of_plain, plain["y"]))
 
     def _remember(self, batch: Batch, logits: Tensor) -> None:

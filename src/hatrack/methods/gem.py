@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.memory import Reservoir, gathers_statistics
 from hatrack.methods.multi_head import MultiHeadMethod
+from hatrack.objectives import Classification, Objective
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 from hatrack.support.ranges import require_range
@@ -103,7 +104,13 @@ class GEM(MultiHeadMethod):
     name = "gem"
     description = "gradient episodic memory: no step that increases the loss on earlier tasks' remembered samples"
     source = "Lopez-Paz and Ranzato, NIPS 2017"
+    objectives = (Classification,)
     settings_type = GEMSettings
+
+    @classmethod
+    def learns(cls, objective: Objective) -> bool:
+        """Return whether the method can learn tasks of a kind: classes without weights, as it remembers no more."""
+        return isinstance(objective, Classification) and objective.weights is None
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatrack.methods.multi_head import MultiHeadNetwork
@@ -25,7 +24,7 @@ LARGEST_CHUNK = 64
 MOST_GRADIENT_ENTRIES = 2**26
 """Gradients of so many single samples are held at once: at most 64, and at most 256 MiB in float32."""
 
-Objective = Callable[[Tensor, Tensor], Tensor]
+LossOfOutputs = Callable[[Tensor, Tensor], Tensor]
 Network = MultiHeadNetwork | WeightMaskedNetwork
 
 
@@ -65,10 +64,10 @@ def fisher_diagonal(
     """
     x, y = task.train.load()
     if kind is Fisher.BATCHES:
-        return _mean_squared_batch_gradients(network, task.name, x, y)
+        return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
     if kind is Fisher.SAMPLED:
-        y = _drawn_labels(network, task.name, x, generator)
-    return _mean_over_samples(network, task.name, x, y, F.cross_entropy, torch.square)
+        y = _drawn_targets(network, task, x, generator)
+    return _mean_over_samples(network, task.name, x, y, task.objective.loss, torch.square)
 
 
 def output_sensitivity(network: Network, task: Task) -> dict[str, Tensor]:
@@ -98,7 +97,7 @@ def averaged(earlier: Mapping[str, Tensor], new: Mapping[str, Tensor], tasks: in
 
 
 def _mean_over_samples(
-    network: Network, task: str, x: Tensor, y: Tensor, objective: Objective, magnitude: Callable[[Tensor], Tensor]
+    network: Network, task: str, x: Tensor, y: Tensor, objective: LossOfOutputs, magnitude: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """Return the mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``."""
     parameters = {name: value.detach() for name, value in _shared(network, task).items()}
@@ -120,23 +119,25 @@ def _mean_over_samples(
     return {name: value / len(x) for name, value in total.items()}
 
 
-def _mean_squared_batch_gradients(network: Network, task: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def _mean_squared_batch_gradients(
+    network: Network, task: str, x: Tensor, y: Tensor, objective: LossOfOutputs
+) -> dict[str, Tensor]:
     parameters = _shared(network, task)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     with evaluation_mode(network), torch.enable_grad():
         for samples, labels in _chunks(network, x, y, REFERENCE_BATCH):
-            loss = F.cross_entropy(network(samples, task), labels)
+            loss = objective(network(samples, task), labels)
             gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
             for name, gradient in zip(parameters, gradients, strict=True):
                 total[name] += REFERENCE_BATCH * gradient.square()
     return {name: value / len(x) for name, value in total.items()}
 
 
-def _drawn_labels(network: Network, task: str, x: Tensor, generator: torch.Generator | None) -> Tensor:
+def _drawn_targets(network: Network, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:
     with evaluation_mode(network), torch.no_grad():
         device = next(network.parameters()).device
-        parts = [network(part.to(device), task).softmax(dim=1).cpu() for part in torch.split(x, LARGEST_CHUNK)]
-    return torch.multinomial(torch.cat(parts), 1, generator=generator).squeeze(1)
+        parts = [network(part.to(device), task.name).cpu() for part in torch.split(x, LARGEST_CHUNK)]
+    return task.objective.drawn(torch.cat(parts), generator)
 
 
 def _shared(network: Network, task: str) -> dict[str, Tensor]:

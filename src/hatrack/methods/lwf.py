@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
+from hatrack.objectives import Classification
 from hatrack.support.ranges import require_range
 
 __all__ = ["LWF", "LWFSettings", "distillation"]
@@ -61,6 +62,7 @@ class LWF(DistilledMethod):
     name = "lwf"
     description = "learning without forgetting: old heads are to answer on new data as they did before"
     source = "Li and Hoiem, ECCV 2016"
+    objectives = (Classification,)
     settings_type = LWFSettings
     grid = MappingProxyType({"strength": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0), "temperature": (0.5, 1.0, 2.0, 4.0)})
 

@@ -48,7 +48,7 @@ def growth_of(settings: Any) -> Growth | None:
 
 
 class MaskedMethod(Method):
-    """Trains a network of masks with the cross-entropy and, times :meth:`strength`, what its masks cost.
+    """Trains a network of masks with the task's loss and, times :meth:`strength`, what its masks cost.
 
     Attributes:
         network: the network.
@@ -67,9 +67,9 @@ class MaskedMethod(Method):
         self.network.add_task(task.name, task.num_classes, generator=self.setup.generator("head", task.name))
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy and what the masks cost."""
+        """Return the task's loss and what the masks cost."""
         self.network.anneal(batch.progress)
-        loss, strength = Loss.cross_entropy(self.predict(batch.x, batch.tasks[0]), batch.y), self.strength()
+        loss, strength = Loss.of(self.predict(batch.x, batch.tasks[0]), batch), self.strength()
         return loss.plus(strength * self.network.regularization()) if strength else loss
 
     def end_task(self, task: Task) -> None:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.methods.base import Batch, Loss, Setup, joined
 from hatrack.methods.multi_head import MultiHeadMethod
+from hatrack.objectives import Classification, Objective
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 from hatrack.support.ranges import require_range
@@ -111,6 +112,12 @@ class RehearsalMethod(MultiHeadMethod):
     """
 
     settings_type: ClassVar[type] = RehearsalSettings
+    objectives = (Classification,)
+
+    @classmethod
+    def learns(cls, objective: Objective) -> bool:
+        """Return whether the method can learn tasks of a kind: classes without weights, as it remembers no more."""
+        return isinstance(objective, Classification) and objective.weights is None
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)

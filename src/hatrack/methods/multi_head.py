@@ -104,7 +104,7 @@ class MultiHeadNetwork(nn.Module):
 
 
 class MultiHeadMethod(StoredMethod):
-    """Trains a :class:`MultiHeadNetwork` with the cross-entropy; the base of everything that adds to that.
+    """Trains a :class:`MultiHeadNetwork` with the loss of each task; the base of everything that adds to that.
 
     Attributes:
         network: the network.
@@ -128,8 +128,8 @@ class MultiHeadMethod(StoredMethod):
         self.network.add_task(name, num_classes, self.setup.generator("head", name))
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy of the right head's logits."""
-        return Loss.cross_entropy(self.network(batch.x, batch.tasks, batch.task_of), batch.y)
+        """Return the loss of the right head's outputs."""
+        return Loss.of(self.network(batch.x, batch.tasks, batch.task_of), batch)
 
     def predict(self, x: Tensor, task: str) -> Tensor:
         """Return the logits of the task's head."""
@@ -180,7 +180,7 @@ class MultiHeadMethod(StoredMethod):
 
 
 class AnchoredMethod(MultiHeadMethod):
-    """Adds ``scale · Σ Ω (θ − θ*)²`` over the backbone's parameters to the cross-entropy, from the second task on.
+    """Adds ``scale · Σ Ω (θ − θ*)²`` over the backbone's parameters to the task's loss, from the second task on.
 
     Heads are left out: those of earlier tasks get no gradient, and so stay where they are. A subclass calls
     :meth:`hold` at the end of each task.
@@ -208,7 +208,7 @@ class AnchoredMethod(MultiHeadMethod):
         self.importance = dict(importance or {})
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy and the weighted distance to the anchor."""
+        """Return the task's loss and the weighted distance to the anchor."""
         loss = super().loss(batch)
         if not self.anchor:
             return loss
@@ -234,13 +234,13 @@ class DistilledMethod(MultiHeadMethod):
         super().begin_task(task)
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy, and from the second task on the distance from the old network, too."""
+        """Return the task's loss, and from the second task on the distance from the old network, too."""
         if self.old is None:
             return super().loss(batch)
         features, old_features = self.both_features(batch.x, self.old)
         logits = self.network.head(batch.tasks[0])(features)
         penalty = self.settings.strength * self.distance(self.old, features, old_features)
-        return Loss.cross_entropy(logits, batch.y).plus(penalty)
+        return Loss.of(logits, batch).plus(penalty)
 
     def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
         """Return features ``(N, F)`` of both backbones, those of the old one without gradient."""

@@ -216,8 +216,8 @@ class PathNet(StoredMethod):
         return logits
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy along the path whose turn it is."""
-        return Loss.cross_entropy(self._forward(batch.x, batch.tasks[0], self._genes), batch.y)
+        """Return the loss along the path whose turn it is."""
+        return Loss.of(self._forward(batch.x, batch.tasks[0], self._genes), batch)
 
     def predict(self, x: Tensor, task: str) -> Tensor:
         """Return the logits along the task's path."""

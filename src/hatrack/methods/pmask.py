@@ -76,7 +76,7 @@ class PMASK(WeightMaskedMethod):
         return growth_of(self.settings)
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy, what the masks cost, and what it costs elastic weights to move."""
+        """Return the task's loss, what the masks cost, and what it costs elastic weights to move."""
         loss = super().loss(batch)
         return loss.plus(self.network.penalty()) if self.settings.ewc else loss
 

@@ -1,4 +1,4 @@
-"""Guessing: what an accuracy is to be compared with."""
+"""Guessing: what a score is to be compared with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.objectives import Classification, Objective, objective_from_json
 from hatrack.protection.frozen import digest
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.streams import Task
@@ -24,7 +24,9 @@ class Random(Method):
     """Guesses a class with the frequency that it has in training (the stratified random classifier of Eq. 6).
 
     Logits are the logarithm of the frequencies plus Gumbel noise, whose largest entry is a draw from them. The noise
-    depends on the samples alone, so that the same batch gets the same guess again.
+    depends on the samples alone, so that the same batch gets the same guess again. Labels of a task with several are
+    guessed each with its frequency; for numbers, which the paper has none of, the guess is the mean of the training
+    samples, the best there is without a look at a sample.
     """
 
     name = "random"
@@ -35,22 +37,24 @@ class Random(Method):
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
         self._frequencies: dict[str, Tensor] = {}
+        self._objectives: dict[str, Objective] = {}
 
     def begin_task(self, task: Task) -> None:
         """Count the classes."""
-        counts = torch.bincount(task.train.labels, minlength=task.num_classes)
-        self._frequencies[task.name] = counts / counts.sum()
+        self._open(task.objective, task.name, task.objective.guesses(task.train.labels))
 
     def loss(self, batch: Batch) -> Loss:
         """Refuse: there is nothing to train."""
         raise TypeError("random guessing has nothing to train")
 
     def predict(self, x: Tensor, task: str) -> Tensor:
-        """Draw one class per sample."""
+        """Draw one class per sample, or what else there is to guess."""
         frequencies = look_up("task", task, self._frequencies)
         generator = self.setup.generator("guess", task, digest({"x": x}))
-        uniform = torch.rand(len(x), len(frequencies), generator=generator).clamp_(1e-12, 1 - 1e-7)
-        return (frequencies.clamp_min(1e-12).log() - (-uniform.log()).log()).to(x.device)
+        return self._objectives[task].guessed(frequencies, len(x), generator).to(x.device)
+
+    def _open(self, objective: Objective, name: str, frequencies: Tensor) -> None:
+        self._objectives[name], self._frequencies[name] = objective, frequencies
 
     def trained_modules(self) -> Sequence[nn.Module]:
         """Return none: nothing is trained."""
@@ -58,11 +62,17 @@ class Random(Method):
 
     def save(self, path: Path) -> None:
         """Write the frequencies."""
-        description = {"format": FORMAT, "tasks": list(self._frequencies)}
+        others = {n: o.to_json() for n, o in self._objectives.items() if not isinstance(o, Classification)}
+        described = {"objectives": others} if others else {}
+        description = {"format": FORMAT, "tasks": list(self._frequencies), **described}
         write_checkpoint(path, Checkpoint(self._frequencies, description))
 
     def load(self, path: Path) -> tuple[str, ...]:
         """Read the frequencies."""
         checkpoint = read_checkpoint(path, FORMAT)
-        self._frequencies = {name: checkpoint.tensors[name] for name in checkpoint.description["tasks"]}
+        others = checkpoint.description.get("objectives", {})
+        for name in checkpoint.description["tasks"]:
+            frequencies = checkpoint.tensors[name]
+            classes = Classification(tuple(map(str, range(len(frequencies)))))
+            self._open(objective_from_json(others[name]) if name in others else classes, name, frequencies)
         return tuple(self._frequencies)

@@ -135,8 +135,8 @@ class NetworkPerTask(StoredMethod, Generic[Network]):
         self._classes[name] = num_classes
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross-entropy of the task's network."""
-        return Loss.cross_entropy(self.predict(batch.x, batch.tasks[0]), batch.y)
+        """Return the loss of the task's network."""
+        return Loss.of(self.predict(batch.x, batch.tasks[0]), batch)
 
     def predict(self, x: Tensor, task: str) -> Tensor:
         """Return logits of the task's network."""

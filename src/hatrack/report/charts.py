@@ -62,17 +62,19 @@ def curves(rows: Sequence[Row], figure: TableColumn, methods: Sequence[str], *, 
     return chosen(alt.layer(band, line, dots), methods)
 
 
-def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str]) -> Chart:
-    """Draw the accuracy on every task while others follow, a line per task (Fig. 9).
+def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str], figure: TableColumn) -> Chart:
+    """Draw the accuracy, or another score, on every task while others follow, a line per task (Fig. 9).
 
     Args:
         rows: rows of :func:`hatrack.report.tables.accuracy`, averaged over seeds here.
         method: label of the runs that are drawn.
         names: names of the tasks.
+        figure: the column that is drawn.
     """
-    cells = means((row for row in rows if row["method"] == method), ("task", "after"), "accuracy")
+    cells = means((row for row in rows if row["method"] == method), ("task", "after"), figure.key)
+    scale, title = _SCALES.get(figure.kind, (1.0, ""))[0], _title(figure)
     values: list[dict[str, Any]] = [
-        {"task": f"{task} {names[task - 1]}", "after": after, "value": digits(100 * mean)}
+        {"task": f"{task} {names[task - 1]}", "after": after, "value": digits(scale * mean)}
         for (task, after), mean in sorted(cells.items())
     ]
     tasks = list(dict.fromkeys(value["task"] for value in values))
@@ -81,10 +83,10 @@ def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str]) -> Ch
         .mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=2)
         .encode(
             x=AFTER,
-            y=alt.Y("value:Q", title="accuracy (%)", scale=alt.Scale(zero=False)),
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
             color=alt.Color("task:N", scale=alt.Scale(domain=tasks), title="task"),
             strokeDash=alt.StrokeDash("task:N", title="task", scale=dashes(tasks)),
-            tooltip=_tooltip("task:N", ("after:O", "tasks learned"), ("value:Q", "accuracy (%)")),
+            tooltip=_tooltip("task:N", ("after:O", "tasks learned"), ("value:Q", title)),
         )
     )
 
@@ -181,8 +183,8 @@ def ranking(rows: Sequence[Row], figure: TableColumn, group: str) -> Chart:
 def scatter(
     rows: Sequence[Row],
     x: str,
-    y: str,
-    titles: tuple[str, str],
+    y: TableColumn,
+    title: str,
     group: str,
     *,
     order: str,
@@ -192,20 +194,27 @@ def scatter(
     """Draw points joined by lines, a line per group: for sensitivity (Fig. 4) and compression (Fig. 7).
 
     Args:
-        rows: with the keys below; y is a share, and drawn in percent.
+        rows: with the keys below.
         x: key of what goes to the right.
-        y: key of what goes up.
-        titles: titles of the two axes.
+        y: the column that goes up; shares are drawn in percent.
+        title: title of the axis to the right.
         group: key of what tells lines apart.
         order: key by which the points of a line follow each other.
         log_x: whether x grows by factors.
         points: whether points are marked.
     """
-    values = [{"x": row[x], "y": digits(100 * row[y]), "group": str(row[group]), "order": row[order]} for row in rows]
+    factor, titles = _SCALES.get(y.kind, (1.0, ""))[0], (title, _title(y))
+    values = [
+        {"x": row[x], "y": digits(factor * row[y.key]), "group": str(row[group]), "order": row[order]} for row in rows
+    ]
     spreads = [
-        {"x": row[x], "group": str(row[group]), **{end: digits(100 * (row[y] + sign * sd)) for end, sign in ENDS}}
+        {
+            "x": row[x],
+            "group": str(row[group]),
+            **{end: digits(factor * (row[y.key] + sign * sd)) for end, sign in ENDS},
+        }
         for row in rows
-        if (sd := row.get(f"{y}_sd")) is not None
+        if (sd := row.get(f"{y.key}_sd")) is not None
     ]
     groups = list(dict.fromkeys(value["group"] for value in values))
     scale = alt.Scale(type="log") if log_x else alt.Scale(zero=False)
@@ -249,9 +258,10 @@ def _tooltip(*fields: str | tuple[str, str]) -> list[Any]:
 
 
 def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableColumn, *, bottom: float = 50.0) -> Chart:
-    """Draw a matrix, in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
+    """Draw a matrix, shares in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
+    share = value.kind in _SCALES
     values = [
-        {"x": row[x.key], "y": row[y.key], "value": round(100 * row[value.key], 1)}
+        {"x": row[x.key], "y": row[y.key], "value": round(100 * row[value.key], 1) if share else digits(row[value.key])}
         for row in rows
         if row.get(value.key) is not None
     ]
@@ -260,14 +270,17 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
         x=alt.X("x:O", title=x.title, axis=alt.Axis(labelAngle=0)), y=alt.Y("y:O", title=y.title)
     )
     low = min((row["value"] for row in values), default=0.0)
+    high = 100.0 if share else max((row["value"] for row in values), default=1.0)
+    bottom = bottom if share else low
+    title = _title(value)
     cells = base.mark_rect().encode(
-        color=alt.Color("value:Q", title=f"{value.title} (%)", scale=alt.Scale(domain=[min(low, bottom), 100.0])),
-        tooltip=_tooltip(("y:O", y.title), ("x:O", x.title), ("value:Q", f"{value.title} (%)")),
+        color=alt.Color("value:Q", title=title, scale=alt.Scale(domain=[min(low, bottom), high])),
+        tooltip=_tooltip(("y:O", y.title), ("x:O", x.title), ("value:Q", title)),
     )
     floor = min(low, bottom)
-    middle = next((floor + s / 100 * (100 - floor) for s in range(101) if dark_cell(s / 100, "light")), 100.0)
+    middle = next((floor + s / 100 * (high - floor) for s in range(101) if dark_cell(s / 100, "light")), high)
     numbers = base.mark_text(fontSize=11).encode(
-        text=alt.Text("value:Q", format=".1f"),
+        text=alt.Text("value:Q", format=".1f" if share else ".3f"),
         color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("black")),
     )
     return alt.layer(cells, numbers).properties(width=46 * size, height=34 * len({row["y"] for row in values}))

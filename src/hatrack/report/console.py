@@ -12,11 +12,13 @@ from rich.text import Text
 from hatrack.experiments import Comparison, Reproduction, RunResult, Verification
 from hatrack.experiments.statistics import Spread
 from hatrack.experiments.tuning import Candidate, best
+from hatrack.objectives import ACCURACY, Classification, Metric
 
 __all__ = [
     "accuracy_table",
     "comparison_table",
     "forgetting_line",
+    "kinds_line",
     "reproduction_table",
     "share_in_use",
     "tuning_table",
@@ -28,9 +30,10 @@ _KEPT, _FADED, _LOST = "#56b4e9", "#f0e442", "#d55e00"
 
 
 def accuracy_table(result: RunResult, title: str | None = None) -> Table:
-    """Show the accuracy matrix: a row after every task, a column for every task, and the proof below.
+    """Show the matrix of scores, such as accuracies: a row after every task, a column for every task, and the proof.
 
-    An entry's colour says what became of it since the task was learned: kept, up to two points lost, or more. The last
+    An entry's colour says what became of it since the task was learned: kept, up to two points lost (0.02
+    of a metric that is no share), or more. The last
     row says whether the test logits of a column stayed the same to the bit, by their hashes.
 
     Args:
@@ -40,24 +43,59 @@ def accuracy_table(result: RunResult, title: str | None = None) -> Table:
     learned = len(result.scores)
     title = title or f"{result.experiment} · {result.method} · seed {result.seed}"
     table = Table(
-        title=f"{title}\n[dim]accuracy in %", title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 1, 0, 0)
+        title=f"{title}\n[dim]{_what(result)}",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("after task", no_wrap=True)
     for index in range(learned):
         table.add_column(str(index + 1), justify="right", no_wrap=True, min_width=4)
     for index, row in enumerate(result.scores):
-        cells = [Text(f"{100 * score.accuracy:.1f}", _colour(result, index, task)) for task, score in enumerate(row)]
+        cells = [
+            Text(_cell(score.value, result.tasks[task].metric), _colour(result, index, task))
+            for task, score in enumerate(row)
+        ]
         table.add_row(f"{index + 1} {result.tasks[index].name}", *cells, end_section=index == learned - 1)
     table.add_row("logits", *(Text(word, style) for word, style in map(_proof, _hash_columns(result))))
     return table
 
 
 def forgetting_line(result: RunResult) -> str:
-    """Say in one sentence: average accuracy, forgetting, and the share of units or weights in use."""
+    """Say in one sentence: the average score, forgetting, and the share of units or weights in use.
+
+    Where tasks have different metrics, it has both for every metric.
+    """
     figures = result.metrics()
-    line = f"average accuracy {figures['average_accuracy']:.2%}, forgetting {100 * figures['forgetting']:.2f} points"
+    by_metric = figures.get("by_metric", {"": figures})
+    metrics = {task.metric.name: task.metric for task in result.tasks}
+    parts = []
+    for name, of in by_metric.items():
+        metric = metrics[name] if name else result.metric
+        if metric is not None and of["average_score"] is not None:
+            parts.append(_averages(metric, of["average_score"], of["forgetting"]))
+    line = "; ".join(parts)
     capacity = figures["capacity"]
     return line if capacity is None else f"{line}, {share_in_use(capacity)}"
+
+
+def _averages(metric: Metric, average: float, lost: float) -> str:
+    if metric.is_share:
+        return f"average {metric.name} {average:.2%}, forgetting {100 * lost:.2f} points"
+    return f"average {metric.name} {average:.4g} ({metric.direction}), forgetting {lost:.4g}"
+
+
+def _what(result: RunResult) -> str:
+    """Say what the numbers of a matrix are."""
+    return ", ".join(
+        f"{metric.name} in %" if metric.is_share else f"{metric.name} ({metric.direction})"
+        for metric in dict.fromkeys(task.metric for task in result.tasks)
+    )
+
+
+def _cell(value: float, metric: Metric) -> str:
+    return f"{100 * value:.1f}" if metric.is_share else f"{value:.4g}"
 
 
 def share_in_use(capacity: Mapping[str, Any]) -> str:
@@ -74,7 +112,7 @@ def verification_table(verification: Verification) -> Table:
     for verdict in verification.verdicts:
         agrees = Text("agree", _KEPT) if verdict.agrees else Text("differ", _LOST)
         constant = Text("yes", _KEPT) if verdict.constant else Text("no", _FADED)
-        table.add_row(verdict.task, f"{verdict.recorded:.2%}", f"{verdict.accuracy:.2%}", agrees, constant)
+        table.add_row(verdict.task, *_both(verdict.metric, verdict.recorded, verdict.score), agrees, constant)
     return table
 
 
@@ -83,12 +121,16 @@ def reproduction_table(reproduction: Reproduction) -> Table:
     table = Table("task", "recorded", "again", "logits, to the bit", box=SIMPLE)
     for task in reproduction.tasks:
         same = Text("same", _KEPT) if task.same_bits else Text("differ", _LOST)
-        table.add_row(task.task, f"{task.recorded:.2%}", f"{task.again:.2%}", same)
+        table.add_row(task.task, *_both(task.metric, task.recorded, task.again), same)
     return table
 
 
+def _both(metric: Metric, first: float, second: float) -> tuple[str, str]:
+    return metric.say(first, 2), metric.say(second, 2)
+
+
 def _colour(result: RunResult, row: int, task: int) -> str:
-    lost = result.scores[task][task].accuracy - result.scores[row][task].accuracy
+    lost = -result.tasks[task].metric.gain(result.scores[row][task].value, result.scores[task][task].value)
     if row == task:
         return "bold"
     return _KEPT if lost <= 0 else _FADED if lost <= 0.02 else _LOST
@@ -106,7 +148,13 @@ def _proof(hashes: Sequence[str]) -> tuple[str, str]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Make a row per method, the best first: accuracy, forgetting and forgetting ratio after the last task."""
+    """Make a row per method, the best first: accuracy, forgetting and forgetting ratio after the last task.
+
+    The score of other metrics stands in the place of the accuracy, with its direction; there is none where tasks have
+    different metrics.
+    """
+    metric = comparison.metric
+    percent = metric is None or metric.is_share
     table = Table(
         "method",
         title=f"{comparison.experiment}, after the last task; mean ± standard deviation over seeds",
@@ -114,40 +162,73 @@ def comparison_table(comparison: Comparison) -> Table:
         title_style="bold",
         box=SIMPLE,
     )
-    for column in ("accuracy, %", "forgetting, points", "forgetting ratio", "seeds"):
+    notes = {note for run in comparison.results.values() if (note := run.metrics().get("note")) is not None}
+    score, lost = _headings(metric or ACCURACY)
+    score = "score" if notes else score
+    for column in (score, lost, "forgetting ratio", "seeds"):
         table.add_column(column, justify="right")
-    accuracies = {method: comparison.spread(method, "average_accuracy") for method in comparison.methods}
-    order = sorted(comparison.methods, key=lambda m: -(found.mean if (found := accuracies[m]) else -1.0))
-    for method in order:
-        finished = len(comparison.figures(method, "average_accuracy"))
+    scores = {method: comparison.spread(method, "average_score") for method in comparison.methods}
+
+    def rank(method: str) -> tuple[bool, float]:
+        found = scores[method]
+        return found is None, 0.0 if found is None or metric is None else metric.rank(found.mean)
+
+    for method in sorted(comparison.methods, key=rank):
+        finished = sum(comparison.run(method, seed) is not None for seed in comparison.seeds)
         failed = sum(name == method for name, _ in comparison.failures)
         seeds = Text(f"{finished} of {len(comparison.seeds)}" + (f", {failed} failed" if failed else ""))
         table.add_row(
             method,
-            _spread(accuracies[method], 100.0, 2),
-            _spread(comparison.spread(method, "forgetting"), 100.0, 2),
-            _spread(comparison.spread(method, "forgetting_ratio"), 1.0, 3),
+            _spread(scores[method], percent),
+            _spread(comparison.spread(method, "forgetting"), percent),
+            _spread(comparison.spread(method, "forgetting_ratio"), False, ".3f"),
             seeds,
         )
+    if notes:
+        table.caption = "; ".join(sorted(notes))
     return table
+
+
+def kinds_line(result: RunResult) -> str:
+    """Say which tasks of one's own were taken for something else than classes, and how to choose; empty where none was.
+
+    Nothing is said where a setting had chosen.
+    """
+    if not result.sources or result.config.get("target") is not None:
+        return ""
+    kinds: dict[str, list[str]] = {}
+    for task in result.tasks:
+        if task.objective is not None and task.objective["kind"] != Classification.kind:
+            kinds.setdefault(task.objective["kind"], []).append(task.name)
+    said = [f"{', '.join(names)}: learned as {kind}" for kind, names in kinds.items()]
+    return f"{'; '.join(said)} (to choose, `target=classes`, numbers or labels)" if said else ""
+
+
+def _headings(metric: Metric) -> tuple[str, str]:
+    """Return titles of the columns of a metric and of forgetting."""
+    if metric.is_share:
+        return f"{metric.name}, %", "forgetting, points"
+    return f"{metric.name} ({metric.direction})", "forgetting"
 
 
 def tuning_table(candidates: Sequence[Candidate]) -> Table:
     """Make a row per candidate in their order, the best one marked."""
     table = Table("settings", box=SIMPLE)
-    table.add_column("average accuracy", justify="right")
+    metric = next((candidate.metric for candidate in candidates if candidate.score is not None), ACCURACY)
+    table.add_column(f"average {metric.name}", justify="right")
     chosen = best(candidates)
     for candidate in candidates:
         settings = Text(", ".join(f"{key}={value}" for key, value in candidate.settings.items()))
-        accuracy = Text("failed" if candidate.error else "–")
-        if candidate.accuracy is not None:
-            accuracy = Text(f"{candidate.accuracy:.2%}" + (" best" if candidate is chosen else ""))
-        table.add_row(settings, accuracy, style="bold" if candidate is chosen else "")
+        score = Text("failed" if candidate.error else "–")
+        if candidate.score is not None:
+            score = Text(candidate.metric.say(candidate.score, 2) + (" best" if candidate is chosen else ""))
+        table.add_row(settings, score, style="bold" if candidate is chosen else "")
     return table
 
 
-def _spread(found: Spread | None, factor: float, digits: int) -> str:
+def _spread(found: Spread | None, percent: bool, form: str = ".4g") -> str:
     if found is None:
         return "–"
-    mean = f"{factor * found.mean + 0.0:.{digits}f}"
-    return mean if found.sd is None else f"{mean} ± {factor * found.sd:.{digits}f}"
+    factor, form = (100.0, ".2f") if percent else (1.0, form)
+    mean = f"{factor * found.mean + 0.0:{form}}"
+    return mean if found.sd is None else f"{mean} ± {factor * found.sd:{form}}"

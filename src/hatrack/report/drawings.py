@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from hatrack.errors import InputError
+from hatrack.objectives import ACCURACY, Metric
 from hatrack.report import charts, inside, tables
 from hatrack.report.literature import published
 from hatrack.report.runs import Runs
-from hatrack.report.table import Drawing, Kind, Row, Table, means
+from hatrack.report.table import Drawing, Kind, Row, Table, kinds_of, means
 from hatrack.report.verdict import timing
 
 __all__ = ["DRAWINGS"]
 
 
+def _average(runs: Runs, method: str) -> Drawing:
+    return _curve(runs.average, f"Average {runs.require_metric().name}")(runs, method)
+
+
 def _curve(key: str, title: str) -> Callable[[Runs, str], Drawing]:
     def draw(runs: Runs, method: str) -> Drawing:
+        runs.require_metric()
         table = tables.curves(runs)
         column = next(column for column in table.columns if column.key == key)
         shown = [label for label in runs.labels if label != "random"] or list(runs.labels)
@@ -47,18 +54,31 @@ def _reuse(runs: Runs, method: str) -> Drawing:
 
 def _matrix(runs: Runs, method: str) -> Drawing:
     table = _of(tables.accuracy(runs), method)
-    cells = means(table.rows, ("after", "task"), "accuracy")
-    rows = [{"after": after, "task": task, "accuracy": mean} for (after, task), mean in cells.items()]
+    metric = runs.require_metric()
+    key = _key(metric)
+    cells = means(table.rows, ("after", "task"), key)
+    rows = [{"after": after, "task": task, key: mean} for (after, task), mean in cells.items()]
     column = {column.key: column for column in table.columns}
-    chart = charts.heat_map(rows, column["task"], column["after"], column["accuracy"])
-    return Drawing(chart, f"Accuracy on every task after every task, {method}", table)
+    value = replace(column[key], kind=kinds_of(metric)[0], title=_heading(metric))
+    chart = charts.heat_map(rows, column["task"], column["after"], value)
+    return Drawing(chart, f"{metric.name.capitalize()} on every task after every task, {method}", table)
+
+
+def _key(metric: Metric) -> str:
+    return "accuracy" if metric == ACCURACY else "score"
+
+
+def _heading(metric: Metric) -> str:
+    """Return the name of a metric, with its direction where that could be doubted."""
+    return metric.name if metric.is_share else f"{metric.name}, {metric.direction}"
 
 
 def _tasks(runs: Runs, method: str) -> Drawing:
     table = _of(tables.accuracy(runs), method)
-    return Drawing(
-        charts.lines_per_task(table.rows, method, runs.task_names), f"Accuracy on every task, {method}", table
-    )
+    metric = runs.require_metric()
+    value = kinds_of(metric)[0].column(_key(metric), _heading(metric))
+    chart = charts.lines_per_task(table.rows, method, runs.task_names, value)
+    return Drawing(chart, f"{metric.name.capitalize()} on every task, {method}", table)
 
 
 def _time(runs: Runs, method: str) -> Drawing:
@@ -69,17 +89,18 @@ def _time(runs: Runs, method: str) -> Drawing:
 def _sensitivity(runs: Runs, method: str) -> Drawing:
     table = tables.sensitivity(runs)
     key = table.columns[1].key
-    chart = charts.scatter(
-        table.rows, key, "average_accuracy", (key, "average accuracy (%)"), "method", order=key, log_x=True
-    )
+    metric = runs.require_metric()
+    value = kinds_of(metric)[0].column(runs.average, f"average {_heading(metric)}")
+    chart = charts.scatter(table.rows, key, value, key, "method", order=key, log_x=True)
     return Drawing(chart, f"Sensitivity to {key}", table)
 
 
 def _compression(runs: Runs, method: str) -> Drawing:
     table = _require(inside.compression(runs), "methods with masks, such as hat")
     rows = [{**row, "percent": 100 * row["used"]} for row in table.rows]
-    titles = ("units in use (%)", "validation accuracy (%)")
-    chart = charts.scatter(rows, "percent", "valid_accuracy", titles, "seed", order="epoch")
+    metric = runs.any.tasks[0].metric
+    value = kinds_of(metric)[0].column(table.columns[-1].key, f"validation {_heading(metric)}")
+    chart = charts.scatter(rows, "percent", value, "units in use (%)", "seed", order="epoch")
     return Drawing(chart, "Compression of a single task, epoch by epoch", table)
 
 
@@ -91,7 +112,7 @@ def _published(runs: Runs, method: str) -> Drawing:
 
 def _transfer(runs: Runs, method: str) -> Drawing:
     table = tables.summary(runs)
-    shown = ("learning_accuracy", "backward_transfer", "forward_transfer")
+    shown = (runs.learning, "backward_transfer", "forward_transfer")
     rows = [row for row in table.rows if row["method"] != "random"] or table.rows
     columns = [column for column in table.columns if column.key in shown]
     return Drawing(charts.bars_side_by_side(rows, columns), "Learning and transfer", table)
@@ -117,7 +138,7 @@ def _require(table: Table, who: str) -> Table:
 
 DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
     {
-        "accuracy": _curve("average_accuracy", "Average accuracy"),
+        "accuracy": _average,
         "forgetting": _curve("forgetting", "Forgetting"),
         "forgetting-ratio": _curve("forgetting_ratio", "Forgetting ratio"),
         "sensitivity": _sensitivity,

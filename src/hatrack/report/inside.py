@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from hatrack.experiments import TaskSize
+from hatrack.objectives import ACCURACY
 from hatrack.report.runs import Runs
-from hatrack.report.table import AFTER, METHOD, SEED, Kind, Row, Table, mean_and_sd
+from hatrack.report.table import AFTER, METHOD, SEED, Kind, Row, Table, kinds_of, mean_and_sd
 
 __all__ = ["capacity", "compression", "mean_usage", "reuse", "sizes_table", "usage"]
 
@@ -96,21 +97,26 @@ def reuse(runs: Runs) -> Table:
 
 
 def compression(runs: Runs) -> Table:
-    """Make a row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7)."""
+    """Make a row per method, seed and epoch of the first task: the share in use, and the accuracy with it (Fig. 7).
+
+    The metric of another kind of task stands under a key of its own.
+    """
+    metric = runs.any.tasks[0].metric
+    key = "valid_accuracy" if metric == ACCURACY else "valid_score"
     rows = tuple(
-        {"method": label, "seed": seed, "epoch": epoch, "used": used, "valid_accuracy": right}
+        {"method": label, "seed": seed, "epoch": epoch, "used": used, key: right}
         for label, seed, run in runs.each()
         if run.history
-        for epoch, (used, right) in enumerate(zip(run.history[0].used, run.history[0].valid_accuracy, strict=False), 1)
+        for epoch, (used, right) in enumerate(zip(run.history[0].used, run.history[0].valid_score, strict=False), 1)
     )
     columns = (
         *(METHOD, SEED, Kind.NUMBER.column("epoch")),
         *(
             Kind.PERCENT.column("used", "in use"),
-            Kind.PERCENT.column("valid_accuracy", "validation accuracy"),
+            kinds_of(metric)[0].column(key, f"validation {metric.name}"),
         ),
     )
-    return Table("compression", "Share in use and accuracy during the first task", columns, rows)
+    return Table("compression", f"Share in use and {metric.name} during the first task", columns, rows)
 
 
 def sizes_table(sizes: Sequence[TaskSize]) -> Table:

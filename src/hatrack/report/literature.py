@@ -19,6 +19,7 @@ from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, RunResult
 from hatrack.experiments.metrics import average_accuracy
 from hatrack.methods import METHODS
+from hatrack.objectives import ACCURACY
 from hatrack.report.runs import Runs
 from hatrack.report.table import METHOD, Kind, Table, TableColumn, mean_and_sd
 
@@ -106,7 +107,7 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(_read())
 
 def has_published(runs: Runs) -> bool:
     """Return whether figures were published of the stream of these runs."""
-    return _stream(runs) in PUBLISHED
+    return _stream(runs) in PUBLISHED and runs.metric == ACCURACY
 
 
 def published(runs: Runs) -> Table:
@@ -119,7 +120,7 @@ def published(runs: Runs) -> Table:
         InputError: nothing was published of this experiment, as far as is known here.
     """
     stream = _stream(runs)
-    if stream not in PUBLISHED:
+    if not has_published(runs):
         names = [name for name, experiment in EXPERIMENTS.items() if experiment.stream in PUBLISHED]
         raise InputError(
             f"no published figures are known of {runs.any.experiment}; there are some of {', '.join(names)}"

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from hatrack import __version__
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS
+from hatrack.objectives import ACCURACY
 from hatrack.report import canvas, charts, sections
 from hatrack.report.inside import capacity, mean_usage, reuse
 from hatrack.report.literature import HERE, has_published, published
@@ -24,14 +25,10 @@ from hatrack.report.writers import display
 
 __all__ = ["html_report"]
 
-_CURVES = (
-    ("average_accuracy", "Average accuracy", "of all the tasks so far."),
-    (
-        "forgetting",
-        "Forgetting",
-        "in points lost since a task was learned, mean over the tasks so far. Lower is better.",
-    ),
-    ("forgetting_ratio", "Forgetting ratio ρ", "0 is as good as learning all tasks at once, −1 as bad as guessing."),
+_RATIO = (
+    "forgetting_ratio",
+    "Forgetting ratio ρ",
+    "0 is as good as learning all tasks at once, −1 as bad as guessing.",
 )
 
 _BANDS = " Bands are one standard deviation over seeds."
@@ -44,12 +41,13 @@ def html_report(runs: Runs) -> str:
         runs: at least one.
 
     Raises:
-        InputError: the extra ``report`` is not installed.
+        InputError: the extra ``report`` is not installed, or tasks have different metrics.
     """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
+    metric = runs.require_metric()
     makers = (summary, curves, accuracy, capacity, reuse, data, differences, mean_usage)
     tables = {table.name: table for table in (make(runs) for make in makers)}
     others = Table("published", "", (), ())
@@ -60,6 +58,10 @@ def html_report(runs: Runs) -> str:
     context = {
         "title": f"{runs.any.experiment}: {sections.title(runs)}",
         "experiment": runs.any.experiment,
+        "metric": metric.name,
+        "share": metric.is_share,
+        "direction": metric.direction,
+        "plain": metric == ACCURACY,
         "description": EXPERIMENTS[runs.any.experiment].description if runs.any.experiment in EXPERIMENTS else "",
         "tasks": runs.task_names,
         "named": not runs.task_names[0].startswith("task "),
@@ -73,7 +75,7 @@ def html_report(runs: Runs) -> str:
         "cards": sections.cards(runs, outcome),
         "sentences": sections.sentences(runs, outcome),
         "summary": sections.summary_rows(tables["summary"]),
-        "differences": sections.forest(tables["differences"], outcome.best),
+        "differences": sections.forest(tables["differences"], outcome.best, runs),
         **sections.matrices(tables["accuracy"], runs),
         "layers": sections.layer_matrices(tables["capacity"]),
         "reuse": sections.reuse_matrices(tables["reuse"], runs),
@@ -134,9 +136,18 @@ def _charts(runs: Runs, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     columns = {column.key: column for column in tables["curves"].columns}
     rows, used = tables["curves"].rows, tables["mean-usage"].rows
     drawn = []
-    for key, title, text in _CURVES if runs.learned > 1 else ():
+    metric = runs.require_metric()
+    direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
+    lost = "in points lost" if metric.is_share else f"what got worse of {metric.name}"
+    lost = f"{lost} since a task was learned, mean over the tasks so far. Lower is better."
+    shown = (
+        (runs.average, f"Average {metric.name}", f"of all the tasks so far.{direction}"),
+        ("forgetting", "Forgetting", lost),
+        _RATIO,
+    )
+    for key, title, text in shown if runs.learned > 1 else ():
         if any(row[key] is not None for row in rows):
-            bands = _BANDS * (key == "average_accuracy" and len(runs.seeds) > 1)
+            bands = _BANDS * (key == runs.average and len(runs.seeds) > 1)
             drawn.append(
                 (key, title, text + bands, "curves", charts.curves(rows, columns[key], runs.labels, legend=False))
             )

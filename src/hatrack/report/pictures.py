@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -53,8 +54,8 @@ def gradient(request: RunRequest, *, s_max: float = 400.0, batches: int = 100) -
         Kind.RATIO.column("gradient"),
     )
     table = Table("gradient", "Gradient of an embedding over an epoch", columns, tuple(rows))
-    titles = ("embedding e", "summed gradient (% of its largest)")
-    chart = charts.scatter(rows, "e", "gradient", titles, "gate", order="e", points=False)
+    drawn = Kind.PERCENT.column("gradient", "summed gradient, of its largest")
+    chart = charts.scatter(rows, "e", drawn, "embedding e", "gate", order="e", points=False)
     return Drawing(chart, table.title, table)
 
 
@@ -108,7 +109,9 @@ def _similarities(request: RunRequest, what: str) -> Drawing:
     cosine = Kind.RATIO.column("cosine")
     title = "Mean masks of tasks" if what == "masks" else "Mean embeddings of tasks"
     table = Table(f"dwa-{what}", f"{title}, cosines", (one, other, cosine), rows)
-    return Drawing(charts.heat_map(rows, other, one, cosine, bottom=-100.0), table.title, table)
+    return Drawing(
+        charts.heat_map(rows, other, one, replace(cosine, kind=Kind.PERCENT), bottom=-100.0), table.title, table
+    )
 
 
 def _finished(request: RunRequest) -> Run:

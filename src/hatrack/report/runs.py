@@ -12,9 +12,10 @@ from typing import Any
 from hatrack.errors import InputError
 from hatrack.experiments import Comparison, RunResult, read_result
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.metrics import average_accuracy
+from hatrack.experiments.metrics import average_score
 from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
+from hatrack.objectives import ACCURACY, Metric, common_metric
 
 __all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
 
@@ -59,6 +60,7 @@ class Runs:
             raise InputError("there is no run in which a task has been learned; run an experiment first")
         _require_one([result.experiment for result in learned], "experiments")
         _require_one([f"{len(result.tasks)} tasks" for result in learned], "numbers of tasks")
+        _require_one([", ".join(task.metric.name for task in result.tasks) for result in learned], "metrics")
         most = max(len(result.scores) for result in learned)
         left_out = [
             f"{result.method}, seed {result.seed}: {len(result.scores)} of {most} tasks learned"
@@ -75,13 +77,52 @@ class Runs:
         return cls({label: dict(sorted(by_seed.items())) for label, by_seed in by_label.items()}, tuple(left_out))
 
     @cached_property
+    def metric(self) -> Metric | None:
+        """Metric of all tasks; None where they have different ones, of which no mean means anything."""
+        return common_metric(tuple(task.metric for task in self.any_of_all.tasks[: self.learned]))
+
+    @property
+    def average(self) -> str:
+        """Key of the average score in tables: that of the accuracy has a name of its own."""
+        return "average_accuracy" if self.metric == ACCURACY else "average_score"
+
+    @property
+    def learning(self) -> str:
+        """Key of the score right after learning in tables, likewise."""
+        return "learning_accuracy" if self.metric == ACCURACY else "learning_score"
+
+    @property
+    def any_of_all(self) -> RunResult:
+        """One of the runs, whichever comes first."""
+        return next(iter(next(iter(self.by_label.values())).values()))
+
+    def require_metric(self) -> Metric:
+        """Return the metric of all tasks.
+
+        Raises:
+            InputError: they have different ones.
+        """
+        if self.metric is None:
+            names = ", ".join(dict.fromkeys(task.metric.name for task in self.any_of_all.tasks))
+            raise InputError(
+                f"tasks of these runs have different metrics ({names}), of which no mean means anything, so that "
+                "methods cannot be ranked; the table accuracy has the score of every task"
+            )
+        return self.metric
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        """All labels: those that compete first, then references, each with the highest accuracy first."""
+        """All labels: those that compete first, then references, each with the best score first.
+
+        Where tasks have different metrics they are in the order of the alphabet.
+        """
 
         def rank(label: str) -> tuple[bool, float, str]:
             of = self.by_label[label].values()
-            mean = sum(average_accuracy(run.matrix("accuracy")[: len(run.scores)]) for run in of) / len(of)
-            return label in REFERENCES, -mean, label
+            if self.metric is None:
+                return label in REFERENCES, 0.0, label
+            mean = sum(average_score(run.matrix("score")[: len(run.scores)]) for run in of) / len(of)
+            return label in REFERENCES, self.metric.rank(mean), label
 
         return tuple(sorted(self.by_label, key=rank))
 
@@ -103,7 +144,7 @@ class Runs:
     @property
     def learned(self) -> int:
         """Number of tasks learned."""
-        return len(self.any.scores)
+        return len(self.any_of_all.scores)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -133,10 +174,10 @@ class Runs:
             training is no better than guessing.
         """
         run, joint, random = (self.run(name, seed) for name in (label, "joint", "random"))
-        if run is None or joint is None or random is None or run.forgotten:
+        if run is None or joint is None or random is None or run.forgotten or self.metric is None:
             return None
         cells = zip(run.scores[after], random.scores[after], joint.scores[after], strict=True)
-        ratios = [forgetting_ratio(*(score.accuracy for score in cell)) for cell in cells]
+        ratios = [forgetting_ratio(*(score.value for score in cell)) for cell in cells]
         mean = sum(ratios) / len(ratios)
         return mean if mean == mean else None
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hatrack.methods import METHODS
+from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.canvas import DASHES, LIGHT, dark_cell
 from hatrack.report.literature import HERE
 from hatrack.report.runs import REFERENCES, Runs
-from hatrack.report.table import Kind, Row, Table, TableColumn, means
+from hatrack.report.table import Kind, Row, Table, TableColumn, kinds_of, means
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict
 from hatrack.report.writers import display, number
@@ -65,19 +66,22 @@ def explanations(runs: Runs) -> list[dict[str, str]]:
 def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
     """Give the result in a few figures."""
     several = len(runs.competitors) > 1
-    accuracy = f"{number(outcome.accuracy, Kind.PERCENT)} %"
+    metric = runs.require_metric()
+    kind, difference = kinds_of(metric)
+    shown = f"{number(outcome.score, kind)}{' %' if metric.is_share else ''}"
     over = f"mean over {_count(runs.learned, 'task')} and {_count(len(runs.by_label[outcome.best]), 'seed')}"
-    cards = [("", "average accuracy in the end", accuracy, over)]
+    cards = [("", f"average {_named(metric)} in the end", shown, over)]
     if several:
-        cards = [("", "highest accuracy after the last task", f"{outcome.best} {accuracy}", over)]
+        superlative = "highest" if metric.larger_is_better else "lowest"
+        cards = [("", f"{superlative} {metric.name} after the last task", f"{outcome.best} {shown}", over)]
     if outcome.second is not None and outcome.points is not None:
         lead = outcome.lead
         text = "one seed in common: no telling whether that is luck"
         if lead is not None:
-            text = f"95 % interval {number(lead.low, Kind.POINTS)} to {number(lead.high, Kind.POINTS)}: "
+            text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: "
             text += "more than luck" if lead.excludes_zero else "may well be luck"
         cards.append(
-            ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, Kind.POINTS)} points", text)
+            ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
         )
     kept = outcome.unforgotten
     if kept or not several:
@@ -88,8 +92,10 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
     name, lost = outcome.most_forgetful
     if lost > 0:
         what, figure = ("forgets most", f"{name} ") if several else ("forgetting", "")
-        figure += f"{number(lost, Kind.POINTS)} points"
-        cards.append(("bad", what, figure, "of accuracy lost since a task was learned, on the average"))
+        figure += f"{number(lost, difference)}{_unit(metric)}"
+        text = f"of {metric.name} lost since a task was learned, on the average"
+        text = text if metric.larger_is_better else f"more {metric.name} than when a task was learned, on the average"
+        cards.append(("bad", what, figure, text))
     return [dict(zip(("tone", "what", "figure", "text"), card, strict=True)) for card in cards]
 
 
@@ -97,16 +103,28 @@ def sentences(runs: Runs, outcome: Verdict) -> list[str]:
     """Say more about the result: the distance from joint training, and the lack of seeds."""
     sentences = []
     if "joint" in runs.labels and runs.learned > 1 and outcome.best != "joint":
-        joint = next(row for row in summary(runs).rows if row["method"] == "joint")["average_accuracy"]
-        gap = outcome.accuracy - joint
+        metric = runs.require_metric()
+        kind, difference = kinds_of(metric)
+        joint = next(row for row in summary(runs).rows if row["method"] == "joint")[runs.average]
+        gap = outcome.score - joint
         relation = "below" if gap < 0 else "above"
+        reached = f"{number(joint, kind)} %" if metric.is_share else f"{metric.name} {number(joint, kind)}"
         sentences.append(
-            f"Learning all tasks at once, with all the data in hand, reaches {number(joint, Kind.PERCENT)} %: the best "
-            f"method is {number(abs(gap), Kind.POINTS)} points {relation} that."
+            f"Learning all tasks at once, with all the data in hand, reaches {reached}: the best "
+            f"method is {number(abs(gap), difference)}{_unit(metric)} {relation} that."
         )
     if outcome.lead is None and outcome.second is not None:
         sentences.append("With fewer than two seeds in common, differences cannot be told from luck; run more seeds.")
     return sentences
+
+
+def _named(metric: Metric) -> str:
+    """Return the name of a metric, with its direction where that could be doubted."""
+    return metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
+
+
+def _unit(metric: Metric) -> str:
+    return " points" if metric.is_share else ""
 
 
 def summary_rows(table: Table) -> dict[str, Any]:
@@ -121,7 +139,8 @@ def summary_rows(table: Table) -> dict[str, Any]:
 
 def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     value, spread = row[column.key], row.get(f"{column.key}_sd")
-    share = round(float(value), 4) if column.key in ("average_accuracy", "used") and value is not None else None
+    barred = column.key == "used" or (column.key.startswith("average_") and column.kind is Kind.PERCENT)
+    share = round(float(value), 4) if barred and value is not None else None
     text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)
     return {
         "text": text,
@@ -131,13 +150,15 @@ def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     }
 
 
-def forest(table: Table, reference: str) -> dict[str, Any]:
+def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
     """Place differences and their intervals between the lowest and the highest end."""
+    metric, key = runs.require_metric(), runs.average
+    kind = kinds_of(metric)[1]
     rows = [row for row in table.rows if row["method"] != "random"]
     if not rows:
         return {"rows": []}
-    low = min(0.0, *(row["average_accuracy_low"] for row in rows))
-    high = max(0.0, *(row["average_accuracy_high"] for row in rows))
+    low = min(0.0, *(row[f"{key}_low"] for row in rows))
+    high = max(0.0, *(row[f"{key}_high"] for row in rows))
     width: float = (high - low) or 1.0
 
     def place(value: float) -> float:
@@ -145,22 +166,22 @@ def forest(table: Table, reference: str) -> dict[str, Any]:
 
     return {
         "reference": reference,
+        "unit": "points" if metric.is_share else metric.name,
         "zero": place(0.0),
-        "low": number(low, Kind.POINTS),
-        "high": number(high, Kind.POINTS),
+        "low": number(low, kind),
+        "high": number(high, kind),
         "rows": [
             {
                 "method": row["method"],
-                "mean": number(row["average_accuracy"], Kind.POINTS),
-                "interval": f"{number(row['average_accuracy_low'], Kind.POINTS)} to "
-                f"{number(row['average_accuracy_high'], Kind.POINTS)}",
-                "left": place(row["average_accuracy_low"]),
-                "at": place(row["average_accuracy"]),
-                "width": place(row["average_accuracy_high"]) - place(row["average_accuracy_low"]),
+                "mean": number(row[key], kind),
+                "interval": f"{number(row[f'{key}_low'], kind)} to {number(row[f'{key}_high'], kind)}",
+                "left": place(row[f"{key}_low"]),
+                "at": place(row[key]),
+                "width": place(row[f"{key}_high"]) - place(row[f"{key}_low"]),
                 "word": "may be luck"
-                if not row["average_accuracy_significant"]
+                if not row[f"{key}_significant"]
                 else "better"
-                if row["average_accuracy"] > 0
+                if metric.gain(row[key], 0.0) > 0
                 else "worse",
             }
             for row in rows
@@ -225,24 +246,30 @@ def _text(value: Any) -> str:
 
 
 def matrices(table: Table, runs: Runs) -> dict[str, Any]:
-    """Return accuracy matrices as heat maps, means over seeds, with the loss of every task."""
-    cells = means(table.rows, ("method", "after", "task"), "accuracy")
+    """Return matrices of scores as heat maps, means over seeds, with the loss of every task."""
+    metric = runs.require_metric()
+    cells = means(table.rows, ("method", "after", "task"), "accuracy" if metric == ACCURACY else "score")
     shown = [value for (method, _, _), value in cells.items() if method != "random"] or list(cells.values())
     high = max(shown)
-    low = max(0.0, min([*shown, high - 0.1]))  # a few points are no reason for all the colours
+    low = min([*shown, high - 0.1])  # a few points are no reason for all the colours
+    low = max(0.0, low) if metric.is_share else low
+    factor, digits = (100, 1) if metric.is_share else (1, 3)
     tasks = range(1, runs.learned + 1)
     matrices = []
     for label in runs.labels:
+        shown_as: dict[str, Any] = {"factor": factor, "digits": digits, "metric": metric}
         rows = [
-            [_heat(cells[label, after, task], low, high) if task <= after else None for task in tasks]
+            [_heat(cells[label, after, task], low, high, **shown_as) if task <= after else None for task in tasks]
             for after in tasks
         ]
-        lost = [cells[label, task, task] - cells[label, runs.learned, task] for task in tasks]
+        lost = [metric.gain(cells[label, task, task], cells[label, runs.learned, task]) for task in tasks]
         tones = [
             "" if task == runs.learned else "bad" if drop > 0.01 else "good" if drop <= 0 else ""
             for task, drop in zip(tasks, lost, strict=True)
         ]
-        texts = [f"{100 * drop:.1f}".replace("-0.0", "0.0").replace("-", "−") for drop in lost]
+        texts = [f"{factor * drop + 0.0:.{digits}f}" for drop in lost]
+        zero = f"{0.0:.{digits}f}"
+        texts = [zero if text == f"-{zero}" else text.replace("-", "−") for text in texts]
         matrices.append(
             {
                 "method": label,
@@ -250,7 +277,7 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
                 "lost": [{"text": text, "tone": tone} for text, tone in zip(texts, tones, strict=True)],
             }
         )
-    return {"matrices": matrices, "heat": {"low": f"{100 * low:.1f}", "high": f"{100 * high:.1f}"}}
+    return {"matrices": matrices, "heat": {"low": f"{factor * low:.{digits}f}", "high": f"{factor * high:.{digits}f}"}}
 
 
 def layer_matrices(table: Table) -> list[dict[str, Any]]:
@@ -282,8 +309,11 @@ def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
     ]
 
 
-def _heat(value: float, low: float, high: float, *, digits: int = 1) -> dict[str, Any]:
+def _heat(
+    value: float, low: float, high: float, *, digits: int = 1, factor: float = 100, metric: Metric = ACCURACY
+) -> dict[str, Any]:
     v = (value - low) / (high - low) if high > low else 1.0
+    v = v if metric.larger_is_better else 1.0 - v
     v = min(1.0, max(0.0, v))
     inks = [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if dark_cell(v, theme)]
-    return {"text": f"{100 * value:.{digits}f}", "v": round(v, 3), "ink": " ".join(inks)}
+    return {"text": f"{factor * value:.{digits}f}", "v": round(v, 3), "ink": " ".join(inks)}

@@ -8,8 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from hatrack.experiments.statistics import spread
+from hatrack.objectives import Metric
 
-__all__ = ["AFTER", "METHOD", "SEED", "Drawing", "Kind", "Row", "Table", "TableColumn", "mean_and_sd", "means"]
+__all__ = [
+    "AFTER",
+    "METHOD",
+    "SEED",
+    "Drawing",
+    "Kind",
+    "Row",
+    "Table",
+    "TableColumn",
+    "kinds_of",
+    "mean_and_sd",
+    "means",
+]
 
 Row = Mapping[str, Any]
 """A row of a table: numbers (shares in [0, 1], not percent), texts, or None where a figure is not known."""
@@ -82,6 +95,11 @@ class Drawing:
     chart: Any
     title: str
     table: Table
+
+
+def kinds_of(metric: Metric | None) -> tuple[Kind, Kind]:
+    """Return the kinds of columns of a metric, and of its differences; shares where there is none."""
+    return (Kind.PERCENT, Kind.POINTS) if metric is None or metric.is_share else (Kind.RATIO, Kind.RATIO)
 
 
 METHOD = Kind.TEXT.column("method")

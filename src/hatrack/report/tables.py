@@ -8,9 +8,10 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.experiments import RunResult
-from hatrack.experiments.metrics import average_accuracy, forgetting, forward_transfer, learning_accuracy
+from hatrack.experiments.metrics import average_score, forgetting, forward_transfer, learning_accuracy
+from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.runs import Runs, in_use
-from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, mean_and_sd
+from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, kinds_of, mean_and_sd
 
 __all__ = ["accuracy", "curves", "data", "forgetting_ratios", "is_constant", "sensitivity", "summary"]
 
@@ -27,24 +28,29 @@ def summary(runs: Runs) -> Table:
                 "method": label,
                 "seeds": len(of),
                 **_figures(runs, label, matrices),
-                **mean_and_sd("learning_accuracy", map(learning_accuracy, matrices.values())),
-                **mean_and_sd("backward_transfer", (0.0 - forgetting(matrix) for matrix in matrices.values())),
-                **mean_and_sd("forward_transfer", (_forward(matrices[seed], alone[seed]) for seed in matrices)),
+                **_transfer(runs, matrices, alone),
                 **mean_and_sd("used", (in_use(run.capacity) for _, run in of)),
                 **mean_and_sd("seconds", (sum(run.seconds) for _, run in of)),
                 "unchanged": sum(all(is_constant(run, task) for task in range(runs.learned)) for _, run in of),
             }
         )
-    rows.sort(key=lambda row: -float(row["average_accuracy"]))
+    metric = runs.metric
+    if metric is not None:
+        rows.sort(key=lambda row: metric.rank(float(row[runs.average])))
+    score, difference = kinds_of(metric)
+    name, points = ("score", "") if metric is None else (metric.name, ", in points" if metric.is_share else "")
+    direction = "" if metric is None or metric == ACCURACY else f"; {metric.direction}"
+    lost = "points lost since each task was learned, on the average"
+    lost = lost if difference is Kind.POINTS else "what got worse since each task was learned, on the average"
     columns = (
         METHOD,
-        Kind.PERCENT.column("average_accuracy", "accuracy", "mean accuracy on all tasks after the last one"),
-        Kind.POINTS.column("forgetting", "forgetting", "points lost since each task was learned, on the average"),
+        score.column(runs.average, _title_of(metric), f"mean {name} on all tasks after the last one{direction}"),
+        difference.column("forgetting", "forgetting", lost),
         Kind.NUMBER.column("unchanged", "same to the bit", "runs in which no output on an earlier task ever changed"),
         Kind.RATIO.column("forgetting_ratio", "ρ", "0: as good as learning all tasks at once; −1: as bad as guessing"),
-        Kind.PERCENT.column("learning_accuracy", "learning", "mean accuracy on every task right after learning it"),
-        Kind.POINTS.column("backward_transfer", "backward", "what later tasks did to earlier ones, in points"),
-        Kind.POINTS.column(
+        score.column(runs.learning, "learning", f"mean {name} on every task right after learning it{direction}"),
+        difference.column("backward_transfer", "backward", f"what later tasks did to earlier ones{points}"),
+        difference.column(
             "forward_transfer", "forward", "what earlier tasks did for later ones, against learning alone"
         ),
         Kind.PERCENT.column("used", "in use", "share of the units, or weights, that the tasks use in the end"),
@@ -57,7 +63,7 @@ def summary(runs: Runs) -> Table:
 
 def accuracy(runs: Runs) -> Table:
     """Make a row per method, seed, task learned last and task tested."""
-    names = runs.task_names
+    names, accuracies = runs.task_names, runs.metric == ACCURACY
     rows = (
         {
             "method": label,
@@ -65,7 +71,8 @@ def accuracy(runs: Runs) -> Table:
             "after": after + 1,
             "task": task + 1,
             "name": names[task],
-            "accuracy": score.accuracy,
+            **({} if accuracies else {"metric": run.tasks[task].metric.name}),
+            "accuracy" if accuracies else "score": score.value,
             "loss": score.loss,
             "logits_sha256": score.logits_sha256,
         }
@@ -75,10 +82,12 @@ def accuracy(runs: Runs) -> Table:
     )
     columns = (
         *(METHOD, SEED, AFTER, Kind.NUMBER.column("task"), Kind.TEXT.column("name")),
-        *(Kind.PERCENT.column("accuracy"), Kind.RATIO.column("loss")),
-        Kind.TEXT.column("logits_sha256", "hash of the outputs"),
+        *(() if accuracies else (Kind.TEXT.column("metric"),)),
+        kinds_of(runs.metric)[0].column("accuracy") if accuracies else Kind.RATIO.column("score"),
+        *(Kind.RATIO.column("loss"), Kind.TEXT.column("logits_sha256", "hash of the outputs")),
     )
-    return Table("accuracy", "Accuracy on every task after every task", columns, tuple(rows))
+    what = "Accuracy" if accuracies else "Score"
+    return Table("accuracy", f"{what} on every task after every task", columns, tuple(rows))
 
 
 def curves(runs: Runs) -> Table:
@@ -97,8 +106,8 @@ def curves(runs: Runs) -> Table:
             )
     columns = (
         *(METHOD, AFTER),
-        Kind.PERCENT.column("average_accuracy", "accuracy"),
-        Kind.POINTS.column("forgetting"),
+        kinds_of(runs.metric)[0].column(runs.average, _title_of(runs.metric)),
+        kinds_of(runs.metric)[1].column("forgetting"),
         Kind.RATIO.column("forgetting_ratio", "ρ"),
         Kind.NUMBER.column("seeds"),
     )
@@ -124,10 +133,12 @@ def data(runs: Runs) -> Table:
     """Make a row per task: classes and numbers of samples (Table 2)."""
     one = runs.any
     rows = tuple(
-        {"task": number, **vars(task), "name": name}
+        {"task": number, **vars(task), "name": name, "metric": task.metric.name, "objective": None}
         for number, (task, name) in enumerate(zip(one.tasks, runs.task_names, strict=False), start=1)
     )
-    numbers = (Kind.NUMBER.column(key) for key in ("classes", "train", "valid", "test"))
+    numbers = [Kind.NUMBER.column(key) for key in ("classes", "train", "valid", "test")]
+    if runs.metric != ACCURACY:
+        numbers = [Kind.TEXT.column("metric"), Kind.NUMBER.column("classes", "outputs"), *numbers[1:]]
     return Table("data", "The tasks", (Kind.NUMBER.column("task"), Kind.TEXT.column("name"), *numbers), rows)
 
 
@@ -154,8 +165,8 @@ def sensitivity(runs: Runs) -> Table:
             rows.append({"method": run.method, key: run.config[key], **figures})
     rows.sort(key=lambda row: (row["method"], row[key]))
     columns = (
-        *(METHOD, Kind.NUMBER.column(key), Kind.PERCENT.column("average_accuracy", "accuracy")),
-        Kind.POINTS.column("forgetting"),
+        *(METHOD, Kind.NUMBER.column(key), kinds_of(runs.metric)[0].column(runs.average, _title_of(runs.metric))),
+        kinds_of(runs.metric)[1].column("forgetting"),
     )
     return Table("sensitivity", f"Sensitivity to {key}", columns, tuple(rows))
 
@@ -166,21 +177,50 @@ def is_constant(run: RunResult, task: int) -> bool:
     return all(one == next_one for one, next_one in pairwise(column))
 
 
+def _title_of(metric: Metric | None) -> str:
+    """Return the title of the column of a metric, with its direction where that could be doubted."""
+    if metric is None:
+        return "score"
+    return metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
+
+
 def _matrix(run: RunResult) -> list[list[float]]:
-    return [[score.accuracy for score in row] for row in run.scores]
+    return [[score.value for score in row] for row in run.scores]
 
 
 def _figures(runs: Runs, label: str, matrices: Mapping[int, Sequence[Sequence[float]]]) -> dict[str, float | None]:
-    """Return accuracy, forgetting and forgetting ratio of the tasks so far, given the accuracies of every seed."""
+    """Return score, forgetting and forgetting ratio of the tasks so far, given the scores of every seed."""
+    metric = runs.metric
+    if metric is None:
+        return {key: None for each in (runs.average, "forgetting", "forgetting_ratio") for key in (each, f"{each}_sd")}
+    lost = (forgetting(matrix, larger_is_better=metric.larger_is_better) for matrix in matrices.values())
     ratios = (runs.forgetting_ratio(label, seed, len(matrix) - 1) for seed, matrix in matrices.items())
     return {
-        **mean_and_sd("average_accuracy", map(average_accuracy, matrices.values())),
-        **mean_and_sd("forgetting", map(forgetting, matrices.values())),
+        **mean_and_sd(runs.average, map(average_score, matrices.values())),
+        **mean_and_sd("forgetting", lost),
         **mean_and_sd("forgetting_ratio", ratios),
     }
 
 
-def _forward(matrix: Sequence[Sequence[float]], alone: RunResult | None) -> float | None:
-    if alone is None:
-        return None
-    return forward_transfer(matrix, [alone.scores[task][task].accuracy for task in range(len(matrix))])
+def _transfer(
+    runs: Runs, matrices: Mapping[int, Sequence[Sequence[float]]], alone: Mapping[int, RunResult | None]
+) -> dict[str, float | None]:
+    """Return the score right after learning, backward and forward transfer, given the scores of every seed."""
+    metric = runs.metric
+    keys = (runs.learning, "backward_transfer", "forward_transfer")
+    if metric is None:
+        return {key: None for each in keys for key in (each, f"{each}_sd")}
+    larger = metric.larger_is_better
+
+    def forward(matrix: Sequence[Sequence[float]], alone: RunResult | None) -> float | None:
+        if alone is None:
+            return None
+        own = [alone.scores[task][task].value for task in range(len(matrix))]
+        return forward_transfer(matrix, own, larger_is_better=larger)
+
+    values = matrices.values()
+    return {
+        **mean_and_sd(runs.learning, map(learning_accuracy, values)),
+        **mean_and_sd("backward_transfer", (0.0 - forgetting(each, larger_is_better=larger) for each in values)),
+        **mean_and_sd("forward_transfer", (forward(matrices[seed], alone[seed]) for seed in matrices)),
+    }

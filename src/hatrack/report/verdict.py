@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hatrack.experiments.metrics import average_accuracy, forgetting
+from hatrack.experiments.metrics import Matrix, average_score, forgetting
 from hatrack.experiments.statistics import Interval, paired_difference
 from hatrack.report.runs import Runs
-from hatrack.report.table import Kind, Table
+from hatrack.report.table import Kind, Table, kinds_of
 from hatrack.report.tables import summary
 
 __all__ = ["Verdict", "differences", "timing", "verdict"]
@@ -19,17 +19,18 @@ class Verdict:
     """The outcome of a comparison.
 
     Attributes:
-        best: label of the method with the highest accuracy, references aside.
-        accuracy: its mean accuracy after the last task.
+        best: label of the method with the best score, references aside.
+        score: its mean score after the last task.
         second: label of the next; None if there is only one.
         lead: by how much the best is better than the second, over the seeds that both have; None below two seeds.
-        points: the difference of their mean accuracies; None without a second.
+        points: the difference of their mean scores, above 0 where it is the better one; None
+            without a second.
         unforgotten: labels, references aside, of which no output ever changed, in any run.
         most_forgetful: label that lost most, and how much.
     """
 
     best: str
-    accuracy: float
+    score: float
     second: str | None
     lead: Interval | None
     points: float | None
@@ -38,17 +39,22 @@ class Verdict:
 
 
 def verdict(runs: Runs) -> Verdict:
-    """Find the winner."""
+    """Find the winner.
+
+    Raises:
+        InputError: tasks have different metrics, so that there is none.
+    """
+    metric = runs.require_metric()
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
     best, *others = ranked
     second = others[0] if others else None
     forgetful = max(ranked, key=lambda row: row["forgetting"])
     return Verdict(
         best=best["method"],
-        accuracy=best["average_accuracy"],
+        score=best[runs.average],
         second=None if second is None else second["method"],
-        lead=None if second is None else _difference(runs, best["method"], second["method"], "average_accuracy"),
-        points=None if second is None else best["average_accuracy"] - second["average_accuracy"],
+        lead=None if second is None else _lead(runs, best["method"], second["method"]),
+        points=None if second is None else metric.gain(best[runs.average], second[runs.average]),
         unforgotten=tuple(row["method"] for row in ranked if row["unchanged"] == row["seeds"]),
         most_forgetful=(forgetful["method"], forgetful["forgetting"]),
     )
@@ -58,13 +64,13 @@ def differences(runs: Runs) -> Table:
     """Compare every method with the best, over the seeds that both have, with 95 % intervals.
 
     Args:
-        runs: the runs; the best has the highest accuracy, joint training and guessing aside.
+        runs: the runs; the best has the best score, joint training and guessing aside.
     """
     reference = verdict(runs).best
     rows = []
     for label in runs.labels:
         row: dict[str, Any] = {"method": label}
-        for figure in ("average_accuracy", "forgetting"):
+        for figure in (runs.average, "forgetting"):
             interval = _difference(runs, label, reference, figure) if label != reference else None
             if interval is not None:
                 row |= {
@@ -76,13 +82,16 @@ def differences(runs: Runs) -> Table:
                 }
         if len(row) > 1:
             rows.append(row)
-    rows.sort(key=lambda row: -float(row["average_accuracy"]))
+    metric = runs.require_metric()
+    rows.sort(key=lambda row: metric.rank(float(row[runs.average])))
     columns = [Kind.TEXT.column("method")]
-    for figure, title in (("average_accuracy", "accuracy"), ("forgetting", "forgetting")):
+    kind = kinds_of(metric)[1]
+    name = metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
+    for figure, title in ((runs.average, name), ("forgetting", "forgetting")):
         columns += [
-            Kind.POINTS.column(figure, f"{title}, difference"),
-            Kind.POINTS.column(f"{figure}_low", "from"),
-            Kind.POINTS.column(f"{figure}_high", "to"),
+            kind.column(figure, f"{title}, difference"),
+            kind.column(f"{figure}_low", "from"),
+            kind.column(f"{figure}_high", "to"),
             Kind.TEXT.column(f"{figure}_significant", "excludes 0"),
         ]
     columns.append(Kind.NUMBER.column("pairs", "seeds"))
@@ -108,13 +117,22 @@ def timing(runs: Runs) -> Table:
     return Table("timing", "Training and testing time", known, tuple(rows))
 
 
+def _lead(runs: Runs, best: str, second: str) -> Interval | None:
+    """Return by how much the best is better, whichever the direction of the metric."""
+    larger = runs.require_metric().larger_is_better
+    return _difference(runs, *((best, second) if larger else (second, best)), runs.average)
+
+
 def _difference(runs: Runs, label: str, other: str, figure: str) -> Interval | None:
     both = sorted(set(runs.by_label[label]) & set(runs.by_label[other]))
     if len(both) < 2:
         return None
-    measure = {"average_accuracy": average_accuracy, "forgetting": forgetting}[figure]
+    larger = runs.require_metric().larger_is_better
+
+    def measure(matrix: Matrix) -> float:
+        return forgetting(matrix, larger_is_better=larger) if figure == "forgetting" else average_score(matrix)
 
     def values(of: str) -> list[float]:
-        return [measure(runs.by_label[of][seed].matrix("accuracy")[: runs.learned]) for seed in both]
+        return [measure(runs.by_label[of][seed].matrix("score")[: runs.learned]) for seed in both]
 
     return paired_difference(values(label), values(other))

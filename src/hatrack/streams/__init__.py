@@ -18,7 +18,7 @@ from hatrack.streams.image_streams import (
     split_stream,
     transfer_stream,
 )
-from hatrack.streams.own import OwnStream, OwnTask, own_stream
+from hatrack.streams.own import OwnStream, OwnTask, TargetChoice, own_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
 from hatrack.streams.sampling import StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
@@ -40,6 +40,7 @@ __all__ = [
     "StreamOptions",
     "StreamSpec",
     "Surprise",
+    "TargetChoice",
     "Task",
     "TaskStream",
     "Transform",

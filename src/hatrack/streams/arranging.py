@@ -13,6 +13,7 @@ import torch
 
 from hatrack.data.arrays import rows_by_class
 from hatrack.errors import InputError
+from hatrack.objectives import strata
 from hatrack.streams.base import Split, Task, TaskStream
 from hatrack.streams.seeding import seeded_generator
 
@@ -99,7 +100,7 @@ def _divided(task: Task, portions: int, seed: int) -> list[tuple[Split, Split]]:
 def _parts(split: Split, portions: int, generator: torch.Generator, what: str) -> list[Split]:
     """Divide a split so that the parts differ by at most one sample of every class."""
     part_of = torch.zeros(len(split), dtype=torch.int64)
-    for rows in rows_by_class(split.labels):
+    for rows in rows_by_class(strata(split.labels)):
         if len(rows) < portions:
             raise InputError(f"{what} samples: {len(rows)} of a class cannot be divided into {portions} portions")
         part_of[rows] = torch.randperm(len(rows), generator=generator) % portions

@@ -10,6 +10,17 @@ from typing import overload
 import torch
 
 from hatrack.errors import InputError
+from hatrack.objectives import (
+    ClassWeights,
+    MetricName,
+    Objective,
+    TargetKind,
+    as_targets,
+    check_targets,
+    kind_of,
+    objective_of,
+    strata,
+)
 from hatrack.streams.sampling import StreamOptions, balanced_rows, stratified_split
 from hatrack.streams.seeding import seeded_generator
 from hatrack.streams.transforms import Transform
@@ -28,7 +39,8 @@ class Split:
     Attributes:
         source: samples ``(M, ...)``, bytes or floats; shared, so it must not be changed.
         rows: positions of the samples that belong to the split, int64 ``(N,)`` in 0..M-1, N at least 1.
-        labels: their classes within the task, int64 ``(N,)``, 0 and up.
+        labels: their targets: classes within the task, int64 ``(N,)``, 0 and up; columns of numbers, float64
+            ``(N, K)``; or several labels, bool ``(N, L)``.
         transform: applied to the samples on loading; None leaves them as they are.
 
     Raises:
@@ -41,19 +53,15 @@ class Split:
     transform: Transform | None = None
 
     def __post_init__(self) -> None:
-        for what, indices in (("rows", self.rows), ("labels", self.labels)):
-            if indices.dtype != torch.int64 or indices.dim() != 1:
-                raise InputError(
-                    f"the {what} of a split must be int64 (N,), not {indices.dtype} {tuple(indices.shape)}"
-                )
+        if self.rows.dtype != torch.int64 or self.rows.dim() != 1:
+            raise InputError(f"the rows of a split must be int64 (N,), not {self.rows.dtype} {tuple(self.rows.shape)}")
+        check_targets(self.labels)
         if len(self.rows) != len(self.labels) or not len(self.rows):
             raise InputError(
                 f"a split needs as many labels as rows, at least 1, not {len(self.labels)} and {len(self.rows)}"
             )
         if self.rows.min() < 0 or self.rows.max() >= len(self.source):
             raise InputError(f"the rows of a split must lie within its source of {len(self.source)} samples")
-        if self.labels.min() < 0:
-            raise InputError("the labels of a split must be 0 or more")
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -65,7 +73,7 @@ class Split:
         return tuple(self._transformed(self.source[:1]).shape[1:])
 
     def load(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the samples, float32 ``(N, *shape)``, and their classes, int64 ``(N,)``.
+        """Return the samples, float32 ``(N, *shape)``, and their targets, such as classes, int64 ``(N,)``.
 
         Both are new, contiguous tensors that the caller may change.
         """
@@ -74,6 +82,8 @@ class Split:
 
     def divided(self, validation: float, generator: torch.Generator) -> tuple[Split, Split]:
         """Divide the split into one for training and one for validation, stratified by class.
+
+        What counts as classes of numbers and of several labels says :func:`hatrack.objectives.strata`.
 
         Args:
             validation: share to hold out, at least 0 and below 1. With 0 both are this very split: the training
@@ -85,7 +95,7 @@ class Split:
         """
         if validation == 0:
             return self, self
-        train, valid = stratified_split(self.labels, validation, generator)
+        train, valid = stratified_split(strata(self.labels), validation, generator)
         return self.part(train), self.part(valid)
 
     def part(self, chosen: torch.Tensor) -> Split:
@@ -98,21 +108,21 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One classification task.
+    """One task: samples, and an objective that says what their targets mean.
 
     Attributes:
         name: letters, digits, ``_`` and ``-``.
-        classes: the names of the classes; label ``i`` means ``classes[i]``.
+        objective: its loss, its metric, and the names of its classes, labels or columns.
         train: samples that the task is learned from.
         valid: samples that decide when to stop; may be the training split itself.
-        test: samples that accuracy is measured on.
+        test: samples that the metric is measured on.
 
     Raises:
-        InputError: the name is unusable, a label has no class, or the splits differ in shape.
+        InputError: the name is unusable, targets do not fit the objective, or the splits differ in shape.
     """
 
     name: str
-    classes: tuple[str, ...]
+    objective: Objective
     train: Split
     valid: Split
     test: Split
@@ -120,17 +130,24 @@ class Task:
     def __post_init__(self) -> None:
         check_name("task", self.name)
         for part, split in (("training", self.train), ("validation", self.valid), ("test", self.test)):
-            if int(split.labels.max()) >= self.num_classes:
-                raise InputError(f"task {self.name}: {part} labels must be integers 0..{self.num_classes - 1}")
+            try:
+                self.objective.check(split.labels, part)
+            except InputError as error:
+                raise InputError(f"task {self.name}: {error}") from error
             if split.shape != self.train.shape:
                 raise InputError(
                     f"task {self.name}: {part} samples are {split.shape}, training ones {self.train.shape}"
                 )
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs: of classes, where label ``i`` means ``classes[i]``, of labels, or of columns."""
+        return self.objective.names
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
+        """Number of outputs: of classes, labels or columns."""
+        return self.objective.outputs
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -150,6 +167,9 @@ class Task:
         validation: float = 0.0,
         generator: torch.Generator | None = None,
         transform: Transform | None = None,
+        target: TargetKind | None = None,
+        metric: MetricName | None = None,
+        class_weights: ClassWeights | None = None,
     ) -> Task:
         """Make a task of a user's own tensors.
 
@@ -159,42 +179,45 @@ class Task:
         Args:
             name: letters, digits, ``_`` and ``-``.
             x_train: training samples ``(N, ...)``, real and finite.
-            y_train: their classes ``(N,)``, integers 0..C-1.
+            y_train: their classes ``(N,)``, integers 0..C-1; or numbers to predict, floats ``(N,)`` or ``(N, K)``; or
+                several labels, truth values or zeros and ones ``(N, L)``.
             x_test: test samples ``(M, ...)`` of the same shape.
-            y_test: their classes ``(M,)``, integers 0..C-1.
+            y_test: the same of the test samples.
             classes: the C names of the classes. Without them C is told by the training labels, of which each of
-                0..C-1 must then occur, and the names are ``"0"``, ``"1"``, ...
+                0..C-1 must then occur, and the names are ``"0"``, ``"1"``, ... Names of columns or labels likewise.
             validation: share of the training samples to hold out for validation, at least 0 and below 1, stratified
                 by class. With 0 the training samples serve as validation samples.
             generator: draws the validation samples. Without it the draw depends on ``name`` alone.
             transform: applied to the samples on loading.
+            target: what the targets are; None tells it by their type and shape.
+            metric: the metric; None takes accuracy, R² or mean average precision.
+            class_weights: weights of the classes or labels in the loss; None for equal ones.
 
         Raises:
             InputError: the tensors are not as described.
         """
-        x_train, y_train = _checked_samples(name, "training", x_train, y_train)
-        x_test, y_test = _checked_samples(name, "test", x_test, y_test)
-        if classes is None:
-            found = sorted(set(y_train.tolist()))
-            if found != list(range(len(found))):
-                raise InputError(
-                    f"task {name}: training labels must be 0..C-1, each occurring; renumber or name the classes"
-                )
-            classes = [str(label) for label in found]
+        x_train, y_train = _checked_samples(name, "training", x_train, y_train, target)
+        x_test, y_test = _checked_samples(name, "test", x_test, y_test, kind_of(y_train))
+        try:
+            objective = objective_of(y_train, classes, None if metric is None else metric.metric)
+            objective.check(y_train, "training")
+            objective = objective if class_weights is None else class_weights.of(objective, y_train)
+        except InputError as error:
+            raise InputError(f"task {name}: {error}") from error
         everything = Split(x_train, torch.arange(len(x_train)), y_train, transform)
         train, valid = _divided(name, everything, validation, generator or seeded_generator(0, "validation", name))
         test = Split(x_test, torch.arange(len(x_test)), y_test, transform)
-        return cls(name, tuple(classes), train, valid, test)
+        return cls(name, objective, train, valid, test)
 
 
 def sampled_task(
-    name: str, classes: tuple[str, ...], train: Split, test: Split, options: StreamOptions, *, index: int
+    name: str, objective: Objective, train: Split, test: Split, options: StreamOptions, *, index: int
 ) -> Task:
     """Make a task, taking of its training samples what the options say.
 
     Args:
         name: its name.
-        classes: the names of its classes.
+        objective: what its targets mean.
         train: all its training samples.
         test: its test samples, which stay complete.
         options: the seed, and which samples to take.
@@ -204,9 +227,15 @@ def sampled_task(
         InputError: an option is out of range, or as for :class:`Task`.
     """
     if options.limit is not None:
-        train = train.part(balanced_rows(train.labels, options.limit, seeded_generator(options.seed, "limit", index)))
+        rows = balanced_rows(strata(train.labels), options.limit, seeded_generator(options.seed, "limit", index))
+        train = train.part(rows)
+    if options.class_weights is not None:
+        try:
+            objective = options.class_weights.of(objective, train.labels)
+        except InputError as error:
+            raise InputError(f"task {name}: {error}") from error
     train, valid = _divided(name, train, options.validation, seeded_generator(options.seed, "validation", index))
-    return Task(name, classes, train, valid, test)
+    return Task(name, objective, train, valid, test)
 
 
 def _divided(name: str, split: Split, validation: float, generator: torch.Generator) -> tuple[Split, Split]:
@@ -225,6 +254,7 @@ class TaskStream(Sequence[Task]):
         name: letters, digits, ``_`` and ``-``.
         tasks: the tasks, at least one, with different names and the same shape of samples.
         origins: origin of the data, one line for each data set, for results to record; empty if unknown.
+        notes: sentences for people about what was decided by looking at the data.
 
     Raises:
         InputError: the name is unusable, there is no task, two tasks share a name, or their shapes differ.
@@ -233,6 +263,7 @@ class TaskStream(Sequence[Task]):
     name: str
     tasks: tuple[Task, ...]
     origins: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("stream", self.name)
@@ -274,18 +305,16 @@ def check_name(what: str, name: str) -> None:
         raise InputError(f"{what} name {name!r}: use letters, digits, '_' and '-' only")
 
 
-def _checked_samples(task: str, part: str, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a user's samples and labels on the CPU, the labels as int64, if they are usable."""
+def _checked_samples(
+    task: str, part: str, x: torch.Tensor, y: torch.Tensor, target: TargetKind | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a user's samples and targets on the CPU, the targets as those of an objective, if they are usable."""
     if x.dim() < 2 or x.is_complex() or not x.numel():
         raise InputError(
             f"task {task}: {part} samples must be real and (N, ...), none of it 0, not {x.dtype} {tuple(x.shape)}"
         )
     if not x.to(torch.float32).isfinite().all():
         raise InputError(f"task {task}: {part} samples hold infinite values or NaN; clean them first")
-    if y.shape != x.shape[:1]:
+    if y.shape[:1] != x.shape[:1]:
         raise InputError(f"task {task}: {len(x)} {part} samples need labels of shape ({len(x)},), not {tuple(y.shape)}")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise InputError(f"task {task}: {part} labels must be integers, not {y.dtype}")
-    if y.min() < 0:
-        raise InputError(f"task {task}: {part} labels must be integers 0..C-1, not negative")
-    return x.detach().cpu(), y.detach().cpu().long()
+    return x.detach().cpu(), as_targets(y, target, f"task {task}: {part} labels")

@@ -16,6 +16,7 @@ import torch
 
 from hatrack.data import ImageDataset
 from hatrack.errors import InputError
+from hatrack.objectives import Classification
 from hatrack.streams.base import Split, Task, TaskStream, sampled_task
 from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, shuffled_groups
 from hatrack.streams.sampling import StreamOptions
@@ -191,7 +192,7 @@ def class_task(
     classes = tuple(dataset.class_names[label] for label in group.classes)
     train = Split(dataset.x_train, *_rows_of(dataset.y_train, group), transform)
     test = Split(dataset.x_test, *_rows_of(dataset.y_test, group), transform)
-    return sampled_task(group.name, classes, train, test, options, index=index)
+    return sampled_task(group.name, Classification(classes), train, test, options, index=index)
 
 
 def first_parts(parts: list[Part], num_tasks: int | None, name: str) -> list[Part]:

@@ -8,6 +8,7 @@ import torch
 
 from hatrack.data.arrays import rows_by_class
 from hatrack.errors import InputError
+from hatrack.objectives import ClassWeights
 
 __all__ = ["StreamOptions", "balanced_rows", "stratified_split"]
 
@@ -22,11 +23,13 @@ class StreamOptions:
             0 the training samples serve as validation samples too.
         limit: training samples per task, balanced over its classes, before any are held out; None keeps all. The
             test samples are always complete.
+        class_weights: weights of the classes or labels of every task in the loss; None for equal ones.
     """
 
     seed: int
     validation: float = 0.0
     limit: int | None = None
+    class_weights: ClassWeights | None = None
 
 
 def stratified_split(

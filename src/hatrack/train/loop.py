@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.methods import Batch, EpochPlan, Method, joined
+from hatrack.objectives import common_metric, joined_targets
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
 from hatrack.support.modes import fresh_statistics
@@ -46,7 +47,8 @@ class EpochDone:
         epoch: counted from 1.
         train_loss: mean loss of the epoch's batches.
         valid_loss: loss on the validation set.
-        valid_accuracy: accuracy on the validation set.
+        valid_score: metric on the validation set; the mean over tasks where several are trained together, and None
+            where these have different metrics.
         lr: the learning rate that was used.
         best: whether the validation loss is the lowest so far.
     """
@@ -54,7 +56,7 @@ class EpochDone:
     epoch: int
     train_loss: float
     valid_loss: float
-    valid_accuracy: float
+    valid_score: float | None
     lr: float
     best: bool
 
@@ -161,24 +163,24 @@ class Training:
             for done in self._train_epoch(plan, parameters, number):
                 train_loss = train_loss if done.loss is None else done.loss
                 yield done
-            valid_loss, valid_accuracy = self._end_epoch(parameters, number)
+            valid_loss, valid_score = self._end_epoch(parameters, number)
             improved = valid_loss < place.best_loss
             if improved:
                 best.take()
             self._place = place.after_epoch(valid_loss, settings, counts=plan.lr_factor == 1.0, epochs=epochs)
-            yield EpochDone(number, train_loss, valid_loss, valid_accuracy, lr, improved)
+            yield EpochDone(number, train_loss, valid_loss, valid_score, lr, improved)
         best.restore()
 
-    def _end_epoch(self, parameters: Sequence[nn.Parameter], epoch: int) -> tuple[float, float]:
-        """Validate; return the loss and the accuracy."""
+    def _end_epoch(self, parameters: Sequence[nn.Parameter], epoch: int) -> tuple[float, float | None]:
+        """Validate; return the loss and the metric."""
         method, ranks = self._method, self._ranks
         ranks.require_same(parameters, self._task)
         if self._settings.fresh_statistics:
             self._renew_statistics(epoch)
         ranks.share_buffers(method.trained_modules())
-        valid_loss, valid_accuracy = self._validate()
+        valid_loss, valid_score = self._validate()
         require_finite(valid_loss, "validation loss", self._task, epoch)
-        return valid_loss, valid_accuracy
+        return valid_loss, valid_score
 
     def _train_epoch(self, plan: EpochPlan, parameters: Sequence[nn.Parameter], epoch: int) -> Iterator[BatchDone]:
         method, settings, ranks, train = self._method, self._settings, self._ranks, self._train
@@ -233,27 +235,43 @@ class Training:
             for batch in torch.split(rows[:whole], batch_size):
                 method.loss(replace(train.part(batch, progress=1.0), rows=None))
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, float | None]:
         method, valid, size = self._method, self._valid, self._settings.eval_batch_size
         method.train_mode(False)
-        loss = right = 0.0
+        loss, outputs = 0.0, []
         with torch.no_grad():
             for start in range(0, len(valid.x), size):
                 batch = valid.part(slice(start, start + size), progress=1.0)
                 with self._autocast():
                     result = method.loss(batch)
                 loss += float(result.value) * len(batch.x)
-                right += int((result.logits.argmax(dim=1) == batch.y).sum())
-        return loss / len(valid.x), right / len(valid.x)
+                outputs.append(result.logits.float().cpu())
+        return loss / len(valid.x), _measured(torch.cat(outputs), valid)
 
 
 def _all_samples(tasks: Sequence[Task], splits: Sequence[Split], device: torch.device) -> Batch:
     """Load one split of each task, as one batch on a device."""
     loaded = [split.load() for split in splits]
     x = loaded[0][0] if len(loaded) == 1 else torch.cat([x for x, _ in loaded])
-    y = torch.cat([y for _, y in loaded])
+    objectives = tuple(task.objective for task in tasks)
+    y = joined_targets(objectives, [y for _, y in loaded])
     task_of = torch.cat([torch.full((len(y),), index) for index, (_, y) in enumerate(loaded)])
-    return Batch(x.to(device), y.to(device), tuple(task.name for task in tasks), task_of.to(device), 0.0)
+    names = tuple(task.name for task in tasks)
+    return Batch(x.to(device), y.to(device), names, task_of.to(device), 0.0, objectives=objectives)
+
+
+def _measured(outputs: Tensor, samples: Batch) -> float | None:
+    """Return the metric of outputs ``(N, most outputs)`` on the CPU; the mean over the samples of several tasks."""
+    objectives = samples.objectives
+    if common_metric(tuple(objective.metric for objective in objectives)) is None:
+        return None
+    y, task_of = samples.y.cpu(), samples.task_of.cpu()
+    total = 0.0
+    for index, objective in enumerate(objectives):
+        rows = (task_of == index).nonzero().squeeze(1)
+        targets = y if len(objectives) == 1 else objective.unpacked(y[rows])
+        total += objective.measure(outputs[rows, : objective.outputs], targets) * len(rows)
+    return total / len(outputs)
 
 
 @contextmanager

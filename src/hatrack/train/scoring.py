@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hatrack.errors import TrainingError
 from hatrack.methods import Method
+from hatrack.objectives import Classification, Objective
 from hatrack.streams import Split
 
 __all__ = ["Score", "predict_split", "predict_splits", "require_finite", "score"]
@@ -23,13 +23,13 @@ class Score:
     """Result of a test.
 
     Attributes:
-        loss: mean cross-entropy.
-        accuracy: share of right answers, in [0, 1].
+        loss: mean loss, such as the cross-entropy.
+        value: metric of the task: for classes the accuracy, the share of right answers, in [0, 1].
         logits_sha256: SHA-256 of the float32 logits in test order, little-endian: the proof of what the network said.
     """
 
     loss: float
-    accuracy: float
+    value: float
     logits_sha256: str
 
 
@@ -47,7 +47,7 @@ def predict_splits(method: Method, splits: Mapping[str, Split], batch_size: int)
         batch_size: samples per batch; logits are reproducible to the bit for equal batches only.
 
     Returns:
-        For each task logits in test order, float32 on the CPU, ``(N, classes)``.
+        For each task outputs in test order, float32 on the CPU, ``(N, outputs)``.
     """
     method.train_mode(False)  # once: it goes through the modules of all tasks
     logits = {}
@@ -59,12 +59,19 @@ def predict_splits(method: Method, splits: Mapping[str, Split], batch_size: int)
     return logits
 
 
-def score(logits: Tensor, labels: Tensor) -> Score:
-    """Return loss and accuracy of logits ``(N, classes)`` for labels ``(N,)``, and the hash of the logits."""
+def score(logits: Tensor, labels: Tensor, objective: Objective | None = None) -> Score:
+    """Return loss and metric of outputs, and their hash.
+
+    Args:
+        logits: outputs ``(N, outputs)``, float32 on the CPU.
+        labels: targets of the objective; for classes ``(N,)``.
+        objective: what outputs and targets mean; None for classes.
+    """
+    objective = Classification(tuple(map(str, range(logits.shape[1])))) if objective is None else objective
     little_endian = logits.numpy().astype("<f4", copy=False)
     return Score(
-        loss=float(F.cross_entropy(logits, labels)),
-        accuracy=int((logits.argmax(dim=1) == labels).sum()) / len(labels),
+        loss=float(objective.loss(logits, labels)),
+        value=objective.measure(logits, labels),
         logits_sha256=hashlib.sha256(little_endian.tobytes()).hexdigest(),
     )
 

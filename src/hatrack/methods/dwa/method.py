@@ -18,6 +18,7 @@ from hatrack.methods.dwa.masks import MaskForm, Usage
 from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
+from hatrack.objectives import Classification
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 from hatrack.support.modes import evaluation_mode
@@ -175,6 +176,7 @@ class DWA(MultiHeadMethod):
     name = "dwa"
     description = "dynamic weight allocation: masks of weights generated from each sample; forgets"
     source = "Geilert, fork of HAT"
+    objectives = (Classification,)
     settings_type = DWASettings
     kept = ("importance",)
     network: DWANetwork
@@ -237,7 +239,7 @@ class DWA(MultiHeadMethod):
         result = self.network.run(batch.x, batch.tasks, batch.task_of, usage)
         logits = self.network.logits(result.features, batch.tasks, batch.task_of)
         sparsity = sparsity_loss(result.activity, settings.allowed).sum(dim=0).mean()
-        loss = Loss.cross_entropy(logits, batch.y)
+        loss = Loss.of(logits, batch)
         loss = loss.plus(settings.plasticity_strength * result.plasticity.sum(dim=0).mean())
         loss = loss.plus(settings.sparsity_strength * sparsity)
         if self._anchors is not None and batch.rows is not None:

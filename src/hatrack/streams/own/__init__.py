@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from hatrack.streams.own.files import OwnTask
 from hatrack.streams.own.streams import OwnStream, own_stream
+from hatrack.streams.own.targets import TargetChoice
 
-__all__ = ["OwnStream", "OwnTask", "own_stream"]
+__all__ = ["OwnStream", "OwnTask", "TargetChoice", "own_stream"]

@@ -12,9 +12,12 @@ from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.data.trees import tree_digest
 from hatrack.errors import DataError, InputError
+from hatrack.objectives import TargetKind
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
-from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted, refuse_alike, refuse_missing
+from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
+from hatrack.streams.own.spelling import refuse_alike
 from hatrack.streams.own.tables import CsvFormat, read_table
+from hatrack.streams.own.targets import UNSAID, ClassTexts, TargetChoice, kind_of_own, targets_of_array
 from hatrack.streams.seeding import seeded_generator
 
 __all__ = ["OwnTask", "digest_of", "read_own_task"]
@@ -39,6 +42,7 @@ class OwnTask:
             ``test`` and for a folder without ``train`` and ``test`` in it; None where the files say it.
         resize: height and width that pictures get, or None to leave them.
         channels: 1 or 3, what pictures are turned into, or None to leave them.
+        choice: what is said about the targets.
 
     Raises:
         InputError: these do not go together.
@@ -51,15 +55,19 @@ class OwnTask:
     test_share: float | None = None
     resize: tuple[int, int] | None = None
     channels: int | None = None
+    choice: TargetChoice = UNSAID
 
     def __post_init__(self) -> None:
         if not self.path.exists():
             raise InputError(f"task {self.name}: {self.path} does not exist")
         if not self.path.is_dir() and self.path.suffix.lower() not in (".npz", ".csv"):
             raise InputError(f"task {self.name}: {self.path} is no folder of pictures, .npz or .csv file")
-        if (self.table is not None) != self.is_table:
-            says = "needs label, the name of the column that holds the class" if self.is_table else "is no CSV file"
-            raise InputError(f"task {self.name}: {self.path} {says}; label, drop, delimiter and test are for those")
+        if self.table is not None and not self.is_table:
+            raise InputError(
+                f"task {self.name}: {self.path} is no CSV file; label, drop, delimiter and test are for those"
+            )
+        if self.path.is_dir() and self.choice.kind not in (None, TargetKind.CLASSES):
+            raise InputError(f"task {self.name}: {self.path} is a folder of pictures, whose targets are classes")
         if self.test is not None and not (self.is_table and self.test.is_file()):
             raise InputError(f"task {self.name}: test must be a CSV file beside another, not {self.test}")
         if self.is_table and (self.resize or self.channels):
@@ -70,13 +78,43 @@ class OwnTask:
             raise InputError(f"task {self.name}: resize must be [height, width], not {list(self.resize)}")
         if self.channels not in (None, 1, 3):
             raise InputError(f"task {self.name}: channels must be 1 or 3, not {self.channels}")
+        if self.is_unsaid:
+            return  # what is left may be said by settings, see `said`
         has_test = self.test is not None if self.is_table else not self.path.is_dir() or is_divided(self.path)
         if has_test == (self.test_share is not None):
             raise InputError(
                 f"task {self.name}: {self.path} has test samples of its own; leave out test_share"
                 if has_test
-                else f"task {self.name}: {self.path} has no test samples; give test_share, such as test_share = 0.2"
+                else f"task {self.name}: {self.path} has no test samples; give test_share (`test_share=0.2`)"
             )
+
+    @property
+    def is_unsaid(self) -> bool:
+        """Return whether it is a table of which nobody has said yet which column holds the targets."""
+        return self.is_table and self.table is None
+
+    def said(self, choice: TargetChoice, test_share: float | None) -> OwnTask:
+        """Return the task with what settings say of it beside what was said before.
+
+        Args:
+            choice: what settings say about the targets; it wins.
+            test_share: share of the samples to test on, for a table that has none yet; None for nothing.
+
+        Raises:
+            InputError: these do not go together, or nobody has said which column of a table holds the targets.
+        """
+        table, share = self.table, self.test_share
+        if self.is_table:
+            if choice.columns:
+                table = CsvFormat(choice.columns) if table is None else replace(table, label=choice.columns)
+            if table is None:
+                raise InputError(
+                    f"task {self.name}: {self.path} needs label, the name of the column that holds the class or number "
+                    "to predict (`targets=NAME`)"
+                )
+            table = replace(table, drop=choice.drop) if choice.drop else table
+            share = share if self.test is not None or test_share is None else test_share
+        return replace(self, table=table, test_share=share, choice=choice.over(self.choice))
 
     @property
     def is_table(self) -> bool:
@@ -100,8 +138,9 @@ def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
         DataError: a file is missing, damaged, or not what it should be; it is named.
     """
     if task.table is not None:
-        train, features = read_table(task.path, task.table)
-        test = None if task.test is None else read_table(task.test, task.table, features)[0]
+        train, features = read_table(task.path, task.table, choice=task.choice)
+        known = replace(task.choice, kind=kind_of_own(train.targets))
+        test = None if task.test is None else read_table(task.test, task.table, features, known)[0]
     elif task.path.is_dir():
         files = _picture_files(task)
         say_unread(task.path)
@@ -157,15 +196,18 @@ def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) 
             f"{folder}: its pictures of 16 bits have values up to {brightest} of 65535, of which bytes keep little; "
             "scale them to the whole range, or put them in an .npz as numbers"
         )
-    return OwnSamples(torch.cat(images), tuple(path.parent.name for path in paths), str(folder))
+    return OwnSamples(torch.cat(images), ClassTexts(tuple(path.parent.name for path in paths)), str(folder))
 
 
 def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
     arrays = read_npz(read_payload(task.path), ARRAYS, limit=NPZ_BYTES, origin=str(task.path))
+    # What the training targets are decides on the test targets, too: a few of these may look like something else.
+    first = targets_of_array(arrays["y_train"], len(arrays["x_train"]), task.choice.kind, f"{task.path}: y_train")
+    kind = kind_of_own(first)
     train, test = (
         OwnSamples(
             _numbers(arrays[f"x_{part}"], f"{task.path}: x_{part}"),
-            _labels(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), f"{task.path}: y_{part}"),
+            targets_of_array(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), kind, f"{task.path}: y_{part}"),
             str(task.path),
         )
         for part in ("train", "test")
@@ -201,29 +243,3 @@ def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
     if array.dtype.kind in "ui" and len(np.unique(array)) != len(np.unique(wide)):
         raise DataError(f"{where} holds whole numbers that are the same in 64 bits; subtract what all have in common")
     return torch.from_numpy(wide)
-
-
-def _labels(array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
-    """Return labels as texts, from ``(N,)`` or ``(N, 1)`` whole numbers of any type, truth values, or texts."""
-    flat = array[:, 0] if array.shape == (count, 1) else array
-    remedy = ""
-    if flat.ndim == 2 and len(flat) == count:
-        remedy = "; if the largest entry of a row tells its class, save y.argmax(axis=1)"
-    if flat.dtype.kind == "f" and flat.shape == (count,):
-        refuse_missing([str(label) for label in flat.tolist()], lambda row: f"{where}[{row}]")
-        whole = np.isfinite(flat) & (flat == np.trunc(flat))
-        if whole.all():
-            flat = np.array([int(label) for label in flat])
-        else:
-            remedy = f"; {flat[~whole][0]:g} is no class, or save y.astype(str) if it is"
-    if flat.dtype.kind == "S":
-        try:
-            flat = np.char.decode(flat, "utf-8")
-        except UnicodeDecodeError:
-            remedy = "; its bytes are no UTF-8, so save them decoded"
-    if flat.shape != (count,) or flat.dtype.kind not in "buiU":
-        raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}{remedy}")
-    labels = tuple(str(label) for label in flat.tolist())
-    refuse_missing(labels, lambda row: f"{where}[{row}]")
-    refuse_alike(labels, lambda row: f"{where}[{row}]")
-    return labels

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hatrack.data.toml import tomllib
 from hatrack.errors import InputError
+from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
 from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
 from hatrack.streams.own.samples import as_splits
 from hatrack.streams.own.tables import CsvFormat
+from hatrack.streams.own.targets import UNSAID, TargetChoice
 from hatrack.streams.sampling import StreamOptions
 from hatrack.support.names import unknown_name
 
@@ -23,9 +25,17 @@ SECTIONS = ("stream", "network", "training", "method")
 
 PICTURE_KEYS = {"resize": list, "channels": int}
 STREAM_KEYS = {"name": str, "task": list, **PICTURE_KEYS, **dict.fromkeys(SECTIONS, dict)}
-TABLE_KEYS = {"label": str, "drop": list, "delimiter": str}
-TASK_KEYS = {"name": str, "path": str, "test": str, "test_share": float, **TABLE_KEYS, **PICTURE_KEYS}
-KINDS = {str: "a text", list: "a list in []", int: "a whole number", float: "a number", dict: "a table"}
+TABLE_KEYS = {"label": (str, list), "drop": list, "delimiter": str}
+TARGET_KEYS = {"target": str, "separator": str, "metric": str, "class_weights": (str, list)}
+TASK_KEYS = {"name": str, "path": str, "test": str, "test_share": float, **TABLE_KEYS, **TARGET_KEYS, **PICTURE_KEYS}
+KINDS: dict[Any, str] = {
+    (str, list): "a text, or a list in []",
+    str: "a text",
+    list: "a list in []",
+    int: "a whole number",
+    float: "a number",
+    dict: "a table",
+}
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,21 @@ class OwnStream:
         """
         return tuple(f"{task.name}: {task.kind}, SHA-256 {digest_of(task)}" for task in self.tasks[:num_tasks])
 
-    def build(self, options: StreamOptions, *, num_tasks: int | None = None) -> TaskStream:
+    def build(
+        self,
+        options: StreamOptions,
+        *,
+        num_tasks: int | None = None,
+        targets: TargetChoice | None = None,
+        test_share: float | None = None,
+    ) -> TaskStream:
         """Read the files and make the stream. The same files and arguments give the same stream.
 
         Args:
             options: the seed, and which samples to take.
             num_tasks: number of tasks, the first ones; None takes all.
+            targets: what settings say about the targets of all tasks, which wins over what each says; None for nothing.
+            test_share: share of the samples to test on, for tables without test samples; None for nothing.
 
         Raises:
             InputError: there are not so many tasks, their samples differ in shape, or an option is out of range.
@@ -65,7 +84,10 @@ class OwnStream:
         """
         if num_tasks is not None and num_tasks > len(self.tasks):
             raise InputError(f"stream {self.name} has {len(self.tasks)} tasks, not {num_tasks}")
-        tasks = [_build(task, options, index) for index, task in enumerate(self.tasks[:num_tasks])]
+        choice = UNSAID if targets is None else targets
+        said = [task.said(choice, test_share) for task in self.tasks[:num_tasks]]
+        built = [_build(task, options, index) for index, task in enumerate(said)]
+        tasks = [task for task, _ in built]
         for task in tasks:
             if task.input_shape != tasks[0].input_shape:
                 raise InputError(
@@ -73,7 +95,8 @@ class OwnStream:
                     "one network needs one shape: for pictures, choose resize = [height, width] and channels = 1 or 3 "
                     "in a tasks.toml"
                 )
-        return TaskStream(self.name, tuple(tasks), self.origins(num_tasks))
+        notes = tuple(note for _, note in built if note)
+        return TaskStream(self.name, tuple(tasks), self.origins(num_tasks), notes)
 
 
 def own_stream(sources: Sequence[Path]) -> OwnStream:
@@ -93,9 +116,15 @@ def own_stream(sources: Sequence[Path]) -> OwnStream:
     return OwnStream("own", tuple(OwnTask(path.stem, path) for path in sources), sources)
 
 
-def _build(own: OwnTask, options: StreamOptions, index: int) -> Task:
-    classes, train, test = as_splits(*read_own_task(own, options.seed))
-    return sampled_task(own.name, classes, train, test, options, index=index)
+def _build(own: OwnTask, options: StreamOptions, index: int) -> tuple[Task, str]:
+    """Make a task, and say what its targets were taken for, where nobody had said it."""
+    samples = read_own_task(own, options.seed)
+    objective, train, test = as_splits(*samples, own.choice)
+    weights = options.class_weights or own.choice.class_weights
+    task = sampled_task(own.name, objective, train, test, replace(options, class_weights=weights), index=index)
+    said = own.choice.kind is not None or own.choice.separator is not None or own.path.is_dir()
+    note = "" if said else samples[0].targets.note()
+    return task, f"task {own.name}: {note}" if note else ""
 
 
 def _read_toml(path: Path) -> OwnStream:
@@ -131,7 +160,9 @@ def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> Ow
     path = toml.parent / entry["path"]
     is_table = path.suffix.lower() == ".csv"
     given = {**({} if is_table else shared), **entry}
-    for key, kind in (("drop", str), ("resize", int)):
+    for key, kind in (("drop", str), ("resize", int), ("label", str)):
+        if isinstance(given.get(key), str):
+            continue
         if not all(type(one) is kind for one in given.get(key, ())):
             raise InputError(f"{where}: {key} must be a list of {KINDS[kind].split()[-1]}s, not {given[key]}")
     table = {key: given[key] for key in TABLE_KEYS if key in given}
@@ -142,15 +173,37 @@ def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> Ow
     return OwnTask(
         name,
         path,
-        CsvFormat(table["label"], tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
+        CsvFormat(_texts(table["label"]), tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
         toml.parent / given["test"] if "test" in given else None,
         given.get("test_share"),
         tuple(given["resize"]) if "resize" in given else None,
         given.get("channels"),
+        _choice(given, where),
     )
 
 
-def _check(entry: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
+def _texts(given: str | list[str]) -> str | tuple[str, ...]:
+    return given if isinstance(given, str) else tuple(given)
+
+
+def _choice(given: Mapping[str, Any], where: str) -> TargetChoice:
+    """Return what a task says about its targets."""
+
+    def one_of(key: str, kind: Any) -> Any:
+        known = [member.value for member in kind]
+        if key in given and given[key] not in known:
+            raise InputError(f"{where}: {key} must be one of {', '.join(known)}, not {given[key]!r}")
+        return kind(given[key]) if key in given else None
+
+    try:
+        weights = ClassWeights.read(given["class_weights"]) if "class_weights" in given else None
+        kind, metric = one_of("target", TargetKind), one_of("metric", MetricName)
+        return TargetChoice(kind, (), given.get("separator"), metric, weights)
+    except InputError as error:
+        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error
+
+
+def _check(entry: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     """Refuse keys that mean nothing, and values of another type."""
     for key, value in entry.items():
         if key not in known:

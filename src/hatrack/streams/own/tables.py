@@ -16,7 +16,8 @@ import torch
 
 from hatrack.data.files import read_payload
 from hatrack.errors import DataError, InputError
-from hatrack.streams.own.samples import OwnSamples, refuse_alike, refuse_missing
+from hatrack.streams.own.samples import OwnSamples
+from hatrack.streams.own.targets import UNSAID, TargetChoice, targets_of_texts
 from hatrack.support.names import unknown_name
 
 __all__ = ["CsvFormat", "read_table"]
@@ -34,24 +35,34 @@ class CsvFormat:
     """Meaning of the columns of a table.
 
     Attributes:
-        label: name of the column that holds the class.
+        label: name of the column that holds the class, or another target; or names of several.
         drop: names of columns to leave out, such as a number of the row; all others are features.
         delimiter: the character between two cells.
     """
 
-    label: str
+    label: str | tuple[str, ...]
     drop: tuple[str, ...] = ()
     delimiter: str = ","
 
     def __post_init__(self) -> None:
         if len(self.delimiter) != 1:
             raise InputError(f"delimiter must be a single character, not {self.delimiter!r}")
-        if self.label in self.drop:
-            raise InputError(f"the label column {self.label!r} cannot be dropped")
+        if not self.columns:
+            raise InputError("label names no column")
+        for name in self.columns:
+            if name in self.drop:
+                raise InputError(f"the label column {name!r} cannot be dropped")
+            if self.columns.count(name) > 1:
+                raise InputError(f"the label column {name!r} is named twice")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that hold targets."""
+        return (self.label,) if isinstance(self.label, str) else self.label
 
 
 def read_table(
-    path: Path, table: CsvFormat, features: Sequence[str] | None = None
+    path: Path, table: CsvFormat, features: Sequence[str] | None = None, choice: TargetChoice | None = None
 ) -> tuple[OwnSamples, tuple[str, ...]]:
     """Read a table of numbers.
 
@@ -59,6 +70,7 @@ def read_table(
         path: the file, UTF-8.
         table: meaning of its columns.
         features: the features of another table of the same task, which this one must have too.
+        choice: what is said about the targets; None for nothing.
 
     Returns:
         The samples, float64 ``(N, F)``, and the names of their features in the order of the first table.
@@ -73,9 +85,9 @@ def read_table(
     _refuse_swallowed(header, table.delimiter, f"{path} line 1")
     features = _features(header, path, table, features)
     columns = [header.index(name) for name in features]
-    label = header.index(table.label)
+    targets = [header.index(name) for name in table.columns]
     values: list[list[float]] = []
-    labels: list[str] = []
+    labels: list[list[str]] = [[] for _ in targets]
     lines: list[int] = []
     large: dict[tuple[int, float], int] = {}
     for line, row in rows:
@@ -83,10 +95,11 @@ def read_table(
         if len(row) != len(header):
             raise DataError(f"{where}: has {len(row)} cells instead of {len(header)}")
         _refuse_swallowed(row, table.delimiter, where)
-        if _broken(row[label].strip()):
-            raise DataError(
-                f"{where}, column {table.label!r}: the label has several lines; is there a quotation mark too many?"
-            )
+        for name, column in zip(table.columns, targets, strict=True):
+            if _broken(row[column].strip()):
+                raise DataError(
+                    f"{where}, column {name!r}: the label has several lines; is there a quotation mark too many?"
+                )
         values.append([_number(row[column], where, header[column]) for column in columns])
         for column, number in zip(columns, values[-1], strict=True):
             if abs(number) >= EXACT and row[column].strip().lstrip("+-").isdigit():
@@ -96,13 +109,15 @@ def read_table(
                         f"{where}, column {header[column]!r}: {whole} and {large[column, number]} above are the same "
                         "in 64 bits; subtract what all of the column have in common, or drop it"
                     )
-        labels.append(row[label].strip())
+        for cells, column in zip(labels, targets, strict=True):
+            cells.append(row[column].strip())
         lines.append(line)
-    refuse_missing(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
-    refuse_alike(labels, lambda row: f"{path} line {lines[row]}, column {table.label!r}")
+    found = targets_of_texts(
+        table.columns, labels, choice or UNSAID, lambda row, name: f"{path} line {lines[row]}, column {name!r}"
+    )
     if not values or not columns:
         raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
-    return OwnSamples(torch.tensor(values, dtype=torch.float64), tuple(labels), str(path)), features
+    return OwnSamples(torch.tensor(values, dtype=torch.float64), found, str(path)), features
 
 
 def _text(path: Path) -> str:
@@ -143,12 +158,12 @@ def _features(header: list[str], path: Path, table: CsvFormat, given: Sequence[s
     for name in header:
         if header.count(name) > 1:
             raise DataError(f"{path} line 1: two columns are named {name!r}; rename one")
-    for name in (table.label, *table.drop):
+    for name in (*table.columns, *table.drop):
         if name not in header:
             raise _other_delimiter(header, path, table) or unknown_name(
                 f"column in {path}", name, [" ".join(each.split()) for each in header]
             )
-    features = tuple(given or (name for name in header if name != table.label and name not in table.drop))
+    features = tuple(given or (name for name in header if name not in table.columns and name not in table.drop))
     for name in features:
         if name not in header:
             raise DataError(f"{path} line 1: has no column {name!r}, which the training table has")
@@ -164,7 +179,7 @@ def _other_delimiter(header: list[str], path: Path, table: CsvFormat) -> InputEr
     """Return the error for a table whose cells are divided by another character than the given one, or None."""
     names = table.delimiter.join(header)
     for other in DELIMITERS:
-        if other != table.delimiter and table.label in [name.strip(' "') for name in names.split(other)]:
+        if other != table.delimiter and table.columns[0] in [name.strip(' "') for name in names.split(other)]:
             said = f"is divided by {json.dumps(other)}, not by {json.dumps(table.delimiter)}"
             return InputError(f"{path} line 1: {said}; say delimiter = {json.dumps(other)}")
     return None

@@ -1,0 +1,161 @@
+"""Objectives as JSON values, and as they are told by targets."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hatrack.errors import InputError
+from hatrack.objectives.base import Objective
+from hatrack.objectives.classification import Classification
+from hatrack.objectives.metrics import (
+    EXACT_MATCH,
+    F1,
+    MEAN_ABSOLUTE_ERROR,
+    MEAN_AVERAGE_PRECISION,
+    R_SQUARED,
+    ROOT_MEAN_SQUARED_ERROR,
+    Metric,
+)
+from hatrack.objectives.multi_label import MultiLabel
+from hatrack.objectives.regression import Regression
+
+__all__ = ["MetricName", "TargetKind", "as_targets", "kind_of", "objective_from_json", "objective_of"]
+
+
+class TargetKind(enum.Enum):
+    """Kind of what a task predicts."""
+
+    CLASSES = "classes"
+    """One class for every sample."""
+
+    NUMBERS = "numbers"
+    """One number or several for every sample."""
+
+    LABELS = "labels"
+    """Any number of labels for every sample."""
+
+
+class MetricName(enum.Enum):
+    """Short names of the metrics to choose from."""
+
+    R2 = "r2"
+    MAE = "mae"
+    RMSE = "rmse"
+    MAP = "map"
+    F1 = "f1"
+    EXACT = "exact"
+
+    @property
+    def metric(self) -> Metric:
+        """Metric of that name."""
+        return _METRICS[self.value]
+
+
+_METRICS = {
+    "r2": R_SQUARED,
+    "mae": MEAN_ABSOLUTE_ERROR,
+    "rmse": ROOT_MEAN_SQUARED_ERROR,
+    "map": MEAN_AVERAGE_PRECISION,
+    "f1": F1,
+    "exact": EXACT_MATCH,
+}
+
+
+def objective_from_json(content: Any, names: Sequence[str] | None = None) -> Objective:
+    """Make an objective of what its ``to_json`` gave.
+
+    Args:
+        content: the description.
+        names: names of the classes, which a description leaves out; their numbers if left out.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    kind = content["kind"]
+    weights = None if content.get("weights") is None else tuple(map(float, content["weights"]))
+    if kind == Classification.kind:
+        return Classification(tuple(names or map(str, range(int(content["outputs"])))), weights)
+    given, metric = tuple(map(str, content["names"])), Metric.from_json(content["metric"])
+    if kind == Regression.kind:
+        mean, deviation = (tuple(map(float, content[key])) for key in ("mean", "deviation"))
+        return Regression(given, mean, deviation, metric)
+    if kind == MultiLabel.kind:
+        return MultiLabel(given, weights, metric)
+    raise ValueError(f"there is no kind of task {kind!r}")
+
+
+def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:
+    """Return a person's targets as those of an objective, on the CPU: int64, float64 or bool.
+
+    Args:
+        targets: integers ``(N,)`` for classes, floats ``(N,)`` or ``(N, K)`` for numbers, truth values or zeros and
+            ones ``(N, L)`` for labels.
+        kind: what they are; None tells it by their type and shape.
+        what: the targets, for messages.
+
+    Raises:
+        InputError: they are none of these.
+    """
+    targets = targets.detach().cpu()
+    shape = tuple(targets.shape)
+    if targets.is_complex() or targets.dim() not in (1, 2) or not targets.numel():
+        raise InputError(f"{what} must be (N,) or (N, K), real and not empty, not {targets.dtype} {shape}")
+    if kind is None:
+        kind = TargetKind.NUMBERS if targets.is_floating_point() else TargetKind.CLASSES
+        kind = TargetKind.LABELS if targets.dim() == 2 and not targets.is_floating_point() else kind
+    if kind is TargetKind.NUMBERS:
+        if not targets.isfinite().all():
+            raise InputError(f"{what} hold infinite values or NaN; clean them first")
+        return targets.reshape(len(targets), -1).double()
+    if kind is TargetKind.LABELS:
+        if targets.dim() != 2 or not ((targets == 0) | (targets == 1)).all():
+            raise InputError(f"{what} of several labels must be truth values, or zeros and ones, (N, L), not {shape}")
+        return targets.bool()
+    if targets.dim() == 1 and targets.is_floating_point() and bool((targets == targets.round()).all()):
+        targets = targets.long()
+    if targets.dim() != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise InputError(f"{what} must be integers, not {targets.dtype} {shape}")
+    if targets.min() < 0:
+        raise InputError(f"{what} must be integers 0..C-1, not negative")
+    return targets.long()
+
+
+def kind_of(targets: Tensor) -> TargetKind:
+    """Return the kind of targets that :func:`as_targets` gave."""
+    if targets.dtype == torch.int64:
+        return TargetKind.CLASSES
+    return TargetKind.LABELS if targets.dtype == torch.bool else TargetKind.NUMBERS
+
+
+def objective_of(targets: Tensor, names: Sequence[str] | None = None, metric: Metric | None = None) -> Objective:
+    """Make the objective of training targets that :func:`as_targets` gave.
+
+    Args:
+        targets: the training targets.
+        names: names of classes, labels or columns; their numbers if left out, and then every class must occur.
+        metric: the metric; the usual one of its kind if left out.
+
+    Raises:
+        InputError: there are too few names, a class does not occur, a column does not vary, or the metric is one of
+            another kind of task.
+    """
+    if targets.dtype == torch.int64:
+        if metric is not None:
+            raise InputError(f"the metric of classes is accuracy, not {metric.name}")
+        if names is None:
+            found = sorted(set(targets.tolist()))
+            if found != list(range(len(found))):
+                raise InputError("training labels must be 0..C-1, each occurring; renumber or name the classes")
+            names = [str(label) for label in found]
+        return Classification(tuple(names))
+    if names is not None and len(names) != targets.shape[1]:
+        raise InputError(f"{len(names)} names do not fit targets of {targets.shape[1]} columns")
+    if targets.dtype == torch.bool:
+        names = tuple(map(str, range(targets.shape[1]))) if names is None else tuple(names)
+        return MultiLabel(names) if metric is None else MultiLabel(names, metric=metric)
+    return Regression.of(targets, names) if metric is None else Regression.of(targets, names, metric)
