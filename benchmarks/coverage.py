@@ -219,6 +219,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "models": len(rows),
         "attached": len(attached),
+        "trained": sum("law" in row for row in attached),
         "law": sum(bool(row.get("law")) for row in attached),
         "extracts": sum(bool(row.get("extracts")) for row in attached),
         "whole": median(row["whole"] for row in attached),
