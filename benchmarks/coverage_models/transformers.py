@@ -176,7 +176,7 @@ TEXT = entries(
         n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1
     DeepseekV3 kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, \
         n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1
-    DiffLlama
+    DiffLlama num_attention_heads=8, num_key_value_heads=8, head_dim=4
     Ernie4_5
     Exaone4
     Falcon

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import HATNetwork
+from hatrack import HATNetwork, UnsupportedError
 from hatrack.units import OUTPUT
 from support.helpers import assert_poison_harmless, learn, logits
 
@@ -115,3 +115,21 @@ def test_a_module_of_the_users_own_is_gated_at_its_result_too() -> None:
     for number, task in enumerate(("a", "b")):
         samples[task], _ = learn(net, task, number)
     assert_poison_harmless(net, samples)
+
+
+def test_a_module_that_returns_what_it_is_given_is_no_gate_for_it() -> None:
+    class Same(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.same, self.shift = nn.Linear(6, WIDTH), Same(), nn.Parameter(torch.zeros(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x) + self.shift
+            return self.same(h) * h.mean(-1, keepdim=True)
+
+    with pytest.raises(UnsupportedError, match="mean: it mixes several units where no gate can stand"):
+        HATNetwork(Model(), torch.zeros(2, 6))

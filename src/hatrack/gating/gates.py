@@ -220,7 +220,7 @@ class InputGate(nn.Module):
         A hard mask clears with ``masked_fill``: a product with zero would keep infinities as "not a number".
         """
         if isinstance(value, PackedSequence):
-            return value._replace(data=self(value.data))
+            return PackedSequence(self(value.data), *value[1:])
         active = self._active
         if active.cleared is not None:
             return value.masked_fill(self._pick(active.cleared, value), 0.0)

@@ -278,6 +278,8 @@ class _LabelledRun(TorchFunctionMode):
         value, trace = call.output, self._trace
         if not isinstance(value, Tensor) or not value.is_floating_point() or not trace.is_gated(value):
             return
+        if any(value is given for given in tensors_in((call.args, call.kwargs))):
+            return  # which others have as well, without the gate
         if known or trace.sources.behind(value) is None:
             result = trace.sources.leave_with(call.name, value, trace.labels(value))
             if (call.name, OUTPUT) in trace.reads:

@@ -13,12 +13,15 @@ it, and are coupled elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +49,11 @@ _FURTHER = 30
 
 _ONE_BY_ONE = 62
 """Largest number of units of which each is changed by itself, where units meet."""
+
+_PLAIN = (int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(...))
+"""Types of settings that are what they look like."""
+
+_Results = TypeVar("_Results", bound=tuple[Tensor, ...])
 
 _AT_ONCE = 6
 """Number of further bits of a code, in runs that tell which units meet."""
@@ -102,6 +110,11 @@ class _Operand:
         """Return whether the tensor has real or complex numbers."""
         return self.value.is_floating_point() or self.value.is_complex()
 
+    @cached_property
+    def digest(self) -> bytes:
+        """Digest of the values of a constant; empty for values that vary."""
+        return b"" if self.varies else _digest(self.value)
+
     def draw(self, generator: torch.Generator, positive: bool, largest: int) -> Tensor:
         """Draw random values of the operand's type, in its memory layout.
 
@@ -122,6 +135,35 @@ class _Operand:
         if new.is_complex():
             drawn = torch.complex(drawn, torch.randn(new.shape, generator=generator))
         return new.copy_(drawn)
+
+
+class _Kept:
+    """What runs have shown, by all that it depends on: layers that are alike, and further labelled runs, are quick.
+
+    The oldest results are dropped where there are more than fit into some megabytes.
+    """
+
+    def __init__(self, most: int = 1 << 26) -> None:
+        self._most, self._size = most, 0
+        self._results: dict[Any, tuple[Tensor, ...]] = {}
+        self._lock = threading.Lock()
+
+    def found(self, key: Any, look: Callable[[], _Results]) -> _Results:
+        """Return what is kept for a key, or look; nothing is kept for None."""
+        known: Any = None if key is None else self._results.get(key)
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        results = look()
+        with self._lock:
+            if key is not None and key not in self._results:
+                self._results[key] = results
+                self._size += _bytes(results)
+            while self._size > self._most:
+                self._size -= _bytes(self._results.pop(next(iter(self._results))))
+        return results
+
+
+_KEPT = _Kept()
 
 
 @dataclass
@@ -146,7 +188,7 @@ class _Experiment:
 
     Attributes:
         operands: the tensors among its arguments, each once.
-        trials: random values of all that varies, each with the results.
+        count: number of trials, at first: random values of all that varies, with the results.
         size: number of entries of all results.
     """
 
@@ -163,17 +205,36 @@ class _Experiment:
         self._shapes = [each.shape for each in tensors_in(call.output)]
         self.size = sum(shape.numel() for shape in self._shapes)
         self._spreads = True  # "not a number"
-        choosing = [o for o in self.operands if o.varies and not o.is_inexact and o.value.numel()]
-        self._bound = self._bound_of_integers(choosing)
-        self.trials: list[_Trial] = []
-        for _ in range(_MANY if choosing else _FEW):
-            self.add_trial()
+        self._choosing = [o for o in self.operands if o.varies and not o.is_inexact and o.value.numel()]
+        self.count = _MANY if self._choosing else _FEW
+        self._bound = 0
+        self._trials: list[_Trial] = []
+        self._key = self._describe()
 
-    def add_trial(self) -> _Trial:
-        """Draw further values, with which the function runs."""
+    def _describe(self) -> tuple[Any, ...] | None:
+        """Return all that the runs depend on; None if a setting is no plain value, so that nothing is kept."""
+        numbers = {id(operand.value): number for number, operand in enumerate(self.operands)}
+        settings = list(_settings((self._call.args, self._call.kwargs), numbers))
+        if not all(isinstance(each, _PLAIN) for each in settings):
+            return None
+        operands = tuple(
+            (o.value.shape, o.value.stride(), o.value.dtype, str(o.value.device), o.labels.shape, o.varies, o.digest)
+            for o in self.operands
+        )
+        return (self._call.target, repr(settings), operands, tuple(self._shapes))
+
+    def trial(self, number: int) -> _Trial:
+        """Return random values, with which the function runs."""
+        if not self._bound:
+            self._bound = self._bound_of_integers(self._choosing)
+        while len(self._trials) <= number:
+            self._add_trial()
+        return self._trials[number]
+
+    def _add_trial(self) -> None:
         error: Exception | None = None
         for attempt in range(4):
-            values = self._values(positive=(len(self.trials) + attempt) % 2 == 1)
+            values = self._values(positive=(len(self._trials) + attempt) % 2 == 1)
             try:
                 trial = _Trial(values, self._run(values))
             except ProbeError:
@@ -181,24 +242,30 @@ class _Experiment:
             except Exception as raised:  # whatever a function does with values that do not suit it
                 error = raised
             else:
-                self.trials.append(trial)
-                return trial
+                self._trials.append(trial)
+                return
         raise ProbeError(f"it does not run on random values ({error})") from error
 
-    def seen(self, operand: _Operand, codes: Tensor, bits: range, trials: list[_Trial]) -> tuple[Tensor, Tensor]:
+    def seen(self, operand: _Operand, codes: Tensor, bits: range, numbers: range) -> tuple[Tensor, Tensor]:
         """Change the entries of an operand in one run for each bit of their codes.
 
         Args:
             operand: the operand.
             codes: codes of its entries.
             bits: numbers of the bits.
-            trials: values to start from.
+            numbers: numbers of the trials whose values to start from.
 
         Returns:
             For every entry of the results the runs in which it changed, as a code: those by "not a number" alone, and
             those by any other value.
         """
+        which = next(number for number, each in enumerate(self.operands) if each is operand)
+        key = None if self._key is None else (*self._key, which, _digest(codes), bits, numbers)
+        return _KEPT.found(key, lambda: self._look(operand, codes, bits, numbers))
+
+    def _look(self, operand: _Operand, codes: Tensor, bits: range, numbers: range) -> tuple[Tensor, Tensor]:
         spread, found = (torch.zeros(self.size, dtype=torch.int64) for _ in range(2))
+        trials = [self.trial(number) for number in numbers]
         for bit in bits:
             where = (codes >> bit) & 1 > 0
             for trial in trials:
@@ -207,11 +274,15 @@ class _Experiment:
                 spread |= self._changed_by_none(trial, operand, where).long() << bit
         return spread, spread | found
 
-    def says_nothing(self) -> Tensor:
-        """Return the entries of the results that were "not a number" in all trials, of which nothing is known."""
+    def says_nothing(self, count: int) -> Tensor:
+        """Return the entries of the results that are "not a number" in so many trials, of which nothing is known."""
+        key = None if self._key is None else (*self._key, count)
+        return _KEPT.found(key, lambda: (self._unknown(count),))[0]
+
+    def _unknown(self, count: int) -> Tensor:
         nothing = torch.ones(self.size, dtype=torch.bool)
-        for trial in self.trials:
-            nothing &= _joint([each.isnan() for each in trial.results])
+        for number in range(count):
+            nothing &= _joint([each.isnan() for each in self.trial(number).results])
         return nothing
 
     def _changed_by_none(self, trial: _Trial, operand: _Operand, where: Tensor) -> Tensor:
@@ -244,7 +315,7 @@ class _Experiment:
 
     def _changed(self, trial: _Trial, operand: _Operand, where: Tensor, other: Tensor) -> Tensor:
         before = trial.values[id(operand.value)]
-        results = self._run({**trial.values, id(operand.value): torch.where(where, other, before)})
+        results = self._run({**trial.values, id(operand.value): torch.where(where.to(other.device), other, before)})
         pairs = zip(results, trial.results, strict=True)
         return _joint([(new != old) & ~(new.isnan() & old.isnan()) for new, old in pairs])
 
@@ -302,13 +373,15 @@ def _labels_of(
     units = units[units != UNGATED]
     codes, bits, weight = _codes(len(units))
     codes_of_entries = _looked_up(roots, units, codes)
-    spread, shown = experiment.seen(operand, codes_of_entries, range(bits), experiment.trials)
-    for _ in range(_FURTHER):
+    first = range(experiment.count)
+    spread, shown = experiment.seen(operand, codes_of_entries, range(bits), first)
+    count = experiment.count
+    for count in range(experiment.count, experiment.count + _FURTHER):
         if not bool(((shown != 0) & (_ones(shown, bits) < weight)).any()):
             break  # all entries show the codes of some units at least
-        its_spread, its_shown = experiment.seen(operand, codes_of_entries, range(bits), [experiment.add_trial()])
+        its_spread, its_shown = experiment.seen(operand, codes_of_entries, range(bits), range(count, count + 1))
         spread, shown = spread | its_spread, shown | its_shown
-    shown[experiment.says_nothing()] = (1 << bits) - 1
+    shown = torch.where(experiment.says_nothing(count), (1 << bits) - 1, shown)
     places = torch.searchsorted(codes, shown).clamp(max=len(codes) - 1)
     alone = codes[places] == shown
     labels = torch.where(alone, units[places], UNGATED)
@@ -321,7 +394,7 @@ def _labels_of(
     certain = bool((spread == shown)[several].all())  # else a unit may have been missed in some run
     if certain and len(units) <= _ONE_BY_ONE:
         codes = 1 << torch.arange(len(units))
-        shown = experiment.seen(operand, _looked_up(roots, units, codes), range(len(units)), experiment.trials)[0]
+        shown = experiment.seen(operand, _looked_up(roots, units, codes), range(len(units)), first)[0]
     for start in range(bits, 63 - _AT_ONCE, _AT_ONCE) if certain and len(units) > _ONE_BY_ONE else ():
         counts = [len(each) for each in _candidates(codes, torch.unique(shown[several]), certain)]
         if max(counts) <= 2 or (start > bits and min(counts) == len(units)):
@@ -329,7 +402,7 @@ def _labels_of(
         more = range(start, start + _AT_ONCE)
         drawn = torch.rand(len(units), len(more), generator=torch.Generator().manual_seed(start)) < 1 / 3
         codes = codes | (drawn.long() << torch.tensor(more)).sum(1)
-        shown = shown | experiment.seen(operand, _looked_up(roots, units, codes), more, experiment.trials)[0]
+        shown = shown | experiment.seen(operand, _looked_up(roots, units, codes), more, first)[0]
     patterns, which = torch.unique(shown[several], return_inverse=True)
     firsts = []
     for meeting in _candidates(codes, patterns, certain):
@@ -400,7 +473,7 @@ def _looked_up(roots: Tensor, units: Tensor, codes: Tensor) -> Tensor:
 
 
 def _joint(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+    return torch.cat([part.cpu() for part in parts]) if parts else torch.zeros(0, dtype=torch.bool)
 
 
 def _cut(numbers: Tensor, results: list[Tensor]) -> list[Tensor]:
@@ -411,6 +484,37 @@ def _cut(numbers: Tensor, results: list[Tensor]) -> list[Tensor]:
 
 def _split(labels: Tensor, results: list[Tensor]) -> list[Tensor]:
     return [part.view(result.shape) for part, result in zip(_cut(labels, results), results, strict=True)]
+
+
+def _bytes(results: tuple[Tensor, ...]) -> int:
+    return sum(each.numel() * each.element_size() for each in results)
+
+
+def _digest(values: Tensor) -> bytes:
+    """Return a digest of values, for which repeated ones are read once."""
+    kept = compact(values.detach())
+    flat = (torch.view_as_real(kept) if kept.is_complex() else kept).cpu().reshape(-1)
+    numbers = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)  # of which numbers lie side by side
+    content = numbers.view(torch.uint8).numpy().tobytes() if numbers.numel() else b""
+    return hashlib.sha256(content + repr((tuple(values.shape), tuple(kept.shape))).encode()).digest()
+
+
+def _settings(tree: Any, numbers: Mapping[int, int]) -> Iterator[Any]:
+    """Yield nested arguments in their order, and the number of the operand in the place of a tensor."""
+    if isinstance(tree, Tensor):
+        yield f"operand {numbers[id(tree)]}"
+    elif isinstance(tree, dict):
+        yield from _settings(list(tree.items()), numbers)
+    elif isinstance(tree, slice):
+        yield "slice"
+        yield from _settings((tree.start, tree.stop, tree.step), numbers)
+    elif isinstance(tree, (tuple, list)):
+        yield type(tree).__name__
+        for branch in tree:
+            yield from _settings(branch, numbers)
+        yield "end"
+    else:
+        yield tree
 
 
 def _like(output: Any, labels: Iterator[Tensor]) -> Labels:

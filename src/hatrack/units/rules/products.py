@@ -158,7 +158,10 @@ def _product(trace: Trace, call: Call, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None:
-    """Label a product of a value and a parameter that is a layer's weight; return None for any other product."""
+    """Label a product of a value and a parameter that is a layer's weight; return None for any other product.
+
+    An axis that both have and that is not summed counts layers that lie side by side, such as experts.
+    """
     factors = sorted(terms, key=lambda term: trace.weight_of(term[1]) is not None)
     if [trace.weight_of(value) is not None for _, value in factors] != [False, True]:
         return None
@@ -168,15 +171,18 @@ def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None
     parameter, order = known
     free = "".join(letter for letter in ends if letter in result)
     summed = [letter for letter in letters if letter not in result]
-    if len(summed) != 1 or summed[0] not in ends or not free or set(ends) & set(letters) != set(summed):
+    beside = [letter for letter in free if letter in letters]
+    if len(summed) != 1 or summed[0] not in ends or len(beside) == len(free):
         return None
     labels, axis = trace.labels(value), letters.index(summed[0])
     if value.shape[axis] != weight.shape[ends.index(summed[0])]:
         return None
-    if is_constant(labels, axis) and not is_uniform(labels):  # mixes tokens, say, in the same way for all units
+    if is_constant(labels, axis) and not is_uniform(labels) and not beside:  # mixes tokens in one way for all units
         trace.use(parameter, torch.full((1,), UNGATED))
         return _placed(labels.narrow(axis, 0, 1), letters, result)
-    inputs = trace.coupling.along(labels, axis)
+    for number, letter in enumerate(letters):
+        labels = labels if letter in ends else trace.coupling.merge(labels, number)
+    inputs = _placed(labels, letters, ends)
     if trace.is_readable(value):
         trace.read_inside(call, value)
     else:
@@ -186,7 +192,7 @@ def _layer(trace: Trace, call: Call, terms: Terms, result: str) -> Tensor | None
     sizes = [size for letter, size in zip(ends, weight.shape, strict=True) if letter in free]
     place = replace(call, name=trace.parameters[id(parameter)])
     outputs = trace.write(place, math.prod(sizes)).view(sizes)
-    sides = (_placed(outputs, free, ends), _placed(behind, summed[0], ends))
+    sides = (_placed(outputs, free, ends), behind)
     trace.use(parameter, *(side.permute([order.index(axis) for axis in range(len(ends))]) for side in sides))
     return _placed(outputs, free, result)
 
