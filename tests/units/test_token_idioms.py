@@ -22,6 +22,7 @@ class Attention(nn.Module):
         super().__init__()
         self.enter, self.qkv, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.first, self.second = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+        self.norm = nn.LayerNorm(4, elementwise_affine=False)
         self.turn, self.scale = turn, scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +58,10 @@ def set_to_itself(m: Attention, x: Tensor) -> Tensor:
     return x * m.first
 
 
+def normalized(m: Attention, x: Tensor) -> Tensor:
+    return m.norm(x)
+
+
 def written_by_mask(m: Attention, x: Tensor) -> Tensor:
     result = torch.zeros_like(x)
     result[:, torch.arange(HEADS) > 2] = x[:, 3:]
@@ -68,6 +73,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Attention, Tensor],
     "positions written in parts": (in_parts, as_it_is),
     "a scale computed from parameters": (torch.clone, learned),
     "a parameter whose data are set to itself": (torch.clone, set_to_itself),
+    "a norm within each head": (torch.clone, normalized),
     "heads written by a mask": (torch.clone, written_by_mask),
 }
 
@@ -117,5 +123,35 @@ def test_what_a_router_chooses_is_exact() -> None:
     net = HATNetwork(Routed(), torch.zeros(2, TOKENS, 6))
     sizes = {group.name: group.size for group in net.units.groups}
     assert sizes == {"first": WIDTH, "experts.down": WIDTH, "last": 14}, "router and hidden units are always on"
+    samples = {task: learn(net, task, number)[0] for number, task in enumerate(("a", "b"))}
+    assert_poison_harmless(net, samples)
+
+
+class Own(nn.Module):
+    """Attention that is given its weights, in a module of one's own."""
+
+    def __init__(self, separate: bool) -> None:
+        super().__init__()
+        self.enter, self.leave, self.separate = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 14), separate
+        self.projections = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(3)])
+        self.weight, self.out = nn.Parameter(torch.randn(3 * WIDTH, WIDTH)), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x).relu().transpose(0, 1)
+        weights = {f"{name}_proj_weight": each.weight for name, each in zip("qkv", self.projections, strict=True)}
+        attended, _ = F.multi_head_attention_forward(
+            h, h, h, WIDTH, HEADS, None if self.separate else self.weight,
+            torch.cat([each.bias for each in self.projections]), None, None, False, 0.0, self.out.weight, self.out.bias,
+            training=self.training, use_separate_proj_weight=self.separate, **(weights if self.separate else {}),
+        )  # fmt: skip
+        return self.leave(attended.relu()).mean(0)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_attention_that_is_given_its_weights_is_a_layer(separate: bool) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Own(separate), torch.zeros(2, TOKENS, 6))
+    sizes = {group.name.partition("+")[0]: group.size for group in net.units.groups}
+    assert sizes == {"enter": WIDTH, "out.weight": WIDTH, "leave": 14}
     samples = {task: learn(net, task, number)[0] for number, task in enumerate(("a", "b"))}
     assert_poison_harmless(net, samples)

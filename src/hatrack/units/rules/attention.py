@@ -8,15 +8,20 @@ the layers write them, or are always on where no gate can stand there.
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.units.coupling import UNGATED
+from hatrack.units.rules.probing import probe
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
+from hatrack.units.values import tensors_in
 
-__all__ = ["multi_head_attention", "scaled_dot_product_attention"]
+__all__ = ["attention_with_weights", "multi_head_attention", "scaled_dot_product_attention"]
 
 
 @rule(F.scaled_dot_product_attention)
@@ -65,6 +70,59 @@ def multi_head_attention(trace: Trace, call: Call) -> Labels:
     attended, weights_of_keys = call.output
     nothing: Labels = () if weights_of_keys is None else torch.full(weights_of_keys.shape, UNGATED)
     return outputs.expand(attended.shape), nothing
+
+
+@rule(F.multi_head_attention_forward)
+def attention_with_weights(trace: Trace, call: Call) -> Labels:
+    """Label the attention that is given its weights: what :func:`multi_head_attention` does, in a module of one's own.
+
+    Inputs before which no gate can stand are always on.
+    """
+    given = dict(zip(inspect.signature(F.multi_head_attention_forward).parameters, call.args, strict=False))
+    given |= call.kwargs
+    if given.get("bias_k") is not None:
+        raise trace.refuse(call, "keys and values with a bias of their own have no rule yet")
+    separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    names = (*(separate if given.get("use_separate_proj_weight") else ("in_proj_weight",)), "out_proj_weight")
+    weights = {name: given[name] for name in names}
+    if any(trace.weight_of(weight) is None for weight in weights.values()):
+        for value in tensors_in((call.args, call.kwargs)):
+            trace.open_weight(value)
+        return probe(trace, call)
+    ends = []
+    for value in (given["query"], given["key"], given["value"]):
+        units = trace.coupling.along(trace.labels(value), -1)
+        if trace.is_readable(value):
+            trace.read_inside(call, value)
+        else:
+            trace.coupling.pin(units)
+        ends.append(units if trace.sources.is_cleared(value) else torch.full_like(units, UNGATED))
+    always = torch.full((1, 1), UNGATED)
+    if given.get("use_separate_proj_weight"):
+        for name, units in zip(separate, ends, strict=True):
+            _use(trace, weights[name], always, units.view(1, -1))
+    else:
+        rows = given["query"].shape[-1]
+        _use(trace, weights["in_proj_weight"], always, torch.stack(ends).repeat_interleave(rows, dim=0))
+    for acting in map(given.get, ("key_padding_mask", "attn_mask", "in_proj_bias")):
+        if isinstance(acting, Tensor):
+            trace.open_weight(acting)
+            trace.coupling.pin(trace.labels(acting))  # it acts on heads that are always on
+    attended, weights_of_keys = call.output
+    parameter, _ = trace.weight_of(weights["out_proj_weight"]) or (None, ())
+    outputs = trace.write(replace(call, name=trace.parameters[id(parameter)]), attended.shape[-1])
+    _use(trace, weights["out_proj_weight"], outputs.view(-1, 1), always)
+    if isinstance(given.get("out_proj_bias"), Tensor):
+        trace.open_weight(given["out_proj_bias"])
+        outputs = trace.coupling.couple(outputs, trace.labels(given["out_proj_bias"]))
+    nothing: Labels = () if weights_of_keys is None else torch.full(weights_of_keys.shape, UNGATED)
+    return outputs.expand(attended.shape), nothing
+
+
+def _use(trace: Trace, weight: Tensor, *sides: Tensor) -> None:
+    """Record the ends of a weight whose axes may be turned."""
+    parameter, order = trace.weight_of(weight) or (None, ())
+    trace.use(parameter, *(side.permute([order.index(axis) for axis in range(side.dim())]) for side in sides))
 
 
 @rule(torch._nested_tensor_from_mask_left_aligned)

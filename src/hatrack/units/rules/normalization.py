@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.support.untrained import is_untrained_norm
-from hatrack.units.coupling import UNGATED, first_axis
+from hatrack.units.coupling import UNGATED, first_axis, is_constant
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
 
@@ -92,8 +92,9 @@ def is_within(trace: Trace, labels: Tensor, normalized: int) -> bool:
     if trace.holds_entries(labels):
         return False
     last = range(labels.dim() - normalized, labels.dim())
-    return any(trace.coupling.is_across(labels, axis) for axis in last) and trace.coupling.is_across_any_but(
-        labels, last
+    of_one_unit = all(is_constant(labels, axis) for axis in last)  # such as a head, which is one already
+    return (of_one_unit or any(trace.coupling.is_across(labels, axis) for axis in last)) and (
+        trace.coupling.is_across_any_but(labels, last)
     )
 
 

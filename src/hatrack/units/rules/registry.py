@@ -105,7 +105,7 @@ def functions(text: str) -> list[Any]:
 _PRODUCTS = frozenset(
     [F.linear, torch.einsum, *functions("matmul mm bmm __matmul__ addmm baddbmm grouped_mm _grouped_mm")]
 )
-_TAKING = _PRODUCTS | {F.conv1d, F.conv2d, F.conv3d, F.embedding, F.embedding_bag}
+_TAKING = _PRODUCTS | {F.multi_head_attention_forward, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.embedding_bag}
 
 TURNING = frozenset(functions("t T mT transpose permute swapaxes swapdims movedim moveaxis adjoint"))
 """Functions that put axes in another order."""
