@@ -181,9 +181,7 @@ def _leak_of(
 
 
 @contextmanager
-def _overwritten(
-    entries: _Entries, originals: Mapping[str, Tensor], generator: torch.Generator
-) -> Iterator[None]:
+def _overwritten(entries: _Entries, originals: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[None]:
     """Overwrite free entries with huge values of random sign for the duration of a block; restore copies afterwards."""
     try:
         for tensor, free in entries.values():
@@ -209,7 +207,7 @@ def overwrite(tensor: Tensor, free: Tensor, generator: torch.Generator) -> None:
     for axis in range(1, tensor.dim()):
         rest = rest * _signs(tensor, (tensor.shape[axis], *(1,) * (tensor.dim() - axis - 1)), generator)
     rows = max(1, _AT_ONCE // rest.numel())
-    for part, where, signs in zip(tensor.split(rows), free.split(rows), first.split(rows), strict=True):
+    for part, where, signs in zip(*(torch.split(each, rows) for each in (tensor, free, first)), strict=True):
         torch.where(where, signs * rest, part, out=part)
 
 

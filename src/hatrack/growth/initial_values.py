@@ -28,7 +28,7 @@ def measure_moments(values: Tensor) -> tuple[float, float]:
     flat = values.detach().reshape(-1)
     origin = float(flat[0])
     total = squares = 0.0
-    for part in flat.split(_AT_ONCE if flat.device.type == "cpu" else 2**8 * _AT_ONCE):
+    for part in torch.split(flat, _AT_ONCE if flat.device.type == "cpu" else 2**8 * _AT_ONCE):
         part = part.double() - origin
         total += float(part.sum())
         squares += float(torch.dot(part, part))

@@ -120,9 +120,7 @@ class UnitCalls:
             torch.set_grad_enabled(signature.grad),
             signature.precision(device_of(x)),
         ):
-            asked = partial(
-                path_of, scratch, detached(x, signature.inputs), signature.training, self._interface, way
-            )
+            asked = partial(path_of, scratch, detached(x, signature.inputs), signature.training, self._interface, way)
             if not signature.grad:
                 return asked()
             present = StateOf(scratch)

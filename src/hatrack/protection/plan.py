@@ -116,10 +116,7 @@ def take_digests(
         checked: digests that were compared just now; those of tasks in them are not taken again.
     """
     names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
-    digests = {
-        names[id(parameter)]: digest_of_entries(parameter, entries.frozen)
-        for parameter, entries in plan.shared
-    }
+    digests = {names[id(parameter)]: digest_of_entries(parameter, entries.frozen) for parameter, entries in plan.shared}
     if consolidated:
         per_task = tuple(f"backbone.{name}." for name in per_task_modules)
         own_buffers = {f"backbone.{name}" for name in per_task_modules}
