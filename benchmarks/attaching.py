@@ -4,8 +4,8 @@ python benchmarks/attaching.py [--only BERT] [--out benchmarks/results/attaching
 
 Needs ``transformers`` (the extra ``integrations``), whose models have random weights of seed 0. One thread, a fresh
 process per network and measurement. A forward pass is that of the plain backbone on the example of one sample, in
-evaluation mode, without gradients. Memory is the peak of what a process takes beyond its imports; that of a plain forward
-and backward pass is measured on the same example, in evaluation mode, too.
+evaluation mode, without gradients. Memory is the peak of what a process takes beyond its imports; that of a plain
+forward and backward pass is measured on the same example, in evaluation mode, too.
 """
 
 from __future__ import annotations

@@ -470,3 +470,104 @@ def test_attaching_and_asking_leave_the_random_numbers_alone() -> None:
     torch.manual_seed(0)
     HATNetwork(backbone, torch.zeros(2, 6))
     assert torch.equal(torch.rand(3), expected)
+
+
+class Attending(nn.Module):
+    """Attention with dropout in training alone, whose rate is given in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, WIDTH) for _ in range(3))
+        self.out, self.how = nn.Linear(WIDTH, WIDTH), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(len(x), -1, 4, WIDTH // 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        rate = 0.1 if self.training else 0.0
+        if self.how == "in order":
+            h = F.scaled_dot_product_attention(q, k, v, None, rate)
+        elif self.how == "in training alone" and not self.training:
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            h = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        return torch.relu(self.out(h.transpose(1, 2).flatten(2).mean(1)))
+
+
+@pytest.mark.parametrize("how", ["named", "in order", "in training alone"])
+def test_a_rate_of_dropout_in_attention_makes_no_other_path(how: str) -> None:
+    backbone = Attending(how)
+    paths = [units.path_of(backbone, torch.randn(2, 5, 6), training) for training in (True, False)]
+    assert paths[0].is_same(paths[1])
+    HATNetwork(backbone, torch.zeros(1, 5, 6))
+
+
+class ByGradient(nn.Module):
+    """Adds the gradient of an energy with respect to the input, where gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out, self.runs = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        if torch.is_grad_enabled():
+            with torch.enable_grad():
+                given = x.detach().requires_grad_()
+                torch.autograd.grad((given.tanh() * given).sum(), given)
+        return torch.relu(self.out(x)) + torch.relu(self.a(x))
+
+
+def test_networks_that_compute_gradients_of_their_own_are_followed() -> None:
+    backbone = ByGradient()
+    net = HATNetwork(backbone, torch.zeros(1, 6))
+    assert backbone.runs == 0
+    x = torch.randn(8, 6)
+    train_on_batches(net, "a", [x for _ in range(4)])
+    promised = logits(net, x, "a")
+    train_on_batches(net, "b", [x for _ in range(4)])
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+PAIRS: dict[str, Callable[[nn.Module, Tensor], bool]] = {
+    "several in evaluation": lambda m, x: len(x) > 1 and not m.training,
+    "one in evaluation": lambda m, x: len(x) == 1 and not m.training,
+    "gradients in evaluation": lambda m, x: torch.is_grad_enabled() and not m.training,
+    "no gradients": lambda m, x: not torch.is_grad_enabled(),
+    "one without gradients": lambda m, x: len(x) == 1 and not torch.is_grad_enabled(),
+}
+
+
+@pytest.mark.parametrize("where", PAIRS)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_what_two_facts_of_a_call_show_is_refused_when_attaching(where: str, samples: int) -> None:
+    with pytest.raises(UnsupportedError, match="mixes several units where no gate can stand"):
+        HATNetwork(Centred(PAIRS[where]), torch.zeros(samples, 4, 6))
+
+
+class Rare(nn.Module):
+    """Adds two layers, whose units are the same ones then, in a kind of call that attaching does not look at."""
+
+    def __init__(self, where: Callable[[nn.Module, Tensor], bool]) -> None:
+        super().__init__()
+        self.a, self.b, self.out, self.where = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x).mean(1))
+        return torch.relu(self.out(h + torch.relu(self.b(x).mean(1)) if self.where(self, x) else h))
+
+
+def test_combinations_that_attaching_does_not_look_at_are_followed_at_their_first_call() -> None:
+    for where, samples, training in (
+        (lambda m, x: len(x) == 1 and m.training, 1, True),
+        (lambda m, x: len(x) > 1 and torch.is_grad_enabled() and not m.training, 3, False),
+    ):
+        torch.manual_seed(0)
+        net = HATNetwork(Rare(where), torch.zeros(2, 4, 6), s_max=50.0)
+        assert not any("b" in group.name.split("+") for group in net.units.groups)
+        net.train(training).add_task("first", 2)
+        x = torch.randn(samples, 4, 6)
+        with pytest.raises(UnsupportedError, match="cannot be used"):
+            net(x, "first")
+        other = HATNetwork(Rare(where), torch.zeros(2, 4, 6), s_max=50.0)
+        other.train(training)
+        other.masking.admit(x, other.change)
+        assert any("b" in group.name.split("+") for group in other.units.groups)

@@ -9,8 +9,9 @@ from torch import nn
 from hatrack import GuaranteeError, HATNetwork, InputError
 from hatrack.functional import condition_gradient
 from hatrack.protection.conditioning import Adaptive
-from hatrack.protection.frozen import FrozenEntries, attention_on_entries, digest
+from hatrack.protection.frozen import FrozenEntries, attention_on_entries, digest, digest_of_entries
 from hatrack.protection.hooks import keeps_entries_without_gradient
+from hatrack.protection.plan import find_nonfinite
 from hatrack.units import ParameterUse
 from support.changing_networks import Mixing, learn_batch, never
 from support.helpers import attach, easy_task, learn, logits, loss_of, open_task, train
@@ -339,3 +340,23 @@ def test_a_step_that_fails_leaves_nothing_to_the_next() -> None:
         return net.backbone.out.weight.detach().clone()
 
     assert torch.equal(moved(True), moved(False))
+
+
+@pytest.mark.parametrize("shape", [(300, 1000), (5,), (0, 3), (2, 3, 4, 4), ()])
+def test_the_digest_of_frozen_entries_is_that_of_where_they_are_and_of_their_values(shape: tuple[int, ...]) -> None:
+    parameter, frozen = torch.randn(shape), torch.rand(shape) < 0.5
+    expected = digest({"held": frozen, "values": parameter[frozen]})
+    assert digest_of_entries(parameter, frozen) == expected
+    assert digest_of_entries(parameter, torch.zeros_like(frozen)) != expected or not frozen.any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_values_that_are_not_finite_are_found_anywhere(value: float, dtype: torch.dtype) -> None:
+    backbone = torch.nn.Linear(40, 30).to(dtype)
+    assert find_nonfinite(backbone) == []
+    for index in (0, 617, 1199):
+        with torch.no_grad():
+            backbone.weight.view(-1)[index] = value
+        assert find_nonfinite(backbone) == ["backbone.weight"]
+        torch.nn.init.zeros_(backbone.weight)

@@ -193,7 +193,8 @@ def digest_of_entries(parameter: Tensor, frozen: Tensor) -> str:
     summary.update(_bytes_of(frozen))
     summary.update(f"values {parameter.dtype} ({int(frozen.count_nonzero())},)\n".encode())
     values, where = parameter.detach().reshape(-1), frozen.reshape(-1)
-    for part, chosen in zip(torch.split(values, _AT_ONCE), torch.split(where, _AT_ONCE), strict=True):
+    pieces = zip(torch.split(values, _AT_ONCE), torch.split(where, _AT_ONCE), strict=True)
+    for part, chosen in pieces:
         summary.update(_bytes_of(torch.masked_select(part, chosen)))
     return summary.hexdigest()
 

@@ -342,7 +342,7 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def _version_of(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Return what changes whenever a tensor is written to or gets other memory; None where torch does not count."""
+    """Return what changes whenever a tensor is written to, or gets other memory; None where torch does not count."""
     if tensor.is_inference() or tensor.layout != torch.strided:
         return None
     return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device

@@ -39,7 +39,7 @@ _FLAGGED = ("dropout", "batch_norm", "instance_norm", "attention", "lstm", "gru"
 """Ends of the names of functions with a flag for training, which does not change what they do to units."""
 
 _ATTENTION = "scaled_dot_product_attention"
-"""End of the name of a function whose rate of dropout is 0 in evaluation mode, which changes nothing for units."""
+"""End of the name of a function whose rate of dropout differs between modes; to units it does the same."""
 
 _Call = tuple[str, tuple[Any, ...], tuple[Any, ...]]
 
