@@ -22,7 +22,7 @@ __all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
 REFERENCES: Mapping[str, str] = {
     "joint": "learns all tasks so far at once, with all their data: what there is to reach",
     "independent": "a network of its own for every task: nothing to forget, and nothing shared",
-    "random": "guesses, knowing how frequent the classes are: what there is to lose",
+    "random": "guesses, knowing how frequent the classes are, or the mean of the numbers: what there is to lose",
 }
 """Methods that are there to compare with, not to win."""
 
