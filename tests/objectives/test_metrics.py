@@ -21,6 +21,7 @@ from hatrack.objectives.metrics import (
     mean_absolute_error,
     mean_average_precision,
     r_squared,
+    readable,
     root_mean_squared_error,
 )
 
@@ -111,3 +112,11 @@ def test_an_unknown_metric_is_a_number_with_a_direction() -> None:
     for broken in ({"name": "kappa"}, {"name": 1, "larger_is_better": True}, "kappa"):
         with pytest.raises((KeyError, TypeError)):
             Metric.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.99641, "0.9964"), (15867.67, "15868"), (831.64, "831.6"), (0.0, "0"), (-0.5, "-0.5"), (3e8, "3.000e+08")],
+)
+def test_numbers_are_readable(value: float, text: str) -> None:
+    assert readable(value) == text

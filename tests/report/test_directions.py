@@ -61,7 +61,7 @@ def test_the_lowest_error_wins() -> None:
     # (7 − 10) / (2 − 10) − 1 and (3 − 10) / (2 − 10) − 1, whichever the direction
     assert ERRORS.forgetting_ratio("sgd", 0, 1) == pytest.approx((3 / 8 - 1 + 7 / 8 - 1) / 2)
     column = next(column for column in table.columns if column.key == "average_score")
-    assert (column.title, column.kind) == ("mean absolute error (lower is better)", Kind.RATIO)
+    assert (column.title, column.kind) == ("mean absolute error (lower is better)", Kind.SCORE)
     assert next(row for row in table.rows if row["method"] == "random")["forgetting_ratio"] == -1.0
 
 

@@ -237,7 +237,7 @@ class Learner:
             return self._said(task, objective, self._outputs(x, task, batch_size))
         tasks: list[str] = []
         parts = []
-        widest = max((len(names) for names in self.classes.values()), default=0)
+        widest = max((o.outputs for o in self.objectives.values() if isinstance(o, Classification)), default=0)
         with evaluation_mode(self.network):
             for part in torch.split(x.to(self._method.setup.device), batch_size):
                 if task is None:

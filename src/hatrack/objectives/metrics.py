@@ -25,8 +25,17 @@ __all__ = [
     "mean_absolute_error",
     "mean_average_precision",
     "r_squared",
+    "readable",
     "root_mean_squared_error",
 ]
+
+
+def readable(value: float) -> str:
+    """Return a number as people read it: four digits, or all before the point."""
+    size = abs(value)
+    if size >= 1e7 or 0 < size < 1e-4:
+        return f"{value:.3e}"
+    return f"{value + 0.0:.0f}" if size >= 1000 else f"{value + 0.0:.4g}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Metric:
             value: the score.
             digits: decimals of a percentage.
         """
-        return f"{value:.{digits}%}" if self.is_share else f"{value:.4g}"
+        return f"{value:.{digits}%}" if self.is_share else readable(value)
 
     def to_json(self) -> dict[str, Any]:
         """Return name and direction, as ``run.json`` has them."""

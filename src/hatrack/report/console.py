@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
@@ -13,6 +13,7 @@ from hatrack.experiments import Comparison, Reproduction, RunResult, Verificatio
 from hatrack.experiments.statistics import Spread
 from hatrack.experiments.tuning import Candidate, best
 from hatrack.objectives import ACCURACY, Classification, Metric
+from hatrack.objectives.metrics import readable
 
 __all__ = [
     "accuracy_table",
@@ -83,7 +84,7 @@ def forgetting_line(result: RunResult) -> str:
 def _averages(metric: Metric, average: float, lost: float) -> str:
     if metric.is_share:
         return f"average {metric.name} {average:.2%}, forgetting {100 * lost:.2f} points"
-    return f"average {metric.name} {average:.4g} ({metric.direction}), forgetting {lost:.4g}"
+    return f"average {metric.name} {readable(average)} ({metric.direction}), forgetting {readable(lost)}"
 
 
 def _what(result: RunResult) -> str:
@@ -95,7 +96,7 @@ def _what(result: RunResult) -> str:
 
 
 def _cell(value: float, metric: Metric) -> str:
-    return f"{100 * value:.1f}" if metric.is_share else f"{value:.4g}"
+    return f"{100 * value:.1f}" if metric.is_share else readable(value)
 
 
 def share_in_use(capacity: Mapping[str, Any]) -> str:
@@ -181,7 +182,7 @@ def comparison_table(comparison: Comparison) -> Table:
             method,
             _spread(scores[method], percent),
             _spread(comparison.spread(method, "forgetting"), percent),
-            _spread(comparison.spread(method, "forgetting_ratio"), False, ".3f"),
+            _spread(comparison.spread(method, "forgetting_ratio"), False, "{:.3f}".format),
             seeds,
         )
     if notes:
@@ -226,9 +227,11 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
     return table
 
 
-def _spread(found: Spread | None, percent: bool, form: str = ".4g") -> str:
+def _spread(found: Spread | None, percent: bool, form: Callable[[float], str] = readable) -> str:
     if found is None:
         return "–"
-    factor, form = (100.0, ".2f") if percent else (1.0, form)
-    mean = f"{factor * found.mean + 0.0:{form}}"
-    return mean if found.sd is None else f"{mean} ± {factor * found.sd:{form}}"
+
+    def say(value: float) -> str:
+        return f"{100 * value + 0.0:.2f}" if percent else form(value + 0.0)
+
+    return say(found.mean) if found.sd is None else f"{say(found.mean)} ± {say(found.sd)}"

@@ -22,7 +22,7 @@ __all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
 REFERENCES: Mapping[str, str] = {
     "joint": "learns all tasks so far at once, with all their data: what there is to reach",
     "independent": "a network of its own for every task: nothing to forget, and nothing shared",
-    "random": "guesses, knowing how frequent the classes are: what there is to lose",
+    "random": "guesses, knowing how frequent the classes are, or the mean of the numbers: what there is to lose",
 }
 """Methods that are there to compare with, not to win."""
 
@@ -79,7 +79,7 @@ class Runs:
     @cached_property
     def metric(self) -> Metric | None:
         """Metric of all tasks; None where they have different ones, of which no mean means anything."""
-        return common_metric(tuple(task.metric for task in self.any_of_all.tasks[: self.learned]))
+        return common_metric(tuple(task.metric for task in self.any.tasks[: self.learned]))
 
     @property
     def average(self) -> str:
@@ -91,11 +91,6 @@ class Runs:
         """Key of the score right after learning in tables, likewise."""
         return "learning_accuracy" if self.metric == ACCURACY else "learning_score"
 
-    @property
-    def any_of_all(self) -> RunResult:
-        """One of the runs, whichever comes first."""
-        return next(iter(next(iter(self.by_label.values())).values()))
-
     def require_metric(self) -> Metric:
         """Return the metric of all tasks.
 
@@ -103,7 +98,7 @@ class Runs:
             InputError: they have different ones.
         """
         if self.metric is None:
-            names = ", ".join(dict.fromkeys(task.metric.name for task in self.any_of_all.tasks))
+            names = ", ".join(dict.fromkeys(task.metric.name for task in self.any.tasks))
             raise InputError(
                 f"tasks of these runs have different metrics ({names}), of which no mean means anything, so that "
                 "methods cannot be ranked; the table accuracy has the score of every task"
@@ -139,12 +134,12 @@ class Runs:
     @property
     def any(self) -> RunResult:
         """One of the runs, for the facts that all have in common."""
-        return next(iter(self.by_label[self.labels[0]].values()))
+        return next(iter(next(iter(self.by_label.values())).values()))
 
     @property
     def learned(self) -> int:
         """Number of tasks learned."""
-        return len(self.any_of_all.scores)
+        return len(self.any.scores)
 
     @property
     def task_names(self) -> tuple[str, ...]:

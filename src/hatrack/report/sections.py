@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hatrack.methods import METHODS
@@ -253,11 +253,15 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
     high = max(shown)
     low = min([*shown, high - 0.1])  # a few points are no reason for all the colours
     low = max(0.0, low) if metric.is_share else low
-    factor, digits = (100, 1) if metric.is_share else (1, 3)
+    kind = kinds_of(metric)[0]
+
+    def say(value: float) -> str:
+        return f"{100 * value:.1f}" if metric.is_share else number(value, kind)
+
     tasks = range(1, runs.learned + 1)
     matrices = []
     for label in runs.labels:
-        shown_as: dict[str, Any] = {"factor": factor, "digits": digits, "metric": metric}
+        shown_as: dict[str, Any] = {"say": say, "metric": metric}
         rows = [
             [_heat(cells[label, after, task], low, high, **shown_as) if task <= after else None for task in tasks]
             for after in tasks
@@ -267,9 +271,7 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
             "" if task == runs.learned else "bad" if drop > 0.01 else "good" if drop <= 0 else ""
             for task, drop in zip(tasks, lost, strict=True)
         ]
-        texts = [f"{factor * drop + 0.0:.{digits}f}" for drop in lost]
-        zero = f"{0.0:.{digits}f}"
-        texts = [zero if text == f"-{zero}" else text.replace("-", "−") for text in texts]
+        texts = [say(drop).replace("-0.0", "0.0").replace("-", "−") for drop in lost]
         matrices.append(
             {
                 "method": label,
@@ -277,7 +279,7 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
                 "lost": [{"text": text, "tone": tone} for text, tone in zip(texts, tones, strict=True)],
             }
         )
-    return {"matrices": matrices, "heat": {"low": f"{factor * low:.{digits}f}", "high": f"{factor * high:.{digits}f}"}}
+    return {"matrices": matrices, "heat": {"low": say(low), "high": say(high)}}
 
 
 def layer_matrices(table: Table) -> list[dict[str, Any]]:
@@ -285,7 +287,7 @@ def layer_matrices(table: Table) -> list[dict[str, Any]]:
     shares = means(table.rows, ("method", "layer", "after"), "used")
     layers: dict[str, dict[str, list[Any]]] = {}
     for (method, layer, _), share in sorted(shares.items(), key=lambda cell: int(cell[0][2])):
-        layers.setdefault(method, {}).setdefault(layer, []).append(_heat(share, 0.0, 1.0, digits=0))
+        layers.setdefault(method, {}).setdefault(layer, []).append(_heat(share, 0.0, 1.0))
     return [
         {"method": method, "rows": [{"name": layer, "cells": cells} for layer, cells in of.items()]}
         for method, of in layers.items()
@@ -299,10 +301,7 @@ def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
     return [
         {
             "method": label,
-            "rows": [
-                {"name": str(i), "cells": [_heat(shares[label, i, j], 0.0, 1.0, digits=0) for j in tasks]}
-                for i in tasks
-            ],
+            "rows": [{"name": str(i), "cells": [_heat(shares[label, i, j], 0.0, 1.0) for j in tasks]} for i in tasks],
         }
         for label in runs.labels
         if (label, 1, 1) in shares
@@ -310,10 +309,15 @@ def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
 
 
 def _heat(
-    value: float, low: float, high: float, *, digits: int = 1, factor: float = 100, metric: Metric = ACCURACY
+    value: float,
+    low: float,
+    high: float,
+    *,
+    say: Callable[[float], str] = lambda value: f"{100 * value:.0f}",
+    metric: Metric = ACCURACY,
 ) -> dict[str, Any]:
     v = (value - low) / (high - low) if high > low else 1.0
     v = v if metric.larger_is_better else 1.0 - v
     v = min(1.0, max(0.0, v))
     inks = [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if dark_cell(v, theme)]
-    return {"text": f"{factor * value:.{digits}f}", "v": round(v, 3), "ink": " ".join(inks)}
+    return {"text": say(value), "v": round(v, 3), "ink": " ".join(inks)}

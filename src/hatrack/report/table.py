@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     PERCENT = "percent"
     POINTS = "points"
     RATIO = "ratio"
+    SCORE = "score"
     SECONDS = "seconds"
 
     def column(self, key: str, title: str = "", meaning: str = "") -> TableColumn:
@@ -99,7 +100,7 @@ class Drawing:
 
 def kinds_of(metric: Metric | None) -> tuple[Kind, Kind]:
     """Return the kinds of columns of a metric, and of its differences; shares where there is none."""
-    return (Kind.PERCENT, Kind.POINTS) if metric is None or metric.is_share else (Kind.RATIO, Kind.RATIO)
+    return (Kind.PERCENT, Kind.POINTS) if metric is None or metric.is_share else (Kind.SCORE, Kind.SCORE)
 
 
 METHOD = Kind.TEXT.column("method")

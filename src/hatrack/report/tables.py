@@ -83,7 +83,7 @@ def accuracy(runs: Runs) -> Table:
     columns = (
         *(METHOD, SEED, AFTER, Kind.NUMBER.column("task"), Kind.TEXT.column("name")),
         *(() if accuracies else (Kind.TEXT.column("metric"),)),
-        kinds_of(runs.metric)[0].column("accuracy") if accuracies else Kind.RATIO.column("score"),
+        kinds_of(runs.metric)[0].column("accuracy") if accuracies else Kind.SCORE.column("score"),
         *(Kind.RATIO.column("loss"), Kind.TEXT.column("logits_sha256", "hash of the outputs")),
     )
     what = "Accuracy" if accuracies else "Score"

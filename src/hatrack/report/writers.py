@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from hatrack.objectives.metrics import readable
 from hatrack.report.table import Kind, Row, Table, TableColumn
 
 __all__ = ["WRITERS", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
@@ -95,6 +96,8 @@ def number(value: Any, kind: Kind) -> str:
             text = f"{100 * value:.2f}"
         case Kind.RATIO:
             text = f"{value:.2f}"
+        case Kind.SCORE:
+            text = readable(value)
         case Kind.SECONDS:
             text = f"{value:.1f}" if value < 100 else f"{value:.0f}"
         case _:
