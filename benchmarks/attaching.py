@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def main() -> None:
             print(name, json.dumps(results[name]))
     if arguments.out is not None:
         record = {
-            "environment": describe_environment(),
+            "environment": {**describe_environment(), "transformers": version("transformers")},
             "threads": 1,
             "batch": 1,
             "seed": 0,
