@@ -340,3 +340,26 @@ def test_attaching_and_asking_import_no_compiler() -> None:
     """It takes seconds, in every process."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_COMPILER], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+class KeepsAGraph(nn.Module):
+    """Keeps what it has computed as an attribute, which cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x).mean(1))
+        self.last = h
+        return torch.relu(self.out(h))
+
+
+def test_a_graph_that_a_module_keeps_does_not_stop_the_test_of_a_new_kind_of_call() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(KeepsAGraph(), torch.zeros(2, 4, 6))
+    net.add_task("a", 2)
+    net(torch.randn(3, 4, 6), "a").sum().backward()
+    assert net.backbone.last.grad_fn is not None
+    assert net(torch.randn(3, 9, 6), "a").shape == (3, 2)

@@ -539,7 +539,7 @@ PAIRS: dict[str, Callable[[nn.Module, Tensor], bool]] = {
 @pytest.mark.parametrize("where", PAIRS)
 @pytest.mark.parametrize("samples", [1, 3])
 def test_what_two_facts_of_a_call_show_is_refused_when_attaching(where: str, samples: int) -> None:
-    with pytest.raises(UnsupportedError, match="mixes several units where no gate can stand"):
+    with pytest.raises(UnsupportedError, match="values of the input or of units"):
         HATNetwork(Centred(PAIRS[where]), torch.zeros(samples, 4, 6))
 
 

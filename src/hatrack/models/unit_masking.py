@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import functional
-from hatrack.errors import InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.functional import Conditioning, Regularization
 from hatrack.gating.attachment import Attachment, scratch_without_gates
 from hatrack.gating.gates import groups_switched_off, used_units
@@ -33,7 +33,7 @@ from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.protection.conditioning import Adaptive, Damper, attention_of_tasks, dampers
 from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
-from hatrack.state.movement import without_trace
+from hatrack.state.movement import copy_of, without_trace
 from hatrack.state.tryouts import random_like
 from hatrack.state.twins import twin
 from hatrack.state.undo import UndoLog
@@ -187,13 +187,14 @@ class UnitMasking(Masking[UnitTask]):
                 run = partial(self.interface.run, scratch_without_gates(self.backbone).eval())
                 x = random_like(self.calls.example_of(kind, self.device), generator, run)
                 for state in self.tasks.consolidated:
-                    with kind.precision(self.device):
+                    with kind.precision(self.device), suppress(*DOES_NOT_RUN):  # such as a network of whole groups
                         features[state.name, kind] = self.features(x, state).nan_to_num()
         return features
 
     def _require_no_leak_of(self, signature: Signature, sample: Inputs) -> None:
         with without_trace():
-            backbone, attachment = copy.deepcopy((self.backbone, self.attachment))
+            backbone, attachment = copy_of(nn.ModuleList([self.backbone, self.attachment]))
+            assert isinstance(attachment, Attachment)
             leak = find_leak(attachment, self.graph, backbone, sample, pairs=1)
         if leak is not None:
             raise UnsupportedError(

@@ -25,6 +25,7 @@ __all__ = [
     "OwnBuffers",
     "ScratchRuns",
     "StateOf",
+    "copy_of",
     "get_buffers",
     "movement_of",
     "scratch_of",
@@ -128,12 +129,18 @@ class OwnBuffers(nn.Module):
 
 def scratch_of(module: ModuleT) -> ModuleT:
     """Copy a module to be run without a trace in the original; parameters are shared."""
-    shared: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
-    for part in module.modules():  # computed from parameters, such as by weight norm; these cannot be copied
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                shared[id(value)] = value
-    return copy.deepcopy(module, shared)
+    return copy.deepcopy(module, {**{id(parameter): parameter for parameter in module.parameters()}, **_graphs(module)})
+
+
+def copy_of(module: ModuleT) -> ModuleT:
+    """Copy a module with parameters of its own; what it keeps of a graph, which cannot be copied, is shared."""
+    return copy.deepcopy(module, _graphs(module))
+
+
+def _graphs(module: nn.Module) -> dict[int, Any]:
+    """Return by identity the attributes that were computed from parameters, such as by weight norm."""
+    values = (value for part in module.modules() for value in vars(part).values())
+    return {id(value): value for value in values if isinstance(value, Tensor) and value.grad_fn is not None}
 
 
 def set_buffers(module: nn.Module, names: Sequence[str], values: Sequence[Tensor]) -> None:
