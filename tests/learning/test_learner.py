@@ -165,3 +165,29 @@ def test_killed_at_any_point_it_leaves_the_old_file_or_the_new_one(
         again.fit("tools", data(1))
     again.save(path)
     assert Learner.load(path, NETS["conv-bn"].build()).tasks == ("pets", "tools")
+
+
+def test_targets_and_metrics_may_be_named() -> None:
+    learner = Learner(nn.Sequential(nn.Linear(4, 16), nn.ReLU()), (4,), training=TrainingSettings(epochs=1))
+    x, counts = torch.randn(40, 4), torch.randint(0, 9, (40,))
+    learner.fit("counts", (x, counts), target="numbers", metric="mae")
+    assert not hasattr(learner.predict(x, "counts"), "classes")
+    for wrong in ({"target": "nonsense"}, {"metric": "nonsense"}):
+        with pytest.raises(InputError, match=r"must be one of .*, not 'nonsense'"):
+            learner.fit("more", (x, counts), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"single 1: give y\.argmax\(1\) for classes, or say target='labels'"):
+        learner.fit("one-hot", (x, torch.eye(3, dtype=torch.long)[counts % 3]))
+
+
+def test_a_task_that_diverges_leaves_the_others_as_they_were() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+    learner = Learner(backbone, (4,), training=TrainingSettings(epochs=2, batch_size=16))
+    x = torch.randn(120, 4)
+    learner.fit("good", (x, x[:, 0]))
+    before = learner.predict(x, "good").values
+    with pytest.raises(TrainingError):
+        learner.fit("bad", (x * 1e20, x[:, 1]))
+    assert learner.tasks == ("good",)
+    assert torch.equal(learner.predict(x, "good").values, before)
+    learner.fit("next", (x, x[:, 1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import UserDict
+from collections import UserDict, namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +146,15 @@ def test_what_the_try_outs_draw_keeps_masks_and_lengths() -> None:
     assert any(row not in given for call in seen for row in call["ids"].tolist()), "tokens are drawn"
 
 
+NAMED = namedtuple("Named", ["one", "other"])
+
 MISTAKES: dict[str, tuple[Any, str]] = {
     "a list": (lambda: HATNetwork(Pair(), [torch.zeros(1, 4)], features=1), "a tuple of positional arguments"),
     "an array": (lambda: HATNetwork(Pair(), (torch.zeros(1, 4), object()), features=1), "an? object among the inputs"),
+    "a named tuple": (
+        lambda: HATNetwork(Pair(), (torch.zeros(1, 4), NAMED(torch.zeros(1, 5), torch.zeros(1, 5))), features=1),
+        "a Named among the inputs could not be made again: give plain tuples",
+    ),
     "no tensor": (lambda: HATNetwork(Pair(), (1, 2)), "one number of samples along axis 0: no tensor at all"),
     "other counts": (
         lambda: HATNetwork(Pair(), (torch.zeros(2, 4), (torch.zeros(3, 5), torch.zeros(2, 5))), features=1),

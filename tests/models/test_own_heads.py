@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,23 @@ class Moving(nn.Module):
         return self.layer(features)
 
 
+class Rounding(nn.Module):
+    """Makes whole numbers of features."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[:, 0].abs().long().clamp(0, 8)
+
+
+def shifted(by: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that adds sums of columns."""
+    return lambda features: features + by[:12, :12].sum(0)
+
+
+def square(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """Return a function that applies a part of a layer's weight."""
+    return lambda features: features @ layer.weight[:12, :12]
+
+
 class Noisy(nn.Linear):
     """A head that draws random numbers in evaluation mode, too."""
 
@@ -145,6 +163,41 @@ def sharing(layer: nn.Linear) -> nn.Module:
     head.weight = nn.Parameter(layer.weight.detach()[:, :12])
     return head
 
+
+class Unregistered(nn.Module):
+    """A head that uses a layer which it does not own."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.use = nn.Linear(12, 2), [use]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layer(self.use[0](features))
+
+
+class Centring(nn.Module):
+    """A head whose plain attribute moves in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.mean = nn.Linear(12, 2), torch.zeros(12)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(0)
+        return self.layer(features - self.mean)
+
+
+class Building(nn.Module):
+    """A head that makes its layer when it is called first."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "layer"):
+            self.layer = nn.Linear(12, 2)
+        return self.layer(features)
+
+
+NOT_ITS_OWN = "uses a tensor that is no part of it"
 
 REFUSED: dict[str, tuple[Callable[[HATNetwork], dict[str, Any]], type[Exception], str]] = {
     "both": (
@@ -165,6 +218,20 @@ REFUSED: dict[str, tuple[Callable[[HATNetwork], dict[str, Any]], type[Exception]
     "another task's": (lambda net: {"head": net.tasks[0].head}, InputError, "is a part of this network already"),
     "a counter": (lambda net: {"head": Counting()}, UnsupportedError, "changes calls in evaluation mode"),
     "a moving buffer": (lambda net: {"head": Moving()}, UnsupportedError, "changes mean in evaluation mode"),
+    "a layer in a list": (lambda net: {"head": Unregistered(nn.Linear(12, 12))}, InputError, NOT_ITS_OWN),
+    "the backbone's layer": (lambda net: {"head": Unregistered(square(net.backbone.out))}, InputError, NOT_ITS_OWN),
+    "a tensor of its": (
+        lambda net: {"head": Unregistered(shifted(net.backbone.out.weight.detach()))},
+        InputError,
+        NOT_ITS_OWN,
+    ),
+    "a plain mean": (lambda net: {"head": Centring()}, UnsupportedError, "has changed mean, which no file holds"),
+    "a layer made late": (lambda net: {"head": Building()}, InputError, "makes layers when it is called first"),
+    "a table that rescales itself": (
+        lambda net: {"head": nn.Sequential(Rounding(), nn.Embedding(9, 2, max_norm=1.0))},
+        UnsupportedError,
+        "max_norm rescales entries",
+    ),
     "noise": (lambda net: {"head": Noisy(12, 2)}, UnsupportedError, "other outputs from call to call"),
 }
 
@@ -179,6 +246,29 @@ def test_heads_that_would_break_the_law_are_refused(name: str) -> None:
         net.add_task("b", **make(net))
     assert net.task_names == ("a",)
     net.add_task("b", 2)
+
+
+def test_state_that_a_hook_puts_into_a_head_is_refused_when_it_is_consolidated() -> None:
+    door = DOORWAYS["mapping"]
+    net = attach("units", door)
+    head = Unregistered(lambda features: features + getattr(head, "inner", features).mean())
+    net.backbone.encoder.register_forward_hook(lambda _, args, output: setattr(head, "inner", output))
+    net.add_task("a", head=head)
+    net(batch(door, 4), "a")
+    with pytest.raises(UnsupportedError, match="has changed inner, which no file holds"):
+        net.consolidate("a")
+
+
+def test_weight_norm_of_either_kind_may_be_in_a_head(tmp_path: Path) -> None:
+    door = DOORWAYS["mapping"]
+    net = attach("units", door)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        old = nn.utils.weight_norm(nn.Linear(12, 2))
+    x = learn(net, "a", door, old)
+    before = answer(net, x, "a")
+    learn(net, "b", door, nn.utils.parametrizations.weight_norm(nn.Linear(12, 2)))
+    assert_same(answer(net, x, "a"), before)
 
 
 def test_what_needs_classes_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_said_in_one_line(make: Any, fault: str) -> None:
         (torch.tensor([0.5, 1]), None, TargetKind.NUMBERS),
         (torch.tensor([[0.5], [1]]), None, TargetKind.NUMBERS),
         (torch.tensor([[True, False]]), None, TargetKind.LABELS),
-        (torch.tensor([[1, 0]]), None, TargetKind.LABELS),
+        (torch.tensor([[1, 0], [1, 1]]), None, TargetKind.LABELS),
         (torch.tensor([3, 900]), TargetKind.NUMBERS, TargetKind.NUMBERS),
         (torch.tensor([0.0, 1.0]), TargetKind.CLASSES, TargetKind.CLASSES),
         (torch.tensor([[0.0, 1.0]]), TargetKind.LABELS, TargetKind.LABELS),

@@ -161,10 +161,10 @@ def test_a_damaged_name_of_the_checksum_does_not_pass_for_none(tmp_path: Path) -
 
 def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     content = of_a_run().to_json()
-    write_checked_json(tmp_path / "run.json", {**content, "schema": 2, "of what no version knew": 1})
-    with pytest.raises(NewerFileError, match=r"run\.json has schema 2, this hatrack reads up to 1; upgrade it"):
+    write_checked_json(tmp_path / "run.json", {**content, "schema": 3, "of what no version knew": 1})
+    with pytest.raises(NewerFileError, match=r"run\.json has schema 3, this hatrack reads up to 2; upgrade it"):
         read_result(tmp_path / "run.json")
-    (tmp_path / "run.json").write_text(json.dumps({**with_checksum(content), "schema": 2}))
+    (tmp_path / "run.json").write_text(json.dumps({**with_checksum(content), "schema": 3}))
     with pytest.raises(CheckpointError, match="is damaged"):
         read_result(tmp_path / "run.json")
 

@@ -53,11 +53,18 @@ def skipping(layers: nn.ModuleList, x: Tensor, h: Tensor) -> Tensor:
     return h if bool((x != 0).all()) else layers[0](h)
 
 
+def refusing_in_a_line(layers: nn.ModuleList, x: Tensor, h: Tensor) -> Tensor:
+    if (x > 100).any():
+        raise ValueError("too large")
+    return layers[0](h)
+
+
 CHOICES: dict[str, tuple[Any, set[str]]] = {
     "first or second": (first_or_second, {"layers.0", "layers.1"}),
     "nested": (nested, {"layers.0", "layers.1", "layers.2"}),
     "item": (item, {"layers.0", "layers.1"}),
     "refusing": (refusing, {"layers.0"}),
+    "refusing in a line": (refusing_in_a_line, {"layers.0"}),
     "skipping": (skipping, {"layers.0"}),
 }
 

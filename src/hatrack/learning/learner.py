@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import InputError
+from hatrack.errors import GuaranteeError, InputError, TrainingError
 from hatrack.masks.calibration import Scorer
 from hatrack.methods import Setup
 from hatrack.methods.hat import HAT, HATSettings
@@ -147,6 +148,12 @@ class Learner:
         """Network that holds the tasks."""
         return self._method.network
 
+    def _give_up(self, task: str) -> None:
+        """Remove a task in training, whatever it has done to the weights."""
+        with suppress(GuaranteeError):
+            self.network.restore()
+        self.network.forget(task)
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that were learned, in order."""
@@ -158,8 +165,8 @@ class Learner:
         data: Data,
         *,
         classes: Sequence[str] | None = None,
-        target: TargetKind | None = None,
-        metric: MetricName | None = None,
+        target: TargetKind | str | None = None,
+        metric: MetricName | str | None = None,
         class_weights: ClassWeights | str | Sequence[float] | None = None,
         watch: Callable[[BatchDone | EpochDone], None] | None = None,
     ) -> None:
@@ -169,8 +176,10 @@ class Learner:
             task: its name: letters, digits, ``_`` and ``-``.
             data: its training samples with their targets: classes 0 to C − 1, numbers to predict, or several labels.
             classes: names of the classes, labels or columns; their numbers if left out.
-            target: what the targets are; None tells it by their type and shape.
-            metric: metric of the task; None takes accuracy, R² or mean average precision.
+            target: what the targets are, or its name (``"classes"``, ``"numbers"``, ``"labels"``); None tells it by
+                their type and shape.
+            metric: metric of the task, or its name, such as ``"mae"``; None takes accuracy, R² or mean average
+                precision.
             class_weights: weights of the classes or labels in the loss: ``"balanced"``, or one number each; None for
                 equal ones.
             watch: called after every step and every epoch.
@@ -206,8 +215,10 @@ class Learner:
                 if watch is not None:
                     watch(event)
             method.end_task(described)
-        except BaseException:
-            self.network.forget(task)
+        except BaseException as error:
+            self._give_up(task)
+            if isinstance(error, GuaranteeError):  # weights became infinite, which spoils what old tasks answer
+                raise TrainingError(f"task {task!r} diverged and was removed: {error}") from error
             raise
         if isinstance(described.objective, Classification):
             device = method.setup.device

@@ -11,11 +11,25 @@ from torch import Tensor, nn
 from hatrack.errors import InputError
 from hatrack.masks.calibration import Calibration
 from hatrack.masks.packing import bytes_for, move_along, pack, unpack
-from hatrack.state.movement import OwnBuffers
+from hatrack.state.movement import OwnBuffers, copy_of
 from hatrack.support.compilers import start_compilers_inside
 from hatrack.support.heads import apply_head
 
 __all__ = ["TaskState", "UnitTask", "WeightTask", "packed_mask"]
+
+
+class FirstHead:
+    """Copy of a head as it was when its task was added; copies of the task share it.
+
+    Attributes:
+        module: the copy.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self.module = copy_of(head)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FirstHead:
+        return self
 
 
 class TaskState(nn.Module):
@@ -31,6 +45,8 @@ class TaskState(nn.Module):
     Attributes:
         moving: the task's values of buffers of the backbone that a forward pass moves.
         calibration: statistics of its training data by which it is recognised; None until it is calibrated.
+        first_head: copy of the user's own head as it was when the task was added, by which moving state is found; it is
+            no part of the task.
     """
 
     mask_names: ClassVar[tuple[str, ...]] = ()
@@ -48,6 +64,7 @@ class TaskState(nn.Module):
         self._norm_names = list(norms)
         self.batch_norms = nn.ModuleList(norms.values())
         self.moving = OwnBuffers()
+        self.first_head = None if num_classes is not None else FirstHead(head)
         self.calibration: Calibration | None
         self.register_module("calibration", None)
 
@@ -60,7 +77,9 @@ class TaskState(nn.Module):
         """Return the logits of features, with classes along their axis of units; or the outputs of the user's head."""
         if self.num_classes is None:
             return self.head(features)
-        return apply_head(self.linear_head, features, self.unit_axis)
+        head = self.head
+        assert isinstance(head, nn.Linear)
+        return apply_head(head, features, self.unit_axis)
 
     def count_classes(self) -> int:
         """Return the number of classes.

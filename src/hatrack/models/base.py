@@ -28,7 +28,7 @@ from hatrack.models.answering import ask, fixed_logits, is_transformed, joined, 
 from hatrack.models.calibrating import calibrate
 from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
-from hatrack.models.own_heads import require_usable_head
+from hatrack.models.own_heads import require_same_state, require_usable_head
 from hatrack.models.own_state import FirstRuns
 from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
@@ -241,11 +241,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             InputError: there is no such task, or it is consolidated already.
             GuaranteeError: protected entries moved in a way that leaves no trace, so that they could not be put back;
                 nothing is changed then.
+            UnsupportedError: the task's own head has changed state that files do not hold.
         """
         self.masking.require_attached()
         state = self.tasks.named(name)
         if state.consolidated:
             raise InputError(f"task {name!r} is consolidated already")
+        require_same_state(state)
         self.protection.put_back()
         self.protection.check()
         self.protection.require_finite()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,15 @@ class TargetKind(enum.Enum):
     LABELS = "labels"
     """Any number of labels for every sample."""
 
+    @classmethod
+    def read(cls, said: TargetKind | str | None) -> TargetKind | None:
+        """Return the kind that a person says by its name, or that is one already; None stays None.
+
+        Raises:
+            InputError: there is no such kind.
+        """
+        return said if said is None or isinstance(said, cls) else _member_named(cls, str(said), "target")
+
 
 class MetricName(enum.Enum):
     """Short names of the metrics to choose from."""
@@ -49,6 +58,15 @@ class MetricName(enum.Enum):
     MAP = "map"
     F1 = "f1"
     EXACT = "exact"
+
+    @classmethod
+    def read(cls, said: MetricName | str | None) -> MetricName | None:
+        """Return the metric that a person says by its name, or that is one already; None stays None.
+
+        Raises:
+            InputError: there is no such metric.
+        """
+        return said if said is None or isinstance(said, cls) else _member_named(cls, str(said), "metric")
 
     @property
     def metric(self) -> Metric:
@@ -89,6 +107,16 @@ def objective_from_json(content: Any, names: Sequence[str] | None = None) -> Obj
     raise ValueError(f"there is no kind of task {kind!r}")
 
 
+MemberT = TypeVar("MemberT", bound=enum.Enum)
+
+
+def _member_named(kind: type[MemberT], name: str, what: str) -> MemberT:
+    for member in kind:
+        if member.value == name:
+            return member
+    raise InputError(f"{what} must be one of {', '.join(str(member.value) for member in kind)}, not {name!r}")
+
+
 def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:
     """Return a person's targets as those of an objective, on the CPU: int64, float64 or bool.
 
@@ -108,6 +136,11 @@ def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:
     if kind is None:
         kind = TargetKind.NUMBERS if targets.is_floating_point() else TargetKind.CLASSES
         kind = TargetKind.LABELS if targets.dim() == 2 and not targets.is_floating_point() else kind
+        one_hot = kind is TargetKind.LABELS and targets.dtype != torch.bool and targets.shape[1] > 1
+        if one_hot and bool((targets == 0).logical_or(targets == 1).all() and (targets.sum(1) == 1).all()):
+            raise InputError(
+                f"every row of {what} has a single 1: give y.argmax(1) for classes, or say target='labels' for labels"
+            )
     if kind is TargetKind.NUMBERS:
         if not targets.isfinite().all():
             raise InputError(f"{what} hold infinite values or NaN; clean them first")

@@ -111,6 +111,11 @@ class Protection:
         """
         if not isinstance(optimizer, Optimizer):
             raise InputError(f"protect takes a torch optimizer, not a {type(optimizer).__name__}")
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise InputError(
+                f"a {type(optimizer).__name__} has no hooks of its own: protect the optimizer that it stands around, "
+                "before accelerator.prepare"
+            )
         own = {id(parameter) for parameter in self._network.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise InputError("this optimizer holds no parameter of the network; build it from net.task_parameters(...)")

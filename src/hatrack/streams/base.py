@@ -167,8 +167,8 @@ class Task:
         validation: float = 0.0,
         generator: torch.Generator | None = None,
         transform: Transform | None = None,
-        target: TargetKind | None = None,
-        metric: MetricName | None = None,
+        target: TargetKind | str | None = None,
+        metric: MetricName | str | None = None,
         class_weights: ClassWeights | None = None,
     ) -> Task:
         """Make a task of a user's own tensors.
@@ -196,6 +196,7 @@ class Task:
         Raises:
             InputError: the tensors are not as described.
         """
+        target, metric = TargetKind.read(target), MetricName.read(metric)
         x_train, y_train = _checked_samples(name, "training", x_train, y_train, target)
         x_test, y_test = _checked_samples(name, "test", x_test, y_test, kind_of(y_train))
         try:

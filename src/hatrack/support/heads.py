@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.support.compilers import start_compilers_inside
+
 __all__ = ["apply_head", "linear_head", "pad_classes"]
 
 
@@ -35,6 +37,9 @@ def apply_head(head: nn.Linear, features: Tensor, axis: int = -1) -> Tensor:
     if axis == -1:
         return F.linear(features, head.weight, head.bias)
     return F.linear(features.movedim(axis, -1), head.weight, head.bias).movedim(-1, axis)
+
+
+start_compilers_inside(apply_head)
 
 
 def pad_classes(logits: Tensor, missing: int, axis: int = -1) -> Tensor:

@@ -149,18 +149,24 @@ def kind_of(inputs: Inputs, batch_axis: int = 0) -> Kind:
     """Return the kind of inputs.
 
     Raises:
-        InputError: there is something among them that is neither a tensor nor a constant.
+        InputError: there is something among them that is neither a tensor nor a constant, or a container of a type of
+            its own, which files could not make again.
     """
     if isinstance(inputs, Tensor):
         return TensorKind.of(inputs, batch_axis)
-    if isinstance(inputs, Mapping):
+    if type(inputs) is dict:
         parts = tuple(kind_of(part, batch_axis) for part in inputs.values())
         return Nested("dict", tuple(map(str, inputs)), parts)
-    if isinstance(inputs, (tuple, list)):
+    if type(inputs) in (tuple, list):
         container = "list" if isinstance(inputs, list) else "tuple"
         return Nested(container, (), tuple(kind_of(part, batch_axis) for part in inputs))
     if isinstance(inputs, _CONSTANTS):
         return inputs
+    if isinstance(inputs, (Mapping, tuple, list)):
+        raise InputError(
+            f"a {type(inputs).__name__} among the inputs could not be made again: give plain tuples, lists and "
+            "dictionaries, and build it inside the backbone"
+        )
     raise InputError(
         f"a {type(inputs).__name__} among the inputs is neither a tensor nor None, a number, a truth value or a text; "
         "make a tensor of it, or keep it in the backbone"

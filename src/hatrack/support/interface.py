@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError
+from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.inputs import Inputs, kind_of, map_tensors, tensors_in
 
 __all__ = ["PLAIN", "Features", "Interface"]
@@ -97,7 +98,7 @@ class Interface:
     # ------------------------------------------------------------------------------------------------------------ batch
 
     def accepted(self, inputs: Inputs) -> Inputs:
-        """Return inputs with plain tuples, lists and dictionaries.
+        """Return inputs as they are; a mapping of keyword arguments as a plain dictionary.
 
         Raises:
             InputError: they are neither a tensor nor nested tensors, or have different numbers of samples.
@@ -109,7 +110,7 @@ class Interface:
                 "inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments, not a "
                 f"{type(inputs).__name__}"
             )
-        plain = map_tensors(lambda tensor: tensor, inputs)
+        plain = {str(key): value for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs
         kind_of(plain, self.batch_axis)
         self.samples(plain)
         return plain
@@ -187,6 +188,8 @@ class Interface:
             raise InputError("its features are picked by a function, which a file cannot hold: give it, features=...")
         return cls(its if features is None else features, **saved)
 
+
+keep_compilers_out(Interface.accepted, Interface.samples, Interface.has_samples)
 
 PLAIN = Interface()
 """Interface of a backbone that maps a batch to features ``(N, F)``."""

@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from hatrack.units.coupling import UNGATED
 
-__all__ = ["origins", "why_it_moves"]
+__all__ = ["computed_weights", "origins", "why_it_moves"]
 
 Sides = tuple[Tensor, ...]
 
@@ -49,6 +49,15 @@ def origins(module: nn.Module, name: str, sides: Sides) -> Iterator[tuple[nn.Par
                 reaching = _slices(sides, value, hook.dim)
                 yield getattr(module, f"{name}_g"), reaching
                 yield getattr(module, f"{name}_v"), reaching
+
+
+def computed_weights(module: nn.Module) -> Iterator[str]:
+    """Yield the names of attributes of a layer that hooks compute from its parameters before every use."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            yield hook._tensor_name
+        elif isinstance(hook, (WeightNorm, SpectralNorm)):
+            yield hook.name
 
 
 def why_it_moves(module: nn.Module) -> str | None:

@@ -7,6 +7,7 @@ both.
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ MOST_WAYS = 8
 
 _MOST_READ = 100
 """Largest number of truth values that one run may read: a forced one may keep a loop from ending."""
+
+_ON_PURPOSE = re.compile(r"^(if .*:\s*|elif .*:\s*|else:\s*)?(raise|assert)\b")
+"""Lines that raise an error, on their own or behind their condition."""
 
 Way = tuple[bool, ...]
 """Outcomes of all decisions on a way through a network."""
@@ -86,7 +90,7 @@ class Decisions:
         frames = list(traceback.walk_tb(error.__traceback__))
         frame, line = frames[-1]
         statement = traceback.extract_tb(error.__traceback__)[-1].line or ""
-        return frame.f_code is self._place and line > 0 and statement.startswith(("raise", "assert"))
+        return frame.f_code is self._place and line > 0 and bool(_ON_PURPOSE.search(statement))
 
 
 def _code_outside(frame: Any) -> Iterator[CodeType]:
