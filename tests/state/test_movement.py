@@ -317,3 +317,25 @@ def test_a_path_that_moving_state_decides_on_is_refused_or_every_tasks_own(state
         assert kind is WeightMaskedNetwork
         assert "buffer" in state
         assert torch.equal(logits(net, x, "a"), promised)
+
+
+class Caching(nn.Module):
+    """Keeps a number that it has computed from its weights, for every number of samples or once."""
+
+    def __init__(self, once: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.once = nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), once
+        self.cache: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = 0 if self.once else len(x)
+        if key not in self.cache:
+            self.cache[key] = self.a.weight.detach().norm()
+        return torch.relu(self.b(torch.relu(self.a(x) / self.cache[key])))
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_what_is_kept_of_weights_is_refused(kind: Any, once: bool) -> None:
+    with pytest.raises(UnsupportedError, match=r"running the backbone changes .*cache.*compute it anew in every pass"):
+        kind(Caching(once), torch.zeros(2, 6))

@@ -13,7 +13,7 @@ from hatrack.errors import DataError, HatrackError, InputError
 from hatrack.objectives import Classification, MultiLabel, Regression, TargetKind
 from hatrack.objectives.metrics import EXACT_MATCH, MEAN_ABSOLUTE_ERROR
 from hatrack.streams import StreamOptions, TargetChoice, TaskStream, own_stream
-from hatrack.streams.own.targets import looks_like_numbers
+from hatrack.streams.own.targets import ClassTexts, looks_like_numbers
 from support.own_sources import archive
 
 RANDOM = np.random.default_rng(1)
@@ -233,3 +233,10 @@ def test_folders_of_pictures_have_classes(tmp_path: Path) -> None:
     (tmp_path / "tasks.toml").write_text('[[task]]\npath = "set"\ntest_share = 0.5\ntarget = "numbers"\n')
     with pytest.raises(InputError, match="is a folder of pictures, whose targets are classes"):
         own_stream([tmp_path / "tasks.toml"])
+
+
+def test_texts_of_which_few_are_alike_are_told() -> None:
+    percent = ClassTexts(tuple(f"{number / 10}%" for number in range(60)))
+    assert "60 different texts such as '0.0%' were taken for classes" in percent.note()
+    assert "decimal point" in percent.note()
+    assert not ClassTexts(tuple(f"kind {number % 30}" for number in range(600))).note()

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork, UnsupportedError
+from hatrack.support.inputs import tensors_in
 from hatrack.units.coupling import UNGATED
 from hatrack.units.rules.probing import ProbeError, probe
 from hatrack.units.rules.registry import RuleBook
 from hatrack.units.trace import Call, Trace
-from hatrack.units.values import tensors_in
 from support.helpers import assert_poison_harmless
 
 Function = Callable[..., Any]

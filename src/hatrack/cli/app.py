@@ -218,7 +218,7 @@ _LISTS: dict[str, tuple[Iterable[Any], dict[str, str]]] = {
     "figures": (FIGURES.values(), {"source": "source"}),
     "analyses": (STUDIES.values(), {"source": "source"}),
 }
-"""What there is to choose from; of every kind of thing its entries, and what is said of them, by attribute."""
+"""Things to choose from: of every kind its entries, and the attribute that describes them."""
 
 
 def _listing(title: str, kinds: Mapping[str, str], entries: Iterable[Any]) -> Table:

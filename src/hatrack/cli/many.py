@@ -123,7 +123,7 @@ class Engine:
 
 
 LOCAL = Engine()
-"""As many processes of this machine as it has processors."""
+"""Executor with one process of this machine per processor."""
 
 
 def _processors() -> int:

@@ -39,7 +39,7 @@ _NEEDED = {
     "differences": "; it takes several methods with two seeds in common",
     **dict.fromkeys(("capacity", "usage", "reuse", "compression"), _MASKS),
 }
-"""What has to be run for a table that would be empty."""
+"""Remedies for tables that would be empty: the commands to run first."""
 
 
 def report_command(

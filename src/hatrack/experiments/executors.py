@@ -40,7 +40,7 @@ class Executor(Protocol):
 
 
 Stamps = dict[Path, int | None]
-"""When the results in folders were written last; None where there are none."""
+"""Times of the last writing of results, by folder; None where there are none."""
 
 
 def stamps(jobs: Sequence[Job]) -> Stamps:

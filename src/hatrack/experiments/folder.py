@@ -52,7 +52,7 @@ TRAINING = "training.safetensors"
 TRAINING_FORMAT = "hatrack.Training"
 
 SHARE = 0.05
-"""Which share of the time writing where a training stands may take; after some short epochs nothing is written."""
+"""Largest share of the time that writing a training's state may take; after some short epochs nothing is written."""
 
 
 @dataclass(frozen=True)

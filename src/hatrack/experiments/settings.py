@@ -115,7 +115,7 @@ class StreamSettings:
 
     @property
     def choice(self) -> TargetChoice:
-        """What is said about the targets of one's own tasks."""
+        """Description of the targets of one's own tasks."""
         columns, drop = _names("targets", self.targets), _names("drop", self.drop)
         return TargetChoice(self.target, columns, self.separator, self.metric, drop=drop)
 

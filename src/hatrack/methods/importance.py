@@ -38,7 +38,7 @@ class Fisher(enum.Enum):
     """The same for one label per sample that is drawn from the model: an unbiased estimate of the Fisher itself."""
 
     BATCHES = "batches"
-    """What the HAT authors' code computes, with true labels: over batches of 20, ``Σ 20 (mean gradient)² / N``.
+    """Estimate of the HAT authors' code, with true labels: over batches of 20, ``Σ 20 (mean gradient)² / N``.
 
     That is the mean over batches of the squared mean gradient. Where the mean over all samples vanishes, as it does at
     an optimum, it is a twentieth of the others; the strength of the penalty that was chosen with it counts on that.

@@ -5,7 +5,15 @@ from __future__ import annotations
 from hatrack.objectives.base import Objective, check_targets, strata
 from hatrack.objectives.batches import joined_loss, joined_targets
 from hatrack.objectives.classification import Classification
-from hatrack.objectives.described import MetricName, TargetKind, as_targets, kind_of, objective_from_json, objective_of
+from hatrack.objectives.described import (
+    MetricName,
+    TargetKind,
+    as_targets,
+    kind_of,
+    member_named,
+    objective_from_json,
+    objective_of,
+)
 from hatrack.objectives.metrics import ACCURACY, METRICS, Metric, common_metric
 from hatrack.objectives.multi_label import MultiLabel
 from hatrack.objectives.regression import Regression
@@ -28,6 +36,7 @@ __all__ = [
     "joined_loss",
     "joined_targets",
     "kind_of",
+    "member_named",
     "objective_from_json",
     "objective_of",
     "strata",

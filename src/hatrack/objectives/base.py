@@ -16,7 +16,7 @@ __all__ = ["Objective", "check_targets", "strata"]
 
 
 class Objective(abc.ABC):
-    """What the outputs and targets of a task mean; immutable.
+    """Meaning of the outputs and targets of a task; immutable.
 
     There is one output for every name. Targets are ``(N, ...)`` of the type of :meth:`check`.
 

@@ -24,7 +24,7 @@ from hatrack.objectives.metrics import (
 from hatrack.objectives.multi_label import MultiLabel
 from hatrack.objectives.regression import Regression
 
-__all__ = ["MetricName", "TargetKind", "as_targets", "kind_of", "objective_from_json", "objective_of"]
+__all__ = ["MetricName", "TargetKind", "as_targets", "kind_of", "member_named", "objective_from_json", "objective_of"]
 
 
 class TargetKind(enum.Enum):
@@ -39,15 +39,6 @@ class TargetKind(enum.Enum):
     LABELS = "labels"
     """Any number of labels for every sample."""
 
-    @classmethod
-    def read(cls, said: TargetKind | str | None) -> TargetKind | None:
-        """Return the kind that a person says by its name, or that is one already; None stays None.
-
-        Raises:
-            InputError: there is no such kind.
-        """
-        return said if said is None or isinstance(said, cls) else _member_named(cls, str(said), "target")
-
 
 class MetricName(enum.Enum):
     """Short names of the metrics to choose from."""
@@ -58,15 +49,6 @@ class MetricName(enum.Enum):
     MAP = "map"
     F1 = "f1"
     EXACT = "exact"
-
-    @classmethod
-    def read(cls, said: MetricName | str | None) -> MetricName | None:
-        """Return the metric that a person says by its name, or that is one already; None stays None.
-
-        Raises:
-            InputError: there is no such metric.
-        """
-        return said if said is None or isinstance(said, cls) else _member_named(cls, str(said), "metric")
 
     @property
     def metric(self) -> Metric:
@@ -110,11 +92,21 @@ def objective_from_json(content: Any, names: Sequence[str] | None = None) -> Obj
 MemberT = TypeVar("MemberT", bound=enum.Enum)
 
 
-def _member_named(kind: type[MemberT], name: str, what: str) -> MemberT:
+def member_named(kind: type[MemberT], said: MemberT | str | None, what: str) -> MemberT | None:
+    """Return the member of an enumeration that a person says by its name, or that is one already; None stays None.
+
+    Args:
+        kind: the enumeration.
+        said: the member, or its name.
+        what: the argument, for the message.
+
+    Raises:
+        InputError: there is no such member.
+    """
     for member in kind:
-        if member.value == name:
-            return member
-    raise InputError(f"{what} must be one of {', '.join(str(member.value) for member in kind)}, not {name!r}")
+        if said is None or said in (member, member.value):
+            return None if said is None else member
+    raise InputError(f"{what} must be one of {', '.join(str(member.value) for member in kind)}, not {said!r}")
 
 
 def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:

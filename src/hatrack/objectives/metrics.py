@@ -40,7 +40,7 @@ def readable(value: float) -> str:
 
 @dataclass(frozen=True)
 class Metric:
-    """What a score of a task means.
+    """Meaning of a score of a task.
 
     Attributes:
         name: its name.

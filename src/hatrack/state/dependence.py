@@ -72,8 +72,9 @@ def depends_on_state(
 ) -> bool:
     """Return whether outputs depend on state that all tasks would share.
 
-    Copies are run under two masks, in both orders, before and after a run that moves the state; and with further
-    values of single numbers, since a counter may matter only after many calls.
+    Copies are run under two masks, in both orders, before and after a run that moves the state; with other weights than
+    those that the state was made with, since it may keep what was computed of them; and with further values of single
+    numbers, since a counter may matter only after many calls.
 
     Args:
         copy: makes a copy of the network as it is now.
@@ -104,8 +105,46 @@ def depends_on_state(
 
     if move is not None and any(differ(seeds, change) for seeds in ((0, 1), (1, 0)) for change in (None, move)):
         return True
+    if move is not None and _keeps_weights(copy, x, move):
+        return True
     values = list(other_values(copy().backbone, names))
     return any(differ((0,), partial(put_value, name=name, value=value)) for name, value in values)
+
+
+def _keeps_weights(copy: Callable[[], Copy], x: Inputs, move: Callable[[nn.Module], object]) -> bool:
+    """Return whether outputs depend on weights that a network had in an earlier run, as by a cache."""
+
+    def answer(earlier: Callable[[Copy], object] | None) -> Tensor:
+        with without_trace(), torch.no_grad():
+            made = copy()
+            torch.manual_seed(0)
+            if earlier is not None:
+                buffers = {name: buffer.clone() for name, buffer in made.backbone.named_buffers()}
+                earlier(made)
+                set_buffers(made.backbone, list(buffers), list(buffers.values()))
+            _replace_weights(made.backbone)
+            torch.manual_seed(0)
+            return made.ask(x, 0).nan_to_num()
+
+    expected = answer(None)
+    return any(
+        not torch.equal(answer(earlier), expected)
+        for earlier in (lambda made: move(made.backbone), lambda made: made.ask(x, 0))
+    )
+
+
+def _replace_weights(backbone: nn.Module) -> None:
+    """Give a copy of a network, whose parameters are the original's, other parameters."""
+    others: dict[int, nn.Parameter] = {}
+    for module in backbone.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                other = others.setdefault(
+                    id(parameter), nn.Parameter(1.25 * parameter.detach(), parameter.requires_grad)
+                )
+                module._parameters[name] = other
+        if isinstance(module, nn.RNNBase):  # it reads its weights from a list
+            vars(module)["_flat_weights"] = [getattr(module, name) for name in module._flat_weights_names]
 
 
 def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -18,6 +18,7 @@ from hatrack.objectives import (
     as_targets,
     check_targets,
     kind_of,
+    member_named,
     objective_of,
     strata,
 )
@@ -196,11 +197,11 @@ class Task:
         Raises:
             InputError: the tensors are not as described.
         """
-        target, metric = TargetKind.read(target), MetricName.read(metric)
-        x_train, y_train = _checked_samples(name, "training", x_train, y_train, target)
+        kind, chosen = member_named(TargetKind, target, "target"), member_named(MetricName, metric, "metric")
+        x_train, y_train = _checked_samples(name, "training", x_train, y_train, kind)
         x_test, y_test = _checked_samples(name, "test", x_test, y_test, kind_of(y_train))
         try:
-            objective = objective_of(y_train, classes, None if metric is None else metric.metric)
+            objective = objective_of(y_train, classes, None if chosen is None else chosen.metric)
             objective.check(y_train, "training")
             objective = objective if class_weights is None else class_weights.of(objective, y_train)
         except InputError as error:

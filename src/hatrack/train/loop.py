@@ -26,7 +26,7 @@ from hatrack.train.state import BestEpoch, Place, TrainingState, load_optimizer,
 __all__ = ["BatchDone", "EpochDone", "Training", "fit"]
 
 STATISTICS_BATCHES = 32
-"""How many batches the statistics of batch norms are taken over at most."""
+"""Largest number of batches that the statistics of batch norms are taken over."""
 
 
 @dataclass(frozen=True)

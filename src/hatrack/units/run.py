@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.state.tryouts import memory_of
-from hatrack.support.inputs import Inputs, has_shape, kind_of
+from hatrack.support.inputs import Inputs, has_shape, kind_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import words
@@ -32,18 +32,9 @@ from hatrack.units.rules.registry import TURNING, takes_turned_parameters
 from hatrack.units.rules.reshaping import CHOOSING
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
-from hatrack.units.values import (
-    READING,
-    READING_SETTINGS,
-    Memory,
-    checks_values,
-    chosen_axes,
-    reads_values,
-    tensors_in,
-    written_by,
-)
+from hatrack.units.values import READING, READING_SETTINGS, Memory, checks_values, chosen_axes, reads_values, written_by
 
-__all__ = ["FACTS", "function_name", "labelled_run", "tensors_in", "united"]
+__all__ = ["FACTS", "function_name", "labelled_run", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
 _LOOKING_UP = frozenset([F.embedding, F.embedding_bag])

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import UnsupportedError
+from hatrack.support.inputs import tensors_in
 from hatrack.units.computed import origins
 from hatrack.units.coupling import UNGATED, Coupling, compact, is_constant, touches_units
 from hatrack.units.decisions import Way
 from hatrack.units.sources import Argument, Sources
-from hatrack.units.values import Memory, tensors_in
+from hatrack.units.values import Memory
 
 __all__ = ["Call", "Labels", "Read", "Rule", "Trace", "Use"]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hatrack.state.tryouts import memory_of
+from hatrack.support.inputs import tensors_in
 from hatrack.support.names import words
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "checks_values",
     "chosen_axes",
     "reads_values",
-    "tensors_in",
     "written_by",
 ]
 
@@ -124,14 +124,3 @@ def _axes_covered(part: Any) -> int | None:
 
 def _is_mask(index: Tensor) -> bool:
     return index.dtype in (torch.bool, torch.uint8)
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for branch in tree:
-            yield from tensors_in(branch)
-    elif isinstance(tree, dict):
-        yield from tensors_in(list(tree.values()))

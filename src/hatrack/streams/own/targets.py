@@ -44,7 +44,7 @@ TRUTH = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true
 
 @dataclass(frozen=True)
 class TargetChoice:
-    """What is said about the targets of a task; what is not said is told by the data.
+    """Description of the targets of a task by its user; the data tell what it leaves out.
 
     Attributes:
         kind: kind of the targets.
@@ -142,11 +142,19 @@ class ClassTexts(OwnTargets):
         return Classification(classes), train, tests
 
     def note(self) -> str:
-        """Say that numbers were taken for classes, where there are many of them."""
-        different = set(self.labels)
-        if len(different) <= NOTABLE or _numbers(different) is None:
+        """Say that numbers were taken for classes, where there are many of them, or texts of which few are alike."""
+        different, count = set(self.labels), len(set(self.labels))
+        if count <= NOTABLE:
             return ""
-        count = len(different)
+        if _numbers(different) is None:
+            text = next(label for label in self.labels if _numbers({label}) is None)
+            rare = len(self.labels) < 5 * count
+            return (
+                f"{count} different texts such as {text!r} were taken for classes; numbers to predict are written "
+                "without units, with a decimal point"
+                if rare
+                else ""
+            )
         return f"{count} different numbers were taken for classes; to predict the number, choose `target=numbers`"
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.support.inputs import tensors_in
 from hatrack.units.coupling import UNGATED
 from hatrack.units.rules.probing import probe
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
-from hatrack.units.values import tensors_in
 
 __all__ = ["attention_with_weights", "multi_head_attention", "scaled_dot_product_attention"]
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hatrack.support.inputs import tensors_in
 from hatrack.support.untrained import is_untrained_norm
 from hatrack.units.coupling import UNGATED, first_axis
 from hatrack.units.sources import arguments_of
 from hatrack.units.trace import Call, Labels, Rule, Trace
-from hatrack.units.values import tensors_in
 
 __all__ = ["shared_layer", "unit_by_unit"]
 

@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hatrack.support.inputs import tensors_in
 from hatrack.units.coupling import UNGATED, compact, is_constant, touches_units
 from hatrack.units.trace import Call, Labels, Trace
-from hatrack.units.values import tensors_in
 
 __all__ = ["ProbeError", "joined", "probe"]
 
@@ -138,7 +138,7 @@ class _Operand:
 
 
 class _Kept:
-    """What runs have shown, by all that it depends on: layers that are alike, and further labelled runs, are quick.
+    """Cache of what runs have shown, by all that it depends on: layers that are alike, and later runs, are quick.
 
     The oldest results are dropped where there are more than fit into some megabytes.
     """
