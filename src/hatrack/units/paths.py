@@ -22,7 +22,7 @@ from hatrack.support.inputs import Inputs, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import words
 from hatrack.units.decisions import Decisions, Way, reads_truth
-from hatrack.units.run import FACTS, function_name
+from hatrack.units.functions import FACTS, function_name
 
 __all__ = ["Path", "path_of", "stray_parameters"]
 

@@ -6,24 +6,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
-from hatrack.state.tryouts import memory_of
 from hatrack.support.inputs import Inputs, has_shape, kind_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
-from hatrack.support.names import words
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
+from hatrack.units.functions import FACTS, function_name, named_as_in_torch
 from hatrack.units.graph import OUTPUT
+from hatrack.units.one_path import OnePath
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
@@ -32,9 +31,10 @@ from hatrack.units.rules.registry import TURNING, takes_turned_parameters
 from hatrack.units.rules.reshaping import CHOOSING
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
-from hatrack.units.values import READING, READING_SETTINGS, Memory, checks_values, chosen_axes, reads_values, written_by
+from hatrack.units.values import READING, chosen_axes, written_by
+from hatrack.units.views import Views
 
-__all__ = ["FACTS", "function_name", "labelled_run", "united"]
+__all__ = ["labelled_run", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
 _LOOKING_UP = frozenset([F.embedding, F.embedding_bag])
@@ -46,17 +46,6 @@ _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 _GATED = (nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.LocalResponseNorm)
 """Modules of torch that are followed as modules of the user's are, and mix what they are given: gates can be there."""
 
-FACTS = words(
-    """
-    size dim shape dtype device ndim numel nelement stride layout names itemsize element_size get_device output_nr
-    __len__ is_cuda is_cpu is_mps is_xpu is_leaf is_contiguous is_floating_point is_complex is_signed is_sparse
-    is_sparse_csr is_quantized is_meta is_nested is_inference _is_view _version requires_grad requires_grad_ grad _grad
-    grad_fn _grad_fn retain_grad retains_grad register_hook register_post_accumulate_grad_hook _backward_hooks
-    _post_accumulate_grad_hooks
-    """
-)
-"""Names of functions that ask about a tensor and not about its values; they say nothing about units."""
-
 CHANGED_IN_PLACE = (
     "it changes a value in place that has the same memory as another one, and puts units where there were none; "
     "write the result to a new value instead"
@@ -67,12 +56,6 @@ STRAY = (
     "it could not be protected; use torch.nn.ModuleList, or make it an attribute of a module"
 )
 """Reason for refusing parameters that a network does not own, with the remedy."""
-
-PATH_OF_VALUES = (
-    "which computations follow would depend on values of the input or of units, or of a buffer that moves, and only "
-    "those of the example were seen; choose with torch.where or masks, or vouch that every path uses the same layers "
-    "in the same way: "
-)
 
 
 def labelled_run(
@@ -114,8 +97,8 @@ def labelled_run(
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
             with witness, run, run.modules_announced():
-                run.follow_values_of(example_input, of_weights=False)
-                run.follow_values_of([model.get_buffer(name) for name in moving])
+                run.path.follow(example_input, of_weights=False)
+                run.path.follow([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)
     except Exception as error:
         if decisions.given and decisions.ended_with(error):
@@ -173,7 +156,7 @@ class _LabelledRun(TorchFunctionMode):
         super().__init__()
         self._trace = trace
         self._decisions = decisions
-        self._is_deciding = self._is_in_hook = False
+        self._is_in_hook = False
         self._model = model
         self._rules = rules
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -185,82 +168,15 @@ class _LabelledRun(TorchFunctionMode):
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
-        self._variable = trace.variable
-        self._of_weights = Memory()  # what depends on weights, or on state that moves, and not on the input alone
-        self._views: dict[int, list[Tensor]] = {}  # what has the same memory as another value, by that
-        self.follow_values_of(list(model.parameters()))
+        self._views = Views(trace)
+        self.path = OnePath(model, self._inside, trace, rules, decisions)
+        self.path.follow(list(model.parameters()))
 
-    def follow_values_of(self, value: Any, of_weights: bool = True) -> None:
-        """Record that tensors have other values for other inputs, and whether for other weights, too."""
-        tensors = list(tensors_in(value))
-        self._variable.add(tensors)
-        if of_weights:
-            self._of_weights.add(tensors)
-
-    def depends_on_weights(self, value: Tensor) -> bool:
-        """Return whether a tensor has other values for other weights, such as those of a unit."""
-        return value in self._of_weights or self._trace.is_gated(value)
-
-    def is_variable(self, value: Tensor) -> bool:
-        """Return whether a tensor has other values for other inputs, or for other weights."""
-        return value in self._variable or self._trace.is_gated(value)
-
-    def why_not_read(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
+    def why_not_computed(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
         """Return the refusal of an operation of torch's lowest level if it reads values and must not; else None."""
-        if self._is_deciding:
+        if self._depth:
             return None
-        if self._depth or not reads_values(operation) or not any(map(self.is_variable, values)) or self._is_vouched():
-            return None
-        func, args, kwargs = self._functions[-1] if self._functions else (operation, tuple(values), {})
-        name = function_name(func) if self._functions else str(operation)
-        if checks_values(name, args, kwargs):
-            return None
-        if name.rpartition(".")[2] in ("__getitem__", "__setitem__") and len(args) > 1:
-            rows = [index for index, _ in chosen_axes(args[1], args[0].dim())]
-            if any(value is index for value in values for index in rows):
-                return None  # any row may be chosen, which has a rule
-        return self._path_refused(Call(func, name, args, kwargs, None))
-
-    def _require_one_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse functions that read values, outside of modules that are vouched for."""
-        own = function_name(func).rpartition(".")[2]
-        tensors = list(tensors_in((args, kwargs)))
-        reads = own in READING or (own == "where" and len(args) + len(kwargs) == 1)
-        if own == "__getitem__" and len(args) > 1:
-            tensors = [index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
-            reads = bool(tensors)
-        if own in READING_SETTINGS:
-            tensors = list(tensors_in((args[1:], {key: value for key, value in kwargs.items() if key != "input"})))
-            reads = True
-        if reads and any(map(self.is_variable, tensors)) and not self._is_vouched():
-            self.refusals.append(self._path_refused(Call(func, function_name(func), args, kwargs, None)))
-
-    def _may_decide(self, func: Any, args: tuple[Any, ...]) -> bool:
-        """Return whether a function reads a truth value that depends on the input, and on nothing else."""
-        return (
-            reads_truth(function_name(func).rpartition(".")[2], args)
-            and self.is_variable(args[0])
-            and not self.depends_on_weights(args[0])
-            and not self._is_vouched()
-        )
-
-    def _decide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Return the outcome of a decision in this run."""
-        self._is_deciding = True
-        try:
-            natural = bool(func(*args, **kwargs))
-        finally:
-            self._is_deciding = False
-        return self._decisions.take(natural, self._path_refused(Call(func, function_name(func), args, kwargs, None)))
-
-    def _is_vouched(self) -> bool:
-        return any(map(self._rules.vouches_for, [self._model, *(module for _, module in self._inside)]))
-
-    def _path_refused(self, call: Call) -> UnsupportedError:
-        name, module = self._inside[-1] if self._inside else ("", self._model)
-        target = repr(name) if name else type(module).__name__
-        remedy = f"rules={{{target}: hatrack.units.same_on_every_path()}}"
-        return self._trace.refuse(call, f"{PATH_OF_VALUES}{remedy}")
+        return self.path.why_not_computed(operation, values, self._functions[-1] if self._functions else None)
 
     @property
     def is_following(self) -> bool:
@@ -316,7 +232,7 @@ class _LabelledRun(TorchFunctionMode):
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
             self._explain(rule, call)
-            self.follow_values_of(call.output)
+            self.path.follow(call.output)
             self._note_result(call, known=True)
         self._depth -= 1
 
@@ -343,10 +259,11 @@ class _LabelledRun(TorchFunctionMode):
         kwargs = kwargs or {}
         self._functions.append((func, args, kwargs))
         try:
-            if not self._depth and self._may_decide(func, args):
-                return self._decide(func, args, kwargs)
+            if not self._depth and self.path.may_decide(func, args):
+                return self.path.decide(func, args, kwargs)
             if not self._depth:
-                self._require_one_path(func, args, kwargs)
+                refusal = self.path.why_not_called(func, args, kwargs)
+                self.refusals += [] if refusal is None else [refusal]
                 self._pin_choices(func, args, kwargs)
             sources, behind = (None, None) if self._depth else self._sources(args, kwargs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
@@ -354,11 +271,11 @@ class _LabelledRun(TorchFunctionMode):
             if not self._is_in_hook and reads_truth(function_name(func).rpartition(".")[2], args):
                 self._decisions.seen.append(output)
             if not self._depth:
-                self._note_views((args, kwargs), output)
+                self._views.note((args, kwargs), output)
                 self._follow(func, args, kwargs, args[0] if func in _SETTING else output)
                 inputs = list(tensors_in((args, kwargs)))
-                if func not in _CONSTANTS and any(map(self.is_variable, inputs)):
-                    self.follow_values_of(output, any(map(self.depends_on_weights, inputs)))
+                if func not in _CONSTANTS and any(map(self.path.is_variable, inputs)):
+                    self.path.follow(output, any(map(self.path.depends_on_weights, inputs)))
                 for value in tensors_in(output):
                     if self._trace.is_gated(value):
                         self._trace.sources.remember(value, sources, cleared)
@@ -427,7 +344,7 @@ class _LabelledRun(TorchFunctionMode):
         self._explain(rule or probe, call, known, probe if self._rules.is_registered(func) else None)
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
-            if not same and not self._write_to_views(value):
+            if not same and not self._views.write_to(value):
                 self.refusals.append(self._trace.refuse(call, CHANGED_IN_PLACE))
 
     def _turn(self, call: Call) -> bool:
@@ -440,29 +357,6 @@ class _LabelledRun(TorchFunctionMode):
         sizes = torch.empty([2 + axis for axis in range(len(order))], device="meta")
         moved = call.target(sizes, *settings, **call.kwargs).shape
         self._trace.turned[id(call.output)] = (call.output, parameter, tuple(order[size - 2] for size in moved))
-        return True
-
-    def _note_views(self, inputs: Any, output: Any) -> None:
-        """Record values that share memory with another one, and change when that is written to."""
-        given = {memory_of(value): value for value in tensors_in(inputs)}
-        for value in tensors_in(output):
-            if memory_of(value) in given and not any(value is each for each in tensors_in(inputs)):
-                views = self._views.setdefault(memory_of(value), [given[memory_of(value)]])
-                views += [each for each in (given[memory_of(value)], value) if not any(each is view for view in views)]
-
-    def _write_to_views(self, value: Tensor) -> bool:
-        """Label all values that have the same memory as one that was written to; return whether that can be done."""
-        others = [view for view in self._views.get(memory_of(value), ()) if view is not value]
-        if any(isinstance(view, nn.Parameter) or view.element_size() != value.element_size() for view in others):
-            return False
-        for view in others:
-            where, its = _places(value), _places(view)
-            written = torch.full((1 + max(int(each.max()) for each in (where, its) if each.numel()),), -1)
-            written[where.flatten()] = self._trace.labels(value).flatten()
-            labels = torch.where(written[its] < 0, self._trace.labels(view), written[its])
-            self._trace.remember(view, labels, always=True)
-            self._trace.sources.remember(view, None, cleared=False)
-            self._trace.sources.remember_behind(view, None)
         return True
 
     def _explain(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
@@ -519,7 +413,7 @@ class _LabelledRun(TorchFunctionMode):
             axes = range(value.dim()) if axis is None else range(axis % value.dim(), axis % value.dim() + 1)
             chosen = [(call.argument(1, "indices"), axes)]
         for index, axes in chosen:
-            for axis in axes if self.is_variable(index) else ():
+            for axis in axes if self.path.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
     def _reason(self, error: ProbeError) -> str:
@@ -561,7 +455,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         tensors = list(tensors_in((args, kwargs)))
         # Raised when the run is over: not every caller lets exceptions through.
-        refusal = self._run.why_not_read(func, tensors)
+        refusal = self._run.why_not_computed(func, tensors)
         unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in tensors)
         if unseen and not self._refused:  # the first one alone, since the others follow from it
             call = Call(func, str(func), args, kwargs, None)
@@ -571,30 +465,8 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if refusal is not None:
             self._run.refusals.append(refusal)
         output = func(*args, **kwargs)
-        if any(map(self._run.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
-            of_weights = any(map(self._run.depends_on_weights, tensors))
-            self._run.follow_values_of([output, *written_by(func, args, kwargs)], of_weights)
+        path = self._run.path
+        if any(map(path.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
+            of_weights = any(map(path.depends_on_weights, tensors))
+            path.follow([output, *written_by(func, args, kwargs)], of_weights)
         return output
-
-
-def _places(value: Tensor) -> Tensor:
-    """Return the places of a value's entries in its memory."""
-    size = value.untyped_storage().nbytes() // value.element_size()
-    return torch.arange(size).as_strided(value.shape, value.stride(), value.storage_offset())
-
-
-def function_name(function: Any) -> str:
-    """Return the name of a function that torch can intercept."""
-    name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
-    return name.removesuffix(".__get__")
-
-
-_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
-"""NumPy's names of arguments, which torch accepts in place of its own."""
-
-
-def named_as_in_torch(function: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Rename arguments as rules expect them, and drop ``out=``, which is the result and no operand."""
-    if isinstance(function, FunctionType):  # written in Python: its names are its own
-        return kwargs
-    return {_NUMPY.get(name, name): value for name, value in kwargs.items() if name != "out"}
