@@ -9,7 +9,7 @@ from torch.overrides import resolve_name
 
 from hatrack.support.names import words
 
-__all__ = ["FACTS", "function_name", "named_as_in_torch"]
+__all__ = ["FACTS", "QUESTIONS", "FunctionNames", "function_name", "named_as_in_torch"]
 
 FACTS = words(
     """
@@ -22,11 +22,36 @@ FACTS = words(
 )
 """Names of functions that ask about a tensor and not about its values; they say nothing about units."""
 
+QUESTIONS = FACTS - words("requires_grad_ grad _grad")
+"""Names of those whose answer is no tensor."""
+
 
 def function_name(function: Any) -> str:
     """Return the name of a function that torch can intercept."""
     name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
     return name.removesuffix(".__get__")
+
+
+class FunctionNames:
+    """Names of the functions that a run calls, found once each: torch takes longer for that than for many a result."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[str, str]] = {}
+
+    def of(self, function: Any) -> tuple[str, str]:
+        """Return the full name of a function, as from :func:`function_name`, and its last part."""
+        try:
+            known = self._known.get(function)
+        except TypeError:  # not hashable
+            return _both(function)
+        if known is None:
+            known = self._known[function] = _both(function)
+        return known
+
+
+def _both(function: Any) -> tuple[str, str]:
+    name = function_name(function)
+    return name, name.rpartition(".")[2]
 
 
 _NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}

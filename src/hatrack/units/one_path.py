@@ -63,11 +63,11 @@ class OnePath:
 
     def depends_on_weights(self, value: Tensor) -> bool:
         """Return whether a tensor has other values for other weights, such as those of a unit."""
-        return value in self._of_weights or self._trace.is_gated(value)
+        return self._trace.is_gated(value) or value in self._of_weights
 
     def is_variable(self, value: Tensor) -> bool:
         """Return whether a tensor has other values for other inputs, or for other weights."""
-        return value in self._variable or self._trace.is_gated(value)
+        return self._trace.is_gated(value) or value in self._variable
 
     def why_not_computed(
         self, operation: Any, values: list[Tensor], caller: tuple[Any, tuple[Any, ...], dict[str, Any]] | None
@@ -93,38 +93,39 @@ class OnePath:
                 return None  # any row may be chosen, which has a rule
         return self._refused(Call(func, name, args, kwargs, None))
 
-    def why_not_called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UnsupportedError | None:
-        """Return the refusal of a function that reads values, outside of modules that are vouched for; else None."""
-        own = function_name(func).rpartition(".")[2]
-        tensors = list(tensors_in((args, kwargs)))
-        reads = own in READING or (own == "where" and len(args) + len(kwargs) == 1)
-        if own == "__getitem__" and len(args) > 1:
-            tensors = [index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
-            reads = bool(tensors)
-        if own in READING_SETTINGS:
-            tensors = list(tensors_in((args[1:], {key: value for key, value in kwargs.items() if key != "input"})))
-            reads = True
-        if reads and any(map(self.is_variable, tensors)) and not self._is_vouched():
-            return self._refused(Call(func, function_name(func), args, kwargs, None))
-        return None
+    def why_not_called(self, call: Call) -> UnsupportedError | None:
+        """Return the refusal of a function that reads values, outside of modules that are vouched for; else None.
 
-    def may_decide(self, func: Any, args: tuple[Any, ...]) -> bool:
+        Args:
+            call: the call of the function, before it is made.
+        """
+        own, args, kwargs = call.name.rpartition(".")[2], call.args, call.kwargs
+        tensors: list[Tensor] = []
+        if own in READING or (own == "where" and len(args) + len(kwargs) == 1):
+            tensors = list(tensors_in((args, kwargs)))
+        elif own == "__getitem__" and len(args) > 1:
+            tensors = [index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
+        elif own in READING_SETTINGS:
+            tensors = list(tensors_in((args[1:], {key: value for key, value in kwargs.items() if key != "input"})))
+        return self._refused(call) if any(map(self.is_variable, tensors)) and not self._is_vouched() else None
+
+    def may_decide(self, call: Call) -> bool:
         """Return whether a function reads a truth value that depends on the input, and on nothing else."""
         return (
-            reads_truth(function_name(func).rpartition(".")[2], args)
-            and self.is_variable(args[0])
-            and not self.depends_on_weights(args[0])
+            reads_truth(call.name.rpartition(".")[2], call.args)
+            and self.is_variable(call.args[0])
+            and not self.depends_on_weights(call.args[0])
             and not self._is_vouched()
         )
 
-    def decide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def decide(self, call: Call) -> bool:
         """Return the outcome of a decision in this run."""
         self._is_deciding = True
         try:
-            natural = bool(func(*args, **kwargs))
+            natural = bool(call.target(*call.args, **call.kwargs))
         finally:
             self._is_deciding = False
-        return self._decisions.take(natural, self._refused(Call(func, function_name(func), args, kwargs, None)))
+        return self._decisions.take(natural, self._refused(call))
 
     def _is_vouched(self) -> bool:
         return any(map(self._rules.vouches_for, [self._model, *(module for _, module in self._inside)]))

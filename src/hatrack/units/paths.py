@@ -22,7 +22,7 @@ from hatrack.support.inputs import Inputs, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import words
 from hatrack.units.decisions import Decisions, Way, reads_truth
-from hatrack.units.functions import FACTS, function_name
+from hatrack.units.functions import FACTS, FunctionNames
 
 __all__ = ["Path", "path_of", "stray_parameters"]
 
@@ -83,6 +83,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, x: Inputs, way: Way = ()) -> None:
         super().__init__()
         self.decisions = Decisions(way)
+        self._names = FunctionNames()
         self._named = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         inputs = list(tensors_in(x))
         self._named.update(
@@ -100,8 +101,8 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = function_name(func)
-        if name.rpartition(".")[2] in FACTS or _counts_batches(name, args):
+        name, own = self._names.of(func)
+        if own in FACTS or _counts_batches(name, args):
             return func(*args, **kwargs)
         given = list(tensors_in((args, kwargs)))
         self.others += [p for p in given if isinstance(p, nn.Parameter) and id(p) not in self._named]
@@ -110,7 +111,7 @@ class _Recorder(TorchFunctionMode):
         said = _without_dropout(args, kwargs) if name.endswith(_ATTENTION) else (args, kwargs)
         self.calls.append((name, tuple(map(self._source_of, given)), tuple(_settings(said, flags))))
         output = func(*args, **kwargs)
-        if reads_truth(name.rpartition(".")[2], args):
+        if reads_truth(own, args):
             return self.decisions.take(output)
         self._made.update({id(value): (weakref.ref(value), number) for value in tensors_in(output)})
         return output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
-from hatrack.units.functions import FACTS, function_name, named_as_in_torch
+from hatrack.units.functions import FACTS, QUESTIONS, FunctionNames, named_as_in_torch
 from hatrack.units.graph import OUTPUT
 from hatrack.units.one_path import OnePath
 from hatrack.units.rules import RuleBook, takes_parameters
@@ -156,7 +157,8 @@ class _LabelledRun(TorchFunctionMode):
         super().__init__()
         self._trace = trace
         self._decisions = decisions
-        self._is_in_hook = False
+        self._is_in_hook = False  # of this run, whose computations are not the network's
+        self._names = FunctionNames()
         self._model = model
         self._rules = rules
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -180,8 +182,8 @@ class _LabelledRun(TorchFunctionMode):
 
     @property
     def is_following(self) -> bool:
-        """Return whether torch is computing a call that the run sees."""
-        return bool(self._depth or self._functions)
+        """Return whether torch is computing a call that the run sees, or for the run itself."""
+        return bool(self._depth or self._functions or self._is_in_hook)
 
     @contextmanager
     def modules_announced(self) -> Iterator[None]:
@@ -257,50 +259,60 @@ class _LabelledRun(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._is_in_hook:
+            return func(*args, **kwargs)
         self._functions.append((func, args, kwargs))
         try:
-            if not self._depth and self.path.may_decide(func, args):
-                return self.path.decide(func, args, kwargs)
-            if not self._depth:
-                refusal = self.path.why_not_called(func, args, kwargs)
-                self.refusals += [] if refusal is None else [refusal]
-                self._pin_choices(func, args, kwargs)
-            sources, behind = (None, None) if self._depth else self._sources(args, kwargs)
-            cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
-            output = func(*args, **kwargs)
-            if not self._is_in_hook and reads_truth(function_name(func).rpartition(".")[2], args):
+            name, own = self._names.of(func)
+            if self._depth or own in QUESTIONS:
+                output = func(*args, **kwargs)
+            elif self.path.may_decide(call := Call(func, name, args, kwargs, None)):
+                return self.path.decide(call)
+            else:
+                output = self._watched(call)
+            if reads_truth(own, args):
                 self._decisions.seen.append(output)
-            if not self._depth:
-                self._views.note((args, kwargs), output)
-                self._follow(func, args, kwargs, args[0] if func in _SETTING else output)
-                inputs = list(tensors_in((args, kwargs)))
-                if func not in _CONSTANTS and any(map(self.path.is_variable, inputs)):
-                    self.path.follow(output, any(map(self.path.depends_on_weights, inputs)))
-                for value in tensors_in(output):
-                    if self._trace.is_gated(value):
-                        self._trace.sources.remember(value, sources, cleared)
-                        self._trace.sources.remember_behind(value, behind)
         finally:
             self._functions.pop()
         return output
 
-    def _pin_choices(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _watched(self, call: Call) -> Any:
+        """Make a call of a function that no module with a rule makes, explain it, and return its result."""
+        func, args, kwargs, inputs = call.target, call.args, call.kwargs, list(tensors_in((call.args, call.kwargs)))
+        refusal = self.path.why_not_called(call)
+        self.refusals += [] if refusal is None else [refusal]
+        self._pin_choices(call, inputs)
+        sources, behind = self._sources(inputs)
+        cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(inputs)
+        output = func(*args, **kwargs)
+        outputs = list(tensors_in(output))
+        self._views.note(inputs, outputs)
+        result = args[0] if func in _SETTING else output
+        self._follow(replace(call, kwargs=named_as_in_torch(func, kwargs), output=result), inputs)
+        if func not in _CONSTANTS and any(map(self.path.is_variable, inputs)):
+            self.path.follow(outputs, any(map(self.path.depends_on_weights, inputs)))
+        for value in outputs:
+            if self._trace.is_gated(value):
+                self._trace.sources.remember(value, sources, cleared)
+                self._trace.sources.remember_behind(value, behind)
+        return output
+
+    def _pin_choices(self, call: Call, inputs: Sequence[Tensor]) -> None:
         """Let all tasks use the units that indices were computed from."""
-        if func in CHOOSING:
-            for value in tensors_in((args, kwargs)):
-                picks = func in _LOOKING_UP or value is not (args[0] if args else kwargs.get("input"))
+        if call.target in CHOOSING:
+            chosen_from = call.argument(0, "input")
+            for value in inputs:
+                picks = call.target in _LOOKING_UP or value is not chosen_from
                 if picks and not value.is_floating_point() and value.dtype != torch.bool:
                     self._trace.coupling.pin(self._trace.labels(value))
 
-    def _sources(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[frozenset[Argument] | None, frozenset[Argument] | None]:
+    def _sources(self, inputs: Sequence[Tensor]) -> tuple[frozenset[Argument] | None, frozenset[Argument] | None]:
         """Return the arguments of modules that a result will come from, and those with results of modules, or None.
 
         Call this before a change in place.
         """
         found: list[set[Argument] | None] = [set(), set()]
-        for value in tensors_in((args, kwargs)):
+        for value in inputs:
             if isinstance(value, nn.Parameter) or id(value) in self._trace.turned:
                 return None, None
             if self._trace.is_gated(value):
@@ -314,16 +326,20 @@ class _LabelledRun(TorchFunctionMode):
         first, second = (None if each is None else frozenset(each) for each in found)
         return first, second
 
-    def _are_cleared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        values = (value for value in tensors_in((args, kwargs)) if value.is_floating_point())  # others are indices
+    def _are_cleared(self, inputs: Sequence[Tensor]) -> bool:
+        values = (value for value in inputs if value.is_floating_point())  # others are indices
         return all(self._trace.sources.is_cleared(value) for value in values)
 
-    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name = function_name(func)
-        if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and args[0] is args[1]):
+    def _follow(self, call: Call, inputs: Sequence[Tensor]) -> None:
+        """Explain the call of a function.
+
+        Args:
+            call: the call, with its arguments named as in torch.
+            inputs: the tensors that it was given, ``out=`` among them.
+        """
+        func, name = call.target, call.name
+        if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and call.args[0] is call.args[1]):
             return
-        call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
-        inputs = list(tensors_in((args, kwargs)))
         if any(isinstance(value, nn.Parameter) and id(value) not in self._parameters for value in inputs):
             self.refusals.append(self._trace.refuse(call, STRAY))
         parameters = [value for value in inputs if id(value) in self._parameters or id(value) in self._trace.turned]
@@ -335,7 +351,7 @@ class _LabelledRun(TorchFunctionMode):
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         self._couple_rows_to_choose_from(call)
-        written = [value for value in tensors_in(output) if any(value is each for each in inputs)]
+        written = [value for value in tensors_in(call.output) if any(value is each for each in inputs)]
         before = [self._trace.labels(value) for value in written]
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in READING:

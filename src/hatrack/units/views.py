@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hatrack.state.tryouts import memory_of
-from hatrack.support.inputs import tensors_in
 from hatrack.units.trace import Trace
 
 __all__ = ["Views"]
@@ -25,13 +24,14 @@ class Views:
         self._trace = trace
         self._views: dict[int, list[Tensor]] = {}  # by their memory
 
-    def note(self, inputs: Any, output: Any) -> None:
+    def note(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Record values that share memory with another one, and change when that is written to."""
-        given = {memory_of(value): value for value in tensors_in(inputs)}
-        for value in tensors_in(output):
-            if memory_of(value) in given and not any(value is each for each in tensors_in(inputs)):
-                views = self._views.setdefault(memory_of(value), [given[memory_of(value)]])
-                views += [each for each in (given[memory_of(value)], value) if not any(each is view for view in views)]
+        by_itself = [value for value in outputs if not any(value is each for each in inputs)]
+        given = {memory_of(value): value for value in inputs} if by_itself else {}
+        for value in by_itself:
+            if (memory := memory_of(value)) in given:
+                views = self._views.setdefault(memory, [given[memory]])
+                views += [each for each in (given[memory], value) if not any(each is view for view in views)]
 
     def write_to(self, value: Tensor) -> bool:
         """Label all values that have the same memory as one that was written to; return whether that can be done."""
