@@ -18,6 +18,7 @@ from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED, is_constant
 from hatrack.units.decisions import MOST_WAYS, Decisions, Way
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
+from hatrack.units.paths import Path, PathRecord
 from hatrack.units.rules import RuleBook
 from hatrack.units.run import labelled_run, united
 from hatrack.units.trace import Call, Rule, Trace
@@ -87,6 +88,7 @@ def follow(
     moving: Sequence[str] = (),
     interface: Interface = PLAIN,
     untrained: Collection[str] = (),
+    paths: dict[Way, Path] | None = None,
 ) -> Trace:
     """Run a network for an input of another shape or in another mode, and add the findings to earlier ones.
 
@@ -101,6 +103,7 @@ def follow(
         moving: names of buffers that have other values at other times.
         interface: as for :func:`analyze`.
         untrained: names of untrained parameters.
+        paths: table that the path on every way is added to, of the model in the state that earlier ways have left.
 
     Returns:
         The findings of all runs together.
@@ -121,7 +124,8 @@ def follow(
         decisions, trace = Decisions(ways.pop()), Trace(untrained=frozenset(untrained))
         if gate_inputs:
             _open_inputs(trace, example_input)
-        features = labelled_run(model, example_input, trace, book, interface, training, grad, moving, decisions)
+        record = None if paths is None else PathRecord(model, example_input)
+        features = labelled_run(model, example_input, trace, book, interface, training, grad, moving, decisions, record)
         ways += decisions.alternatives()
         followed += 1
         if ways and followed == MOST_WAYS and decisions.refusal is not None:
@@ -130,7 +134,10 @@ def follow(
             axis = interface.axis_of(features)
             _require_units_along(trace.labels(features), axis)
             trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
-            trace.ways[tuple(decisions.seen)] = None
+            way = tuple(decisions.seen)
+            trace.ways[way] = None
+            if paths is not None and record is not None:
+                paths[way] = record.path(interface.samples(example_input), way)
             found = found.united_with(trace) if found.coupling.producers else trace.without_values()
     with_untrained_ungated(found, model, untrained)  # which refuses what no rule explains
     return found

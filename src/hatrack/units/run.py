@@ -24,6 +24,7 @@ from hatrack.units.decisions import Decisions, reads_truth
 from hatrack.units.functions import FACTS, QUESTIONS, FunctionNames, named_as_in_torch
 from hatrack.units.graph import OUTPUT
 from hatrack.units.one_path import OnePath
+from hatrack.units.paths import PathRecord
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
@@ -69,6 +70,7 @@ def labelled_run(
     grad: bool = False,
     moving: Sequence[str] = (),
     decisions: Decisions | None = None,
+    record: PathRecord | None = None,
 ) -> Tensor | None:
     """Run a model once, in evaluation or training mode, and record what happens in a trace.
 
@@ -82,6 +84,7 @@ def labelled_run(
         grad: run with gradients.
         moving: names of buffers that have other values at other times.
         decisions: outcomes of truth values that are read of the input; None lets all be as they are.
+        record: record of the path that the model takes, which is added to; None for none.
 
     Returns:
         The features; None if decisions were given on which the model raises an error on purpose.
@@ -92,14 +95,14 @@ def labelled_run(
         InputError: the model cannot run on the example.
     """
     decisions = Decisions() if decisions is None else decisions
-    run = _LabelledRun(model, trace, rules, decisions)
+    run = _LabelledRun(model, trace, rules, decisions, record)
     witness = _Witness(run, trace)
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
             with witness, run, run.modules_announced():
-                run.path.follow(example_input, of_weights=False)
-                run.path.follow([model.get_buffer(name) for name in moving])
+                run.one_path.follow(example_input, of_weights=False)
+                run.one_path.follow([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)
     except Exception as error:
         if decisions.given and decisions.ended_with(error):
@@ -153,10 +156,13 @@ def _runs_by_itself(model: nn.Module, example_input: Inputs, interface: Interfac
 class _LabelledRun(TorchFunctionMode):
     """Observer of every function call of the model, and of every call of a module."""
 
-    def __init__(self, model: nn.Module, trace: Trace, rules: RuleBook, decisions: Decisions) -> None:
+    def __init__(
+        self, model: nn.Module, trace: Trace, rules: RuleBook, decisions: Decisions, record: PathRecord | None
+    ) -> None:
         super().__init__()
         self._trace = trace
         self._decisions = decisions
+        self._record = record
         self._is_in_hook = False  # of this run, whose computations are not the network's
         self._names = FunctionNames()
         self._model = model
@@ -165,20 +171,21 @@ class _LabelledRun(TorchFunctionMode):
         self._depth = 0  # of modules with a rule that are being called: what happens inside them is theirs
         self._functions: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []  # being called, innermost last
         self.is_explaining = False  # that is, computing with labels, of which nothing is to be followed
+        self.is_computing = False  # at torch's lowest level, as the witness sees it
         self.refusals: list[UnsupportedError] = []  # raised when the run is over, so that all of them are reported
         trace.parameters.update(self._parameters)
         trace.buffers.update(map(id, model.buffers()))
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
         self._views = Views(trace)
-        self.path = OnePath(model, self._inside, trace, rules, decisions)
-        self.path.follow(list(model.parameters()))
+        self.one_path = OnePath(model, self._inside, trace, rules, decisions)
+        self.one_path.follow(list(model.parameters()))
 
     def why_not_computed(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
         """Return the refusal of an operation of torch's lowest level if it reads values and must not; else None."""
         if self._depth:
             return None
-        return self.path.why_not_computed(operation, values, self._functions[-1] if self._functions else None)
+        return self.one_path.why_not_computed(operation, values, self._functions[-1] if self._functions else None)
 
     @property
     def is_following(self) -> bool:
@@ -197,7 +204,15 @@ class _LabelledRun(TorchFunctionMode):
                 )
                 hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
+                if self._record is not None:
+                    record = partial(self._record_module, self._record, name)
+                    hooks.enter_context(module.register_forward_pre_hook(record, prepend=True))
             yield
+
+    def _record_module(self, record: PathRecord, name: str, *_: Any) -> None:
+        """Record the call of a module, unless the run itself makes it, as of a parametrization; a forward pre-hook."""
+        if not (self._is_in_hook or self.is_explaining):
+            record.enter(name)
 
     def _unseen(self, hook: Callable[..., None], *args: Any) -> None:
         """Call a hook whose own computations, such as those of labels, are not the network's."""
@@ -234,7 +249,7 @@ class _LabelledRun(TorchFunctionMode):
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
             self._explain(rule, call)
-            self.path.follow(call.output)
+            self.one_path.follow(call.output)
             self._note_result(call, known=True)
         self._depth -= 1
 
@@ -264,14 +279,18 @@ class _LabelledRun(TorchFunctionMode):
         self._functions.append((func, args, kwargs))
         try:
             name, own = self._names.of(func)
+            record = None if self.is_computing else self._record  # which function that is was recorded, or cannot be
+            number = None if record is None else record.call(name, own, args, kwargs)
             if self._depth or own in QUESTIONS:
                 output = func(*args, **kwargs)
-            elif self.path.may_decide(call := Call(func, name, args, kwargs, None)):
-                return self.path.decide(call)
+            elif self.one_path.may_decide(call := Call(func, name, args, kwargs, None)):
+                return self.one_path.decide(call)
             else:
                 output = self._watched(call)
             if reads_truth(own, args):
                 self._decisions.seen.append(output)
+            elif record is not None:
+                record.result(number, output)
         finally:
             self._functions.pop()
         return output
@@ -279,7 +298,7 @@ class _LabelledRun(TorchFunctionMode):
     def _watched(self, call: Call) -> Any:
         """Make a call of a function that no module with a rule makes, explain it, and return its result."""
         func, args, kwargs, inputs = call.target, call.args, call.kwargs, list(tensors_in((call.args, call.kwargs)))
-        refusal = self.path.why_not_called(call)
+        refusal = self.one_path.why_not_called(call)
         self.refusals += [] if refusal is None else [refusal]
         self._pin_choices(call, inputs)
         sources, behind = self._sources(inputs)
@@ -289,8 +308,8 @@ class _LabelledRun(TorchFunctionMode):
         self._views.note(inputs, outputs)
         result = args[0] if func in _SETTING else output
         self._follow(replace(call, kwargs=named_as_in_torch(func, kwargs), output=result), inputs)
-        if func not in _CONSTANTS and any(map(self.path.is_variable, inputs)):
-            self.path.follow(outputs, any(map(self.path.depends_on_weights, inputs)))
+        if func not in _CONSTANTS and any(map(self.one_path.is_variable, inputs)):
+            self.one_path.follow(outputs, any(map(self.one_path.depends_on_weights, inputs)))
         for value in outputs:
             if self._trace.is_gated(value):
                 self._trace.sources.remember(value, sources, cleared)
@@ -429,7 +448,7 @@ class _LabelledRun(TorchFunctionMode):
             axes = range(value.dim()) if axis is None else range(axis % value.dim(), axis % value.dim() + 1)
             chosen = [(call.argument(1, "indices"), axes)]
         for index, axes in chosen:
-            for axis in axes if self.path.is_variable(index) else ():
+            for axis in axes if self.one_path.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
     def _reason(self, error: ProbeError) -> str:
@@ -480,9 +499,13 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._refused = True
         if refusal is not None:
             self._run.refusals.append(refusal)
-        output = func(*args, **kwargs)
-        path = self._run.path
-        if any(map(path.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
-            of_weights = any(map(path.depends_on_weights, tensors))
-            path.follow([output, *written_by(func, args, kwargs)], of_weights)
+        outer, self._run.is_computing = self._run.is_computing, True
+        try:
+            output = func(*args, **kwargs)
+        finally:
+            self._run.is_computing = outer
+        one_path = self._run.one_path
+        if any(map(one_path.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
+            of_weights = any(map(one_path.depends_on_weights, tensors))
+            one_path.follow([output, *written_by(func, args, kwargs)], of_weights)
         return output
