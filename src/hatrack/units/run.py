@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.support.inputs import Inputs, has_shape, kind_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.observers import unobserved_by
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
 from hatrack.units.functions import FACTS, QUESTIONS, FunctionNames, named_as_in_torch
@@ -96,11 +98,10 @@ def labelled_run(
     """
     decisions = Decisions() if decisions is None else decisions
     run = _LabelledRun(model, trace, rules, decisions, record)
-    witness = _Witness(run, trace)
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
-            with witness, run, run.modules_announced():
+            with run.witness, run, run.modules_announced():
                 run.one_path.follow(example_input, of_weights=False)
                 run.one_path.follow([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)
@@ -175,6 +176,7 @@ class _LabelledRun(TorchFunctionMode):
         self.refusals: list[UnsupportedError] = []  # raised when the run is over, so that all of them are reported
         trace.parameters.update(self._parameters)
         trace.buffers.update(map(id, model.buffers()))
+        self.witness = _Witness(self, trace)
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
         self._views = Views(trace)
@@ -218,7 +220,8 @@ class _LabelledRun(TorchFunctionMode):
         """Call a hook whose own computations, such as those of labels, are not the network's."""
         outer, self._is_in_hook = self._is_in_hook, True
         try:
-            hook(*args)
+            with unobserved_by(self, self.witness):
+                hook(*args)
         finally:
             self._is_in_hook = outer
 
@@ -298,22 +301,24 @@ class _LabelledRun(TorchFunctionMode):
     def _watched(self, call: Call) -> Any:
         """Make a call of a function that no module with a rule makes, explain it, and return its result."""
         func, args, kwargs, inputs = call.target, call.args, call.kwargs, list(tensors_in((call.args, call.kwargs)))
-        refusal = self.one_path.why_not_called(call)
-        self.refusals += [] if refusal is None else [refusal]
-        self._pin_choices(call, inputs)
-        sources, behind = self._sources(inputs)
-        cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(inputs)
+        with unobserved_by(self, self.witness):
+            refusal = self.one_path.why_not_called(call)
+            self.refusals += [] if refusal is None else [refusal]
+            self._pin_choices(call, inputs)
+            sources, behind = self._sources(inputs)
+            cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(inputs)
         output = func(*args, **kwargs)
-        outputs = list(tensors_in(output))
-        self._views.note(inputs, outputs)
-        result = args[0] if func in _SETTING else output
-        self._follow(replace(call, kwargs=named_as_in_torch(func, kwargs), output=result), inputs)
-        if func not in _CONSTANTS and any(map(self.one_path.is_variable, inputs)):
-            self.one_path.follow(outputs, any(map(self.one_path.depends_on_weights, inputs)))
-        for value in outputs:
-            if self._trace.is_gated(value):
-                self._trace.sources.remember(value, sources, cleared)
-                self._trace.sources.remember_behind(value, behind)
+        with unobserved_by(self, self.witness):
+            outputs = list(tensors_in(output))
+            self._views.note(inputs, outputs)
+            result = args[0] if func in _SETTING else output
+            self._follow(replace(call, kwargs=named_as_in_torch(func, kwargs), output=result), inputs)
+            if func not in _CONSTANTS and any(map(self.one_path.is_variable, inputs)):
+                self.one_path.follow(outputs, any(map(self.one_path.depends_on_weights, inputs)))
+            for value in outputs:
+                if self._trace.is_gated(value):
+                    self._trace.sources.remember(value, sources, cleared)
+                    self._trace.sources.remember_behind(value, behind)
         return output
 
     def _pin_choices(self, call: Call, inputs: Sequence[Tensor]) -> None:
@@ -478,7 +483,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, run: _LabelledRun, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._run = run
+        self._run = weakref.proxy(run)  # which refers to this: a cycle would keep all values of the run in memory
         self._trace = trace
         self._refused = False
 
