@@ -11,6 +11,7 @@ forward and backward pass is measured on the same example, in evaluation mode, t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -106,7 +107,9 @@ def made(case: Case) -> tuple[nn.Module, Tensor, float]:
 
     torch.manual_seed(0)
     before = peak()
-    return case.build().eval(), case.example(), before
+    backbone = case.build().eval()
+    gc.collect()  # the imports have left a collection due, which takes as long as three passes wherever it falls
+    return backbone, case.example(), before
 
 
 def plain(case: Case) -> dict[str, float]:

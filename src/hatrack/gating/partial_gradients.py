@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.protection.frozen import all_of, any_of
+
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
 
 ROWS_WORTH = 0.2
@@ -65,10 +67,10 @@ def partial_gradient_for(frozen: Tensor) -> PartialGradient | None:
     """
     if not frozen.numel() or frozen.numel() < ENTRIES_WORTH:
         return None
-    rows, columns = ~frozen.all(1), ~frozen.any(0)
+    rows, columns = ~all_of(frozen, 1), ~any_of(frozen, 0)
     if float(rows.float().mean()) <= 1 - ROWS_WORTH:
         return PartialGradient(rows.nonzero().flatten())
-    rows = (~frozen & ~columns).any(1)  # rows with free entries outside of free columns
+    rows = any_of(~frozen & ~columns, 1)  # rows with free entries outside of free columns
     if float(rows.float().mean() + columns.float().mean()) <= BLOCK_WORTH:
         return PartialGradient(rows.nonzero().flatten(), columns.nonzero().flatten())
     return None

@@ -235,10 +235,11 @@ class UnitCalls:
 
     def _paths(self, x: Inputs, signature: Signature, ways: Iterable[Way]) -> dict[Way, Path]:
         """Return the paths of a call on several ways; the copy of the backbone may be taken by :meth:`take_runs`."""
-        scratch = scratch_without_gates(self._backbone)
-        present, paths = StateOf(scratch), dict[Way, Path]()
+        scratch, paths, ways = scratch_without_gates(self._backbone), dict[Way, Path](), list(ways)
+        present = StateOf(scratch) if len(ways) > 1 else None
         for way in ways:
-            present.put_back()
+            if present is not None:
+                present.put_back()
             paths[way] = self._path(x, signature, scratch, way)
         if len(paths) == 1 and not signature.single:  # it was run once, on the way that values decide for
             self._copies[signature.training] = (scratch, x)

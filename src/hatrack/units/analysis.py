@@ -237,7 +237,7 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
         for read in trace.reads.values()
         if read.module == _RESULT or bool((table[read.labels] != ungated).any())
     )
-    groups = tuple(replace(group, readers=_readers_of(group, readers)) for group in groups)
+    groups = _with_readers(groups, readers)
     norms = untrained_norms(model, untrained)
     per_task = tuple(name for name in trace.per_task if name not in norms)
     uses, roles = _parameters(trace, model, table, ungated, prefix, per_task)
@@ -317,8 +317,14 @@ def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]
     return {name: calls[0] for name, calls in resolved.items() if all(torch.equal(each, calls[0]) for each in calls)}
 
 
-def _readers_of(group: Group, readers: tuple[Reader, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(reader.module for reader in readers if group.owns(reader.units).any()))
+def _with_readers(groups: Sequence[Group], readers: Sequence[Reader]) -> tuple[Group, ...]:
+    """Return groups with the names of their readers."""
+    ends = torch.tensor([group.start + group.size for group in groups], dtype=torch.int64)
+    found: list[dict[str, None]] = [{} for _ in (*groups, None)]  # the last one is of what belongs to no unit
+    for reader in readers:
+        for number in torch.unique(torch.bucketize(reader.units, ends, right=True)).tolist():
+            found[number][reader.module] = None
+    return tuple(replace(group, readers=tuple(names)) for group, names in zip(groups, found, strict=False))
 
 
 def _parameters(

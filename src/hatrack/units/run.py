@@ -20,7 +20,7 @@ from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.support.inputs import Inputs, has_shape, kind_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
-from hatrack.support.observers import unobserved_by
+from hatrack.support.observers import Unobserved
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
 from hatrack.units.functions import FACTS, QUESTIONS, FunctionNames, named_as_in_torch
@@ -200,41 +200,35 @@ class _LabelledRun(TorchFunctionMode):
         with ExitStack() as hooks:
             for name, module in self._model.named_modules():
                 rule = self._rules.for_module(module)
-                enter, leave = (
-                    partial(self._unseen, self._enter, name, rule),
-                    partial(self._unseen, self._leave, name, rule),
-                )
+                enter = partial(self._announce, name, rule)
+                leave = partial(self._unseen, self._leave, name, rule)
                 hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
-                if self._record is not None:
-                    record = partial(self._record_module, self._record, name)
-                    hooks.enter_context(module.register_forward_pre_hook(record, prepend=True))
             yield
 
-    def _record_module(self, record: PathRecord, name: str, *_: Any) -> None:
-        """Record the call of a module, unless the run itself makes it, as of a parametrization; a forward pre-hook."""
-        if not (self._is_in_hook or self.is_explaining):
-            record.enter(name)
+    def _announce(self, name: str, rule: Rule | None, *args: Any) -> None:
+        """Note that a module is called; a forward pre-hook."""
+        if self._record is not None and not (self._is_in_hook or self.is_explaining):  # by a rule, as parametrizations
+            self._record.enter(name)
+        if rule is None:
+            self._unseen(self._enter, name, *args)
+        else:
+            self._depth += 1
 
     def _unseen(self, hook: Callable[..., None], *args: Any) -> None:
         """Call a hook whose own computations, such as those of labels, are not the network's."""
         outer, self._is_in_hook = self._is_in_hook, True
         try:
-            with unobserved_by(self, self.witness):
+            with Unobserved(self, self.witness):
                 hook(*args)
         finally:
             self._is_in_hook = outer
 
-    def _enter(
-        self, name: str, rule: Rule | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Note that a module is called; a forward pre-hook."""
-        if rule is None:
-            self._inside.append((name, module))
-            own = not self._depth and (isinstance(module, _GATED) or not type(module).__module__.startswith("torch."))
-            self._arguments.append(self._trace.sources.enter(name, module, args, kwargs) if own else [])
-        else:
-            self._depth += 1
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note that a module without a rule is called."""
+        self._inside.append((name, module))
+        own = not self._depth and (isinstance(module, _GATED) or not type(module).__module__.startswith("torch."))
+        self._arguments.append(self._trace.sources.enter(name, module, args, kwargs) if own else [])
 
     def _leave(self, name: str, rule: Rule | None, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Explain the call of a module by its rule, if it has one; a forward hook."""
@@ -301,14 +295,14 @@ class _LabelledRun(TorchFunctionMode):
     def _watched(self, call: Call) -> Any:
         """Make a call of a function that no module with a rule makes, explain it, and return its result."""
         func, args, kwargs, inputs = call.target, call.args, call.kwargs, list(tensors_in((call.args, call.kwargs)))
-        with unobserved_by(self, self.witness):
+        with Unobserved(self, self.witness):
             refusal = self.one_path.why_not_called(call)
             self.refusals += [] if refusal is None else [refusal]
             self._pin_choices(call, inputs)
             sources, behind = self._sources(inputs)
             cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(inputs)
         output = func(*args, **kwargs)
-        with unobserved_by(self, self.witness):
+        with Unobserved(self, self.witness):
             outputs = list(tensors_in(output))
             self._views.note(inputs, outputs)
             result = args[0] if func in _SETTING else output
