@@ -244,7 +244,7 @@ class ScratchRuns:
         interface: how the network is called, and what of its result are its features.
         training: whether to run in training mode.
         begun: a copy of the network that was run on a batch already, and this batch; None for a new copy.
-        ask: computes the features of a batch with a copy of the network in that mode; None for calling it.
+        ask: computes the features of a batch with a copy of the network, in that mode; None for calling it.
     """
 
     def __init__(
@@ -255,15 +255,17 @@ class ScratchRuns:
         begun: tuple[nn.Module, Inputs] | None = None,
         ask: Callable[[nn.Module, Inputs], Tensor] | None = None,
     ) -> None:
-        self._module, self._training = module, training
-        self._ask = interface.run if ask is None else ask
+        self._module, self._interface, self._training, self._ask = module, interface, training, ask
         self._scratch, self._batches = (scratch_of(module), []) if begun is None else (begun[0], [begun[1]])
 
     def run(self, batch: Inputs) -> Tensor:
         """Return the features of a batch. A run that fails leaves nothing: the copy is made anew."""
         try:
             with without_trace(), torch.no_grad():
-                features = self._ask(self._scratch.train(self._training), batch)
+                if self._ask is None:
+                    features = self._interface.run(self._scratch.train(self._training), batch)
+                else:
+                    features = self._ask(self._scratch, batch)
         except BaseException:
             self._scratch, self._batches = scratch_of(self._module), []
             raise

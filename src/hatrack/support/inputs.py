@@ -54,7 +54,7 @@ def _collect(tree: Any, found: list[Tensor]) -> None:
     elif isinstance(tree, (tuple, list)):
         for branch in tree:
             _collect(branch, found)
-    elif type(tree) not in _LEAVES and isinstance(tree, Mapping):
+    elif isinstance(tree, dict) or (type(tree) not in _LEAVES and isinstance(tree, Mapping)):
         for branch in list(tree.values()):
             _collect(branch, found)
 

@@ -100,7 +100,8 @@ def labelled_run(
     run = _LabelledRun(model, trace, rules, decisions, record)
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
-            model.train(training)
+            if training:
+                model.train()
             with run.witness, run, run.modules_announced():
                 run.one_path.follow(example_input, of_weights=False)
                 run.one_path.follow([model.get_buffer(name) for name in moving])
@@ -168,7 +169,8 @@ class _LabelledRun(TorchFunctionMode):
         self._names = FunctionNames()
         self._model = model
         self._rules = rules
-        self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        parameters = dict(model.named_parameters())
+        self._parameters = {id(parameter): name for name, parameter in parameters.items()}
         self._depth = 0  # of modules with a rule that are being called: what happens inside them is theirs
         self._functions: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []  # being called, innermost last
         self.is_explaining = False  # that is, computing with labels, of which nothing is to be followed
@@ -181,7 +183,7 @@ class _LabelledRun(TorchFunctionMode):
         self._arguments: list[list[Before]] = []  # of these modules
         self._views = Views(trace)
         self.one_path = OnePath(model, self._inside, trace, rules, decisions)
-        self.one_path.follow(list(model.parameters()))
+        self.one_path.follow(list(parameters.values()))
 
     def why_not_computed(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
         """Return the refusal of an operation of torch's lowest level if it reads values and must not; else None."""
