@@ -56,10 +56,10 @@ def test_narrow_networks_are_tried_under_more_masks(width: int, masks: int) -> N
     assert counts == [1] * (2 * masks)
 
 
-def test_attaching_takes_sixteen_forward_passes() -> None:
+def test_attaching_takes_thirteen_forward_passes() -> None:
     reals = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU())
     tokens = nn.Sequential(nn.Embedding(11, 30), nn.Linear(30, 30), nn.ReLU(), nn.Flatten())
-    for backbone, example, most in ((reals, torch.zeros(1, 6), 15), (tokens, torch.zeros(1, 5).long(), 16)):
+    for backbone, example, most in ((reals, torch.zeros(1, 6), 12), (tokens, torch.zeros(1, 5).long(), 13)):
         counts = count_runs(backbone)
         HATNetwork(backbone, example)
         assert sum(counts) <= most

@@ -571,3 +571,37 @@ def test_combinations_that_attaching_does_not_look_at_are_followed_at_their_firs
         other.train(training)
         other.masking.admit(x, other.change)
         assert any("b" in group.name.split("+") for group in other.units.groups)
+
+
+class Evaluated(nn.Module):
+    """Two layers that note how they are called, and do something that several samples show, or that moves."""
+
+    def __init__(self, what: str, notes: list[tuple[Tensor, bool]]) -> None:
+        super().__init__()
+        self.first, self.second, self.what = nn.Linear(6, 20), nn.Linear(20, 12), what
+        self.register_buffer("count", torch.zeros(()))
+        self.register_forward_pre_hook(lambda module, args: notes.append((args[0], module.training)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        if self.what == "counts" and not self.training:
+            self.count += 1
+        if self.what == "tells their number" and len(x) > 1:
+            h = torch.relu(h * 2)
+        return torch.relu(self.second(h))
+
+
+@pytest.mark.parametrize(("what", "are_needed"), [("", False), ("tells their number", True), ("counts", True)])
+def test_several_samples_of_the_example_are_evaluated_where_random_ones_do_not_do(what: str, are_needed: bool) -> None:
+    notes: list[tuple[Tensor, bool]] = []
+    net = HATNetwork(Evaluated(what, notes), torch.zeros(1, 6))
+    evaluated = {(len(x), "random" if x.any() else "example") for x, training in notes if not training}
+    assert (2, "random") in evaluated
+    assert ((2, "example") in evaluated) is are_needed
+    assert net.masking.own_state.names == (("count",) if what == "counts" else ())
+    assert [str(each) for each in net.masking.calls.followed] == [
+        "inputs (1, 6) of float32 in evaluation mode without gradients",
+        "inputs (N, 6) of float32 in evaluation mode without gradients",
+        "inputs (N, 6) of float32 in training mode with gradients",
+        "inputs (1, 6) of float32 in evaluation mode with gradients",
+    ]

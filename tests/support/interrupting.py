@@ -445,7 +445,7 @@ def fault_of_construction(kind: str, inside: nn.Module, before: dict[str, Any]) 
         while torch._C._len_torch_function_stack():  # which later tests would find otherwise
             torch._C._pop_torch_function_stack()
         while torch._C._len_torch_dispatch_stack():
-            torch._C._pop_torch_dispatch_stack()
+            torch._C._pop_torch_dispatch_stack(None)
         return "a mode of torch is left on"
     now = bits(inside)
     if not same(now, before):

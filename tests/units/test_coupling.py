@@ -40,3 +40,24 @@ def test_labels_that_repeat_themselves_are_viewed_once() -> None:
     assert torch.equal(compact(labels).expand(labels.shape), labels)
     assert compact(labels[:, :0]).shape == (2, 0, 4, 1)
     assert compact(torch.tensor(0).expand(3, 1)).shape == (1, 1)
+
+
+def test_chains_of_coupled_units_are_followed_to_their_end() -> None:
+    coupling = Coupling()
+    labels = coupling.open_units("a", 60)
+    for last in range(59, 0, -1):  # every coupling puts another root below the ones before
+        coupling.couple(labels[last - 1 : last], labels[last : last + 1])
+    assert coupling.roots(labels).tolist() == [1] * 60
+    coupling.pin(labels[30:31])
+    assert coupling.roots(labels).tolist() == [0] * 60
+
+
+@pytest.mark.parametrize(("axis", "left"), [(0, (1, 2, 100)), (1, (120, 1, 100))])
+def test_roots_that_are_repeated_along_an_axis_are_a_view(axis: int, left: tuple[int, ...]) -> None:
+    coupling = Coupling()
+    labels = coupling.open_units("a", 120 * 2 * 100).view(120, 2, 100)
+    assert compact(coupling.roots(labels)).shape == labels.shape
+    first = labels.narrow(axis, 0, 1)
+    coupling.couple(labels, first)
+    assert torch.equal(coupling.roots(labels), first.expand(labels.shape))
+    assert compact(coupling.roots(labels)).shape == left

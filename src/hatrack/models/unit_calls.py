@@ -31,6 +31,22 @@ if TYPE_CHECKING:
 __all__ = ["UnitCalls"]
 
 
+class _Evaluate:
+    """Function that computes the features of a batch in evaluation mode, and notes the paths by the batches' identity.
+
+    Args:
+        interface: how the backbone is called, and what of its result are its features.
+    """
+
+    def __init__(self, interface: Interface) -> None:
+        self._interface = interface
+        self.paths: dict[int, Path] = {}
+
+    def __call__(self, backbone: nn.Module, x: Inputs) -> Tensor:
+        features, self.paths[id(x)] = features_and_path(backbone, x, training=False, interface=self._interface)
+        return features
+
+
 class UnitCalls:
     """Record of the known kinds of calls of a backbone, and of the units that labelled runs have found.
 
@@ -217,18 +233,14 @@ class UnitCalls:
             several: several samples of it.
             path: its path.
         """
-        taken: dict[int, Path] = {}
-
-        def ask(copy: nn.Module, x: Inputs) -> Tensor:
-            features, taken[id(x)] = features_and_path(copy, x, training=False, interface=self._interface)
-            return features
-
-        runs = ScratchRuns(self._backbone, self._interface, begun=(scratch, example), ask=ask)
+        evaluate = _Evaluate(self._interface)
+        runs = ScratchRuns(self._backbone, self._interface, begun=(scratch, example), ask=evaluate)
         random = RandomRuns(example, several, runs, self._interface)
         if several is not example:
             drawn = random.batches[0]
             alike = kind_of(drawn, self._interface.batch_axis) == kind_of(several, self._interface.batch_axis)
-            if not alike or id(drawn) not in taken or not taken[id(drawn)].is_same(path):
+            taken = evaluate.paths.get(id(drawn))
+            if not alike or taken is None or not taken.is_same(path):
                 return False
         self._random = random
         return True

@@ -20,7 +20,7 @@ from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.support.inputs import Inputs, has_shape, kind_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
-from hatrack.support.observers import Unobserved
+from hatrack.support.observers import Unobserved, observed_by
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
 from hatrack.units.functions import FACTS, QUESTIONS, FunctionNames, named_as_in_torch
@@ -102,7 +102,7 @@ def labelled_run(
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             if training:
                 model.train()
-            with run.witness, run, run.modules_announced():
+            with observed_by(run, run.witness), run.modules_announced():
                 run.one_path.follow(example_input, of_weights=False)
                 run.one_path.follow([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)

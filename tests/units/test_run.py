@@ -1,0 +1,113 @@
+"""The labelled run as such: what it keeps in memory, and the path that it records on the way."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hatrack.support.observers import Unobserved, observed_by
+from hatrack.units import Path, Trace, analyze, follow, path_of
+from hatrack.units.decisions import Way
+from support.zoo import ZOO, Architecture
+
+
+class Watched(nn.Module):
+    """Layers in a row, which says which of their results are still there when the last is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+        self.results: list[weakref.ref[Tensor]] = []
+        self.alive: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+            self.results.append(weakref.ref(x))
+        self.alive = [result() is not None for result in self.results]
+        return x
+
+
+def test_a_labelled_run_keeps_no_value_that_the_network_has_dropped() -> None:
+    model = Watched()
+    gc.disable()  # which would also free what only refers to itself
+    try:
+        graph = analyze(model, torch.zeros(1, 6))
+        assert model.alive == [False] * 4 + [True]
+        assert all(result() is None for result in model.results)
+    finally:
+        gc.enable()
+    assert [group.size for group in graph.groups] == [6] * 5
+
+
+class ThroughNumpy(nn.Module):
+    """Multiplies with a constant that torch sees for the first time when it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.from_numpy(torch.ones(8).numpy())
+        return self.second(torch.relu(self.first(x)) * scale)
+
+
+OTHERS = {
+    "weight norm": Architecture(lambda: nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5)), (6,)),
+    "a constant of numpy": Architecture(ThroughNumpy, (6,)),
+}
+
+
+@pytest.mark.parametrize("name", ["resnet-basic", "vit-module", "words", "tied-weights", *OTHERS])
+def test_the_path_that_a_labelled_run_records_is_the_one_of_a_run_by_itself(name: str) -> None:
+    architecture = OTHERS.get(name) or ZOO[name]
+    model, x = architecture.build(), architecture.samples(2, torch.Generator().manual_seed(0))
+    paths: dict[Way, Path] = {}
+    with torch.no_grad():
+        follow(Trace(), model, x, paths=paths)
+        assert paths == {(): path_of(model, x, training=False)}
+
+
+class Functions(TorchFunctionMode):
+    """Counts the functions that it sees."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that it sees."""
+
+    count = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_two_observers_are_not_to_see_others_see() -> None:
+    outer, functions, inner, operations = Functions(), Functions(), Functions(), Operations()
+    x = torch.ones(2)
+    with outer, observed_by(functions, operations):
+        with pytest.raises(RuntimeError, match="expected"), Unobserved(functions, operations):
+            torch.relu(x) @ torch.ones(3)
+        assert (outer.count, functions.count, operations.count) == (3, 0, 0)
+        torch.relu(x)
+        assert (outer.count, functions.count, operations.count) == (4, 1, 1)
+        with inner, Unobserved(functions, operations):  # it is not the last one that was entered
+            torch.relu(x)
+        assert (outer.count, functions.count, inner.count, operations.count) == (5, 2, 1, 1)
