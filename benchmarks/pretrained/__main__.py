@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--c", type=float, default=0.1, help="strength of the regularization of masks")
     parser.add_argument("--start", type=float, default=-0.6, help="mean of the embeddings at the start of a task")
-    parser.add_argument("--limit", type=int, default=4000, help="samples to train on per task; 0 for all")
+    parser.add_argument("--limit", type=int, default=2000, help="samples to train on per task; 0 for all")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     kind: Any = importlib.import_module(settings.kind)

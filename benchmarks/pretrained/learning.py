@@ -195,22 +195,22 @@ def masked(build: Callable[[], nn.Module], lr: float) -> Method:
                 continue
             start = time.perf_counter()
             learn(net, task, lr, seed, settings)
-            net.eval()
-            digests[task.name] = digest(net, task)
+            score, digests[task.name] = tested(net.eval(), task)
             net.save(saved)
             beside.write_text(json.dumps(digests))
-            score = accuracy(partial(net, task=task.name), task.test)
             print(
                 f"  {task.name}: {score:.1%}, {net.usage():.0%} used, {time.perf_counter() - start:.0f} s", flush=True
             )
         net.eval()
-        found = {
-            part: {task.name: accuracy(partial(net, task=task.name), getattr(task, kept)) for task in tasks}
-            for part, kept in (("accuracy", "test"), ("validation", "valid"))
+        valid = {task.name: accuracy(partial(net, task=task.name), task.valid) for task in tasks}
+        now = {task.name: tested(net, task) for task in tasks}
+        return {
+            "accuracy": {name: score for name, (score, _) in now.items()},
+            "validation": valid,
+            "all old logits bit-identical": all(digest == digests[name] for name, (_, digest) in now.items()),
+            "used": net.usage(),
+            "units": sum(group.size for group in net.units.groups),
         }
-        same = all(digest(net, task) == digests[task.name] for task in tasks)
-        units = sum(group.size for group in net.units.groups)
-        return {**found, "all old logits bit-identical": same, "used": net.usage(), "units": units}
 
     return run
 
@@ -248,10 +248,12 @@ def first(inputs: Inputs, samples: int) -> Inputs:
 
 
 @torch.no_grad()
-def digest(net: hatrack.HATNetwork, task: Task) -> str:
-    """Return a digest of a task's logits of its test part."""
-    logits = torch.cat([net(batch, task.name) for batch, _ in task.test.ordered()])
-    return hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+def tested(net: hatrack.HATNetwork, task: Task) -> tuple[float, str]:
+    """Return a task's accuracy on its test part, and a digest of the logits."""
+    pairs = [(net(batch, task.name), labels) for batch, labels in task.test.ordered()]
+    logits, labels = torch.cat([given for given, _ in pairs]), torch.cat([labels for _, labels in pairs])
+    right = float((logits.argmax(1) == labels).double().mean())
+    return right, hashlib.sha256(logits.numpy().tobytes()).hexdigest()
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:

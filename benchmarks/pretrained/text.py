@@ -143,8 +143,8 @@ def methods() -> dict[str, Method]:
     return {
         "probe": probe(lambda: Sentence(pretrained())),
         "fine-tuning": separate(lambda: Sentence(pretrained()), 5e-5),
-        "hat-adapters": masked(lambda: Sentence(with_adapters(256)), 1e-3),
-        "hat-lora": masked(lambda: Sentence(with_lora(64)), 1e-3),
+        "hat-adapters": masked(lambda: Sentence(with_adapters(256)), 3e-3),
+        "hat-lora": masked(lambda: Sentence(with_lora(64)), 3e-3),
         "hat-fine-tuning": masked(lambda: Sentence(pretrained()), 1e-4),
     }
 
