@@ -235,16 +235,15 @@ def gate_factors(
 
 
 class _CompensatedGate(torch.autograd.Function):
+    # One method, not two: with a setup_context of its own torch looks up the signature of forward at every call.
     @staticmethod
     def forward(
-        e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation, function: GateFunction
+        ctx: Any, e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation, function: GateFunction
     ) -> Tensor:
-        return gate(e, scale, function)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        e, ctx.scale, ctx.s_max, ctx.compensation, ctx.function = inputs
-        ctx.save_for_backward(e, output)
+        ctx.scale, ctx.s_max, ctx.compensation, ctx.function = scale, s_max, compensation, function
+        a = gate(e, scale, function)
+        ctx.save_for_backward(e, a)
+        return a
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -306,8 +305,12 @@ class _GatedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, e: Tensor, free: Tensor | None, scale: float, s_max: float, compensation: Compensation
+        ctx: Any, weight: Tensor, e: Tensor, free: Tensor | None, scale: float, s_max: float, compensation: Compensation
     ) -> tuple[Tensor, Tensor]:
+        ctx.weight, ctx.e, ctx.free = weight, e, free
+        ctx.scale, ctx.s_max, ctx.compensation = scale, s_max, compensation
+        ctx.versions = weight._version, e._version
+        ctx.set_materialize_grads(False)
         product, costs = torch.empty_like(weight, memory_format=torch.contiguous_format), []
         for w, values, counted, out in _blocks(weight, e, free, product):
             assert w is not None
@@ -316,12 +319,6 @@ class _GatedWeight(torch.autograd.Function):
             torch.mul(w, a.to(w.dtype), out=out)
             costs.append(a.sum() if counted is None else torch.dot(a, counted.to(a.dtype)))
         return product, torch.stack(costs).sum() if costs else e.new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.weight, ctx.e, ctx.free, ctx.scale, ctx.s_max, ctx.compensation = inputs
-        ctx.versions = ctx.weight._version, ctx.e._version
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
