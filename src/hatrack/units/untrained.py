@@ -26,7 +26,9 @@ from hatrack.units.trace import Trace
 
 __all__ = ["warn_of_nothing_to_learn", "with_untrained_ungated"]
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_WITHIN = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers with units inside, which have the names of weights or of parts of theirs."""
+
 _ALL = slice(None)
 
 
@@ -101,9 +103,10 @@ class _Makers:
         if producer.start in self._unexplained:
             return True
         module, around = self._modules.get(producer.name), self._modules.get(producer.name.rpartition(".")[0])
-        if module is None and isinstance(around, _RECURRENT):  # whose layers have the names of weights
+        if module is None and isinstance(around, _WITHIN):
             own = self._of(around)
             makers = {name for name in own if self._makes(name, producer, slice(1))}  # rows are what it writes
+            makers = {name for name in makers if not name.endswith(("bias_k", "bias_v"))}  # which have three axes
         elif module is None:  # a function with this weight, or the input
             return producer.name in self._untrained
         else:
