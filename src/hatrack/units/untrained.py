@@ -104,16 +104,16 @@ class _Makers:
             return True
         module, around = self._modules.get(producer.name), self._modules.get(producer.name.rpartition(".")[0])
         if module is None and isinstance(around, _WITHIN):
-            own = self._of(around)
+            own, holder = self._of(around), around
             makers = {name for name in own if self._makes(name, producer, slice(1))}  # rows are what it writes
             makers = {name for name in makers if not name.endswith(("bias_k", "bias_v"))}  # which have three axes
         elif module is None:  # a function with this weight, or the input
             return producer.name in self._untrained
         else:
-            own = self._of(module)
+            own, holder = self._of(module), module
             makers = {name for name in own if self._makes(name, producer)}
-        if module is not None and parametrize.is_parametrized(module):
-            makers |= self._of(module.get_submodule("parametrizations"))
+        if parametrize.is_parametrized(holder):
+            makers |= self._of(holder.get_submodule("parametrizations"))
         judge = any if makers else all
         matrices = [name for name in makers or own if self._axes[name] > 1] or [*(makers or own)]
         return bool(matrices) and judge(name in self._untrained for name in matrices)
