@@ -64,7 +64,7 @@ def with_weights(m: Any, x: Tensor) -> Tensor:
 
 def with_weights_of_heads(m: Any, x: Tensor) -> Tensor:
     h = m.lift(x)
-    attended, shares = m.attention(h, h, h, average_attn_weights=False)
+    attended, shares = m.attention(h, h, h, attn_mask=slopes(m, x), average_attn_weights=False)
     return torch.cat([attended.mean(1), shares[..., 0].flatten(1)], -1)
 
 
@@ -80,9 +80,14 @@ def causal(m: Any, x: Tensor) -> Tensor:
 
 
 def masked_by_head(m: Any, x: Tensor) -> Tensor:
-    h, heads = m.lift(x), m.attention.num_heads
-    slopes = torch.arange(1.0, heads + 1).view(-1, 1, 1) * torch.arange(TOKENS)
-    return m.attention(h, h, h, attn_mask=slopes.expand(-1, TOKENS, -1).repeat(len(x), 1, 1))[0].mean(1)
+    h = m.lift(x)
+    return m.attention(h, h, h, attn_mask=slopes(m, x), need_weights=False)[0].mean(1)
+
+
+def slopes(m: Any, x: Tensor) -> Tensor:
+    """A mask for every sample and head, of which none is like another."""
+    heads = torch.arange(1.0, m.attention.num_heads + 1).view(-1, 1, 1)
+    return (heads * torch.arange(TOKENS)).expand(-1, TOKENS, -1).repeat(len(x), 1, 1)
 
 
 def twice(m: Any, x: Tensor) -> Tensor:
@@ -174,11 +179,17 @@ def test_what_belongs_to_free_heads_may_be_no_number(name: str) -> None:
         scores, values = ~used[channels]
         assert scores.any()
         assert values.any()
+        rows = torch.cat([scores, scores, values])
         if module.in_proj_weight is None:
-            for weight, free in ((module.q_proj_weight, scores), (module.v_proj_weight, values)):
+            own = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+            for weight, free in zip(own, (scores, scores, values), strict=True):
                 weight[free] = torch.nan
-        elif isinstance(module.in_proj_weight, nn.Parameter):
-            module.in_proj_weight[torch.cat([scores, scores, values])] = torch.nan
+        elif isinstance(module.in_proj_weight, nn.Parameter):  # and not computed from others
+            module.in_proj_weight[rows] = torch.nan
+        if module.in_proj_bias is not None:
+            module.in_proj_bias[rows] = torch.nan
+        if module.bias_k is not None:
+            module.bias_k[..., scores], module.bias_v[..., values] = torch.nan, torch.inf
         module.out_proj.weight[:, values] = torch.inf
     assert torch.equal(logits(net, x, "a"), kept)
 
@@ -248,8 +259,10 @@ def test_one_unit_per_head_decides_on_all_that_belongs_to_it() -> None:
 
 
 def test_a_single_head_has_units_for_its_channels() -> None:
-    sizes = {group.name: group.size for group in attach("a head").units.groups}
+    units = attach("a head, keys and values of other widths").units
+    sizes = {group.name: group.size for group in units.groups}
     assert sizes["attention.scores"] == sizes["attention.values"] == WIDTH
+    assert units.roles["backbone.attention.bias_k"] is units.roles["backbone.attention.bias_v"] is Role.PER_UNIT
 
 
 @pytest.mark.parametrize("heads", [4, 1])
