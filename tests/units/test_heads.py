@@ -213,6 +213,36 @@ def test_a_task_is_extracted_with_its_heads_alone(name: str) -> None:
     assert all(small.summary.units[group] * 2 == small.summary.full_units[group] for group in inner)
 
 
+class Pair(nn.Module):
+    """Two attentions that have weights in common, and heads of their own."""
+
+    def __init__(self, common: str) -> None:
+        super().__init__()
+        self.first, self.second = fused()(), fused()()
+        setattr(self.second, common, getattr(self.first, common))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x, x, x)[0])
+        return self.second(x, x, x)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("common", ["in_proj_weight", "out_proj"])
+def test_attentions_with_weights_in_common_have_heads_of_their_own(common: str) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Tokens(Pair(common), encoder, WIDTH), torch.zeros(2, TOKENS, INPUTS))
+    names = [group.name for group in net.units.groups]
+    assert {"attention.first.heads", "attention.second.heads"} <= set(names)
+    x, _ = learn(net, "a")
+    kept = logits(net, x, "a")
+    learn(net, "b", 1)
+    assert torch.equal(logits(net, x, "a"), kept)
+    assert_poison_harmless(net, {"a": x})
+    small = net.extract("a", x)
+    assert not small.summary.whole
+    torch.testing.assert_close(small(x), kept, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["plain", "a head", "encoder layer"])
 def test_detached_it_is_what_it_was(name: str) -> None:
     x, backbone = torch.randn(3, TOKENS, INPUTS), build(name).eval()
