@@ -45,6 +45,7 @@ from hatrack.support.inputs import Inputs, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.units import UnitGraph, analyze, stray_parameters
 from hatrack.units.signatures import CallKey, Signature, key_of
+from hatrack.units.versions import HEADS_ALWAYS_ON
 
 __all__ = ["WeightMasking"]
 
@@ -405,7 +406,12 @@ class WeightMasking(Masking[WeightTask]):
     def analyze(self) -> UnitGraph:
         """Find the units of the backbone as it is now."""
         graph = analyze(
-            self.backbone, self.example(), prefix="backbone.", interface=self.interface, untrained=self.untrained
+            self.backbone,
+            self.example(),
+            prefix="backbone.",
+            rules=HEADS_ALWAYS_ON,  # no layer that can be widened writes or reads heads
+            interface=self.interface,
+            untrained=self.untrained,
         )
         self._widths = {group.name: group.size for group in graph.groups}
         if self.origin is None:

@@ -231,7 +231,8 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
         for read in trace.reads.values()
         if read.module == _RESULT or bool((table[read.labels] != ungated).any())
     )
-    groups = tuple(replace(group, readers=_readers_of(group, readers)) for group in groups)
+    heads = {name: table[labels] for name, labels in trace.heads.items()}
+    groups = tuple(replace(group, readers=_readers_of(group, readers, heads)) for group in groups)
     norms = untrained_norms(model, untrained)
     per_task = tuple(name for name in trace.per_task if name not in norms)
     uses, roles = _parameters(trace, model, table, ungated, prefix, per_task)
@@ -244,7 +245,7 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
         if name not in reached and roles[prefix + name] is Role.WHOLE
     )
     outputs = _outputs(trace, model, table)
-    return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, outputs, unused)
+    return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, outputs, unused, heads)
 
 
 def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
@@ -281,8 +282,10 @@ def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]
     return {name: calls[0] for name, calls in resolved.items() if all(torch.equal(each, calls[0]) for each in calls)}
 
 
-def _readers_of(group: Group, readers: tuple[Reader, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(reader.module for reader in readers if group.owns(reader.units).any()))
+def _readers_of(group: Group, readers: tuple[Reader, ...], heads: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the names of the layers that read a group; fused attention reads its own heads."""
+    places = [(reader.module, reader.units) for reader in readers]
+    return tuple(dict.fromkeys(name for name, units in [*places, *heads.items()] if group.owns(units).any()))
 
 
 def _parameters(
