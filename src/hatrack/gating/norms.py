@@ -8,7 +8,6 @@ are used as they are, in training as well, and all tasks share them.
 
 from __future__ import annotations
 
-import copy
 import enum
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from hatrack.gating.gates import ActiveTask
+from hatrack.support.copies import deep_copy
 
 __all__ = ["BatchNorms", "EvaluationSwitch", "TaskNormSwitch", "copy_of_norm", "keep_in_evaluation", "let_train"]
 
@@ -38,7 +38,7 @@ def copy_of_norm(norm: nn.Module) -> nn.Module:
     vars(bare).pop("forward", None)
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
         vars(bare)[name] = type(vars(norm)[name])()
-    twin = copy.deepcopy(bare)
+    twin = deep_copy(bare)
     for parameter in twin.parameters():
         parameter.requires_grad_(True)
     return twin

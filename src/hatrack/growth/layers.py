@@ -193,7 +193,7 @@ def measure_moments(values: Tensor) -> tuple[float, float]:
     origin = float(flat[0])
     total = squares = 0.0
     for part in torch.split(flat, _AT_ONCE if flat.device.type == "cpu" else 2**8 * _AT_ONCE):
-        part = part.double() - origin
+        part = part.to(torch.float64, copy=True).sub_(origin)
         total += float(part.sum())
         squares += float(torch.dot(part, part))
     offset = total / len(flat)

@@ -86,13 +86,14 @@ class UnitCalls:
         """Return a batch of a signature: zeros, and the example's integers among several inputs."""
         return self._example.batch(signature.size, device, signature.inputs)
 
-    def follow(self, found: Trace, x: Inputs, signature: Signature) -> Trace:
+    def follow(self, found: Trace, x: Inputs, signature: Signature, paths: dict[Way, Path] | None = None) -> Trace:
         """Return a trace extended by a labelled run of a copy of the backbone without gates.
 
         Args:
             found: trace of the runs so far.
             x: a batch.
             signature: its signature.
+            paths: table that the path on every way is added to.
         """
         scratch = scratch_without_gates(self._backbone)
         names = [name for name, _ in scratch.named_buffers() if name in self._moving]
@@ -106,6 +107,7 @@ class UnitCalls:
                 moving=names,
                 interface=self._interface,
                 untrained=self._untrained,
+                paths=paths,
                 **settings,
             )
 
@@ -160,10 +162,12 @@ class UnitCalls:
             UnsupportedError: no rule explains what the backbone does.
         """
         usual = self._signature(example, training=False, grad=False)
-        found = self.follow(Trace(), example, usual)
+        paths: dict[Way, Path] = {}
+        found = self.follow(Trace(), example, usual, paths)
         followed = {usual: None}
         self._copies = {}
-        paths = self._paths(example, usual, found.ways)
+        if not usual.single or usual.inference or len(found.ways) > 1:  # a copy is needed, or a run by itself
+            paths = self._paths(example, usual, found.ways)
         several, one = self._interface.several(example), self._interface.take(example, slice(1))
         kinds = ((several, False, False), (several, True, True), (one, False, False), (one, False, True))
         for x, training, grad in kinds:

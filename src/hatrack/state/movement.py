@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hatrack.support.copies import deep_copy
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 
@@ -129,12 +130,12 @@ class OwnBuffers(nn.Module):
 
 def scratch_of(module: ModuleT) -> ModuleT:
     """Copy a module to be run without a trace in the original; parameters are shared."""
-    return copy.deepcopy(module, {**{id(parameter): parameter for parameter in module.parameters()}, **_graphs(module)})
+    return deep_copy(module, {**{id(parameter): parameter for parameter in module.parameters()}, **_graphs(module)})
 
 
 def copy_of(module: ModuleT) -> ModuleT:
     """Copy a module with parameters of its own; what it keeps of a graph, which cannot be copied, is shared."""
-    return copy.deepcopy(module, _graphs(module))
+    return deep_copy(module, _graphs(module))
 
 
 def _graphs(module: nn.Module) -> dict[int, Any]:

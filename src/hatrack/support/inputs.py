@@ -36,16 +36,27 @@ arguments. Values may be nested in tuples, lists and mappings, and be None, numb
 
 _CONSTANTS = (bool, int, float, str, type(None))
 
+_LEAVES = frozenset([*_CONSTANTS, slice, torch.dtype, torch.device])
+"""Types that hold no tensors and are common: to ask whether they are mappings takes longer than all else."""
+
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings."""
+    """Return the tensors in nested tuples, lists and mappings."""
+    found: list[Tensor] = []
+    _collect(tree, found)
+    return iter(found)
+
+
+def _collect(tree: Any, found: list[Tensor]) -> None:
+    """Append the tensors among nested values to a list; nested generators would take several times as long."""
     if isinstance(tree, Tensor):
-        yield tree
+        found.append(tree)
     elif isinstance(tree, (tuple, list)):
         for branch in tree:
-            yield from tensors_in(branch)
-    elif isinstance(tree, Mapping):
-        yield from tensors_in(list(tree.values()))
+            _collect(branch, found)
+    elif type(tree) not in _LEAVES and isinstance(tree, Mapping):
+        for branch in list(tree.values()):
+            _collect(branch, found)
 
 
 def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED, is_constant
 from hatrack.units.decisions import MOST_WAYS, Decisions, Way
 from hatrack.units.graph import Group, ParameterUse, Reader, Role, UnitGraph
+from hatrack.units.paths import Path, PathRecord
 from hatrack.units.rules import RuleBook
 from hatrack.units.run import labelled_run, united
 from hatrack.units.trace import Call, Rule, Trace
@@ -87,6 +88,7 @@ def follow(
     moving: Sequence[str] = (),
     interface: Interface = PLAIN,
     untrained: Collection[str] = (),
+    paths: dict[Way, Path] | None = None,
 ) -> Trace:
     """Run a network for an input of another shape or in another mode, and add the findings to earlier ones.
 
@@ -101,6 +103,7 @@ def follow(
         moving: names of buffers that have other values at other times.
         interface: as for :func:`analyze`.
         untrained: names of untrained parameters.
+        paths: table that the path on every way is added to, of the model in the state that earlier ways have left.
 
     Returns:
         The findings of all runs together.
@@ -121,7 +124,8 @@ def follow(
         decisions, trace = Decisions(ways.pop()), Trace(untrained=frozenset(untrained))
         if gate_inputs:
             _open_inputs(trace, example_input)
-        features = labelled_run(model, example_input, trace, book, interface, training, grad, moving, decisions)
+        record = None if paths is None else PathRecord(model, example_input)
+        features = labelled_run(model, example_input, trace, book, interface, training, grad, moving, decisions, record)
         ways += decisions.alternatives()
         followed += 1
         if ways and followed == MOST_WAYS and decisions.refusal is not None:
@@ -130,7 +134,10 @@ def follow(
             axis = interface.axis_of(features)
             _require_units_along(trace.labels(features), axis)
             trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
-            trace.ways[tuple(decisions.seen)] = None
+            way = tuple(decisions.seen)
+            trace.ways[way] = None
+            if paths is not None and record is not None:
+                paths[way] = record.path(interface.samples(example_input), way)
             found = found.united_with(trace) if found.coupling.producers else trace.without_values()
     with_untrained_ungated(found, model, untrained)  # which refuses what no rule explains
     return found
@@ -217,9 +224,8 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
         untrained: names of its untrained parameters, whose units belong to no group.
     """
     trace = with_untrained_ungated(trace, model, untrained)
-    positions, groups = _number_units(trace)
+    table, groups = _number_units(trace)
     ungated = sum(group.size for group in groups)
-    table = torch.tensor([ungated if p is None else p for p in positions])
     readers = tuple(
         Reader(
             FEATURES if read.module == _RESULT else read.module,
@@ -248,28 +254,58 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
     return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, outputs, unused, heads)
 
 
-def _number_units(trace: Trace) -> tuple[list[int | None], tuple[Group, ...]]:
-    """Return the position in the embedding of every label, and the groups: units of the same producers."""
-    coupling = trace.coupling
-    roots = [coupling.root(label) for label in range(1 + sum(p.count for p in coupling.producers))]
-    labels_of: dict[int, list[str]] = {}  # for each root the producers of the labels it stands for
-    for producer in coupling.producers:
-        for root in roots[producer.start : producer.start + producer.count]:
-            if root != UNGATED:
-                labels_of.setdefault(root, []).append(producer.name)
+def _number_units(trace: Trace) -> tuple[Tensor, tuple[Group, ...]]:
+    """Number units, group by group.
+
+    Returns:
+        The position in the embedding of every label, the number of units for labels without one; and the groups.
+    """
+    producers = trace.coupling.producers
+    roots = trace.coupling.roots(torch.arange(1 + sum(producer.count for producer in producers)))
+    members = _group_units(trace, roots)
+    numbered = torch.tensor([root for units in members.values() for root in units], dtype=torch.int64)
+    sizes = torch.tensor([len(units) for units in members.values()], dtype=torch.int64)
+    positions, group_of = torch.full((len(roots),), len(numbered)), torch.full((len(roots),), len(sizes))
+    positions[numbered] = torch.arange(len(numbered))
+    group_of[numbered] = torch.arange(len(sizes)).repeat_interleave(sizes)
+    index = {name: number for number, name in enumerate(dict.fromkeys(producer.name for producer in producers))}
+    made = [torch.full((producer.count,), index[producer.name]) for producer in producers]
+    places = group_of[roots[1:]] * len(index) + torch.cat([roots[:0], *made])
+    outputs = torch.bincount(places, minlength=(len(sizes) + 1) * len(index)).view(len(sizes) + 1, len(index))
+    groups, start = [], 0
+    for (names, units), each in zip(members.items(), outputs.tolist(), strict=False):  # the last is that of no group
+        groups.append(Group("+".join(names), start, len(units), (), max(each)))
+        start += len(units)
+    return positions[roots], tuple(groups)
+
+
+def _group_units(trace: Trace, roots: Tensor) -> dict[tuple[str, ...], list[int]]:
+    """Return the groups of units, in their order: the names of the producers of each, and its units by their roots.
+
+    A loop over the labels of a large network would take as long as a forward pass; there is one over its units alone.
+
+    Args:
+        trace: findings of all runs.
+        roots: the root of every label.
+    """
+    producers = trace.coupling.producers
+    makers = torch.arange(len(producers)).repeat_interleave(torch.tensor([each.count for each in producers]).long())
+    pairs = torch.unique((roots[1:] * len(producers) + makers)[roots[1:] != UNGATED])  # of a root and a producer
+    owners, counts = torch.unique_consecutive(pairs // max(len(producers), 1), return_counts=True)
+    remaining = iter((pairs % max(len(producers), 1)).tolist())
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for root, count in zip(owners.tolist(), counts.tolist(), strict=True):
+        kinds.setdefault(tuple(islice(remaining, count)), []).append(root)
+    read = torch.zeros(len(roots), dtype=torch.bool)
+    read[roots[torch.cat([roots[:0], *(each.labels.flatten() for each in trace.reads.values())])]] = True
     members: dict[tuple[str, ...], list[int]] = {}
-    read = {int(label) for each in trace.reads.values() for label in coupling.roots(each.labels).tolist()}
-    for root, producers in labels_of.items():
-        if root not in read and all(name in trace.by_themselves for name in producers):
-            continue  # entries of parameters that no run has reached
-        members.setdefault(tuple(dict.fromkeys(producers)), []).append(root)
-    position_of: dict[int, int] = {}
-    groups = []
-    for names, roots_of_group in members.items():
-        outputs = max(Counter(producer for root in roots_of_group for producer in labels_of[root]).values())
-        groups.append(Group("+".join(names), len(position_of), len(roots_of_group), (), outputs))
-        position_of.update({root: len(position_of) + i for i, root in enumerate(roots_of_group)})
-    return [position_of.get(root) if label else None for label, root in enumerate(roots)], tuple(groups)
+    for numbers, units in kinds.items():
+        names = tuple(dict.fromkeys(producers[number].name for number in numbers))
+        if all(name in trace.by_themselves for name in names):  # entries of parameters, perhaps of no use so far
+            units = [root for root in units if read[root]]
+        members.setdefault(names, []).extend(units)
+    in_order = sorted((sorted(units), names) for names, units in members.items() if units)
+    return {names: units for units, names in in_order}
 
 
 def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]:

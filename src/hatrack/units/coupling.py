@@ -25,6 +25,9 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 UNGATED = 0
 """The label of positions that belong to no unit."""
 
+_MANY = 10_000
+"""Number of labels from which on it pays to find out that they are repeated."""
+
 
 def _unobserved(function: FunctionT) -> FunctionT:
     """Decorate a function of labels so that a labelled run, which sees all that torch computes, does not see it.
@@ -65,6 +68,20 @@ def compact(labels: Tensor) -> Tensor:
     return labels if shape == list(labels.shape) else labels.as_strided(shape, strides, labels.storage_offset())
 
 
+def _repeated(labels: Tensor) -> Tensor:
+    """Return labels without memory for axes that merely repeat them, as tokens do once their channels are coupled.
+
+    Finding that out costs as much as one computation with them, and all later ones then cost next to nothing.
+    """
+    if labels.numel() < _MANY:
+        return labels
+    for axis, size in enumerate(labels.shape):
+        first = labels.narrow(axis, 0, 1)
+        if size > 1 and torch.equal(first, labels.narrow(axis, 1, 1)) and bool((labels == first).all()):
+            labels = first
+    return labels
+
+
 @_unobserved
 def touches_units(labels: Tensor) -> bool:
     """Return whether any position belongs to a unit."""
@@ -100,7 +117,6 @@ class Coupling:
 
     def __init__(self) -> None:
         self._parent = array("q", [UNGATED])  # an array, which becomes a tensor a hundred times as fast as a list
-        self._roots: Tensor | None = None  # of all labels, as long as nothing new is coupled
         self.producers: list[Producer] = []
 
     def open_units(self, name: str, count: int) -> Tensor:
@@ -115,7 +131,6 @@ class Coupling:
         """
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
-        self._roots = None
         self.producers.append(Producer(name, start, count))
         return torch.arange(start, start + count)
 
@@ -199,8 +214,7 @@ class Coupling:
     @_unobserved
     def pin(self, labels: Tensor) -> None:
         """Make units always-on: every task uses them, as it uses what belongs to no unit."""
-        for label in torch.unique(compact(labels)).tolist():
-            self._point(UNGATED, self.root(label))
+        self._parents()[self._roots(torch.unique(compact(labels)))] = UNGATED
 
     def _unite(self, ones: Tensor, others: Tensor) -> None:
         """Couple units pair by pair, int64 ``(n,)`` each: the smallest label stands for all.
@@ -208,34 +222,32 @@ class Coupling:
         All pairs at once, since a loop over those of a large network takes longer than a forward pass.
         """
         while True:
-            ones, others = self._all_roots()[ones], self._all_roots()[others]
+            ones, others = self._roots(ones), self._roots(others)
             apart = ones != others
             if not apart.any():
                 return
             ones, others = ones[apart], others[apart]
             low, high = torch.minimum(ones, others), torch.maximum(ones, others)
-            parent = torch.frombuffer(self._parent, dtype=torch.int64)  # which shares its memory
-            parent.scatter_reduce_(0, high, low, "amin")
-            self._roots = None
-
-    def _point(self, root: int, other: int) -> None:
-        """Let one root stand for what the other stood for."""
-        if root != other:
-            self._parent[other] = root
-            self._roots = None
+            self._parents().scatter_reduce_(0, high, low, "amin")
 
     @_unobserved
     def roots(self, labels: Tensor) -> Tensor:
         """Replace labels by those that stand for all coupled with them; always-on units become "no unit"."""
-        return self._all_roots()[compact(labels)].expand(labels.shape)
+        return _repeated(self._roots(compact(labels))).expand(labels.shape)
 
-    def _all_roots(self) -> Tensor:
-        """Return the root of every label, int64."""
-        if self._roots is None:
-            self._roots = torch.frombuffer(self._parent, dtype=torch.int64).clone()
-            while not torch.equal(further := self._roots[self._roots], self._roots):
-                self._roots = further
-        return self._roots
+    def _roots(self, labels: Tensor) -> Tensor:
+        """Return the roots of labels, and let these refer to them at once from now on."""
+        parents = self._parents()
+        found = first = parents[labels]
+        while not torch.equal(further := parents[found], found):
+            found = further
+        if found is not first:
+            parents[labels] = found
+        return found
+
+    def _parents(self) -> Tensor:
+        """Return the labels that labels refer to, int64: a view of the array, which cannot grow while it is there."""
+        return torch.frombuffer(self._parent, dtype=torch.int64)
 
     @_unobserved
     def along(self, labels: Tensor, axis: int) -> Tensor:

@@ -22,9 +22,9 @@ from hatrack.support.inputs import Inputs, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import words
 from hatrack.units.decisions import Decisions, Way, reads_truth
-from hatrack.units.run import FACTS, function_name
+from hatrack.units.functions import FACTS, FunctionNames
 
-__all__ = ["Path", "path_of", "stray_parameters"]
+__all__ = ["Path", "PathRecord", "path_of", "stray_parameters"]
 
 _COUNTING = words(
     """
@@ -77,43 +77,65 @@ class Path:
         return counts and mine * other.samples == its * self.samples
 
 
-class _Recorder(TorchFunctionMode):
-    """Recorder of the calls of modules and functions, with their arguments."""
+class PathRecord:
+    """Record of the calls of modules and functions while a network runs, from which its path is made.
 
-    def __init__(self, model: nn.Module, x: Inputs, way: Way = ()) -> None:
-        super().__init__()
-        self.decisions = Decisions(way)
+    Args:
+        model: the network.
+        x: the batch that it runs on.
+
+    Attributes:
+        others: parameters that it has computed with and does not own.
+    """
+
+    def __init__(self, model: nn.Module, x: Inputs) -> None:
         self._named = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         inputs = list(tensors_in(x))
         self._named.update(
             {id(each): f"the input {number}" if number else "the input" for number, each in enumerate(inputs)}
         )
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self.calls: list[_Call] = []
-        self.others: list[nn.Parameter] = []  # parameters that are not the model's
+        self._calls: list[_Call] = []
+        self.others: list[nn.Parameter] = []
 
     def enter(self, name: str, *_: Any) -> None:
         """Record the call of a module: gates stand before modules, also where two of them compute the same."""
-        self.calls.append((f"module {name}", (), ()))
+        self._calls.append((f"module {name}", (), ()))
 
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = function_name(func)
-        if name.rpartition(".")[2] in FACTS or _counts_batches(name, args):
-            return func(*args, **kwargs)
+    def call(self, name: str, own: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+        """Record the call of a function before it is made.
+
+        Args:
+            name: the full name of the function.
+            own: the last part of that.
+            args: positional arguments.
+            kwargs: keyword arguments.
+
+        Returns:
+            The number of the call, for :meth:`result`; None where it is no part of a path.
+        """
+        if own in FACTS or _counts_batches(name, args):
+            return None
         given = list(tensors_in((args, kwargs)))
         self.others += [p for p in given if isinstance(p, nn.Parameter) and id(p) not in self._named]
-        number = len(self.calls)
         flags = not name.endswith(_FLAGGED)
         said = _without_dropout(args, kwargs) if name.endswith(_ATTENTION) else (args, kwargs)
-        self.calls.append((name, tuple(map(self._source_of, given)), tuple(_settings(said, flags))))
-        output = func(*args, **kwargs)
-        if reads_truth(name.rpartition(".")[2], args):
-            return self.decisions.take(output)
-        self._made.update({id(value): (weakref.ref(value), number) for value in tensors_in(output)})
-        return output
+        self._calls.append((name, tuple(map(self._source_of, given)), tuple(_settings(said, flags))))
+        return len(self._calls) - 1
+
+    def result(self, number: int | None, output: Any) -> None:
+        """Record the result of a call, from its number."""
+        if number is not None:
+            self._made.update({id(value): (weakref.ref(value), number) for value in tensors_in(output)})
+
+    def path(self, samples: int, way: Way) -> Path:
+        """Return the path that was taken.
+
+        Args:
+            samples: number of samples of the batch.
+            way: outcomes of all truth values of tensors that were read.
+        """
+        return Path(samples, tuple(self._calls), way)
 
     def _source_of(self, value: Tensor) -> str | int:
         """Return the origin of a value: a name in the model, the input, the number of a call, or a digest."""
@@ -121,6 +143,27 @@ class _Recorder(TorchFunctionMode):
         if reference is not None and reference() is value:
             return number
         return self._named.get(id(value)) or _digest(value)
+
+
+class _Recorder(TorchFunctionMode):
+    """Observer of the calls of functions, for a record."""
+
+    def __init__(self, record: PathRecord, way: Way = ()) -> None:
+        super().__init__()
+        self.decisions = Decisions(way)
+        self._record, self._names = record, FunctionNames()
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, own = self._names.of(func)
+        number = self._record.call(name, own, args, kwargs)
+        output = func(*args, **kwargs)
+        if reads_truth(own, args):
+            return self.decisions.take(output)
+        self._record.result(number, output)
+        return output
 
 
 @torch.no_grad()
@@ -172,13 +215,14 @@ def path_of(model: nn.Module, x: Inputs, training: bool, interface: Interface = 
         way: outcomes of the first truth values of tensors that are read; others are as values have it.
     """
     model.train(training)
-    recorder = _Recorder(model, x, way)
+    record = PathRecord(model, x)
+    recorder = _Recorder(record, way)
     with ExitStack() as hooks:
         for name, module in model.named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(partial(recorder.enter, name), prepend=True))
+            hooks.enter_context(module.register_forward_pre_hook(partial(record.enter, name), prepend=True))
         with recorder:
             interface.run(model, x)
-    return Path(interface.samples(x), tuple(recorder.calls), tuple(recorder.decisions.seen))
+    return record.path(interface.samples(x), tuple(recorder.decisions.seen))
 
 
 def stray_parameters(model: nn.Module, x: Inputs, interface: Interface = PLAIN) -> list[nn.Parameter]:
@@ -189,7 +233,7 @@ def stray_parameters(model: nn.Module, x: Inputs, interface: Interface = PLAIN) 
         x: a batch.
         interface: how the network is called, and what of its result are its features.
     """
-    recorder = _Recorder(model, x)
-    with recorder:
+    record = PathRecord(model, x)
+    with _Recorder(record):
         interface.run(model, x)
-    return recorder.others
+    return record.others

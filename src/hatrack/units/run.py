@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
-from hatrack.state.tryouts import memory_of
 from hatrack.support.inputs import Inputs, has_shape, kind_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
-from hatrack.support.names import words
+from hatrack.support.observers import unobserved_by
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
+from hatrack.units.functions import FACTS, QUESTIONS, FunctionNames, named_as_in_torch
 from hatrack.units.graph import OUTPUT
+from hatrack.units.one_path import OnePath
+from hatrack.units.paths import PathRecord
 from hatrack.units.rules import RuleBook, takes_parameters
 from hatrack.units.rules.elementwise import CONSTANTS
 from hatrack.units.rules.functional import keeps_zeros
@@ -32,9 +35,10 @@ from hatrack.units.rules.registry import TURNING, takes_turned_parameters
 from hatrack.units.rules.reshaping import CHOOSING
 from hatrack.units.sources import Argument
 from hatrack.units.trace import Call, Rule, Trace
-from hatrack.units.values import READING, READING_SETTINGS, Memory, checks_values, chosen_axes, reads_values, written_by
+from hatrack.units.values import READING, chosen_axes, written_by
+from hatrack.units.views import Views
 
-__all__ = ["FACTS", "function_name", "labelled_run", "united"]
+__all__ = ["labelled_run", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
 _LOOKING_UP = frozenset([F.embedding, F.embedding_bag])
@@ -45,17 +49,6 @@ _NAMES_OF_CONSTANTS = frozenset(function.__name__ for function in CONSTANTS)
 
 _GATED = (nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.LocalResponseNorm)
 """Modules of torch that are followed as modules of the user's are, and mix what they are given: gates can be there."""
-
-FACTS = words(
-    """
-    size dim shape dtype device ndim numel nelement stride layout names itemsize element_size get_device output_nr
-    __len__ is_cuda is_cpu is_mps is_xpu is_leaf is_contiguous is_floating_point is_complex is_signed is_sparse
-    is_sparse_csr is_quantized is_meta is_nested is_inference _is_view _version requires_grad requires_grad_ grad _grad
-    grad_fn _grad_fn retain_grad retains_grad register_hook register_post_accumulate_grad_hook _backward_hooks
-    _post_accumulate_grad_hooks
-    """
-)
-"""Names of functions that ask about a tensor and not about its values; they say nothing about units."""
 
 CHANGED_IN_PLACE = (
     "it changes a value in place that has the same memory as another one, and puts units where there were none; "
@@ -68,12 +61,6 @@ STRAY = (
 )
 """Reason for refusing parameters that a network does not own, with the remedy."""
 
-PATH_OF_VALUES = (
-    "which computations follow would depend on values of the input or of units, or of a buffer that moves, and only "
-    "those of the example were seen; choose with torch.where or masks, or vouch that every path uses the same layers "
-    "in the same way: "
-)
-
 
 def labelled_run(
     model: nn.Module,
@@ -85,6 +72,7 @@ def labelled_run(
     grad: bool = False,
     moving: Sequence[str] = (),
     decisions: Decisions | None = None,
+    record: PathRecord | None = None,
 ) -> Tensor | None:
     """Run a model once, in evaluation or training mode, and record what happens in a trace.
 
@@ -98,6 +86,7 @@ def labelled_run(
         grad: run with gradients.
         moving: names of buffers that have other values at other times.
         decisions: outcomes of truth values that are read of the input; None lets all be as they are.
+        record: record of the path that the model takes, which is added to; None for none.
 
     Returns:
         The features; None if decisions were given on which the model raises an error on purpose.
@@ -108,14 +97,13 @@ def labelled_run(
         InputError: the model cannot run on the example.
     """
     decisions = Decisions() if decisions is None else decisions
-    run = _LabelledRun(model, trace, rules, decisions)
-    witness = _Witness(run, trace)
+    run = _LabelledRun(model, trace, rules, decisions, record)
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
-            with witness, run, run.modules_announced():
-                run.follow_values_of(example_input, of_weights=False)
-                run.follow_values_of([model.get_buffer(name) for name in moving])
+            with run.witness, run, run.modules_announced():
+                run.one_path.follow(example_input, of_weights=False)
+                run.one_path.follow([model.get_buffer(name) for name in moving])
                 features = interface.run(model, example_input)
     except Exception as error:
         if decisions.given and decisions.ended_with(error):
@@ -169,103 +157,42 @@ def _runs_by_itself(model: nn.Module, example_input: Inputs, interface: Interfac
 class _LabelledRun(TorchFunctionMode):
     """Observer of every function call of the model, and of every call of a module."""
 
-    def __init__(self, model: nn.Module, trace: Trace, rules: RuleBook, decisions: Decisions) -> None:
+    def __init__(
+        self, model: nn.Module, trace: Trace, rules: RuleBook, decisions: Decisions, record: PathRecord | None
+    ) -> None:
         super().__init__()
         self._trace = trace
         self._decisions = decisions
-        self._is_deciding = self._is_in_hook = False
+        self._record = record
+        self._is_in_hook = False  # of this run, whose computations are not the network's
+        self._names = FunctionNames()
         self._model = model
         self._rules = rules
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
         self._depth = 0  # of modules with a rule that are being called: what happens inside them is theirs
         self._functions: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []  # being called, innermost last
         self.is_explaining = False  # that is, computing with labels, of which nothing is to be followed
+        self.is_computing = False  # at torch's lowest level, as the witness sees it
         self.refusals: list[UnsupportedError] = []  # raised when the run is over, so that all of them are reported
         trace.parameters.update(self._parameters)
         trace.buffers.update(map(id, model.buffers()))
+        self.witness = _Witness(self, trace)
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
-        self._variable = trace.variable
-        self._of_weights = Memory()  # what depends on weights, or on state that moves, and not on the input alone
-        self._views: dict[int, list[Tensor]] = {}  # what has the same memory as another value, by that
-        self.follow_values_of(list(model.parameters()))
+        self._views = Views(trace)
+        self.one_path = OnePath(model, self._inside, trace, rules, decisions)
+        self.one_path.follow(list(model.parameters()))
 
-    def follow_values_of(self, value: Any, of_weights: bool = True) -> None:
-        """Record that tensors have other values for other inputs, and whether for other weights, too."""
-        tensors = list(tensors_in(value))
-        self._variable.add(tensors)
-        if of_weights:
-            self._of_weights.add(tensors)
-
-    def depends_on_weights(self, value: Tensor) -> bool:
-        """Return whether a tensor has other values for other weights, such as those of a unit."""
-        return value in self._of_weights or self._trace.is_gated(value)
-
-    def is_variable(self, value: Tensor) -> bool:
-        """Return whether a tensor has other values for other inputs, or for other weights."""
-        return value in self._variable or self._trace.is_gated(value)
-
-    def why_not_read(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
+    def why_not_computed(self, operation: Any, values: list[Tensor]) -> UnsupportedError | None:
         """Return the refusal of an operation of torch's lowest level if it reads values and must not; else None."""
-        if self._is_deciding:
+        if self._depth:
             return None
-        if self._depth or not reads_values(operation) or not any(map(self.is_variable, values)) or self._is_vouched():
-            return None
-        func, args, kwargs = self._functions[-1] if self._functions else (operation, tuple(values), {})
-        name = function_name(func) if self._functions else str(operation)
-        if checks_values(name, args, kwargs):
-            return None
-        if name.rpartition(".")[2] in ("__getitem__", "__setitem__") and len(args) > 1:
-            rows = [index for index, _ in chosen_axes(args[1], args[0].dim())]
-            if any(value is index for value in values for index in rows):
-                return None  # any row may be chosen, which has a rule
-        return self._path_refused(Call(func, name, args, kwargs, None))
-
-    def _require_one_path(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse functions that read values, outside of modules that are vouched for."""
-        own = function_name(func).rpartition(".")[2]
-        tensors = list(tensors_in((args, kwargs)))
-        reads = own in READING or (own == "where" and len(args) + len(kwargs) == 1)
-        if own == "__getitem__" and len(args) > 1:
-            tensors = [index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8)]
-            reads = bool(tensors)
-        if own in READING_SETTINGS:
-            tensors = list(tensors_in((args[1:], {key: value for key, value in kwargs.items() if key != "input"})))
-            reads = True
-        if reads and any(map(self.is_variable, tensors)) and not self._is_vouched():
-            self.refusals.append(self._path_refused(Call(func, function_name(func), args, kwargs, None)))
-
-    def _may_decide(self, func: Any, args: tuple[Any, ...]) -> bool:
-        """Return whether a function reads a truth value that depends on the input, and on nothing else."""
-        return (
-            reads_truth(function_name(func).rpartition(".")[2], args)
-            and self.is_variable(args[0])
-            and not self.depends_on_weights(args[0])
-            and not self._is_vouched()
-        )
-
-    def _decide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Return the outcome of a decision in this run."""
-        self._is_deciding = True
-        try:
-            natural = bool(func(*args, **kwargs))
-        finally:
-            self._is_deciding = False
-        return self._decisions.take(natural, self._path_refused(Call(func, function_name(func), args, kwargs, None)))
-
-    def _is_vouched(self) -> bool:
-        return any(map(self._rules.vouches_for, [self._model, *(module for _, module in self._inside)]))
-
-    def _path_refused(self, call: Call) -> UnsupportedError:
-        name, module = self._inside[-1] if self._inside else ("", self._model)
-        target = repr(name) if name else type(module).__name__
-        remedy = f"rules={{{target}: hatrack.units.same_on_every_path()}}"
-        return self._trace.refuse(call, f"{PATH_OF_VALUES}{remedy}")
+        return self.one_path.why_not_computed(operation, values, self._functions[-1] if self._functions else None)
 
     @property
     def is_following(self) -> bool:
-        """Return whether torch is computing a call that the run sees."""
-        return bool(self._depth or self._functions)
+        """Return whether torch is computing a call that the run sees, or for the run itself."""
+        return bool(self._depth or self._functions or self._is_in_hook)
 
     @contextmanager
     def modules_announced(self) -> Iterator[None]:
@@ -279,13 +206,22 @@ class _LabelledRun(TorchFunctionMode):
                 )
                 hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
+                if self._record is not None:
+                    record = partial(self._record_module, self._record, name)
+                    hooks.enter_context(module.register_forward_pre_hook(record, prepend=True))
             yield
+
+    def _record_module(self, record: PathRecord, name: str, *_: Any) -> None:
+        """Record the call of a module, unless the run itself makes it, as of a parametrization; a forward pre-hook."""
+        if not (self._is_in_hook or self.is_explaining):
+            record.enter(name)
 
     def _unseen(self, hook: Callable[..., None], *args: Any) -> None:
         """Call a hook whose own computations, such as those of labels, are not the network's."""
         outer, self._is_in_hook = self._is_in_hook, True
         try:
-            hook(*args)
+            with unobserved_by(self, self.witness):
+                hook(*args)
         finally:
             self._is_in_hook = outer
 
@@ -316,7 +252,7 @@ class _LabelledRun(TorchFunctionMode):
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
         if self._depth == 1:
             self._explain(rule, call)
-            self.follow_values_of(call.output)
+            self.one_path.follow(call.output)
             self._note_result(call, known=True)
         self._depth -= 1
 
@@ -341,49 +277,66 @@ class _LabelledRun(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._is_in_hook:
+            return func(*args, **kwargs)
         self._functions.append((func, args, kwargs))
         try:
-            if not self._depth and self._may_decide(func, args):
-                return self._decide(func, args, kwargs)
-            if not self._depth:
-                self._require_one_path(func, args, kwargs)
-                self._pin_choices(func, args, kwargs)
-            sources, behind = (None, None) if self._depth else self._sources(args, kwargs)
-            cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(args, kwargs)
-            output = func(*args, **kwargs)
-            if not self._is_in_hook and reads_truth(function_name(func).rpartition(".")[2], args):
+            name, own = self._names.of(func)
+            record = None if self.is_computing else self._record  # which function that is was recorded, or cannot be
+            number = None if record is None else record.call(name, own, args, kwargs)
+            if self._depth or own in QUESTIONS:
+                output = func(*args, **kwargs)
+            elif self.one_path.may_decide(call := Call(func, name, args, kwargs, None)):
+                return self.one_path.decide(call)
+            else:
+                output = self._watched(call)
+            if reads_truth(own, args):
                 self._decisions.seen.append(output)
-            if not self._depth:
-                self._note_views((args, kwargs), output)
-                self._follow(func, args, kwargs, args[0] if func in _SETTING else output)
-                inputs = list(tensors_in((args, kwargs)))
-                if func not in _CONSTANTS and any(map(self.is_variable, inputs)):
-                    self.follow_values_of(output, any(map(self.depends_on_weights, inputs)))
-                for value in tensors_in(output):
-                    if self._trace.is_gated(value):
-                        self._trace.sources.remember(value, sources, cleared)
-                        self._trace.sources.remember_behind(value, behind)
+            elif record is not None:
+                record.result(number, output)
         finally:
             self._functions.pop()
         return output
 
-    def _pin_choices(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _watched(self, call: Call) -> Any:
+        """Make a call of a function that no module with a rule makes, explain it, and return its result."""
+        func, args, kwargs, inputs = call.target, call.args, call.kwargs, list(tensors_in((call.args, call.kwargs)))
+        with unobserved_by(self, self.witness):
+            refusal = self.one_path.why_not_called(call)
+            self.refusals += [] if refusal is None else [refusal]
+            self._pin_choices(call, inputs)
+            sources, behind = self._sources(inputs)
+            cleared = bool(sources) and keeps_zeros(func, args, kwargs) and self._are_cleared(inputs)
+        output = func(*args, **kwargs)
+        with unobserved_by(self, self.witness):
+            outputs = list(tensors_in(output))
+            self._views.note(inputs, outputs)
+            result = args[0] if func in _SETTING else output
+            self._follow(replace(call, kwargs=named_as_in_torch(func, kwargs), output=result), inputs)
+            if func not in _CONSTANTS and any(map(self.one_path.is_variable, inputs)):
+                self.one_path.follow(outputs, any(map(self.one_path.depends_on_weights, inputs)))
+            for value in outputs:
+                if self._trace.is_gated(value):
+                    self._trace.sources.remember(value, sources, cleared)
+                    self._trace.sources.remember_behind(value, behind)
+        return output
+
+    def _pin_choices(self, call: Call, inputs: Sequence[Tensor]) -> None:
         """Let all tasks use the units that indices were computed from."""
-        if func in CHOOSING:
-            for value in tensors_in((args, kwargs)):
-                picks = func in _LOOKING_UP or value is not (args[0] if args else kwargs.get("input"))
+        if call.target in CHOOSING:
+            chosen_from = call.argument(0, "input")
+            for value in inputs:
+                picks = call.target in _LOOKING_UP or value is not chosen_from
                 if picks and not value.is_floating_point() and value.dtype != torch.bool:
                     self._trace.coupling.pin(self._trace.labels(value))
 
-    def _sources(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[frozenset[Argument] | None, frozenset[Argument] | None]:
+    def _sources(self, inputs: Sequence[Tensor]) -> tuple[frozenset[Argument] | None, frozenset[Argument] | None]:
         """Return the arguments of modules that a result will come from, and those with results of modules, or None.
 
         Call this before a change in place.
         """
         found: list[set[Argument] | None] = [set(), set()]
-        for value in tensors_in((args, kwargs)):
+        for value in inputs:
             if isinstance(value, nn.Parameter) or id(value) in self._trace.turned:
                 return None, None
             if self._trace.is_gated(value):
@@ -397,16 +350,20 @@ class _LabelledRun(TorchFunctionMode):
         first, second = (None if each is None else frozenset(each) for each in found)
         return first, second
 
-    def _are_cleared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        values = (value for value in tensors_in((args, kwargs)) if value.is_floating_point())  # others are indices
+    def _are_cleared(self, inputs: Sequence[Tensor]) -> bool:
+        values = (value for value in inputs if value.is_floating_point())  # others are indices
         return all(self._trace.sources.is_cleared(value) for value in values)
 
-    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name = function_name(func)
-        if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and args[0] is args[1]):
+    def _follow(self, call: Call, inputs: Sequence[Tensor]) -> None:
+        """Explain the call of a function.
+
+        Args:
+            call: the call, with its arguments named as in torch.
+            inputs: the tensors that it was given, ``out=`` among them.
+        """
+        func, name = call.target, call.name
+        if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and call.args[0] is call.args[1]):
             return
-        call = Call(func, name, args, named_as_in_torch(func, kwargs), output)
-        inputs = list(tensors_in((args, kwargs)))
         if any(isinstance(value, nn.Parameter) and id(value) not in self._parameters for value in inputs):
             self.refusals.append(self._trace.refuse(call, STRAY))
         parameters = [value for value in inputs if id(value) in self._parameters or id(value) in self._trace.turned]
@@ -418,7 +375,7 @@ class _LabelledRun(TorchFunctionMode):
         if not parameters and not any(self._trace.is_gated(value) for value in inputs):
             return  # a function of the input and of constants belongs to no unit
         self._couple_rows_to_choose_from(call)
-        written = [value for value in tensors_in(output) if any(value is each for each in inputs)]
+        written = [value for value in tensors_in(call.output) if any(value is each for each in inputs)]
         before = [self._trace.labels(value) for value in written]
         rule = self._rules.for_function(func)
         if rule is None and name.rpartition(".")[2] in READING:
@@ -427,7 +384,7 @@ class _LabelledRun(TorchFunctionMode):
         self._explain(rule or probe, call, known, probe if self._rules.is_registered(func) else None)
         for value, labels in zip(written, before, strict=True):
             same = torch.equal(self._trace.coupling.roots(labels), self._trace.labels(value))
-            if not same and not self._write_to_views(value):
+            if not same and not self._views.write_to(value):
                 self.refusals.append(self._trace.refuse(call, CHANGED_IN_PLACE))
 
     def _turn(self, call: Call) -> bool:
@@ -440,29 +397,6 @@ class _LabelledRun(TorchFunctionMode):
         sizes = torch.empty([2 + axis for axis in range(len(order))], device="meta")
         moved = call.target(sizes, *settings, **call.kwargs).shape
         self._trace.turned[id(call.output)] = (call.output, parameter, tuple(order[size - 2] for size in moved))
-        return True
-
-    def _note_views(self, inputs: Any, output: Any) -> None:
-        """Record values that share memory with another one, and change when that is written to."""
-        given = {memory_of(value): value for value in tensors_in(inputs)}
-        for value in tensors_in(output):
-            if memory_of(value) in given and not any(value is each for each in tensors_in(inputs)):
-                views = self._views.setdefault(memory_of(value), [given[memory_of(value)]])
-                views += [each for each in (given[memory_of(value)], value) if not any(each is view for view in views)]
-
-    def _write_to_views(self, value: Tensor) -> bool:
-        """Label all values that have the same memory as one that was written to; return whether that can be done."""
-        others = [view for view in self._views.get(memory_of(value), ()) if view is not value]
-        if any(isinstance(view, nn.Parameter) or view.element_size() != value.element_size() for view in others):
-            return False
-        for view in others:
-            where, its = _places(value), _places(view)
-            written = torch.full((1 + max(int(each.max()) for each in (where, its) if each.numel()),), -1)
-            written[where.flatten()] = self._trace.labels(value).flatten()
-            labels = torch.where(written[its] < 0, self._trace.labels(view), written[its])
-            self._trace.remember(view, labels, always=True)
-            self._trace.sources.remember(view, None, cleared=False)
-            self._trace.sources.remember_behind(view, None)
         return True
 
     def _explain(self, rule: Rule, call: Call, always: bool = False, otherwise: Rule | None = None) -> None:
@@ -519,7 +453,7 @@ class _LabelledRun(TorchFunctionMode):
             axes = range(value.dim()) if axis is None else range(axis % value.dim(), axis % value.dim() + 1)
             chosen = [(call.argument(1, "indices"), axes)]
         for index, axes in chosen:
-            for axis in axes if self.is_variable(index) else ():
+            for axis in axes if self.one_path.is_variable(index) else ():
                 self._trace.coupling.merge(self._trace.labels(value), axis)
 
     def _reason(self, error: ProbeError) -> str:
@@ -549,7 +483,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, run: _LabelledRun, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._run = run
+        self._run = weakref.proxy(run)  # which refers to this: a cycle would keep all values of the run in memory
         self._trace = trace
         self._refused = False
 
@@ -561,7 +495,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         tensors = list(tensors_in((args, kwargs)))
         # Raised when the run is over: not every caller lets exceptions through.
-        refusal = self._run.why_not_read(func, tensors)
+        refusal = self._run.why_not_computed(func, tensors)
         unseen = not self._run.is_following and any(self._trace.is_gated(value) for value in tensors)
         if unseen and not self._refused:  # the first one alone, since the others follow from it
             call = Call(func, str(func), args, kwargs, None)
@@ -570,31 +504,13 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._refused = True
         if refusal is not None:
             self._run.refusals.append(refusal)
-        output = func(*args, **kwargs)
-        if any(map(self._run.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
-            of_weights = any(map(self._run.depends_on_weights, tensors))
-            self._run.follow_values_of([output, *written_by(func, args, kwargs)], of_weights)
+        outer, self._run.is_computing = self._run.is_computing, True
+        try:
+            output = func(*args, **kwargs)
+        finally:
+            self._run.is_computing = outer
+        one_path = self._run.one_path
+        if any(map(one_path.is_variable, tensors)) and func.overloadpacket.__name__ not in _NAMES_OF_CONSTANTS:
+            of_weights = any(map(one_path.depends_on_weights, tensors))
+            one_path.follow([output, *written_by(func, args, kwargs)], of_weights)
         return output
-
-
-def _places(value: Tensor) -> Tensor:
-    """Return the places of a value's entries in its memory."""
-    size = value.untyped_storage().nbytes() // value.element_size()
-    return torch.arange(size).as_strided(value.shape, value.stride(), value.storage_offset())
-
-
-def function_name(function: Any) -> str:
-    """Return the name of a function that torch can intercept."""
-    name: str = resolve_name(function) or getattr(function, "__name__", repr(function))
-    return name.removesuffix(".__get__")
-
-
-_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
-"""NumPy's names of arguments, which torch accepts in place of its own."""
-
-
-def named_as_in_torch(function: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Rename arguments as rules expect them, and drop ``out=``, which is the result and no operand."""
-    if isinstance(function, FunctionType):  # written in Python: its names are its own
-        return kwargs
-    return {_NUMPY.get(name, name): value for name, value in kwargs.items() if name != "out"}

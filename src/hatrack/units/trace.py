@@ -308,18 +308,23 @@ class Trace:
         """
         if not self.by_themselves:
             return False
-        every = self.coupling.roots(torch.arange(1 + sum(producer.count for producer in self.coupling.producers)))
-        alone = torch.ones(len(every), dtype=torch.bool)
-        entries = torch.zeros(len(every), dtype=torch.bool)
-        for own in self.by_themselves.values():
-            entries[own.flatten()] = True
-        alone[every[~entries]] = False
-        return bool(alone[self.coupling.roots(compact(labels))].any())
+        return not bool(self._met_by_layers()[self.coupling.roots(compact(labels))].all())
 
     def holds_entries_alone(self, labels: Tensor) -> bool:
         """Return whether all units among labels are entries of parameters that no layer's unit has met so far."""
         roots = self.coupling.roots(compact(labels))
-        return touches_units(roots) and all(self.holds_entries(root) for root in torch.unique(roots[roots != UNGATED]))
+        if not self.by_themselves or not touches_units(roots):
+            return False
+        return not bool(self._met_by_layers()[roots[roots != UNGATED]].any())
+
+    def _met_by_layers(self) -> Tensor:
+        """Return by root whether a layer's unit is among those that it stands for, booleans; True for no unit."""
+        entries = {int(labels.flatten()[0]) for labels in self.by_themselves.values()}
+        producers = [producer for producer in self.coupling.producers if producer.start not in entries]
+        ranges = [torch.arange(producer.start, producer.start + producer.count) for producer in producers]
+        met = torch.zeros(1 + sum(producer.count for producer in self.coupling.producers), dtype=torch.bool)
+        met[self.coupling.roots(torch.cat([torch.tensor([UNGATED]), *ranges]))] = True
+        return met
 
     def read_products(self, call: Call, values: list[tuple[Tensor, int]]) -> bool:
         """Read values that are multiplied and summed over an axis each, if else all units of one would become one.

@@ -70,6 +70,8 @@ def checks_values(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
 
 def written_by(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Yield the tensors that an operation of torch's lowest level writes to in place, ``out=`` included."""
+    if not operation._schema.is_mutable:
+        return
     for position, argument in enumerate(operation._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument.name))

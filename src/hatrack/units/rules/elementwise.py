@@ -99,12 +99,14 @@ def _is_broadcast(trace: Trace, one: Tensor, other: Tensor, shape: torch.Size) -
 
     Coupling would merge all of these into one; the unit that is broadcast is made always-on instead.
     """
+    if not touches_units(one):
+        return False
     alike = is_uniform(one)  # such as what was broadcast before, by expand
     widths = (1,) * (len(shape) - one.dim()) + tuple(one.shape)
     full = other.expand(shape)
     for axis, width in enumerate(widths):
         if (width == 1 or alike) and shape[axis] > 1 and trace.coupling.is_across(full, axis):
-            return touches_units(one)
+            return True
     return False
 
 

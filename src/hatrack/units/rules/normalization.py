@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.support.untrained import is_untrained_norm
-from hatrack.units.coupling import UNGATED, first_axis, is_constant
+from hatrack.units.coupling import UNGATED, compact, first_axis, is_constant
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
 
@@ -30,10 +30,10 @@ def batch_norm(trace: Trace, call: Call) -> Tensor:
     trace.per_task += [] if again else [call.name]
     labels = trace.labels(call.argument(0, "input"))
     if call.target.track_running_stats:
-        channels = labels.movedim(1, 0).flatten(1)
+        channels = compact(labels).movedim(1, 0).flatten(1)
         largest = channels.amax(dim=1)
         if bool(((channels == largest.unsqueeze(1)) | (channels == UNGATED)).all()):  # else a channel is several units
-            trace.pass_on(call, largest)
+            trace.pass_on(call, largest.expand(labels.shape[1]))
         return labels
     units = trace.coupling.along(labels, 1)  # statistics of the batch, which run over all that shares a channel
     trace.pass_on(call, units)
