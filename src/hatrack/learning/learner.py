@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import GuaranteeError, InputError, TrainingError
-from hatrack.learning.samples import Data, as_inputs, as_shape, converted, read_data
+from hatrack.learning.samples import Data, as_inputs, as_shape, converted, read_data, require_digits
 from hatrack.masks.calibration import Scorer
 from hatrack.methods import Setup
 from hatrack.methods.hat import HAT, HATSettings
@@ -221,7 +221,11 @@ class Learner:
         """
         if task in self.tasks:
             raise InputError(f"there is a task {task!r} already: forget({task!r}) first, or choose another name")
-        x, y = self._read(data, f"samples of {task!r}")
+        what = f"samples of {task!r}"
+        x, y = read_data(data, self._method.setup.interface.batch_axis, what)
+        if self._method.setup.interface.batch_axis == 0:
+            require_digits(x, self._method.setup.example_input, what)
+        x = self._accepted(x, what)
         interface = self._method.setup.interface
         first = interface.take(x, slice(1))
         weights = class_weights
@@ -253,11 +257,6 @@ class Learner:
             x, y = described.train.load()
             self.network.calibrate(task, self._on_device(x), y.to(method.setup.device))
         self.objectives[task] = described.objective
-
-    def _read(self, data: Data, what: str) -> tuple[Inputs, Tensor]:
-        """Return samples, of the example's types, and targets."""
-        x, y = read_data(data, self._method.setup.interface.batch_axis, what)
-        return self._accepted(x, what), y
 
     def _accepted(self, x: Any, what: str) -> Inputs:
         """Return samples as the network takes them.
@@ -356,7 +355,8 @@ class Learner:
             InputError: there is no such task, the targets are not its own, or it is to be recognised where not all
                 tasks are about classes.
         """
-        x, y = self._read(data, f"samples of {task!r}")
+        x, y = read_data(data, self._method.setup.interface.batch_axis, f"samples of {task!r}")
+        x = self._accepted(x, f"samples of {task!r}")
         objective = look_up("task", task, self.objectives)
         kind = _KINDS[type(objective)]
         targets = as_targets(y, kind, f"targets of {task!r}")

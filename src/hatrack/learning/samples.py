@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from hatrack.errors import InputError
 from hatrack.support.inputs import Inputs
 
-__all__ = ["Data", "as_inputs", "as_shape", "converted", "read_data", "read_targets"]
+__all__ = ["Data", "as_inputs", "as_shape", "converted", "read_data", "read_targets", "require_digits"]
 
 Data = Any
 """Samples and their targets, in one of these forms:
@@ -217,6 +217,41 @@ def _of_type(given: Tensor, dtype: torch.dtype, what: str) -> Tensor:
             "make the network with an example of their type"
         )
     return changed
+
+
+def require_digits(given: Inputs, example: Inputs, what: str) -> None:
+    """Check that what varies among samples is left in the types of an example: float32 has seven digits.
+
+    Args:
+        given: samples along their first axes, before they are converted.
+        example: an example of a batch.
+        what: name of the samples, for messages.
+
+    Raises:
+        InputError: a number varies in digits alone that float32 has not, such as a time in seconds since 1970.
+    """
+    if isinstance(given, Tensor) and isinstance(example, Tensor):
+        if example.dtype == torch.float32 and given.dtype in _WIDE and len(given) > 1:
+            wide = given.double()
+            largest, deviation = wide.abs().amax(0), wide.std(0)
+            varies = (wide.amax(0) > wide.amin(0)) & (deviation > 1e-13 * largest)  # else a trace of computing
+            worst = (varies & (deviation < 10 * torch.finfo(torch.float32).eps * largest)).nonzero()
+            if len(worst):
+                place = tuple(worst[0].tolist())
+                raise InputError(
+                    f"{what} vary by {float(deviation[place]):.3g} around {float(wide.mean(0)[place]):.6g} at "
+                    f"{list(place)}, of which float32 keeps too little: subtract what all samples have in common"
+                )
+    elif isinstance(given, Mapping) and isinstance(example, Mapping):
+        for key in given.keys() & example.keys():
+            require_digits(given[key], example[key], f"{what}[{key!r}]")
+    elif isinstance(given, (tuple, list)) and isinstance(example, (tuple, list)):
+        for index, (branch, like) in enumerate(zip(given, example, strict=False)):
+            require_digits(branch, like, f"{what}[{index}]")
+
+
+_WIDE = (torch.float64, torch.int64, torch.int32)
+"""Types with more digits than float32."""
 
 
 def read_data(data: Data, batch_axis: int, what: str = "samples") -> tuple[Inputs, Tensor]:
