@@ -45,7 +45,7 @@ class DataError(HatrackError):
     """A data file is missing, damaged, or not what its name says."""
 
 
-class UnfitDataError(DataError, InputError):
+class UnfitDataError(DataError):
     """Data is whole and not what was said about it: other settings, such as columns to leave out, make it fit."""
 
 

@@ -38,7 +38,7 @@ from hatrack.cli.options import (
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
 from hatrack.data import DATASETS
-from hatrack.errors import HatrackError, InputError, UnsupportedError
+from hatrack.errors import HatrackError, InputError, UnfitDataError, UnsupportedError
 from hatrack.experiments import EXPERIMENTS, RunRequest
 from hatrack.experiments.backbones import NETWORKS
 from hatrack.methods import METHODS
@@ -47,13 +47,16 @@ from hatrack.report.figures import FIGURES
 from hatrack.report.studies import STUDIES
 from hatrack.train.parallel import joined
 
-__all__ = ["DEMO_TITLES", "app", "main"]
+__all__ = ["DEMO_TITLES", "WRONG_INPUT", "app", "main"]
 
 DEMO_TITLES = {
     "sgd": "fine-tuning: new tasks overwrite the old ones",
     "hat": "hard attention: what is learned stays, to the bit",
 }
 """Titles of the two tables of the demo, by method."""
+
+WRONG_INPUT = (InputError, UnfitDataError, UnsupportedError)
+"""Errors by which a command ends with exit code 2: another command line, or other settings, would help."""
 
 app = App(
     name="hatrack",
@@ -194,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     except cyclopts.CycloptsError as error:
         return _fail(" ".join(str(error).split()).rstrip(".") + "; see hatrack --help", 2)
     except HatrackError as error:
-        return _fail(with_options(str(error)), 2 if isinstance(error, (InputError, UnsupportedError)) else 1)
+        return _fail(with_options(str(error)), 2 if isinstance(error, WRONG_INPUT) else 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
         return 1

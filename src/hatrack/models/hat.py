@@ -185,9 +185,9 @@ class HATNetwork(MaskedNetwork[UnitTask]):
                 another part, another task is not consolidated yet, or the embedding does not have a number in [−6, 6]
                 for every unit.
             UnsupportedError: the head gives other outputs from call to call.
-            GuaranteeError: layers or parameters of the backbone were replaced, or have another shape.
+            GuaranteeError: parameters or buffers have another shape than they had.
         """
-        self.protection.require_same_parts()
+        self.protection.require_same_shapes()
         own = self.tasks.require_addable(name, num_classes, head)
         require_usable_head(self, name, own)
         widening.grow_if_full(self, generator)
@@ -205,10 +205,10 @@ class HATNetwork(MaskedNetwork[UnitTask]):
 
         Raises:
             UnsupportedError: no rule explains what the backbone does with it, or it contradicts the tasks there are.
-            GuaranteeError: layers or parameters of the backbone were replaced, or have another shape.
+            GuaranteeError: parameters or buffers have another shape than they had.
         """
         self.masking.require_attached()
-        self.protection.require_same_parts()
+        self.protection.require_same_shapes()
         interface = self.masking.interface
         example_input = interface.accepted(example_input)
         for x in (interface.several(example_input), interface.take(example_input, slice(1))):

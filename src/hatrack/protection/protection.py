@@ -51,7 +51,7 @@ class Protection:
         self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by key of the part
         self._buffers: dict[str, list[tuple[Tensor, torch.Size]]] = {}  # frozen buffers with their shapes, likewise
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
-        self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self._require_same_shapes)
+        self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
 
     def _present_watch(self) -> VersionWatch:
@@ -184,9 +184,9 @@ class Protection:
                 "attached, and consolidated tasks would give other outputs; put back what was there (new values go "
                 "into the old parameters, as load_state_dict does), or detach() and attach the backbone anew"
             )
-        self._require_same_shapes(keys)
+        self.require_same_shapes(keys)
 
-    def _require_same_shapes(self, keys: Iterable[str] | None = None) -> None:
+    def require_same_shapes(self, keys: Iterable[str] | None = None) -> None:
         """Check that parameters and frozen buffers have the shapes that were recorded.
 
         Args:
@@ -278,7 +278,7 @@ class Protection:
         Raises:
             GuaranteeError: something that no copy is kept of has moved, or has another shape.
         """
-        self._require_same_shapes()
+        self.require_same_shapes()
         for tensor, record in self._plan.all():
             record.restore(tensor)
         untrained = {id(parameter) for parameter in self._plan.untrained}
