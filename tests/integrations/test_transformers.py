@@ -119,3 +119,24 @@ def test_a_learner_takes_what_a_tokenizer_gives(tmp_path: Path) -> None:
         assert of.predict({key: value.tolist() for key, value in x.items()}).tasks
     with pytest.raises(hatrack.InputError, match="lists have different lengths; pad them"):
         learner.predict({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1]]}, "a")
+
+
+def test_a_resized_table_of_embeddings_is_refused_and_can_be_cut_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(bert(), sentences(2, 0), features="pooler_output")
+    net.add_task("a", 2)
+    net.consolidate("a")
+    x = sentences(3, 1)
+    before = net.eval()(x, "a")
+    net.backbone.resize_token_embeddings(WORDS + 7, mean_resizing=False)
+    doors: tuple[Callable[[], Any], ...] = (
+        *(lambda: net(x, "a"), net.check, net.restore, lambda: net.save(tmp_path / "net.hat")),
+        *(lambda: net.add_task("b", 2), lambda: net.extract("a")),
+    )
+    for door in doors:
+        with pytest.raises(hatrack.GuaranteeError, match=r"embeddings\.word_embeddings"):
+            door()
+    table = net.backbone.get_parameter("embeddings.word_embeddings.weight")
+    table.data = table.data[:WORDS]
+    net.backbone.embeddings.word_embeddings.num_embeddings = WORDS
+    assert torch.equal(net(x, "a"), before)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hatrack.errors import InputError
-from hatrack.support.inputs import Inputs
+from hatrack.support.inputs import Inputs, require_dense
 
 __all__ = ["Data", "as_inputs", "as_shape", "converted", "read_data", "read_targets", "require_digits"]
 
@@ -71,6 +71,8 @@ def _nested(given: Any, what: str) -> Any:
         return _tensor_of_array(np.asanyarray(given), what, _TOKENIZE)
     if isinstance(given, np.generic):
         return given.item()
+    if isinstance(given, Tensor):
+        require_dense(given)
     if isinstance(given, (Tensor, bool, int, float, str, type(None))):
         return given
     raise InputError(

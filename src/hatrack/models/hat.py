@@ -18,6 +18,7 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
 from hatrack.masks.tasks import UnitTask
 from hatrack.models import widening
+from hatrack.models.attaching import explains_failure
 from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.own_heads import require_usable_head
@@ -96,6 +97,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     format = FORMAT
     masking: UnitMasking
 
+    @explains_failure
     @attaches_or_not
     def __init__(
         self,
