@@ -88,7 +88,13 @@ class Experiment:
         """
         options = StreamOptions(seed, data.validation, data.limit, data.weights)
         if self.own is not None:
-            return self.own.build(options, num_tasks=data.num_tasks, targets=data.choice, test_share=data.test_share)
+            return self.own.build(
+                options,
+                num_tasks=data.num_tasks,
+                targets=data.choice,
+                test_share=data.test_share,
+                delimiter=data.cell_delimiter,
+            )
         if data.about_own:
             names = " and ".join(data.about_own)
             raise InputError(f"{names}: the classes of {self.name} are what they are; this is for tasks of your own")
@@ -171,7 +177,7 @@ def own_experiment(sources: Sequence[Path]) -> Experiment:
         if isinstance(method[name], Mapping):
             look_up("method", name, METHODS)
     return Experiment(
-        name=own.name,
+        name=f"own-{own.name}" if own.name in EXPERIMENTS else own.name,
         description=f"{len(own.tasks)} tasks of one's own",
         source=", ".join(map(str, own.sources)),
         stream=own.name,

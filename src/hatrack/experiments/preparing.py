@@ -217,6 +217,8 @@ class Run:
         """Refuse to go on with a run that was made of other data."""
         assert self._earlier is not None
         if self._earlier.data != origins:
+            if (files := self._other_files()) is not None:
+                raise InputError(f"{self.request.out} holds a run on {files}; choose another folder (`out`)")
             there = [line for line in self._earlier.data if line not in origins]
             now = [line for line in origins if line not in self._earlier.data]
             remedy = "its files have changed since;" if self.request.sources else "give that data (`data_dir`), or"
@@ -224,6 +226,14 @@ class Run:
                 f"{self.request.out} holds a run on other data ({'; '.join(there)} there, {'; '.join(now)} now); "
                 f"{remedy} choose another folder (`out`)"
             )
+
+    def _other_files(self) -> str | None:
+        """Return whose files the folder's run and this one are made of, for a message; None where they are the same."""
+        assert self._earlier is not None
+        there, now = ({*self._earlier.sources}, {str(path.absolute()) for path in self.request.sources})
+        if there == now:
+            return None
+        return " and this one is on ".join(", ".join(sorted(each)) or "no files" for each in (there, now))
 
     def _require_same_run(self) -> None:
         """Refuse to go on with another run, or one that has forgotten a task."""
@@ -237,13 +247,18 @@ class Run:
                 f"in {request.out} {tasks} forgotten, so that this run is over; choose another folder (`out`)"
             )
         wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed}
+        if earlier.sources and request.sources:
+            del wanted["experiment"]  # named after its files, which are compared with their contents
         found = {key: getattr(earlier, key) for key in wanted} | earlier.config
         wanted |= self.config.flat()
         now = environment_of(request)
         for key in ("threads", "device", "processes"):
             found[key], wanted[key] = earlier.environment.get(key, 1), now.get(key, 1)
         if changes := changed(found, wanted):
-            raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder (`out`)")
+            on = "" if (files := self._other_files()) is None or not request.sources else f" on {files},"
+            raise InputError(
+                f"{request.out} holds a run{on} with other settings: {changes}; choose another folder (`out`)"
+            )
 
 
 class _ForeignFileError(CheckpointError):

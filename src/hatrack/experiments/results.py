@@ -16,6 +16,7 @@ from hatrack.experiments.metrics import average_score, forgetting
 from hatrack.objectives import ACCURACY, Metric, common_metric, objective_from_json
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.streams import Task
+from hatrack.streams.own.streams import UNNAMED
 from hatrack.train import EpochDone, Score
 
 __all__ = [
@@ -231,6 +232,7 @@ class RunResult:
             command = [f"num_tasks={config['num_tasks']}" if w.startswith("num_tasks=") else w for w in command]
         return replace(
             self,
+            experiment=self.experiment if sources == self.sources else UNNAMED,
             command=shlex.join(command),
             config=config,
             tasks=_left_out(self.tasks, index),

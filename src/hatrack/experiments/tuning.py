@@ -187,6 +187,8 @@ def _require_same(search: GridSearch, folder: Path) -> None:
     if not path.exists():
         return
     there, now = read_checked_json(path, SCHEMA, "search"), _identity(search)
+    if now["sources"] and there.get("sources"):
+        del now["experiment"]  # named after its files
     if changes := changed({key: there.get(key) for key in now}, now):
         raise InputError(f"{folder} holds another search: {changes}; choose another folder (`out`)")
 

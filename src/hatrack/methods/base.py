@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -12,11 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hatrack.errors import InputError
 from hatrack.objectives import Classification, MultiLabel, Objective, Regression, joined_loss
 from hatrack.protection.capacity import Capacity
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, seeded_generator
 from hatrack.support.heads import linear_head
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 
 __all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
@@ -38,13 +41,15 @@ class Setup:
 
     Attributes:
         build_backbone: makes the backbone with the seed's initial weights, afresh at every call.
-        input_shape: shape of one sample.
+        input_shape: shape of one sample; empty where there is an ``example``.
         seed: the run's seed, from which further randomness is derived.
         device: where to train.
         build_narrow: makes a copy of the backbone whose layers have a share of its units, above 0 and up to 1, with the
             initial weights of a seed; None where nobody knows how, as for a network of the user's own.
         classes: number of classes of every task to come, for methods whose parts are sized by how many they will be;
             empty where it is not known.
+        example: a batch of samples where they are more than one tensor of real numbers; None elsewhere.
+        interface: how the backbone is called with a batch, and what of its result the heads read.
     """
 
     build_backbone: Callable[[], nn.Module]
@@ -53,6 +58,18 @@ class Setup:
     device: torch.device
     build_narrow: Callable[[float, int], nn.Module] | None = None
     classes: tuple[int, ...] = ()
+    example: Inputs = None
+    interface: Interface = PLAIN
+
+    @property
+    def example_input(self) -> Inputs:
+        """Batch of samples as the backbone expects them: the example, or one sample of zeros."""
+        return torch.zeros(1, *self.input_shape) if self.example is None else self.example
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether samples are one tensor of real numbers, which the backbone maps to features ``(N, F)``."""
+        return self.example is None and self.interface == PLAIN
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """Make the generator, on the CPU, that draws for a purpose such as ``("head", task)`` with the run's seed."""
@@ -74,7 +91,7 @@ class Batch:
     """Samples to learn from.
 
     Attributes:
-        x: samples ``(N, *input_shape)``.
+        x: samples ``(N, *input_shape)``, or nested tensors.
         y: their targets: classes within their task, int64 ``(N,)``, or those of another objective; for several tasks
             of different kinds as from :func:`hatrack.objectives.joined_targets`.
         tasks: names of the tasks that the samples may come from.
@@ -82,20 +99,27 @@ class Batch:
         progress: position within the epoch, 0 (first batch) to 1 (last).
         rows: for every sample its place among all the training samples, int64 ``(N,)``; None outside of training steps.
         objectives: what the targets of each of ``tasks`` mean; empty where all are classes without weights.
+        interface: how the backbone takes the samples.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     tasks: tuple[str, ...]
     task_of: Tensor
     progress: float
     rows: Tensor | None = None
     objectives: tuple[Objective, ...] = ()
+    interface: Interface = PLAIN
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.y)
 
     def part(self, rows: Tensor | slice, progress: float) -> Batch:
         """Return some of the samples, for a position within the epoch; only a tensor of rows is remembered."""
         known = rows if isinstance(rows, Tensor) else None
-        return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress, known, self.objectives)
+        x, y, task_of = self.interface.take(self.x, rows), self.y[rows], self.task_of[rows]
+        return replace(self, x=x, y=y, task_of=task_of, progress=progress, rows=known)
 
 
 @dataclass(frozen=True)
@@ -156,6 +180,9 @@ class Method(abc.ABC):
         setup: what all methods start from.
         settings: an instance of :attr:`settings_type`.
 
+    Raises:
+        InputError: the setup has nested samples or a choice of features, and the method does not take them.
+
     Attributes:
         name: what the command line calls it.
         description: one line for a list.
@@ -164,6 +191,7 @@ class Method(abc.ABC):
         trains: False for a method without anything to train.
         training: settings of the training that the source has other values for than experiments, such as its optimizer.
         objectives: kinds of tasks that it can learn; by default all.
+        takes_nested: whether samples may be nested tensors, and features a part of the backbone's result.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
     """
 
@@ -175,8 +203,14 @@ class Method(abc.ABC):
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})
     objectives: ClassVar[tuple[type[Objective], ...]] = EVERY_KIND
+    takes_nested: ClassVar[bool] = False
 
     def __init__(self, setup: Setup, settings: Any) -> None:
+        if not (setup.is_plain or self.takes_nested):
+            raise InputError(
+                f"{self.name} takes samples of one tensor of real numbers and backbones that map them to features "
+                "(N, F); hat and the methods of its kind take nested inputs and `features`"
+            )
         self.setup = setup
         self.settings = settings
 
@@ -197,7 +231,7 @@ class Method(abc.ABC):
         """Do what follows training: consolidate, measure importance, merge."""
 
     @abc.abstractmethod
-    def predict(self, x: Tensor, task: str) -> Tensor:
+    def predict(self, x: Inputs, task: str) -> Tensor:
         """Return logits ``(N, classes)`` of samples ``(N, *input_shape)`` for a learned task, in evaluation mode."""
 
     @abc.abstractmethod

@@ -23,6 +23,7 @@ from hatrack.masks import (
     WeightRole,
     WeightTask,
 )
+from hatrack.models.attaching import explains_failure
 from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.taking_out import extract_weights, take_out
 from hatrack.models.weight_masking import WeightMasking
@@ -90,6 +91,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     masking: WeightMasking
     tether: QuadraticPenalty | None
 
+    @explains_failure
     @attaches_or_not
     def __init__(
         self,

@@ -66,6 +66,7 @@ class OptimizerHooks:
         watch: returns the version counters of the present protection plan.
         source: masks of the tasks, for the embeddings in training and the rates of dampers.
         report: called with shared parameters whose frozen entries something else has moved before a step.
+        require_same_shapes: called before a step, to refuse one that would fail at a parameter of another shape.
 
     Attributes:
         count: grows when a step begins and when it ends; while it stays the same, no step has moved anything.
@@ -76,10 +77,12 @@ class OptimizerHooks:
         watch: Callable[[], VersionWatch],
         source: ProtectionSource,
         report: Callable[[Sequence[Tensor]], None],
+        require_same_shapes: Callable[[], None],
     ) -> None:
         self._watch = watch
         self._source = source
         self._report = report
+        self._require_same_shapes = require_same_shapes
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self.count = 0
         self._last_event = "the network was made"
@@ -159,10 +162,13 @@ class OptimizerHooks:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of fully frozen parameters, and condition others where the step needs it."""
+        watch, found = self._watch(), self._entries_of(optimizer)
+        shapes = [(p.shape, r.shape) for p, r in found.shared] + [(tensor.shape, r.shape) for tensor, r in found.own]
+        if any(now != before for now, before in shapes):
+            self._require_same_shapes()
         is_inside = optimizer in self._stepping  # a class whose step calls that of its base class has the hooks twice
         self._stepping.add(optimizer)
         self.count += 1
-        watch, found = self._watch(), self._entries_of(optimizer)
         for parameter in (*(own for own, _ in found.own), *found.untrained):
             parameter.grad = None
         restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
