@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -19,7 +19,7 @@ from hatrack.streams import Task, seeded_generator
 from hatrack.support.heads import linear_head
 from hatrack.support.modes import evaluation_mode
 
-__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
+__all__ = ["Batch", "Earlier", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
 
 
 def joined(parts: Mapping[Any, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -146,6 +146,20 @@ class ParameterGroup(NamedTuple):
     lr_factor: float = 1.0
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Defaults of earlier versions, by which a run that one of them made is verified, made again and gone on with.
+
+    Attributes:
+        settings: earlier defaults of the method's own settings, by name; for a setting that did not exist, the value
+            that does what was done then.
+        training: what :attr:`Method.training` was.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Method(abc.ABC):
     """One way to learn tasks one after the other; a subclass is one small file and one line in the registry.
 
@@ -165,6 +179,7 @@ class Method(abc.ABC):
         training: settings of the training that the source has other values for than experiments, such as its optimizer.
         objectives: kinds of tasks that it can learn; by default all.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
+        earlier: defaults of earlier versions; None where they were the same.
     """
 
     name: ClassVar[str]
@@ -175,6 +190,7 @@ class Method(abc.ABC):
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})
     objectives: ClassVar[tuple[type[Objective], ...]] = EVERY_KIND
+    earlier: ClassVar[Earlier | None] = None
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         self.setup = setup
