@@ -81,8 +81,9 @@ class Experiment:
         if kind.earlier is None:
             return None
         config = Config(self.data, self.network, self.training, kind.settings_type())
-        earlier = {**kind.earlier.settings, **kind.earlier.training}
-        return config.overridden({**earlier, **self.settings, **self.methods.get(method, {})})
+        training = kind.training if kind.earlier.training is None else kind.earlier.training
+        earlier = {**kind.earlier.settings, **training, **self.settings, **self.methods.get(method, {})}
+        return config.overridden(earlier)
 
     def stream_of(
         self, data: StreamSettings, *, seed: int, data_dir: Path | None, monitor: DownloadMonitor | None = None

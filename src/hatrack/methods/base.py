@@ -153,11 +153,11 @@ class Earlier:
     Attributes:
         settings: earlier defaults of the method's own settings, by name; for a setting that did not exist, the value
             that does what was done then.
-        training: what :attr:`Method.training` was.
+        training: what :attr:`Method.training` was; None if it was the same.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
 
 
 class Method(abc.ABC):
