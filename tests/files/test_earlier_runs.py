@@ -29,7 +29,7 @@ from hatrack.experiments.results import write_result
 from hatrack.experiments.tuning import GridSearch
 from hatrack.methods import METHODS
 from hatrack.methods.base import Earlier
-from hatrack.methods.ewc import EWC
+from hatrack.methods.ewc import EWC, EWCSettings
 from support.old_networks import here
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "6d62dcc"
@@ -113,9 +113,10 @@ def test_what_was_asked_for_is_not_taken_for_a_default(tmp_path: Path) -> None:
     request = RunRequest("demo", "ewc", out=tmp_path / "then", overrides=QUICK)
     taken_up = prepare(request)
     assert taken_up.config.flat().items() >= {"strength": 3.0, "clip_norm": 7.0}.items()
+    clip_norm, strength = EWC.training["clip_norm"], EWCSettings().strength
     assert taken_up.notes[-1] == (
         "an earlier version began this run; going on with its defaults: "
-        "clip_norm (7.0 there, 10000.0 now), strength (3.0 there, 5000.0 now)"
+        f"clip_norm (7.0 there, {clip_norm} now), strength (3.0 there, {strength} now)"
     )
     for other in ({"strength": 4.0}, {"lr": 0.5}, {"clip_norm": 8.0}):
         with pytest.raises(InputError, match="holds a run with other settings"):

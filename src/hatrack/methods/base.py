@@ -176,7 +176,8 @@ class Method(abc.ABC):
         source: the paper that it comes from.
         settings_type: a frozen dataclass of the method's own settings, with its paper's values as defaults.
         trains: False for a method without anything to train.
-        training: settings of the training that the source has other values for than experiments, such as its optimizer.
+        training: settings of the training that the source has other values for than experiments, such as its optimizer;
+            of the baselines of the HAT paper the norms that its authors' code clips gradients to.
         objectives: kinds of tasks that it can learn; by default all.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
         earlier: defaults of earlier versions; None where they were the same.

@@ -55,7 +55,8 @@ class EWC(AnchoredMethod):
     description = "elastic weight consolidation: weights that mattered to earlier tasks move less, by their Fisher"
     source = "Kirkpatrick et al., PNAS 2017"
     settings_type = EWCSettings
-    earlier = Earlier({"penalty": Penalty.EXPLICIT})
+    training = MappingProxyType({"clip_norm": 100.0})
+    earlier = Earlier({"penalty": Penalty.EXPLICIT}, {})
     grid = MappingProxyType({"strength": (500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0)})
 
     def scale(self) -> float:

@@ -120,6 +120,8 @@ class IMMMode(IMMMean):
     name = "imm-mode"
     description = "incremental moment matching, mode: predicts with the mean of all tasks' weights by their Fisher"
     settings_type: ClassVar[type] = IMMModeSettings
+    training = MappingProxyType({"clip_norm": 1000.0})
+    earlier = Earlier({"penalty": Penalty.EXPLICIT}, {})
     grid = MappingProxyType({"strength": (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)})
     kept = (*IMMMean.kept, "fisher")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from hatrack.methods.base import Earlier
 from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
 
 __all__ = ["LFL", "LFLSettings"]
@@ -56,6 +57,8 @@ class LFL(DistilledMethod):
     description = "less-forgetting learning: features of new data stay near those of the old network"
     source = "Jung et al., 2016 (arXiv:1607.00122)"
     settings_type = LFLSettings
+    training = MappingProxyType({"clip_norm": 200.0})
+    earlier = Earlier(training={})
     grid = MappingProxyType({"strength": (1e-1, 5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5)})
 
     def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:

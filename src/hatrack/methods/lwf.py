@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hatrack.methods.base import Earlier
 from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
 from hatrack.objectives import Classification
 from hatrack.support.ranges import require_range
@@ -64,6 +65,8 @@ class LWF(DistilledMethod):
     source = "Li and Hoiem, ECCV 2016"
     objectives = (Classification,)
     settings_type = LWFSettings
+    training = MappingProxyType({"clip_norm": 100.0})
+    earlier = Earlier(training={})
     grid = MappingProxyType({"strength": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0), "temperature": (0.5, 1.0, 2.0, 4.0)})
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:

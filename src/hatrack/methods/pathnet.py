@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.methods.base import Batch, Loss, Setup, joined
+from hatrack.methods.base import Batch, Earlier, Loss, Setup, joined
 from hatrack.methods.narrow import (
     expected_classes,
     matching_share,
@@ -107,6 +107,8 @@ class PathNet(StoredMethod):
     description = "evolved paths through layers of modules; the modules of a task's path are frozen"
     source = "Fernando et al., 2017"
     settings_type = PathNetSettings
+    training = MappingProxyType({"clip_norm": 1000.0})
+    earlier = Earlier(training={})
     file_format = "hatrack.PathNet"
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({"generations": (5, 10, 20, 50, 100, 200)})
 
