@@ -28,11 +28,12 @@ class Consolidation(enum.Enum):
 
 @dataclass(frozen=True)
 class EWCSettings(PenaltySettings):
-    """Settings of EWC, with the values that the HAT paper chose.
+    """Settings of EWC.
 
     Attributes:
-        strength: λ; 5000 goes with ``fisher=batches``, whose estimate is about a twentieth of the others.
-        fisher: batches (the HAT authors' code), or sample by sample: true labels, or sampled ones.
+        strength: λ; the HAT paper's 5000 goes with ``fisher=authors``.
+        fisher: estimate of the Fisher information: sample by sample with sampled labels, or true ones; or over batches
+            of 20, about a twentieth of these: batches, or authors (with dropout on, as in the HAT authors' code).
         consolidation: mean over the tasks (the HAT authors' code), or online.
         gamma: γ of online; 1 forgets no task, smaller ones let old tasks fade.
         penalty: proximal; or explicit, a term of the loss as in the paper, whose steps grow without bound where the
@@ -40,7 +41,7 @@ class EWCSettings(PenaltySettings):
     """
 
     strength: float = 5000.0
-    fisher: Fisher = Fisher.BATCHES
+    fisher: Fisher = Fisher.SAMPLED
     consolidation: Consolidation = Consolidation.MEAN
     gamma: float = 1.0
 
@@ -56,7 +57,7 @@ class EWC(AnchoredMethod):
     source = "Kirkpatrick et al., PNAS 2017"
     settings_type = EWCSettings
     training = MappingProxyType({"clip_norm": 100.0})
-    earlier = Earlier({"penalty": Penalty.EXPLICIT}, {})
+    earlier = Earlier({"penalty": Penalty.EXPLICIT, "fisher": Fisher.BATCHES}, {})
     grid = MappingProxyType({"strength": (500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0)})
 
     def scale(self) -> float:

@@ -41,7 +41,7 @@ class IMMModeSettings(PenaltySettings):
 
     Attributes:
         strength: λ of the L2-transfer, how closely a task's weights stay to those of the task before.
-        fisher: estimate of the Fisher information; true, sampled, or batches. Its scale does not matter.
+        fisher: estimate of the Fisher information; true, sampled, batches, or authors. Its scale does not matter.
         penalty: proximal, a step that is bounded at any strength; or explicit, a term of the loss as in the paper.
     """
 

@@ -32,7 +32,7 @@ class PMASKSettings:
             more, the more they mattered to earlier tasks (``λ/2 Σ F (θ − θ*)²``). Then old tasks drift, and new ones
             find room.
         ewc_penalty: proximal, a step that is bounded at any λ; or explicit, a term of the loss.
-        ewc_fisher: how F is estimated, under the task's mask: sampled, true, or batches (about a twentieth of these).
+        ewc_fisher: how F is estimated, under the task's mask: sampled, true, or a twentieth of these: batches, authors.
         capacity: fixed, or grow: layers that are nearly full get more units before a task begins.
         growth_threshold: a layer grows when fewer of its weights are free than this share of its original units has.
         growth_share: by how large a share of its original width.
