@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatrack.experiments import EXPERIMENTS
 from hatrack.methods import METHODS, Method
 from hatrack.methods.proximal import Penalty
-from hatrack.train import TrainingSettings, fit
+from hatrack.train import OptimizerKind, TrainingSettings, fit
 from support.toys import TASKS, learn, make
 
 NORMS = {"ewc": 100.0, "lwf": 100.0, "lfl": 200.0, "imm-mode": 1000.0, "pathnet": 1000.0}
@@ -23,6 +23,13 @@ def test_gradients_are_clipped_as_in_the_hat_authors_code(name: str) -> None:
     for experiment in ("split-cifar10", "mixture"):
         assert EXPERIMENTS[experiment].config(name).training.clip_norm == NORMS.get(name, 10000.0)
     assert EXPERIMENTS["demo"].config(name).overridden({"clip_norm": 5}).training.clip_norm == 5.0
+
+
+@pytest.mark.parametrize("name", ["si", "pmask", "wsn"])
+def test_methods_whose_settings_go_with_adam_train_with_it(name: str) -> None:
+    for experiment in ("demo", "split-mnist", "permuted-mnist"):
+        training = EXPERIMENTS[experiment].config(name).training
+        assert (training.optimizer, training.lr) == (OptimizerKind.ADAM, 0.001)
 
 
 def gradients_of_steps(
