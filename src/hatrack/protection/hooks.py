@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import functional
+from hatrack.protection.conditioning import AdaptiveScaling
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
@@ -187,7 +188,8 @@ class OptimizerHooks:
             if not restored or entries.freedom is not None or steps_mix_entries:
                 entries.condition(gradient)
         if watch.plan.damped:
-            self._before[optimizer] = self._damp(found, scale_gradients=not restored)
+            in_time = not has_closure(args, kwargs)
+            self._before[optimizer] = self._damp(found, in_time=in_time, in_proportion=not restored)
 
     def _entries_of(self, optimizer: Optimizer) -> _EntriesOfOptimizer:
         """Return the frozen entries among the parameters of an optimizer.
@@ -237,10 +239,18 @@ class OptimizerHooks:
         self._last_event = f"the last step of {type(optimizer).__name__}"
         self.count += 1
 
-    def _damp(self, found: _EntriesOfOptimizer, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scale gradients where steps are in proportion to them; else record values, by which steps are scaled.
+    def _damp(
+        self, found: _EntriesOfOptimizer, *, in_time: bool, in_proportion: bool
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Scale gradients, or record values, by which steps are scaled.
 
-        Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
+        Optimizers such as Adam undo most of a scaled gradient by the scale that they learn for it, which is what
+        :attr:`AdaptiveScaling.GRADIENTS` asks for.
+
+        Args:
+            found: entries of the optimizer.
+            in_time: whether gradients are there when the step begins.
+            in_proportion: whether they are, and steps are in proportion to them.
 
         Returns:
             Parameters whose steps are to be scaled, with their values now and the share of the step that is left.
@@ -251,7 +261,7 @@ class OptimizerHooks:
             if id(parameter) not in found.present:
                 continue
             freedom = damper.freedom(rates).to(parameter.dtype)
-            if not scale_gradients:
+            if not (in_proportion or (in_time and damper.scaled is AdaptiveScaling.GRADIENTS)):
                 before.append((parameter, parameter.detach().clone(), freedom))
             elif parameter.grad is not None:
                 parameter.grad.mul_(freedom)
