@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,18 @@ from hatrack.streams import Task, seeded_generator
 from hatrack.support.heads import linear_head
 from hatrack.support.modes import evaluation_mode
 
-__all__ = ["Batch", "Earlier", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
+__all__ = [
+    "Batch",
+    "Earlier",
+    "EpochPlan",
+    "Loss",
+    "Method",
+    "NoSettings",
+    "ParameterGroup",
+    "Schedule",
+    "Setup",
+    "joined",
+]
 
 
 def joined(parts: Mapping[Any, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -139,6 +151,20 @@ EVERY_KIND: tuple[type[Objective], ...] = (Classification, Regression, MultiLabe
 """All kinds of tasks."""
 
 
+class Schedule(NamedTuple):
+    """Position in the learning-rate schedule of a part of a training.
+
+    Attributes:
+        lr: the learning rate.
+        patience: how many more epochs without a better validation loss until it falls.
+        best_loss: the lowest validation loss, which the next one is compared with; infinite before the first.
+    """
+
+    lr: float
+    patience: int
+    best_loss: float = math.inf
+
+
 class ParameterGroup(NamedTuple):
     """Parameters that learn at one rate: the schedule's learning rate times ``lr_factor``."""
 
@@ -252,7 +278,8 @@ class Method(abc.ABC):
     def phases(self, epochs: int) -> Sequence[int]:
         """Return the epochs of each part of a task's training: one part, unless a method prunes or selects in between.
 
-        Every part has its own optimizer and learning-rate schedule, and ends with the weights of its best epoch.
+        Every part has its own optimizer and, unless :meth:`schedule` says otherwise, its own learning-rate schedule,
+        and ends with the weights of its best epoch.
 
         Args:
             epochs: largest number of epochs that the task may take.
@@ -262,8 +289,30 @@ class Method(abc.ABC):
     def begin_phase(self, index: int) -> None:  # noqa: B027 - most methods have one phase
         """Get ready for a part of the training; the first has index 0."""
 
-    def end_phase(self, index: int, valid_loss: float) -> None:  # noqa: B027
-        """Do what follows a part of the training, whose best validation loss is given; infinite without any epoch."""
+    def schedule(self, index: int, fresh: Schedule) -> Schedule:
+        """Return the schedule that a part of the training begins with, just after :meth:`begin_phase`.
+
+        A part makes no epoch if its learning rate has fallen below the least one before it begins.
+
+        Args:
+            index: number of the part, from 0.
+            fresh: the beginning of the schedule, which is where parts usually begin.
+        """
+        return fresh
+
+    def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
+        """Return whether a part of the training that is at its end will be followed by another epoch.
+
+        Args:
+            index: number of the part, from 0.
+            left: number of parts that follow it, 1 or more.
+            reached: where its schedule ends.
+            least: the learning rate below which parts make no epoch.
+        """
+        return True
+
+    def end_phase(self, index: int, reached: Schedule) -> None:  # noqa: B027
+        """Do what follows a part of the training, with its best validation loss and where its schedule ended."""
 
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Get ready for an epoch, and say what it is to be like: a curriculum, or a warm-up of the learning rate.
