@@ -79,6 +79,7 @@ def summary(comparison: Comparison, method: str) -> dict[str, Any]:
         sd = None if found is None or found.sd is None else round(factor * found.sd, 3)
         row[name] = {"mean": None if found is None else round(factor * found.mean, 3), "sd": sd}
     good = [run for seed in comparison.seeds if (run := comparison.run(method, seed)) is not None]
+    row["memory"] = max((run.memory for run in good if run.memory is not None), default=None)
     row["seconds"] = round(statistics.fmean(sum(run.seconds) for run in good), 1) if good else None
     return {**row, "failed": len(comparison.seeds) - len(good)}
 

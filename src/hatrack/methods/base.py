@@ -369,6 +369,10 @@ class Method(abc.ABC):
         """
         return None
 
+    def remembered(self) -> int | None:
+        """Return the number of earlier tasks' samples that are kept to learn from again, for methods that keep some."""
+        return None
+
     def reuse(self) -> Tensor | None:
         """Return the share of the weights of task i that task j uses too, ``(T, T)``, for methods that know it."""
         return None
