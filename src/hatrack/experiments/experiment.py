@@ -100,7 +100,7 @@ class Experiment:
             InputError: a number is out of range.
             DataError: the data is missing or damaged.
         """
-        options = StreamOptions(seed, data.validation, data.limit, data.weights)
+        options = StreamOptions(seed, data.validation, data.limit, data.weights, data.tested_on)
         if self.own is not None:
             return self.own.build(options, num_tasks=data.num_tasks, targets=data.choice, test_share=data.test_share)
         if data.about_own:
