@@ -146,6 +146,17 @@ def test_a_closure_makes_gradients_too_late_and_steps_are_scaled() -> None:
     assert all(torch.equal(moved[0][name][1], moved[1][name][1]) for name in moved[0])
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_gradients_are_after_a_step_what_they_were_before(optimizer: str) -> None:
+    """So that a step that failed, and is made again, does not scale them twice."""
+    gradients = []
+    for alpha in (0.05, 1e30):  # the second leaves every gradient as it is
+        net = with_masks(network(Adaptive(alpha, epsilon=0.2)), *MASKS)
+        a_step(net, net.protect(OPTIMIZERS[optimizer](net.task_parameters("last"))))
+        gradients.append([p.grad for p in net.backbone.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def test_files_that_do_not_say_what_is_scaled_scale_steps() -> None:
     described = {"kind": "adaptive", "alpha": 0.5, "epsilon": 0.2}
     assert unit_conditioning_from(described) == Adaptive(0.5, 0.2, AdaptiveScaling.STEPS)

@@ -91,12 +91,15 @@ class OptimizerHooks:
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
         self._before = weakref.WeakKeyDictionary()  # parameters whose present step is to be scaled
+        # Parameters whose gradients are scaled for the present step, with their own gradients and the scaled ones.
+        self._scaled: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
+        self._scaled = weakref.WeakKeyDictionary()
         # Values of untrained parameters at the beginning of a step that might move them though they have no gradient.
         self._saved: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Backup]]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have no optimizers yet: those of the original do not call them."""
-        left_out = ("_entries", "_stepping", "_before", "_saved")
+        left_out = ("_entries", "_stepping", "_before", "_scaled", "_saved")
         return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_optimizers": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -163,6 +166,7 @@ class OptimizerHooks:
         is_inside = optimizer in self._stepping  # a class whose step calls that of its base class has the hooks twice
         self._stepping.add(optimizer)
         self.count += 1
+        self._give_gradients_back(optimizer)  # those of a step that has failed
         watch, found = self._watch(), self._entries_of(optimizer)
         for parameter in (*(own for own, _ in found.own), *found.untrained):
             parameter.grad = None
@@ -189,7 +193,7 @@ class OptimizerHooks:
                 entries.condition(gradient)
         if watch.plan.damped:
             in_time = not has_closure(args, kwargs)
-            self._before[optimizer] = self._damp(found, in_time=in_time, in_proportion=not restored)
+            self._damp(optimizer, found, in_time=in_time, in_proportion=not restored)
 
     def _entries_of(self, optimizer: Optimizer) -> _EntriesOfOptimizer:
         """Return the frozen entries among the parameters of an optimizer.
@@ -230,6 +234,7 @@ class OptimizerHooks:
                 watch.note(own)
         for untrained, backup in self._saved.get(optimizer, []):
             backup.restore(untrained)
+        self._give_gradients_back(optimizer)
         for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))
         for embedding in self._source.bounded():
@@ -239,24 +244,28 @@ class OptimizerHooks:
         self._last_event = f"the last step of {type(optimizer).__name__}"
         self.count += 1
 
-    def _damp(
-        self, found: _EntriesOfOptimizer, *, in_time: bool, in_proportion: bool
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scale gradients, or record values, by which steps are scaled.
+    def _give_gradients_back(self, optimizer: Optimizer) -> None:
+        """Put gradients that were scaled for a step back to what they were."""
+        for parameter, gradient, scaled in self._scaled.pop(optimizer, []):
+            if parameter.grad is scaled:
+                parameter.grad = gradient
+
+    def _damp(self, optimizer: Optimizer, found: _EntriesOfOptimizer, *, in_time: bool, in_proportion: bool) -> None:
+        """Scale gradients for a step, or record parameters whose steps are to be scaled, with their values now.
 
         Optimizers such as Adam undo most of a scaled gradient by the scale that they learn for it, which is what
         :attr:`AdaptiveScaling.GRADIENTS` asks for.
 
         Args:
-            found: entries of the optimizer.
+            optimizer: the optimizer that is about to make a step.
+            found: its entries.
             in_time: whether gradients are there when the step begins.
             in_proportion: whether they are, and steps are in proportion to them.
-
-        Returns:
-            Parameters whose steps are to be scaled, with their values now and the share of the step that is left.
         """
         rates = self._source.rates()
         before: list[tuple[Tensor, Tensor, Tensor]] = []
+        scaled: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._before[optimizer], self._scaled[optimizer] = before, scaled
         for parameter, damper in self._watch().plan.damped:
             if id(parameter) not in found.present:
                 continue
@@ -264,8 +273,8 @@ class OptimizerHooks:
             if not (in_proportion or (in_time and damper.scaled is AdaptiveScaling.GRADIENTS)):
                 before.append((parameter, parameter.detach().clone(), freedom))
             elif parameter.grad is not None:
-                parameter.grad.mul_(freedom)
-        return before
+                gradient, parameter.grad = parameter.grad, parameter.grad * freedom
+                scaled.append((parameter, gradient, parameter.grad))
 
 
 def _is_restored_after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
