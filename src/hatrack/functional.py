@@ -602,6 +602,24 @@ def quadratic_distance(
     return torch.stack(terms).sum()
 
 
+def proximal(value: Tensor, anchor: Tensor, stiffness: Tensor | float) -> Tensor:
+    """Compute the proximal step of a penalty, ``(θ + k θ*) / (1 + k)``: where ``‖x − θ‖² + k ‖x − θ*‖²`` is least.
+
+    Args:
+        value: θ.
+        anchor: θ*, of its shape.
+        stiffness: k, at least 0, a number or of that shape: the step size times the curvature of the penalty. At 0 the
+            value stays as it is, to the bit; at infinity it is the anchor.
+
+    Returns:
+        A tensor of the value's shape, between value and anchor.
+    """
+    if isinstance(stiffness, Tensor):
+        share = stiffness.reciprocal().add_(1.0).reciprocal_()  # k / (1 + k), also of an infinite k
+        return torch.lerp(value, anchor, share)
+    return value if stiffness == 0.0 else torch.lerp(value, anchor, 1.0 / (1.0 + 1.0 / stiffness))
+
+
 def forgetting_ratio(accuracy: float, random: float, joint: float) -> float:
     """Compute the forgetting ratio of a task (Eq. 6): ``ρ = (A − A_R) / (A_J − A_R) − 1``.
 

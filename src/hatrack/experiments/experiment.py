@@ -23,7 +23,7 @@ from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, 
 from hatrack.support.names import look_up, unknown_name
 from hatrack.train import TrainingSettings
 
-__all__ = ["EXPERIMENTS", "Experiment", "describe", "find_experiment", "own_experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "completed", "describe", "find_experiment", "own_experiment"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,20 @@ class Experiment:
         config = Config(self.data, self.network, self.training, kind.settings_type())
         return config.overridden({**kind.training, **self.settings, **self.methods.get(method, {})})
 
+    def earlier_config(self, method: str) -> Config | None:
+        """The settings for a method that runs of earlier versions have; None where they are the same as now.
+
+        Raises:
+            InputError: there is no such method.
+        """
+        kind = look_up("method", method, METHODS)
+        if kind.earlier is None:
+            return None
+        config = Config(self.data, self.network, self.training, kind.settings_type())
+        training = kind.training if kind.earlier.training is None else kind.earlier.training
+        earlier = {**kind.earlier.settings, **training, **self.settings, **self.methods.get(method, {})}
+        return config.overridden(earlier)
+
     def stream_of(
         self, data: StreamSettings, *, seed: int, data_dir: Path | None, monitor: DownloadMonitor | None = None
     ) -> TaskStream:
@@ -86,7 +100,7 @@ class Experiment:
             InputError: a number is out of range.
             DataError: the data is missing or damaged.
         """
-        options = StreamOptions(seed, data.validation, data.limit, data.weights)
+        options = StreamOptions(seed, data.validation, data.limit, data.weights, data.tested_on)
         if self.own is not None:
             return self.own.build(
                 options,
@@ -141,6 +155,22 @@ def find_experiment(name: str) -> Experiment:
         InputError: there is none.
     """
     return look_up("experiment", name, EXPERIMENTS)
+
+
+def completed(method: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the settings to a record that did not exist when it was made, with the values that do what was done then.
+
+    Args:
+        method: name of the method.
+        recorded: settings by key, as JSON values.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    kind = look_up("method", method, METHODS)
+    config = Config(StreamSettings(), NetworkSettings(), TrainingSettings(), kind.settings_type())
+    config = config if kind.earlier is None else config.overridden(kind.earlier.settings)
+    return {**config.flat(), **recorded}
 
 
 _PARTS = {"stream": StreamSettings, "network": NetworkSettings, "training": TrainingSettings}

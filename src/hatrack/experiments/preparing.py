@@ -6,10 +6,12 @@ import functools
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
+from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
     CHECKPOINT,
     LOGITS,
@@ -41,7 +43,7 @@ class Run:
     Attributes:
         request: what was asked for.
         experiment: the experiment.
-        config: all settings.
+        config: all settings; of a run that an earlier version began, those that its defaults made.
         folder: the folder of the run; None keeps nothing.
         stream: the tasks; from :meth:`prepare` on, like all that follows.
         method: the method, with the tasks learned so far.
@@ -72,6 +74,7 @@ class Run:
         self.in_task: InTask | None = None
         self.repairs: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
+        self._about_settings: tuple[str, ...] = ()
         self._require_same_run()
 
     @functools.cached_property
@@ -115,7 +118,7 @@ class Run:
         if self.folder is not None and self.folder.claim():
             self._require_same_run()
             self._begin_or_take_up()
-        self.notes = (*self.stream.notes, *self.notes)
+        self.notes = (*self.stream.notes, *self._about_settings, *self.notes)
 
     @property
     def is_new(self) -> bool:
@@ -249,7 +252,8 @@ class Run:
         wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed}
         if earlier.sources and request.sources:
             del wanted["experiment"]  # named after its files, which are compared with their contents
-        found = {key: getattr(earlier, key) for key in wanted} | earlier.config
+        found = {key: getattr(earlier, key) for key in wanted}
+        found |= earlier.config if earlier.method != request.method else self._go_on_as_recorded(earlier)
         wanted |= self.config.flat()
         now = environment_of(request)
         for key in ("threads", "device", "processes"):
@@ -259,6 +263,21 @@ class Run:
             raise InputError(
                 f"{request.out} holds a run{on} with other settings: {changes}; choose another folder (`out`)"
             )
+
+    def _go_on_as_recorded(self, earlier: RunResult) -> dict[str, Any]:
+        """Return the settings of a record, and take those for the run's if the same request would have made them then.
+
+        A run that an earlier version began goes on with the defaults of that version.
+        """
+        found, now = completed(earlier.method, earlier.config), self.config.flat()
+        then = self.experiment.earlier_config(earlier.method)
+        if then is not None and found != now:
+            then = then.overridden(self.request.overrides)
+            if found == then.flat():
+                self.config = then
+                defaults = changed(found, now)
+                self._about_settings = (f"an earlier version began this run; going on with its defaults: {defaults}",)
+        return found
 
 
 class _ForeignFileError(CheckpointError):

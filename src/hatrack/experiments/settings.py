@@ -13,7 +13,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
-from hatrack.streams import TargetChoice
+from hatrack.streams import EvaluationPart, TargetChoice
 from hatrack.support.names import unknown_name
 from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
@@ -91,6 +91,7 @@ class StreamSettings:
             files say it.
         metric: for tables and npz of one's own: r2, mae or rmse of numbers; map, f1 or exact of labels.
         class_weights: weights of the classes or labels in the loss: balanced, or numbers joined by commas.
+        tested_on: test, or validation, to choose settings by the validation samples without a look at the test samples.
     """
 
     validation: float = 0.15
@@ -104,6 +105,7 @@ class StreamSettings:
     test_share: float | None = None
     metric: MetricName | None = None
     class_weights: str | None = None
+    tested_on: EvaluationPart = EvaluationPart.TEST
 
     def __post_init__(self) -> None:
         require_range(self, "validation", least=0, below=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -22,7 +23,18 @@ from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 
-__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
+__all__ = [
+    "Batch",
+    "Earlier",
+    "EpochPlan",
+    "Loss",
+    "Method",
+    "NoSettings",
+    "ParameterGroup",
+    "Schedule",
+    "Setup",
+    "joined",
+]
 
 
 def joined(parts: Mapping[Any, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -163,11 +175,39 @@ EVERY_KIND: tuple[type[Objective], ...] = (Classification, Regression, MultiLabe
 """All kinds of tasks."""
 
 
+class Schedule(NamedTuple):
+    """Position in the learning-rate schedule of a part of a training.
+
+    Attributes:
+        lr: the learning rate.
+        patience: how many more epochs without a better validation loss until it falls.
+        best_loss: the lowest validation loss, which the next one is compared with; infinite before the first.
+    """
+
+    lr: float
+    patience: int
+    best_loss: float = math.inf
+
+
 class ParameterGroup(NamedTuple):
     """Parameters that learn at one rate: the schedule's learning rate times ``lr_factor``."""
 
     parameters: list[nn.Parameter]
     lr_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Defaults of earlier versions, by which a run that one of them made is verified, made again and gone on with.
+
+    Attributes:
+        settings: earlier defaults of the method's own settings, by name; for a setting that did not exist, the value
+            that does what was done then.
+        training: what :attr:`Method.training` was; None if it was the same.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
 
 
 class Method(abc.ABC):
@@ -189,10 +229,12 @@ class Method(abc.ABC):
         source: the paper that it comes from.
         settings_type: a frozen dataclass of the method's own settings, with its paper's values as defaults.
         trains: False for a method without anything to train.
-        training: settings of the training that the source has other values for than experiments, such as its optimizer.
+        training: settings of the training that the source has other values for than experiments, such as its optimizer;
+            of the baselines of the HAT paper the norms that its authors' code clips gradients to.
         objectives: kinds of tasks that it can learn; by default all.
         takes_nested: whether samples may be nested tensors, and features a part of the backbone's result.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
+        earlier: defaults of earlier versions; None where they were the same.
     """
 
     name: ClassVar[str]
@@ -204,6 +246,7 @@ class Method(abc.ABC):
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})
     objectives: ClassVar[tuple[type[Objective], ...]] = EVERY_KIND
     takes_nested: ClassVar[bool] = False
+    earlier: ClassVar[Earlier | None] = None
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         if not (setup.is_plain or self.takes_nested):
@@ -269,7 +312,8 @@ class Method(abc.ABC):
     def phases(self, epochs: int) -> Sequence[int]:
         """Return the epochs of each part of a task's training: one part, unless a method prunes or selects in between.
 
-        Every part has its own optimizer and learning-rate schedule, and ends with the weights of its best epoch.
+        Every part has its own optimizer and, unless :meth:`schedule` says otherwise, its own learning-rate schedule,
+        and ends with the weights of its best epoch.
 
         Args:
             epochs: largest number of epochs that the task may take.
@@ -279,8 +323,30 @@ class Method(abc.ABC):
     def begin_phase(self, index: int) -> None:  # noqa: B027 - most methods have one phase
         """Get ready for a part of the training; the first has index 0."""
 
-    def end_phase(self, index: int, valid_loss: float) -> None:  # noqa: B027
-        """Do what follows a part of the training, whose best validation loss is given; infinite without any epoch."""
+    def schedule(self, index: int, fresh: Schedule) -> Schedule:
+        """Return the schedule that a part of the training begins with, just after :meth:`begin_phase`.
+
+        A part makes no epoch if its learning rate has fallen below the least one before it begins.
+
+        Args:
+            index: number of the part, from 0.
+            fresh: the beginning of the schedule, which is where parts usually begin.
+        """
+        return fresh
+
+    def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
+        """Return whether a part of the training that is at its end will be followed by another epoch.
+
+        Args:
+            index: number of the part, from 0.
+            left: number of parts that follow it, 1 or more.
+            reached: where its schedule ends.
+            least: the learning rate below which parts make no epoch.
+        """
+        return True
+
+    def end_phase(self, index: int, reached: Schedule) -> None:  # noqa: B027
+        """Do what follows a part of the training, with its best validation loss and where its schedule ended."""
 
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Get ready for an epoch, and say what it is to be like: a curriculum, or a warm-up of the learning rate.
@@ -335,6 +401,10 @@ class Method(abc.ABC):
 
         The task in training counts with what consolidating it now would give. None for methods without masks.
         """
+        return None
+
+    def remembered(self) -> int | None:
+        """Return the number of earlier tasks' samples that are kept to learn from again, for methods that keep some."""
         return None
 
     def reuse(self) -> Tensor | None:

@@ -397,7 +397,8 @@ class UnitMasking(Masking[UnitTask]):
             for name, p in self.backbone.named_parameters(prefix="backbone")
             if self.graph.roles[name] is not Role.UNTRAINED
         }
-        return dampers(self.graph, shapes, self._consolidated_masks(), self.none)
+        scaled = self.settings.conditioning.scaled
+        return dampers(self.graph, shapes, self._consolidated_masks(), self.none, scaled)
 
     def rates(self) -> Tensor:
         """Return the rates that dampers go by, ``(U + 1,)``."""

@@ -13,6 +13,7 @@ from hatrack.compact import CompactNetwork
 from hatrack.errors import InputError
 from hatrack.growth.policy import Growth
 from hatrack.masks import (
+    CarriedValues,
     ElasticWeights,
     Embedding,
     FreeWeights,
@@ -71,6 +72,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened by itself.
         tether: quadratic penalty on elastic weights; None with other conditionings.
+        carried: values that the masks of the next task are learned from; None where its source draws them anew.
         example_shape: shape of the example input.
 
     Raises:
@@ -90,6 +92,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     format = WEIGHTS_FORMAT
     masking: WeightMasking
     tether: QuadraticPenalty | None
+    carried: CarriedValues | None
 
     @explains_failure
     @attaches_or_not
@@ -119,6 +122,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             ),
         )
         self.register_module("tether", self.masking.penalty)
+        self.register_module("carried", self.masking.carried)
 
     source: Final[MaskSource] = read_only("masking.source")
     """Source of masks."""

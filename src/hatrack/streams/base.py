@@ -22,7 +22,7 @@ from hatrack.objectives import (
     objective_of,
     strata,
 )
-from hatrack.streams.sampling import StreamOptions, balanced_rows, stratified_split
+from hatrack.streams.sampling import EvaluationPart, StreamOptions, balanced_rows, stratified_split
 from hatrack.streams.seeding import seeded_generator
 from hatrack.streams.transforms import Transform
 from hatrack.support.inputs import Inputs, TensorKind, map_tensors, tensors_in
@@ -238,7 +238,7 @@ def sampled_task(
         name: its name.
         objective: what its targets mean.
         train: all its training samples.
-        test: its test samples, which stay complete.
+        test: its test samples, which stay complete, unless the validation samples stand for them.
         options: the seed, and which samples to take.
         index: position of the task in its stream; tasks at different positions draw their samples independently.
 
@@ -254,6 +254,13 @@ def sampled_task(
         except InputError as error:
             raise InputError(f"task {name}: {error}") from error
     train, valid = _divided(name, train, options.validation, seeded_generator(options.seed, "validation", index))
+    if options.tested_on is EvaluationPart.VALIDATION:
+        if valid is train:
+            raise InputError(
+                "without validation samples (`validation=0`) a test on these would be one on the training samples; "
+                "hold some out, or test on the test samples (`tested_on=test`)"
+            )
+        test = valid
     return Task(name, objective, train, valid, test)
 
 

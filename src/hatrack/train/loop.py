@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
-from hatrack.methods import Batch, EpochPlan, Method, joined
+from hatrack.methods import Batch, EpochPlan, Method, Schedule, joined
 from hatrack.objectives import common_metric, joined_targets
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
@@ -104,7 +104,7 @@ class Training:
         self._train = _all_samples(tasks, [task.train for task in tasks], device)
         same = all(task.valid is task.train for task in tasks)
         self._valid = self._train if same else _all_samples(tasks, [task.valid for task in tasks], device)
-        self._place = self._start_of(0)
+        self._place = Place(0, 0, math.inf, settings.lr_patience, settings.lr)
         self._taken_up = taken_up
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
@@ -116,10 +116,10 @@ class Training:
             method.train_mode(False)  # as validation leaves it after every epoch
         for phase in range(self._place.phase, len(self._phases)):
             if taken_up is None:
-                self._place = self._start_of(phase)
                 method.begin_phase(phase)
+                self._place = self._start_of(phase)
             yield from self._fit_phase({} if taken_up is None else taken_up.tensors)
-            method.end_phase(phase, self._place.best_loss)
+            method.end_phase(phase, self._place.schedule)
             taken_up = None
 
     def _take_up(self, state: Mapping[str, Tensor]) -> None:
@@ -132,12 +132,18 @@ class Training:
             ) from error
 
     def _start_of(self, phase: int) -> Place:
-        return Place(phase, 0, math.inf, self._settings.lr_patience, self._settings.lr)
+        fresh = Schedule(self._settings.lr, self._settings.lr_patience)
+        begun = self._method.schedule(phase, fresh)
+        spent = begun != fresh and begun.lr < self._settings.lr_min
+        return Place(phase, 0, begun.best_loss, begun.patience, begun.lr, spent)
 
     @property
     def over(self) -> bool:
         """Return whether the epoch that was made last is the last one."""
-        return self._place.ended and not any(self._phases[self._place.phase + 1 :])
+        place, left = self._place, self._phases[self._place.phase + 1 :]
+        return place.ended and not (
+            any(left) and self._method.goes_on(place.phase, len(left), place.schedule, self._settings.lr_min)
+        )
 
     def state(self) -> TrainingState:
         """Return all that the rest of the training depends on, just after an epoch; the tensors are not copied."""
