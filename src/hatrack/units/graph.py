@@ -241,4 +241,4 @@ def _size(group: Group) -> str:
 def warn_of_collapse(graph: UnitGraph) -> None:
     """Warn of layers whose outputs are all one unit, so that a task uses the layer wholly or not at all."""
     for warning in graph.collapses():
-        warnings.warn(warning, stacklevel=3)
+        warnings.warn(warning, stacklevel=5)

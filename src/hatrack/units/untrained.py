@@ -140,5 +140,5 @@ def warn_of_nothing_to_learn(graph: UnitGraph) -> None:
             "parameters compute, which no task gates: later tasks learn nothing but their heads. Add layers with units "
             "of their own, such as adapters or LoRA, or give every task its own biases, scales and prompts with a "
             "WeightMaskedNetwork",
-            stacklevel=4,
+            stacklevel=5,
         )

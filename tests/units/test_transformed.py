@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_units_inside_of_transforms_are_refused_in_one_line(name: str) -> None:
     backbone = Within(TRANSFORMS[name])
     before = backbone(X)
     with pytest.raises(
-        UnsupportedError, match=r"inside of a transform of torch\.func.* \(at test_transforms\.py:"
+        UnsupportedError, match=r"inside of a transform of torch\.func.* \(at test_transformed\.py:"
     ) as caught:
         HATNetwork(backbone, X)
     assert "\n" not in str(caught.value)
@@ -168,3 +169,19 @@ def test_inputs_that_are_not_dense_are_refused_in_one_line(name: str, kind: type
         with pytest.raises(InputError, match=said) as caught:
             door()
         assert "\n" not in str(caught.value)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 8).requires_grad_(False), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.layer(x) * self.scale
+        return scaled
+
+
+def test_warnings_at_the_door_name_the_line_that_attaches() -> None:
+    with pytest.warns(UserWarning, match="the first task freezes all") as caught:
+        HATNetwork(Scaled(), X)
+    assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
