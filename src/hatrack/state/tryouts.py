@@ -15,7 +15,16 @@ from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.support.example import is_mask
 from hatrack.support.inputs import Inputs, map_tensors, tensors_in
 
-__all__ = ["agree", "deviation", "largest", "memory_of", "random_batches", "random_like", "says_something"]
+__all__ = [
+    "agree",
+    "deviation",
+    "largest",
+    "memory_of",
+    "random_batches",
+    "random_like",
+    "says_something",
+    "storage_of",
+]
 
 _GUESSES = (128, 2)
 """Numbers of categories to assume for integers that index no table; the first fits every type of integer."""
@@ -255,13 +264,22 @@ class _Tables(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(memory_of(tensor) == memory_of(copy) for copy in self._copies)
 
 
-def memory_of(tensor: Tensor) -> int:
-    """Return the identity of a tensor's memory, which its views share."""
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | Tensor:
+    """Return the storage that a tensor and its views lie in, one object as long as any of them is there.
+
+    A tensor without one, such as a sparse tensor, is returned itself.
+    """
     with torch._C.DisableTorchFunction():
         try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-            return id(tensor)
+            return tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return tensor
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return the identity of a tensor's memory, which its views share, as long as any of them is there."""
+    storage = storage_of(tensor)
+    return id(tensor) if isinstance(storage, Tensor) else int(storage._cdata)
 
 
 def _looked_up(operation: Any, args: tuple[Any, ...]) -> Iterator[tuple[int, Tensor]]:

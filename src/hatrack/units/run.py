@@ -35,7 +35,7 @@ from hatrack.units.rules.functional import keeps_zeros
 from hatrack.units.rules.probing import ProbeError, probe
 from hatrack.units.rules.registry import TURNING, takes_turned_parameters
 from hatrack.units.rules.reshaping import CHOOSING
-from hatrack.units.sources import Argument
+from hatrack.units.sources import Argument, Before
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import READING, chosen_axes, written_by
 from hatrack.units.views import Views
@@ -196,7 +196,7 @@ class _LabelledRun(TorchFunctionMode):
         trace.buffers.update(map(id, model.buffers()))
         self.witness = _Witness(self, trace)
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
-        self._arguments: list[list[tuple[Argument, Any, bool]]] = []  # of these modules
+        self._arguments: list[list[Before]] = []  # of these modules
         self._views = Views(trace)
         self.one_path = OnePath(model, self._inside, trace, rules, decisions)
         self.one_path.follow(list(model.parameters()))

@@ -8,6 +8,7 @@ of a unit that is off is then computed from zeros and from units that are on.
 from __future__ import annotations
 
 import inspect
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from hatrack.units.graph import OUTPUT
 
-__all__ = ["Argument", "Sources", "arguments_of"]
+__all__ = ["Argument", "Before", "Sources", "arguments_of"]
 
 _BEHIND = 1000
 """Number above every position of an argument, from which those count that can be given by name alone."""
@@ -32,7 +33,7 @@ class Argument:
         module: the module's name.
         position: the argument's position, as from :func:`arguments_of`; ``OUTPUT`` for a result.
         keyword: the argument's name; empty if it has none.
-        value: the tensor that was given.
+        value: the tensor that was given; None for a result, which is not kept.
         version: the value's version, which grows when it is changed in place.
         labels: the labels of a result; None for an argument.
     """
@@ -40,14 +41,14 @@ class Argument:
     module: str
     position: int
     keyword: str
-    value: Tensor
+    value: Tensor | None
     version: int
     labels: Tensor | None = None
 
     @property
     def changed(self) -> bool:
         """True if an argument was changed in place since; a gate would have put a copy in its place."""
-        return self.position != OUTPUT and self.value._version != self.version
+        return self.value is not None and self.value._version != self.version
 
 
 def arguments_of(module: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[int, str, Any]]:
@@ -78,31 +79,42 @@ def _positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
 
 
+Before = tuple[Argument, Tensor, frozenset[Argument] | None, bool]
+"""Argument that a module is called with, its value, where that came from before, and whether it was 0 where off."""
+
+_Origin = tuple[weakref.ref[Tensor], int, frozenset[Argument]]
+"""Value, the version that it had, and where it comes from."""
+
+
+def _sources_of(value: Tensor, origin: _Origin | None) -> frozenset[Argument] | None:
+    """Return where a value comes from if its identity and its version are those of an origin."""
+    same = origin is not None and origin[0]() is value and origin[1] == value._version
+    return origin[2] if origin is not None and same else None
+
+
 class Sources:
     """Record of the arguments that values are computed from, if from nothing else that belongs to units."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, int, frozenset[Argument]]] = {}
-        self._behind: dict[int, tuple[Tensor, int, frozenset[Argument]]] = {}
+        self._known: dict[int, _Origin] = {}
+        self._behind: dict[int, _Origin] = {}
         self._cleared: set[int] = set()
         self._given: dict[tuple[str, int], list[Argument]] = {}
 
     def of(self, value: Tensor) -> frozenset[Argument] | None:
         """Return the arguments that a value comes from; None if from others too, or changed in place by others."""
-        known = self._known.get(id(value))
-        return known[2] if known is not None and known[1] == value._version else None
+        return _sources_of(value, self._known.get(id(value)))
 
     def behind(self, value: Tensor) -> frozenset[Argument] | None:
         """Return the arguments and results of modules that a value comes from; None if from elsewhere too."""
-        known = self._behind.get(id(value))
-        return self.of(value) or (known[2] if known is not None and known[1] == value._version else None)
+        return self.of(value) or _sources_of(value, self._behind.get(id(value)))
 
     def remember_behind(self, value: Tensor, sources: frozenset[Argument] | None) -> None:
         """Record the arguments and results of modules that a value comes from."""
         if sources is None:
             self._behind.pop(id(value), None)
         else:
-            self._behind[id(value)] = (value, value._version, sources)
+            self._behind[id(value)] = (weakref.ref(value), value._version, sources)
 
     def leave_with(self, module: str, value: Tensor, labels: Tensor) -> Argument:
         """Record the result of a module; from here on it comes from there, unless its origin is known.
@@ -112,7 +124,7 @@ class Sources:
             value: its result.
             labels: the labels of that.
         """
-        result = Argument(module, OUTPUT, "", value, value._version, labels)
+        result = Argument(module, OUTPUT, "", None, value._version, labels)
         self._given.setdefault((module, OUTPUT), []).append(result)
         self.remember_behind(value, frozenset([result]))
         return result
@@ -127,15 +139,13 @@ class Sources:
         if sources is None:
             self._known.pop(id(value), None)
         else:
-            self._known[id(value)] = (value, value._version, sources)  # kept, so that no other gets its identity
+            self._known[id(value)] = (weakref.ref(value), value._version, sources)
 
     def given(self, module: str, position: int) -> list[Argument]:
         """Return the values that a module was given for one argument, call by call."""
         return self._given.get((module, position), [])
 
-    def enter(
-        self, name: str, module: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any]
-    ) -> list[tuple[Argument, Any, bool]]:
+    def enter(self, name: str, module: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Before]:
         """Enter a module: inside it, its arguments come from themselves.
 
         Args:
@@ -149,20 +159,20 @@ class Sources:
         """
         given = list(arguments_of(module, args, kwargs))
         arguments = [
-            Argument(name, position, keyword, value, value._version)
+            (Argument(name, position, keyword, value, value._version), value)
             for position, keyword, value in given
             if isinstance(value, Tensor) and value.is_floating_point()
         ]
-        before = [(argument, self.of(argument.value), self.is_cleared(argument.value)) for argument in arguments]
+        before = [(argument, value, self.of(value), self.is_cleared(value)) for argument, value in arguments]
         inside = {id(value) for *_, each in given if isinstance(each, (tuple, list)) for value in each}
-        for argument in arguments:
+        for argument, value in arguments:
             # One value may be given twice, and a gate be needed at each place; none reaches inside a list.
-            same = frozenset(other for other in arguments if other.value is argument.value)
-            self.remember(argument.value, None if id(argument.value) in inside else same, cleared=True)
+            same = frozenset(other for other, its in arguments if its is value)
+            self.remember(value, None if id(value) in inside else same, cleared=True)
             self._given.setdefault((name, argument.position), []).append(argument)
         return before
 
-    def leave(self, before: list[tuple[Argument, Any, bool]]) -> None:
+    def leave(self, before: list[Before]) -> None:
         """Leave a module: its arguments are again what they were outside, unless they were changed in place."""
-        for argument, sources, cleared in before:
-            self.remember(argument.value, None if argument.changed else sources, cleared)
+        for argument, value, sources, cleared in before:
+            self.remember(value, None if argument.changed else sources, cleared)

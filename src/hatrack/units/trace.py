@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,7 +142,7 @@ class Trace:
     variable: Memory = field(default_factory=Memory)
     ways: dict[Way, None] = field(default_factory=dict)
     turned: dict[int, tuple[Tensor, nn.Parameter, tuple[int, ...]]] = field(default_factory=dict)
-    _values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _values: dict[int, tuple[weakref.ref[Tensor], Tensor]] = field(default_factory=dict)  # with labels, by identity
 
     def without_values(self) -> Trace:
         """Copy the findings, without the tensors of the run."""
@@ -183,12 +184,14 @@ class Trace:
 
     def labels(self, value: Tensor) -> Tensor:
         """Return the labels of a value; zeros for one that the run has not seen."""
-        known = self._values.get(id(value))
-        return torch.tensor(UNGATED).expand(value.shape) if known is None else self.coupling.roots(known[1])
+        if not self.is_gated(value):
+            return torch.tensor(UNGATED).expand(value.shape)
+        return self.coupling.roots(self._values[id(value)][1])
 
     def is_gated(self, value: Tensor) -> bool:
         """Return whether any position of a value belongs to a unit, or was computed from units."""
-        return id(value) in self._values
+        known = self._values.get(id(value))
+        return known is not None and known[0]() is value  # and no later one that has got its identity
 
     def remember(self, output: Any, labels: Labels, always: bool = False) -> None:
         """Attach labels to the result of an operation.
@@ -206,8 +209,7 @@ class Trace:
             if labels.shape != output.shape:
                 raise ValueError(f"labels of shape {tuple(labels.shape)} for a value of {tuple(output.shape)}")
             if always or touches_units(labels):
-                # The value is kept with its labels: as long as it lives, no other tensor can have its identity.
-                self._values[id(output)] = (output, labels)
+                self._values[id(output)] = (weakref.ref(output), labels)  # not kept: all values take much memory
         elif isinstance(output, (tuple, list)) and isinstance(labels, tuple):
             for value, its_labels in zip(output, labels, strict=True):
                 self.remember(value, its_labels, always)
@@ -268,7 +270,11 @@ class Trace:
         place = replace(call, name=argument.module)
         if argument.changed:
             raise self.refuse(place, "it changes its input in place, which a gate before it would prevent")
-        labels = self.labels(argument.value) if argument.labels is None else self.coupling.roots(argument.labels)
+        if argument.value is not None:
+            labels = self.labels(argument.value)
+        else:
+            assert argument.labels is not None
+            labels = self.coupling.roots(argument.labels)
         earlier = self.reads.get((argument.module, argument.position))
         axes = range(-labels.dim(), 0)
         axis = self.axis_of_units(labels, axes)

@@ -6,13 +6,14 @@ row, and after a value is read into Python anything may follow.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hatrack.state.tryouts import memory_of
+from hatrack.state.tryouts import storage_of
 from hatrack.support.inputs import tensors_in
 from hatrack.support.names import words
 
@@ -78,17 +79,21 @@ def written_by(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 class Memory:
-    """Set of tensors by their memory, so that all views of a member belong to it, too."""
+    """Set of tensors by their memory, so that all views of a member belong to it, too; it keeps none of them alive."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Tensor] = {}  # kept, so that nothing else gets their memory, or their identity
+        self._known: dict[int, weakref.ref[Any]] = {}
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Add tensors, and all that share their memory."""
-        self._kept.update({memory_of(tensor): tensor for tensor in tensors})
+        for tensor in tensors:
+            storage = storage_of(tensor)
+            self._known[id(storage)] = weakref.ref(storage)
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return memory_of(tensor) in self._kept
+        storage = storage_of(tensor)
+        known = self._known.get(id(storage))
+        return known is not None and known() is storage  # and no other one that has got its identity
 
 
 def chosen_axes(index: Any, dimensions: int) -> Iterator[tuple[Tensor, range]]:
