@@ -55,6 +55,7 @@ def test_a_run_is_verified(method: str) -> None:
     assert verify(FIXTURES / method).holds
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_it_was_made(method: str, tmp_path: Path) -> None:
     whole, folder = read_result(FIXTURES / method / "run.json"), interrupted(method, tmp_path / "run")
     settings = [f"--set={key}={value}" for key, value in {**SETTINGS, **OWN.get(method, {})}.items()]

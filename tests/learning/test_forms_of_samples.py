@@ -134,6 +134,7 @@ def test_a_function_for_features_is_asked_for_again(tmp_path: Path) -> None:
         Learner.load(tmp_path / "learner", DOORWAYS["function"].build())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mapping", "tuple", "sequence first"])
 def test_every_form_of_the_same_samples_teaches_the_same(name: str) -> None:
     door = DOORWAYS[name]

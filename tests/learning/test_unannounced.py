@@ -108,6 +108,7 @@ def test_other_methods_can_be_trained_so(method: str) -> None:
     assert [step.task for step in run.steps[:200]] == ["found-1"] * 200
 
 
+@pytest.mark.slow
 def test_the_same_batches_give_the_same_steps() -> None:
     torch.manual_seed(7)
     assert learn("hat", steps=250).steps == learned().steps[:250]

@@ -87,6 +87,7 @@ def test_a_widened_network_draws_scores_anew_and_a_refused_widening_keeps_them(t
     assert all(torch.equal(one, other) for one, other in zip(starts(again), starts(net), strict=True))
 
 
+@pytest.mark.slow
 def test_wsn_with_carried_scores_shares_more_weights_and_resumes(tmp_path: Path) -> None:
     used = {}
     for scores in InitialScores:

@@ -224,6 +224,7 @@ def test_the_papers_width_is_found_for_the_mixture_on_alexnet() -> None:
     assert len(method.layers) == 5
 
 
+@pytest.mark.slow
 def test_residual_blocks_are_modules() -> None:
     method = METHODS["pathnet"](setup_of("resnet18", (3, 16, 16)), METHODS["pathnet"].settings_type(2, 1, 1, 1 / 32))
     assert len(method.layers) == 9

@@ -132,6 +132,7 @@ def flat(method: Method) -> Tensor:
 STABLE = {"ewc": 20.0, "si": 1.0, "mas": 1.0, "imm-mean": 1.0, "imm-mode": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "close"), [("sgd", 0.05), ("momentum", 0.15)])
 @pytest.mark.parametrize("name", PENALISED)
 def test_methods_agree_where_the_explicit_step_is_stable(name: str, optimizer: str, close: float) -> None:
@@ -172,6 +173,7 @@ def test_other_optimizers_are_refused(name: str) -> None:
     method.protect(torch.optim.RMSprop(method.trained_parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_pmask_draws_elastic_weights_back(optimizer: str) -> None:
     training: dict[str, Any] = {"lr": 0.02} if optimizer == "sgd" else {"lr": 1e-3, "optimizer": OptimizerKind.ADAM}
