@@ -59,7 +59,7 @@ class Unannounced:
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield samples and labels of every batch: float32 ``(batch_size, ...)`` and int64 ``(batch_size,)``.
 
-        Samples that are nested tensors, or keep their type, are so here, too; see :meth:`Split.load`.
+        Samples that are nested tensors, or keep their type, are so here, too; see :meth:`hatrack.streams.Split.load`.
         """
         for task in self.stream:
             x, y = task.train.load()
