@@ -24,14 +24,18 @@ from hatrack.support.environment import describe_environment
 
 SETTINGS = {"hidden": (100, 100), "limit": 2000, "epochs": 15, "s_max": 200.0, "c": 0.5}
 
+STEPS: dict[str, Any] = {"scaled": "steps", "optimizer": "sgd", "lr": 0.05}
+"""AdaHAT as HAT is trained; its authors scale gradients under Adam at 0.001."""
+
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "hat": ("hat", {}),
     "hat-per-task": ("hat", {"conditioning": "per-task"}),
     "hat-grow": ("hat", {"capacity": "grow"}),
     "hat-grow-more": ("hat", {"capacity": "grow", "growth_threshold": 0.4, "growth_share": 0.4}),
-    "adahat": ("adahat", {}),
-    "adahat-more": ("adahat", {"alpha": 1e-2}),
-    "adahat-most": ("adahat", {"alpha": 1.0}),
+    "adahat": ("adahat", STEPS),
+    "adahat-more": ("adahat", {**STEPS, "alpha": 1e-2}),
+    "adahat-most": ("adahat", {**STEPS, "alpha": 1.0}),
+    "adahat-authors": ("adahat", {}),
 }
 """For every way the method and what it sets, beside SETTINGS."""
 

@@ -48,6 +48,7 @@ RUNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dwa": ("dwa", {}),
     "dwa, product of tanh": ("dwa", {"mask": "outer-of-tanh"}),
     "dwa, one-hot context": ("dwa", {"context": "task"}),
+    "dwa, its code": ("dwa", {"variant": "code"}),
 }
 """Methods and the settings that differ from their defaults."""
 
@@ -130,7 +131,7 @@ def run(label: str, seed: int, stream: list[Task], epochs: int) -> dict[str, Any
     """Learn all tasks and test after each."""
     name, overrides = RUNS[label]
     method = make(name, overrides, seed, stream)
-    training = TrainingSettings(epochs=epochs, **SCHEDULES.get(name, {}))
+    training = TrainingSettings(epochs=epochs, **{**METHODS[name].training, **SCHEDULES.get(name, {})})
     started, matrix = time.perf_counter(), []
     for number, task in enumerate(stream):
         method.begin_task(task)

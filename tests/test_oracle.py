@@ -106,9 +106,9 @@ class HandAttention(nn.Module):
 
 
 class ModuleAttention(nn.Module):
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, heads: int, width: int = 4) -> None:
         super().__init__()
-        self.lift, self.attention = nn.Linear(2, width), nn.MultiheadAttention(width, 2, batch_first=True)
+        self.lift, self.attention = nn.Linear(2, width), nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.lift(x)
@@ -210,11 +210,18 @@ NETWORKS = {
         "softmax takes a bias of all keys out again",
     ),
     "nn.MultiheadAttention": Small(
-        ModuleAttention,
+        lambda: ModuleAttention(2),
         TOKENS,
-        {},
+        {"attention.in_proj_weight": 24, "attention.out_proj.weight": 14},
         {"attention.in_proj_bias": 12},
-        "softmax takes a bias of all keys out again; heads are always on, so that every task notices them",
+        "softmax takes a bias of all keys out again",
+    ),
+    "nn.MultiheadAttention, one head": Small(
+        lambda: ModuleAttention(1),
+        TOKENS,
+        {"attention.in_proj_weight": 34, "attention.out_proj.weight": 12},
+        {"attention.in_proj_bias": 8},
+        "softmax takes a bias of all keys out again",
     ),
     "embedding": Small(Words, None, {"hidden.weight": 9}),
     "called twice": Small(lambda: Twice(tied=False), VECTOR, {"second.weight": 4}),

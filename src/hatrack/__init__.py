@@ -24,7 +24,7 @@ from hatrack.models.hat import HATNetwork
 from hatrack.models.loading import forget_in_files, load
 from hatrack.models.room import Plan
 from hatrack.models.weight_masked import WeightMaskedNetwork
-from hatrack.protection.conditioning import Adaptive, Fading
+from hatrack.protection.conditioning import Adaptive, AdaptiveScaling, Fading
 from hatrack.recognition import IncrementalAccuracy, Inferred, measure_inference
 from hatrack.support.modes import fresh_statistics
 from hatrack.support.moved import keep_old_paths
@@ -46,6 +46,7 @@ keep_old_paths(
 
 __all__ = [
     "Adaptive",
+    "AdaptiveScaling",
     "BatchNorms",
     "CheckpointError",
     "Compensation",

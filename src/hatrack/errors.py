@@ -15,6 +15,7 @@ __all__ = [
     "InputError",
     "NewerFileError",
     "TrainingError",
+    "UnfitDataError",
     "UnsupportedError",
 ]
 
@@ -42,6 +43,10 @@ class InputError(HatrackError, ValueError):
 
 class DataError(HatrackError):
     """A data file is missing, damaged, or not what its name says."""
+
+
+class UnfitDataError(DataError):
+    """Data is whole and not what was said about it: other settings, such as columns to leave out, make it fit."""
 
 
 class UnsupportedError(HatrackError):

@@ -235,16 +235,15 @@ def gate_factors(
 
 
 class _CompensatedGate(torch.autograd.Function):
+    # One method, not two: with a setup_context of its own torch looks up the signature of forward at every call.
     @staticmethod
     def forward(
-        e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation, function: GateFunction
+        ctx: Any, e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation, function: GateFunction
     ) -> Tensor:
-        return gate(e, scale, function)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        e, ctx.scale, ctx.s_max, ctx.compensation, ctx.function = inputs
-        ctx.save_for_backward(e, output)
+        ctx.scale, ctx.s_max, ctx.compensation, ctx.function = scale, s_max, compensation, function
+        a = gate(e, scale, function)
+        ctx.save_for_backward(e, a)
+        return a
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -306,8 +305,12 @@ class _GatedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, e: Tensor, free: Tensor | None, scale: float, s_max: float, compensation: Compensation
+        ctx: Any, weight: Tensor, e: Tensor, free: Tensor | None, scale: float, s_max: float, compensation: Compensation
     ) -> tuple[Tensor, Tensor]:
+        ctx.weight, ctx.e, ctx.free = weight, e, free
+        ctx.scale, ctx.s_max, ctx.compensation = scale, s_max, compensation
+        ctx.versions = weight._version, e._version
+        ctx.set_materialize_grads(False)
         product, costs = torch.empty_like(weight, memory_format=torch.contiguous_format), []
         for w, values, counted, out in _blocks(weight, e, free, product):
             assert w is not None
@@ -316,12 +319,6 @@ class _GatedWeight(torch.autograd.Function):
             torch.mul(w, a.to(w.dtype), out=out)
             costs.append(a.sum() if counted is None else torch.dot(a, counted.to(a.dtype)))
         return product, torch.stack(costs).sum() if costs else e.new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.weight, ctx.e, ctx.free, ctx.scale, ctx.s_max, ctx.compensation = inputs
-        ctx.versions = ctx.weight._version, ctx.e._version
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -603,6 +600,24 @@ def quadratic_distance(
         squared = (parameter - anchor[name]).square()
         terms.append((squared if importance is None else importance[name] * squared).sum())
     return torch.stack(terms).sum()
+
+
+def proximal(value: Tensor, anchor: Tensor, stiffness: Tensor | float) -> Tensor:
+    """Compute the proximal step of a penalty, ``(θ + k θ*) / (1 + k)``: where ``‖x − θ‖² + k ‖x − θ*‖²`` is least.
+
+    Args:
+        value: θ.
+        anchor: θ*, of its shape.
+        stiffness: k, at least 0, a number or of that shape: the step size times the curvature of the penalty. At 0 the
+            value stays as it is, to the bit; at infinity it is the anchor.
+
+    Returns:
+        A tensor of the value's shape, between value and anchor.
+    """
+    if isinstance(stiffness, Tensor):
+        share = stiffness.reciprocal().add_(1.0).reciprocal_()  # k / (1 + k), also of an infinite k
+        return torch.lerp(value, anchor, share)
+    return value if stiffness == 0.0 else torch.lerp(value, anchor, 1.0 / (1.0 + 1.0 / stiffness))
 
 
 def forgetting_ratio(accuracy: float, random: float, joint: float) -> float:

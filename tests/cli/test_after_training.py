@@ -88,8 +88,8 @@ def test_predict(folder: Path, first: str, tmp_path: Path, capsys: pytest.Captur
         (["export", "absent", "--to", "a.onnx", "--task", "a"], 2, "holds no run.json"),
         (["export", "{run}", "--to", "a.txt", "--task", "{task}"], 2, "exported to .onnx"),
         (["predict", "{run}"], 2, "at least one picture"),
-        (["predict", "{run}", "absent.png", "--task", "{task}"], 1, "could not be read"),
-        (["predict", "{run}", "{run}/run.json", "--task", "{task}"], 1, "is no picture"),
+        (["predict", "{run}", "absent.png", "--task", "{task}"], 2, "absent.png does not exist"),
+        (["predict", "{run}", "{run}/run.json", "--task", "{task}"], 2, "is no picture"),
         (["predict", "{run}", "absent.png", "--task", "absent"], 2, "there is no task 'absent'"),
     ],
 )

@@ -284,6 +284,11 @@ def test_own_tasks_leave_neither_path_nor_digest_and_their_data_is_not_needed(
     assert "num_tasks=2" in result.command
     assert result.config["num_tasks"] == 2
     assert verify(Path("run")).holds
+    alone = ["--epochs", "1", "--set", "hidden=8", "--quiet", "--out", "alone"]
+    assert main(["run", "alpha.npz", "--method", "hat", *alone]) == 0
+    assert read_result(Path("alone/run.json")).experiment == "alpha"
+    assert main(["forget", "alone", "--task", "alpha"]) == 0
+    assert not [path for path, content in files(Path("alone")) if b"alpha" in content]
 
 
 def test_comparisons_leave_it_out(folders: dict[str, Path], tmp_path: Path) -> None:

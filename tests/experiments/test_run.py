@@ -33,6 +33,8 @@ from support.marks import slow_but
 from support.toys import QUICK
 
 BRIEF: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}
+REMEMBERING = ("er", "derpp", "gem")
+"""Methods that keep samples of earlier tasks."""
 
 
 def request(method: str, out: Path | None = None, **changes: Any) -> RunRequest:
@@ -68,6 +70,7 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
             "sources",
             "history",
             "reuse",
+            *(["memory"] if method in REMEMBERING else []),
             "status",
             "sha256",
         ),

@@ -10,15 +10,17 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hatrack
 from hatrack import GuaranteeError, HATNetwork
 from hatrack.cli import main
+from hatrack.errors import NewerFileError
 from hatrack.experiments import read_result, verify
 from hatrack.experiments.folder import previous
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from support.old_networks import NETWORKS, SAID, here, learn, logits
+from hatrack.units import heads_always_on
+from support.old_networks import NETWORKS, OF_LATER_COMMITS, SAID, here, learn, logits
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TASKS = ("first", "second.ü")
@@ -30,7 +32,19 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return FIXTURES / str(request.param)
 
 
-EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)
+BEFORE_HEADS = FIXTURES / "6d62dcc"
+"""Files of the last commit that read heads of nn.MultiheadAttention as always on."""
+
+OLD_NETWORKS = NETWORKS | OF_LATER_COMMITS
+
+EVERY_FILE = pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *((FIXTURES / commit, name) for commit in ("65a3182", "c5e342c") for name in NETWORKS),
+        (BEFORE_HEADS, "hat-attention"),
+    ],
+    ids=lambda each: each.name if isinstance(each, Path) else each,
+)
 
 
 def require_same(folder: Path, name: str, said: dict[str, Tensor]) -> None:
@@ -43,9 +57,9 @@ def require_same(folder: Path, name: str, said: dict[str, Tensor]) -> None:
         torch.testing.assert_close(now, recorded[f"{name} {task}"], rtol=close, atol=close)
 
 
-@EVERY_NETWORK
+@EVERY_FILE
 def test_a_network_says_what_it_said_and_learns_another_task(folder: Path, name: str, tmp_path: Path) -> None:
-    network, path = NETWORKS[name], tmp_path / "net.hat"
+    network, path = OLD_NETWORKS[name], tmp_path / "net.hat"
     x = safetensors.torch.load_file(folder / SAID)[name]
     net = hatrack.load(folder / f"{name}.hat", network.build())
     assert (type(net), net.task_names, net.task_in_training) == (network.kind, (*TASKS, "open"), "open")
@@ -63,7 +77,8 @@ def test_a_network_says_what_it_said_and_learns_another_task(folder: Path, name:
             assert all(torch.equal(logits(again, task, x), before) for task, before in said.items())
 
 
-@EVERY_NETWORK
+@pytest.mark.slow
+@EVERY_FILE
 @pytest.mark.parametrize("tensor", ["packed", "head.weight", "calibration"])
 def test_a_change_to_a_consolidated_task_is_noticed(folder: Path, name: str, tensor: str, tmp_path: Path) -> None:
     old = read_checkpoint(folder / f"{name}.hat")
@@ -72,7 +87,35 @@ def test_a_change_to_a_consolidated_task_is_noticed(folder: Path, name: str, ten
     changed[0] = changed[0] ^ 1 if changed.dtype == torch.uint8 else changed[0] + 1
     write_checkpoint(tmp_path / "net.hat", Checkpoint(tensors, old.description))
     with pytest.raises(GuaranteeError, match="not those that its tasks were consolidated with"):
-        hatrack.load(tmp_path / "net.hat", NETWORKS[name].build())
+        hatrack.load(tmp_path / "net.hat", OLD_NETWORKS[name].build())
+
+
+def test_heads_that_were_always_on_stay_so_and_a_new_network_has_units_for_them(tmp_path: Path) -> None:
+    network, path = OLD_NETWORKS["hat-attention"], tmp_path / "net.hat"
+    old = hatrack.load(BEFORE_HEADS / "hat-attention.hat", network.build())
+    assert isinstance(old, HATNetwork)
+    assert [group.name for group in old.units.groups] == [
+        "lift+layer.self_attn+layer.linear2",
+        "layer.linear1",
+        "single",
+    ]
+    old.save(path)
+    assert read_checkpoint(path).description["rules_version"] == 1
+    new = HATNetwork(network.build(), torch.zeros(2, *network.shape))
+    sizes = {group.name: group.size for group in new.units.groups}
+    assert sizes["layer.self_attn.heads"] == 2
+    assert sizes["single.scores"] == sizes["single.values"] == 8
+    assert new.to_checkpoint().description["rules_version"] == 2
+    given = HATNetwork(network.build(), torch.zeros(2, *network.shape), rules={nn.MultiheadAttention: heads_always_on})
+    assert [*given.units.groups] == [*old.units.groups]
+    assert given.to_checkpoint().description["rules_version"] == 1
+
+
+def test_units_that_a_later_version_found_are_not_guessed(tmp_path: Path) -> None:
+    old = read_checkpoint(BEFORE_HEADS / "hat-attention.hat")
+    write_checkpoint(tmp_path / "net.hat", Checkpoint(old.tensors, {**old.description, "rules_version": 3}))
+    with pytest.raises(NewerFileError, match="found by a newer hatrack than this one; upgrade it"):
+        hatrack.load(tmp_path / "net.hat", OLD_NETWORKS["hat-attention"].build())
 
 
 def test_a_run_is_verified_shown_and_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

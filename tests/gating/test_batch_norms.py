@@ -57,6 +57,7 @@ def test_shared_ones_move_with_the_first_task_and_never_again() -> None:
     assert all(torch.equal(now[name], value) for name, value in fresh.items()), "the backbone's own are nobody's"
 
 
+@pytest.mark.slow
 def test_later_tasks_do_not_see_their_batch() -> None:
     net = network("resnet", BatchNorms.SHARED)
     x, _ = learn(net, "first")
@@ -122,6 +123,7 @@ def test_fresh_statistics_are_means_over_the_batches() -> None:
     assert torch.equal(unreached.running_mean, before)
 
 
+@pytest.mark.slow
 def test_fresh_statistics_are_those_of_the_mask_to_come_and_spare_old_tasks() -> None:
     net = network("resnet", BatchNorms.PER_TASK)
     x, _ = learn(net, "old")

@@ -57,6 +57,7 @@ def test_the_features_that_matter_are_found_and_nothing_is_forgotten(tmp_path: P
     assert torch.equal(logits(again, x, "first"), promised)
 
 
+@pytest.mark.slow
 def test_a_feature_that_is_off_changes_nothing() -> None:
     net = network()
     x = learn_features(net, "first", slice(0, 3))

@@ -112,6 +112,7 @@ def test_other_ways_to_hold_and_to_normalise(batch_norms: BatchNorms, conditioni
     assert_poison_harmless(net, samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", [Fading(0.5), Adaptive()])
 def test_tasks_that_may_fade_do_not_notice_a_widening(conditioning: Fading | Adaptive) -> None:
     net = network("resnet-basic", conditioning=conditioning)
@@ -182,6 +183,7 @@ def test_any_widths(channels: list[int], dense: int, added: list[int], side: int
 # --------------------------------------------------------------------------------------------------- the slow oracle
 
 
+@pytest.mark.slow
 def test_it_is_the_network_that_was_wide_from_the_start() -> None:
     """Two convolutions, flattened 2×2, and a dense layer; every old entry is looked for by its meaning."""
 
@@ -258,6 +260,7 @@ def test_new_weights_are_spread_as_the_layers_were_at_first() -> None:
         assert not layer.bias[60:].any(), "Xavier's biases are 0"
 
 
+@pytest.mark.slow
 def test_the_generator_decides_alone() -> None:
     grown = []
     for seed in (1, 1, 2):

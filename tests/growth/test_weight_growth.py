@@ -95,6 +95,7 @@ def test_old_outputs_survive_two_widenings_and_new_tasks(kind: str) -> None:
     net.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -231,6 +232,7 @@ def test_a_grown_network_is_read_again_and_goes_on_alike(tmp_path: Path) -> None
         hatrack.load(tmp_path / "net.hat", build("mlp")[0])
 
 
+@pytest.mark.slow
 def test_it_grows_by_itself_and_the_number_of_tasks_has_no_bound() -> None:
     torch.manual_seed(0)
     net = WeightMaskedNetwork(MLP((6,), (8, 8)), torch.zeros(2, 6), growth=Growth(0.5, 0.5))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import hatrack
 from hatrack import HATNetwork, WeightMaskedNetwork
+from hatrack.train import TrainingSettings
 from support.helpers import mode
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
@@ -99,3 +100,43 @@ def test_old_tasks_of_a_text_model_answer_as_before(kind: Any, name: str, tmp_pa
             assert all(torch.equal(each(batch, "first"), said) for batch, said in zip(batches, before, strict=True))
     small = net.extract("first", batches[0])
     assert torch.allclose(small(batches[0]), before[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_learner_takes_what_a_tokenizer_gives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    training = TrainingSettings(epochs=1, batch_size=6)
+    learner = hatrack.Learner(bert(), sentences(2, 0), features="pooler_output", training=training, validation=0.0)
+    x, y = sentences(12, 1), torch.arange(12) % 2
+    learner.fit("a", (x, y.numpy()))
+    before = learner.predict(x, "a").distribution
+    rows = [({key: value[row] for key, value in x.items()}, int(y[row])) for row in range(12)]
+    data_set = torch.utils.data.DataLoader(rows, batch_size=4)  # whose batches are mappings, too
+    learner.fit("b", data_set)
+    learner.save(tmp_path / "learner")
+    again = hatrack.Learner.load(tmp_path / "learner", bert(), training=training, validation=0.0)
+    for of in (learner, again):
+        assert torch.equal(of.predict(x, "a").distribution[:, :2], before)
+        assert of.predict({key: value.tolist() for key, value in x.items()}).tasks
+    with pytest.raises(hatrack.InputError, match="lists have different lengths; pad them"):
+        learner.predict({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1]]}, "a")
+
+
+def test_a_resized_table_of_embeddings_is_refused_and_can_be_cut_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(bert(), sentences(2, 0), features="pooler_output")
+    net.add_task("a", 2)
+    net.consolidate("a")
+    x = sentences(3, 1)
+    before = net.eval()(x, "a")
+    net.backbone.resize_token_embeddings(WORDS + 7, mean_resizing=False)
+    doors: tuple[Callable[[], Any], ...] = (
+        *(lambda: net(x, "a"), net.check, net.restore, lambda: net.save(tmp_path / "net.hat")),
+        *(lambda: net.add_task("b", 2), lambda: net.extract("a")),
+    )
+    for door in doors:
+        with pytest.raises(hatrack.GuaranteeError, match=r"embeddings\.word_embeddings"):
+            door()
+    table = net.backbone.get_parameter("embeddings.word_embeddings.weight")
+    table.data = table.data[:WORDS]
+    net.backbone.embeddings.word_embeddings.num_embeddings = WORDS
+    assert torch.equal(net(x, "a"), before)

@@ -38,6 +38,7 @@ def said(of: Learner, task: str) -> Tensor:
     return found.probabilities if isinstance(found, LabelPrediction) else found.distribution
 
 
+@pytest.mark.slow
 def test_everything_is_learned_kept_saved_and_loaded(tmp_path: Path) -> None:
     today = learner(epochs=12)
     today.fit("price", (X, PRICE))
@@ -99,6 +100,7 @@ def test_what_is_said_wins_over_what_targets_look_like() -> None:
     assert of.evaluate("tags", (X, TAGS.int())) == pytest.approx(f1(found.probabilities > 0.5, TAGS))
 
 
+@pytest.mark.slow
 def test_weights_change_what_is_learned_and_are_kept(tmp_path: Path) -> None:
     shares = []
     for weights in ("1,30", ClassWeights((30.0, 1.0)), [1.0, 1.0], None):

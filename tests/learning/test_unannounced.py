@@ -14,6 +14,9 @@ from hatrack.errors import InputError
 from hatrack.learning.unannounced import Step, UnannouncedLearner
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.streams import DetectorSettings, Surprise, Task, TaskStream, Unannounced, repeated
+from hatrack.support.interface import Interface
+
+Y = torch.arange(40) % 2
 
 
 def rules() -> TaskStream:
@@ -105,6 +108,7 @@ def test_other_methods_can_be_trained_so(method: str) -> None:
     assert [step.task for step in run.steps[:200]] == ["found-1"] * 200
 
 
+@pytest.mark.slow
 def test_the_same_batches_give_the_same_steps() -> None:
     torch.manual_seed(7)
     assert learn("hat", steps=250).steps == learned().steps[:250]
@@ -113,3 +117,59 @@ def test_the_same_batches_give_the_same_steps() -> None:
 def test_cycle_out_of_range() -> None:
     with pytest.raises(InputError, match="cycle must be at least 1"):
         UnannouncedLearner(learned().method, 2, lambda p: torch.optim.SGD(p, lr=0.2), cycle=0)
+
+
+class Halves(torch.nn.Module):
+    """A backbone of two inputs, told by name, that gives its features in a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = torch.nn.Linear(4, 24), torch.nn.Linear(4, 24)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": torch.relu(self.left(left) + self.right(right))}
+
+
+def nested() -> UnannouncedLearner:
+    example = {"left": torch.zeros(1, 4), "right": torch.zeros(1, 4)}
+    torch.manual_seed(0)
+    backbone = Halves()
+    setup = Setup(lambda: backbone, (), 0, torch.device("cpu"), example=example, interface=Interface("out"))
+    hat = METHODS["hat"](setup, METHODS["hat"].settings_type())
+    return UnannouncedLearner(hat, 2, lambda p: torch.optim.SGD(p, lr=0.2), announced=True)
+
+
+def test_nested_samples_are_learned_from_and_switched_between() -> None:
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    parts = {"left": x[:, :4], "right": x[:, 4:]}
+    tasks = [Task.from_tensors(name, parts, y, parts, y) for name, y in (("a", (x[:, 0] > 0).long()), ("b", Y))]
+    learner, batches = nested(), Unannounced(TaskStream("s", tuple(tasks)), passes=2, batch_size=10)
+    for index, (batch, y) in enumerate(batches):
+        assert batch.keys() == parts.keys()
+        if index == 8:
+            learner.announce()
+        learner.observe({name: part.numpy() for name, part in batch.items()}, y.numpy())
+    learner.finish()
+    assert learner.tasks == ["found-1", "found-2"]
+    assert learner.best_task(parts, Y) in learner.tasks
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (torch.zeros(4, 8), [0] * 4, "one tensor, and the network was made for a mapping"),
+        ({"left": torch.zeros(4, 4), "right": torch.zeros(3, 4)}, [0] * 4, "do not have one number of samples"),
+        ({"left": torch.zeros(4, 4), "right": torch.zeros(4, 4)}, [0] * 3, "4 samples need as many classes"),
+        ({"left": torch.zeros(4, 4), "right": torch.zeros(4, 4)}, [2] * 4, "classes from 0 to 1, not"),
+        ({"left": torch.zeros(4, 4), "right": torch.zeros(4, 4)}, ["a"] * 4, "classes are texts"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(x: object, y: list[int], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        nested().observe(x, y)  # type: ignore[arg-type]
+
+
+def test_methods_without_masks_take_one_tensor_alone() -> None:
+    setup = Setup(Halves, (), 0, torch.device("cpu"), example={"left": torch.zeros(1, 4)}, interface=Interface("out"))
+    with pytest.raises(InputError, match="ewc takes samples of one tensor of real numbers"):
+        METHODS["ewc"](setup, METHODS["ewc"].settings_type())

@@ -10,6 +10,7 @@ from hatrack.errors import InputError
 from hatrack.methods import Batch, Setup
 from hatrack.methods.ewc import Consolidation, EWCSettings
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
+from hatrack.methods.proximal import Penalty
 from hatrack.methods.si import SI, SISettings
 from hatrack.streams import Task
 from hatrack.train import EpochDone, TrainingSettings, fit
@@ -25,7 +26,7 @@ def some_batch(task: Task) -> Batch:
     ("name", "factor"), [("ewc", 5000 / 2), ("mas", 1.0), ("si", 0.1), ("imm-mean", 1e-4 / 2), ("imm-mode", 1 / 2)]
 )
 def test_the_penalty_is_that_of_the_paper(name: str, factor: float) -> None:
-    method = make(name, "shallow")
+    method = make(name, "shallow", penalty=Penalty.EXPLICIT)
     learn(method, TASKS[:1], epochs=2)
     anchor = {key: value.detach().clone() for key, value in method.network.backbone.named_parameters()}
     method.begin_task(TASKS[1])
@@ -66,7 +67,8 @@ def test_the_mean_over_three_tasks_weighs_them_alike() -> None:
     each = []
     for index in range(3):
         learn(method, TASKS[: index + 1], first=index, epochs=1)
-        each.append(fisher_diagonal(method.network, TASKS[index], Fisher.BATCHES))
+        generator = method.setup.generator("fisher", TASKS[index].name)
+        each.append(fisher_diagonal(method.network, TASKS[index], Fisher.SAMPLED, generator))
     for name, value in method.importance.items():
         torch.testing.assert_close(value, sum(fisher[name] for fisher in each) / 3)
 
@@ -108,7 +110,7 @@ def test_the_path_integral_of_small_steps_is_how_far_the_loss_fell() -> None:
 
 def test_the_path_leaves_the_penalty_out() -> None:
     setup = Setup(lambda: nn.Linear(4, 3, bias=False), SHAPE, 0, torch.device("cpu"))
-    method = SI(setup, SISettings(strength=0.5))
+    method = SI(setup, SISettings(strength=0.5, penalty=Penalty.EXPLICIT))
     method.begin_task(TASKS[0])
     weight = method.network.backbone.weight
     method.anchor = {"weight": torch.zeros(3, 4)}
@@ -117,6 +119,22 @@ def test_the_path_leaves_the_penalty_out() -> None:
     optimizer = method.protect(torch.optim.SGD([weight], lr=0.1))
     (weight.sum() + 0.5 * weight.square().sum()).backward()  # a task's loss whose gradient is 1, and the penalty
     optimizer.step()
+    torch.testing.assert_close(method.path["weight"], before - weight.detach())
+
+
+def test_the_path_leads_where_the_penalty_drew_the_weights() -> None:
+    """The gradient is the task's alone, and the way the whole one, as with a penalty in the loss."""
+    setup = Setup(lambda: nn.Linear(4, 3, bias=False), SHAPE, 0, torch.device("cpu"))
+    method = SI(setup, SISettings(strength=0.5))
+    method.begin_task(TASKS[0])
+    weight = method.network.backbone.weight
+    method.anchor = {"weight": torch.zeros(3, 4)}
+    method.importance = {"weight": torch.ones(3, 4)}
+    before = weight.detach().clone()
+    optimizer = method.protect(torch.optim.SGD([weight], lr=0.1))
+    weight.sum().backward()  # a task's loss whose gradient is 1
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), (before - 0.1) / (1 + 0.1))
     torch.testing.assert_close(method.path["weight"], before - weight.detach())
 
 

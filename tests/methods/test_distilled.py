@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -38,6 +40,31 @@ def test_distillation_is_the_cross_entropy_of_tempered_probabilities(temperature
         LWFSettings(temperature=0.0)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_smoothed_distillation_is_that_of_the_hat_authors(temperature: float) -> None:
+    """Probabilities tempered, ε shared out among the classes, and normalised again."""
+    generator = torch.Generator().manual_seed(0)
+    old, new = (3 * torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    p, q = (logits.softmax(1) ** (1 / temperature) for logits in (old, new))
+    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+    q = q + 1e-5 / 4
+    q = q / q.sum(1, keepdim=True)
+    torch.testing.assert_close(distillation(new, old, temperature, 1e-5), -(p * q.log()).sum(1).mean())
+    near, plain = distillation(new, old, temperature, 1e-12), distillation(new, old, temperature)
+    torch.testing.assert_close(near, plain, rtol=1e-4, atol=0)
+
+
+def test_an_answer_that_is_surely_wrong_is_bounded_by_smoothing() -> None:
+    old, new = torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]], requires_grad=True)
+    assert float(distillation(new, old, 1.0).detach()) == pytest.approx(200.0)
+    loss = distillation(new, old, 1.0, 1e-5)
+    assert float(loss.detach()) == pytest.approx(-math.log(0.5e-5), rel=1e-5)
+    loss.backward()
+    assert bool(torch.isfinite(new.grad).all())
+    with pytest.raises(InputError, match="smoothing must be at least 0 and below 1"):
+        LWFSettings(smoothing=1.0)
+
+
 @pytest.mark.parametrize("network", ["dropout", "norm"])
 def test_lwf_asks_every_old_head(network: str) -> None:
     tasks = IMAGES if network == "norm" else TASKS
@@ -53,7 +80,7 @@ def test_lwf_asks_every_old_head(network: str) -> None:
     loss = method.loss(batch)
     expected = F.cross_entropy(method.network(batch.x, ["third"]), batch.y)
     for task in ("first", "second"):
-        expected = expected + 3.0 * distillation(method.network(batch.x, [task]), before(batch.x, [task]), 2.0)
+        expected = expected + 3.0 * distillation(method.network(batch.x, [task]), before(batch.x, [task]), 2.0, 1e-5)
     torch.testing.assert_close(loss.value, expected)
     loss.value.backward()
     assert method.network.head("first").weight.grad is not None

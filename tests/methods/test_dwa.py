@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from hatrack.errors import InputError
 from hatrack.methods import Batch
 from hatrack.methods.complexity import sample_complexity
 from hatrack.methods.dwa import DWA
-from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss
-from hatrack.methods.dwa.masks import MaskForm
-from hatrack.methods.dwa.method import choose_anchors, positive_anchor, simple_samples
+from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss, anchor_loss_of_code
+from hatrack.methods.dwa.masks import MaskForm, MaskGate, Usage
+from hatrack.methods.dwa.method import DWASettings, DWAVariant, choose_anchors, positive_anchor, simple_samples
 from hatrack.methods.dwa.network import Context, DWABackbone, context_processor
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from support.toys import IMAGE, IMAGES, TASKS, accuracy, learn, logits, make
@@ -39,7 +40,10 @@ def whole(method: DWA, task: Any = TASKS[0]) -> Batch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "tasks"), [("dropout", TASKS), ("plain", IMAGES)])
-@pytest.mark.parametrize("settings", [{}, {"mask": MaskForm.OUTER_OF_TANH}, {"context": Context.TASK}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"mask": MaskForm.OUTER_OF_TANH}, {"context": Context.TASK}, {"variant": DWAVariant.CODE}],
+)
 def test_it_learns(network: str, tasks: Any, settings: dict[str, Any]) -> None:
     method = dwa(network, **settings)
     learn(method, tasks[:1], epochs=40, lr=0.2)
@@ -74,6 +78,35 @@ def test_masks_depend_on_the_sample_or_on_the_task_alone() -> None:
     assert embedding.argmax(1).tolist() == [0] * 3
     assert other.argmax(1).tolist() == [1] * 3
     torch.testing.assert_close(embedding.norm(dim=1), torch.full((3,), 10.0))
+
+
+def test_the_loss_of_the_code_by_its_parts() -> None:
+    """λ1 = 10 and α = 1, a sigmoid for masks, sums over a batch of 32, and plasticity as a mean over weights."""
+    method = dwa(variant=DWAVariant.CODE)
+    learn(method, TASKS[:1], epochs=2, lr=0.01)
+    method.begin_task(TASKS[1])
+    batch = whole(method, TASKS[1])
+    method.begin_epoch(1, 10, batch)
+    batch = replace(batch, rows=torch.arange(len(batch.x)))
+    usage = Usage(1.0, MaskMagnitude.ABSOLUTE, method.importance)
+    result = method.network.run(batch.x, batch.tasks, batch.task_of, usage)
+    layers = method.network.backbone.layers()
+    masks = {name: layer.masks(result.embedding) for name, layer in layers.items()}
+    expected = F.cross_entropy(method.network(batch.x, ["second"]), batch.y)
+    for name, mask in masks.items():
+        assert float(mask.min().detach()) > 0
+        assert float(mask.max().detach()) < 1
+        expected = expected + 0.05 * (mask * method.importance[name]).mean()
+        expected = expected + 500 * 32 * (1 - mask.flatten(1).mean(1) - 0.2).relu().mean()
+    zeta = method._complexity[batch.rows]
+    anchors = anchor_loss_of_code(result.embedding, zeta, *method._anchors, 1.0, 1.0)
+    torch.testing.assert_close(method.loss(batch).value, expected + 10 * anchors, rtol=1e-4, atol=1e-4)
+
+
+def test_settings_go_before_the_variants_values() -> None:
+    paper, code = DWASettings(), DWASettings(variant=DWAVariant.CODE, margin=7.0)
+    assert paper.numbers == (20.0, 0.1, 1.5, MaskMagnitude.POSITIVE, MaskGate.TANH)
+    assert code.numbers == (10.0, 0.05, 7.0, MaskMagnitude.ABSOLUTE, MaskGate.SIGMOID)
 
 
 def test_one_hot_tasks_have_an_end() -> None:

@@ -7,10 +7,12 @@ from torch import tensor
 from hatrack.methods.dwa.losses import (
     MaskMagnitude,
     anchor_loss,
+    anchor_loss_of_code,
     mask_activity,
     orthogonal_candidates,
     plasticity_loss,
     sparsity_loss,
+    sparsity_loss_of_code,
     triplet_loss,
 )
 
@@ -53,6 +55,24 @@ def test_the_sparsity_loss_has_a_gradient_only_where_too_much_is_in_use() -> Non
     sparsity_loss(mask_activity(mask), 0.2).sum().backward()
     assert mask.grad is not None
     assert mask.grad.tolist() == [[0.5, -0.5], [0.0, 0.0]]
+
+
+def test_the_sparsity_loss_of_the_code_has_the_opposite_sense() -> None:
+    nearly_off, nearly_on = mask_activity(torch.full((1, 4), 0.05)), mask_activity(torch.full((1, 4), -0.95))
+    assert sparsity_loss_of_code(nearly_off, 0.2).tolist() == pytest.approx([0.75])
+    assert sparsity_loss_of_code(nearly_on, 0.2).tolist() == [0.0]
+    assert [float(sparsity_loss(each, 0.2)) for each in (nearly_off, nearly_on)] == pytest.approx([0.0, 0.75])
+
+
+def test_the_anchor_loss_of_the_code_by_hand() -> None:
+    """Norms of all differences of the batch at once: to P 1.25, to N 2.25, to N_T 5.25, before the roots."""
+    zeta = tensor([0.0, 0.6])
+    first, second = 1.25**0.5 - 2.25**0.5 + 1.0, 1.25**0.5 - 5.25**0.5 + 1.0
+    assert second < 0 < first
+    alone = anchor_loss_of_code(E, zeta, P, N, None, 1.0, 2.0)
+    assert float(alone) == pytest.approx(1.4 * first)
+    both = anchor_loss_of_code(E, zeta, P, N, N_T, 3.0, 2.0)
+    assert float(both) == pytest.approx(1.4 * ((first + 2) + 2 * (second + 2)) / 3)
 
 
 def test_candidates_are_orthogonal_to_the_anchor_and_as_long() -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
+from hatrack.methods import METHODS
 from hatrack.methods.gem import nonnegative_minimum, project
+from hatrack.methods.memory import Reservoir
 from support.toys import KINDS, accuracy, assert_goes_on_as_without_interruption, learn, make, rival_tasks, tasks
 
 
@@ -84,6 +86,48 @@ def test_it_goes_on_after_loading_as_if_nothing_had_happened(kind: str, tmp_path
         assert all(torch.equal(other.columns[name], column) for name, column in one.columns.items())
 
 
+def test_a_total_is_shared_out_among_the_tasks_so_far_as_er_has_it(tmp_path: Path) -> None:
+    seen = tasks("mlp", 3)
+    method, again = (make("gem", memory=60) for _ in range(2))
+    kept = []
+    for index in range(3):
+        learn(method, seen[: index + 1], first=index)
+        kept.append([len(memory) for memory in method.memories])
+        assert method.remembered() == sum(kept[-1]) <= 60
+    assert kept == [[60], [30, 30], [20, 20, 20]]
+    for memory, task in zip(method.memories, seen, strict=True):
+        samples = {tuple(row.tolist()) for row in task.train.load()[0]}
+        rows = [tuple(row.tolist()) for row in memory.columns["x"]]
+        assert set(rows) <= samples
+        assert len(set(rows)) == 20
+    method.save(tmp_path / "net.hat")
+    again.load(tmp_path / "net.hat")
+    assert [len(memory) for memory in again.memories] == [20, 20, 20]
+    rehearsing = make("er", memory=60)
+    learn(rehearsing, seen)
+    assert rehearsing.remembered() == 60
+    assert make("sgd").remembered() is None
+    assert {METHODS[name].settings_type().memory for name in ("er", "derpp", "gem")} == {500}
+
+
+def test_a_memory_goes_on_after_loading_though_it_shrinks(tmp_path: Path) -> None:
+    straight, after = assert_goes_on_as_without_interruption("gem", "mlp", tmp_path, memory=50)
+    for one, other in zip(straight.memories, after.memories, strict=True):
+        assert len(other) == 25
+        assert all(torch.equal(one.columns[name], column) for name, column in other.columns.items())
+
+
+def test_what_is_left_of_a_memory_is_drawn_uniformly() -> None:
+    counts = torch.zeros(20)
+    for seed in range(400):
+        generator = torch.Generator().manual_seed(seed)
+        memory = Reservoir(10)
+        memory.add({"x": torch.arange(20)}, generator)
+        counts[memory.reduced(4, generator).columns["x"]] += 1
+    assert bool(((counts / 400 - 4 / 20).abs() < 0.08).all())
+    assert memory.reduced(10, generator) is memory
+
+
 def test_steps_go_where_no_memory_gets_worse() -> None:
     method, seen = make("gem", dropout=0.0, memory_per_task=40), tasks()
     learn(method, seen[:2], epochs=10)
@@ -129,3 +173,5 @@ def test_gem_forgets_less() -> None:
 def test_a_memory_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="memory_per_task must be at least 1"):
         make("gem", memory_per_task=0)
+    with pytest.raises(InputError, match="memory must be at least 1"):
+        make("gem", memory=0)

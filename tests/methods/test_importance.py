@@ -74,6 +74,36 @@ def test_the_batch_estimate_is_that_of_the_hat_authors() -> None:
         torch.testing.assert_close(value, expected[name])
 
 
+def test_the_authors_estimate_drops_as_in_training_and_leaves_the_world_as_it_was() -> None:
+    net, task = prepared("dropout")
+    x, y = task.train.load()
+    state = torch.get_rng_state()
+    measured, again, other = (
+        fisher_diagonal(net, task, Fisher.AUTHORS, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training
+    seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(5)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        expected = {name: torch.zeros_like(value) for name, value in measured.items()}
+        for samples, labels in zip(torch.split(x, 20), torch.split(y, 20), strict=True):  # in training mode
+            for name, value in gradients(net, F.cross_entropy(net(samples, [task.name]), labels)).items():
+                expected[name] += 20 * value.square() / len(x)
+    for name, value in measured.items():
+        torch.testing.assert_close(value, expected[name])
+        assert torch.equal(value, again[name])
+    assert any(not torch.equal(value, other[name]) for name, value in measured.items())
+
+
+def test_the_authors_estimate_without_dropout_is_that_over_batches_and_spares_norms() -> None:
+    net, task = prepared("norm")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    both = [fisher_diagonal(net, task, kind) for kind in (Fisher.BATCHES, Fisher.AUTHORS)]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def logistic(weights: Tensor, samples: Tensor, labels: Tensor) -> tuple[MultiHeadNetwork, Task]:
     """Logits (0, w·x): logistic regression, with the weights in the backbone."""
     backbone = nn.Linear(len(weights), 1, bias=False)

@@ -60,6 +60,7 @@ def test_tasks_of_all_kinds_in_one_stream(name: str, tmp_path: Path) -> None:
             assert torch.equal(logits(method, task), promise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(("hat", "sgd", "joint", "pmask"), [n for n in EVERY_KIND if n != "random"]))
 def test_numbers_and_labels_are_learned(name: str) -> None:
     for index in (0, 2):

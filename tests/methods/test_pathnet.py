@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 from hatrack.backbones import build_reproducibly
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments import RunRequest, TaskBegun, prepare, run
-from hatrack.methods import METHODS, Setup
+from hatrack.methods import METHODS, Loss, Schedule, Setup
 from hatrack.methods.narrow import sections_of
-from hatrack.methods.pathnet import PathNet, growth, mutated, random_genes
-from hatrack.train import EpochDone
+from hatrack.methods.pathnet import GenerationSchedule, PathNet, growth, mutated, random_genes
+from hatrack.train import EpochDone, Training, TrainingSettings
 from support.toys import (
     EVERY_OPTIMIZER,
     KINDS,
@@ -114,7 +115,7 @@ def test_the_better_path_wins_with_its_weights(better: int) -> None:
             for parameter in method.trained_parameters():
                 parameter.fill_(float(index))  # what training does
         states.append({id(p): p.clone() for p in method.trained_parameters()})
-        method.end_phase(index, 0.5 if index == better else 0.9)
+        method.end_phase(index, Schedule(0.05, 5, 0.5 if index == better else 0.9))
     assert method._genes == individuals[better]
     assert all(torch.equal(p, states[better][id(p)]) for p in method.trained_parameters())
     assert method._individuals[0] == individuals[better]
@@ -122,12 +123,72 @@ def test_the_better_path_wins_with_its_weights(better: int) -> None:
     with torch.no_grad():
         for parameter in method.trained_parameters():
             parameter.fill_(7.0)
-    method.end_phase(2, 0.6)
+    method.end_phase(2, Schedule(0.05, 5, 0.6))
     method.begin_phase(3)
-    method.end_phase(3, math.inf)
+    method.end_phase(3, Schedule(0.05, 5))
     method.end_task(seen[0])  # nothing got better: the champion of the first generation stays
     assert method.paths["t0"] == individuals[better]
     assert all(bool((p == float(better)).all()) for p in method.trained_parameters())
+
+
+def tournament(losses: list[float], generations: int, epochs: int, settings: TrainingSettings) -> list[float]:
+    """Learning rate of every epoch, as in the HAT authors' code; the winner is the first path from then on."""
+    lr, left, best = [settings.lr] * 2, [settings.lr_patience] * 2, [math.inf] * 2
+    overall, winner, rates, script = math.inf, 0, [], iter(losses)
+    for _ in range(generations):
+        for path in (0, 1):
+            for _ in range(epochs):
+                if lr[path] < settings.lr_min:
+                    break
+                rates.append(lr[path])
+                loss = next(script)
+                if loss < overall:
+                    overall, winner = loss, path
+                if loss < best[path]:
+                    best[path], left[path] = loss, settings.lr_patience
+                    continue
+                left[path] -= 1
+                if left[path] == 0:
+                    lr[path], left[path] = lr[path] / settings.lr_factor, settings.lr_patience
+        lr, left, best = [lr[winner]] * 2, [left[winner], settings.lr_patience], [best[winner], math.inf]
+        winner = 0
+    return rates
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_learning_rate_and_patience_go_on_from_generation_to_generation(seed: int) -> None:
+    patience, drift = (2, 3)[seed % 2], (0.0, 0.02, 0.1)[seed % 3]
+    settings = TrainingSettings(epochs=24, batch_size=48, lr=0.05, lr_factor=3.0, lr_patience=patience, lr_min=0.004)
+    drawn = torch.rand(48, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    losses = [round(float(loss) - drift * at, 6) for at, loss in enumerate(drawn)]
+    expected = tournament(losses, 8, 3, settings)
+    method, seen = make("pathnet", **{**SMALL, "generations": 8}), tasks(count=1)
+    assert method.settings.schedule is GenerationSchedule.CARRIED
+    script, loss_of = iter(losses), method.loss
+
+    def scripted(batch: Any) -> Loss:
+        found = loss_of(batch)
+        return found if torch.is_grad_enabled() else Loss(torch.tensor(next(script), dtype=torch.float64), found.logits)
+
+    method.loss = scripted
+    method.begin_task(seen[0])
+    training, rates, over = Training(method, seen, settings), [], []
+    for event in training:
+        if isinstance(event, EpochDone):
+            rates.append(event.lr)
+            over.append(training.over)
+    assert rates == pytest.approx(expected)
+    assert over == [False] * (len(over) - 1) + [True]
+    if seed < 3:
+        assert min(expected) < 0.05 / 2, "the rate falls in this script"
+
+
+def test_the_learning_rate_can_start_anew_in_every_generation() -> None:
+    method, seen = make("pathnet", **{**SMALL, "schedule": GenerationSchedule.ANEW}), tasks(count=1)
+    method.begin_task(seen[0])
+    settings = TrainingSettings(epochs=6, batch_size=16, lr_patience=1, lr=0.05, lr_min=0.01)
+    rates = [e.lr for e in Training(method, seen, settings) if isinstance(e, EpochDone)]
+    assert rates[0] == rates[len(rates) // 2] == 0.05
 
 
 def test_genes_move_with_the_papers_probability() -> None:
@@ -163,6 +224,7 @@ def test_the_papers_width_is_found_for_the_mixture_on_alexnet() -> None:
     assert len(method.layers) == 5
 
 
+@pytest.mark.slow
 def test_residual_blocks_are_modules() -> None:
     method = METHODS["pathnet"](setup_of("resnet18", (3, 16, 16)), METHODS["pathnet"].settings_type(2, 1, 1, 1 / 32))
     assert len(method.layers) == 9

@@ -75,6 +75,7 @@ def test_the_memorys_state_goes_round() -> None:
     assert other.seen == 30
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("name", ["er", "derpp"])
 def test_it_goes_on_after_loading_as_if_nothing_had_happened(name: str, kind: str, tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from hatrack.methods import METHODS, Method
+from hatrack.methods.dwa.method import DWAVariant
 from hatrack.methods.masked import Room
-from hatrack.train import EpochDone, Training, TrainingSettings, loop
+from hatrack.methods.pathnet import GenerationSchedule
+from hatrack.methods.proximal import Penalty
+from hatrack.methods.wsn import InitialScores
+from hatrack.train import EpochDone, OptimizerKind, Training, TrainingSettings, loop
 from hatrack.train.state import TrainingState
 from support.marks import slow_but
 from support.toys import QUICK, make, tasks
@@ -27,11 +31,13 @@ def apart(state: TrainingState) -> TrainingState:
     return replace(state, tensors={name: value.detach().cpu().clone() for name, value in state.tensors.items()})
 
 
-def train(method: Method, seen: list[Any]) -> list[tuple[list[Any], TrainingState]]:
-    """Train on the newest task; what came from each epoch on, and the state then."""
-    training = Training(method, seen, SCHEDULE)
+def train(
+    method: Method, seen: list[Any], schedule: TrainingSettings = SCHEDULE
+) -> list[tuple[list[Any], TrainingState | None]]:
+    """Train on the newest task; what came from its beginning and from each epoch on, and the state then."""
+    training = Training(method, seen, schedule)
     epochs: list[EpochDone] = []
-    states = []
+    states: list[tuple[int, TrainingState | None, bool]] = [(0, None, False)]
     for event in training:
         if isinstance(event, EpochDone):
             epochs.append(event)
@@ -46,26 +52,28 @@ def everything(method: Method, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def assert_same_bits(name: str, kind: str, folder: Path, **settings: Any) -> None:
+def assert_same_bits(
+    name: str, kind: str, folder: Path, training: TrainingSettings = SCHEDULE, **settings: Any
+) -> None:
     seen = tasks(kind, 2, samples=48)
     settings = {**SETTINGS.get(name, {}), **settings}
     method = make(name, kind, **settings)
     method.begin_task(seen[0])
-    for _ in Training(method, seen[:1], SCHEDULE):
+    for _ in Training(method, seen[:1], training):
         pass
     method.end_task(seen[0])
     method.save(folder / "first.hat")
     method.begin_task(seen[1])
-    states = train(method, seen)
+    states = train(method, seen, training)
     method.end_task(seen[1])
     whole = everything(method, folder / "whole.hat")
-    assert states
-    for made, (rest, state) in enumerate(states, start=1):
+    assert len(states) > 1
+    for made, (rest, state) in enumerate(states):
         again = make(name, kind, **settings)
         again.load(folder / "first.hat")
         torch.rand(made)  # what nobody may depend on
         again.begin_task(seen[1])
-        events = [e for e in Training(again, seen, SCHEDULE, taken_up=state) if isinstance(e, EpochDone)]
+        events = [e for e in Training(again, seen, training, taken_up=state) if isinstance(e, EpochDone)]
         again.end_task(seen[1])
         assert events == rest, f"after epoch {made}"
         assert everything(again, folder / "again.hat") == whole, f"after epoch {made}"
@@ -86,6 +94,28 @@ def test_going_on_with_batch_norms_ends_with_the_same_bits(name: str, tmp_path: 
 @pytest.mark.parametrize("settings", [{"ewc": 10.0}, {"capacity": Room.GROW, "growth_threshold": 0.9}])
 def test_pmask_with_its_combinations_ends_with_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
     assert_same_bits("pmask", "conv", tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", slow_but(["ewc"], ["ewc", "mas", "si", "imm-mean", "imm-mode", "adahat"]))
+def test_going_on_with_adam_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Proximal steps and scaled gradients depend on the moments that Adam has gathered."""
+    adam = replace(SCHEDULE, optimizer=OptimizerKind.ADAM, momentum=0.0)
+    assert_same_bits(name, "mlp", tmp_path, adam)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("wsn", {"scores": InitialScores.CARRIED}),
+        ("pathnet", {"schedule": GenerationSchedule.ANEW}),
+        ("gem", {"memory_per_task": 20}),
+        ("ewc", {"penalty": Penalty.EXPLICIT}),
+        ("dwa", {"variant": DWAVariant.CODE}),
+    ],
+)
+def test_going_on_with_other_choices_ends_with_the_same_bits(name: str, settings: Any, tmp_path: Path) -> None:
+    assert_same_bits(name, "mlp", tmp_path, **settings)
 
 
 def test_a_state_without_the_optimizers_part_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

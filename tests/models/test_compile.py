@@ -170,6 +170,43 @@ class Sequence(nn.Module):
         return self.memory(self.first(x).relu().unflatten(-1, (2, 4)).repeat(1, 1, 2))[0].mean(1)
 
 
+class Attentive(nn.Module):
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Linear(6, 16), nn.MultiheadAttention(8, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).unflatten(-1, (2, 8))
+        return self.attention(h, h, h, need_weights=False)[0].flatten(1)
+
+
+@pytest.mark.parametrize("heads", [4, 1])
+def test_heads_of_attention_are_gated_within_the_graph(heads: int, counters: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Attentive(heads), torch.zeros(2, 6))
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    x, y = easy_task((6,), 0)
+    for number in range(4):
+        task = f"task {number}"
+        open_task(net, task, number)
+        optimizer = net.protect(torch.optim.SGD(net.task_parameters(task), lr=0.05))
+        net.train()
+        for step in range(3):
+            net.anneal(progress(step))
+            optimizer.zero_grad()
+            F.cross_entropy(compiled(x, task), y).backward()
+            optimizer.step()
+        net.consolidate(task)
+        with mode(net, False), torch.no_grad():
+            for earlier in net.task_names:
+                assert torch.equal(compiled(x, earlier), net(x, earlier))
+    assert graphs(counters) == 2, "one in training and one in evaluation"
+    assert not counters["graph_break"]
+    names = [f"task {number % 4}" for number in range(SAMPLES)]
+    with mode(net, False), torch.no_grad():
+        torch.testing.assert_close(torch.compile(net, backend="eager")(x, names), net(x, names))
+
+
 @pytest.mark.parametrize("build", [Broken, Sequence])
 def test_tasks_stay_active_where_a_graph_breaks(build: type[nn.Module]) -> None:
     torch.manual_seed(0)

@@ -346,6 +346,7 @@ def test_a_network_that_grows_by_itself_leaves_such_features_alone() -> None:
     assert widths["0"] > 8
 
 
+@pytest.mark.slow
 @given(st.lists(st.booleans(), min_size=2, max_size=5), st.integers(0, 3))
 def test_own_and_linear_heads_live_beside_each_other(own: list[bool], seed: int) -> None:
     torch.manual_seed(seed)

@@ -156,6 +156,7 @@ def test_weights_of_supsup_are_never_trained() -> None:
     assert not backbone & {id(parameter) for parameter in net.task_parameters("new")}
 
 
+@pytest.mark.slow
 @EVERY_KIND
 @pytest.mark.parametrize("backbone", slow_but(["mlp"], ["mlp", "resnet18"]))
 def test_the_backbone_is_not_touched_and_comes_back(kind: str, backbone: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import distributions, nn
 from torch.nn import functional as F
 
 import hatrack
-from hatrack import Adaptive, Fading, GateFunction, HATNetwork, InputError, Regularization
+from hatrack import Adaptive, AdaptiveScaling, Fading, GateFunction, HATNetwork, InputError, Regularization
 from hatrack.functional import Compensation
-from hatrack.protection.conditioning import UnitConditioning
+from hatrack.protection.conditioning import UnitConditioning, describe_unit_conditioning, unit_conditioning_from
 from support.helpers import NETS, assert_poison_harmless, learn, logits
 
 
@@ -72,7 +73,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_adahat_scales_every_step_as_its_formula_says(optimizer: str) -> None:
-    rule = Adaptive(alpha=0.05, epsilon=0.2)
+    rule = Adaptive(alpha=0.05, epsilon=0.2, scaled=AdaptiveScaling.STEPS)
     net = with_masks(network(rule), *MASKS)
     free = with_masks(network(Adaptive(alpha=1e30)), *MASKS)  # leaves every step as it is
     first, second = rates(net, rule)
@@ -89,6 +90,79 @@ def test_adahat_scales_every_step_as_its_formula_says(optimizer: str) -> None:
             expected = float(before[at]) + float(step[at]) * rate / (count + rate)
             assert float(after[at]) == pytest.approx(expected, abs=1e-6), (name, at)
     assert any(float((after - before).abs().max()) > 1e-3 for before, after in moved.values())
+
+
+def freedom(name: str, shape: torch.Size, rule: Adaptive, net: HATNetwork) -> torch.Tensor:
+    """``r / (n + r)`` of every entry of a parameter."""
+    first, second = rates(net, rule)
+    uses, rate = (USES[0], first) if name.startswith("1.") else (USES[1], second)
+    counts = torch.tensor(uses, dtype=torch.float32).view(-1, *[1] * (len(shape) - 1)).expand(shape)
+    counts = torch.minimum(counts, torch.tensor(USES[0], dtype=torch.float32)) if name == "3.weight" else counts
+    return rate / (counts + rate)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_adahat_can_scale_gradients_for_every_optimizer(optimizer: str) -> None:
+    """Whatever the optimizer makes of it: the same as a step of it on gradients that were scaled by hand."""
+    rule = Adaptive(alpha=0.05, epsilon=0.2, scaled=AdaptiveScaling.GRADIENTS)
+    net = with_masks(network(rule), *MASKS)
+    free = with_masks(network(Adaptive(alpha=1e30)), *MASKS)  # leaves every gradient as it is
+    shapes = {name: value.shape for name, value in free.backbone.named_parameters()}
+    by_hand = {name: freedom(name, shape, rule, net) for name, shape in shapes.items()}
+    moved = a_step(net, net.protect(OPTIMIZERS[optimizer](net.task_parameters("last"))))
+    stepper = free.protect(OPTIMIZERS[optimizer](free.task_parameters("last")))
+
+    def scale(*_: object) -> None:
+        for name, parameter in free.backbone.named_parameters():
+            parameter.grad = parameter.grad * by_hand[name]
+
+    stepper.register_step_pre_hook(scale)
+    expected = a_step(free, stepper)
+    for name, (_, after) in moved.items():
+        torch.testing.assert_close(after, expected[name][1], rtol=1e-5, atol=1e-7)
+    assert any(float((after - before).abs().max()) > 1e-3 for before, after in moved.values())
+
+
+def test_with_sgd_gradients_and_steps_are_the_same_and_with_adam_they_are_not() -> None:
+    for optimizer, same in (("sgd", True), ("adam", False)):
+        ends = []
+        for scaled in AdaptiveScaling:
+            net = with_masks(network(Adaptive(alpha=0.05, epsilon=0.2, scaled=scaled)), *MASKS)
+            ends.append(a_step(net, net.protect(OPTIMIZERS[optimizer](net.task_parameters("last")))))
+        moves = [torch.cat([(after - before).flatten() for before, after in each.values()]) for each in ends]
+        assert torch.allclose(*moves, rtol=1e-5, atol=1e-7) is same
+        if not same:  # Adam makes up for a factor that is there from the first step on
+            assert float(moves[0].norm()) > 1.5 * float(moves[1].norm())
+
+
+def test_a_closure_makes_gradients_too_late_and_steps_are_scaled() -> None:
+    moved = []
+    for scaled in AdaptiveScaling:
+        net = with_masks(network(Adaptive(alpha=0.05, epsilon=0.2, scaled=scaled)), *MASKS)
+        optimizer = net.protect(OPTIMIZERS["adam"](net.task_parameters("last")))
+        step = optimizer.step
+        optimizer.step = lambda step=step: step(lambda: torch.zeros(()))
+        moved.append(a_step(net, optimizer))
+    assert all(torch.equal(moved[0][name][1], moved[1][name][1]) for name in moved[0])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_gradients_are_after_a_step_what_they_were_before(optimizer: str) -> None:
+    """So that a step that failed, and is made again, does not scale them twice."""
+    gradients = []
+    for alpha in (0.05, 1e30):  # the second leaves every gradient as it is
+        net = with_masks(network(Adaptive(alpha, epsilon=0.2)), *MASKS)
+        a_step(net, net.protect(OPTIMIZERS[optimizer](net.task_parameters("last"))))
+        gradients.append([p.grad for p in net.backbone.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_files_that_do_not_say_what_is_scaled_scale_steps() -> None:
+    described = {"kind": "adaptive", "alpha": 0.5, "epsilon": 0.2}
+    assert unit_conditioning_from(described) == Adaptive(0.5, 0.2, AdaptiveScaling.STEPS)
+    for scaled in AdaptiveScaling:
+        rule = Adaptive(0.5, 0.2, scaled)
+        assert unit_conditioning_from(json.loads(json.dumps(describe_unit_conditioning(rule)))) == rule
 
 
 def test_adahat_forgets_what_hat_keeps() -> None:

@@ -76,6 +76,7 @@ def test_leads_and_differences_know_the_direction() -> None:
     assert [row["method"] for row in differences(ERRORS).rows][-1] == "random"
 
 
+@pytest.mark.slow
 def test_the_page_names_metric_and_direction() -> None:
     page = html_report(ERRORS)
     for words in (

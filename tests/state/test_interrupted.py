@@ -178,6 +178,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(kind: str, missing: bool
 # --------------------------------------------------------------------------------------------- networks that are gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_a_backbone_whose_network_is_gone_can_be_attached_again(kind: str) -> None:
     inside = backbone()
@@ -197,6 +198,7 @@ def test_a_part_of_a_larger_backbone_whose_network_is_gone_is_freed(kind: str) -
     assert build(kind, inside).example_shape == (2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_the_backbone_of_a_copy_is_the_copys(kind: str, how: str) -> None:
@@ -224,6 +226,7 @@ def look_at(net: HATNetwork | WeightMaskedNetwork) -> dict[str, torch.Tensor]:
         return {name: net(samples()[0], name) for name in net.task_names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "wsn"])
 def test_the_backbone_alone_copied_counts_as_inside(kind: str) -> None:
     net = build(kind)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hatrack.experiments import EXPERIMENTS
 from hatrack.streams import (
     STREAMS,
     ClassGroup,
+    EvaluationPart,
     Normalise,
     StreamOptions,
     TaskStream,
@@ -65,6 +67,21 @@ def test_groups_cover_all_classes_in_order(num_classes: int, size: int) -> None:
     groups = consecutive_groups([f"c{label}" for label in range(num_classes)], size)
     assert [label for group in groups for label in group.classes] == list(range(num_classes))
     assert {len(group.classes) for group in groups[:-1]} <= {size}
+
+
+# --- what is tested on
+
+
+def test_validation_samples_can_stand_for_the_test_samples(tiny: ImageDataset) -> None:
+    options = StreamOptions(seed=0, validation=0.25, limit=40)
+    chosen = split_stream(tiny, GROUPS, replace(options, tested_on=EvaluationPart.VALIDATION))
+    for before, now in zip(split_stream(tiny, GROUPS, options), chosen, strict=True):
+        assert now.test is now.valid
+        for one, other in ((before.train, now.train), (before.valid, now.valid)):
+            assert all(torch.equal(*parts) for parts in zip(one.load(), other.load(), strict=True))
+        assert len(before.test) != len(now.test)
+    with pytest.raises(InputError, match="would be one on the training samples"):
+        split_stream(tiny, GROUPS, StreamOptions(seed=0, tested_on=EvaluationPart.VALIDATION))
 
 
 # --- split by class

@@ -1,6 +1,6 @@
 """The networks of ``tests/fixtures``: how they are built, trained and asked, by old code and by this.
 
-``python tests/support/old_networks.py FOLDER`` writes them and what they say; see the README in each folder there.
+``python tests/support/old_networks.py FOLDER NAME...`` writes them and what they say; a README there says how.
 """
 
 from __future__ import annotations
@@ -35,6 +35,20 @@ def conv() -> nn.Module:
         *(nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(6, 8, 2), nn.BatchNorm2d(8), nn.PReLU(8), nn.Flatten(), nn.Linear(32, 10), nn.ReLU()),
     )
+
+
+class Attentive(nn.Module):
+    """Fused attention with several heads, and with a single one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Linear(3, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.single = nn.MultiheadAttention(8, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(self.lift(x))
+        return torch.tanh(self.single(x, x, x)[0].mean(1))
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,9 @@ NETWORKS = {
     ),
 }
 
+OF_LATER_COMMITS = {"hat-attention": OldNetwork(Attentive, (4, 3), HATNetwork)}
+"""Networks of which the oldest folders have no files."""
+
 
 def learn(net: HATNetwork | WeightMaskedNetwork, task: str, x: Tensor, y: Tensor) -> None:
     if task not in net.task_names:
@@ -100,10 +117,11 @@ def here() -> dict[str, Any]:
     return {key: describe_environment()[key] for key in ("torch", "processor", "threads", "cpu_capability")}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *names: str) -> None:
     torch.set_num_threads(1)
-    said = {}
-    for name, network in NETWORKS.items():
+    said, networks = {}, NETWORKS | OF_LATER_COMMITS
+    for name in names or NETWORKS:
+        network = networks[name]
         net = network.made()
         net.save(folder / f"{name}.hat")
         said[name] = network.samples(99)[0][:4].clone()
@@ -113,4 +131,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

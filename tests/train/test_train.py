@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import TrainingError
-from hatrack.methods import Batch, EpochPlan, Loss, Method, ParameterGroup, Setup
+from hatrack.methods import Batch, EpochPlan, Loss, Method, ParameterGroup, Schedule, Setup
 from hatrack.streams import Task
 from hatrack.train import BatchDone, EpochDone, OptimizerKind, TrainingSettings, fit, predict_split, score
 from hatrack.train.loop import clip
@@ -163,8 +163,8 @@ def test_phases_follow_each_other_and_each_ends_with_its_best_weights() -> None:
         def begin_phase(self, index: int) -> None:
             happened.append(("begin", index, self.module.weight.item()))
 
-        def end_phase(self, index: int, valid_loss: float) -> None:
-            happened.append(("end", index, self.module.weight.item(), valid_loss))
+        def end_phase(self, index: int, reached: Schedule) -> None:
+            happened.append(("end", index, self.module.weight.item(), reached.best_loss))
 
     happened: list[tuple[Any, ...]] = []
     method = InTwoParts([0.5, 0.7, 0.9])

@@ -202,9 +202,9 @@ def test_tables_tied_weights_and_attention() -> None:
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
     attends = Written(lambda own, x: own.attend(own.into(x), own.into(x), own.into(x))[0].mean(1),
                       into=nn.Linear(6, 8), attend=attention)  # fmt: skip
-    assert groups(graph_of(attends, (3, 6))) == {"into": 8, "attend": 8}
+    assert groups(graph_of(attends, (3, 6))) == {"into": 8, "attend.heads": 2, "attend": 8}
     off(attention.out_proj)
-    assert groups(graph_of(attends, (3, 6))) == {"into": 8}
+    assert groups(graph_of(attends, (3, 6))) == {"into": 8, "attend.heads": 2}
     off(attention)
     assert groups(graph_of(attends, (3, 6))) == {"into": 8}
 

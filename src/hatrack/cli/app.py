@@ -38,7 +38,7 @@ from hatrack.cli.options import (
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
 from hatrack.data import DATASETS
-from hatrack.errors import HatrackError, InputError
+from hatrack.errors import HatrackError, InputError, UnfitDataError, UnsupportedError
 from hatrack.experiments import EXPERIMENTS, RunRequest
 from hatrack.experiments.backbones import NETWORKS
 from hatrack.methods import METHODS
@@ -47,7 +47,7 @@ from hatrack.report.figures import FIGURES
 from hatrack.report.studies import STUDIES
 from hatrack.train.parallel import joined
 
-__all__ = ["DEMO_TITLES", "app", "main"]
+__all__ = ["DEMO_TITLES", "WRONG_INPUT", "app", "main"]
 
 DEMO_TITLES = {
     "sgd": "fine-tuning: new tasks overwrite the old ones",
@@ -55,11 +55,16 @@ DEMO_TITLES = {
 }
 """Titles of the two tables of the demo, by method."""
 
+WRONG_INPUT = (InputError, UnfitDataError, UnsupportedError)
+"""Errors by which a command ends with exit code 2: another command line, or other settings, would help."""
+
 app = App(
     name="hatrack",
     version=__version__,
     help="One network, a hat for every task, nothing forgotten: learn tasks one after the other.\n\n"
-    "Start with `hatrack demo`. Exit codes: 0 done, 2 wrong input, 1 failure, 130 interrupted.",
+    "Start with `hatrack demo`. Exit codes: 0 done; 2 wrong input, such as an unknown name, a setting that does not "
+    "fit, a file that is not there, or a network that cannot be protected; 1 failure, such as damaged files, training "
+    "that diverged, or a check that did not hold; 130 interrupted.",
     help_format="markdown",
     print_error=False,
     exit_on_error=False,
@@ -192,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     except cyclopts.CycloptsError as error:
         return _fail(" ".join(str(error).split()).rstrip(".") + "; see hatrack --help", 2)
     except HatrackError as error:
-        return _fail(with_options(str(error)), 2 if isinstance(error, InputError) else 1)
+        return _fail(with_options(str(error)), 2 if isinstance(error, WRONG_INPUT) else 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; be silent at exit
         return 1
@@ -207,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise  # a fault of hatrack's own: let it be seen whole
         return _fail(_TOO_LARGE, 1)
     except OSError as error:
-        return _fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
+        return _fail(f"{error.filename or 'the output'}: {error.strerror or error}", 2 if _is_misnamed(error) else 1)
 
 
 _LISTS: dict[str, tuple[Iterable[Any], dict[str, str]]] = {
@@ -235,6 +240,11 @@ def _listing(title: str, kinds: Mapping[str, str], entries: Iterable[Any]) -> Ta
                 said.append(f"\n{kind}: {other}", style="dim")
         table.add_row(entry.name, said)
     return table
+
+
+def _is_misnamed(error: OSError) -> bool:
+    """Return whether a path cannot be what it was named as, so that another try would end in the same way."""
+    return isinstance(error, (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -199,7 +199,7 @@ def tune_command(
     """Search a method's settings on one seed, by the average accuracy, or other metric, after the last task.
 
     Every combination of the grid is tried, many runs at a time, the settings as they are first. Finished runs are never
-    repeated.
+    repeated. `--set tested_on=validation` chooses by the validation samples, without a look at the test samples.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, Experiment, describe
 from hatrack.experiments.settings import NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
-from hatrack.storage.atomic import write_atomically
+from hatrack.storage.atomic import require_place, write_atomically
 from hatrack.support.environment import deterministic_cuda
 from hatrack.train import TrainingSettings
 
@@ -41,6 +41,7 @@ __all__ = [
     "check_threads",
     "make_console",
     "read_overrides",
+    "require_output",
     "say",
     "take_device",
     "with_options",
@@ -193,14 +194,25 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def require_output(path: Path) -> None:
+    """Check that a file can be written, before it is known what into it.
+
+    Raises:
+        InputError: the file is a folder, or would be inside of a file.
+    """
+    try:
+        require_place(path)
+    except InputError as error:
+        raise InputError(f"{error} as --out") from error
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a file; its folder is made if need be.
 
     Raises:
-        InputError: the file is a folder.
+        InputError: the file is a folder, or would be inside of a file.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file as --out")
+    require_output(path)
     write_atomically(path, text.encode())
 
 
@@ -208,7 +220,7 @@ def write_output(path: Path | None, text: str) -> None:
     """Write a file and say so, or print where none is named.
 
     Raises:
-        InputError: the file is a folder.
+        InputError: the file is a folder, or would be inside of a file.
     """
     if path is None:
         sys.stdout.write(text)

@@ -16,6 +16,7 @@ from hatrack.cli.options import (
     Settings,
     make_console,
     read_overrides,
+    require_output,
     say,
     write_file,
     write_output,
@@ -48,7 +49,7 @@ def report_command(
     *more: Path,
     out: Output = None,
     format: Literal["html", "csv", "json", "markdown", "latex"] = "html",  # noqa: A002 - what the option is called
-    table: Annotated[str, Parameter(choices=tuple(TABLES))] = "summary",
+    table: Annotated[str | None, Parameter(choices=tuple(TABLES))] = None,
 ) -> int:
     """Make a report of runs: a page for a browser, or a table.
 
@@ -66,9 +67,14 @@ def report_command(
     format
         `html` for the page; the others write one table.
     table
-        Which table: summary, forgetting-ratios, differences, curves, accuracy, capacity, usage, reuse, compression,
-        timing, published, data.
+        Which table, by default the first: summary, forgetting-ratios, differences, curves, accuracy, capacity, usage,
+        reuse, compression, timing, published, data.
     """
+    if format == "html" and table is not None:
+        raise InputError(f"--table {table} goes with --format csv, json, markdown or latex; the page has all tables")
+    if out is not None:
+        require_output(out)
+    table = table or "summary"
     runs = read_runs(folder, *more)
     if format == "html":
         from hatrack.report.page import html_report
@@ -110,6 +116,8 @@ def sizes_command(
     repetitions
         How many passes are timed.
     """
+    if out is not None:
+        require_output(out)
     sizes = measure_sizes(folder, task, data, batch=batch, repetitions=repetitions)
     write_output(out, WRITERS[format](sizes_table(sizes)))
     return 0
@@ -138,9 +146,10 @@ def figure_command(
     method
         For figures about one method: which; by default hat, or the best one.
     """
+    target = out or Path(f"{name}.svg")
+    require_output(target)
     runs = read_runs(folder, *more)
     drawing = look_up("figure", name, FIGURES).draw(runs, method or _usual_method(runs))
-    target = out or Path(f"{name}.svg")
     say(make_console(), f"wrote {target} and {_save(drawing, target)}")
     return 0
 

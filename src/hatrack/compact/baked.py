@@ -29,6 +29,7 @@ from hatrack.support.example import is_mask
 from hatrack.support.inputs import Inputs, map_tensors, tensor_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.units import OUTPUT, Reader, UnitGraph, analyze
+from hatrack.units.versions import HEADS_ALWAYS_ON
 
 __all__ = ["bake", "extract_baked"]
 
@@ -102,7 +103,8 @@ def extract_baked(
     try:
         if not any(says_something(logits) for _, logits in tried):
             raise UnsupportedError(SILENT)
-        graph = analyze(plain.backbone, x, PREFIX, interface=interface, untrained=())
+        # Heads of fused attention are never dead as a whole.
+        graph = analyze(plain.backbone, x, PREFIX, rules=HEADS_ALWAYS_ON, interface=interface, untrained=())
         folded = copy.deepcopy(plain)
         on = ~_dead(folded, graph, [batch for batch, _ in tried])
         if not on.all():

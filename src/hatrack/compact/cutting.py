@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from hatrack.compact.modules import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
 from hatrack.compact.recurrent import cut_recurrent
+from hatrack.gating.attention import cleared_weights
 from hatrack.gating.recurrent import is_recurrent
 from hatrack.growth.layers import Layer, Side
 from hatrack.units import OUTPUT, ParameterUse, Reader, UnitGraph
@@ -80,6 +81,8 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
             done |= _cut_norm(backbone, name, module, cut)
         elif type(module) is nn.MultiheadAttention:
             done |= _cut_attention(backbone, name, module, cut)
+        elif isinstance(module, nn.MultiheadAttention) and name in cut.graph.heads:  # a class of the user's own
+            _clear_heads(name, module, cut)
         elif is_recurrent(module, cut.graph.uses, f"{PREFIX}{name}."):
             reason = cut_recurrent(module, cut.graph, f"{PREFIX}{name}.", cut.keep, cut.on)
             if reason is not None:
@@ -235,29 +238,71 @@ def _cut_norm(backbone: nn.Module, name: str, module: nn.Module, cut: Cut) -> se
 
 
 def _cut_attention(backbone: nn.Module, name: str, module: nn.MultiheadAttention, cut: Cut) -> set[int]:
-    """Replace torch's attention by one for the units that are left; its heads stay, since all tasks use them."""
-    if module.bias_k is not None or module.add_zero_attn:
-        raise UnfitError(f"{name!r} attends to more than its keys")
-    if module.in_proj_weight is not None:
-        weights = list(module.in_proj_weight.detach().chunk(3))
-    else:
-        weights = [w.detach() for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
+    """Replace torch's attention by one for the heads, inputs and outputs that are left."""
+    scores, values = map(cut.kept, _channels(name, module, cut))
+    rows = (scores, scores, values)
+    if not all(map(len, rows)):
+        raise UnfitError(f"nothing would be left of the heads of {name!r}")
+    whole = _with_heads_cleared(name, module, cut)
+    weights = [own[kept] for own, kept in zip(_projections(whole), rows, strict=True)]
     for reader in cut.readers(name):
         columns = weights[reader.argument].index_select(1, cut.kept(reader.units)).clone()
         columns[:, cut.off(reader.units)] = 0.0
         weights[reader.argument] = columns
     projection = module.out_proj
     outputs = cut.graph.outputs.get(name)
-    rows = torch.arange(projection.out_features) if outputs is None else cut.kept(outputs)
-    out = nn.Linear(projection.in_features, len(rows), bias=projection.bias is not None, device="meta")
-    out.weight = nn.Parameter(projection.weight.detach()[rows].clone())
+    written = torch.arange(projection.out_features) if outputs is None else cut.kept(outputs)
+    out = nn.Linear(len(values), len(written), bias=projection.bias is not None, device="meta")
+    out.weight = nn.Parameter(whole["out_proj_weight"][written][:, values].clone())
     if projection.bias is not None:
-        out.bias = nn.Parameter(projection.bias.detach()[rows].clone())
-    shifts = None if module.in_proj_bias is None else module.in_proj_bias.detach().clone()
-    first, second, third = (weight.clone() for weight in weights)
-    compact = CompactAttention((first, second, third), shifts, out, module.num_heads, module.batch_first)
+        out.bias = nn.Parameter(projection.bias.detach()[written].clone())
+    shifts, further = None, None
+    if "in_proj_bias" in whole:
+        shifts = torch.cat([own[kept] for own, kept in zip(whole["in_proj_bias"].chunk(3), rows, strict=True)])
+    if "bias_k" in whole:
+        further = (whole["bias_k"][..., scores], whole["bias_v"][..., values])
+    first, second, third = weights
+    compact = CompactAttention(
+        (first, second, third),
+        shifts,
+        out,
+        module.num_heads,
+        module.batch_first,
+        left=torch.unique(values // module.head_dim).to(first.device),
+        width=module.head_dim,
+        further=further,
+        attends_to_zero=module.add_zero_attn,
+    )
     replace_module(backbone, module, compact)
     return {id(module), id(projection)}
+
+
+def _clear_heads(name: str, module: nn.MultiheadAttention, cut: Cut) -> None:
+    """Clear heads that are off in an attention that stays as it is."""
+    for own, weight in _with_heads_cleared(name, module, cut).items():
+        if own == "out_proj_weight":
+            _set(module.out_proj, "weight", weight)
+        else:
+            _set(module, own, weight)
+
+
+def _channels(name: str, module: nn.MultiheadAttention, cut: Cut) -> Tensor:
+    """Return the units of the channels of an attention, ``(2, E)``; "ungated" where its heads are none."""
+    return cut.graph.heads.get(name, torch.full((2, module.embed_dim), cut.graph.num_units))
+
+
+def _with_heads_cleared(name: str, module: nn.MultiheadAttention, cut: Cut) -> dict[str, Tensor]:
+    """Return the weights of an attention that it has, by name, with zeros for heads that are off."""
+    scores, values = ~cut.on[_channels(name, module, cut)].to(module.out_proj.weight.device)
+    weights = cleared_weights(module, scores, values)
+    return {own: weight.detach() for own, weight in weights.items() if weight is not None}
+
+
+def _projections(weights: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """Return the projections of queries, keys and values, ``(E, inputs)`` each."""
+    if "in_proj_weight" in weights:
+        return weights["in_proj_weight"].chunk(3)
+    return [weights[f"{own}_proj_weight"] for own in "qkv"]
 
 
 def _cut_own_parameters(name: str, module: nn.Module, cut: Cut) -> None:

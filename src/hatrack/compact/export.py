@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hatrack.compact.decompositions import without_adaptive_maxima
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.mixing import mixed_norms
-from hatrack.storage.atomic import write_atomically
+from hatrack.storage.atomic import require_place, write_atomically
 from hatrack.support.inputs import Inputs, map_tensors, tensors_in
 from hatrack.support.modes import evaluation_mode
 
@@ -125,14 +125,15 @@ def export_task(
         labels: labels to store in the file.
 
     Raises:
-        InputError: there is no such kind of file or task, a package is missing, or the task's own head gives several
-            outputs.
+        InputError: there is no such kind of file or task, the file cannot be there, a package is missing, or the task's
+            own head gives several outputs.
         UnsupportedError: the task cannot be extracted.
         GuaranteeError: the file's logits are not the network's. Nothing is written then.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path.name}: a task is exported to {', '.join(SUFFIXES)}")
+    require_place(path)
     interface = net.masking.interface
     x = interface.accepted(x)
     samples = interface.samples(x)
@@ -185,6 +186,7 @@ def export_all_tasks(
     path = Path(path)
     if path.suffix != ".onnx":
         raise InputError(f"{path.name}: all tasks together are exported to .onnx")
+    require_place(path)
     names = [state.name for state in net.tasks.consolidated]
     missing = [name for name in names if name not in samples or name not in labels]
     if missing or not names:

@@ -298,18 +298,25 @@ class CompactGroupNorm(nn.Module):
 
 
 class CompactAttention(nn.Module):
-    """Attention with all heads, which reads and writes fewer units than ``nn.MultiheadAttention``.
+    """Attention that reads, writes and has fewer units than ``nn.MultiheadAttention``.
 
-    Its results are those of :class:`torch.nn.MultiheadAttention`, without dropout.
+    Its results are those of :class:`torch.nn.MultiheadAttention`, without dropout. Heads that were cut out add nothing
+    to the result, and weigh all keys alike in the weights that come with it.
 
     Args:
-        projections: weights of queries, keys and values, ``(E, inputs)`` each.
-        shifts: their biases, ``(3 E,)``, or None.
+        projections: weights of queries, keys and values that are left, ``(channels, inputs)`` each.
+        shifts: their biases one after the other, or None.
         out: the layer after the heads.
-        heads: number of heads.
+        heads: number of heads before the cut.
         batch_first: whether batches come before sequences.
+        left: indices of the heads that are left, int64; None for all.
+        width: number of channels of a head before the cut, by which scores are scaled; None for those that are left.
+        further: a key and a value to attend to besides, as ``add_bias_kv`` gives them, ``(1, 1, channels)`` each; None
+            for none.
+        attends_to_zero: whether a key and a value of zeros are attended to besides, as with ``add_zero_attn``.
     """
 
+    left: Tensor
     in_proj_bias: None = None
     _qkv_same_embed_dim = False  # so that encoder layers do not take the path past this module
 
@@ -320,11 +327,20 @@ class CompactAttention(nn.Module):
         out: nn.Linear,
         heads: int,
         batch_first: bool,
+        *,
+        left: Tensor | None = None,
+        width: int | None = None,
+        further: tuple[Tensor, Tensor] | None = None,
+        attends_to_zero: bool = False,
     ) -> None:
         super().__init__()
         self.queries, self.keys, self.values = (nn.Parameter(weight) for weight in projections)
         self.shifts = _optional(shifts)
         self.out, self.num_heads, self.batch_first = out, heads, batch_first
+        self.register_buffer("left", torch.arange(heads) if left is None else left)
+        self.further_key, self.further_value = (_optional(each) for each in further or (None, None))
+        self._attends_to_zero = attends_to_zero
+        self._scale = (width or len(self.queries) // len(self.left)) ** -0.5
 
     def forward(
         self,
@@ -340,20 +356,40 @@ class CompactAttention(nn.Module):
         """Compute what :meth:`torch.nn.MultiheadAttention.forward` computes, for batches."""
         if not self.batch_first:
             query, key, value = (each.transpose(0, 1) for each in (query, key, value))
-        shifts = (None, None, None) if self.shifts is None else self.shifts.chunk(3)
-        weights = (self.queries, self.keys, self.values)
-        q, k, v = (
-            _heads(F.linear(each, weight, shift), self.num_heads)
-            for each, weight, shift in zip((query, key, value), weights, shifts, strict=True)
-        )
-        mask = _mask(attn_mask, key_padding_mask, q)
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        weights, count = (self.queries, self.keys, self.values), len(self.left)
+        rows = [len(weight) for weight in weights]
+        shifts = (None, None, None) if self.shifts is None else torch.split(self.shifts, rows)
+        projected = [F.linear(*each) for each in zip((query, key, value), weights, shifts, strict=True)]
+        q, k, v = (_heads(each, count) for each in (projected[0], *self._with_further(*projected[1:])))
+        scores = q @ k.transpose(-2, -1) * self._scale
+        mask = _mask(attn_mask, key_padding_mask, scores, self.num_heads)
+        if need_weights:
+            scores = self._with_all_heads(scores)
+        elif mask is not None and mask.shape[1] > 1:
+            mask = mask.index_select(1, self.left)
         shares = F.softmax(scores if mask is None else scores + mask, dim=-1)
-        attended = self.out((shares @ v).transpose(1, 2).flatten(2))
+        own = shares.index_select(1, self.left) if need_weights and count < self.num_heads else shares
+        attended = self.out((own @ v).transpose(1, 2).flatten(2))
         result = attended if self.batch_first else attended.transpose(0, 1)
         if not need_weights:
             return result, None
         return result, shares.mean(1) if average_attn_weights else shares
+
+    def _with_further(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append what is attended to besides the inputs, ``(N, S, channels)``."""
+        if self.further_key is not None and self.further_value is not None:
+            keys = torch.cat([keys, self.further_key.expand(len(keys), -1, -1)], dim=1)
+            values = torch.cat([values, self.further_value.expand(len(values), -1, -1)], dim=1)
+        if self._attends_to_zero:
+            keys, values = F.pad(keys, (0, 0, 0, 1)), F.pad(values, (0, 0, 0, 1))
+        return keys, values
+
+    def _with_all_heads(self, scores: Tensor) -> Tensor:
+        """Return scores ``(N, heads, L, S)`` with zeros for heads that were cut out."""
+        if len(self.left) == self.num_heads:
+            return scores
+        shape = (len(scores), self.num_heads, *scores.shape[2:])
+        return scores.new_zeros(shape).index_copy(1, self.left, scores)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -361,17 +397,25 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _mask(mask: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return the numbers to add to scores ``(N, heads, L, S)``: −inf where masks of booleans are True."""
+def _mask(mask: Tensor | None, padding: Tensor | None, scores: Tensor, heads: int) -> Tensor | None:
+    """Return the numbers to add to scores ``(N, heads, L, S)``: −inf where masks of booleans are True.
+
+    Args:
+        mask: for all samples ``(L, keys)``, or for every sample and head ``(N · heads, L, keys)``.
+        padding: of every sample's keys, ``(N, keys)``.
+        scores: for their type, and the number S of what is attended to; what is not among the keys is never masked.
+        heads: number of heads of the mask.
+    """
 
     def numbers(each: Tensor) -> Tensor:
-        if each.dtype != torch.bool:
-            return each.to(like.dtype)
-        return torch.zeros_like(each, dtype=like.dtype).masked_fill(each, float("-inf"))
+        if each.dtype == torch.bool:
+            each = torch.zeros_like(each, dtype=scores.dtype).masked_fill(each, float("-inf"))
+        return F.pad(each.to(scores.dtype), (0, scores.shape[-1] - each.shape[-1]))
 
     total = None
     if mask is not None:
-        total = numbers(mask if mask.dim() == 2 else mask.view(like.shape[0], like.shape[1], *mask.shape[1:]))
+        every = mask if mask.dim() == 3 else mask[None]
+        total = numbers(every.reshape(-1, heads if mask.dim() == 3 else 1, *every.shape[1:]))
     if padding is not None:
         padded = numbers(padding)[:, None, None, :]
         total = padded if total is None else total + padded

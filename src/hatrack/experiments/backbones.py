@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from hatrack.backbones import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
-from hatrack.errors import InputError
+from hatrack.errors import DOES_NOT_RUN, InputError
 from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm
+from hatrack.state.movement import StateOf
 from hatrack.streams import seeded_generator
+from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import unknown_name
 
 __all__ = ["NETWORKS", "NetworkSpec", "build_backbone", "find_network", "narrow_builder"]
@@ -91,10 +97,66 @@ def build_backbone(settings: NetworkSettings, input_shape: Sequence[int], seed: 
     """Make the backbone of a run.
 
     Raises:
-        InputError: there is no such network, or the user's function does not make one.
+        InputError: there is no such network, the user's function does not make one, or it does not map samples of that
+            shape to features.
     """
-    build = find_network(settings.network)
-    return _initialized(lambda: build(input_shape, settings, 1.0), seed, settings.initialization)
+    build, name, shape = find_network(settings.network), settings.network, tuple(input_shape)
+    with _explained(f"network {name} cannot be made for samples of shape {shape}"):
+        network = _initialized(lambda: _materialised(build(shape, settings, 1.0), shape), seed, settings.initialization)
+    _require_features(network, name, shape)
+    return network
+
+
+def _materialised(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Run a network once if it has layers whose widths a first batch decides, and return it."""
+    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
+        with torch.no_grad(), evaluation_mode(network):
+            network(torch.zeros(1, *shape))
+    return network
+
+
+def _require_features(network: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """Check that a network maps a sample to features, and leave it as it was."""
+    state = StateOf(network)
+    try:
+        with (
+            _explained(f"network {name} does not run on samples of shape {shape}"),
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            evaluation_mode(network),
+        ):
+            features = network(torch.zeros(1, *shape))
+    finally:
+        state.put_back()
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise InputError(f"network {name} must map a batch to features (N, F), and gives {found} for one sample")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say what a network was being asked for when an exception of its own came up.
+
+    Raises:
+        InputError: in the place of the exception, with its message and the line of the network's code.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except DOES_NOT_RUN as error:
+        if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error):
+            raise
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
+        where = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
+        said = " ".join(str(error).split())
+        raise InputError(f"{what}: {type(error).__name__}{f': {said}' if said else ''}{where}") from error
+
+
+def _is_theirs(filename: str) -> bool:
+    """Return whether a file is neither of torch nor of hatrack."""
+    ours = (Path(torch.__file__).parent, Path(__file__).parents[1])
+    return not any(Path(filename).is_relative_to(place) for place in ours)
 
 
 def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Callable[[float, int], nn.Module] | None:

@@ -14,7 +14,7 @@ import torch
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed
+from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed, with_recorded_defaults
 from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder, write_plan
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
@@ -229,6 +229,9 @@ def jobs_of(
         data: folder to look for data in first.
         device: where to train; the CPU by default.
         threads: CPU threads of every run.
+
+    Raises:
+        InputError: the folder holds runs of a method with the defaults of several versions.
     """
     request = RunRequest(plan.experiment, "", data=data, sources=plan.sources)
     request = replace(request, device=device or request.device)
@@ -237,7 +240,7 @@ def jobs_of(
         for method in plan.methods:
             at, overrides = run_folder(folder, method, seed), plan.overrides(method)
             found.append(Job(replace(request, method=method, seed=seed, out=at, overrides=overrides), threads))
-    return tuple(found)
+    return with_recorded_defaults(found)
 
 
 def compare(

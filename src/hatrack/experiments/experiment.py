@@ -23,7 +23,7 @@ from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, 
 from hatrack.support.names import look_up, unknown_name
 from hatrack.train import TrainingSettings
 
-__all__ = ["EXPERIMENTS", "Experiment", "describe", "find_experiment", "own_experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "completed", "describe", "find_experiment", "own_experiment"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,20 @@ class Experiment:
         config = Config(self.data, self.network, self.training, kind.settings_type())
         return config.overridden({**kind.training, **self.settings, **self.methods.get(method, {})})
 
+    def earlier_config(self, method: str) -> Config | None:
+        """The settings for a method that runs of earlier versions have; None where they are the same as now.
+
+        Raises:
+            InputError: there is no such method.
+        """
+        kind = look_up("method", method, METHODS)
+        if kind.earlier is None:
+            return None
+        config = Config(self.data, self.network, self.training, kind.settings_type())
+        training = kind.training if kind.earlier.training is None else kind.earlier.training
+        earlier = {**kind.earlier.settings, **training, **self.settings, **self.methods.get(method, {})}
+        return config.overridden(earlier)
+
     def stream_of(
         self, data: StreamSettings, *, seed: int, data_dir: Path | None, monitor: DownloadMonitor | None = None
     ) -> TaskStream:
@@ -86,9 +100,15 @@ class Experiment:
             InputError: a number is out of range.
             DataError: the data is missing or damaged.
         """
-        options = StreamOptions(seed, data.validation, data.limit, data.weights)
+        options = StreamOptions(seed, data.validation, data.limit, data.weights, data.tested_on)
         if self.own is not None:
-            return self.own.build(options, num_tasks=data.num_tasks, targets=data.choice, test_share=data.test_share)
+            return self.own.build(
+                options,
+                num_tasks=data.num_tasks,
+                targets=data.choice,
+                test_share=data.test_share,
+                delimiter=data.cell_delimiter,
+            )
         if data.about_own:
             names = " and ".join(data.about_own)
             raise InputError(f"{names}: the classes of {self.name} are what they are; this is for tasks of your own")
@@ -137,6 +157,22 @@ def find_experiment(name: str) -> Experiment:
     return look_up("experiment", name, EXPERIMENTS)
 
 
+def completed(method: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the settings to a record that did not exist when it was made, with the values that do what was done then.
+
+    Args:
+        method: name of the method.
+        recorded: settings by key, as JSON values.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    kind = look_up("method", method, METHODS)
+    config = Config(StreamSettings(), NetworkSettings(), TrainingSettings(), kind.settings_type())
+    config = config if kind.earlier is None else config.overridden(kind.earlier.settings)
+    return {**config.flat(), **recorded}
+
+
 _PARTS = {"stream": StreamSettings, "network": NetworkSettings, "training": TrainingSettings}
 _NETWORK = NetworkSettings(hidden=(400, 400), dropout_early=0.0, dropout_late=0.0)
 
@@ -171,7 +207,7 @@ def own_experiment(sources: Sequence[Path]) -> Experiment:
         if isinstance(method[name], Mapping):
             look_up("method", name, METHODS)
     return Experiment(
-        name=own.name,
+        name=f"own-{own.name}" if own.name in EXPERIMENTS else own.name,
         description=f"{len(own.tasks)} tasks of one's own",
         source=", ".join(map(str, own.sources)),
         stream=own.name,

@@ -14,6 +14,7 @@ import torch
 from hatrack.errors import InputError
 from hatrack.experiments.backbones import build_backbone
 from hatrack.experiments.comparison import FAILURE
+from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
     CHECKPOINT,
     LOGITS,
@@ -146,7 +147,7 @@ def _load(path: Path, recorded: RunResult) -> MaskedMethod:
     """The method of a run with a network of it, made from what the files say alone."""
     kind = METHODS[recorded.method]
     config = Config(StreamSettings(), NetworkSettings(), TrainingSettings(), kind.settings_type())
-    config = config.overridden(recorded.config)
+    config = config.overridden(completed(recorded.method, recorded.config))
     description = read_checkpoint(path, FORMAT, WEIGHTS_FORMAT).description
     shape = tuple(description["example_input"]["shape"][1:])
 

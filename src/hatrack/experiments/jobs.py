@@ -7,23 +7,35 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hatrack.errors import CheckpointError, HatrackError
+from hatrack.errors import CheckpointError, HatrackError, InputError
+from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import RESULT, RunFolder
 from hatrack.experiments.preparing import Run
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
+from hatrack.methods import METHODS
 from hatrack.support.environment import deterministic_cuda
 from hatrack.train import BatchDone
 
-__all__ = ["Job", "JobAdvanced", "JobBegun", "JobDone", "JobEvent", "JobFailed", "carry_out", "decode"]
+__all__ = [
+    "Job",
+    "JobAdvanced",
+    "JobBegun",
+    "JobDone",
+    "JobEvent",
+    "JobFailed",
+    "carry_out",
+    "decode",
+    "with_recorded_defaults",
+]
 
 _EVERY = 0.5
 """Seconds between two messages about one run."""
@@ -89,6 +101,45 @@ class Job:
         sources = tuple(map(Path, data.pop("sources")))
         device = torch.device(data.pop("device"))
         return cls(RunRequest(**data, out=out, device=device, sources=sources), threads)
+
+
+def with_recorded_defaults(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Give all jobs of a method the defaults of an earlier version, if that has begun some of them.
+
+    Runs of one method are compared with each other, and so all of them have to be made alike.
+
+    Raises:
+        InputError: some runs of a method have the defaults of an earlier version, others those of this one.
+    """
+    versions: dict[str, set[bool]] = {}
+    changes: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        request, recorded = job.request, job.recorded()
+        if recorded is None or recorded.method != request.method or METHODS[request.method].earlier is None:
+            continue
+        experiment = request.described()
+        then, now = experiment.earlier_config(request.method), experiment.config(request.method)
+        assert then is not None
+        found = completed(request.method, recorded.config)
+        for is_earlier, config in ((False, now), (True, then)):
+            if found == config.overridden(request.overrides).flat():
+                versions.setdefault(request.method, set()).add(is_earlier)
+                break
+        defaults = now.flat()
+        changes[request.method] = {key: value for key, value in then.flat().items() if value != defaults[key]}
+    for method, of in versions.items():
+        if len(of) > 1:
+            words = ", ".join(f"{key} was {value}" for key, value in changes[method].items())
+            raise InputError(
+                f"the folder holds runs of {method} with the defaults of this version and of an earlier one ({words}), "
+                "which cannot be compared; choose another folder (`out`)"
+            )
+    return tuple(
+        replace(job, request=replace(job.request, overrides={**changes[job.request.method], **job.request.overrides}))
+        if True in versions.get(job.request.method, ())
+        else job
+        for job in jobs
+    )
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,8 @@ def predict_pictures(
         data: folder to look for data in first.
 
     Raises:
-        InputError: there is no such task, no picture was named, the method recognises no tasks, or the run's data are
-            no pictures, or not certainly bytes or their 255th part.
+        InputError: there is no such task or file, no picture was named, the method recognises no tasks, or the run's
+            data are no pictures, or not certainly bytes or their 255th part.
         DataError: a file is no picture, or far brighter than all pictures in training.
     """
     if not pictures:
@@ -171,6 +171,9 @@ def predict_pictures(
     prepared, tasks = open_run(folder, data)
     known = {each.name: each for each in tasks}
     first = tasks[0] if task is None else look_up("task", task, known)
+    for path in pictures:
+        if not path.is_file():
+            raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name picture files")
     raw = _read_all(pictures, first.train.source)
     if task is not None:
         x = raw.float() if first.test.transform is None else first.test.transform(raw)

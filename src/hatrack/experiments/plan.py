@@ -93,6 +93,12 @@ class ComparisonPlan:
         """
         return describe(self.experiment, self.sources)
 
+    @property
+    def subject(self) -> str:
+        """Name of what is learned, with the files of one's own tasks."""
+        files = ", ".join(map(str, self.sources))
+        return f"{self.experiment} ({files})" if files else self.experiment
+
     def overrides(self, method: str) -> dict[str, Any]:
         """The settings of a method's runs that differ from the experiment's, by key."""
         return {**self.common, **self.own.get(method, {})}
@@ -107,8 +113,11 @@ class ComparisonPlan:
         Raises:
             InputError: it compares something else, or a method with other settings (they are named).
         """
-        if (self.experiment, self.sources) != (earlier.experiment, earlier.sources):
-            raise InputError(f"the folder holds a comparison on {earlier.experiment}; choose another folder (`out`)")
+        if (self.sources or self.experiment) != (earlier.sources or earlier.experiment):
+            raise InputError(
+                f"the folder holds a comparison on {earlier.subject}, and this one is on {self.subject}; choose "
+                "another folder (`out`)"
+            )
         for method in self.methods:
             if method not in earlier.methods:
                 continue

@@ -6,10 +6,12 @@ import functools
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
+from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
     CHECKPOINT,
     LOGITS,
@@ -41,7 +43,7 @@ class Run:
     Attributes:
         request: what was asked for.
         experiment: the experiment.
-        config: all settings.
+        config: all settings; of a run that an earlier version began, those that its defaults made.
         folder: the folder of the run; None keeps nothing.
         stream: the tasks; from :meth:`prepare` on, like all that follows.
         method: the method, with the tasks learned so far.
@@ -72,6 +74,7 @@ class Run:
         self.in_task: InTask | None = None
         self.repairs: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
+        self._about_settings: tuple[str, ...] = ()
         self._require_same_run()
 
     @functools.cached_property
@@ -115,7 +118,7 @@ class Run:
         if self.folder is not None and self.folder.claim():
             self._require_same_run()
             self._begin_or_take_up()
-        self.notes = (*self.stream.notes, *self.notes)
+        self.notes = (*self.stream.notes, *self._about_settings, *self.notes)
 
     @property
     def is_new(self) -> bool:
@@ -217,6 +220,8 @@ class Run:
         """Refuse to go on with a run that was made of other data."""
         assert self._earlier is not None
         if self._earlier.data != origins:
+            if (files := self._other_files()) is not None:
+                raise InputError(f"{self.request.out} holds a run on {files}; choose another folder (`out`)")
             there = [line for line in self._earlier.data if line not in origins]
             now = [line for line in origins if line not in self._earlier.data]
             remedy = "its files have changed since;" if self.request.sources else "give that data (`data_dir`), or"
@@ -224,6 +229,14 @@ class Run:
                 f"{self.request.out} holds a run on other data ({'; '.join(there)} there, {'; '.join(now)} now); "
                 f"{remedy} choose another folder (`out`)"
             )
+
+    def _other_files(self) -> str | None:
+        """Return whose files the folder's run and this one are made of, for a message; None where they are the same."""
+        assert self._earlier is not None
+        there, now = ({*self._earlier.sources}, {str(path.absolute()) for path in self.request.sources})
+        if there == now:
+            return None
+        return " and this one is on ".join(", ".join(sorted(each)) or "no files" for each in (there, now))
 
     def _require_same_run(self) -> None:
         """Refuse to go on with another run, or one that has forgotten a task."""
@@ -237,13 +250,34 @@ class Run:
                 f"in {request.out} {tasks} forgotten, so that this run is over; choose another folder (`out`)"
             )
         wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed}
-        found = {key: getattr(earlier, key) for key in wanted} | earlier.config
+        if earlier.sources and request.sources:
+            del wanted["experiment"]  # named after its files, which are compared with their contents
+        found = {key: getattr(earlier, key) for key in wanted}
+        found |= earlier.config if earlier.method != request.method else self._go_on_as_recorded(earlier)
         wanted |= self.config.flat()
         now = environment_of(request)
         for key in ("threads", "device", "processes"):
             found[key], wanted[key] = earlier.environment.get(key, 1), now.get(key, 1)
         if changes := changed(found, wanted):
-            raise InputError(f"{request.out} holds a run with other settings: {changes}; choose another folder (`out`)")
+            on = "" if (files := self._other_files()) is None or not request.sources else f" on {files},"
+            raise InputError(
+                f"{request.out} holds a run{on} with other settings: {changes}; choose another folder (`out`)"
+            )
+
+    def _go_on_as_recorded(self, earlier: RunResult) -> dict[str, Any]:
+        """Return the settings of a record, and take those for the run's if the same request would have made them then.
+
+        A run that an earlier version began goes on with the defaults of that version.
+        """
+        found, now = completed(earlier.method, earlier.config), self.config.flat()
+        then = self.experiment.earlier_config(earlier.method)
+        if then is not None and found != now:
+            then = then.overridden(self.request.overrides)
+            if found == then.flat():
+                self.config = then
+                defaults = changed(found, now)
+                self._about_settings = (f"an earlier version began this run; going on with its defaults: {defaults}",)
+        return found
 
 
 class _ForeignFileError(CheckpointError):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, InputError
+from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, previous, require_run, require_whole
 from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.request import RunRequest
@@ -84,7 +85,7 @@ def request_of(
         device: where to train; None for the CPU.
     """
     sources = tuple(map(Path, recorded.sources))
-    config = recorded.config
+    config = completed(recorded.method, recorded.config)
     if sources and recorded.knows_classes_alone:
         config = {**config, "target": TargetKind.CLASSES.value}
     asked = (recorded.experiment, recorded.method, recorded.seed, out, data, config)

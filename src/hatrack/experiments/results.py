@@ -16,6 +16,7 @@ from hatrack.experiments.metrics import average_score, forgetting
 from hatrack.objectives import ACCURACY, Metric, common_metric, objective_from_json
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.streams import Task
+from hatrack.streams.own.streams import UNNAMED
 from hatrack.train import EpochDone, Score
 
 __all__ = [
@@ -143,6 +144,7 @@ class RunResult:
         sources: of one's own tasks, the ``tasks.toml`` or the files and folders that they were made of; else empty.
         history: what happened during every task learned.
         reuse: share of the weights of task i (row) that task j (column) uses too; None if the method does not know.
+        memory: number of earlier tasks' samples that the method keeps in the end; None if it keeps none.
         forgotten: how many tasks were forgotten, of which nothing is left in any other attribute.
         forgetting: the task that is being forgotten, while other files of the run may hold it or not; else None.
     """
@@ -163,6 +165,7 @@ class RunResult:
     sources: tuple[str, ...] = ()
     history: tuple[TaskHistory, ...] = ()
     reuse: tuple[tuple[float, ...], ...] | None = None
+    memory: int | None = None
     forgotten: int = 0
     forgetting: str | None = None
 
@@ -182,6 +185,7 @@ class RunResult:
         history: TaskHistory,
         seconds: float,
         reuse: tuple[tuple[float, ...], ...] | None = None,
+        memory: int | None = None,
     ) -> RunResult:
         """The run after one more task."""
         return replace(
@@ -190,6 +194,7 @@ class RunResult:
             capacity=history.capacity,
             history=(*self.history, history),
             reuse=reuse,
+            memory=memory,
             epochs=(*self.epochs, len(history.valid_loss)),
             seconds=(*self.seconds, seconds),
             status=Status.FINISHED if len(self.scores) + 1 == len(self.tasks) else Status.RUNNING,
@@ -231,6 +236,7 @@ class RunResult:
             command = [f"num_tasks={config['num_tasks']}" if w.startswith("num_tasks=") else w for w in command]
         return replace(
             self,
+            experiment=self.experiment if sources == self.sources else UNNAMED,
             command=shlex.join(command),
             config=config,
             tasks=_left_out(self.tasks, index),
@@ -317,6 +323,7 @@ class RunResult:
             **{key: getattr(self, key) for key in ("environment", "data", "sources")},
             "history": [vars(task) for task in self.history],
             "reuse": self.reuse,
+            **({} if self.memory is None else {"memory": self.memory}),
             "status": self.status.value,
             **({"forgotten": self.forgotten} if self.forgotten else {}),
             **({} if self.forgetting is None else {"forgetting": self.forgetting}),
@@ -360,6 +367,7 @@ def read_result(path: Path) -> RunResult:
             sources=tuple(str(path) for path in data["sources"]),
             history=tuple(history_from_json(task) for task in data["history"]),
             reuse=None if data["reuse"] is None else tuple(_numbers(row) for row in data["reuse"]),
+            memory=None if data.get("memory") is None else int(data["memory"]),
             forgotten=int(data.get("forgotten", 0)),
             forgetting=None if data.get("forgetting") is None else str(data["forgetting"]),
         )

@@ -128,7 +128,8 @@ def _record(prepared: Run, folder: RunFolder | None, history: TaskHistory, secon
     for task, of_task in zip(prepared.result.tasks, row, strict=False):
         require_finite(of_task.loss, "test loss", task.name)
     here = environment_of(prepared.request)
-    prepared.result = replace(prepared.result.with_row(row, history, round(seconds, 3), shares), environment=here)
+    after = prepared.result.with_row(row, history, round(seconds, 3), shares, prepared.method.remembered())
+    prepared.result = replace(after, environment=here)
     if folder is not None:
         _write_logits(folder, logits)
         folder.keep(RESULT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
-from hatrack.streams import TargetChoice
+from hatrack.streams import EvaluationPart, TargetChoice
 from hatrack.support.names import unknown_name
 from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
@@ -82,11 +83,15 @@ class StreamSettings:
         num_tasks: number of tasks; none for all of the stream.
         target: for tables and npz of one's own: classes, numbers or labels; none lets the data tell.
         targets: for tables of one's own: names of the columns that hold the targets, joined by commas.
-        drop: for tables of one's own: names of columns to leave out, joined by commas.
+        drop: for tables of one's own: names of columns to leave out, joined by commas; empty for none of them. Names
+            with commas, and a column without a name, stand in double quotes.
+        delimiter: for tables of one's own: the character between two cells, or tab.
         separator: for tables of one's own: text between the labels of a cell.
-        test_share: for tables of one's own: share of the samples to test on; none where the files say it.
+        test_share: for tables and folders of pictures of one's own: share of the samples to test on; none where the
+            files say it.
         metric: for tables and npz of one's own: r2, mae or rmse of numbers; map, f1 or exact of labels.
         class_weights: weights of the classes or labels in the loss: balanced, or numbers joined by commas.
+        tested_on: test, or validation, to choose settings by the validation samples without a look at the test samples.
     """
 
     validation: float = 0.15
@@ -95,18 +100,19 @@ class StreamSettings:
     target: TargetKind | None = None
     targets: str | None = None
     drop: str | None = None
+    delimiter: str | None = None
     separator: str | None = None
     test_share: float | None = None
     metric: MetricName | None = None
     class_weights: str | None = None
+    tested_on: EvaluationPart = EvaluationPart.TEST
 
     def __post_init__(self) -> None:
         require_range(self, "validation", least=0, below=1)
         require_range(self, "limit", "num_tasks", least=1)
         require_range(self, "test_share", above=0, below=1)
         _ = self.weights  # refuses what are none
-        for key in ("targets", "drop"):
-            _names(key, getattr(self, key))  # refuses what are none
+        _ = self.choice, self.cell_delimiter  # refused likewise
 
     @property
     def weights(self) -> ClassWeights | None:
@@ -116,22 +122,40 @@ class StreamSettings:
     @property
     def choice(self) -> TargetChoice:
         """Description of the targets of one's own tasks."""
-        columns, drop = _names("targets", self.targets), _names("drop", self.drop)
+        columns = () if self.targets is None else _names("targets", self.targets)
+        drop = () if self.drop == "" else None if self.drop is None else _names("drop", self.drop)
         return TargetChoice(self.target, columns, self.separator, self.metric, drop=drop)
+
+    @property
+    def cell_delimiter(self) -> str | None:
+        """Character between two cells of one's own tables; None for nothing said."""
+        given = {"tab": "\t", "\\t": "\t"}.get(self.delimiter or "", self.delimiter)
+        if given is not None and len(given) != 1:
+            raise InputError(f"delimiter must be a single character, or tab, not {self.delimiter!r}")
+        return given
 
     @property
     def about_own(self) -> tuple[str, ...]:
         """Names of the settings made that are about one's own tasks alone."""
-        own = ("target", "targets", "drop", "separator", "test_share", "metric")
+        own = ("target", "targets", "drop", "delimiter", "separator", "test_share", "metric")
         return tuple(name for name in own if getattr(self, name) is not None)
 
 
-def _names(key: str, text: str | None) -> tuple[str, ...]:
-    """Return names joined by commas; none for None."""
-    names = () if text is None else tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise InputError(f"{key} must be names of columns joined by commas, not {text!r}")
-    return names
+def _names(key: str, text: str) -> tuple[str, ...]:
+    """Return names joined by commas, some of them in double quotes."""
+    names: list[str] = []
+    place = 0
+    while not names or text[place - 1 : place] == ",":
+        found = _NAME.match(text, place)
+        if found is None:
+            raise InputError(f"{key} must be names of columns joined by commas, not {text!r}")
+        names.append(found[2] if found[1] is None else found[1].replace('""', '"'))
+        place = found.end()
+    return tuple(names)
+
+
+_NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,"\s](?:[^,]*[^,\s])?))\s*(?:,|$)')
+"""Name of a column, in double quotes or as it is, and the comma behind it."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +231,9 @@ def parse_value(key: str, value: Any, kind: Any) -> Any:
         InputError: the value cannot be read as that type, or is not finite or negative.
     """
     if isinstance(kind, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
-            return None
         (kind,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
+        if value is None or (isinstance(value, str) and value.lower() in (("none",) if kind is str else ("none", ""))):
+            return None
     try:
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             return value if isinstance(value, kind) else kind(str(value).lower())

@@ -15,7 +15,7 @@ from hatrack.errors import InputError
 from hatrack.experiments.comparison import execute_recorded, read_failure
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.experiment import describe
-from hatrack.experiments.jobs import Job, JobEvent
+from hatrack.experiments.jobs import Job, JobEvent, with_recorded_defaults
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS
@@ -109,12 +109,17 @@ class GridSearch:
             data: folder to look for data in first.
             device: where to train; the CPU by default.
             threads: CPU threads of every run.
+
+        Raises:
+            InputError: the folder holds runs with the defaults of several versions.
         """
         request = RunRequest(self.experiment, self.method, self.seed, data=data, sources=self.sources)
         request = replace(request, device=device or request.device)
-        return tuple(
-            Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
-            for each in self.candidates()
+        return with_recorded_defaults(
+            [
+                Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
+                for each in self.candidates()
+            ]
         )
 
 
@@ -187,6 +192,8 @@ def _require_same(search: GridSearch, folder: Path) -> None:
     if not path.exists():
         return
     there, now = read_checked_json(path, SCHEMA, "search"), _identity(search)
+    if now["sources"] and there.get("sources"):
+        del now["experiment"]  # named after its files
     if changes := changed({key: there.get(key) for key in now}, now):
         raise InputError(f"{folder} holds another search: {changes}; choose another folder (`out`)")
 

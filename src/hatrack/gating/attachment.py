@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatrack.gating.attention import HeadSwitch
 from hatrack.gating.gates import ActiveTask, InputGate
 from hatrack.gating.norms import TaskNormSwitch, copy_of_norm, let_train
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
@@ -30,7 +31,7 @@ _ATTACHED = "_hatrack_attached"
 PREFIX = "backbone."
 """Prefix of the names of a backbone's parameters."""
 
-_SWITCHES = (TaskNormSwitch, PartialGradientSwitch, RecurrentSwitch)
+_SWITCHES = (TaskNormSwitch, PartialGradientSwitch, RecurrentSwitch, HeadSwitch)
 """Kinds of objects that replace the forward of single modules."""
 
 
@@ -104,7 +105,7 @@ def strip_gates(backbone: nn.Module) -> None:
 def _take_off(backbone: nn.Module) -> None:
     for module in backbone.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), InputGate):
+            if isinstance(getattr(hook, "__self__", None), (InputGate, HeadSwitch)):
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
         for number, hook in list(module._forward_hooks.items()):
@@ -176,7 +177,15 @@ class Attachment(nn.Module):
             if is_recurrent(module, graph.uses, f"{PREFIX}{name}.")
             and not is_ungated(module, graph.uses, f"{PREFIX}{name}.", graph.num_units)
         )
-        switches: list[Any] = [*self._norms.values(), *self._dense.values(), *self.recurrent]
+        self.attention = nn.ModuleList(
+            HeadSwitch(modules[name], channels, self._active)
+            for name, channels in graph.heads.items()
+            if bool((channels != graph.num_units).any())  # else all are ungated, as where they are untrained
+        )
+        for switch in self.attention:
+            assert isinstance(switch, HeadSwitch)
+            switch.module.register_forward_pre_hook(switch.before)
+        switches: list[Any] = [*self._norms.values(), *self._dense.values(), *self.recurrent, *self.attention]
         for switch in switches:
             vars(switch.module)["forward"] = switch.forward
 
@@ -226,4 +235,4 @@ class Attachment(nn.Module):
         """Remove all gates and switches from the backbone."""
         _take_off(backbone)
         self._norms, self._dense = {}, {}
-        self.recurrent = nn.ModuleList()
+        self.recurrent, self.attention = nn.ModuleList(), nn.ModuleList()

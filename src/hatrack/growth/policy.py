@@ -23,8 +23,9 @@ class Growth:
     Both shares are of a group's *original* width: every task finds about as much room as the first ones did, and the
     network grows with what tasks use. With masks of weights, a group has the number of free units that would leave as
     many free weights. Groups whose readers' results depend on how many units there are (layer and group norm,
-    attention), or that no rule can widen (recurrent layers, weight norm, weights of the user's own, convolutions in
-    groups that are not depthwise), stay as they are; a warning says so if nothing else is nearly full.
+    attention), or that no rule can widen (recurrent layers, heads of fused attention, weight norm, weights of the
+    user's own, convolutions in groups that are not depthwise), stay as they are; a warning says so if nothing else is
+    nearly full.
 
     Attributes:
         threshold: a group grows when fewer free units are left than this share, in [0, 1].

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import GuaranteeError, InputError, TrainingError
+from hatrack.learning.samples import Data, as_inputs, as_shape, converted, read_data, require_digits
 from hatrack.masks.calibration import Scorer
 from hatrack.methods import Setup
 from hatrack.methods.hat import HAT, HATSettings
@@ -31,6 +32,9 @@ from hatrack.objectives import (
 )
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint, write_checkpoint
 from hatrack.streams import Task
+from hatrack.support.example import Example
+from hatrack.support.inputs import Inputs, TensorKind, map_tensors, tensors_in
+from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import look_up
 from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
@@ -39,13 +43,6 @@ __all__ = ["LEARNER_FORMAT", "LabelPrediction", "Learner", "NumberPrediction", "
 
 LEARNER_FORMAT = "hatrack.Learner"
 """Format that files of saved learners name."""
-
-Data = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
-"""Samples ``(N, ...)`` and targets ``(N, ...)``, or pairs of a sample and its target, such as a ``torch`` data set.
-
-Targets are classes, integers ``(N,)``; numbers to predict, floats ``(N,)`` or ``(N, K)``; or several labels, truth
-values or zeros and ones ``(N, L)``.
-"""
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,29 @@ class LabelPrediction:
 class Learner:
     """Learner of tasks one after the other that forgets none; it needs no knowledge of gates.
 
+    Samples are used as they are: bring them to a common scale, or begin the backbone with a norm, such as
+    ``nn.BatchNorm1d(F)``, of which every task has its own.
+
     Args:
-        backbone: a network that maps a batch to features ``(N, F)``; its weights are trained.
-        input_shape: shape of one sample.
+        backbone: a network that maps a batch to features ``(N, F)``, or to a result that holds them; its weights are
+            trained.
+        example_input: shape of one sample, a tuple of whole numbers, where samples are one tensor of real numbers. Or
+            an example of a batch, as the backbone takes it: a tensor, a tuple or list of positional arguments, or a
+            mapping of keyword arguments, such as a tokenizer's result; NumPy arrays serve as tensors. Samples are given
+            like it, and get its types.
+        features: choice of the features in the backbone's result: None where the result is a tensor, a key or the name
+            of an attribute, an index, or a function from the result to a tensor.
+        unit_axis: axis of the features that heads act along, behind that of the samples.
+        batch_axis: axis of every tensor among the samples that counts them.
         settings: settings of the gates; those of :class:`HATSettings` if left out.
         training: settings of the training of every task; those of :class:`TrainingSettings` if left out.
         validation: share of the samples that are set aside to decide when to stop, at least 0 and below 1.
         seed: seed of everything that is drawn.
         device: device for training and prediction; the backbone's if left out.
+
+    Raises:
+        InputError: the backbone does not give features ``(N, F)``, or as for :class:`~hatrack.HATNetwork`.
+        UnsupportedError: the backbone does something that no rule explains.
 
     Attributes:
         network: the :class:`~hatrack.HATNetwork` inside, for all that is not here.
@@ -123,8 +135,11 @@ class Learner:
     def __init__(
         self,
         backbone: nn.Module,
-        input_shape: Sequence[int],
+        example_input: Inputs | Sequence[int],
         *,
+        features: Features = None,
+        unit_axis: int = -1,
+        batch_axis: int = 0,
         settings: HATSettings | None = None,
         training: TrainingSettings | None = None,
         validation: float = 0.15,
@@ -134,9 +149,22 @@ class Learner:
         self.training = TrainingSettings() if training is None else training
         self.validation = validation
         place = next((p.device for p in backbone.parameters()), torch.device("cpu")) if device is None else device
-        setup = Setup(lambda: backbone, tuple(input_shape), seed, torch.device(place))
+        interface, shape = Interface(features, unit_axis, batch_axis), as_shape(example_input)
+        example = None if shape else interface.accepted(as_inputs(example_input, "the example input"))
+        setup = Setup(*(lambda: backbone, shape or (), seed, torch.device(place)), example=example, interface=interface)
         self._method = HAT(setup, HATSettings() if settings is None else settings)
+        self._require_vectors()
         self.objectives: dict[str, Objective] = {}
+
+    def _require_vectors(self) -> None:
+        found = tuple(self.network.masking.example_features().shape)
+        if len(found) != 2:
+            self.network.detach()
+            raise InputError(
+                f"a Learner predicts one thing for every sample, from features (N, F), and these have shape {found}: "
+                "take the mean over the axes between, or flatten them, in the backbone or by features=..., or use a "
+                "HATNetwork with losses of your own"
+            )
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -175,6 +203,9 @@ class Learner:
         Args:
             task: its name: letters, digits, ``_`` and ``-``.
             data: its training samples with their targets: classes 0 to C − 1, numbers to predict, or several labels.
+                A tuple of all samples and all targets, as tensors or NumPy arrays; a data set or other iterable of
+                pairs of *one sample* and its target; or a ``torch.utils.data.DataLoader``, whose pairs are *batches*,
+                which are read once and joined.
             classes: names of the classes, labels or columns; their numbers if left out.
             target: what the targets are, or its name (``"classes"``, ``"numbers"``, ``"labels"``); None tells it by
                 their type and shape.
@@ -190,23 +221,25 @@ class Learner:
         """
         if task in self.tasks:
             raise InputError(f"there is a task {task!r} already: forget({task!r}) first, or choose another name")
-        x, y = _tensors(data)
-        if tuple(x.shape[1:]) != self._method.setup.input_shape:
-            raise InputError(
-                f"samples of {task!r} have shape {tuple(x.shape[1:])}, the network expects "
-                f"{self._method.setup.input_shape}"
-            )
+        what = f"samples of {task!r}"
+        x, y = read_data(data, self._method.setup.interface.batch_axis, what)
+        if self._method.setup.interface.batch_axis == 0:
+            require_digits(x, self._method.setup.example_input, what)
+        x = self._accepted(x, what)
+        interface = self._method.setup.interface
+        first = interface.take(x, slice(1))
         weights = class_weights
         if weights is not None and not isinstance(weights, ClassWeights):
             weights = ClassWeights.read(weights)
         described = Task.from_tensors(
             task,
-            *(x, y, x[:1], y[:1]),
+            *(x, y, first, y[:1]),
             classes=classes,
             validation=self.validation,
             target=target,
             metric=metric,
             class_weights=weights,
+            interface=interface,
         )
         method = self._method
         method.begin_task(described)
@@ -221,26 +254,51 @@ class Learner:
                 raise TrainingError(f"task {task!r} diverged and was removed: {error}") from error
             raise
         if isinstance(described.objective, Classification):
-            device = method.setup.device
-            self.network.calibrate(task, *(part.to(device) for part in described.train.load()))
+            x, y = described.train.load()
+            self.network.calibrate(task, self._on_device(x), y.to(method.setup.device))
         self.objectives[task] = described.objective
+
+    def _accepted(self, x: Any, what: str) -> Inputs:
+        """Return samples as the network takes them.
+
+        Raises:
+            InputError: they are of another kind or shape than it takes, or hold values that are not finite.
+        """
+        setup = self._method.setup
+        x = setup.interface.accepted(converted(as_inputs(x, what), setup.example_input, what))
+        if setup.example is None:
+            found = TensorKind.of(x, setup.interface.batch_axis).shape
+            if found != setup.input_shape:
+                raise InputError(f"{what} have shape {found}, the network expects {setup.input_shape}")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(x)):
+            raise InputError(f"{what} hold infinite values or NaN; clean them first")
+        return x
+
+    def _on_device(self, x: Inputs) -> Inputs:
+        device = self._method.setup.device
+        return map_tensors(lambda tensor: tensor.to(device), x)
+
+    def _batches(self, x: Inputs, batch_size: int) -> Iterator[Inputs]:
+        """Yield samples in parts, on the network's device."""
+        return (self._on_device(part) for part in self._method.setup.interface.split(x, batch_size))
 
     @torch.no_grad()
     def predict(
-        self, x: Tensor, task: str | None = None, *, scorer: Scorer = Scorer.DISTANCE, batch_size: int = 500
+        self, x: Any, task: str | None = None, *, scorer: Scorer = Scorer.DISTANCE, batch_size: int = 500
     ) -> Prediction | NumberPrediction | LabelPrediction:
         """Predict the classes of samples; or their numbers or labels, where the task is about these.
 
         Args:
-            x: samples ``(N, ...)``.
+            x: samples ``(N, ...)``, of the example's kind; NumPy arrays serve as tensors.
             task: name of their task; None to recognise it for each sample, which works for tasks of classes only.
             scorer: score by which tasks are recognised.
             batch_size: samples per pass.
 
         Raises:
-            InputError: there is no such task, or none at all, or samples do not have the right shape; or a task is to
-                be recognised where not all are about classes.
+            InputError: there is no such task, or none at all, or samples do not have the right shape or are not finite;
+                or a task is to be recognised where not all are about classes.
         """
+        x = self._accepted(x, "samples")
         objective = None if task is None else self.objectives.get(task)
         if task is None:
             self._require_classes()
@@ -250,14 +308,14 @@ class Learner:
         parts = []
         widest = max((o.outputs for o in self.objectives.values() if isinstance(o, Classification)), default=0)
         with evaluation_mode(self.network):
-            for part in torch.split(x.to(self._method.setup.device), batch_size):
+            for part in self._batches(x, batch_size):
                 if task is None:
                     inferred = self.network.infer(part, scorer)
                     tasks += inferred.task_names
                     logits = inferred.logits
                 else:
-                    tasks += [task] * len(part)
                     logits = self.network(part, task)
+                    tasks += [task] * len(logits)
                 shares = torch.softmax(logits.float(), 1)
                 parts.append(nn.functional.pad(shares, (0, widest - shares.shape[1])).cpu())
         distribution = torch.cat(parts)
@@ -274,11 +332,10 @@ class Learner:
             )
 
     @torch.no_grad()
-    def _outputs(self, x: Tensor, task: str, batch_size: int = 500) -> Tensor:
+    def _outputs(self, x: Inputs, task: str, batch_size: int = 500) -> Tensor:
         """Return the outputs of a task for samples, float32 on the CPU."""
         with evaluation_mode(self.network):
-            parts = torch.split(x.to(self._method.setup.device), batch_size)
-            return torch.cat([self.network(part, task).float().cpu() for part in parts])
+            return torch.cat([self.network(part, task).float().cpu() for part in self._batches(x, batch_size)])
 
     def _said(self, task: str, objective: Objective, outputs: Tensor) -> NumberPrediction | LabelPrediction:
         if isinstance(objective, Regression):
@@ -291,25 +348,29 @@ class Learner:
 
         Args:
             task: name of the task.
-            data: its samples with their targets.
+            data: its samples with their targets, as for :meth:`fit`.
             name_task: whether the task is named; else both task and class must be recognised.
 
         Raises:
             InputError: there is no such task, the targets are not its own, or it is to be recognised where not all
                 tasks are about classes.
         """
-        x, y = _tensors(data)
+        x, y = read_data(data, self._method.setup.interface.batch_axis, f"samples of {task!r}")
+        x = self._accepted(x, f"samples of {task!r}")
         objective = look_up("task", task, self.objectives)
+        kind = _KINDS[type(objective)]
+        targets = as_targets(y, kind, f"targets of {task!r}")
+        objective.check(targets, "test")
+        samples = self._method.setup.interface.samples(x)
+        if samples != len(targets):
+            raise InputError(f"{samples} samples of {task!r} came with {len(targets)} targets; give one for each")
         if not isinstance(objective, Classification):
             if not name_task:
                 self._require_classes()
-            kind = TargetKind.NUMBERS if isinstance(objective, Regression) else TargetKind.LABELS
-            targets = as_targets(y, kind, f"targets of {task!r}")
-            objective.check(targets, "test")
             return objective.measure(self._outputs(x, task), targets)
         found = self.predict(x, task if name_task else None)
         assert isinstance(found, Prediction)
-        expected = [self.classes[task][label] for label in y.tolist()]
+        expected = [self.classes[task][label] for label in targets.tolist()]
         pairs = zip(found.tasks, found.classes, expected, strict=True)
         right = sum(1 for named, given, wanted in pairs if named == task and given == wanted)
         return right / len(expected)
@@ -326,37 +387,46 @@ class Learner:
         Raises:
             CheckpointError: the file cannot be written; an older file stays as it is.
         """
-        inside = self.network.to_checkpoint()
+        inside, setup = self.network.to_checkpoint(), self._method.setup
         description = {
             "format": LEARNER_FORMAT,
             "network": dict(inside.description),
             "classes": {n: o.names for n, o in self.objectives.items() if isinstance(o, Classification)},
             "objectives": {task: objective.to_json() for task, objective in self.objectives.items()},
-            "input_shape": list(self._method.setup.input_shape),
+            **({"input_shape": list(setup.input_shape)} if setup.example is None else {}),  # else as the network has it
         }
         write_checkpoint(Path(path), Checkpoint(inside.tensors, description))
 
     @classmethod
-    def load(cls, path: str | Path, backbone: nn.Module, **settings: Any) -> Learner:
+    def load(cls, path: str | Path, backbone: nn.Module, *, features: Features = None, **settings: Any) -> Learner:
         """Read a learner.
 
         Args:
             path: the file.
             backbone: a network built as the saved one was; its weights are overwritten.
+            features: choice of the features, which must be given again if it was a function; None for the saved one.
             **settings: as for a new learner (``settings``, ``training``, ``validation``, ``seed``, ``device``), for
                 tasks to come. The gates' settings that a file holds (such as ``s_max``) win over ``settings``.
 
         Raises:
             CheckpointError: the file is missing, damaged, or was saved with another backbone.
+            InputError: features were picked by a function, and none is given.
         """
         path = Path(path)
         checkpoint = read_checkpoint(path, LEARNER_FORMAT)
         described: Mapping[str, Any] = checkpoint.description
-        check_backbone(path, described["network"]["modules"], backbone)
-        learner = cls(backbone, described["input_shape"], **settings)
-        inside = replace(checkpoint, description=described["network"])
-        network = network_from(path, inside, learner.network.detach())
-        learner._method.network = network.to(learner._method.setup.device)
+        network = described["network"]
+        check_backbone(path, network["modules"], backbone)
+        try:
+            interface = Interface.from_json(network, features)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        shape = described.get("input_shape")
+        example = Example.from_json(network["example_input"]).batch() if shape is None else tuple(shape)
+        learner = cls(backbone, example, **vars(interface), **settings)
+        inside = replace(checkpoint, description=network)
+        read = network_from(path, inside, learner.network.detach(), features=interface.features)
+        learner._method.network = read.to(learner._method.setup.device)
         names = described["classes"]
         learner.objectives = {
             name: objective_from_json(content, names.get(name))
@@ -365,11 +435,9 @@ class Learner:
         return learner
 
 
-def _tensors(data: Data) -> tuple[Tensor, Tensor]:
-    """Return samples and targets as two tensors."""
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        return data[0], torch.as_tensor(data[1])
-    pairs = list(data)
-    if not pairs:
-        raise InputError("there are no samples to learn from")
-    return torch.stack([torch.as_tensor(x) for x, _ in pairs]), torch.stack([torch.as_tensor(y) for _, y in pairs])
+_KINDS: Mapping[type[Objective], TargetKind] = {
+    Classification: TargetKind.CLASSES,
+    Regression: TargetKind.NUMBERS,
+    MultiLabel: TargetKind.LABELS,
+}
+"""Kind of the targets of every kind of task."""

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.errors import InputError
 from hatrack.functional import batch_progress
+from hatrack.learning.samples import as_inputs, converted, read_targets
 from hatrack.methods import Batch, Method
-from hatrack.objectives import Classification
+from hatrack.objectives import Classification, TargetKind, as_targets
 from hatrack.streams import DetectorSettings, LossDetector, Split, Surprise, Task, usual_limit
+from hatrack.support.inputs import Inputs, map_tensors
 from hatrack.support.ranges import require_range
 
 __all__ = ["Step", "UnannouncedLearner"]
@@ -91,8 +94,8 @@ class UnannouncedLearner:
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
         self._usual: dict[str, tuple[float, float]] = {}  # mean and deviation of the loss, by task
-        self._suspicious: list[tuple[Tensor, Tensor]] = []
-        self._recent: list[tuple[Tensor, Tensor]] = []
+        self._suspicious: list[tuple[Inputs, Tensor]] = []
+        self._recent: list[tuple[Inputs, Tensor]] = []
         self._announced = False
 
     def announce(self) -> None:
@@ -102,14 +105,17 @@ class UnannouncedLearner:
         """
         self._announced, self._suspicious = True, []
 
-    def observe(self, x: Tensor, y: Tensor) -> Step:
+    def observe(self, x: Inputs, y: Tensor) -> Step:
         """Attribute a batch to a task, and learn from it.
 
         Args:
-            x: samples ``(N, ...)``.
-            y: their classes within their task, int64 ``(N,)``.
+            x: samples ``(N, ...)``, nested as the method's setup says; NumPy arrays serve as tensors.
+            y: their classes within their task, integers ``(N,)`` from 0 to ``classes`` − 1.
+
+        Raises:
+            InputError: samples are of another kind, or classes are none or not as many as samples.
         """
-        x, y = x.to(self.method.setup.device), y.to(self.method.setup.device)
+        x, y = self._read(x, y)
         if self.current is None:
             first = self._open_task(x, y)
             loss = self.loss_of(first, [(x, y)])
@@ -139,36 +145,47 @@ class UnannouncedLearner:
         self._consolidate()
         self._suspicious = []
 
-    def loss_of(self, task: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    def _read(self, x: Inputs, y: Tensor) -> tuple[Inputs, Tensor]:
+        """Return samples and classes as tensors on the method's device."""
+        setup = self.method.setup
+        x = setup.interface.accepted(converted(as_inputs(x, "samples"), setup.example_input, "samples"))
+        y = as_targets(read_targets(y, "classes"), TargetKind.CLASSES, "classes")
+        samples = setup.interface.samples(x)
+        if len(y) != samples or int(y.max()) >= self._classes:
+            raise InputError(f"{samples} samples need as many classes from 0 to {self._classes - 1}, not {y.tolist()}")
+        return map_tensors(lambda tensor: tensor.to(setup.device), x), y.to(setup.device)
+
+    def loss_of(self, task: str, batches: Iterable[tuple[Inputs, Tensor]]) -> float:
         """Return the mean cross-entropy of batches with a task that was found, in evaluation mode.
 
         Args:
             task: name of the task.
-            batches: samples ``(N, ...)`` and classes ``(N,)`` of every batch.
+            batches: samples ``(N, ...)`` and classes, int64 ``(N,)``, of every batch, on the method's device.
         """
         self.method.train_mode(False)
         with torch.no_grad():
             losses = [float(F.cross_entropy(self._logits(x, y, task), y)) for x, y in batches]
         return sum(losses) / len(losses)
 
-    def best_task(self, x: Tensor, y: Tensor) -> str:
+    def best_task(self, x: Inputs, y: Tensor) -> str:
         """Return the task found whose loss on some labelled samples is the lowest.
 
         Args:
             x: samples ``(N, ...)``.
             y: their classes, int64 ``(N,)``.
         """
+        x, y = self._read(x, y)
         return min(self.tasks, key=lambda task: self.loss_of(task, [(x, y)]))
 
     def _in_training(self, task: str | None) -> bool:
         return self._open is not None and self._open.name == task
 
-    def _logits(self, x: Tensor, y: Tensor, task: str) -> Tensor:
+    def _logits(self, x: Inputs, y: Tensor, task: str) -> Tensor:
         if self._in_training(task):
             return self.method.loss(self._batch(x, y, progress=1.0)).logits
         return self.method.predict(x, task)
 
-    def _switch(self, batches: list[tuple[Tensor, Tensor]]) -> Step:
+    def _switch(self, batches: list[tuple[Inputs, Tensor]]) -> Step:
         """Attribute batches to a known or a new task, which becomes the one at hand."""
         self._suspicious = []
         if self.current is not None and self._in_training(self.current):
@@ -186,10 +203,11 @@ class UnannouncedLearner:
         self._train(batches)
         return Step(self.current, known[self.current], Surprise.SWITCH, opened=False)
 
-    def _open_task(self, x: Tensor, y: Tensor) -> str:
+    def _open_task(self, x: Inputs, y: Tensor) -> str:
         """Open a new task, which becomes the one at hand, for a batch; return its name."""
         name = f"found-{len(self.tasks) + 1}"
-        window = Split(x.cpu(), torch.arange(len(y)), y.cpu())
+        kept = map_tensors(lambda tensor: tensor.cpu(), x)
+        window = Split(kept, torch.arange(len(y)), y.cpu(), interface=self.method.setup.interface)
         self._open = Task(name, Classification(tuple(map(str, range(self._classes)))), window, window, window)
         self.method.begin_task(self._open)
         self._optimizer = self.method.protect(self._make_optimizer(self.method.trained_parameters()))
@@ -200,7 +218,7 @@ class UnannouncedLearner:
         self._detector.restart()
         return name
 
-    def _train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def _train(self, batches: Iterable[tuple[Inputs, Tensor]]) -> None:
         """Make one step per batch, if the task at hand is the one in training."""
         if not self._in_training(self.current):
             return
@@ -215,9 +233,9 @@ class UnannouncedLearner:
             self._steps += 1
             self._recent = [*self._recent[1 - self._settings.memory :], (x, y)]
 
-    def _batch(self, x: Tensor, y: Tensor, progress: float) -> Batch:
+    def _batch(self, x: Inputs, y: Tensor, progress: float) -> Batch:
         assert self._open is not None
-        return Batch(x, y, (self._open.name,), torch.zeros(len(x), dtype=torch.int64, device=x.device), progress)
+        return Batch(x, y, (self._open.name,), torch.zeros_like(y), progress, interface=self.method.setup.interface)
 
     def _consolidate(self) -> None:
         """End the task in training; its usual loss is that of its last batches, as its masks have become hard."""

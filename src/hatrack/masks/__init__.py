@@ -5,6 +5,7 @@ weights later tasks may still change (:class:`FreeWeights`, :class:`NoWeights`, 
 :class:`hatrack.WeightMaskedNetwork` puts one of each around a backbone.
 """
 
+from hatrack.masks.carried import CarriedValues
 from hatrack.masks.conditioning import (
     ElasticWeights,
     FreeWeights,
@@ -31,6 +32,7 @@ from hatrack.masks.tasks import WeightTask
 from hatrack.state.twins import twin
 
 __all__ = [
+    "CarriedValues",
     "CostCache",
     "ElasticWeights",
     "Embedding",

@@ -19,6 +19,7 @@ from hatrack.errors import InputError, UnsupportedError
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.names import in_one_line
 from hatrack.support.untrained import untrained_norms, untrained_parameters
 
 __all__ = ["Unmasked", "WeightLayout", "WeightRole", "count_features", "lay_out"]
@@ -146,5 +147,5 @@ def count_features(backbone: nn.Module, example: Inputs, interface: Interface = 
     except InputError:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise InputError(f"the backbone cannot run on the example input: {error}") from error
+        raise InputError(f"the backbone cannot run on the example input: {in_one_line(error)}") from error
     return features.shape[interface.axis_of(features)]

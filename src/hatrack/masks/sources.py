@@ -113,6 +113,11 @@ class MaskSource(abc.ABC):
     kind: ClassVar[str]
     bounded: ClassVar[bool] = False
 
+    @property
+    def carries(self) -> bool:
+        """Return whether a task's values begin as those of the task before were when its masks were chosen."""
+        return False
+
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """Return the initial values of a task, of the weight's shape, on the CPU; None if the source has none.
 
@@ -221,14 +226,22 @@ class Scores(MaskSource):
 
     Attributes:
         keep: share of each layer's weights that a task uses, above 0 and up to 1; None for scores of at least 0.
+        carried: whether a task's scores begin as those of the task before ended (as in the authors' code of WSN), so
+            that tasks share more weights; drawn anew otherwise, and after a task was unlearned or the network widened.
     """
 
     kind = "scores"
 
     keep: float | None = 0.5
+    carried: bool = False
 
     def __post_init__(self) -> None:
         require_range(self, "keep", above=0, most=1)
+
+    @property
+    def carries(self) -> bool:
+        """Return whether a task's scores begin as those of the task before ended."""
+        return self.carried
 
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw scores uniformly from ``±1/√fan_in``, as torch's layers begin."""

@@ -5,7 +5,18 @@ from types import MappingProxyType
 
 from hatrack.errors import InputError
 from hatrack.methods.adahat import AdaHAT
-from hatrack.methods.base import Batch, EpochPlan, Loss, Method, NoSettings, ParameterGroup, Setup, joined
+from hatrack.methods.base import (
+    Batch,
+    Earlier,
+    EpochPlan,
+    Loss,
+    Method,
+    NoSettings,
+    ParameterGroup,
+    Schedule,
+    Setup,
+    joined,
+)
 from hatrack.methods.cab import CAB
 from hatrack.methods.derpp import DERPP
 from hatrack.methods.dwa import DWA
@@ -34,11 +45,13 @@ from hatrack.streams import Task
 __all__ = [
     "METHODS",
     "Batch",
+    "Earlier",
     "EpochPlan",
     "Loss",
     "Method",
     "NoSettings",
     "ParameterGroup",
+    "Schedule",
     "Setup",
     "joined",
     "require_learnable",

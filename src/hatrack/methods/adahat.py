@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from hatrack.errors import InputError
 from hatrack.functional import Conditioning
+from hatrack.methods.base import Earlier
 from hatrack.methods.hat import HAT, HATSettings
-from hatrack.protection.conditioning import Adaptive, UnitConditioning
+from hatrack.protection.conditioning import Adaptive, AdaptiveScaling, UnitConditioning
 
 __all__ = ["AdaHAT", "AdaHATSettings"]
 
@@ -16,13 +18,18 @@ __all__ = ["AdaHAT", "AdaHATSettings"]
 class AdaHATSettings(HATSettings):
     """Settings of AdaHAT: those of HAT, and how far weights in use may move, with the authors' values.
 
+    They go with Adam at 0.001, as in the authors' configuration, which is therefore how the method trains: Adam undoes
+    most of a factor on gradients that stays the same.
+
     Attributes:
         alpha: α, above 0: how much moves at all; the larger, the more is learned, and forgotten.
         epsilon: ε, above 0: bounds the rate of tasks that take next to none of a layer's free units.
+        scaled: gradients (the authors), or steps, which with Adam and the authors' α leaves next to nothing of them.
     """
 
     alpha: float = 1e-6
     epsilon: float = 0.1
+    scaled: AdaptiveScaling = AdaptiveScaling.GRADIENTS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,7 +46,9 @@ class AdaHAT(HAT):
     source = "Wang et al., ECML PKDD 2024"
     settings_type = AdaHATSettings
     settings: AdaHATSettings
+    training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
+    earlier = Earlier({"scaled": AdaptiveScaling.STEPS}, {})
 
     def conditioning(self) -> UnitConditioning:
         """Return a conditioning that lets weights move, the less the more tasks use them."""
-        return Adaptive(self.settings.alpha, self.settings.epsilon)
+        return Adaptive(self.settings.alpha, self.settings.epsilon, self.settings.scaled)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -12,14 +13,28 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hatrack.errors import InputError
 from hatrack.objectives import Classification, MultiLabel, Objective, Regression, joined_loss
 from hatrack.protection.capacity import Capacity
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, seeded_generator
 from hatrack.support.heads import linear_head
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
 
-__all__ = ["Batch", "EpochPlan", "Loss", "Method", "NoSettings", "ParameterGroup", "Setup", "joined"]
+__all__ = [
+    "Batch",
+    "Earlier",
+    "EpochPlan",
+    "Loss",
+    "Method",
+    "NoSettings",
+    "ParameterGroup",
+    "Schedule",
+    "Setup",
+    "joined",
+]
 
 
 def joined(parts: Mapping[Any, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -38,13 +53,15 @@ class Setup:
 
     Attributes:
         build_backbone: makes the backbone with the seed's initial weights, afresh at every call.
-        input_shape: shape of one sample.
+        input_shape: shape of one sample; empty where there is an ``example``.
         seed: the run's seed, from which further randomness is derived.
         device: where to train.
         build_narrow: makes a copy of the backbone whose layers have a share of its units, above 0 and up to 1, with the
             initial weights of a seed; None where nobody knows how, as for a network of the user's own.
         classes: number of classes of every task to come, for methods whose parts are sized by how many they will be;
             empty where it is not known.
+        example: a batch of samples where they are more than one tensor of real numbers; None elsewhere.
+        interface: how the backbone is called with a batch, and what of its result the heads read.
     """
 
     build_backbone: Callable[[], nn.Module]
@@ -53,6 +70,18 @@ class Setup:
     device: torch.device
     build_narrow: Callable[[float, int], nn.Module] | None = None
     classes: tuple[int, ...] = ()
+    example: Inputs = None
+    interface: Interface = PLAIN
+
+    @property
+    def example_input(self) -> Inputs:
+        """Batch of samples as the backbone expects them: the example, or one sample of zeros."""
+        return torch.zeros(1, *self.input_shape) if self.example is None else self.example
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether samples are one tensor of real numbers, which the backbone maps to features ``(N, F)``."""
+        return self.example is None and self.interface == PLAIN
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """Make the generator, on the CPU, that draws for a purpose such as ``("head", task)`` with the run's seed."""
@@ -74,7 +103,7 @@ class Batch:
     """Samples to learn from.
 
     Attributes:
-        x: samples ``(N, *input_shape)``.
+        x: samples ``(N, *input_shape)``, or nested tensors.
         y: their targets: classes within their task, int64 ``(N,)``, or those of another objective; for several tasks
             of different kinds as from :func:`hatrack.objectives.joined_targets`.
         tasks: names of the tasks that the samples may come from.
@@ -82,20 +111,27 @@ class Batch:
         progress: position within the epoch, 0 (first batch) to 1 (last).
         rows: for every sample its place among all the training samples, int64 ``(N,)``; None outside of training steps.
         objectives: what the targets of each of ``tasks`` mean; empty where all are classes without weights.
+        interface: how the backbone takes the samples.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     tasks: tuple[str, ...]
     task_of: Tensor
     progress: float
     rows: Tensor | None = None
     objectives: tuple[Objective, ...] = ()
+    interface: Interface = PLAIN
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.y)
 
     def part(self, rows: Tensor | slice, progress: float) -> Batch:
         """Return some of the samples, for a position within the epoch; only a tensor of rows is remembered."""
         known = rows if isinstance(rows, Tensor) else None
-        return Batch(self.x[rows], self.y[rows], self.tasks, self.task_of[rows], progress, known, self.objectives)
+        x, y, task_of = self.interface.take(self.x, rows), self.y[rows], self.task_of[rows]
+        return replace(self, x=x, y=y, task_of=task_of, progress=progress, rows=known)
 
 
 @dataclass(frozen=True)
@@ -139,11 +175,39 @@ EVERY_KIND: tuple[type[Objective], ...] = (Classification, Regression, MultiLabe
 """All kinds of tasks."""
 
 
+class Schedule(NamedTuple):
+    """Position in the learning-rate schedule of a part of a training.
+
+    Attributes:
+        lr: the learning rate.
+        patience: how many more epochs without a better validation loss until it falls.
+        best_loss: the lowest validation loss, which the next one is compared with; infinite before the first.
+    """
+
+    lr: float
+    patience: int
+    best_loss: float = math.inf
+
+
 class ParameterGroup(NamedTuple):
     """Parameters that learn at one rate: the schedule's learning rate times ``lr_factor``."""
 
     parameters: list[nn.Parameter]
     lr_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Defaults of earlier versions, by which a run that one of them made is verified, made again and gone on with.
+
+    Attributes:
+        settings: earlier defaults of the method's own settings, by name; for a setting that did not exist, the value
+            that does what was done then.
+        training: what :attr:`Method.training` was; None if it was the same.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
 
 
 class Method(abc.ABC):
@@ -156,15 +220,21 @@ class Method(abc.ABC):
         setup: what all methods start from.
         settings: an instance of :attr:`settings_type`.
 
+    Raises:
+        InputError: the setup has nested samples or a choice of features, and the method does not take them.
+
     Attributes:
         name: what the command line calls it.
         description: one line for a list.
         source: the paper that it comes from.
         settings_type: a frozen dataclass of the method's own settings, with its paper's values as defaults.
         trains: False for a method without anything to train.
-        training: settings of the training that the source has other values for than experiments, such as its optimizer.
+        training: settings of the training that the source has other values for than experiments, such as its optimizer;
+            of the baselines of the HAT paper the norms that its authors' code clips gradients to.
         objectives: kinds of tasks that it can learn; by default all.
+        takes_nested: whether samples may be nested tensors, and features a part of the backbone's result.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
+        earlier: defaults of earlier versions; None where they were the same.
     """
 
     name: ClassVar[str]
@@ -175,8 +245,15 @@ class Method(abc.ABC):
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({})
     objectives: ClassVar[tuple[type[Objective], ...]] = EVERY_KIND
+    takes_nested: ClassVar[bool] = False
+    earlier: ClassVar[Earlier | None] = None
 
     def __init__(self, setup: Setup, settings: Any) -> None:
+        if not (setup.is_plain or self.takes_nested):
+            raise InputError(
+                f"{self.name} takes samples of one tensor of real numbers and backbones that map them to features "
+                "(N, F); hat and the methods of its kind take nested inputs and `features`"
+            )
         self.setup = setup
         self.settings = settings
 
@@ -197,7 +274,7 @@ class Method(abc.ABC):
         """Do what follows training: consolidate, measure importance, merge."""
 
     @abc.abstractmethod
-    def predict(self, x: Tensor, task: str) -> Tensor:
+    def predict(self, x: Inputs, task: str) -> Tensor:
         """Return logits ``(N, classes)`` of samples ``(N, *input_shape)`` for a learned task, in evaluation mode."""
 
     @abc.abstractmethod
@@ -235,7 +312,8 @@ class Method(abc.ABC):
     def phases(self, epochs: int) -> Sequence[int]:
         """Return the epochs of each part of a task's training: one part, unless a method prunes or selects in between.
 
-        Every part has its own optimizer and learning-rate schedule, and ends with the weights of its best epoch.
+        Every part has its own optimizer and, unless :meth:`schedule` says otherwise, its own learning-rate schedule,
+        and ends with the weights of its best epoch.
 
         Args:
             epochs: largest number of epochs that the task may take.
@@ -245,8 +323,30 @@ class Method(abc.ABC):
     def begin_phase(self, index: int) -> None:  # noqa: B027 - most methods have one phase
         """Get ready for a part of the training; the first has index 0."""
 
-    def end_phase(self, index: int, valid_loss: float) -> None:  # noqa: B027
-        """Do what follows a part of the training, whose best validation loss is given; infinite without any epoch."""
+    def schedule(self, index: int, fresh: Schedule) -> Schedule:
+        """Return the schedule that a part of the training begins with, just after :meth:`begin_phase`.
+
+        A part makes no epoch if its learning rate has fallen below the least one before it begins.
+
+        Args:
+            index: number of the part, from 0.
+            fresh: the beginning of the schedule, which is where parts usually begin.
+        """
+        return fresh
+
+    def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
+        """Return whether a part of the training that is at its end will be followed by another epoch.
+
+        Args:
+            index: number of the part, from 0.
+            left: number of parts that follow it, 1 or more.
+            reached: where its schedule ends.
+            least: the learning rate below which parts make no epoch.
+        """
+        return True
+
+    def end_phase(self, index: int, reached: Schedule) -> None:  # noqa: B027
+        """Do what follows a part of the training, with its best validation loss and where its schedule ended."""
 
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Get ready for an epoch, and say what it is to be like: a curriculum, or a warm-up of the learning rate.
@@ -301,6 +401,10 @@ class Method(abc.ABC):
 
         The task in training counts with what consolidating it now would give. None for methods without masks.
         """
+        return None
+
+    def remembered(self) -> int | None:
+        """Return the number of earlier tasks' samples that are kept to learn from again, for methods that keep some."""
         return None
 
     def reuse(self) -> Tensor | None:

@@ -6,8 +6,10 @@ import enum
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from hatrack.methods.base import Earlier
 from hatrack.methods.importance import Fisher, added, averaged, fisher_diagonal
 from hatrack.methods.multi_head import AnchoredMethod
+from hatrack.methods.proximal import Penalty, PenaltySettings
 from hatrack.streams import Task
 from hatrack.support.ranges import require_range
 
@@ -25,20 +27,21 @@ class Consolidation(enum.Enum):
 
 
 @dataclass(frozen=True)
-class EWCSettings:
-    """Settings of EWC, with the values that the HAT paper chose.
+class EWCSettings(PenaltySettings):
+    """Settings of EWC.
 
     Attributes:
-        strength: λ; 5000 goes with ``fisher=batches``, whose estimate is about a twentieth of the others. Where the
-            learning rate times λ times the Fisher exceeds 2, steps of SGD can overshoot, and little is kept then: lower
-            the learning rate or λ.
-        fisher: batches (the HAT authors' code), or sample by sample: true labels, or sampled ones.
+        strength: λ; the HAT paper's 5000 goes with ``fisher=authors``.
+        fisher: estimate of the Fisher information: sample by sample with sampled labels, or true ones; or over batches
+            of 20, about a twentieth of these: batches, or authors (with dropout on, as in the HAT authors' code).
         consolidation: mean over the tasks (the HAT authors' code), or online.
         gamma: γ of online; 1 forgets no task, smaller ones let old tasks fade.
+        penalty: proximal; or explicit, a term of the loss as in the paper, whose steps grow without bound where the
+            learning rate times λ times the Fisher exceeds 2.
     """
 
     strength: float = 5000.0
-    fisher: Fisher = Fisher.BATCHES
+    fisher: Fisher = Fisher.SAMPLED
     consolidation: Consolidation = Consolidation.MEAN
     gamma: float = 1.0
 
@@ -47,12 +50,14 @@ class EWCSettings:
 
 
 class EWC(AnchoredMethod):
-    """Adds ``λ/2 Σ F (θ − θ*)²`` to the loss (Kirkpatrick et al., Eq. 3), F the diagonal of the Fisher information."""
+    """Penalises ``λ/2 Σ F (θ − θ*)²`` (Kirkpatrick et al., Eq. 3), F being the diagonal of the Fisher information."""
 
     name = "ewc"
     description = "elastic weight consolidation: weights that mattered to earlier tasks move less, by their Fisher"
     source = "Kirkpatrick et al., PNAS 2017"
     settings_type = EWCSettings
+    training = MappingProxyType({"clip_norm": 100.0})
+    earlier = Earlier({"penalty": Penalty.EXPLICIT, "fisher": Fisher.BATCHES}, {})
     grid = MappingProxyType({"strength": (500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0)})
 
     def scale(self) -> float:

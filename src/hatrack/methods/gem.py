@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.methods.base import Batch, Loss, Setup, joined
+from hatrack.methods.base import Batch, Earlier, Loss, Setup, joined
 from hatrack.methods.memory import Reservoir, gathers_statistics
 from hatrack.methods.multi_head import MultiHeadMethod
 from hatrack.objectives import Classification, Objective
@@ -23,19 +23,30 @@ __all__ = ["GEM", "GEMSettings", "nonnegative_minimum", "project"]
 
 @dataclass(frozen=True)
 class GEMSettings:
-    """Settings of GEM, with the values that its authors' code has for all three of its experiments.
+    """Settings of GEM, with the margin that its authors' code has for all three of its experiments.
 
     Attributes:
-        memory_per_task: samples to remember of each task, drawn at random; the last ones seen in the authors' code.
+        memory: samples to remember, of all tasks together, as for ``er`` and ``derpp``. They are shared out evenly
+            among the tasks so far, so that old tasks keep fewer as others come (section 3 of the paper, for an unknown
+            number of tasks), and at least one each.
+        memory_per_task: samples to remember of each task instead, however many tasks there are; 256 in the authors'
+            code. They are drawn at random; the last ones seen in the authors' code.
         margin: least weight of every earlier task's gradient in a projected one; it favours going back to what was
             known (γ in the paper, section 3).
     """
 
-    memory_per_task: int = 256
+    memory: int = 500
+    memory_per_task: int | None = None
     margin: float = 0.5
 
     def __post_init__(self) -> None:
-        require_range(self, "memory_per_task", least=1)
+        require_range(self, "memory", least=1)
+        if self.memory_per_task is not None:
+            require_range(self, "memory_per_task", least=1)
+
+    def share(self, tasks: int) -> int:
+        """Return the number of samples to remember of each of some tasks, 1 or more."""
+        return self.memory_per_task or max(1, self.memory // tasks)
 
 
 def nonnegative_minimum(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -106,6 +117,7 @@ class GEM(MultiHeadMethod):
     source = "Lopez-Paz and Ranzato, NIPS 2017"
     objectives = (Classification,)
     settings_type = GEMSettings
+    earlier = Earlier({"memory_per_task": 256})
 
     @classmethod
     def learns(cls, objective: Objective) -> bool:
@@ -124,9 +136,15 @@ class GEM(MultiHeadMethod):
         return super().loss(batch)
 
     def end_task(self, task: Task) -> None:
-        """Remember some of the task's training samples, drawn uniformly."""
+        """Remember some of the task's training samples, drawn uniformly, and as many of each earlier task."""
         x, y = task.train.load()
-        memory = Reservoir(self.settings.memory_per_task)
+        names = self.network.task_names
+        share = self.settings.share(len(names))
+        self.memories = [
+            memory.reduced(share, self.setup.generator("fewer memories", name, len(names)))
+            for name, memory in zip(names, self.memories, strict=False)
+        ]
+        memory = Reservoir(share)
         columns = {"x": x.to(self.setup.device), "y": y.to(self.setup.device)}
         memory.add(columns, self.setup.generator("memory", task.name))
         self.memories.append(memory)
@@ -152,6 +170,10 @@ class GEM(MultiHeadMethod):
         loss = F.cross_entropy(self.network(columns["x"], self.network.task_names[index]), columns["y"])
         return _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
 
+    def remembered(self) -> int:
+        """Return the number of samples in the memories of all tasks."""
+        return sum(map(len, self.memories))
+
     def extra_state(self) -> dict[str, Tensor]:
         """Return the memories, by their task's number."""
         return joined(dict(enumerate(memory.state() for memory in self.memories)))
@@ -159,7 +181,7 @@ class GEM(MultiHeadMethod):
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up the memories."""
         for index in range(len(self.network.task_names)):
-            memory = Reservoir(self.settings.memory_per_task)
+            memory = Reservoir(self.settings.share(len(self.network.task_names)))
             memory.load(part_of(state, f"{index}."))
             self.memories.append(memory)
 

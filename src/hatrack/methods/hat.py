@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.distributions import Uniform
 
 from hatrack.errors import InputError
@@ -107,7 +106,8 @@ class HAT(MaskedMethod):
         super().__init__(setup, settings)
         self.network = HATNetwork(
             setup.build_backbone(),
-            torch.zeros(1, *setup.input_shape),
+            setup.example_input,
+            **vars(setup.interface),
             conditioning=self.conditioning(),
             growth=growth_of(settings),
             **{key: getattr(settings, key) for key in SAME},

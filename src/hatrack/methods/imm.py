@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hatrack.methods.base import Setup, joined
+from hatrack.methods.base import Earlier, Setup, joined
 from hatrack.methods.importance import Fisher, added, fisher_diagonal
 from hatrack.methods.multi_head import AnchoredMethod, MultiHeadNetwork
+from hatrack.methods.proximal import Penalty, PenaltySettings
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 
@@ -23,23 +24,25 @@ LEAST_WEIGHT = 1e-20
 
 
 @dataclass(frozen=True)
-class IMMMeanSettings:
+class IMMMeanSettings(PenaltySettings):
     """Settings of mean-IMM, with the value that the HAT paper chose.
 
     Attributes:
         strength: λ of the L2-transfer, how closely a task's weights stay to those of the task before.
+        penalty: proximal, a step that is bounded at any strength; or explicit, a term of the loss as in the paper.
     """
 
     strength: float = 1e-4
 
 
 @dataclass(frozen=True)
-class IMMModeSettings:
+class IMMModeSettings(PenaltySettings):
     """Settings of mode-IMM, with the value that the HAT paper chose.
 
     Attributes:
         strength: λ of the L2-transfer, how closely a task's weights stay to those of the task before.
-        fisher: estimate of the Fisher information; true, sampled, or batches. Its scale does not matter.
+        fisher: estimate of the Fisher information; true, sampled, batches, or authors. Its scale does not matter.
+        penalty: proximal, a step that is bounded at any strength; or explicit, a term of the loss as in the paper.
     """
 
     strength: float = 1.0
@@ -62,6 +65,7 @@ class IMMMean(AnchoredMethod):
     description = "incremental moment matching, mean: predicts with the mean of the weights of all tasks"
     source = "Lee et al., NeurIPS 2017"
     settings_type: ClassVar[type] = IMMMeanSettings
+    earlier = Earlier({"penalty": Penalty.EXPLICIT})
     grid = MappingProxyType({"strength": (1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5, 1e-6)})
 
     def __init__(self, setup: Setup, settings: Any) -> None:
@@ -116,6 +120,8 @@ class IMMMode(IMMMean):
     name = "imm-mode"
     description = "incremental moment matching, mode: predicts with the mean of all tasks' weights by their Fisher"
     settings_type: ClassVar[type] = IMMModeSettings
+    training = MappingProxyType({"clip_norm": 1000.0})
+    earlier = Earlier({"penalty": Penalty.EXPLICIT}, {})
     grid = MappingProxyType({"strength": (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)})
     kept = (*IMMMean.kept, "fisher")
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.streams import Task
-from hatrack.support.modes import evaluation_mode
+from hatrack.support.modes import dropping, evaluation_mode
 
 __all__ = ["Fisher", "added", "averaged", "fisher_diagonal", "output_sensitivity"]
 
@@ -38,10 +38,17 @@ class Fisher(enum.Enum):
     """The same for one label per sample that is drawn from the model: an unbiased estimate of the Fisher itself."""
 
     BATCHES = "batches"
-    """Estimate of the HAT authors' code, with true labels: over batches of 20, ``Σ 20 (mean gradient)² / N``.
+    """Formula of the HAT authors' code, with true labels: over batches of 20, ``Σ 20 (mean gradient)² / N``.
 
     That is the mean over batches of the squared mean gradient. Where the mean over all samples vanishes, as it does at
     an optimum, it is a twentieth of the others; the strength of the penalty that was chosen with it counts on that.
+    """
+
+    AUTHORS = "authors"
+    """The same as their code computes it: in training mode, so that dropout drops; batch norms are left alone here.
+
+    Gradients of a network that drops do not vanish at an optimum, so that this is larger than ``BATCHES`` where tasks
+    are learned to the last sample.
     """
 
 
@@ -54,17 +61,24 @@ def fisher_diagonal(
     decides: what it does not let through has no information about the task.
 
     Args:
-        network: taken in evaluation mode, so that samples do not depend on each other and nothing is dropped.
+        network: taken in evaluation mode, so that samples do not depend on each other and nothing is dropped, but for
+            the dropout of :attr:`Fisher.AUTHORS`.
         task: one that the network has a head for.
         kind: the estimate.
-        generator: draws the labels of :attr:`Fisher.SAMPLED`, on the CPU.
+        generator: draws the labels of :attr:`Fisher.SAMPLED` and the dropout of :attr:`Fisher.AUTHORS`, on the CPU;
+            None takes torch's global one.
 
     Returns:
         A tensor of its shape for every shared parameter, by its name in the backbone, none negative.
     """
     x, y = task.train.load()
     if kind is Fisher.BATCHES:
-        return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
+        with evaluation_mode(network):
+            return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
+    if kind is Fisher.AUTHORS:
+        with torch.random.fork_rng(_gpus(network)), evaluation_mode(network), dropping(network):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
     if kind is Fisher.SAMPLED:
         y = _drawn_targets(network, task, x, generator)
     return _mean_over_samples(network, task.name, x, y, task.objective.loss, torch.square)
@@ -124,13 +138,18 @@ def _mean_squared_batch_gradients(
 ) -> dict[str, Tensor]:
     parameters = _shared(network, task)
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    with evaluation_mode(network), torch.enable_grad():
+    with torch.enable_grad():
         for samples, labels in _chunks(network, x, y, REFERENCE_BATCH):
             loss = objective(network(samples, task), labels)
             gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
             for name, gradient in zip(parameters, gradients, strict=True):
                 total[name] += REFERENCE_BATCH * gradient.square()
     return {name: value / len(x) for name, value in total.items()}
+
+
+def _gpus(network: Network) -> list[torch.device]:
+    device = next(network.parameters()).device
+    return [device] if device.type == "cuda" else []
 
 
 def _drawn_targets(network: Network, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor
 
+from hatrack.methods.base import Earlier
 from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
+from hatrack.support.modes import dropping
 
 __all__ = ["LFL", "LFLSettings"]
-
-
-@contextlib.contextmanager
-def dropping(network: nn.Module) -> Iterator[None]:
-    """Let the dropout layers of a network in evaluation mode drop, and no other layer change its mode."""
-    layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +42,8 @@ class LFL(DistilledMethod):
     description = "less-forgetting learning: features of new data stay near those of the old network"
     source = "Jung et al., 2016 (arXiv:1607.00122)"
     settings_type = LFLSettings
+    training = MappingProxyType({"clip_norm": 200.0})
+    earlier = Earlier(training={})
     grid = MappingProxyType({"strength": (1e-1, 5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5)})
 
     def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:

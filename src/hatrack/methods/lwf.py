@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hatrack.methods.base import Earlier
 from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
 from hatrack.objectives import Classification
 from hatrack.support.ranges import require_range
@@ -26,16 +27,20 @@ class LWFSettings:
     Attributes:
         strength: λ, the weight of the old tasks; the method's own paper has 1.
         temperature: T, above 0: the larger, the more small probabilities count; the method's own paper has 2.
+        smoothing: ε, which the HAT authors' code adds to the new network's probabilities, shared out among the classes:
+            an answer that is surely wrong costs at most about −log(ε / classes), and has next to no gradient.
     """
 
     strength: float = 2.0
     temperature: float = 1.0
+    smoothing: float = 1e-5
 
     def __post_init__(self) -> None:
         require_range(self, "temperature", above=0)
+        require_range(self, "smoothing", least=0, below=1)
 
 
-def distillation(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def distillation(logits: Tensor, targets: Tensor, temperature: float, smoothing: float = 0.0) -> Tensor:
     """Return the cross-entropy between two networks' class probabilities at a temperature (Li and Hoiem).
 
     Probabilities raised to 1/T and normalised are the softmax of the logits divided by T.
@@ -44,12 +49,16 @@ def distillation(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
         logits: of the network in training, ``(N, classes)``.
         targets: logits of the old network, of the same shape; no gradient flows there.
         temperature: T.
+        smoothing: added to the probabilities of the network in training, shared out among the classes; at least 0.
 
     Returns:
         Mean over the samples, a scalar.
     """
     wanted = F.softmax(targets.detach() / temperature, dim=1)
-    return -(wanted * F.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()
+    if smoothing == 0.0:
+        return -(wanted * F.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()
+    probabilities = F.softmax(logits / temperature, dim=1) + smoothing / logits.shape[1]
+    return -(wanted * (probabilities / (1 + smoothing)).log()).sum(dim=1).mean()
 
 
 class LWF(DistilledMethod):
@@ -64,12 +73,15 @@ class LWF(DistilledMethod):
     source = "Li and Hoiem, ECCV 2016"
     objectives = (Classification,)
     settings_type = LWFSettings
+    training = MappingProxyType({"clip_norm": 100.0})
+    earlier = Earlier({"smoothing": 0.0}, {})
     grid = MappingProxyType({"strength": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0), "temperature": (0.5, 1.0, 2.0, 4.0)})
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
         """Return the distillation of all old heads, summed."""
+        temperature, smoothing = self.settings.temperature, self.settings.smoothing
         each = [
-            distillation(self.network.head(task)(features), old.head(task)(old_features), self.settings.temperature)
+            distillation(self.network.head(task)(features), old.head(task)(old_features), temperature, smoothing)
             for task in old.task_names
         ]
         return torch.stack(each).sum()

@@ -20,6 +20,7 @@ from hatrack.models.loading import load_as
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.protection.capacity import Capacity
 from hatrack.streams import Task
+from hatrack.support.inputs import Inputs
 
 __all__ = ["MaskedMethod", "Room", "WeightMaskedMethod", "growth_of"]
 
@@ -57,6 +58,7 @@ class MaskedMethod(Method):
 
     network: MaskedNetwork[Any]
     choices: ClassVar[tuple[str, ...]] = ()
+    takes_nested = True
 
     def strength(self) -> float:
         """Return the factor of the masks' regularisation; 0 leaves it out."""
@@ -76,7 +78,7 @@ class MaskedMethod(Method):
         """Consolidate the task."""
         self.network.consolidate(task.name)
 
-    def predict(self, x: Tensor, task: str) -> Tensor:
+    def predict(self, x: Inputs, task: str) -> Tensor:
         """Return logits under the task's mask."""
         logits: Tensor = self.network(x, task)
         return logits
@@ -112,7 +114,8 @@ class MaskedMethod(Method):
             CheckpointError: the file is damaged, or of another method, backbone or settings.
         """
         mine, kind = self.network, cast(type[Any], type(self.network))
-        loaded = load_as(kind, path, mine.detach())
+        features = self.setup.interface.features
+        loaded = load_as(kind, path, mine.detach(), features=features if callable(features) else None)
         for choice in self.choices:
             if getattr(loaded, choice) != getattr(mine, choice):
                 raise CheckpointError(
@@ -150,7 +153,8 @@ class WeightMaskedMethod(MaskedMethod):
         super().__init__(setup, settings)
         self.network = WeightMaskedNetwork(
             self.build_backbone(),
-            torch.zeros(1, *setup.input_shape),
+            setup.example_input,
+            **vars(setup.interface),
             source=self.source_of_masks(),
             conditioning=self.conditioning(),
             unmasked=self.unmasked,

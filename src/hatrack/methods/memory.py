@@ -68,6 +68,19 @@ class Reservoir:
         rows = torch.randperm(len(self), generator=generator)[:count]
         return {name: column[rows.to(column.device)] for name, column in self.columns.items()}
 
+    def reduced(self, budget: int, generator: torch.Generator) -> Reservoir:
+        """Return a reservoir of a smaller budget with some of the rows, drawn uniformly; this one if it has no more.
+
+        Args:
+            budget: largest number of rows, 1 or more.
+            generator: on the CPU.
+        """
+        if len(self) <= budget:
+            return self
+        smaller = Reservoir(budget)
+        smaller.columns, smaller.seen = self.draw(budget, generator), self.seen
+        return smaller
+
     def state(self) -> dict[str, Tensor]:
         """Return everything, as tensors by name."""
         return {**self.columns, "seen": torch.tensor(self.seen)}
@@ -150,6 +163,10 @@ class RehearsalMethod(MultiHeadMethod):
         task_of = torch.cat([newest, *(rows["task"] for rows in remembered)])
         logits = self.network(x, tuple(names), task_of)
         return list(torch.split(logits, [len(batch.x), *(len(rows["x"]) for rows in remembered)]))
+
+    def remembered(self) -> int:
+        """Return the number of samples in the memory."""
+        return len(self.memory)
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the memory."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hatrack.functional import quadratic_distance
 from hatrack.methods.base import Batch, Loss, Setup, joined
+from hatrack.methods.proximal import Penalty, proximal_step, require_step_sizes
 from hatrack.methods.stored import StoredMethod
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
@@ -180,9 +181,11 @@ class MultiHeadMethod(StoredMethod):
 
 
 class AnchoredMethod(MultiHeadMethod):
-    """Adds ``scale · Σ Ω (θ − θ*)²`` over the backbone's parameters to the task's loss, from the second task on.
+    """Penalises ``scale · Σ Ω (θ − θ*)²`` over the backbone's parameters, from the second task on.
 
-    Heads are left out: those of earlier tasks get no gradient, and so stay where they are. A subclass calls
+    The penalty is a proximal step after every step of the optimizer, or a term of the loss where the settings have a
+    ``penalty`` that is explicit; see :mod:`hatrack.methods.proximal`. Validation looks at loss and penalty together in
+    both cases. Heads are left out: those of earlier tasks get no gradient, and so stay where they are. A subclass calls
     :meth:`hold` at the end of each task.
 
     Attributes:
@@ -197,6 +200,11 @@ class AnchoredMethod(MultiHeadMethod):
         self.anchor: dict[str, Tensor] = {}
         self.importance: dict[str, Tensor] = {}
 
+    @property
+    def is_explicit(self) -> bool:
+        """Return whether the penalty is a term of the loss."""
+        return getattr(self.settings, "penalty", Penalty.PROXIMAL) is Penalty.EXPLICIT
+
     def scale(self) -> float:
         """Return the factor of the distance: the strength, or half of it, as the paper has it."""
         strength: float = self.settings.strength
@@ -208,12 +216,31 @@ class AnchoredMethod(MultiHeadMethod):
         self.importance = dict(importance or {})
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the task's loss and the weighted distance to the anchor."""
+        """Return the task's loss and the penalty; the task's loss alone where a proximal step stands for the penalty.
+
+        Such a step is made only in training, and so the penalty is left out while gradients are recorded.
+        """
         loss = super().loss(batch)
-        if not self.anchor:
+        if not self.anchor or (torch.is_grad_enabled() and not self.is_explicit):
             return loss
         distance = quadratic_distance(self.shared_parameters(), self.anchor, self.importance or None)
         return loss.plus(self.scale() * distance)
+
+    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Have the proximal step follow the optimizer's, before :meth:`after_step`; return the optimizer.
+
+        Raises:
+            InputError: the penalty is proximal, and the optimizer is not SGD, Adam or AdamW.
+        """
+        if not self.is_explicit:
+            require_step_sizes(optimizer)
+            optimizer.register_step_post_hook(lambda stepped, *_: self.draw_back(stepped))
+        return super().protect(optimizer)
+
+    def draw_back(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the proximal step that belongs to a step of the optimizer; none in the first task."""
+        if self.anchor:
+            proximal_step(optimizer, self.shared_parameters(), self.anchor, self.importance or None, self.scale())
 
 
 class DistilledMethod(MultiHeadMethod):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.methods.base import Batch, Loss, Setup, joined
+from hatrack.methods.base import Batch, Earlier, Loss, Schedule, Setup, joined
 from hatrack.methods.narrow import (
     expected_classes,
     matching_share,
@@ -33,6 +34,25 @@ from hatrack.support.ranges import require_range
 __all__ = ["PathNet", "PathNetSettings", "growth", "mutated", "random_genes"]
 
 INDIVIDUALS = 2
+
+
+class GenerationSchedule(enum.Enum):
+    """Learning rate and patience that a path begins a generation with."""
+
+    CARRIED = "carried"
+    """The winner goes on where it was, and the mutated copy begins at the winner's learning rate. A path whose rate has
+    fallen below the least one is not trained any more."""
+
+    ANEW = "anew"
+    """Both begin as at first, in every generation."""
+
+
+ALL_PATIENCE = 0
+"""Patience of a path that has just been copied: that of the settings."""
+
+UNBEGUN = Schedule(0.0, 0)
+"""Schedule, in a file, of a path that begins with the settings'."""
+
 Genes = tuple[tuple[int, ...], ...]
 """For every layer the numbers of the modules that a path takes; one that is named twice counts once."""
 
@@ -46,6 +66,8 @@ class PathNetSettings:
             20 with 5 of them active learned nothing on their network.
         active: how many of them a path takes at most; 3 of 10, or 5 of 20, in the method's own paper.
         generations: rounds of the tournament; at most one per epoch.
+        schedule: learning rate and patience in a generation: carried over from the one before, as in the HAT authors'
+            code, or anew.
         module_width: share of the backbone's units in a module, instead of the one that makes all modules together have
             as many parameters as the backbone, heads included.
     """
@@ -53,6 +75,7 @@ class PathNetSettings:
     modules: int = 16
     active: int = 3
     generations: int = 20
+    schedule: GenerationSchedule = GenerationSchedule.CARRIED
     module_width: float | None = None
 
     def __post_init__(self) -> None:
@@ -100,13 +123,14 @@ class PathNet(StoredMethod):
     in evaluation mode, and later tasks may use them; all others start anew for the next task, with other weights.
 
     A module is a narrow copy of one layer, with what follows it (norm, activation, pooling), or of one residual block.
-    The learning rate starts anew in every part of the training.
     """
 
     name = "pathnet"
     description = "evolved paths through layers of modules; the modules of a task's path are frozen"
     source = "Fernando et al., 2017"
     settings_type = PathNetSettings
+    training = MappingProxyType({"clip_norm": 1000.0})
+    earlier = Earlier({"schedule": GenerationSchedule.ANEW}, {})
     file_format = "hatrack.PathNet"
     grid: ClassVar[Mapping[str, tuple[float, ...]]] = MappingProxyType({"generations": (5, 10, 20, 50, 100, 200)})
 
@@ -120,6 +144,8 @@ class PathNet(StoredMethod):
         self._heads: dict[str, nn.Linear] = {}
         self._individuals: list[Genes] = []
         self._champion: dict[str, Tensor] = {}  # loss, genes and state (the weights) of the task's best path so far
+        self._schedules: list[Schedule | None] = [None] * INDIVIDUALS  # None: the beginning
+        self._winner = 0  # which individual of this generation is the champion, or was in the one before
         self._genes: Genes = ()
         self._generator = torch.Generator()
 
@@ -170,6 +196,7 @@ class PathNet(StoredMethod):
         shape = (len(self.layers), self.settings.modules, self.settings.active)
         self._individuals = [random_genes(*shape, self._generator) for _ in range(INDIVIDUALS)]
         self._genes, self._champion = self._individuals[0], {}
+        self._schedules, self._winner = [None] * INDIVIDUALS, 0
 
     def open(self, name: str, num_classes: int, *path: Sequence[Sequence[int]]) -> None:
         """Make a task's head, and freeze its path if that is known."""
@@ -186,16 +213,45 @@ class PathNet(StoredMethod):
         """Take the path whose turn it is."""
         self._genes = self._individuals[index % INDIVIDUALS]
 
-    def end_phase(self, index: int, valid_loss: float) -> None:
+    def schedule(self, index: int, fresh: Schedule) -> Schedule:
+        """Return where the path's schedule stands, or where the winner's stood when the path was copied from it."""
+        if self.settings.schedule is GenerationSchedule.ANEW:
+            return fresh
+        carried = self._schedules[index % INDIVIDUALS]
+        return fresh if carried is None else carried._replace(patience=carried.patience or fresh.patience)
+
+    def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
+        """Return whether the other path of this generation, or the winner in the next one, will make an epoch."""
+        if self.settings.schedule is GenerationSchedule.ANEW:
+            return True
+        place, other = index % INDIVIDUALS, self._schedules[-1]
+        if place < INDIVIDUALS - 1 and (other is None or other.lr >= least):
+            return True
+        if left < INDIVIDUALS - place:  # the last generation
+            return False
+        wins = self._beats_champion(reached.best_loss) or self._winner == place
+        winner = reached if wins else self._schedules[self._winner]
+        return winner is None or winner.lr >= least
+
+    def _beats_champion(self, loss: float) -> bool:
+        return not self._champion or loss < float(self._champion["loss"])
+
+    def end_phase(self, index: int, reached: Schedule) -> None:
         """Compare the path with the best so far; after a generation the best goes on, beside a mutated copy."""
-        if not self._champion or valid_loss < float(self._champion["loss"]):
+        place = index % INDIVIDUALS
+        self._schedules[place] = reached
+        if self._beats_champion(reached.best_loss):
             weights = {name: value.clone() for name, value in self._trained().state_dict().items()}
-            best = {"loss": torch.tensor(valid_loss, dtype=torch.float64), "genes": torch.tensor(self._genes)}
-            self._champion = best | joined({"state": weights})
-        if index % INDIVIDUALS == INDIVIDUALS - 1:
+            best = {"loss": torch.tensor(reached.best_loss, dtype=torch.float64), "genes": torch.tensor(self._genes)}
+            self._champion, self._winner = best | joined({"state": weights}), place
+        if place == INDIVIDUALS - 1:
             self._genes = _genes(self._champion["genes"])
             self._trained().load_state_dict(part_of(self._champion, "state."))
             self._individuals = [self._genes, mutated(self._genes, self.settings.modules, self._generator)]
+            winner = self._schedules[self._winner]
+            assert winner is not None
+            copied = Schedule(winner.lr, ALL_PATIENCE)
+            self._schedules, self._winner = [winner, copied], 0
 
     def end_task(self, task: Task) -> None:
         """Freeze the winner's path."""
@@ -240,6 +296,9 @@ class PathNet(StoredMethod):
     def training_state(self) -> dict[str, Tensor]:
         """Return all modules, the head, the paths of the tournament, and the best path so far with its weights."""
         paths = {"individuals": torch.tensor(self._individuals), "genes": torch.tensor(self._genes)}
+        paths["winner"] = torch.tensor(self._winner)
+        numbers = [schedule or UNBEGUN for schedule in self._schedules]
+        paths["schedules"] = torch.tensor(numbers, dtype=torch.float64)
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         return {**paths, "generator": self._generator.get_state(), **joined({**parts, "champion": self._champion})}
 
@@ -251,6 +310,10 @@ class PathNet(StoredMethod):
         self._genes = _genes(state["genes"])
         self._generator.set_state(state["generator"])
         self._champion = part_of(state, "champion.")
+        if "schedules" in state:  # not in files of earlier versions, where schedules began anew
+            self._winner = int(state["winner"])
+            found = [Schedule(lr, int(patience), loss) for lr, patience, loss in state["schedules"].tolist()]
+            self._schedules = [None if schedule == UNBEGUN else schedule for schedule in found]
 
     def _parts(self) -> Mapping[str, nn.Module]:
         return {"layers": self.layers, "stem": self.stem, "head": list(self._heads.values())[-1]}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
+
 from hatrack.functional import Compensation
 from hatrack.growth.policy import Growth
 from hatrack.masks import ElasticWeights, Embedding, FreeWeights
-from hatrack.methods.base import Batch, Loss
+from hatrack.methods.base import Batch, Earlier, Loss
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.masked import Room, WeightMaskedMethod, growth_of
+from hatrack.methods.proximal import Penalty, proximal_step, require_step_sizes
 from hatrack.streams import Task
 from hatrack.support.ranges import require_nonnegative, require_range
 
@@ -28,7 +31,8 @@ class PMASKSettings:
         ewc: λ of elastic weight consolidation: above 0 used weights are no longer held bit for bit, but drawn back the
             more, the more they mattered to earlier tasks (``λ/2 Σ F (θ − θ*)²``). Then old tasks drift, and new ones
             find room.
-        ewc_fisher: how F is estimated, under the task's mask: sampled, true, or batches (about a twentieth of these).
+        ewc_penalty: proximal, a step that is bounded at any λ; or explicit, a term of the loss.
+        ewc_fisher: how F is estimated, under the task's mask: sampled, true, or a twentieth of these: batches, authors.
         capacity: fixed, or grow: layers that are nearly full get more units before a task begins.
         growth_threshold: a layer grows when fewer of its weights are free than this share of its original units has.
         growth_share: by how large a share of its original width.
@@ -38,6 +42,7 @@ class PMASKSettings:
     c: float = 0.75
     compensation: Compensation = Compensation.EXACT
     ewc: float = 0.0
+    ewc_penalty: Penalty = Penalty.PROXIMAL
     ewc_fisher: Fisher = Fisher.SAMPLED
     capacity: Room = Room.FIXED
     growth_threshold: float = 0.2
@@ -61,6 +66,7 @@ class PMASK(WeightMaskedMethod):
     source = "Raskoti and Ghimire"
     settings_type = PMASKSettings
     settings: PMASKSettings
+    earlier = Earlier({"ewc_penalty": Penalty.EXPLICIT})
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
 
     def source_of_masks(self) -> Embedding:
@@ -76,9 +82,33 @@ class PMASK(WeightMaskedMethod):
         return growth_of(self.settings)
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the task's loss, what the masks cost, and what it costs elastic weights to move."""
-        loss = super().loss(batch)
-        return loss.plus(self.network.penalty()) if self.settings.ewc else loss
+        """Return the task's loss, what the masks cost, and what it costs elastic weights to move.
+
+        The last is left out while gradients are recorded, where a proximal step stands for it.
+        """
+        loss, explicit = super().loss(batch), self.settings.ewc_penalty is Penalty.EXPLICIT
+        if not self.settings.ewc or (torch.is_grad_enabled() and not explicit):
+            return loss
+        return loss.plus(self.network.penalty())
+
+    def protect(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Keep what earlier tasks rely on; with ``ewc``, draw weights back after every step of the optimizer.
+
+        Raises:
+            InputError: the penalty is proximal, and the optimizer is not SGD, Adam or AdamW.
+        """
+        if self.settings.ewc and self.settings.ewc_penalty is Penalty.PROXIMAL:
+            require_step_sizes(optimizer)
+            optimizer.register_step_post_hook(lambda stepped, *_: self.draw_back(stepped))
+        return super().protect(optimizer)
+
+    def draw_back(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the proximal step of elastic weights that belongs to a step of the optimizer; none in the first task."""
+        tether, network = self.network.tether, self.network
+        if tether is None or not network.tasks.consolidated:
+            return
+        weights = {name: network.backbone.get_parameter(name) for name in tether.anchors}
+        proximal_step(optimizer, weights, tether.anchors, tether.importance, self.settings.ewc / 2)
 
     def end_task(self, task: Task) -> None:
         """Consolidate the task; with ``ewc``, measure under its mask what its weights matter to it."""

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatrack.methods.base import Setup
+from hatrack.methods.base import Earlier, Setup
 from hatrack.methods.importance import added
 from hatrack.methods.multi_head import AnchoredMethod
+from hatrack.methods.proximal import Penalty, PenaltySettings
 from hatrack.streams import Task
 from hatrack.support.ranges import require_range
 
@@ -20,16 +21,19 @@ __all__ = ["SI", "PathIntegral", "SISettings"]
 
 
 @dataclass(frozen=True)
-class SISettings:
+class SISettings(PenaltySettings):
     """Settings of SI, with the values of the paper's permuted MNIST, from a coarse search.
 
-    They go with Adam, whose steps differ in size from those of SGD, so that path and importance do, too. The loss is a
-    mean over samples and the penalty a sum over weights, without a factor of one half, here as in the authors' code.
+    They go with Adam at 0.001, as in the authors' notebook, which is therefore how the method trains. Steps of SGD
+    differ in size, so that path and importance do, too; they are tiny against ξ = 0.1, and ask for a strength of about
+    100. The loss is a mean over samples and the penalty a sum over weights, without a factor of one half, here as in
+    the authors' code.
 
     Attributes:
         strength: c, 0.1. The authors' code has 1 for split MNIST, and tries 0.01 and 0.1 for CIFAR.
         damping: ξ, 0.1, above 0: keeps the importance of a weight that hardly moved within bounds. The authors'
             code has 0.001 for split MNIST and CIFAR.
+        penalty: proximal, a step that is bounded at any strength; or explicit, a term of the loss as in the code.
     """
 
     strength: float = 0.1
@@ -61,7 +65,7 @@ class PathIntegral(nn.Module):
 
 
 class SI(AnchoredMethod):
-    """Adds ``c Σ Ω (θ − θ*)²`` to the loss (Zenke et al., Eq. 4).
+    """Penalises ``c Σ Ω (θ − θ*)²`` (Zenke et al., Eq. 4).
 
     Ω sums ``ω / (Δ² + ξ)`` over tasks (Eq. 5), Δ being how far a weight moved in the task. As in the authors' code, an
     Ω below 0 is set to 0.
@@ -71,7 +75,10 @@ class SI(AnchoredMethod):
     description = "synaptic intelligence: weights that lowered the loss on their way move less"
     source = "Zenke et al., ICML 2017"
     settings_type = SISettings
-    grid = MappingProxyType({"strength": (0.01, 0.1, 1.0)})  # the values in the authors' code for permuted MNIST
+    training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
+    earlier = Earlier({"penalty": Penalty.EXPLICIT}, {})
+    # The authors' code has 0.01, 0.1 and 1 for permuted MNIST.
+    grid = MappingProxyType({"strength": (0.01, 0.1, 1.0, 10.0, 100.0)})
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
@@ -97,7 +104,7 @@ class SI(AnchoredMethod):
             if parameter.grad is None:
                 continue
             gradient = parameter.grad.clone()
-            if self.importance:
+            if self.importance and self.is_explicit:
                 # Only the task's own loss counts: take the penalty's gradient, which is known, off again. That is exact
                 # unless the gradient was clipped, which the paper does not do.
                 gradient -= 2 * self.scale() * self.importance[name] * (parameter - self.anchor[name])
@@ -105,7 +112,7 @@ class SI(AnchoredMethod):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Add the step to the path."""
+        """Add the step to the path, with the way that the penalty drew the weights."""
         parameters = self.shared_parameters()
         for name, (before, gradient) in self._before.items():
             self.path[name].sub_(gradient * (parameters[name] - before))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,15 +12,28 @@ from hatrack.methods.masked import WeightMaskedMethod
 __all__ = ["WSN", "WSNSettings"]
 
 
+class InitialScores(enum.Enum):
+    """Values that a task's scores begin with."""
+
+    DRAWN = "drawn"
+    """New ones, drawn for every task."""
+
+    CARRIED = "carried"
+    """Those of the task before, as they were when its mask was chosen: tasks share more weights then."""
+
+
 @dataclass(frozen=True)
 class WSNSettings:
     """Settings of WSN.
 
     Attributes:
         keep: share c of each layer's weights that a task uses, above 0 and up to 1.
+        scores: what they begin with: drawn anew for every task, or carried over from the task before, as in the
+            authors' code.
     """
 
     keep: float = 0.5
+    scores: InitialScores = InitialScores.DRAWN
 
     def __post_init__(self) -> None:
         Scores(self.keep)  # refuses what is no share
@@ -37,4 +51,4 @@ class WSN(WeightMaskedMethod):
 
     def source_of_masks(self) -> Scores:
         """Return masks of the largest scores of each layer."""
-        return Scores(self.settings.keep)
+        return Scores(self.settings.keep, carried=self.settings.scores is InitialScores.CARRIED)

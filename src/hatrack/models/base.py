@@ -163,7 +163,9 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
                 ``num_classes`` and ``head`` are given, the head does not run on the features or shares parameters with
                 another part, or another task is not consolidated yet.
             UnsupportedError: the head gives other outputs from call to call.
+            GuaranteeError: parameters or buffers have another shape than they had.
         """
+        self.protection.require_same_shapes()
         own = self.tasks.require_addable(name, num_classes, head)
         require_usable_head(self, name, own)
         widening.grow_if_full(self, generator)
@@ -478,7 +480,12 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         return self.masking.reuse()
 
     def plan(self) -> Plan:
-        """Return the room left per group of units (or masked parameter), and roughly for how many more tasks."""
+        """Return the room left per group of units (or masked parameter), and roughly for how many more tasks.
+
+        Raises:
+            GuaranteeError: parameters or buffers have another shape than they had.
+        """
+        self.protection.require_same_shapes()
         return make_plan(self.masking.sizes, [self.masks(state.name) for state in self.tasks.consolidated])
 
     # ------------------------------------------------------------------------------------------ unlearning and widening

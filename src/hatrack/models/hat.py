@@ -18,6 +18,7 @@ from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
 from hatrack.masks.tasks import UnitTask
 from hatrack.models import widening
+from hatrack.models.attaching import explains_failure
 from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.own_heads import require_usable_head
@@ -96,6 +97,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     format = FORMAT
     masking: UnitMasking
 
+    @explains_failure
     @attaches_or_not
     def __init__(
         self,
@@ -185,7 +187,9 @@ class HATNetwork(MaskedNetwork[UnitTask]):
                 another part, another task is not consolidated yet, or the embedding does not have a number in [−6, 6]
                 for every unit.
             UnsupportedError: the head gives other outputs from call to call.
+            GuaranteeError: parameters or buffers have another shape than they had.
         """
+        self.protection.require_same_shapes()
         own = self.tasks.require_addable(name, num_classes, head)
         require_usable_head(self, name, own)
         widening.grow_if_full(self, generator)
@@ -203,8 +207,10 @@ class HATNetwork(MaskedNetwork[UnitTask]):
 
         Raises:
             UnsupportedError: no rule explains what the backbone does with it, or it contradicts the tasks there are.
+            GuaranteeError: parameters or buffers have another shape than they had.
         """
         self.masking.require_attached()
+        self.protection.require_same_shapes()
         interface = self.masking.interface
         example_input = interface.accepted(example_input)
         for x in (interface.several(example_input), interface.take(example_input, slice(1))):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hatrack.errors import CheckpointError, GuaranteeError, InputError
+from hatrack.errors import CheckpointError, GuaranteeError, InputError, NewerFileError
 from hatrack.gating.attachment import attached_to
 from hatrack.growth.policy import Growth, Origin
 from hatrack.masks import Unmasked, conditioning_from, source_from
@@ -27,6 +27,7 @@ from hatrack.support.interface import Features, Interface
 from hatrack.support.untrained import untrained_parameters
 from hatrack.units import Rule
 from hatrack.units.signatures import Signature
+from hatrack.units.versions import RULES_VERSION, rules_of_version
 
 __all__ = ["forget_in_files", "load", "load_as", "network_from"]
 
@@ -138,6 +139,7 @@ def forget_in_files(
 def _build_hat(
     backbone: nn.Module, example: Inputs, described: Mapping[str, Any], rules: Rules, interface: Interface
 ) -> HATNetwork:
+    rules = rules_of_version(described.get("rules_version", 1), rules)
     settings = GateSettings.from_json(described)
     growth = None if described["growth"] is None else Growth(**described["growth"])
     net = HATNetwork(backbone, example, rules=rules, growth=growth, **vars(settings), **vars(interface))
@@ -219,6 +221,10 @@ def network_from(
         rules: the rules that were given to the saved network, if any.
     """
     described = checkpoint.description
+    if described.get("rules_version", 1) > RULES_VERSION:
+        raise NewerFileError(
+            f"{path} holds a network whose units were found by a newer hatrack than this one; upgrade it"
+        )
     check_backbone(path, described["modules"], backbone)
     own_heads = _own_heads(path, described["tasks"], heads or {})
     try:

@@ -16,6 +16,7 @@ from hatrack.masks.tasks import TaskState
 from hatrack.state.movement import StateOf, copy_of, movement_of, without_trace
 from hatrack.state.tryouts import memory_of
 from hatrack.support.inputs import tensor_of, tensors_in
+from hatrack.support.names import in_one_line
 from hatrack.units.computed import computed_weights, why_it_moves
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def _outputs(whose: str, head: nn.Module, features: Tensor, times: int) -> list[
         with without_trace():
             return [tensor_of(head(features)) for _ in range(times)]
     except DOES_NOT_RUN as error:
-        raise InputError(f"{whose} does not run on features of shape {tuple(features.shape)}: {error}") from error
+        said = in_one_line(error)
+        raise InputError(f"{whose} does not run on features of shape {tuple(features.shape)}: {said}") from error
 
 
 class _Used(TorchFunctionMode):

@@ -59,6 +59,7 @@ class UnitCalls:
         untrained: names of the backbone's untrained parameters, whose units no task gates.
 
     Attributes:
+        rules: as above.
         trace: result of all labelled runs so far.
         taught: signatures that have shown more than the example, to be replayed from files.
         followed: signatures whose effect on units is known from labelled runs.
@@ -74,7 +75,7 @@ class UnitCalls:
         untrained: Sequence[str] = (),
     ) -> None:
         self._untrained = untrained
-        self._backbone, self._rules, self._gate_inputs = backbone, rules, gate_inputs
+        self._backbone, self.rules, self._gate_inputs = backbone, rules, gate_inputs
         self._interface, self._example = interface, example
         self.trace = Trace()
         self.taught: list[Signature] = []
@@ -129,7 +130,7 @@ class UnitCalls:
                 found,
                 scratch,
                 detached(x, signature.inputs),
-                rules=self._rules,
+                rules=self.rules,
                 moving=names,
                 interface=self._interface,
                 untrained=self._untrained,

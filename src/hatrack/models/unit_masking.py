@@ -44,6 +44,7 @@ from hatrack.support.inputs import Inputs, device_of, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
 from hatrack.units.signatures import Signature
+from hatrack.units.versions import version_of_rules
 
 __all__ = ["UnitMasking"]
 
@@ -397,7 +398,8 @@ class UnitMasking(Masking[UnitTask]):
             for name, p in self.backbone.named_parameters(prefix="backbone")
             if self.graph.roles[name] is not Role.UNTRAINED
         }
-        return dampers(self.graph, shapes, self._consolidated_masks(), self.none)
+        scaled = self.settings.conditioning.scaled
+        return dampers(self.graph, shapes, self._consolidated_masks(), self.none, scaled)
 
     def rates(self) -> Tensor:
         """Return the rates that dampers go by, ``(U + 1,)``."""
@@ -482,10 +484,11 @@ class UnitMasking(Masking[UnitTask]):
         self.attachment.detach(self.backbone)
 
     def to_json(self) -> dict[str, Any]:
-        """Return settings, widths and signatures as JSON values."""
+        """Return settings, widths and signatures as JSON values, with the version of the rules that found the units."""
         assert self.origin is not None
         return {
             **self.settings.to_json(),
+            "rules_version": version_of_rules(self.calls.rules),
             "origin": self.origin.to_json(),
             "signatures": [signature.to_json() for signature in self.calls.taught],
             "widths": dict(self.sizes),

@@ -13,6 +13,7 @@ from hatrack.compact import CompactNetwork
 from hatrack.errors import InputError
 from hatrack.growth.policy import Growth
 from hatrack.masks import (
+    CarriedValues,
     ElasticWeights,
     Embedding,
     FreeWeights,
@@ -23,6 +24,7 @@ from hatrack.masks import (
     WeightRole,
     WeightTask,
 )
+from hatrack.models.attaching import explains_failure
 from hatrack.models.base import MaskedNetwork, read_only
 from hatrack.models.taking_out import extract_weights, take_out
 from hatrack.models.weight_masking import WeightMasking
@@ -70,6 +72,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened by itself.
         tether: quadratic penalty on elastic weights; None with other conditionings.
+        carried: values that the masks of the next task are learned from; None where its source draws them anew.
         example_shape: shape of the example input.
 
     Raises:
@@ -89,7 +92,9 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     format = WEIGHTS_FORMAT
     masking: WeightMasking
     tether: QuadraticPenalty | None
+    carried: CarriedValues | None
 
+    @explains_failure
     @attaches_or_not
     def __init__(
         self,
@@ -117,6 +122,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             ),
         )
         self.register_module("tether", self.masking.penalty)
+        self.register_module("carried", self.masking.carried)
 
     source: Final[MaskSource] = read_only("masking.source")
     """Source of masks."""

@@ -19,6 +19,7 @@ from hatrack.growth.policy import Origin
 from hatrack.growth.tasks import Places, widen_penalty, widen_weight_tasks
 from hatrack.growth.widening import Widening
 from hatrack.masks import (
+    CarriedValues,
     CostCache,
     ElasticWeights,
     MaskSource,
@@ -45,6 +46,7 @@ from hatrack.support.inputs import Inputs, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.units import UnitGraph, analyze, stray_parameters
 from hatrack.units.signatures import CallKey, Signature, key_of
+from hatrack.units.versions import HEADS_ALWAYS_ON
 
 __all__ = ["WeightMasking"]
 
@@ -72,6 +74,7 @@ class WeightMasking(Masking[WeightTask]):
         unmasked: owner of the copies of parameters without masks.
         layout: the parameters of the backbone by their roles.
         penalty: quadratic penalty on elastic weights; None with other conditionings. It is a part of the network.
+        carried: values that the next task begins with; None where the source draws them. It is a part of the network.
         used: where any consolidated task uses a weight, booleans per weight.
     """
 
@@ -81,6 +84,7 @@ class WeightMasking(Masking[WeightTask]):
         "torch.nn.ModuleList), or be compiled already"
     )
     penalty: QuadraticPenalty | None
+    carried: CarriedValues | None
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class WeightMasking(Masking[WeightTask]):
         vars(self)["penalty"] = (
             QuadraticPenalty(self.named_weights()) if isinstance(conditioning, ElasticWeights) else None
         )
+        vars(self)["carried"] = CarriedValues(self.named_weights()) if source.carries else None
         device = self.device
         example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
         self._num_features = count_features(backbone, example_input, interface)
@@ -255,6 +260,8 @@ class WeightMasking(Masking[WeightTask]):
         own = head if isinstance(head, nn.Module) else linear_head(self._num_features, head, generator)  # drawn first
         num_classes = None if isinstance(head, nn.Module) else head
         starts = [self.source.start(weight, generator) for weight in weights]
+        if self.carried is not None and (before := self.carried.values) is not None:
+            starts = [value.detach().clone() for value in before]
         copies, norms = self.new_copies() if self.unmasked is Unmasked.PER_TASK or not len(self.tasks) else ([], {})
         shapes, choice = [weight.shape for weight in weights], [values for values in starts if values is not None]
         own = own.to(reference.dtype)
@@ -303,6 +310,8 @@ class WeightMasking(Masking[WeightTask]):
         """
         choice = list(state.choice)
         state.settle(self.final_masks(state))
+        if self.carried is not None:
+            self.carried.keep(choice)
         return choice
 
     def freeze_mask(self, state: WeightTask) -> Sequence[nn.Parameter]:
@@ -393,6 +402,8 @@ class WeightMasking(Masking[WeightTask]):
         if successor is not None and self.unmasked is not Unmasked.PER_TASK:
             successor.take_norms_of(state)
             successor.copies = state.copies
+        if self.carried is not None:
+            self.carried.drop(self.weights())
         self._cache.clear()
 
     def release(self, erased: Mapping[str, Tensor]) -> None:
@@ -405,7 +416,12 @@ class WeightMasking(Masking[WeightTask]):
     def analyze(self) -> UnitGraph:
         """Find the units of the backbone as it is now."""
         graph = analyze(
-            self.backbone, self.example(), prefix="backbone.", interface=self.interface, untrained=self.untrained
+            self.backbone,
+            self.example(),
+            prefix="backbone.",
+            rules=HEADS_ALWAYS_ON,  # no layer that can be widened writes or reads heads
+            interface=self.interface,
+            untrained=self.untrained,
         )
         self._widths = {group.name: group.size for group in graph.groups}
         if self.origin is None:
@@ -432,6 +448,9 @@ class WeightMasking(Masking[WeightTask]):
         """Widen masks, copies, heads and batch norms of the tasks, and the penalty on elastic weights."""
         if self.penalty is not None:
             widen_penalty(self.penalty, self.backbone, widening, undo_log)
+        if self.carried is not None:
+            for name, value in self.carried.dropped(self.weights()).items():
+                undo_log.set_attribute(self.carried, name, value)
         return widen_weight_tasks(self.tasks, self.backbone, self.layout, widening, undo_log)
 
     def fit(self, graph: UnitGraph) -> None:

@@ -39,6 +39,7 @@ def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch
     """
     masking = net.masking
     masking.require_attached()
+    net.protection.require_same_shapes()
     graph, training = masking.units_now(), net.tasks.in_training
     require_growable(groups, graph)
     if training is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,13 @@ from torch import Tensor
 from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.functional import Conditioning
+from hatrack.masks.described import from_values, to_values
 from hatrack.protection.frozen import attention_on_entries
 from hatrack.units import UnitGraph
 
 __all__ = [
     "Adaptive",
+    "AdaptiveScaling",
     "Damper",
     "Fading",
     "UnitConditioning",
@@ -46,20 +48,33 @@ class Fading:
             raise InputError(f"keep must be at least 0 and below 1, not {self.keep}; Conditioning.CUMULATIVE keeps all")
 
 
+class AdaptiveScaling(enum.Enum):
+    """Choice of what an adaptive conditioning scales; with plain SGD both are the same."""
+
+    GRADIENTS = "gradients"
+    """Gradients, as in the authors' code. Optimizers that divide by the size of gradients, such as Adam, undo a factor
+    that stays the same from step to step, so that weights in use do move."""
+
+    STEPS = "steps"
+    """Steps of the optimizer, whichever it is: weights in use move by the factor that the formula says."""
+
+
 @dataclass(frozen=True)
 class Adaptive:
     """Conditioning that lets weights move the less, the more tasks use them: AdaHAT (Wang et al., ECML PKDD 2024).
 
-    A step is multiplied by ``r / (n + r)``: n counts the earlier tasks that use the unit, the smaller number of a
+    A gradient is multiplied by ``r / (n + r)``: n counts the earlier tasks that use the unit, the smaller number of a
     weight's two ends; ``r = α / (ε + R)``, R being the share of the layer's free units that the present task takes.
 
     Attributes:
         alpha: α > 0, the overall rate; 1e-6 in the authors' configuration.
         epsilon: ε > 0, which bounds the rate of tasks that use hardly any unit; 0.1 likewise.
+        scaled: what is multiplied; steps with a closure in any case, which makes its gradients too late.
     """
 
     alpha: float = 1e-6
     epsilon: float = 0.1
+    scaled: AdaptiveScaling = AdaptiveScaling.GRADIENTS
 
     def __post_init__(self) -> None:
         for name in ("alpha", "epsilon"):
@@ -89,18 +104,20 @@ UnitConditioning = Conditioning | Fading | Adaptive
 
 @dataclass(frozen=True)
 class Damper:
-    """Scaling of the steps of one parameter by the number of tasks that use each of its entries.
+    """Scaling of the gradients or steps of one parameter by the number of tasks that use each of its entries.
 
     Attributes:
         uses: number of tasks that use each entry, of the parameter's shape.
         outputs: index of the unit at each entry's output, of a shape that broadcasts to the parameter's.
+        scaled: what is scaled.
     """
 
     uses: Tensor
     outputs: Tensor
+    scaled: AdaptiveScaling
 
     def freedom(self, rates: Tensor) -> Tensor:
-        """Compute the share of a step that is left, in (0, 1], from the units' rates ``(U + 1,)``."""
+        """Compute the share of a gradient or step that is left, in (0, 1], from the units' rates ``(U + 1,)``."""
         return functional.adaptive_freedom(self.uses, rates[self.outputs])
 
 
@@ -123,7 +140,11 @@ def attention_of_tasks(conditioning: UnitConditioning, masks: Sequence[Tensor], 
 
 
 def dampers(
-    graph: UnitGraph, shapes: Mapping[str, torch.Size], masks: Sequence[Tensor], none: Tensor
+    graph: UnitGraph,
+    shapes: Mapping[str, torch.Size],
+    masks: Sequence[Tensor],
+    none: Tensor,
+    scaled: AdaptiveScaling,
 ) -> dict[str, Damper]:
     """Make dampers for all parameters that any task uses, by name.
 
@@ -132,6 +153,7 @@ def dampers(
         shapes: shapes of the parameters by their names in the graph.
         masks: masks of the consolidated tasks, booleans or numbers ``(U,)``.
         none: attention without any task, ``(U,)``.
+        scaled: what they scale.
     """
     uses = torch.stack([mask.to(torch.get_default_dtype()) for mask in masks]).sum(0) if masks else none.float()
     uses = torch.cat([uses, uses.new_tensor([len(masks)])])  # all tasks use entries without a unit
@@ -142,7 +164,7 @@ def dampers(
             continue
         counted = attention_on_entries(sides, uses, shape)
         if counted.any():
-            result[name] = Damper(counted.contiguous(), sides[0].sides[0].to(uses.device))
+            result[name] = Damper(counted.contiguous(), sides[0].sides[0].to(uses.device), scaled)
     return result
 
 
@@ -150,12 +172,13 @@ def describe_unit_conditioning(conditioning: UnitConditioning) -> str | dict[str
     """Convert a conditioning to JSON values."""
     if isinstance(conditioning, Conditioning):
         return conditioning.value
-    return {"kind": type(conditioning).__name__.lower(), **dataclasses.asdict(conditioning)}
+    return {"kind": type(conditioning).__name__.lower(), **to_values(conditioning)}
 
 
 def unit_conditioning_from(described: str | Mapping[str, Any]) -> UnitConditioning:
     """Make the conditioning that :func:`describe_unit_conditioning` described."""
     if isinstance(described, str):
         return Conditioning(described)
-    values = {key: value for key, value in described.items() if key != "kind"}
-    return Fading(**values) if described["kind"] == "fading" else Adaptive(**values)
+    if described["kind"] == "fading":
+        return from_values(Fading, described)
+    return from_values(Adaptive, {"scaled": AdaptiveScaling.STEPS.value, **described})  # what files without it mean

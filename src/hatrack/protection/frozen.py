@@ -127,6 +127,11 @@ class FrozenEntries:
         freedom = (1 - attention).to(parameter.dtype) if soft else None
         return cls(frozen, free_bits, saved_bits, freedom, bool(all_of(frozen)))
 
+    @property
+    def shape(self) -> torch.Size:
+        """Shape that the parameter had."""
+        return self.frozen.shape
+
     def condition(self, gradient: Tensor) -> None:
         """Clear a gradient at frozen entries, in place (Eq. 2); in soft mode scale the rest by its freedom."""
         if self.freedom is not None:
@@ -167,6 +172,11 @@ class Backup:
     def of(cls, parameter: Tensor) -> Backup:
         """Return the backup of a parameter as it is now."""
         return cls(parameter.detach().clone())
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape that the parameter had."""
+        return self.saved.shape
 
     @property
     def frozen(self) -> Tensor:

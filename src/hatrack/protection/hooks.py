@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack import functional
+from hatrack.protection.conditioning import AdaptiveScaling
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
@@ -66,6 +67,7 @@ class OptimizerHooks:
         watch: returns the version counters of the present protection plan.
         source: masks of the tasks, for the embeddings in training and the rates of dampers.
         report: called with shared parameters whose frozen entries something else has moved before a step.
+        require_same_shapes: called before a step, to refuse one that would fail at a parameter of another shape.
 
     Attributes:
         count: grows when a step begins and when it ends; while it stays the same, no step has moved anything.
@@ -76,10 +78,12 @@ class OptimizerHooks:
         watch: Callable[[], VersionWatch],
         source: ProtectionSource,
         report: Callable[[Sequence[Tensor]], None],
+        require_same_shapes: Callable[[], None],
     ) -> None:
         self._watch = watch
         self._source = source
         self._report = report
+        self._require_same_shapes = require_same_shapes
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self.count = 0
         self._last_event = "the network was made"
@@ -90,12 +94,15 @@ class OptimizerHooks:
         self._stepping: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._before: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
         self._before = weakref.WeakKeyDictionary()  # parameters whose present step is to be scaled
+        # Parameters whose gradients are scaled for the present step, with their own gradients and the scaled ones.
+        self._scaled: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor, Tensor]]]
+        self._scaled = weakref.WeakKeyDictionary()
         # Values of untrained parameters at the beginning of a step that might move them though they have no gradient.
         self._saved: weakref.WeakKeyDictionary[Optimizer, list[tuple[Tensor, Backup]]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have no optimizers yet: those of the original do not call them."""
-        left_out = ("_entries", "_stepping", "_before", "_saved")
+        left_out = ("_entries", "_stepping", "_before", "_scaled", "_saved")
         return {**{key: value for key, value in vars(self).items() if key not in left_out}, "_optimizers": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -159,10 +166,14 @@ class OptimizerHooks:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step pre-hook: drop gradients of fully frozen parameters, and condition others where the step needs it."""
+        watch, found = self._watch(), self._entries_of(optimizer)
+        shapes = [(p.shape, r.shape) for p, r in found.shared] + [(tensor.shape, r.shape) for tensor, r in found.own]
+        if any(now != before for now, before in shapes):
+            self._require_same_shapes()
         is_inside = optimizer in self._stepping  # a class whose step calls that of its base class has the hooks twice
         self._stepping.add(optimizer)
         self.count += 1
-        watch, found = self._watch(), self._entries_of(optimizer)
+        self._give_gradients_back(optimizer)  # those of a step that has failed
         for parameter in (*(own for own, _ in found.own), *found.untrained):
             parameter.grad = None
         restored, skips = _is_restored_after(optimizer, args, kwargs), _skips_without_gradient(optimizer, args, kwargs)
@@ -187,7 +198,8 @@ class OptimizerHooks:
             if not restored or entries.freedom is not None or steps_mix_entries:
                 entries.condition(gradient)
         if watch.plan.damped:
-            self._before[optimizer] = self._damp(found, scale_gradients=not restored)
+            in_time = not has_closure(args, kwargs)
+            self._damp(optimizer, found, in_time=in_time, in_proportion=not restored)
 
     def _entries_of(self, optimizer: Optimizer) -> _EntriesOfOptimizer:
         """Return the frozen entries among the parameters of an optimizer.
@@ -228,6 +240,7 @@ class OptimizerHooks:
                 watch.note(own)
         for untrained, backup in self._saved.get(optimizer, []):
             backup.restore(untrained)
+        self._give_gradients_back(optimizer)
         for moved, before, freedom in self._before.pop(optimizer, []):
             moved.copy_(torch.lerp(before, moved, freedom))
         for embedding in self._source.bounded():
@@ -237,25 +250,37 @@ class OptimizerHooks:
         self._last_event = f"the last step of {type(optimizer).__name__}"
         self.count += 1
 
-    def _damp(self, found: _EntriesOfOptimizer, scale_gradients: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scale gradients where steps are in proportion to them; else record values, by which steps are scaled.
+    def _give_gradients_back(self, optimizer: Optimizer) -> None:
+        """Put gradients that were scaled for a step back to what they were."""
+        for parameter, gradient, scaled in self._scaled.pop(optimizer, []):
+            if parameter.grad is scaled:
+                parameter.grad = gradient
 
-        Optimizers such as Adam would undo a scaled gradient by the scale that they learn for it.
+    def _damp(self, optimizer: Optimizer, found: _EntriesOfOptimizer, *, in_time: bool, in_proportion: bool) -> None:
+        """Scale gradients for a step, or record parameters whose steps are to be scaled, with their values now.
 
-        Returns:
-            Parameters whose steps are to be scaled, with their values now and the share of the step that is left.
+        Optimizers such as Adam undo most of a scaled gradient by the scale that they learn for it, which is what
+        :attr:`AdaptiveScaling.GRADIENTS` asks for.
+
+        Args:
+            optimizer: the optimizer that is about to make a step.
+            found: its entries.
+            in_time: whether gradients are there when the step begins.
+            in_proportion: whether they are, and steps are in proportion to them.
         """
         rates = self._source.rates()
         before: list[tuple[Tensor, Tensor, Tensor]] = []
+        scaled: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._before[optimizer], self._scaled[optimizer] = before, scaled
         for parameter, damper in self._watch().plan.damped:
             if id(parameter) not in found.present:
                 continue
             freedom = damper.freedom(rates).to(parameter.dtype)
-            if not scale_gradients:
+            if not (in_proportion or (in_time and damper.scaled is AdaptiveScaling.GRADIENTS)):
                 before.append((parameter, parameter.detach().clone(), freedom))
             elif parameter.grad is not None:
-                parameter.grad.mul_(freedom)
-        return before
+                gradient, parameter.grad = parameter.grad, parameter.grad * freedom
+                scaled.append((parameter, gradient, parameter.grad))
 
 
 def _is_restored_after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from hatrack.masks.tasks import TaskState
 from hatrack.protection.hooks import OptimizerHooks
 from hatrack.protection.plan import ProtectionPlan, find_changes, find_nonfinite, take_digests
 from hatrack.protection.source import ProtectionSource
-from hatrack.protection.structure import Parts
+from hatrack.protection.structure import Parts, Reshaped
 from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
 from hatrack.support.compilers import keep_compilers_out
 
@@ -49,8 +49,9 @@ class Protection:
         self._watch = VersionWatch(self._plan)
         self._parts = Parts(network)
         self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by key of the part
+        self._buffers: dict[str, list[tuple[Tensor, torch.Size]]] = {}  # frozen buffers with their shapes, likewise
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
-        self.hooks = OptimizerHooks(self._present_watch, masks, self._report)
+        self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
 
     def _present_watch(self) -> VersionWatch:
@@ -74,6 +75,8 @@ class Protection:
         self._parts = Parts(self._network, {_BACKBONE: "backbone", **own})
         shared = [*(parameter for parameter, _ in self._plan.shared), *self._plan.untrained, *buffers]
         self._relied_on = {_BACKBONE: shared, **{_key(s): [*s.parameters(), *s.buffers()] for s in tasks.consolidated}}
+        of_parts = {_BACKBONE: buffers, **{_key(s): list(s.buffers()) for s in tasks.consolidated}}
+        self._buffers = {key: [(each, each.shape) for each in found] for key, found in of_parts.items()}
 
     def _frozen_buffers(self) -> list[Tensor]:
         """Return buffers of the backbone that all tasks share, which are frozen once a task is consolidated."""
@@ -169,15 +172,44 @@ class Protection:
             states: tasks whose answers rely on the parts to look at; all parts if left out.
 
         Raises:
-            GuaranteeError: some were replaced, added or converted, or untrained parameters are to be trained.
+            GuaranteeError: some were replaced, added, converted or given another shape, or untrained parameters are to
+                be trained.
         """
         self._require_untrained()
-        replaced = self._parts.replaced(None if states is None else self._keys_of(states))
+        keys = None if states is None else self._keys_of(states)
+        replaced = self._parts.replaced(keys)
         if replaced:
             raise GuaranteeError(
                 f"{', '.join(replaced)} has been replaced, pruned, parametrized or converted since the network was "
                 "attached, and consolidated tasks would give other outputs; put back what was there (new values go "
                 "into the old parameters, as load_state_dict does), or detach() and attach the backbone anew"
+            )
+        self.require_same_shapes(keys)
+
+    def require_same_shapes(self, keys: Iterable[str] | None = None) -> None:
+        """Check that parameters and frozen buffers have the shapes that were recorded.
+
+        Args:
+            keys: keys of the parts to look at; all of them if None.
+
+        Raises:
+            GuaranteeError: some have other ones.
+        """
+        reshaped = self._parts.reshaped(keys)
+        wanted = self._buffers if keys is None else [key for key in keys if key in self._buffers]
+        changed = [(each, shape) for key in wanted for each, shape in self._buffers[key] if each.shape != shape]
+        if changed:
+            names = self._names()
+            reshaped += [Reshaped(_name_in(names, each), shape, each.shape) for each, shape in changed]
+        if reshaped:
+            each = ", ".join(f"{name} has shape {tuple(now)} and had {tuple(was)}" for name, was, now in reshaped)
+            _, was, now = reshaped[0]
+            appended = len(now) == len(was) > 0 and now[1:] == was[1:] and now[0] > was[0]
+            cut = f"parameter.data = parameter.data[:{was[0]}]" if appended else "parameter.data = values"
+            raise GuaranteeError(
+                f"{each} when it was attached or its tasks were consolidated, and masks and frozen entries belong to "
+                f"that shape: give it values of its own shape again ({cut}); or resize the backbone before it is "
+                "attached: detach(), resize, and attach it anew, without the tasks so far"
             )
 
     def _require_untrained(self) -> None:
@@ -188,8 +220,8 @@ class Protection:
         """
         trained = [parameter for parameter in self._plan.untrained if parameter.requires_grad]
         if trained:
-            names = {id(parameter): name for name, parameter in self._network.named_parameters()}
-            named = ", ".join(names.get(id(parameter), "a parameter that is no longer there") for parameter in trained)
+            names = self._names()
+            named = ", ".join(_name_in(names, parameter) for parameter in trained)
             raise GuaranteeError(
                 f"{named} had requires_grad=False when the network was attached, so that no task gates what it "
                 "computes, and it must not be trained now: call requires_grad_(False) on it; to train it, detach(), "
@@ -244,8 +276,9 @@ class Protection:
         """Restore all frozen entries, and set values that are infinite or not a number to 0.
 
         Raises:
-            GuaranteeError: something that no copy is kept of has moved.
+            GuaranteeError: something that no copy is kept of has moved, or has another shape.
         """
+        self.require_same_shapes()
         for tensor, record in self._plan.all():
             record.restore(tensor)
         untrained = {id(parameter) for parameter in self._plan.untrained}
@@ -266,14 +299,18 @@ class Protection:
                 values[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
         return values
 
+    def _names(self) -> dict[int, str]:
+        """Return names of all parameters and buffers by their identity."""
+        network = self._network
+        return {id(value): name for name, value in (*network.named_parameters(), *network.named_buffers())}
+
     def _report(self, moved: Sequence[Tensor]) -> None:
         """Warn that frozen entries have been moved, once for each change."""
         new = [tensor for tensor in moved if self._reported.get(id(tensor)) != stamp_of(tensor)]
         self._reported.update({id(tensor): stamp_of(tensor) for tensor in new})
         if new:
-            network = self._network
-            names = {id(value): name for name, value in (*network.named_parameters(), *network.named_buffers())}
-            named = ", ".join(names.get(id(tensor), "a parameter that is no longer there") for tensor in new)
+            names = self._names()
+            named = ", ".join(_name_in(names, tensor) for tensor in new)
             warnings.warn(
                 f"something other than a step of a protected optimizer has changed frozen entries of {named}, after "
                 f"{self.hooks.last_event}; consolidated tasks answer as before, since these entries are put back. Pass "
@@ -281,6 +318,10 @@ class Protection:
                 f"{_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}",
                 stacklevel=4,
             )
+
+
+def _name_in(names: Mapping[int, str], tensor: Tensor) -> str:
+    return names.get(id(tensor), "a parameter that is no longer there")
 
 
 def _key(state: TaskState) -> str:

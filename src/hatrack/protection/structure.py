@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-__all__ = ["Controls", "Parts"]
+__all__ = ["Controls", "Parts", "Reshaped"]
 
 _Table = dict[str, Any]
 _SETTINGS = (bool, int, float, complex, str, type(None))
@@ -42,6 +42,25 @@ class Parts:
         roots = self._roots.values() if keys is None else [self._roots[key] for key in keys if key in self._roots]
         return [name for root in roots for name in root.replaced()]
 
+    def reshaped(self, keys: Iterable[str] | None = None) -> list[Reshaped]:
+        """Return the parameters of another shape than was recorded, as :meth:`replaced` takes its arguments."""
+        roots = self._roots.values() if keys is None else [self._roots[key] for key in keys if key in self._roots]
+        return [each for root in roots for each in root.reshaped()]
+
+
+class Reshaped(NamedTuple):
+    """Tensor whose shape has changed.
+
+    Attributes:
+        name: its name in the network.
+        before: its shape when it was recorded.
+        now: its shape now.
+    """
+
+    name: str
+    before: torch.Size
+    now: torch.Size
+
 
 @dataclass(frozen=True)
 class _Root:
@@ -49,11 +68,13 @@ class _Root:
 
     Attributes:
         places: for every layer and parameter the table that it is in, its key, itself, its type and its name.
+        shapes: the parameters, each with its shape and its name.
         tables: the keys of every table, with the name of the module that it belongs to.
         methods: the ``forward`` that is an attribute of a module, or None, with its name.
     """
 
     places: list[tuple[_Table, str, Any, torch.dtype | None, str]]
+    shapes: list[tuple[nn.Parameter, torch.Size, str]]
     tables: list[tuple[_Table, frozenset[str], str]]
     methods: list[tuple[nn.Module, Any, str]]
 
@@ -67,7 +88,7 @@ class _Root:
         """
         owner, _, key = root.rpartition(".")
         table = network.get_submodule(owner)._modules
-        record = cls([(table, key, table[key], None, root)], [], [])
+        record = cls([(table, key, table[key], None, root)], [], [], [])
         for name, module in network.get_submodule(root).named_modules(prefix=root):
             record.methods.append((module, vars(module).get("forward"), f"{name}.forward"))
             for table in (module._parameters, module._modules):
@@ -75,6 +96,8 @@ class _Root:
                 for key, part in table.items():
                     dtype = part.dtype if typed and part is not None else None
                     record.places.append((table, key, part, dtype, f"{name}.{key}"))
+                    if typed and part is not None:
+                        record.shapes.append((part, part.shape, f"{name}.{key}"))
                 record.tables.append((table, frozenset(table), name))
         return record
 
@@ -92,6 +115,10 @@ class _Root:
             if len(table) > len(keys):
                 names += [f"{name}.{key}" for key in table if key not in keys]
         return names + [name for module, method, name in self.methods if vars(module).get("forward") is not method]
+
+    def reshaped(self) -> list[Reshaped]:
+        """Return the parameters whose shape has changed."""
+        return [Reshaped(name, shape, part.shape) for part, shape, name in self.shapes if part.shape != shape]
 
 
 class Controls:

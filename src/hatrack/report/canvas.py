@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hatrack.errors import InputError
+from hatrack.storage.atomic import require_place
 
 try:
     import altair as alt
@@ -95,11 +96,12 @@ def save(chart: Chart, path: Path, title: str = "") -> None:
     """Write a chart as SVG, PDF or PNG, by the file's ending.
 
     Raises:
-        InputError: the ending is another one.
+        InputError: the ending is another one, or the file cannot be there.
     """
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("svg", "pdf", "png"):
         raise InputError(f"{path}: figures are written as .svg, .pdf or .png")
+    require_place(path)
     chart = chart.properties(title=title) if title else chart
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.configure(**style("light")).save(str(path), format=kind, **({"scale_factor": 2} if kind == "png" else {}))

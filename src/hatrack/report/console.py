@@ -66,7 +66,7 @@ def accuracy_table(result: RunResult, title: str | None = None) -> Table:
 def forgetting_line(result: RunResult) -> str:
     """Say in one sentence: the average score, forgetting, and the share of units or weights in use.
 
-    Where tasks have different metrics, it has both for every metric.
+    Where tasks have different metrics, it has both for every metric. For methods with a memory, how much is kept.
     """
     figures = result.metrics()
     by_metric = figures.get("by_metric", {"": figures})
@@ -77,6 +77,8 @@ def forgetting_line(result: RunResult) -> str:
         if metric is not None and of["average_score"] is not None:
             parts.append(_averages(metric, of["average_score"], of["forgetting"]))
     line = "; ".join(parts)
+    if result.memory is not None:
+        line = f"{line}, {_samples(result.memory)} samples of earlier tasks kept"
     capacity = figures["capacity"]
     return line if capacity is None else f"{line}, {share_in_use(capacity)}"
 
@@ -166,7 +168,12 @@ def comparison_table(comparison: Comparison) -> Table:
     notes = {note for run in comparison.results.values() if (note := run.metrics().get("note")) is not None}
     score, lost = _headings(metric or ACCURACY)
     score = "score" if notes else score
-    for column in (score, lost, "forgetting ratio", "seeds"):
+    kept = {
+        method: max((run.memory for run in _finished(comparison, method) if run.memory is not None), default=None)
+        for method in comparison.methods
+    }
+    shown = any(samples is not None for samples in kept.values())
+    for column in (score, lost, "forgetting ratio", *(["samples kept"] if shown else []), "seeds"):
         table.add_column(column, justify="right")
     scores = {method: comparison.spread(method, "average_score") for method in comparison.methods}
 
@@ -183,11 +190,21 @@ def comparison_table(comparison: Comparison) -> Table:
             _spread(scores[method], percent),
             _spread(comparison.spread(method, "forgetting"), percent),
             _spread(comparison.spread(method, "forgetting_ratio"), False, "{:.3f}".format),
+            *([_samples(kept[method])] if shown else []),
             seeds,
         )
     if notes:
         table.caption = "; ".join(sorted(notes))
     return table
+
+
+def _finished(comparison: Comparison, method: str) -> list[RunResult]:
+    """Return the finished runs of a method."""
+    return [run for seed in comparison.seeds if (run := comparison.run(method, seed)) is not None]
+
+
+def _samples(count: int | None) -> str:
+    return "–" if count is None else f"{count:,}"
 
 
 def kinds_line(result: RunResult) -> str:

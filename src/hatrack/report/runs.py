@@ -57,8 +57,11 @@ class Runs:
         else:
             forgetful = []
         if not learned:
-            raise InputError("there is no run in which a task has been learned; run an experiment first")
+            begun = ", ".join(f"{result.method}, seed {result.seed}" for result in everything[:3])
+            remedy = f"only begun: {begun}; the command that began it goes on with it" if begun else "run one first"
+            raise InputError(f"there is no run in which a task has been learned ({remedy})")
         _require_one([result.experiment for result in learned], "experiments")
+        _require_one(["; ".join(result.data) for result in learned if result.sources], "data")
         _require_one([f"{len(result.tasks)} tasks" for result in learned], "numbers of tasks")
         _require_one([", ".join(task.metric.name for task in result.tasks) for result in learned], "metrics")
         most = max(len(result.scores) for result in learned)

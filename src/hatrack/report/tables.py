@@ -30,6 +30,7 @@ def summary(runs: Runs) -> Table:
                 **_figures(runs, label, matrices),
                 **_transfer(runs, matrices, alone),
                 **mean_and_sd("used", (in_use(run.capacity) for _, run in of)),
+                "memory": max((run.memory for _, run in of if run.memory is not None), default=None),
                 **mean_and_sd("seconds", (sum(run.seconds) for _, run in of)),
                 "unchanged": sum(all(is_constant(run, task) for task in range(runs.learned)) for _, run in of),
             }
@@ -54,6 +55,7 @@ def summary(runs: Runs) -> Table:
             "forward_transfer", "forward", "what earlier tasks did for later ones, against learning alone"
         ),
         Kind.PERCENT.column("used", "in use", "share of the units, or weights, that the tasks use in the end"),
+        Kind.NUMBER.column("memory", "samples kept", "samples of earlier tasks that are kept to learn from again"),
         Kind.SECONDS.column("seconds", "time", "for training and testing all tasks"),
         Kind.NUMBER.column("seeds", "seeds", "number of runs"),
     )

@@ -170,7 +170,8 @@ class Snapshot:
                     UndoLog().set_data(tensor, data)
                 if gradient is not None and values is not None and not _is_same_memory(gradient, values):
                     UndoLog().set_data(gradient, values)
-                tensor.grad = gradient
+                if tensor.grad is not gradient:  # which may be of an earlier shape, and could not be assigned then
+                    tensor.grad = gradient
                 tensor.requires_grad_(trained)
             for tensor, values, _ in self._values:
                 if not torch.equal(tensor, values):

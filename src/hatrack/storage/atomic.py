@@ -7,9 +7,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from hatrack.errors import CheckpointError
+from hatrack.errors import CheckpointError, InputError
 
-__all__ = ["keep_previous", "remove_leftovers", "save", "write_atomically"]
+__all__ = ["keep_previous", "remove_leftovers", "require_place", "save", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -29,6 +29,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
+
+
+def require_place(path: Path) -> None:
+    """Check that a file can lie at a path: that it is no folder, and that no file stands where its folder would be.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file")
+    above = next((place for place in path.parents if place.exists()), None)
+    if above is not None and not above.is_dir():
+        raise InputError(f"{above} is a file, so that there can be no {path}; give a file in a folder")
 
 
 def save(path: Path, content: bytes) -> None:

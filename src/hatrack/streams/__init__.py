@@ -20,7 +20,7 @@ from hatrack.streams.image_streams import (
 )
 from hatrack.streams.own import OwnStream, OwnTask, TargetChoice, own_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
-from hatrack.streams.sampling import StreamOptions
+from hatrack.streams.sampling import EvaluationPart, StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
 from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Standardise, Transform
 
@@ -29,6 +29,7 @@ __all__ = [
     "Chain",
     "ClassGroup",
     "DetectorSettings",
+    "EvaluationPart",
     "LossDetector",
     "Normalise",
     "OwnStream",

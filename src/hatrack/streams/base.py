@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -22,9 +22,11 @@ from hatrack.objectives import (
     objective_of,
     strata,
 )
-from hatrack.streams.sampling import StreamOptions, balanced_rows, stratified_split
+from hatrack.streams.sampling import EvaluationPart, StreamOptions, balanced_rows, stratified_split
 from hatrack.streams.seeding import seeded_generator
 from hatrack.streams.transforms import Transform
+from hatrack.support.inputs import Inputs, TensorKind, map_tensors, tensors_in
+from hatrack.support.interface import PLAIN, Interface
 
 __all__ = ["Split", "Task", "TaskStream", "check_name", "sampled_task"]
 
@@ -38,20 +40,23 @@ class Split:
     Many splits may refer to one source; ten permutations of a data set hold its images once.
 
     Attributes:
-        source: samples ``(M, ...)``, bytes or floats; shared, so it must not be changed.
+        source: samples ``(M, ...)``, bytes or floats, or nested tensors; shared, so it must not be changed.
         rows: positions of the samples that belong to the split, int64 ``(N,)`` in 0..M-1, N at least 1.
         labels: their targets: classes within the task, int64 ``(N,)``, 0 and up; columns of numbers, float64
             ``(N, K)``; or several labels, bool ``(N, L)``.
         transform: applied to the samples on loading; None leaves them as they are.
+        interface: how a backbone takes the samples, which are nested tensors or keep their type then; None for one
+            tensor of samples, which becomes float32 on loading.
 
     Raises:
         InputError: rows and labels do not fit together or the source.
     """
 
-    source: torch.Tensor
+    source: Inputs
     rows: torch.Tensor
     labels: torch.Tensor
     transform: Transform | None = None
+    interface: Interface | None = None
 
     def __post_init__(self) -> None:
         if self.rows.dtype != torch.int64 or self.rows.dim() != 1:
@@ -61,23 +66,31 @@ class Split:
             raise InputError(
                 f"a split needs as many labels as rows, at least 1, not {len(self.labels)} and {len(self.rows)}"
             )
-        if self.rows.min() < 0 or self.rows.max() >= len(self.source):
-            raise InputError(f"the rows of a split must lie within its source of {len(self.source)} samples")
+        count = (self.interface or PLAIN).samples(self.source)
+        if self.rows.min() < 0 or self.rows.max() >= count:
+            raise InputError(f"the rows of a split must lie within its source of {count} samples")
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.rows)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample as loaded."""
+    def shape(self) -> Any:
+        """Shape of one sample as loaded, a tuple of whole numbers; of nested tensors, the same structure of shapes."""
+        if self.interface is not None:
+            axis = self.interface.batch_axis
+            return map_tensors(lambda tensor: TensorKind.of(tensor, axis).shape, self.source)
         return tuple(self._transformed(self.source[:1]).shape[1:])
 
-    def load(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def load(self) -> tuple[Inputs, torch.Tensor]:
         """Return the samples, float32 ``(N, *shape)``, and their targets, such as classes, int64 ``(N,)``.
 
-        Both are new, contiguous tensors that the caller may change.
+        All are new, contiguous tensors that the caller may change. Where the split has an ``interface``, samples have
+        the structure and the types of its source.
         """
+        if self.interface is not None:
+            taken = self._transformed(self.interface.take(self.source, self.rows))
+            return map_tensors(lambda tensor: tensor.contiguous(), taken), self.labels.clone()
         x = self._transformed(self.source.index_select(0, self.rows))
         return x.to(torch.float32).contiguous(), self.labels.clone()
 
@@ -101,9 +114,9 @@ class Split:
 
     def part(self, chosen: torch.Tensor) -> Split:
         """Return the split of some of its samples, by their positions in it, int64 ``(N,)``."""
-        return Split(self.source, self.rows[chosen], self.labels[chosen], self.transform)
+        return Split(self.source, self.rows[chosen], self.labels[chosen], self.transform, self.interface)
 
-    def _transformed(self, x: torch.Tensor) -> torch.Tensor:
+    def _transformed(self, x: Inputs) -> Inputs:
         return x if self.transform is None else self.transform(x)
 
 
@@ -151,17 +164,17 @@ class Task:
         return self.objective.outputs
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as loaded."""
+    def input_shape(self) -> Any:
+        """Shape of one sample as loaded; see :attr:`Split.shape`."""
         return self.train.shape
 
     @classmethod
     def from_tensors(
         cls,
         name: str,
-        x_train: torch.Tensor,
+        x_train: Inputs,
         y_train: torch.Tensor,
-        x_test: torch.Tensor,
+        x_test: Inputs,
         y_test: torch.Tensor,
         *,
         classes: Sequence[str] | None = None,
@@ -171,6 +184,7 @@ class Task:
         target: TargetKind | str | None = None,
         metric: MetricName | str | None = None,
         class_weights: ClassWeights | None = None,
+        interface: Interface | None = None,
     ) -> Task:
         """Make a task of a user's own tensors.
 
@@ -193,22 +207,25 @@ class Task:
             target: what the targets are; None tells it by their type and shape.
             metric: the metric; None takes accuracy, R² or mean average precision.
             class_weights: weights of the classes or labels in the loss; None for equal ones.
+            interface: how a backbone takes samples that are nested tensors, or that are to keep their type; None for
+                one tensor of samples, or nested ones with samples along their first axes.
 
         Raises:
             InputError: the tensors are not as described.
         """
         kind, chosen = member_named(TargetKind, target, "target"), member_named(MetricName, metric, "metric")
-        x_train, y_train = _checked_samples(name, "training", x_train, y_train, kind)
-        x_test, y_test = _checked_samples(name, "test", x_test, y_test, kind_of(y_train))
+        interface = PLAIN if interface is None and not isinstance(x_train, torch.Tensor) else interface
+        x_train, y_train = _checked_samples(name, "training", x_train, y_train, kind, interface)
+        x_test, y_test = _checked_samples(name, "test", x_test, y_test, kind_of(y_train), interface)
         try:
             objective = objective_of(y_train, classes, None if chosen is None else chosen.metric)
             objective.check(y_train, "training")
             objective = objective if class_weights is None else class_weights.of(objective, y_train)
         except InputError as error:
             raise InputError(f"task {name}: {error}") from error
-        everything = Split(x_train, torch.arange(len(x_train)), y_train, transform)
+        everything = Split(x_train, torch.arange(len(y_train)), y_train, transform, interface)
         train, valid = _divided(name, everything, validation, generator or seeded_generator(0, "validation", name))
-        test = Split(x_test, torch.arange(len(x_test)), y_test, transform)
+        test = Split(x_test, torch.arange(len(y_test)), y_test, transform, interface)
         return cls(name, objective, train, valid, test)
 
 
@@ -221,7 +238,7 @@ def sampled_task(
         name: its name.
         objective: what its targets mean.
         train: all its training samples.
-        test: its test samples, which stay complete.
+        test: its test samples, which stay complete, unless the validation samples stand for them.
         options: the seed, and which samples to take.
         index: position of the task in its stream; tasks at different positions draw their samples independently.
 
@@ -237,6 +254,13 @@ def sampled_task(
         except InputError as error:
             raise InputError(f"task {name}: {error}") from error
     train, valid = _divided(name, train, options.validation, seeded_generator(options.seed, "validation", index))
+    if options.tested_on is EvaluationPart.VALIDATION:
+        if valid is train:
+            raise InputError(
+                "without validation samples (`validation=0`) a test on these would be one on the training samples; "
+                "hold some out, or test on the test samples (`tested_on=test`)"
+            )
+        test = valid
     return Task(name, objective, train, valid, test)
 
 
@@ -284,8 +308,8 @@ class TaskStream(Sequence[Task]):
             seen.add(task.name)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, the same in all tasks."""
+    def input_shape(self) -> Any:
+        """Shape of one sample, the same in all tasks; see :attr:`Split.shape`."""
         return self.tasks[0].input_shape
 
     def __len__(self) -> int:
@@ -308,15 +332,23 @@ def check_name(what: str, name: str) -> None:
 
 
 def _checked_samples(
-    task: str, part: str, x: torch.Tensor, y: torch.Tensor, target: TargetKind | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    task: str, part: str, x: Inputs, y: torch.Tensor, target: TargetKind | None, interface: Interface | None
+) -> tuple[Inputs, torch.Tensor]:
     """Return a user's samples and targets on the CPU, the targets as those of an objective, if they are usable."""
-    if x.dim() < 2 or x.is_complex() or not x.numel():
-        raise InputError(
-            f"task {task}: {part} samples must be real and (N, ...), none of it 0, not {x.dtype} {tuple(x.shape)}"
-        )
-    if not x.to(torch.float32).isfinite().all():
-        raise InputError(f"task {task}: {part} samples hold infinite values or NaN; clean them first")
-    if y.shape[:1] != x.shape[:1]:
-        raise InputError(f"task {task}: {len(x)} {part} samples need labels of shape ({len(x)},), not {tuple(y.shape)}")
-    return x.detach().cpu(), as_targets(y, target, f"task {task}: {part} labels")
+    least, way = (2, PLAIN) if interface is None else (0, interface)
+    try:
+        x = way.accepted(x)
+    except InputError as error:
+        raise InputError(f"task {task}: {part} samples: {error}") from error
+    for tensor in tensors_in(x):
+        if tensor.dim() < least or tensor.is_complex() or not tensor.numel():
+            raise InputError(
+                f"task {task}: {part} samples must be real and (N, ...), none of it 0, not {tensor.dtype} "
+                f"{tuple(tensor.shape)}"
+            )
+        if not (tensor.to(torch.float32) if interface is None else tensor).isfinite().all():
+            raise InputError(f"task {task}: {part} samples hold infinite values or NaN; clean them first")
+    count = way.samples(x)
+    if y.shape[:1] != (count,):
+        raise InputError(f"task {task}: {count} {part} samples need labels of shape ({count},), not {tuple(y.shape)}")
+    return map_tensors(lambda tensor: tensor.detach().cpu(), x), as_targets(y, target, f"task {task}: {part} labels")

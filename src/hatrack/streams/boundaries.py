@@ -17,6 +17,8 @@ from torch import Tensor
 from hatrack.errors import InputError
 from hatrack.streams.base import TaskStream
 from hatrack.streams.seeding import seeded_generator
+from hatrack.support.inputs import Inputs
+from hatrack.support.interface import PLAIN
 
 __all__ = ["DetectorSettings", "LossDetector", "Surprise", "Unannounced", "usual_limit"]
 
@@ -54,15 +56,19 @@ class Unannounced:
         """Return the number of batches."""
         return len(self.truth())
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the samples, float32 ``(batch_size, ...)``, and labels, int64 ``(batch_size,)``, of every batch."""
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield samples and labels of every batch: float32 ``(batch_size, ...)`` and int64 ``(batch_size,)``.
+
+        Samples that are nested tensors, or keep their type, are so here, too; see :meth:`hatrack.streams.Split.load`.
+        """
         for task in self.stream:
             x, y = task.train.load()
+            interface = task.train.interface or PLAIN
             for number in range(self.passes):
-                order = torch.randperm(len(x), generator=seeded_generator(self.seed, "unannounced", task.name, number))
+                order = torch.randperm(len(y), generator=seeded_generator(self.seed, "unannounced", task.name, number))
                 for rows in torch.split(order, self.batch_size):
                     if len(rows) == self.batch_size:
-                        yield x[rows], y[rows]
+                        yield interface.take(x, rows), y[rows]
 
     @property
     def classes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,17 @@ from hatrack.data.arrays import rows_by_class
 from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights
 
-__all__ = ["StreamOptions", "balanced_rows", "stratified_split"]
+__all__ = ["EvaluationPart", "StreamOptions", "balanced_rows", "stratified_split"]
+
+
+class EvaluationPart(enum.Enum):
+    """Choice of the samples that tasks are tested on."""
+
+    TEST = "test"
+    """The test samples."""
+
+    VALIDATION = "validation"
+    """The validation samples, so that settings can be chosen without a look at the test samples."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +35,14 @@ class StreamOptions:
         limit: training samples per task, balanced over its classes, before any are held out; None keeps all. The
             test samples are always complete.
         class_weights: weights of the classes or labels of every task in the loss; None for equal ones.
+        tested_on: which samples stand for the test samples; the validation samples go with a ``validation`` above 0.
     """
 
     seed: int
     validation: float = 0.0
     limit: int | None = None
     class_weights: ClassWeights | None = None
+    tested_on: EvaluationPart = EvaluationPart.TEST
 
 
 def stratified_split(

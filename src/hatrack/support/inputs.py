@@ -25,6 +25,7 @@ __all__ = [
     "kind_of",
     "kind_to_json",
     "map_tensors",
+    "require_dense",
     "tensor_kinds",
     "tensor_of",
     "tensors_in",
@@ -69,6 +70,21 @@ def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:
         branches = [map_tensors(change, branch) for branch in tree]
         return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
     return tree
+
+
+def require_dense(tensor: Tensor) -> None:
+    """Check that a tensor has a value at every place of one shape.
+
+    Raises:
+        InputError: it is sparse, or of samples of several shapes.
+    """
+    if tensor.is_nested:
+        raise InputError(
+            "nested tensors (torch.nested) hold samples of several shapes, of which units cannot be followed: pad "
+            "them, torch.nested.to_padded_tensor(x, 0.0), and give a mask beside them"
+        )
+    if tensor.layout is not torch.strided:
+        raise InputError(f"inputs must be dense, and one has the layout {tensor.layout}: give x.to_dense()")
 
 
 def device_of(tree: Any) -> torch.device:

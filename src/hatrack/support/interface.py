@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hatrack.errors import InputError
 from hatrack.support.compilers import keep_compilers_out
-from hatrack.support.inputs import Inputs, kind_of, map_tensors, tensors_in
+from hatrack.support.inputs import Inputs, kind_of, map_tensors, require_dense, tensors_in
 
 __all__ = ["PLAIN", "Features", "Interface"]
 
@@ -101,8 +101,11 @@ class Interface:
         """Return inputs as they are; a mapping of keyword arguments as a plain dictionary.
 
         Raises:
-            InputError: they are neither a tensor nor nested tensors, or have different numbers of samples.
+            InputError: they are neither a tensor nor nested tensors, or have different numbers of samples; or a tensor
+                is sparse, or nested in torch's own sense.
         """
+        for tensor in tensors_in(inputs):
+            require_dense(tensor)
         if isinstance(inputs, Tensor):
             return inputs
         if isinstance(inputs, list) or not isinstance(inputs, (tuple, Mapping)):

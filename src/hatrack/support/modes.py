@@ -1,4 +1,4 @@
-"""Temporary evaluation mode, and statistics of batch norms gathered in it."""
+"""Temporary evaluation mode, dropout in it, and statistics of batch norms gathered in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from hatrack.errors import InputError
 
-__all__ = ["evaluation_mode", "fresh_statistics"]
+__all__ = ["dropping", "evaluation_mode", "fresh_statistics"]
 
 
 @contextmanager
@@ -24,6 +25,19 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def dropping(module: nn.Module) -> Iterator[None]:
+    """While this lasts, the dropout layers of a module in evaluation mode drop; no other layer changes its mode."""
+    layers = [part for part in module.modules() if isinstance(part, _DropoutNd)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 @contextmanager

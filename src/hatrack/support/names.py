@@ -8,9 +8,14 @@ from typing import TypeVar
 
 from hatrack.errors import InputError
 
-__all__ = ["look_up", "unknown_name", "words"]
+__all__ = ["in_one_line", "look_up", "unknown_name", "words"]
 
 Entry = TypeVar("Entry")
+
+
+def in_one_line(error: BaseException | None) -> str:
+    """Return the first paragraph of an exception's message in one line, for messages that quote it."""
+    return " ".join(str(error).strip().partition("\n\n")[0].split())
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -13,10 +13,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
-from hatrack.methods import Batch, EpochPlan, Method, joined
+from hatrack.methods import Batch, EpochPlan, Method, Schedule, joined
 from hatrack.objectives import common_metric, joined_targets
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
+from hatrack.support.inputs import map_tensors
+from hatrack.support.interface import PLAIN
 from hatrack.support.modes import fresh_statistics
 from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
@@ -102,7 +104,7 @@ class Training:
         self._train = _all_samples(tasks, [task.train for task in tasks], device)
         same = all(task.valid is task.train for task in tasks)
         self._valid = self._train if same else _all_samples(tasks, [task.valid for task in tasks], device)
-        self._place = self._start_of(0)
+        self._place = Place(0, 0, math.inf, settings.lr_patience, settings.lr)
         self._taken_up = taken_up
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
@@ -114,10 +116,10 @@ class Training:
             method.train_mode(False)  # as validation leaves it after every epoch
         for phase in range(self._place.phase, len(self._phases)):
             if taken_up is None:
-                self._place = self._start_of(phase)
                 method.begin_phase(phase)
+                self._place = self._start_of(phase)
             yield from self._fit_phase({} if taken_up is None else taken_up.tensors)
-            method.end_phase(phase, self._place.best_loss)
+            method.end_phase(phase, self._place.schedule)
             taken_up = None
 
     def _take_up(self, state: Mapping[str, Tensor]) -> None:
@@ -130,12 +132,18 @@ class Training:
             ) from error
 
     def _start_of(self, phase: int) -> Place:
-        return Place(phase, 0, math.inf, self._settings.lr_patience, self._settings.lr)
+        fresh = Schedule(self._settings.lr, self._settings.lr_patience)
+        begun = self._method.schedule(phase, fresh)
+        spent = begun != fresh and begun.lr < self._settings.lr_min
+        return Place(phase, 0, begun.best_loss, begun.patience, begun.lr, spent)
 
     @property
     def over(self) -> bool:
         """Return whether the epoch that was made last is the last one."""
-        return self._place.ended and not any(self._phases[self._place.phase + 1 :])
+        place, left = self._place, self._phases[self._place.phase + 1 :]
+        return place.ended and not (
+            any(left) and self._method.goes_on(place.phase, len(left), place.schedule, self._settings.lr_min)
+        )
 
     def state(self) -> TrainingState:
         """Return all that the rest of the training depends on, just after an epoch; the tensors are not copied."""
@@ -184,8 +192,8 @@ class Training:
 
     def _train_epoch(self, plan: EpochPlan, parameters: Sequence[nn.Parameter], epoch: int) -> Iterator[BatchDone]:
         method, settings, ranks, train = self._method, self._settings, self._ranks, self._train
-        seed, device = method.setup.seed, train.x.device
-        count = len(train.x) if plan.rows is None else len(plan.rows)
+        seed, device = method.setup.seed, train.y.device
+        count = len(train) if plan.rows is None else len(plan.rows)
         order = torch.randperm(count, generator=seeded_generator(seed, "shuffle", self._task, epoch)).to(device)
         order = order if plan.rows is None else plan.rows.to(device)[order]
         batches = math.ceil(count / settings.batch_size)
@@ -217,7 +225,7 @@ class Training:
 
     def _autocast(self) -> torch.autocast:
         mixed = self._settings.precision is Precision.BFLOAT16
-        return torch.autocast(self._train.x.device.type, torch.bfloat16, enabled=mixed)
+        return torch.autocast(self._train.y.device.type, torch.bfloat16, enabled=mixed)
 
     def _renew_statistics(self, epoch: int) -> None:
         """Gather the statistics of batch norms anew, if there are any; in full batches, which all count alike."""
@@ -227,7 +235,7 @@ class Training:
         if not modules:
             return
         generator = seeded_generator(method.setup.seed, "statistics", self._task, epoch)
-        rows = torch.randperm(len(train.x), generator=generator)[: STATISTICS_BATCHES * batch_size].to(train.x.device)
+        rows = torch.randperm(len(train), generator=generator)[: STATISTICS_BATCHES * batch_size].to(train.y.device)
         whole = len(rows) // batch_size * batch_size or len(rows)
         with ExitStack() as stack:
             for module in modules:
@@ -240,24 +248,26 @@ class Training:
         method.train_mode(False)
         loss, outputs = 0.0, []
         with torch.no_grad():
-            for start in range(0, len(valid.x), size):
+            for start in range(0, len(valid), size):
                 batch = valid.part(slice(start, start + size), progress=1.0)
                 with self._autocast():
                     result = method.loss(batch)
-                loss += float(result.value) * len(batch.x)
+                loss += float(result.value) * len(batch)
                 outputs.append(result.logits.float().cpu())
-        return loss / len(valid.x), _measured(torch.cat(outputs), valid)
+        return loss / len(valid), _measured(torch.cat(outputs), valid)
 
 
 def _all_samples(tasks: Sequence[Task], splits: Sequence[Split], device: torch.device) -> Batch:
     """Load one split of each task, as one batch on a device."""
     loaded = [split.load() for split in splits]
-    x = loaded[0][0] if len(loaded) == 1 else torch.cat([x for x, _ in loaded])
+    interface = splits[0].interface or PLAIN
+    x = loaded[0][0] if len(loaded) == 1 else interface.joined([x for x, _ in loaded])
     objectives = tuple(task.objective for task in tasks)
     y = joined_targets(objectives, [y for _, y in loaded])
     task_of = torch.cat([torch.full((len(y),), index) for index, (_, y) in enumerate(loaded)])
     names = tuple(task.name for task in tasks)
-    return Batch(x.to(device), y.to(device), names, task_of.to(device), 0.0, objectives=objectives)
+    x = map_tensors(lambda tensor: tensor.to(device), x)
+    return Batch(x, y.to(device), names, task_of.to(device), 0.0, objectives=objectives, interface=interface)
 
 
 def _measured(outputs: Tensor, samples: Batch) -> float | None:

@@ -14,6 +14,8 @@ from hatrack.errors import TrainingError
 from hatrack.methods import Method
 from hatrack.objectives import Classification, Objective
 from hatrack.streams import Split
+from hatrack.support.inputs import map_tensors
+from hatrack.support.interface import PLAIN
 
 __all__ = ["Score", "predict_split", "predict_splits", "require_finite", "score"]
 
@@ -53,8 +55,8 @@ def predict_splits(method: Method, splits: Mapping[str, Split], batch_size: int)
     logits = {}
     with torch.no_grad():
         for task, split in splits.items():
-            parts = torch.split(split.load()[0], batch_size)
-            on_device = (part.to(method.setup.device) for part in parts)
+            parts = (split.interface or PLAIN).split(split.load()[0], batch_size)
+            on_device = (map_tensors(lambda tensor: tensor.to(method.setup.device), part) for part in parts)
             logits[task] = torch.cat([method.predict(x, task).float().cpu() for x in on_device]).contiguous()
     return logits
 

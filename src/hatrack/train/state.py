@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hatrack.methods import Method, joined
+from hatrack.methods import Method, Schedule, joined
 from hatrack.storage.checkpoint import part_of
 from hatrack.train.settings import TrainingSettings
 
@@ -22,7 +22,7 @@ class Place:
     Attributes:
         phase: the part of the training, from 0; see :meth:`hatrack.methods.Method.phases`.
         epochs: epochs made in that part.
-        best_loss: the lowest validation loss in that part; infinite before the first epoch.
+        best_loss: the lowest validation loss in that part, or before it where the method says so; infinite before any.
         patience: how many more epochs without a better one until the learning rate falls.
         lr: the schedule's learning rate.
         ended: whether that part is over.
@@ -34,6 +34,11 @@ class Place:
     patience: int
     lr: float
     ended: bool = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """Position in the learning-rate schedule."""
+        return Schedule(self.lr, self.patience, self.best_loss)
 
     def after_epoch(self, valid_loss: float, settings: TrainingSettings, *, counts: bool, epochs: int) -> Place:
         """Return the place after one more epoch.

@@ -3,7 +3,7 @@
 from hatrack.units.analysis import analyze, are_same, follow, resolve, why_not_extended
 from hatrack.units.graph import OUTPUT, Group, ParameterUse, Reader, Role, UnitGraph, warn_of_collapse
 from hatrack.units.paths import Path, path_of, stray_parameters
-from hatrack.units.rules import rule, same_on_every_path, shared_layer, unit_by_unit
+from hatrack.units.rules import heads_always_on, rule, same_on_every_path, shared_layer, unit_by_unit
 from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.untrained import warn_of_nothing_to_learn
 
@@ -21,6 +21,7 @@ __all__ = [
     "analyze",
     "are_same",
     "follow",
+    "heads_always_on",
     "path_of",
     "resolve",
     "rule",

@@ -237,7 +237,8 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
         for read in trace.reads.values()
         if read.module == _RESULT or bool((table[read.labels] != ungated).any())
     )
-    groups = _with_readers(groups, readers)
+    heads = {name: table[labels] for name, labels in trace.heads.items()}
+    groups = _with_readers(groups, readers, heads)
     norms = untrained_norms(model, untrained)
     per_task = tuple(name for name in trace.per_task if name not in norms)
     uses, roles = _parameters(trace, model, table, ungated, prefix, per_task)
@@ -250,7 +251,7 @@ def resolve(trace: Trace, model: nn.Module, prefix: str = "", untrained: Collect
         if name not in reached and roles[prefix + name] is Role.WHOLE
     )
     outputs = _outputs(trace, model, table)
-    return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, outputs, unused)
+    return UnitGraph(ungated, groups, readers, uses, roles, shapes, per_task, outputs, unused, heads)
 
 
 def _number_units(trace: Trace) -> tuple[Tensor, tuple[Group, ...]]:
@@ -317,13 +318,15 @@ def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]
     return {name: calls[0] for name, calls in resolved.items() if all(torch.equal(each, calls[0]) for each in calls)}
 
 
-def _with_readers(groups: Sequence[Group], readers: Sequence[Reader]) -> tuple[Group, ...]:
-    """Return groups with the names of their readers."""
+def _with_readers(
+    groups: Sequence[Group], readers: Sequence[Reader], heads: Mapping[str, Tensor]
+) -> tuple[Group, ...]:
+    """Return groups with the names of the layers that read them; fused attention reads its own heads."""
     ends = torch.tensor([group.start + group.size for group in groups], dtype=torch.int64)
     found: list[dict[str, None]] = [{} for _ in (*groups, None)]  # the last one is of what belongs to no unit
-    for reader in readers:
-        for number in torch.unique(torch.bucketize(reader.units, ends, right=True)).tolist():
-            found[number][reader.module] = None
+    for name, units in [*((reader.module, reader.units) for reader in readers), *heads.items()]:
+        for number in torch.unique(torch.bucketize(units, ends, right=True)).tolist():
+            found[number][name] = None
     return tuple(replace(group, readers=tuple(names)) for group, names in zip(groups, found, strict=False))
 
 

@@ -124,6 +124,8 @@ class UnitGraph:
         outputs: position in the embedding of every output, int64, by the names of layers that open units, or pass units
             on and have parameters or statistics for each; the number of units stands for "ungated".
         unused: names of parameters that no run has reached; the first consolidated task freezes them.
+        heads: position in the embedding of every channel of fused attention, int64 ``(2, E)``, by the names of layers
+            whose heads are units: channels of queries and keys, and channels of values.
     """
 
     num_units: int
@@ -135,6 +137,7 @@ class UnitGraph:
     per_task_modules: tuple[str, ...]
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
 
     def split(self, per_unit: Tensor) -> dict[str, Tensor]:
         """Split a vector over all units, ``(num_units,)``, into one per group, by name."""
@@ -238,4 +241,4 @@ def _size(group: Group) -> str:
 def warn_of_collapse(graph: UnitGraph) -> None:
     """Warn of layers whose outputs are all one unit, so that a task uses the layer wholly or not at all."""
     for warning in graph.collapses():
-        warnings.warn(warning, stacklevel=3)
+        warnings.warn(warning, stacklevel=5)

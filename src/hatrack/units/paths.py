@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from hatrack.support.inputs import Inputs, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import words
+from hatrack.support.transforms import is_inside_transform
 from hatrack.units.decisions import Decisions, Way, reads_truth
 from hatrack.units.functions import FACTS, FunctionNames
 
@@ -169,7 +170,7 @@ class _Recorder(TorchFunctionMode):
 @torch.no_grad()
 def _digest(constant: Tensor) -> str:
     """Return a text that tells a constant from others: its shape, type and a hash of its values."""
-    if constant.layout != torch.strided or constant.is_meta:
+    if constant.layout != torch.strided or constant.is_meta or is_inside_transform(constant):
         return f"constant {tuple(constant.shape)} {constant.dtype}"
     values = constant.detach().cpu().contiguous().flatten().view(torch.uint8) if constant.numel() else constant
     content = hashlib.sha256(bytes(values.numpy()) if constant.numel() else b"").hexdigest()

@@ -20,7 +20,9 @@ from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.support.inputs import Inputs, has_shape, kind_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.names import in_one_line
 from hatrack.support.observers import Unobserved, observed_by
+from hatrack.support.transforms import TRANSFORMED, forget_compiled, outermost, place_of, why_unfollowed
 from hatrack.units.coupling import touches_units
 from hatrack.units.decisions import Decisions, reads_truth
 from hatrack.units.functions import FACTS, QUESTIONS, FunctionNames, named_as_in_torch
@@ -38,7 +40,7 @@ from hatrack.units.trace import Call, Rule, Trace
 from hatrack.units.values import READING, chosen_axes, written_by
 from hatrack.units.views import Views
 
-__all__ = ["labelled_run", "united"]
+__all__ = ["labelled_run", "runs_by_itself", "united"]
 
 _CONSTANTS = frozenset(CONSTANTS)
 _LOOKING_UP = frozenset([F.embedding, F.embedding_bag])
@@ -109,20 +111,26 @@ def labelled_run(
     except Exception as error:
         if decisions.given and decisions.ended_with(error):
             return None  # whatever it read for its message
+        reason = None if isinstance(error, HatrackError) else why_unfollowed(error)
+        if reason is not None:
+            forget_compiled()
+            if runs_by_itself(model, example_input, interface, training, grad):
+                raise UnsupportedError(f"{type(model).__name__}: {reason}{place_of(error)}") from error
         if run.refusals:
             raise united(run.refusals) from error
         if isinstance(error, HatrackError):
             raise
         if decisions.given and decisions.refusal is not None:  # other values may take this way without an error
             raise decisions.refusal from error
-        if _runs_by_itself(model, example_input, interface, training, grad):
+        if runs_by_itself(model, example_input, interface, training, grad):
             raise UnsupportedError(
                 f"{type(model).__name__}: it runs by itself, but not while it is followed, so what it does to units is "
-                f"not known ({type(error).__name__}: {error})"
+                f"not known ({type(error).__name__}: {in_one_line(error)})"
             ) from error
         if isinstance(error, (RuntimeError, ValueError, IndexError)):
             shape = has_shape(kind_of(example_input, interface.batch_axis), str(interface.samples(example_input)))
-            raise InputError(f"the backbone does not run on the example input of shape {shape}: {error}") from error
+            said = in_one_line(error)
+            raise InputError(f"the backbone does not run on the example input of shape {shape}: {said}") from error
         raise
     if run.refusals:
         raise united(run.refusals)
@@ -144,8 +152,18 @@ def united(refusals: Sequence[UnsupportedError]) -> UnsupportedError:
     return UnsupportedError("\n".join([f"{len(lines)} things are not understood:", *(f"- {line}" for line in lines)]))
 
 
-def _runs_by_itself(model: nn.Module, example_input: Inputs, interface: Interface, training: bool, grad: bool) -> bool:
-    """Return whether a model runs that failed while it was followed."""
+def runs_by_itself(
+    model: nn.Module, example_input: Inputs, interface: Interface = PLAIN, training: bool = False, grad: bool = False
+) -> bool:
+    """Return whether a model runs that failed while it was followed.
+
+    Args:
+        model: the model.
+        example_input: a batch.
+        interface: how the model is called, and what of its result are its features.
+        training: run in training mode, not in evaluation mode.
+        grad: run with gradients.
+    """
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             model.train(training)
@@ -215,6 +233,8 @@ class _LabelledRun(TorchFunctionMode):
         if rule is None:
             self._unseen(self._enter, name, *args)
         else:
+            if not self._depth and torch._C._are_functorch_transforms_active():
+                self._unseen(self._enter_known, name, *args)
             self._depth += 1
 
     def _unseen(self, hook: Callable[..., None], *args: Any) -> None:
@@ -231,6 +251,11 @@ class _LabelledRun(TorchFunctionMode):
         self._inside.append((name, module))
         own = not self._depth and (isinstance(module, _GATED) or not type(module).__module__.startswith("torch."))
         self._arguments.append(self._trace.sources.enter(name, module, args, kwargs) if own else [])
+
+    def _enter_known(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check that a module with a rule is not called inside a transform, where the rule would not hold."""
+        if self._has_units_inside_transform(args, kwargs, list(module.parameters())):
+            self._refuse_transform(Call(module, name, args, kwargs, None))
 
     def _leave(self, name: str, rule: Rule | None, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Explain the call of a module by its rule, if it has one; a forward hook."""
@@ -275,6 +300,10 @@ class _LabelledRun(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._is_in_hook:
             return func(*args, **kwargs)
+        if not self._depth and self._has_units_inside_transform(args, kwargs):
+            name, own = self._names.of(func)
+            if own not in FACTS:
+                self._refuse_transform(Call(func, name, args, kwargs, None))
         self._functions.append((func, args, kwargs))
         try:
             name, own = self._names.of(func)
@@ -316,6 +345,22 @@ class _LabelledRun(TorchFunctionMode):
                     self._trace.sources.remember(value, sources, cleared)
                     self._trace.sources.remember_behind(value, behind)
         return output
+
+    def _refuse_transform(self, call: Call) -> None:
+        """End the run: what a transform makes of units is told by nothing that follows.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        self.refusals.append(self._trace.refuse(call, TRANSFORMED))
+        raise self.refusals[-1]
+
+    def _has_units_inside_transform(self, *given: Any) -> bool:
+        """Return whether a call inside of a transform of torch.func is given units, or parameters of the network."""
+        if not torch._C._are_functorch_transforms_active():
+            return False
+        values = [outermost(value) for value in tensors_in(given)]
+        return any(self._trace.is_gated(value) or id(value) in self._parameters for value in values)
 
     def _pin_choices(self, call: Call, inputs: Sequence[Tensor]) -> None:
         """Let all tasks use the units that indices were computed from."""
@@ -420,7 +465,7 @@ class _LabelledRun(TorchFunctionMode):
             if otherwise is not None:
                 self._explain(otherwise, call, always)
                 return
-            reason = f"its rule does not fit this call ({type(error).__name__}: {error})"
+            reason = f"its rule does not fit this call ({type(error).__name__}: {in_one_line(error)})"
             failure = self._trace.refuse(call, f"{reason}; {self._advice()}")
             failure.__cause__ = error
             self._refuse_or_defer(call, failure)

@@ -107,6 +107,8 @@ class Trace:
         per_task: names of modules of which every task has its own copy.
         passing: names of layers that pass units on, with a label for every channel.
         written: labels of the units that layers write, by name.
+        heads: labels of the channels of fused attention, by the layer's name, ``(2, E)``: of queries and keys, and of
+            values.
         sources: origins of values in the arguments of modules.
         parameters: names of the model's parameters by identity.
         buffers: identities of the model's buffers.
@@ -128,6 +130,7 @@ class Trace:
     per_task: list[str] = field(default_factory=list)
     passing: list[tuple[str, Tensor]] = field(default_factory=list)
     written: dict[str, Tensor] = field(default_factory=dict)
+    heads: dict[str, Tensor] = field(default_factory=dict)
     sources: Sources = field(default_factory=Sources)
     parameters: dict[int, str] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
@@ -143,7 +146,7 @@ class Trace:
 
     def without_values(self) -> Trace:
         """Copy the findings, without the tensors of the run."""
-        found = ["reads", "uses", "per_task", "passing", "written", "by_themselves", "ways"]
+        found = ["reads", "uses", "per_task", "passing", "written", "heads", "by_themselves", "ways"]
         found += ["weights", "untrained", "unexplained", "deferred"]
         return Trace(copy.deepcopy(self.coupling), **{name: copy.copy(getattr(self, name)) for name in found})
 
@@ -174,7 +177,8 @@ class Trace:
         both.ways |= other.ways
         both.per_task += [name for name in other.per_task if name not in both.per_task]
         both.passing += [(name, there[labels]) for name, labels in other.passing]
-        for mine, its in ((both.written, other.written), (both.by_themselves, other.by_themselves)):
+        tables = ((both.written, other.written), (both.heads, other.heads), (both.by_themselves, other.by_themselves))
+        for mine, its in tables:
             mine.update({name: there[labels] for name, labels in its.items() if name not in mine})
         return both
 

@@ -26,7 +26,9 @@ from hatrack.units.trace import Trace
 
 __all__ = ["warn_of_nothing_to_learn", "with_untrained_ungated"]
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_WITHIN = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers with units inside, which have the names of weights or of parts of theirs."""
+
 _ALL = slice(None)
 
 
@@ -101,16 +103,17 @@ class _Makers:
         if producer.start in self._unexplained:
             return True
         module, around = self._modules.get(producer.name), self._modules.get(producer.name.rpartition(".")[0])
-        if module is None and isinstance(around, _RECURRENT):  # whose layers have the names of weights
-            own = self._of(around)
+        if module is None and isinstance(around, _WITHIN):
+            own, holder = self._of(around), around
             makers = {name for name in own if self._makes(name, producer, slice(1))}  # rows are what it writes
+            makers = {name for name in makers if not name.endswith(("bias_k", "bias_v"))}  # which have three axes
         elif module is None:  # a function with this weight, or the input
             return producer.name in self._untrained
         else:
-            own = self._of(module)
+            own, holder = self._of(module), module
             makers = {name for name in own if self._makes(name, producer)}
-        if module is not None and parametrize.is_parametrized(module):
-            makers |= self._of(module.get_submodule("parametrizations"))
+        if parametrize.is_parametrized(holder):
+            makers |= self._of(holder.get_submodule("parametrizations"))
         judge = any if makers else all
         matrices = [name for name in makers or own if self._axes[name] > 1] or [*(makers or own)]
         return bool(matrices) and judge(name in self._untrained for name in matrices)
@@ -137,5 +140,5 @@ def warn_of_nothing_to_learn(graph: UnitGraph) -> None:
             "parameters compute, which no task gates: later tasks learn nothing but their heads. Add layers with units "
             "of their own, such as adapters or LoRA, or give every task its own biases, scales and prompts with a "
             "WeightMaskedNetwork",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -4,6 +4,11 @@ Notation: ``E`` embeddings of samples, ``P`` the task's positive anchor, ``N`` i
 anchor that is an earlier task's, ``H`` masks, ``F`` the Fisher diagonal, ``ζ`` the complexity of samples in [0, 1]. The
 whole loss is ``L = L_task + λ1 L_emb + λ2 Σ_l L_pl,l + λ3 Σ_l R_sp,l`` (1), summed over the layers l with masks; every
 term is a mean over the samples of the batch here.
+
+The author's public code, ``felixnext/dwa``, differs from the paper in more than numbers, and functions whose names end
+in ``_of_code`` do what it does. Its sparsity term has the opposite sense (:func:`sparsity_loss_of_code`). Its triplets
+take norms that are not squared, over a whole batch at once (:func:`anchor_loss_of_code`). Both are summed over a batch,
+and its plasticity is a mean over the weights.
 """
 
 from __future__ import annotations
@@ -16,10 +21,12 @@ from torch import Tensor
 __all__ = [
     "MaskMagnitude",
     "anchor_loss",
+    "anchor_loss_of_code",
     "mask_activity",
     "orthogonal_candidates",
     "plasticity_loss",
     "sparsity_loss",
+    "sparsity_loss_of_code",
     "triplet_loss",
 ]
 
@@ -85,6 +92,40 @@ def anchor_loss(
     return (1 - complexity) * loss
 
 
+def anchor_loss_of_code(
+    embedding: Tensor,
+    complexity: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    task_negative: Tensor | None,
+    margin: float,
+    delta: float,
+) -> Tensor:
+    """Return the anchor loss of the author's code, ``Σ (1 − ζ) (Tri(P, N) + δ Tri(P, N_T)) / (1 + δ)`` over a batch.
+
+    ``Tri(P, N) = [‖E − P‖ − ‖E − N‖ + α]_+`` has one value for the whole batch, with the Frobenius norms of its
+    ``(N, D)`` differences. Without an earlier task it is ``Σ (1 − ζ) Tri(P, N)``.
+
+    Args:
+        embedding: E, ``(N, D)``.
+        complexity: ζ, ``(N,)``.
+        positive: P, ``(D,)``.
+        negative: N, ``(D,)``.
+        task_negative: N_T, ``(D,)``; None where there is no earlier task.
+        margin: α.
+        delta: δ.
+
+    Returns:
+        A scalar.
+    """
+    to_positive, to_negative = ((embedding - anchor).norm() for anchor in (positive, negative))
+    loss = (to_positive - to_negative + margin).relu()
+    if task_negative is not None:
+        loss = (loss + delta * (to_positive - (embedding - task_negative).norm() + margin).relu()) / (1 + delta)
+    total: Tensor = ((1 - complexity) * loss).sum()
+    return total
+
+
 def plasticity_loss(
     mask: Tensor, importance: Tensor, eta: float, magnitude: MaskMagnitude = MaskMagnitude.POSITIVE
 ) -> Tensor:
@@ -111,7 +152,8 @@ def mask_activity(mask: Tensor) -> Tensor:
 def sparsity_loss(activity: Tensor, allowed: float) -> Tensor:
     """Return how much more of a layer is in use than allowed (5): ``R_sp = [mean_i |H_i| − μ]_+``.
 
-    The paper counts entries above 0 instead of ``|H|``, which has no gradient; its author's code takes ``|H|``.
+    The paper counts entries above 0 instead of ``|H|``, which has no gradient. Its author's code has the opposite
+    sense; see :func:`sparsity_loss_of_code`.
 
     Args:
         activity: of a layer's masks, ``(N,)``; see :func:`mask_activity`.
@@ -121,6 +163,21 @@ def sparsity_loss(activity: Tensor, allowed: float) -> Tensor:
         ``(N,)``, none negative.
     """
     return (activity - allowed).relu()
+
+
+def sparsity_loss_of_code(activity: Tensor, allowed: float) -> Tensor:
+    """Return the sparsity loss of the author's code, ``[mean_i (1 − |H_i|) − μ]_+``, which is small for *full* masks.
+
+    For ``|H| = .05`` and μ = .2 it is .75, where the paper's is 0; for ``|H| = .95`` it is 0, where the paper's is .75.
+
+    Args:
+        activity: mean of ``|H|`` over the entries of a layer's masks, ``(N,)``; see :func:`mask_activity`.
+        allowed: μ, the mean of ``1 − |H|`` that costs nothing.
+
+    Returns:
+        ``(N,)``, none negative.
+    """
+    return (1 - activity - allowed).relu()
 
 
 def orthogonal_candidates(positive: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hatrack.methods.dwa.losses import MaskMagnitude, mask_activity, plasticity_loss
 
-__all__ = ["FactoredDense", "MaskForm", "Masked", "MaskedConv", "MaskedDense", "MaskedLayer", "Usage"]
+__all__ = ["FactoredDense", "MaskForm", "MaskGate", "Masked", "MaskedConv", "MaskedDense", "MaskedLayer", "Usage"]
 
 
 class MaskForm(enum.Enum):
@@ -27,6 +27,20 @@ class MaskForm(enum.Enum):
 
     OUTER_OF_TANH = "outer-of-tanh"
     """``tanh(a) tanh(b)ᵀ``: of rank one, so that no mask need ever be written out, which is faster by far."""
+
+
+class MaskGate(enum.Enum):
+    """Function that bounds the entries of masks."""
+
+    TANH = "tanh"
+    """Entries in (−1, 1), as the paper has it: a weight may change its sign."""
+
+    SIGMOID = "sigmoid"
+    """Entries in (0, 1), as the author's code has it by default."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return the gate of every value."""
+        return values.tanh() if self is MaskGate.TANH else values.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -68,16 +82,17 @@ class MaskedLayer(nn.Module, abc.ABC):
     Args:
         layer: whose weight is masked; its bias is not.
         chunk_entries: most entries of the masks held at once.
+        gate: bounds the entries of masks.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, chunk_entries: int) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, chunk_entries: int, gate: MaskGate = MaskGate.TANH) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.gate = layer, gate
         self.chunk_entries = chunk_entries
 
     @abc.abstractmethod
     def masks(self, embedding: Tensor) -> Tensor:
-        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``, all written out at once."""
+        """Return masks ``(N, *weight)`` of embeddings ``(N, D)``, all written out at once."""
 
     @abc.abstractmethod
     def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
@@ -116,22 +131,22 @@ class MaskedLayer(nn.Module, abc.ABC):
 
 
 class MaskedConv(MaskedLayer):
-    """A convolution; its generator is one dense layer with an output per entry of the weight, and tanh.
+    """A convolution; its generator is one dense layer with an output per entry of the weight, and the gate.
 
     Args:
         layer: a convolution of one group, padded with zeros if at all.
         embedding: length of an embedding, D.
         chunk_entries: see :class:`MaskedLayer`.
+        gate: see :class:`MaskedLayer`.
     """
 
-    def __init__(self, layer: nn.Conv2d, embedding: int, chunk_entries: int) -> None:
-        super().__init__(layer, chunk_entries)
+    def __init__(self, layer: nn.Conv2d, embedding: int, chunk_entries: int, gate: MaskGate = MaskGate.TANH) -> None:
+        super().__init__(layer, chunk_entries, gate)
         self.generator = nn.Linear(embedding, layer.weight.numel())
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
-        masks: Tensor = self.generator(embedding)
-        return masks.tanh().view(len(embedding), *self.layer.weight.shape)
+        """Return masks ``(N, *weight)`` of embeddings ``(N, D)``."""
+        return self.gate(self.generator(embedding)).view(len(embedding), *self.layer.weight.shape)
 
     def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
         """Run one convolution of as many groups as there are masks, each with the channels of its samples."""
@@ -145,24 +160,24 @@ class MaskedConv(MaskedLayer):
 
 
 class MaskedDense(MaskedLayer):
-    """A dense layer whose mask is ``tanh(a bᵀ)``; the generator is two dense layers, for a and b.
+    """A dense layer whose mask is the gate of ``a bᵀ``; the generator is two dense layers, for a and b.
 
     Args:
         layer: a dense layer.
         embedding: length of an embedding, D.
         chunk_entries: see :class:`MaskedLayer`.
+        gate: see :class:`MaskedLayer`.
     """
 
-    def __init__(self, layer: nn.Linear, embedding: int, chunk_entries: int) -> None:
-        super().__init__(layer, chunk_entries)
+    def __init__(self, layer: nn.Linear, embedding: int, chunk_entries: int, gate: MaskGate = MaskGate.TANH) -> None:
+        super().__init__(layer, chunk_entries, gate)
         self.per_output = nn.Linear(embedding, layer.out_features)
         self.per_input = nn.Linear(embedding, layer.in_features)
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` of embeddings ``(N, D)``."""
         a, b = self.per_output(embedding), self.per_input(embedding)
-        masks: Tensor = (a.unsqueeze(2) * b.unsqueeze(1)).tanh()
-        return masks
+        return self.gate(a.unsqueeze(2) * b.unsqueeze(1))
 
     def _apply_masks(self, x: Tensor, masks: Tensor) -> Tensor:
         weight = self.layer.weight * masks
@@ -171,13 +186,16 @@ class MaskedDense(MaskedLayer):
 
 
 class FactoredDense(MaskedDense):
-    """A dense layer whose mask is ``tanh(a) tanh(b)ᵀ``: ``(W ⊙ H) x = tanh(a) ⊙ W (tanh(b) ⊙ x)``, without a mask."""
+    """A dense layer whose mask is ``tanh(a) tanh(b)ᵀ``: ``(W ⊙ H) x = tanh(a) ⊙ W (tanh(b) ⊙ x)``, without a mask.
+
+    Another gate stands in the place of tanh.
+    """
 
     def _factors(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        return self.per_output(embedding).tanh(), self.per_input(embedding).tanh()
+        return self.gate(self.per_output(embedding)), self.gate(self.per_input(embedding))
 
     def masks(self, embedding: Tensor) -> Tensor:
-        """Return masks ``(N, *weight)`` in (−1, 1) of embeddings ``(N, D)``."""
+        """Return masks ``(N, *weight)`` of embeddings ``(N, D)``."""
         a, b = self._factors(embedding)
         return a.unsqueeze(2) * b.unsqueeze(1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
-from hatrack.methods.base import Batch, EpochPlan, Loss, Setup
+from hatrack.methods.base import Batch, Earlier, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
-from hatrack.methods.dwa.losses import MaskMagnitude, anchor_loss, orthogonal_candidates, sparsity_loss
-from hatrack.methods.dwa.masks import MaskForm, Usage
+from hatrack.methods.dwa.losses import (
+    MaskMagnitude,
+    anchor_loss,
+    anchor_loss_of_code,
+    orthogonal_candidates,
+    sparsity_loss,
+    sparsity_loss_of_code,
+)
+from hatrack.methods.dwa.masks import MaskForm, MaskGate, Usage
 from hatrack.methods.dwa.network import Context, DWABackbone, DWANetwork
 from hatrack.methods.importance import Fisher, averaged, fisher_diagonal
 from hatrack.methods.multi_head import MultiHeadMethod
@@ -24,7 +33,7 @@ from hatrack.streams import Task
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.ranges import require_range
 
-__all__ = ["DWA", "DWASettings", "choose_anchors", "positive_anchor", "simple_samples"]
+__all__ = ["DWA", "DWASettings", "DWAVariant", "choose_anchors", "positive_anchor", "simple_samples"]
 
 
 class Anchors(NamedTuple):
@@ -99,6 +108,38 @@ def choose_anchors(
         return Anchors(positive, negative, worst(earlier) if earlier else None)
 
 
+class DWAVariant(enum.Enum):
+    """Source of the formulas and numbers of dynamic weight allocation, which differ in paper and code."""
+
+    PAPER = "paper"
+    """The paper, "Pay attention to the task"."""
+
+    CODE = "code"
+    """The public code, ``felixnext/dwa``, with its defaults: a sparsity term of the opposite sense, sums over a batch
+    of 32, norms that are not squared, plasticity as a mean over weights, and a sigmoid for masks."""
+
+
+class DWANumbers(NamedTuple):
+    """Values of the settings that are left to the variant where they are none; see :class:`DWASettings`."""
+
+    anchor_strength: float
+    plasticity_strength: float
+    margin: float
+    magnitude: MaskMagnitude
+    gate: MaskGate
+
+
+NUMBERS: Mapping[DWAVariant, DWANumbers] = MappingProxyType(
+    {
+        DWAVariant.PAPER: DWANumbers(20.0, 0.1, 1.5, MaskMagnitude.POSITIVE, MaskGate.TANH),
+        DWAVariant.CODE: DWANumbers(10.0, 0.05, 1.0, MaskMagnitude.ABSOLUTE, MaskGate.SIGMOID),
+    }
+)
+"""Values of paper and code."""
+
+BATCH_OF_CODE = 32
+"""Samples in a batch of the code, over which it sums; a mean times this is the same for batches of any size."""
+
 FULL_TRAINING = 200
 """Epochs that the lengths of curriculum and warm-up are meant for; both shrink in proportion in shorter trainings."""
 
@@ -107,18 +148,24 @@ FULL_TRAINING = 200
 class DWASettings:
     """Settings of DWA, with the paper's values; where it gives none, those of its author's code, or ours.
 
+    ``variant=code`` gives the formulas and defaults of the code instead. What still differs from the code then: the
+    Fisher diagonal is that of the cross-entropy in evaluation mode, not of the whole loss in training mode; and
+    gradients are clipped to a norm of 1 (its own 10000 is ``gradient_norm=10000``).
+
     Attributes:
+        variant: paper, or code. Settings that are none here have its values.
         context: processor (masks by the sample) or task (by the task's number).
         mask: tanh-of-outer (the code) or outer-of-tanh (far faster), for dense layers.
         embedding: length of an embedding; as a one-hot task number, the most tasks there can be.
-        anchor_strength: λ1, of the anchor loss.
-        plasticity_strength: λ2, of the plasticity loss; 0.05 in the code.
+        gate: tanh (the paper), or sigmoid (the code), of the entries of masks.
+        anchor_strength: λ1, of the anchor loss: 20 in the paper, 10 in the code.
+        plasticity_strength: λ2, of the plasticity loss: 0.1 in the paper, 0.05 in the code.
         sparsity_strength: λ3, of the sparsity loss.
-        margin: α of the triplet loss.
+        margin: α of the triplet loss: 1.5 in the paper, 1 in the code.
         delta: δ, weight of the triplets with an earlier task's anchor.
         eta: η of the plasticity loss, which the paper leaves open.
         magnitude: of a mask's entry in the plasticity loss: positive (the paper) or absolute (the code).
-        allowed: μ, mean magnitude of a layer's mask that costs nothing.
+        allowed: μ, mean magnitude of a layer's mask that costs nothing; in the code, how far it may be below 1.
         anchor_first_task: whether the first task has an anchor loss; not so in the code.
         anchor_complexity: anchors are made of samples less complex than this (the code).
         anchor_samples: so many of them at most: 10 batches of 32 (the code).
@@ -133,16 +180,18 @@ class DWASettings:
         chunk_entries: most entries of masks held at once.
     """
 
+    variant: DWAVariant = DWAVariant.PAPER
     context: Context = Context.PROCESSOR
     mask: MaskForm = MaskForm.TANH_OF_OUTER
     embedding: int = 100
-    anchor_strength: float = 20.0
-    plasticity_strength: float = 0.1
+    gate: MaskGate | None = None
+    anchor_strength: float | None = None
+    plasticity_strength: float | None = None
     sparsity_strength: float = 500.0
-    margin: float = 1.5
+    margin: float | None = None
     delta: float = 1.0
     eta: float = 1.0
-    magnitude: MaskMagnitude = MaskMagnitude.POSITIVE
+    magnitude: MaskMagnitude | None = None
     allowed: float = 0.2
     anchor_first_task: bool = False
     anchor_complexity: float = 0.4
@@ -162,6 +211,13 @@ class DWASettings:
         require_range(self, "gradient_norm", above=0)
         require_range(self, "curriculum_start", "allowed", least=0, most=1)
 
+    @property
+    def numbers(self) -> DWANumbers:
+        """Settings that may be left to the variant, with its values where they are none."""
+        variant = NUMBERS[self.variant]
+        own = {key: getattr(self, key) for key in variant._fields}
+        return variant._replace(**{key: value for key, value in own.items() if value is not None})
+
 
 class DWA(MultiHeadMethod):
     """Trains a :class:`~hatrack.methods.dwa.network.DWANetwork` with the loss (1) of :mod:`hatrack.methods.dwa.losses`.
@@ -178,6 +234,7 @@ class DWA(MultiHeadMethod):
     source = "Geilert, fork of HAT"
     objectives = (Classification,)
     settings_type = DWASettings
+    earlier = Earlier({k: v for k, v in NUMBERS[DWAVariant.PAPER]._asdict().items() if k != "gate"})
     kept = ("importance",)
     network: DWANetwork
     settings: DWASettings
@@ -193,7 +250,8 @@ class DWA(MultiHeadMethod):
         """Make the network with its initial weights, without tasks."""
         settings, example = self.settings, torch.zeros(1, *self.setup.input_shape)
         masks = (settings.context, settings.embedding, settings.mask, settings.chunk_entries)
-        backbone = DWABackbone(self.setup.build_backbone(), example, *masks, self.setup.generator("dwa"))
+        generator, gate = self.setup.generator("dwa"), settings.numbers.gate
+        backbone = DWABackbone(self.setup.build_backbone(), example, *masks, generator, gate)
         return DWANetwork(backbone, backbone.features).to(self.setup.device)
 
     def begin_task(self, task: Task) -> None:
@@ -234,19 +292,28 @@ class DWA(MultiHeadMethod):
 
     def loss(self, batch: Batch) -> Loss:
         """Return the cross-entropy, plasticity and sparsity; in training steps the anchor loss as well."""
-        settings = self.settings
-        usage = Usage(settings.eta, settings.magnitude, self.importance)
+        settings, numbers = self.settings, self.settings.numbers
+        of_code = settings.variant is DWAVariant.CODE
+        usage = Usage(settings.eta, numbers.magnitude, self._weighed_importance())
         result = self.network.run(batch.x, batch.tasks, batch.task_of, usage)
         logits = self.network.logits(result.features, batch.tasks, batch.task_of)
-        sparsity = sparsity_loss(result.activity, settings.allowed).sum(dim=0).mean()
+        sparsity = (sparsity_loss_of_code if of_code else sparsity_loss)(result.activity, settings.allowed)
         loss = Loss.of(logits, batch)
-        loss = loss.plus(settings.plasticity_strength * result.plasticity.sum(dim=0).mean())
-        loss = loss.plus(settings.sparsity_strength * sparsity)
+        loss = loss.plus(numbers.plasticity_strength * result.plasticity.sum(dim=0).mean())
+        sums = BATCH_OF_CODE if of_code else 1
+        loss = loss.plus(settings.sparsity_strength * sums * sparsity.sum(dim=0).mean())
         if self._anchors is not None and batch.rows is not None:
             complexity = self._complexity[batch.rows]
-            anchors = anchor_loss(result.embedding, complexity, *self._anchors, settings.margin, settings.delta)
-            loss = loss.plus(settings.anchor_strength * anchors.mean())
+            shared = (result.embedding, complexity, *self._anchors, numbers.margin, settings.delta)
+            anchors = anchor_loss_of_code(*shared) if of_code else anchor_loss(*shared).mean()
+            loss = loss.plus(numbers.anchor_strength * anchors)
         return loss
+
+    def _weighed_importance(self) -> Mapping[str, Tensor]:
+        """Return the importance of weights, divided by their number where plasticity is a mean over them."""
+        if self.settings.variant is DWAVariant.PAPER:
+            return self.importance
+        return {name: value / value.numel() for name, value in self.importance.items()}
 
     def before_step(self) -> None:
         """Clip the gradient."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hatrack.backbones import initialize_he
 from hatrack.errors import InputError
-from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, Usage
+from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, MaskGate, Usage
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.methods.narrow import sections_of
 
@@ -98,6 +98,7 @@ class DWABackbone(nn.Module):
         form: of the masks of dense layers.
         chunk_entries: most entries of the masks held at once; see :class:`~hatrack.methods.dwa.masks.MaskedLayer`.
         generator: draws the initial weights of processor and generators: He for convolutions, Xavier for dense layers.
+        gate: bounds the entries of masks.
 
     Attributes:
         features: F.
@@ -119,6 +120,7 @@ class DWABackbone(nn.Module):
         form: MaskForm,
         chunk_entries: int,
         generator: torch.Generator,
+        gate: MaskGate = MaskGate.TANH,
     ) -> None:
         super().__init__()
         _check(backbone)
@@ -129,7 +131,7 @@ class DWABackbone(nn.Module):
         parts = [list(section.children()) for section in later]
         # Layers draw initial weights from torch's global generator when made; they get others at once.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            self.masked = nn.ModuleList(_masked(layer, embedding, form, chunk_entries) for layer, *_ in parts)
+            self.masked = nn.ModuleList(_masked(layer, embedding, form, chunk_entries, gate) for layer, *_ in parts)
             self.after = nn.ModuleList(nn.Sequential(*after) for _, *after in parts)
             stem_shape = self.stem.eval()(example).shape[1:]
             self.processor = context_processor(stem_shape, embedding) if context is Context.PROCESSOR else None
@@ -214,12 +216,12 @@ class DWANetwork(MultiHeadNetwork):
         return self.logits(self.run(x, tasks, task_of).features, tasks, task_of)
 
 
-def _masked(layer: nn.Module, embedding: int, form: MaskForm, chunk_entries: int) -> MaskedLayer:
+def _masked(layer: nn.Module, embedding: int, form: MaskForm, chunk_entries: int, gate: MaskGate) -> MaskedLayer:
     if isinstance(layer, nn.Conv2d):
-        return MaskedConv(layer, embedding, chunk_entries)
+        return MaskedConv(layer, embedding, chunk_entries, gate)
     assert isinstance(layer, nn.Linear)
     kind = MaskedDense if form is MaskForm.TANH_OF_OUTER else FactoredDense
-    return kind(layer, embedding, chunk_entries)
+    return kind(layer, embedding, chunk_entries, gate)
 
 
 def _initialize(module: nn.Module | None, generator: torch.Generator) -> None:

@@ -11,7 +11,7 @@ import torch
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.data.trees import tree_digest
-from hatrack.errors import DataError, InputError
+from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.objectives import TargetKind
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
 from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
@@ -78,32 +78,27 @@ class OwnTask:
             raise InputError(f"task {self.name}: resize must be [height, width], not {list(self.resize)}")
         if self.channels not in (None, 1, 3):
             raise InputError(f"task {self.name}: channels must be 1 or 3, not {self.channels}")
-        if self.is_unsaid:
-            return  # what is left may be said by settings, see `said`
-        has_test = self.test is not None if self.is_table else not self.path.is_dir() or is_divided(self.path)
-        if has_test == (self.test_share is not None):
-            raise InputError(
-                f"task {self.name}: {self.path} has test samples of its own; leave out test_share"
-                if has_test
-                else f"task {self.name}: {self.path} has no test samples; give test_share (`test_share=0.2`)"
-            )
+        if self.has_test and self.test_share is not None:
+            raise InputError(f"task {self.name}: {self.path} has test samples of its own; leave out test_share")
 
     @property
-    def is_unsaid(self) -> bool:
-        """Return whether it is a table of which nobody has said yet which column holds the targets."""
-        return self.is_table and self.table is None
+    def has_test(self) -> bool:
+        """Return whether its files say which samples are for testing."""
+        return self.test is not None if self.is_table else not self.path.is_dir() or is_divided(self.path)
 
-    def said(self, choice: TargetChoice, test_share: float | None) -> OwnTask:
+    def said(self, choice: TargetChoice, test_share: float | None, delimiter: str | None = None) -> OwnTask:
         """Return the task with what settings say of it beside what was said before.
 
         Args:
             choice: what settings say about the targets; it wins.
-            test_share: share of the samples to test on, for a table that has none yet; None for nothing.
+            test_share: share of the samples to test on, for files that do not say which; None for nothing.
+            delimiter: the character between two cells of a table; None for nothing.
 
         Raises:
-            InputError: these do not go together, or nobody has said which column of a table holds the targets.
+            InputError: these do not go together, or nobody has said which column of a table holds the targets, or which
+                samples are for testing.
         """
-        table, share = self.table, self.test_share
+        table, share = self.table, self.test_share if self.has_test or test_share is None else test_share
         if self.is_table:
             if choice.columns:
                 table = CsvFormat(choice.columns) if table is None else replace(table, label=choice.columns)
@@ -112,8 +107,10 @@ class OwnTask:
                     f"task {self.name}: {self.path} needs label, the name of the column that holds the class or number "
                     "to predict (`targets=NAME`)"
                 )
-            table = replace(table, drop=choice.drop) if choice.drop else table
-            share = share if self.test is not None or test_share is None else test_share
+            table = table if choice.drop is None else replace(table, drop=choice.drop)
+            table = table if delimiter is None else replace(table, delimiter=delimiter)
+        if not self.has_test and share is None:
+            raise InputError(f"task {self.name}: {self.path} has no test samples; give test_share (`test_share=0.2`)")
         return replace(self, table=table, test_share=share, choice=choice.over(self.choice))
 
     @property
@@ -187,7 +184,7 @@ def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) 
         if images[-1].shape != images[0].shape:
             channels, height, width = images[-1].shape[1:]
             others, high, wide = images[0].shape[1:]
-            raise DataError(
+            raise UnfitDataError(
                 f"{path} has {channels} channels of {height} x {width} pixels, {paths[0]} {others} of {high} x {wide}; "
                 "say what all shall have by resize = [height, width] and channels = 1 or 3 in a tasks.toml"
             )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hatrack.errors import DataError
+from hatrack.errors import DataError, UnfitDataError
 
 __all__ = ["Picture", "class_folders", "is_divided", "read_picture", "say_unread"]
 
@@ -117,7 +117,7 @@ def read_picture(path: Path, channels: int | None) -> Picture:
             *(Image.DecompressionBombWarning, Image.DecompressionBombError),
         ) as error:
             if isinstance(error, UnidentifiedImageError):
-                raise DataError(f"{path}: is no picture of a kind that can be read") from error
+                raise UnfitDataError(f"{path}: is no picture of a kind that can be read") from error
             if isinstance(error, OSError) and error.strerror:
                 raise DataError(f"{path}: could not be read ({error.strerror})") from error
             raise DataError(f"{path}: not a whole picture ({error})") from error
@@ -134,7 +134,7 @@ def _converted(picture: Image.Image, path: Path, channels: int | None) -> Pictur
             f"{path}: holds numbers of 32 bits, whose range is unknown; make bytes of them, or put them in an .npz"
         )
     if channels is None and mode not in ("RGB", "L"):
-        raise DataError(f"{path}: is a picture of kind {mode}; say channels = 1 or 3 to convert it to bytes")
+        raise UnfitDataError(f"{path}: is a picture of kind {mode}; say channels = 1 or 3 to convert it to bytes")
     turned = ImageOps.exif_transpose(picture)
     brightest = None
     if deep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from hatrack.streams.own.targets import UNSAID, TargetChoice
 from hatrack.streams.sampling import StreamOptions
 from hatrack.support.names import unknown_name
 
-__all__ = ["SECTIONS", "OwnStream", "own_stream"]
+__all__ = ["SECTIONS", "UNNAMED", "OwnStream", "own_stream"]
 
 SECTIONS = ("stream", "network", "training", "method")
 """Tables of settings that a ``tasks.toml`` may have."""
 
+UNNAMED = "own"
+"""Name of the stream of several files and folders, and of a run that has forgotten the single one."""
 PICTURE_KEYS = {"resize": list, "channels": int}
 STREAM_KEYS = {"name": str, "task": list, **PICTURE_KEYS, **dict.fromkeys(SECTIONS, dict)}
 TABLE_KEYS = {"label": (str, list), "drop": list, "delimiter": str}
@@ -43,7 +46,7 @@ class OwnStream:
     """Tasks made of files, in their order.
 
     Attributes:
-        name: letters, digits, ``_`` and ``-``.
+        name: letters, digits, ``_`` and ``-``: that of the ``tasks.toml``, or of a single file or folder; else ``own``.
         tasks: the tasks.
         sources: the files and folders that say so, absolute: a ``tasks.toml``, or the tasks themselves.
         settings: the settings that the ``tasks.toml`` makes, by the name of their table.
@@ -69,6 +72,7 @@ class OwnStream:
         num_tasks: int | None = None,
         targets: TargetChoice | None = None,
         test_share: float | None = None,
+        delimiter: str | None = None,
     ) -> TaskStream:
         """Read the files and make the stream. The same files and arguments give the same stream.
 
@@ -76,7 +80,8 @@ class OwnStream:
             options: the seed, and which samples to take.
             num_tasks: number of tasks, the first ones; None takes all.
             targets: what settings say about the targets of all tasks, which wins over what each says; None for nothing.
-            test_share: share of the samples to test on, for tables without test samples; None for nothing.
+            test_share: share of the samples to test on, for files that do not say which; None for nothing.
+            delimiter: character between two cells of tables, which wins over what each says; None for nothing.
 
         Raises:
             InputError: there are not so many tasks, their samples differ in shape, or an option is out of range.
@@ -85,8 +90,12 @@ class OwnStream:
         if num_tasks is not None and num_tasks > len(self.tasks):
             raise InputError(f"stream {self.name} has {len(self.tasks)} tasks, not {num_tasks}")
         choice = UNSAID if targets is None else targets
-        said = [task.said(choice, test_share) for task in self.tasks[:num_tasks]]
-        built = [_build(task, options, index) for index, task in enumerate(said)]
+        of_tables = {"targets": choice.columns, "drop": choice.drop, "separator": choice.separator}
+        said = [name for name, value in {**of_tables, "delimiter": delimiter}.items() if value]
+        if said and not any(task.is_table for task in self.tasks):
+            raise InputError(f"{' and '.join(said)}: for tables, and none of the tasks of {self.name} is one")
+        tasks_said = [task.said(choice, test_share, delimiter) for task in self.tasks[:num_tasks]]
+        built = [_build(task, options, index) for index, task in enumerate(tasks_said)]
         tasks = [task for task, _ in built]
         for task in tasks:
             if task.input_shape != tasks[0].input_shape:
@@ -113,7 +122,13 @@ def own_stream(sources: Sequence[Path]) -> OwnStream:
         return _read_toml(sources[0])
     if any(path.suffix.lower() == ".toml" for path in sources):
         raise InputError("give one tasks.toml alone, or the folders and files of the tasks themselves")
-    return OwnStream("own", tuple(OwnTask(path.stem, path) for path in sources), sources)
+    return OwnStream(_name_of(sources), tuple(OwnTask(path.stem, path) for path in sources), sources)
+
+
+def _name_of(sources: Sequence[Path]) -> str:
+    """Return a name for the stream of some files and folders: that of a single one, and the same for several."""
+    # Several have none of theirs: a run can forget a task, and its folder must not go on naming it.
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", sources[0].stem) if len(sources) == 1 else UNNAMED
 
 
 def _build(own: OwnTask, options: StreamOptions, index: int) -> tuple[Task, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hatrack.data.files import read_payload
-from hatrack.errors import DataError, InputError
+from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.streams.own.samples import OwnSamples
 from hatrack.streams.own.targets import UNSAID, TargetChoice, targets_of_texts
 from hatrack.support.names import unknown_name
@@ -105,9 +105,10 @@ def read_table(
             if abs(number) >= EXACT and row[column].strip().lstrip("+-").isdigit():
                 whole = int(row[column])
                 if large.setdefault((column, number), whole) != whole:
-                    raise DataError(
+                    raise UnfitDataError(
                         f"{where}, column {header[column]!r}: {whole} and {large[column, number]} above are the same "
-                        "in 64 bits; subtract what all of the column have in common, or drop it"
+                        f"in 64 bits; subtract what all of the column have in common, or drop it "
+                        f"({_dropping(header[column])})"
                     )
         for cells, column in zip(labels, targets, strict=True):
             cells.append(row[column].strip())
@@ -168,9 +169,9 @@ def _features(header: list[str], path: Path, table: CsvFormat, given: Sequence[s
         if name not in header:
             raise DataError(f"{path} line 1: has no column {name!r}, which the training table has")
         if not name or UNNAMED.fullmatch(name):
-            raise DataError(
+            raise UnfitDataError(
                 f"{path} line 1: column {header.index(name) + 1} has no name, as where pandas writes row numbers; "
-                f"leave it out by drop = [{json.dumps(name)}], or name it if it is a feature"
+                f"leave it out by drop = [{json.dumps(name)}] ({_dropping(name)}), or name it if it is a feature"
             )
     return features
 
@@ -181,7 +182,8 @@ def _other_delimiter(header: list[str], path: Path, table: CsvFormat) -> InputEr
     for other in DELIMITERS:
         if other != table.delimiter and table.columns[0] in [name.strip(' "') for name in names.split(other)]:
             said = f"is divided by {json.dumps(other)}, not by {json.dumps(table.delimiter)}"
-            return InputError(f"{path} line 1: {said}; say delimiter = {json.dumps(other)}")
+            setting = "tab" if other == "\t" else f"'{other}'"
+            return InputError(f"{path} line 1: {said}; say delimiter = {json.dumps(other)} (`delimiter={setting}`)")
     return None
 
 
@@ -214,5 +216,14 @@ def _number(cell: str, where: str, column: str) -> float:
     if not abs(number) <= torch.finfo(torch.float32).max:
         said = f"{cell!r} is not a finite number" if text else "the value is missing"
         said += " (decimals need a point)" if COMMA.fullmatch(text) else ""
-        raise DataError(f"{where}, column {column!r}: {said}; fix the cell, remove the line or drop the column")
+        raise UnfitDataError(
+            f"{where}, column {column!r}: {said}; fix the cell, remove the line or drop the column "
+            f"({_dropping(column)})"
+        )
     return number
+
+
+def _dropping(column: str) -> str:
+    """Return the setting that leaves a column out, for a message."""
+    name = json.dumps(column, ensure_ascii=False) if not re.fullmatch(r"\w+", column) else column
+    return f"`drop={name}`" if name == column else f"`drop='{name}'`"

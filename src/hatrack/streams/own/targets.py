@@ -52,7 +52,7 @@ class TargetChoice:
         separator: text between the labels of a cell, for a column with several.
         metric: the metric.
         class_weights: weights of the classes or labels in the loss.
-        drop: names of columns of a table to leave out.
+        drop: names of columns of a table to leave out, which may be none; None for nothing said.
     """
 
     kind: TargetKind | None = None
@@ -60,7 +60,7 @@ class TargetChoice:
     separator: str | None = None
     metric: MetricName | None = None
     class_weights: ClassWeights | None = None
-    drop: tuple[str, ...] = ()
+    drop: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.separator == "":
@@ -70,7 +70,8 @@ class TargetChoice:
 
     def over(self, other: TargetChoice) -> TargetChoice:
         """Return what this choice says, and what another one says beside it."""
-        return TargetChoice(*(getattr(self, each) or getattr(other, each) for each in vars(self)))
+        mine = {each: value for each, value in vars(self).items() if value != getattr(UNSAID, each)}
+        return replace(other, **mine)
 
 
 UNSAID = TargetChoice()

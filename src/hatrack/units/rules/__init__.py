@@ -11,6 +11,7 @@ from hatrack.units.rules import (
     recurrent,
     reshaping,
 )
+from hatrack.units.rules.attention import heads_always_on
 from hatrack.units.rules.by_hand import shared_layer, unit_by_unit
 from hatrack.units.rules.registry import RuleBook, rule, same_on_every_path, takes_parameters
 
@@ -19,6 +20,7 @@ __all__ = [
     "attention",
     "elementwise",
     "functional",
+    "heads_always_on",
     "mixing",
     "normalization",
     "pooling",

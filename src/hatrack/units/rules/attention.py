@@ -21,7 +21,7 @@ from hatrack.units.rules.probing import probe
 from hatrack.units.rules.registry import rule
 from hatrack.units.trace import Call, Labels, Trace
 
-__all__ = ["attention_with_weights", "multi_head_attention", "scaled_dot_product_attention"]
+__all__ = ["attention_with_weights", "heads_always_on", "multi_head_attention", "scaled_dot_product_attention"]
 
 
 @rule(F.scaled_dot_product_attention)
@@ -42,41 +42,80 @@ def scaled_dot_product_attention(trace: Trace, call: Call) -> Tensor:
 
 @rule(nn.MultiheadAttention)
 def multi_head_attention(trace: Trace, call: Call) -> Labels:
-    """Read the inputs of the fused module; its heads are always on, since no hook reaches inside its kernel.
+    """Read the inputs of the fused module, whose heads are units, and write units of its outputs.
+
+    No hook reaches inside its kernel. A task computes with weights in which the entries of heads that are off are
+    cleared instead, see :class:`hatrack.gating.attention.HeadSwitch`. As in attention written by hand, a single head is
+    no unit: channels of its values are units, and so are those of its scores, a query's channel with the key's.
+    """
+    module, width = call.target, call.target.embed_dim
+    if module.num_heads > 1:
+        heads = trace.write(_part(call, "heads"), module.num_heads).repeat_interleave(width // module.num_heads)
+        channels = torch.stack([heads, heads])
+    else:
+        channels = torch.stack([trace.write(_part(call, name), width) for name in ("scores", "values")])
+    trace.heads[call.name] = channels
+    return _fused_attention(trace, call, *channels)
+
+
+def heads_always_on(trace: Trace, call: Call) -> Labels:
+    """Read the inputs of :class:`torch.nn.MultiheadAttention` and write its outputs; its heads are always on.
 
     Projections into the heads are frozen where a task uses the unit that is read, projections out of them where it uses
-    the unit that is written.
+    the unit that is written. Networks in files from before heads were units are read so. It can be given as
+    ``rules={torch.nn.MultiheadAttention: hatrack.units.heads_always_on}``.
+    """
+    always = torch.full((call.target.embed_dim,), UNGATED)
+    return _fused_attention(trace, call, always, always)
+
+
+def _part(call: Call, name: str) -> Call:
+    """Return a call that stands for a part of a module."""
+    return replace(call, name=f"{call.name}.{name}".lstrip("."))
+
+
+def _fused_attention(trace: Trace, call: Call, scores: Tensor, values: Tensor) -> Labels:
+    """Label a call of the fused module, and record the ends of its parameters.
+
+    Args:
+        trace: the trace.
+        call: the call.
+        scores: labels of the channels of queries and keys, ``(E,)``.
+        values: labels of the channels of values, ``(E,)``.
     """
     module = call.target
-    if module.bias_k is not None:
-        raise trace.refuse(call, "add_bias_kv has no rule yet")
     names = ("query", "key", "value")
     ends = [trace.read(call, call.argument(i, name), -1, argument=i, keyword=name) for i, name in enumerate(names)]
     for mask in (call.argument(3, "key_padding_mask"), call.argument(5, "attn_mask")):
         if isinstance(mask, Tensor):
-            trace.coupling.pin(trace.labels(mask))  # it acts on heads that are always on
-    always = torch.full((1, 1), UNGATED)
+            trace.coupling.pin(trace.labels(mask))  # no gate clears it, and it acts on heads that are off, too
+    channels = (scores, scores, values)
+    rows = torch.cat(channels)
     if module.in_proj_weight is not None:
-        per_row = torch.stack(ends).repeat_interleave(module.embed_dim, dim=0)
-        trace.use_of(call, "in_proj_weight", always, per_row)
+        alike = all(torch.equal(end, ends[0]) for end in ends)
+        inputs = ends[0].view(1, -1) if alike else torch.stack(ends).repeat_interleave(module.embed_dim, dim=0)
+        trace.use_of(call, "in_proj_weight", rows.view(-1, 1), inputs)
     else:
         weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-        for weight, units in zip(weights, ends, strict=True):
-            trace.use(weight, always, units.view(1, -1))
-    trace.use_of(call, "in_proj_bias", torch.full((1,), UNGATED))
+        for weight, own, units in zip(weights, channels, ends, strict=True):
+            trace.use(weight, own.view(-1, 1), units.view(1, -1))
+    trace.use_of(call, "in_proj_bias", rows)
+    trace.use(module.bias_k, scores.view(1, 1, -1))
+    trace.use(module.bias_v, values.view(1, 1, -1))
     outputs = trace.write(call, module.embed_dim)
-    trace.use(module.out_proj.weight, outputs.view(-1, 1), always)
+    trace.use(module.out_proj.weight, outputs.view(-1, 1), values.view(1, -1))
     trace.use(module.out_proj.bias, outputs)
     attended, weights_of_keys = call.output
+    # Which weights of keys come out follows from the heads that a task uses; those that are off weigh all keys alike.
     nothing: Labels = () if weights_of_keys is None else torch.full(weights_of_keys.shape, UNGATED)
     return outputs.expand(attended.shape), nothing
 
 
 @rule(F.multi_head_attention_forward)
 def attention_with_weights(trace: Trace, call: Call) -> Labels:
-    """Label the attention that is given its weights: what :func:`multi_head_attention` does, in a module of one's own.
+    """Label the attention that is given its weights, in a module of one's own: its heads are always on.
 
-    Inputs before which no gate can stand are always on.
+    Inputs before which no gate can stand are always on, too.
     """
     given = dict(zip(inspect.signature(F.multi_head_attention_forward).parameters, call.args, strict=False))
     given |= call.kwargs

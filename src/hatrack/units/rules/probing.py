@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from hatrack.support.inputs import tensors_in
+from hatrack.support.names import in_one_line
 from hatrack.units.coupling import UNGATED, compact, is_constant, touches_units
 from hatrack.units.trace import Call, Labels, Trace
 
@@ -244,7 +245,7 @@ class _Experiment:
             else:
                 self._trials.append(trial)
                 return
-        raise ProbeError(f"it does not run on random values ({error})") from error
+        raise ProbeError(f"it does not run on random values ({in_one_line(error)})") from error
 
     def seen(self, operand: _Operand, codes: Tensor, bits: range, numbers: range) -> tuple[Tensor, Tensor]:
         """Change the entries of an operand in one run for each bit of their codes.
@@ -311,7 +312,7 @@ class _Experiment:
                 raise
             except Exception as raised:
                 error = raised
-        raise ProbeError(f"it does not run on random values ({error})") from error
+        raise ProbeError(f"it does not run on random values ({in_one_line(error)})") from error
 
     def _changed(self, trial: _Trial, operand: _Operand, where: Tensor, other: Tensor) -> Tensor:
         before = trial.values[id(operand.value)]
