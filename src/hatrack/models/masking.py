@@ -21,7 +21,6 @@ from hatrack.protection.capacity import Capacity
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
 from hatrack.state.dependence import Copy
-from hatrack.state.first_runs import EarlierRuns
 from hatrack.state.movement import scratch_of
 from hatrack.state.undo import UndoLog
 from hatrack.support.example import Example
@@ -168,9 +167,13 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
                 f"use them; {self.cause_of_leaks}"
             )
 
-    def earlier_runs(self) -> EarlierRuns:
-        """Hand over runs of copies of the backbone that were made before it was attached."""
-        return EarlierRuns()
+    def runs_on_example(self) -> Mapping[bool, tuple[nn.Module, Inputs]]:
+        """Hand over copies of the backbone that were run on several samples of the example, with these samples.
+
+        Returns:
+            One for training mode (True), one for evaluation mode (False); missing where there was no such run.
+        """
+        return {}
 
     def find_own_state(self, example: Inputs, runs: FirstRuns) -> None:
         """Find the buffers that every task needs copies of.

@@ -14,7 +14,6 @@ from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.masks.tasks import TaskState
 from hatrack.state.dependence import depends_on_state
-from hatrack.state.first_runs import RandomRuns
 from hatrack.state.movement import (
     Movement,
     OwnBuffers,
@@ -24,7 +23,7 @@ from hatrack.state.movement import (
     set_buffers,
     without_trace,
 )
-from hatrack.state.tryouts import random_like
+from hatrack.state.tryouts import random_batches, random_like
 from hatrack.support.inputs import Inputs, map_tensors
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class OwnState:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of everything that moves."""
-        return self.movement.names
+        return *self.movement.buffers, *self.movement.attributes
 
     @property
     def is_empty(self) -> bool:
@@ -131,34 +130,31 @@ class FirstRuns:
     """
 
     def __init__(self, masking: Masking[Any], example: Inputs) -> None:
-        interface, earlier = masking.interface, masking.earlier_runs()
-        self._masking, self._copies = masking, earlier.copies
-        random = earlier.random
-        if random is None:
-            several = self._copies[False][1] if False in self._copies else interface.several(example)
-            random = RandomRuns(example, several, self._runs(training=False), interface)
-        self._random = random
-        self.drawn = interface.take(random.batches[0], slice(interface.samples(example)))
+        self._masking, self._begun = masking, masking.runs_on_example()
+        interface = masking.interface
+        self._several = self._begun[False][1] if False in self._begun else interface.several(example)
+        self._evaluated = self._runs(training=False)
+        generator, one = torch.Generator().manual_seed(0), interface.take(example, slice(1))
+        self._batches = random_batches(self._several, generator, self._evaluated.run, 2, one)
+        self.drawn = interface.take(self._batches[0], slice(interface.samples(example)))
 
     def _runs(self, training: bool) -> ScratchRuns:
-        return ScratchRuns(self._masking.backbone, self._masking.interface, training, self._copies.get(training))
+        return ScratchRuns(self._masking.backbone, self._masking.interface, training, self._begun.get(training))
 
     def find_own_state(self) -> OwnState:
         """Find the buffers that every task needs copies of, by what runs in evaluation and in training mode move.
 
         The batches are a random one, since a mean of zeros would not move, and the example, since some state depends on
-        the batch before. In evaluation mode a single sample of the example is enough where nothing moves.
+        the batch before.
 
         Raises:
             UnsupportedError: other state moves, and outputs depend on it.
         """
-        masking, random, (first, second) = self._masking, self._random, self._random.batches
+        masking, (first, second) = self._masking, self._batches
         interface, per_task = masking.interface, masking.per_task_modules
-        movement = random.runs.movement([first], per_task)
-        if movement.names or not random.runs.has_run(random.example):
-            movement = movement.joined_with(random.runs.movement([random.several], per_task))
+        movement = self._evaluated.movement([first, self._several], per_task)
         with suppress(*DOES_NOT_RUN):  # such as a batch norm that would get one sample
-            in_training = self._runs(training=True).movement([first, random.several], per_task)
+            in_training = self._runs(training=True).movement([first, self._several], per_task)
             movement = movement.joined_with(in_training)
         if movement.attributes:
             _require_independent(

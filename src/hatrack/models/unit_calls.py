@@ -14,15 +14,13 @@ from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
 from hatrack.protection.structure import Controls
-from hatrack.state.first_runs import EarlierRuns, RandomRuns
-from hatrack.state.movement import ScratchRuns, StateOf, without_saved_tensors, without_trace
+from hatrack.state.movement import StateOf, without_saved_tensors, without_trace
 from hatrack.state.undo import leaves_modes
 from hatrack.support.example import Example
-from hatrack.support.inputs import Inputs, are_alike, detached, device_of, is_usual, kind_of, map_tensors
+from hatrack.support.inputs import Inputs, are_alike, detached, device_of, is_usual, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.units import Path, Rule, Trace, UnitGraph, follow, path_of, resolve
 from hatrack.units.decisions import Way
-from hatrack.units.paths import features_and_path
 from hatrack.units.signatures import CallKey, Signature, key_of
 
 if TYPE_CHECKING:
@@ -67,7 +65,6 @@ class UnitCalls:
         self._unexplained_training: set[Signature] = set()  # in training, which old answers do not depend on
         self._admitted: set[CallKey] = set()  # of calls that may be answered
         self._copies: dict[bool, tuple[nn.Module, Inputs]] = {}
-        self._random: RandomRuns | None = None
         self._moving: Sequence[str] = ()
         self._controls = Controls(backbone)
 
@@ -89,24 +86,16 @@ class UnitCalls:
         """Return a batch of a signature: zeros, and the example's integers among several inputs."""
         return self._example.batch(signature.size, device, signature.inputs)
 
-    def follow(
-        self,
-        found: Trace,
-        x: Inputs,
-        signature: Signature,
-        scratch: nn.Module | None = None,
-        paths: dict[Way, Path] | None = None,
-    ) -> Trace:
+    def follow(self, found: Trace, x: Inputs, signature: Signature, paths: dict[Way, Path] | None = None) -> Trace:
         """Return a trace extended by a labelled run of a copy of the backbone without gates.
 
         Args:
             found: trace of the runs so far.
             x: a batch.
             signature: its signature.
-            scratch: the copy; None for a new one.
             paths: table that the path on every way is added to.
         """
-        scratch = scratch_without_gates(self._backbone) if scratch is None else scratch
+        scratch = scratch_without_gates(self._backbone)
         names = [name for name, _ in scratch.named_buffers() if name in self._moving]
         with without_trace(), signature.precision(device_of(x)):
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self._gate_inputs}
@@ -158,18 +147,13 @@ class UnitCalls:
     def _signature(self, x: Inputs, training: bool, grad: bool | None = None) -> Signature:
         return Signature.of(x, training, grad, self._interface)
 
-    def follow_example(self, example: Inputs, tries_random: bool = True) -> Trace:
+    def follow_example(self, example: Inputs) -> Trace:
         """Analyse the example as it is, for one sample and for several, in the modes that are usual for them.
 
         The path of each kind of call is compared with that of the example, which costs a forward pass of its samples.
         Several samples are trained on and evaluated, one is evaluated with and without gradients: every mode and every
         number of samples comes up. Other combinations, such as a single sample in training, are followed at their first
         call.
-
-        Args:
-            example: the example.
-            tries_random: evaluate random samples, which other tests need, too, and several of the example only where
-                these take another path.
 
         Returns:
             The trace of all these runs; :attr:`trace` is not changed.
@@ -179,15 +163,12 @@ class UnitCalls:
         """
         usual = self._signature(example, training=False, grad=False)
         paths: dict[Way, Path] = {}
-        scratch = scratch_without_gates(self._backbone)
-        found = self.follow(Trace(), example, usual, scratch, paths)
+        found = self.follow(Trace(), example, usual, paths)
         followed = {usual: None}
-        self._copies, self._random = {}, None
-        several, one = self._interface.several(example), self._interface.take(example, slice(1))
-        if usual.inference or any(found.ways):  # the copy was run in another mode, or perhaps on several ways
+        self._copies = {}
+        if not usual.single or usual.inference or len(found.ways) > 1:  # a copy is needed, or a run by itself
             paths = self._paths(example, usual, found.ways)
-        elif tries_random and self._try_random(scratch, example, several, paths[()]):
-            followed[self._signature(several, training=False, grad=False)] = None
+        several, one = self._interface.several(example), self._interface.take(example, slice(1))
         kinds = ((several, False, False), (several, True, True), (one, False, False), (one, False, True))
         for x, training, grad in kinds:
             signature = self._signature(x, training, grad)
@@ -209,33 +190,8 @@ class UnitCalls:
         self.followed |= followed
         return found
 
-    def _try_random(self, scratch: nn.Module, example: Inputs, several: Inputs, path: Path) -> bool:
-        """Evaluate random samples, and return whether several samples take the path of the example.
-
-        Args:
-            scratch: a copy of the backbone that was run on the example.
-            example: the example.
-            several: several samples of it.
-            path: its path.
-        """
-        taken: dict[int, Path] = {}
-
-        def ask(copy: nn.Module, x: Inputs) -> Tensor:
-            features, taken[id(x)] = features_and_path(copy, x, training=False, interface=self._interface)
-            return features
-
-        runs = ScratchRuns(self._backbone, self._interface, begun=(scratch, example), ask=ask)
-        random = RandomRuns(example, several, runs, self._interface)
-        if several is not example:
-            drawn = random.batches[0]
-            alike = kind_of(drawn, self._interface.batch_axis) == kind_of(several, self._interface.batch_axis)
-            if not alike or id(drawn) not in taken or not taken[id(drawn)].is_same(path):
-                return False
-        self._random = random
-        return True
-
     def _paths(self, x: Inputs, signature: Signature, ways: Iterable[Way]) -> dict[Way, Path]:
-        """Return the paths of a call on several ways; the copy of the backbone may be taken by :meth:`take_runs`."""
+        """Return the paths of a call on several ways; the copy of the backbone may be taken by :meth:`take_copies`."""
         scratch = scratch_without_gates(self._backbone)
         present, paths = StateOf(scratch), dict[Way, Path]()
         for way in ways:
@@ -245,15 +201,18 @@ class UnitCalls:
             self._copies[signature.training] = (scratch, x)
         return paths
 
-    def take_runs(self) -> EarlierRuns:
-        """Hand over the runs of copies of the backbone that :meth:`follow_example` has made."""
-        earlier = EarlierRuns(self._copies, self._random)
-        self._copies, self._random = {}, None
-        return earlier
+    def take_copies(self) -> Mapping[bool, tuple[nn.Module, Inputs]]:
+        """Hand over copies of the backbone, as runs on several samples of the example have left them.
+
+        Returns:
+            The last ones of :meth:`follow_example`, with these samples, by whether they were run in training mode.
+        """
+        copies, self._copies = self._copies, {}
+        return copies
 
     def follow_again(self, example: Inputs) -> Trace:
         """Return what labelled runs show of the backbone as it is now, for the example and for all that was taught."""
-        found = self.follow_example(example, tries_random=False)
+        found = self.follow_example(example)
         self._copies = {}
         for signature in self.taught:
             found = self.follow(found, self.example_of(signature, device_of(example)), signature)

@@ -33,7 +33,6 @@ from hatrack.models.unit_calls import UnitCalls
 from hatrack.protection.capacity import Capacity, measure_capacity, measure_reuse
 from hatrack.protection.conditioning import Adaptive, Damper, attention_of_tasks, dampers
 from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
-from hatrack.state.first_runs import EarlierRuns
 from hatrack.state.movement import copy_of, without_trace
 from hatrack.state.tryouts import random_like
 from hatrack.state.twins import twin
@@ -105,9 +104,9 @@ class UnitMasking(Masking[UnitTask]):
         """Attention of no task at all, booleans ``(U,)``."""
         return torch.zeros(self.graph.num_units, dtype=torch.bool, device=self.device)
 
-    def earlier_runs(self) -> EarlierRuns:
-        """Hand over runs of copies of the backbone that were made when their paths were compared."""
-        return self.calls.take_runs()
+    def runs_on_example(self) -> Mapping[bool, tuple[nn.Module, Inputs]]:
+        """Hand over copies of the backbone that were run when their paths were compared."""
+        return self.calls.take_copies()
 
     def find_own_state(self, example: Inputs, runs: FirstRuns) -> None:
         """Find the buffers that every task needs copies of; no unit may depend on them."""

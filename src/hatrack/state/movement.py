@@ -55,11 +55,6 @@ class Movement:
     buffers: tuple[str, ...]
     attributes: tuple[str, ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of everything that moves."""
-        return *self.buffers, *self.attributes
-
     def joined_with(self, other: Movement) -> Movement:
         """Return the state that moves in either of two runs."""
         attributes = dict.fromkeys((*self.attributes, *other.attributes))
@@ -244,7 +239,6 @@ class ScratchRuns:
         interface: how the network is called, and what of its result are its features.
         training: whether to run in training mode.
         begun: a copy of the network that was run on a batch already, and this batch; None for a new copy.
-        ask: computes the features of a batch with a copy of the network in that mode; None for calling it.
     """
 
     def __init__(
@@ -253,26 +247,20 @@ class ScratchRuns:
         interface: Interface = PLAIN,
         training: bool = False,
         begun: tuple[nn.Module, Inputs] | None = None,
-        ask: Callable[[nn.Module, Inputs], Tensor] | None = None,
     ) -> None:
-        self._module, self._training = module, training
-        self._ask = interface.run if ask is None else ask
+        self._module, self._interface, self._training = module, interface, training
         self._scratch, self._batches = (scratch_of(module), []) if begun is None else (begun[0], [begun[1]])
 
     def run(self, batch: Inputs) -> Tensor:
         """Return the features of a batch. A run that fails leaves nothing: the copy is made anew."""
         try:
             with without_trace(), torch.no_grad():
-                features = self._ask(self._scratch.train(self._training), batch)
+                features = self._interface.run(self._scratch.train(self._training), batch)
         except BaseException:
             self._scratch, self._batches = scratch_of(self._module), []
             raise
         self._batches.append(batch)
         return features
-
-    def has_run(self, batch: Inputs) -> bool:
-        """Return whether the copy was run on a batch."""
-        return any(batch is known for known in self._batches)
 
     def movement(self, batches: Sequence[Inputs], per_task: Sequence[str]) -> Movement:
         """Return the state that has moved when the copy was run on batches, those left out that it was run on already.
@@ -282,7 +270,7 @@ class ScratchRuns:
             per_task: names of the modules that are copied for every task.
         """
         for batch in batches:
-            if not self.has_run(batch):
+            if not any(batch is known for known in self._batches):
                 self.run(batch)
         return movement_of(self._module, self._scratch, per_task)
 

@@ -25,7 +25,7 @@ from hatrack.support.transforms import is_inside_transform
 from hatrack.units.decisions import Decisions, Way, reads_truth
 from hatrack.units.functions import FACTS, FunctionNames
 
-__all__ = ["Path", "PathRecord", "features_and_path", "path_of", "stray_parameters"]
+__all__ = ["Path", "PathRecord", "path_of", "stray_parameters"]
 
 _COUNTING = words(
     """
@@ -215,13 +215,6 @@ def path_of(model: nn.Module, x: Inputs, training: bool, interface: Interface = 
         interface: how the network is called, and what of its result are its features.
         way: outcomes of the first truth values of tensors that are read; others are as values have it.
     """
-    return features_and_path(model, x, training, interface, way)[1]
-
-
-def features_and_path(
-    model: nn.Module, x: Inputs, training: bool, interface: Interface = PLAIN, way: Way = ()
-) -> tuple[Tensor, Path]:
-    """Return the features that a network gives for an input, and the path that it takes; see :func:`path_of`."""
     model.train(training)
     record = PathRecord(model, x)
     recorder = _Recorder(record, way)
@@ -229,8 +222,8 @@ def features_and_path(
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(record.enter, name), prepend=True))
         with recorder:
-            features = interface.run(model, x)
-    return features, record.path(interface.samples(x), tuple(recorder.decisions.seen))
+            interface.run(model, x)
+    return record.path(interface.samples(x), tuple(recorder.decisions.seen))
 
 
 def stray_parameters(model: nn.Module, x: Inputs, interface: Interface = PLAIN) -> list[nn.Parameter]:
