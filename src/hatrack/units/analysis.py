@@ -318,9 +318,7 @@ def _outputs(trace: Trace, model: nn.Module, table: Tensor) -> dict[str, Tensor]
     return {name: calls[0] for name, calls in resolved.items() if all(torch.equal(each, calls[0]) for each in calls)}
 
 
-def _with_readers(
-    groups: Sequence[Group], readers: Sequence[Reader], heads: Mapping[str, Tensor]
-) -> tuple[Group, ...]:
+def _with_readers(groups: Sequence[Group], readers: Sequence[Reader], heads: Mapping[str, Tensor]) -> tuple[Group, ...]:
     """Return groups with the names of the layers that read them; fused attention reads its own heads."""
     ends = torch.tensor([group.start + group.size for group in groups], dtype=torch.int64)
     found: list[dict[str, None]] = [{} for _ in (*groups, None)]  # the last one is of what belongs to no unit
