@@ -17,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     import hatrack.gating.partial_gradients
 
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():  # for which every seed would keep the trace of its stack, thrice
+        torch.manual_seed = torch.default_generator.manual_seed
     hatrack.gating.partial_gradients.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
     settings.register_profile("whole", deadline=None, max_examples=40, derandomize=True)
     settings.register_profile("quick", settings.get_profile("whole"), max_examples=5)

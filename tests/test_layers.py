@@ -106,6 +106,17 @@ def test_the_house_has_few_rooms_and_no_long_way_down() -> None:
     assert len(longest) <= LONGEST_CHAIN, " → ".join(longest)
 
 
+def test_global_generators_are_seeded_in_one_place() -> None:
+    """``torch.manual_seed`` moves generators of devices that nobody asked for, and none of them comes back."""
+    seeding = {"manual_seed", "manual_seed_all", "fork_rng", "set_rng_state"}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in seeding and ast.unparse(node.value).startswith("torch"):
+                own = ast.unparse(node) == "torch.Generator().manual_seed"
+                undone = (name, node.attr) == ("state/undo", "set_rng_state")
+                assert own or undone or name == "support/randomness", f"{name}:{node.lineno}"
+
+
 @pytest.mark.parametrize("network", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
 def test_networks_are_made_of_parts_and_not_of_ancestors(network: type) -> None:
     assert len([kind for kind in network.__mro__ if kind.__module__.startswith("hatrack")]) <= 3

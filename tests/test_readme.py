@@ -36,6 +36,7 @@ def test_the_program_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
         eval(call, names)
 
 
+@pytest.mark.slow
 def test_the_guide_to_networks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (README.parent / "docs" / "networks.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

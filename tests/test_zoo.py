@@ -16,9 +16,6 @@ from support.zoo_models import MODELS
 
 ARCHITECTURES = {**ZOO, **MODELS}
 
-DEEP = {"convnext", "swin", "vit-encoder-layer"}
-"""Architectures that take longest to attach."""
-
 RECIPES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
     "momentum-decay": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.01),
@@ -63,7 +60,7 @@ def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str, 
     assert_poison_harmless(net, samples)
 
 
-@pytest.mark.parametrize("name", slow_unless(lambda name: name not in DEEP, ARCHITECTURES))
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_with_all_units_on_it_is_the_plain_network(name: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -90,7 +87,7 @@ def test_with_all_units_on_it_is_the_plain_network(name: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in detached.state_dict().items())
 
 
-@pytest.mark.parametrize("name", slow_unless(lambda name: name not in DEEP, ARCHITECTURES))
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_parameter_has_a_role_and_every_unit_a_group(name: str) -> None:
     architecture = ARCHITECTURES[name]
     graph = HATNetwork(architecture.build(), architecture.samples(2, torch.Generator())).units

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.streams import derive_seed, seeded_generator
+from hatrack.support.randomness import random_numbers_apart
 
 __all__ = ["MLP", "AlexNet", "ResNet18", "ViT", "build_reproducibly", "initialize_he", "initialize_xavier"]
 
@@ -27,8 +28,7 @@ def build_reproducibly(build: Callable[[], nn.Module], seed: int, *, xavier: boo
     Returns:
         The network.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "network"))
+    with random_numbers_apart(derive_seed(seed, "network")):
         network = build()
     if xavier:
         initialize_xavier(network, seeded_generator(seed, "xavier"))

@@ -89,6 +89,7 @@ def test_run(size: int, finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert hashes(tmp_path / "run") == hashes(finished)
 
 
+@pytest.mark.slow
 def test_run_that_is_interrupted_by_a_full_disk_keeps_its_tasks(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

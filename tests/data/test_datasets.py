@@ -232,6 +232,7 @@ def test_full_set(name: str, request: pytest.FixtureRequest) -> None:
     assert round(scaled.std().item(), 4) == dataset.std[0]
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_known_first_labels(mnist: ImageDataset, fashion: ImageDataset) -> None:
     assert [mnist.class_names[label] for label in mnist.y_train[:5]] == ["5", "0", "4", "1", "9"]

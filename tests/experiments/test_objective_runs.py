@@ -86,6 +86,7 @@ def test_a_run_is_recorded_with_its_metric_and_verified(
     assert again_content["logits_sha256"] == content["logits_sha256"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_on_numbers_goes_on_to_the_same_end(tmp_path: Path) -> None:
     whole = run(tmp_path, *NUMBERS)
     shutil.copytree(tmp_path / "run", tmp_path / "half")
@@ -268,6 +269,7 @@ def test_an_export_says_what_the_numbers_mean(tmp_path: Path) -> None:
     assert json.loads(metadata["objective"]) == content["tasks"][0]["objective"]
 
 
+@pytest.mark.slow
 def test_a_task_of_numbers_is_forgotten(tmp_path: Path) -> None:
     run(tmp_path, *NUMBERS)
     assert main(["forget", str(tmp_path / "run"), "--task", "flats"]) == 0

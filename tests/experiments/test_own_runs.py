@@ -65,6 +65,7 @@ def test_the_documented_example_runs(
     assert result["metrics"]["by_metric"]["mAP"]["average_score"] > 0.8, result["score"]
 
 
+@pytest.mark.slow
 def test_run_again_from_elsewhere_and_verify(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "these differ from the run: data" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_own_tasks_goes_on(tmp_path: Path) -> None:
     command = ["run", str(two_tables(tmp_path)), "--method", "hat", "--quiet", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0

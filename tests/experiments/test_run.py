@@ -153,12 +153,14 @@ def without_last_row(folder: Path) -> None:
     write_result(folder / "run.json", behind)
 
 
+@pytest.mark.slow
 def test_stopped_between_writing_the_network_and_the_result(tmp_path: Path) -> None:
     whole = finish(request("hat", tmp_path))
     without_last_row(tmp_path)  # what happened in the epochs is gone with the finished run: it is learned again
     assert comparable(finish(request("hat", tmp_path))) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_stopped_there_without_an_earlier_network(tmp_path: Path) -> None:
     whole = finish(request("hat", tmp_path))
     without_last_row(tmp_path)
@@ -168,6 +170,7 @@ def test_stopped_there_without_an_earlier_network(tmp_path: Path) -> None:
     assert comparable(finish(request("hat", tmp_path))) == expected
 
 
+@pytest.mark.slow
 def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
     for method, units in (("hat", True), ("pmask", False)):
         prepared = prepare(request(method))
@@ -193,6 +196,7 @@ def test_the_history_agrees_with_what_is_known_after_every_task() -> None:
     assert [len(task.valid_score) for task in plain.history] == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     finish(request("hat", tmp_path))
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
@@ -271,6 +275,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert comparable(finish(request("hat", tmp_path))) == comparable(finish(request("hat")))
 
 
+@pytest.mark.slow
 def test_soft_masks_and_adamw_run_too() -> None:
     assert finish(request("hat", hard=False)).metrics()["average_accuracy"] > 0.6
     hashes = finish(request("hat", optimizer="adamw", lr=1e-3, weight_decay=0.1)).matrix("logits_sha256")
@@ -331,6 +336,7 @@ def test_verify_notices_another_network(tmp_path: Path) -> None:
     assert not verify(tmp_path / "one").holds
 
 
+@pytest.mark.slow
 def test_verify_elsewhere_compares_to_a_tolerance_and_says_so(tmp_path: Path) -> None:
     finish(request("hat", tmp_path))
     edited(tmp_path / "run.json", lambda content: content["environment"].update(processor="another one"))
@@ -436,6 +442,7 @@ def test_elsewhere_the_kept_logits_must_be_those_of_the_run(tmp_path: Path) -> N
         verify(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_in_the_same_environment_the_network_and_the_result_are_enough(tmp_path: Path) -> None:
     finish(request("hat", tmp_path))
     (tmp_path / "logits.safetensors").unlink()

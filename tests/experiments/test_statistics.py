@@ -30,6 +30,7 @@ def test_quantiles_agree_with_an_integral_of_the_density(degrees: int) -> None:
     assert 2 * trapezoids == pytest.approx(0.9, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_many_degrees_are_nearly_normal() -> None:
     assert student_t_quantile(0.95, 100_000) == pytest.approx(statistics.NormalDist().inv_cdf(0.975), abs=1e-4)
 

@@ -77,7 +77,6 @@ def test_a_network_says_what_it_said_and_learns_another_task(folder: Path, name:
             assert all(torch.equal(logits(again, task, x), before) for task, before in said.items())
 
 
-@pytest.mark.slow
 @EVERY_FILE
 @pytest.mark.parametrize("tensor", ["packed", "head.weight", "calibration"])
 def test_a_change_to_a_consolidated_task_is_noticed(folder: Path, name: str, tensor: str, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_later_tasks_do_not_see_their_batch() -> None:
         assert not torch.allclose(own(x, "second")[:2], own(x[:2], "second"), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_choice_is_saved_and_copied(tmp_path: Path) -> None:
     net = network("conv-bn", BatchNorms.SHARED)
     x, _ = learn(net, "a")

@@ -122,6 +122,7 @@ def test_other_members_of_the_family_grow_too(options: dict[str, object]) -> Non
     st.lists(st.integers(1, 5), min_size=3, max_size=3),
     st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_every_old_entry_is_where_it_was(widths: list[int], added: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     net = WeightMaskedNetwork(MLP((5,), widths), torch.zeros(2, 5))

@@ -21,6 +21,7 @@ from hatrack.support.interface import Interface
 from hatrack.train import TrainingSettings
 from support.doorways import DOORWAYS as BUILT
 from support.doorways import WORDS, Doorway, Maps, batch, pooled, tokens
+from support.marks import slow_but
 
 BRIEF = TrainingSettings(epochs=1, batch_size=5, lr=0.05)
 
@@ -102,7 +103,7 @@ def forms(x: Any, y: Tensor, door: Doorway) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", DOORWAYS)
+@pytest.mark.parametrize("name", slow_but(["tuple", "sequence first"], DOORWAYS))
 def test_nested_samples_are_learned_kept_saved_and_told_apart(name: str, tmp_path: Path) -> None:
     door = DOORWAYS[name]
     today, x, y = learner(door), batch(door, 14), torch.arange(14) % 2

@@ -94,6 +94,7 @@ def test_what_was_learned_answers_for_the_right_task() -> None:
             assert float((run.method.predict(x, found).argmax(dim=1) == y).float().mean()) > 0.85
 
 
+@pytest.mark.slow
 def test_a_consolidated_task_is_never_changed() -> None:
     """Its logits stay the same to the bit while other tasks are learned and while it is the task at hand again."""
     kept = learned().logits

@@ -131,6 +131,7 @@ def test_logistic_regression_has_the_fisher_of_the_textbook() -> None:
     torch.testing.assert_close(sampled, ((p * (1 - p)).unsqueeze(1) * x**2).mean(0, keepdim=True), rtol=0.03, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_estimate_at_an_optimum_is_a_twentieth_in_batches() -> None:
     """Labels drawn from the model itself make its weights optimal; λ = 5000 was chosen for the smaller estimate."""
     weights = torch.tensor([0.8, -0.5, 0.3])

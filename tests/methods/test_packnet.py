@@ -53,6 +53,7 @@ def test_of_equal_weights_the_first_are_kept() -> None:
     assert kept.tolist() == [True] * 3 + [False] * 3
 
 
+@pytest.mark.slow
 def test_every_layer_frees_the_shares_that_were_asked_for() -> None:
     method = make("packnet", "conv", prune_first=0.5, prune=0.75)
     learn(method, tasks("conv"), epochs=2)

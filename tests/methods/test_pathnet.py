@@ -191,6 +191,7 @@ def test_the_learning_rate_can_start_anew_in_every_generation() -> None:
     assert rates[0] == rates[len(rates) // 2] == 0.05
 
 
+@pytest.mark.slow
 def test_genes_move_with_the_papers_probability() -> None:
     generator = torch.Generator().manual_seed(0)
     genes = random_genes(5, 16, 3, generator)

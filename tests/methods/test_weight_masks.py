@@ -61,6 +61,7 @@ def test_pmask_with_ewc_goes_on_after_loading_as_if_nothing_had_happened(kind: s
         make("pmask", kind).load(tmp_path / "net.hat")
 
 
+@pytest.mark.slow
 def test_pmask_with_ewc_moves_what_earlier_tasks_use_the_less_the_stronger_it_is() -> None:
     moved = []
     for ewc in (1.0, 10000.0):

@@ -32,9 +32,10 @@ from support.doorways import (
     learn,
     pooled,
 )
+from support.marks import slow_but
 
 
-@pytest.mark.parametrize("name", DOORWAYS)
+@pytest.mark.parametrize("name", slow_but(["tuple", "maps", "sequence first"], DOORWAYS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_old_tasks_answer_as_before_in_every_copy(kind: str, name: str, tmp_path: Path) -> None:
     door = DOORWAYS[name]
@@ -114,6 +115,7 @@ def test_padding_means_nothing_and_the_mask_keeps_its_meaning() -> None:
     assert torch.equal(answer(net, other, "a"), answer(net, x, "a"))
 
 
+@pytest.mark.slow
 def test_inputs_may_be_left_out_and_come_in_any_mapping() -> None:
     net = attach("units", DOORWAYS["mapping"])
     x = learn(net, "a", DOORWAYS["mapping"])
@@ -191,6 +193,7 @@ def test_mistakes_are_named(name: str) -> None:
         mistake()
 
 
+@pytest.mark.slow
 def test_a_function_for_features_is_given_again(tmp_path: Path) -> None:
     door = DOORWAYS["function"]
     net = attach("units", door)

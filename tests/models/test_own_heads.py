@@ -21,6 +21,7 @@ from hatrack.errors import CheckpointError, GuaranteeError, InputError, Unsuppor
 from hatrack.support.inputs import tensors_in
 from support.doorways import DOORWAYS
 from support.helpers import mode
+from support.marks import slow_but
 
 
 class Several(nn.Module):
@@ -57,7 +58,7 @@ def assert_close(one: Any, other: Any) -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", slow_but(["several outputs", "convolution"], HEADS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_law_holds_for_heads_of_the_users_own(kind: str, name: str, tmp_path: Path) -> None:
     door, build = DOORWAYS[HEADS[name][0]], HEADS[name][1]
@@ -306,6 +307,7 @@ def test_files_name_heads_that_are_missing_or_others(tmp_path: Path) -> None:
         load(heads={"a": nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 1))})
 
 
+@pytest.mark.slow
 def test_files_of_tasks_with_heads_are_unlearned(tmp_path: Path) -> None:
     door = DOORWAYS["mapping"]
     net = attach("units", door)

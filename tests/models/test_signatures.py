@@ -17,6 +17,7 @@ import hatrack
 from hatrack import HATNetwork, UnsupportedError, units
 from support.changing_networks import unexplained
 from support.helpers import assert_poison_harmless, logits
+from support.marks import slow_but
 
 WIDTH = 16
 
@@ -114,7 +115,7 @@ HOLD: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 @pytest.mark.parametrize("first", [(5,), *(pytest.param(first, marks=pytest.mark.slow) for first in [(10,), (3, 7)])])
-@pytest.mark.parametrize("name", HOLD)
+@pytest.mark.parametrize("name", slow_but(["slice", "over time", "a second layer"], HOLD))
 def test_old_outputs_of_every_length_keep_their_bits(name: str, first: tuple[int, ...], tmp_path: Path) -> None:
     build, length = HOLD[name]
     torch.manual_seed(0)

@@ -108,6 +108,7 @@ def test_what_does_not_fit_is_refused() -> None:
         net.calibrate("d", x, y)
 
 
+@pytest.mark.slow
 def test_calibration_is_saved_guarded_and_forgotten(tmp_path: Path) -> None:
     net, samples = three_tasks()
     x, _ = samples["c"]

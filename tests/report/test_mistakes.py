@@ -60,6 +60,7 @@ def test_one_line_says_what_is_wrong(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_folders_that_are_not_there_yet_are_made(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_can_be_followed(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"

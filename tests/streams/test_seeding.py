@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +9,6 @@ from hatrack.streams import derive_seed, seeded_generator
 PURPOSES = st.lists(st.text() | st.integers(), max_size=4)
 
 
-@pytest.mark.slow
 @given(st.integers(), PURPOSES, st.integers(), PURPOSES)
 def test_seeds_differ_unless_everything_is_the_same(
     seed: int, purpose: list[str | int], other_seed: int, other_purpose: list[str | int]

@@ -338,5 +338,5 @@ ZOO = {
     "words": Architecture(Words, None),
 }
 
-QUICK = ("resnet-basic", "densenet", "vit-module", "gated-linear", "tied-weights", "words")
+QUICK = ("densenet", "gated-linear", "tied-weights", "words")
 """Architectures that a quick run has, too."""

@@ -166,7 +166,7 @@ def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str) 
     assert_poison_harmless(net, samples)
 
 
-@pytest.mark.parametrize("name", slow_but(("keys and values of other widths", "a head"), CASES))
+@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_what_belongs_to_free_heads_may_be_no_number(name: str) -> None:
     net = attach(name)
@@ -194,7 +194,7 @@ def test_what_belongs_to_free_heads_may_be_no_number(name: str) -> None:
     assert torch.equal(logits(net, x, "a"), kept)
 
 
-@pytest.mark.parametrize("name", slow_but(("weights of heads", "a head"), CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_a_task_is_extracted_with_its_heads_alone(name: str) -> None:
     net = attach(name)
     open_task(net, "a", 1, share=0.5)
@@ -226,7 +226,6 @@ class Pair(nn.Module):
         return self.second(x, x, x)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("common", ["in_proj_weight", "out_proj"])
 def test_attentions_with_weights_in_common_have_heads_of_their_own(common: str) -> None:
     torch.manual_seed(0)
@@ -321,9 +320,7 @@ def test_soft_gates_are_those_of_the_heads_results(heads: int) -> None:
     assert all(bool((gradient[group.span] != 0).all()) for group in net.units.groups if "attention." in group.name)
 
 
-@pytest.mark.parametrize(
-    "name", slow_but(("weights",), ["plain", "weights", "masked by head", "a head", "further keys"])
-)
+@pytest.mark.parametrize("name", ["plain", "weights", "masked by head", "a head", "further keys"])
 @pytest.mark.parametrize("hard", [True, False])
 def test_samples_of_several_tasks_go_through_together(name: str, hard: bool) -> None:
     net = attach(name, hard=hard)
@@ -338,7 +335,6 @@ def test_samples_of_several_tasks_go_through_together(name: str, hard: bool) -> 
     torch.testing.assert_close(mixed, alone[order, torch.arange(6)], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_what_does_not_count_samples_first_is_answered_task_by_task() -> None:
     net = attach("sequence first, no bias")
     for number, task in enumerate(("a", "b")):
@@ -349,6 +345,7 @@ def test_what_does_not_count_samples_first_is_answered_task_by_task() -> None:
     torch.testing.assert_close(mixed[1], logits(net, x, "b")[1])
 
 
+@pytest.mark.slow
 def test_copies_and_files_say_the_same_and_learn_on(tmp_path: Path) -> None:
     net = attach("encoder layer", conditioning=Conditioning.PER_TASK)
     x, _ = learn(net, "a")
@@ -361,7 +358,6 @@ def test_copies_and_files_say_the_same_and_learn_on(tmp_path: Path) -> None:
     assert net.task_names == ("a",)
 
 
-@pytest.mark.slow
 def test_unlearning_frees_the_heads_of_a_task() -> None:
     net = attach("plain")
     x, _ = learn(net, "a")
@@ -372,7 +368,6 @@ def test_unlearning_frees_the_heads_of_a_task() -> None:
     assert net.capacity().groups["attention.heads"] < used
 
 
-@pytest.mark.slow
 def test_heads_cannot_be_added() -> None:
     net = attach("plain", growth=Growth(threshold=1.0))
     with pytest.raises(InputError, match=r"cannot be widened \(attention.heads by 1\): .*'attention.heads'.* no layer"):
@@ -468,7 +463,6 @@ def test_masks_of_weights_know_of_no_heads() -> None:
     assert "forward" not in vars(net.backbone.attention)
 
 
-@pytest.mark.slow
 def test_heads_can_stay_always_on() -> None:
     net = attach("plain", rules={nn.MultiheadAttention: heads_always_on})
     assert [group.name for group in net.units.groups] == ["lift", "attention", "last"]

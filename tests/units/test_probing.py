@@ -150,6 +150,7 @@ BINARY: dict[str, Function] = {
     name=st.sampled_from([*MOVING, *WITHIN, *MIXING, *BINARY]),
     patterns=st.lists(st.lists(st.integers(0, 24), min_size=18, max_size=18), min_size=2, max_size=2),
 )
+@pytest.mark.slow
 def test_any_labels_are_sound(name: str, patterns: list[list[int]]) -> None:
     function = {**MOVING, **WITHIN, **MIXING, **BINARY}[name]
     count = 2 if name in BINARY else 1

@@ -23,6 +23,7 @@ from hatrack.state.movement import StateOf
 from hatrack.streams import seeded_generator
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import unknown_name
+from hatrack.support.randomness import random_numbers_apart
 
 __all__ = ["NETWORKS", "NetworkSpec", "build_backbone", "find_network", "narrow_builder"]
 
@@ -121,7 +122,7 @@ def _require_features(network: nn.Module, name: str, shape: tuple[int, ...]) -> 
     try:
         with (
             _explained(f"network {name} does not run on samples of shape {shape}"),
-            torch.random.fork_rng(devices=[]),
+            random_numbers_apart(),
             torch.no_grad(),
             evaluation_mode(network),
         ):

@@ -14,6 +14,7 @@ from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.streams import Task
 from hatrack.support.modes import dropping, evaluation_mode
+from hatrack.support.randomness import random_numbers_apart, seed_generators
 
 __all__ = ["Fisher", "added", "averaged", "fisher_diagonal", "output_sensitivity"]
 
@@ -76,8 +77,8 @@ def fisher_diagonal(
         with evaluation_mode(network):
             return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
     if kind is Fisher.AUTHORS:
-        with torch.random.fork_rng(_gpus(network)), evaluation_mode(network), dropping(network):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with random_numbers_apart(), evaluation_mode(network), dropping(network):
+            seed_generators(int(torch.randint(2**62, (), generator=generator)))
             return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
     if kind is Fisher.SAMPLED:
         y = _drawn_targets(network, task, x, generator)
@@ -145,11 +146,6 @@ def _mean_squared_batch_gradients(
             for name, gradient in zip(parameters, gradients, strict=True):
                 total[name] += REFERENCE_BATCH * gradient.square()
     return {name: value / len(x) for name, value in total.items()}
-
-
-def _gpus(network: Network) -> list[torch.device]:
-    device = next(network.parameters()).device
-    return [device] if device.type == "cuda" else []
 
 
 def _drawn_targets(network: Network, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:

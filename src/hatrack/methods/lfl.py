@@ -11,6 +11,7 @@ from torch import Tensor
 from hatrack.methods.base import Earlier
 from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
 from hatrack.support.modes import dropping
+from hatrack.support.randomness import random_numbers_apart
 
 __all__ = ["LFL", "LFLSettings"]
 
@@ -50,8 +51,7 @@ class LFL(DistilledMethod):
         """Return the features of both, under one and the same dropout where that is asked for."""
         if not (self.settings.matched_dropout and self.network.training):
             return super().both_features(x, old)
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), dropping(old):
+        with random_numbers_apart(), torch.no_grad(), dropping(old):
             old_features = old.backbone(x)
         return self.network.backbone(x), old_features
 

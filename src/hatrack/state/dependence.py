@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hatrack.state.movement import set_buffers, without_trace
 from hatrack.support.inputs import Inputs
+from hatrack.support.randomness import seed_generators
 
 __all__ = ["Copy", "depends_on_state", "other_values", "put_value"]
 
@@ -87,13 +88,13 @@ def depends_on_state(
         with without_trace(), torch.no_grad():
             made = copy()
             buffers = {name: b.clone() for name, b in made.backbone.named_buffers() if name not in names}
-            torch.manual_seed(0)
+            seed_generators(0)
             if change is not None:
                 change(made.backbone)
                 set_buffers(made.backbone, list(buffers), list(buffers.values()))
             found = []
             for seed in seeds:
-                torch.manual_seed(0)
+                seed_generators(0)
                 found.append(made.ask(x, seed).nan_to_num())
             return found
 
@@ -117,13 +118,13 @@ def _keeps_weights(copy: Callable[[], Copy], x: Inputs, move: Callable[[nn.Modul
     def answer(earlier: Callable[[Copy], object] | None) -> Tensor:
         with without_trace(), torch.no_grad():
             made = copy()
-            torch.manual_seed(0)
+            seed_generators(0)
             if earlier is not None:
                 buffers = {name: buffer.clone() for name, buffer in made.backbone.named_buffers()}
                 earlier(made)
                 set_buffers(made.backbone, list(buffers), list(buffers.values()))
             _replace_weights(made.backbone)
-            torch.manual_seed(0)
+            seed_generators(0)
             return made.ask(x, 0).nan_to_num()
 
     expected = answer(None)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hatrack.support.copies import deep_copy
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
+from hatrack.support.randomness import random_numbers_apart
 
 __all__ = [
     "Movement",
@@ -82,9 +83,8 @@ def without_trace() -> Iterator[None]:
     Random generators are reset afterwards. Hooks on tensors that are saved for backward passes, as of checkpointing,
     are not called. Inference mode is off, since tensors made in it could never be trained.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     unseen = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
-    with torch.inference_mode(False), torch.random.fork_rng(devices=devices), unseen:
+    with torch.inference_mode(False), random_numbers_apart(), unseen:
         yield
 
 

@@ -20,6 +20,7 @@ from hatrack.streams import Split, Task, derive_seed, seeded_generator
 from hatrack.support.inputs import map_tensors
 from hatrack.support.interface import PLAIN
 from hatrack.support.modes import fresh_statistics
+from hatrack.support.randomness import random_numbers_apart
 from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
@@ -200,9 +201,8 @@ class Training:
         total = torch.zeros((), device=device)
         method.train_mode(True)
         # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            own = (ranks.rank,) if ranks.size > 1 else ()
-            torch.manual_seed(derive_seed(seed, "dropout", self._task, epoch, *own))
+        own = (ranks.rank,) if ranks.size > 1 else ()
+        with random_numbers_apart(derive_seed(seed, "dropout", self._task, epoch, *own)):
             for index in range(batches):
                 rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
                 rows, weight = ranks.share(rows)

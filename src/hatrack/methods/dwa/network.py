@@ -15,6 +15,7 @@ from hatrack.errors import InputError
 from hatrack.methods.dwa.masks import FactoredDense, MaskedConv, MaskedDense, MaskedLayer, MaskForm, MaskGate, Usage
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.methods.narrow import sections_of
+from hatrack.support.randomness import random_numbers_apart
 
 __all__ = ["Context", "DWABackbone", "DWANetwork", "Pass", "context_processor"]
 
@@ -130,7 +131,7 @@ class DWABackbone(nn.Module):
         self.embedding, self.context = embedding, context
         parts = [list(section.children()) for section in later]
         # Layers draw initial weights from torch's global generator when made; they get others at once.
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with random_numbers_apart(), torch.no_grad():
             self.masked = nn.ModuleList(_masked(layer, embedding, form, chunk_entries, gate) for layer, *_ in parts)
             self.after = nn.ModuleList(nn.Sequential(*after) for _, *after in parts)
             stem_shape = self.stem.eval()(example).shape[1:]

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from hatrack.support.inputs import tensors_in
 from hatrack.support.names import in_one_line
+from hatrack.support.randomness import random_numbers_apart, seed_generators
 from hatrack.units.coupling import UNGATED, compact, is_constant, touches_units
 from hatrack.units.trace import Call, Labels, Trace
 
@@ -81,8 +82,7 @@ def probe(trace: Trace, call: Call) -> Labels:
         raise ProbeError("it changes more than values")
     results = list(tensors_in(call.output))
     labels = [torch.tensor(UNGATED).expand(each.shape) for each in results]
-    devices = [value.device for value in results if value.is_cuda]
-    with torch.random.fork_rng(devices), warnings.catch_warnings():
+    with random_numbers_apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         experiment = _Experiment(trace, call)
         for operand in experiment.operands:
@@ -353,7 +353,7 @@ class _Experiment:
         """Run the function, on copies of these values, and return its results as vectors."""
         call = self._call
         copies = {key: value.detach().clone() for key, value in values.items()}
-        torch.manual_seed(0)  # the same numbers in every run
+        seed_generators(0)  # the same numbers in every run
         output = call.target(*_replaced(call.args, copies), **_replaced(call.kwargs, copies))
         if output is None and call.args and call.output is call.args[0]:
             output = copies[id(call.output)]  # changed in place
