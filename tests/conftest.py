@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep tests and imports out of every later garbage collection, which would look at all of them."""
+    """Keep tests and imports out of every later garbage collection, and let it look at old objects seldom."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(2000, 20, 100)

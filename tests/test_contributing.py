@@ -73,6 +73,7 @@ def test_without_strength_it_is_fine_tuning(shown: type[Method]) -> None:
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_it_resumes(shown: type[Method], tmp_path: Path) -> None:
     run("l2", tmp_path, tasks=1)
     (resumed, _), (straight, _) = run("l2", tmp_path), run("l2")

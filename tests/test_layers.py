@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,14 @@ def only_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> Iterator[tuple[str, int]]:
     """Yield a module's imports from the package, except for type checking, with their lines."""
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    pending: list[ast.AST] = [parsed(path)]
     while pending:
         node = pending.pop()
         if only_for_types(node):
@@ -110,7 +116,7 @@ def test_global_generators_are_seeded_in_one_place() -> None:
     """``torch.manual_seed`` moves generators of devices that nobody asked for, and none of them comes back."""
     seeding = {"manual_seed", "manual_seed_all", "fork_rng", "set_rng_state"}
     for name, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Attribute) and node.attr in seeding and ast.unparse(node.value).startswith("torch"):
                 own = ast.unparse(node) == "torch.Generator().manual_seed"
                 undone = (name, node.attr) == ("state/undo", "set_rng_state")
@@ -126,7 +132,7 @@ def test_networks_are_made_of_parts_and_not_of_ancestors(network: type) -> None:
 def test_no_class_name_stands_for_two_things() -> None:
     places: dict[str, list[str]] = {}
     for name, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(name)
     assert {kind: where for kind, where in places.items() if len(where) > 1} == {}
@@ -154,7 +160,7 @@ def test_no_file_reads_what_another_keeps_private() -> None:
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 yield node.id
 
-    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    trees = {name: parsed(path) for name, path in MODULES.items()}
     defined = {name: set(names_defined(tree)) for name, tree in trees.items()}
     ours = {each for names in defined.values() for each in names}
     read = [

@@ -79,6 +79,7 @@ def test_units_of_a_chain_by_hand() -> None:
     assert "0: 2 of 4 units" in str(compact.summary)
 
 
+@pytest.mark.slow
 def test_several_tasks_with_norms_of_their_own_and_in_a_grown_network() -> None:
     net = attach("conv-bn")
     samples = {task: learn(net, task, seed)[0] for seed, task in enumerate(("a", "b"))}

@@ -20,11 +20,10 @@ from hatrack.compact.export import Labels, export_all_tasks, export_task
 from support.architectures import ARCHITECTURES, FOLDED, a_task, assert_close, onnx_says, tasks_of
 from support.helpers import attach, learn, logits
 
-pytestmark = pytest.mark.slow
-
 LABELS = Labels(("sandal", "boot", "clog"), {"mean": [0.5], "std": [0.25]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -45,6 +44,7 @@ def test_onnx_says_what_the_network_says(name: str, tmp_path: Path) -> None:
     assert found["task"] == "task"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nets-residual", "vit"])
 def test_pt2_and_safetensors(name: str, tmp_path: Path) -> None:
     net, x, others = a_task(name)
@@ -62,6 +62,7 @@ def test_pt2_and_safetensors(name: str, tmp_path: Path) -> None:
     assert_close(compact(others), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nets-conv-bn", "vit"])
 def test_one_file_for_all_tasks(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
@@ -91,6 +92,7 @@ def test_nothing_is_written_that_says_something_else(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     net = attach("mlp")
     x, _ = learn(net, "t")
@@ -117,6 +119,7 @@ class Bessel(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+@pytest.mark.slow
 def test_what_onnx_does_not_know_is_refused_and_goes_to_pt2(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     net = WeightMaskedNetwork(nn.Sequential(nn.Linear(4, 6), Bessel()), torch.zeros(1, 4))
@@ -138,6 +141,7 @@ class AdaptiveMaxima(nn.Module):
         return torch.cat([line, image, functional.adaptive_max_pool3d(x, (2, 1, 3)).flatten(1)], 1)
 
 
+@pytest.mark.slow
 def test_adaptive_maxima_are_written_out_for_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     x = torch.randn(4, 3, 5, 7)

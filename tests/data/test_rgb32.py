@@ -42,6 +42,7 @@ def test_padding_puts_zeros_around_and_follows_with_the_constants(channels: int,
     assert torch.equal(common.y_train, plain.y_train)
 
 
+@pytest.mark.slow
 def test_published_constants_are_those_of_padding() -> None:
     subset = load_subset()
     common = as_rgb32(subset)

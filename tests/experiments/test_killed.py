@@ -19,8 +19,6 @@ from hatrack.experiments.jobs import carry_out
 from hatrack.train import EpochDone
 from support.killing import QUICK, run_in_process
 
-pytestmark = pytest.mark.slow
-
 FILES = {"run.json", "run.previous.json", "net.hat", "net.previous.hat", "logits.safetensors"}
 
 
@@ -44,6 +42,7 @@ def unharmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return outcome(folder), moments
 
 
+@pytest.mark.slow
 def test_killed_once_at_one_of_many_moments(unharmed: tuple[dict[str, Any], int], tmp_path: Path) -> None:
     expected, moments = unharmed
     for moment in random.Random(0).sample(range(1, moments + 1), 24):
@@ -53,6 +52,7 @@ def test_killed_once_at_one_of_many_moments(unharmed: tuple[dict[str, Any], int]
         assert outcome(folder) == expected, f"killed at moment {moment} of {moments}"
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(unharmed: tuple[dict[str, Any], int], tmp_path: Path) -> None:
     expected, moments = unharmed
     draw, killed = random.Random(1), 0
@@ -63,6 +63,7 @@ def test_killed_again_and_again(unharmed: tuple[dict[str, Any], int], tmp_path: 
     assert outcome(tmp_path) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["packnet", "pathnet", "derpp", "si"])
 def test_methods_that_gather_more_than_weights(method: str, tmp_path: Path) -> None:
     changes = {"generations": 2} if method == "pathnet" else {}
@@ -75,6 +76,7 @@ def test_methods_that_gather_more_than_weights(method: str, tmp_path: Path) -> N
     assert outcome(folder) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_damaged_network_is_named_and_the_one_before_is_used(
     unharmed: tuple[dict[str, Any], int], tmp_path: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_a_damaged_network_is_named_and_the_one_before_is_used(
     assert outcome(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_damaged_state_of_training_is_named_and_the_one_before_is_used(
     unharmed: tuple[dict[str, Any], int], tmp_path: Path
 ) -> None:
@@ -104,6 +107,7 @@ def test_a_damaged_state_of_training_is_named_and_the_one_before_is_used(
     assert outcome(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_damaged_network_of_the_first_task_is_learned_again(
     unharmed: tuple[dict[str, Any], int], tmp_path: Path
 ) -> None:
@@ -158,6 +162,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_good_state_of_training_outlives_the_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unharmed: tuple[dict[str, Any], int]
 ) -> None:
@@ -177,6 +182,7 @@ def test_the_good_state_of_training_outlives_the_damaged_one(
     assert outcome(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_what_another_run_has_left_is_not_taken_up(tmp_path: Path) -> None:
     for event in run(prepare(RunRequest("demo", "hat", 0, tmp_path, overrides=QUICK))):
         if isinstance(event, EpochDone):
@@ -189,6 +195,7 @@ def test_what_another_run_has_left_is_not_taken_up(tmp_path: Path) -> None:
     assert not (tmp_path / "training.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_killed_just_before_the_end_and_asked_again(tmp_path: Path) -> None:
     """The command line and workers see a finished run then, and tidy up what it left."""
     request = RunRequest("demo", "hat", 0, tmp_path / "run", overrides={**QUICK, "num_tasks": 1})

@@ -168,6 +168,7 @@ def test_a_group_that_switches_itself_off_is_warned_of_and_keeps_a_unit(s_max: f
     assert not hard or torch.equal(one.network(x, "a"), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_command_line_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--set", "c=100", "--set", "s_max=1", "--set", "lr=0.5", "--set", "batch_size=4", "--epochs", "3")

@@ -107,6 +107,7 @@ def test_hat_keeps_every_column_of_hashes_constant_and_sgd_does_not(tmp_path: Pa
         assert all((len(column) == 1) == constant for column in columns)
 
 
+@pytest.mark.slow
 def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
     """Derive the proof by hand, from the saved file and the public interface alone."""
     result = finish(request("hat", tmp_path))

@@ -190,6 +190,7 @@ def test_a_task_that_is_learned_twice_gives_the_same_bits() -> None:
     assert PartialGradient(torch.arange(2)).columns is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
 def test_derivatives_that_the_layers_own_forward_has() -> None:
     """Batched gradients, forward-mode derivatives and calls with other weights are those of the plain layers."""

@@ -267,6 +267,7 @@ def test_files_of_other_networks(tmp_path: Path) -> None:
     assert sizes(hatrack.load(tmp_path / "net.hat", MLP((6,), (8, 8)))) == {"dense1": 12, "dense2": 8}
 
 
+@pytest.mark.slow
 def test_detach_gives_the_wide_backbone_back() -> None:
     net = network("resnet-basic")
     backbone = net.backbone

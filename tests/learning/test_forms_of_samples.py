@@ -177,6 +177,7 @@ X = np.random.default_rng(0).standard_normal((20, 4))
 Y = np.arange(20) % 2
 
 
+@pytest.mark.slow
 def test_arrays_teach_what_tensors_do_in_whatever_order_of_memory() -> None:
     said = []
     for x, y in (

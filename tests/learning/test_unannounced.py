@@ -117,7 +117,7 @@ def test_the_same_batches_give_the_same_steps() -> None:
 
 def test_cycle_out_of_range() -> None:
     with pytest.raises(InputError, match="cycle must be at least 1"):
-        UnannouncedLearner(learned().method, 2, lambda p: torch.optim.SGD(p, lr=0.2), cycle=0)
+        UnannouncedLearner(learn("hat", steps=1).method, 2, lambda p: torch.optim.SGD(p, lr=0.2), cycle=0)
 
 
 class Halves(torch.nn.Module):

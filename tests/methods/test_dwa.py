@@ -274,6 +274,7 @@ def test_the_importance_is_the_running_mean_of_fisher_diagonals() -> None:
     assert len(method.positives) == 3
 
 
+@pytest.mark.slow
 def test_the_fisher_diagonal_of_masked_weights_is_that_of_single_samples() -> None:
     method = dwa("plain")
     method.begin_task(IMAGES[0])

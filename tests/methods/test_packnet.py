@@ -67,6 +67,7 @@ def test_every_layer_frees_the_shares_that_were_asked_for() -> None:
         assert 0 < free < size
 
 
+@pytest.mark.slow
 def test_capacity_counts_what_no_later_task_may_change() -> None:
     method, seen = make("packnet", "conv", prune_first=0.5, prune=0.75), tasks("conv")
     backbone = method.network.backbone

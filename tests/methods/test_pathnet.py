@@ -216,6 +216,7 @@ def test_outputs_of_modules_are_summed_and_one_named_twice_counts_once() -> None
     torch.testing.assert_close(method._forward(x, "t0", ((2, 0), (3, 3))), expected)
 
 
+@pytest.mark.slow
 def test_the_papers_width_is_found_for_the_mixture_on_alexnet() -> None:
     """The HAT paper: 16 modules per layer, width factor 0.258, 7.1 million parameters."""
     method = METHODS["pathnet"](setup_of("alexnet", (3, 32, 32), MIXTURE), METHODS["pathnet"].settings_type())

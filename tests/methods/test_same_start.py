@@ -180,7 +180,7 @@ def test_pathnets_modules_depend_on_the_seed_alone() -> None:
         assert weights(modules) == weights(build)
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name not in ("cab", "dwa"), ALONE))
 def test_batches_are_the_same_in_every_epoch(name: str) -> None:
     given = seen(name).epochs
     longest = max(map(len, given.values()))  # PathNet takes twice the epochs, each with an order of its own

@@ -110,6 +110,7 @@ def test_the_penalty_by_hand() -> None:
     torch.testing.assert_close(gradient, 3.0 * (first["3.weight"] + second["3.weight"]) * 0.1, rtol=1e-3, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_drift_is_the_less_the_stronger_the_penalty_and_is_not_called_a_guarantee() -> None:
     drift = []
     for strength in (0.0, 10.0, 1000.0):

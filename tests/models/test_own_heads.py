@@ -99,6 +99,7 @@ def test_a_frozen_head_cannot_move_unnoticed() -> None:
     assert_same(answer(net, x, "a"), before)
 
 
+@pytest.mark.slow
 def test_a_head_moves_along_with_the_network() -> None:
     door = DOORWAYS["mapping"]
     net = attach("units", door).double()
@@ -237,12 +238,19 @@ REFUSED: dict[str, tuple[Callable[[HATNetwork], dict[str, Any]], type[Exception]
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_heads_that_would_break_the_law_are_refused(name: str) -> None:
-    make, error, message = REFUSED[name]
+@pytest.fixture(scope="module")
+def of_one_task() -> HATNetwork:
+    """Network that has learned task a; to be copied."""
     door = DOORWAYS["mapping"]
-    net = attach("units", door)
+    net: HATNetwork = attach("units", door)
     learn(net, "a", door, nn.Linear(12, 2))
+    return net
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_heads_that_would_break_the_law_are_refused(name: str, of_one_task: HATNetwork) -> None:
+    make, error, message = REFUSED[name]
+    net = copy.deepcopy(of_one_task)
     with pytest.raises(error, match=message):
         net.add_task("b", **make(net))
     assert net.task_names == ("a",)
@@ -288,6 +296,7 @@ def test_what_needs_classes_is_refused_in_one_line(tmp_path: Path) -> None:
             refused()
 
 
+@pytest.mark.slow
 def test_files_name_heads_that_are_missing_or_others(tmp_path: Path) -> None:
     door = DOORWAYS["mapping"]
     net = attach("units", door)

@@ -184,6 +184,7 @@ def test_holds_that_fade_or_adapt_erase_no_more(conditioning: Any) -> None:
         assert torch.equal(logits(net, samples[task], task), before[task])
 
 
+@pytest.mark.slow
 def test_earlier_files_forget_too(tmp_path: Path) -> None:
     net = attach("conv-bn")
     x, _ = learn(net, "stays", 0)

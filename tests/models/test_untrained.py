@@ -478,6 +478,7 @@ def test_growth_by_itself_leaves_untrained_layers_out() -> None:
     assert net.backbone[0][0].out_features == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["lora", "adapter"])
 def test_adapters_grow_with_the_number_of_tasks(way: str) -> None:
     torch.manual_seed(0)

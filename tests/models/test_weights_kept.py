@@ -187,6 +187,7 @@ def learn_in_double(net: WeightMaskedNetwork) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+@pytest.mark.slow
 def test_threads_ask_about_different_tasks_at_the_same_time() -> None:
     net = attach("wsn", "alexnet")
     samples = {f"task {seed}": learn(net, f"task {seed}", seed, steps=2)[0] for seed in range(3)}

@@ -73,6 +73,7 @@ def test_tasks_that_lie_apart_are_recognised(kind: str, scorer: Scorer) -> None:
     torch.testing.assert_close(inferred.logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_tasks_are_asked_in_one_pass_and_answers_are_theirs() -> None:
     net, samples = three_tasks()
     x, _ = samples["b"]
@@ -85,6 +86,7 @@ def test_all_tasks_are_asked_in_one_pass_and_answers_are_theirs() -> None:
     assert torch.equal(inferred.chosen, inferred.scores.argmax(1))
 
 
+@pytest.mark.slow
 def test_without_calibration() -> None:
     net, samples = three_tasks(calibrate=False)
     x, _ = samples["a"]

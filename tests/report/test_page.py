@@ -169,6 +169,7 @@ def test_the_page_needs_nothing_else_and_is_named_throughout(methods: tuple[str,
     assert "default-src 'none'" in page, "the browser itself refuses to load anything"
 
 
+@pytest.mark.slow
 def test_every_method_is_explained_with_its_source() -> None:
     page = html_report(Runs.of(synthetic(method, 0, 2) for method in ("hat", "ewc")))
     for name in ("hat", "ewc"):

@@ -213,6 +213,7 @@ def test_every_figure_can_be_drawn(name: str, folder: Path, capsys: pytest.Captu
     assert out.with_suffix(".csv").read_text().count("\n") > 1
 
 
+@pytest.mark.slow
 def test_figures_in_other_forms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = str(folder / "runs")
     assert main(["figure", "accuracy", runs, "-o", str(folder / "a.pdf")]) == 0

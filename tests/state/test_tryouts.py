@@ -157,6 +157,7 @@ def test_an_extracted_task_says_what_the_gated_network_says_to_real_samples(kind
     assert any(compact.summary.units[g] < size for g, size in compact.summary.full_units.items()), "nothing was cut"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_where_no_outputs_say_anything_nothing_is_cut() -> None:
     net = consolidated(Nothing, lambda n: torch.randint(1, 1000, (n, 9)))

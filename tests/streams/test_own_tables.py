@@ -15,6 +15,7 @@ from hatrack.errors import DataError, HatrackError, InputError
 from support.own_sources import ROWS, TABLE, archive, built, from_toml
 
 
+@pytest.mark.slow
 def test_table_is_standardised_on_its_training_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\ufeff" + "\n".join(ROWS) + "\n\n", encoding="utf-8")
     task = from_toml(tmp_path, f'{TABLE}drop = ["id"]\n')

@@ -16,6 +16,7 @@ from hatrack.experiments.settings import NetworkSettings
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.streams import Task
 from hatrack.train import OptimizerKind, TrainingSettings, fit
+from support.marks import slow_but
 
 QUICK = ("hat", "pmask", "sgd", "random", "independent")
 """Methods that a quick run tries everything with."""
@@ -197,5 +198,5 @@ def assert_goes_on_as_without_interruption(name: str, kind: str, folder: Path, *
     return straight, after
 
 
-KINDS = pytest.mark.parametrize("kind", ["mlp", "conv"])
+KINDS = pytest.mark.parametrize("kind", slow_but(["mlp"], ["mlp", "conv"]))
 EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -220,6 +220,7 @@ def test_adapted_encoders_gate_what_the_adapters_bring(kind: str) -> None:
     assert groups(graph) == expected.get(kind, {})
 
 
+@pytest.mark.slow
 def test_a_network_with_nothing_left_for_later_tasks_says_so() -> None:
     for kind in WITHOUT_UNITS[:2]:
         with pytest.warns(UserWarning, match="later tasks learn nothing but their heads"):
