@@ -33,6 +33,7 @@ def first(folder: Path) -> str:
     return str(json.loads((folder / "run.json").read_text())["tasks"][0]["name"])
 
 
+@pytest.mark.slow
 def test_export(folder: Path, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "task.safetensors"
     assert main(["export", str(folder), "--task", first, "--to", str(out)]) == 0

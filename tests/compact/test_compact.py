@@ -15,7 +15,7 @@ from hatrack.gating.attachment import without_gates
 from support.architectures import ARCHITECTURES, a_task, assert_close
 from support.helpers import NETS, attach, learn, logits, open_task
 from support.marks import slow_but
-from support.zoo import QUICK
+from support.zoo import CHEAP
 
 STAYS_WHOLE = {
     "vit-by-hand": 2,  # width // heads is written down in forward
@@ -32,7 +32,7 @@ STAYS_WHOLE = {
 """How many groups of an architecture cannot be cut; all of the others'."""
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, ARCHITECTURES))
+@pytest.mark.parametrize("name", slow_but(CHEAP, ARCHITECTURES))
 def test_it_says_what_the_gated_network_says_and_is_smaller(name: str) -> None:
     net, x, others = a_task(name)
     before = {key: value.clone() for key, value in net.backbone.state_dict().items()}
@@ -180,7 +180,7 @@ def test_attention_answers_what_torchs_answers(batch_first: bool, masked: bool) 
 # ------------------------------------------------------------------------------------------------- many tasks at once
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv-bn"])
+@pytest.mark.parametrize("kind", slow_but(["mlp"], ["mlp", "conv-bn"]))
 @pytest.mark.parametrize("norms", list(BatchNorms))
 def test_logits_of_tasks_are_those_of_the_gated_network_and_stay_to_the_bit(kind: str, norms: BatchNorms) -> None:
     torch.manual_seed(0)

@@ -84,6 +84,7 @@ def test_what_cannot_be_done_is_refused() -> None:
         as_rgb32(dataset(PAD, 1, 40, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "mean", "std"), [("mnist", 0.1, 0.2752), ("fashion", 0.2190, 0.3318)])
 def test_real_sets_have_the_published_constants(
@@ -96,6 +97,7 @@ def test_real_sets_have_the_published_constants(
     assert round(deviation, 4) == std
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_letters_keep_their_constants(notmnist: ImageDataset) -> None:
     common = as_rgb32(notmnist)

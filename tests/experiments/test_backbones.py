@@ -37,6 +37,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     return
 
 
+@pytest.mark.slow
 def test_he_differs_from_xavier_in_the_convolutions() -> None:
     def weights(initialization: InitialWeights) -> dict[str, torch.Tensor]:
         settings = NetworkSettings("alexnet", initialization=initialization)
@@ -70,6 +71,7 @@ def test_a_network_with_a_fourth_of_its_units(name: str, layer: str, units: int)
     assert narrow(0.5, 0).get_parameter(layer).shape[0] == units // 2
 
 
+@pytest.mark.slow
 def test_norms_can_be_left_out() -> None:
     with_norms = build_backbone(NetworkSettings(network="resnet18"), (3, 32, 32), 0)
     without = build_backbone(NetworkSettings(network="resnet18", norm=Norm.NONE), (3, 32, 32), 0)

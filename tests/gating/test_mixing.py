@@ -13,10 +13,10 @@ from hatrack.gating.mixing import MixedNorm
 from support.architectures import ARCHITECTURES, FOLDED, assert_close, tasks_of
 from support.helpers import NETS, SAMPLES, attach, learn, mode, open_task
 from support.marks import slow_but
-from support.zoo import FEATURES, QUICK
+from support.zoo import CHEAP, FEATURES
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, ARCHITECTURES))
+@pytest.mark.parametrize("name", slow_but(CHEAP, ARCHITECTURES))
 def test_a_mixed_batch_is_the_tasks_one_by_one(name: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)

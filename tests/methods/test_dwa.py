@@ -289,6 +289,7 @@ def test_the_fisher_diagonal_of_masked_weights_is_that_of_single_samples() -> No
     torch.testing.assert_close(measured, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", Context)
 def test_it_goes_on_after_loading_with_importance_and_anchors(context: Context, tmp_path: Path) -> None:
     straight, before, after = (dwa("deep", context=context) for _ in range(3))

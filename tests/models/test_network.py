@@ -13,6 +13,7 @@ import hatrack
 from hatrack import HATNetwork, InputError
 from hatrack.units import Role
 from support.helpers import NETS, accuracy, attach, easy_task, learn, logits, open_task, rounding_announced, train
+from support.marks import slow_but
 
 KINDS = list(NETS)
 
@@ -105,7 +106,7 @@ def test_a_copy_keeps_the_law_and_is_independent(kind: str) -> None:
     assert torch.equal(logits(twin, x, "a"), promised)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv-bn", "residual"])
+@pytest.mark.parametrize("kind", slow_but(["mlp"], ["mlp", "conv-bn", "residual"]))
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_state_dict_carries_tasks_and_protection(kind: str, hard: bool) -> None:
     net = attach(kind, hard=hard)

@@ -178,6 +178,7 @@ def test_every_method_is_explained_with_its_source() -> None:
         assert str(escape(kind.source)) in page
 
 
+@pytest.mark.slow
 def test_a_single_run_of_a_single_task() -> None:
     page = html_report(Runs.of([synthetic("hat", 3, 1)]))
     assert "split-mnist: hat" in page
@@ -202,6 +203,7 @@ def variables(theme: str) -> dict[str, str]:
     return dict(re.findall(r"--([\w-]+):(#\w+)", block[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_can_be_seen(theme: str) -> None:
     colours = {
@@ -224,6 +226,7 @@ def test_colours_can_be_seen(theme: str) -> None:
         assert contrast(ink, mixed) >= 4.5
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_result(tmp_path / "run" / "run.json", synthetic("hat", 0, 2))
     out = tmp_path / "page.html"

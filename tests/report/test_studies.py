@@ -10,7 +10,6 @@ from hatrack.report.drawings import DRAWINGS
 from hatrack.report.figures import FIGURES
 from hatrack.report.pictures import PICTURES
 from hatrack.report.studies import STUDIES, requests
-from support.marks import slow_but
 
 QUICK = ["--set", "epochs=2", "--set", "hidden=20,20", "--set", "limit=100", "--set", "num_tasks=2"]
 
@@ -22,7 +21,8 @@ def test_every_figure_and_study_can_be_drawn() -> None:
         assert sorted(drawn) == [False, True], f"{study.name} draws a figure or a picture"
 
 
-@pytest.mark.parametrize("name", slow_but(["weight-masks"], ["input-attention", "weight-masks", "gradient"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["input-attention", "weight-masks", "gradient"])
 def test_pictures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyse", name, *QUICK, "-o", str(tmp_path)]) == 0
     assert f"wrote {tmp_path / name}.svg" in capsys.readouterr().out.replace("\n", "")

@@ -96,6 +96,7 @@ def flipped(content: bytes) -> Iterator[bytes]:
             yield bytes(damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_every_truncation_is_noticed_or_loses_nothing(kind: str, tmp_path: Path) -> None:
     path = tmp_path / kind

@@ -18,7 +18,7 @@ from hatrack.streams import Task
 from hatrack.train import OptimizerKind, TrainingSettings, fit
 from support.marks import slow_but
 
-QUICK = ("hat", "pmask", "sgd", "random", "independent")
+QUICK = ("hat", "sgd", "random", "independent")
 """Methods that a quick run tries everything with."""
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -340,3 +340,11 @@ ZOO = {
 
 QUICK = ("densenet", "gated-linear", "tied-weights", "words")
 """Architectures that a quick run has, too."""
+
+CHEAP = (
+    *QUICK,
+    *("squeeze-excite", "u-net", "called-twice", "bare-parameters", "spatial-attention", "depthwise"),
+    *("grouped-dilated-transposed", "layer-norm-rms-norm", "layer-norm-over-images", "instance-norm-with-statistics"),
+    *("upsampling", "pixel-shuffle", "big-transfer", "splines", "nets-mlp", "nets-conv1d", "nets-residual"),
+)
+"""Architectures that a quick run has, too, where it learns one task of each."""

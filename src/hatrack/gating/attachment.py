@@ -76,11 +76,7 @@ def attached_to(backbone: nn.Module) -> str | None:
     marks: list[_Mark] = [vars(module)[_ATTACHED] for module in marked if _ATTACHED in vars(module)]
     if marks:
         return marks[0].kind
-    callables: list[Any] = [hook for module in modules for hook in module._forward_pre_hooks.values()]
-    callables += [hook for module in modules for hook in module._forward_hooks.values()]
-    callables += [vars(module).get("forward") for module in modules]
-    attached = any(isinstance(getattr(each, "__self__", None), (InputGate, *_SWITCHES)) for each in callables)
-    return "HATNetwork" if attached else None
+    return "HATNetwork" if _methods_of_gates(backbone) else None
 
 
 def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
@@ -115,6 +111,15 @@ def _take_off(backbone: nn.Module) -> None:
             del vars(module)["forward"]
 
 
+def _methods_of_gates(backbone: nn.Module) -> list[object]:
+    """Return the hooks and forward methods that gates and switches have put into a backbone."""
+    modules = list(backbone.modules())
+    methods = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    methods += [hook for module in modules for hook in module._forward_hooks.values()]
+    methods += [vars(module)["forward"] for module in modules if "forward" in vars(module)]
+    return [each for each in methods if isinstance(getattr(each, "__self__", None), (InputGate, *_SWITCHES))]
+
+
 def without_gates(backbone: nn.Module) -> nn.Module:
     """Copy a backbone without its gates and switches; parameters and buffers are shared with the original.
 
@@ -132,7 +137,7 @@ def scratch_without_gates(backbone: nn.Module) -> nn.Module:
     Untrained norms stay in evaluation mode there, too.
     """
     with torch.inference_mode(False):
-        scratch = scratch_of(backbone)
+        scratch = scratch_of(backbone, _methods_of_gates(backbone))  # which the copy loses at once
     _take_off(scratch)
     mark(scratch, None)
     return scratch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -133,9 +133,15 @@ class OwnBuffers(nn.Module):
                 self._buffers[str(index)] = value.detach()
 
 
-def scratch_of(module: ModuleT) -> ModuleT:
-    """Copy a module to be run without a trace in the original; parameters are shared."""
-    return deep_copy(module, {**{id(parameter): parameter for parameter in module.parameters()}, **_graphs(module)})
+def scratch_of(module: ModuleT, shared: Iterable[object] = ()) -> ModuleT:
+    """Copy a module to be run without a trace in the original; parameters are shared.
+
+    Args:
+        module: the module.
+        shared: what else is shared.
+    """
+    kept = {id(each): each for each in (*module.parameters(), *shared)}
+    return deep_copy(module, {**kept, **_graphs(module)})
 
 
 def copy_of(module: ModuleT) -> ModuleT:
