@@ -175,10 +175,18 @@ def separate(build: Callable[[], nn.Module], lr: float) -> Method:
     return run
 
 
-def masked(build: Callable[[], nn.Module], lr: float) -> Method:
+def masked(
+    build: Callable[[], nn.Module], lr: float, start: float | None = None, masks_lr: float | None = None
+) -> Method:
     """Make a method that learns all tasks one after the other in one network of masks, and forgets none of them.
 
     A run that was interrupted goes on after its last task.
+
+    Args:
+        build: makes the network.
+        lr: learning rate of weights.
+        start: mean of the embeddings at the start of a task; None for that of the settings.
+        masks_lr: learning rate of the embeddings; None for ten times that of weights.
     """
 
     def run(tasks: list[Task], seed: int, settings: argparse.Namespace) -> dict[str, Any]:
@@ -194,7 +202,8 @@ def masked(build: Callable[[], nn.Module], lr: float) -> Method:
             if task.name in net.task_names:
                 continue
             start = time.perf_counter()
-            learn(net, task, lr, seed, settings)
+            rates = lr, 10 * lr if masks_lr is None else masks_lr
+            learn(net, task, rates, settings.start if start is None else start, seed, settings)
             score, digests[task.name] = tested(net.eval(), task)
             net.save(saved)
             beside.write_text(json.dumps(digests))
@@ -215,13 +224,20 @@ def masked(build: Callable[[], nn.Module], lr: float) -> Method:
     return run
 
 
-def learn(net: hatrack.HATNetwork, task: Task, lr: float, seed: int, settings: argparse.Namespace) -> None:
-    """Learn a task, and consolidate it."""
+def learn(
+    net: hatrack.HATNetwork,
+    task: Task,
+    rates: tuple[float, float],
+    start: float,
+    seed: int,
+    settings: argparse.Namespace,
+) -> None:
+    """Learn a task with learning rates of weights and of masks, and consolidate it."""
     generator = torch.Generator().manual_seed(seed)
-    net.add_task(task.name, task.classes, generator=generator, embedding=Normal(settings.start, 1.0))
+    net.add_task(task.name, task.classes, generator=generator, embedding=Normal(start, 1.0))
     own = [parameter for name, parameter in net.tasks[-1].named_parameters() if name == "embedding"]
     rest = [p for p in net.task_parameters(task.name) if not any(p is each for each in own)]
-    groups = [{"params": rest, "lr": lr}, {"params": own, "lr": 10 * lr, "weight_decay": 0.0}]
+    groups = [{"params": rest, "lr": rates[0]}, {"params": own, "lr": rates[1], "weight_decay": 0.0}]
     optimizer = net.protect(torch.optim.AdamW(groups, weight_decay=0.01))
     total = task.train.steps()
     scheduler = schedule(optimizer, settings.epochs * total)

@@ -101,7 +101,7 @@ def methods() -> dict[str, Method]:
         "probe": probe(lambda: Picture(pretrained())),
         "fine-tuning": separate(lambda: Picture(pretrained()), 5e-4),
         "hat-adapters": masked(lambda: Picture(with_adapters(128)), 2e-3),
-        "hat-fine-tuning": masked(lambda: Picture(pretrained()), 5e-4),
+        "hat-fine-tuning": masked(lambda: Picture(pretrained()), 5e-4, start=1.0, masks_lr=3e-2),
     }
 
 

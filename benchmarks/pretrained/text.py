@@ -145,7 +145,7 @@ def methods() -> dict[str, Method]:
         "fine-tuning": separate(lambda: Sentence(pretrained()), 5e-5),
         "hat-adapters": masked(lambda: Sentence(with_adapters(256)), 3e-3),
         "hat-lora": masked(lambda: Sentence(with_lora(64)), 3e-3),
-        "hat-fine-tuning": masked(lambda: Sentence(pretrained()), 1e-4),
+        "hat-fine-tuning": masked(lambda: Sentence(pretrained()), 1e-4, start=1.0, masks_lr=3e-2),
     }
 
 
