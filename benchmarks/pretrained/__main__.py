@@ -24,8 +24,10 @@ from typing import Any
 
 import torch
 
+from hatrack.storage.atomic import write_atomically
+from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
-from learning import recorded
+from learning import recorded, require_same_settings, settings_of
 
 
 def main() -> None:
@@ -46,8 +48,9 @@ def main() -> None:
     methods, tasks = kind.methods(), kind.tasks(settings)
     about: dict[str, Any] = {
         "environment": {**describe_environment(), "transformers": version("transformers"), "threads": 1},
-        "settings": {name: getattr(settings, name) for name in ("epochs", "c", "start", "limit")},
+        "settings": settings_of(settings),
     }
+    require_same_settings(settings)
     for seed in map(int, settings.seeds.split(",")):
         order = torch.randperm(len(tasks), generator=torch.Generator().manual_seed(seed)).tolist()
         for name in settings.methods.split(",") if settings.methods else methods:
@@ -59,8 +62,9 @@ def main() -> None:
             found = methods[name]([tasks[index] for index in order], seed, settings)
             mean = sum(found["accuracy"].values()) / len(tasks)
             run = {"method": name, "seed": seed, "mean": mean, **found, "seconds": time.process_time() - start}
-            runs = [*recorded(settings.out), run]  # read again: other processes may have added theirs
-            settings.out.write_text(json.dumps({**about, "runs": runs}, indent=1) + "\n")
+            with locked(settings.out.absolute().parent, patience=60.0):  # other processes may add theirs
+                content = {**about, "runs": [*recorded(settings.out), run]}
+                write_atomically(settings.out, (json.dumps(content, indent=1) + "\n").encode())
             print(f"{name}, seed {seed}: {mean:.2%}", flush=True)
 
 

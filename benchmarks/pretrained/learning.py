@@ -99,7 +99,7 @@ def probe(build: Callable[[], nn.Module]) -> Method:
                 with torch.no_grad():
                     pairs = [(features(backbone, batch), labels) for batch, labels in part.ordered()]
                 parts[name] = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-            mean, deviation = parts["train"][0].mean(0), parts["train"][0].std(0)
+            mean, deviation = parts["train"][0].mean(0), parts["train"][0].std(0).clamp_min(1e-6)
             scaled = {name: ((x - mean) / deviation, y) for name, (x, y) in parts.items()}
             layers = [fitted(*scaled["train"], task.classes, strength, seed) for strength in STRENGTHS]
             best = max(layers, key=lambda layer: share_of_right(layer, *scaled["valid"]))
@@ -191,24 +191,30 @@ def masked(
 
     def run(tasks: list[Task], seed: int, settings: argparse.Namespace) -> dict[str, Any]:
         saved = settings.out.with_suffix(f".{settings.method}-{seed}.hat")
-        beside = saved.with_suffix(".json")
+        beside, chosen = saved.with_suffix(".json"), {**settings_of(settings), "lr": lr, "masks_lr": masks_lr}
+        if start is not None:
+            chosen["start"] = start
+        digests: dict[str, str] = {}
         torch.manual_seed(seed)
         if saved.exists():
-            net, digests = hatrack.load(saved, build()), json.loads(beside.read_text())
+            net, known = hatrack.load(saved, build()), json.loads(beside.read_text())
+            if known["settings"] != chosen:
+                raise SystemExit(f"{saved} was begun with {known['settings']}; remove it to begin with {chosen}")
+            digests = known["digests"]
         else:
             example = first(next(iter(tasks[0].valid.ordered()))[0], 2)
-            net, digests = hatrack.HATNetwork(build(), example, s_max=400.0), {}
+            net = hatrack.HATNetwork(build(), example, s_max=400.0)
         for task in tasks:
             if task.name in net.task_names:
                 continue
-            start = time.perf_counter()
+            begin = time.perf_counter()
             rates = lr, 10 * lr if masks_lr is None else masks_lr
             learn(net, task, rates, settings.start if start is None else start, seed, settings)
             score, digests[task.name] = tested(net.eval(), task)
+            beside.write_text(json.dumps({"settings": chosen, "digests": digests}))  # first: it may name one task more
             net.save(saved)
-            beside.write_text(json.dumps(digests))
             print(
-                f"  {task.name}: {score:.1%}, {net.usage():.0%} used, {time.perf_counter() - start:.0f} s", flush=True
+                f"  {task.name}: {score:.1%}, {net.usage():.0%} used, {time.perf_counter() - begin:.0f} s", flush=True
             )
         net.eval()
         valid = {task.name: accuracy(partial(net, task=task.name), task.valid) for task in tasks}
@@ -235,16 +241,16 @@ def learn(
     """Learn a task with learning rates of weights and of masks, and consolidate it."""
     generator = torch.Generator().manual_seed(seed)
     net.add_task(task.name, task.classes, generator=generator, embedding=Normal(start, 1.0))
-    own = [parameter for name, parameter in net.tasks[-1].named_parameters() if name == "embedding"]
-    rest = [p for p in net.task_parameters(task.name) if not any(p is each for each in own)]
-    groups = [{"params": rest, "lr": rates[0]}, {"params": own, "lr": rates[1], "weight_decay": 0.0}]
+    own = net.tasks[-1].embedding
+    rest = [parameter for parameter in net.task_parameters(task.name) if parameter is not own]
+    groups = [{"params": rest, "lr": rates[0]}, {"params": [own], "lr": rates[1], "weight_decay": 0.0}]
     optimizer = net.protect(torch.optim.AdamW(groups, weight_decay=0.01))
     total = task.train.steps()
     scheduler = schedule(optimizer, settings.epochs * total)
     for _ in range(settings.epochs):
         net.train()
         for step, (batch, labels) in enumerate(task.train.shuffled(generator)):
-            net.anneal(step / (total - 1))
+            net.anneal(step / max(1, total - 1))
             with half():
                 loss = F.cross_entropy(net(batch, task.name), labels)
             loss = loss + settings.c * net.regularization()
@@ -270,6 +276,18 @@ def tested(net: hatrack.HATNetwork, task: Task) -> tuple[float, str]:
     logits, labels = torch.cat([given for given, _ in pairs]), torch.cat([labels for _, labels in pairs])
     right = float((logits.argmax(1) == labels).double().mean())
     return right, hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+
+
+def settings_of(settings: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that decide on the results of a run."""
+    return {name: getattr(settings, name) for name in ("epochs", "c", "start", "limit")}
+
+
+def require_same_settings(settings: argparse.Namespace) -> None:
+    """End the program where a file of results holds runs of other settings."""
+    there = json.loads(settings.out.read_text())["settings"] if settings.out.exists() else settings_of(settings)
+    if there != settings_of(settings):
+        raise SystemExit(f"{settings.out} holds runs with {there}; name another file for {settings_of(settings)}")
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class Sentences:
         return self.batches(self.lengths.argsort(stable=True), 128)
 
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Yield batches of random sentences; those of a hundred batches are put together by their lengths."""
+        """Yield batches of random sentences; those of sixteen batches are put together by their lengths."""
         order = torch.randperm(len(self.labels), generator=generator)
         pools = [pool[self.lengths[pool].argsort(stable=True)] for pool in order.split(16 * BATCH)]
         batches = [rows for pool in pools for rows in pool.split(BATCH)]
