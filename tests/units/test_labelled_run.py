@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,9 +15,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hatrack import HATNetwork
 from hatrack.support.observers import Unobserved, observed_by
 from hatrack.units import Path, Trace, analyze, follow, path_of
 from hatrack.units.decisions import Way
+from support.helpers import assert_poison_harmless, learn
 from support.zoo import ZOO, Architecture
 
 
@@ -111,3 +116,54 @@ def test_what_two_observers_are_not_to_see_others_see() -> None:
         with inner, Unobserved(functions, operations):  # it is not the last one that was entered
             torch.relu(x)
         assert (outer.count, functions.count, inner.count, operations.count) == (5, 2, 1, 1)
+
+
+class Chosen(nn.Module):
+    """Layers between which a place that depends on the number of samples is cut out, said as some type."""
+
+    def __init__(self, said: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.said = nn.Linear(3, 16), nn.Linear(8, 4), said
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.said(8 if len(x) > 4 else 0)
+        h = torch.relu(self.first(x))
+        return self.second(h[:, start + np.arange(8)] if isinstance(start, np.ndarray) else h.narrow(1, start, 8))
+
+
+@pytest.mark.parametrize(
+    "said", [int, np.int64, np.int32, lambda k: np.array(k)], ids=["int", "int64", "int32", "array"]
+)
+def test_settings_of_any_type_make_another_path(said: Callable[[int], Any]) -> None:
+    model = Chosen(said)
+    few, more, many = (path_of(model, torch.zeros(samples, 3), training=False) for samples in (2, 4, 8))
+    assert few.is_same(more)
+    assert not few.is_same(many)
+
+
+class Falling(nn.Module):
+    """Network that falls back on another layer where the first one does not fit, with a branch inside or alone."""
+
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        self.inputs, self.out = nn.Linear(3, 8), nn.Linear(8, 6)
+        misfit = nn.Linear(7, 8)
+        self.misfit = nn.Sequential(nn.ReLU(), nn.Sequential(misfit)) if nested else misfit
+        self.fits = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.inputs(x))
+        try:
+            h = self.misfit(h)
+        except RuntimeError:
+            h = self.fits(h)
+        return torch.relu(self.out(torch.relu(h)))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_call_that_fails_and_is_caught_leaves_the_rest_followed(nested: bool) -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Falling(nested), torch.zeros(2, 3))
+    assert {group.name: group.size for group in net.units.groups} == {"inputs": 8, "fits": 8, "out": 6}
+    samples = {task: learn(net, task, seed)[0] for seed, task in enumerate(("one", "two"))}
+    assert_poison_harmless(net, samples)

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from hatrack.state.comparing import PLAIN_VALUES
+
 __all__ = ["Controls", "Parts", "Reshaped"]
 
 _Table = dict[str, Any]
-_SETTINGS = (bool, int, float, complex, str, type(None))
-"""Types of attributes by which a module may choose what it does."""
-
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module, its mode among them."""
 
@@ -156,7 +155,8 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[st
 
 
 def _is_setting(value: Any) -> bool:
-    return isinstance(value, _SETTINGS) or (isinstance(value, tuple) and all(isinstance(v, _SETTINGS) for v in value))
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(each, PLAIN_VALUES) for each in parts)
 
 
 def _hooks_of(part: nn.Module) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -160,4 +161,6 @@ def _value(module: nn.Module, name: str) -> Any:
     except AttributeError:
         return None
     value = owner._buffers.get(own, vars(owner).get(own))
+    if isinstance(value, np.generic):
+        return value.item()
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hatrack.state.comparing import PLAIN_VALUES, differences, is_same_tensor, own_attributes, state_of
 from hatrack.support.copies import deep_copy
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
@@ -37,11 +40,6 @@ __all__ = [
 ]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-_OF_TORCH = frozenset(vars(nn.Module())) | {"forward", "train", "_flat_weights", "_flat_weight_refs"}
-"""Attributes that torch itself keeps in a module, buffers and parts among them."""
-
-_NUMBERS = (bool, int, float, complex, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def get_buffers(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
 class StateOf:
     """Record of a network's buffers and attributes, to restore them.
 
-    It copies the content of a user's own containers and objects, which a run may change; ``Snapshot`` in
+    It copies the content of a user's own containers and objects, however deep, which a run may change; ``Snapshot`` in
     ``state/undo.py`` keeps references instead, to what hatrack's own operations replace.
 
     Args:
@@ -189,57 +187,83 @@ class StateOf:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._parts = [
-            (part, {n: (b, None if b is None else b.clone()) for n, b in part._buffers.items()}, _remembered(part))
-            for part in module.modules()
-        ]
+        self._parts = [(part, dict(part._buffers), state_of(part)) for part in module.modules()]
+        self._contents: list[tuple[Any, Any]] = []
+        self._seen = {id(part) for part in module.modules()} | {id(parameter) for parameter in module.parameters()}
+        pending = [value for _, *tables in self._parts for table in tables for value in table.values()]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, PLAIN_VALUES) or id(value) in self._seen:
+                continue
+            self._seen.add(id(value))
+            content = _content_of(value)
+            if content is not None:
+                self._contents.append((value, content))
+                pending += _parts_of(content)
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Restore the recorded state."""
         for part, buffers, attributes in self._parts:
-            for name, (buffer, value) in buffers.items():
-                if buffer is not None and value is not None and not _same(buffer, value):
-                    buffer.copy_(value)
-                part._buffers[name] = buffer
-            for name in [name for name in _state(part) if name not in attributes]:
+            _put_back(part._buffers, buffers)
+            for name in [name for name in state_of(part) if name not in attributes]:
                 del vars(part)[name]
-            for name, (attribute, content) in attributes.items():
-                vars(part)[name] = attribute
-                if content is not None:
-                    _refill(attribute, content)
-
-
-def _remembered(part: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Return attributes of a module, each with a copy of its content if that can change."""
-    return {name: (value, _content_of(value)) for name, value in _state(part).items()}
+            vars(part).update(attributes)
+        for value, content in self._contents:
+            _refill(value, content)
 
 
 def _content_of(value: Any) -> Any:
+    """Return a copy of the content of a tensor, a container or an object; None where nothing of it can change."""
     if isinstance(value, Tensor):
-        return None if value.requires_grad else value.clone()
+        return None if value.requires_grad or isinstance(value, nn.Parameter) else value.clone()
     if isinstance(value, (dict, list, deque, set, np.ndarray)):
         return copy.copy(value)
-    has_attributes = hasattr(value, "__dict__") and not callable(value) and not isinstance(value, nn.Module)
-    return dict(vars(value)) if has_attributes else None
+    if isinstance(value, tuple):
+        return None if all(isinstance(each, PLAIN_VALUES) for each in value) else value
+    if isinstance(value, MethodType):
+        return (value.__self__,)
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    return None if isinstance(value, (type, FunctionType, ModuleType)) else own_attributes(value)
+
+
+def _parts_of(content: Any) -> list[Any]:
+    """Return what the content of a container or an object consists of."""
+    if isinstance(content, (Tensor, np.ndarray)):
+        return []
+    return list(content.values() if isinstance(content, dict) else content)
 
 
 def _refill(value: Any, content: Any) -> None:
     """Restore the content of a container, an array or an object."""
     if isinstance(value, Tensor):
-        if not _same(value, content):
+        if not is_same_tensor(value, content):
             value.copy_(content)
     elif isinstance(value, np.ndarray):
         value[...] = content
-    elif isinstance(value, (dict, set)):
+    elif isinstance(value, dict):
+        _put_back(value, content)
+    elif isinstance(value, set):
         value.clear()
         value.update(content)
     elif isinstance(value, (list, deque)):
         value.clear()
         value.extend(content)
-    elif vars(value).keys() != content.keys() or any(vars(value)[key] is not content[key] for key in content):
-        vars(value).clear()
-        vars(value).update(content)
+    elif not isinstance(value, (tuple, MethodType, partial)):  # whose parts were recorded
+        for name in own_attributes(value) or ():
+            if name not in content:
+                object.__delattr__(value, name)
+        for name, attribute in content.items():
+            if getattr(value, name, None) is not attribute:
+                object.__setattr__(value, name, attribute)
+
+
+def _put_back(table: MutableMapping[Any, Any], entries: Mapping[Any, Any]) -> None:
+    """Restore the entries of a table, which is left alone where none has changed."""
+    if list(table) != list(entries) or any(table[key] is not entries[key] for key in entries):
+        table.clear()
+        table.update(entries)
 
 
 class ScratchRuns:
@@ -311,56 +335,11 @@ def movement_of(original: nn.Module, scratch: nn.Module, per_task: Sequence[str]
         was, now = before.get(name), after[name]
         if was is None or was.shape != now.shape or was.dtype != now.dtype:
             attributes[name] = None
-        elif not _same(was, now):
+        elif not is_same_tensor(was, now):
             buffers[name] = None
     parts = zip(original.named_modules(), scratch.modules(), strict=True)
+    registered = {id(part) for part in original.modules()}
     for (name, part), copied in parts:
-        for path in _differences(_state(part), _state(copied)):
+        for path in differences(state_of(part), state_of(copied), registered):
             attributes[f"{name}.{path}".lstrip(".")] = None
     return Movement(tuple(name for name in buffers if name not in attributes), tuple(attributes))
-
-
-def _state(module: nn.Module) -> dict[str, Any]:
-    return {n: value for n, value in vars(module).items() if n not in _OF_TORCH and not n.startswith("_hatrack")}
-
-
-def _differences(before: dict[Any, Any], after: dict[Any, Any]) -> Iterator[str]:
-    for name in {**before, **after}:
-        if name not in before or name not in after or not _same(before[name], after[name]):
-            yield str(name)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Return whether two states are equal to the bit, also in what objects refer to."""
-    return _are_same(one, other, set())
-
-
-def _are_same(one: Any, other: Any, compared: set[tuple[int, int]]) -> bool:
-    if one is other or (id(one), id(other)) in compared or isinstance(one, nn.Module):
-        return True  # modules are looked into by themselves
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return _are_same_tensors(one, other)
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, _NUMBERS):
-        return bool(one == other or one != one)
-    compared.add((id(one), id(other)))  # objects may refer to themselves
-    if isinstance(one, np.ndarray):
-        return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
-    if isinstance(one, (set, frozenset)):
-        return all(isinstance(each, _NUMBERS) for each in one) and one == other
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_are_same(one[key], other[key], compared) for key in one)
-    if isinstance(one, (list, tuple, deque)):
-        return len(one) == len(other) and all(_are_same(a, b, compared) for a, b in zip(one, other, strict=True))
-    if not hasattr(one, "__dict__") or callable(one):
-        return True  # state outside of attributes cannot be compared
-    return _are_same(vars(one), vars(other), compared)
-
-
-def _are_same_tensors(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if not (one.is_floating_point() or one.is_complex()):
-        return torch.equal(one, other)
-    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())

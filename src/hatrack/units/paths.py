@@ -6,6 +6,7 @@ path of one that was labelled, it does the same to units.
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import weakref
 from collections.abc import Iterable, Iterator
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hatrack.state.comparing import PLAIN_VALUES, own_attributes
 from hatrack.support.inputs import Inputs, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import words
@@ -41,6 +44,9 @@ _FLAGGED = ("dropout", "batch_norm", "instance_norm", "attention", "lstm", "gru"
 
 _ATTENTION = "scaled_dot_product_attention"
 """End of the name of a function whose rate of dropout differs between modes; to units it does the same."""
+
+_NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum, range, type(...))
+"""Further settings that are told apart by what they are."""
 
 _Call = tuple[str, tuple[Any, ...], tuple[Any, ...]]
 
@@ -189,7 +195,10 @@ def _without_dropout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any
 
 
 def _settings(tree: Any, flags: bool) -> Iterator[Any]:
-    """Yield nested arguments other than tensors; truth values only if asked for, since they may be a mode."""
+    """Yield nested arguments other than tensors; truth values only if asked for, since they may be a mode.
+
+    Nothing is left out: an argument that is not told apart would let two calls pass for the same.
+    """
     if isinstance(tree, (tuple, list)):
         for branch in tree:
             yield from _settings(branch, flags)
@@ -199,10 +208,22 @@ def _settings(tree: Any, flags: bool) -> Iterator[Any]:
             yield from _settings(branch, flags)
     elif isinstance(tree, slice):
         yield from _settings((tree.start, tree.stop, tree.step), flags)
-    elif isinstance(tree, bool):
-        yield from (tree,) if flags else ()
-    elif isinstance(tree, (int, float, str, torch.dtype, type(None), type(...))):
+    elif isinstance(tree, (bool, np.bool_)):
+        yield from (bool(tree),) if flags else ()
+    elif isinstance(tree, np.generic):
+        yield tree.item()
+    elif isinstance(tree, np.ndarray):
+        yield f"array {tree.shape} {tree.dtype} {hashlib.sha256(repr(tree.tolist()).encode()).hexdigest()}"
+    elif isinstance(tree, (*PLAIN_VALUES, *_NAMED)):
         yield tree
+    elif not isinstance(tree, Tensor):  # whose origin is recorded apart
+        yield f"{type(tree).__module__}.{type(tree).__qualname__}"
+        yield from _settings([each for each in (own_attributes(tree) or {}).items() if _is_plain(each[1])], flags)
+
+
+def _is_plain(value: Any) -> bool:
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return all(isinstance(each, (*PLAIN_VALUES, np.ndarray)) for each in parts)
 
 
 def path_of(model: nn.Module, x: Inputs, training: bool, interface: Interface = PLAIN, way: Way = ()) -> Path:

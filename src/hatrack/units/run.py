@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -223,7 +224,7 @@ class _LabelledRun(TorchFunctionMode):
                 enter = partial(self._announce, name, rule)
                 leave = partial(self._unseen, self._leave, name, rule)
                 hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
-                hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
             yield
 
     def _announce(self, name: str, rule: Rule | None, *args: Any) -> None:
@@ -258,12 +259,15 @@ class _LabelledRun(TorchFunctionMode):
             self._refuse_transform(Call(module, name, args, kwargs, None))
 
     def _leave(self, name: str, rule: Rule | None, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Explain the call of a module by its rule, if it has one; a forward hook."""
+        """Explain the call of a module by its rule, if it has one; a forward hook, called after errors, too."""
         call = Call(module, name, args, kwargs, output)
+        has_failed = output is None and sys.exc_info()[0] is not None  # the network may catch that, and go on
         if rule is None:
             self._inside.pop()
             arguments = self._arguments.pop()
             self._trace.sources.leave(arguments)
+            if has_failed:
+                return
             for argument, *_ in arguments:
                 if (name, argument.position) in self._trace.reads:
                     self._trace.read_argument(call, argument)
@@ -271,7 +275,7 @@ class _LabelledRun(TorchFunctionMode):
                 self._note_result(call, known=False)
             return
         # Still counted as inside, so that the rule's own work on labels is not followed in its turn.
-        if self._depth == 1:
+        if self._depth == 1 and not has_failed:
             self._explain(rule, call)
             self.one_path.follow(call.output)
             self._note_result(call, known=True)
