@@ -126,3 +126,12 @@ def test_soft_conditioning_is_equation_2() -> None:
         for j in range(4):
             expected = before["backbone.2.weight"][i, j] - (1 - torch.minimum(a2[i], a0[j]))
             torch.testing.assert_close(net.backbone[2].weight[i, j].detach(), expected)
+
+
+def test_embeddings_that_are_drawn_from_a_distribution_without_a_generator_differ() -> None:
+    networks = [attach("mlp") for _ in range(2)]
+    torch.default_generator.manual_seed(0)
+    for net in networks:
+        net.add_task("one", 2, embedding=torch.distributions.Normal(0.0, 1.0))
+    one, two = (net.tasks[0].embedding for net in networks)
+    assert not torch.equal(one, two)

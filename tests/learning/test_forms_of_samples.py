@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hatrack import HatrackError, InputError, Learner, NumberPrediction, Prediction
+from hatrack.learning.samples import require_digits
 from hatrack.streams import Task
 from hatrack.support.inputs import map_tensors
 from hatrack.support.interface import Interface
@@ -223,7 +224,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "masked": ((np.ma.masked_less(X, 0), Y), r"samples of 'a' have masked values"),
     "ragged": (([[1.0], [1.0, 2.0]], Y), r"have different lengths; pad them"),
     "not finite": ((np.where(X > 1, np.nan, X), Y), r"hold infinite values or NaN"),
-    "too large for floats": ((X * 1e300, Y), r"hold infinite values or NaN"),
+    "too large for floats": ((X * 1e300, Y), r"hold numbers beyond the type of the example; scale them first"),
     "digits that floats have not": ((X + 1.7e9, Y), r"vary by 0\.887 around 1\.7e\+09 at \[0\].* float32 keeps too"),
     "another shape": ((X[:, :3], Y), r"have shape \(3,\), the network expects \(4,\)"),
     "further axes": ((X[:, None], Y), r"have shape \(20, 1, 4\), of 3 axes.* made for 2 axes"),
@@ -319,3 +320,11 @@ def test_tasks_of_nested_samples_can_be_made_without_a_learner() -> None:
     assert loaded["right"].dtype == torch.int64
     assert torch.equal(loaded["left"], x["left"][loaded["right"]])
     assert torch.equal(labels, y[loaded["right"]])
+
+
+def test_digits_are_looked_at_along_the_axis_of_samples() -> None:
+    times = torch.arange(40, dtype=torch.float64).view(1, 20, 2) + 1.7e9
+    example = torch.zeros(3, 4, 2)
+    with pytest.raises(InputError, match=r"vary by .* around 1\.7e\+09"):
+        require_digits(times, example, "samples", 1)
+    require_digits(times.transpose(0, 1)[:1], example, "samples", 0)

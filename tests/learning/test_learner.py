@@ -191,3 +191,24 @@ def test_a_task_that_diverges_leaves_the_others_as_they_were() -> None:
     assert learner.tasks == ("good",)
     assert torch.equal(learner.predict(x, "good").values, before)
     learner.fit("next", (x, x[:, 1]))
+
+
+def test_an_interrupt_while_a_task_is_calibrated_leaves_no_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    of = Learner(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), (4,), training=BRIEF)
+    x, y = torch.randn(16, 4), torch.arange(16) % 2
+    of.fit("first", (x, y))
+    before = of.predict(x, "first").distribution
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(of.network), "calibrate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            of.fit("second", (x, y))
+    assert of.tasks == ("first",)
+    assert torch.equal(of.predict(x, "first").distribution, before)
+    of.fit("second", (x, y))
+    assert of.tasks == ("first", "second")
+    assert set(of.predict(x).tasks) <= {"first", "second"}

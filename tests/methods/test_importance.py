@@ -159,3 +159,21 @@ def test_the_backbones_of_the_experiments_can_be_measured(backbone: nn.Module) -
         assert list(measured) == [name for name, _ in backbone.named_parameters()]
         assert all(bool(torch.isfinite(value).all()) and float(value.min()) >= 0 for value in measured.values())
         assert sum(float(value.sum()) for value in measured.values()) > 0
+
+
+@pytest.mark.parametrize("kind", [Fisher.SAMPLED, Fisher.AUTHORS])
+def test_without_a_generator_every_measurement_draws_on(kind: Fisher) -> None:
+    net, task = prepared("dropout")
+    torch.default_generator.manual_seed(0)
+    one, other = fisher_diagonal(net, task, kind), fisher_diagonal(net, task, kind)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", Fisher)
+def test_what_is_not_trained_has_no_importance(kind: Fisher) -> None:
+    net, task = prepared("dropout")
+    first = next(iter(dict(net.backbone.named_parameters())))
+    net.backbone.get_parameter(first).requires_grad_(False)
+    measured = fisher_diagonal(net, task, kind)
+    assert measured
+    assert first not in measured

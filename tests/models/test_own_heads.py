@@ -371,3 +371,89 @@ def test_own_and_linear_heads_live_beside_each_other(own: list[bool], seed: int)
         for task, (samples, said) in promised.items():
             assert_same(answer(net, samples, task), said)
     net.check()
+
+
+class ForMany(nn.Module):
+    """Head that does something else for many samples."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.layer, self.what = nn.Linear(12, 2), what
+        self.others = [nn.Linear(12, 2)]
+        self.kept: Tensor | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        said: Tensor = self.layer(features)
+        if len(features) < 5:
+            return said
+        if self.what == "keeps":
+            self.kept = features.mean() if self.kept is None else self.kept
+            return said + self.kept
+        noise: Tensor = torch.randn_like(said) if self.what == "draws" else self.others[0](features)
+        return said + noise
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("keeps", "changes kept in evaluation mode"),
+        ("draws", "gives other outputs from call to call"),
+        ("uses another's", "uses a tensor that is no part of it"),
+    ],
+)
+def test_a_head_is_tried_with_many_samples(what: str, message: str, of_one_task: HATNetwork) -> None:
+    net = copy.deepcopy(of_one_task)
+    with pytest.raises((UnsupportedError, InputError), match=message):
+        net.add_task("b", head=ForMany(what))
+
+
+class Scaled(nn.Module):
+    """Head with a setting that no file's tensors hold."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(12, 3), factor
+
+    def forward(self, features: Tensor) -> Tensor:
+        said: Tensor = self.layer(features)
+        return said * self.factor
+
+
+def activated(**settings: Any) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 12),
+        nn.LayerNorm(12, eps=settings.get("eps", 1e-5)),
+        nn.GELU(approximate=settings.get("approximate", "none")),
+        nn.Linear(12, 12),
+        nn.LeakyReLU(settings.get("slope", 0.1)),
+        nn.Dropout(settings.get("p", 0.1)),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize(
+    ("settings", "factor", "said"),
+    [
+        ({}, 5.0, r"the head of task 'a'\.factor was 1\.0 and is 5\.0; and task 'a'"),
+        ({"eps": 1e-3}, 1.0, r"1\.eps was 1e-05 and is 0\.001"),
+        ({"approximate": "tanh"}, 1.0, r"2\.approximate was 'none' and is 'tanh'"),
+        ({"slope": 0.11}, 1.0, r"4\.negative_slope was 0\.1 and is 0\.11"),
+    ],
+)
+def test_other_settings_are_refused_where_a_task_answers_otherwise(
+    kind: Any, settings: dict[str, Any], factor: float, said: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = kind(activated(), torch.randn(4, 6))
+    net.add_task("a", head=Scaled(1.0))
+    net.consolidate("a")
+    net.add_task("b", 3)
+    with torch.no_grad():
+        net.tasks[1].head.weight.zero_()
+    net.consolidate("b")
+    net.save(tmp_path / "net.hat")
+    with pytest.raises(CheckpointError, match=f"was saved with other settings: {said}"):
+        hatrack.load(tmp_path / "net.hat", activated(**settings), heads={"a": Scaled(factor)})
+    again = hatrack.load(tmp_path / "net.hat", activated(p=0.5), heads={"a": Scaled(1.0)})
+    x = torch.randn(5, 6)
+    assert all(torch.equal(again.eval()(x, task), net.eval()(x, task)) for task in "ab")

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.masks.packing import move_along
-from hatrack.support.randomness import random_numbers_apart, seed_generators
+from hatrack.support.randomness import random_numbers_apart
 from hatrack.units import Group, Reader
 
 __all__ = ["ActiveTask", "InputGate", "change_argument", "groups_switched_off", "initial_embedding", "used_units"]
@@ -70,8 +70,8 @@ def initial_embedding(start: Tensor | Distribution, num_units: int, generator: t
     if isinstance(start, Distribution):
         if start.batch_shape or start.event_shape:
             raise InputError(f"an embedding is drawn from a distribution of single numbers, which {start} is not")
-        with random_numbers_apart():  # distributions draw from torch's global generator and take no other
-            seed_generators(int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with random_numbers_apart(seed):  # distributions draw from torch's global generator and take no other
             drawn: Tensor = start.sample(torch.Size([num_units]))
         return drawn.to(torch.get_default_dtype()).clamp(-bound, bound)
     if start.shape != (num_units,) or not bool((start.abs() <= bound).all()):

@@ -222,11 +222,10 @@ class Learner:
         if task in self.tasks:
             raise InputError(f"there is a task {task!r} already: forget({task!r}) first, or choose another name")
         what = f"samples of {task!r}"
-        x, y = read_data(data, self._method.setup.interface.batch_axis, what)
-        if self._method.setup.interface.batch_axis == 0:
-            require_digits(x, self._method.setup.example_input, what)
-        x = self._accepted(x, what)
         interface = self._method.setup.interface
+        x, y = read_data(data, interface.batch_axis, what)
+        require_digits(x, self._method.setup.example_input, what, interface.batch_axis)
+        x = self._accepted(x, what)
         first = interface.take(x, slice(1))
         weights = class_weights
         if weights is not None and not isinstance(weights, ClassWeights):
@@ -248,15 +247,15 @@ class Learner:
                 if watch is not None:
                     watch(event)
             method.end_task(described)
+            if isinstance(described.objective, Classification):
+                x, y = described.train.load()
+                self.network.calibrate(task, self._on_device(x), y.to(method.setup.device))
+            self.objectives[task] = described.objective
         except BaseException as error:
             self._give_up(task)
             if isinstance(error, GuaranteeError):  # weights became infinite, which spoils what old tasks answer
                 raise TrainingError(f"task {task!r} diverged and was removed: {error}") from error
             raise
-        if isinstance(described.objective, Classification):
-            x, y = described.train.load()
-            self.network.calibrate(task, self._on_device(x), y.to(method.setup.device))
-        self.objectives[task] = described.objective
 
     def _accepted(self, x: Any, what: str) -> Inputs:
         """Return samples as the network takes them.
@@ -265,13 +264,16 @@ class Learner:
             InputError: they are of another kind or shape than it takes, or hold values that are not finite.
         """
         setup = self._method.setup
-        x = setup.interface.accepted(converted(as_inputs(x, what), setup.example_input, what))
+        given = as_inputs(x, what)
+        x = setup.interface.accepted(converted(given, setup.example_input, what))
         if setup.example is None:
             found = TensorKind.of(x, setup.interface.batch_axis).shape
             if found != setup.input_shape:
                 raise InputError(f"{what} have shape {found}, the network expects {setup.input_shape}")
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(x)):
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(given)):
             raise InputError(f"{what} hold infinite values or NaN; clean them first")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(x)):
+            raise InputError(f"{what} hold numbers beyond the type of the example; scale them first")
         return x
 
     def _on_device(self, x: Inputs) -> Inputs:

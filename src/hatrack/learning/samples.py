@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ _PAIRS = "give (samples, targets), a data set of pairs of a sample and its targe
 
 def as_shape(given: Any) -> tuple[int, ...] | None:
     """Return the shape that a tuple or list of whole numbers is; None for anything else."""
-    if not isinstance(given, (tuple, list)) or isinstance(given, str):
+    if not isinstance(given, (tuple, list)):
         return None
     whole = all(isinstance(size, (int, np.integer)) and not isinstance(size, bool) for size in given)
     return tuple(map(int, given)) if whole else None
@@ -160,6 +161,8 @@ def read_targets(given: Any, what: str) -> Tensor:
 def converted(given: Inputs, example: Inputs, what: str) -> Inputs:
     """Return samples of the structure and the types of an example.
 
+    Arguments for which the network has a default may be left out, or be further ones than the example's.
+
     Args:
         given: samples as from :func:`as_inputs`.
         example: an example of a batch.
@@ -197,14 +200,13 @@ def _retyped(given: Any, example: Any, what: str) -> Any:
         if len(values) != 1:
             raise InputError(f"{what} differ among the samples, and the network was made for the constant {example}")
         return type(example)(values.pop())
-    if isinstance(given, Mapping):
-        like = example if isinstance(example, Mapping) else {}
-        return {key: _retyped(branch, like.get(key), f"{what}[{key!r}]") for key, branch in given.items()}
-    if isinstance(given, (tuple, list)) and not hasattr(given, "_fields"):
-        likes = [*example] if isinstance(example, (tuple, list)) else []
-        likes += [None] * (len(given) - len(likes))
-        parts = zip(given, likes, strict=False)
+    if isinstance(given, Mapping) and isinstance(example, Mapping):
+        return {key: _retyped(branch, example.get(key), f"{what}[{key!r}]") for key, branch in given.items()}
+    if isinstance(given, (tuple, list)) and isinstance(example, (tuple, list)):
+        parts = zip_longest(given, example[: len(given)])
         return type(given)(_retyped(branch, like, f"{what}[{i}]") for i, (branch, like) in enumerate(parts))
+    if given is not None and example is not None and _container(given) != _container(example):
+        raise InputError(f"{what} is {_container(given)}, and the network was made for {_container(example)}")
     return given
 
 
@@ -221,20 +223,21 @@ def _of_type(given: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     return changed
 
 
-def require_digits(given: Inputs, example: Inputs, what: str) -> None:
+def require_digits(given: Inputs, example: Inputs, what: str, axis: int = 0) -> None:
     """Check that what varies among samples is left in the types of an example: float32 has seven digits.
 
     Args:
-        given: samples along their first axes, before they are converted.
+        given: samples, before they are converted.
         example: an example of a batch.
         what: name of the samples, for messages.
+        axis: axis of every tensor that counts the samples.
 
     Raises:
         InputError: a number varies in digits alone that float32 has not, such as a time in seconds since 1970.
     """
     if isinstance(given, Tensor) and isinstance(example, Tensor):
-        if example.dtype == torch.float32 and given.dtype in _WIDE and len(given) > 1:
-            wide = given.double()
+        if example.dtype == torch.float32 and given.dtype in _WIDE and given.dim() > axis and given.shape[axis] > 1:
+            wide = given.double().movedim(axis, 0)
             largest, deviation = wide.abs().amax(0), wide.std(0)
             varies = (wide.amax(0) > wide.amin(0)) & (deviation > 1e-13 * largest)  # else a trace of computing
             worst = (varies & (deviation < 10 * torch.finfo(torch.float32).eps * largest)).nonzero()
@@ -246,10 +249,10 @@ def require_digits(given: Inputs, example: Inputs, what: str) -> None:
                 )
     elif isinstance(given, Mapping) and isinstance(example, Mapping):
         for key in given.keys() & example.keys():
-            require_digits(given[key], example[key], f"{what}[{key!r}]")
+            require_digits(given[key], example[key], f"{what}[{key!r}]", axis)
     elif isinstance(given, (tuple, list)) and isinstance(example, (tuple, list)):
         for index, (branch, like) in enumerate(zip(given, example, strict=False)):
-            require_digits(branch, like, f"{what}[{index}]")
+            require_digits(branch, like, f"{what}[{index}]", axis)
 
 
 _WIDE = (torch.float64, torch.int64, torch.int32)

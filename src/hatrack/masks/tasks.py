@@ -171,6 +171,14 @@ class TaskState(nn.Module):
         super().train(mode and not self.consolidated)
         return self
 
+    def stay_in_evaluation(self) -> None:
+        """Take norms and head of a consolidated task back to evaluation mode, which a loop over all modules may leave.
+
+        Torch does not count what a batch norm in training mode does to its statistics, so that it must not happen.
+        """
+        if self.consolidated and any(module.training for module in self.modules()):
+            self.eval()
+
     def get_extra_state(self) -> Tensor:
         """Return whether the task is consolidated, as part of ``state_dict``."""
         return torch.tensor(self.consolidated)

@@ -14,7 +14,7 @@ from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.streams import Task
 from hatrack.support.modes import dropping, evaluation_mode
-from hatrack.support.randomness import random_numbers_apart, seed_generators
+from hatrack.support.randomness import random_numbers_apart
 
 __all__ = ["Fisher", "added", "averaged", "fisher_diagonal", "output_sensitivity"]
 
@@ -77,8 +77,8 @@ def fisher_diagonal(
         with evaluation_mode(network):
             return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
     if kind is Fisher.AUTHORS:
-        with random_numbers_apart(), evaluation_mode(network), dropping(network):
-            seed_generators(int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with random_numbers_apart(seed), evaluation_mode(network), dropping(network):
             return _mean_squared_batch_gradients(network, task.name, x, y, task.objective.loss)
     if kind is Fisher.SAMPLED:
         y = _drawn_targets(network, task, x, generator)
@@ -157,9 +157,9 @@ def _drawn_targets(network: Network, task: Task, x: Tensor, generator: torch.Gen
 
 def _shared(network: Network, task: str) -> dict[str, Tensor]:
     """Return the parameters that a task relies on and later tasks would move, by their names in the backbone."""
-    parameters = dict(network.backbone.named_parameters())
+    parameters = {name: p for name, p in network.backbone.named_parameters() if p.requires_grad}
     if isinstance(network, WeightMaskedNetwork):
-        return {name: parameters[name] for name in network.masks(task)}
+        return {name: parameters[name] for name in network.masks(task) if name in parameters}
     return {**parameters}
 
 

@@ -161,16 +161,21 @@ def ask(
         GuaranteeError: the answer is not a number, since a task in training has diverged.
     """
     if is_transformed() or not _relies_on_frozen(states):
+        if _is_inside_transform_alone() and _relies_on_frozen(states):
+            net.protection.require_in_place(states)
         return compute(net.masking, states)
-    count = net.protection.hooks.count
-    if net.protection.prepare_answer(states):
-        answer = compute(net.masking, states)
-        if net.protection.hooks.count == count:
-            _require_finite(net, answer)
-            return answer
-    answer = _ask_copy(net, states, compute)
-    _require_finite(net, answer)
-    return answer
+    for state in (*list(net.tasks)[:1], *states):  # all may use the first one's norms
+        state.stay_in_evaluation()
+    with net.turns.asking():
+        count = net.protection.hooks.count
+        if net.protection.prepare_answer(states):
+            answer = compute(net.masking, states)
+            if net.protection.hooks.count == count:
+                _require_finite(net, answer)
+                return answer
+        answer = _ask_copy(net, states, compute)
+        _require_finite(net, answer)
+        return answer
 
 
 def _relies_on_frozen(states: Sequence[TaskState]) -> bool:
@@ -205,5 +210,11 @@ def is_transformed() -> bool:
     )
 
 
+def _is_inside_transform_alone() -> bool:
+    """Return whether a transform of torch.func runs the computation, and nothing traces it."""
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state()
+    return not traced and bool(torch._C._are_functorch_transforms_active())
+
+
 start_compilers_inside(ask, logits_of, logits_of_mixed, joined)
-keep_compilers_out(_relies_on_frozen, _ask_copy, _require_finite, is_transformed)
+keep_compilers_out(_relies_on_frozen, _ask_copy, _require_finite, is_transformed, _is_inside_transform_alone)

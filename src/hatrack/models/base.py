@@ -33,8 +33,10 @@ from hatrack.models.own_state import FirstRuns
 from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
+from hatrack.protection.structure import settings_in_json
 from hatrack.recognition import Inferred, infer_task
 from hatrack.state.movement import StateOf
+from hatrack.state.turns import Turns
 from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
@@ -67,6 +69,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         tasks: the states of the tasks, in the order in which these were added.
         masking: the masks of the tasks.
         protection: the protection of what consolidated tasks rely on.
+        turns: turns of the threads that ask the network or change it.
         growth: policy by which the backbone is widened by itself; None for never.
         initialization: distribution of the backbone's parameters when the network was made.
     """
@@ -87,6 +90,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         _require_attachable(backbone)
         example_input = interface.accepted(example_input)
         state = StateOf(backbone)
+        self.turns = Turns()
         self.backbone = backbone
         self.tasks = TaskList()
         self.growth = growth
@@ -335,7 +339,9 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             GuaranteeError: parts of the network have been replaced.
             UnsupportedError: the guarantee would not hold for such calls.
         """
-        if not is_transformed():
+        if is_transformed():
+            return
+        with self.turns.asking():
             self.protection.require_same_parts(states)
             if self.masking.interface.has_samples(x):  # else the call itself says what is wrong
                 self.masking.admit(x, self.change)
@@ -355,17 +361,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             change()
             self.renew(keep_compared=True)
 
-    def probe(self) -> dict[str, object] | None:
-        """Return the last consolidated task's logits of a fixed input, by which a loaded network is compared.
-
-        Returns:
-            The task's name, and its logits in evaluation mode as numbers; None before any task is consolidated.
-        """
+    def probes(self) -> dict[str, list[float]]:
+        """Return the logits of all consolidated tasks of a fixed input, in evaluation mode, by task."""
         states = self.tasks.consolidated
-        if not states:
-            return None
-        logits = fixed_logits(self.masking, states[-1])
-        return {"task": states[-1].name, "logits": logits.double().flatten().tolist()}
+        return {state.name: fixed_logits(self.masking, state).double().flatten().tolist() for state in states}
 
     def infer(self, x: Inputs, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
         """Recognise the task of each sample, and give that task's logits; all consolidated tasks are asked in one pass.
@@ -561,7 +560,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             for name, value in self.state_dict().items()
             if not name.endswith("_extra_state") and name not in left_out
         }
-        masking = self.masking
+        masking, probes = self.masking, self.probes()
+        last = next(reversed(probes), None)
         description = {
             "format": self.format,
             **masking.to_json(),
@@ -572,7 +572,9 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             **({"untrained": list(masking.untrained)} if masking.untrained else {}),
             "tasks": [_description_of(state) for state in self.tasks],
             "digests": self.protection.digests,
-            "probe": self.probe(),
+            "settings": settings_in_json(self.backbone, masking.own_state.names),
+            "probe": None if last is None else {"task": last, "logits": probes[last]},  # for earlier readers
+            "probes": probes,
         }
         return Checkpoint(tensors, {**description, "computed_anew": sorted(left_out)})
 
@@ -703,7 +705,9 @@ def _require_attachable(backbone: nn.Module) -> None:
 def _description_of(state: TaskState) -> dict[str, Any]:
     """Return what a file says about a task, its tensors apart."""
     described = {"name": state.name, "num_classes": state.num_classes, "consolidated": state.consolidated}
-    return described if state.num_classes is not None else {**described, "head": description_of_modules(state.head)}
+    if state.num_classes is not None:
+        return described
+    return {**described, "head": description_of_modules(state.head), "settings": settings_in_json(state.head)}
 
 
 def _finish_loading(module: nn.Module, _: object) -> None:

@@ -19,6 +19,7 @@ from hatrack.models.forgetting import Forgotten
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.hat import FORMAT, HATNetwork
 from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
+from hatrack.protection.structure import settings_in_json
 from hatrack.state.tryouts import agree
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.support.example import Example
@@ -257,7 +258,7 @@ def network_from(
     try:
         _require_match(path, state, net.state_dict())
         net.load_state_dict(state)
-        _require_same_answer(path, net, described["probe"])
+        _require_same_answers(path, net, described)
     except GuaranteeError as error:
         net.detach()
         reason = "its protected entries are not those that its tasks were consolidated with"
@@ -311,17 +312,51 @@ def _require_same_untrained(path: Path, saved: Collection[str], present: Collect
             )
 
 
-def _require_same_answer(path: Path, net: MaskedNetwork[Any], saved: dict[str, Any] | None) -> None:
-    """Check that the last task gives its saved logits: a stride or a slope may differ though all weights fit."""
-    now = net.probe()
-    if saved is None or now is None:
-        return
-    ours, theirs = torch.tensor(now["logits"]), torch.tensor(saved["logits"])
-    if not agree(ours, theirs, 0.02):
-        raise CheckpointError(
-            f"{path} was saved with another backbone: its weights fit, but task {saved['task']!r} gives other outputs; "
-            "build the backbone exactly as it was"
-        )
+_FAR = 0.02
+"""Largest deviation of outputs from saved ones, in parts of the largest: another device may compute otherwise."""
+
+_NEAR = 1e-5
+"""Likewise, where settings are others: rounding alone."""
+
+
+def _require_same_answers(path: Path, net: MaskedNetwork[Any], described: Mapping[str, Any]) -> None:
+    """Check that all tasks give their saved logits: a stride or a slope may differ though all weights fit.
+
+    Raises:
+        CheckpointError: some give others.
+    """
+    last = described["probe"]
+    saved = described.get("probes", {} if last is None else {last["task"]: last["logits"]})
+    others = _other_settings(net, described)
+    now = net.probes()
+    for task in saved.keys() & now.keys():
+        ours, theirs = torch.tensor(now[task]), torch.tensor(saved[task])
+        if others and not agree(ours, theirs, _NEAR):
+            raise CheckpointError(
+                f"{path} was saved with other settings: {'; '.join(others[:3])}; and task {task!r} gives other outputs "
+                "with these; build the backbone and heads exactly as they were"
+            )
+        if not agree(ours, theirs, _FAR):
+            raise CheckpointError(
+                f"{path} was saved with another backbone: its weights fit, but task {task!r} gives other outputs; "
+                "build the backbone exactly as it was"
+            )
+
+
+def _other_settings(net: MaskedNetwork[Any], described: Mapping[str, Any]) -> list[str]:
+    """Return how settings of the backbone and of heads differ from those in a file, in words."""
+    backbone = settings_in_json(net.backbone, net.masking.own_state.names)
+    pairs = [("", described.get("settings", {}), backbone)]
+    for state, task in zip(net.tasks, described["tasks"], strict=True):
+        if "settings" in task:
+            pairs.append((f"the head of task {state.name!r}", task["settings"], settings_in_json(state.head)))
+    return [
+        f"{' '.join(filter(None, (whose, name)))}.{key} was {value!r} and is {present[name][key]!r}".lstrip(".")
+        for whose, saved, present in pairs
+        for name, settings in saved.items()
+        for key, value in settings.items()
+        if key in present.get(name, {}) and present[name][key] != value
+    ]
 
 
 def _require_match(path: Path, file: Mapping[str, Any], network: Mapping[str, Any]) -> None:

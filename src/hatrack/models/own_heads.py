@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["require_same_state", "require_usable_head"]
 
+_SIZES = (1, 5, 64)
+"""Numbers of samples that a head is tried with, beside that of the example: it may do something else for many."""
+
 _REMEDY = "keep such state in a buffer (self.register_buffer), or compute it anew in every pass"
 
 
@@ -60,6 +63,19 @@ def require_usable_head(net: MaskedNetwork[StateT], name: str, head: int | nn.Mo
     _require_own_tensors(whose, head, features, taken)
     tried = copy_of(head).eval().to(features.device, features.dtype)
     before = copy_of(tried)
+    _require_same_outputs(whose, before, tried, features)
+    for size in _SIZES:
+        _require_same_outputs_if_it_runs(whose, before, tried, features[torch.arange(size) % len(features)], taken)
+    try:
+        with without_trace():
+            tried.train()(features)
+    except DOES_NOT_RUN:
+        return  # such as a batch norm that would see a single value
+    _require_kept_by_files(whose, before, tried)
+
+
+def _require_same_outputs(whose: str, before: nn.Module, tried: nn.Module, features: Tensor) -> None:
+    """Check that two calls in evaluation mode give the same, and leave the head as it was."""
     first, second = _outputs(whose, tried, features, 2)
     moved = movement_of(before, tried, ())
     if moved.buffers or moved.attributes:
@@ -72,12 +88,19 @@ def require_usable_head(net: MaskedNetwork[StateT], name: str, head: int | nn.Mo
             f"{whose} gives other outputs from call to call in evaluation mode; randomness for training has to be off "
             "then, as that of torch.nn.Dropout is"
         )
+
+
+def _require_same_outputs_if_it_runs(
+    whose: str, before: nn.Module, tried: nn.Module, features: Tensor, taken: set[int]
+) -> None:
+    """Check the same for another number of samples, unless the head is made for none but that of the example."""
     try:
         with without_trace():
-            tried.train()(features)
+            copy_of(tried)(features)
     except DOES_NOT_RUN:
-        return  # such as a batch norm that would see a single value
-    _require_kept_by_files(whose, before, tried)
+        return
+    _require_own_tensors(whose, tried, features, taken)
+    _require_same_outputs(whose, before, tried, features)
 
 
 def require_same_state(state: TaskState) -> None:
@@ -153,7 +176,8 @@ def _require_own_tensors(whose: str, head: nn.Module, features: Tensor, taken: s
         raise InputError(f"{whose} makes layers when it is called first; call it on features once before")
     own = {id(tensor) for tensor in (*head.parameters(), *head.buffers())}
     for tensor in used.tensors.values():
-        if id(tensor) not in own and (isinstance(tensor, nn.Parameter) or memory_of(tensor) in taken):
+        trained = isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
+        if id(tensor) not in own and (trained or memory_of(tensor) in taken):
             raise InputError(
                 f"{whose} uses a tensor that is no part of it, as of a layer in a plain list or around a function; "
                 "it would move with other tasks: give the head its own, as attributes or in a torch.nn.ModuleList"

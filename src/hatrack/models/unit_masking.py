@@ -235,7 +235,7 @@ class UnitMasking(Masking[UnitTask]):
         """Return whether samples of several tasks may go through the backbone together; tested once."""
         if self._mixing is None or self._mixing[0] is not self.attachment:
             try_out = torch.compiler.disable(mixes_samples)  # type: ignore[no-untyped-call]
-            mixes = try_out(self.attachment, self.backbone, self.graph.num_units, self.example)
+            mixes = try_out(self.attachment, self.backbone, self.graph.num_units, self.example, self.interface.take)
             self._mixing = (self.attachment, mixes)
         return self._mixing[1]
 

@@ -18,6 +18,7 @@ from hatrack.protection.plan import ProtectionPlan, find_changes, find_nonfinite
 from hatrack.protection.source import ProtectionSource
 from hatrack.protection.structure import Parts, Reshaped
 from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
+from hatrack.state.comparing import is_same_tensor
 from hatrack.support.compilers import keep_compilers_out
 
 __all__ = ["Protection"]
@@ -50,6 +51,7 @@ class Protection:
         self._parts = Parts(network)
         self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by key of the part
         self._buffers: dict[str, list[tuple[Tensor, torch.Size]]] = {}  # frozen buffers with their shapes, likewise
+        self._places: list[tuple[dict[str, Tensor | None], str, Tensor, str]] = []  # of the backbone's frozen buffers
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
         self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
@@ -80,16 +82,16 @@ class Protection:
 
     def _frozen_buffers(self) -> list[Tensor]:
         """Return buffers of the backbone that all tasks share, which are frozen once a task is consolidated."""
+        self._places = []
         if not self._masks.tasks.consolidated:
             return []
         left_out = set(self._masks.per_task_buffers)
-        return [
-            buffer
-            for name, module in self._masks.backbone.named_modules()
-            if name not in left_out
-            for own, buffer in module.named_buffers(prefix=name, recurse=False)
-            if own not in left_out
-        ]
+        for name, module in self._masks.backbone.named_modules():
+            for own, buffer in module._buffers.items() if name not in left_out else ():
+                path = f"{name}.{own}".lstrip(".")
+                if buffer is not None and path not in left_out:
+                    self._places.append((module._buffers, own, buffer, f"{_BACKBONE}.{path}"))
+        return list({id(buffer): buffer for _, _, buffer, _ in self._places}.values())
 
     def renew_digests(self, *, keep_compared: bool = False) -> None:
         """Take the digests of everything that is frozen now.
@@ -176,6 +178,7 @@ class Protection:
                 be trained.
         """
         self._require_untrained()
+        self._require_same_buffers()
         keys = None if states is None else self._keys_of(states)
         replaced = self._parts.replaced(keys)
         if replaced:
@@ -228,6 +231,27 @@ class Protection:
                 "turn it on, and attach the backbone anew"
             )
 
+    def _require_same_buffers(self) -> None:
+        """Check that frozen buffers are the recorded ones; others of the same bits give way to them.
+
+        Raises:
+            GuaranteeError: some were replaced by others or removed.
+        """
+        replaced = []
+        for table, own, buffer, name in self._places:
+            present = table.get(own)
+            if present is buffer:
+                continue
+            if present is not None and present.device == buffer.device and is_same_tensor(present, buffer):
+                table[own] = buffer  # as of a network that registers a constant in every pass
+            else:
+                replaced.append(name)
+        if replaced:
+            raise GuaranteeError(
+                f"{', '.join(replaced)} has been replaced, and consolidated tasks would give other outputs; put back "
+                "the buffer that was there, or detach() and attach the backbone anew"
+            )
+
     def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
         """Return keys of the parts that answers rely on; all tasks may use the first one's norms and copies."""
         return [_BACKBONE, *map(_key, list(self._masks.tasks)[:1]), *map(_key, states)]
@@ -241,8 +265,7 @@ class Protection:
         count = self.hooks.count
         if self.hooks.is_stepping:
             return False
-        relied_on = (tensor for key in self._keys_of(states) for tensor in self._relied_on.get(key, ()))
-        if not any(map(self._watch.is_touched, relied_on)):
+        if not self._is_touched(states):
             return True
         if self._masks.tasks.in_training is None:
             self.put_back()
@@ -253,6 +276,29 @@ class Protection:
         if moved:
             self._report([tensor for tensor, _ in moved])
         return not moved
+
+    def _is_touched(self, states: Iterable[TaskState]) -> bool:
+        relied_on = (tensor for key in self._keys_of(states) for tensor in self._relied_on.get(key, ()))
+        return any(map(self._watch.is_touched, relied_on))
+
+    def require_in_place(self, states: Sequence[TaskState]) -> None:
+        """Check that frozen entries have their saved values, where these could not be put back.
+
+        Args:
+            states: the tasks to be answered for, some of them consolidated.
+
+        Raises:
+            GuaranteeError: layers or buffers were replaced, or frozen entries have moved.
+        """
+        self.require_same_parts(states)
+        moved = self._watch.moved(self._plan.all()) if self._is_touched(states) else []
+        if moved:
+            names = self._names()
+            raise GuaranteeError(
+                f"frozen entries of {', '.join(_name_in(names, tensor) for tensor, _ in moved)} have moved, and inside "
+                "of a transform of torch.func they cannot be put back: call net.restore() before, and pass every "
+                "optimizer through net.protect(...)"
+            )
 
     # ----------------------------------------------------------------------------------------------------- putting back
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from hatrack.state.comparing import PLAIN_VALUES
 
-__all__ = ["Controls", "Parts", "Reshaped"]
+__all__ = ["Controls", "Parts", "Reshaped", "settings_in_json"]
 
 _Table = dict[str, Any]
 _OF_TORCH = frozenset(vars(nn.Module()))
@@ -142,6 +144,28 @@ class Controls:
             if _hooks_of(part) != hooks:
                 return True
         return False
+
+
+def settings_in_json(module: nn.Module, moving: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return by name of every module of a network the settings by which it may choose what it does, as JSON values.
+
+    Args:
+        module: the network.
+        moving: names of attributes that a run itself changes.
+    """
+    found = {name: _settings_of(part, name, moving) for name, part in module.named_modules()}
+    return {
+        name: {key: _as_json(value) for key, value in settings.items()} for name, settings in found.items() if settings
+    }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, tuple):
+        return [_as_json(each) for each in value]
+    plain = isinstance(value, (bool, int, str, type(None))) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else repr(value)
 
 
 def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[str, Any]:

@@ -235,6 +235,8 @@ class Snapshot:
 def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], MethodT]:
     """Decorate a method of a network so that an error restores the network and its optimizers.
 
+    Other threads ask before or after it.
+
     Args:
         values_of: returns the tensors that the method writes into; None where it replaces tensors only.
     """
@@ -242,6 +244,10 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
     def decorate(method: MethodT) -> MethodT:
         @functools.wraps(method)
         def wrapped(network: Any, *args: Any, **kwargs: Any) -> Any:
+            with network.turns.changing():
+                return all_of(network, *args, **kwargs)
+
+        def all_of(network: Any, *args: Any, **kwargs: Any) -> Any:
             protection = vars(network).get("protection")
             values = () if values_of is None else values_of(network)
             snapshot = Snapshot(network, () if protection is None else protection.hooks.optimizers(), values)

@@ -92,7 +92,7 @@ class PathRecord:
         x: the batch that it runs on.
 
     Attributes:
-        others: parameters that it has computed with and does not own.
+        others: parameters, and other tensors that are trained, that it has computed with and does not own.
     """
 
     def __init__(self, model: nn.Module, x: Inputs) -> None:
@@ -103,7 +103,7 @@ class PathRecord:
         )
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._calls: list[_Call] = []
-        self.others: list[nn.Parameter] = []
+        self.others: list[Tensor] = []
 
     def enter(self, name: str, *_: Any) -> None:
         """Record the call of a module: gates stand before modules, also where two of them compute the same."""
@@ -124,11 +124,17 @@ class PathRecord:
         if own in FACTS or _counts_batches(name, args):
             return None
         given = list(tensors_in((args, kwargs)))
-        self.others += [p for p in given if isinstance(p, nn.Parameter) and id(p) not in self._named]
+        self.others += [each for each in given if self._is_stray(each)]
         flags = not name.endswith(_FLAGGED)
         said = _without_dropout(args, kwargs) if name.endswith(_ATTENTION) else (args, kwargs)
         self._calls.append((name, tuple(map(self._source_of, given)), tuple(_settings(said, flags))))
         return len(self._calls) - 1
+
+    def _is_stray(self, value: Tensor) -> bool:
+        """Return whether a value is trained, and neither the network's own nor made in the run."""
+        if id(value) in self._named or not (isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf)):
+            return False
+        return isinstance(self._source_of(value), str)
 
     def result(self, number: int | None, output: Any) -> None:
         """Record the result of a call, from its number."""
@@ -254,8 +260,10 @@ def features_and_path(
     return features, record.path(interface.samples(x), tuple(recorder.decisions.seen))
 
 
-def stray_parameters(model: nn.Module, x: Inputs, interface: Interface = PLAIN) -> list[nn.Parameter]:
+def stray_parameters(model: nn.Module, x: Inputs, interface: Interface = PLAIN) -> list[Tensor]:
     """Return parameters that a network computes with but does not own, such as those of layers in a plain list.
+
+    Other tensors that require gradients, and were not made in the run, count as parameters.
 
     Args:
         model: the network, which is run as it is.

@@ -59,8 +59,9 @@ CHANGED_IN_PLACE = (
 )
 
 STRAY = (
-    "it uses a parameter that is no part of the backbone, as of a layer in a plain list or around a function, so that "
-    "it could not be protected; use torch.nn.ModuleList, or make it an attribute of a module"
+    "it uses a parameter that is no part of the backbone, as of a layer in a plain list or around a function, or a "
+    "tensor that requires gradients and is no parameter, so that it could not be protected; use torch.nn.ModuleList, "
+    "or make it a torch.nn.Parameter and an attribute of a module"
 )
 """Reason for refusing parameters that a network does not own, with the remedy."""
 
@@ -101,6 +102,7 @@ def labelled_run(
     """
     decisions = Decisions() if decisions is None else decisions
     run = _LabelledRun(model, trace, rules, decisions, record)
+    run.note_leaves(tensors_in(example_input))
     try:
         with torch.set_grad_enabled(grad), evaluation_mode(model):
             if training:
@@ -201,6 +203,7 @@ class _LabelledRun(TorchFunctionMode):
         self._inside: list[tuple[str, nn.Module]] = []  # modules without a rule that are being called, innermost last
         self._arguments: list[list[Before]] = []  # of these modules
         self._views = Views(trace)
+        self._leaves: dict[int, weakref.ref[Tensor]] = {}  # inputs, and what the run has made to get gradients
         self.one_path = OnePath(model, self._inside, trace, rules, decisions)
         self.one_path.follow(list(parameters.values()))
 
@@ -339,6 +342,7 @@ class _LabelledRun(TorchFunctionMode):
         output = func(*args, **kwargs)
         with Unobserved(self, self.witness):
             outputs = list(tensors_in(output))
+            self.note_leaves(outputs)
             self._views.note(inputs, outputs)
             result = args[0] if func in _SETTING else output
             self._follow(replace(call, kwargs=named_as_in_torch(func, kwargs), output=result), inputs)
@@ -349,6 +353,18 @@ class _LabelledRun(TorchFunctionMode):
                     self._trace.sources.remember(value, sources, cleared)
                     self._trace.sources.remember_behind(value, behind)
         return output
+
+    def note_leaves(self, values: Iterable[Tensor]) -> None:
+        """Note tensors that may get gradients, and are none of the network's."""
+        self._leaves.update({id(each): weakref.ref(each) for each in values if each.requires_grad and each.is_leaf})
+
+    def _is_stray(self, value: Tensor) -> bool:
+        """Return whether a value is trained, and is no parameter of the network."""
+        if id(value) in self._parameters:
+            return False
+        known = self._leaves.get(id(value))
+        is_known = known is not None and known() is value
+        return isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf and not is_known)
 
     def _refuse_transform(self, call: Call) -> None:
         """End the run: what a transform makes of units is told by nothing that follows.
@@ -409,7 +425,7 @@ class _LabelledRun(TorchFunctionMode):
         func, name = call.target, call.name
         if name.rpartition(".")[2] in FACTS or (name.endswith("data.__set__") and call.args[0] is call.args[1]):
             return
-        if any(isinstance(value, nn.Parameter) and id(value) not in self._parameters for value in inputs):
+        if any(map(self._is_stray, inputs)):
             self.refusals.append(self._trace.refuse(call, STRAY))
         parameters = [value for value in inputs if id(value) in self._parameters or id(value) in self._trace.turned]
         if func in TURNING and self._turn(call):

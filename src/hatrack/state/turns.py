@@ -1,0 +1,78 @@
+"""Turns of threads: any number of them ask a network at a time, or one changes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["Turns"]
+
+_Turn = tuple[int, object]
+"""A thread, and what tells its turns apart."""
+
+
+class Turns:
+    """Turns at a network, of those who ask it and those who change its tasks or its structure.
+
+    A thread that changes it waits until all others have their answers, and these wait until it is done. What a thread
+    does within its own turn does not wait. Copies have turns of their own.
+    """
+
+    __slots__ = ("_asking", "_changing", "_condition")  # no attributes that an undone operation would restore
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._asking: list[_Turn] = []
+        self._changing: list[_Turn] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Turns:
+        return Turns()
+
+    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
+        return Turns, ()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask in a block; waits while another thread changes the network."""
+        turn = threading.get_ident(), object()
+        try:
+            with self._condition:
+                while _others(turn, self._changing):
+                    self._condition.wait()
+                self._asking.append(turn)
+            yield
+        finally:
+            self._end(turn, self._asking)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change the network in a block; waits while other threads ask or change it.
+
+        A thread that asks, and finds that it has to change the network first, lets others do so before.
+        """
+        turn = threading.get_ident(), object()
+        own = [each for each in self._asking if each[0] == turn[0]]
+        try:
+            with self._condition:
+                for each in own:
+                    self._asking.remove(each)
+                self._condition.notify_all()
+                while _others(turn, self._changing) or _others(turn, self._asking):
+                    self._condition.wait()
+                self._asking += own
+                self._changing.append(turn)
+            yield
+        finally:
+            self._end(turn, self._changing)
+
+    def _end(self, turn: _Turn, turns: list[_Turn]) -> None:
+        with self._condition:
+            if turn in turns:  # else it was interrupted before it began
+                turns.remove(turn)
+            self._condition.notify_all()
+
+
+def _others(turn: _Turn, turns: list[_Turn]) -> bool:
+    return any(each[0] != turn[0] for each in turns)

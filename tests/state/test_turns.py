@@ -1,0 +1,145 @@
+"""Turns of threads: those who ask a network wait while another changes it, and the other way round."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hatrack import Growth, HATNetwork, WeightMaskedNetwork
+from hatrack.state.turns import Turns
+from support.helpers import NETS, SAMPLES, attach, learn, logits
+from support.weight_networks import attach as attach_weights
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_change_waits_for_answers_and_answers_for_a_change() -> None:
+    turns, log = Turns(), list[str]()
+    asked, may_end = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with turns.asking():
+            asked.set()
+            may_end.wait(10)
+            log.append("asked")
+
+    def change() -> None:
+        with turns.changing(), turns.changing(), turns.asking():
+            log.append("changed")
+
+    asker = in_thread(ask)
+    asked.wait(10)
+    changer = in_thread(change)
+    changer.join(0.05)
+    assert log == []
+    may_end.set()
+    asker.join(10)
+    changer.join(10)
+    assert log == ["asked", "changed"]
+
+
+def test_two_who_ask_may_both_find_that_they_have_to_change_it() -> None:
+    turns, both, done = Turns(), threading.Barrier(2), list[int]()
+
+    def work() -> None:
+        with turns.asking():
+            both.wait(10)
+            with turns.changing():
+                done.append(1)
+
+    threads = [in_thread(work) for _ in range(2)]
+    for thread in threads:
+        thread.join(10)
+    assert len(done) == 2
+    with turns.changing():
+        pass
+
+
+def test_errors_and_copies_leave_turns_free() -> None:
+    turns = Turns()
+    with pytest.raises(ZeroDivisionError), turns.asking(), turns.changing():
+        raise ZeroDivisionError
+    with turns.changing():
+        for other in (copy.deepcopy(turns), pickle.loads(pickle.dumps(turns))):
+            in_thread(lambda free=other: free.changing().__enter__()).join(10)  # type: ignore[misc]
+    in_thread(lambda: turns.changing().__enter__()).join(10)
+
+
+def ask_meanwhile(net: Any, x: Tensor, task: str, change: Callable[[], object]) -> list[object]:
+    """Ask a task in two threads while a change is made; returns what was said otherwise, and errors."""
+    expected, stop, wrong = logits(net, x, task), threading.Event(), list[object]()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                with torch.no_grad():
+                    said = net(x, task)
+            except Exception as error:
+                wrong.append(error)
+                return
+            if not torch.allclose(said, expected, rtol=1e-4, atol=1e-5):
+                wrong.append(said)
+
+    net.eval()
+    threads = [in_thread(ask) for _ in range(2)]
+    try:
+        change()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    return wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_nothing_of_a_forgotten_task_is_put_back_by_those_who_ask(kind: Any) -> None:
+    net = attach("mlp") if kind is HATNetwork else attach_weights("pmask")
+    x = torch.randn(SAMPLES, *net.example_shape[1:])
+    net.add_task("kept", 3)
+    net.consolidate("kept")
+    kept: list[int] = []
+
+    def forget() -> None:
+        for _ in range(10):
+            net.add_task("gone", 3)
+            net.consolidate("gone")
+            before = {name: p.detach().clone() for name, p in net.backbone.named_parameters()}
+            frozen = {name: held.clone() for name, held in net.protected().items()}
+            net.forget("gone")
+            free = {name: frozen[name] & ~held for name, held in net.protected().items() if name in frozen}
+            kept.append(
+                sum(
+                    int((p == before[name])[free[f"backbone.{name}"]].sum())
+                    for name, p in net.backbone.named_parameters()
+                    if p.dim() > 1
+                )
+            )
+
+    assert ask_meanwhile(net, x, "kept", forget) == []
+    assert sum(kept) == 0
+
+
+@pytest.mark.slow
+def test_a_network_grows_between_answers() -> None:
+    backbone = NETS["mlp"].build()
+    net = HATNetwork(backbone, torch.zeros(2, *NETS["mlp"].shape), growth=Growth(threshold=0.9))
+    x, _ = learn(net, "first")
+
+    def grow() -> None:
+        for number in range(6):
+            net.add_task(f"more {number}".replace(" ", "-"), 2)
+            net.consolidate(f"more-{number}")
+
+    assert ask_meanwhile(net, x, "first", grow) == []
