@@ -230,6 +230,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "further axes": ((X[:, None], Y), r"have shape \(20, 1, 4\), of 3 axes.* made for 2 axes"),
     "a list of samples": ((list(torch.from_numpy(X)), Y), r"a tuple .* for one tensor; stack a list.*torch\.stack"),
     "a mapping": (({"x": X}, Y), r"are a mapping .* made for one tensor"),
+    "classes in a column": ((X, Y[:, None]), r"are whole numbers in one column, \(20, 1\): give y\[:, 0\] for classes"),
     "too few targets": ((X, Y[:9].copy()), r"20 training samples need labels of shape \(20,\), not \(9,\)"),
     "no targets": (torch.from_numpy(X), r"came as a Tensor, without targets: give \(samples, targets\)"),
     "a list of both": ([X, Y], r"item 0 is a ndarray, and must be a pair"),

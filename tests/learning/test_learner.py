@@ -212,3 +212,26 @@ def test_an_interrupt_while_a_task_is_calibrated_leaves_no_half_of_it(monkeypatc
     of.fit("second", (x, y))
     assert of.tasks == ("first", "second")
     assert set(of.predict(x).tasks) <= {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("y", "what"),
+    [
+        (torch.arange(60) % 3 // 2, r"the class '\d'"),
+        (torch.linspace(-1, 1, 60), "the same numbers"),
+        (torch.arange(60).view(-1, 1) % torch.tensor([2, 3]) == 0, "the same numbers"),
+    ],
+    ids=["classes", "numbers", "labels"],
+)
+def test_a_task_that_answers_the_same_for_all_samples_is_told(y: Tensor, what: str) -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    of = Learner(backbone, (4,), training=BRIEF, validation=0.0)
+
+    def nothing(_: object) -> None:
+        for parameter in of.network.backbone.parameters():
+            torch.nn.init.zeros_(parameter)
+
+    with pytest.warns(UserWarning, match=rf"task 'a' answers {what} for all .* samples .*c=0\.1"):
+        of.fit("a", (torch.randn(60, 4), y), watch=nothing)
+    assert of.tasks == ("a",)

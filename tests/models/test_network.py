@@ -3,14 +3,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import hatrack
-from hatrack import HATNetwork, InputError
+from hatrack import HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.units import Role
 from support.helpers import NETS, accuracy, attach, easy_task, learn, logits, open_task, rounding_announced, train
 from support.marks import slow_but
@@ -425,3 +427,58 @@ def test_a_failing_backbone_leaves_no_task_active() -> None:
     backbone.fail = False
     active = net.masking.attachment._active
     assert active.attention is active.cleared is active.norms is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool])
+def test_an_input_of_another_type_is_refused_with_the_remedy(dtype: torch.dtype) -> None:
+    net = attach("mlp")
+    learn(net, "a")
+    x = torch.ones(3, *net.example_shape[1:])
+    with pytest.raises(InputError, match=rf"the input is of type {dtype}, the network expects torch.float32; convert"):
+        net(x.to(dtype), "a")
+
+
+class Noisy(nn.Module):
+    """Layer behind dropout that is never off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(F.dropout(x, 0.5)))
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_random_numbers_in_evaluation_mode_are_named_as_the_cause(kind: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"draws random numbers there.*training=self\.training"):
+        kind(Noisy(), torch.randn(4, 6))
+
+
+ALONE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "gru": (lambda: nn.GRU(8, 8, batch_first=True), (5, 8), {"features": 0}),
+    "lstm": (lambda: nn.LSTM(8, 8, batch_first=True), (5, 8), {"features": 0}),
+    "cell": (lambda: nn.GRUCell(6, 8), (6,), {}),
+    "dense": (lambda: nn.Linear(6, 8), (6,), {}),
+    "convolution": (lambda: nn.Conv2d(2, 4, 3), (2, 6, 6), {"unit_axis": 1}),
+    "norm": (lambda: nn.BatchNorm1d(6), (6,), {}),
+    "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8), {}),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_backbone_may_be_a_single_layer(name: str) -> None:
+    torch.manual_seed(0)
+    build, shape, options = ALONE[name]
+    net, x, promised = HATNetwork(build(), torch.randn(3, *shape), **options), torch.randn(4, *shape), {}
+    for task in "abc":
+        net.add_task(task, 3)
+        optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), 0.1))
+        net.train()
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.randn(4, *shape), task).square().mean().backward()
+            optimizer.step()
+        net.consolidate(task)
+        promised[task] = logits(net, x, task)
+    assert all(torch.equal(logits(net, x, task), said) for task, said in promised.items())

@@ -28,6 +28,7 @@ from hatrack.state.tryouts import agree, random_like, says_something
 from hatrack.support.example import is_mask
 from hatrack.support.inputs import Inputs, map_tensors, tensor_of, tensors_in
 from hatrack.support.interface import PLAIN, Interface
+from hatrack.support.names import prefix_of
 from hatrack.units import OUTPUT, Reader, UnitGraph, analyze
 from hatrack.units.versions import HEADS_ALWAYS_ON
 
@@ -265,9 +266,9 @@ def _unread(network: CompactNetwork, graph: UnitGraph) -> Tensor:
         now = torch.zeros_like(alive)
         now[-1] = True
         for name, module in network.backbone.named_modules():
-            if is_recurrent(module, graph.uses, f"{PREFIX}{name}."):  # its units read each other
+            if is_recurrent(module, graph.uses, prefix_of(name)):  # its units read each other
                 for own, _ in module.named_parameters():
-                    now[graph.uses[f"{PREFIX}{name}.{own}"][0].sides[0]] = True
+                    now[graph.uses[f"{prefix_of(name)}{own}"][0].sides[0]] = True
         for reader in graph.readers:
             module = _layer_of(network, reader)
             if reader.argument == OUTPUT:  # of what functions make of it nothing is known

@@ -15,6 +15,7 @@ from hatrack.compact.recurrent import cut_recurrent
 from hatrack.gating.attention import cleared_weights
 from hatrack.gating.recurrent import is_recurrent
 from hatrack.growth.layers import Layer, Side
+from hatrack.support.names import prefix_of
 from hatrack.units import OUTPUT, ParameterUse, Reader, UnitGraph
 
 __all__ = ["PREFIX", "Cut", "UnfitError", "cut_backbone", "drop_dropout", "unflattens", "with_norms"]
@@ -83,8 +84,8 @@ def cut_backbone(backbone: nn.Module, cut: Cut) -> None:
             done |= _cut_attention(backbone, name, module, cut)
         elif isinstance(module, nn.MultiheadAttention) and name in cut.graph.heads:  # a class of the user's own
             _clear_heads(name, module, cut)
-        elif is_recurrent(module, cut.graph.uses, f"{PREFIX}{name}."):
-            reason = cut_recurrent(module, cut.graph, f"{PREFIX}{name}.", cut.keep, cut.on)
+        elif is_recurrent(module, cut.graph.uses, prefix_of(name)):
+            reason = cut_recurrent(module, cut.graph, prefix_of(name), cut.keep, cut.on)
             if reason is not None:
                 raise UnfitError(f"{name!r} cannot be cut: {reason}")
             done |= {id(module)}

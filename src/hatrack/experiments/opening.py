@@ -227,7 +227,11 @@ def _read_all(paths: Sequence[Path], source: Tensor) -> Tensor:
     """
     shape = tuple(source.shape[1:])
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise InputError(f"samples of this run have shape {shape}, and are no pictures")
+        raise InputError(
+            f"samples of this run have shape {shape}, and are no pictures, which alone are predicted on the command "
+            "line: export the task, whose file says how to standardise samples, or ask in Python "
+            "(hatrack.experiments.open_run)"
+        )
     step, low, high = _step(source), float(source.min()), float(source.max())
     if step is None:
         raise InputError(

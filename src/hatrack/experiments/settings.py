@@ -22,6 +22,15 @@ from hatrack.train import TrainingSettings
 __all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSettings", "changed", "parse_value"]
 
 
+OF_DATA = {
+    "resize": "at its top (resize = [32, 32])",
+    "channels": "at its top (channels = 3)",
+    "name": "under [[task]] (name = '...')",
+    "path": "under [[task]] (path = '...')",
+}
+"""Keys of files about data of one's own that are no settings, and where they stand."""
+
+
 class Norm(enum.Enum):
     """Choice of whether a network that usually has norms has them."""
 
@@ -191,6 +200,8 @@ class Config:
         known = [key for part in self._parts() for key in _types(part)]
         for key in values:
             if key not in known:
+                if key in OF_DATA:
+                    raise InputError(f"{key} belongs into a tasks.toml, {OF_DATA[key]}; it is no setting of a run")
                 raise unknown_name("setting", key, known)
         replaced = {}
         for field in dataclasses.fields(self):

@@ -21,6 +21,7 @@ from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
+from hatrack.support.names import prefix_of
 from hatrack.units import OUTPUT, UnitGraph
 
 __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
@@ -177,10 +178,10 @@ class Attachment(nn.Module):
             if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module) and module.weight.requires_grad
         }
         self.recurrent = nn.ModuleList(
-            RecurrentSwitch(name, module, graph.uses, f"{PREFIX}{name}.", self._active)
+            RecurrentSwitch(name, module, graph.uses, prefix_of(name), self._active)
             for name, module in modules.items()
-            if is_recurrent(module, graph.uses, f"{PREFIX}{name}.")
-            and not is_ungated(module, graph.uses, f"{PREFIX}{name}.", graph.num_units)
+            if is_recurrent(module, graph.uses, prefix_of(name))
+            and not is_ungated(module, graph.uses, prefix_of(name), graph.num_units)
         )
         self.attention = nn.ModuleList(
             HeadSwitch(modules[name], channels, self._active)

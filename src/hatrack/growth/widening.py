@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hatrack.errors import InputError
 from hatrack.growth.layers import Layer, Side, draw_entries
 from hatrack.state.undo import UndoLog
+from hatrack.support.names import prefix_of
 from hatrack.units import OUTPUT, Group, Role, UnitGraph
 
 __all__ = ["Change", "Widening", "widen"]
@@ -144,7 +145,7 @@ def _layers_to_change(backbone: nn.Module, graph: UnitGraph, added: Mapping[str,
         untrained = [
             parameter
             for own, _ in modules[name].named_parameters()
-            if graph.roles.get(parameter := f"{PREFIX}{name}.{own}") is Role.UNTRAINED
+            if graph.roles.get(parameter := f"{prefix_of(name)}{own}") is Role.UNTRAINED
         ]
         if untrained:
             raise _UnfitError(f"{group.name!r} is {does} {name!r}, whose {untrained[0]!r} is untrained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -256,6 +257,27 @@ class Learner:
             if isinstance(error, GuaranteeError):  # weights became infinite, which spoils what old tasks answer
                 raise TrainingError(f"task {task!r} diverged and was removed: {error}") from error
             raise
+        self._warn_of_one_answer(task, described)
+
+    @torch.no_grad()
+    def _warn_of_one_answer(self, task: str, described: Task) -> None:
+        """Warn of a task that says the same of all samples that it was trained on, as if it had learned nothing."""
+        x, y = described.train.load()
+        said, objective = self._outputs(x, task), described.objective
+        if bool((y == y[0]).all()):
+            return
+        if isinstance(objective, Classification):
+            best = said.argmax(1)
+            is_one, what = bool((best == best[0]).all()), f"the class {objective.names[int(best[0])]!r}"
+        else:
+            is_one, what = bool((said - said[0]).abs().max() <= 1e-4 * said.abs().max()), "the same numbers"
+        if is_one:
+            warnings.warn(
+                f"task {task!r} answers {what} for all {len(y)} samples that it was trained on: masks may have "
+                "switched off too much in too few steps; weigh them less (settings=HATSettings(c=0.1)), train longer "
+                "(training=TrainingSettings(epochs=...)), or give more samples",
+                stacklevel=4,  # of this method, torch's around it, and fit
+            )
 
     def _accepted(self, x: Any, what: str) -> Inputs:
         """Return samples as the network takes them.

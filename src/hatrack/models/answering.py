@@ -49,6 +49,7 @@ def logits_of(masking: Masking[StateT], x: Inputs, state: StateT) -> Any:
     try:
         features = masking.features(x, state)
     except (RuntimeError, ValueError, IndexError) as error:
+        _require_example_types(masking, x, error)
         if masking.has_example_kind(x):
             raise
         raise _misshapen(masking, x) from error
@@ -95,6 +96,21 @@ def _drawn(zeros: Tensor, generator: torch.Generator, alone: bool) -> Tensor:
     """Return random real numbers in place of zeros; a mask among several inputs stays."""
     drawn = torch.randn(zeros.shape, generator=generator).to(zeros)
     return drawn if zeros.is_floating_point() and (alone or not is_mask(zeros)) else zeros
+
+
+def _require_example_types(masking: Masking[StateT], x: Inputs, cause: Exception) -> None:
+    """Check that an input on which a network does not run has the types of the example.
+
+    Raises:
+        InputError: it has others.
+    """
+    found, wanted = ([tensor.dtype for tensor in tensors_in(each)] for each in (x, masking.example(1)))
+    if len(found) == len(wanted) and found != wanted:
+        named = ", ".join(dict.fromkeys(str(dtype) for dtype in found))
+        remedy = ", ".join(dict.fromkeys(str(dtype) for dtype in wanted))
+        raise InputError(
+            f"the input is of type {named}, the network expects {remedy}; convert it, x.to(...)"
+        ) from cause
 
 
 def _misshapen(masking: Masking[StateT], x: Inputs) -> InputError:

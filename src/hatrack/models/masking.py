@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import GuaranteeError, InputError
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.norms import keep_in_evaluation
 from hatrack.growth.policy import Origin
 from hatrack.growth.tasks import Places
@@ -22,7 +22,7 @@ from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
 from hatrack.state.dependence import Copy
 from hatrack.state.first_runs import EarlierRuns
-from hatrack.state.movement import scratch_of
+from hatrack.state.movement import scratch_of, without_trace
 from hatrack.state.undo import UndoLog
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of
@@ -160,13 +160,28 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
         Raises:
             GuaranteeError: an entry that should be free changes the outputs.
+            UnsupportedError: outputs change from call to call.
         """
         leak = self.find_leak(drawn, is_drawn=True)
+        if leak is not None and self._draws_random_numbers(drawn):
+            raise UnsupportedError(
+                "the backbone gives other features for the same input in evaluation mode, since it draws random "
+                "numbers there, so that no task could have answers that stay: turn that off in evaluation mode (as "
+                "dropout, training=self.training), or give the random numbers as an input"
+            )
         if leak is not None:
             raise GuaranteeError(
                 f"masks do not protect this network: free entries of {leak} change the outputs of a task that does not "
                 f"use them; {self.cause_of_leaks}"
             )
+
+    @torch.no_grad()
+    def _draws_random_numbers(self, x: Inputs) -> bool:
+        """Return whether features depend on the state of torch's random generators in evaluation mode."""
+        with without_trace():
+            copies = [self.scratch() for _ in range(2)]
+            one, other = (copy.ask(x, 0) for copy in copies)  # one after the other, which draws on
+        return not torch.equal(one.nan_to_num(), other.nan_to_num())
 
     def earlier_runs(self) -> EarlierRuns:
         """Hand over runs of copies of the backbone that were made before it was attached."""

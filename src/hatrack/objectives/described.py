@@ -128,6 +128,11 @@ def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:
     if kind is None:
         kind = TargetKind.NUMBERS if targets.is_floating_point() else TargetKind.CLASSES
         kind = TargetKind.LABELS if targets.dim() == 2 and not targets.is_floating_point() else kind
+        if kind is TargetKind.LABELS and targets.dtype != torch.bool and targets.shape[1] == 1:
+            raise InputError(
+                f"{what} are whole numbers in one column, {shape}: give y[:, 0] for classes, or say target='labels' "
+                "for one label that is there or not"
+            )
         one_hot = kind is TargetKind.LABELS and targets.dtype != torch.bool and targets.shape[1] > 1
         if one_hot and bool((targets == 0).logical_or(targets == 1).all() and (targets.sum(1) == 1).all()):
             raise InputError(

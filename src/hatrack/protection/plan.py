@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hatrack.masks.tasks import TaskState
 from hatrack.protection.conditioning import Damper
 from hatrack.protection.frozen import Backup, FrozenEntries, attention_on_entries, digest, digest_of_entries, larger
+from hatrack.support.names import prefix_of
 from hatrack.units import Role, UnitGraph
 
 __all__ = ["ProtectionPlan", "attention_on_parameters", "find_changes", "find_nonfinite", "take_digests"]
@@ -128,7 +129,7 @@ def take_digests(
     digests = {names[id(parameter)]: digest_of_entries(parameter, entries.frozen) for parameter, entries in plan.shared}
     if consolidated:
         digests |= {names[id(parameter)]: digest({"untrained": parameter}) for parameter in plan.untrained}
-        per_task = tuple(f"backbone.{name}." for name in per_task_modules)
+        per_task = tuple(prefix_of(name) for name in per_task_modules)
         own_buffers = {f"backbone.{name}" for name in per_task_modules}
         digests |= {
             name: digest({"buffer": buffer})

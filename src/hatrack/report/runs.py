@@ -59,6 +59,8 @@ class Runs:
         if not learned:
             begun = ", ".join(f"{result.method}, seed {result.seed}" for result in everything[:3])
             remedy = f"only begun: {begun}; the command that began it goes on with it" if begun else "run one first"
+            if everything and all(result.forgotten for result in everything):
+                remedy = f"all tasks of {begun} have been forgotten; choose another run"
             raise InputError(f"there is no run in which a task has been learned ({remedy})")
         _require_one([result.experiment for result in learned], "experiments")
         _require_one(["; ".join(result.data) for result in learned if result.sources], "data")

@@ -325,10 +325,19 @@ class TaskStream(Sequence[Task]):
         return self.tasks[index]
 
 
+_NAMED_AFTER = {
+    "task": "; of data of your own a task is named after its file or folder, unless a tasks.toml names it "
+    "(name = '...' under [[task]])"
+}
+
+
 def check_name(what: str, name: str) -> None:
     """Refuse names that could not be a file name or a column title anywhere."""
     if not NAME_PATTERN.fullmatch(name):
-        raise InputError(f"{what} name {name!r}: use letters, digits, '_' and '-' only")
+        raise InputError(
+            f"{what} name {name!r}: use letters, digits, '_' and '-' only, letters from a to z"
+            f"{_NAMED_AFTER.get(what, '')}"
+        )
 
 
 def _checked_samples(

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from hatrack.errors import InputError
 
-__all__ = ["in_one_line", "look_up", "unknown_name", "words"]
+__all__ = ["in_one_line", "look_up", "prefix_of", "unknown_name", "words"]
 
 Entry = TypeVar("Entry")
 
@@ -34,6 +34,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     guess = f", did you mean {close[0]!r}?" if close else ";"
     choice = f"choose one of: {', '.join(names)}" if names else f"there is no {kind} yet"
     return InputError(f"there is no {kind} {name!r}{guess} {choice}")
+
+
+def prefix_of(module: str) -> str:
+    """Return what names in a network begin with of the parameters of one of its backbone's modules.
+
+    Args:
+        module: name of the module in the backbone, which itself has none.
+    """
+    return f"backbone.{module}." if module else "backbone."
 
 
 def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
