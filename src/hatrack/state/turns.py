@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hatrack.support.compilers import keep_compilers_out
+
 __all__ = ["Turns"]
 
 _Turn = tuple[int, object]
@@ -76,3 +78,6 @@ class Turns:
 
 def _others(turn: _Turn, turns: list[_Turn]) -> bool:
     return any(each[0] != turn[0] for each in turns)
+
+
+keep_compilers_out(Turns.asking.__wrapped__, Turns.changing.__wrapped__)  # type: ignore[attr-defined]
