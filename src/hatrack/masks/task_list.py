@@ -36,6 +36,12 @@ class TaskList(nn.ModuleList, Generic[StateT]):
         return [state for state in self if state.consolidated]
 
     @property
+    def first(self) -> StateT | None:
+        """State that was added first, whose norms or copies all tasks may use; None where there is none."""
+        first: StateT | None = self[0] if len(self) else None  # type: ignore[assignment]
+        return first
+
+    @property
     def last(self) -> StateT | None:
         """State that was added last, at the same cost for any number of tasks; None where there is none."""
         last: StateT | None = self[-1] if len(self) else None  # type: ignore[assignment]

@@ -176,8 +176,10 @@ class TaskState(nn.Module):
 
         Torch does not count what a batch norm in training mode does to its statistics, so that it must not happen.
         """
-        if self.consolidated and any(module.training for module in self.modules()):
-            self.eval()
+        if self.consolidated:
+            own = self.head.modules() if self.num_classes is None else ()
+            if any(module.training for module in (*self.batch_norms, *own)):
+                self.eval()
 
     def get_extra_state(self) -> Tensor:
         """Return whether the task is consolidated, as part of ``state_dict``."""

@@ -180,8 +180,7 @@ def ask(
         if _is_inside_transform_alone() and _relies_on_frozen(states):
             net.protection.require_in_place(states)
         return compute(net.masking, states)
-    for state in (*list(net.tasks)[:1], *states):  # all may use the first one's norms
-        state.stay_in_evaluation()
+    _keep_in_evaluation(net, states)
     with net.turns.asking():
         count = net.protection.hooks.count
         if net.protection.prepare_answer(states):
@@ -196,6 +195,12 @@ def ask(
 
 def _relies_on_frozen(states: Sequence[TaskState]) -> bool:
     return any(state.consolidated for state in states)
+
+
+def _keep_in_evaluation(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> None:
+    """Keep consolidated tasks in evaluation mode, the first one as well, whose norms others may use."""
+    for state in filter(None, (net.tasks.first, *states)):
+        state.stay_in_evaluation()
 
 
 def _ask_copy(
@@ -233,4 +238,6 @@ def _is_inside_transform_alone() -> bool:
 
 
 start_compilers_inside(ask, logits_of, logits_of_mixed, joined)
-keep_compilers_out(_relies_on_frozen, _ask_copy, _require_finite, is_transformed, _is_inside_transform_alone)
+keep_compilers_out(
+    _keep_in_evaluation, _relies_on_frozen, _ask_copy, _require_finite, is_transformed, _is_inside_transform_alone
+)

@@ -254,7 +254,7 @@ class Protection:
 
     def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
         """Return keys of the parts that answers rely on; all tasks may use the first one's norms and copies."""
-        return [_BACKBONE, *map(_key, list(self._masks.tasks)[:1]), *map(_key, states)]
+        return [_BACKBONE, *map(_key, filter(None, (self._masks.tasks.first, *states)))]
 
     def prepare_answer(self, states: Sequence[TaskState]) -> bool:
         """Restore moved entries where no graph can need them, and return whether the network itself may answer.
