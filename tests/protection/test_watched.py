@@ -423,8 +423,9 @@ def test_a_refused_call_undoes_nothing_of_another_thread() -> None:
     asker = threading.Thread(target=ask)
     asker.start()
     assert inside.wait(20)
-    learn_batch(net, "b", x, 1)
-    go.set()
+    threading.Timer(0.1, go.set).start()
+    learn_batch(net, "b", x, 1)  # which waits until the other thread has its answer, and opens the task then
+    assert go.is_set()
     asker.join()
     assert refused
     assert net.task_names == ("a", "b")
