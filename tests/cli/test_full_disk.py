@@ -142,6 +142,7 @@ def test_report(name: str, finished: Path, tmp_path: Path, capsys: pytest.Captur
     assert path.read_bytes() != b"what was there before"
 
 
+@pytest.mark.slow
 def test_export(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = json.loads((finished / "run.json").read_text())["tasks"][0]["name"]
     path = tmp_path / "model.safetensors"

@@ -107,6 +107,7 @@ def test_features_that_do_not_vary(tmp_path: Path) -> None:
 # --- batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 1000], ids=["of one sample", "one per epoch"])
 def test_batches(batch_size: int, tmp_path: Path) -> None:
     words = ("--set", f"batch_size={batch_size}", "--epochs", "3", "--set", "s_max=50")

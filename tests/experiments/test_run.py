@@ -458,7 +458,7 @@ def test_a_finished_run_needs_neither_data_nor_network(tmp_path: Path, monkeypat
     assert finished_result(request("hat", tmp_path / "elsewhere")) is None
 
 
-@pytest.mark.parametrize("network", ["alexnet", "resnet18", "vit"])
+@pytest.mark.parametrize("network", slow_but(["vit"], ["alexnet", "resnet18", "vit"]))
 def test_every_network_can_be_asked_for(network: str) -> None:
     prepared = prepare(request("sgd", network=network))
     features = {"alexnet": 2048, "resnet18": 512, "vit": 192}[network]

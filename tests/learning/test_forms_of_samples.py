@@ -104,7 +104,7 @@ def forms(x: Any, y: Tensor, door: Doorway) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", slow_but(["tuple", "sequence first"], DOORWAYS))
+@pytest.mark.parametrize("name", slow_but(["sequence first"], DOORWAYS))
 def test_nested_samples_are_learned_kept_saved_and_told_apart(name: str, tmp_path: Path) -> None:
     door = DOORWAYS[name]
     today, x, y = learner(door), batch(door, 14), torch.arange(14) % 2

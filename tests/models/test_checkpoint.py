@@ -18,7 +18,7 @@ import hatrack.storage.checkpoint
 from hatrack import CheckpointError, GuaranteeError, HATNetwork, InputError
 from hatrack.storage.checkpoint import VERSION, Checkpoint, is_damaged, read_checkpoint, write_checkpoint
 from support.helpers import NETS, attach, learn, logits, open_task, rounding_announced
-from support.marks import slow_unless
+from support.marks import slow_but, slow_unless
 
 
 def tiny() -> HATNetwork:
@@ -60,7 +60,7 @@ def test_a_round_trip_and_on_it_goes(kind: str, hard: bool, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["mlp", "conv-bn"])
+@pytest.mark.parametrize("kind", slow_but(["mlp"], ["mlp", "conv-bn"]))
 def test_other_types(dtype: torch.dtype, kind: str, tmp_path: Path) -> None:
     net = attach(kind)
     x, _ = learn(net, "a")

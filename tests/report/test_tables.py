@@ -22,6 +22,7 @@ from hatrack.report.table import Row, Table
 from hatrack.report.verdict import differences, timing, verdict
 from hatrack.report.writers import WRITERS, to_csv, to_json, to_latex, to_markdown
 from hatrack.train import Score
+from support.marks import slow_but
 from support.synthetic import METHODS, synthetic
 
 
@@ -200,7 +201,9 @@ def test_the_command_prints_tables(kind: str, folder: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == WRITERS[kind](tables.summary(read_runs(folder)))
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name != "sensitivity"])
+@pytest.mark.parametrize(
+    "name", slow_but(["usage", "heatmap", "forgetting"], [name for name in FIGURES if name != "sensitivity"])
+)
 def test_every_figure_can_be_drawn(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "out" / f"{name}.svg"
     assert main(["figure", name, str(folder / "runs"), "-o", str(out)]) == 0

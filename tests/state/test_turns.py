@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 from collections.abc import Callable
@@ -143,3 +144,16 @@ def test_a_network_grows_between_answers() -> None:
             net.consolidate(f"more-{number}")
 
     assert ask_meanwhile(net, x, "first", grow) == []
+
+
+def test_a_turn_leaves_no_garbage() -> None:
+    """Every call makes one: cycles would keep the collector busy."""
+    turns = Turns()
+    gc.collect()
+    gc.disable()
+    try:
+        with turns.asking(), turns.changing():
+            pass
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -84,7 +84,7 @@ class _Asking:
     __slots__ = ("_turn", "_turns")
 
     def __init__(self, turns: Turns) -> None:
-        self._turns, self._turn = turns, (threading.get_ident(), self)
+        self._turns, self._turn = turns, (threading.get_ident(), object())
 
     def __enter__(self) -> None:
         try:
