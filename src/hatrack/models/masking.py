@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.norms import keep_in_evaluation
 from hatrack.growth.policy import Origin
 from hatrack.growth.tasks import Places
 from hatrack.growth.widening import Widening
 from hatrack.masks.task_list import StateT, TaskList
 from hatrack.models.own_state import FirstRuns, OwnState
+from hatrack.models.settings_watch import SettingsWatch
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
 from hatrack.state.dependence import Copy
 from hatrack.state.first_runs import EarlierRuns
 from hatrack.state.movement import scratch_of, without_trace
+from hatrack.state.twins import twin
 from hatrack.state.undo import UndoLog
+from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.example import Example
-from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of
+from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.untrained import untrained_norms, untrained_parameters
@@ -61,6 +65,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         interface: how the backbone is called, and what of its result are its features.
         example_input: record of the example input.
         own_state: buffers of the backbone that runs move, of which every task has its own.
+        watch: watch on settings and hooks of the backbone.
         origin: widths and initial scales of the backbone before it was ever widened; None until it is analysed.
         untrained: names of the backbone's parameters that had ``requires_grad=False`` when it was attached.
     """
@@ -82,6 +87,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         self.example_input = Example.of(example_input, interface)
         self.own_state = OwnState()
         self.origin: Origin | None = None
+        self.watch = SettingsWatch(backbone)
 
     # ---------------------------------------------------------------------------------------------------------- example
 
@@ -202,6 +208,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     def adopt(self, own_state: OwnState) -> None:
         """Use another record of the state that runs move."""
         self.own_state = own_state
+        self.watch.record(own_state.names)
 
     def note_movement(self, x: Inputs, training: bool, scratch: nn.Module, change: Change) -> None:
         """Record the state that a call of a new kind moves, if outputs are independent of it.
@@ -221,7 +228,6 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
-    @abc.abstractmethod
     def admit(self, x: Inputs, change: Change) -> None:
         """Check that the guarantee holds for a call, and analyse it if it is of a new kind.
 
@@ -232,12 +238,52 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
         """
+        if self.watch.notices_change(partial(self.tasks_changed_by, x)):
+            self.forget_calls()  # any of them may do something else now
+        self.admit_kind(x, change)
 
     @abc.abstractmethod
+    def admit_kind(self, x: Inputs, change: Change) -> None:
+        """Analyse a call of a new kind, as :meth:`admit`."""
+
+    @abc.abstractmethod
+    def forget_calls(self) -> None:
+        """Analyse all kinds of calls anew when they come again."""
+
+    @torch.no_grad()
+    def tasks_changed_by(self, x: Inputs, change: Callable[[nn.Module], None]) -> list[str]:
+        """Return the names of consolidated tasks whose features of a batch are others on a changed backbone.
+
+        Args:
+            x: the batch.
+            change: function that changes a twin of the backbone.
+        """
+        names = []
+        with torch.inference_mode(False), self.evaluating(), without_trace(), suppress(*DOES_NOT_RUN):
+            x = map_tensors(torch.clone, x)
+            present, changed = twin(self.backbone, {}, {}), twin(self.backbone, {}, {})
+            change(changed)
+            for state in self.tasks.consolidated:
+                now, then = (self.features_on(backbone, x, state) for backbone in (present, changed))
+                if not torch.equal(now.nan_to_num(), then.nan_to_num()):
+                    names.append(state.name)
+        return names
+
     def features(self, x: Inputs, state: StateT) -> Tensor:
         """Return features of a batch under a task's mask, units along the axis that the interface says.
 
         Args:
+            x: the batch.
+            state: the task.
+        """
+        return self.features_on(self.backbone, x, state)
+
+    @abc.abstractmethod
+    def features_on(self, backbone: nn.Module, x: Inputs, state: StateT) -> Tensor:
+        """Return features that the backbone, or a twin of it, computes under a task's mask.
+
+        Args:
+            backbone: the backbone or a twin.
             x: the batch.
             state: the task.
         """
@@ -430,3 +476,6 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, for a file."""
+
+
+keep_compilers_out(Masking.admit)

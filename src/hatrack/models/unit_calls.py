@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import scratch_without_gates
 from hatrack.models.masking import Change
-from hatrack.protection.structure import Controls
 from hatrack.state.first_runs import EarlierRuns, RandomRuns
 from hatrack.state.movement import ScratchRuns, StateOf, without_saved_tensors, without_trace
 from hatrack.state.undo import leaves_modes
@@ -62,6 +61,7 @@ class UnitCalls:
         rules: as above.
         trace: result of all labelled runs so far.
         taught: signatures that have shown more than the example, to be replayed from files.
+        moving: names of buffers and attributes that runs change.
         followed: signatures whose effect on units is known from labelled runs.
     """
 
@@ -84,16 +84,13 @@ class UnitCalls:
         self._admitted: set[CallKey] = set()  # of calls that may be answered
         self._copies: dict[bool, tuple[nn.Module, Inputs]] = {}
         self._random: RandomRuns | None = None
-        self._moving: Sequence[str] = ()
-        self._controls = Controls(backbone)
+        self.moving: Sequence[str] = ()
 
-    def note_state(self, moving: Sequence[str]) -> None:
-        """Record the settings and hooks of the backbone for which the analysed calls hold.
-
-        Args:
-            moving: names of buffers and attributes that runs change.
-        """
-        self._moving, self._controls = moving, Controls(self._backbone, moving)
+    def forget(self) -> None:
+        """Follow all kinds of calls anew when they come again; what labelled runs have shown stays."""
+        self.followed.clear()
+        self._unexplained_training.clear()
+        self._admitted.clear()
 
     def resolved(self, trace: Trace) -> UnitGraph:
         """Return the units that labelled runs have shown."""
@@ -123,7 +120,7 @@ class UnitCalls:
             paths: table that the path on every way is added to.
         """
         scratch = scratch_without_gates(self._backbone) if scratch is None else scratch
-        names = [name for name, _ in scratch.named_buffers() if name in self._moving]
+        names = [name for name, _ in scratch.named_buffers() if name in self.moving]
         with without_trace(), signature.precision(device_of(x)):
             settings = {"training": signature.training, "grad": signature.grad, "gate_inputs": self._gate_inputs}
             return follow(
@@ -286,11 +283,6 @@ class UnitCalls:
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
         """
-        if self._controls.are_altered():  # settings or hooks, after which any call may do something else
-            self.followed.clear()
-            self._unexplained_training.clear()
-            self._admitted.clear()
-            self.note_state(self._moving)
         key = key_of(x, training, self._interface)
         if key not in self._admitted and self.examine(x, self._signature(x, training), masking, change):
             self._admitted.add(key)

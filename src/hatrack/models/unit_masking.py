@@ -93,7 +93,7 @@ class UnitMasking(Masking[UnitTask]):
         self.origin = Origin(dict(self.sizes), initial_scales)
         self.cumulative = self.none
         self.attachment = Attachment(self.graph, backbone, interface)
-        self.calls.note_state(())
+        self.watch.record(())
         self._off: list[str] = []
         self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
         self._cache: MaskCache[Tensor] = MaskCache()
@@ -125,7 +125,7 @@ class UnitMasking(Masking[UnitTask]):
     def adopt(self, own_state: OwnState) -> None:
         """Use another record of the state that runs move."""
         super().adopt(own_state)
-        self.calls.note_state(own_state.names)
+        self.calls.moving = own_state.names
 
     def find_leak(self, batch: Inputs, is_drawn: bool = False) -> str | None:
         """Test with random masks whether free entries change outputs, and return the names of their parameters."""
@@ -133,9 +133,13 @@ class UnitMasking(Masking[UnitTask]):
 
     # --------------------------------------------------------------------------------------------------- kinds of calls
 
-    def admit(self, x: Inputs, change: Change) -> None:
+    def admit_kind(self, x: Inputs, change: Change) -> None:
         """Analyse a call with a new signature, or with a new number of samples."""
         self.calls.admit(x, self.training, self, change)
+
+    def forget_calls(self) -> None:
+        """Follow all kinds of calls anew."""
+        self.calls.forget()
 
     def learn(self, signature: Signature, sample: Inputs, found: Trace, change: Change) -> None:
         """Use the units that a labelled run has found, if the masks of existing tasks still fit.
@@ -206,13 +210,13 @@ class UnitMasking(Masking[UnitTask]):
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
-    def features(self, x: Inputs, state: UnitTask) -> Tensor:
-        """Return features of a batch under a task's attention and norms."""
+    def features_on(self, backbone: nn.Module, x: Inputs, state: UnitTask) -> Tensor:
+        """Return features that the backbone, or a twin of it, computes under a task's attention and norms."""
         attention, norms = self.attention(state), self.norms(state)
         if self.own_state.is_empty:
-            return self.attachment.run(self.backbone, x, attention, norms)
+            return self.attachment.run(backbone, x, attention, norms)
         return self.own_state.run(
-            state, twin(self.backbone, {}, {}), lambda backbone: self.attachment.run(backbone, x, attention, norms)
+            state, twin(backbone, {}, {}), lambda backbone: self.attachment.run(backbone, x, attention, norms)
         )
 
     def mixes(self, x: Inputs, num_tasks: int) -> bool:
@@ -474,7 +478,7 @@ class UnitMasking(Masking[UnitTask]):
         self.attachment.detach(self.backbone)
         self.graph = graph
         self.attachment = Attachment(graph, self.backbone, self.interface).to(self.device)
-        self.calls.note_state(self.own_state.names)
+        self.watch.record(self.own_state.names)
         self.refresh()
 
     # --------------------------------------------------------------------------------------------- detaching and saving
@@ -496,4 +500,4 @@ class UnitMasking(Masking[UnitTask]):
 
 
 start_compilers_inside(UnitMasking.features_mixed, UnitMasking.mixes, UnitMasking.mixes_samples)
-keep_compilers_out(UnitMasking.admit)
+keep_compilers_out(UnitMasking.admit_kind)

@@ -144,7 +144,11 @@ class WeightMasking(Masking[WeightTask]):
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
-    def admit(self, x: Inputs, change: Change) -> None:
+    def forget_calls(self) -> None:
+        """Look at all kinds of calls anew."""
+        self._seen.clear()
+
+    def admit_kind(self, x: Inputs, change: Change) -> None:
         """Check that a call of a new kind uses no weight without its mask, as layers in a plain list do."""
         key = key_of(x, self.training, self.interface)
         if key in self._seen:
@@ -167,9 +171,9 @@ class WeightMasking(Masking[WeightTask]):
         self.note_movement(x, self.training, backbone, change)
         self._seen.add(key)
 
-    def features(self, x: Inputs, state: WeightTask) -> Tensor:
-        """Return features of a batch under a task's masks."""
-        backbone = self.twin_of_backbone(self._masked_weights(state), *self.copies_of(state))
+    def features_on(self, backbone: nn.Module, x: Inputs, state: WeightTask) -> Tensor:
+        """Return features that the backbone, or a twin of it, computes under a task's masks."""
+        backbone = self.twin_of_backbone(self._masked_weights(state), *self.copies_of(state), backbone)
         return self.own_state.run(state, backbone, lambda copy: self.interface.run(copy, x))
 
     def features_of_random_mask(self, x: Inputs, seed: int) -> Tensor:
@@ -476,4 +480,4 @@ class WeightMasking(Masking[WeightTask]):
         )
 
 
-keep_compilers_out(WeightMasking.admit)
+keep_compilers_out(WeightMasking.admit_kind)

@@ -131,19 +131,42 @@ class Controls:
     """
 
     def __init__(self, module: nn.Module, moving: Collection[str] = ()) -> None:
-        self._parts = [(p, _settings_of(p, name, moving), _hooks_of(p)) for name, p in module.named_modules()]
+        self._parts = [(name, p, _settings_of(p, name, moving), _hooks_of(p)) for name, p in module.named_modules()]
 
     def are_altered(self) -> bool:
         """Return whether any setting or hook has changed."""
-        for part, settings, hooks in self._parts:
-            attributes = vars(part)
+        return any(
+            _hooks_of(part) != hooks or any(_is_other(vars(part).get(key), value) for key, value in settings.items())
+            for _, part, settings, hooks in self._parts
+        )
+
+    def altered(self) -> list[str]:
+        """Return in words what has changed, such as ``"norm.eps (1e-05 before, 0.1 now)"``."""
+        found = []
+        for name, part, settings, hooks in self._parts:
             for key, value in settings.items():
-                present = attributes.get(key)
-                if present is not value and (type(present) is not type(value) or present != value):
-                    return True
+                present = vars(part).get(key)
+                if _is_other(present, value):
+                    inherited = getattr(type(part), key, None)
+                    before, now = (inherited if each is None else each for each in (value, present))
+                    found.append(f"{name}.{key}".lstrip(".") + f" ({before!r} before, {now!r} now)")
             if _hooks_of(part) != hooks:
-                return True
-        return False
+                found.append(f"the hooks of {name or 'the backbone'}")
+        return found
+
+    def put_back(self, copy: nn.Module) -> None:
+        """Give a copy of the network the settings that were recorded, and those of the recorded hooks that it has."""
+        for name, _, settings, hooks in self._parts:
+            part = copy.get_submodule(name)
+            for key, value in settings.items():
+                if value is None and hasattr(type(part), key):  # it was the class's
+                    vars(part).pop(key, None)
+                else:
+                    vars(part)[key] = value
+            for name_of_table in ("_forward_pre_hooks", "_forward_hooks"):  # which twins share with originals
+                table = vars(part)[name_of_table]
+                kept = {number: hook for number, hook in table.items() if number in hooks}
+                vars(part)[name_of_table] = type(table)(kept)
 
 
 def settings_in_json(module: nn.Module, moving: Collection[str] = ()) -> dict[str, dict[str, Any]]:
@@ -176,6 +199,10 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[st
     names = [key for key in dict.fromkeys((*vars(part), *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
     return {key: value for key, value in own.items() if _is_setting(value)}
+
+
+def _is_other(present: Any, value: Any) -> bool:
+    return present is not value and (type(present) is not type(value) or bool(present != value))
 
 
 def _is_setting(value: Any) -> bool:

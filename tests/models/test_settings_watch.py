@@ -1,0 +1,118 @@
+"""Settings and hooks that change after tasks were learned: said where old answers depend on them, else let be."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hatrack
+
+
+class Scaled(nn.Module):
+    """Network whose scale is a setting of the class, and whose name is a setting that decides on nothing."""
+
+    scale = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 8)
+        self.label = "one"
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.norm(F.relu(self.first(x))) * self.scale)
+        return y
+
+
+X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def net(request: pytest.FixtureRequest) -> hatrack.HATNetwork | hatrack.WeightMaskedNetwork:
+    """Two consolidated tasks, asked once in evaluation mode."""
+    network: hatrack.HATNetwork | hatrack.WeightMaskedNetwork = request.param(Scaled(), torch.zeros(2, 6))
+    for name in ("old", "new"):
+        network.add_task(name, 2)
+        network.consolidate(name)
+    network.eval()(X, "old")
+    return network
+
+
+CHANGES: dict[str, Callable[[Scaled], object]] = {
+    r"norm\.eps \(1e-05 before, 1\.0 now\)": lambda backbone: setattr(backbone.norm, "eps", 1.0),
+    r"scale \(1\.0 before, 2\.0 now\)": lambda backbone: setattr(backbone, "scale", 2.0),
+    "the hooks of second": lambda backbone: backbone.second.register_forward_hook(lambda _m, _x, y: y + 1),
+    "the hooks of norm": lambda backbone: backbone.norm.register_forward_pre_hook(
+        lambda _m, x: (x[0] * torch.arange(8.0),)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_settings_that_old_answers_depend_on_are_named(what: str, net: hatrack.HATNetwork) -> None:
+    CHANGES[what](net.backbone)
+    with pytest.warns(UserWarning, match=f"^{what}.*tasks 'old', 'new' answer otherwise") as found:
+        net(X, "new")
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(X, "old")  # said once
+
+
+def test_settings_that_are_put_back_say_nothing_and_give_the_old_bits(net: hatrack.HATNetwork) -> None:
+    before = net(X, "old")
+    net.backbone.scale = 3.0
+    with pytest.warns(UserWarning, match="scale"):
+        net(X, "old")
+    del net.backbone.scale
+    assert torch.equal(net(X, "old"), before)
+
+
+def test_every_further_change_is_compared_with_what_tasks_were_learned_with(net: hatrack.HATNetwork) -> None:
+    net.backbone.norm.eps = 1.0
+    with pytest.warns(UserWarning, match=r"norm\.eps"):
+        net(X, "old")
+    net.backbone.label = "two"
+    with pytest.warns(UserWarning, match=r"norm\.eps \(1e-05 before, 1\.0 now\)"):
+        net(X, "old")
+
+
+def test_settings_and_hooks_that_answers_do_not_depend_on_are_let_be(net: hatrack.HATNetwork) -> None:
+    before, seen = net(X, "old"), []
+    net.backbone.label = "two"
+    net.backbone.gradient_checkpointing = True
+    net.backbone.norm.register_forward_hook(lambda _m, _x, y: seen.append(y))
+    assert torch.equal(net(X, "old"), before)
+    assert seen
+
+
+def test_hooks_of_the_network_itself_stay_while_answers_are_compared(net: hatrack.HATNetwork) -> None:
+    before = net(X, "old")
+    handle = net.backbone.second.register_forward_hook(lambda _m, _x, y: y + 1)
+    with pytest.warns(UserWarning, match="hooks of second"):
+        changed = net(X, "old")
+    assert not torch.equal(changed, before)
+    assert torch.equal(net(X, "old"), changed)
+    handle.remove()
+    assert torch.equal(net(X, "old"), before)
+
+
+def test_without_consolidated_tasks_nothing_is_said() -> None:
+    network = hatrack.HATNetwork(Scaled(), torch.zeros(2, 6))
+    network.add_task("one", 2)
+    network(X, "one")
+    network.backbone.scale = 2.0
+    network(X, "one")
+
+
+def test_copies_watch_their_own_backbone(net: hatrack.HATNetwork) -> None:
+    other = copy.deepcopy(net)
+    other.backbone.scale = 2.0
+    net(X, "old")
+    with pytest.warns(UserWarning, match="scale"):
+        other(X, "old")
