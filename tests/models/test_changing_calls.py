@@ -91,7 +91,8 @@ def test_hooks_that_come_later_are_followed_too(name: str) -> None:
         with pytest.raises(UnsupportedError, match="cannot be used"):
             logits(net, x, "a")
         return
-    promised = logits(net, x, "a")
+    with pytest.warns(UserWarning, match="hooks of out"):
+        promised = logits(net, x, "a")
     learn_batch(net, "b", x, 1, lr=0.5)
     assert torch.equal(logits(net, x, "a"), promised)
 

@@ -238,9 +238,12 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
         """
-        if self.watch.notices_change(partial(self.tasks_changed_by, x)):
+        before = self.watch.before_change()
+        if before is not None:
             self.forget_calls()  # any of them may do something else now
         self.admit_kind(x, change)
+        if before is not None:
+            self.watch.take_up(before, partial(self.tasks_changed_by, x))
 
     @abc.abstractmethod
     def admit_kind(self, x: Inputs, change: Change) -> None:

@@ -33,22 +33,23 @@ class SettingsWatch:
         """
         self._moving, self._controls = moving, Controls(self._backbone, moving)
 
-    def notices_change(self, changed_by: Callable[[Callable[[nn.Module], None]], list[str]]) -> bool:
-        """Return whether a setting or hook has changed since the last time; warn where old tasks answer otherwise.
+    def before_change(self) -> Controls | None:
+        """Return the record that tasks depend on, where a setting or hook has changed since the last one; else None."""
+        return (self._promised or self._controls) if self._controls.are_altered() else None
+
+    def take_up(self, before: Controls, tasks_changed_by: Callable[[Callable[[nn.Module], None]], list[str]]) -> None:
+        """Record the present settings and hooks; warn where old tasks answer otherwise because of them.
 
         Args:
-            changed_by: function that applies a change to a twin of the backbone, and returns the names of the
+            before: what :meth:`before_change` returned.
+            tasks_changed_by: function that applies a change to a twin of the backbone, and returns the names of the
                 consolidated tasks that answer otherwise there.
         """
-        if not self._controls.are_altered():
-            return False
-        before = self._promised or self._controls
-        others = changed_by(before.put_back)
+        others = tasks_changed_by(before.put_back)
         self._promised = before if others else None
         self.record(self._moving)
         if others:
             _warn(before.altered(), others)
-        return True
 
 
 def _warn(altered: list[str], tasks: list[str]) -> None:
