@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import BatchNorms, HATNetwork, InputError, UnsupportedError
+from hatrack import BatchNorms, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.compact import Clear, CompactAttention, CompactGroupNorm, CompactLayerNorm, CompactRMSNorm
 from hatrack.gating.attachment import without_gates
 from support.architectures import ARCHITECTURES, a_task, assert_close
@@ -306,3 +306,34 @@ def test_a_weight_of_two_layers_is_cleared_for_each_by_itself() -> None:
     open_task(net, "a", share=0.5)
     net.consolidate("a")
     assert_close(net.extract("a", x)(x), logits(net, x, "a"))
+
+
+class WideWhenLong(nn.Module):
+    """Layers over sequences; long ones are scaled by the width that the hidden tensor has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        if x.shape[1] > 4:
+            h = h * (h.shape[-1] / 16.0)
+        return self.second(h).mean(1)
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+@pytest.mark.parametrize("is_asked_first", [True, False])
+def test_every_kind_of_inputs_that_was_asked_about_gives_the_gated_networks_logits(
+    kind: type[HATNetwork | WeightMaskedNetwork], is_asked_first: bool
+) -> None:
+    torch.manual_seed(0)
+    net, short, long = kind(WideWhenLong(), torch.zeros(2, 3, 4)), torch.randn(5, 3, 4), torch.randn(5, 8, 4)
+    net.add_task("a", 3)
+    if is_asked_first:
+        net(long, "a")
+    net.consolidate("a")
+    expected = logits(net, long, "a")
+    compact = net.extract("a", short)
+    assert_close(compact(long), expected)
+    assert_close(compact(short), logits(net, short, "a"))

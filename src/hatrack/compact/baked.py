@@ -67,7 +67,7 @@ def extract_baked(
     backbone: nn.Module,
     head: nn.Module,
     ask: Callable[[Inputs], Tensor],
-    x: Inputs,
+    tried: Sequence[tuple[Inputs, Tensor]],
     interface: Interface = PLAIN,
     is_own: bool = False,
 ) -> CompactNetwork:
@@ -80,7 +80,7 @@ def extract_baked(
         backbone: maps a batch to features; it is left as it is.
         head: the task's head.
         ask: computes the masked network's logits of a batch, in evaluation mode, as one tensor.
-        x: samples to compare on.
+        tried: batches to compare on, at least one, each with its logits.
         interface: how the backbone is called, and what of its result are its features.
         is_own: whether the head is the user's own.
 
@@ -90,13 +90,12 @@ def extract_baked(
     own_head = whole_head(copy.deepcopy(head), interface.unit_axis, is_own)
     plain = CompactNetwork(copy.deepcopy(backbone), own_head, interface=interface).eval().requires_grad_(False)
     drop_dropout(plain.backbone)
-    tried = [(x, ask(x))]
-    expected = tried[0][1]
+    x, expected = tried[0]
     if interface.samples(x) < 2 or not says_something(expected):
         samples = interface.take(interface.repeated(x, 16), slice(16))
         samples = torch.zeros_like(samples) if isinstance(samples, Tensor) else samples
         drawn = random_like(samples, torch.Generator().manual_seed(0), ask)
-        tried.append((drawn, ask(drawn)))
+        tried = [*tried, (drawn, ask(drawn))]
     if not all(agree(tensor_of(plain(batch)), logits, TOLERANCE) for batch, logits in tried):
         raise UnsupportedError(f"{name!r} cannot be extracted: its weights with zeros written in give other logits")
     graph: UnitGraph | None = None

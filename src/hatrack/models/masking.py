@@ -29,7 +29,7 @@ from hatrack.state.twins import twin
 from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.example import Example
-from hatrack.support.inputs import Inputs, TensorKind, has_shape, kind_of, map_tensors
+from hatrack.support.inputs import Inputs, Kind, TensorKind, has_shape, kind_of, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.untrained import untrained_norms, untrained_parameters
@@ -248,6 +248,10 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     @abc.abstractmethod
     def admit_kind(self, x: Inputs, change: Change) -> None:
         """Analyse a call of a new kind, as :meth:`admit`."""
+
+    @abc.abstractmethod
+    def kinds_of_inputs(self) -> Sequence[Kind]:
+        """Return the kinds of inputs that were asked about so far; those that showed something new come first."""
 
     @abc.abstractmethod
     def forget_calls(self) -> None:

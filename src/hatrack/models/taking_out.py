@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hatrack.compact import CompactNetwork, TaskParts, bake, cut_task, extract_baked, extract_task
-from hatrack.errors import InputError, UnsupportedError
+from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import without_gates
 from hatrack.gating.norms import let_train
 from hatrack.masks.task_list import StateT
@@ -17,7 +18,7 @@ from hatrack.masks.tasks import UnitTask, WeightTask
 from hatrack.models.answering import ask, logits_of
 from hatrack.models.masking import Masking
 from hatrack.state.tryouts import random_like, says_something
-from hatrack.support.inputs import Inputs, tensor_of
+from hatrack.support.inputs import Inputs, are_alike, tensor_of
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -94,6 +95,7 @@ def _parts_of(masking: UnitMasking, state: UnitTask, example: Inputs | None) -> 
     if not tried or interface.samples(example) < 2 or not says_something(tried[0][1]):
         drawn = random_like(masking.example(16), torch.Generator().manual_seed(0), logits)
         tried.append((drawn, logits(drawn)))
+    tried += _of_other_kinds(masking, logits)
     backbone = without_gates(masking.backbone)
     masking.own_state.write_into(backbone, state)
     is_own = state.num_classes is None
@@ -124,7 +126,31 @@ def extract_weights(masking: WeightMasking, state: WeightTask, example: Inputs |
     let_train(backbone)
     masking.own_state.write_into(backbone, state)
     is_own = state.num_classes is None
-    return extract_baked(state.name, backbone, state.head, logits, example, interface, is_own)
+    tried = [(example, logits(example)), *_of_other_kinds(masking, logits)]
+    return extract_baked(state.name, backbone, state.head, logits, tried, interface, is_own)
+
+
+def _of_other_kinds(
+    masking: Masking[StateT], logits: Callable[[Inputs], Tensor], most: int = 8
+) -> list[tuple[Inputs, Tensor]]:
+    """Return random batches of kinds of inputs that the network was asked about beside the example's, with logits.
+
+    Args:
+        masking: the masks.
+        logits: computes the masked network's logits of a batch.
+        most: largest number of kinds.
+    """
+    kinds = [masking.example_input.kind]
+    for kind in masking.kinds_of_inputs():
+        if len(kinds) <= most and not any(are_alike(kind, known) for known in kinds):
+            kinds.append(kind)
+    tried = []
+    for kind in kinds[1:]:
+        with suppress(*DOES_NOT_RUN):  # such as a network of whole groups of samples
+            x = masking.example_input.batch(4, masking.device, kind)
+            x = random_like(x, torch.Generator().manual_seed(0), logits)
+            tried.append((x, logits(x)))
+    return tried
 
 
 def _logits_in_evaluation(masking: Masking[StateT], state: StateT) -> Callable[[Inputs], Tensor]:

@@ -40,7 +40,7 @@ from hatrack.state.twins import twin
 from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.heads import linear_head
-from hatrack.support.inputs import Inputs, device_of, map_tensors
+from hatrack.support.inputs import Inputs, Kind, device_of, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
 from hatrack.units.signatures import Signature
@@ -136,6 +136,10 @@ class UnitMasking(Masking[UnitTask]):
     def admit_kind(self, x: Inputs, change: Change) -> None:
         """Analyse a call with a new signature, or with a new number of samples."""
         self.calls.admit(x, self.training, self, change)
+
+    def kinds_of_inputs(self) -> Sequence[Kind]:
+        """Return the kinds of inputs whose calls were followed."""
+        return [signature.inputs for signature in (*self.calls.taught, *self.calls.followed)]
 
     def forget_calls(self) -> None:
         """Follow all kinds of calls anew."""

@@ -42,7 +42,7 @@ from hatrack.state.movement import scratch_of, without_trace
 from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.heads import linear_head
-from hatrack.support.inputs import Inputs, map_tensors
+from hatrack.support.inputs import Inputs, Kind, kind_of, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.units import UnitGraph, analyze, stray_parameters
 from hatrack.units.signatures import CallKey, Signature, key_of
@@ -108,7 +108,7 @@ class WeightMasking(Masking[WeightTask]):
         device = self.device
         example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
         self._num_features = count_features(backbone, example_input, interface)
-        self._seen: set[CallKey] = set()
+        self._seen: dict[CallKey, Kind] = {}
         self._progress = 1.0
         self._cache: MaskCache[Sequence[Tensor]] = MaskCache()
         self._free: list[Tensor] | None = None  # what :attr:`used` leaves, as numbers; made when a task is trained
@@ -144,6 +144,10 @@ class WeightMasking(Masking[WeightTask]):
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
+    def kinds_of_inputs(self) -> Sequence[Kind]:
+        """Return the kinds of inputs of the calls that were looked at."""
+        return [*self._seen.values()]
+
     def forget_calls(self) -> None:
         """Look at all kinds of calls anew."""
         self._seen.clear()
@@ -169,7 +173,7 @@ class WeightMasking(Masking[WeightTask]):
                 "that torch does not know of, as in a list of functions (use torch.nn.ModuleList)"
             )
         self.note_movement(x, self.training, backbone, change)
-        self._seen.add(key)
+        self._seen[key] = kind_of(x, self.interface.batch_axis)
 
     def features_on(self, backbone: nn.Module, x: Inputs, state: WeightTask) -> Tensor:
         """Return features that the backbone, or a twin of it, computes under a task's masks."""
