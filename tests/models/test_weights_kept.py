@@ -66,7 +66,7 @@ def test_a_settled_task_is_saved_and_goes_on(tmp_path: Path) -> None:
     net = attach("packnet")
     net.add_task("first", CLASSES)
     net.settle("first")
-    with pytest.raises(InputError, match="masks of task 'first' are settled already"):
+    with pytest.raises(InputError, match="mask of task 'first' is settled already"):
         net.settle("first")
     net.save(tmp_path / "net.hat")
     again = hatrack.load(tmp_path / "net.hat", BACKBONES["mlp"][0]())

@@ -69,6 +69,11 @@ class TaskState(nn.Module):
         self.register_module("calibration", None)
 
     @property
+    def is_settled(self) -> bool:
+        """Whether the mask is final, which it may be before the task is consolidated."""
+        return self.consolidated
+
+    @property
     def norms(self) -> dict[str, nn.Module]:
         """Batch norms of the task, by the name of the layer they stand for."""
         return dict(zip(self._norm_names, self.batch_norms, strict=True))
@@ -209,7 +214,7 @@ class UnitTask(TaskState):
         unit_axis: axis of the features that a linear head acts along.
 
     Attributes:
-        embedding: its embedding, ``(U,)``; deleted once the mask is final.
+        embedding: its embedding, ``(U,)``; deleted once the mask is settled.
         packed: the final mask: bits, eight units to a byte, as :func:`hatrack.masks.packing.pack` gives
             them; the numbers themselves, ``(U,)``, where it is soft. Empty until then.
     """
@@ -237,12 +242,16 @@ class UnitTask(TaskState):
         """Final mask, ``(U,)``: booleans, or numbers where it is soft."""
         return unpack(self.packed, (self.num_units,)) if self.packed.dtype == torch.uint8 else self.packed
 
-    def freeze_mask(self, mask: Tensor) -> None:
-        """Freeze the mask, booleans or numbers ``(U,)``, with all of the task's parameters, and drop the embedding."""
+    @property
+    def is_settled(self) -> bool:
+        """Whether the mask is final, so that there is no embedding."""
+        return "embedding" not in self._parameters
+
+    def settle(self, mask: Tensor) -> None:
+        """Store the final mask, booleans or numbers ``(U,)``, and drop the embedding."""
         self.packed = packed_mask(mask)
         self.embedding.grad = None
         del self.embedding
-        self.freeze()
 
     def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
         """Take the shapes of saved tensors, without an embedding if the mask is final."""
@@ -250,9 +259,10 @@ class UnitTask(TaskState):
         packed, embedding = saved.get("packed"), saved.get("embedding")
         if isinstance(packed, Tensor) and packed.shape in ((0,), (self._width_of(packed.dtype),)):
             self.packed = torch.empty_like(packed, device=self.packed.device)
-        if embedding is None and bool(saved.get("_extra_state", False)) and hasattr(self, "embedding"):
+        is_settled = bool(saved.get("_extra_state", False)) or (isinstance(packed, Tensor) and len(packed) > 0)
+        if embedding is None and is_settled and not self.is_settled:
             del self.embedding
-        elif isinstance(embedding, Tensor) and not hasattr(self, "embedding"):
+        elif isinstance(embedding, Tensor) and self.is_settled:
             empty = torch.empty(self.num_units, dtype=embedding.dtype, device=self.packed.device)
             self.embedding = nn.Parameter(empty)
 
@@ -289,7 +299,6 @@ class WeightTask(TaskState):
         copies: its copies of parameters without masks.
         packed: the bits of the masks, weight after weight, each beginning with a new byte; zeros until settled.
         settled: whether the masks are final, as a part of ``state_dict``.
-        is_settled: copy of ``settled`` outside of tensors, since reading a tensor of another device takes time.
     """
 
     mask_names = ("packed", "settled")
@@ -313,7 +322,12 @@ class WeightTask(TaskState):
         self.copies = nn.ParameterList(nn.Parameter(value) for value in copies)
         self.packed = torch.zeros(sum(self._bytes), dtype=torch.uint8)
         self.settled = torch.tensor(False)
-        self.is_settled = False
+        self._is_settled = False  # a copy outside of tensors, since reading one of another device takes time
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the masks are final."""
+        return self._is_settled
 
     @property
     def _bytes(self) -> list[int]:
@@ -328,7 +342,7 @@ class WeightTask(TaskState):
         """Store the final masks of all weights, and drop the values that they were learned by."""
         self.packed.copy_(self.packed_of(masks))
         self.settled.fill_(True)
-        self.is_settled = True
+        self._is_settled = True
         self._drop_choice()
 
     @staticmethod
@@ -346,7 +360,7 @@ class WeightTask(TaskState):
         super().take_shapes_of(saved)
         if "settled" not in saved:
             return
-        self.is_settled = bool(saved["settled"])
+        self._is_settled = bool(saved["settled"])
         if self.is_settled:
             self._drop_choice()
         elif not self.choice:

@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.distributions import Uniform
 
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
-from hatrack.methods.base import ParameterGroup, Setup
+from hatrack.methods.base import Batch, EpochPlan, ParameterGroup, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.models.hat import HATNetwork
 from hatrack.protection.conditioning import Fading, UnitConditioning
 from hatrack.streams import Task
 from hatrack.support.ranges import require_nonnegative, require_range
 
-__all__ = ["HAT", "HATSettings", "Room"]
+__all__ = ["HAT", "HATSettings", "MaskSchedule", "Room"]
+
+SETTLED_SHARE = 0.3
+"""Share of the epochs that train under the final mask, where the schedule is :attr:`MaskSchedule.SETTLED`."""
+
+C_SHARES, C_EPOCHS = (0.2, 0.5), (10, 25)
+"""Shares of all epochs between which the regulariser sets in there, and the epochs by which it does so at the latest.
+
+With a learning rate that falls after 5 epochs without progress a training ends after 30 epochs at the earliest.
+"""
+
+SETTLED = "settled"
+"""Name in the state of a training for whether the mask is final."""
 
 SAME = ("s_max", "hard", "compensation", "gate_function", "regularizer", "batch_norms", "gate_inputs")
 """Settings that the network has under the same name."""
+
+
+class MaskSchedule(enum.Enum):
+    """Course of a mask over the training of its task."""
+
+    PAPER = "paper"
+    """Starts from N(0, 1), half of the units; the regulariser counts from the first epoch, gates move to the last."""
+
+    SETTLED = "settled"
+    """Starts from U(0, 2), all units; the regulariser sets in late, and the last epochs train under the final mask."""
 
 
 class InitialEmbedding(enum.Enum):
@@ -40,6 +64,9 @@ class HATSettings:
     """Settings of HAT, with the paper's values.
 
     Attributes:
+        schedule: paper (the mask moves to the end), or settled, for few steps: the task begins with all units, c sets
+            in between a fifth and half of the epochs (after 25 at the latest), and the last three tenths of them train
+            the weights under the final mask, with the learning rate from the start.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
@@ -52,7 +79,8 @@ class HATSettings:
         batch_norms: per-task (each task has its own), or shared (the first task's, frozen).
         gate_function: sigmoid (the paper), hard-sigmoid, arctan, softsign, or step.
         regularizer: weighted-l1 (the paper), l1 or l2, which count units again that earlier tasks use.
-        embedding: what embeddings start as: normal, N(0, 1), or uniform, U(embedding_low, embedding_high).
+        embedding: what embeddings start as: normal, N(0, 1), or uniform, U(embedding_low, embedding_high); none leaves
+            it to the schedule.
         embedding_low: at least 0; with 0 and 2, the paper's choice to compress a single task, every unit starts on.
         embedding_high: at most 6.
         embedding_lr_factor: how much faster embeddings learn; 10 to 50 without compensation (the paper, appendix D).
@@ -60,6 +88,7 @@ class HATSettings:
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
 
+    schedule: MaskSchedule = MaskSchedule.PAPER
     s_max: float = 400.0
     c: float = 0.75
     hard: bool = True
@@ -69,7 +98,7 @@ class HATSettings:
     gate_inputs: bool = False
     gate_function: GateFunction = GateFunction.SIGMOID
     regularizer: Regularization = Regularization.WEIGHTED_L1
-    embedding: InitialEmbedding = InitialEmbedding.NORMAL
+    embedding: InitialEmbedding | None = None
     embedding_low: float = 0.0
     embedding_high: float = 2.0
     embedding_lr_factor: float = 1.0
@@ -104,6 +133,7 @@ class HAT(MaskedMethod):
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
+        self._strength = settings.c
         self.network = HATNetwork(
             setup.build_backbone(),
             setup.example_input,
@@ -117,18 +147,61 @@ class HAT(MaskedMethod):
         """Return how earlier tasks keep weights from changing."""
         return self.settings.conditioning if self.settings.keep == 1.0 else Fading(self.settings.keep)
 
+    @property
+    def settles(self) -> bool:
+        """Whether the last epochs of a task train under its final mask."""
+        return self.settings.schedule is MaskSchedule.SETTLED
+
     def begin_task(self, task: Task) -> None:
         """Open the task."""
         generator = self.setup.generator("head", task.name)
-        uniform = self.settings.embedding is InitialEmbedding.UNIFORM
+        kind = self.settings.embedding
+        uniform = self.settles if kind is None else kind is InitialEmbedding.UNIFORM
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
+        self._strength = self.settings.c
+
+    def phases(self, epochs: int) -> Sequence[int]:
+        """Divide the epochs into those that learn the mask, and those that train under it."""
+        settled = round(SETTLED_SHARE * epochs) if self.settles else 0
+        return (epochs - settled, settled) if settled else (epochs,)
+
+    def begin_phase(self, index: int) -> None:
+        """Make the mask final before the last part."""
+        task = self.network.task_in_training
+        if index == 1 and task is not None:
+            self.network.settle(task)
+            self._strength = 0.0
+
+    def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
+        """Have the regulariser set in."""
+        if self.settles and not self._is_settled:
+            whole = epochs / (1 - SETTLED_SHARE)
+            first, last = (min(share * whole, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
+            self._strength = self.settings.c * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
+        return super().begin_epoch(epoch, epochs, samples)
+
+    @property
+    def _is_settled(self) -> bool:
+        task = self.network.task_in_training
+        return task is not None and self.network.is_settled(task)
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        """Return what is trained, and whether the mask is final."""
+        final = {SETTLED: torch.tensor(True)} if self._is_settled else {}
+        return {**super().training_state(), **final}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`training_state` gave."""
+        if SETTLED in state:
+            self.begin_phase(1)
+        super().load_training_state({name: value for name, value in state.items() if name != SETTLED})
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Return the embedding apart, where it learns at another rate."""
         if self.settings.embedding_lr_factor == 1.0:
             return super().parameter_groups()
-        embeddings = {id(state.embedding) for state in self.network.tasks if not state.consolidated}
+        embeddings = {id(state.embedding) for state in self.network.tasks if not state.is_settled}
         parameters = self.trained_parameters()
         return [
             ParameterGroup([p for p in parameters if id(p) not in embeddings]),
@@ -136,5 +209,5 @@ class HAT(MaskedMethod):
         ]
 
     def strength(self) -> float:
-        """Return the c of Eq. 4, the weight of the share of free units that the task takes."""
-        return self.settings.c
+        """Return the c of Eq. 4, the weight of the share of free units that the task takes; whole in validation."""
+        return self._strength if self.network.training else self.settings.c

@@ -240,6 +240,30 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         return self.protection.protect(optimizer)
 
     @all_or_nothing(lambda net: net.tasks.tensors())
+    def settle(self, name: str) -> None:
+        """Make a task's mask final before training goes on under it, as in retraining after pruning.
+
+        The parameters that the mask was learned by (an embedding, scores) are dropped: take those for a new optimizer
+        from :meth:`task_parameters`. Later steps train weights alone, under exactly the mask that is frozen in the end.
+
+        Raises:
+            InputError: there is no such task, or its mask is settled already.
+        """
+        self.masking.require_attached()
+        state = self.tasks.named(name)
+        if state.is_settled:
+            raise InputError(f"the mask of task {name!r} is settled already")
+        self.protection.hooks.remove(self.masking.settle(state))
+
+    def is_settled(self, name: str) -> bool:
+        """Return whether a task's mask is final.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        return self.tasks.named(name).is_settled
+
+    @all_or_nothing(lambda net: net.tasks.tensors())
     def consolidate(self, name: str) -> None:
         """End the training of a task: its mask becomes final, and all that it relies on is frozen from now on.
 
@@ -258,7 +282,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.check()
         self.protection.require_finite()
         with torch.inference_mode(False), torch.no_grad():
-            self.protection.hooks.remove(self.masking.freeze_mask(state))
+            self.protection.hooks.remove(() if state.is_settled else self.masking.settle(state))
+            state.freeze()
             self.renew(keep_compared=True)
         self.protection.hooks.drop_unfinished(f"task {name!r} was consolidated")
 

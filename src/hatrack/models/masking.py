@@ -364,8 +364,8 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """Return the backbone's parameters that a task in training trains together with its own."""
 
     @abc.abstractmethod
-    def freeze_mask(self, state: StateT) -> Sequence[nn.Parameter]:
-        """End the training of a task: give it its final mask, and freeze it.
+    def settle(self, state: StateT) -> Sequence[nn.Parameter]:
+        """Give a task in training its final mask, under which it goes on.
 
         Returns:
             The parameters that the mask was learned by, which the task no longer has.

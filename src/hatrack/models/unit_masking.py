@@ -269,8 +269,8 @@ class UnitMasking(Masking[UnitTask]):
         return owner.norms
 
     def attention(self, state: UnitTask) -> Tensor:
-        """Return attention over all units, ``(U,)``: annealed in training, final otherwise; booleans where hard."""
-        if state.consolidated:
+        """Return attention over all units, ``(U,)``: annealed in training until it is settled; booleans where hard."""
+        if state.is_settled:
             return state.mask if torch.compiler.is_compiling() else self._cache.of(state.packed, lambda: state.mask)
         if not self.training:
             return self.final_mask(state)
@@ -281,6 +281,8 @@ class UnitMasking(Masking[UnitTask]):
 
     def final_mask(self, state: UnitTask) -> Tensor:
         """Return the mask that a task in training has if it is consolidated now, ``(U,)``."""
+        if state.is_settled:
+            return state.mask
         if self.settings.hard:
             return used_units(state.embedding.detach(), self.graph.groups)
         return functional.gate(state.embedding, self.settings.s_max, self.settings.gate_function)
@@ -322,7 +324,7 @@ class UnitMasking(Masking[UnitTask]):
     def bounded(self) -> Sequence[Tensor]:
         """Return the embedding in training."""
         state = self.tasks.in_training
-        return () if state is None else (state.embedding,)
+        return () if state is None or state.is_settled else (state.embedding,)
 
     def anneal(self, progress: float) -> None:
         """Set the scale of the gates in training (Eq. 3)."""
@@ -340,7 +342,8 @@ class UnitMasking(Masking[UnitTask]):
     def regularization(self) -> Tensor:
         """Return the share of the free units that the task in training uses (Eq. 5), a scalar."""
         state = self.tasks.require_training("regularization")
-        attention = self.attention(state).to(state.embedding.dtype)
+        dtype = torch.get_default_dtype() if state.is_settled else state.embedding.dtype
+        attention = self.attention(state).to(dtype)
         if self.settings.regularizer is Regularization.WEIGHTED_L1:
             free, total = self._free_units(attention.dtype)
             return torch.dot(attention, free) / total  # as functional.attention_regularization, which counts every time
@@ -356,8 +359,8 @@ class UnitMasking(Masking[UnitTask]):
                 self._free = (self.cumulative, free, total)
         return free, total
 
-    def freeze_mask(self, state: UnitTask) -> Sequence[nn.Parameter]:
-        """Give a task in training its final mask, and freeze it."""
+    def settle(self, state: UnitTask) -> Sequence[nn.Parameter]:
+        """Give a task in training its final mask, under which it goes on; return the embedding, which it loses."""
         embedding = state.embedding
         off = [name for name in groups_switched_off(embedding.detach(), self.graph.groups) if name not in self._off]
         if off:
@@ -365,9 +368,9 @@ class UnitMasking(Masking[UnitTask]):
             warnings.warn(
                 f"task {state.name!r} has switched off all units of {', '.join(off)}; {left}. If it learned badly, "
                 "weigh the regularization less (c)",
-                stacklevel=4,
+                stacklevel=5,
             )
-        state.freeze_mask(self.final_mask(state))
+        state.settle(self.final_mask(state))
         return [embedding]
 
     # --------------------------------------------------------------------------------------------------- frozen entries
@@ -421,7 +424,7 @@ class UnitMasking(Masking[UnitTask]):
     def masks(self, task: str) -> dict[str, Tensor]:
         """Return the units that a task uses, by group: booleans, or numbers where masks are soft."""
         state = self.tasks.named(task)
-        mask = state.mask if state.consolidated else self.final_mask(state).detach()
+        mask = self.final_mask(state).detach()
         return {name: part.clone() for name, part in self.graph.split(mask).items()}
 
     @property
@@ -437,7 +440,8 @@ class UnitMasking(Masking[UnitTask]):
         """Return the share of all units that tasks use, a task in training included."""
         state, used = self.tasks.in_training, self.cumulative == 1
         if state is not None:
-            used = used | used_units(state.embedding.detach(), self.graph.groups)
+            mask = state.mask == 1 if state.is_settled else used_units(state.embedding.detach(), self.graph.groups)
+            used = used | mask
         return float(used.float().mean()) if len(used) else 0.0
 
     def reuse(self) -> Tensor:
@@ -448,7 +452,7 @@ class UnitMasking(Masking[UnitTask]):
 
     def entries_of(self, state: UnitTask) -> Mapping[str, Tensor]:
         """Return where a task's outputs depend on shared parameters, booleans by the backbone's names."""
-        mask = (state.mask if state.consolidated else self.final_mask(state).detach()) != 0
+        mask = self.final_mask(state).detach() != 0
         relied_on = attention_on_parameters(self.graph, self.backbone, [mask])
         return {name.removeprefix("backbone."): entries for name, entries in relied_on.items()}
 

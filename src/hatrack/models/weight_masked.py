@@ -141,21 +141,6 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         roles |= dict.fromkeys(masked, WeightRole.MASKED)
         return roles | {f"backbone.{name}": WeightRole.UNTRAINED for name in self.masking.untrained}
 
-    @all_or_nothing(lambda net: net.tasks.tensors())
-    def settle(self, name: str) -> None:
-        """Choose a task's final masks before training goes on under them, as in retraining after pruning.
-
-        The parameters that the masks were learned by are dropped: take those for a new optimizer from
-        :meth:`task_parameters`.
-
-        Raises:
-            InputError: there is no such task, or its masks are settled already.
-        """
-        state = self.tasks.named(name)
-        if state.is_settled:
-            raise InputError(f"the masks of task {name!r} are settled already")
-        self.protection.hooks.remove(self.masking.settle(state))
-
     def penalty(self) -> Tensor:
         """Return the cost of leaving where elastic weights were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
 

@@ -311,32 +311,20 @@ class WeightMasking(Masking[WeightTask]):
         return self.source.regularization(masks, self.used).to(device) if masks else torch.zeros((), device=device)
 
     def settle(self, state: WeightTask) -> Sequence[nn.Parameter]:
-        """Choose the final masks of a task in training, which goes on under them.
-
-        Returns:
-            The parameters that the masks were learned by, which the task no longer has.
-        """
+        """Give a task in training its final masks, under which it goes on; return what they were learned by."""
         choice = list(state.choice)
         state.settle(self.final_masks(state))
         if self.carried is not None:
             self.carried.keep(choice)
+        masks = zip(self.layout.masked, self.settled_masks(state), strict=True)
+        single = [name for name, mask in masks if int(mask.sum()) < 2 <= mask.numel()]
+        if single:
+            warnings.warn(
+                f"task {state.name!r} has switched off all entries of {', '.join(single)} but one at most. If it "
+                "learned badly, weigh the regularization less (c), or keep more",
+                stacklevel=5,
+            )
         return choice
-
-    def freeze_mask(self, state: WeightTask) -> Sequence[nn.Parameter]:
-        """Choose the final masks of a task in training, unless that is done already, and freeze it."""
-        removed: Sequence[nn.Parameter] = ()
-        if not state.is_settled:
-            removed = self.settle(state)
-            masks = zip(self.layout.masked, self.settled_masks(state), strict=True)
-            single = [name for name, mask in masks if int(mask.sum()) < 2 <= mask.numel()]
-            if single:
-                warnings.warn(
-                    f"task {state.name!r} has switched off all entries of {', '.join(single)} but one at most. If it "
-                    "learned badly, weigh the regularization less (c), or keep more",
-                    stacklevel=4,
-                )
-        state.freeze()
-        return removed
 
     # --------------------------------------------------------------------------------------------------- frozen entries
 
