@@ -11,6 +11,7 @@ import torch
 
 from hatrack.methods import METHODS, Method
 from hatrack.methods.dwa.method import DWAVariant
+from hatrack.methods.hat import MaskSchedule
 from hatrack.methods.masked import Room
 from hatrack.methods.pathnet import GenerationSchedule
 from hatrack.methods.proximal import Penalty
@@ -107,6 +108,7 @@ def test_going_on_with_adam_ends_with_the_same_bits(name: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
+        ("hat", {"schedule": MaskSchedule.SETTLED}),
         ("wsn", {"scores": InitialScores.CARRIED}),
         ("pathnet", {"schedule": GenerationSchedule.ANEW}),
         ("gem", {"memory_per_task": 20}),
