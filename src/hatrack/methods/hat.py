@@ -14,7 +14,7 @@ from torch.distributions import Uniform
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
-from hatrack.methods.base import Batch, EpochPlan, ParameterGroup, Setup
+from hatrack.methods.base import Batch, Earlier, EpochPlan, ParameterGroup, Schedule, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.models.hat import HATNetwork
 from hatrack.protection.conditioning import Fading, UnitConditioning
@@ -23,10 +23,10 @@ from hatrack.support.ranges import require_nonnegative, require_range
 
 __all__ = ["HAT", "HATSettings", "MaskSchedule", "Room"]
 
-SETTLED_SHARE = 0.3
+SETTLED_SHARE = 0.15
 """Share of the epochs that train under the final mask, where the schedule is :attr:`MaskSchedule.SETTLED`."""
 
-C_SHARES, C_EPOCHS = (0.2, 0.5), (10, 25)
+C_SHARES, C_EPOCHS = (0.2, 0.6), (10, 25)
 """Shares of all epochs between which the regulariser sets in there, and the epochs by which it does so at the latest.
 
 With a learning rate that falls after 5 epochs without progress a training ends after 30 epochs at the earliest.
@@ -49,6 +49,10 @@ class MaskSchedule(enum.Enum):
     """Starts from U(0, 2), all units; the regulariser sets in late, and the last epochs train under the final mask."""
 
 
+STRENGTHS = {MaskSchedule.PAPER: 0.75, MaskSchedule.SETTLED: 5.0}
+"""Weights of the regulariser, by schedule."""
+
+
 class InitialEmbedding(enum.Enum):
     """Distribution that embeddings are drawn from."""
 
@@ -64,11 +68,12 @@ class HATSettings:
     """Settings of HAT, with the paper's values.
 
     Attributes:
-        schedule: paper (the mask moves to the end), or settled, for few steps: the task begins with all units, c sets
-            in between a fifth and half of the epochs (after 25 at the latest), and the last three tenths of them train
-            the weights under the final mask, with the learning rate from the start.
+        schedule: paper (the mask moves to the end), or settled, for few steps: a task begins with all units, c sets
+            in between a fifth and three fifths of the epochs (after 25 at the latest), and the last 15 % of them train
+            the weights under the final mask.
         s_max: largest scale of the gates; 25 to 800 work.
-        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work.
+        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work with schedule=paper. None is 0.75
+            there, and 5 with schedule=settled.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -90,7 +95,7 @@ class HATSettings:
 
     schedule: MaskSchedule = MaskSchedule.PAPER
     s_max: float = 400.0
-    c: float = 0.75
+    c: float | None = None
     hard: bool = True
     compensation: Compensation = Compensation.EXACT
     conditioning: Conditioning = Conditioning.CUMULATIVE
@@ -110,7 +115,8 @@ class HATSettings:
     def __post_init__(self) -> None:
         require_range(self, "s_max", "embedding_lr_factor", above=0)
         require_range(self, "keep", most=1)
-        require_nonnegative(self, "c")
+        if self.c is not None:
+            require_nonnegative(self, "c")
         if not self.embedding_low < self.embedding_high <= EMBEDDING_BOUND:
             raise InputError(
                 "embedding_low must be below embedding_high, and that at most 6, "
@@ -120,6 +126,11 @@ class HATSettings:
             raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
         growth_of(self)
 
+    @property
+    def strength(self) -> float:
+        """Weight of the regulariser."""
+        return STRENGTHS[self.schedule] if self.c is None else self.c
+
 
 class HAT(MaskedMethod):
     """Trains a :class:`~hatrack.HATNetwork`."""
@@ -128,12 +139,14 @@ class HAT(MaskedMethod):
     description = "hard attention to the task: a mask of units per task, nothing forgotten"
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
+    earlier = Earlier({"schedule": MaskSchedule.PAPER, "c": 0.75, "embedding": InitialEmbedding.NORMAL})
     network: HATNetwork
     settings: HATSettings
+    _reached: float | None
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
-        self._strength = settings.c
+        self._strength, self._reached = settings.strength, None
         self.network = HATNetwork(
             setup.build_backbone(),
             setup.example_input,
@@ -159,7 +172,7 @@ class HAT(MaskedMethod):
         uniform = self.settles if kind is None else kind is InitialEmbedding.UNIFORM
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
-        self._strength = self.settings.c
+        self._strength = self.settings.strength
 
     def phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into those that learn the mask, and those that train under it."""
@@ -178,8 +191,20 @@ class HAT(MaskedMethod):
         if self.settles and not self._is_settled:
             whole = epochs / (1 - SETTLED_SHARE)
             first, last = (min(share * whole, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
-            self._strength = self.settings.c * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
+            self._strength = self.settings.strength * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
         return super().begin_epoch(epoch, epochs, samples)
+
+    def schedule(self, index: int, fresh: Schedule) -> Schedule:
+        """Go on with the learning rate that the mask was learned with to the end."""
+        return fresh if self._reached is None or not index else fresh._replace(lr=self._reached)
+
+    def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
+        """Return whether weights are trained under the final mask, for which the learning rate must be left."""
+        return reached.lr >= least
+
+    def end_phase(self, index: int, reached: Schedule) -> None:
+        """Note the learning rate."""
+        self._reached = reached.lr
 
     @property
     def _is_settled(self) -> bool:
@@ -210,4 +235,4 @@ class HAT(MaskedMethod):
 
     def strength(self) -> float:
         """Return the c of Eq. 4, the weight of the share of free units that the task takes; whole in validation."""
-        return self._strength if self.network.training else self.settings.c
+        return self._strength if self.network.training else self.settings.strength

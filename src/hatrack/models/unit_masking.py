@@ -49,6 +49,10 @@ from hatrack.units.versions import version_of_rules
 __all__ = ["UnitMasking"]
 
 
+WITHOUT_UNITS = "If that is code which you cannot change: hatrack.WeightMaskedNetwork masks weights, and needs no units"
+"""Last remedy for networks that are not understood."""
+
+
 class UnitMasking(Masking[UnitTask]):
     """Masks of units, which gates at the inputs of the backbone's layers apply.
 
@@ -88,7 +92,11 @@ class UnitMasking(Masking[UnitTask]):
         self.settings = settings
         self.calls = UnitCalls(backbone, rules, settings.gate_inputs, interface, self.example_input, self.untrained)
         device = self.device
-        self.calls.trace = self.calls.follow_example(map_tensors(lambda tensor: tensor.to(device), example_input))
+        try:
+            self.calls.trace = self.calls.follow_example(map_tensors(lambda tensor: tensor.to(device), example_input))
+        except UnsupportedError as error:
+            between = "\n" if "\n" in str(error) else ". "
+            raise UnsupportedError(f"{error}{between}{WITHOUT_UNITS}") from error
         self.graph = self.calls.resolved(self.calls.trace)
         self.origin = Origin(dict(self.sizes), initial_scales)
         self.cumulative = self.none
