@@ -8,7 +8,7 @@ from types import MappingProxyType
 from hatrack.errors import InputError
 from hatrack.functional import Conditioning
 from hatrack.methods.base import Earlier
-from hatrack.methods.hat import HAT, HATSettings
+from hatrack.methods.hat import HAT, HATSettings, MaskSchedule
 from hatrack.protection.conditioning import Adaptive, AdaptiveScaling, UnitConditioning
 
 __all__ = ["AdaHAT", "AdaHATSettings"]
@@ -24,12 +24,14 @@ class AdaHATSettings(HATSettings):
     Attributes:
         alpha: α, above 0: how much moves at all; the larger, the more is learned, and forgotten.
         epsilon: ε, above 0: bounds the rate of tasks that take next to none of a layer's free units.
+        schedule: of the mask, as for HAT; the authors' is the paper's.
         scaled: gradients (the authors), or steps, which with Adam and the authors' α leaves next to nothing of them.
     """
 
     alpha: float = 1e-6
     epsilon: float = 0.1
     scaled: AdaptiveScaling = AdaptiveScaling.GRADIENTS
+    schedule: MaskSchedule = MaskSchedule.PAPER
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -348,6 +348,14 @@ class Method(abc.ABC):
     def end_phase(self, index: int, reached: Schedule) -> None:  # noqa: B027
         """Do what follows a part of the training, with its best validation loss and where its schedule ended."""
 
+    def note_pace(self, lr: float, batches: int) -> None:  # noqa: B027 - what few methods go by
+        """Take note of how fast a task is going to be learned, after :meth:`begin_task`.
+
+        Args:
+            lr: the learning rate to begin with.
+            batches: number of batches of an epoch of all training samples.
+        """
+
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Get ready for an epoch, and say what it is to be like: a curriculum, or a warm-up of the learning rate.
 

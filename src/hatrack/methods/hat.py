@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +24,18 @@ from hatrack.support.ranges import require_nonnegative, require_range
 
 __all__ = ["HAT", "HATSettings", "MaskSchedule", "Room"]
 
-SETTLED_SHARE = 0.15
-"""Share of the epochs that train under the final mask, where the schedule is :attr:`MaskSchedule.SETTLED`."""
-
 C_SHARES, C_EPOCHS = (0.2, 0.6), (10, 25)
-"""Shares of all epochs between which the regulariser sets in there, and the epochs by which it does so at the latest.
+"""Shares of all epochs between which the regulariser sets in with :attr:`MaskSchedule.SETTLED`, and the epochs by which
+it does so at the latest.
 
 With a learning rate that falls after 5 epochs without progress a training ends after 30 epochs at the earliest.
 """
+
+SETTLED_SHARE = 0.15
+"""Share of the epochs that train under the final mask there."""
+
+TRAVEL, PAPER_C, MOST_C = 8.0, 0.75, 5.0
+"""Way that the regulariser takes an embedding of 1 down in the time it has there, and bounds of the c that follows."""
 
 SETTLED = "settled"
 """Name in the state of a training for whether the mask is final."""
@@ -47,10 +52,6 @@ class MaskSchedule(enum.Enum):
 
     SETTLED = "settled"
     """Starts from U(0, 2), all units; the regulariser sets in late, and the last epochs train under the final mask."""
-
-
-STRENGTHS = {MaskSchedule.PAPER: 0.75, MaskSchedule.SETTLED: 5.0}
-"""Weights of the regulariser, by schedule."""
 
 
 class InitialEmbedding(enum.Enum):
@@ -72,8 +73,8 @@ class HATSettings:
             in between a fifth and three fifths of the epochs (after 25 at the latest), and the last 15 % of them train
             the weights under the final mask.
         s_max: largest scale of the gates; 25 to 800 work.
-        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work with schedule=paper. None is 0.75
-            there, and 5 with schedule=settled.
+        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with schedule=paper;
+            with schedule=settled it is as much, 0.75 to 5, as switches units off in the steps there are.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -126,11 +127,6 @@ class HATSettings:
             raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
         growth_of(self)
 
-    @property
-    def strength(self) -> float:
-        """Weight of the regulariser."""
-        return STRENGTHS[self.schedule] if self.c is None else self.c
-
 
 class HAT(MaskedMethod):
     """Trains a :class:`~hatrack.HATNetwork`."""
@@ -142,11 +138,12 @@ class HAT(MaskedMethod):
     earlier = Earlier({"schedule": MaskSchedule.PAPER, "c": 0.75, "embedding": InitialEmbedding.NORMAL})
     network: HATNetwork
     settings: HATSettings
-    _reached: float | None
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
-        self._strength, self._reached = settings.strength, None
+        self._strength = self._whole = PAPER_C if settings.c is None else settings.c
+        self._reached: float | None = None
+        self._pace = 0.0
         self.network = HATNetwork(
             setup.build_backbone(),
             setup.example_input,
@@ -172,7 +169,7 @@ class HAT(MaskedMethod):
         uniform = self.settles if kind is None else kind is InitialEmbedding.UNIFORM
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
-        self._strength = self.settings.strength
+        self._strength = self._whole
 
     def phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into those that learn the mask, and those that train under it."""
@@ -186,13 +183,29 @@ class HAT(MaskedMethod):
             self.network.settle(task)
             self._strength = 0.0
 
+    def note_pace(self, lr: float, batches: int) -> None:
+        """Take note of how far a gradient of 1 moves a parameter in an epoch."""
+        self._pace = lr * batches
+
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Have the regulariser set in."""
         if self.settles and not self._is_settled:
             whole = epochs / (1 - SETTLED_SHARE)
             first, last = (min(share * whole, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
-            self._strength = self.settings.strength * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
+            if self.settings.c is None:
+                self._whole = self._strength_for(epochs - (first + last) / 2)
+            self._strength = self._whole * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
         return super().begin_epoch(epoch, epochs, samples)
+
+    def _strength_for(self, epochs: float) -> float:
+        """Return the c that moves an embedding of 1 by :data:`TRAVEL` in some epochs, within bounds.
+
+        In a step it moves by lr · c · s_max σ'(1) over the number of free units: R of Eq. 5 is a mean, so that wide
+        networks and short trainings need a larger c.
+        """
+        slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
+        moved = self._pace * epochs * self.settings.s_max * slope / max(self.network.masking.num_free, 1)
+        return min(max(TRAVEL / max(moved, 1e-12), PAPER_C), MOST_C)
 
     def schedule(self, index: int, fresh: Schedule) -> Schedule:
         """Go on with the learning rate that the mask was learned with to the end."""
@@ -235,4 +248,4 @@ class HAT(MaskedMethod):
 
     def strength(self) -> float:
         """Return the c of Eq. 4, the weight of the share of free units that the task takes; whole in validation."""
-        return self._strength if self.network.training else self.settings.strength
+        return self._strength if self.network.training or self._is_settled else self._whole

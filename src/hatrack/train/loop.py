@@ -111,6 +111,7 @@ class Training:
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
         """Train, and yield events."""
         method, taken_up, self._taken_up = self._method, self._taken_up, None
+        method.note_pace(self._settings.lr, math.ceil(len(self._train) / self._settings.batch_size))
         if taken_up is not None:
             self._place = taken_up.place
             self._take_up(part_of(taken_up.tensors, "method."))
