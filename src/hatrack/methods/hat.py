@@ -34,8 +34,11 @@ With a learning rate that falls after 5 epochs without progress a training ends 
 SETTLED_SHARE = 0.15
 """Share of the epochs that train under the final mask there."""
 
-TRAVEL, PAPER_C, MOST_C = 8.0, 0.75, 5.0
+TRAVEL, LEAST_C, MOST_C = 5.0, 0.5, 5.0
 """Way that the regulariser takes an embedding of 1 down in the time it has there, and bounds of the c that follows."""
+
+PAPER_C = 0.75
+"""The c of the paper."""
 
 SETTLED = "settled"
 """Name in the state of a training for whether the mask is final."""
@@ -74,7 +77,7 @@ class HATSettings:
             the weights under the final mask.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with schedule=paper;
-            with schedule=settled it is as much, 0.75 to 5, as switches units off in the steps there are.
+            with schedule=settled it is as much, 0.5 to 5, as switches units off in the steps there are.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -94,7 +97,7 @@ class HATSettings:
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
 
-    schedule: MaskSchedule = MaskSchedule.PAPER
+    schedule: MaskSchedule = MaskSchedule.SETTLED
     s_max: float = 400.0
     c: float | None = None
     hard: bool = True
@@ -127,6 +130,11 @@ class HATSettings:
             raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
         growth_of(self)
 
+    @property
+    def strength(self) -> float | None:
+        """Weight of the regulariser; None where it follows from the steps there are."""
+        return PAPER_C if self.c is None and self.schedule is MaskSchedule.PAPER else self.c
+
 
 class HAT(MaskedMethod):
     """Trains a :class:`~hatrack.HATNetwork`."""
@@ -141,7 +149,7 @@ class HAT(MaskedMethod):
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
-        self._strength = self._whole = PAPER_C if settings.c is None else settings.c
+        self._strength = self._whole = PAPER_C if settings.strength is None else settings.strength
         self._reached: float | None = None
         self._pace = 0.0
         self.network = HATNetwork(
@@ -192,7 +200,7 @@ class HAT(MaskedMethod):
         if self.settles and not self._is_settled:
             whole = epochs / (1 - SETTLED_SHARE)
             first, last = (min(share * whole, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
-            if self.settings.c is None:
+            if self.settings.strength is None:
                 self._whole = self._strength_for(epochs - (first + last) / 2)
             self._strength = self._whole * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
         return super().begin_epoch(epoch, epochs, samples)
@@ -205,7 +213,7 @@ class HAT(MaskedMethod):
         """
         slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
         moved = self._pace * epochs * self.settings.s_max * slope / max(self.network.masking.num_free, 1)
-        return min(max(TRAVEL / max(moved, 1e-12), PAPER_C), MOST_C)
+        return min(max(TRAVEL / max(moved, 1e-12), LEAST_C), MOST_C)
 
     def schedule(self, index: int, fresh: Schedule) -> Schedule:
         """Go on with the learning rate that the mask was learned with to the end."""
