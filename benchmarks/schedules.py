@@ -1,0 +1,106 @@
+"""HAT on few steps: the paper's schedule and the one that settles masks, beside a network per task.
+
+python benchmarks/schedules.py --data DATA [--seeds 0,1,2] [--settings mnist,demo] [--runs DIR] [--out FILE]
+
+Six settings of a hundred to some thousand steps a task. A run is `hatrack run` with the settings that the record names;
+runs that are on disk are not made again, so that the command may be stopped, and started twice. What the schedule does
+was chosen on validation samples (`tested_on=validation`) with the seeds 100 to 102; the record is of test samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.experiments import RunRequest, prepare, run
+from hatrack.experiments.results import RunResult
+from hatrack.support.environment import describe_environment
+
+SMALL = {"limit": 1000, "epochs": 12}
+SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "demo": ("demo", {}),
+    "mnist": ("split-mnist", {"limit": 1000, "validation": 0.15, "hidden": (200, 200), "epochs": 20}),
+    "fashion-mnist": ("compression-fashion-mnist", {"limit": 2000, "width": 0.25, "epochs": 30}),
+    "cifar10": ("split-cifar10", {**SMALL, "width": 0.25}),
+    "permuted-mnist": (
+        "permuted-mnist-small",
+        {"limit": 6000, "validation": 0.1, "batch_size": 10, "epochs": 5, "num_tasks": 5},
+    ),
+    "cifar10-resnet18": ("split-cifar10", {**SMALL, "network": "resnet18", "width": 0.25, "epochs": 8, "num_tasks": 3}),
+}
+"""Experiment and settings of its runs, by name."""
+
+METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "independent": ("independent", {}),
+    "paper": ("hat", {"schedule": "paper", "c": None, "embedding": None}),
+    "settled": ("hat", {"schedule": "settled", "c": None, "embedding": None}),
+}
+"""Method and its own settings, by name; `c=none` is that of the schedule, whatever the experiment has."""
+
+
+def finished(name: str, method: str, seed: int, runs: Path, data: Path) -> RunResult:
+    """Make a run, or what is left of it."""
+    experiment, common = SETTINGS[name]
+    kind, own = METHODS[method]
+    out = runs / name / method / f"seed{seed}"
+    prepared = prepare(RunRequest(experiment, kind, seed, out, data, {**common, **own}))
+    for _ in run(prepared):
+        pass
+    return prepared.result
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return mean and standard deviation over seeds, in percent."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(100 * statistics.fmean(values), 2), "sd": round(100 * deviation, 2)}
+
+
+def row(results: list[RunResult]) -> dict[str, Any]:
+    """Return what runs of one method reach: the first task and the last when they were learned, all in the end."""
+    scores = [[[score.value for score in line] for line in result.scores] for result in results]
+    used = [result.history[-1].used for result in results]
+    return {
+        "first": spread([lines[0][0] for lines in scores]),
+        "last": spread([lines[-1][-1] for lines in scores]),
+        "all": spread([statistics.fmean(lines[-1]) for lines in scores]),
+        "used": None if used[0] is None or not used[0] else round(statistics.fmean(each[-1] for each in used), 3),
+        "seconds": round(statistics.fmean(sum(result.seconds) for result in results), 1),
+    }
+
+
+def main() -> None:
+    """Make all runs, and write the record after every setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/schedules"), help="folder for the runs")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/schedules.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    rows: dict[str, Any] = json.loads(arguments.out.read_text())["settings"] if arguments.out.exists() else {}
+    for name in arguments.settings.split(","):
+        experiment, common = SETTINGS[name]
+        found = {}
+        for method in METHODS:
+            found[method] = row([finished(name, method, seed, arguments.runs, arguments.data) for seed in seeds])
+            print(f"{name:18} {method:12} {found[method]}", flush=True)
+        rows[name] = {"experiment": experiment, "set": common, "methods": found}
+        record = {
+            "command": f"python benchmarks/schedules.py --seeds {arguments.seeds}",
+            "seeds": seeds,
+            "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
+            "settings": {key: rows[key] for key in SETTINGS if key in rows},
+        }
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
