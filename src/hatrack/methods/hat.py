@@ -35,7 +35,8 @@ SETTLED_SHARE = 0.15
 """Share of the epochs that train under the final mask there."""
 
 TRAVEL, LEAST_C, MOST_C = 5.0, 0.5, 5.0
-"""Way that the regulariser takes an embedding of 1 down in the time it has there, and bounds of the c that follows."""
+"""Way that the regulariser would take an embedding of 1 down in the time it has there, with gates as they are at the
+beginning of an epoch (later they let little of it through), and bounds of the c that follows."""
 
 PAPER_C = 0.75
 """The c of the paper."""
@@ -206,10 +207,10 @@ class HAT(MaskedMethod):
         return super().begin_epoch(epoch, epochs, samples)
 
     def _strength_for(self, epochs: float) -> float:
-        """Return the c that moves an embedding of 1 by :data:`TRAVEL` in some epochs, within bounds.
+        """Return the c that would move an embedding of 1 by :data:`TRAVEL` in some epochs, within bounds.
 
-        In a step it moves by lr · c · s_max σ'(1) over the number of free units: R of Eq. 5 is a mean, so that wide
-        networks and short trainings need a larger c.
+        In the first step of an epoch it moves by lr · c · s_max σ'(1) over the number of free units: R of Eq. 5 is a
+        mean, so that wide networks and short trainings need a larger c.
         """
         slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
         moved = self._pace * epochs * self.settings.s_max * slope / max(self.network.masking.num_free, 1)

@@ -1,0 +1,119 @@
+"""Schedules of HAT's masks: the paper's, and the one that begins with all units and settles the mask before the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hatrack import HATNetwork
+from hatrack.methods.hat import HAT, LEAST_C, MOST_C, PAPER_C, TRAVEL, InitialEmbedding, MaskSchedule
+from hatrack.train import EpochDone, Training, TrainingSettings
+from support.toys import make, tasks
+
+TASKS = tasks("mlp", 2, samples=48)
+EPOCHS = 20
+
+
+def hat(**settings: Any) -> HAT:
+    method = make("hat", "mlp", **settings)
+    assert isinstance(method, HAT)
+    return method
+
+
+def strengths(method: HAT, epochs: int = EPOCHS, lr: float = 0.05, batches: int = 3) -> list[float]:
+    """What c is in the epochs that learn the mask."""
+    method.note_pace(lr, batches)
+    method.begin_task(TASKS[0])
+    method.train_mode(True)
+    (length, *_), found = method.phases(epochs), []
+    for epoch in range(1, length + 1):
+        method.begin_epoch(epoch, length, None)  # type: ignore[arg-type]
+        found.append(method.strength())
+    return found
+
+
+def test_the_papers_schedule_is_one_part_with_one_c() -> None:
+    method = hat(schedule=MaskSchedule.PAPER)
+    assert tuple(method.phases(EPOCHS)) == (EPOCHS,)
+    assert strengths(method) == [PAPER_C] * EPOCHS
+    assert (method.network.tasks[0].embedding < 0).any()
+
+
+def test_settling_begins_with_all_units_and_lets_c_set_in_late() -> None:
+    method = hat(schedule=MaskSchedule.SETTLED, c=2.0)
+    found = strengths(method)
+    assert (method.network.tasks[0].embedding >= 0).all()
+    assert found[:4] == [0.0] * 4
+    assert found == sorted(found)
+    assert found[11:] == [2.0] * (len(found) - 11)
+    method.train_mode(False)
+    assert method.strength() == 2.0, "validation prefers what is compact from the first epoch on"
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 7, 40, 200])
+def test_parts_take_all_epochs_and_c_is_reached_whatever_there_are(epochs: int) -> None:
+    method = hat(schedule=MaskSchedule.SETTLED, c=2.0)
+    assert sum(method.phases(epochs)) == epochs
+    assert min(method.phases(epochs)) >= 1
+    found = strengths(method, epochs)
+    assert all(0.0 <= c <= 2.0 for c in found)
+    assert found[-1] == 2.0 or epochs < 3
+    assert found[24:25] in ([], [2.0]), "a training may end after 30 epochs"
+
+
+def test_an_embedding_that_starts_otherwise_is_kept() -> None:
+    method = hat(schedule=MaskSchedule.SETTLED, embedding=InitialEmbedding.NORMAL)
+    method.begin_task(TASKS[0])
+    assert (method.network.tasks[0].embedding < 0).any()
+
+
+def test_c_follows_from_units_and_steps() -> None:
+    few, many = (strengths(hat(schedule=MaskSchedule.SETTLED), batches=n)[-1] for n in (1, 2))
+    assert LEAST_C < many < few < MOST_C
+    assert few == pytest.approx(2 * many)
+    assert strengths(hat(schedule=MaskSchedule.SETTLED), batches=10**6)[-1] == LEAST_C
+    assert strengths(hat(schedule=MaskSchedule.SETTLED), lr=1e-9)[-1] == MOST_C
+
+
+def test_that_c_moves_a_unit_that_nothing_speaks_for_by_the_way_that_is_meant() -> None:
+    """Plain gradient descent on the regulariser alone, with the derivative at 1 and at the beginning of an epoch."""
+    method = hat(schedule=MaskSchedule.SETTLED)
+    c = strengths(method, batches=1)[-1]
+    net: HATNetwork = method.network
+    with torch.no_grad():
+        net.tasks[0].embedding.fill_(1.0)
+    net.train()
+    net.anneal(0.0)
+    net.regularization().backward()  # type: ignore[no-untyped-call]
+    gradient = net.tasks[0].embedding.grad
+    assert gradient is not None
+    free_epochs = 17 - (4 + 12) / 2  # those of the part, without half of those in which c sets in
+    assert float(0.05 * c * gradient[0]) * free_epochs == pytest.approx(TRAVEL, rel=1e-4)
+
+
+def test_the_last_epochs_train_weights_under_the_mask_that_is_frozen() -> None:
+    method = hat(schedule=MaskSchedule.SETTLED)
+    method.begin_task(TASKS[0])
+    masks = []
+    for event in Training(method, TASKS[:1], TrainingSettings(epochs=8, batch_size=16)):
+        if isinstance(event, EpochDone):
+            state = method.network.tasks[0]
+            masks.append((state.is_settled, method.network.masking.final_mask(state).clone()))
+    method.end_task(TASKS[0])
+    assert [settled for settled, _ in masks] == [False] * 7 + [True]
+    assert torch.equal(masks[-1][1], method.network.tasks[0].mask)
+
+
+def test_a_training_that_has_slowed_down_enough_ends_with_its_mask() -> None:
+    method = hat(schedule=MaskSchedule.SETTLED)
+    method.begin_task(TASKS[0])
+    training = Training(
+        method, TASKS[:1], TrainingSettings(epochs=20, batch_size=16, lr=1e-9, lr_min=0.9e-9, lr_patience=1)
+    )
+    epochs = [event for event in training if isinstance(event, EpochDone)]
+    assert len(epochs) < 17
+    assert training.over
+    assert method.network.is_settled(TASKS[0].name)
+    method.end_task(TASKS[0])
