@@ -34,7 +34,7 @@ With a learning rate that falls after 5 epochs without progress a training ends 
 SETTLED_SHARE = 0.15
 """Share of the epochs that train under the final mask there."""
 
-TRAVEL, LEAST_C, MOST_C = 5.0, 0.5, 5.0
+TRAVEL, LEAST_C, MOST_C = 5.0, 0.75, 5.0
 """Way that the regulariser would take an embedding of 1 down in the time it has there, with gates as they are at the
 beginning of an epoch (later they let little of it through), and bounds of the c that follows."""
 
@@ -78,7 +78,7 @@ class HATSettings:
             the weights under the final mask.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with schedule=paper;
-            with schedule=settled it is as much, 0.5 to 5, as switches units off in the steps there are.
+            with schedule=settled it is as much, 0.75 to 5, as switches units off in the steps there are.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -209,11 +209,12 @@ class HAT(MaskedMethod):
     def _strength_for(self, epochs: float) -> float:
         """Return the c that would move an embedding of 1 by :data:`TRAVEL` in some epochs, within bounds.
 
-        In the first step of an epoch it moves by lr · c · s_max σ'(1) over the number of free units: R of Eq. 5 is a
-        mean, so that wide networks and short trainings need a larger c.
+        In the first step of an epoch of the first task it moves by lr · c · s_max σ'(1) over the number of units: R of
+        Eq. 5 is a mean, so that wide networks and short trainings need a larger c. Of later tasks it is a mean over the
+        free units, which makes these dearer the fewer there are.
         """
         slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
-        moved = self._pace * epochs * self.settings.s_max * slope / max(self.network.masking.num_free, 1)
+        moved = self._pace * epochs * self.settings.s_max * slope / max(self.network.masking.graph.num_units, 1)
         return min(max(TRAVEL / max(moved, 1e-12), LEAST_C), MOST_C)
 
     def schedule(self, index: int, fresh: Schedule) -> Schedule:

@@ -357,11 +357,6 @@ class UnitMasking(Masking[UnitTask]):
             return torch.dot(attention, free) / total  # as functional.attention_regularization, which counts every time
         return functional.unweighted_regularization(attention, self.settings.regularizer)
 
-    @property
-    def num_free(self) -> int:
-        """Number of units that no consolidated task uses."""
-        return int((self.cumulative == 0).sum())
-
     def _free_units(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return how free units are for the task in training, ``(U,)``, and their sum: counted once per task."""
         known, free, total = self._free
