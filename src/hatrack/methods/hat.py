@@ -207,7 +207,7 @@ class HAT(MaskedMethod):
         return super().begin_epoch(epoch, epochs, samples)
 
     def _strength_for(self, epochs: float) -> float:
-        """Return the c that would move an embedding of 1 by :data:`TRAVEL` in some epochs, within bounds.
+        """Return the c that would move an embedding of 1 by ``TRAVEL`` in some epochs, within bounds.
 
         In the first step of an epoch of the first task it moves by lr · c · s_max σ'(1) over the number of units: R of
         Eq. 5 is a mean, so that wide networks and short trainings need a larger c. Of later tasks it is a mean over the
