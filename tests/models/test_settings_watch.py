@@ -116,3 +116,32 @@ def test_copies_watch_their_own_backbone(net: hatrack.HATNetwork) -> None:
     net(X, "old")
     with pytest.warns(UserWarning, match="scale"):
         other(X, "old")
+
+
+def test_statistics_that_are_gathered_anew_change_no_setting() -> None:
+    torch.manual_seed(0)
+    network = hatrack.HATNetwork(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)), X)
+    for name in ("old", "new"):
+        network.add_task(name, 2)
+        network(X, name)
+        if name == "old":
+            network.consolidate(name)
+    with hatrack.fresh_statistics(network.train()):
+        assert network.masking.watch.before_change() is None
+        network(X, "new")
+    assert network.masking.watch.before_change() is None
+
+
+def test_comparing_answers_keeps_no_graph(net: hatrack.HATNetwork) -> None:
+    """A graph was kept for every change: gigabytes over a long training."""
+    seen: list[bool] = []
+    net.backbone.second.register_forward_hook(lambda _m, _x, y: seen.append(y.requires_grad))
+    with torch.no_grad():
+        net(X, "old")
+        assert seen
+        assert not any(seen)
+    x = X.clone()
+    seen.clear()
+    net.masking.tasks_changed_by(x, lambda backbone: None)
+    assert seen
+    assert not any(seen)

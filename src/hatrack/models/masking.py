@@ -257,7 +257,6 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     def forget_calls(self) -> None:
         """Analyse all kinds of calls anew when they come again."""
 
-    @torch.no_grad()
     def tasks_changed_by(self, x: Inputs, change: Callable[[nn.Module], None]) -> list[str]:
         """Return the names of consolidated tasks whose features of a batch are others on a changed backbone.
 
@@ -266,7 +265,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             change: function that changes a twin of the backbone.
         """
         names = []
-        with torch.inference_mode(False), self.evaluating(), without_trace(), suppress(*DOES_NOT_RUN):
+        with without_trace(), torch.no_grad(), self.evaluating(), suppress(*DOES_NOT_RUN):
             x = map_tensors(torch.clone, x)
             present, changed = twin(self.backbone, {}, {}), twin(self.backbone, {}, {})
             change(changed)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.state.comparing import PLAIN_VALUES
 
@@ -198,6 +199,10 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[st
     inherited = [key for kind in kinds for key, value in vars(kind).items() if _is_setting(value) and key[:2] != "__"]
     names = [key for key in dict.fromkeys((*vars(part), *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
+    if isinstance(part, _NormBase):
+        own.pop(
+            "momentum", None
+        )  # of statistics, which old tasks do not gather; it changes while these are gathered anew
     return {key: value for key, value in own.items() if _is_setting(value)}
 
 
