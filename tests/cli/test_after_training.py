@@ -191,8 +191,8 @@ def test_pictures_are_read_in_the_range_of_the_training_data(scale: float, kind:
     values = np.asarray(Image.open(tmp_path / "bright.png"))
     deep = Image.fromarray(values.astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
-    (same,) = predict_pictures(run, "t", [tmp_path / "deep.png"])
-    assert same.probabilities == found[1].probabilities
+    same = predict_pictures(run, "t", [tmp_path / "dark.png", tmp_path / "deep.png"])  # a batch of as many
+    assert same[1].probabilities == found[1].probabilities
 
 
 @pytest.mark.slow

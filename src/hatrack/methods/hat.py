@@ -98,7 +98,7 @@ class HATSettings:
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
 
-    schedule: MaskSchedule = MaskSchedule.SETTLED
+    schedule: MaskSchedule = MaskSchedule.PAPER
     s_max: float = 400.0
     c: float | None = None
     hard: bool = True
@@ -144,7 +144,7 @@ class HAT(MaskedMethod):
     description = "hard attention to the task: a mask of units per task, nothing forgotten"
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
-    earlier = Earlier({"schedule": MaskSchedule.PAPER, "c": 0.75, "embedding": InitialEmbedding.NORMAL})
+    earlier = Earlier({"c": PAPER_C, "embedding": InitialEmbedding.NORMAL})
     network: HATNetwork
     settings: HATSettings
 

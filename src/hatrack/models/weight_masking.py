@@ -149,8 +149,7 @@ class WeightMasking(Masking[WeightTask]):
         return [*self._seen.values()]
 
     def forget_calls(self) -> None:
-        """Look at all kinds of calls anew."""
-        self._seen.clear()
+        """Keep what is known: layers that torch does not know of were looked for, which settings do not bring."""
 
     def admit_kind(self, x: Inputs, change: Change) -> None:
         """Check that a call of a new kind uses no weight without its mask, as layers in a plain list do."""
