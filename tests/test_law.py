@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -160,10 +160,10 @@ RECIPES = {
     "own": Recipe(lambda p: Halving(p, lr=0.2), carried=True, learns=False),
 }
 CHEAP = ("sgd", "momentum-carried", "adamw-foreach-carried", "adam-autocast", "own")
-PATIENCE = {recipe: 2 for recipe in RECIPES if recipe.startswith("sgd")} | {
-    recipe: 4 for recipe in RECIPES if "momentum" in recipe or "nesterov" in recipe
-}
-"""Recipes are made for the small networks; with a deep one steps are smaller, and there are more of them."""
+PATIENCE = {"sgd": 2, "momentum-carried": 4}
+"""Recipes are made for the small networks; in a deep one steps are smaller, and there are more of them."""
+LAW_ALONE = {recipe for recipe in RECIPES if recipe.startswith(("sgd-", "momentum", "nesterov"))} - set(PATIENCE)
+"""Of the deep network's trainings by recipes like those two, only the law is asked, which takes a tenth of the steps."""
 
 CASES = [("mlp", recipe) for recipe in RECIPES] + [
     *[("alexnet", recipe) for recipe in RECIPES],
@@ -211,10 +211,11 @@ QUICK = {("mlp", "sgd"), ("mlp", "lbfgs"), ("residual", "sgd")}
 @pytest.mark.parametrize(("kind", "recipe"), slow_unless(lambda *case: case in QUICK, CASES))
 def test_no_task_is_forgotten_by_a_single_bit(kind: str, recipe: str) -> None:
     net = attach(kind)
-    slower = 1 if kind != "alexnet" else PATIENCE.get(recipe, 1)
-    samples, accuracies = learn_tasks(net, RECIPES[recipe], slower)
+    deep = kind == "alexnet"
+    steps = replace(RECIPES[recipe], steps=8) if deep and recipe in LAW_ALONE else RECIPES[recipe]
+    samples, accuracies = learn_tasks(net, steps, PATIENCE.get(recipe, 1) if deep else 1)
     assert_poison_harmless(net, samples)
-    if RECIPES[recipe].learns:
+    if RECIPES[recipe].learns and not (deep and recipe in LAW_ALONE):
         assert min(accuracies) >= 0.5, accuracies
         assert sum(accuracies) / TASKS >= 0.8, accuracies
 

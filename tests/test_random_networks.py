@@ -95,7 +95,7 @@ def keep_the_law(plan: Plan, recipe: str, conditioning: Conditioning, gate_input
 def test_old_tasks_keep_every_bit(kind: str) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=150, suppress_health_check=HEALTH)
+    @settings(max_examples=100, suppress_health_check=HEALTH)
     @given(
         plan=plans(SHAPES[kind]),
         recipe=st.sampled_from(list(RECIPES)),
@@ -156,7 +156,7 @@ def test_what_grows_keeps_the_law(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 def test_with_all_units_on_it_is_the_plain_network(kind: str) -> None:
-    @settings(max_examples=60, suppress_health_check=HEALTH)
+    @settings(max_examples=40, suppress_health_check=HEALTH)
     @given(plan=plans(SHAPES[kind]))
     def plain(plan: Plan) -> None:
         torch.manual_seed(0)

@@ -173,7 +173,8 @@ class TaskState(nn.Module):
 
     def train(self, mode: bool = True) -> TaskState:
         """Set training mode, except for a consolidated task, whose norms' statistics would move."""
-        super().train(mode and not self.consolidated)
+        if not self.consolidated or any(part.training for part in self.modules()):
+            super().train(mode and not self.consolidated)
         return self
 
     def stay_in_evaluation(self) -> None:

@@ -389,7 +389,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def probes(self) -> dict[str, list[float]]:
         """Return the logits of all consolidated tasks of a fixed input, in evaluation mode, by task."""
         states = self.tasks.consolidated
-        return {state.name: fixed_logits(self.masking, state).double().flatten().tolist() for state in states}
+        with self.masking.evaluating():  # once for all of them, not for each
+            return {state.name: fixed_logits(self.masking, state).double().flatten().tolist() for state in states}
 
     def infer(self, x: Inputs, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
         """Recognise the task of each sample, and give that task's logits; all consolidated tasks are asked in one pass.

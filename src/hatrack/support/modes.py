@@ -19,12 +19,14 @@ __all__ = ["dropping", "evaluation_mode", "fresh_statistics"]
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """While this lasts, a module and all its parts are in evaluation mode; then each is back in its own."""
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    if any(modes.values()):
+        module.eval()
     try:
         yield
     finally:
         for part, training in modes.items():
-            part.training = training
+            if part.training != training:  # a network of many tasks has many parts, nearly all in evaluation mode
+                part.training = training
 
 
 @contextmanager
