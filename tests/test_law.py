@@ -163,7 +163,7 @@ CHEAP = ("sgd", "momentum-carried", "adamw-foreach-carried", "adam-autocast", "o
 PATIENCE = {"sgd": 2, "momentum-carried": 4}
 """Recipes are made for the small networks; in a deep one steps are smaller, and there are more of them."""
 LAW_ALONE = {recipe for recipe in RECIPES if recipe.startswith(("sgd-", "momentum", "nesterov"))} - set(PATIENCE)
-"""Of the deep network's trainings by recipes like those two, only the law is asked, which takes a tenth of the steps."""
+"""Of the deep network's trainings by recipes like these, only the law is asked, which takes a tenth of the steps."""
 
 CASES = [("mlp", recipe) for recipe in RECIPES] + [
     *[("alexnet", recipe) for recipe in RECIPES],

@@ -3,13 +3,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from hatrack.data import DATASETS, DatasetSpec, ImageDataset, load_dataset
+from hatrack.data import DATASETS, DatasetSpec, load_dataset
 from hatrack.data.cifar import CIFAR10_FORMAT, CIFAR100_FORMAT, CifarFormat
 from hatrack.data.dataset import FileVariant, Variant
 from hatrack.data.files import DataFile
@@ -17,6 +17,7 @@ from hatrack.data.pictures import PictureLayout
 from hatrack.data.sources import PublishedFiles
 from hatrack.data.trees import PictureTree
 from hatrack.errors import DataError
+from hatrack.streams import StreamOptions, build_stream
 from support.miniatures import (
     HUNDRED,
     TEN,
@@ -267,24 +268,13 @@ def test_constants_of_the_specifications() -> None:
         assert [variant.downloads for variant in spec.variants] == [True, False, False, False, False]
 
 
-@pytest.fixture(scope="module")
-def jpeg(cifar10_jpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], ImageDataset]]:
-    """Loads the JPEG re-encoding, with a cache of its own."""
-    cache = tmp_path_factory.mktemp("cache")
-
-    def load() -> ImageDataset:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("XDG_CACHE_HOME", str(cache))
-            return load_dataset("cifar10", cifar10_jpeg, download=False)
-
-    yield load
-    (cache / "hatrack" / "cifar10" / "pictures.safetensors").unlink(missing_ok=True)  # 180 MB
-
-
 @pytest.mark.slow
 @pytest.mark.data
-def test_jpeg_re_encoding(jpeg: Callable[[], ImageDataset]) -> None:
-    dataset = jpeg()
+def test_jpeg_re_encoding_its_cache_and_its_tasks(
+    cifar10_jpeg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dataset = load_dataset("cifar10", cifar10_jpeg, download=False)
     assert dataset.origin == "JPEG re-encoding: accuracies a little below the lossless set's"
     assert dataset.x_train.shape == (50_000, 3, 32, 32)
     assert dataset.x_test.shape == (10_000, 3, 32, 32)
@@ -296,14 +286,18 @@ def test_jpeg_re_encoding(jpeg: Callable[[], ImageDataset]) -> None:
         assert scaled[:, channel].mean().item() == pytest.approx(mean, abs=5e-4)
         assert scaled[:, channel].std().item() == pytest.approx(std, abs=3e-3)
 
-
-@pytest.mark.slow
-@pytest.mark.data
-def test_jpeg_re_encoding_again_takes_no_time(jpeg: Callable[[], ImageDataset]) -> None:
-    first = jpeg()
     started = time.process_time()
-    again = jpeg()
-    assert time.process_time() - started < 2
-    assert torch.equal(first.x_train, again.x_train)
-    assert torch.equal(first.y_test, again.y_test)
-    assert first.origin == again.origin
+    again = load_dataset("cifar10", cifar10_jpeg, download=False)
+    assert time.process_time() - started < 2, "it is not decoded again"
+    assert torch.equal(dataset.x_train, again.x_train)
+    assert torch.equal(dataset.y_test, again.y_test)
+    assert dataset.origin == again.origin
+
+    options = StreamOptions(seed=0, validation=0.15)
+    stream = build_stream("split-cifar10", options, data_dir=cifar10_jpeg, download=False)
+    assert [(len(task.train), len(task.valid), len(task.test)) for task in stream] == [(8500, 1500, 2000)] * 5
+    x, y = stream[3].test.load()
+    assert x.shape == (2000, 3, 32, 32)
+    assert y.bincount().tolist() == [1000, 1000]
+    assert abs(x.mean()) < 0.3
+    (tmp_path / "hatrack" / "cifar10" / "pictures.safetensors").unlink()  # 180 MB
