@@ -1,0 +1,124 @@
+"""Tables of runs over methods and seeds, which may be stopped at any time and go on where they were.
+
+python benchmarks/tables.py strengths --data DATA [--experiments split-cifar10] [--methods ewc,mas] [--seeds 100]
+
+The tables are in `benchmarks/tables.toml`. A row of a record is a run of `hatrack run` with the settings that it names;
+the record is written after every run, and what it holds is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hatrack.data.toml import tomllib
+from hatrack.experiments import RunRequest, prepare, run
+from hatrack.support.environment import describe_environment
+
+HERE = Path(__file__).parent
+TABLES: Mapping[str, Mapping[str, Any]] = tomllib.loads((HERE / "tables.toml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run that a table asks for: experiment, method, the method's settings, seed."""
+
+    experiment: str
+    method: str
+    settings: Mapping[str, Any]
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What tells it from other rows; a strength of 5 and of 5.0 are one."""
+        numbers = {key: float(value) if isinstance(value, int) else value for key, value in self.settings.items()}
+        chosen = ",".join(f"{key}={value}" for key, value in numbers.items())
+        return self.experiment, self.method, self.seed, chosen
+
+
+def rows_of(table: Mapping[str, Any], arguments: argparse.Namespace) -> Iterator[Row]:
+    """Give what is asked for, seed by seed."""
+    for seed in arguments.seeds or table["seeds"]:
+        for experiment in arguments.experiments or table["experiments"]:
+            for method in arguments.methods or table["methods"]:
+                for settings in table["methods"][method]:
+                    yield Row(experiment, method, settings, seed)
+
+
+def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
+    """Make a run and return its row of the record; accuracies and forgetting are fractions."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        prepared = prepare(RunRequest(row.experiment, row.method, row.seed, out, data, {**common, **row.settings}))
+        for _ in run(prepared):
+            pass
+        result = prepared.result
+    values = [[score.value for score in line] for line in result.scores]
+    used = result.history[-1].used
+    experiment, method, seed, chosen = row.key
+    return {
+        "experiment": experiment,
+        "method": method,
+        "seed": seed,
+        "chosen": chosen,
+        "average_accuracy": round(statistics.fmean(values[-1]), 4),
+        "forgetting": round(statistics.fmean(line[i] - values[-1][i] for i, line in enumerate(values[:-1])), 4),
+        "when_learned": [round(line[i], 4) for i, line in enumerate(values)],
+        "tasks": [task.name for task in result.tasks],
+        "used": round(used[-1], 3) if used else None,
+        "seconds": round(sum(result.seconds), 1),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """Return the commit that is checked out, or an empty text outside of a repository."""
+    asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def words(text: str) -> list[str]:
+    """Return what commas separate."""
+    return text.split(",")
+
+
+def main() -> None:
+    """Make the runs that are missing, and write the record after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=list(TABLES))
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--experiments", type=words, help="joined by commas; all by default")
+    parser.add_argument("--methods", type=words, help="joined by commas; all by default")
+    parser.add_argument("--seeds", type=lambda text: [int(word) for word in words(text)], help="joined by commas")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the record")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    table = TABLES[arguments.table]
+    path = arguments.results / table["record"]
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+    made = {(row["experiment"], row["method"], row["seed"], row["chosen"]) for row in record["runs"]}
+    for row in rows_of(table, arguments):
+        if row.key in made:
+            continue
+        record["runs"].append(measured(row, {**table["set"], **table["experiments"][row.experiment]}, arguments.data))
+        print(record["runs"][-1], flush=True)
+        record |= {
+            "about": table["about"],
+            "command": f"python benchmarks/tables.py {arguments.table}",
+            "set": {"common": table["set"], **table["experiments"]},
+            "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
+        }
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
