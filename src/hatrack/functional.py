@@ -561,7 +561,7 @@ def share_taken(taken: Tensor, free: Tensor) -> Tensor:
         taken: sum of the attention over free units, a scalar.
         free: number of free units, a scalar.
     """
-    return torch.where(free > 0, taken / free.clamp_min(torch.finfo(free.dtype).tiny), 0.0)
+    return taken / torch.where(free > 0, free, 1.0)  # dividing by next to nothing, gradients would overflow to NaN
 
 
 def unweighted_regularization(attention: Tensor, kind: Regularization) -> Tensor:

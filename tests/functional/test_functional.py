@@ -251,6 +251,17 @@ def test_regularisation_before_the_first_task_and_when_all_is_used() -> None:
     assert hat.attention_regularization(torch.zeros(0)).item() == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weight", [0.75, 5.0, 2.0**15])  # the paper's c, a large one, a scale of a GradScaler
+def test_regularisation_of_a_full_network_has_no_gradient_however_it_is_weighed(
+    dtype: torch.dtype, weight: float
+) -> None:
+    a = torch.tensor([0.5, 1.0, 0.0], dtype=dtype, requires_grad=True)
+    (weight * hat.attention_regularization(a, torch.ones(3, dtype=torch.bool)).float()).backward()
+    assert a.grad is not None
+    assert a.grad.tolist() == [0, 0, 0]
+
+
 def test_regularisation_takes_booleans() -> None:
     used = torch.tensor([True, False, False])
     assert hat.attention_regularization(vector([1.0, 1.0, 0.0]), used).item() == 0.5

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Uniform
 from torch.nn import functional as F
 
 import hatrack
-from hatrack import HATNetwork
+from hatrack import HATNetwork, WeightMaskedNetwork
 from hatrack.protection import plan
 from hatrack.protection.versions import VersionWatch
 
@@ -49,6 +50,24 @@ def test_two_hundred_tasks_on_a_full_network(tmp_path: Path) -> None:
     for name, logits in promised.items():
         assert torch.equal(net(x, name), logits)
         assert torch.equal(again(x, name), logits)
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+@pytest.mark.parametrize("weight", [0.75, 5.0, 2.0**16])
+def test_tasks_of_a_full_network_learn_whatever_the_regularizer_weighs(kind: type, weight: float) -> None:
+    net = kind(backbone(), torch.zeros(1, 4))
+    net.add_task("all", 2, **({"embedding": Uniform(1.0, 2.0)} if kind is HATNetwork else {}))
+    if kind is WeightMaskedNetwork:
+        for values in net.tasks[0].parameters():
+            values.data.fill_(1.0)
+    net.consolidate("all")
+    assert net.capacity().weights == 1.0
+    net.add_task("late", 2)
+    x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    (F.cross_entropy(net(x, "late"), y) + weight * net.regularization()).backward()
+    gradients = [parameter.grad for parameter in net.task_parameters("late", new_only=True)]
+    assert all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
+    assert any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
 def test_consolidating_takes_the_digest_of_every_task_once(monkeypatch) -> None:  # type: ignore[no-untyped-def]

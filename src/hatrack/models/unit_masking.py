@@ -362,7 +362,8 @@ class UnitMasking(Masking[UnitTask]):
         known, free, total = self._free
         if known is not self.cumulative or free.dtype != dtype:
             free = 1.0 - self.cumulative.to(dtype)
-            total = free.sum().clamp_min(torch.finfo(dtype).tiny)
+            total = free.sum()
+            total = torch.where(total > 0, total, 1.0)  # as in functional.share_taken
             if not torch.is_inference_mode_enabled():  # whose tensors training could not use
                 self._free = (self.cumulative, free, total)
         return free, total
