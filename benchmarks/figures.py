@@ -82,8 +82,8 @@ def measured(entry: Mapping[str, Any], path: str) -> Measured:
 
 
 def prose(text: str) -> str:
-    """Return a text without its blocks of code, in which figures are printed by what runs there."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    """Return a text in one line, without its blocks of code, in which figures are printed by what runs there."""
+    return " ".join(re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).split())
 
 
 def is_rounded(number: str, value: float) -> bool:
