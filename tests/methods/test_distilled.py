@@ -133,3 +133,17 @@ def test_lfl_compares_features_under_the_same_dropout(matched: bool) -> None:
     penalty = float((loss - plain).detach())
     assert penalty == 0.0 if matched else penalty > 1e-4  # nothing has moved yet
     assert not any(module.training for module in method.old.modules())
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_lwf_asks_for_the_same_answers_under_the_same_dropout(matched: bool) -> None:
+    method = make("lwf", "dropout", matched_dropout=matched, smoothing=0.0)
+    learn(method, TASKS[:1], epochs=1)
+    method.begin_task(TASKS[1])
+    method.train_mode(True)
+    features, old_features = method.both_features(batch_of(1).x, method.old)
+    method.network.zero_grad()
+    method.distance(method.old, features, old_features).backward()
+    gradients = [p.grad.abs().max() for p in method.network.parameters() if p.grad is not None]
+    largest = float(torch.stack(gradients).max())
+    assert largest <= 1e-6 if matched else largest > 1e-4  # nothing has moved yet

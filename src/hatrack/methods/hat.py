@@ -70,7 +70,7 @@ class InitialEmbedding(enum.Enum):
 
 @dataclass(frozen=True)
 class HATSettings:
-    """Settings of HAT, with the paper's values but for the schedule, with which deep networks learn from few steps, too.
+    """Settings of HAT, with the paper's values but for the schedule, by which deep networks learn from few steps, too.
 
     Attributes:
         schedule: settled: a task begins with all units, c sets in between a fifth and three fifths of the epochs (after

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from hatrack.methods.base import Earlier
 from hatrack.methods.multi_head import DistilledMethod, MultiHeadNetwork
-from hatrack.support.modes import dropping
-from hatrack.support.randomness import random_numbers_apart
 
 __all__ = ["LFL", "LFLSettings"]
 
@@ -46,14 +43,6 @@ class LFL(DistilledMethod):
     training = MappingProxyType({"clip_norm": 200.0})
     earlier = Earlier(training={})
     grid = MappingProxyType({"strength": (1e-1, 5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5)})
-
-    def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
-        """Return the features of both, under one and the same dropout where that is asked for."""
-        if not (self.settings.matched_dropout and self.network.training):
-            return super().both_features(x, old)
-        with random_numbers_apart(), torch.no_grad(), dropping(old):
-            old_features = old.backbone(x)
-        return self.network.backbone(x), old_features
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
         """Return half the squared distance of the features, averaged over samples; old heads get no gradient."""

@@ -29,11 +29,14 @@ class LWFSettings:
         temperature: T, above 0: the larger, the more small probabilities count; the method's own paper has 2.
         smoothing: ε, which the HAT authors' code adds to the new network's probabilities, shared out among the classes:
             an answer that is surely wrong costs at most about −log(ε / classes), and has next to no gradient.
+        matched_dropout: whether features of the old network are dropped as those of the new one are. False asks the
+            new network to say under dropout what the old one says without, as the HAT authors' code does.
     """
 
     strength: float = 2.0
     temperature: float = 1.0
     smoothing: float = 1e-5
+    matched_dropout: bool = False
 
     def __post_init__(self) -> None:
         require_range(self, "temperature", above=0)

@@ -22,7 +22,9 @@ from hatrack.methods.stored import StoredMethod
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task
 from hatrack.support.heads import linear_head
+from hatrack.support.modes import dropping
 from hatrack.support.names import unknown_name
+from hatrack.support.randomness import random_numbers_apart
 
 __all__ = ["AnchoredMethod", "DistilledMethod", "MultiHeadMethod", "MultiHeadNetwork"]
 
@@ -244,7 +246,7 @@ class AnchoredMethod(MultiHeadMethod):
 
 
 class DistilledMethod(MultiHeadMethod):
-    """Keeps a frozen copy of the network from before the task.
+    """Keeps a frozen copy of the network from before the task; settings have ``matched_dropout``.
 
     Attributes:
         old: that copy, in evaluation mode; None in the first task.
@@ -270,9 +272,16 @@ class DistilledMethod(MultiHeadMethod):
         return Loss.of(logits, batch).plus(penalty)
 
     def both_features(self, x: Tensor, old: MultiHeadNetwork) -> tuple[Tensor, Tensor]:
-        """Return features ``(N, F)`` of both backbones, those of the old one without gradient."""
-        with torch.no_grad():
-            old_features = old.backbone(x)
+        """Return features ``(N, F)`` of both backbones, those of the old one without gradient.
+
+        Where the settings ask for it both are under one and the same dropout in training.
+        """
+        if self.settings.matched_dropout and self.network.training:
+            with random_numbers_apart(), torch.no_grad(), dropping(old):
+                old_features = old.backbone(x)
+        else:
+            with torch.no_grad():
+                old_features = old.backbone(x)
         return self.network.backbone(x), old_features
 
     @abc.abstractmethod
