@@ -274,7 +274,8 @@ class Learner:
         if is_one:
             warnings.warn(
                 f"task {task!r} answers {what} for all {len(y)} samples that it was trained on: masks may have "
-                "switched off too much in too few steps; weigh them less (settings=HATSettings(c=0.1)), train longer "
+                "switched off too much in too few steps; let them begin with all units "
+                "(settings=HATSettings(schedule=MaskSchedule.SETTLED)), weigh them less (c=0.1), train longer "
                 "(training=TrainingSettings(epochs=...)), or give more samples",
                 stacklevel=4,  # of this method, torch's around it, and fit
             )

@@ -49,14 +49,7 @@ class AdaHAT(HAT):
     settings_type = AdaHATSettings
     settings: AdaHATSettings
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
-    earlier = Earlier(
-        {
-            "c": HAT.earlier.settings["c"],
-            "embedding": HAT.earlier.settings["embedding"],
-            "scaled": AdaptiveScaling.STEPS,
-        },
-        {},
-    )
+    earlier = Earlier({**HAT.earlier.settings, "scaled": AdaptiveScaling.STEPS}, {})
 
     def conditioning(self) -> UnitConditioning:
         """Return a conditioning that lets weights move, the less the more tasks use them."""

@@ -70,12 +70,12 @@ class InitialEmbedding(enum.Enum):
 
 @dataclass(frozen=True)
 class HATSettings:
-    """Settings of HAT, with the paper's values but for the schedule, by which deep networks learn from few steps, too.
+    """Settings of HAT, with the paper's values.
 
     Attributes:
-        schedule: settled: a task begins with all units, c sets in between a fifth and three fifths of the epochs (after
-            25 at the latest), and the last 15 % of them train the weights under the final mask; or paper: half of the
-            units at first, and the mask moves to the end. Experiments of papers have the paper's.
+        schedule: paper (the mask moves to the end), or settled, for few steps: a task begins with all units, c sets
+            in between a fifth and three fifths of the epochs (after 25 at the latest), and the last 15 % of them train
+            the weights under the final mask.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with schedule=paper;
             with schedule=settled it is as much, 0.75 to 5, as switches units off in the steps there are.
@@ -98,7 +98,7 @@ class HATSettings:
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
 
-    schedule: MaskSchedule = MaskSchedule.SETTLED
+    schedule: MaskSchedule = MaskSchedule.PAPER
     s_max: float = 400.0
     c: float | None = None
     hard: bool = True
@@ -144,9 +144,7 @@ class HAT(MaskedMethod):
     description = "hard attention to the task: a mask of units per task, nothing forgotten"
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
-    earlier = Earlier(
-        {"schedule": MaskSchedule.PAPER, "c": PAPER_C, "embedding": InitialEmbedding.NORMAL},
-    )
+    earlier = Earlier({"c": PAPER_C, "embedding": InitialEmbedding.NORMAL})
     network: HATNetwork
     settings: HATSettings
 
