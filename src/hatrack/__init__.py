@@ -17,7 +17,8 @@ from hatrack.errors import (
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
-from hatrack.learning.learner import LabelPrediction, Learner, NumberPrediction, Prediction
+from hatrack.learning.learner import Learner
+from hatrack.learning.predictions import LabelPrediction, NumberPrediction, Prediction
 from hatrack.masks.calibration import Scorer
 from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import HATNetwork
