@@ -284,6 +284,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         (torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)], layout=torch.jagged), Y[:2]),
         r"nested tensors .* pad them",
     ),
+    "nested targets": (
+        (X[:2], torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)], layout=torch.jagged)),
+        r"nested tensors .* pad them",
+    ),
     "complex": (
         (torch.zeros(20, 4).cfloat(), Y),
         r"are complex, torch\.complex64, and the network was made for",

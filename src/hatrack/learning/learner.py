@@ -197,7 +197,7 @@ class Learner:
             InputError: there is such a task already, or the data does not fit. Nothing is learned then.
             TrainingError: the loss became infinite or not a number. The task is removed then.
         """
-        if task in self.tasks:
+        if isinstance(task, str) and task in self.tasks:
             raise InputError(f"there is a task {task!r} already: forget({task!r}) first, or choose another name")
         what = f"samples of {task!r}"
         setup = self._method.setup
@@ -319,7 +319,7 @@ class Learner:
     def _predicted(
         self, x: Inputs, task: str | None, scorer: Scorer, batch_size: int
     ) -> Prediction | NumberPrediction | LabelPrediction:
-        objective = None if task is None else self.objectives.get(task)
+        objective = None if task is None else look_up("task", task, self.objectives)
         if task is None:
             self._require_classes()
         elif objective is not None and not isinstance(objective, Classification):

@@ -127,6 +127,7 @@ def read_targets(given: Any, what: str) -> Tensor:
         InputError: they are texts, objects, or something else that is no number.
     """
     if isinstance(given, Tensor):
+        require_dense(given)
         return given
     if isinstance(given, (str, bytes)):
         raise InputError(f"{what} are texts: {_NUMBER}")

@@ -220,6 +220,7 @@ class Task:
         Raises:
             InputError: the tensors are not as described.
         """
+        check_name("task", name)
         kind, chosen = member_named(TargetKind, target, "target"), member_named(MetricName, metric, "metric")
         classes = None if classes is None else names_as_text(classes)
         interface = PLAIN if interface is None and not isinstance(x_train, torch.Tensor) else interface
@@ -341,7 +342,7 @@ _NAMED_AFTER = {
 
 def check_name(what: str, name: str) -> None:
     """Refuse names that could not be a file name or a column title anywhere."""
-    if not NAME_PATTERN.fullmatch(name):
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise InputError(
             f"{what} name {name!r}: use letters, digits, '_' and '-' only, letters from a to z"
             f"{_NAMED_AFTER.get(what, '')}"
