@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 keep_old_paths(
     {
         "hatrack.export": "hatrack.compact.export",
+        "hatrack.integrations": "hatrack.learning.integrations",
         "hatrack.learner": "hatrack.learning.learner",
         "hatrack.metrics": "hatrack.experiments.metrics",
         "hatrack.networks": "hatrack.backbones",
