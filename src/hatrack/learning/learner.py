@@ -43,6 +43,7 @@ from hatrack.support.inputs import Inputs, TensorKind, map_tensors, tensors_in
 from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import look_up
+from hatrack.support.notebook import html_table
 from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
 
 __all__ = ["LEARNER_FORMAT", "LabelPrediction", "Learner", "NumberPrediction", "Prediction"]
@@ -132,6 +133,21 @@ class Learner:
             raise
         self._require_vectors()
         self.objectives: dict[str, Objective] = {}
+
+    def __repr__(self) -> str:
+        tasks = [f"{task} ({_outputs_of(objective)})" for task, objective in self.objectives.items()]
+        said = ", ".join(tasks) if tasks else "no task yet"
+        return f"Learner({type(self.network.backbone).__name__}: {said})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (task, _outputs_of(objective), ", ".join(objective.names[:10]) + ", …" * (objective.outputs > 10), metric)
+            for task, objective in self.objectives.items()
+            for metric in (objective.metric.name,)
+        )
+        title = f"Learner around {type(self.network.backbone).__name__}"
+        used = f"{self.network.usage():.1%} of the units are in use" if self.objectives else "no task yet"
+        return html_table(title, ("task", "outputs", "names", "metric"), rows, [used])
 
     def _require_vectors(self) -> None:
         found = tuple(self.network.masking.example_features().shape)
@@ -455,6 +471,13 @@ class Learner:
             for name, content in described.get("objectives", {}).items()
         } or {name: Classification(tuple(of)) for name, of in names.items()}  # files of classes alone
         return learner
+
+
+def _outputs_of(objective: Objective) -> str:
+    """Return how many outputs of which kind a task has, such as ``2 classes``."""
+    kinds = {Classification: ("class", "classes"), Regression: ("number", "numbers"), MultiLabel: ("label", "labels")}
+    one, several = kinds[type(objective)]
+    return f"{objective.outputs} {one if objective.outputs == 1 else several}"
 
 
 def _narrowed(example: Inputs, kind: torch.dtype) -> Inputs:
