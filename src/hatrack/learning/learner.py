@@ -112,23 +112,16 @@ class Learner:
         self.training = TrainingSettings() if training is None else training
         self.validation = validation
         place = next((p.device for p in backbone.parameters()), torch.device("cpu")) if device is None else device
-        interface, shape = Interface(features, unit_axis, batch_axis), as_shape(example_input)
-        kind = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
-        if shape and kind == torch.float32:
-            example: Inputs = None  # which is what files of samples of real numbers say
-        elif shape:
-            example = torch.zeros(1, *shape, dtype=kind)
-        else:
-            example = interface.accepted(_narrowed(as_inputs(example_input, "the example input"), kind))
-        inputs = shape or () if example is None else ()
-        setup = Setup(*(lambda: backbone, inputs, seed, torch.device(place)), example=example, interface=interface)
+        interface = Interface(features, unit_axis, batch_axis)
+        shape, example = _read_example(example_input, backbone, interface)
+        setup = Setup(*(lambda: backbone, shape, seed, torch.device(place)), example=example, interface=interface)
         try:
             self._method = HAT(setup, HATSettings() if settings is None else settings)
         except InputError as error:
-            if setup.example is None and has_tables(backbone):
+            if shape and has_tables(backbone):
                 raise InputError(
                     f"{error}; where samples are whole numbers, such as tokens, give an example of a batch in place of "
-                    f"the shape, torch.zeros{(2, *inputs)}.long()"
+                    f"the shape, torch.zeros{(2, *shape)}.long()"
                 ) from error
             raise
         self._require_vectors()
@@ -480,9 +473,20 @@ def _outputs_of(objective: Objective) -> str:
     return f"{objective.outputs} {one if objective.outputs == 1 else several}"
 
 
-def _narrowed(example: Inputs, kind: torch.dtype) -> Inputs:
-    """Return an example whose numbers of double precision, which NumPy gives unasked, are of the backbone's type."""
-    return map_tensors(lambda tensor: tensor.to(kind) if tensor.dtype == torch.float64 else tensor, example)
+def _read_example(
+    given: Inputs | Sequence[int], backbone: nn.Module, interface: Interface
+) -> tuple[tuple[int, ...], Inputs]:
+    """Return the shape of one sample where samples are one tensor of float32, else an example of a batch.
+
+    Numbers of double precision, which NumPy gives unasked, get the backbone's type.
+    """
+    kind = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
+    shape = as_shape(given)
+    if shape:
+        return (shape, None) if kind == torch.float32 else ((), torch.zeros(1, *shape, dtype=kind))
+    example = as_inputs(given, "the example input")
+    narrowed = map_tensors(lambda tensor: tensor.to(kind) if tensor.dtype == torch.float64 else tensor, example)
+    return (), interface.accepted(narrowed)
 
 
 _KINDS: Mapping[type[Objective], TargetKind] = {
