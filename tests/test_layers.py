@@ -183,6 +183,7 @@ def test_no_file_reads_what_another_keeps_private() -> None:
         ("hatrack.backbones", "hatrack.backbones"),
         ("hatrack.experiments.statistics", "hatrack.experiments.statistics"),
         ("hatrack.learning.unannounced", "hatrack.learning.unannounced"),
+        ("hatrack.integrations", "hatrack.learning.integrations"),
     ],
 )
 def test_old_paths_lead_to_the_same_modules(old: str, new: str) -> None:

@@ -17,7 +17,8 @@ from hatrack.errors import (
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Growth
-from hatrack.learning.learner import LabelPrediction, Learner, NumberPrediction, Prediction
+from hatrack.learning.learner import Learner
+from hatrack.learning.predictions import LabelPrediction, NumberPrediction, Prediction
 from hatrack.masks.calibration import Scorer
 from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import HATNetwork
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 keep_old_paths(
     {
         "hatrack.export": "hatrack.compact.export",
+        "hatrack.integrations": "hatrack.learning.integrations",
         "hatrack.learner": "hatrack.learning.learner",
         "hatrack.metrics": "hatrack.experiments.metrics",
         "hatrack.networks": "hatrack.backbones",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,8 +166,20 @@ def test_samples_get_the_types_of_the_example_and_any_mapping_serves() -> None:
     }
     for same in (UserDict(x), arrays, dict(x, ids=x["ids"].int(), mask=x["mask"].bool())):
         assert torch.equal(of.predict(same, "a").distribution, before)  # type: ignore[union-attr]
-    shorter = {"ids": x["ids"][:, :4], "mask": x["mask"][:, :4]}  # another length, and an input left out
-    assert of.predict(shorter, "a").distribution.shape == (8, 2)  # type: ignore[union-attr]
+    shorter = {"ids": x["ids"][:, :4], "mask": x["mask"][:, :4]}  # another length
+    without = {**shorter, "beside": None, "pool": True}
+    assert of.predict(without, "a").distribution.shape == (8, 2)  # type: ignore[union-attr]
+    for few, said in (
+        (shorter, r"samples leave out 'beside', 'pool', which the network was made with: give it, or None"),
+        (
+            {**without, "best": x["beside"]},
+            r"samples have 'best', and the network was made for 'ids', 'mask'",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            of.predict(few, "a")
+        with pytest.raises(InputError, match=said.replace("samples", "samples of 'b'")):
+            of.fit("b", (few, y))
 
 
 def dense() -> nn.Module:
@@ -215,8 +228,6 @@ def of_batches() -> Iterator[Any]:
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "texts for classes": ((X, ["cat", "dog"] * 10), r"targets of 'a' are texts: number the classes"),
-    "an array of texts": ((X, np.array(["cat", "dog"] * 10)), r"are texts: .*np\.unique\(labels, return_inverse=T"),
     "objects": ((X, np.array([0, None] * 10)), r"targets of 'a' are an array of objects \(NoneType, int\)"),
     "texts for samples": ((["a b", "c"] * 10, Y), r"samples of 'a' are texts: turn them into tensors"),
     "objects for samples": ((np.array([[1.0], [1.0, 2.0]] * 10, dtype=object), Y), r"array of objects \(list\)"),
@@ -228,13 +239,22 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "digits that floats have not": ((X + 1.7e9, Y), r"vary by 0\.887 around 1\.7e\+09 at \[0\].* float32 keeps too"),
     "another shape": ((X[:, :3], Y), r"have shape \(3,\), the network expects \(4,\)"),
     "further axes": ((X[:, None], Y), r"have shape \(20, 1, 4\), of 3 axes.* made for 2 axes"),
-    "a list of samples": ((list(torch.from_numpy(X)), Y), r"a tuple .* for one tensor; stack a list.*torch\.stack"),
+    "a tuple of samples": ((tuple(torch.from_numpy(X)), Y), r"a tuple .* for one tensor; stack a list.*torch\.stack"),
     "a mapping": (({"x": X}, Y), r"are a mapping .* made for one tensor"),
     "classes in a column": ((X, Y[:, None]), r"are whole numbers in one column, \(20, 1\): give y\[:, 0\] for classes"),
     "too few targets": ((X, Y[:9].copy()), r"20 training samples need labels of shape \(20,\), not \(9,\)"),
     "no targets": (torch.from_numpy(X), r"came as a Tensor, without targets: give \(samples, targets\)"),
     "a list of both": ([X, Y], r"item 0 is a ndarray, and must be a pair"),
-    "dictionaries": ([{"x": X[0], "y": 0}], r"item 0 is a dict of 2, and must be a pair"),
+    "dictionaries": ([{"x": X[0], "z": 0}], r"item 0: a mapping with the keys 'x', 'z' must have one for the targets"),
+    "two targets": (
+        [{"x": X[0], "y": 0, "label": 1}],
+        r"item 0: a mapping with the targets 'y' and 'label' must",
+    ),
+    "two columns": (
+        [{"x": X[0], "id": 7, "label": 1}],
+        r"takes one tensor, and a mapping holds 'x', 'id': leave",
+    ),
+    "parts of a whole": ({"train": (X, Y), "test": (X, Y)}, r"a mapping with the keys 'train', 'test' must have one"),
     "batches of three": (DataLoader(TensorDataset(*[torch.zeros(4, 4)] * 3)), r"item 0 is a list of 3.*one tuple"),
     "batches as samples": (of_batches(), r"of 3 axes, and the network was made for 2 axes"),
     "no batches": (DataLoader(TensorDataset(torch.zeros(4, 4)), batch_size=None), r"DataLoader with batch_size=None"),
@@ -242,7 +262,36 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "a number": (3, r"a int holds no samples with targets"),
     "different samples": ([(X[0], 0), (X[0, :2], 1)], r"different shapes, such as \(4,\) and \(2,\)"),
     "different structures": ([(X[0], 0), ({"x": X[0]}, 1)], r"nested in different ways"),
-    "texts in pairs": ([(X[0], "cat")], r"targets of 'a', item 0 are texts"),
+    "texts and numbers in pairs": (
+        [(X[0], "cat"), (X[1], 1)],
+        r"targets of 'a' are texts for some samples and",
+    ),
+    "texts and numbers": ((X, ["cat", 1] * 10), r"targets of 'a' are texts, but number 1 is 1, of type int"),
+    "texts and holes": ((X, np.array(["cat", None] * 10, dtype=object)), r"but number 1 is None, of type NoneType"),
+    "texts for holes": ((X, ["cat", "nan"] * 10), r"targets of 'a', number 1: the label is missing \('nan'\)"),
+    "texts alike": ((X, ["cat", "cat "] * 10), r"targets of 'a', number 1: writes a class as 'cat ' that is 'cat'"),
+    "several texts": ((X, [["cat"], ["cat", "dog"]] * 10), r"several texts for one sample: give truth values \(N, L\)"),
+    "one-hot": ((X, np.eye(2)[Y]), r"every row of .* has a single 1: give y\.argmax\(1\) for classes, or say target="),
+    "one-hot truth values": ((X, np.eye(2, dtype=bool)[Y]), r"has a single 1: give y\.argmax\(1\) for classes, or"),
+    "without end": (itertools.cycle([(X[0], 0)]), r"itertools\.cycle, which never ends"),
+    "a generator that was read": (iter([]), r"there are no samples of 'a'; an iterator gives its items once"),
+    "turned samples": (
+        DataLoader([{"x": [0.0, 1.0, 2.0, 3.0], "label": 0}] * 2, batch_size=2),  # type: ignore[arg-type]
+        r"item 0: samples are a list of 4, one for each number of a sample.*set_format\('torch'\)",
+    ),
+    "channels last": ((np.zeros((20, 4, 1)), Y), r"of 3 axes"),
+    "nested in torch's sense": (
+        (torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)], layout=torch.jagged), Y[:2]),
+        r"nested tensors .* pad them",
+    ),
+    "nested targets": (
+        (X[:2], torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)], layout=torch.jagged)),
+        r"nested tensors .* pad them",
+    ),
+    "complex": (
+        (torch.zeros(20, 4).cfloat(), Y),
+        r"are complex, torch\.complex64, and the network was made for",
+    ),
     "turned targets": (
         DataLoader([(torch.zeros(4), [0.0, 1.0])] * 2, batch_size=2),  # type: ignore[arg-type]
         r"targets of 'a' are a list: let the data set give one tensor",
@@ -279,7 +328,10 @@ def test_what_is_none_of_these_forms_is_refused_in_one_line(fault: str, plain: L
         (Y + 1, "test"),
         (Y + 0.5, "must be integers"),
         (Y[:9], "20 samples of 'known' came with 9 targets"),
-        (["0"] * 20, "are texts"),
+        (["2"] * 20, "number 0 is '2', and the classes are '0', '1'"),
+        (np.eye(3)[Y + 1], "test labels must be integers"),
+        (np.where(Y, np.nan, 1.0), "hold infinite values or NaN"),
+        (X[:, :2], r"must be one class for every sample, \(N,\), or a 1 in every row alone, not \(20, 2\)"),
     ],
 )
 def test_targets_that_a_task_does_not_have_are_not_measured_on(targets: Any, said: str, plain: Learner) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
 from hatrack.support.names import unknown_name
+from hatrack.support.notebook import html_table
 
 __all__ = [
     "FAILURE",
@@ -87,6 +88,24 @@ class Comparison:
                 except CheckpointError as error:  # one bad file is no reason to lose sight of the other runs
                     failures[method, seed] = str(error)
         return cls(plan, results, failures, environment)
+
+    def _repr_html_(self) -> str:
+        metric, missing = self.metric, len(self.missing)
+        figures = ("average_score", "forgetting", "forgetting_ratio") if metric is not None else ()
+        rows = []
+        for method in self.methods:
+            spreads = [self.spread(method, figure) for figure in figures]
+            finished = sum(self.run(method, seed) is not None for seed in self.seeds)
+            says: list[Callable[[float], str]] = [metric.say, metric.say] if metric is not None else []
+            said = [
+                None if s is None else say(s.mean) + ("" if s.sd is None else f" ± {say(s.sd)}")
+                for s, say in zip(spreads, [*says, "{:.3f}".format], strict=False)
+            ]
+            rows.append((method, f"{finished} of {len(self.seeds)}", *said))
+        notes = [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in self.failures.items()]
+        title = f"{self.plan.subject}: {len(self.methods) * len(self.seeds) - missing} runs finished, {missing} to go"
+        head = ("method", "runs", *(figure.replace("_", " ") for figure in figures))
+        return html_table(title, head, rows, notes)
 
     @property
     def experiment(self) -> str:

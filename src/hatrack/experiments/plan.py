@@ -15,6 +15,7 @@ from hatrack.experiments.settings import Config, changed
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.support.names import look_up
+from hatrack.support.notebook import html_table
 
 __all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
 
@@ -92,6 +93,14 @@ class ComparisonPlan:
             InputError: there is none, or the sources cannot be used.
         """
         return describe(self.experiment, self.sources)
+
+    def _repr_html_(self) -> str:
+        runs = len(self.methods) * len(self.seeds)
+        return html_table(
+            f"{self.subject}: {runs} runs, seeds {', '.join(map(str, self.seeds))}",
+            ("method", "settings that differ from the experiment's"),
+            ((method, ", ".join(f"{k}={v}" for k, v in self.overrides(method).items())) for method in self.methods),
+        )
 
     @property
     def subject(self) -> str:

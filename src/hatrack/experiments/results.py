@@ -17,6 +17,7 @@ from hatrack.objectives import ACCURACY, Metric, common_metric, objective_from_j
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.streams import Task
 from hatrack.streams.own.streams import UNNAMED
+from hatrack.support.notebook import html_table
 from hatrack.train import EpochDone, Score
 
 __all__ = [
@@ -310,6 +311,28 @@ class RunResult:
         if tasks[-1] != len(self.scores) - 1:  # the last of these has had time to be forgotten, too
             lost = (lost * (len(tasks) - 1) - metric.gain(rows[-1][-1], own)) / len(tasks)
         return {"average_score": average_score(rows), "forgetting": lost, "backward_transfer": 0.0 - lost}
+
+    def _repr_html_(self) -> str:
+        learned, metric = len(self.scores), self.metric
+        names = [task.name for task in self.tasks[:learned]]
+        rows = [
+            (
+                names[t],
+                *(self.tasks[i].metric.say(score.value) for i, score in enumerate(row)),
+                *[""] * (learned - t - 1),
+            )
+            for t, row in enumerate(self.scores)
+        ]
+        figures = self._figures(range(learned), metric)
+        notes = [
+            f"{figure.replace('_', ' ')} {metric.say(value)}"
+            for figure, value in figures.items()
+            if metric is not None and value is not None
+        ]
+        of = f"{learned} of {len(self.tasks)} tasks learned, {self.status.value}"
+        title = f"{self.experiment} · {self.method} · seed {self.seed}: {of}"
+        said = f" ({metric.name})" if metric is not None else ""
+        return html_table(title, (f"after{said}", *names), rows, [", ".join(notes)] if notes else [])
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``run.json``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import GuaranteeError, InputError, TrainingError
-from hatrack.learning.samples import Data, as_inputs, as_shape, converted, read_data, require_digits
+from hatrack.learning.datasets import Data, read_data, read_samples
+from hatrack.learning.labels import numbered, targets_for
+from hatrack.learning.predictions import LabelPrediction, NumberPrediction, Prediction
+from hatrack.learning.samples import as_inputs, as_shape, converted, require_digits
+from hatrack.learning.tokens import has_tables, naming_unknown_ids
 from hatrack.masks.calibration import Scorer
 from hatrack.methods import Setup
 from hatrack.methods.hat import HAT, HATSettings
@@ -28,7 +32,8 @@ from hatrack.objectives import (
     Objective,
     Regression,
     TargetKind,
-    as_targets,
+    member_named,
+    names_as_text,
     objective_from_json,
 )
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint, write_checkpoint
@@ -38,61 +43,13 @@ from hatrack.support.inputs import Inputs, TensorKind, map_tensors, tensors_in
 from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import look_up
+from hatrack.support.notebook import html_table
 from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
 
 __all__ = ["LEARNER_FORMAT", "LabelPrediction", "Learner", "NumberPrediction", "Prediction"]
 
 LEARNER_FORMAT = "hatrack.Learner"
 """Format that files of saved learners name."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predictions of classes for N samples.
-
-    Attributes:
-        tasks: task of each sample, named by the caller or recognised.
-        classes: name of each sample's likeliest class.
-        probabilities: probability of each sample's class given its task, in [0, 1], ``(N,)``.
-        distribution: probabilities of all classes of its task, ``(N, most classes)``, 0 behind its last one.
-    """
-
-    tasks: tuple[str, ...]
-    classes: tuple[str, ...]
-    probabilities: Tensor
-    distribution: Tensor
-
-
-@dataclass(frozen=True)
-class NumberPrediction:
-    """Predictions of numbers for N samples.
-
-    Attributes:
-        task: task that was named.
-        columns: names of the K columns.
-        values: the numbers in the columns' own units, float64 ``(N, K)``.
-    """
-
-    task: str
-    columns: tuple[str, ...]
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class LabelPrediction:
-    """Predictions of several labels for N samples.
-
-    Attributes:
-        task: task that was named.
-        labels: names of the labels of each sample: those of a probability above one half.
-        probabilities: probability of every label, in [0, 1], ``(N, L)``.
-        names: names of the L labels.
-    """
-
-    task: str
-    labels: tuple[tuple[str, ...], ...]
-    probabilities: Tensor
-    names: tuple[str, ...]
 
 
 class Learner:
@@ -106,8 +63,9 @@ class Learner:
             trained.
         example_input: shape of one sample, a tuple of whole numbers, where samples are one tensor of real numbers. Or
             an example of a batch, as the backbone takes it: a tensor, a tuple or list of positional arguments, or a
-            mapping of keyword arguments, such as a tokenizer's result; NumPy arrays serve as tensors. Samples are given
-            like it, and get its types.
+            mapping of keyword arguments, such as a tokenizer's result; NumPy arrays serve as tensors, and numbers of
+            double precision get the backbone's type. Samples are given like it, and get its types. Whole numbers, such
+            as tokens, need an example: ``torch.zeros(2, 7).long()``.
         features: choice of the features in the backbone's result: None where the result is a tensor, a key or the name
             of an attribute, an index, or a function from the result to a tensor.
         unit_axis: axis of the features that heads act along, behind that of the samples.
@@ -147,15 +105,42 @@ class Learner:
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(backbone, nn.Module):
+            raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
+        if not 0 <= validation < 1:
+            raise InputError(f"validation must be a share of the samples, at least 0 and below 1, not {validation}")
         self.training = TrainingSettings() if training is None else training
         self.validation = validation
         place = next((p.device for p in backbone.parameters()), torch.device("cpu")) if device is None else device
-        interface, shape = Interface(features, unit_axis, batch_axis), as_shape(example_input)
-        example = None if shape else interface.accepted(as_inputs(example_input, "the example input"))
-        setup = Setup(*(lambda: backbone, shape or (), seed, torch.device(place)), example=example, interface=interface)
-        self._method = HAT(setup, HATSettings() if settings is None else settings)
+        interface = Interface(features, unit_axis, batch_axis)
+        shape, example = _read_example(example_input, backbone, interface)
+        setup = Setup(*(lambda: backbone, shape, seed, torch.device(place)), example=example, interface=interface)
+        try:
+            self._method = HAT(setup, HATSettings() if settings is None else settings)
+        except InputError as error:
+            if shape and has_tables(backbone):
+                raise InputError(
+                    f"{error}; where samples are whole numbers, such as tokens, give an example of a batch in place of "
+                    f"the shape, torch.zeros{(2, *shape)}.long()"
+                ) from error
+            raise
         self._require_vectors()
         self.objectives: dict[str, Objective] = {}
+
+    def __repr__(self) -> str:
+        tasks = [f"{task} ({_outputs_of(objective)})" for task, objective in self.objectives.items()]
+        said = ", ".join(tasks) if tasks else "no task yet"
+        return f"Learner({type(self.network.backbone).__name__}: {said})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (task, _outputs_of(objective), ", ".join(objective.names[:10]) + ", …" * (objective.outputs > 10), metric)
+            for task, objective in self.objectives.items()
+            for metric in (objective.metric.name,)
+        )
+        title = f"Learner around {type(self.network.backbone).__name__}"
+        used = f"{self.network.usage():.1%} of the units are in use" if self.objectives else "no task yet"
+        return html_table(title, ("task", "outputs", "names", "metric"), rows, [used])
 
     def _require_vectors(self) -> None:
         found = tuple(self.network.masking.example_features().shape)
@@ -203,13 +188,14 @@ class Learner:
 
         Args:
             task: its name: letters, digits, ``_`` and ``-``.
-            data: its training samples with their targets: classes 0 to C − 1, numbers to predict, or several labels.
-                A tuple of all samples and all targets, as tensors or NumPy arrays; a data set or other iterable of
-                pairs of *one sample* and its target; or a ``torch.utils.data.DataLoader``, whose pairs are *batches*,
-                which are read once and joined.
-            classes: names of the classes, labels or columns; their numbers if left out.
+            data: its training samples with their targets: classes, numbers 0 to C − 1, texts or truth values ``(N,)``;
+                numbers to predict; or several labels. A tuple of all samples and all targets, as tensors, NumPy arrays
+                or lists; a data set or other iterable of pairs of *one sample* and its target, or of mappings with a
+                key ``label``; or a ``torch.utils.data.DataLoader``, whose items are *batches*. All of it is read once,
+                for all epochs; training makes its own batches, in an order that the seed decides.
+            classes: names of the classes, labels or columns; if left out, the texts that are targets, or numbers.
             target: what the targets are, or its name (``"classes"``, ``"numbers"``, ``"labels"``); None tells it by
-                their type and shape.
+                their type and shape. Classes ``(N, 1)`` or one-hot ``(N, C)`` are read where it is ``"classes"``.
             metric: metric of the task, or its name, such as ``"mae"``; None takes accuracy, R² or mean average
                 precision.
             class_weights: weights of the classes or labels in the loss: ``"balanced"``, or one number each; None for
@@ -220,23 +206,25 @@ class Learner:
             InputError: there is such a task already, or the data does not fit. Nothing is learned then.
             TrainingError: the loss became infinite or not a number. The task is removed then.
         """
-        if task in self.tasks:
+        if isinstance(task, str) and task in self.tasks:
             raise InputError(f"there is a task {task!r} already: forget({task!r}) first, or choose another name")
         what = f"samples of {task!r}"
-        interface = self._method.setup.interface
-        x, y = read_data(data, interface.batch_axis, what)
-        require_digits(x, self._method.setup.example_input, what, interface.batch_axis)
+        setup = self._method.setup
+        interface, kind = setup.interface, member_named(TargetKind, target, "target")
+        x, given = read_data(data, setup.example_input, interface.batch_axis, what)
+        require_digits(x, setup.example_input, what, interface.batch_axis)
         x = self._accepted(x, what)
-        first = interface.take(x, slice(1))
+        y, names = numbered(given, None if classes is None else names_as_text(classes), kind, f"targets of {task!r}")
         weights = class_weights
         if weights is not None and not isinstance(weights, ClassWeights):
             weights = ClassWeights.read(weights)
+        first = interface.take(x, slice(1))
         described = Task.from_tensors(
             task,
             *(x, y, first, y[:1]),
-            classes=classes,
+            classes=names,
             validation=self.validation,
-            target=target,
+            target=kind,
             metric=metric,
             class_weights=weights,
             interface=interface,
@@ -244,9 +232,10 @@ class Learner:
         method = self._method
         method.begin_task(described)
         try:
-            for event in fit(method, [described], self.training):
-                if watch is not None:
-                    watch(event)
+            with naming_unknown_ids(self.network.backbone, x, what):
+                for event in fit(method, [described], self.training):
+                    if watch is not None:
+                        watch(event)
             method.end_task(described)
             if isinstance(described.objective, Classification):
                 x, y = described.train.load()
@@ -292,7 +281,9 @@ class Learner:
         if setup.example is None:
             found = TensorKind.of(x, setup.interface.batch_axis).shape
             if found != setup.input_shape:
-                raise InputError(f"{what} have shape {found}, the network expects {setup.input_shape}")
+                last = found != setup.input_shape and (*found[-1:], *found[:-1]) == setup.input_shape
+                hint = ": move channels before them, as by np.moveaxis(x, -1, 1)" if last else ""
+                raise InputError(f"{what} have shape {found}, the network expects {setup.input_shape}{hint}")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(given)):
             raise InputError(f"{what} hold infinite values or NaN; clean them first")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(x)):
@@ -314,17 +305,31 @@ class Learner:
         """Predict the classes of samples; or their numbers or labels, where the task is about these.
 
         Args:
-            x: samples ``(N, ...)``, of the example's kind; NumPy arrays serve as tensors.
+            x: samples ``(N, ...)``, of the example's kind; NumPy arrays serve as tensors. Or a list, data set or other
+                iterable of single samples, or a ``DataLoader`` of batches that does not shuffle; targets that come
+                with them are left out.
             task: name of their task; None to recognise it for each sample, which works for tasks of classes only.
             scorer: score by which tasks are recognised.
-            batch_size: samples per pass.
+            batch_size: samples per pass, at least 1.
 
         Raises:
             InputError: there is no such task, or none at all, or samples do not have the right shape or are not finite;
                 or a task is to be recognised where not all are about classes.
         """
-        x = self._accepted(x, "samples")
-        objective = None if task is None else self.objectives.get(task)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size must be a whole number of samples, at least 1, not {batch_size!r}")
+        if not isinstance(scorer, Scorer):
+            raise InputError(f"scorer must be one of {', '.join(map(str, Scorer))}, not {scorer!r}")
+        setup = self._method.setup
+        x = self._accepted(read_samples(x, setup.example_input, setup.interface.batch_axis), "samples")
+        with naming_unknown_ids(self.network.backbone, x, "samples"):
+            return self._predicted(x, task, scorer, batch_size)
+
+    @torch.no_grad()
+    def _predicted(
+        self, x: Inputs, task: str | None, scorer: Scorer, batch_size: int
+    ) -> Prediction | NumberPrediction | LabelPrediction:
+        objective = None if task is None else look_up("task", task, self.objectives)
         if task is None:
             self._require_classes()
         elif objective is not None and not isinstance(objective, Classification):
@@ -373,27 +378,29 @@ class Learner:
 
         Args:
             task: name of the task.
-            data: its samples with their targets, as for :meth:`fit`.
+            data: its samples with their targets, as for :meth:`fit`; classes by their numbers, or names as texts.
             name_task: whether the task is named; else both task and class must be recognised.
 
         Raises:
             InputError: there is no such task, the targets are not its own, or it is to be recognised where not all
                 tasks are about classes.
         """
-        x, y = read_data(data, self._method.setup.interface.batch_axis, f"samples of {task!r}")
-        x = self._accepted(x, f"samples of {task!r}")
+        setup, what = self._method.setup, f"samples of {task!r}"
         objective = look_up("task", task, self.objectives)
-        kind = _KINDS[type(objective)]
-        targets = as_targets(y, kind, f"targets of {task!r}")
+        x, given = read_data(data, setup.example_input, setup.interface.batch_axis, what)
+        x = self._accepted(x, what)
+        targets = targets_for(given, objective, _KINDS[type(objective)], f"targets of {task!r}")
         objective.check(targets, "test")
-        samples = self._method.setup.interface.samples(x)
+        samples = setup.interface.samples(x)
         if samples != len(targets):
             raise InputError(f"{samples} samples of {task!r} came with {len(targets)} targets; give one for each")
         if not isinstance(objective, Classification):
             if not name_task:
                 self._require_classes()
-            return objective.measure(self._outputs(x, task), targets)
-        found = self.predict(x, task if name_task else None)
+            with naming_unknown_ids(self.network.backbone, x, what):
+                return objective.measure(self._outputs(x, task), targets)
+        with naming_unknown_ids(self.network.backbone, x, what):
+            found = self._predicted(x, task if name_task else None, Scorer.DISTANCE, 500)
         assert isinstance(found, Prediction)
         expected = [self.classes[task][label] for label in targets.tolist()]
         pairs = zip(found.tasks, found.classes, expected, strict=True)
@@ -458,6 +465,29 @@ class Learner:
             for name, content in described.get("objectives", {}).items()
         } or {name: Classification(tuple(of)) for name, of in names.items()}  # files of classes alone
         return learner
+
+
+def _outputs_of(objective: Objective) -> str:
+    """Return how many outputs of which kind a task has, such as ``2 classes``."""
+    kinds = {Classification: ("class", "classes"), Regression: ("number", "numbers"), MultiLabel: ("label", "labels")}
+    one, several = kinds[type(objective)]
+    return f"{objective.outputs} {one if objective.outputs == 1 else several}"
+
+
+def _read_example(
+    given: Inputs | Sequence[int], backbone: nn.Module, interface: Interface
+) -> tuple[tuple[int, ...], Inputs]:
+    """Return the shape of one sample where samples are one tensor of float32, else an example of a batch.
+
+    Numbers of double precision, which NumPy gives unasked, get the backbone's type.
+    """
+    kind = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
+    shape = as_shape(given)
+    if shape:
+        return (shape, None) if kind == torch.float32 else ((), torch.zeros(1, *shape, dtype=kind))
+    example = as_inputs(given, "the example input")
+    narrowed = map_tensors(lambda tensor: tensor.to(kind) if tensor.dtype == torch.float64 else tensor, example)
+    return (), interface.accepted(narrowed)
 
 
 _KINDS: Mapping[type[Objective], TargetKind] = {

@@ -1,37 +1,21 @@
-"""Samples and targets in the forms in which people have them: tensors, arrays, data sets, loaders of batches."""
+"""Samples and targets as tensors, of whatever they are made of: arrays, lists, numbers, nested ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from hatrack.errors import InputError
 from hatrack.support.inputs import Inputs, require_dense
 
-__all__ = ["Data", "as_inputs", "as_shape", "converted", "read_data", "read_targets", "require_digits"]
-
-Data = Any
-"""Samples and their targets, in one of these forms:
-
-- a tuple of all samples ``(N, ...)`` and all targets ``(N, ...)``, as tensors, NumPy arrays or lists of numbers;
-- a ``torch`` data set, or any other iterable, of pairs of **one sample** and its target, which are put together;
-- a ``torch.utils.data.DataLoader``, whose pairs are **batches** of samples and targets; they are joined. It is read
-  once: the size of its batches does not matter for training, and what it draws at random stays as it was drawn.
-
-Samples may be nested as the network takes them: a tuple or list of positional arguments, or a mapping of keyword
-arguments such as a tokenizer's result. Targets are classes, integers ``(N,)``; numbers to predict, floats ``(N,)`` or
-``(N, K)``; or several labels, truth values or zeros and ones ``(N, L)``.
-"""
+__all__ = ["Combine", "as_inputs", "as_shape", "combined", "converted", "read_targets", "require_digits"]
 
 _TOKENIZE = "turn them into tensors first, as a tokenizer does with return_tensors='pt', padding=True"
 _NUMBER = "number the classes, names, y = np.unique(labels, return_inverse=True), and give the names, classes=names"
-_PAIRS = "give (samples, targets), a data set of pairs of a sample and its target, or a DataLoader of batches"
 
 
 def as_shape(given: Any) -> tuple[int, ...] | None:
@@ -85,7 +69,7 @@ def _holds(given: Any, kinds: tuple[type, ...]) -> bool:
     """Return whether there is something of certain kinds in nested lists."""
     if isinstance(given, list):
         return any(_holds(each, kinds) for each in given)
-    return isinstance(given, kinds) or hasattr(given, "__array__")
+    return isinstance(given, kinds) or (hasattr(given, "__array__") and not isinstance(given, np.generic))
 
 
 def _array_of_list(given: list[Any], what: str) -> np.ndarray:
@@ -143,13 +127,14 @@ def read_targets(given: Any, what: str) -> Tensor:
         InputError: they are texts, objects, or something else that is no number.
     """
     if isinstance(given, Tensor):
+        require_dense(given)
         return given
     if isinstance(given, (str, bytes)):
         raise InputError(f"{what} are texts: {_NUMBER}")
     if isinstance(given, (bool, int, float, np.generic)):
         return _tensor_of_array(np.asarray(given), what, _NUMBER)
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, Tensor) for each in given):
-        stacked: Tensor = _combined(given, torch.stack, 0, what)
+        stacked: Tensor = combined(given, torch.stack, 0, what)
         return stacked
     if isinstance(given, (list, tuple)):
         return _tensor_of_array(_array_of_list(list(given), what), what, _NUMBER)
@@ -161,7 +146,7 @@ def read_targets(given: Any, what: str) -> Tensor:
 def converted(given: Inputs, example: Inputs, what: str) -> Inputs:
     """Return samples of the structure and the types of an example.
 
-    Arguments for which the network has a default may be left out, or be further ones than the example's.
+    None stands for an argument that is left out, for which the network has a default.
 
     Args:
         given: samples as from :func:`as_inputs`.
@@ -169,8 +154,8 @@ def converted(given: Inputs, example: Inputs, what: str) -> Inputs:
         what: name of the samples, for messages.
 
     Raises:
-        InputError: they are nested in another way than the example, have another number of axes, or hold values that
-            its types have not.
+        InputError: they are nested in another way than the example, have other keys, another number of values or axes,
+            or hold values that its types have not.
     """
     ours, theirs = _container(example), _container(given)
     if ours != theirs:
@@ -201,19 +186,47 @@ def _retyped(given: Any, example: Any, what: str) -> Any:
             raise InputError(f"{what} differ among the samples, and the network was made for the constant {example}")
         return type(example)(values.pop())
     if isinstance(given, Mapping) and isinstance(example, Mapping):
-        return {key: _retyped(branch, example.get(key), f"{what}[{key!r}]") for key, branch in given.items()}
+        _require_keys(given, example, what)
+        return {key: _retyped(branch, example[key], f"{what}[{key!r}]") for key, branch in given.items()}
     if isinstance(given, (tuple, list)) and isinstance(example, (tuple, list)):
-        parts = zip_longest(given, example[: len(given)])
+        if len(given) != len(example):
+            raise InputError(
+                f"{what} are {len(given)} values, and the network was made for {len(example)}: give all of them, None "
+                "for what is to be left out"
+            )
+        parts = zip(given, example, strict=True)
         return type(given)(_retyped(branch, like, f"{what}[{i}]") for i, (branch, like) in enumerate(parts))
     if given is not None and example is not None and _container(given) != _container(example):
         raise InputError(f"{what} is {_container(given)}, and the network was made for {_container(example)}")
     return given
 
 
+def _require_keys(given: Mapping[str, Any], example: Mapping[str, Any], what: str) -> None:
+    """Check that a mapping has the keys of the example: a network may well answer without one, and otherwise.
+
+    Raises:
+        InputError: keys are left out, or are further ones.
+    """
+    missing, further = ([key for key in one if key not in other] for one, other in ((example, given), (given, example)))
+    if further:
+        beside = f" and leave out {', '.join(map(repr, missing))}" if missing else ""
+        raise InputError(
+            f"{what} have {', '.join(map(repr, further))}{beside}, and the network was made for "
+            f"{', '.join(map(repr, example))}: leave out all others, or make the network with an example that has them"
+        )
+    if missing:
+        raise InputError(
+            f"{what} leave out {', '.join(map(repr, missing))}, which the network was made with: give it, or None to "
+            "say that it is left out"
+        )
+
+
 def _of_type(given: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     """Return a tensor of another type, real numbers rounded to fewer digits and whole ones as they are."""
-    if given.dtype == dtype or given.is_complex():
+    if given.dtype == dtype:
         return given
+    if given.is_complex():
+        raise InputError(f"{what} are complex, {given.dtype}, and the network was made for {dtype}: give real numbers")
     changed = given.to(dtype)
     if not dtype.is_floating_point and not torch.equal(changed.to(given.dtype), given):
         raise InputError(
@@ -259,77 +272,28 @@ _WIDE = (torch.float64, torch.int64, torch.int32)
 """Types with more digits than float32."""
 
 
-def read_data(data: Data, batch_axis: int, what: str = "samples") -> tuple[Inputs, Tensor]:
-    """Return samples and targets as tensors, or nested tensors.
+Combine = Callable[[list[Tensor], int], Tensor]
+"""Way to put tensors together along an axis: ``torch.stack`` for single samples, ``torch.cat`` for batches."""
+
+
+def combined(parts: Sequence[Any], combine: Combine, axis: int, what: str) -> Any:
+    """Combine nested tensors of one structure, tensor by tensor; numbers of samples become tensors, too.
 
     Args:
-        data: samples and targets, in a form of :data:`Data`.
-        batch_axis: axis of every tensor among the samples that counts them.
+        parts: single samples, or batches.
+        combine: way to put their tensors together.
+        axis: axis of the result that counts samples.
         what: name of the samples, for messages.
 
     Raises:
-        InputError: they have none of these forms.
+        InputError: their structures, shapes or constants differ.
     """
-    if isinstance(data, tuple) and len(data) == 2:
-        return as_inputs(data[0], what), read_targets(data[1], _targets_of(what))
-    if isinstance(data, (Tensor, np.ndarray, Mapping, str, bytes)):
-        raise InputError(f"{what} came as a {type(data).__name__}, without targets: {_PAIRS}")
-    if isinstance(data, DataLoader):
-        if data.batch_size is None and data.batch_sampler is None:
-            raise InputError(
-                "a DataLoader with batch_size=None gives what its data set gives, samples or batches: give the data "
-                "set itself, or a DataLoader that makes batches"
-            )
-        return _put_together(data, torch.cat, batch_axis, f"batches of {what}")
-    return _put_together(_each(data), torch.stack, batch_axis, what)
-
-
-def _targets_of(what: str) -> str:
-    return what.replace("samples", "targets", 1)
-
-
-def _each(data: Any) -> Iterable[Any]:
-    """Return the items of a data set, which may have a length and items alone; such need not end by an IndexError."""
-    if not hasattr(data, "__iter__") and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return (data[index] for index in range(len(data)))
-    if not hasattr(data, "__iter__"):
-        raise InputError(f"a {type(data).__name__} holds no samples with targets: {_PAIRS}")
-    items: Iterable[Any] = data
-    return items
-
-
-Combine = Callable[[list[Tensor], int], Tensor]
-
-
-def _put_together(pairs: Iterable[Any], combine: Combine, axis: int, what: str) -> tuple[Inputs, Tensor]:
-    """Return the samples and the targets of pairs, combined."""
-    samples, targets = [], []
-    for index, pair in enumerate(pairs):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            size = f" of {len(pair)}" if isinstance(pair, (tuple, list, Mapping)) else ""
-            raise InputError(
-                f"{what}: item {index} is a {type(pair).__name__}{size}, and must be a pair of samples and targets, "
-                "(x, y); put several inputs into one tuple or mapping"
-            )
-        if combine is torch.cat and isinstance(pair[1], (list, tuple)):  # transposed by torch's default_collate
-            raise InputError(
-                f"{_targets_of(what)} are a {type(pair[1]).__name__}: let the data set give one tensor for each target"
-            )
-        samples.append(as_inputs(pair[0], f"{what}, item {index}"))
-        targets.append(read_targets(pair[1], f"{_targets_of(what)}, item {index}"))
-    if not samples:
-        raise InputError(f"there are no {what}")
-    return _combined(samples, combine, axis, what), _combined(targets, combine, 0, _targets_of(what))
-
-
-def _combined(parts: Sequence[Any], combine: Combine, axis: int, what: str) -> Any:
-    """Combine nested tensors of one structure, tensor by tensor; numbers of samples become tensors, too."""
     first = parts[0]
     if all(isinstance(part, Mapping) and part.keys() == first.keys() for part in parts):
-        return {key: _combined([part[key] for part in parts], combine, axis, f"{what}[{key!r}]") for key in first}
+        return {key: combined([part[key] for part in parts], combine, axis, f"{what}[{key!r}]") for key in first}
     if all(isinstance(part, (tuple, list)) and len(part) == len(first) for part in parts):
         return type(first)(
-            _combined(each, combine, axis, f"{what}[{i}]") for i, each in enumerate(zip(*parts, strict=True))
+            combined(each, combine, axis, f"{what}[{i}]") for i, each in enumerate(zip(*parts, strict=True))
         )
     constants = (bool, int, float, str, type(None)) if combine is torch.cat else (str, type(None))
     if all(isinstance(part, constants) and part == first for part in parts):

@@ -95,7 +95,8 @@ def raw_score(scorer: Scorer, features: Tensor, logits: Tensor, calibration: Cal
         case Scorer.DISTANCE:
             assert calibration is not None
             scale = calibration.precision.sqrt() / max(1, features.shape[1]) ** 0.5
-            return -torch.cdist(features * scale, calibration.centers * scale).amin(1)
+            wide = torch.promote_types(features.dtype, torch.float32)  # there is no distance of half precision
+            return -torch.cdist((features * scale).to(wide), (calibration.centers * scale).to(wide)).amin(1)
 
 
 @torch.no_grad()

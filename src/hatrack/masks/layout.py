@@ -148,4 +148,6 @@ def count_features(backbone: nn.Module, example: Inputs, interface: Interface = 
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise InputError(f"the backbone cannot run on the example input: {in_one_line(error)}") from error
-    return features.shape[interface.axis_of(features)]
+    axis = interface.axis_of(features)
+    interface.require_rows(features, example)
+    return features.shape[axis]

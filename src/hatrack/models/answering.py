@@ -54,7 +54,10 @@ def logits_of(masking: Masking[StateT], x: Inputs, state: StateT) -> Any:
             raise
         raise _misshapen(masking, x) from error
     is_odd = features.dim() > 2 and not masking.has_example_axes(x)  # such as a batch that was not flattened
-    if features.dim() < 2 or len(features) != masking.interface.samples(x) or is_odd:
+    has_other_rows = features.dim() < 2 or len(features) != masking.interface.samples(x)
+    if has_other_rows and masking.has_example_kind(x):
+        masking.interface.require_rows(features, x)
+    if has_other_rows or is_odd:
         raise _misshapen(masking, x)
     return state.classify(features)
 

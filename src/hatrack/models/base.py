@@ -42,6 +42,7 @@ from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.inputs import Inputs, device_of, map_tensors
 from hatrack.support.interface import Interface
+from hatrack.support.notebook import html_table
 
 __all__ = ["MaskedNetwork", "read_only"]
 
@@ -471,6 +472,22 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.restore()
 
     # ------------------------------------------------------------------------------------------------------- inspection
+
+    def _repr_html_(self) -> str:
+        """Show the tasks, as a notebook does; ``repr`` has all modules."""
+        rows = [
+            (
+                state.name,
+                type(state.head).__name__ if state.num_classes is None else state.num_classes,
+                "consolidated" if state.consolidated else "in training",
+            )
+            for state in self.tasks
+        ]
+        what = f"{type(self).__name__} around {type(self.backbone).__name__}"
+        if not self.masking.is_attached:
+            return html_table(f"{what}, detached", ("task", "outputs", "state"), rows)
+        used = f"{self.usage():.1%} of what masks are about is in use" if rows else "no task yet"
+        return html_table(what, ("task", "outputs", "state"), rows, [used])
 
     def masks(self, task: str) -> dict[str, Tensor]:
         """Return the mask of a task: units by group, ``(units of the group,)``, or weights by name, of their shapes.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hatrack.support.notebook import html_table
+
 __all__ = ["GroupPlan", "Plan", "make_plan"]
 
 
@@ -55,10 +57,19 @@ class Plan:
             f"{name or 'backbone'}: {part.free} of {part.size} free, {part.per_task:.1f} taken per task"
             for name, part in self.groups.items()
         ]
+        return "\n".join([*lines, self._guess()])
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (name or "backbone", part.size, part.free, f"{part.per_task:.1f}", part.tasks_left)
+            for name, part in self.groups.items()
+        )
+        return html_table(self._guess(), ("group", "size", "free", "taken per task", "tasks left"), rows)
+
+    def _guess(self) -> str:
         if self.tasks_left is None:
-            return "\n".join([*lines, "nothing to guess from yet: how many more tasks fit is not known"])
-        guess = f"roughly {self.tasks_left} more tasks fit, by {self.bottleneck or 'backbone'}"
-        return "\n".join([*lines, guess])
+            return "nothing to guess from yet: how many more tasks fit is not known"
+        return f"roughly {self.tasks_left} more tasks fit, by {self.bottleneck or 'backbone'}"
 
 
 def make_plan(sizes: Mapping[str, int], masks: Sequence[Mapping[str, Tensor]]) -> Plan:

@@ -40,6 +40,11 @@ def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch
     masking = net.masking
     masking.require_attached()
     net.protection.require_same_shapes()
+    if not isinstance(groups, Mapping):
+        raise InputError(
+            "groups must say how many units to add to which group, such as {'fc1': 8}, and be no "
+            f"{type(groups).__name__}, {groups!r}; net.units names the groups"
+        )
     graph, training = masking.units_now(), net.tasks.in_training
     require_growable(groups, graph)
     if training is not None:

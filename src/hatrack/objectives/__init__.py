@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hatrack.objectives.base import Objective, check_targets, strata
+from hatrack.objectives.base import Objective, check_targets, names_as_text, require_different, strata
 from hatrack.objectives.batches import joined_loss, joined_targets
 from hatrack.objectives.classification import Classification
 from hatrack.objectives.described import (
@@ -37,7 +37,9 @@ __all__ = [
     "joined_targets",
     "kind_of",
     "member_named",
+    "names_as_text",
     "objective_from_json",
     "objective_of",
+    "require_different",
     "strata",
 ]

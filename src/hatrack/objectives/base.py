@@ -6,13 +6,14 @@ import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hatrack.errors import InputError
 from hatrack.objectives.metrics import Metric
 
-__all__ = ["Objective", "check_targets", "strata"]
+__all__ = ["Objective", "check_targets", "names_as_text", "require_different", "strata"]
 
 
 class Objective(abc.ABC):
@@ -97,6 +98,37 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return a description as JSON values, from which ``objective_from_json`` makes an equal one."""
+
+
+def names_as_text(names: Sequence[str], what: str = "classes") -> tuple[str, ...]:
+    """Return names of outputs that a person gives, numbers among them as text.
+
+    Args:
+        names: the names.
+        what: the argument, for messages.
+
+    Raises:
+        InputError: they are one text instead of several, or one of them is neither a text nor a whole number.
+    """
+    if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
+        raise InputError(f"{what} must be a list of names, one for each, not {names!r}")
+    for name in names:
+        if not isinstance(name, (str, int, np.integer)) or isinstance(name, bool):
+            raise InputError(f"{what} must be names, and one is {name!r}, of type {type(name).__name__}: give texts")
+    return tuple(map(str, names))
+
+
+def require_different(names: Sequence[str]) -> None:
+    """Check that no two outputs of a task have one name: answers could not be told apart.
+
+    Raises:
+        InputError: a name is given twice.
+    """
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        first = seen.setdefault(name, index)
+        if first != index:
+            raise InputError(f"numbers {first} and {index} are both named {name!r}; give every class a name of its own")
 
 
 def check_targets(targets: Tensor) -> None:

@@ -115,7 +115,8 @@ def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:
     Args:
         targets: integers ``(N,)`` for classes, floats ``(N,)`` or ``(N, K)`` for numbers, truth values or zeros and
             ones ``(N, L)`` for labels.
-        kind: what they are; None tells it by their type and shape.
+        kind: what they are; None tells it by their type and shape. Classes may be ``(N, 1)``, too, or one-hot,
+            ``(N, C)`` with a single 1 in every row, where it is said that they are classes.
         what: the targets, for messages.
 
     Raises:
@@ -125,34 +126,55 @@ def as_targets(targets: Tensor, kind: TargetKind | None, what: str) -> Tensor:
     shape = tuple(targets.shape)
     if targets.is_complex() or targets.dim() not in (1, 2) or not targets.numel():
         raise InputError(f"{what} must be (N,) or (N, K), real and not empty, not {targets.dtype} {shape}")
+    if not targets.isfinite().all():
+        raise InputError(f"{what} hold infinite values or NaN; clean them first")
     if kind is None:
-        kind = TargetKind.NUMBERS if targets.is_floating_point() else TargetKind.CLASSES
-        kind = TargetKind.LABELS if targets.dim() == 2 and not targets.is_floating_point() else kind
-        if kind is TargetKind.LABELS and targets.dtype != torch.bool and targets.shape[1] == 1:
-            raise InputError(
-                f"{what} are whole numbers in one column, {shape}: give y[:, 0] for classes, or say target='labels' "
-                "for one label that is there or not"
-            )
-        one_hot = kind is TargetKind.LABELS and targets.dtype != torch.bool and targets.shape[1] > 1
-        if one_hot and bool((targets == 0).logical_or(targets == 1).all() and (targets.sum(1) == 1).all()):
-            raise InputError(
-                f"every row of {what} has a single 1: give y.argmax(1) for classes, or say target='labels' for labels"
-            )
+        kind = _kind_told_by(targets, what)
     if kind is TargetKind.NUMBERS:
-        if not targets.isfinite().all():
-            raise InputError(f"{what} hold infinite values or NaN; clean them first")
         return targets.reshape(len(targets), -1).double()
     if kind is TargetKind.LABELS:
         if targets.dim() != 2 or not ((targets == 0) | (targets == 1)).all():
             raise InputError(f"{what} of several labels must be truth values, or zeros and ones, (N, L), not {shape}")
         return targets.bool()
-    if targets.dim() == 1 and targets.is_floating_point() and bool((targets == targets.round()).all()):
-        targets = targets.long()
-    if targets.dim() != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise InputError(f"{what} must be integers, not {targets.dtype} {shape}")
+    if targets.dim() == 2:
+        if targets.shape[1] > 1 and not _is_one_hot(targets):
+            raise InputError(f"{what} must be one class for every sample, (N,), or a 1 in every row alone, not {shape}")
+        targets = targets[:, 0] if targets.shape[1] == 1 else targets.int().argmax(1)
+    if targets.dtype == torch.bool:
+        raise InputError(f"{what} must be integers, not torch.bool {shape}: give y.long()")
+    if targets.is_floating_point() and not bool((targets == targets.round()).all()):
+        raise InputError(f"{what} must be integers, not {targets.dtype} {shape}, or say target='numbers'")
     if targets.min() < 0:
-        raise InputError(f"{what} must be integers 0..C-1, not negative")
+        raise InputError(f"{what} must be integers 0..C-1, not negative, or say target='numbers'")
     return targets.long()
+
+
+def _kind_told_by(targets: Tensor, what: str) -> TargetKind:
+    """Return the kind of targets by their type and shape.
+
+    Raises:
+        InputError: they may be of more than one kind.
+    """
+    one_by_chance = len(targets) == 1 and (targets.is_floating_point() or targets.dtype == torch.bool)
+    if not one_by_chance and targets.dim() == 2 and targets.shape[1] > 1 and _is_one_hot(targets):
+        raise InputError(
+            f"every row of {what} has a single 1: give y.argmax(1) for classes, or say target='labels' for labels"
+        )
+    if targets.is_floating_point():
+        return TargetKind.NUMBERS
+    if targets.dim() == 1:
+        return TargetKind.CLASSES
+    if targets.dtype != torch.bool and targets.shape[1] == 1:
+        raise InputError(
+            f"{what} are whole numbers in one column, {tuple(targets.shape)}: give y[:, 0] for classes, or say "
+            "target='labels' for one label that is there or not"
+        )
+    return TargetKind.LABELS
+
+
+def _is_one_hot(targets: Tensor) -> bool:
+    """Return whether every row ``(N, K)`` has a single 1, and zeros besides."""
+    return bool((targets == 0).logical_or(targets == 1).all() and (targets.sum(1) == 1).all())
 
 
 def kind_of(targets: Tensor) -> TargetKind:
@@ -180,7 +202,10 @@ def objective_of(targets: Tensor, names: Sequence[str] | None = None, metric: Me
         if names is None:
             found = sorted(set(targets.tolist()))
             if found != list(range(len(found))):
-                raise InputError("training labels must be 0..C-1, each occurring; renumber or name the classes")
+                raise InputError(
+                    "training labels must be 0..C-1, each occurring; renumber or name the classes, or say "
+                    "target='numbers' for numbers to predict"
+                )
             names = [str(label) for label in found]
         return Classification(tuple(names))
     if names is not None and len(names) != targets.shape[1]:

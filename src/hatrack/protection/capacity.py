@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hatrack.protection.frozen import attention_on_entries
+from hatrack.support.notebook import html_table
 from hatrack.units import ParameterUse, Role, UnitGraph
 
 __all__ = ["Capacity", "common_entries", "measure_capacity", "measure_reuse"]
@@ -40,6 +41,12 @@ class Capacity:
         if self.units is None:
             return f"weights {self.weights:.0%} ({', '.join(parts)})"
         return f"units {self.units:.0%} ({', '.join(parts)}), weights {self.weights:.0%}"
+
+    def _repr_html_(self) -> str:
+        units = "" if self.units is None else f"{self.units:.1%} of the units and "
+        title = f"{units}{self.weights:.1%} of {self.parameters:,} weights are in use"
+        what = "parameter" if self.units is None else "group"
+        return html_table(title, (what, "in use"), ((n or "backbone", f"{s:.1%}") for n, s in self.groups.items()))
 
 
 def measure_capacity(graph: UnitGraph, cumulative: Tensor, num_frozen: int) -> Capacity:

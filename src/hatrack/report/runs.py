@@ -16,6 +16,7 @@ from hatrack.experiments.metrics import average_score
 from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
+from hatrack.support.notebook import html_table
 
 __all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
 
@@ -80,6 +81,19 @@ class Runs:
                 raise InputError(f"there are two runs of {label} with seed {result.seed}; report on one of them")
             by_label[label][result.seed] = result
         return cls({label: dict(sorted(by_seed.items())) for label, by_seed in by_label.items()}, tuple(left_out))
+
+    def _repr_html_(self) -> str:
+        metric = self.metric
+        rows = []
+        for label in self.labels:
+            of = self.by_label[label].values()
+            mean = sum(average_score(run.matrix("score")[: len(run.scores)]) for run in of) / len(of)
+            rows.append(
+                (label, ", ".join(map(str, self.by_label[label])), None if metric is None else metric.say(mean))
+            )
+        average = "average" if metric is None else f"average {metric.name}"
+        title = f"{self.any.experiment}: {sum(map(len, self.by_label.values()))} runs of {self.learned} tasks"
+        return html_table(title, ("method", "seeds", average), rows, self.left_out)
 
     @cached_property
     def metric(self) -> Metric | None:

@@ -19,7 +19,9 @@ from hatrack.objectives import (
     check_targets,
     kind_of,
     member_named,
+    names_as_text,
     objective_of,
+    require_different,
     strata,
 )
 from hatrack.streams.sampling import EvaluationPart, StreamOptions, balanced_rows, stratified_split
@@ -132,7 +134,8 @@ class Task:
         test: samples that the metric is measured on.
 
     Raises:
-        InputError: the name is unusable, targets do not fit the objective, or the splits differ in shape.
+        InputError: the name is unusable, two outputs have one name, targets do not fit the objective, or the splits
+            differ in shape.
     """
 
     name: str
@@ -143,6 +146,10 @@ class Task:
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
+        try:
+            require_different(self.objective.names)
+        except InputError as error:
+            raise InputError(f"task {self.name}: {error}") from error
         for part, split in (("training", self.train), ("validation", self.valid), ("test", self.test)):
             try:
                 self.objective.check(split.labels, part)
@@ -213,7 +220,9 @@ class Task:
         Raises:
             InputError: the tensors are not as described.
         """
+        check_name("task", name)
         kind, chosen = member_named(TargetKind, target, "target"), member_named(MetricName, metric, "metric")
+        classes = None if classes is None else names_as_text(classes)
         interface = PLAIN if interface is None and not isinstance(x_train, torch.Tensor) else interface
         x_train, y_train = _checked_samples(name, "training", x_train, y_train, kind, interface)
         x_test, y_test = _checked_samples(name, "test", x_test, y_test, kind_of(y_train), interface)
@@ -333,7 +342,7 @@ _NAMED_AFTER = {
 
 def check_name(what: str, name: str) -> None:
     """Refuse names that could not be a file name or a column title anywhere."""
-    if not NAME_PATTERN.fullmatch(name):
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise InputError(
             f"{what} name {name!r}: use letters, digits, '_' and '-' only, letters from a to z"
             f"{_NAMED_AFTER.get(what, '')}"

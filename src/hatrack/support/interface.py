@@ -95,6 +95,32 @@ class Interface:
             raise InputError(f"the backbone must map a batch to features (N, …, F), and gave {found}; {_FLATTEN}")
         return axis
 
+    def require_rows(self, features: Tensor, inputs: Inputs) -> None:
+        """Check that features have a row for every sample.
+
+        Args:
+            features: the features of a batch.
+            inputs: the batch.
+
+        Raises:
+            InputError: they have more or fewer; the likely cause is named.
+        """
+        rows, samples = (len(features) if features.dim() else 0), self.samples(inputs)
+        if rows == samples:
+            return
+        shape = tuple(features.shape)
+        if rows > samples and rows % samples == 0:
+            why = (
+                f"your backbone folded another axis into the batch, such as one of {rows // samples} tokens: unfold it "
+                f"at its end, features.view({samples}, {rows // samples}, -1), and take the mean over axis 1 for one "
+                "answer per sample"
+            )
+        else:
+            why = "keep the axis of the samples, and let it come first"
+        raise InputError(
+            f"the backbone gave features of shape {shape} for a batch of {samples}, not a row for every sample: {why}"
+        )
+
     # ------------------------------------------------------------------------------------------------------------ batch
 
     def accepted(self, inputs: Inputs) -> Inputs:

@@ -18,19 +18,19 @@ def in_one_line(error: BaseException | None) -> str:
     return " ".join(str(error).strip().partition("\n\n")[0].split())
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     """Make the error for a name that does not exist, with the closest one that does.
 
     Args:
         kind: noun for the message, such as ``"task"``.
-        name: the unknown name.
+        name: the unknown name, or what was given in its place.
         known: the names that exist.
 
     Returns:
         The error, to be raised by the caller.
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
     guess = f", did you mean {close[0]!r}?" if close else ";"
     choice = f"choose one of: {', '.join(names)}" if names else f"there is no {kind} yet"
     return InputError(f"there is no {kind} {name!r}{guess} {choice}")
@@ -56,7 +56,7 @@ def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
     Raises:
         InputError: there is no such name; the message gives the closest one and all that exist.
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise unknown_name(kind, name, table)
     return table[name]
 

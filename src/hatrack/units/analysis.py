@@ -132,6 +132,7 @@ def follow(
             raise decisions.refusal
         if features is not None:
             axis = interface.axis_of(features)
+            interface.require_rows(features, example_input)
             _require_units_along(trace.labels(features), axis)
             trace.read(Call(model, _RESULT, (features,), {}, None), features, axis=axis)
             way = tuple(decisions.seen)

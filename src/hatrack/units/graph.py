@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hatrack.support.notebook import html_table
 from hatrack.units.tables import counted, folded, listed, share, shortened, table
 
 __all__ = ["OUTPUT", "Group", "ParameterUse", "Reader", "Role", "UnitGraph", "warn_of_collapse"]
@@ -42,6 +43,10 @@ class Role(str, enum.Enum):
 
     UNTRAINED = "untrained"
     """Parameter with ``requires_grad=False``; frozen wholly from attaching on."""
+
+
+_OF_GROUPS = ("group", "units", "read by")
+_OF_PARAMETERS = ("parameter", "shape", "role", "protected with")
 
 
 @dataclass(frozen=True)
@@ -156,35 +161,45 @@ class UnitGraph:
         return self.readers[-1]
 
     def __str__(self) -> str:
-        lines = [f"{counted(len(self.groups), 'group')}, {counted(self.num_units, 'unit')}"]
-        lines += table(
-            ("group", "units", "read by"),
-            folded(
-                (
-                    shortened(group.name) or "backbone",
-                    _size(group),
-                    listed([name or "heads" for name in group.readers]) or "–",
-                )
-                for group in self.groups
-            ),
+        lines = [self._summary_of_groups(), *table(_OF_GROUPS, self._rows_of_groups())]
+        lines += ["", self._summary_of_parameters(), *table(_OF_PARAMETERS, self._rows_of_parameters())]
+        return "\n".join([*lines, *(f"\n{warning}" for warning in (*self.collapses(), *self.frozen_at_once()))])
+
+    def _repr_html_(self) -> str:
+        warnings_of = (*self.collapses(), *self.frozen_at_once())
+        groups = html_table(self._summary_of_groups(), _OF_GROUPS, self._rows_of_groups())
+        parameters = self._summary_of_parameters(), _OF_PARAMETERS, self._rows_of_parameters()
+        return groups + html_table(*parameters, notes=warnings_of)
+
+    def _summary_of_groups(self) -> str:
+        return f"{counted(len(self.groups), 'group')}, {counted(self.num_units, 'unit')}"
+
+    def _rows_of_groups(self) -> list[tuple[str, ...]]:
+        return folded(
+            (
+                shortened(group.name) or "backbone",
+                _size(group),
+                listed([name or "heads" for name in group.readers]) or "–",
+            )
+            for group in self.groups
         )
+
+    def _summary_of_parameters(self) -> str:
         entries = self.entries()
         total = sum(entries.values())
         shares = ", ".join(f"{role.value} {share(count, total)}" for role, count in entries.items() if count)
-        lines += ["", f"{counted(len(self.roles), 'parameter')}: {shares}"]
-        lines += table(
-            ("parameter", "shape", "role", "protected with"),
-            folded(
-                (
-                    name,
-                    "×".join(map(str, self.shapes[name])),
-                    f"{role.value}, unused" if name in self.unused else role.value,
-                    self._holders(name),
-                )
-                for name, role in self.roles.items()
-            ),
+        return f"{counted(len(self.roles), 'parameter')}: {shares}"
+
+    def _rows_of_parameters(self) -> list[tuple[str, ...]]:
+        return folded(
+            (
+                name,
+                "×".join(map(str, self.shapes[name])),
+                f"{role.value}, unused" if name in self.unused else role.value,
+                self._holders(name),
+            )
+            for name, role in self.roles.items()
         )
-        return "\n".join([*lines, *(f"\n{warning}" for warning in (*self.collapses(), *self.frozen_at_once()))])
 
     def entries(self) -> dict[Role, int]:
         """Return the number of entries of parameters of each role."""
