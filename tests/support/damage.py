@@ -147,7 +147,13 @@ def tree(content: bytes) -> object:
 def own(name: str, content: bytes, **settings: Any) -> object:
     path = FOLDER / name
     path.write_bytes(content)
-    return as_splits(*read_own_task(OwnTask("task", path, **settings), seed=0))
+    return own_splits(OwnTask("task", path, **settings))
+
+
+def own_splits(task: OwnTask) -> object:
+    found = read_own_task(task, seed=0)
+    assert found.test is not None
+    return as_splits(found.train, found.test)
 
 
 def own_pictures(content: bytes) -> object:
@@ -155,7 +161,7 @@ def own_pictures(content: bytes) -> object:
         path = FOLDER / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if name == "train/a/0.png" else picture(IMAGES[0]))
-    return as_splits(*read_own_task(OwnTask("task", FOLDER / "tree", channels=3, resize=(8, 8)), seed=0))
+    return own_splits(OwnTask("task", FOLDER / "tree", channels=3, resize=(8, 8)))
 
 
 def toml(content: bytes) -> object:

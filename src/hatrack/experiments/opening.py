@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from hatrack.compact.export import Exported, Labels, export_all_tasks, export_task
+from hatrack.data.files import read_payload
+from hatrack.data.picture_files import read_picture
 from hatrack.errors import DataError, InputError
 from hatrack.experiments.preparing import Run
 from hatrack.experiments.recorded import load_recorded, recorded_result, request_of
@@ -21,7 +23,6 @@ from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.objectives import Classification, MultiLabel, Regression
 from hatrack.streams import Task
-from hatrack.streams.own.pictures import read_picture
 from hatrack.streams.own.samples import fitted
 from hatrack.streams.transforms import Chain, Normalise, Permute, Standardise, Transform
 from hatrack.support.modes import evaluation_mode
@@ -240,7 +241,7 @@ def _read_all(paths: Sequence[Path], source: Tensor) -> Tensor:
         )
     read = []
     for path in paths:
-        pixels = fitted(read_picture(path, shape[0]).pixels[None], shape[1:], None)
+        pixels = fitted(read_picture(read_payload(path), str(path), shape[0]).pixels[None], shape[1:], None)
         brightest, most = int(pixels.max()), high / step
         if 2 * most < brightest:
             raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import math
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 
-__all__ = ["Chain", "Normalise", "Permute", "Rotate", "Standardise", "Transform"]
+__all__ = ["Chain", "Normalise", "Permute", "Rotate", "Scaling", "Standardise", "Transform", "scaling_of"]
 
 
 class Transform(Protocol):
@@ -167,3 +168,27 @@ class Chain:
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
         """Return ``x`` after all steps."""
         return functools.reduce(lambda batch, step: step(batch), self.steps, x)
+
+
+class Scaling(enum.Enum):
+    """Way in which samples are scaled when they are loaded, in the words of ``run.json``."""
+
+    NONE = "none"
+    CHANNELS = "mean and deviation of each channel"
+    FEATURES = "mean and deviation of each feature"
+    OTHER = "other"
+
+
+def scaling_of(transform: Transform | None) -> Scaling:
+    """Return the way in which a transform scales samples; of several steps, that of the first one that does."""
+    match transform:
+        case None | Permute() | Rotate():
+            return Scaling.NONE
+        case Normalise():
+            return Scaling.CHANNELS
+        case Standardise():
+            return Scaling.CHANNELS if transform.mean.dim() > 2 else Scaling.FEATURES
+        case Chain():
+            return next((kind for kind in map(scaling_of, transform.steps) if kind is not Scaling.NONE), Scaling.NONE)
+        case _:
+            return Scaling.OTHER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,20 +12,19 @@ import torch
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.data.trees import tree_digest
-from hatrack.errors import DataError, InputError, UnfitDataError
+from hatrack.errors import DataError, InputError
 from hatrack.objectives import TargetKind
-from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
-from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
-from hatrack.streams.own.spelling import refuse_alike
+from hatrack.streams.files_read import FilesRead
+from hatrack.streams.own.image_axes import CHANNELS, ImageAxes, channels_first
+from hatrack.streams.own.pictures import ARCHIVE, has_test_pictures, picture_digest, read_pictures
+from hatrack.streams.own.samples import OwnSamples, ReadSamples, divided_samples, fitted
 from hatrack.streams.own.tables import CsvFormat, read_table
-from hatrack.streams.own.targets import UNSAID, ClassTexts, TargetChoice, kind_of_own, targets_of_array
+from hatrack.streams.own.targets import UNSAID, TargetChoice, kind_of_own, targets_of_array
 from hatrack.streams.seeding import seeded_generator
 
 __all__ = ["OwnTask", "digest_of", "read_own_task"]
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-LEAST_OF_16_BITS = 1 << 14
-"""Value that the brightest 16-bit picture of a folder must reach; below it, the pictures hold 12 bits or so."""
 NPZ_BYTES = 1 << 36
 """Largest size of the arrays of an npz file, unpacked: a few kilobytes can unpack to as much as one likes."""
 
@@ -35,17 +35,19 @@ class OwnTask:
 
     Attributes:
         name: letters, digits, ``_`` and ``-``.
-        path: a folder of pictures, an ``.npz`` file or a ``.csv`` file.
+        path: a folder or ``.zip`` archive of pictures, an ``.npz`` file or a ``.csv`` file.
         table: meaning of the columns of a CSV file; None for the other kinds.
         test: a second CSV file with the test samples, or None.
         test_share: share of the samples to test on, drawn by the seed and stratified by class, for a CSV file without
-            ``test`` and for a folder without ``train`` and ``test`` in it; None where the files say it.
+            ``test`` and for pictures without ``train`` and ``test`` (or ``val``); None where the files say it.
         resize: height and width that pictures get, or None to leave them.
         channels: 1 or 3, what pictures are turned into, or None to leave them.
         choice: what is said about the targets.
+        axes: order of the axes of the images of an ``.npz`` file; None lets their sizes tell it.
 
     Raises:
         InputError: these do not go together.
+        DataError: the folder or archive cannot be read.
     """
 
     name: str
@@ -56,18 +58,22 @@ class OwnTask:
     resize: tuple[int, int] | None = None
     channels: int | None = None
     choice: TargetChoice = UNSAID
+    axes: ImageAxes | None = None
 
     def __post_init__(self) -> None:
         if not self.path.exists():
             raise InputError(f"task {self.name}: {self.path} does not exist")
-        if not self.path.is_dir() and self.path.suffix.lower() not in (".npz", ".csv"):
-            raise InputError(f"task {self.name}: {self.path} is no folder of pictures, .npz or .csv file")
+        if not self.holds_pictures and self.path.suffix.lower() not in (".npz", ".csv"):
+            raise InputError(f"task {self.name}: {self.path} is no folder or .zip of pictures, .npz or .csv file")
         if self.table is not None and not self.is_table:
             raise InputError(
                 f"task {self.name}: {self.path} is no CSV file; label, drop, delimiter and test are for those"
             )
-        if self.path.is_dir() and self.choice.kind not in (None, TargetKind.CLASSES):
-            raise InputError(f"task {self.name}: {self.path} is a folder of pictures, whose targets are classes")
+        if self.holds_pictures and self.choice.kind not in (None, TargetKind.CLASSES):
+            form = "a folder" if self.path.is_dir() else "an archive"
+            raise InputError(f"task {self.name}: {self.path} is {form} of pictures, whose targets are classes")
+        if self.axes is not None and (self.holds_pictures or self.is_table):
+            raise InputError(f"task {self.name}: axes are for an .npz file, not for {self.path}")
         if self.test is not None and not (self.is_table and self.test.is_file()):
             raise InputError(f"task {self.name}: test must be a CSV file beside another, not {self.test}")
         if self.is_table and (self.resize or self.channels):
@@ -81,10 +87,10 @@ class OwnTask:
         if self.has_test and self.test_share is not None:
             raise InputError(f"task {self.name}: {self.path} has test samples of its own; leave out test_share")
 
-    @property
+    @functools.cached_property
     def has_test(self) -> bool:
         """Return whether its files say which samples are for testing."""
-        return self.test is not None if self.is_table else not self.path.is_dir() or is_divided(self.path)
+        return self.test is not None if self.is_table else not self.holds_pictures or has_test_pictures(self.path)
 
     def said(self, choice: TargetChoice, test_share: float | None, delimiter: str | None = None) -> OwnTask:
         """Return the task with what settings say of it beside what was said before.
@@ -119,17 +125,25 @@ class OwnTask:
         return not self.path.is_dir() and self.path.suffix.lower() == ".csv"
 
     @property
+    def holds_pictures(self) -> bool:
+        """Return whether it is a folder or an archive of pictures."""
+        return self.path.is_dir() or self.path.suffix.lower() == ARCHIVE
+
+    @property
     def kind(self) -> str:
         """Name the kind of its files, in a word or two."""
-        return "pictures" if self.path.is_dir() else "table" if self.is_table else "npz"
+        return "pictures" if self.holds_pictures else "table" if self.is_table else "npz"
 
 
-def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
+def read_own_task(task: OwnTask, seed: int) -> ReadSamples:
     """Read the training and test samples of a task.
 
     Args:
         task: the task to read.
         seed: draws the test samples where ``test_share`` is given, together with the task's name.
+
+    Returns:
+        The samples, among which there are test samples.
 
     Raises:
         DataError: a file is missing, damaged, or not what it should be; it is named.
@@ -138,17 +152,16 @@ def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
         train, features = read_table(task.path, task.table, choice=task.choice)
         known = replace(task.choice, kind=kind_of_own(train.targets))
         test = None if task.test is None else read_table(task.test, task.table, features, known)[0]
-    elif task.path.is_dir():
-        files = _picture_files(task)
-        say_unread(task.path)
-        train, *others = (_read_pictures(folder, classes, task) for folder, classes in files.items())
-        test = others[0] if others else None
+        found = ReadSamples(train, test, FilesRead(1 if test is None else 2))
+    elif task.holds_pictures:
+        found = read_pictures(task.path, task.resize, task.channels)
     else:
-        train, test = _read_npz(task)
-    if test is not None:
-        return train, test
+        found = ReadSamples(*_read_npz(task), FilesRead(1))
+    if found.test is not None:
+        return found
     assert task.test_share is not None
-    return divided_samples(train, task.test_share, seeded_generator(seed, "test", task.name))
+    train, test = divided_samples(found.train, task.test_share, seeded_generator(seed, "test", task.name))
+    return replace(found, train=train, test=test)
 
 
 def digest_of(task: OwnTask) -> str:
@@ -157,43 +170,9 @@ def digest_of(task: OwnTask) -> str:
     Raises:
         DataError: a file cannot be read.
     """
-    if task.path.is_dir():
-        paths = (path for classes in _picture_files(task).values() for paths in classes.values() for path in paths)
-        files = {path.relative_to(task.path).as_posix(): path for path in paths}
-    else:
-        files = {"": task.path} if task.test is None else {"": task.path, "test": task.test}
-    return tree_digest(files)
-
-
-def _picture_files(task: OwnTask) -> dict[Path, dict[str, list[Path]]]:
-    """Return the folders of a task of pictures, the training one first, with the files of every class."""
-    parts = [task.path / "train", task.path / "test"] if is_divided(task.path) else [task.path]
-    return {part: class_folders(part) for part in parts}
-
-
-def _read_pictures(folder: Path, classes: dict[str, list[Path]], task: OwnTask) -> OwnSamples:
-    """Read the pictures of a folder, of one size and one number of channels."""
-    refuse_alike(list(classes), lambda row: str(folder / list(classes)[row]))
-    paths = [path for files in classes.values() for path in files]
-    images = []
-    brightest = None
-    for path in paths:
-        pixels, bright = read_picture(path, task.channels)
-        images.append(fitted(pixels[None], task.resize, None))
-        brightest = max((each for each in (bright, brightest) if each is not None), default=None)
-        if images[-1].shape != images[0].shape:
-            channels, height, width = images[-1].shape[1:]
-            others, high, wide = images[0].shape[1:]
-            raise UnfitDataError(
-                f"{path} has {channels} channels of {height} x {width} pixels, {paths[0]} {others} of {high} x {wide}; "
-                "say what all shall have by resize = [height, width] and channels = 1 or 3 in a tasks.toml"
-            )
-    if brightest is not None and brightest < LEAST_OF_16_BITS:
-        raise DataError(
-            f"{folder}: its pictures of 16 bits have values up to {brightest} of 65535, of which bytes keep little; "
-            "scale them to the whole range, or put them in an .npz as numbers"
-        )
-    return OwnSamples(torch.cat(images), ClassTexts(tuple(path.parent.name for path in paths)), str(folder))
+    if task.holds_pictures:
+        return picture_digest(task.path)
+    return tree_digest({"": task.path} if task.test is None else {"": task.path, "test": task.test})
 
 
 def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
@@ -203,7 +182,7 @@ def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
     kind = kind_of_own(first)
     train, test = (
         OwnSamples(
-            _numbers(arrays[f"x_{part}"], f"{task.path}: x_{part}"),
+            _numbers(arrays[f"x_{part}"], task.axes, f"{task.path}: x_{part}"),
             targets_of_array(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), kind, f"{task.path}: y_{part}"),
             str(task.path),
         )
@@ -217,18 +196,15 @@ def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
     return tuple(replace(samples, x=x) for samples, x in zip((train, test), fit, strict=True))  # type: ignore[return-value]
 
 
-def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
+def _numbers(array: np.ndarray, axes: ImageAxes | None, where: str) -> torch.Tensor:
     """Return samples as images ``(N, C, H, W)`` where they can be images, and else as numbers ``(N, ...)``.
 
-    Pictures are ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1 or 3 channels C.
+    Bytes stay bytes where they are ``(N, H, W)``, or have 1, 3 or 4 channels; see :func:`channels_first`.
     """
     if array.ndim < 2 or not array.size or array.dtype.kind not in "uif":
         raise DataError(f"{where} must hold numbers, (N, ...) with none of it 0, not {array.dtype} {array.shape}")
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
-        array = array.transpose(0, 3, 1, 2)
-    if array.ndim == 4 and array.shape[1] in (1, 3) and array.dtype == np.uint8:
+    array = array[:, None] if array.ndim == 3 else channels_first(array, axes, where)
+    if array.ndim == 4 and array.shape[1] in CHANNELS and array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from hatrack.errors import DataError
+from hatrack.errors import DataError, UnfitDataError
 from hatrack.objectives import Objective
 from hatrack.streams.base import Split
+from hatrack.streams.files_read import FilesRead
 from hatrack.streams.own.targets import UNSAID, OwnTargets, TargetChoice
 from hatrack.streams.sampling import stratified_split
 from hatrack.streams.transforms import Normalise, Standardise, Transform
 
-__all__ = ["OwnSamples", "as_splits", "divided_samples", "fitted"]
+__all__ = ["OwnSamples", "ReadSamples", "as_splits", "divided_samples", "fitted", "note_of_shared_pictures"]
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
@@ -29,16 +31,37 @@ class OwnSamples:
             float64 where that could not hold them.
         targets: their targets, as they were read.
         origin: their file or folder, for messages.
+        names: the file of every sample within ``origin``; empty where a file holds several.
     """
 
     x: torch.Tensor
     targets: OwnTargets
     origin: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ReadSamples:
+    """Samples of a task as they were read, and what is to be said of it.
+
+    Attributes:
+        train: the training samples.
+        test: the test samples; None where the files do not say which these are.
+        files: the files that were read, and those that were passed over.
+        notes: sentences for people about what was decided by looking at the files.
+    """
+
+    train: OwnSamples
+    test: OwnSamples | None
+    files: FilesRead
+    notes: tuple[str, ...] = ()
 
 
 def pick_samples(samples: OwnSamples, rows: torch.Tensor) -> OwnSamples:
     """Return some of the samples, by their positions."""
-    return OwnSamples(samples.x[rows], samples.targets.part(rows.tolist()), samples.origin)
+    positions = rows.tolist()
+    names = tuple(samples.names[row] for row in positions) if samples.names else ()
+    return OwnSamples(samples.x[rows], samples.targets.part(positions), samples.origin, names)
 
 
 def divided_samples(samples: OwnSamples, share: float, generator: torch.Generator) -> tuple[OwnSamples, OwnSamples]:
@@ -94,14 +117,42 @@ def as_splits(
     return objective, splits[0], splits[1]
 
 
+def note_of_shared_pictures(train: OwnSamples, test: OwnSamples) -> str:
+    """Say how many test pictures are training pictures, too, pixel by pixel; empty where none is or there are none."""
+    if not all(samples.x.dtype == torch.uint8 and samples.x.dim() == 4 for samples in (train, test)):
+        return ""
+    first: dict[bytes, int] = {}
+    for row, digest in enumerate(_digests(train.x)):
+        first.setdefault(digest, row)
+    shared = [(row, first[digest]) for row, digest in enumerate(_digests(test.x)) if digest in first]
+    if not shared:
+        return ""
+    row, twin = shared[0]
+    pair = f"{test.names[row]} and {train.names[twin]}" if test.names and train.names else f"{row} and {twin}"
+    count = f"{len(shared):,} of {len(test.x):,} test pictures are"
+    return f"{count} identical with training pictures (such as {pair}), so that tests on them are no tests"
+
+
+def _digests(images: torch.Tensor) -> list[bytes]:
+    return [hashlib.blake2b(image, digest_size=16).digest() for image in images.contiguous().numpy()]
+
+
 def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
     """Give images the size and the channels that were asked for.
 
     Args:
-        images: uint8 or floats ``(N, C, H, W)`` with one or three channels.
+        images: uint8 or floats ``(N, C, H, W)``.
         resize: height and width, bilinear and antialiased whatever the proportions; None leaves them.
         channels: 1 takes the luminance of colours, 3 repeats grey; None leaves them.
+
+    Raises:
+        UnfitDataError: ``channels`` is given, and the images have neither one nor three.
     """
+    if channels is not None and images.shape[1] not in (1, 3):
+        raise UnfitDataError(
+            f"images of {images.shape[1]} channels cannot be made images of {channels}, for it is not known what they "
+            "mean; save those that are wanted, such as x[..., :3], or leave out channels"
+        )
     if channels == 3 and images.shape[1] == 1:
         images = images.repeat(1, 3, 1, 1)
     elif channels == 1 and images.shape[1] == 3:

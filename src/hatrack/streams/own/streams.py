@@ -13,7 +13,8 @@ from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
 from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
-from hatrack.streams.own.samples import as_splits
+from hatrack.streams.own.image_axes import ImageAxes
+from hatrack.streams.own.samples import as_splits, note_of_shared_pictures
 from hatrack.streams.own.tables import CsvFormat
 from hatrack.streams.own.targets import UNSAID, TargetChoice
 from hatrack.streams.sampling import StreamOptions
@@ -30,7 +31,16 @@ PICTURE_KEYS = {"resize": list, "channels": int}
 STREAM_KEYS = {"name": str, "task": list, **PICTURE_KEYS, **dict.fromkeys(SECTIONS, dict)}
 TABLE_KEYS = {"label": (str, list), "drop": list, "delimiter": str}
 TARGET_KEYS = {"target": str, "separator": str, "metric": str, "class_weights": (str, list)}
-TASK_KEYS = {"name": str, "path": str, "test": str, "test_share": float, **TABLE_KEYS, **TARGET_KEYS, **PICTURE_KEYS}
+TASK_KEYS = {
+    "name": str,
+    "path": str,
+    "test": str,
+    "test_share": float,
+    "axes": str,
+    **TABLE_KEYS,
+    **TARGET_KEYS,
+    **PICTURE_KEYS,
+}
 KINDS: dict[Any, str] = {
     (str, list): "a text, or a list in []",
     str: "a text",
@@ -104,7 +114,7 @@ class OwnStream:
                     "one network needs one shape: for pictures, choose resize = [height, width] and channels = 1 or 3 "
                     "in a tasks.toml"
                 )
-        notes = tuple(note for _, note in built if note)
+        notes = tuple(note for _, notes in built for note in notes)
         return TaskStream(self.name, tuple(tasks), self.origins(num_tasks), notes)
 
 
@@ -131,15 +141,20 @@ def _name_of(sources: Sequence[Path]) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", sources[0].stem) if len(sources) == 1 else UNNAMED
 
 
-def _build(own: OwnTask, options: StreamOptions, index: int) -> tuple[Task, str]:
-    """Make a task, and say what its targets were taken for, where nobody had said it."""
-    samples = read_own_task(own, options.seed)
-    objective, train, test = as_splits(*samples, own.choice)
+def _build(own: OwnTask, options: StreamOptions, index: int) -> tuple[Task, tuple[str, ...]]:
+    """Make a task, and say what was decided by looking at its files, where nobody had said it."""
+    found = read_own_task(own, options.seed)
+    assert found.test is not None
+    objective, train, test = as_splits(found.train, found.test, own.choice)
     weights = options.class_weights or own.choice.class_weights
     task = sampled_task(own.name, objective, train, test, replace(options, class_weights=weights), index=index)
-    said = own.choice.kind is not None or own.choice.separator is not None or own.path.is_dir()
-    note = "" if said else samples[0].targets.note()
-    return task, f"task {own.name}: {note}" if note else ""
+    said = own.choice.kind is not None or own.choice.separator is not None or own.holds_pictures
+    notes = (
+        "" if said else found.train.targets.note(),
+        *found.notes,
+        note_of_shared_pictures(found.train, found.test),
+    )
+    return replace(task, files=found.files), tuple(f"task {own.name}: {note}" for note in notes if note)
 
 
 def _read_toml(path: Path) -> OwnStream:
@@ -194,6 +209,7 @@ def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> Ow
         tuple(given["resize"]) if "resize" in given else None,
         given.get("channels"),
         _choice(given, where),
+        _one_of("axes", ImageAxes, given, where),
     )
 
 
@@ -203,19 +219,21 @@ def _texts(given: str | list[str]) -> str | tuple[str, ...]:
 
 def _choice(given: Mapping[str, Any], where: str) -> TargetChoice:
     """Return what a task says about its targets."""
-
-    def one_of(key: str, kind: Any) -> Any:
-        known = [member.value for member in kind]
-        if key in given and given[key] not in known:
-            raise InputError(f"{where}: {key} must be one of {', '.join(known)}, not {given[key]!r}")
-        return kind(given[key]) if key in given else None
-
     try:
         weights = ClassWeights.read(given["class_weights"]) if "class_weights" in given else None
-        kind, metric = one_of("target", TargetKind), one_of("metric", MetricName)
+        kind = _one_of("target", TargetKind, given, where)
+        metric = _one_of("metric", MetricName, given, where)
         return TargetChoice(kind, (), given.get("separator"), metric, weights)
     except InputError as error:
         raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error
+
+
+def _one_of(key: str, kind: Any, given: Mapping[str, Any], where: str) -> Any:
+    """Return the member of an enumeration that a key says by its value; None where it is not there."""
+    known = [member.value for member in kind]
+    if key in given and given[key] not in known:
+        raise InputError(f"{where}: {key} must be one of {', '.join(known)}, not {given[key]!r}")
+    return kind(given[key]) if key in given else None
 
 
 def _check(entry: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
