@@ -105,7 +105,8 @@ class FolderFiles:
             if self.limits is not None and len(content) > self.limits.file_bytes:
                 raise DataError(f"{file}: has more than the {self.limits.file_bytes} bytes that a picture may have")
             if self.limits is not None and (total > self.limits.bytes or len(paths) > self.limits.files):
-                raise DataError(f"{self.folder}: holds more than {self.limits.files} pictures or {self.limits.bytes} bytes")
+                most = f"{self.limits.files} pictures or {self.limits.bytes} bytes"
+                raise DataError(f"{self.folder}: holds more than {most}, which cannot be right")
             yield path, content
 
     def files(self, paths: Sequence[str]) -> Mapping[str, Path]:

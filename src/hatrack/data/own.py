@@ -163,12 +163,13 @@ def from_pictures(
     if unknown:
         raise DataError(f"{path}: there is a class {min(unknown)!r} in test, but not in train")
     label_of = {folder: label for label, folder in enumerate(train)}
-    form = PictureForm(size, resize=True, channels=channels)
-    arrays = []
-    for part in (train, test):
-        labels = {file: label_of[folder] for folder, files in part.items() for file in files}
-        arrays += [decode_seen(tree, sorted(labels), form), torch.tensor([labels[file] for file in sorted(labels)])]
-    return _assembled(name, ImageArrays(*arrays), list(train), mean, std, CommonForm(), "own pictures")
+    labels = [{file: label_of[folder] for folder, files in part.items() for file in files} for part in found.pictures]
+    paths = [sorted(part) for part in labels]
+    images = decode_seen(tree, [*paths[0], *paths[1]], PictureForm(size, resize=True, channels=channels))
+    x_train, x_test = torch.split(images, [len(part) for part in paths])
+    y_train, y_test = (torch.tensor([part[file] for file in sorted(part)]) for part in labels)
+    arrays = ImageArrays(x_train, y_train, x_test, y_test)
+    return _assembled(name, arrays, list(train), mean, std, CommonForm(), "own pictures")
 
 
 class _Columns:

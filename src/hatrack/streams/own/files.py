@@ -12,7 +12,7 @@ import torch
 from hatrack.data.files import read_payload
 from hatrack.data.npz import read_npz
 from hatrack.data.trees import tree_digest
-from hatrack.errors import DataError, InputError
+from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.objectives import TargetKind
 from hatrack.streams.files_read import FilesRead
 from hatrack.streams.own.image_axes import CHANNELS, ImageAxes, channels_first
@@ -192,7 +192,10 @@ def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
         return train, test
     if train.x.dim() != 4:
         raise InputError(f"task {task.name}: resize and channels are for pictures, not for {tuple(train.x.shape)}")
-    fit = (fitted(samples.x, task.resize, task.channels) for samples in (train, test))
+    try:
+        fit = [fitted(samples.x, task.resize, task.channels) for samples in (train, test)]
+    except UnfitDataError as error:
+        raise UnfitDataError(f"{task.path}: {error}") from error
     return tuple(replace(samples, x=x) for samples, x in zip((train, test), fit, strict=True))  # type: ignore[return-value]
 
 
