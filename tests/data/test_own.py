@@ -298,7 +298,7 @@ def test_pictures_of_any_classes_and_sizes(packed: bool, tmp_path: Path) -> None
     ("change", "fault"),
     [
         ({"test/c/1.png": PICTURES["train/b/1.png"]}, "there is a class 'c' in test, but not in train"),
-        ({"train/b/1.png": b"no picture"}, "train/b/1.png: is no whole picture"),
+        ({"train/b/1.png": b"no picture"}, "train/b/1.png: is no picture"),
     ],
 )
 def test_faulty_pictures_are_named(change: dict[str, bytes], fault: str, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_a_huge_picture_is_refused_by_its_header() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0", b"<svg/>"])
 def test_what_is_no_picture_is_named(content: bytes) -> None:
-    with pytest.raises(UnfitDataError, match=r"^here: is no whole picture of a kind that can be read$"):
+    with pytest.raises(UnfitDataError, match=r"^here: is no picture of a kind that can be read$"):
         read(content)
 
 

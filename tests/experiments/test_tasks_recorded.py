@@ -38,7 +38,7 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         Image.fromarray(np.arange(10, 40, dtype=np.uint8).reshape(6, 5)).save(path)
     lines, (task,) = run(capsys, tmp_path / "run", "--tasks", str(tmp_path / "set"))
     assert lines == [
-        "task set: 32 files read, 2 passed over (1 hidden or left by the system, 1 no pictures); 2 classes (a, b); "
+        "task set: 32 files read, 2 passed over (1 hidden or left by the system, 1 of other kinds); 2 classes (a, b); "
         "samples (1, 6, 5), values 10 to 39; scaling: mean and deviation of each channel"
     ]
     assert task["classes"] == 2
@@ -46,12 +46,13 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert task["files"] == {
         "read": 32,
         "passed_over": 2,
-        "reasons": {"hidden or left by the system": 1, "no pictures": 1},
+        "reasons": {"hidden or left by the system": 1, "of other kinds": 1},
     }
     assert (task["shape"], task["range"]) == ([1, 6, 5], [10, 39])
     assert task["scaling"] == "mean and deviation of each channel"
 
 
+@pytest.mark.slow
 def test_arrays_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.linspace(-1.5, 2, 120).reshape(30, 4)
     archive(tmp_path / "arrays.npz", x_train=x, x_test=x[:9])
@@ -75,6 +76,7 @@ def test_arrays_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert task["range"] == [-1.5, 2]
 
 
+@pytest.mark.slow
 def test_presets_are_recorded_and_files_of_one_s_own_alone_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,8 +43,8 @@ def test_other_json_is_refused(content: Any) -> None:
 
 def test_words() -> None:
     assert FilesRead(1).say() == "1 file read, 0 passed over"
-    files = FilesRead(1200, {"hidden": 3, "no pictures": 1}, {"turned": 7})
-    assert files.say() == "1,200 files read (7 turned), 4 passed over (3 hidden, 1 no pictures)"
+    files = FilesRead(1200, {"hidden": 3, "of other kinds": 1}, {"turned": 7})
+    assert files.say() == "1,200 files read (7 turned), 4 passed over (3 hidden, 1 of other kinds)"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def read_picture(content: bytes, origin: str, channels: int | None, *, largest_s
                     raise DataError(f"{origin}: is {wide} x {high} pixels, more than {largest_side} on a side")
                 return _converted(picture, origin, channels)
         except UnidentifiedImageError as error:
-            raise UnfitDataError(f"{origin}: is no whole picture of a kind that can be read") from error
+            raise UnfitDataError(f"{origin}: is no picture of a kind that can be read") from error
         except (
             *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error),
             *(Image.DecompressionBombWarning, Image.DecompressionBombError),

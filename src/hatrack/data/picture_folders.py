@@ -40,8 +40,8 @@ class PassedOver(enum.Enum):
     """Reason why a file was not read, in words that go behind a number of files."""
 
     HIDDEN = "hidden or left by the system"
-    KIND = "no pictures"
-    LOOSE = "pictures in no folder of a class"
+    KIND = "of other kinds"
+    LOOSE = "in no folder of a class"
     BESIDE = "beside training and test"
 
 
