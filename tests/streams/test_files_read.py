@@ -54,6 +54,7 @@ def test_words() -> None:
         (Normalise((0.5,), (0.1,)), Scaling.CHANNELS),
         (Standardise(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)), Scaling.CHANNELS),
         (Standardise(torch.zeros(1, 3), torch.ones(1, 3)), Scaling.FEATURES),
+        (Standardise(torch.zeros(1, 3, 5), torch.ones(1, 3, 5)), Scaling.FEATURES),
         (Chain((Rotate(90.0), Normalise((0.5,), (0.1,)), Permute(torch.arange(4)))), Scaling.CHANNELS),
         (Chain((Permute(torch.arange(4)),)), Scaling.NONE),
         (torch.nn.Identity(), Scaling.OTHER),
