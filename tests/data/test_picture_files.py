@@ -66,6 +66,13 @@ def test_dark_sixteen_bits_are_refused_whether_grey_or_colour() -> None:
     refuse_dark(1 << 14, "there")
 
 
+def test_black_shapes_of_sixteen_bits_are_not_dark() -> None:
+    picture = read_picture(png([[0, 0, 0, 65535, 0, 0, 0, 0]], 16, 6), "here", 1)
+    assert picture.pixels.flatten().tolist() == [0, 255]
+    assert picture.brightest is None
+    assert picture.conversions == {Conversion.DEEP, Conversion.WHITE}
+
+
 def test_five_bits_of_a_bmp_are_not_sixteen() -> None:
     dark = Image.fromarray(COLOUR // 16)
     header = bytearray(saved(dark, "BMP"))
@@ -227,6 +234,15 @@ def test_pictures_are_turned_once_as_their_tag_says(kind: str, mode: str, orient
     content = saved(picture, kind, **how)
     assert np.array_equal(read(content, 1)[..., 0], expected)
     assert (Conversion.TURNED in done(content)) == (orientation in moves)
+
+
+def test_damaged_exif_data_are_counted_where_they_are_a_supplement_and_refused_where_not() -> None:
+    picture = Image.fromarray(COLOUR)
+    exif = saved(picture, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    assert np.array_equal(read(exif), COLOUR)
+    assert done(exif) == {Conversion.UNKNOWN_SIDE}
+    with pytest.raises(DataError, match=r"here: (not a whole picture|is no picture)"):
+        read(tiff([[1, 2]], 8, 1)[:70])
 
 
 FRAMES = [Image.fromarray(np.full((4, 6, 3), value, np.uint8)) for value in (10, 200, 90)]

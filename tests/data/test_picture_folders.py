@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from hatrack.data import from_pictures
+from hatrack.data.arrays import identical_images
 from hatrack.data.file_trees import FileTree, file_tree
 from hatrack.data.picture_folders import (
     PICTURE_LIMITS,
@@ -260,12 +263,13 @@ def test_names_in_zips_are_utf_8_even_where_they_do_not_say_so(says_so: bool, tm
 # --- as a data set
 
 
-def test_from_pictures_reads_every_kind_and_says_what_it_does_not(opened: Opened, tmp_path: Path) -> None:
+def test_from_pictures_reads_every_kind_and_says_what_it_does_not(opened: Opened) -> None:
     grey = Image.fromarray(np.full((4, 5), 40000, np.uint16))
     clear = Image.new("RGBA", (5, 4))
     clear.putpixel((0, 0), (0, 0, 0, 255))
     kinds = {"b.tif": saved(grey, "TIFF"), "c.gif": saved(Image.new("L", (5, 4), 9), "GIF"), "d.png": saved(clear)}
-    files = {f"Train/x/{name}": content for name, content in kinds.items()} | pictures("Train/y/1.png", "Val/y/1.png")
+    files = {f"Train/x/{name}": content for name, content in kinds.items()} | pictures("Train/y/1.png")
+    files["Val/y/1.png"] = saved(Image.new("L", (5, 4), 3))
     origin = opened(files | pictures("Train/loose.png", "Train/x/.ipynb_checkpoints/1.png")).origin
     with pytest.warns(UserWarning, match=r"loose\.png: lies in no folder of a class"):
         dataset = from_pictures("mine", origin, size=(5, 4), channels=1)
@@ -274,6 +278,24 @@ def test_from_pictures_reads_every_kind_and_says_what_it_does_not(opened: Opened
     white = torch.full((4, 5), 255)
     white[0, 0] = 0
     assert dataset.x_train[:3, 0].tolist() == [[[156] * 5] * 4, [[9] * 5] * 4, white.tolist()]
+
+
+def test_from_pictures_says_which_test_pictures_are_training_pictures(opened: Opened) -> None:
+    origin = opened(pictures("train/a/1.png", "train/b/1.png", "test/a/1.png")).origin
+    with pytest.warns(UserWarning, match=r"1 of 1 test pictures are identical with .*such as \S*test/a"):
+        from_pictures("mine", origin, size=(5, 4))
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 5))
+@settings(max_examples=25, deadline=None)
+def test_identical_images_by_comparing_all_with_all(train: int, test: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(0, 2, (count, 1, 2, 1), generator=generator).byte() for count in (train, test))
+    expected = []
+    for row, image in enumerate(y):
+        twins = [other for other, candidate in enumerate(x) if torch.equal(image, candidate)]
+        expected += [(row, twins[0])] if twins else []
+    assert identical_images(x, y) == expected
 
 
 def test_limits_of_folders_and_archives(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_limit_and_validation_of_own_tasks(tmp_path: Path) -> None:
         ("", "names no task"),
         ("[[task]]\n", "has no path"),
         ('[[task]]\npath = "absent"\n', "absent does not exist"),
-        ('[[task]]\npath = "tasks.toml"\n', r"is no folder or \.zip of pictures, \.npz or \.csv file"),
+        ('[[task]]\npath = "tasks.toml"\n', r"is no folder of pictures, \.zip of them, \.npz or \.csv file"),
         ('[[task]]\npath = "a.csv"\n', "needs label"),
         ('[[task]]\npath = "a.csv"\nlabel = "kind"\n', "no test samples; give test_share"),
         ('[[task]]\npath = "a.npz"\ntest_share = 0.2\n', "test samples of its own; leave out test_share"),

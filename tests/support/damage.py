@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import hatrack
@@ -37,6 +39,7 @@ from hatrack.streams.own.samples import as_splits
 from hatrack.streams.own.tables import CsvFormat
 from support.formats import npz, ppm, svhn_file, table
 from support.miniatures import TEN, arrays_of, binary_files, picture, python_files, tar_gz, zipped
+from support.picture_kinds import png, tiff
 from support.records import of_a_run
 
 FOLDER = Path(tempfile.mkdtemp(prefix="hatrack-damage-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -164,6 +167,13 @@ def own_pictures(content: bytes) -> object:
     return own_splits(OwnTask("task", FOLDER / "tree", channels=3, resize=(8, 8)))
 
 
+def moving(images: torch.Tensor) -> bytes:
+    first, *others = (Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
 def toml(content: bytes) -> object:
     (FOLDER / "a.csv").write_bytes(CSV)
     path = FOLDER / "tasks.toml"
@@ -225,6 +235,18 @@ DATA: dict[str, Reader] = {
     ),
     "own table": Reader(lambda content: own("b.csv", content, table=CsvFormat("answer"), test_share=0.4), (CSV,)),
     "own pictures": Reader(own_pictures, tuple(picture(IMAGES[1], kind) for kind in ("PNG", "JPEG", "BMP", "WEBP"))),
+    "own pictures of other kinds": Reader(
+        own_pictures,
+        (
+            png([[7, 9, 200]], 8, 0, key=[9]),
+            png([[70, 65535]], 16, 4),
+            tiff([[0, 4095, 5]], 12, 1),
+            tiff([[0, 60000]], 16, 1, byte_order=">"),
+            picture(torch.cat([IMAGES[1], IMAGES[1, :1]])),
+            moving(IMAGES),
+        ),
+    ),
+    "own zip": Reader(lambda content: own("a.zip", content, channels=3, resize=(8, 8)), (zipped(TREE_FILES),)),
     "tasks.toml": Reader(toml, (TOML,)),
 }
 """Readers of data, by what they read."""

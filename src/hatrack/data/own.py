@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from hatrack.data.arrays import ImageArrays, channel_statistics
+from hatrack.data.arrays import ImageArrays, channel_statistics, note_of_identical
 from hatrack.data.dataset import CommonForm, ImageDataset
 from hatrack.data.file_trees import FolderFiles, file_tree
 from hatrack.data.files import read_payload
@@ -137,8 +138,8 @@ def from_pictures(
 
     PNG, JPEG, GIF, BMP, TIFF, WebP, PNM and a few other kinds of files are read, as they are seen: turned as their EXIF
     data say, transparent parts on white (on black where on white nothing is seen), 16 bits scaled to 8, and the first
-    picture of one that moves. What is hidden is passed over; what else is not read is said in a warning. A folder
-    ``val`` stands for ``test`` where there is none.
+    picture of one that moves. What is hidden is passed over; what else is not read is said in a warning, and so are
+    test pictures that are training pictures, too. A folder ``val`` stands for ``test`` where there is none.
 
     Args:
         name: name of the data set.
@@ -167,6 +168,8 @@ def from_pictures(
     paths = [sorted(part) for part in labels]
     images = decode_seen(tree, [*paths[0], *paths[1]], PictureForm(size, resize=True, channels=channels))
     x_train, x_test = torch.split(images, [len(part) for part in paths])
+    if note := note_of_identical(x_train, x_test, *paths):
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     y_train, y_test = (torch.tensor([part[file] for file in sorted(part)]) for part in labels)
     arrays = ImageArrays(x_train, y_train, x_test, y_test)
     return _assembled(name, arrays, list(train), mean, std, CommonForm(), "own pictures")

@@ -26,6 +26,8 @@ WHOLE_FIRST = frozenset({"MPO", "ICO"})
 """Formats of which the first picture is the whole one: cameras put smaller or further views behind it."""
 MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 """Formats in which several pictures are one that moves."""
+WITH_ALPHA = ("RGBA", "LA")
+"""Kinds of pictures, by Pillow's names, that have opaqueness as a channel."""
 LEAST_OF_16_BITS = 1 << 14
 """Value of 65535 that the brightest 16-bit picture of a set must reach; below it, the pictures hold 12 bits or so."""
 ALIKE = 8
@@ -38,6 +40,7 @@ class Conversion(enum.Enum):
     """Something that was done to a picture so that it becomes an array, in words that go behind a number of files."""
 
     TURNED = "turned as their EXIF data say"
+    UNKNOWN_SIDE = "with damaged EXIF data, which may not say all of how they are turned"
     WHITE = "with transparent parts put on white"
     BLACK = "with transparent parts put on black, for on white nothing is seen"
     DEEP = "scaled from 16 bits to 8"
@@ -79,15 +82,16 @@ def read_picture(content: bytes, origin: str, channels: int | None, *, largest_s
         UnfitDataError: it is no picture of a kind that is read, or needs ``channels`` to be given.
     """
     Image.init()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", message="Palette images with Transparency", category=UserWarning)
         try:
             with Image.open(io.BytesIO(content), formats=sorted(FORMATS & set(Image.OPEN))) as picture:
                 wide, high = picture.size  # known from the header: a huge picture is never decoded
                 if largest_side is not None and max(wide, high) > largest_side:
                     raise DataError(f"{origin}: is {wide} x {high} pixels, more than {largest_side} on a side")
-                return _converted(picture, origin, channels)
+                found = _converted(picture, origin, channels)
+                kind = picture.format
         except UnidentifiedImageError as error:
             raise UnfitDataError(f"{origin}: is no picture of a kind that can be read") from error
         except (
@@ -95,6 +99,12 @@ def read_picture(content: bytes, origin: str, channels: int | None, *, largest_s
             *(Image.DecompressionBombWarning, Image.DecompressionBombError),
         ) as error:
             raise DataError(f"{origin}: not a whole picture ({error})") from error
+    # Of what else Pillow warns, such as odd entries in a TIFF file, no pixel depends.
+    if damage := next((str(each.message) for each in caught if "Corrupt EXIF" in str(each.message)), ""):
+        if kind == "TIFF":  # whose EXIF data say what its pixels are
+            raise DataError(f"{origin}: not a whole picture ({damage.strip()})")
+        return found._replace(conversions=found.conversions | {Conversion.UNKNOWN_SIDE})
+    return found
 
 
 def refuse_dark(brightest: int | None, origin: str) -> None:
@@ -139,16 +149,18 @@ def _converted(picture: Image.Image, origin: str, channels: int | None) -> Pictu
         done.add(Conversion.PRINT)
     brightest = None
     if deep:
+        done.add(Conversion.DEEP)
         turned, brightest = _grey_of_16_bits(turned, picture, raw)
     else:
         turned = _with_alpha(turned, raw)
         if ";16" in raw and kind in ("PNG", "TIFF"):  # of these Pillow has kept the upper bytes
-            brightest = int(np.asarray(turned.convert("RGB")).max()) * 257
-    if brightest is not None:
-        done.add(Conversion.DEEP)
+            done.add(Conversion.DEEP)
+            upper = int(np.asarray(turned.convert("RGB")).max())
+            # A black shape, seen by its opaqueness, is not dark because bytes keep little of it.
+            brightest = None if upper == 0 and turned.mode in WITH_ALPHA else upper * 257
     wanted = {1: "L", 3: "RGB", None: mode}[channels]
     array = np.array(turned.convert(wanted))
-    if turned.mode in ("RGBA", "LA") and turned.getchannel("A").getextrema() != (255, 255):
+    if turned.mode in WITH_ALPHA and turned.getchannel("A").getextrema() != (255, 255):
         array, background = _on_background(turned, wanted, origin)
         done.add(background)
     pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy())
@@ -177,7 +189,7 @@ def _grey_of_16_bits(turned: Image.Image, picture: Image.Image, raw: str) -> tup
 
 def _with_alpha(picture: Image.Image, raw: str) -> Image.Image:
     """Return a picture with its opaqueness as a channel, if parts of it are transparent; else the picture itself."""
-    if picture.mode in ("RGBA", "LA"):
+    if picture.mode in WITH_ALPHA:
         return picture
     key = picture.info.get("transparency")
     if picture.mode in ("PA", "RGBa", "La") or (picture.mode == "P" and key is not None):

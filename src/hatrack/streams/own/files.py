@@ -64,7 +64,7 @@ class OwnTask:
         if not self.path.exists():
             raise InputError(f"task {self.name}: {self.path} does not exist")
         if not self.holds_pictures and self.path.suffix.lower() not in (".npz", ".csv"):
-            raise InputError(f"task {self.name}: {self.path} is no folder or .zip of pictures, .npz or .csv file")
+            raise InputError(f"task {self.name}: {self.path} is no folder of pictures, .zip of them, .npz or .csv file")
         if self.table is not None and not self.is_table:
             raise InputError(
                 f"task {self.name}: {self.path} is no CSV file; label, drop, delimiter and test are for those"

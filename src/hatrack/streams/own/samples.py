@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from hatrack.data.arrays import note_of_identical
 from hatrack.errors import DataError, UnfitDataError
 from hatrack.objectives import Objective
 from hatrack.streams.base import Split
@@ -121,20 +121,7 @@ def note_of_shared_pictures(train: OwnSamples, test: OwnSamples) -> str:
     """Say how many test pictures are training pictures, too, pixel by pixel; empty where none is or there are none."""
     if not all(samples.x.dtype == torch.uint8 and samples.x.dim() == 4 for samples in (train, test)):
         return ""
-    first: dict[bytes, int] = {}
-    for row, digest in enumerate(_digests(train.x)):
-        first.setdefault(digest, row)
-    shared = [(row, first[digest]) for row, digest in enumerate(_digests(test.x)) if digest in first]
-    if not shared:
-        return ""
-    row, twin = shared[0]
-    pair = f"{test.names[row]} and {train.names[twin]}" if test.names and train.names else f"{row} and {twin}"
-    count = f"{len(shared):,} of {len(test.x):,} test pictures are"
-    return f"{count} identical with training pictures (such as {pair}), so that tests on them are no tests"
-
-
-def _digests(images: torch.Tensor) -> list[bytes]:
-    return [hashlib.blake2b(image, digest_size=16).digest() for image in images.contiguous().numpy()]
+    return note_of_identical(train.x, test.x, train.names, test.names)
 
 
 def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
