@@ -61,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table(folder / "two.csv", seed=1)
     table(folder / "semicolons.csv", delimiter=";")
     table(folder / "unnamed.csv", header=",b,answer")
+    (folder / "dates.csv").write_text((folder / "one.csv").read_text().replace("no", "2026-01-01"))
     (folder / "file").write_text("text")
     (folder / "a folder").mkdir()
     (folder / "networks_of_mine.py").write_text(NETWORKS)
@@ -104,7 +105,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # settings that do not fit the data, which the message names
         (f"run semicolons.csv --method sgd {TABLE}", "say delimiter = \";\" (--set delimiter=';')"),
         (f"run unnamed.csv --method sgd {TABLE}", 'leave it out by drop = [""] (--set drop=\'""\')'),
-        ("run one.csv --method sgd --set targets=a --set test_share=0.25", "drop the column (--set drop=answer)"),
+        ("run dates.csv --method sgd --set targets=a --set test_share=0.25", "drop the column (--set drop=answer)"),
         (f"run one.csv --method sgd {TABLE} --set delimiter=ab", "delimiter must be a single character, or tab"),
         (f"run one.csv --method sgd {TABLE} --set drop=a,,b", "names of columns joined by commas"),
         ("run --tasks 'a folder' --method sgd", "has no test samples; give test_share (--set test_share=0.2)"),
@@ -133,7 +134,7 @@ def test_the_remedies_that_messages_name_help(
     for command in (
         f"run semicolons.csv --method sgd {TABLE} --set delimiter=';'",
         f"run unnamed.csv --method sgd {TABLE} --set drop='\"\"'",
-        "run one.csv --method sgd --set targets=a --set test_share=0.25 --set drop=answer",
+        "run dates.csv --method sgd --set targets=a --set test_share=0.25 --set drop=answer",
         "run demo --method hat --network networks_of_mine:lazy --set num_tasks=1 --set limit=20",
     ):
         assert main([*shlex.split(command), "--epochs", "1", "--quiet", "--out", f"out {hash(command)}"]) == 0, command

@@ -15,7 +15,7 @@ from hatrack.errors import DataError, InputError
 from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.spelling import order_of
-from hatrack.streams.own.tables import CsvFormat
+from hatrack.streams.own.tables import TableFormat
 from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, pictures
 
 
@@ -125,7 +125,7 @@ def test_digest_tells_every_change(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("\n".join(ROWS))
     tasks = [
         OwnTask("set", folder, test_share=0.5),
-        OwnTask("table", tmp_path / "a.csv", CsvFormat("kind"), test=tmp_path / "b.csv"),
+        OwnTask("table", tmp_path / "a.csv", TableFormat("kind"), test=tmp_path / "b.csv"),
     ]
     before = [digest_of(task) for task in tasks]
     assert before == [digest_of(task) for task in tasks]
@@ -173,7 +173,7 @@ def test_labels_are_taken_in_whatever_says_them_exactly(
 @pytest.mark.parametrize(
     ("as_kept", "fault"),
     [
-        (lambda y: np.eye(3)[y], r"y_train must hold 30 .*\(30, 3\); if the largest.*argmax\(axis=1\)"),
+        (lambda y: np.stack([y, y], 1), r"y_train must hold 30 .*\(30, 2\); if the largest.*argmax\(axis=1\)"),
         (lambda y: y + 0.5, r"y_train must hold 30 .*; 0\.5 is no class.*astype\(str\)"),
         (lambda y: np.where(y > 1, np.nan, y), r"y_train\[2\]: the label is missing"),
         (lambda y: np.where(y > 1, np.inf, y), r"y_train must hold .*; inf is no class"),

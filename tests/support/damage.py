@@ -34,7 +34,7 @@ from hatrack.experiments.plan import ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.streams.own.files import OwnTask, read_own_task
 from hatrack.streams.own.samples import as_splits
-from hatrack.streams.own.tables import CsvFormat
+from hatrack.streams.own.tables import TableFormat
 from support.formats import npz, ppm, svhn_file, table
 from support.miniatures import TEN, arrays_of, binary_files, picture, python_files, tar_gz, zipped
 from support.records import of_a_run
@@ -217,7 +217,7 @@ DATA: dict[str, Reader] = {
         lambda content: own("a.npz", content),
         (npz(NPZ), npz({**NPZ, "y_train": np.array(list("abab")), "y_test": np.array(list("ab"))})),
     ),
-    "own table": Reader(lambda content: own("b.csv", content, table=CsvFormat("answer"), test_share=0.4), (CSV,)),
+    "own table": Reader(lambda content: own("b.csv", content, table=TableFormat("answer"), test_share=0.4), (CSV,)),
     "own pictures": Reader(own_pictures, tuple(picture(IMAGES[1], kind) for kind in ("PNG", "JPEG", "BMP", "WEBP"))),
     "tasks.toml": Reader(toml, (TOML,)),
 }

@@ -13,10 +13,12 @@ from hatrack.data.npz import read_npz
 from hatrack.data.trees import tree_digest
 from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.objectives import TargetKind
+from hatrack.streams.own.cells import CellFormat
+from hatrack.streams.own.formats import TABLE_SUFFIXES, table_kind
 from hatrack.streams.own.pictures import class_folders, is_divided, read_picture, say_unread
 from hatrack.streams.own.samples import OwnSamples, divided_samples, fitted
 from hatrack.streams.own.spelling import refuse_alike
-from hatrack.streams.own.tables import CsvFormat, read_table
+from hatrack.streams.own.tables import TableFormat, read_table
 from hatrack.streams.own.targets import UNSAID, ClassTexts, TargetChoice, kind_of_own, targets_of_array
 from hatrack.streams.seeding import seeded_generator
 
@@ -35,10 +37,11 @@ class OwnTask:
 
     Attributes:
         name: letters, digits, ``_`` and ``-``.
-        path: a folder of pictures, an ``.npz`` file or a ``.csv`` file.
-        table: meaning of the columns of a CSV file; None for the other kinds.
-        test: a second CSV file with the test samples, or None.
-        test_share: share of the samples to test on, drawn by the seed and stratified by class, for a CSV file without
+        path: a folder of pictures, an ``.npz`` file, or a table: a file whose name ends as one of
+            :data:`hatrack.streams.own.formats.TABLE_SUFFIXES`.
+        table: meaning of the columns of a table; None for the other kinds.
+        test: a second table with the test samples, or None.
+        test_share: share of the samples to test on, drawn by the seed and stratified by class, for a table without
             ``test`` and for a folder without ``train`` and ``test`` in it; None where the files say it.
         resize: height and width that pictures get, or None to leave them.
         channels: 1 or 3, what pictures are turned into, or None to leave them.
@@ -50,7 +53,7 @@ class OwnTask:
 
     name: str
     path: Path
-    table: CsvFormat | None = None
+    table: TableFormat | None = None
     test: Path | None = None
     test_share: float | None = None
     resize: tuple[int, int] | None = None
@@ -60,16 +63,23 @@ class OwnTask:
     def __post_init__(self) -> None:
         if not self.path.exists():
             raise InputError(f"task {self.name}: {self.path} does not exist")
-        if not self.path.is_dir() and self.path.suffix.lower() not in (".npz", ".csv"):
-            raise InputError(f"task {self.name}: {self.path} is no folder of pictures, .npz or .csv file")
+        if not self.path.is_dir() and self.path.suffix.lower() != ".npz" and table_kind(self.path) is None:
+            others = ", ".join(ending for ending in TABLE_SUFFIXES if ending != ".csv")
+            raise InputError(
+                f"task {self.name}: {self.path} is no folder of pictures, .npz or .csv file, nor another "
+                f"table ({others})"
+            )
         if self.table is not None and not self.is_table:
             raise InputError(
-                f"task {self.name}: {self.path} is no CSV file; label, drop, delimiter and test are for those"
+                f"task {self.name}: {self.path} is no CSV file or other table; label, drop, delimiter, decimal, "
+                "encoding, categories and test are for those"
             )
         if self.path.is_dir() and self.choice.kind not in (None, TargetKind.CLASSES):
             raise InputError(f"task {self.name}: {self.path} is a folder of pictures, whose targets are classes")
-        if self.test is not None and not (self.is_table and self.test.is_file()):
-            raise InputError(f"task {self.name}: test must be a CSV file beside another, not {self.test}")
+        if self.test is not None and not (self.is_table and self.test.is_file() and table_kind(self.test)):
+            raise InputError(
+                f"task {self.name}: test must be a CSV file, or another table, beside one, not {self.test}"
+            )
         if self.is_table and (self.resize or self.channels):
             raise InputError(f"task {self.name}: resize and channels are for pictures, not for {self.path}")
         if self.test_share is not None and not 0.0 < self.test_share < 1.0:
@@ -86,13 +96,13 @@ class OwnTask:
         """Return whether its files say which samples are for testing."""
         return self.test is not None if self.is_table else not self.path.is_dir() or is_divided(self.path)
 
-    def said(self, choice: TargetChoice, test_share: float | None, delimiter: str | None = None) -> OwnTask:
+    def said(self, choice: TargetChoice, test_share: float | None, cells: CellFormat | None = None) -> OwnTask:
         """Return the task with what settings say of it beside what was said before.
 
         Args:
             choice: what settings say about the targets; it wins.
             test_share: share of the samples to test on, for files that do not say which; None for nothing.
-            delimiter: the character between two cells of a table; None for nothing.
+            cells: what settings say about the cells of a table; it wins. None for nothing.
 
         Raises:
             InputError: these do not go together, or nobody has said which column of a table holds the targets, or which
@@ -101,22 +111,22 @@ class OwnTask:
         table, share = self.table, self.test_share if self.has_test or test_share is None else test_share
         if self.is_table:
             if choice.columns:
-                table = CsvFormat(choice.columns) if table is None else replace(table, label=choice.columns)
+                table = TableFormat(choice.columns) if table is None else replace(table, label=choice.columns)
             if table is None:
                 raise InputError(
                     f"task {self.name}: {self.path} needs label, the name of the column that holds the class or number "
                     "to predict (`targets=NAME`)"
                 )
             table = table if choice.drop is None else replace(table, drop=choice.drop)
-            table = table if delimiter is None else replace(table, delimiter=delimiter)
+            table = table if cells is None else replace(table, cells=cells.over(table.cells))
         if not self.has_test and share is None:
             raise InputError(f"task {self.name}: {self.path} has no test samples; give test_share (`test_share=0.2`)")
         return replace(self, table=table, test_share=share, choice=choice.over(self.choice))
 
     @property
     def is_table(self) -> bool:
-        """Return whether it is a CSV file."""
-        return not self.path.is_dir() and self.path.suffix.lower() == ".csv"
+        """Return whether it is a table."""
+        return not self.path.is_dir() and table_kind(self.path) is not None
 
     @property
     def kind(self) -> str:
@@ -135,9 +145,9 @@ def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
         DataError: a file is missing, damaged, or not what it should be; it is named.
     """
     if task.table is not None:
-        train, features = read_table(task.path, task.table, choice=task.choice)
+        train = read_table(task.path, task.table, choice=task.choice)
         known = replace(task.choice, kind=kind_of_own(train.targets))
-        test = None if task.test is None else read_table(task.test, task.table, features, known)[0]
+        test = None if task.test is None else read_table(task.test, task.table, train.columns, known)
     elif task.path.is_dir():
         files = _picture_files(task)
         say_unread(task.path)
@@ -210,20 +220,30 @@ def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
         for part in ("train", "test")
     )
     if task.resize is None and task.channels is None:
-        return train, test
+        if train.x.dim() < 4 or train.x.dtype == torch.uint8:
+            return train, test
+        note = (
+            "every position of a sample is standardised by itself; where the numbers are pictures, save them as bytes, "
+            "or say channels = 1 or 3 in a tasks.toml"
+        )
+        return replace(train, notes=(note,)), test
     if train.x.dim() != 4:
         raise InputError(f"task {task.name}: resize and channels are for pictures, not for {tuple(train.x.shape)}")
     fit = (fitted(samples.x, task.resize, task.channels) for samples in (train, test))
-    return tuple(replace(samples, x=x) for samples, x in zip((train, test), fit, strict=True))  # type: ignore[return-value]
+    both = (replace(samples, x=x, pictures=True) for samples, x in zip((train, test), fit, strict=True))
+    return tuple(both)  # type: ignore[return-value]
 
 
 def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
     """Return samples as images ``(N, C, H, W)`` where they can be images, and else as numbers ``(N, ...)``.
 
+    Truth values become 0 and 1.
+
     Pictures are ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1 or 3 channels C.
     """
+    array = array.astype(np.float32) if array.dtype.kind == "b" else array
     if array.ndim < 2 or not array.size or array.dtype.kind not in "uif":
-        raise DataError(f"{where} must hold numbers, (N, ...) with none of it 0, not {array.dtype} {array.shape}")
+        raise UnfitDataError(f"{where} must hold numbers, (N, ...) with none of it 0, not {array.dtype} {array.shape}")
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
@@ -233,10 +253,12 @@ def _numbers(array: np.ndarray, where: str) -> torch.Tensor:
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise DataError(f"{where} holds NaN, infinite or far too large values; clean it first")
+        raise UnfitDataError(f"{where} holds NaN, infinite or far too large values; clean it first")
     if array.dtype.itemsize <= 2 or array.dtype == np.float32 or bool((narrow == array).all()):
         return torch.from_numpy(narrow)
     wide = array.astype(np.float64)
     if array.dtype.kind in "ui" and len(np.unique(array)) != len(np.unique(wide)):
-        raise DataError(f"{where} holds whole numbers that are the same in 64 bits; subtract what all have in common")
+        raise UnfitDataError(
+            f"{where} holds whole numbers that are the same in 64 bits; subtract what all have in common"
+        )
     return torch.from_numpy(wide)
