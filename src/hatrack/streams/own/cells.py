@@ -105,14 +105,14 @@ def open_table(path: Path, form: CellFormat) -> Table:
 
     Args:
         path: the file, whose name says its kind.
-        form: way in which its cells are written.
+        form: way in which its cells are written, for lines of text; columns with types say it themselves.
 
     Raises:
         DataError: the file cannot be read, is damaged or empty, or two columns share a name.
-        InputError: the library that reads it is not installed, or ``form`` does not go with its kind.
+        InputError: the library that reads it is not installed.
     """
     kind = table_kind(path)
-    return _ArrowTable.open(path, kind, form) if kind in _TYPED else _TextTable.open(path, form)
+    return _ArrowTable.open(path, kind) if kind in _TYPED else _TextTable.open(path, form)
 
 
 def has_no_name(column: str) -> bool:
@@ -215,10 +215,7 @@ class _ArrowTable:
     content: Any
 
     @classmethod
-    def open(cls, path: Path, kind: TableKind | None, form: CellFormat) -> _ArrowTable:
-        said = [key for key in form.said if key != "categories"]
-        if said:
-            raise InputError(f"{path}: {' and '.join(said)}: for tables of text, and this one has types")
+    def open(cls, path: Path, kind: TableKind | None) -> _ArrowTable:
         arrow = _pyarrow(path)
         payload = read_payload(path)
         try:

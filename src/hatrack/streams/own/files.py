@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hatrack.data.files import read_payload
-from hatrack.data.npz import read_npz
+from hatrack.data.npz import decode_npy, read_first, read_npz
 from hatrack.data.trees import tree_digest
 from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.objectives import TargetKind
@@ -22,7 +22,7 @@ from hatrack.streams.own.tables import TableFormat, read_table
 from hatrack.streams.own.targets import UNSAID, ClassTexts, TargetChoice, kind_of_own, targets_of_array
 from hatrack.streams.seeding import seeded_generator
 
-__all__ = ["OwnTask", "digest_of", "read_own_task"]
+__all__ = ["OwnTask", "digest_of", "read_array", "read_own_task"]
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 LEAST_OF_16_BITS = 1 << 14
@@ -76,6 +76,13 @@ class OwnTask:
             )
         if self.path.is_dir() and self.choice.kind not in (None, TargetKind.CLASSES):
             raise InputError(f"task {self.name}: {self.path} is a folder of pictures, whose targets are classes")
+        if self.table is not None and (kind := table_kind(self.path)) is not None and not kind.is_text:
+            of_text = [key for key in self.table.cells.said if key != "categories"]
+            if of_text:
+                raise InputError(
+                    f"task {self.name}: {self.path} has columns with types; leave out {' and '.join(of_text)}, for "
+                    "tables of text"
+                )
         if self.test is not None and not (self.is_table and self.test.is_file() and table_kind(self.test)):
             raise InputError(
                 f"task {self.name}: test must be a CSV file, or another table, beside one, not {self.test}"
@@ -159,6 +166,27 @@ def read_own_task(task: OwnTask, seed: int) -> tuple[OwnSamples, OwnSamples]:
         return train, test
     assert task.test_share is not None
     return divided_samples(train, task.test_share, seeded_generator(seed, "test", task.name))
+
+
+def read_array(path: Path, like: OwnTask | None) -> torch.Tensor:
+    """Read an array of samples without targets, such as one to predict.
+
+    Args:
+        path: an ``.npy`` file, or an ``.npz`` file with ``x`` or else ``x_test``.
+        like: a task of arrays whose size and channels the samples get if it says some; None for nothing.
+
+    Returns:
+        Samples as those of the task before they are standardised: uint8 ``(N, C, H, W)``, or numbers ``(N, ...)``.
+
+    Raises:
+        DataError: the file is damaged, or holds no such array or no finite numbers.
+    """
+    payload = read_payload(path)
+    is_npz = path.suffix.lower() == ".npz"
+    array = read_first(payload, ("x", "x_test"), NPZ_BYTES, str(path)) if is_npz else decode_npy(payload, str(path))
+    x = _numbers(array, str(path))
+    is_image = x.dim() == 4 and like is not None
+    return fitted(x, like.resize, like.channels) if is_image and like is not None else x
 
 
 def digest_of(task: OwnTask) -> str:

@@ -70,10 +70,8 @@ def fault_of_number(text: str, mark: DecimalMark = DecimalMark.POINT) -> str:
     if not text:
         return "the value is missing"
     said = f"{text!r} is not a finite number"
-    if _THOUSANDS.fullmatch(text) and not (mark is DecimalMark.POINT and uses_comma(text)):
-        return f"{said} (write thousands without a separator)"
     if mark is DecimalMark.POINT and uses_comma(text):
         return f'{said} (decimals need a point, or decimal = "," (`decimal=,`); thousands need no separator)'
     if mark is DecimalMark.COMMA and read_number(text) is not None:
-        return f"{said}, for which decimals need a comma here"
-    return said
+        return f"{said} (decimals need a comma here; thousands need no separator)"
+    return f"{said} (write thousands without a separator)" if _THOUSANDS.fullmatch(text) else said
