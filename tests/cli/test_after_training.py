@@ -248,5 +248,7 @@ def test_preprocessing_of_numbers_is_written_with_the_network(tmp_path: Path) ->
     with safetensors.safe_open(out, "pt") as file:
         described = json.loads(file.metadata()["preprocessing"])
     _, (task,) = open_run(run)
-    x = (task.test.source.double() - described["mean"][0]) / described["std"][0]
+    shape = task.test.source.shape[1:]
+    mean, std = (torch.tensor(described[key], dtype=torch.float64).view(shape) for key in ("mean", "std"))
+    x = (task.test.source.double() - mean) / std
     torch.testing.assert_close(x.float(), task.test.load()[0])

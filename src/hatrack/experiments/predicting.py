@@ -54,7 +54,7 @@ class SamplePrediction:
     said: str
 
 
-class _Kind(Enum):
+class _FileKind(Enum):
     """Kind of files that hold samples; the value is what a message calls them."""
 
     PICTURES = "picture files"
@@ -169,14 +169,14 @@ def _recognise(prepared: Run, tasks: Sequence[Task], samples: _Samples) -> tuple
     return [name for each in inferred for name in each.task_names], torch.cat(logits)
 
 
-def _kind_of_file(path: Path) -> _Kind:
+def _kind_of_file(path: Path) -> _FileKind:
     name = path.name.lower()
     return (
-        _Kind.TABLES
+        _FileKind.TABLES
         if name.endswith(TABLE_SUFFIXES)
-        else _Kind.ARRAYS
+        else _FileKind.ARRAYS
         if name.endswith(ARRAY_SUFFIXES)
-        else _Kind.PICTURES
+        else _FileKind.PICTURES
     )
 
 
@@ -194,7 +194,7 @@ def _read(paths: Sequence[Path], task: Task, own: OwnTask | None) -> _Samples:
         )
     (kind,) = kinds
     transform = task.test.transform
-    if isinstance(transform, TableRows) != (kind is _Kind.TABLES):
+    if isinstance(transform, TableRows) != (kind is _FileKind.TABLES):
         is_table = isinstance(transform, TableRows)
         columns = ", ".join(column.name for column in transform.columns) if isinstance(transform, TableRows) else ""
         samples = f"rows of tables with the columns {columns}" if is_table else "no rows of tables"
@@ -202,7 +202,7 @@ def _read(paths: Sequence[Path], task: Task, own: OwnTask | None) -> _Samples:
         raise InputError(f"{paths[0]}: samples of this run are {samples}, so name {others}")
     if isinstance(transform, TableRows):
         return _read_tables(paths, transform, own)
-    if kind is _Kind.PICTURES:
+    if kind is _FileKind.PICTURES:
         return _Samples(_read_all(paths, task.train.source), tuple(map(str, paths)))
     arrays = [_read_array(path, task.train.source, own) for path in paths]
     names = [f"{path}[{row}]" for path, array in zip(paths, arrays, strict=True) for row in range(len(array))]

@@ -18,7 +18,7 @@ from hatrack.streams.own.decoding import check_encoding, decoded
 from hatrack.streams.own.formats import TableKind, table_kind
 from hatrack.streams.own.numerals import DecimalMark
 
-__all__ = ["CellFormat", "Table", "has_no_name", "open_table"]
+__all__ = ["CellFormat", "TableFile", "has_no_name", "open_table"]
 
 DELIMITERS = (",", ";", "\t", "|")
 UNNAMED = re.compile(r"Unnamed: \d+|__index_level_\d+__")
@@ -67,7 +67,7 @@ class CellFormat:
         return self.decimal or DecimalMark.POINT
 
 
-class Table(Protocol):
+class TableFile(Protocol):
     """A table that is read row by row."""
 
     @property
@@ -100,7 +100,7 @@ class Table(Protocol):
         ...
 
 
-def open_table(path: Path, form: CellFormat) -> Table:
+def open_table(path: Path, form: CellFormat) -> TableFile:
     """Open a table and read the names of its columns.
 
     Args:

@@ -30,6 +30,9 @@ SECTIONS = ("stream", "network", "training", "method")
 
 UNNAMED = "own"
 """Name of the stream of several files and folders, and of a run that has forgotten the single one."""
+DEEPEST = 10
+"""Number of lists and tables that may stand within each other in a ``tasks.toml``."""
+_TOO_DEEP = f"has brackets or tables within each other, more than {DEEPEST} deep; it is no file about tasks"
 PICTURE_KEYS = {"resize": list, "channels": int}
 STREAM_KEYS = {"name": str, "task": list, **PICTURE_KEYS, **dict.fromkeys(SECTIONS, dict)}
 CELL_KEYS = {"delimiter": str, "decimal": str, "encoding": str, "categories": list}
@@ -155,9 +158,11 @@ def _read_toml(path: Path) -> OwnStream:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except RecursionError as error:
-        raise InputError(f"{path}: not a TOML file that can be read (brackets within brackets, too deep)") from error
+        raise InputError(f"{path}: {_TOO_DEEP}") from error
     except ValueError as error:  # TOMLDecodeError, and Python's own for numbers of thousands of digits
         raise InputError(f"{path}: not a TOML file ({' '.join(str(error).split())})") from error
+    if _is_deep(content):  # Python could not even show it in a message
+        raise InputError(f"{path}: {_TOO_DEEP}")
     _check(content, STREAM_KEYS, str(path))
     tasks = content.get("task", [])
     if not tasks or not all(isinstance(task, dict) for task in tasks):
@@ -172,6 +177,15 @@ def _read_toml(path: Path) -> OwnStream:
         if names.count(twin) > 1:
             raise InputError(f"{path}: two tasks are named {twin!r}; give each a name of its own")
     return OwnStream(name, made, (path,), settings)
+
+
+def _is_deep(content: Any) -> bool:
+    """Return whether lists and tables stand within each other deeper than any ``tasks.toml`` needs."""
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+        level = [part for part in level if isinstance(part, (dict, list))]
+    return bool(level)
 
 
 def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> OwnTask:

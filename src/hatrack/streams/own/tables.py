@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hatrack.errors import InputError, UnfitDataError
-from hatrack.streams.own.cells import CellFormat, Table, has_no_name, open_table
+from hatrack.streams.own.cells import CellFormat, TableFile, has_no_name, open_table
 from hatrack.streams.own.columns import (
     Column,
     ColumnKind,
@@ -187,7 +187,7 @@ class _RowNumbers:
         note: what becomes of it, for people.
     """
 
-    def __init__(self, name: str, source: Table) -> None:
+    def __init__(self, name: str, source: TableFile) -> None:
         self.name = name
         self._column = f"{source.path}: column {source.names.index(name) + 1}"
         self._next: int | None = None
@@ -209,7 +209,7 @@ class _RowNumbers:
         self._next = int(text) + 1
 
 
-def _row_numbers(source: Table, others: Sequence[str]) -> _RowNumbers | None:
+def _row_numbers(source: TableFile, others: Sequence[str]) -> _RowNumbers | None:
     """Return the column that may hold row numbers: the first one if it has no name, or the one that pandas keeps."""
     unnamed = [name for name in others if has_no_name(name)]
     found = next((name for name in unnamed if name.startswith("__index") or name == source.names[0]), None)
@@ -224,7 +224,7 @@ def _leaving_out(name: str) -> str:
     return f"leave it out by drop = [{quoted(name)}] ({dropping(name)}), or name it if it is a feature"
 
 
-def _readers(names: Sequence[str], source: Table, form: CellFormat) -> list[ColumnReader]:
+def _readers(names: Sequence[str], source: TableFile, form: CellFormat) -> list[ColumnReader]:
     """Return readers of columns of which nothing is known but what ``form`` says."""
     said = dict.fromkeys(form.categories or (), ColumnKind.CATEGORIES)
     return [
@@ -233,7 +233,7 @@ def _readers(names: Sequence[str], source: Table, form: CellFormat) -> list[Colu
     ]
 
 
-def _known_readers(columns: Sequence[Column], source: Table, form: CellFormat) -> list[ColumnReader]:
+def _known_readers(columns: Sequence[Column], source: TableFile, form: CellFormat) -> list[ColumnReader]:
     """Return readers of columns that have the kinds of those of training."""
     for column in columns:
         if column.name not in source.names:
@@ -258,5 +258,5 @@ def _listed(names: Sequence[str]) -> str:
     return f"column {shown} is" if len(names) == 1 else f"columns {shown} are"
 
 
-def _no_column(source: Table, name: str) -> InputError:
+def _no_column(source: TableFile, name: str) -> InputError:
     return unknown_name(f"column in {source.path}", name, [" ".join(each.split()) for each in source.names])
