@@ -220,6 +220,7 @@ class _ArrowTable:
         payload = read_payload(path)
         try:
             content = _parquet(payload) if kind is TableKind.PARQUET else _ipc(arrow, payload)
+            content.validate(full=True)  # offsets of a damaged file lead anywhere
             names = tuple(name.strip() for name in content.schema.names)
         except (arrow.ArrowException, OSError, ValueError) as error:
             raise DataError(
@@ -247,7 +248,7 @@ class _ArrowTable:
                 for cells in zip(*columns, strict=True):
                     row += 1
                     yield f"{self.path} row {row}", list(cells)
-        except (arrow.ArrowException, OSError) as error:
+        except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is no UTF-8
             raise DataError(f"{self.path}: is damaged ({_line(error)})") from error
 
     def other_form(self, wanted: str) -> InputError | None:
@@ -281,7 +282,7 @@ def _pyarrow(path: Path) -> Any:
 def _parquet(payload: bytes) -> Any:
     from pyarrow import parquet
 
-    return parquet.read_table(io.BytesIO(payload))
+    return parquet.read_table(io.BytesIO(payload), page_checksum_verification=True)
 
 
 def _ipc(arrow: Any, payload: bytes) -> Any:

@@ -26,7 +26,7 @@ class DecimalMark(Enum):
 
 # Python's own float() would take 1_000, digits of other scripts, and words, too.
 _DIGITS = r"[-+]?(?:\d+{0}?\d*|{0}\d+)(?:[eE][-+]?\d+)?"
-_NUMBER = {mark: re.compile(_DIGITS.format(re.escape(mark.value)), re.ASCII) for mark in DecimalMark}
+_WITH_POINT, _WITH_COMMA = (re.compile(_DIGITS.format(mark), re.ASCII) for mark in (r"\.", ","))
 _COMMA = re.compile(r"[-+]?\d+,\d+")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:([,.'\u2019 \u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d*)?")
 _FIRST_DIGIT = re.compile(r"[\W_]*\d")
@@ -39,9 +39,10 @@ def read_number(text: str, mark: DecimalMark = DecimalMark.POINT) -> float | Non
         text: the text, without spaces around it.
         mark: character in front of decimals.
     """
-    if _NUMBER[mark].fullmatch(text) is None:
+    is_point = mark is DecimalMark.POINT
+    if (_WITH_POINT if is_point else _WITH_COMMA).fullmatch(text) is None:
         return None
-    number = float(text.replace(",", "."))
+    number = float(text if is_point else text.replace(",", "."))
     return number if abs(number) <= LARGEST else None
 
 
