@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 import tempfile
 import warnings
@@ -136,6 +137,12 @@ NPZ = {
 CSV = b"a,b,answer\n1,2.5,yes\n3,4e-1,no\n5,-6,yes\n7,8,no\n9,1,yes\n"
 
 
+WORDS = (
+    "\tcolour\tnew\tanswer\n0\tred\ttrue\tyes\n1\tgreen\tfalse\tno\n2\tr\u00f6d\ttrue\tyes\n3\tred\ttrue\tno\n".encode()
+)
+WORDS_OF_16_BITS = WORDS.decode().encode("utf-16")
+
+
 def with_file(files: Mapping[str, bytes], name: str, content: bytes) -> dict[str, bytes]:
     return {**files, name: content}
 
@@ -148,6 +155,25 @@ def own(name: str, content: bytes, **settings: Any) -> object:
     path = FOLDER / name
     path.write_bytes(content)
     return as_splits(*read_own_task(OwnTask("task", path, **settings), seed=0))
+
+
+def _typed_tables() -> dict[str, Reader]:
+    """Return the readers of Parquet and Arrow, where pyarrow is installed."""
+    try:
+        import pyarrow
+        from pyarrow import feather, parquet
+    except ImportError:
+        return {}
+    table = pyarrow.table({"a": [1.5, 2, 3, 4, 5], "b": [*"xyxxy"], "answer": [*"uvuvu"]})
+    readers = {}
+    for ending, write in ((".parquet", parquet.write_table), (".feather", feather.write_feather)):
+        write(table, str(FOLDER / f"whole{ending}"))
+
+        def read(content: bytes, name: str = f"d{ending}") -> object:
+            return own(name, content, table=TableFormat("answer"), test_share=0.4)
+
+        readers[f"own {ending[1:]}"] = Reader(read, ((FOLDER / f"whole{ending}").read_bytes(),))
+    return readers
 
 
 def own_pictures(content: bytes) -> object:
@@ -218,6 +244,13 @@ DATA: dict[str, Reader] = {
         (npz(NPZ), npz({**NPZ, "y_train": np.array(list("abab")), "y_test": np.array(list("ab"))})),
     ),
     "own table": Reader(lambda content: own("b.csv", content, table=TableFormat("answer"), test_share=0.4), (CSV,)),
+    "own packed table": Reader(
+        lambda content: own("b.csv.gz", content, table=TableFormat("answer"), test_share=0.4), (gzip.compress(CSV),)
+    ),
+    "own table of words": Reader(
+        lambda content: own("c.tsv", content, table=TableFormat("answer"), test_share=0.4), (WORDS, WORDS_OF_16_BITS)
+    ),
+    **_typed_tables(),
     "own pictures": Reader(own_pictures, tuple(picture(IMAGES[1], kind) for kind in ("PNG", "JPEG", "BMP", "WEBP"))),
     "tasks.toml": Reader(toml, (TOML,)),
 }

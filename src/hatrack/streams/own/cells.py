@@ -282,7 +282,7 @@ def _pyarrow(path: Path) -> Any:
 def _parquet(payload: bytes) -> Any:
     from pyarrow import parquet
 
-    return parquet.read_table(io.BytesIO(payload), page_checksum_verification=True)
+    return parquet.ParquetFile(io.BytesIO(payload), page_checksum_verification=True).read()
 
 
 def _ipc(arrow: Any, payload: bytes) -> Any:

@@ -131,7 +131,7 @@ class ColumnReader:
         source: path of the file, for messages.
 
     Attributes:
-        counts: whether the cells so far are 0, 1, 2, … or 1, 2, 3, …
+        counts: whether each cell so far is by one larger than the one before.
     """
 
     def __init__(
@@ -213,8 +213,8 @@ class ColumnReader:
         if number is None:
             raise self._refusal(fault_of_number(text, self._mark), where)
         if self.counts:
-            self.counts = text.isdigit() and number == len(self._values) + (self._values[0] if self._values else number)
-            self.counts = self.counts and (len(self._values) > 0 or number in (0, 1))
+            first = self._values[0] if self._values else number
+            self.counts = text.isdigit() and number == first + len(self._values)
         if abs(number) >= EXACT and text.lstrip("+-").isdigit():
             whole = int(text)
             if self._large.setdefault(number, whole) != whole:

@@ -142,7 +142,9 @@ def read_table(
     if features is None:
         notes = [] if counter is None else [counter.note]
         notes += [
-            note for reader, column in zip(readers, columns, strict=True) for note in _notes(reader, column, table)
+            note
+            for reader, column in zip(readers, columns, strict=True)
+            for note in _notes(reader, column, table, len(places))
         ]
     else:
         unused = [name for name in others if name not in names and not has_no_name(name)]
@@ -243,12 +245,12 @@ def _known_readers(columns: Sequence[Column], source: TableFile, form: CellForma
     return [ColumnReader(column.name, form.mark, column.kind, source=str(source.path)) for column in columns]
 
 
-def _notes(reader: ColumnReader, column: Column, table: TableFormat) -> list[str]:
+def _notes(reader: ColumnReader, column: Column, table: TableFormat, rows: int) -> list[str]:
     """Say what a person would want to know of a column that was read."""
     if column.kind is ColumnKind.CATEGORIES and column.name not in (table.cells.categories or ()):
         shown = ", ".join(map(repr, column.categories[:SHOWN])) + (", …" if len(column.categories) > SHOWN else "")
         return [f"column {column.name!r} holds {len(column.categories)} categories ({shown}), a feature each"]
-    if column.kind is ColumnKind.NUMBERS and reader.counts:
+    if column.kind is ColumnKind.NUMBERS and reader.counts and rows > 2:
         return [f"column {column.name!r} counts the rows; if it is no feature, leave it out ({dropping(column.name)})"]
     return []
 
