@@ -60,6 +60,22 @@ def test_texts_become_a_feature_for_each_and_it_is_said(tmp_path: Path) -> None:
     assert built(tmp_path, 'categories = ["colour"]').notes == (), "nothing new to whoever said it"
 
 
+def test_many_columns_of_categories_are_one_note(tmp_path: Path) -> None:
+    header = [*(f"c{column}" for column in range(7)), "answer"]
+    write(tmp_path / "a.csv", header, [[*(row[1] for _ in range(7)), row[2]] for row in ROWS])
+    (note,) = built(tmp_path).notes
+    assert note.startswith("task a: 7 columns hold categories, a feature each: 'c0' (3), 'c1' (3), ")
+
+
+def test_the_line_in_which_spreadsheets_say_how_cells_are_divided_is_named(tmp_path: Path) -> None:
+    for first, delimiter in (("sep=;", ";"), ("sep=,", ",")):
+        write(tmp_path / "a.csv", HEADER, ROWS, delimiter)
+        whole = (tmp_path / "a.csv").read_text()
+        (tmp_path / "a.csv").write_text(f"{first}\n{whole}")
+        with pytest.raises(UnfitDataError, match="line 1: says how cells are divided, to a spreadsheet; remove it"):
+            built(tmp_path)
+
+
 def test_categories_that_training_lacks_are_none_of_its_own_and_it_is_said(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", HEADER, ROWS)
     stream = built(tmp_path, test=[["1", "mauve", "no"], ["1", "red", "no"], ["1", "mauve", "yes"], ["1", "17", "yes"]])

@@ -139,6 +139,11 @@ class _TextTable:
         header = tuple(name.strip() for name in next(lines, (1, []))[1])
         if not header:
             raise UnfitDataError(f"{path}: is empty; a table begins with a line of column names")
+        if re.fullmatch("sep=.?", delimiter.join(header)):
+            raise UnfitDataError(
+                f"{path} line 1: says how cells are divided, to a spreadsheet; remove it, and say delimiter = ... where "
+                f"that is not {json.dumps(delimiter)}"
+            )
         _refuse_swallowed(header, delimiter, f"{path} line 1")
         _refuse_twins(header, f"{path} line 1")
         return cls(path, header, delimiter, lines)

@@ -141,11 +141,7 @@ def read_table(
     x = torch.from_numpy(np.stack([values for _, values in finished], axis=1))
     if features is None:
         notes = [] if counter is None else [counter.note]
-        notes += [
-            note
-            for reader, column in zip(readers, columns, strict=True)
-            for note in _notes(reader, column, table, len(places))
-        ]
+        notes += _notes(readers, columns, table, len(places))
     else:
         unused = [name for name in others if name not in names and not has_no_name(name)]
         notes = [f"{path}: {_listed(unused)} not in the training table, and not used"] if unused else []
@@ -245,14 +241,22 @@ def _known_readers(columns: Sequence[Column], source: TableFile, form: CellForma
     return [ColumnReader(column.name, form.mark, column.kind, source=str(source.path)) for column in columns]
 
 
-def _notes(reader: ColumnReader, column: Column, table: TableFormat, rows: int) -> list[str]:
-    """Say what a person would want to know of a column that was read."""
-    if column.kind is ColumnKind.CATEGORIES and column.name not in (table.cells.categories or ()):
+def _notes(readers: Sequence[ColumnReader], columns: Sequence[Column], table: TableFormat, rows: int) -> list[str]:
+    """Say what a person would want to know of the columns that were read."""
+    said = table.cells.categories or ()
+    words = [column for column in columns if column.kind is ColumnKind.CATEGORIES and column.name not in said]
+    notes = []
+    if len(words) > SHOWN:
+        each = ", ".join(f"{column.name!r} ({len(column.categories)})" for column in words)
+        notes.append(f"{len(words)} columns hold categories, a feature each: {each}")
+    for column in words if len(words) <= SHOWN else ():
         shown = ", ".join(map(repr, column.categories[:SHOWN])) + (", …" if len(column.categories) > SHOWN else "")
-        return [f"column {column.name!r} holds {len(column.categories)} categories ({shown}), a feature each"]
-    if column.kind is ColumnKind.NUMBERS and reader.counts and rows > 2:
-        return [f"column {column.name!r} counts the rows; if it is no feature, leave it out ({dropping(column.name)})"]
-    return []
+        notes.append(f"column {column.name!r} holds {len(column.categories)} categories ({shown}), a feature each")
+    for reader, column in zip(readers, columns, strict=True):
+        if column.kind is ColumnKind.NUMBERS and reader.counts and rows > 2:
+            remedy = f"if it is no feature, leave it out ({dropping(column.name)})"
+            notes.append(f"column {column.name!r} counts the rows; {remedy}")
+    return notes
 
 
 def _listed(names: Sequence[str]) -> str:
