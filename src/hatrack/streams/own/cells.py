@@ -141,8 +141,8 @@ class _TextTable:
             raise UnfitDataError(f"{path}: is empty; a table begins with a line of column names")
         if re.fullmatch("sep=.?", delimiter.join(header)):
             raise UnfitDataError(
-                f"{path} line 1: says how cells are divided, to a spreadsheet; remove it, and say delimiter = ... where "
-                f"that is not {json.dumps(delimiter)}"
+                f"{path} line 1: says how cells are divided, to a spreadsheet; remove it, and say delimiter = ... "
+                f"where that is not {json.dumps(delimiter)}"
             )
         _refuse_swallowed(header, delimiter, f"{path} line 1")
         _refuse_twins(header, f"{path} line 1")
