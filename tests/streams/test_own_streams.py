@@ -135,6 +135,8 @@ def test_truth_values_in_arrays_are_zeros_and_ones(tmp_path: Path) -> None:
         {"x_train": np.arange(30.0)[:, None] * np.full(4, 1e-30), "x_test": np.full((9, 4), 1e10)},
         {"x_test": np.zeros((9, 5))},
         {"y_train": np.arange(29) % 3},
+        {"y_test": None},
+        {"x_train": np.zeros((30, 4), dtype=object)},
     ],
 )
 def test_arrays_that_are_whole_and_hold_what_cannot_be_are_unfit(changes: dict[str, Any], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 
 from hatrack.data.archives import Limits, read_archive
 from hatrack.data.arrays import ImageArrays
-from hatrack.errors import DataError
+from hatrack.errors import DataError, UnfitDataError
 
 __all__ = ["decode_npy", "decode_npz", "read_first", "read_npz"]
 
@@ -63,7 +63,7 @@ def read_npz(content: bytes, names: Collection[str], *, limit: int, origin: str)
     files = read_archive(content, lambda present: [name for name in within if name in present], limits, origin=origin)
     for name in within:
         if name not in files:
-            raise DataError(f"{origin}: holds no {name}; it must hold {', '.join(within)}")
+            raise UnfitDataError(f"{origin}: holds no {name}; it must hold {', '.join(within)}")
     return {name: decode_npy(files.pop(f"{name}.npy"), f"{origin}: {name}.npy") for name in names}
 
 
@@ -84,7 +84,7 @@ def read_first(content: bytes, names: Sequence[str], limit: int, origin: str) ->
     files = read_archive(content, lambda there: [name for name in within if name in there][:1], limits, origin=origin)
     for name in files:
         return decode_npy(files[name], f"{origin}: {name}")
-    raise DataError(f"{origin}: holds none of {', '.join(within)}; save the array as {names[0]}=...")
+    raise UnfitDataError(f"{origin}: holds none of {', '.join(within)}; save the array as {names[0]}=...")
 
 
 def decode_npy(content: bytes, origin: str) -> np.ndarray:
@@ -104,7 +104,7 @@ def decode_npy(content: bytes, origin: str) -> np.ndarray:
         shape, _, dtype = read_header(file)
         present = len(content) - file.tell()
         if dtype.hasobject:
-            raise DataError(
+            raise UnfitDataError(
                 f"{origin} is no whole array of plain values but one of Python objects, which are not unpickled; save "
                 "it as numbers or texts, such as y.astype(str)"
             )
