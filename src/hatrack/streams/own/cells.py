@@ -152,7 +152,7 @@ class _TextTable:
         return False
 
     def rows(self, names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-        places = [self.names.index(name) for name in names]
+        places = _places(self.names, names)
         for line, row in self.lines:
             where = f"{self.path} line {line}"
             if len(row) != len(self.names):
@@ -176,9 +176,16 @@ class _TextTable:
 
 
 def _refuse_twins(names: Sequence[str], where: str) -> None:
-    for place, name in enumerate(names):
-        if names.index(name) != place:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
             raise UnfitDataError(f"{where}: two columns are named {name!r}; rename one")
+        seen.add(name)
+
+
+def _places(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    place_of = {name: place for place, name in enumerate(names)}
+    return [place_of[name] for name in wanted]
 
 
 def _lines(text: str, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -246,7 +253,7 @@ class _ArrowTable:
         for name in names:
             self._require_plain(name)
         row = 0
-        places = [self.names.index(name) for name in names]
+        places = _places(self.names, names)
         try:
             for batch in self.content.to_batches(max_chunksize=BLOCK):
                 columns = [_texts(batch.column(place).to_pylist()) for place in places]

@@ -169,12 +169,9 @@ def _at(where: str, _: int) -> str:
 
 def _constant(rows: TableRows, values: torch.Tensor) -> list[str]:
     """Say which numbers of a table are the same in all training samples."""
-    same = [
-        name
-        for name, constant in zip(rows.features, (values == values[0]).all(dim=0).tolist(), strict=True)
-        if constant
-    ]
-    plain = [name for name in same if any(column.name == name for column in rows.columns)]
+    numbers = {column.name for column in rows.columns if column.kind is not ColumnKind.CATEGORIES}
+    constant = (values == values[0]).all(dim=0).tolist()
+    plain = [name for name, same in zip(rows.features, constant, strict=True) if same and name in numbers]
     if not plain:
         return []
     shown = ", ".join(map(repr, plain[:5])) + (", …" if len(plain) > 5 else "")

@@ -143,7 +143,8 @@ def read_table(
         notes = [] if counter is None else [counter.note]
         notes += _notes(readers, columns, table, len(places))
     else:
-        unused = [name for name in others if name not in names and not has_no_name(name)]
+        used = frozenset(names)
+        unused = [name for name in others if name not in used and not has_no_name(name)]
         notes = [f"{path}: {_listed(unused)} not in the training table, and not used"] if unused else []
     return OwnSamples(x, targets, str(path), columns=columns, notes=tuple(notes))
 
@@ -233,8 +234,9 @@ def _readers(names: Sequence[str], source: TableFile, form: CellFormat) -> list[
 
 def _known_readers(columns: Sequence[Column], source: TableFile, form: CellFormat) -> list[ColumnReader]:
     """Return readers of columns that have the kinds of those of training."""
+    there = frozenset(source.names)
     for column in columns:
-        if column.name not in source.names:
+        if column.name not in there:
             raise source.other_form(column.name) or UnfitDataError(
                 f"{source.path}: has no column {column.name!r}, which the training table has"
             )
