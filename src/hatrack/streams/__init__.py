@@ -19,7 +19,7 @@ from hatrack.streams.image_streams import (
     split_stream,
     transfer_stream,
 )
-from hatrack.streams.own import OwnStream, OwnTask, TargetChoice, own_stream
+from hatrack.streams.own import CellFormat, DecimalMark, OwnStream, OwnTask, TargetChoice, own_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
 from hatrack.streams.sampling import EvaluationPart, StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
@@ -27,8 +27,10 @@ from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Scalin
 
 __all__ = [
     "STREAMS",
+    "CellFormat",
     "Chain",
     "ClassGroup",
+    "DecimalMark",
     "DetectorSettings",
     "EvaluationPart",
     "FilesRead",

@@ -10,19 +10,21 @@ import numpy as np
 import torch
 
 from hatrack.data.files import read_payload
-from hatrack.data.npz import read_npz
+from hatrack.data.npz import decode_npy, read_first, read_npz
 from hatrack.data.trees import tree_digest
-from hatrack.errors import DataError, InputError, UnfitDataError
+from hatrack.errors import InputError, UnfitDataError
 from hatrack.objectives import TargetKind
 from hatrack.streams.files_read import FilesRead
+from hatrack.streams.own.cells import CellFormat
+from hatrack.streams.own.formats import TABLE_SUFFIXES, table_kind
 from hatrack.streams.own.image_axes import CHANNELS, ImageAxes, channels_first
 from hatrack.streams.own.pictures import ARCHIVE, has_test_pictures, picture_digest, read_pictures
 from hatrack.streams.own.samples import OwnSamples, ReadSamples, divided_samples, fitted
-from hatrack.streams.own.tables import CsvFormat, read_table
+from hatrack.streams.own.tables import TableFormat, read_table
 from hatrack.streams.own.targets import UNSAID, TargetChoice, kind_of_own, targets_of_array
 from hatrack.streams.seeding import seeded_generator
 
-__all__ = ["OwnTask", "digest_of", "read_own_task"]
+__all__ = ["OwnTask", "digest_of", "read_array", "read_own_task"]
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 NPZ_BYTES = 1 << 36
@@ -35,10 +37,11 @@ class OwnTask:
 
     Attributes:
         name: letters, digits, ``_`` and ``-``.
-        path: a folder or ``.zip`` archive of pictures, an ``.npz`` file or a ``.csv`` file.
-        table: meaning of the columns of a CSV file; None for the other kinds.
-        test: a second CSV file with the test samples, or None.
-        test_share: share of the samples to test on, drawn by the seed and stratified by class, for a CSV file without
+        path: a folder or ``.zip`` archive of pictures, an ``.npz`` file, or a table: a file whose name ends as one of
+            :data:`hatrack.streams.own.formats.TABLE_SUFFIXES`.
+        table: meaning of the columns of a table; None for the other kinds.
+        test: a second table with the test samples, or None.
+        test_share: share of the samples to test on, drawn by the seed and stratified by class, for a table without
             ``test`` and for pictures without ``train`` and ``test`` (or ``val``); None where the files say it.
         resize: height and width that pictures get, or None to leave them.
         channels: 1 or 3, what pictures are turned into, or None to leave them.
@@ -52,7 +55,7 @@ class OwnTask:
 
     name: str
     path: Path
-    table: CsvFormat | None = None
+    table: TableFormat | None = None
     test: Path | None = None
     test_share: float | None = None
     resize: tuple[int, int] | None = None
@@ -63,19 +66,33 @@ class OwnTask:
     def __post_init__(self) -> None:
         if not self.path.exists():
             raise InputError(f"task {self.name}: {self.path} does not exist")
-        if not self.holds_pictures and self.path.suffix.lower() not in (".npz", ".csv"):
-            raise InputError(f"task {self.name}: {self.path} is no folder of pictures, .zip of them, .npz or .csv file")
+        if not self.holds_pictures and self.path.suffix.lower() != ".npz" and table_kind(self.path) is None:
+            others = ", ".join(ending for ending in TABLE_SUFFIXES if ending != ".csv")
+            raise InputError(
+                f"task {self.name}: {self.path} is no folder of pictures, .zip of them, .npz or .csv file, nor another "
+                f"table ({others})"
+            )
         if self.table is not None and not self.is_table:
             raise InputError(
-                f"task {self.name}: {self.path} is no CSV file; label, drop, delimiter and test are for those"
+                f"task {self.name}: {self.path} is no CSV file or other table; label, drop, delimiter, decimal, "
+                "encoding, categories and test are for those"
             )
         if self.holds_pictures and self.choice.kind not in (None, TargetKind.CLASSES):
             form = "a folder" if self.path.is_dir() else "an archive"
             raise InputError(f"task {self.name}: {self.path} is {form} of pictures, whose targets are classes")
         if self.axes is not None and (self.holds_pictures or self.is_table):
             raise InputError(f"task {self.name}: axes are for an .npz file, not for {self.path}")
-        if self.test is not None and not (self.is_table and self.test.is_file()):
-            raise InputError(f"task {self.name}: test must be a CSV file beside another, not {self.test}")
+        if self.table is not None and (kind := table_kind(self.path)) is not None and not kind.is_text:
+            of_text = [key for key in self.table.cells.said if key != "categories"]
+            if of_text:
+                raise InputError(
+                    f"task {self.name}: {self.path} has columns with types; leave out {' and '.join(of_text)}, for "
+                    "tables of text"
+                )
+        if self.test is not None and not (self.is_table and self.test.is_file() and table_kind(self.test)):
+            raise InputError(
+                f"task {self.name}: test must be a CSV file, or another table, beside one, not {self.test}"
+            )
         if self.is_table and (self.resize or self.channels):
             raise InputError(f"task {self.name}: resize and channels are for pictures, not for {self.path}")
         if self.test_share is not None and not 0.0 < self.test_share < 1.0:
@@ -92,13 +109,13 @@ class OwnTask:
         """Return whether its files say which samples are for testing."""
         return self.test is not None if self.is_table else not self.holds_pictures or has_test_pictures(self.path)
 
-    def said(self, choice: TargetChoice, test_share: float | None, delimiter: str | None = None) -> OwnTask:
+    def said(self, choice: TargetChoice, test_share: float | None, cells: CellFormat | None = None) -> OwnTask:
         """Return the task with what settings say of it beside what was said before.
 
         Args:
             choice: what settings say about the targets; it wins.
             test_share: share of the samples to test on, for files that do not say which; None for nothing.
-            delimiter: the character between two cells of a table; None for nothing.
+            cells: what settings say about the cells of a table; it wins. None for nothing.
 
         Raises:
             InputError: these do not go together, or nobody has said which column of a table holds the targets, or which
@@ -107,22 +124,22 @@ class OwnTask:
         table, share = self.table, self.test_share if self.has_test or test_share is None else test_share
         if self.is_table:
             if choice.columns:
-                table = CsvFormat(choice.columns) if table is None else replace(table, label=choice.columns)
+                table = TableFormat(choice.columns) if table is None else replace(table, label=choice.columns)
             if table is None:
                 raise InputError(
                     f"task {self.name}: {self.path} needs label, the name of the column that holds the class or number "
                     "to predict (`targets=NAME`)"
                 )
             table = table if choice.drop is None else replace(table, drop=choice.drop)
-            table = table if delimiter is None else replace(table, delimiter=delimiter)
+            table = table if cells is None else replace(table, cells=cells.over(table.cells))
         if not self.has_test and share is None:
             raise InputError(f"task {self.name}: {self.path} has no test samples; give test_share (`test_share=0.2`)")
         return replace(self, table=table, test_share=share, choice=choice.over(self.choice))
 
     @property
     def is_table(self) -> bool:
-        """Return whether it is a CSV file."""
-        return not self.path.is_dir() and self.path.suffix.lower() == ".csv"
+        """Return whether it is a table."""
+        return not self.path.is_dir() and table_kind(self.path) is not None
 
     @property
     def holds_pictures(self) -> bool:
@@ -149,9 +166,9 @@ def read_own_task(task: OwnTask, seed: int) -> ReadSamples:
         DataError: a file is missing, damaged, or not what it should be; it is named.
     """
     if task.table is not None:
-        train, features = read_table(task.path, task.table, choice=task.choice)
+        train = read_table(task.path, task.table, choice=task.choice)
         known = replace(task.choice, kind=kind_of_own(train.targets))
-        test = None if task.test is None else read_table(task.test, task.table, features, known)[0]
+        test = None if task.test is None else read_table(task.test, task.table, train.columns, known)
         found = ReadSamples(train, test, FilesRead(1 if test is None else 2))
     elif task.holds_pictures:
         found = read_pictures(task.path, task.resize, task.channels)
@@ -162,6 +179,31 @@ def read_own_task(task: OwnTask, seed: int) -> ReadSamples:
     assert task.test_share is not None
     train, test = divided_samples(found.train, task.test_share, seeded_generator(seed, "test", task.name))
     return replace(found, train=train, test=test)
+
+
+def read_array(path: Path, like: OwnTask | None) -> torch.Tensor:
+    """Read an array of samples without targets, such as one to predict.
+
+    Args:
+        path: an ``.npy`` file, or an ``.npz`` file with ``x`` or else ``x_test``.
+        like: a task of arrays whose size and channels the samples get if it says some; None for nothing.
+
+    Returns:
+        Samples as those of the task before they are standardised: uint8 ``(N, C, H, W)``, or numbers ``(N, ...)``.
+
+    Raises:
+        DataError: the file is damaged, or holds no such array or no finite numbers.
+    """
+    payload = read_payload(path)
+    is_npz = path.suffix.lower() == ".npz"
+    array = read_first(payload, ("x", "x_test"), NPZ_BYTES, str(path)) if is_npz else decode_npy(payload, str(path))
+    x = _numbers(array, None if like is None else like.axes, str(path))
+    if x.dim() != 4 or like is None:
+        return x
+    try:
+        return fitted(x, like.resize, like.channels)
+    except UnfitDataError as error:
+        raise UnfitDataError(f"{path}: {error}") from error
 
 
 def digest_of(task: OwnTask) -> str:
@@ -189,33 +231,44 @@ def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
         for part in ("train", "test")
     )
     if task.resize is None and task.channels is None:
-        return train, test
+        if train.x.dim() < 4 or train.x.dtype == torch.uint8:
+            return train, test
+        note = (
+            "every position of a sample is standardised by itself; where the numbers are pictures, save them as bytes, "
+            "or say channels = 1 or 3 in a tasks.toml"
+        )
+        return replace(train, notes=(note,)), test
     if train.x.dim() != 4:
         raise InputError(f"task {task.name}: resize and channels are for pictures, not for {tuple(train.x.shape)}")
     try:
         fit = [fitted(samples.x, task.resize, task.channels) for samples in (train, test)]
     except UnfitDataError as error:
         raise UnfitDataError(f"{task.path}: {error}") from error
-    return tuple(replace(samples, x=x) for samples, x in zip((train, test), fit, strict=True))  # type: ignore[return-value]
+    both = (replace(samples, x=x, pictures=True) for samples, x in zip((train, test), fit, strict=True))
+    return tuple(both)  # type: ignore[return-value]
 
 
 def _numbers(array: np.ndarray, axes: ImageAxes | None, where: str) -> torch.Tensor:
     """Return samples as images ``(N, C, H, W)`` where they can be images, and else as numbers ``(N, ...)``.
 
-    Bytes stay bytes where they are ``(N, H, W)``, or have 1, 3 or 4 channels; see :func:`channels_first`.
+    Truth values become 0 and 1. Bytes stay bytes where they are ``(N, H, W)``, or have 1, 3 or 4 channels; see
+    :func:`channels_first`.
     """
+    array = array.astype(np.float32) if array.dtype.kind == "b" else array
     if array.ndim < 2 or not array.size or array.dtype.kind not in "uif":
-        raise DataError(f"{where} must hold numbers, (N, ...) with none of it 0, not {array.dtype} {array.shape}")
+        raise UnfitDataError(f"{where} must hold numbers, (N, ...) with none of it 0, not {array.dtype} {array.shape}")
     array = array[:, None] if array.ndim == 3 else channels_first(array, axes, where)
     if array.ndim == 4 and array.shape[1] in CHANNELS and array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise DataError(f"{where} holds NaN, infinite or far too large values; clean it first")
+        raise UnfitDataError(f"{where} holds NaN, infinite or far too large values; clean it first")
     if array.dtype.itemsize <= 2 or array.dtype == np.float32 or bool((narrow == array).all()):
         return torch.from_numpy(narrow)
     wide = array.astype(np.float64)
     if array.dtype.kind in "ui" and len(np.unique(array)) != len(np.unique(wide)):
-        raise DataError(f"{where} holds whole numbers that are the same in 64 bits; subtract what all have in common")
+        raise UnfitDataError(
+            f"{where} holds whole numbers that are the same in 64 bits; subtract what all have in common"
+        )
     return torch.from_numpy(wide)
