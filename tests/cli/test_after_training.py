@@ -13,7 +13,7 @@ from PIL import Image
 
 from hatrack.cli import main
 from hatrack.errors import InputError
-from hatrack.experiments import open_run, predict_pictures
+from hatrack.experiments import open_run, predict_files
 from hatrack.experiments.opening import describe_transform
 from hatrack.streams.transforms import Chain, Normalise, Permute
 
@@ -185,13 +185,13 @@ def own_run(folder: Path, scale: float, shift: float = 0.0, kind: type = np.floa
 @pytest.mark.parametrize(("scale", "kind"), [(1, np.uint8), (1, np.int64), (1, np.float64), (1 / 255, np.float32)])
 def test_pictures_are_read_in_the_range_of_the_training_data(scale: float, kind: type, tmp_path: Path) -> None:
     run = own_run(tmp_path, scale, kind=kind)
-    found = predict_pictures(run, "t", [tmp_path / "dark.png", tmp_path / "bright.png"])
+    found = predict_files(run, "t", [tmp_path / "dark.png", tmp_path / "bright.png"])
     assert [each.classes[0] for each in found] == ["0", "1"]
     assert min(each.probabilities[0] for each in found) > 0.6
     values = np.asarray(Image.open(tmp_path / "bright.png"))
     deep = Image.fromarray(values.astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
-    same = predict_pictures(run, "t", [tmp_path / "dark.png", tmp_path / "deep.png"])  # a batch of as many
+    same = predict_files(run, "t", [tmp_path / "dark.png", tmp_path / "deep.png"])  # a batch of as many
     assert same[1].probabilities == found[1].probabilities
 
 
@@ -232,7 +232,7 @@ def test_a_picture_is_read_as_in_training(tmp_path: Path) -> None:
     assert main(["run", str(tmp_path / "own.toml"), "--method", "hat", "--out", str(run), "--quiet"]) == 0
     prepared, (task,) = open_run(run)
     files = sorted((tmp_path / "t").glob("*/*"))
-    found = predict_pictures(run, "t", files)
+    found = predict_files(run, "t", files)
     x = torch.cat([task.train.load()[0], task.valid.load()[0], task.test.load()[0]])
     with torch.no_grad():
         expected = torch.softmax(prepared.method.predict(x, "t"), 1).max(1).values
@@ -248,5 +248,7 @@ def test_preprocessing_of_numbers_is_written_with_the_network(tmp_path: Path) ->
     with safetensors.safe_open(out, "pt") as file:
         described = json.loads(file.metadata()["preprocessing"])
     _, (task,) = open_run(run)
-    x = (task.test.source.double() - described["mean"][0]) / described["std"][0]
+    shape = task.test.source.shape[1:]
+    mean, std = (torch.tensor(described[key], dtype=torch.float64).view(shape) for key in ("mean", "std"))
+    x = (task.test.source.double() - mean) / std
     torch.testing.assert_close(x.float(), task.test.load()[0])

@@ -61,6 +61,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table(folder / "two.csv", seed=1)
     table(folder / "semicolons.csv", delimiter=";")
     table(folder / "unnamed.csv", header=",b,answer")
+    (folder / "dates.csv").write_text((folder / "one.csv").read_text().replace("no", "2026-01-01"))
+    (folder / "commas.csv").write_text((folder / "semicolons.csv").read_text().replace(".", ","))
+    (folder / "latin.csv").write_text((folder / "one.csv").read_text().replace("yes", "s\u00ed"), encoding="cp1252")
+    zips = (folder / "one.csv").read_text().replace("answer", "answer,zip")
+    (folder / "zips.csv").write_text(zips.replace("no", "no,1 A").replace("yes", "yes,2 B"))
+    (folder / "deep.toml").write_text("x = " + "[" * 50_000)
+    nothing = {"x_train": np.full((4, 2), np.nan), "x_test": np.ones((2, 2))}
+    np.savez(folder / "nan.npz", **nothing, y_train=np.arange(4) % 2, y_test=np.arange(2))
     (folder / "file").write_text("text")
     (folder / "a folder").mkdir()
     (folder / "networks_of_mine.py").write_text(NETWORKS)
@@ -104,9 +112,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # settings that do not fit the data, which the message names
         (f"run semicolons.csv --method sgd {TABLE}", "say delimiter = \";\" (--set delimiter=';')"),
         (f"run unnamed.csv --method sgd {TABLE}", 'leave it out by drop = [""] (--set drop=\'""\')'),
-        ("run one.csv --method sgd --set targets=a --set test_share=0.25", "drop the column (--set drop=answer)"),
+        ("run dates.csv --method sgd --set targets=a --set test_share=0.25", "drop the column (--set drop=answer)"),
         (f"run one.csv --method sgd {TABLE} --set delimiter=ab", "delimiter must be a single character, or tab"),
         (f"run one.csv --method sgd {TABLE} --set drop=a,,b", "names of columns joined by commas"),
+        (f"run commas.csv --method sgd {TABLE} --set delimiter=';'", 'decimal = "," (--set decimal=,)'),
+        (f"run one.csv --method sgd {TABLE} --set decimal=;", "decimal must be one of ., ,"),
+        (f"run latin.csv --method sgd {TABLE}", 'say encoding = "cp1252" (--set encoding=cp1252), or save it as UTF-8'),
+        (f"run one.csv --method sgd {TABLE} --set encoding=latin-99", "there is no encoding 'latin-99'"),
+        (f"run zips.csv --method sgd {TABLE}", 'categories = ["zip"] (--set categories=zip)'),
+        (f"run one.csv --method sgd {TABLE} --set categories=answer", "categories are columns of features"),
+        ("run nan.npz --method sgd", "x_train holds NaN, infinite or far too large values; clean it first"),
+        ("run deep.toml --method sgd", "has brackets or tables within each other, more than 10 deep"),
         ("run --tasks 'a folder' --method sgd", "has no test samples; give test_share (--set test_share=0.2)"),
         ("run demo --method sgd --set delimiter=tab", "this is for tasks of your own"),
         # combinations that mean nothing
@@ -133,7 +149,10 @@ def test_the_remedies_that_messages_name_help(
     for command in (
         f"run semicolons.csv --method sgd {TABLE} --set delimiter=';'",
         f"run unnamed.csv --method sgd {TABLE} --set drop='\"\"'",
-        "run one.csv --method sgd --set targets=a --set test_share=0.25 --set drop=answer",
+        f"run commas.csv --method sgd {TABLE} --set delimiter=';' --set decimal=,",
+        f"run latin.csv --method sgd {TABLE} --set encoding=cp1252",
+        f"run zips.csv --method sgd {TABLE} --set categories=zip",
+        "run dates.csv --method sgd --set targets=a --set test_share=0.25 --set drop=answer",
         "run demo --method hat --network networks_of_mine:lazy --set num_tasks=1 --set limit=20",
     ):
         assert main([*shlex.split(command), "--epochs", "1", "--quiet", "--out", f"out {hash(command)}"]) == 0, command

@@ -26,6 +26,7 @@ from hatrack.data.npz import decode_npz
 from hatrack.errors import DataError, InputError
 from support.formats import npz, resized
 from support.miniatures import picture, put, zipped
+from support.picture_kinds import png
 
 GENERATOR = torch.Generator().manual_seed(0)
 GREY = torch.randint(0, 256, (6, 1, 4, 5), dtype=torch.uint8, generator=GENERATOR)
@@ -113,6 +114,15 @@ def test_names_and_constants() -> None:
     assert as_rgb32(given).x_train[0, 0, :14].sum() == 0
 
 
+def test_pil_pictures_are_turned_as_their_exif_data_say() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    buffer = io.BytesIO()
+    pil(COLOUR[:1])[0].save(buffer, "PNG", exif=exif)
+    dataset = from_dataset("mine", Items([Image.open(buffer)], [0]), (COLOUR[:1], Y[:1]))
+    assert torch.equal(dataset.x_train[0], COLOUR[0].flip(1, 2))
+
+
 class Endless(IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> object:
         raise AssertionError("must not be gone through")
@@ -133,6 +143,7 @@ class Endless(IterableDataset):  # type: ignore[type-arg]
         (Items([GREY[0], GREY[1].mT], [0, 1]), r"picture 1 has the shape \(1, 5, 4\), the first \(1, 4, 5\)"),
         (Items(["a.png"], [0]), "must be a tensor, an array or a PIL picture, not str"),
         (Items([Image.new("RGBA", (4, 4))], [0]), "is of kind RGBA"),
+        (Items([Image.open(io.BytesIO(png([[7, 9]], 8, 0, key=[9])))], [0]), "of kind L with a transparent colour"),
         ([GREY[0]], "item 0 must be a pair of a picture and a label, not Tensor"),
     ],
 )
@@ -298,7 +309,7 @@ def test_pictures_of_any_classes_and_sizes(packed: bool, tmp_path: Path) -> None
     ("change", "fault"),
     [
         ({"test/c/1.png": PICTURES["train/b/1.png"]}, "there is a class 'c' in test, but not in train"),
-        ({"train/b/1.png": b"no picture"}, "train/b/1.png: not a whole JPEG or PNG picture"),
+        ({"train/b/1.png": b"no picture"}, "train/b/1.png: is no picture"),
     ],
 )
 def test_faulty_pictures_are_named(change: dict[str, bytes], fault: str, tmp_path: Path) -> None:

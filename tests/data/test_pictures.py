@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hatrack.data import pictures
 from hatrack.data.pictures import PictureLayout, decode_pictures
@@ -176,6 +178,51 @@ def test_folder_of_something_else_is_passed_over(tmp_path: Path) -> None:
     put(tmp_path / "data", {"train/cat/0.png": b"", "test/cat/0.png": b""})
     with pytest.raises(NotFoundError, match=r"tiny: pictures not found in \S+; put"):
         load(tmp_path / "data")
+
+
+def test_pictures_behind_links_are_part_of_the_tree(tmp_path: Path) -> None:
+    ants = {name: content for name, content in FILES.items() if name.startswith("train/ant/")}
+    put(tmp_path / "else", {name.removeprefix("train/"): content for name, content in ants.items()})
+    put(tmp_path / "data" / "tiny", without(*ants))
+    (tmp_path / "data" / "tiny" / "train" / "ant").symlink_to(tmp_path / "else" / "ant", target_is_directory=True)
+    first = load(tmp_path / "data")
+    assert first.origin == "a published set"  # type: ignore[attr-defined]
+    put(tmp_path / "else", {"ant/1.png": OTHER_IMAGE})
+    changed = load(tmp_path / "data")
+    assert "not a published set" in changed.origin  # type: ignore[attr-defined]
+    assert not torch.equal(first.arrays.x_train, changed.arrays.x_train)  # type: ignore[attr-defined]
+
+
+def test_names_of_pictures_need_not_be_utf_8(tmp_path: Path) -> None:
+    folder = put(tmp_path / "data" / "tiny", FILES)
+    try:
+        (folder / NAME).rename(os.fsdecode(os.fsencode(folder / "train" / "ant") + b"/1\xe4.png"))
+    except OSError:
+        pytest.skip("the disk has no such names")
+    arrays, origin = load(tmp_path / "data")  # type: ignore[misc]
+    assert torch.equal(arrays.x_train, decode_pictures(FILES, LAYOUT, "here").x_train)
+    assert "not a published set" in origin
+
+
+def test_hidden_pictures_are_none(data_dir: Path) -> None:
+    replace_file(data_dir, "train/ant/._1.png", b"what macOS leaves")
+    assert load(data_dir).origin == "a published set"  # type: ignore[attr-defined]
+
+
+def turned(image: torch.Tensor, orientation: int) -> bytes:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def test_pictures_are_turned_as_their_exif_data_say() -> None:
+    files = {**FILES, NAME: turned(IMAGE_OF[NAME], 3)}
+    found = decode_pictures(files, LAYOUT, "here").x_train[1]
+    assert torch.equal(found, IMAGE_OF[NAME].flip(1, 2))
+    files[NAME] = turned(IMAGE_OF[NAME], 6)
+    with pytest.raises(DataError, match="is 4 x 5 pixels once it is turned as its EXIF data say"):
+        decode_pictures(files, LAYOUT, "here")
 
 
 # --- keeping

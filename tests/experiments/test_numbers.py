@@ -50,7 +50,7 @@ def test_values_that_are_no_numbers(
     x = np.zeros((40 if part == "x_train" else 10, 6), dtype=np.float32)
     x[3, 2] = value
     code, result = hatrack_run(tmp_path, npz(tmp_path, "first", **{part: x}))
-    assert (code, result) == (1, None)
+    assert (code, result) == (2, None)
     shown = capsys.readouterr().err
     assert "first.npz" in shown
     assert f"{part} holds NaN, infinite or far too large values; clean it first" in " ".join(shown.split())
@@ -79,7 +79,7 @@ def test_one_sample_of_each_class(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, result = hatrack_run(tmp_path, npz(tmp_path, "first", y_train=np.zeros(40, int), y_test=np.zeros(10, int)))
-    assert (code, result) == (1, None)
+    assert (code, result) == (2, None)
     assert "all training samples are of class '0'; a task needs two or more" in " ".join(
         capsys.readouterr().err.split()
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from hatrack.errors import DataError, InputError
-from hatrack.streams import OwnTask, StreamOptions, Task, own_stream
+from hatrack.streams import FilesRead, OwnTask, StreamOptions, Task, own_stream
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.samples import fitted
 from support.own_sources import PICTURES, RANDOM, archive, built, from_toml, pictures
@@ -73,15 +75,14 @@ def test_other_kinds_of_pictures_need_a_choice_too(tmp_path: Path) -> None:
     pictures(tmp_path / "set", {"a": 5, "b": 5}, (4, 4, 4))  # with transparency
     with pytest.raises(DataError, match="of kind RGBA; say channels = 1 or 3"):
         from_toml(tmp_path, '[[task]]\npath = "set"\ntest_share = 0.5\n')
-    with pytest.raises(DataError, match=r"a.0\.png: has transparent parts.*alpha_composite"):
-        from_toml(tmp_path, PICTURES)
+    task = from_toml(tmp_path, PICTURES)
+    assert task.input_shape == (3, 4, 4)
+    found = every(task).tolist()
     for path in (tmp_path / "set").glob("*/*"):
         with Image.open(path) as picture:
             seen = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        seen.save(path)
-    task = from_toml(tmp_path, PICTURES)
-    assert task.input_shape == (3, 4, 4)
-    assert np.array(seen)[..., :3].transpose(2, 0, 1).tolist() in every(task).tolist()
+        assert np.array(seen)[..., :3].transpose(2, 0, 1).tolist() in found
+    assert task.files == FilesRead(10, {}, {"with transparent parts put on white": 10})
 
 
 def every(task: Task) -> torch.Tensor:
@@ -144,14 +145,18 @@ def test_every_kind_of_picture_file_is_read(suffix: str, tmp_path: Path) -> None
     assert digest_of(OwnTask("set", tmp_path / "set", test_share=0.5)) != before
 
 
-def test_a_file_of_several_pictures_is_refused(tmp_path: Path) -> None:
+def test_of_several_pictures_in_a_file_the_first_of_a_moving_one_is_taken_and_pages_are_refused(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "set", {"a": 3, "b": 3}, (6, 5, 3))
-    pages = [Image.fromarray(RANDOM.integers(0, 256, (6, 5, 3), dtype=np.uint8)) for _ in range(3)]
-    for name in ("pages.tif", "moving.gif", "moving.webp"):
-        pages[0].save(folder / "b" / name, save_all=True, append_images=pages[1:])
-        with pytest.raises(DataError, match=rf"{name}: holds 3 pictures; save those"):
-            from_toml(tmp_path, PICTURES)
-        (folder / "b" / name).unlink()
+    pages = [Image.fromarray(np.full((6, 5, 3), value, dtype=np.uint8)) for value in (7, 70, 200)]
+    moving: list[tuple[str, dict[str, Any]]] = [("1.gif", {}), ("2.webp", {"lossless": True}), ("3.png", {})]
+    for count, (name, how) in enumerate(moving, start=1):
+        pages[0].save(folder / "b" / name, save_all=True, append_images=pages[1:], **how)
+        task = from_toml(tmp_path, PICTURES)
+        assert (every(task) == 7).flatten(1).all(1).sum() == count
+        assert task.files == FilesRead(6 + count, {}, {"of which the first of several pictures is taken": count})
+    pages[0].save(folder / "b" / "pages.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=r"pages\.tif: holds 3 pictures; save those"):
+        from_toml(tmp_path, PICTURES)
 
 
 def test_no_class_and_no_deeper_folder_is_left_out_silently(tmp_path: Path) -> None:
@@ -203,6 +208,88 @@ def test_pictures_behind_links_count_for_the_digest(tmp_path: Path) -> None:
     before = digest_of(OwnTask("set", folder, test_share=0.5))
     Image.new("L", (5, 6)).save(tmp_path / "elsewhere" / "a" / "0.png")
     assert digest_of(OwnTask("set", folder, test_share=0.5)) != before
+
+
+def test_val_stands_for_test_and_says_so(tmp_path: Path) -> None:
+    for part in ("Train", "Val"):
+        pictures(tmp_path / "set" / part, {"a": 3, "b": 2})
+    stream = own_stream([tmp_path / "set"]).build(StreamOptions(0))
+    assert (len(stream[0].train), len(stream[0].test)) == (5, 5)
+    (note,) = stream.notes
+    assert note == f"task set: {tmp_path / 'set' / 'Val'} holds the test samples, since no folder is named test"
+
+
+def test_a_zip_is_the_folder_that_it_unpacks_to(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for part in ("train", "test"):
+        pictures(folder / part, {"a": 3, "b": 2})
+    (folder / "train" / "a" / "notes.txt").write_text("seen")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        for path in folder.rglob("*.*"):
+            archive.write(path, path.relative_to(folder))
+        archive.writestr("__MACOSX/train/a/._0.png", b"?")
+    with pytest.warns(UserWarning, match=r"notes\.txt: is no picture"):
+        loose, packed = built(folder), built(tmp_path / "packed.zip")
+    assert packed.name == "packed"
+    for mine, theirs in ((loose.train, packed.train), (loose.test, packed.test)):
+        assert torch.equal(mine.source, theirs.source)
+        assert torch.equal(mine.labels, theirs.labels)
+    assert loose.files == FilesRead(10, {"of other kinds": 1})
+    assert packed.files == FilesRead(10, {"hidden or left by the system": 1, "of other kinds": 1})
+    assert digest_of(OwnTask("set", folder)) == digest_of(OwnTask("set", tmp_path / "packed.zip"))
+    assert own_stream([tmp_path / "packed.zip"]).origins()[0].startswith("packed: pictures, SHA-256 ")
+    with pytest.raises(InputError, match="test samples of its own; leave out test_share"):
+        OwnTask("set", tmp_path / "packed.zip", test_share=0.5)
+    (tmp_path / "packed.zip").write_bytes((tmp_path / "packed.zip").read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"packed\.zip: the zip archive is damaged"):
+        own_stream([tmp_path / "packed.zip"])
+
+
+def test_files_are_counted_with_what_became_of_them(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 3, "b": 3, ".ipynb_checkpoints": 2})
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    Image.fromarray(RANDOM.integers(0, 256, (6, 5), dtype=np.uint8)).save(folder / "a" / "turned.jpg", exif=turned)
+    Image.fromarray(np.full((6, 5), 40000, np.uint16)).save(folder / "b" / "deep.png")
+    Image.new("LA", (5, 6), (255, 0)).save(folder / "b" / "clear.png")
+    task = from_toml(tmp_path, PICTURES)
+    assert task.files == FilesRead(
+        9,
+        {"hidden or left by the system": 2},
+        {
+            "turned as their EXIF data say": 1,
+            "with transparent parts put on white": 1,
+            "scaled from 16 bits to 8": 1,
+        },
+    )
+
+
+def test_identical_pictures_in_training_and_test_are_said(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        pictures(tmp_path / "set" / part, {"a": 3, "b": 3})
+    assert own_stream([tmp_path / "set"]).build(StreamOptions(0)).notes == ()
+    for source, copy in (("train/b/1.png", "test/a/0.bmp"), ("train/a/0.png", "test/b/1.png")):
+        with Image.open(tmp_path / "set" / source) as picture:
+            picture.save(tmp_path / "set" / copy)
+    (note,) = own_stream([tmp_path / "set"]).build(StreamOptions(0)).notes
+    assert note == (
+        "task set: 2 of 7 test pictures are identical with training pictures (such as test/a/0.bmp and train/b/1.png), "
+        "so that tests on them are no tests"
+    )
+    grey = RANDOM.integers(0, 256, (30, 6, 5), dtype=np.uint8)
+    archive(tmp_path / "grey.npz", x_train=grey, x_test=grey[21:])
+    (note,) = own_stream([tmp_path / "grey.npz"]).build(StreamOptions(0)).notes
+    assert note.startswith("task grey: 9 of 9 test pictures are identical with training pictures (such as 0 and 21)")
+
+
+def test_file_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", {"a": 3, "b": 3})
+    try:
+        (folder / "a" / "0.png").rename(os.fsdecode(os.fsencode(folder / "a") + b"/\xff.png"))
+    except OSError:
+        pytest.skip("the disk has no such names")
+    assert len(every(from_toml(tmp_path, PICTURES))) == 6
+    assert len(digest_of(OwnTask("set", folder, test_share=0.5))) == 64
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:

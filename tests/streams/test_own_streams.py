@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from hatrack.errors import DataError, InputError
+from hatrack.errors import DataError, InputError, UnfitDataError
+from hatrack.experiments import own_experiment
 from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.spelling import order_of
-from hatrack.streams.own.tables import CsvFormat
-from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, pictures
+from hatrack.streams.own.tables import TableFormat
+from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, notes_of, pictures
 
 
 def test_archive_of_numbers_is_standardised_feature_by_feature(tmp_path: Path) -> None:
@@ -70,6 +71,80 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
         built(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 1, 0)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.uint16])
+def test_sequences_are_standardised_as_the_same_numbers_in_a_row(
+    kind: type, axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    """No sensor drowns the others, whatever the order of the axes: air pressure beside two small numbers."""
+    sensors = RANDOM.normal(size=(39, 10, 4)) * [50, 3, 1, 0.5] + [31_325, 20, 10, 5]
+    x = np.moveaxis(sensors[:, :, :, None], (1, 2, 3), [1 + axis for axis in axes]).astype(kind)
+    x = x.reshape(39, *(size for size in x.shape[1:] if size != 1))
+    flat = x.reshape(39, -1)
+    y = {"y_train": np.arange(30) % 3, "y_test": np.arange(9) % 3}
+    several = built(archive(tmp_path / "a.npz", x_train=x[:30], x_test=x[30:], **y))
+    row = built(archive(tmp_path / "a.npz", x_train=flat[:30], x_test=flat[30:], **y))
+    for part in ("train", "test"):
+        found, expected = (getattr(task, part).load()[0] for task in (several, row))
+        assert torch.equal(found.flatten(1), expected)
+    mean, std = flat[:30].astype(float).mean(0), flat[:30].astype(float).std(0)
+    by_hand = torch.tensor((flat[:30] - mean) / np.where(std == 0, 1, std)).float()
+    torch.testing.assert_close(several.train.load()[0].flatten(1), by_hand, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 5, 6), (5, 6, 3), (2, 5, 6), (2, 3, 4, 5)])
+def test_arrays_of_numbers_of_any_shape_are_standardised_position_by_position(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    x = RANDOM.normal(size=(39, *shape)) * 10.0 ** RANDOM.integers(-3, 4, shape)
+    path = archive(tmp_path / "a.npz", x_train=x[:30], x_test=x[30:])
+    values = built(path).train.load()[0]
+    torch.testing.assert_close(values.mean(0), torch.zeros(values.shape[1:]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.std(0, correction=0), torch.ones(values.shape[1:]), atol=1e-5, rtol=0)
+
+
+def test_numbers_that_are_said_to_be_pictures_are_standardised_by_channel(tmp_path: Path) -> None:
+    x = RANDOM.random((39, 3, 5, 6)) * np.array([1.0, 2.0, 4.0])[:, None, None]
+    path = archive(tmp_path / "a.npz", x_train=x[:30], x_test=x[30:])
+    task = from_toml(tmp_path, '[[task]]\npath = "a.npz"\nchannels = 3\n')
+    mean, std = x[:30].mean((0, 2, 3)), x[:30].std((0, 2, 3))
+    expected = (x[:30] - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(task.train.load()[0], torch.tensor(expected).float(), atol=1e-5, rtol=1e-5)
+    said = "every position of a sample is standardised by itself; where the numbers are pictures"
+    assert [said in note for note in notes_of(path)] == [True]
+    assert notes_of(tmp_path / "tasks.toml") == ()
+
+
+def test_truth_values_in_arrays_are_zeros_and_ones(tmp_path: Path) -> None:
+    x = RANDOM.integers(0, 2, (39, 4)).astype(bool)
+    truths = built(archive(tmp_path / "a.npz", x_train=x[:30], x_test=x[30:])).train.load()[0]
+    numbers = built(archive(tmp_path / "a.npz", x_train=x[:30] * 1, x_test=x[30:] * 1)).train.load()[0]
+    assert torch.equal(truths, numbers)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x_train": np.full((30, 4), np.nan)},
+        {"x_train": np.full((30, 4), 1e300)},
+        {"x_train": np.full((30, 4), np.inf, dtype=np.float16)},
+        {"x_test": np.full((9, 4), -np.inf)},
+        {"x_train": np.zeros((30, 4), dtype=complex)},
+        {"y_train": np.full(30, np.nan)},
+        {"x_train": np.uint64(2**63) + np.arange(30, dtype=np.uint64)[:, None]},
+        {"x_train": np.arange(30.0)[:, None] * np.full(4, 1e-30), "x_test": np.full((9, 4), 1e10)},
+        {"x_test": np.zeros((9, 5))},
+        {"y_train": np.arange(29) % 3},
+        {"y_test": None},
+        {"x_train": np.zeros((30, 4), dtype=object)},
+    ],
+)
+def test_arrays_that_are_whole_and_hold_what_cannot_be_are_unfit(changes: dict[str, Any], tmp_path: Path) -> None:
+    """The command line ends with exit code 2 then: the file is not damaged."""
+    with pytest.raises(UnfitDataError):
+        built(archive(tmp_path / "a.npz", **changes))
+
+
 def test_limit_and_validation_of_own_tasks(tmp_path: Path) -> None:
     task = built(archive(tmp_path / "a.npz"), limit=15, validation=0.2)
     assert task.train.labels.bincount().tolist() == [4, 4, 4]
@@ -89,7 +164,7 @@ def test_limit_and_validation_of_own_tasks(tmp_path: Path) -> None:
         ("", "names no task"),
         ("[[task]]\n", "has no path"),
         ('[[task]]\npath = "absent"\n', "absent does not exist"),
-        ('[[task]]\npath = "tasks.toml"\n', "is no folder of pictures, .npz or .csv file"),
+        ('[[task]]\npath = "tasks.toml"\n', r"is no folder of pictures, \.zip of them, \.npz or \.csv file"),
         ('[[task]]\npath = "a.csv"\n', "needs label"),
         ('[[task]]\npath = "a.csv"\nlabel = "kind"\n', "no test samples; give test_share"),
         ('[[task]]\npath = "a.npz"\ntest_share = 0.2\n', "test samples of its own; leave out test_share"),
@@ -119,13 +194,38 @@ def test_what_cannot_be_said(text: str, fault: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 50_000 + "]" * 50_000,
+        "x = " + "{a=" * 50_000,
+        "x = " + "[{a=" * 20_000 + "1" + "}]" * 20_000,
+        "x = " + "9" * 5_000,
+        ".".join("x" * 1_100) + " = 1",
+        "name." + ".".join("x" * 1_100) + " = 1\n[[task]]\npath = 'a.npz'",
+        "[[task]]\nname." + ".".join("x" * 1_100) + " = 1",
+        "[[task]]\npath = 'a.npz'\ndrop = " + "[" * 300 + "]" * 300,
+        "[[task]]\npath = 'a.npz'\n[stream]\nlimit." + ".".join("x" * 1_100) + " = 1",
+        "[[task]]\npath = 'a.npz'\n[method.hat]\nc." + ".".join("x" * 1_100) + " = 1",
+        "[[task]]\npath = 'a.npz'\n[network]\nhidden = " + "[" * 300 + "]" * 300,
+    ],
+)
+def test_a_file_as_deep_as_it_likes_ends_in_one_line(text: str, tmp_path: Path) -> None:
+    archive(tmp_path / "a.npz")
+    (tmp_path / "tasks.toml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        own_experiment((tmp_path / "tasks.toml",)).config("hat")
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 1000 + len(str(tmp_path))
+
+
 def test_digest_tells_every_change(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "set", {"a": 3, "b": 3})
     (tmp_path / "a.csv").write_text("\n".join(ROWS))
     (tmp_path / "b.csv").write_text("\n".join(ROWS))
     tasks = [
         OwnTask("set", folder, test_share=0.5),
-        OwnTask("table", tmp_path / "a.csv", CsvFormat("kind"), test=tmp_path / "b.csv"),
+        OwnTask("table", tmp_path / "a.csv", TableFormat("kind"), test=tmp_path / "b.csv"),
     ]
     before = [digest_of(task) for task in tasks]
     assert before == [digest_of(task) for task in tasks]
@@ -173,7 +273,7 @@ def test_labels_are_taken_in_whatever_says_them_exactly(
 @pytest.mark.parametrize(
     ("as_kept", "fault"),
     [
-        (lambda y: np.eye(3)[y], r"y_train must hold 30 .*\(30, 3\); if the largest.*argmax\(axis=1\)"),
+        (lambda y: np.stack([y, y], 1), r"y_train must hold 30 .*\(30, 2\); if the largest.*argmax\(axis=1\)"),
         (lambda y: y + 0.5, r"y_train must hold 30 .*; 0\.5 is no class.*astype\(str\)"),
         (lambda y: np.where(y > 1, np.nan, y), r"y_train\[2\]: the label is missing"),
         (lambda y: np.where(y > 1, np.inf, y), r"y_train must hold .*; inf is no class"),

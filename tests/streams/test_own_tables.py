@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hatrack.errors import DataError, HatrackError, InputError
-from support.own_sources import ROWS, TABLE, archive, built, from_toml
+from hatrack.errors import DataError, HatrackError, InputError, UnfitDataError
+from support.own_sources import ROWS, TABLE, archive, built, from_toml, notes_of
 
 
 @pytest.mark.slow
@@ -104,9 +104,55 @@ def test_text_of_several_lines_is_no_matter(tmp_path: Path) -> None:
 def test_numbers_of_rows_are_no_feature(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join([ROWS[0].replace("id", name), *ROWS[1:]]))
     kept = name.strip('" ')
-    with pytest.raises(DataError, match=rf'column 1 has no name.*leave it out by drop = \["{kept}"\]'):
+    task, notes = from_toml(tmp_path, TABLE), notes_of(tmp_path / "tasks.toml")
+    dropped = from_toml(tmp_path, f'{TABLE}drop = ["{kept}"]\n')
+    assert torch.equal(task.train.load()[0], dropped.train.load()[0])
+    assert task.input_shape == (2,)
+    assert f"task a: {tmp_path}/a.csv: column 1 has no name and counts the rows; it is left out" in notes
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_noise_with_numbers_of_rows_is_noise(start: int, tmp_path: Path) -> None:
+    """A table sorted by class tells the class by the numbers of its rows, to nobody's use."""
+    noise = np.random.default_rng(0).normal(size=60)
+    rows = [f"{row + start},{noise[row]},{'ab'[row // 30]}" for row in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join([",noise,kind", *rows]))
+    task = from_toml(tmp_path, TABLE)
+    mean, std = noise.mean(), noise.std()
+    found = torch.cat([task.train.load()[0], task.test.load()[0]]).sort(dim=0).values
+    assert found.shape == (60, 1)
+    spread = torch.tensor(np.sort((noise - mean) / std), dtype=torch.float32)[:, None]
+    assert torch.corrcoef(torch.cat([found, spread], dim=1).T)[0, 1] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "numbers", [range(2, 14), range(0, 24, 2), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10], [0.5 * row for row in range(12)]]
+)
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_a_column_without_a_name_that_counts_nothing_is_refused(
+    name: str, numbers: Sequence[float], tmp_path: Path
+) -> None:
+    rows = [f"{number},{row}" for number, row in zip(numbers, [row.partition(",")[2] for row in ROWS[1:]], strict=True)]
+    (tmp_path / "a.csv").write_text("\n".join([ROWS[0].replace("id", name), *rows]))
+    fault = rf'column 1 has no name.*does not count the rows .*line \d+: .*leave it out by drop = \["{name}"\]'
+    with pytest.raises(UnfitDataError, match=fault):
         from_toml(tmp_path, TABLE)
-    assert from_toml(tmp_path, f'{TABLE}drop = ["{kept}"]\n').input_shape == (2,)
+    assert from_toml(tmp_path, f'{TABLE}drop = ["{name}"]\n').input_shape == (2,)
+
+
+def test_only_the_first_column_may_go_without_a_name(tmp_path: Path) -> None:
+    rows = [f"{row % 3},{row},{'xy'[row % 2]}" for row in range(12)]
+    (tmp_path / "a.csv").write_text("\n".join(["a,,kind", *rows]))
+    with pytest.raises(UnfitDataError, match=r'column 2 has no name; leave it out by drop = \[""\]'):
+        from_toml(tmp_path, TABLE)
+
+
+def test_a_named_column_that_counts_the_rows_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(ROWS))
+    assert from_toml(tmp_path, TABLE).input_shape == (3,)
+    assert "task a: column 'id' counts the rows; if it is no feature, leave it out (`drop=id`)" in notes_of(
+        tmp_path / "tasks.toml"
+    )
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
@@ -122,14 +168,45 @@ def test_other_delimiters_are_named(delimiter: str, tmp_path: Path) -> None:
     ("encoding", "fault"),
     [
         ("latin-1", r"a\.csv line 3: is not UTF-8 \(byte 0xe9\).*save it as UTF-8"),
-        ("utf-16", r"a\.csv: is UTF-16; save it as UTF-8"),
-        ("utf-16-le", r"a\.csv: is UTF-16"),
-        ("utf-16-be", r"a\.csv: is UTF-16"),
+        ("utf-16-le", r'a\.csv: is UTF-16 without a mark; say encoding = "utf-16-le" \(`encoding=utf-16-le`\)'),
+        ("utf-16-be", r'a\.csv: is UTF-16 without a mark; say encoding = "utf-16-be"'),
     ],
 )
-def test_other_encodings_are_named(encoding: str, fault: str, tmp_path: Path) -> None:
+def test_other_encodings_are_named_and_read_if_they_are_said(encoding: str, fault: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("\n".join(ROWS).replace("y", "\u00e9").encode(encoding))
-    with pytest.raises(DataError, match=fault):
+    with pytest.raises(UnfitDataError, match=fault):
+        from_toml(tmp_path, TABLE)
+    assert from_toml(tmp_path, f'{TABLE}encoding = "{encoding}"\n').classes == ("x", "\u00e9")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_says_the_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("\n".join(ROWS).replace("y", "\u00e9").encode(encoding))
+    assert from_toml(tmp_path, TABLE).classes == ("x", "\u00e9")
+    assert from_toml(tmp_path, f'{TABLE}encoding = "{encoding}"\n').classes == ("x", "\u00e9")
+    with pytest.raises(UnfitDataError, match=r"begins with the mark of UTF-\d+, so it is not cp1252"):
+        from_toml(tmp_path, f'{TABLE}encoding = "cp1252"\n')
+
+
+@pytest.mark.parametrize("encoding", ["nonsense", "base64", "", "utf-8\x00"])
+def test_encodings_that_there_are_not(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(ROWS))
+    with pytest.raises(InputError, match="there is no encoding"):
+        from_toml(tmp_path, f"{TABLE}encoding = {json.dumps(encoding)}\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"PK\x03\x04 sheets", "is a zip archive, or the workbook of a spreadsheet"),
+        (b"PAR1 columns", "is a Parquet file; let its name end with .parquet"),
+        (b"a,kind\n\0,x\n", "line 2: holds a null character"),
+        (b"a,kind\n\x81,x\n", "line 2: is not UTF-8"),
+    ],
+)
+def test_files_that_are_no_text_are_named(content: bytes, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UnfitDataError, match=fault):
         from_toml(tmp_path, TABLE)
 
 

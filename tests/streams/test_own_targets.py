@@ -157,10 +157,29 @@ def test_arrays_are_told_by_their_type_and_shape(y: Any, kind: type, tmp_path: P
     assert torch.equal(test, torch.from_numpy(np.ascontiguousarray(expected)).to(test.dtype))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.uint8, bool])
+def test_one_hot_rows_are_classes_and_it_is_said(kind: type, tmp_path: Path) -> None:
+    y = np.random.default_rng(0).permutation(np.arange(30) % 3)
+    rows = np.eye(3)[y].astype(kind)
+    for said in (None, TargetChoice(TargetKind.CLASSES)):
+        own = own_stream([archive(tmp_path / "a.npz", y_train=rows, y_test=rows[:9])])
+        stream = own.build(StreamOptions(0, validation=0), targets=said)
+        assert stream[0].classes == ("0", "1", "2")
+        assert stream[0].train.labels.tolist() == y.tolist()
+        assert stream[0].test.labels.tolist() == y[:9].tolist()
+        note = "task a: rows with one 1 among zeros were taken for 3 classes; for labels"
+        assert [each.startswith(note) for each in stream.notes] == [True] * (said is None)
+    plain = archive(tmp_path / "b.npz", y_train=rows, y_test=y[:9])
+    assert own_stream([plain]).build(StreamOptions(0))[0].test.labels.tolist() == y[:9].tolist()
+    for y_test, fault in (
+        (np.eye(2)[y[:9] % 2], "test samples have 2 targets each, training samples 3"),
+        (rows[:9] * 0, r"y_test must hold 9 whole numbers or texts, not .* \(9, 3\)"),
+    ):
+        with pytest.raises(DataError, match=fault):
+            own_stream([archive(tmp_path / "c.npz", y_train=rows, y_test=y_test)]).build(StreamOptions(0))
+
+
 def test_one_hot_rows_are_labels_only_if_that_is_said(tmp_path: Path) -> None:
-    own = own_stream([archive(tmp_path / "a.npz", y_train=np.eye(3)[np.arange(30) % 3], y_test=np.eye(3))])
-    with pytest.raises(DataError, match=r"argmax\(axis=1\), and if each is a label of its own, choose target=labels"):
-        own.build(StreamOptions(0))
     y = np.eye(3)[np.arange(9) % 3]
     own = own_stream([archive(tmp_path / "a.npz", y_train=np.eye(3)[np.arange(30) % 3], y_test=y)])
     task = own.build(StreamOptions(0), targets=TargetChoice(TargetKind.LABELS))[0]

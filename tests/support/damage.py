@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import sys
 import tempfile
 import warnings
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import hatrack
@@ -34,9 +37,10 @@ from hatrack.experiments.plan import ComparisonPlan, read_plan, write_plan
 from hatrack.experiments.results import write_result
 from hatrack.streams.own.files import OwnTask, read_own_task
 from hatrack.streams.own.samples import as_splits
-from hatrack.streams.own.tables import CsvFormat
+from hatrack.streams.own.tables import TableFormat
 from support.formats import npz, ppm, svhn_file, table
 from support.miniatures import TEN, arrays_of, binary_files, picture, python_files, tar_gz, zipped
+from support.picture_kinds import png, tiff
 from support.records import of_a_run
 
 FOLDER = Path(tempfile.mkdtemp(prefix="hatrack-damage-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -136,6 +140,12 @@ NPZ = {
 CSV = b"a,b,answer\n1,2.5,yes\n3,4e-1,no\n5,-6,yes\n7,8,no\n9,1,yes\n"
 
 
+WORDS = (
+    "\tcolour\tnew\tanswer\n0\tred\ttrue\tyes\n1\tgreen\tfalse\tno\n2\tr\u00f6d\ttrue\tyes\n3\tred\ttrue\tno\n".encode()
+)
+WORDS_OF_16_BITS = WORDS.decode().encode("utf-16")
+
+
 def with_file(files: Mapping[str, bytes], name: str, content: bytes) -> dict[str, bytes]:
     return {**files, name: content}
 
@@ -147,7 +157,32 @@ def tree(content: bytes) -> object:
 def own(name: str, content: bytes, **settings: Any) -> object:
     path = FOLDER / name
     path.write_bytes(content)
-    return as_splits(*read_own_task(OwnTask("task", path, **settings), seed=0))
+    return own_splits(OwnTask("task", path, **settings))
+
+
+def own_splits(task: OwnTask) -> object:
+    found = read_own_task(task, seed=0)
+    assert found.test is not None
+    return as_splits(found.train, found.test)
+
+
+def _typed_tables() -> dict[str, Reader]:
+    """Return the readers of Parquet and Arrow, where pyarrow is installed."""
+    try:
+        import pyarrow
+        from pyarrow import feather, parquet
+    except ImportError:
+        return {}
+    table = pyarrow.table({"a": [1.5, 2, 3, 4, 5], "b": [*"xyxxy"], "answer": [*"uvuvu"]})
+    readers = {}
+    for ending, write in ((".parquet", parquet.write_table), (".feather", feather.write_feather)):
+        write(table, str(FOLDER / f"whole{ending}"))
+
+        def read(content: bytes, name: str = f"d{ending}") -> object:
+            return own(name, content, table=TableFormat("answer"), test_share=0.4)
+
+        readers[f"own {ending[1:]}"] = Reader(read, ((FOLDER / f"whole{ending}").read_bytes(),))
+    return readers
 
 
 def own_pictures(content: bytes) -> object:
@@ -155,7 +190,14 @@ def own_pictures(content: bytes) -> object:
         path = FOLDER / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if name == "train/a/0.png" else picture(IMAGES[0]))
-    return as_splits(*read_own_task(OwnTask("task", FOLDER / "tree", channels=3, resize=(8, 8)), seed=0))
+    return own_splits(OwnTask("task", FOLDER / "tree", channels=3, resize=(8, 8)))
+
+
+def moving(images: torch.Tensor) -> bytes:
+    first, *others = (Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others)
+    return buffer.getvalue()
 
 
 def toml(content: bytes) -> object:
@@ -217,8 +259,27 @@ DATA: dict[str, Reader] = {
         lambda content: own("a.npz", content),
         (npz(NPZ), npz({**NPZ, "y_train": np.array(list("abab")), "y_test": np.array(list("ab"))})),
     ),
-    "own table": Reader(lambda content: own("b.csv", content, table=CsvFormat("answer"), test_share=0.4), (CSV,)),
+    "own table": Reader(lambda content: own("b.csv", content, table=TableFormat("answer"), test_share=0.4), (CSV,)),
+    "own packed table": Reader(
+        lambda content: own("b.csv.gz", content, table=TableFormat("answer"), test_share=0.4), (gzip.compress(CSV),)
+    ),
+    "own table of words": Reader(
+        lambda content: own("c.tsv", content, table=TableFormat("answer"), test_share=0.4), (WORDS, WORDS_OF_16_BITS)
+    ),
+    **_typed_tables(),
     "own pictures": Reader(own_pictures, tuple(picture(IMAGES[1], kind) for kind in ("PNG", "JPEG", "BMP", "WEBP"))),
+    "own pictures of other kinds": Reader(
+        own_pictures,
+        (
+            png([[7, 9, 200]], 8, 0, key=[9]),
+            png([[70, 65535]], 16, 4),
+            tiff([[0, 4095, 5]], 12, 1),
+            tiff([[0, 60000]], 16, 1, byte_order=">"),
+            picture(torch.cat([IMAGES[1], IMAGES[1, :1]])),
+            moving(IMAGES),
+        ),
+    ),
+    "own zip": Reader(lambda content: own("a.zip", content, channels=3, resize=(8, 8)), (zipped(TREE_FILES),)),
     "tasks.toml": Reader(toml, (TOML,)),
 }
 """Readers of data, by what they read."""

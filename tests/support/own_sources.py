@@ -37,6 +37,10 @@ def built(*sources: Path, seed: int = 0, **options: Any) -> Task:
     return own_stream(sources).build(StreamOptions(seed, **options))[0]
 
 
+def notes_of(*sources: Path) -> tuple[str, ...]:
+    return own_stream(sources).build(StreamOptions(0)).notes
+
+
 def from_toml(folder: Path, text: str, seed: int = 0) -> Task:
     (folder / "tasks.toml").write_text(text)
     return built(folder / "tasks.toml", seed=seed)

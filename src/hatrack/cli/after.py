@@ -11,7 +11,7 @@ from rich.text import Text
 from hatrack.cli.carrying import DownloadDisplay, carry_out
 from hatrack.cli.options import Data, Quiet, make_console, say
 from hatrack.errors import InputError
-from hatrack.experiments import Reproduction, export_run, forget_in_run, predict_pictures, recorded_run, verify
+from hatrack.experiments import Reproduction, export_run, forget_in_run, predict_files, recorded_run, verify
 from hatrack.report import reproduction_table, verification_table
 
 __all__ = [
@@ -51,23 +51,24 @@ def export_command(
     return 0
 
 
-def predict_command(folder: Path, /, *pictures: Path, task: str | None = None, data: Data = None) -> int:
-    """Ask the network of a run what pictures show.
+def predict_command(folder: Path, /, *files: Path, task: str | None = None, data: Data = None) -> int:
+    """Ask the network of a run about pictures, the rows of tables, or the samples of arrays.
 
     Parameters
     ----------
     folder
         The folder of a run.
-    pictures
-        Picture files; they are brought to the size of the run's data.
+    files
+        Picture files, which are brought to the size of the run's data; or tables with the columns of training; or
+        arrays `(N, ...)`, as `.npy` or as `x` of an `.npz`.
     task
-        The task to ask; if left out, it is recognised for each picture.
+        The task to ask; if left out, it is recognised for each sample.
     """
-    table = Table("picture", "task", "class", "probability", "next", box=SIMPLE)
-    for found in predict_pictures(folder, task, pictures, data):
+    table = Table("sample", "task", "class", "probability", "next", box=SIMPLE)
+    for found in predict_files(folder, task, files, data):
         first = f"{found.probabilities[0]:.1%}" if found.probabilities else ""
         second = f"{found.classes[1]} {found.probabilities[1]:.1%}" if len(found.probabilities) > 1 else ""
-        cells = (str(found.picture), found.task, found.said, first, second)
+        cells = (found.sample, found.task, found.said, first, second)
         table.add_row(*map(Text, cells))
     make_console().print(table)
     return 0

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from hatrack.cli.options import InterruptedRun, check_threads, say, with_options
-from hatrack.experiments import Event, Run, RunRequest, RunResult, TaskBegun, TaskLearned, run
+from hatrack.experiments import Event, Run, RunRequest, RunResult, TaskBegun, TaskLearned, TaskSummary, run
 from hatrack.experiments.folder import RunFolder
 from hatrack.objectives import ACCURACY
 from hatrack.report import share_in_use
@@ -209,8 +209,12 @@ def carry_out(
             return going.finished
         with DownloadDisplay(console, quiet=quiet) as monitor:
             going.prepare(monitor)
-        for note in () if quiet else going.notes:
-            say(console, f"note: {with_options(note)}")
+        if not quiet:
+            for task in going.stream:
+                if task.files is not None:
+                    say(console, TaskSummary.of(task).say())
+            for note in going.notes:
+                say(console, f"note: {with_options(note)}")
         if tasks is not None and len(going.result.scores) >= tasks:
             return going.result
         try:

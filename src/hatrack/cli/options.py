@@ -22,6 +22,7 @@ from hatrack.experiments import EXPERIMENTS, Experiment, describe
 from hatrack.experiments.settings import NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
 from hatrack.storage.atomic import require_place, write_atomically
+from hatrack.streams.own.formats import TABLE_SUFFIXES
 from hatrack.support.environment import deterministic_cuda
 from hatrack.train import TrainingSettings
 
@@ -69,7 +70,7 @@ else:
         Literal[tuple(EXPERIMENTS)] | str | None,
         Parameter(
             help="What to learn; `hatrack list experiments` explains them. Or a file of your own: `tasks.toml`, a "
-            "table or an `.npz`."
+            "table, an `.npz` or a `.zip` of pictures."
         ),
     ]
 
@@ -86,7 +87,7 @@ class Learning:
     Parameters
     ----------
     tasks
-        Folders of pictures and `.npz` files to learn one after the other, in place of an experiment.
+        Folders or `.zip` files of pictures and `.npz` files to learn one after the other, in place of an experiment.
     epochs
         Largest number of epochs per task; short for `--set epochs=N`.
     network
@@ -114,7 +115,7 @@ class Learning:
         """
         if (name is None) == (not self.tasks):
             raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
-        if name is not None and name.lower().endswith((".toml", ".csv", ".npz")):
+        if name is not None and name.lower().endswith((".toml", ".npz", ".zip", *TABLE_SUFFIXES)):
             return describe("", (Path(name),))
         return describe(name or "", self.tasks)
 

@@ -25,6 +25,8 @@ GZIP_WINDOW = 31
 
 GZIP_MAGIC = b"\x1f\x8b"
 ENCRYPTED = 0x1
+UTF_8 = 0x800
+"""Flags of an entry of a zip archive."""
 _TAR_FAULTS = (tarfile.TarError, EOFError, ValueError, OverflowError, OSError)
 _ZIP_FAULTS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, LookupError),
@@ -114,19 +116,19 @@ def read_zip(payload: bytes, choose: Choice, limits: Limits, *, origin: str) -> 
     with _damage_named("zip", _ZIP_FAULTS, origin), zipfile.ZipFile(io.BytesIO(payload)) as archive:
         for entry in archive.infolist():
             _require_plain_name(entry.filename, origin)
-        files = [entry for entry in archive.infolist() if not entry.is_dir()]
-        chosen = frozenset(choose([entry.filename for entry in files]))
-        for entry in (entry for entry in files if entry.filename in chosen):
-            if entry.filename in contents or len(contents) == limits.files:
+        files = [(_name_of(entry), entry) for entry in archive.infolist() if not entry.is_dir()]
+        chosen = frozenset(choose([name for name, _ in files]))
+        for name, entry in ((name, entry) for name, entry in files if name in chosen):
+            if name in contents or len(contents) == limits.files:
                 raise DataError(f"{origin}: holds more than {limits.files} images, or one of them twice")
-            _require_size(entry.filename, entry.file_size, limits, origin)
+            _require_size(name, entry.file_size, limits, origin)
             if entry.flag_bits & ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(f"{origin}: {entry.filename} is encrypted or packed in a way that is not read here")
+                raise DataError(f"{origin}: {name} is encrypted or packed in a way that is not read here")
             total += entry.file_size
             if total > limits.bytes:
                 raise DataError(f"{origin}: unpacks to more than {limits.bytes} bytes, which cannot be right")
             with archive.open(entry) as file:  # which reads no more than the size that the entry states
-                contents[entry.filename] = file.read(limits.file_bytes + 1)
+                contents[name] = file.read(limits.file_bytes + 1)
     return contents
 
 
@@ -150,6 +152,16 @@ def _read_tar(content: bytes, choose: Choice, limits: Limits, origin: str) -> di
         for name in chosen:
             _require_size(name, entries[name].size, limits, origin)
         return {name: _content_of(archive, entries[name]) for name in chosen}
+
+
+def _name_of(entry: zipfile.ZipInfo) -> str:
+    """Return the name of an entry of a zip archive, which is UTF-8 in many that do not say so."""
+    if entry.flag_bits & UTF_8:
+        return entry.filename
+    try:
+        return entry.filename.encode("cp437").decode()  # cp437 is how the name was read, by the format's definition
+    except UnicodeError:
+        return entry.filename
 
 
 def _content_of(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:

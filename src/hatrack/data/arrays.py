@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["ImageArrays", "channel_statistics", "every_nth_of_each_class", "rows_by_class"]
+__all__ = [
+    "ImageArrays",
+    "channel_statistics",
+    "every_nth_of_each_class",
+    "identical_images",
+    "note_of_identical",
+    "rows_by_class",
+]
 
 
 class ImageArrays(NamedTuple):
@@ -37,6 +46,43 @@ def every_nth_of_each_class(images: torch.Tensor, labels: torch.Tensor, n: int) 
     for rows in rows_by_class(labels):
         test[rows[n - 1 :: n]] = True
     return ImageArrays(images[~test], labels[~test], images[test], labels[test])
+
+
+def identical_images(train: torch.Tensor, test: torch.Tensor) -> list[tuple[int, int]]:
+    """Return the rows of test images that are training images, too, each with the first such row.
+
+    Args:
+        train: uint8 ``(N, C, H, W)``.
+        test: uint8 ``(M, C, H, W)``.
+    """
+    first: dict[bytes, int] = {}
+    for row, digest in enumerate(_digests(train)):
+        first.setdefault(digest, row)
+    return [(row, first[digest]) for row, digest in enumerate(_digests(test)) if digest in first]
+
+
+def note_of_identical(
+    train: torch.Tensor, test: torch.Tensor, train_names: Sequence[str] = (), test_names: Sequence[str] = ()
+) -> str:
+    """Say how many test pictures are training pictures, too; empty where none is.
+
+    Args:
+        train: uint8 ``(N, C, H, W)``.
+        test: uint8 ``(M, C, H, W)``.
+        train_names: the files of the training pictures; their rows if left out.
+        test_names: the files of the test pictures, likewise.
+    """
+    pairs = identical_images(train, test)
+    if not pairs:
+        return ""
+    row, twin = pairs[0]
+    such = f"{test_names[row] if test_names else row} and {train_names[twin] if train_names else twin}"
+    count = f"{len(pairs):,} of {len(test):,} test pictures are"
+    return f"{count} identical with training pictures (such as {such}), so that tests on them are no tests"
+
+
+def _digests(images: torch.Tensor) -> list[bytes]:
+    return [hashlib.blake2b(image, digest_size=16).digest() for image in images.contiguous().numpy()]
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

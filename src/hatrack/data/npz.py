@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from numpy.lib import format as npy
 
 from hatrack.data.archives import Limits, read_archive
 from hatrack.data.arrays import ImageArrays
-from hatrack.errors import DataError
+from hatrack.errors import DataError, UnfitDataError
 
-__all__ = ["decode_npz", "read_npz"]
+__all__ = ["decode_npy", "decode_npz", "read_first", "read_npz"]
 
 BYTES = 1 << 31
 """Largest size of an array, unpacked."""
@@ -63,12 +63,40 @@ def read_npz(content: bytes, names: Collection[str], *, limit: int, origin: str)
     files = read_archive(content, lambda present: [name for name in within if name in present], limits, origin=origin)
     for name in within:
         if name not in files:
-            raise DataError(f"{origin}: holds no {name}; it must hold {', '.join(within)}")
-    return {name: _array(files.pop(f"{name}.npy"), f"{origin}: {name}.npy") for name in names}
+            raise UnfitDataError(f"{origin}: holds no {name}; it must hold {', '.join(within)}")
+    return {name: decode_npy(files.pop(f"{name}.npy"), f"{origin}: {name}.npy") for name in names}
 
 
-def _array(content: bytes, origin: str) -> np.ndarray:
-    """Return the array of an npy file, after checking that it holds as many bytes as its header says."""
+def read_first(content: bytes, names: Sequence[str], limit: int, origin: str) -> np.ndarray:
+    """Read the first of some arrays that an npz file holds. Nothing in it is executed: pickled arrays are refused.
+
+    Args:
+        content: the bytes of the file.
+        names: names of the arrays, the preferred one first.
+        limit: largest size of the array, unpacked, in bytes.
+        origin: path or address of the bytes, for the error message.
+
+    Raises:
+        DataError: the file is damaged, holds none of them, or the array is none of plain values.
+    """
+    within = [f"{name}.npy" for name in names]
+    limits = Limits(1, limit, limit)
+    files = read_archive(content, lambda there: [name for name in within if name in there][:1], limits, origin=origin)
+    for name in files:
+        return decode_npy(files[name], f"{origin}: {name}")
+    raise UnfitDataError(f"{origin}: holds none of {', '.join(within)}; save the array as {names[0]}=...")
+
+
+def decode_npy(content: bytes, origin: str) -> np.ndarray:
+    """Return the array of an npy file, after checking that it holds as many bytes as its header says.
+
+    Args:
+        content: the bytes of the file.
+        origin: its name, for the error message.
+
+    Raises:
+        DataError: the file is damaged, or the array is none of plain values.
+    """
     file = io.BytesIO(content)
     try:
         version = npy.read_magic(file)
@@ -76,7 +104,7 @@ def _array(content: bytes, origin: str) -> np.ndarray:
         shape, _, dtype = read_header(file)
         present = len(content) - file.tell()
         if dtype.hasobject:
-            raise DataError(
+            raise UnfitDataError(
                 f"{origin} is no whole array of plain values but one of Python objects, which are not unpickled; save "
                 "it as numbers or texts, such as y.astype(str)"
             )

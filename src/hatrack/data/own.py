@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from hatrack.data.archives import Limits
-from hatrack.data.arrays import ImageArrays, channel_statistics
+from hatrack.data.arrays import ImageArrays, channel_statistics, note_of_identical
 from hatrack.data.dataset import CommonForm, ImageDataset
+from hatrack.data.file_trees import FolderFiles, file_tree
 from hatrack.data.files import read_payload
 from hatrack.data.npz import decode_npz
-from hatrack.data.pictures import PictureForm, decode_labelled, picture_names
-from hatrack.data.trees import read_tree
+from hatrack.data.picture_folders import PICTURE_LIMITS, picture_classes, picture_parts, warn_of_passed_over
+from hatrack.data.pictures import PictureForm, decode_seen
 from hatrack.errors import DataError, InputError
 
 __all__ = ["MapStyle", "from_dataset", "from_huggingface", "from_npz", "from_pictures"]
@@ -40,7 +41,8 @@ def from_dataset(
     """Make a data set of what is at hand; it is gone through once and kept in memory as bytes.
 
     Pictures may be tensors ``(C, H, W)`` or ``(H, W)``, arrays ``(H, W, C)`` or ``(H, W)``, or PIL pictures; bytes, or
-    floats in [0, 1], which are rounded to bytes. So leave out transforms that normalise or augment.
+    floats in [0, 1], which are rounded to bytes. So leave out transforms that normalise or augment. PIL pictures are
+    turned as their EXIF data say, if they still have them.
 
     Args:
         name: name of the data set.
@@ -134,6 +136,11 @@ def from_pictures(
 ) -> ImageDataset:
     """Make a data set of pictures ``train/CLASS/*`` and ``test/CLASS/*``, in a folder or in a zip or tar.gz archive.
 
+    PNG, JPEG, GIF, BMP, TIFF, WebP, PNM and a few other kinds of files are read, as they are seen: turned as their EXIF
+    data say, transparent parts on white (on black where on white nothing is seen), 16 bits scaled to 8, and the first
+    picture of one that moves. What is hidden is passed over; what else is not read is said in a warning, and so are
+    test pictures that are training pictures, too. A folder ``val`` stands for ``test`` where there is none.
+
     Args:
         name: name of the data set.
         path: the folder or archive.
@@ -143,39 +150,29 @@ def from_pictures(
         std: standard deviation of each channel, likewise.
 
     Raises:
-        DataError: there is no such folder or archive, it is damaged, or ``test`` has a class that ``train`` lacks.
+        DataError: there is no such folder or archive, it is damaged, a picture cannot be read rightly, a class has no
+            pictures, some lie deeper, or ``test`` has a class that ``train`` lacks.
     """
-    contents = read_tree(Path(path), _ANY_CLASSES)
-    folders: dict[str, dict[str, str]] = {"train": {}, "test": {}}
-    for file in contents:
-        part, folder = file.split("/")[:2]
-        folders[part][file] = folder
-    for part, files in folders.items():
-        if not files:
-            raise DataError(f"{path}: holds no pictures {part}/CLASS/*.png or *.jpg")
-    classes = sorted(set(folders["train"].values()))
-    unknown = set(folders["test"].values()) - set(classes)
+    path = Path(path)
+    tree = FolderFiles(path, PICTURE_LIMITS) if path.is_dir() else file_tree(path, PICTURE_LIMITS)
+    if picture_parts(tree).test is None:
+        raise DataError(f"{path}: holds no pictures train/CLASS/*.png and test/CLASS/*.png (or .jpg, .tif and others)")
+    found = picture_classes(tree)
+    warn_of_passed_over(found, tree)
+    train, test = found.pictures
+    unknown = set(test) - set(train)
     if unknown:
         raise DataError(f"{path}: there is a class {min(unknown)!r} in test, but not in train")
-    label_of = {folder: label for label, folder in enumerate(classes)}
-    train, test = ({file: label_of[folder] for file, folder in files.items()} for files in folders.values())
-    arrays = decode_labelled(contents, train, test, PictureForm(size, resize=True, channels=channels), str(path))
-    return _assembled(name, arrays, classes, mean, std, CommonForm(), "own pictures")
-
-
-class _AnyClasses:
-    """A layout: pictures of any classes."""
-
-    patterns = ("train/*/*", "test/*/*")
-    markers = ("train", "test")
-    advice = "pictures as train/CLASS/*.png and test/CLASS/*.png"
-    limits = Limits(files=1 << 20, file_bytes=1 << 25, bytes=1 << 32)
-
-    def choose(self, names: Sequence[str]) -> list[str]:
-        return picture_names(names)
-
-
-_ANY_CLASSES = _AnyClasses()
+    label_of = {folder: label for label, folder in enumerate(train)}
+    labels = [{file: label_of[folder] for folder, files in part.items() for file in files} for part in found.pictures]
+    paths = [sorted(part) for part in labels]
+    images = decode_seen(tree, [*paths[0], *paths[1]], PictureForm(size, resize=True, channels=channels))
+    x_train, x_test = torch.split(images, [len(part) for part in paths])
+    if note := note_of_identical(x_train, x_test, *paths):
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    y_train, y_test = (torch.tensor([part[file] for file in sorted(part)]) for part in labels)
+    arrays = ImageArrays(x_train, y_train, x_test, y_test)
+    return _assembled(name, arrays, list(train), mean, std, CommonForm(), "own pictures")
 
 
 class _Columns:
@@ -273,9 +270,10 @@ def _label(label: Any, origin: str) -> int:
 def _image(picture: Any, origin: str) -> torch.Tensor:
     """Return one picture as uint8 ``(C, H, W)``."""
     if isinstance(picture, Image.Image):
-        if picture.mode not in ("L", "RGB"):
-            raise InputError(f"{origin} is of kind {picture.mode}, not RGB or grey; convert it in the transform")
-        picture = np.array(picture)
+        kind = f"{picture.mode} with a transparent colour" if "transparency" in picture.info else picture.mode
+        if kind not in ("L", "RGB"):
+            raise InputError(f"{origin} is of kind {kind}, not RGB or grey; convert it in the transform")
+        picture = np.array(ImageOps.exif_transpose(picture))
     if isinstance(picture, np.ndarray):
         values = torch.from_numpy(np.ascontiguousarray(picture))
         values = values.permute(2, 0, 1) if values.dim() == 3 else values

@@ -11,11 +11,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hatrack.data.archives import Limits
 from hatrack.data.arrays import ImageArrays, every_nth_of_each_class
+from hatrack.data.file_trees import FileTree
+from hatrack.data.picture_files import read_picture, refuse_dark
+from hatrack.data.picture_folders import is_hidden
 from hatrack.errors import DataError
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "decode_files",
     "decode_labelled",
     "decode_pictures",
+    "decode_seen",
     "picture_names",
 ]
 
@@ -152,8 +157,35 @@ def decode_labelled(
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """Return those names that are names of pictures."""
-    return [name for name in names if name.lower().endswith(SUFFIXES)]
+    """Return those names that are names of pictures, and not hidden or left by a system."""
+    return [name for name in names if name.lower().endswith(SUFFIXES) and not is_hidden(name)]
+
+
+def decode_seen(tree: FileTree, paths: Sequence[str], form: PictureForm) -> torch.Tensor:
+    """Decode picture files of any kind as they are seen, and resize those of other sizes.
+
+    Args:
+        tree: holds the files.
+        paths: paths of the pictures in it; at least one.
+        form: size and channels that each gets.
+
+    Returns:
+        Images uint8 ``(N, C, H, W)``.
+
+    Raises:
+        DataError: a picture cannot be read rightly; see :func:`~hatrack.data.picture_files.read_picture`.
+    """
+    images = []
+    brightest = None
+    for path, content in tree.contents(paths):
+        picture = read_picture(content, tree.place(path), form.channels, largest_side=LARGEST_SIDE)
+        brightest = max((each for each in (picture.brightest, brightest) if each is not None), default=None)
+        plain = Image.fromarray(picture.pixels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
+        images.append(torch.from_numpy(np.array(_resized(plain, form))))
+    refuse_dark(brightest, tree.origin)
+    width, height = form.size
+    rows = torch.stack(images).reshape(len(images), height, width, form.channels)
+    return rows.permute(0, 3, 1, 2).contiguous()
 
 
 def decode_files(contents: Mapping[str, bytes], form: PictureForm, origin: str) -> torch.Tensor:
@@ -209,13 +241,17 @@ def _pixels(content: bytes, form: PictureForm, origin: str) -> bytes:
                 raise DataError(f"{origin}: is {wide} x {high} pixels, more than {LARGEST_SIDE} on a side")
             if picture.mode not in ("RGB", "L"):
                 raise DataError(f"{origin}: is a picture of kind {picture.mode}, not RGB or grey")
-            plain = picture.convert("RGB" if form.channels == 3 else "L")
-            if plain.size != form.size:
-                plain = plain.resize(form.size, Image.Resampling.BILINEAR)
-            return bytes(plain.tobytes())
+            plain = ImageOps.exif_transpose(picture).convert("RGB" if form.channels == 3 else "L")
+            if not form.resize and plain.size != form.size:
+                raise DataError(f"{origin}: is {high} x {wide} pixels once it is turned as its EXIF data say")
+            return bytes(_resized(plain, form).tobytes())
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         kinds = " or ".join(form.formats)
         raise DataError(f"{origin}: not a whole {kinds} picture ({error})") from error
+
+
+def _resized(picture: Image.Image, form: PictureForm) -> Image.Image:
+    return picture if picture.size == form.size else picture.resize(form.size, Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ from hatrack.data.prepared import Decoded, prepared
 from hatrack.data.sources import Absence, NotFoundError, cache_root, data_roots
 from hatrack.errors import DataError
 
-__all__ = ["PictureTree", "TreeLayout", "read_tree", "tree_digest", "unpack_tree"]
+__all__ = ["PictureTree", "TreeLayout", "tree_digest", "unpack_tree"]
+
+
+DECODING = 2
+"""Version of the way from files to arrays; raise it when that changes, so that what was kept is made again."""
 
 
 class TreeFiles(Protocol):
@@ -175,7 +179,8 @@ class PictureTree:
             return Decoded(self.layout.decode(contents, str(path)), tree_digest(contents))
 
         # Decoders differ in the last bit now and then, so the version is part of what the pixels depend on.
-        return prepared(kept, json.dumps([state, repr(self.layout), f"pillow {PIL.__version__}"]), decode)
+        made_by = f"{DECODING} pillow {PIL.__version__}"
+        return prepared(kept, json.dumps([state, repr(self.layout), made_by]), decode)
 
 
 def unpack_tree(payload: bytes, layout: TreeFiles, *, top: str = "", origin: str) -> dict[str, bytes]:
@@ -203,17 +208,6 @@ def unpack_tree(payload: bytes, layout: TreeFiles, *, top: str = "", origin: str
     return {name.removeprefix(prefix): content for name, content in contents.items()}
 
 
-def read_tree(path: Path, layout: TreeFiles) -> dict[str, bytes]:
-    """Read the files of a tree from a folder, or from a zip or tar.gz archive.
-
-    Raises:
-        DataError: it cannot be read, is damaged, or holds too much.
-    """
-    if path.is_dir():
-        return _read_files(_files_of(path, layout), layout.limits, str(path))
-    return unpack_tree(read_payload(path), layout, origin=str(path))
-
-
 def tree_digest(files: Mapping[str, bytes] | Mapping[str, Path]) -> str:
     """Return the SHA-256 of a tree: of every path and content, in the order of the paths.
 
@@ -227,7 +221,7 @@ def tree_digest(files: Mapping[str, bytes] | Mapping[str, Path]) -> str:
     for path in sorted(files):
         file = files[path]
         content = read_payload(file) if isinstance(file, Path) else file
-        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(f"{path}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     return digest.hexdigest()
 
@@ -258,7 +252,8 @@ def _state(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
     for name, path in files.items():
         about = path.stat()
-        digest.update(f"{path.absolute()}\0{name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+        line = f"{path.absolute()}\0{name}\0{about.st_size}\0{about.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))  # names of files need not be UTF-8
     return digest.hexdigest()
 
 

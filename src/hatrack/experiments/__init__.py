@@ -6,14 +6,13 @@ from hatrack.experiments.experiment import EXPERIMENTS, Experiment, describe, fi
 from hatrack.experiments.forgetting import RunForgotten, forget_in_run
 from hatrack.experiments.jobs import Job, JobAdvanced, JobBegun, JobDone, JobEvent, JobFailed
 from hatrack.experiments.opening import (
-    PicturePrediction,
     TaskSize,
     export_run,
     measure_sizes,
     open_run,
-    predict_pictures,
 )
 from hatrack.experiments.plan import ComparisonPlan
+from hatrack.experiments.predicting import SamplePrediction, predict_files
 from hatrack.experiments.preparing import Run, finished_result, prepare
 from hatrack.experiments.recorded import Reproduction, Verification, recorded_run, verify
 from hatrack.experiments.request import RunRequest
@@ -37,12 +36,12 @@ __all__ = [
     "JobEvent",
     "JobFailed",
     "LocalExecutor",
-    "PicturePrediction",
     "Reproduction",
     "Run",
     "RunForgotten",
     "RunRequest",
     "RunResult",
+    "SamplePrediction",
     "SlurmExecutor",
     "Status",
     "TaskBegun",
@@ -61,7 +60,7 @@ __all__ = [
     "measure_sizes",
     "open_run",
     "own_experiment",
-    "predict_pictures",
+    "predict_files",
     "prepare",
     "read_result",
     "recorded_run",

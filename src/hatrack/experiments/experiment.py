@@ -107,7 +107,7 @@ class Experiment:
                 num_tasks=data.num_tasks,
                 targets=data.choice,
                 test_share=data.test_share,
-                delimiter=data.cell_delimiter,
+                cells=data.cells,
             )
         if data.about_own:
             names = " and ".join(data.about_own)

@@ -1,9 +1,9 @@
-"""Using the network of a run: exporting its tasks, measuring their size and speed, and asking it about pictures."""
+"""Using the network of a run: exporting its tasks, and measuring their size and speed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,51 +13,28 @@ import torch
 from torch import Tensor
 
 from hatrack.compact.export import Exported, Labels, export_all_tasks, export_task
-from hatrack.errors import DataError, InputError
+from hatrack.errors import InputError
 from hatrack.experiments.preparing import Run
 from hatrack.experiments.recorded import load_recorded, recorded_result, request_of
-from hatrack.models.base import MaskedNetwork
 from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
-from hatrack.objectives import Classification, MultiLabel, Regression
+from hatrack.objectives import Classification
 from hatrack.streams import Task
-from hatrack.streams.own.pictures import read_picture
-from hatrack.streams.own.samples import fitted
+from hatrack.streams.own.columns import TableRows
 from hatrack.streams.transforms import Chain, Normalise, Permute, Standardise, Transform
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import look_up
 
 __all__ = [
-    "PicturePrediction",
     "TaskSize",
     "describe_transform",
     "export_run",
     "measure_sizes",
     "open_run",
-    "predict_pictures",
 ]
 
 COMPARED = 256
 """On how many test samples of a task an export is compared."""
-
-
-@dataclass(frozen=True)
-class PicturePrediction:
-    """Prediction of a run's network for a picture.
-
-    Attributes:
-        picture: the file.
-        task: the task that was named, or recognised.
-        classes: names of the task's classes or labels, the likeliest first; or of its columns of numbers.
-        probabilities: their probabilities, given the task; empty for numbers.
-        said: what was predicted, in words: the class, the numbers, or the labels.
-    """
-
-    picture: Path
-    task: str
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    said: str
 
 
 def open_run(folder: Path, data: Path | None = None) -> tuple[Run, tuple[Task, ...]]:
@@ -92,7 +69,10 @@ def masked_network(folder: Path, prepared: Run) -> HATNetwork | WeightMaskedNetw
 
 
 def describe_transform(transform: Transform | None) -> dict[str, Any]:
-    """Describe, in JSON values, the way from the bytes of a picture to a sample.
+    """Describe, in JSON values, the way from the bytes of a picture, an array or a row of a table to a sample.
+
+    A mean and a deviation stand for every channel, or for every position of a sample in the order of its axes, or for
+    every feature of a table: its columns in their order, where one of categories is a feature of 0 and 1 for each.
 
     Raises:
         InputError: the transform is of a kind that has no description.
@@ -102,6 +82,10 @@ def describe_transform(transform: Transform | None) -> dict[str, Any]:
             return {}
         case Normalise():
             return {"divide_by": 255, "mean": list(transform.mean), "std": list(transform.std)}
+        case TableRows():
+            named = {column.name: list(column.categories) for column in transform.columns if column.categories}
+            columns = {"columns": [column.name for column in transform.columns], "categories": named}
+            return {**columns, **describe_transform(transform.scale)}
         case Standardise():
             return {"mean": transform.mean.flatten().tolist(), "std": transform.std.flatten().tolist()}
         case Permute():
@@ -144,122 +128,6 @@ def export_run(folder: Path, task: str | None, to: Path, data: Path | None = Non
 def _labels(task: Task) -> Labels:
     objective = {} if isinstance(task.objective, Classification) else task.objective.to_json()
     return Labels(task.classes, describe_transform(task.test.transform), objective)
-
-
-@torch.no_grad()
-def predict_pictures(
-    folder: Path, task: str | None, pictures: Sequence[Path], data: Path | None = None
-) -> list[PicturePrediction]:
-    """Ask the network of a run about picture files.
-
-    Pictures are brought to the size, the number of channels and the range that the run's data has, and then treated as
-    that.
-
-    Args:
-        folder: the run's folder.
-        task: the task; None recognises it, by its distance, calibrated on the run's training data.
-        pictures: the files.
-        data: folder to look for data in first.
-
-    Raises:
-        InputError: there is no such task or file, no picture was named, the method recognises no tasks, or the run's
-            data are no pictures, or not certainly bytes or their 255th part.
-        DataError: a file is no picture, or far brighter than all pictures in training.
-    """
-    if not pictures:
-        raise InputError("name at least one picture")
-    prepared, tasks = open_run(folder, data)
-    known = {each.name: each for each in tasks}
-    first = tasks[0] if task is None else look_up("task", task, known)
-    for path in pictures:
-        if not path.is_file():
-            raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name picture files")
-    raw = _read_all(pictures, first.train.source)
-    if task is not None:
-        x = raw.float() if first.test.transform is None else first.test.transform(raw)
-        names, logits = [task] * len(x), prepared.method.predict(x, task)
-    else:
-        names, logits = _recognise(prepared, tasks, raw)
-    found = []
-    for picture, name, row in zip(pictures, names, logits, strict=True):
-        objective = known[name].objective
-        outputs = row[: objective.outputs].float().cpu()
-        (said,) = objective.say(outputs.unsqueeze(0))
-        if isinstance(objective, Regression):
-            found.append(PicturePrediction(picture, name, objective.names, (), said))
-            continue
-        shares = outputs.sigmoid() if isinstance(objective, MultiLabel) else torch.softmax(outputs, 0)
-        shares, order = shares.sort(descending=True)
-        likeliest = tuple(objective.names[index] for index in order.tolist())
-        found.append(PicturePrediction(picture, name, likeliest, tuple(shares.tolist()), said))
-    return found
-
-
-def _recognise(prepared: Run, tasks: Sequence[Task], raw: Tensor) -> tuple[list[str], Tensor]:
-    net = getattr(prepared.method, "network", None)
-    if not isinstance(net, MaskedNetwork):
-        raise InputError(f"{prepared.request.method} recognises no tasks; name one with `task`")
-    for task in tasks:
-        if not isinstance(task.objective, Classification):
-            raise InputError(
-                f"task {task.name!r} is {task.objective.kind}, and only classes tell a task; name one with `task`"
-            )
-    kinds = [describe_transform(task.test.transform) for task in tasks]
-    if any(kind != kinds[0] for kind in kinds):
-        raise InputError("tasks of this run prepare their samples differently; name one with `task`")
-    for task in tasks:
-        net.calibrate(task.name, *task.train.load())
-    transform = tasks[0].test.transform
-    inferred = net.infer(raw.float() if transform is None else transform(raw))
-    return inferred.task_names, inferred.logits
-
-
-def _read_all(paths: Sequence[Path], source: Tensor) -> Tensor:
-    """Pictures ``(N, channels, height, width)`` with the size, the channels and the range of some samples.
-
-    Args:
-        paths: the files.
-        source: the samples, before they are standardised.
-
-    Raises:
-        InputError: the samples are no pictures, or it is not certain in which range they hold them.
-        DataError: a file is no whole picture, or far brighter than all samples.
-    """
-    shape = tuple(source.shape[1:])
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise InputError(
-            f"samples of this run have shape {shape}, and are no pictures, which alone are predicted on the command "
-            "line: export the task, whose file says how to standardise samples, or ask in Python "
-            "(hatrack.experiments.open_run)"
-        )
-    step, low, high = _step(source), float(source.min()), float(source.max())
-    if step is None:
-        raise InputError(
-            f"samples of this run were numbers from {low:g} to {high:g} in training, and it is not certain how the "
-            "bytes of a picture become such; train with bytes (uint8) to ask about picture files"
-        )
-    read = []
-    for path in paths:
-        pixels = fitted(read_picture(path, shape[0]).pixels[None], shape[1:], None)
-        brightest, most = int(pixels.max()), high / step
-        if 2 * most < brightest:
-            raise DataError(
-                f"{path}: has values up to {brightest}, all samples in training up to {most:g}; bring it to that range"
-            )
-        read.append(pixels)
-    return torch.cat(read) if source.dtype == torch.uint8 else torch.cat(read) * step
-
-
-def _step(source: Tensor) -> float | None:
-    """Return the size of a step of one byte in samples: 1, or 1/255 where bytes were divided; None if uncertain."""
-    if source.dtype == torch.uint8:
-        return 1.0
-    parts = [part.double() for part in torch.split(source, 4096)]
-    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-    for step in (1 / 255, 1.0):
-        if low >= 0 and high <= 255 * step and all(bool(((x / step).frac() - 0.5).abs().min() > 0.49) for x in parts):
-            return step
-    return None
 
 
 _OF_SUMMARY = ("parameters", "full_parameters", "nonzero", "flops", "full_flops", "deviation")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +13,17 @@ from torch import Tensor
 
 from hatrack.errors import CheckpointError
 from hatrack.experiments.metrics import average_score, forgetting
-from hatrack.objectives import ACCURACY, Metric, common_metric, objective_from_json
+from hatrack.objectives import (
+    ACCURACY,
+    Classification,
+    Metric,
+    MultiLabel,
+    Regression,
+    common_metric,
+    objective_from_json,
+)
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
-from hatrack.streams import Task
+from hatrack.streams import FilesRead, Scaling, Task
 from hatrack.streams.own.streams import UNNAMED
 from hatrack.support.notebook import html_table
 from hatrack.train import EpochDone, Score
@@ -37,6 +45,17 @@ SCHEMA = 2
 
 _AS_IT_IS = ("experiment", "method", "seed", "command", "config")
 """Attributes that a file holds under their names, as they are."""
+
+_SHOWN = 5
+"""Number of names of classes that a line tells."""
+
+_OUTPUTS = {
+    "": "outputs",
+    Classification.kind: "classes",
+    Regression.kind: "columns of numbers",
+    MultiLabel.kind: "labels",
+}
+"""Outputs of a task, by the kind of its objective."""
 
 T = TypeVar("T")
 
@@ -60,6 +79,12 @@ class TaskSummary:
         test: number of test samples.
         metric: metric of its scores.
         objective: description of its objective, as of ``Objective.to_json``; None where nothing was recorded.
+        class_names: names of the classes, labels or columns, in the order of the outputs; this and all that follows is
+            None in files of before it was recorded.
+        files: the files of one's own that it was read from; None for data sets that hatrack knows, and for tensors.
+        shape: shape of one sample; None for nested tensors, too.
+        range: smallest and largest value of the training samples before they are scaled; None likewise.
+        scaling: way in which the samples are scaled.
     """
 
     name: str
@@ -69,25 +94,65 @@ class TaskSummary:
     test: int
     metric: Metric = ACCURACY
     objective: Mapping[str, Any] | None = None
+    class_names: tuple[str, ...] | None = None
+    files: FilesRead | None = None
+    shape: tuple[int, ...] | None = None
+    range: tuple[float, float] | None = None
+    scaling: Scaling | None = None
 
     @classmethod
     def of(cls, task: Task) -> TaskSummary:
         """Summarise a task."""
         sizes = (len(task.train), len(task.valid), len(task.test))
-        return cls(task.name, task.num_classes, *sizes, task.objective.metric, task.objective.to_json())
+        values = task.train.value_range
+        return cls(
+            task.name,
+            task.num_classes,
+            *sizes,
+            task.objective.metric,
+            task.objective.to_json(),
+            class_names=task.classes,
+            files=task.files,
+            shape=None if values is None else task.input_shape,
+            range=values,
+            scaling=task.train.scaling,
+        )
+
+    def say(self) -> str:
+        """Say in one line what the task was read from, and as what; empty where nothing of it was recorded."""
+        if self.class_names is None:
+            return ""
+        shown = self.class_names if len(self.class_names) <= _SHOWN else (*self.class_names[:_SHOWN], "…")
+        kind = _OUTPUTS["" if self.objective is None else self.objective["kind"]]
+        told = [] if self.files is None else [self.files.say()]
+        told.append(f"{self.classes} {kind} ({', '.join(shown)})")
+        if self.shape is not None and self.range is not None:
+            told.append(f"samples {self.shape}, values {self.range[0]:g} to {self.range[1]:g}")
+        if self.scaling is not None:
+            told.append(f"scaling: {self.scaling.value}")
+        return f"task {self.name}: {'; '.join(told)}"
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of ``run.json``."""
-        return {**vars(self), "metric": self.metric.to_json()}
+        """The entry of ``run.json``; what was not recorded is left out."""
+        entry = {key: value for key, value in vars(self).items() if value is not None or key not in _LATER}
+        entry["metric"] = self.metric.to_json()
+        if self.files is not None:
+            entry["files"] = self.files.to_json()
+        if self.scaling is not None:
+            entry["scaling"] = self.scaling.value
+        return entry
 
     @classmethod
     def from_json(cls, content: Any) -> TaskSummary:
         """The task of an entry of ``run.json``, of any schema."""
-        objective = content.get("objective")
+        objective, names = content.get("objective"), content.get("class_names")
         if objective is not None and objective_from_json(objective).outputs != content["classes"]:
             raise ValueError(f"the objective of {content['name']} is not that of {content['classes']} outputs")
+        if names is not None and len(names) != content["classes"]:
+            raise ValueError(f"{content['name']} has {content['classes']} outputs and {len(names)} names of them")
         metric = Metric.from_json(content["metric"]) if "metric" in content else ACCURACY
-        return cls(**{**content, "metric": metric, "objective": objective})
+        later = {key: read(content[key]) for key, read in _LATER.items() if content.get(key) is not None}
+        return cls(**{**content, "metric": metric, "objective": objective, **later})
 
 
 @dataclass(frozen=True)
@@ -444,6 +509,31 @@ def _five_digits(score: float) -> float:
 
 def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    low, high = values
+    if not all(isinstance(value, (int, float)) for value in (low, high)):
+        raise TypeError(f"a range holds {values!r}")
+    return low, high
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(map(str, values))
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    return tuple(map(int, values))
+
+
+_LATER: Mapping[str, Callable[[Any], Any]] = {
+    "class_names": _texts,
+    "files": FilesRead.from_json,
+    "shape": _sizes,
+    "range": _pair,
+    "scaling": Scaling,
+}
+"""Functions that read what was not always recorded of a task, by their names in a file and in :class:`TaskSummary`."""
 
 
 def _left_out(values: tuple[T, ...], index: int) -> tuple[T, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
-from hatrack.streams import EvaluationPart, TargetChoice
+from hatrack.streams import CellFormat, DecimalMark, EvaluationPart, TargetChoice
 from hatrack.support.names import unknown_name
 from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
@@ -96,6 +96,11 @@ class StreamSettings:
         drop: for tables of one's own: names of columns to leave out, joined by commas; empty for none of them. Names
             with commas, and a column without a name, stand in double quotes.
         delimiter: for tables of one's own: the character between two cells, or tab.
+        decimal: for tables of one's own: the character in front of decimals, a point or a comma.
+        encoding: for tables of one's own: their encoding, by Python's name, such as cp1252; none for UTF-8, or what a
+            mark at the beginning says.
+        categories: for tables of one's own: names of columns that hold categories whatever they look like, joined by
+            commas.
         separator: for tables of one's own: text between the labels of a cell.
         test_share: for tables and folders of pictures of one's own: share of the samples to test on; none where the
             files say it.
@@ -111,6 +116,9 @@ class StreamSettings:
     targets: str | None = None
     drop: str | None = None
     delimiter: str | None = None
+    decimal: DecimalMark | None = None
+    encoding: str | None = None
+    categories: str | None = None
     separator: str | None = None
     test_share: float | None = None
     metric: MetricName | None = None
@@ -122,7 +130,7 @@ class StreamSettings:
         require_range(self, "limit", "num_tasks", least=1)
         require_range(self, "test_share", above=0, below=1)
         _ = self.weights  # refuses what are none
-        _ = self.choice, self.cell_delimiter  # refused likewise
+        _ = self.choice, self.cells  # refused likewise
 
     @property
     def weights(self) -> ClassWeights | None:
@@ -137,17 +145,29 @@ class StreamSettings:
         return TargetChoice(self.target, columns, self.separator, self.metric, drop=drop)
 
     @property
-    def cell_delimiter(self) -> str | None:
-        """Character between two cells of one's own tables; None for nothing said."""
-        given = {"tab": "\t", "\\t": "\t"}.get(self.delimiter or "", self.delimiter)
-        if given is not None and len(given) != 1:
+    def cells(self) -> CellFormat:
+        """Description of the cells of one's own tables."""
+        delimiter = {"tab": "\t", "\\t": "\t"}.get(self.delimiter or "", self.delimiter)
+        if delimiter is not None and len(delimiter) != 1:
             raise InputError(f"delimiter must be a single character, or tab, not {self.delimiter!r}")
-        return given
+        categories = None if self.categories is None else _names("categories", self.categories)
+        return CellFormat(delimiter, self.decimal, self.encoding, categories)
 
     @property
     def about_own(self) -> tuple[str, ...]:
         """Names of the settings made that are about one's own tasks alone."""
-        own = ("target", "targets", "drop", "delimiter", "separator", "test_share", "metric")
+        own = (
+            "target",
+            "targets",
+            "drop",
+            "delimiter",
+            "decimal",
+            "encoding",
+            "categories",
+            "separator",
+            "test_share",
+            "metric",
+        )
         return tuple(name for name in own if getattr(self, name) is not None)
 
 

@@ -134,11 +134,12 @@ def forgetting_ratios(runs: Runs) -> Table:
 def data(runs: Runs) -> Table:
     """Make a row per task: classes and numbers of samples (Table 2)."""
     one = runs.any
+    sizes = ("classes", "train", "valid", "test")
     rows = tuple(
-        {"task": number, **vars(task), "name": name, "metric": task.metric.name, "objective": None}
+        {"task": number, "name": name, "metric": task.metric.name, **{key: getattr(task, key) for key in sizes}}
         for number, (task, name) in enumerate(zip(one.tasks, runs.task_names, strict=False), start=1)
     )
-    numbers = [Kind.NUMBER.column(key) for key in ("classes", "train", "valid", "test")]
+    numbers = [Kind.NUMBER.column(key) for key in sizes]
     if runs.metric != ACCURACY:
         numbers = [Kind.TEXT.column("metric"), Kind.NUMBER.column("classes", "outputs"), *numbers[1:]]
     return Table("data", "The tasks", (Kind.NUMBER.column("task"), Kind.TEXT.column("name"), *numbers), rows)

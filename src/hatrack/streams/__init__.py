@@ -5,6 +5,7 @@ from __future__ import annotations
 from hatrack.streams.arranging import concatenated, in_portions, interleaved, repeated, shuffled
 from hatrack.streams.base import Split, Task, TaskStream
 from hatrack.streams.boundaries import DetectorSettings, LossDetector, Surprise, Unannounced, usual_limit
+from hatrack.streams.files_read import FilesRead
 from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups, shuffled_groups
 from hatrack.streams.image_streams import (
     class_stream,
@@ -18,24 +19,28 @@ from hatrack.streams.image_streams import (
     split_stream,
     transfer_stream,
 )
-from hatrack.streams.own import OwnStream, OwnTask, TargetChoice, own_stream
+from hatrack.streams.own import CellFormat, DecimalMark, OwnStream, OwnTask, TargetChoice, own_stream
 from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
 from hatrack.streams.sampling import EvaluationPart, StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
-from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Standardise, Transform
+from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Scaling, Standardise, Transform
 
 __all__ = [
     "STREAMS",
+    "CellFormat",
     "Chain",
     "ClassGroup",
+    "DecimalMark",
     "DetectorSettings",
     "EvaluationPart",
+    "FilesRead",
     "LossDetector",
     "Normalise",
     "OwnStream",
     "OwnTask",
     "Permute",
     "Rotate",
+    "Scaling",
     "Split",
     "Standardise",
     "StreamOptions",

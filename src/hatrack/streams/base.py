@@ -24,9 +24,10 @@ from hatrack.objectives import (
     require_different,
     strata,
 )
+from hatrack.streams.files_read import FilesRead
 from hatrack.streams.sampling import EvaluationPart, StreamOptions, balanced_rows, stratified_split
 from hatrack.streams.seeding import seeded_generator
-from hatrack.streams.transforms import Transform
+from hatrack.streams.transforms import Scaling, Transform, scaling_of
 from hatrack.support.inputs import Inputs, TensorKind, map_tensors, tensors_in
 from hatrack.support.interface import PLAIN, Interface
 
@@ -84,6 +85,19 @@ class Split:
             return map_tensors(lambda tensor: TensorKind.of(tensor, axis).shape, self.source)
         return tuple(self._transformed(self.source[:1]).shape[1:])
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Smallest and largest value of the samples before the transform; None where they are no single tensor."""
+        if self.interface is not None or not isinstance(self.source, torch.Tensor):
+            return None
+        parts = [self.source.index_select(0, rows) for rows in torch.split(self.rows, 4096)]
+        return min(part.min().item() for part in parts), max(part.max().item() for part in parts)
+
+    @property
+    def scaling(self) -> Scaling:
+        """Way in which the transform scales the samples."""
+        return scaling_of(self.transform)
+
     def load(self) -> tuple[Inputs, torch.Tensor]:
         """Return the samples, float32 ``(N, *shape)``, and their targets, such as classes, int64 ``(N,)``.
 
@@ -132,6 +146,7 @@ class Task:
         train: samples that the task is learned from.
         valid: samples that decide when to stop; may be the training split itself.
         test: samples that the metric is measured on.
+        files: the files that it was read from; None where it was not, or where the data set has no files of its own.
 
     Raises:
         InputError: the name is unusable, two outputs have one name, targets do not fit the objective, or the splits
@@ -143,6 +158,7 @@ class Task:
     train: Split
     valid: Split
     test: Split
+    files: FilesRead | None = None
 
     def __post_init__(self) -> None:
         check_name("task", self.name)

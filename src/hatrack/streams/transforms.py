@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import math
 from dataclasses import dataclass
@@ -12,7 +13,24 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 
-__all__ = ["Chain", "Normalise", "Permute", "Rotate", "Standardise", "Transform"]
+__all__ = ["Chain", "Normalise", "Permute", "Rotate", "Scaling", "Standardise", "Transform", "scaling_of"]
+
+
+class Scaling(enum.Enum):
+    """Way in which samples are scaled when they are loaded, in the words of ``run.json``."""
+
+    NONE = "none"
+    CHANNELS = "mean and deviation of each channel"
+    FEATURES = "mean and deviation of each feature"
+    OTHER = "other"
+
+
+def scaling_of(transform: Transform | None) -> Scaling:
+    """Return the way in which a transform scales samples: what its attribute ``scaling`` says, if it has one."""
+    if transform is None:
+        return Scaling.NONE
+    said = getattr(transform, "scaling", Scaling.OTHER)
+    return said if isinstance(said, Scaling) else Scaling.OTHER
 
 
 class Transform(Protocol):
@@ -44,6 +62,11 @@ class Normalise:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not all(deviation > 0 for deviation in self.std):
             raise InputError(f"Normalise needs a mean and a positive std per channel, not {self.mean} and {self.std}")
+
+    @property
+    def scaling(self) -> Scaling:
+        """The kind of scaling."""
+        return Scaling.CHANNELS
 
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
         """Return ``(x / 255 - mean) / std`` as float32.
@@ -77,6 +100,11 @@ class Standardise:
     mean: torch.Tensor
     std: torch.Tensor
 
+    @property
+    def scaling(self) -> Scaling:
+        """The kind of scaling: by channel where all positions of a channel share their mean."""
+        return Scaling.CHANNELS if self.mean.dim() > 2 and self.mean[0, 0].numel() == 1 else Scaling.FEATURES
+
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
         """Return ``(x - mean) / std`` as float32."""
         return ((x.double() - self.mean.to(x.device)) / self.std.to(x.device)).float()
@@ -100,6 +128,11 @@ class Permute:
         order = self.permutation
         if order.dtype != torch.int64 or order.dim() != 1 or sorted(order.tolist()) != list(range(len(order) or 1)):
             raise InputError("a permutation is an int64 tensor that holds each of 0..L-1 exactly once")
+
+    @property
+    def scaling(self) -> Scaling:
+        """None: values are moved, not changed."""
+        return Scaling.NONE
 
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
         """Return ``x``, of shape ``(N, ..., *S)`` where the sizes S multiply to L, with its last L values reordered.
@@ -135,6 +168,11 @@ class Rotate:
         if not math.isfinite(self.angle):
             raise InputError(f"an angle must be a finite number of degrees, not {self.angle}")
 
+    @property
+    def scaling(self) -> Scaling:
+        """None: images are turned in the range that they have."""
+        return Scaling.NONE
+
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
         """Return images ``(N, C, H, W)`` turned, in their shape; float32 unless the pixels are only moved.
 
@@ -163,6 +201,11 @@ class Chain:
     """
 
     steps: tuple[Transform, ...]
+
+    @property
+    def scaling(self) -> Scaling:
+        """The kind of scaling of the first step that scales."""
+        return next((kind for kind in map(scaling_of, self.steps) if kind is not Scaling.NONE), Scaling.NONE)
 
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
         """Return ``x`` after all steps."""

@@ -6,13 +6,18 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
-from hatrack.errors import DataError
+from hatrack.errors import UnfitDataError
 
-__all__ = ["order_of", "refuse_alike", "refuse_missing"]
+__all__ = ["is_missing", "order_of", "refuse_alike", "refuse_missing"]
 
 _WORDS = "? #N/A #NA -1.#IND -1.#QNAN 1.#IND 1.#QNAN <NA> N/A NA NULL None NaT n/a null"
 MISSING = frozenset(["", "#N/A N/A", *_WORDS.split()])
 """Words for a missing value in tables of pandas, R, Weka and databases; NaN counts as well, in any spelling."""
+
+
+def is_missing(text: str) -> bool:
+    """Return whether a text stands for a missing one."""
+    return text.strip() in MISSING or _is_nan(text)
 
 
 def refuse_missing(labels: Sequence[str], where: Callable[[int], str]) -> None:
@@ -23,14 +28,14 @@ def refuse_missing(labels: Sequence[str], where: Callable[[int], str]) -> None:
         where: names the place of a label, given its position.
 
     Raises:
-        DataError: a label is missing; its place is named.
+        UnfitDataError: a label is missing; its place is named.
     """
-    missing = {label for label in set(labels) if label.strip() in MISSING or _is_nan(label)}
+    missing = {label for label in set(labels) if is_missing(label)}
     for position, label in enumerate(labels):
         if label in missing:
             said = f" ({label!r}); fill it in, remove the sample, or" if label.strip() else "; fill it in or"
             other = " write another word if it is a class of its own" if label.strip() else " remove the line"
-            raise DataError(f"{where(position)}: the label is missing{said}{other}")
+            raise UnfitDataError(f"{where(position)}: the label is missing{said}{other}")
 
 
 def refuse_alike(labels: Sequence[str], where: Callable[[int], str]) -> None:
@@ -41,14 +46,14 @@ def refuse_alike(labels: Sequence[str], where: Callable[[int], str]) -> None:
         where: names the place of a label, given its position.
 
     Raises:
-        DataError: there are two spellings; both and the place of the later one are named.
+        UnfitDataError: there are two spellings; both and the place of the later one are named.
     """
     spellings: dict[Decimal | str, str] = {}
     for label in dict.fromkeys(labels):
         first = spellings.setdefault(_as_seen(label), label)
         if first != label:
             both = [repr(each) if each.isascii() else f"{each!r} ({each!a})" for each in (first, label)]
-            raise DataError(
+            raise UnfitDataError(
                 f"{where(labels.index(label))}: writes a class as {both[1]} that is {both[0]} elsewhere; write it one "
                 "way, or give two classes names that differ to the eye"
             )

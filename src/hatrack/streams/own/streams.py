@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +13,13 @@ from hatrack.data.toml import tomllib
 from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
+from hatrack.streams.own.cells import CellFormat
 from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
-from hatrack.streams.own.samples import as_splits
-from hatrack.streams.own.tables import CsvFormat
+from hatrack.streams.own.formats import bare_name, table_kind
+from hatrack.streams.own.image_axes import ImageAxes
+from hatrack.streams.own.numerals import DecimalMark
+from hatrack.streams.own.samples import as_splits, note_of_shared_pictures
+from hatrack.streams.own.tables import TableFormat
 from hatrack.streams.own.targets import UNSAID, TargetChoice
 from hatrack.streams.sampling import StreamOptions
 from hatrack.support.names import unknown_name
@@ -26,11 +31,24 @@ SECTIONS = ("stream", "network", "training", "method")
 
 UNNAMED = "own"
 """Name of the stream of several files and folders, and of a run that has forgotten the single one."""
+DEEPEST = 10
+"""Number of lists and tables that may stand within each other in a ``tasks.toml``."""
+_TOO_DEEP = f"has brackets or tables within each other, more than {DEEPEST} deep; it is no file about tasks"
 PICTURE_KEYS = {"resize": list, "channels": int}
 STREAM_KEYS = {"name": str, "task": list, **PICTURE_KEYS, **dict.fromkeys(SECTIONS, dict)}
-TABLE_KEYS = {"label": (str, list), "drop": list, "delimiter": str}
+CELL_KEYS = {"delimiter": str, "decimal": str, "encoding": str, "categories": list}
+TABLE_KEYS = {"label": (str, list), "drop": list, **CELL_KEYS}
 TARGET_KEYS = {"target": str, "separator": str, "metric": str, "class_weights": (str, list)}
-TASK_KEYS = {"name": str, "path": str, "test": str, "test_share": float, **TABLE_KEYS, **TARGET_KEYS, **PICTURE_KEYS}
+TASK_KEYS = {
+    "name": str,
+    "path": str,
+    "test": str,
+    "test_share": float,
+    "axes": str,
+    **TABLE_KEYS,
+    **TARGET_KEYS,
+    **PICTURE_KEYS,
+}
 KINDS: dict[Any, str] = {
     (str, list): "a text, or a list in []",
     str: "a text",
@@ -72,7 +90,7 @@ class OwnStream:
         num_tasks: int | None = None,
         targets: TargetChoice | None = None,
         test_share: float | None = None,
-        delimiter: str | None = None,
+        cells: CellFormat | None = None,
     ) -> TaskStream:
         """Read the files and make the stream. The same files and arguments give the same stream.
 
@@ -81,7 +99,7 @@ class OwnStream:
             num_tasks: number of tasks, the first ones; None takes all.
             targets: what settings say about the targets of all tasks, which wins over what each says; None for nothing.
             test_share: share of the samples to test on, for files that do not say which; None for nothing.
-            delimiter: character between two cells of tables, which wins over what each says; None for nothing.
+            cells: what settings say about the cells of all tables, which wins over what each says; None for nothing.
 
         Raises:
             InputError: there are not so many tasks, their samples differ in shape, or an option is out of range.
@@ -91,10 +109,10 @@ class OwnStream:
             raise InputError(f"stream {self.name} has {len(self.tasks)} tasks, not {num_tasks}")
         choice = UNSAID if targets is None else targets
         of_tables = {"targets": choice.columns, "drop": choice.drop, "separator": choice.separator}
-        said = [name for name, value in {**of_tables, "delimiter": delimiter}.items() if value]
+        said = [name for name, value in of_tables.items() if value] + list(cells.said if cells is not None else ())
         if said and not any(task.is_table for task in self.tasks):
             raise InputError(f"{' and '.join(said)}: for tables, and none of the tasks of {self.name} is one")
-        tasks_said = [task.said(choice, test_share, delimiter) for task in self.tasks[:num_tasks]]
+        tasks_said = [task.said(choice, test_share, cells) for task in self.tasks[:num_tasks]]
         built = [_build(task, options, index) for index, task in enumerate(tasks_said)]
         tasks = [task for task, _ in built]
         for task in tasks:
@@ -104,7 +122,7 @@ class OwnStream:
                     "one network needs one shape: for pictures, choose resize = [height, width] and channels = 1 or 3 "
                     "in a tasks.toml"
                 )
-        notes = tuple(note for _, note in built if note)
+        notes = tuple(note for _, said in built for note in said)
         return TaskStream(self.name, tuple(tasks), self.origins(num_tasks), notes)
 
 
@@ -122,24 +140,26 @@ def own_stream(sources: Sequence[Path]) -> OwnStream:
         return _read_toml(sources[0])
     if any(path.suffix.lower() == ".toml" for path in sources):
         raise InputError("give one tasks.toml alone, or the folders and files of the tasks themselves")
-    return OwnStream(_name_of(sources), tuple(OwnTask(path.stem, path) for path in sources), sources)
+    return OwnStream(_name_of(sources), tuple(OwnTask(bare_name(path), path) for path in sources), sources)
 
 
 def _name_of(sources: Sequence[Path]) -> str:
     """Return a name for the stream of some files and folders: that of a single one, and the same for several."""
     # Several have none of theirs: a run can forget a task, and its folder must not go on naming it.
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", sources[0].stem) if len(sources) == 1 else UNNAMED
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", bare_name(sources[0])) if len(sources) == 1 else UNNAMED
 
 
-def _build(own: OwnTask, options: StreamOptions, index: int) -> tuple[Task, str]:
-    """Make a task, and say what its targets were taken for, where nobody had said it."""
-    samples = read_own_task(own, options.seed)
-    objective, train, test = as_splits(*samples, own.choice)
+def _build(own: OwnTask, options: StreamOptions, index: int) -> tuple[Task, tuple[str, ...]]:
+    """Make a task, and say what was decided by looking at its files, where nobody had said it."""
+    read = read_own_task(own, options.seed)
+    assert read.test is not None
+    objective, train, test, found = as_splits(read.train, read.test, own.choice)
     weights = options.class_weights or own.choice.class_weights
     task = sampled_task(own.name, objective, train, test, replace(options, class_weights=weights), index=index)
-    said = own.choice.kind is not None or own.choice.separator is not None or own.path.is_dir()
-    note = "" if said else samples[0].targets.note()
-    return task, f"task {own.name}: {note}" if note else ""
+    said = own.choice.kind is not None or own.choice.separator is not None or own.holds_pictures
+    targets, shared = "" if said else read.train.targets.note(), note_of_shared_pictures(read.train, read.test)
+    notes = (targets, *found, *read.notes, shared)
+    return replace(task, files=read.files), tuple(f"task {own.name}: {note}" for note in notes if note)
 
 
 def _read_toml(path: Path) -> OwnStream:
@@ -149,8 +169,12 @@ def _read_toml(path: Path) -> OwnStream:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: {_TOO_DEEP}") from error
+    except ValueError as error:  # TOMLDecodeError, and Python's own for numbers of thousands of digits
+        raise InputError(f"{path}: not a TOML file ({' '.join(str(error).split())})") from error
+    if _is_deep(content):  # Python could not even show it in a message
+        raise InputError(f"{path}: {_TOO_DEEP}")
     _check(content, STREAM_KEYS, str(path))
     tasks = content.get("task", [])
     if not tasks or not all(isinstance(task, dict) for task in tasks):
@@ -167,33 +191,44 @@ def _read_toml(path: Path) -> OwnStream:
     return OwnStream(name, made, (path,), settings)
 
 
+def _is_deep(content: Any) -> bool:
+    """Return whether lists and tables stand within each other deeper than any ``tasks.toml`` needs."""
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+        level = [part for part in level if isinstance(part, (dict, list))]
+    return bool(level)
+
+
 def _task(entry: Mapping[str, Any], shared: Mapping[str, Any], toml: Path) -> OwnTask:
-    where = f"{toml}, task {entry.get('name', entry.get('path', '?'))}"
+    called = entry.get("name", entry.get("path", "?"))
+    where = f"{toml}, task {called if isinstance(called, str) else _shown(called)}"
     _check(entry, TASK_KEYS, where)
     if "path" not in entry:
         raise InputError(f"{where}: has no path")
     path = toml.parent / entry["path"]
-    is_table = path.suffix.lower() == ".csv"
+    is_table = table_kind(path) is not None
     given = {**({} if is_table else shared), **entry}
-    for key, kind in (("drop", str), ("resize", int), ("label", str)):
+    for key, kind in (("drop", str), ("categories", str), ("resize", int), ("label", str)):
         if isinstance(given.get(key), str):
             continue
         if not all(type(one) is kind for one in given.get(key, ())):
-            raise InputError(f"{where}: {key} must be a list of {KINDS[kind].split()[-1]}s, not {given[key]}")
+            raise InputError(f"{where}: {key} must be a list of {KINDS[kind].split()[-1]}s, not {_shown(given[key])}")
     table = {key: given[key] for key in TABLE_KEYS if key in given}
     if table and "label" not in table:
-        raise InputError(f"{where}: drop and delimiter need label, the name of the column that holds the class")
-    name = given.get("name", path.stem)
+        raise InputError(f"{where}: {' and '.join(table)} need label, the name of the column that holds the class")
+    name = given.get("name", bare_name(path))
     check_name("task", name)
     return OwnTask(
         name,
         path,
-        CsvFormat(_texts(table["label"]), tuple(table.get("drop", ())), table.get("delimiter", ",")) if table else None,
+        TableFormat(_texts(table["label"]), tuple(table.get("drop", ())), _cells(table, where)) if table else None,
         toml.parent / given["test"] if "test" in given else None,
         given.get("test_share"),
         tuple(given["resize"]) if "resize" in given else None,
         given.get("channels"),
         _choice(given, where),
+        _one_of("axes", ImageAxes, given, where),
     )
 
 
@@ -201,21 +236,36 @@ def _texts(given: str | list[str]) -> str | tuple[str, ...]:
     return given if isinstance(given, str) else tuple(given)
 
 
+def _cells(table: Mapping[str, Any], where: str) -> CellFormat:
+    """Return what a task says about the cells of its table."""
+    marks = {mark.value: mark for mark in DecimalMark}
+    if (decimal := table.get("decimal", ".")) not in marks:
+        raise InputError(f"{where}: decimal must be {' or '.join(map(repr, marks))}, not {_shown(decimal)}")
+    categories = tuple(table["categories"]) if "categories" in table else None
+    try:
+        mark = marks[decimal] if "decimal" in table else None
+        return CellFormat(table.get("delimiter"), mark, table.get("encoding"), categories)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def _choice(given: Mapping[str, Any], where: str) -> TargetChoice:
     """Return what a task says about its targets."""
-
-    def one_of(key: str, kind: Any) -> Any:
-        known = [member.value for member in kind]
-        if key in given and given[key] not in known:
-            raise InputError(f"{where}: {key} must be one of {', '.join(known)}, not {given[key]!r}")
-        return kind(given[key]) if key in given else None
-
     try:
         weights = ClassWeights.read(given["class_weights"]) if "class_weights" in given else None
-        kind, metric = one_of("target", TargetKind), one_of("metric", MetricName)
+        kind = _one_of("target", TargetKind, given, where)
+        metric = _one_of("metric", MetricName, given, where)
         return TargetChoice(kind, (), given.get("separator"), metric, weights)
     except InputError as error:
         raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error
+
+
+def _one_of(key: str, kind: Any, given: Mapping[str, Any], where: str) -> Any:
+    """Return the member of an enumeration that a key says by its value; None where it is not there."""
+    known = [member.value for member in kind]
+    if key in given and given[key] not in known:
+        raise InputError(f"{where}: {key} must be one of {', '.join(known)}, not {_shown(given[key])}")
+    return kind(given[key]) if key in given else None
 
 
 def _check(entry: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
@@ -226,4 +276,13 @@ def _check(entry: Mapping[str, Any], known: Mapping[str, Any], where: str) -> No
         wanted = known[key]
         fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
         if not fits:
-            raise InputError(f"{where}: {key} must be {KINDS[wanted]}, not {value!r}")
+            raise InputError(f"{where}: {key} must be {KINDS[wanted]}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a file for a message: not all of it where it is long, or deeper than Python would print."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80

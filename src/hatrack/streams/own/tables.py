@@ -1,52 +1,54 @@
-"""Reading tables: CSV files with a line of column names."""
+"""Reading tables: which columns are features and targets, and what is in them."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
-import math
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from hatrack.data.files import read_payload
-from hatrack.errors import DataError, InputError, UnfitDataError
+from hatrack.errors import InputError, UnfitDataError
+from hatrack.streams.own.cells import CellFormat, TableFile, has_no_name, open_table
+from hatrack.streams.own.columns import (
+    Column,
+    ColumnKind,
+    ColumnReader,
+    dropping,
+    quoted,
+    recoded,
+    unknown_categories,
+)
 from hatrack.streams.own.samples import OwnSamples
 from hatrack.streams.own.targets import UNSAID, TargetChoice, targets_of_texts
 from hatrack.support.names import unknown_name
 
-__all__ = ["CsvFormat", "read_table"]
+__all__ = ["Rows", "TableFormat", "read_rows", "read_table"]
 
-DELIMITERS = (",", ";", "\t", "|")
-COMMA = re.compile(r"[-+]?\d+,\d+")
-UNNAMED = re.compile(r"Unnamed: \d+")
-"""Name that pandas gives to a column without one."""
-EXACT = 1 << 53
-"""Largest number up to which float64 holds every whole number."""
+SHOWN = 5
+"""Number of categories of a column that a note names."""
 
 
 @dataclass(frozen=True)
-class CsvFormat:
-    """Meaning of the columns of a table.
+class TableFormat:
+    """Meaning of the columns of a table, and the way in which its cells are written.
 
     Attributes:
         label: name of the column that holds the class, or another target; or names of several.
         drop: names of columns to leave out, such as a number of the row; all others are features.
-        delimiter: the character between two cells.
+        cells: way in which the cells are written.
+
+    Raises:
+        InputError: a name stands where it cannot.
     """
 
     label: str | tuple[str, ...]
     drop: tuple[str, ...] = ()
-    delimiter: str = ","
+    cells: CellFormat = field(default_factory=CellFormat)
 
     def __post_init__(self) -> None:
-        if len(self.delimiter) != 1:
-            raise InputError(f"delimiter must be a single character, not {self.delimiter!r}")
         if not self.columns:
             raise InputError("label names no column")
         for name in self.columns:
@@ -54,6 +56,11 @@ class CsvFormat:
                 raise InputError(f"the label column {name!r} cannot be dropped")
             if self.columns.count(name) > 1:
                 raise InputError(f"the label column {name!r} is named twice")
+        for name in self.cells.categories or ():
+            if name in self.columns or name in self.drop:
+                raise InputError(
+                    f"categories are columns of features, and {name!r} is none; leave it out of categories"
+                )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -61,169 +68,203 @@ class CsvFormat:
         return (self.label,) if isinstance(self.label, str) else self.label
 
 
+class Rows(NamedTuple):
+    """Features of the rows of a table of which no targets are asked.
+
+    Attributes:
+        x: the rows in the columns of training, float64 ``(N, columns)``, as
+            :class:`hatrack.streams.own.columns.TableRows` takes them.
+        places: names of the rows, N of them.
+        notes: what was found in the table and is not used, for people.
+    """
+
+    x: torch.Tensor
+    places: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 def read_table(
-    path: Path, table: CsvFormat, features: Sequence[str] | None = None, choice: TargetChoice | None = None
-) -> tuple[OwnSamples, tuple[str, ...]]:
-    """Read a table of numbers.
+    path: Path, table: TableFormat, features: Sequence[Column] | None = None, choice: TargetChoice | None = None
+) -> OwnSamples:
+    """Read a table: numbers, truth values and categories.
+
+    A first column without a name that counts the rows, as pandas writes it, is left out; a note says so.
 
     Args:
-        path: the file, UTF-8.
+        path: the file: lines of cells, plain or packed by gzip, or Parquet, Arrow or Feather.
         table: meaning of its columns.
-        features: the features of another table of the same task, which this one must have too.
+        features: the features of another table of the same task, which this one must have too; None for all columns
+            that are neither targets nor dropped.
         choice: what is said about the targets; None for nothing.
 
-    Returns:
-        The samples, float64 ``(N, F)``, and the names of their features in the order of the first table.
-
     Raises:
-        DataError: a cell is missing or not a finite number, or the table has no row or feature; line and column are
-            named.
+        UnfitDataError: a cell is missing or not what the others of its column are, or the table has no row or feature;
+            its place is named.
+        DataError: the file is damaged.
         InputError: there is no column of that name.
     """
-    rows = _rows(_text(path), path, table)
-    header = [name.strip() for name in next(rows, (1, []))[1]]
-    _refuse_swallowed(header, table.delimiter, f"{path} line 1")
-    features = _features(header, path, table, features)
-    columns = [header.index(name) for name in features]
-    targets = [header.index(name) for name in table.columns]
-    values: list[list[float]] = []
-    labels: list[list[str]] = [[] for _ in targets]
-    lines: list[int] = []
-    large: dict[tuple[int, float], int] = {}
-    for line, row in rows:
-        where = f"{path} line {line}"
-        if len(row) != len(header):
-            raise DataError(f"{where}: has {len(row)} cells instead of {len(header)}")
-        _refuse_swallowed(row, table.delimiter, where)
-        for name, column in zip(table.columns, targets, strict=True):
-            if _broken(row[column].strip()):
-                raise DataError(
+    source = open_table(path, table.cells)
+    for name in (*table.columns, *table.drop, *(() if features else table.cells.categories or ())):
+        if name not in source.names:
+            raise source.other_form(table.columns[0]) or _no_column(source, name)
+    others = tuple(name for name in source.names if name not in table.columns and name not in table.drop)
+    counter = _row_numbers(source, others) if features is None else None
+    left_out = [] if counter is None else [counter.name]
+    readers = (
+        _readers([name for name in others if name not in left_out], source, table.cells)
+        if features is None
+        else _known_readers(features, source, table.cells)
+    )
+    names = [reader.name for reader in readers]
+    labels: list[list[str]] = [[] for _ in table.columns]
+    places: list[str] = []
+    for where, cells in source.rows([*names, *table.columns, *left_out]):
+        for name, text, column in zip(table.columns, cells[len(names) :], labels, strict=False):
+            column.append(text.strip())
+            if "\n" in column[-1] or "\r" in column[-1]:
+                raise UnfitDataError(
                     f"{where}, column {name!r}: the label has several lines; is there a quotation mark too many?"
                 )
-        values.append([_number(row[column], where, header[column]) for column in columns])
-        for column, number in zip(columns, values[-1], strict=True):
-            if abs(number) >= EXACT and row[column].strip().lstrip("+-").isdigit():
-                whole = int(row[column])
-                if large.setdefault((column, number), whole) != whole:
-                    raise UnfitDataError(
-                        f"{where}, column {header[column]!r}: {whole} and {large[column, number]} above are the same "
-                        f"in 64 bits; subtract what all of the column have in common, or drop it "
-                        f"({_dropping(header[column])})"
-                    )
-        for cells, column in zip(labels, targets, strict=True):
-            cells.append(row[column].strip())
-        lines.append(line)
-    found = targets_of_texts(
-        table.columns, labels, choice or UNSAID, lambda row, name: f"{path} line {lines[row]}, column {name!r}"
+        if counter is not None:
+            counter.add(cells[-1].strip(), where)
+        for reader, cell in zip(readers, cells, strict=False):
+            reader.add(cell, where)
+        places.append(where)
+    if not places or not readers:
+        missing = "feature beside the label" if places else "line below the column names"
+        raise UnfitDataError(f"{path}: holds no {missing}")
+    targets = targets_of_texts(
+        table.columns, labels, choice or UNSAID, lambda row, name: f"{places[row]}, column {name!r}", table.cells.mark
     )
-    if not values or not columns:
-        raise DataError(f"{path}: holds no {'feature beside the label' if values else 'line below the column names'}")
-    return OwnSamples(torch.tensor(values, dtype=torch.float64), found, str(path)), features
+    finished = [reader.finish() for reader in readers]
+    columns = tuple(column for column, _ in finished)
+    x = torch.from_numpy(np.stack([values for _, values in finished], axis=1))
+    if features is None:
+        notes = [] if counter is None else [counter.note]
+        notes += _notes(readers, columns, table, len(places))
+    else:
+        used = frozenset(names)
+        unused = [name for name in others if name not in used and not has_no_name(name)]
+        notes = [f"{path}: {_listed(unused)} not in the training table, and not used"] if unused else []
+    return OwnSamples(x, targets, str(path), columns=columns, notes=tuple(notes))
 
 
-def _text(path: Path) -> str:
-    content = read_payload(path)
-    try:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
-            raise DataError(f"{path}: is UTF-16; save it as UTF-8 (in a spreadsheet: as CSV UTF-8)")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} line {line}: is not UTF-8 (byte {content[error.start]:#04x}), perhaps Latin-1 or Windows-1252; "
-            "save it as UTF-8 (in a spreadsheet: as CSV UTF-8)"
-        ) from error
+def read_rows(path: Path, columns: Sequence[Column], form: CellFormat) -> Rows:
+    """Read the features of a table of which no targets are asked, such as one to predict.
+
+    Args:
+        path: the file.
+        columns: the columns that a network was trained on; others are not read.
+        form: way in which the cells are written.
+
+    Raises:
+        UnfitDataError: a column or a row is missing, or a cell is not what those of training are; its place is named.
+        DataError: the file is damaged.
+    """
+    source = open_table(path, form)
+    readers = _known_readers(columns, source, form)
+    places = []
+    for where, cells in source.rows([reader.name for reader in readers]):
+        for reader, cell in zip(readers, cells, strict=True):
+            reader.add(cell, where)
+        places.append(where)
+    if not places:
+        raise UnfitDataError(f"{path}: holds no line below the column names")
+    parts, notes = [], []
+    for known, reader in zip(columns, readers, strict=True):
+        found, values = reader.finish()
+        parts.append(recoded(values, found, known))
+        notes += unknown_categories(parts[-1], values, found, str(path))
+    return Rows(torch.from_numpy(np.stack(parts, axis=1)), tuple(places), tuple(notes))
 
 
-def _rows(text: str, path: Path, table: CsvFormat) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not empty, each with the line on which it begins."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{path} line {line}: cannot be read as a row of a table ({error}); look for a quotation mark too many"
-            ) from error
-        if row:
-            yield line, row
+class _RowNumbers:
+    """Column without a name that should count the rows from 0 or from 1.
 
+    Attributes:
+        name: its name in the file.
+        note: what becomes of it, for people.
+    """
 
-def _features(header: list[str], path: Path, table: CsvFormat, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of the features, after checking the line of column names."""
-    if not header:
-        raise DataError(f"{path}: is empty; a table begins with a line of column names")
-    for name in header:
-        if header.count(name) > 1:
-            raise DataError(f"{path} line 1: two columns are named {name!r}; rename one")
-    for name in (*table.columns, *table.drop):
-        if name not in header:
-            raise _other_delimiter(header, path, table) or unknown_name(
-                f"column in {path}", name, [" ".join(each.split()) for each in header]
-            )
-    features = tuple(given or (name for name in header if name not in table.columns and name not in table.drop))
-    for name in features:
-        if name not in header:
-            raise DataError(f"{path} line 1: has no column {name!r}, which the training table has")
-        if not name or UNNAMED.fullmatch(name):
+    def __init__(self, name: str, source: TableFile) -> None:
+        self.name = name
+        self._column = f"{source.path}: column {source.names.index(name) + 1}"
+        self._next: int | None = None
+        self.note = f"{self._column} has no name and counts the rows; it is left out"
+
+    def add(self, text: str, where: str) -> None:
+        """Read the number of the next row.
+
+        Raises:
+            UnfitDataError: it is another one.
+        """
+        if self._next is None and text in ("0", "1"):
+            self._next = int(text)
+        if text != str(self._next):
             raise UnfitDataError(
-                f"{path} line 1: column {header.index(name) + 1} has no name, as where pandas writes row numbers; "
-                f"leave it out by drop = [{json.dumps(name)}] ({_dropping(name)}), or name it if it is a feature"
+                f"{self._column} has no name, as where pandas writes row numbers, and does not count the rows "
+                f"({where}: {text!r}); {_leaving_out(self.name)}"
             )
-    return features
+        self._next = int(text) + 1
 
 
-def _other_delimiter(header: list[str], path: Path, table: CsvFormat) -> InputError | None:
-    """Return the error for a table whose cells are divided by another character than the given one, or None."""
-    names = table.delimiter.join(header)
-    for other in DELIMITERS:
-        if other != table.delimiter and table.columns[0] in [name.strip(' "') for name in names.split(other)]:
-            said = f"is divided by {json.dumps(other)}, not by {json.dumps(table.delimiter)}"
-            setting = "tab" if other == "\t" else f"'{other}'"
-            return InputError(f"{path} line 1: {said}; say delimiter = {json.dumps(other)} (`delimiter={setting}`)")
-    return None
+def _row_numbers(source: TableFile, others: Sequence[str]) -> _RowNumbers | None:
+    """Return the column that may hold row numbers: the first one if it has no name, or the one that pandas keeps."""
+    unnamed = [name for name in others if has_no_name(name)]
+    found = next((name for name in unnamed if name.startswith("__index") or name == source.names[0]), None)
+    for name in unnamed:
+        if name != found:
+            column = source.names.index(name) + 1
+            raise UnfitDataError(f"{source.path}: column {column} has no name; {_leaving_out(name)}")
+    return None if found is None else _RowNumbers(found, source)
 
 
-def _broken(cell: str) -> bool:
-    return "\n" in cell or "\r" in cell
+def _leaving_out(name: str) -> str:
+    return f"leave it out by drop = [{quoted(name)}] ({dropping(name)}), or name it if it is a feature"
 
 
-def _refuse_swallowed(row: Sequence[str], delimiter: str, where: str) -> None:
-    """Refuse a cell of several lines that looks like the end of a row, whole rows, and the beginning of one."""
-    for column, cell in enumerate(row):
-        if _broken(cell):
-            cells = [line.count(delimiter) + 1 for line in cell.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-            ends = len(row) > 1 and (cells[0], cells[-1]) == (len(row) - column, column + 1)
-            if ends or len(row) in cells[1:-1]:
-                raise DataError(
-                    f"{where}: a quotation mark in cell {column + 1} makes one cell of {len(cells)} lines that look "
-                    "like rows; remove it, or the line breaks in the cell"
-                )
+def _readers(names: Sequence[str], source: TableFile, form: CellFormat) -> list[ColumnReader]:
+    """Return readers of columns of which nothing is known but what ``form`` says."""
+    said = dict.fromkeys(form.categories or (), ColumnKind.CATEGORIES)
+    return [
+        ColumnReader(name, form.mark, said.get(name), typed=source.is_text(name), source=str(source.path))
+        for name in names
+    ]
 
 
-def _number(cell: str, where: str, column: str) -> float:
-    """Return the number in a cell, in ASCII digits and a decimal point."""
-    text = cell.strip()
-    try:
-        # Python would take 1_000 and digits of other scripts for numbers, too.
-        number = float(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        number = math.nan
-    # What float32 cannot hold is as bad as what is no number.
-    if not abs(number) <= torch.finfo(torch.float32).max:
-        said = f"{cell!r} is not a finite number" if text else "the value is missing"
-        said += " (decimals need a point)" if COMMA.fullmatch(text) else ""
-        raise UnfitDataError(
-            f"{where}, column {column!r}: {said}; fix the cell, remove the line or drop the column "
-            f"({_dropping(column)})"
-        )
-    return number
+def _known_readers(columns: Sequence[Column], source: TableFile, form: CellFormat) -> list[ColumnReader]:
+    """Return readers of columns that have the kinds of those of training."""
+    there = frozenset(source.names)
+    for column in columns:
+        if column.name not in there:
+            raise source.other_form(column.name) or UnfitDataError(
+                f"{source.path}: has no column {column.name!r}, which the training table has"
+            )
+    return [ColumnReader(column.name, form.mark, column.kind, source=str(source.path)) for column in columns]
 
 
-def _dropping(column: str) -> str:
-    """Return the setting that leaves a column out, for a message."""
-    name = json.dumps(column, ensure_ascii=False) if not re.fullmatch(r"\w+", column) else column
-    return f"`drop={name}`" if name == column else f"`drop='{name}'`"
+def _notes(readers: Sequence[ColumnReader], columns: Sequence[Column], table: TableFormat, rows: int) -> list[str]:
+    """Say what a person would want to know of the columns that were read."""
+    said = table.cells.categories or ()
+    words = [column for column in columns if column.kind is ColumnKind.CATEGORIES and column.name not in said]
+    notes = []
+    if len(words) > SHOWN:
+        each = ", ".join(f"{column.name!r} ({len(column.categories)})" for column in words)
+        notes.append(f"{len(words)} columns hold categories, a feature each: {each}")
+    for column in words if len(words) <= SHOWN else ():
+        shown = ", ".join(map(repr, column.categories[:SHOWN])) + (", …" if len(column.categories) > SHOWN else "")
+        notes.append(f"column {column.name!r} holds {len(column.categories)} categories ({shown}), a feature each")
+    for reader, column in zip(readers, columns, strict=True):
+        if column.kind is ColumnKind.NUMBERS and reader.counts and rows > 2:
+            remedy = f"if it is no feature, leave it out ({dropping(column.name)})"
+            notes.append(f"column {column.name!r} counts the rows; {remedy}")
+    return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names))
+    return f"column {shown} is" if len(names) == 1 else f"columns {shown} are"
+
+
+def _no_column(source: TableFile, name: str) -> InputError:
+    return unknown_name(f"column in {source.path}", name, [" ".join(each.split()) for each in source.names])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hatrack.errors import DataError, InputError
+from hatrack.errors import InputError, UnfitDataError
 from hatrack.objectives import (
     Classification,
     ClassWeights,
@@ -20,6 +20,7 @@ from hatrack.objectives import (
     objective_of,
     strata,
 )
+from hatrack.streams.own.numerals import DecimalMark, fault_of_number, read_number, uses_comma
 from hatrack.streams.own.spelling import order_of, refuse_alike, refuse_missing
 
 __all__ = [
@@ -101,7 +102,7 @@ class OwnTargets(abc.ABC):
             origins: files or folders of training and test samples, for messages.
 
         Raises:
-            DataError: there is nothing to learn, or the test samples have other classes, labels or columns.
+            UnfitDataError: there is nothing to learn, or the test samples have other classes, labels or columns.
         """
 
     @abc.abstractmethod
@@ -111,13 +112,19 @@ class OwnTargets(abc.ABC):
 
 @dataclass(frozen=True)
 class ClassTexts(OwnTargets):
-    """One class for every sample, as it was written."""
+    """One class for every sample, as it was written.
+
+    Attributes:
+        labels: the classes.
+        one_hot: number of columns of rows of which one entry was 1; None where the classes were written otherwise.
+    """
 
     labels: tuple[str, ...]
+    one_hot: int | None = None
 
     def part(self, rows: Sequence[int]) -> ClassTexts:
         """Return the classes of some samples."""
-        return ClassTexts(tuple(self.labels[row] for row in rows))
+        return replace(self, labels=tuple(self.labels[row] for row in rows))
 
     def strata(self) -> Tensor:
         """Return the classes, numbered by the alphabet."""
@@ -129,13 +136,17 @@ class ClassTexts(OwnTargets):
     ) -> tuple[Objective, Tensor, Tensor]:
         """Number the classes: numbers in their order, anything else in the order of the alphabet."""
         assert isinstance(test, ClassTexts)
+        if self.one_hot is not None and test.one_hot is not None:
+            _require_same(self.one_hot, test.one_hot, origins)
         refuse_alike([*sorted(set(self.labels)), *test.labels], lambda row: origins[1])
         classes = tuple(sorted(set(self.labels), key=order_of))
         if len(classes) < 2:
-            raise DataError(f"{origins[0]}: all training samples are of class {classes[0]!r}; a task needs two or more")
+            raise UnfitDataError(
+                f"{origins[0]}: all training samples are of class {classes[0]!r}; a task needs two or more"
+            )
         unknown = sorted(set(test.labels) - set(classes))
         if unknown:
-            raise DataError(f"{origins[1]}: no training sample is of the test sample's class {unknown[0]!r}")
+            raise UnfitDataError(f"{origins[1]}: no training sample is of the test sample's class {unknown[0]!r}")
         if choice.metric is not None:
             raise InputError(f"{origins[0]}: the metric of classes is accuracy; leave out metric")
         numbers = {label: number for number, label in enumerate(classes)}
@@ -144,6 +155,11 @@ class ClassTexts(OwnTargets):
 
     def note(self) -> str:
         """Say that numbers were taken for classes, where there are many of them, or texts of which few are alike."""
+        if self.one_hot is not None:
+            return (
+                f"rows with one 1 among zeros were taken for {self.one_hot} classes; for labels of which a sample may "
+                "have several, choose `target=labels`"
+            )
         different, count = set(self.labels), len(set(self.labels))
         if count <= NOTABLE:
             return ""
@@ -226,11 +242,11 @@ class LabelSets(OwnTargets):
         refuse_alike([*names, *(label for each in test.sets for label in sorted(each))], lambda row: origins[1])
         unknown = sorted({label for each in test.sets for label in each} - set(names))
         if unknown:
-            raise DataError(f"{origins[1]}: no training sample has the test sample's label {unknown[0]!r}")
+            raise UnfitDataError(f"{origins[1]}: no training sample has the test sample's label {unknown[0]!r}")
         train = self._table(names)
         for name, count in zip(names, train.sum(0).tolist(), strict=True):
             if not 0 < count < len(train):
-                raise DataError(
+                raise UnfitDataError(
                     f"{origins[0]}: label {name!r} is on {count or 'none'} of {len(train)} training samples; there is "
                     "nothing to learn, leave it out"
                 )
@@ -250,7 +266,7 @@ class LabelSets(OwnTargets):
 
 def _require_same(train: int, test: int, origins: tuple[str, str]) -> None:
     if train != test:
-        raise DataError(f"{origins[1]}: test samples have {test} targets each, training samples {train}")
+        raise UnfitDataError(f"{origins[1]}: test samples have {test} targets each, training samples {train}")
 
 
 def _made(targets: Tensor, names: Sequence[str], choice: TargetChoice, origin: str) -> Objective:
@@ -258,7 +274,7 @@ def _made(targets: Tensor, names: Sequence[str], choice: TargetChoice, origin: s
     try:
         return objective_of(targets, names, None if choice.metric is None else choice.metric.metric)
     except InputError as error:
-        raise DataError(f"{origin}: {error}") from error
+        raise UnfitDataError(f"{origin}: {error}") from error
 
 
 def kind_of_own(targets: OwnTargets) -> TargetKind:
@@ -281,7 +297,11 @@ def looks_like_numbers(values: np.ndarray) -> bool:
 
 
 def targets_of_texts(
-    columns: Sequence[str], cells: Sequence[Sequence[str]], choice: TargetChoice, where: Callable[[int, str], str]
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    choice: TargetChoice,
+    where: Callable[[int, str], str],
+    mark: DecimalMark = DecimalMark.POINT,
 ) -> OwnTargets:
     """Read the targets of a table.
 
@@ -290,14 +310,17 @@ def targets_of_texts(
         cells: cells of every column, without spaces around them.
         choice: what is said about them.
         where: names the place of a cell, given its row and the name of its column.
+        mark: character in front of the decimals of numbers.
 
     Raises:
-        DataError: a target is missing, or is not what it should be; its place is named.
+        UnfitDataError: a target is missing, or is not what it should be; its place is named.
         InputError: the choice does not fit so many columns.
     """
     kind = choice.kind
     if kind is None:
-        kind = TargetKind.LABELS if choice.separator is not None else _kind_of(cells)
+        kind = TargetKind.LABELS if choice.separator is not None else _kind_of(cells, mark)
+        if kind is TargetKind.CLASSES and mark is DecimalMark.POINT:
+            _refuse_commas(cells[0], lambda row: where(row, columns[0]))
     if kind is TargetKind.CLASSES:
         if len(columns) > 1:
             raise InputError(f"target = classes takes one column, not {', '.join(columns)}; choose numbers or labels")
@@ -307,7 +330,7 @@ def targets_of_texts(
         return ClassTexts(tuple(cells[0]))
     if kind is TargetKind.NUMBERS:
         pairs = zip(columns, cells, strict=True)
-        values = [[_number(cell, where(row, name)) for row, cell in enumerate(of)] for name, of in pairs]
+        values = [[_number(cell, where(row, name), mark) for row, cell in enumerate(of)] for name, of in pairs]
         return NumberColumns(tuple(columns), torch.tensor(values, dtype=torch.float64).T.contiguous())
     if len(columns) == 1:
         separator = choice.separator
@@ -330,40 +353,43 @@ def targets_of_array(array: np.ndarray, count: int, kind: TargetKind | None, whe
     """Read the targets of an array.
 
     Args:
-        array: classes ``(N,)`` or ``(N, 1)``: whole numbers of any type, truth values, or texts; numbers to predict,
-            floats ``(N,)`` or ``(N, K)``; labels, truth values or zeros and ones ``(N, L)``.
+        array: classes ``(N,)`` or ``(N, 1)``: whole numbers of any type, truth values, or texts; or ``(N, C)`` with
+            one 1 among zeros in every row; numbers to predict, floats ``(N,)`` or ``(N, K)``; labels, truth values or
+            zeros and ones ``(N, L)``.
         count: number of samples, N.
         kind: which of these; None tells it by type, shape and values.
         where: name of the array, for messages.
 
     Raises:
-        DataError: they are none of these.
+        UnfitDataError: they are none of these.
     """
     flat = array[:, 0] if array.shape == (count, 1) else array
     if kind is None:
         kind = _kind_of_array(flat, count)
     if kind is TargetKind.CLASSES:
+        if _is_one_hot(flat, count):
+            return ClassTexts(tuple(map(str, flat.argmax(axis=1).tolist())), flat.shape[1])
         return ClassTexts(_class_texts(flat, array, count, where))
     if flat.shape[:1] != (count,) or flat.ndim not in (1, 2) or array.dtype.kind not in "buif" or not flat.size:
-        raise DataError(f"{where} must hold numbers, ({count},) or ({count}, K), not {array.dtype} {array.shape}")
+        raise UnfitDataError(f"{where} must hold numbers, ({count},) or ({count}, K), not {array.dtype} {array.shape}")
     table = flat.reshape(count, -1)
     if kind is TargetKind.NUMBERS:
         values = torch.from_numpy(np.ascontiguousarray(table.astype(np.float64)))
         if not values.isfinite().all():
             row = int((~values.isfinite()).any(1).nonzero()[0])
-            raise DataError(f"{where}[{row}]: the number to predict is missing or infinite; remove the sample")
+            raise UnfitDataError(f"{where}[{row}]: the number to predict is missing or infinite; remove the sample")
         names = ("",) if table.shape[1] == 1 else tuple(map(str, range(table.shape[1])))
         return NumberColumns(names, values)
     if not ((table == 0) | (table == 1)).all():
-        raise DataError(f"{where} must hold truth values, or zeros and ones, ({count}, L), for several labels")
+        raise UnfitDataError(f"{where} must hold truth values, or zeros and ones, ({count}, L), for several labels")
     return _label_sets(tuple(map(str, range(table.shape[1]))), table.astype(bool))
 
 
-def _kind_of(cells: Sequence[Sequence[str]]) -> TargetKind:
+def _kind_of(cells: Sequence[Sequence[str]], mark: DecimalMark) -> TargetKind:
     if len(cells) > 1:
         truths = all(cell.lower() in TRUTH for of in cells for cell in of)
         return TargetKind.LABELS if truths else TargetKind.NUMBERS
-    numbers = _numbers(cells[0])
+    numbers = _numbers(cells[0], mark)
     likely = numbers is not None and looks_like_numbers(numbers)
     return TargetKind.NUMBERS if likely else TargetKind.CLASSES
 
@@ -373,13 +399,20 @@ def _kind_of_array(flat: np.ndarray, count: int) -> TargetKind:
         if flat.dtype.kind == "f" and not ((flat == 0) | (flat == 1)).all():
             return TargetKind.NUMBERS
         truths = flat.dtype.kind in "buif" and bool(((flat == 0) | (flat == 1)).all())
-        if truths and not (flat.sum(1) == 1).all():  # one-hot rows tell one class each, and are refused with a remedy
+        if truths and not _is_one_hot(flat, count):
             return TargetKind.LABELS
     if flat.ndim == 1 and flat.dtype.kind == "f" and np.isfinite(flat).all() and looks_like_numbers(flat):
         return TargetKind.NUMBERS
     if flat.ndim == 1 and flat.dtype.kind in "ui" and looks_like_numbers(flat.astype(np.float64)):
         return TargetKind.NUMBERS
     return TargetKind.CLASSES
+
+
+def _is_one_hot(flat: np.ndarray, count: int) -> bool:
+    """Return whether every row is of zeros and a single 1, which tells its class."""
+    if flat.ndim != 2 or len(flat) != count or flat.shape[1] < 2 or flat.dtype.kind not in "buif":
+        return False
+    return bool(((flat == 0) | (flat == 1)).all() and (flat.sum(axis=1, dtype=np.int64) == 1).all())
 
 
 def _class_texts(flat: np.ndarray, array: np.ndarray, count: int, where: str) -> tuple[str, ...]:
@@ -402,7 +435,9 @@ def _class_texts(flat: np.ndarray, array: np.ndarray, count: int, where: str) ->
         except UnicodeDecodeError:
             remedy = "; its bytes are no UTF-8, so save them decoded"
     if flat.shape != (count,) or flat.dtype.kind not in "buiU":
-        raise DataError(f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}{remedy}")
+        raise UnfitDataError(
+            f"{where} must hold {count} whole numbers or texts, not {array.dtype} {array.shape}{remedy}"
+        )
     labels = tuple(str(label) for label in flat.tolist())
     refuse_missing(labels, lambda row: f"{where}[{row}]")
     refuse_alike(labels, lambda row: f"{where}[{row}]")
@@ -414,31 +449,31 @@ def _label_sets(names: Sequence[str], table: np.ndarray) -> LabelSets:
     return LabelSets(tuple(sets), tuple(names))
 
 
-def _numbers(texts: Sequence[str] | set[str]) -> np.ndarray | None:
+def _numbers(texts: Sequence[str] | set[str], mark: DecimalMark = DecimalMark.POINT) -> np.ndarray | None:
     """Return texts as finite numbers; None where one is none."""
-    found = [_as_number(text) for text in texts]
+    found = [read_number(text, mark) for text in texts]
     return None if any(number is None for number in found) else np.array(found, dtype=np.float64)
 
 
-def _as_number(text: str) -> float | None:
-    """Return the finite number that a text in ASCII is, without the underscores that Python would allow."""
-    try:
-        number = float(text) if text.isascii() and "_" not in text else float("nan")
-    except ValueError:
-        return None
-    return number if abs(number) <= torch.finfo(torch.float32).max else None
+def _refuse_commas(labels: Sequence[str], where: Callable[[int], str]) -> None:
+    """Refuse numbers with decimal commas that would be taken for the names of classes."""
+    row = next((row for row, label in enumerate(labels) if uses_comma(label)), None)
+    if row is not None and all(uses_comma(label) or read_number(label) is not None for label in labels):
+        raise UnfitDataError(
+            f"{where(row)}: {fault_of_number(labels[row])}; if these are the names of classes, choose `target=classes`"
+        )
 
 
-def _number(cell: str, where: str) -> float:
-    number = _as_number(cell)
+def _number(cell: str, where: str, mark: DecimalMark) -> float:
+    number = read_number(cell, mark)
     if number is None:
-        said = f"{cell!r} is not a finite number" if cell else "the number to predict is missing"
-        raise DataError(f"{where}: {said}; fix the cell or remove the line")
+        said = fault_of_number(cell, mark) if cell else "the number to predict is missing"
+        raise UnfitDataError(f"{where}: {said}; fix the cell or remove the line")
     return number
 
 
 def _truth(cell: str, where: str) -> bool:
     if cell.lower() not in TRUTH:
         said = f"{cell!r} is neither 0 nor 1" if cell else "the label is missing"
-        raise DataError(f"{where}: {said}; a column of a label holds 0 or 1, true or false, yes or no")
+        raise UnfitDataError(f"{where}: {said}; a column of a label holds 0 or 1, true or false, yes or no")
     return TRUTH[cell.lower()]
