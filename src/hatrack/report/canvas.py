@@ -1,8 +1,9 @@
-"""Parts that all charts share: colours for any colour vision, on white and on black, and writing to files."""
+"""Parts that all charts share: colours for any colour vision, scales that show something, and writing to files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ __all__ = [
     "DARK",
     "DASHES",
     "LIGHT",
+    "PAGE",
+    "PAPER",
     "VEGA_LITE",
     "Chart",
+    "Inks",
     "alt",
     "chart_of",
-    "chosen",
     "color",
     "dark_cell",
     "dash",
     "dashes",
     "digits",
     "save",
+    "span",
     "style",
 ]
 
@@ -40,35 +44,66 @@ DARK = ("#5ab4f0", "#ff8b4d", "#3dd6a3", "#e79ac6", "#e8c547", "#b4bec9")
 
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
 _HEAT = {"light": ("#f4f7fb", "#0b4f8a"), "dark": ("#1c2733", "#7cc4ff")}
+_MINUS = {"light": "#a84300", "dark": "#ff9a66"}
+"""Colours of the lowest values in heat maps of signed ones; zero has the low end of the other colours."""
+_FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
-def style(theme: str) -> dict[str, Any]:
-    """Return the configuration of Vega-Lite for a theme, ``light`` or ``dark``."""
-    ink, muted, grid = ("#1c232b", "#4a5561", "#dfe4ea") if theme == "light" else ("#e8edf2", "#aab4bf", "#333d48")
-    font = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
+@dataclass(frozen=True)
+class Inks:
+    """Colours of a chart, as CSS writes them.
+
+    Attributes:
+        ink: titles and texts.
+        muted: labels of axes, and rules.
+        grid: lines of the grid.
+        categories: lines and bars, in their order.
+        background: colour behind the chart; None for none.
+    """
+
+    ink: str
+    muted: str
+    grid: str
+    categories: tuple[str, ...]
+    background: str | None = None
+
+
+PAPER = Inks("#1c232b", "#4a5561", "#dfe4ea", LIGHT, "white")
+"""Colours on white, for files."""
+
+PAGE = Inks("var(--ink)", "var(--muted)", "var(--line)", tuple(f"var(--c{index})" for index in range(len(LIGHT))))
+"""Names of colours that a page's style sheet defines, for every theme anew."""
+
+
+def style(inks: Inks = PAPER) -> dict[str, Any]:
+    """Return the configuration of Vega-Lite for some colours."""
     text = {
-        "labelColor": muted,
-        "titleColor": ink,
-        "labelFont": font,
-        "titleFont": font,
+        "labelColor": inks.muted,
+        "titleColor": inks.ink,
+        "labelFont": _FONT,
+        "titleFont": _FONT,
         "labelFontSize": 12,
         "titleFontSize": 12,
         "titleFontWeight": 500,
     }
     return {
-        "background": None if theme == "dark" else "white",
+        "background": inks.background,
         "view": {"stroke": None, "continuousWidth": 400, "discreteWidth": 400, "continuousHeight": 250},
-        "axis": {**text, "gridColor": grid, "domainColor": grid, "tickColor": grid, "titlePadding": 8},
+        "axis": {
+            **text,
+            **{"gridColor": inks.grid, "domainColor": inks.grid, "tickColor": inks.grid, "titlePadding": 8},
+        },
         "legend": {**text, "symbolStrokeWidth": 2.5, "symbolSize": 120, "labelLimit": 240},
         "header": text,
-        "title": {"color": ink, "font": font, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
-        "text": {"color": ink, "font": font},
+        "title": {"color": inks.ink, "font": _FONT, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
+        "text": {"color": inks.ink, "font": _FONT},
         "range": {
-            "category": list(LIGHT if theme == "light" else DARK),
-            "heatmap": list(_HEAT[theme]),
-            "ramp": list(_HEAT[theme]),
+            "category": list(inks.categories),
+            "heatmap": list(_HEAT["light"]),
+            "ramp": list(_HEAT["light"]),
+            "diverging": [_MINUS["light"], *_HEAT["light"]],
         },
-        "rule": {"color": muted},
+        "rule": {"color": inks.muted},
     }
 
 
@@ -76,11 +111,14 @@ def dark_cell(share: float, theme: str) -> bool:
     """Return whether a cell of a heat map is so dark that white on it can be read better than black.
 
     Args:
-        share: place between the two ends of the theme's colours, in [0, 1].
+        share: place between the two ends of the theme's colours, in [0, 1]; in [-1, 0] between that of zero and that of
+            the lowest values where values are signed.
         theme: ``light`` or ``dark``.
     """
-    ends = [[int(end[place : place + 2], 16) / 255 for place in (1, 3, 5)] for end in _HEAT[theme]]
-    mixed = [low + share * (high - low) for low, high in zip(*ends, strict=True)]
+    zero, high = _HEAT[theme]
+    colours = (zero, high if share >= 0 else _MINUS[theme])
+    ends = [[int(end[place : place + 2], 16) / 255 for place in (1, 3, 5)] for end in colours]
+    mixed = [low + abs(share) * (high - low) for low, high in zip(*ends, strict=True)]
     linear: list[float] = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in mixed]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.179  # where both have a contrast of 4.6
 
@@ -104,7 +142,7 @@ def save(chart: Chart, path: Path, title: str = "") -> None:
     require_place(path)
     chart = chart.properties(title=title) if title else chart
     path.parent.mkdir(parents=True, exist_ok=True)
-    chart.configure(**style("light")).save(str(path), format=kind, **({"scale_factor": 2} if kind == "png" else {}))
+    chart.configure(**style()).save(str(path), format=kind, **({"scale_factor": 2} if kind == "png" else {}))
 
 
 def chart_of(values: Sequence[dict[str, Any]]) -> Any:
@@ -130,10 +168,24 @@ def dashes(names: Sequence[str]) -> Any:
     return alt.Scale(domain=list(names), range=[list(dash) for dash in ranks])
 
 
-def chosen(chart: Any, methods: Sequence[str]) -> Any:
-    """Let a page choose the methods, through the parameter ``chosen``."""
-    chosen = alt.param(name="chosen", value=list(methods))
-    return chart.add_params(chosen).transform_filter("!isValid(datum.method) || indexof(chosen, datum.method) >= 0")
+def span(values: Iterable[float], least: float, floor: float | None = None, ceiling: float | None = None) -> Any:
+    """Return a scale over some values that is never so narrow that its axis has a single tick.
+
+    Args:
+        values: all that is drawn.
+        least: smallest width of the scale, above 0, in the unit of the values.
+        floor: value that the scale does not go below to become wide enough; none of the values does either.
+        ceiling: value that it does not go above, likewise.
+    """
+    known = [*values] or [0.0]
+    low, high = min(known), max(known)
+    missing = max(0.0, least - (high - low))
+    low, high = low - missing / 2, high + missing / 2
+    if floor is not None and missing and low < floor:
+        low, high = floor, high + floor - low
+    if ceiling is not None and missing and high > ceiling:
+        low, high = low + ceiling - high, ceiling
+    return alt.Scale(domain=[low, high], nice=True, zero=False)
 
 
 def digits(value: float) -> float:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hatrack.report.canvas import LIGHT, Chart, alt, chart_of, chosen, color, dark_cell, dash, dashes, digits
-from hatrack.report.table import Kind, Row, TableColumn, means
+from hatrack.report.canvas import LIGHT, Chart, alt, chart_of, color, dark_cell, dash, dashes, digits, span
+from hatrack.report.table import AFTER, Kind, Row, TableColumn, means
+from hatrack.report.writers import number
 
 __all__ = [
     "bars",
     "bars_side_by_side",
     "curves",
+    "epochs",
+    "epochs_side_by_side",
     "heat_map",
     "layers",
     "lines_per_task",
@@ -30,36 +35,144 @@ __all__ = [
     "usage",
 ]
 
-AFTER = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
+LEARNED = alt.X("after:O", title="tasks learned", axis=alt.Axis(labelAngle=0))
 IN_USE = alt.Y("value:Q", title="in use (%)", scale=alt.Scale(domain=[0, 100]))
 BAR_STEP = alt.Step(22)
-_SCALES = {Kind.PERCENT: (100.0, " (%)"), Kind.POINTS: (100.0, " (points)")}
+_SCALES = {Kind.PERCENT: (100.0, " (%)"), Kind.POINTS: (100.0, " (points)"), Kind.SECONDS: (1.0, " (seconds)")}
 """Factor and unit with which columns are drawn; 1 and none for others."""
 ENDS = (("low", -1), ("high", 1))
 """Ends of a spread, one standard deviation below and above."""
+_LEAST = {Kind.PERCENT: 5.0, Kind.POINTS: 1.0, Kind.RATIO: 0.1, Kind.SECONDS: 0.1}
+"""Smallest width of a scale, as drawn; of scores it depends on them."""
+_BOUNDS = {Kind.PERCENT: (0.0, 100.0), Kind.SECONDS: (0.0, math.inf)}
+"""Bounds of what is drawn, beyond which no spread is shown."""
+_MOST_DOTS = 160
+"""Largest number of dots in a chart whose lines are still seen."""
 
 
-def curves(rows: Sequence[Row], figure: TableColumn, methods: Sequence[str], *, legend: bool = True) -> Chart:
-    """Draw a line per method over the number of tasks learned, with a band of one standard deviation.
+def curves(
+    rows: Sequence[Row],
+    figure: TableColumn,
+    methods: Sequence[str],
+    *,
+    over: TableColumn = AFTER,
+    names: Sequence[str] = (),
+    legend: bool = True,
+) -> Chart:
+    """Draw a line per method over tasks, with error bars of one standard deviation.
+
+    The dots of methods stand a little beside each other, so that their bars can be told apart.
 
     Args:
-        rows: rows of :func:`hatrack.report.tables.curves`.
+        rows: rows of :func:`hatrack.report.tables.curves`, or of :func:`hatrack.report.over_time.by_task`.
         figure: the column that is drawn.
+        methods: all of them, whose places give colours and dashes.
+        over: the column that goes to the right: the number of tasks learned, or the task.
+        names: names of the tasks, for tooltips.
+        legend: False where the page has one for all charts.
+    """
+    values = _spreads(rows, figure, "method", over.key)
+    tasks = sorted({row[over.key] for row in rows})
+    step = min(0.08, 0.3 / len(methods)) if any(value["sd"] for value in values) else 0.0
+    for value in values:
+        value["place"] = value[over.key] + step * (methods.index(value["method"]) - (len(methods) - 1) / 2)
+        name = f" {names[value[over.key] - 1]}" if names else ""
+        value["tip"] = f"{value['method']}: {value['said']}, {over.title} {value[over.key]}{name}"
+    axis = alt.Axis(values=_ticks(1, max(tasks)), format="d", grid=False)
+    x = alt.X(
+        "place:Q",
+        title="tasks learned" if over == AFTER else over.title,
+        scale=alt.Scale(domain=[min(tasks) - 0.4, max(tasks) + 0.4], nice=False),
+        axis=axis,
+    )
+    title, scale = _axis_title(figure), _scale(figure, values, zero=figure.kind is Kind.SECONDS)
+    base = chart_of(values).encode(x=x, color=color(methods, legend))
+    y = alt.Y("value:Q", title=title, scale=scale)
+    spread = base.mark_rule(strokeWidth=1.4, opacity=0.75).encode(
+        y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q"
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash(methods, legend))
+    shown = (f"{over.key}:O", over.title), ("value:Q", _title(figure)), ("sd:Q", "standard deviation")
+    tooltip = _tooltip("method:N", *shown)
+    dots = base.mark_circle(size=46, opacity=1).encode(y=y, tooltip=tooltip, description="tip:N")
+    named = (spread.encode(description="method:N"), line.encode(description="method:N"), dots)
+    return alt.layer(*_zero(values), *named)
+
+
+def epochs(rows: Sequence[Row], figure: TableColumn, methods: Sequence[str], *, legend: bool = True) -> Chart:
+    """Draw a line per method and task over epochs, with a band of one standard deviation; tasks are marked.
+
+    Args:
+        rows: rows of :func:`hatrack.report.over_time.mean_learning`; they lie over tasks where they have no epoch.
+        figure: the column that is drawn, a score or a loss, which is not below zero.
         methods: all of them, whose places give colours and dashes.
         legend: False where the page has one for all charts.
     """
-    values = _spreads(rows, figure, "method", "after")
-    base = chart_of(values).encode(x=AFTER, color=color(methods, legend))
-    title = _title(figure)
-    band = base.mark_area(opacity=0.14 if len(methods) <= len(LIGHT) else 0.07).encode(
-        y=alt.Y("low:Q", title=title, scale=alt.Scale(zero=False)), y2="high:Q"
+    key = "progress" if any(row["epoch"] is None for row in rows) else "epoch"
+    values = _spreads(rows, figure, "method", "task", key, floor=0.0 if figure.kind is Kind.RATIO else -math.inf)
+    for value in values if len(values) <= _MOST_DOTS else ():
+        where = f", epoch {value[key]}" if key == "epoch" else ""
+        value["tip"] = f"{value['method']}: {value['said']}, task {value['task']}{where}"
+    ends: dict[int, float] = {}
+    for row in rows:
+        ends[row["task"]] = max(ends.get(row["task"], 0.0), row[key])
+    half = 0.5 if key == "epoch" else 0.0
+    last = max(ends.values(), default=1.0)
+    switches = [{"at": end + half} for end in sorted(ends.values())[:-1]]
+    x = alt.X(
+        f"{key}:Q",
+        title="epoch" if key == "epoch" else "tasks learned",
+        scale=alt.Scale(domain=[half, last + half], nice=False),
+        axis=alt.Axis(values=_ticks(1 if half else 0, last), format="d", grid=False),
     )
-    line = base.mark_line(strokeWidth=2.2).encode(y=alt.Y("value:Q", title=title), strokeDash=dash(methods, legend))
-    tooltip = _tooltip(
-        "method:N", ("after:O", "tasks learned"), ("value:Q", figure.title), ("sd:Q", "standard deviation")
-    )
-    dots = base.mark_circle(size=46, opacity=1).encode(y="value:Q", tooltip=tooltip)
-    return chosen(alt.layer(band, line, dots), methods)
+    title, scale = _axis_title(figure), _scale(figure, values)
+    base = chart_of(values).encode(x=x, color=color(methods, legend), detail="task:N")
+    y = alt.Y("value:Q", title=title, scale=scale)
+    line = base.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash(methods, legend), description="method:N")
+    layers = [*_switches(switches), line]
+    if any(value["sd"] for value in values):
+        band = base.mark_area(opacity=0.14 if len(methods) <= len(LIGHT) else 0.07)
+        low = alt.Y("low:Q", title=title, scale=scale)
+        layers.insert(0, band.encode(y=low, y2="high:Q", description="method:N"))
+    if len(values) <= _MOST_DOTS:
+        tooltip = _tooltip("method:N", "task:O", f"{key}:Q", ("value:Q", _title(figure)))
+        layers.append(base.mark_circle(size=30, opacity=1).encode(y=y, tooltip=tooltip, description="tip:N"))
+    return alt.layer(*layers)
+
+
+def epochs_side_by_side(rows: Sequence[Row], figures: Sequence[TableColumn], methods: Sequence[str]) -> Chart:
+    """Draw a panel of :func:`epochs` per figure, with one legend."""
+    known = [(figure, [row for row in rows if row[figure.key] is not None]) for figure in figures]
+    return alt.hconcat(*(epochs(of, figure, methods) for figure, of in known if of), spacing=24)
+
+
+def _ticks(first: int, last: float) -> list[int]:
+    """Return about ten whole numbers, at most, from the first that can be shown to the last."""
+    step = next((step for step in (1, 2, 5, 10, 20, 50, 100) if last / step <= 10), math.ceil(last / 10))
+    return [*range(step if first else 0, math.floor(last) + 1, step)]
+
+
+def _zero(values: Sequence[Row]) -> list[Chart]:
+    """Return a line at zero where values lie on both sides of it."""
+    if any(value["low"] < 0 for value in values) and any(value["high"] > 0 for value in values):
+        return [chart_of([{"zero": 0}]).mark_rule(aria=False).encode(y="zero:Q")]
+    return []
+
+
+def _switches(places: Sequence[Row]) -> list[Chart]:
+    """Return a dashed line at every switch to the next task."""
+    if not places:
+        return []
+    return [chart_of(places).mark_rule(strokeDash=[3, 3], opacity=0.6, aria=False).encode(x="at:Q")]
+
+
+def _scale(figure: TableColumn, values: Sequence[Row], *, zero: bool = False) -> Any:
+    """Return a scale for the values of a column and their spreads, never so narrow that its axis has a single tick."""
+    ends = [value[end] for value in values for end, _ in ENDS] + [0.0] * zero
+    largest = max(map(abs, ends), default=0.0)
+    least = _LEAST.get(figure.kind, largest / 100 or 1.0)
+    floor = 0.0 if min(ends, default=0.0) >= 0 else None
+    return span(ends, least, floor, 100.0 if figure.kind is Kind.PERCENT else None)
 
 
 def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str], figure: TableColumn) -> Chart:
@@ -78,12 +191,13 @@ def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str], figur
         for (task, after), mean in sorted(cells.items())
     ]
     tasks = list(dict.fromkeys(value["task"] for value in values))
+    drawn = _scale(figure, [{end: value["value"] for end, _ in ENDS} for value in values])
     return (
         chart_of(values)
         .mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=2)
         .encode(
-            x=AFTER,
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+            x=LEARNED,
+            y=alt.Y("value:Q", title=_axis_title(figure), scale=drawn),
             color=alt.Color("task:N", scale=alt.Scale(domain=tasks), title="task"),
             strokeDash=alt.StrokeDash("task:N", title="task", scale=dashes(tasks)),
             tooltip=_tooltip("task:N", ("after:O", "tasks learned"), ("value:Q", title)),
@@ -97,21 +211,20 @@ def usage(rows: Sequence[Row], tasks: int, methods: Sequence[str], *, legend: bo
         {"method": method, "progress": progress, "value": digits(100 * mean)}
         for (method, progress), mean in sorted(means(rows, ("method", "progress"), "used").items())
     ]
-    switches = (
-        chart_of([{"at": at} for at in range(1, tasks)]).mark_rule(strokeDash=[3, 3], opacity=0.6).encode(x="at:Q")
-    )
+    switches = _switches([{"at": at} for at in range(1, tasks)])
     lines = (
         chart_of(values)
         .mark_line(strokeWidth=2.2)
         .encode(
-            x=alt.X("progress:Q", title="tasks learned", axis=alt.Axis(tickMinStep=1, grid=False)),
+            x=alt.X("progress:Q", title="tasks learned", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
             y=IN_USE,
             color=color(methods, legend),
             strokeDash=dash(methods, legend),
             tooltip=_tooltip("method:N", ("progress:Q", "tasks learned"), ("value:Q", "in use (%)")),
+            description="method:N",
         )
     )
-    return chosen(alt.layer(switches, lines), methods)
+    return alt.layer(*switches, lines)
 
 
 def layers(rows: Sequence[Row], method: str) -> Chart:
@@ -123,7 +236,7 @@ def layers(rows: Sequence[Row], method: str) -> Chart:
         chart_of(values)
         .mark_bar()
         .encode(
-            x=AFTER,
+            x=LEARNED,
             xOffset=alt.XOffset("layer:N", sort=order),
             y=IN_USE,
             color=alt.Color("layer:N", sort=order, title="layer"),
@@ -135,11 +248,12 @@ def layers(rows: Sequence[Row], method: str) -> Chart:
 def bars(rows: Sequence[Row], figure: TableColumn) -> Chart:
     """Draw a bar per method with its standard deviation, in the order of the rows."""
     values, title = _spreads(rows, figure, "method"), _title(figure)
+    x = alt.X("value:Q", title=_axis_title(figure), scale=_scale(figure, values, zero=True))
     y = alt.Y("method:N", sort=[value["method"] for value in values], title=None)
     body = (
         chart_of(values)
         .mark_bar(color=LIGHT[0], height={"band": 0.7})
-        .encode(x=alt.X("value:Q", title=title), y=y, tooltip=_tooltip("method:N", ("value:Q", title)))
+        .encode(x=x, y=y, tooltip=_tooltip("method:N", ("value:Q", title)))
     )
     spread = chart_of(values).mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q", y=y)
     return alt.layer(body, spread).properties(height=BAR_STEP)
@@ -172,8 +286,9 @@ def ranking(rows: Sequence[Row], figure: TableColumn, group: str) -> Chart:
         y=alt.Y("name:N", sort=[value["name"] for value in values], title=None, axis=alt.Axis(labelLimit=560)),
         color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds)),
     )
-    x = alt.X("value:Q", title=_title(figure), scale=alt.Scale(zero=False))
-    spread_of = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", scale=alt.Scale(zero=False)), x2="high:Q")
+    scale = _scale(figure, values)
+    x = alt.X("value:Q", title=_title(figure), scale=scale)
+    spread_of = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
     shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds))
     tooltip = _tooltip("name:N", ("value:Q", figure.title))
     dots = base.mark_point(size=90, filled=True, opacity=1).encode(x=x, shape=shape, tooltip=tooltip)
@@ -222,7 +337,7 @@ def scatter(
     mark = chart_of(values).mark_line(point=alt.OverlayMarkDef(size=40) if points else False, strokeWidth=2)
     lines = mark.encode(
         x=alt.X("x:Q", title=titles[0], scale=scale, axis=axis),
-        y=alt.Y("y:Q", title=titles[1], scale=alt.Scale(zero=False)),
+        y=alt.Y("y:Q", title=_axis_title(y), scale=alt.Scale(zero=False)),
         order="order:Q",
         color=alt.Color("group:N", scale=alt.Scale(domain=groups), title=group),
         strokeDash=alt.StrokeDash("group:N", title=group, scale=dashes(groups)),
@@ -234,15 +349,22 @@ def scatter(
     return alt.layer(bars_of_spread.encode(x=alt.X("x:Q", scale=scale), y="low:Q", y2="high:Q", color="group:N"), lines)
 
 
-def _spreads(rows: Sequence[Row], figure: TableColumn, *keys: str) -> list[dict[str, Any]]:
-    """Return the values of a column that are known, as drawn, with their spread and the values of other keys."""
+def _spreads(rows: Sequence[Row], figure: TableColumn, *keys: str, floor: float = -math.inf) -> list[dict[str, Any]]:
+    """Return the values of a column that are known, as drawn, with their spread and the values of other keys.
+
+    No spread is shown below ``floor``, nor beyond the bounds of the column's kind.
+    """
     scale, _ = _SCALES.get(figure.kind, (1.0, ""))
+    least, most = _BOUNDS.get(figure.kind, (floor, math.inf))
     values = []
     for row in rows:
         value, sd = row.get(figure.key), row.get(f"{figure.key}_sd")
         if value is not None:
-            ends = {end: digits(scale * (value + sign * (sd or 0.0))) for end, sign in ENDS}
+            ends = {end: digits(min(most, max(least, scale * (value + sign * (sd or 0.0))))) for end, sign in ENDS}
+            said = number(value, figure.kind) + (f" ± {number(sd, figure.kind)}" if sd else "")
+            said += f" {figure.unit}" if figure.unit else ""
             shown = {"value": digits(scale * value), **ends, "sd": None if sd is None else digits(scale * sd)}
+            shown["said"] = said
             values.append({**{key: row[key] for key in keys}, **shown})
     return values
 
@@ -252,13 +374,28 @@ def _title(figure: TableColumn) -> str:
     return figure.title + _SCALES.get(figure.kind, (1.0, ""))[1]
 
 
+def _axis_title(figure: TableColumn) -> list[str]:
+    """Return the lines of the title of an axis, each short enough for a small chart."""
+    return textwrap.wrap(_title(figure), 30)
+
+
 def _tooltip(*fields: str | tuple[str, str]) -> list[Any]:
     """Return the tooltip of some fields, those that are pairs with titles."""
     return [alt.Tooltip(field) if isinstance(field, str) else alt.Tooltip(field[0], title=field[1]) for field in fields]
 
 
 def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableColumn, *, bottom: float = 50.0) -> Chart:
-    """Draw a matrix, shares in percent, with its numbers written in (Figs. 6 and 1 of most papers)."""
+    """Draw a matrix, shares in percent, with its numbers written in (Figs. 6 and 1 of most papers).
+
+    Where values or ``bottom`` are below zero, colours diverge from zero.
+
+    Args:
+        rows: the cells.
+        x: column of the place to the right.
+        y: column of the place down.
+        value: the column that is drawn.
+        bottom: value of the lowest colour, in percent, unless a cell is lower; of shares alone.
+    """
     share = value.kind in _SCALES
     values = [
         {"x": row[x.key], "y": row[y.key], "value": round(100 * row[value.key], 1) if share else digits(row[value.key])}
@@ -271,17 +408,23 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
     )
     low = min((row["value"] for row in values), default=0.0)
     high = 100.0 if share else max((row["value"] for row in values), default=1.0)
-    bottom = bottom if share else low
-    title = _title(value)
+    floor, title = min(low, bottom) if share else low, _title(value)
+    signed = floor < 0
+    if signed:  # zero in the middle, and as much colour for what is below as for what is above
+        high = max(-floor, high)
+        floor = -high
+    shades = alt.Scale(domain=[floor, high], domainMid=0) if signed else alt.Scale(domain=[floor, high])
     cells = base.mark_rect().encode(
-        color=alt.Color("value:Q", title=title, scale=alt.Scale(domain=[min(low, bottom), high])),
+        color=alt.Color("value:Q", title=title, scale=shades),
         tooltip=_tooltip(("y:O", y.title), ("x:O", x.title), ("value:Q", title)),
     )
-    floor = min(low, bottom)
-    middle = next((floor + s / 100 * (high - floor) for s in range(101) if dark_cell(s / 100, "light")), high)
+    middle, below = (
+        next((sign * s / 100 for s in range(101) if dark_cell(sign * s / 100, "light")), 2.0 * sign) for sign in (1, -1)
+    )
+    place = f"(datum.value - {0 if signed else floor}) / {high - (0 if signed else floor) or 1}"
     numbers = base.mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=".1f" if share else ".3f"),
-        color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("black")),
+        color=alt.condition(f"{place} > {middle} || {place} < {below}", alt.value("white"), alt.value("black")),
     )
     return alt.layer(cells, numbers).properties(width=46 * size, height=34 * len({row["y"] for row in values}))
 

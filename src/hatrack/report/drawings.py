@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from hatrack.errors import InputError
 from hatrack.objectives import ACCURACY, Metric
-from hatrack.report import charts, inside, tables
+from hatrack.report import charts, inside, over_time, tables
 from hatrack.report.literature import published
 from hatrack.report.runs import Runs
 from hatrack.report.table import Drawing, Kind, Row, Table, kinds_of, means
@@ -26,7 +26,7 @@ def _curve(key: str, title: str) -> Callable[[Runs, str], Drawing]:
         runs.require_metric()
         table = tables.curves(runs)
         column = next(column for column in table.columns if column.key == key)
-        shown = [label for label in runs.labels if label != "random"] or list(runs.labels)
+        shown = _but_guessing(runs)
         rows = [row for row in table.rows if row["method"] in shown and row[key] is not None]
         if not rows:
             raise InputError("ρ needs the runs of joint and random with the same seeds; run these methods too")
@@ -118,6 +118,28 @@ def _transfer(runs: Runs, method: str) -> Drawing:
     return Drawing(charts.bars_side_by_side(rows, columns), "Learning and transfer", table)
 
 
+def _time_by_task(runs: Runs, method: str) -> Drawing:
+    table = over_time.by_task(runs)
+    shown, column = _but_guessing(runs), {column.key: column for column in table.columns}
+    rows = [row for row in table.rows if row["method"] in shown]
+    chart = charts.curves(rows, column["seconds"], shown, over=column["task"])
+    return Drawing(chart, "Time for training on each task and testing all so far", table)
+
+
+def _learning(runs: Runs, method: str) -> Drawing:
+    runs.require_metric()
+    table = _require(over_time.mean_learning(runs), "runs of which no epoch is missing")
+    shown = _but_guessing(runs)
+    rows = [row for row in table.rows if row["method"] in shown]
+    _, loss, score = table.columns[-3:]
+    return Drawing(charts.epochs_side_by_side(rows, (loss, score), shown), "Learning curves", table)
+
+
+def _but_guessing(runs: Runs) -> list[str]:
+    """Return the labels of all methods but guessing, beside which the others could not be told apart."""
+    return [label for label in runs.labels if label != "random"] or list(runs.labels)
+
+
 def _of(table: Table, method: str) -> Table:
     rows: list[Row] = [row for row in table.rows if row["method"] == method]
     if not rows:
@@ -151,6 +173,8 @@ DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
         "transfer": _transfer,
         "published": _published,
         "time": _time,
+        "time-by-task": _time_by_task,
+        "learning": _learning,
     }
 )
 """Draws every figure, by its name, from runs and, where it is about one method, the label of that."""

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from hatrack.report import inside, tables
 from hatrack.report.literature import published
+from hatrack.report.over_time import by_task, learning
 from hatrack.report.runs import Runs
 from hatrack.report.table import Drawing, Table
 from hatrack.report.verdict import differences, timing
@@ -60,6 +61,8 @@ _ROWS = (
     ("transfer", "accuracy right after learning, backward and forward transfer, by method", _GEM),
     ("published", "the literature's figures beside these runs'", f"{_HAT}, Tables 3, 4, 6, 7 and 8"),
     ("time", "time for training and testing", f"{_HAT}, Table 5"),
+    ("time-by-task", "time for every task, in their order", ""),
+    ("learning", "validation loss and score by epoch", ""),
 )
 FIGURES: Mapping[str, Figure] = MappingProxyType({row[0]: Figure(*row) for row in _ROWS})
 """Every figure by its name."""
@@ -71,6 +74,8 @@ TABLES: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
         "differences": differences,
         "curves": tables.curves,
         "accuracy": tables.accuracy,
+        "by-task": by_task,
+        "learning": learning,
         "capacity": inside.capacity,
         "usage": inside.usage,
         "reuse": inside.reuse,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -11,12 +9,13 @@ import jinja2
 from markupsafe import Markup
 
 from hatrack import __version__
-from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS
 from hatrack.objectives import ACCURACY
-from hatrack.report import canvas, charts, sections
+from hatrack.report import canvas, sections
 from hatrack.report.inside import capacity, mean_usage, reuse
 from hatrack.report.literature import HERE, has_published, published
+from hatrack.report.over_time import by_task, mean_learning
+from hatrack.report.panels import epoch_panels, task_panels
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Table
 from hatrack.report.tables import accuracy, curves, data, summary
@@ -25,13 +24,8 @@ from hatrack.report.writers import display
 
 __all__ = ["html_report"]
 
-_RATIO = (
-    "forgetting_ratio",
-    "Forgetting ratio ρ",
-    "0 is as good as learning all tasks at once, −1 as bad as guessing.",
-)
-
-_BANDS = " Bands are one standard deviation over seeds."
+_POINTS = 120
+"""Number of points in a learning curve that can be told apart on a page."""
 
 
 def html_report(runs: Runs) -> str:
@@ -48,13 +42,13 @@ def html_report(runs: Runs) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
     metric = runs.require_metric()
-    makers = (summary, curves, accuracy, capacity, reuse, data, differences, mean_usage)
+    makers = (summary, curves, by_task, _learning, accuracy, capacity, reuse, data, differences, mean_usage)
     tables = {table.name: table for table in (make(runs) for make in makers)}
     others = Table("published", "", (), ())
     if has_published(runs):
         others = tables["published"] = published(runs)
     outcome = verdict(runs)
-    drawn = _charts(runs, tables)
+    panels = [*task_panels(runs, tables), *epoch_panels(runs, tables["mean-learning"])]
     context = {
         "title": f"{runs.any.experiment}: {sections.title(runs)}",
         "experiment": runs.any.experiment,
@@ -76,8 +70,8 @@ def html_report(runs: Runs) -> str:
         "sentences": sections.sentences(runs, outcome),
         "summary": sections.summary_rows(tables["summary"]),
         "differences": sections.forest(tables["differences"], outcome.best, runs),
-        **sections.matrices(tables["accuracy"], runs),
-        "layers": sections.layer_matrices(tables["capacity"]),
+        **sections.matrices(tables["accuracy"], tables["by-task"], runs),
+        "layers": sections.layer_matrices(tables["capacity"], runs),
         "reuse": sections.reuse_matrices(tables["reuse"], runs),
         "proof": sections.proof(runs),
         "data": tables["data"],
@@ -88,80 +82,51 @@ def html_report(runs: Runs) -> str:
         "commands": [run.command for _, _, run in runs.each()],
         "version": __version__,
         "tables": {name: _compact(table) for name, table in tables.items()},
-        "charts": [{key: value for key, value in chart.items() if key != "chart"} for chart in drawn],
-        "specs": {chart["name"]: chart["chart"].properties(description=chart["alt"]).to_dict() for chart in drawn},
-        "styles": {theme: canvas.style(theme) for theme in ("light", "dark")},
-        "bundle": Markup(_bundle()),
-        "css": Markup(_css()),
+        "panels": panels,
+        "css": Markup(environment.from_string(_file("report.css")).render(themes=_themes(), tasks=runs.learned)),
         "script": Markup(_file("report.js")),
         "downloads": _downloads,
     }
     return environment.from_string(_file("report.html")).render(context)
 
 
+def _learning(runs: Runs) -> Table:
+    return mean_learning(runs, max(2, min(30, _POINTS // runs.learned)))
+
+
 def _file(name: str) -> str:
     return resources.files("hatrack.report").joinpath("template").joinpath(name).read_text(encoding="utf-8")
 
 
-def _css() -> str:
-    text = _file("report.css")
-    for theme, palette in (("light", canvas.LIGHT), ("dark", canvas.DARK)):
-        colours = "".join(f"--c{index}:{colour};" for index, colour in enumerate(palette))
-        text = text.replace("{{ palette_" + theme + " }}", colours)
-    return text
+def _themes() -> dict[str, str]:
+    """Return the colours of lines as variables of CSS, by theme."""
+    palettes = {"light": canvas.LIGHT, "dark": canvas.DARK}
+    return {
+        theme: "".join(f"--c{index}:{colour};" for index, colour in enumerate(palette))
+        for theme, palette in palettes.items()
+    }
 
 
-@cache
-def _bundle() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed, as one script that vl-convert ships."""
-    try:
-        import vl_convert
-    except ImportError as error:  # pragma: no cover - the extra is installed wherever tests run
-        raise InputError("the report needs altair and vl-convert: pip install 'hatrack[report]'") from error
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=canvas.VEGA_LITE)
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def _downloads(table: str) -> Markup:
+def _downloads(table: str, chart: str = "") -> Markup:
+    """Return buttons that show a table and save it, and the chart above them if there is one."""
+    kinds = {
+        "table": f"Show {table} as a table",
+        "csv": f"Download {table} as CSV",
+        "json": f"Download {table} as JSON",
+    }
+    if chart:
+        kinds |= {kind: f"Download the chart {chart} as {kind.upper()}" for kind in ("svg", "png")}
     buttons = [
-        Markup(
-            '<button type="button" data-table="{0}" data-kind="{1}" aria-label="Download {0} as {2}">{2}</button>'
-        ).format(table, kind, kind.upper())
-        for kind in ("csv", "json")
+        Markup('<button type="button" data-table="{}" data-kind="{}" aria-label="{}"{}>{}</button>').format(
+            table,
+            kind,
+            label,
+            Markup(' aria-expanded="false"') if kind == "table" else "",
+            kind if kind == "table" else kind.upper(),
+        )
+        for kind, label in kinds.items()
     ]
-    return Markup('<p class="downloads">the data behind it: {}</p>').format(Markup("").join(buttons))
-
-
-def _charts(runs: Runs, tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    columns = {column.key: column for column in tables["curves"].columns}
-    rows, used = tables["curves"].rows, tables["mean-usage"].rows
-    drawn = []
-    metric = runs.require_metric()
-    direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
-    lost = "in points lost" if metric.is_share else f"what got worse of {metric.name}"
-    lost = f"{lost} since a task was learned, mean over the tasks so far. Lower is better."
-    shown = (
-        (runs.average, f"Average {metric.name}", f"of all the tasks so far.{direction}"),
-        ("forgetting", "Forgetting", lost),
-        _RATIO,
-    )
-    for key, title, text in shown if runs.learned > 1 else ():
-        if any(row[key] is not None for row in rows):
-            bands = _BANDS * (key == runs.average and len(runs.seeds) > 1)
-            drawn.append(
-                (key, title, text + bands, "curves", charts.curves(rows, columns[key], runs.labels, legend=False))
-            )
-    if used:
-        text = "while tasks are in training; dashed lines are switches to the next task."
-        usage = charts.usage(used, runs.learned, runs.labels, legend=False)
-        drawn.append(("usage", "Network in use", text, "mean-usage", usage))
-    return [
-        {
-            **{"name": name, "title": title, "text": text, "table": table, "chart": chart},
-            "alt": f"Line chart: {title} by number of tasks learned, {text} Its data follow below.",
-        }
-        for name, title, text, table, chart in drawn
-    ]
+    return Markup('<div class="downloads"><span>data</span> {}</div>').format(Markup("").join(buttons))
 
 
 def _compact(table: Table) -> dict[str, Any]:

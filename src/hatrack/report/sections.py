@@ -245,8 +245,14 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 
-def matrices(table: Table, runs: Runs) -> dict[str, Any]:
-    """Return matrices of scores as heat maps, means over seeds, with the loss of every task."""
+def matrices(table: Table, by_task: Table, runs: Runs) -> dict[str, Any]:
+    """Return matrices of scores as heat maps, means over seeds, with what every task lost and was given.
+
+    Args:
+        table: :func:`hatrack.report.tables.accuracy` of the runs.
+        by_task: :func:`hatrack.report.over_time.by_task` of them.
+        runs: the runs.
+    """
     metric = runs.require_metric()
     cells = means(table.rows, ("method", "after", "task"), "accuracy" if metric == ACCURACY else "score")
     shown = [value for (method, _, _), value in cells.items() if method != "random"] or list(cells.values())
@@ -256,40 +262,54 @@ def matrices(table: Table, runs: Runs) -> dict[str, Any]:
     kind = kinds_of(metric)[0]
 
     def say(value: float) -> str:
-        return f"{100 * value:.1f}" if metric.is_share else number(value, kind)
+        text = f"{100 * value:.1f}" if metric.is_share else number(value, kind)
+        return text.replace("-0.0", "0.0").replace("-", "−")
 
+    changes = {
+        key: {(row["method"], row["task"]): row[key] for row in by_task.rows}
+        for key in ("backward_transfer", "forward_transfer")
+    }
+    known = [value for of in changes.values() for (method, _), value in of.items() if method != "random" and value]
+    widest = max([high - low, *map(abs, known)])
     tasks = range(1, runs.learned + 1)
+    unit = " %" if metric.is_share else ""
     matrices = []
     for label in runs.labels:
-        shown_as: dict[str, Any] = {"say": say, "metric": metric}
         rows = [
-            [_heat(cells[label, after, task], low, high, **shown_as) if task <= after else None for task in tasks]
+            [
+                {
+                    **_heat(cells[label, after, task], low, high, say=say, metric=metric),
+                    "tip": f"{_task(runs, task)} after {_task(runs, after)}: {say(cells[label, after, task])}{unit}",
+                }
+                if task <= after
+                else None
+                for task in tasks
+            ]
             for after in tasks
         ]
-        lost = [metric.gain(cells[label, task, task], cells[label, runs.learned, task]) for task in tasks]
-        tones = [
-            "" if task == runs.learned else "bad" if drop > 0.01 else "good" if drop <= 0 else ""
-            for task, drop in zip(tasks, lost, strict=True)
-        ]
-        texts = [say(drop).replace("-0.0", "0.0").replace("-", "−") for drop in lost]
-        matrices.append(
-            {
-                "method": label,
-                "rows": rows,
-                "lost": [{"text": text, "tone": tone} for text, tone in zip(texts, tones, strict=True)],
-            }
-        )
-    return {"matrices": matrices, "heat": {"low": say(low), "high": say(high)}}
+        lost = [changes["backward_transfer"][label, task] for task in tasks]
+        ahead = [changes["forward_transfer"][label, task] for task in tasks]
+        feet = [{"name": "lost", "cells": [_signed(value, widest, lambda gain: say(0.0 - gain)) for value in lost]}]
+        if label != "independent" and any(value is not None for value in ahead):
+            feet.append({"name": "ahead", "cells": [_signed(value, widest, say) for value in ahead]})
+        matrices.append({"method": label, "rows": rows, "feet": feet if runs.learned > 1 else []})
+    return {
+        "matrices": matrices,
+        "ahead": any(len(matrix["feet"]) > 1 for matrix in matrices),
+        "heat": {"low": say(low), "high": say(high)},
+    }
 
 
-def layer_matrices(table: Table) -> list[dict[str, Any]]:
+def layer_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
     """Return layers in use as heat maps, means over seeds."""
     shares = means(table.rows, ("method", "layer", "after"), "used")
     layers: dict[str, dict[str, list[Any]]] = {}
-    for (method, layer, _), share in sorted(shares.items(), key=lambda cell: int(cell[0][2])):
-        layers.setdefault(method, {}).setdefault(layer, []).append(_heat(share, 0.0, 1.0))
+    for (method, layer, after), share in sorted(shares.items(), key=lambda cell: int(cell[0][2])):
+        cell = _heat(share, 0.0, 1.0)
+        tip = f"{layer} after {_task(runs, after)}: {cell['text']} % in use"
+        layers.setdefault(method, {}).setdefault(layer, []).append({**cell, "tip": tip})
     return [
-        {"method": method, "rows": [{"name": layer, "cells": cells} for layer, cells in of.items()]}
+        {"method": method, "rows": [{"name": layer, "task": "", "cells": cells} for layer, cells in of.items()]}
         for method, of in layers.items()
     ]
 
@@ -298,14 +318,41 @@ def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
     """Return reuse between tasks as heat maps."""
     shares = {(row["method"], row["of"], row["by"]): row["share"] for row in table.rows}
     tasks = range(1, runs.learned + 1)
+
+    def cell(label: str, i: int, j: int) -> dict[str, Any]:
+        cell = _heat(shares[label, i, j], 0.0, 1.0)
+        return {**cell, "tip": f"{cell['text']} % of the weights of {_task(runs, i)} are used by {_task(runs, j)}"}
+
     return [
         {
             "method": label,
-            "rows": [{"name": str(i), "cells": [_heat(shares[label, i, j], 0.0, 1.0) for j in tasks]} for i in tasks],
+            "rows": [
+                {"name": str(i), "task": runs.task_names[i - 1], "cells": [cell(label, i, j) for j in tasks]}
+                for i in tasks
+            ],
         }
         for label in runs.labels
         if (label, 1, 1) in shares
     ]
+
+
+def _task(runs: Runs, number_of: int) -> str:
+    """Return a task's name with its number, which some names are."""
+    name = runs.task_names[number_of - 1]
+    return name if name == f"task {number_of}" else f"task {number_of} ({name})"
+
+
+def _signed(value: float | None, widest: float, say: Callable[[float], str]) -> dict[str, Any] | None:
+    """Return a cell of a gain: its colour diverges from that of zero."""
+    if value is None:
+        return None
+    share = max(-1.0, min(1.0, value / widest)) if widest else 0.0
+    return {
+        "text": say(value),
+        "tip": "",
+        "v": round(abs(share), 3),
+        "ink": " ".join(["minus"] * (share < 0) + _inks(share)),
+    }
 
 
 def _heat(
@@ -319,5 +366,9 @@ def _heat(
     v = (value - low) / (high - low) if high > low else 1.0
     v = v if metric.larger_is_better else 1.0 - v
     v = min(1.0, max(0.0, v))
-    inks = [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if dark_cell(v, theme)]
-    return {"text": say(value), "v": round(v, 3), "ink": " ".join(inks)}
+    return {"text": say(value), "v": round(v, 3), "ink": " ".join(_inks(v))}
+
+
+def _inks(share: float) -> list[str]:
+    """Return the classes of a cell whose text is white, by theme."""
+    return [name for name, theme in (("on-light", "light"), ("on-dark", "dark")) if dark_cell(share, theme)]
