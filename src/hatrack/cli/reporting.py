@@ -67,8 +67,8 @@ def report_command(
     format
         `html` for the page; the others write one table.
     table
-        Which table, by default the first: summary, forgetting-ratios, differences, curves, accuracy, capacity, usage,
-        reuse, compression, timing, published, data.
+        Which table, by default the first: summary, forgetting-ratios, differences, curves, accuracy, by-task, learning,
+        capacity, usage, reuse, compression, timing, published, data.
     """
     if format == "html" and table is not None:
         raise InputError(f"--table {table} goes with --format csv, json, markdown or latex; the page has all tables")

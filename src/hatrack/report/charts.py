@@ -159,7 +159,7 @@ def _zero(values: Sequence[Row]) -> list[Chart]:
     return []
 
 
-def _switches(places: Sequence[Row]) -> list[Chart]:
+def _switches(places: Sequence[dict[str, Any]]) -> list[Chart]:
     """Return a dashed line at every switch to the next task."""
     if not places:
         return []
@@ -364,8 +364,7 @@ def _spreads(rows: Sequence[Row], figure: TableColumn, *keys: str, floor: float 
             said = number(value, figure.kind) + (f" ± {number(sd, figure.kind)}" if sd else "")
             said += f" {figure.unit}" if figure.unit else ""
             shown = {"value": digits(scale * value), **ends, "sd": None if sd is None else digits(scale * sd)}
-            shown["said"] = said
-            values.append({**{key: row[key] for key in keys}, **shown})
+            values.append({**{key: row[key] for key in keys}, **shown, "said": said})
     return values
 
 
@@ -407,8 +406,9 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
         x=alt.X("x:O", title=x.title, axis=alt.Axis(labelAngle=0)), y=alt.Y("y:O", title=y.title)
     )
     low = min((row["value"] for row in values), default=0.0)
-    high = 100.0 if share else max((row["value"] for row in values), default=1.0)
-    floor, title = min(low, bottom) if share else low, _title(value)
+    whole = value.kind is Kind.PERCENT
+    high = 100.0 if whole else max((row["value"] for row in values), default=1.0)
+    floor, title = min(low, bottom) if whole else low, _title(value)
     signed = floor < 0
     if signed:  # zero in the middle, and as much colour for what is below as for what is above
         high = max(-floor, high)

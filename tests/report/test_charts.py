@@ -1,0 +1,94 @@
+"""Charts say something whatever the values are."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hatrack.report import charts
+from hatrack.report.canvas import span
+from hatrack.report.inline_svg import inline_svg
+from hatrack.report.table import Kind, TableColumn
+
+SIZES = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(SIZES, min_size=1, max_size=5), st.floats(1e-3, 1e3))
+def test_a_scale_holds_all_values_and_is_wide_enough(values: list[float], least: float) -> None:
+    low, high = span(values, least).domain
+    slack = 1e-9 * (1 + max(map(abs, values)))
+    assert low <= min(values) + slack
+    assert high >= max(values) - slack
+    assert high - low >= least - slack
+    assert high - low <= max(least, max(values) - min(values)) + slack
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=5), st.floats(1e-3, 100))
+def test_a_scale_is_widened_within_its_bounds(values: list[float], least: float) -> None:
+    low, high = span(values, least, 0.0, 100.0).domain
+    assert -1e-9 <= low <= min(values) + 1e-9
+    assert max(values) - 1e-9 <= high <= 100 + 1e-9
+    assert high - low >= least - 1e-9
+
+
+def y_labels(svg: str) -> list[str]:
+    """Return the labels beside the axis that goes up; they end where the axis begins."""
+    texts = [part for part in ElementTree.fromstring(svg).iter() if part.tag.endswith("}text")]
+    return [text.text or "" for text in texts if text.get("text-anchor") == "end"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *((Kind.POINTS, 0.0), (Kind.PERCENT, 1.0), (Kind.PERCENT, 0.0), (Kind.RATIO, 0.0), (Kind.SECONDS, 0.0)),
+        *((Kind.SCORE, 0.0), (Kind.SCORE, 796.2), (Kind.SCORE, -1e-4)),
+    ],
+)
+def test_no_axis_has_a_single_tick(kind: Kind, value: float) -> None:
+    column = kind.column("figure")
+    rows = [{"method": "hat", "after": after, "figure": value, "figure_sd": None} for after in (1, 2)]
+    labels = y_labels(inline_svg(charts.curves(rows, column, ["hat"], legend=False), ["hat"], width=372, height=250))
+    assert len(set(labels)) > 1
+    epochs = [{**row, "task": 1, "epoch": row["after"], "progress": row["after"] / 2} for row in rows]
+    labels = y_labels(inline_svg(charts.epochs(epochs, column, ["hat"], legend=False), ["hat"], width=372, height=250))
+    assert len(set(labels)) > 1
+
+
+def test_spreads_end_where_values_must() -> None:
+    def drawn(kind: Kind, value: float, sd: float) -> list[dict[str, float]]:
+        rows = [{"method": "hat", "after": 1, "figure": value, "figure_sd": sd}]
+        spec = charts.curves(rows, kind.column("figure"), ["hat"]).to_dict()
+        found = re.findall(r"'low': ([-.\d]+), 'high': ([-.\d]+)", str(spec))
+        return [{"low": float(low), "high": float(high)} for low, high in found]
+
+    assert drawn(Kind.PERCENT, 0.98, 0.05)[0] == {"low": 93.0, "high": 100.0}
+    assert drawn(Kind.SECONDS, 3.0, 4.0)[0] == {"low": 0.0, "high": 7.0}
+    assert drawn(Kind.POINTS, 0.01, 0.02)[0] == {"low": -1.0, "high": 3.0}
+
+
+@pytest.mark.parametrize("lowest", [-0.25, 0.25])
+def test_colours_of_signed_values_diverge_from_zero(lowest: float) -> None:
+    x, y, value = Kind.NUMBER.column("x"), Kind.NUMBER.column("y"), Kind.POINTS.column("value")
+    rows = [{"x": 1, "y": 1, "value": lowest}, {"x": 2, "y": 1, "value": 0.75}]
+    scale = charts.heat_map(rows, x, y, value).to_dict()["layer"][0]["encoding"]["color"]["scale"]
+    assert scale == ({"domain": [-75.0, 75.0], "domainMid": 0} if lowest < 0 else {"domain": [25.0, 75.0]})
+
+
+def test_marks_have_their_method_and_their_text() -> None:
+    names = ("a & b", '<img src="x">')
+    methods = ["hat (s_max=50)", "hat"]
+    rows = [
+        {"method": method, "after": after, "figure": 0.5, "figure_sd": 0.1} for method in methods for after in (1, 2)
+    ]
+    column = TableColumn("figure", "accuracy", Kind.PERCENT)
+    chart = charts.curves(rows, column, methods, names=names, legend=False)
+    root = ElementTree.fromstring(inline_svg(chart, methods, width=372, height=250))
+    marks = [(part.get("data-method"), part.get("data-tip")) for part in root.iter() if part.get("data-tip")]
+    assert {method for method, _ in marks} == set(methods)
+    assert ("hat", "hat: 50.00 ± 10.00 %, after task 1 a & b") in marks
+    assert ("hat (s_max=50)", 'hat (s_max=50): 50.00 ± 10.00 %, after task 2 <img src="x">') in marks
+    assert len(marks) == 2 * (1 + 2 + 2), "of every method a line, two dots and two error bars"
