@@ -9,11 +9,11 @@ import pytest
 from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.experiments.metrics import average_score, backward_transfer, forgetting, forward_transfer
-from hatrack.objectives.metrics import ACCURACY, MEAN_ABSOLUTE_ERROR, R_SQUARED, Metric
+from hatrack.objectives.metrics import ACCURACY, MEAN_ABSOLUTE_ERROR, MEAN_AVERAGE_PRECISION, R_SQUARED, Metric
 from hatrack.report import accuracy_table, forgetting_line, inside, tables
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
-from hatrack.report.table import Kind
+from hatrack.report.table import Kind, capitalized
 from hatrack.report.verdict import differences, verdict
 from hatrack.train import Score
 from support.synthetic import synthetic
@@ -90,6 +90,12 @@ def test_the_page_names_metric_and_direction() -> None:
     forest = page[page.index('id="differences"') :] if 'id="differences"' in page else page
     sgd = forest[forest.index("<small>mean absolute error</small>") :]
     assert "worse" in sgd or "may be luck" in sgd
+
+
+def test_a_name_keeps_its_capitals_in_headings() -> None:
+    assert [capitalized(metric.name) for metric in (MEAN_AVERAGE_PRECISION, R_SQUARED, MEAN_ABSOLUTE_ERROR)] == [
+        *("mAP", "R²", "Mean absolute error"),
+    ]
 
 
 def test_a_better_difference_of_errors_is_below_zero() -> None:

@@ -147,7 +147,7 @@ def epochs_side_by_side(rows: Sequence[Row], figures: Sequence[TableColumn], met
 
 
 def _ticks(first: int, last: float) -> list[int]:
-    """Return about ten whole numbers, at most, from the first that can be shown to the last."""
+    """Return the places of at most about ten labels: whole numbers from 0 or 1 on."""
     step = next((step for step in (1, 2, 5, 10, 20, 50, 100) if last / step <= 10), math.ceil(last / 10))
     return [*range(step if first else 0, math.floor(last) + 1, step)]
 
@@ -216,7 +216,12 @@ def usage(rows: Sequence[Row], tasks: int, methods: Sequence[str], *, legend: bo
         chart_of(values)
         .mark_line(strokeWidth=2.2)
         .encode(
-            x=alt.X("progress:Q", title="tasks learned", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
+            x=alt.X(
+                "progress:Q",
+                title="tasks learned",
+                scale=alt.Scale(domain=[0, tasks]),
+                axis=alt.Axis(values=_ticks(0, tasks), format="d", grid=False),
+            ),
             y=IN_USE,
             color=color(methods, legend),
             strokeDash=dash(methods, legend),
@@ -413,7 +418,7 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
     if signed:  # zero in the middle, and as much colour for what is below as for what is above
         high = max(-floor, high)
         floor = -high
-    shades = alt.Scale(domain=[floor, high], domainMid=0) if signed else alt.Scale(domain=[floor, high])
+    shades = alt.Scale(domain=[floor, high], domainMid=0 if signed else alt.Undefined, interpolate="rgb")
     cells = base.mark_rect().encode(
         color=alt.Color("value:Q", title=title, scale=shades),
         tooltip=_tooltip(("y:O", y.title), ("x:O", x.title), ("value:Q", title)),

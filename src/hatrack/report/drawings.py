@@ -11,7 +11,7 @@ from hatrack.objectives import ACCURACY, Metric
 from hatrack.report import charts, inside, over_time, tables
 from hatrack.report.literature import published
 from hatrack.report.runs import Runs
-from hatrack.report.table import Drawing, Kind, Row, Table, kinds_of, means
+from hatrack.report.table import Drawing, Kind, Row, Table, capitalized, kinds_of, means
 from hatrack.report.verdict import timing
 
 __all__ = ["DRAWINGS"]
@@ -61,7 +61,7 @@ def _matrix(runs: Runs, method: str) -> Drawing:
     column = {column.key: column for column in table.columns}
     value = replace(column[key], kind=kinds_of(metric)[0], title=_heading(metric))
     chart = charts.heat_map(rows, column["task"], column["after"], value)
-    return Drawing(chart, f"{metric.name.capitalize()} on every task after every task, {method}", table)
+    return Drawing(chart, f"{capitalized(metric.name)} on every task after every task, {method}", table)
 
 
 def _key(metric: Metric) -> str:
@@ -78,7 +78,7 @@ def _tasks(runs: Runs, method: str) -> Drawing:
     metric = runs.require_metric()
     value = kinds_of(metric)[0].column(_key(metric), _heading(metric))
     chart = charts.lines_per_task(table.rows, method, runs.task_names, value)
-    return Drawing(chart, f"{metric.name.capitalize()} on every task, {method}", table)
+    return Drawing(chart, f"{capitalized(metric.name)} on every task, {method}", table)
 
 
 def _time(runs: Runs, method: str) -> Drawing:

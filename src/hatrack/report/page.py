@@ -17,7 +17,7 @@ from hatrack.report.literature import HERE, has_published, published
 from hatrack.report.over_time import by_task, mean_learning
 from hatrack.report.panels import epoch_panels, task_panels
 from hatrack.report.runs import REFERENCES, Runs
-from hatrack.report.table import Table
+from hatrack.report.table import Table, capitalized
 from hatrack.report.tables import accuracy, curves, data, summary
 from hatrack.report.verdict import differences, verdict
 from hatrack.report.writers import display
@@ -53,6 +53,7 @@ def html_report(runs: Runs) -> str:
         "title": f"{runs.any.experiment}: {sections.title(runs)}",
         "experiment": runs.any.experiment,
         "metric": metric.name,
+        "metric_heading": capitalized(metric.name),
         "share": metric.is_share,
         "direction": metric.direction,
         "plain": metric == ACCURACY,

@@ -19,6 +19,7 @@ __all__ = [
     "Row",
     "Table",
     "TableColumn",
+    "capitalized",
     "kinds_of",
     "mean_and_sd",
     "means",
@@ -101,6 +102,11 @@ class Drawing:
 def kinds_of(metric: Metric | None) -> tuple[Kind, Kind]:
     """Return the kinds of columns of a metric, and of its differences; shares where there is none."""
     return (Kind.PERCENT, Kind.POINTS) if metric is None or metric.is_share else (Kind.SCORE, Kind.SCORE)
+
+
+def capitalized(name: str) -> str:
+    """Return a name as it begins a heading; one with capitals of its own, such as mAP, stays as it is."""
+    return name[:1].upper() + name[1:] if name.split()[0].islower() else name
 
 
 METHOD = Kind.TEXT.column("method")
