@@ -33,6 +33,7 @@ PUBLIC_MODULES = (
     "hatrack.report.figures",
     "hatrack.report.tables",
     "hatrack.report.inside",
+    "hatrack.report.over_time",
     "hatrack.report.pictures",
     "hatrack.report.verdict",
     "hatrack.report.literature",
