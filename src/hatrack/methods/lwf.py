@@ -30,13 +30,14 @@ class LWFSettings:
         smoothing: ε, which the HAT authors' code adds to the new network's probabilities, shared out among the classes:
             an answer that is surely wrong costs at most about −log(ε / classes), and has next to no gradient.
         matched_dropout: whether features of the old network are dropped as those of the new one are. False asks the
-            new network to say under dropout what the old one says without, as the HAT authors' code does.
+            new network to say under dropout what the old one says without, as the HAT authors' code does: a network
+            that has not moved is pushed away from where it is, the more the larger λ is (see the recorded strengths).
     """
 
     strength: float = 2.0
     temperature: float = 1.0
     smoothing: float = 1e-5
-    matched_dropout: bool = False
+    matched_dropout: bool = True
 
     def __post_init__(self) -> None:
         require_range(self, "temperature", above=0)
@@ -67,8 +68,8 @@ def distillation(logits: Tensor, targets: Tensor, temperature: float, smoothing:
 class LWF(DistilledMethod):
     """Adds, for every old head, the distance of its answers on the new data from those of the old network.
 
-    The old network answers batch by batch, in evaluation mode. As in the HAT authors' code the new head has no warm-up,
-    which its paper has.
+    The old network answers batch by batch, under the dropout of the new one. As in the HAT authors' code the new head
+    has no warm-up, which its paper has.
     """
 
     name = "lwf"
@@ -77,7 +78,7 @@ class LWF(DistilledMethod):
     objectives = (Classification,)
     settings_type = LWFSettings
     training = MappingProxyType({"clip_norm": 100.0})
-    earlier = Earlier({"smoothing": 0.0}, {})
+    earlier = Earlier({"smoothing": 0.0, "matched_dropout": False}, {})
     grid = MappingProxyType({"strength": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0), "temperature": (0.5, 1.0, 2.0, 4.0)})
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
