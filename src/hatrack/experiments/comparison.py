@@ -14,7 +14,7 @@ import torch
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed, with_recorded_defaults
+from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed, with_known_tasks, with_recorded_defaults
 from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder, write_plan
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
@@ -251,15 +251,16 @@ def jobs_of(
 
     Raises:
         InputError: the folder holds runs of a method with the defaults of several versions.
+        DataError: a file of one's own tasks cannot be opened.
     """
-    request = RunRequest(plan.experiment, "", data=data, sources=plan.sources)
+    request = RunRequest(plan.experiment, "", data=data, sources=plan.sources, description=plan.described)
     request = replace(request, device=device or request.device)
     found = []
     for seed in plan.seeds:
         for method in plan.methods:
             at, overrides = run_folder(folder, method, seed), plan.overrides(method)
             found.append(Job(replace(request, method=method, seed=seed, out=at, overrides=overrides), threads))
-    return with_recorded_defaults(found)
+    return with_known_tasks(with_recorded_defaults(found))
 
 
 def compare(

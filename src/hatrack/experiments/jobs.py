@@ -8,13 +8,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hatrack.errors import CheckpointError, HatrackError, InputError
+from hatrack.experiments.continuing import KnownTask, are_tasks_of, of_own
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import RESULT, RunFolder
 from hatrack.experiments.preparing import Run
@@ -34,6 +35,7 @@ __all__ = [
     "JobFailed",
     "carry_out",
     "decode",
+    "with_known_tasks",
     "with_recorded_defaults",
 ]
 
@@ -48,10 +50,12 @@ class Job:
     Attributes:
         request: the run; it has a folder.
         threads: number of CPU threads, part of what makes test logits reproducible.
+        tasks: of one's own tasks, those that the run is to have; None where nobody has looked at their files.
     """
 
     request: RunRequest
     threads: int = 1
+    tasks: tuple[KnownTask, ...] | None = field(default=None, compare=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -72,9 +76,14 @@ class Job:
             return None
 
     def finished(self) -> RunResult | None:
-        """Read the results of the whole run; None if it is not finished. What is damaged, the run itself will say."""
+        """Read the results of the whole run; None if it is not finished, or one on other data or fewer tasks.
+
+        What is damaged, or has changed, the run itself will say.
+        """
         recorded = self.recorded()
-        return recorded if recorded is not None and recorded.is_whole else None
+        if recorded is None or not recorded.is_whole:
+            return None
+        return recorded if self.tasks is None or are_tasks_of(recorded, self.tasks) else None
 
     def share_on_disk(self) -> float:
         """Return the share of the run's tasks that its folder holds; 0 where nothing can be read."""
@@ -101,6 +110,26 @@ class Job:
         sources = tuple(map(Path, data.pop("sources")))
         device = torch.device(data.pop("device"))
         return cls(RunRequest(**data, out=out, device=device, sources=sources), threads)
+
+
+def with_known_tasks(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Look at the files of one's own tasks, once for all jobs, so that finished runs on other tasks are told.
+
+    Raises:
+        InputError, DataError: a file does not exist or cannot be opened.
+    """
+    known: dict[tuple[tuple[Path, ...], int | None], tuple[KnownTask, ...]] = {}
+    found = []
+    for job in jobs:
+        request = job.request
+        if (own := request.described().own) is not None:
+            settings = request.described().config(request.method).overridden(request.overrides)
+            key = (request.sources, settings.stream.num_tasks)
+            if key not in known:
+                known[key] = of_own(own, settings.stream.num_tasks)
+            job = replace(job, tasks=known[key])
+        found.append(job)
+    return tuple(found)
 
 
 def with_recorded_defaults(jobs: Sequence[Job]) -> tuple[Job, ...]:

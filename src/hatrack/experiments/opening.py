@@ -15,7 +15,7 @@ from torch import Tensor
 from hatrack.compact.export import Exported, Labels, export_all_tasks, export_task
 from hatrack.errors import InputError
 from hatrack.experiments.preparing import Run
-from hatrack.experiments.recorded import load_recorded, recorded_result, request_of
+from hatrack.experiments.recorded import load_recorded, recorded_result, request_of, require_same_data
 from hatrack.models.hat import HATNetwork
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.objectives import Classification
@@ -45,12 +45,14 @@ def open_run(folder: Path, data: Path | None = None) -> tuple[Run, tuple[Task, .
         data: folder to look for data in first; classes and preprocessing come from there.
 
     Raises:
-        InputError: the folder holds no run, or one in which no task was learned.
+        InputError: the folder holds no run, or one in which no task was learned, or one's own files have changed since.
         CheckpointError: a file is damaged, or forgetting a task was interrupted.
         DataError: the data is missing.
     """
     recorded = recorded_result(folder)
-    prepared = load_recorded(folder, recorded, request_of(recorded, data))
+    prepared = load_recorded(folder, recorded, request_of(folder, recorded, data))
+    if recorded.sources:  # a preset's data sets are the same in any form
+        require_same_data(folder, recorded, prepared.stream)
     prepared.method.train_mode(False)
     return prepared, prepared.stream[: len(recorded.scores)]
 

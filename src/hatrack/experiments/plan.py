@@ -12,6 +12,7 @@ from typing import Any
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.experiment import Experiment, describe
 from hatrack.experiments.settings import Config, changed
+from hatrack.experiments.sources import located, relative_to
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.support.names import look_up
@@ -171,7 +172,7 @@ def read_plan(folder: Path) -> tuple[ComparisonPlan, dict[str, Any]]:
             tuple(map(int, data["seeds"])),
             dict(data["settings"]["common"]),
             {str(name): dict(own) for name, own in data["settings"]["own"].items()},
-            tuple(Path(path) for path in data["sources"]),
+            located(folder, data["sources"], data.get("relative_sources", ())),
         )
         for method in plan.methods:
             look_up("method", method, METHODS)
@@ -190,6 +191,7 @@ def write_plan(folder: Path, plan: ComparisonPlan, environment: Mapping[str, Any
         "schema": SCHEMA,
         "experiment": plan.experiment,
         "sources": [str(path) for path in plan.sources],
+        **({"relative_sources": relative_to(folder, plan.sources)} if plan.sources else {}),
         "methods": plan.methods,
         "seeds": plan.seeds,
         "settings": {"common": plan.common, "own": plan.own},

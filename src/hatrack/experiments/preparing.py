@@ -6,11 +6,19 @@ import functools
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, GuaranteeError, InputError
 from hatrack.experiments.backbones import build_backbone, narrow_builder
+from hatrack.experiments.continuing import (
+    Difference,
+    first_difference,
+    is_same_data,
+    of_own,
+    of_record,
+    of_stream,
+)
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
     CHECKPOINT,
@@ -25,6 +33,7 @@ from hatrack.experiments.folder import (
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import changed
+from hatrack.experiments.sources import relative_to
 from hatrack.methods import METHODS, Method, Setup, require_learnable
 from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
@@ -52,6 +61,7 @@ class Run:
             stopped between the two.
         in_task: where the training of the first task stands that there are no results for; None if it has not begun.
         repairs: names of damaged files, which are replaced by the ones before when the run goes on.
+        replanned: whether the run is to have other tasks than its folder says, of which it has begun none.
         notes: what was decided by looking at the data, and what was damaged and is done about it, for people.
 
     Raises:
@@ -73,6 +83,7 @@ class Run:
         self.learned = 0
         self.in_task: InTask | None = None
         self.repairs: tuple[str, ...] = ()
+        self.replanned = False
         self.notes: tuple[str, ...] = ()
         self._about_settings: tuple[str, ...] = ()
         self._require_same_run()
@@ -81,30 +92,37 @@ class Run:
     def finished(self) -> RunResult | None:
         """The results of a run that its folder holds finished; None if it is not finished, or not begun, or damaged.
 
-        Of a preset it needs no data; one's own files are looked at, since they may have changed.
+        A run that is to have further tasks is not finished. Of a preset it needs no data; one's own files are looked
+        at, since they may have changed.
 
         Raises:
-            InputError: one's own files have changed.
+            InputError: one's own files have changed, or a task that was learned is missing or in another place.
         """
         earlier = self._earlier
         if self.folder is None or earlier is None or self.folder.damaged or earlier.status is not Status.FINISHED:
             return None
         if any(is_damaged(self.folder.path / name) for name in (CHECKPOINT, LOGITS)):
             return None  # taking it up mends it
-        if (own := self.experiment.own) is not None:
-            self._require_same_data(own.origins(self.config.stream.num_tasks))
-        return earlier
+        num_tasks = self.config.stream.num_tasks
+        if (own := self.experiment.own) is None:
+            return earlier if earlier.config.get("num_tasks") == num_tasks else None
+        there, now = of_record(earlier), of_own(own, num_tasks)
+        if (difference := first_difference(there, now)) is not None:
+            self._refuse(difference)
+        return earlier if len(there) == len(now) else None
 
     def prepare(self, monitor: DownloadMonitor | None = None) -> None:
         """Make the tasks and the method, and take up what the folder holds.
 
-        What is damaged in the folder of an interrupted run is replaced by what was kept before it; ``notes`` say so.
+        Tasks that the run has not begun may be others than its folder says, or be more or fewer. What is damaged in the
+        folder of an interrupted run is replaced by what was kept before it. ``notes`` say both.
 
         Args:
             monitor: told how the download of a data set goes on.
 
         Raises:
-            InputError: the folder holds a run on other data.
+            InputError: the folder holds a run on other data, or a task that it has begun is missing or in another
+                place, or the method has made room for as many tasks as there were.
             DataError: the data is missing or damaged.
             CheckpointError: what the folder holds is damaged, and so is what was kept before it.
         """
@@ -125,8 +143,12 @@ class Run:
         """Return whether the folder holds nothing of this run yet."""
         return self._earlier is None
 
-    def fresh_method(self) -> Method:
-        """Return the method as it is before the first task."""
+    def fresh_method(self, classes: tuple[int, ...] | None = None) -> Method:
+        """Return the method as it is before the first task.
+
+        Args:
+            classes: numbers of classes of the tasks to come; None for those of the stream.
+        """
         network, shape, seed = self.config.network, self.stream.input_shape, self.request.seed
         setup = Setup(
             lambda: build_backbone(network, shape, seed),
@@ -134,7 +156,7 @@ class Run:
             seed,
             self.request.device,
             narrow_builder(network, shape),
-            tuple(task.num_classes for task in self.stream),
+            tuple(task.num_classes for task in self.stream) if classes is None else classes,
         )
         return METHODS[self.request.method](setup, self.config.method)
 
@@ -144,7 +166,7 @@ class Run:
 
     def _begin_or_take_up(self) -> None:
         if self._earlier is not None:
-            self._require_same_data(self.stream.origins)
+            self._require_same_data_sets(self._earlier)
             self._take_up(self._earlier)
             return
         self.method = self.fresh_method()
@@ -152,7 +174,6 @@ class Run:
             experiment=self.experiment.name,
             method=self.request.method,
             seed=self.request.seed,
-            command=self.request.command(),
             config=self.config.flat(),
             tasks=tuple(map(TaskSummary.of, self.stream)),
             scores=(),
@@ -161,14 +182,29 @@ class Run:
             seconds=(),
             environment=environment_of(self.request),
             status=Status.RUNNING,
-            data=self.stream.origins,
-            sources=tuple(str(path.absolute()) for path in self.request.sources),
+            **self._made_of(),
         )
+
+    def _made_of(self) -> dict[str, Any]:
+        """Return the attributes of a result that say what the tasks are made of."""
+        return {
+            "command": self.request.command(),
+            "data": self.stream.origins,
+            "sources": tuple(str(path.absolute()) for path in self.request.sources),
+            "relative_sources": relative_to(self.request.out, self.request.sources),
+        }
 
     def _take_up(self, earlier: RunResult) -> None:
         """Take up a run of which the folder holds some tasks already."""
         assert self.folder is not None
         folder, rows, repairs, notes = self.folder, len(earlier.scores), [], []
+        now = of_stream(self.stream, is_own=self.experiment.own is not None)
+        difference = first_difference(of_record(earlier), now)
+        if difference is not None and difference.index < rows:
+            self._refuse(difference)
+        self.replanned = difference is not None or len(now) != len(earlier.tasks)
+        if self.replanned:
+            self._require_no_foresight(earlier)
         newest, kept = folder.path / CHECKPOINT, previous(folder.path / CHECKPOINT)
         if folder.damaged:
             result = folder.path / RESULT
@@ -185,7 +221,7 @@ class Run:
             repairs.append(CHECKPOINT)
             notes.append(f"{error}; going on from {kept if self.learned else 'the beginning'}")
         index = min(rows, self.learned)
-        if index < len(self.stream):
+        if index < len(earlier.tasks):
             self.in_task, damage = folder.in_task(index, earlier.tasks[index].name)
             repairs += [TRAINING] if damage else []
             notes += damage
@@ -196,10 +232,19 @@ class Run:
                 if learned == rows:
                     self.method, self.learned = method, learned
                     repairs.append(CHECKPOINT)
+        begun = max(self.learned, rows, 0 if self.in_task is None else index + 1)
+        if difference is not None and difference.index < begun:
+            self._refuse(difference)
         if is_damaged(folder.path / LOGITS):
             repairs.append(LOGITS)
             notes.append(f"{folder.path / LOGITS} is damaged; asking the network again")
-        self.result = earlier if index == rows else earlier.first(index)
+        places = {key: self._made_of()[key] for key in ("sources", "relative_sources")}
+        record = replace(earlier, **places)  # where they are now; the project may have been moved
+        if self.replanned:
+            config = {**earlier.config, "num_tasks": self.config.stream.num_tasks}
+            record = earlier.replanned(tuple(map(TaskSummary.of, self.stream)), config=config, **self._made_of())
+            notes.append(_said_of_tasks(earlier, record, begun))
+        self.result = record if index == rows else record.first(index)
         self.repairs, self.notes = tuple(repairs), tuple(notes)
 
     def _load(self, path: Path, earlier: RunResult, needed: bool) -> tuple[Method, int]:
@@ -216,18 +261,41 @@ class Run:
             raise _ForeignFileError(f"{path} does not belong to {path.with_name(RESULT)}")
         return method, len(learned)
 
-    def _require_same_data(self, origins: tuple[str, ...]) -> None:
-        """Refuse to go on with a run that was made of other data."""
-        assert self._earlier is not None
-        if self._earlier.data != origins:
-            if (files := self._other_files()) is not None:
-                raise InputError(f"{self.request.out} holds a run on {files}; choose another folder (`out`)")
-            there = [line for line in self._earlier.data if line not in origins]
-            now = [line for line in origins if line not in self._earlier.data]
-            remedy = "its files have changed since;" if self.request.sources else "give that data (`data_dir`), or"
+    def _require_same_data_sets(self, earlier: RunResult) -> None:
+        """Refuse to go on with a run that was made of data sets of a preset in another form."""
+        if self.experiment.own is not None:
+            return
+        now = {line.partition(":")[0]: line for line in self.stream.origins}
+        pairs = [(line, now.get(line.partition(":")[0], line)) for line in earlier.data]
+        if others := [pair for pair in pairs if not is_same_data(*pair)]:
+            there, here = ("; ".join(lines) for lines in zip(*others, strict=True))
             raise InputError(
-                f"{self.request.out} holds a run on other data ({'; '.join(there)} there, {'; '.join(now)} now); "
-                f"{remedy} choose another folder (`out`)"
+                f"{self.request.out} holds a run on other data ({there} there, {here} now); give that data "
+                "(`data_dir`), or choose another folder (`out`)"
+            )
+
+    def _refuse(self, difference: Difference) -> NoReturn:
+        """Refuse to go on with a run, of which a task that it has begun is another one now."""
+        files = self._other_files()
+        if files is not None and not difference.is_of_data:
+            raise InputError(f"{self.request.out} holds a run on {files}; choose another folder (`out`)")
+        of = "" if files is None else f" (of {files})"
+        remedy = f"{difference.remedy} " if difference.remedy else ""
+        raise InputError(f"{self.request.out} holds a run {difference.what}{of}; {remedy}choose another folder (`out`)")
+
+    def _require_no_foresight(self, earlier: RunResult) -> None:
+        """Refuse other tasks to come where what was made for those that were to come would be another one."""
+        if self.experiment.own is not None and earlier.knows_classes_alone:
+            raise InputError(
+                f"{self.request.out} holds a run of an earlier version, which knew classes alone and cannot go on with "
+                "other tasks; choose another folder (`out`)"
+            )
+        there = self.fresh_method(tuple(task.classes for task in earlier.tasks)).foresight()
+        if there != (now := self.fresh_method().foresight()):
+            raise InputError(
+                f"{self.request.out} holds a run of {self.request.method}, which shares out its parameters among the "
+                f"tasks to come: {there} for {len(earlier.tasks)} there, {now} for {len(self.stream)} now; choose "
+                "another folder (`out`)"
             )
 
     def _other_files(self) -> str | None:
@@ -255,6 +323,7 @@ class Run:
         found = {key: getattr(earlier, key) for key in wanted}
         found |= earlier.config if earlier.method != request.method else self._go_on_as_recorded(earlier)
         wanted |= self.config.flat()
+        found["num_tasks"] = wanted["num_tasks"]  # the tasks themselves are compared, once they are known
         now = environment_of(request)
         for key in ("threads", "device", "processes"):
             found[key], wanted[key] = earlier.environment.get(key, 1), now.get(key, 1)
@@ -269,7 +338,8 @@ class Run:
 
         A run that an earlier version began goes on with the defaults of that version.
         """
-        found, now = completed(earlier.method, earlier.config), self.config.flat()
+        now = self.config.flat()
+        found = {**completed(earlier.method, earlier.config), "num_tasks": now["num_tasks"]}
         then = self.experiment.earlier_config(earlier.method)
         if then is not None and found != now:
             then = then.overridden(self.request.overrides)
@@ -278,6 +348,13 @@ class Run:
                 defaults = changed(found, now)
                 self._about_settings = (f"an earlier version began this run; going on with its defaults: {defaults}",)
         return found
+
+
+def _said_of_tasks(earlier: RunResult, record: RunResult, begun: int) -> str:
+    """Say which tasks a run has from now on."""
+    names = ", ".join(task.name for task in record.tasks[begun:]) or "no further ones"
+    tasks = "1 task" if len(earlier.tasks) == 1 else f"{len(earlier.tasks)} tasks"
+    return f"the run was begun with {tasks}; going on after {begun} of them with {names}"
 
 
 class _ForeignFileError(CheckpointError):

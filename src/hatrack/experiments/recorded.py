@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,16 +12,18 @@ import torch
 from torch import Tensor
 
 from hatrack.data import DownloadMonitor
-from hatrack.errors import CheckpointError, DamagedFileError, InputError
+from hatrack.errors import CheckpointError, DamagedFileError, DataError, InputError
+from hatrack.experiments.continuing import first_difference, of_record, of_stream, same_lines
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, previous, require_run, require_whole
 from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import last_logits, score_row
+from hatrack.experiments.sources import seen_from
 from hatrack.objectives import ACCURACY, Metric, TargetKind
 from hatrack.storage.checkpoint import read_checkpoint
-from hatrack.streams import Task, TaskStream
+from hatrack.streams import Task, TaskStream, own_stream
 from hatrack.support.environment import describe_environment, deterministic_cuda
 from hatrack.train import Score, score
 
@@ -32,6 +35,7 @@ __all__ = [
     "recorded_result",
     "recorded_run",
     "request_of",
+    "require_same_data",
     "verify",
 ]
 
@@ -70,26 +74,73 @@ def recorded_run(folder: Path, data: Path | None = None, out: Path | None = None
     torch.set_num_threads(recorded.environment["threads"])
     on_cuda = recorded.environment["device"] != "cpu" and torch.cuda.is_available()
     device = deterministic_cuda() if on_cuda else None
-    return recorded, request_of(recorded, data, out, device)
+    return recorded, request_of(folder, recorded, data, out, device)
 
 
 def request_of(
-    recorded: RunResult, data: Path | None, out: Path | None = None, device: torch.device | None = None
+    folder: Path,
+    recorded: RunResult,
+    data: Path | None,
+    out: Path | None = None,
+    device: torch.device | None = None,
 ) -> RunRequest:
     """Return what to ask for to get the run of a record again.
 
+    One's own files are looked for where they were, and else where they were as seen from the run's folder, since a
+    project may have been moved. A warning says so, and whether they are the same.
+
     Args:
-        recorded: the record.
+        folder: the run's folder.
+        recorded: its record.
         data: folder to look for data in first.
         out: the folder of the new run; None keeps nothing.
         device: where to train; None for the CPU.
+
+    Raises:
+        InputError: one's own files are gone.
+        DataError: one cannot be opened.
     """
-    sources = tuple(map(Path, recorded.sources))
+    sources = _sources_of(folder, recorded)
     config = completed(recorded.method, recorded.config)
     if sources and recorded.knows_classes_alone:
         config = {**config, "target": TargetKind.CLASSES.value}
     asked = (recorded.experiment, recorded.method, recorded.seed, out, data, config)
     return RunRequest(*asked, device or torch.device("cpu"), sources)
+
+
+def _sources_of(folder: Path, recorded: RunResult) -> tuple[Path, ...]:
+    """Return the files that a run's own tasks are made of, where they are now."""
+    there, beside = tuple(map(Path, recorded.sources)), seen_from(folder, recorded.relative_sources)
+    gone = [path for path in there if not path.exists()]
+    if len(beside) != len(there) or beside == there or not all(path.exists() for path in beside):
+        if gone:
+            also = "" if beside in ((), there) else f", and is not at {beside[there.index(gone[0])]} either"
+            raise InputError(
+                f"{gone[0]}, which {folder} was made of, is gone{also}; put it back there, as classes and "
+                "preprocessing are in it"
+            )
+        return there
+    if not gone and _are_of(recorded, there):
+        return there
+    is_same = _are_of(recorded, beside)
+    if not gone and not is_same:
+        return there
+    lost = gone[0] if gone else there[0]
+    found = beside[there.index(lost)]
+    warnings.warn(
+        f"{lost} {'is gone' if gone else 'has other data than the run'}; taking {found}, "
+        f"{'whose data is that of the run' if is_same else 'whose data is not that of the run either'}",
+        stacklevel=3,
+    )
+    return beside
+
+
+def _are_of(recorded: RunResult, sources: Sequence[Path]) -> bool:
+    """Return whether files, or those that a file names, are all there and as a run recorded them."""
+    try:
+        return same_lines(recorded.data, own_stream(sources).origins())
+    except (InputError, DataError):
+        return False
 
 
 def load_recorded(
@@ -107,7 +158,7 @@ def load_recorded(
         The run with its method loaded; its stream has the run's tasks alone, without those that were forgotten.
 
     Raises:
-        InputError: the data lacks one of its tasks.
+        InputError: the data lacks one of its tasks, or has changed so that the network does not fit it.
         CheckpointError: the network is damaged, or not the one of the record.
         DataError: the data is missing.
     """
@@ -117,6 +168,9 @@ def load_recorded(
         learned = load_method(folder / CHECKPOINT, prepared.method)
     except DamagedFileError as error:
         raise DamagedFileError(f"{error}; or mend it: {recorded.command} `out={shlex.quote(str(folder))}`") from error
+    except CheckpointError:
+        require_same_data(folder, recorded, prepared.stream)
+        raise
     names = tuple(task.name for task in recorded.tasks[: len(recorded.scores)])
     if len(learned) == len(names) + 1:  # the run was stopped before the row of the last one
         prepared.method = prepared.fresh_method()
@@ -124,6 +178,29 @@ def load_recorded(
     if learned != names:
         raise CheckpointError(f"{folder / CHECKPOINT} does not belong to {folder / RESULT}; its tasks are others")
     return prepared
+
+
+def require_same_data(folder: Path, recorded: RunResult, stream: TaskStream, *, counts_alone: bool = False) -> None:
+    """Refuse to read a run with other data than it was made of.
+
+    Args:
+        folder: the run's folder.
+        recorded: its record.
+        stream: its tasks.
+        counts_alone: whether files may have changed that have as many samples as before.
+
+    Raises:
+        InputError: the data of a task that was learned has changed.
+    """
+    learned = slice(len(recorded.scores))
+    there, now = of_record(recorded)[learned], of_stream(stream, is_own=bool(recorded.sources))[learned]
+    if counts_alone:
+        there = tuple(replace(task, data=None) for task in there)
+    if (difference := first_difference(there, now)) is not None:
+        raise InputError(
+            f"{folder} holds a run {difference.what}; {f'{difference.remedy} ' if difference.remedy else ''}put the "
+            "data back as it was: classes and preprocessing are in it"
+        )
 
 
 def _tasks_of(folder: Path, recorded: RunResult, stream: TaskStream) -> TaskStream:
@@ -194,19 +271,18 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
         monitor: told how the download of a data set goes on.
 
     Raises:
-        InputError: the folder holds no run, or one in which no task was learned.
+        InputError: the folder holds no run, or one in which no task was learned, or a task has other numbers of samples
+            or classes than it had.
         CheckpointError: a file is damaged.
         DataError: the data is missing.
     """
     recorded, request = recorded_run(folder, data)
     prepared = load_recorded(folder, recorded, request, monitor)
+    require_same_data(folder, recorded, prepared.stream, counts_alone=True)
     logits = last_logits(prepared, len(recorded.scores))
     now = describe_environment(request.device)
     differences = tuple(key for key in now if now[key] != recorded.environment.get(key))
-    origins = prepared.stream.origins
-    if recorded.forgotten:  # of whose data nothing is recorded any more
-        origins = tuple(line for line in origins if line in recorded.data)
-    if recorded.data != origins:
+    if not (recorded.data or recorded.forgotten) or not same_lines(recorded.data, prepared.stream.origins):
         differences += ("data",)
     row = score_row(prepared, logits)
     saved = {} if not differences else read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors
@@ -277,7 +353,7 @@ class Reproduction:
             tasks.append(TaskAgain(task.name, before.value, now.value, same, task.metric))
         keys = {**again.environment, **recorded.environment}
         differences = [key for key in keys if recorded.environment.get(key) != again.environment.get(key)]
-        differences += ["data"] if recorded.data and recorded.data != again.data else []
+        differences += [] if same_lines(recorded.data, again.data) else ["data"]
         return cls(tuple(tasks), tuple(differences))
 
     @property

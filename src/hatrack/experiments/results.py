@@ -24,7 +24,7 @@ from hatrack.objectives import (
 )
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.streams import FilesRead, Scaling, Task
-from hatrack.streams.own.streams import UNNAMED
+from hatrack.streams.own.streams import READ_WITH, UNNAMED
 from hatrack.support.notebook import html_table
 from hatrack.train import EpochDone, Score
 
@@ -208,6 +208,7 @@ class RunResult:
         status: how far it is.
         data: in which form every data set was found, one line each.
         sources: of one's own tasks, the ``tasks.toml`` or the files and folders that they were made of; else empty.
+        relative_sources: the same as seen from the run's folder, for projects that are moved; empty if not recorded.
         history: what happened during every task learned.
         reuse: share of the weights of task i (row) that task j (column) uses too; None if the method does not know.
         memory: number of earlier tasks' samples that the method keeps in the end; None if it keeps none.
@@ -229,6 +230,7 @@ class RunResult:
     status: Status
     data: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    relative_sources: tuple[str, ...] = ()
     history: tuple[TaskHistory, ...] = ()
     reuse: tuple[tuple[float, ...], ...] | None = None
     memory: int | None = None
@@ -266,6 +268,17 @@ class RunResult:
             status=Status.FINISHED if len(self.scores) + 1 == len(self.tasks) else Status.RUNNING,
         )
 
+    def replanned(self, tasks: tuple[TaskSummary, ...], **described: Any) -> RunResult:
+        """The run with other tasks to learn; those that it has learned are the same.
+
+        Args:
+            tasks: all tasks.
+            **described: attributes that say what the tasks are made of: ``command``, ``config``, ``data``, ``sources``
+                and ``relative_sources``.
+        """
+        status = Status.FINISHED if len(self.scores) == len(tasks) else Status.RUNNING
+        return replace(self, tasks=tasks, status=status, **described)
+
     def first(self, learned: int) -> RunResult:
         """The run as it was after its first tasks, as far as that is known."""
         before = self.history[learned - 1].capacity if learned else None
@@ -294,7 +307,10 @@ class RunResult:
         history = (*history[:index], *(replace(later, capacity=None, used=()) for later in history[index:]))
         if history:
             history = (*history[:-1], replace(history[-1], capacity=capacity))
-        sources = tuple(path for path in self.sources if path.endswith(".toml") or Path(path).stem != name)
+        sources, relative = (
+            tuple(path for path in paths if path.endswith(".toml") or Path(path).stem != name)
+            for paths in (self.sources, self.relative_sources)
+        )
         command = [word for word in shlex.split(self.command) if word not in self.sources or word in sources]
         config = self.config
         if sources != self.sources and config.get("num_tasks") is not None:
@@ -310,8 +326,9 @@ class RunResult:
             seconds=_left_out(self.seconds, index),
             scores=tuple(_left_out(row, index) for row in _left_out(self.scores, index)),
             capacity=capacity,
-            data=tuple(line for line in self.data if line.partition(":")[0] != name),
+            data=_without_name(self.data, name),
             sources=sources,
+            relative_sources=relative,
             history=history,
             reuse=reuse,
             forgotten=self.forgotten + 1,
@@ -409,6 +426,7 @@ class RunResult:
             "metrics": self.metrics(),
             "timing": {"seconds": self.seconds, "epochs": self.epochs},
             **{key: getattr(self, key) for key in ("environment", "data", "sources")},
+            **({"relative_sources": self.relative_sources} if self.relative_sources else {}),
             "history": [vars(task) for task in self.history],
             "reuse": self.reuse,
             **({} if self.memory is None else {"memory": self.memory}),
@@ -453,6 +471,7 @@ def read_result(path: Path) -> RunResult:
             status=Status(data["status"]),
             data=tuple(str(origin) for origin in data["data"]),
             sources=tuple(str(path) for path in data["sources"]),
+            relative_sources=tuple(str(path) for path in data.get("relative_sources", ())),
             history=tuple(history_from_json(task) for task in data["history"]),
             reuse=None if data["reuse"] is None else tuple(_numbers(row) for row in data["reuse"]),
             memory=None if data.get("memory") is None else int(data["memory"]),
@@ -509,6 +528,12 @@ def _five_digits(score: float) -> float:
 
 def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
+
+
+def _without_name(lines: Sequence[str], name: str) -> tuple[str, ...]:
+    """Leave out the line about a task, and what others say of how they are read if that names it, as columns may."""
+    others = (line for line in lines if line.partition(":")[0] != name)
+    return tuple(line.partition(READ_WITH)[0] if name in line.partition(READ_WITH)[2] else line for line in others)
 
 
 def _pair(values: Any) -> tuple[float, float]:

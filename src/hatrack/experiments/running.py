@@ -52,7 +52,8 @@ def run(prepared: Run) -> Iterator[Event]:
     ranks = prepared.request.ranks
     folder = prepared.folder if ranks.rank == 0 else None
     ranks.wait()  # all have read what the folder holds
-    if folder is not None and (prepared.repairs or len(prepared.result.scores) < len(prepared.stream)):
+    going_on = len(prepared.result.scores) < len(prepared.stream)
+    if folder is not None and (prepared.repairs or prepared.replanned or going_on):
         _tidy(prepared, folder)
     for index in range(len(prepared.result.scores), len(prepared.stream)):
         yield from _learn(prepared, index, folder)
@@ -74,7 +75,11 @@ def _tidy(prepared: Run, folder: RunFolder) -> None:
             folder.put_back(damaged)
         elif learned:
             _write_logits(folder, last_logits(prepared, learned))
-    if not learned or prepared.repairs:
+    if prepared.replanned:  # of the next task it is written which data it has, before anything is learned of them
+        if prepared.in_task is None:
+            folder.forget_training()
+        folder.keep(RESULT)
+    if not learned or prepared.repairs or prepared.replanned:
         write_result(folder.path / RESULT, prepared.result)
 
 

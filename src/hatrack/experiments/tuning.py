@@ -15,9 +15,10 @@ from hatrack.errors import InputError
 from hatrack.experiments.comparison import execute_recorded, read_failure
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.experiment import describe
-from hatrack.experiments.jobs import Job, JobEvent, with_recorded_defaults
+from hatrack.experiments.jobs import Job, JobEvent, with_known_tasks, with_recorded_defaults
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import changed
+from hatrack.experiments.sources import located, relative_to
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
@@ -112,15 +113,18 @@ class GridSearch:
 
         Raises:
             InputError: the folder holds runs with the defaults of several versions.
+            DataError: a file of one's own tasks cannot be opened.
         """
-        request = RunRequest(self.experiment, self.method, self.seed, data=data, sources=self.sources)
-        request = replace(request, device=device or request.device)
-        return with_recorded_defaults(
-            [
-                Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
-                for each in self.candidates()
-            ]
+        subject = describe(self.experiment, self.sources)
+        request = RunRequest(
+            self.experiment, self.method, self.seed, data=data, sources=self.sources, description=subject
         )
+        request = replace(request, device=device or request.device)
+        found = [
+            Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
+            for each in self.candidates()
+        ]
+        return with_known_tasks(with_recorded_defaults(found))
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ def _require_same(search: GridSearch, folder: Path) -> None:
     if not path.exists():
         return
     there, now = read_checked_json(path, SCHEMA, "search"), _identity(search)
+    there["sources"] = list(map(str, located(folder, there.get("sources", ()), there.get("relative_sources", ()))))
     if now["sources"] and there.get("sources"):
         del now["experiment"]  # named after its files
     if changes := changed({key: there.get(key) for key in now}, now):
@@ -215,6 +220,7 @@ def _write(search: GridSearch, folder: Path, found: Sequence[Candidate]) -> None
         {
             "schema": SCHEMA,
             **_identity(search),
+            **({"relative_sources": relative_to(folder, search.sources)} if search.sources else {}),
             "grid": {key: list(values) for key, values in search.grid.items()},
             "candidates": [
                 {

@@ -400,6 +400,13 @@ class Method(abc.ABC):
         for module in self.trained_modules():
             module.train(mode)
 
+    def foresight(self) -> str:
+        """Say what was decided by how many tasks are to come, before the first; empty for methods that do not ask.
+
+        A run goes on with further tasks only if a run that had had them from the start would have decided likewise.
+        """
+        return ""
+
     def capacity(self) -> Capacity | None:
         """Return the share of the network in use, for methods that know it."""
         return None

@@ -158,6 +158,10 @@ class PathNet(StoredMethod):
 
         return matching_share(count, parameters_with_heads(self.setup, classes))
 
+    def foresight(self) -> str:
+        """Say how wide modules are."""
+        return f"modules of {self.width} of the units"
+
     def _make_modules(self) -> None:
         """Make all modules of the first task."""
         copies = [self._copy(number) for number in range(self.settings.modules)]

@@ -192,6 +192,10 @@ class PNN(NetworkPerTask[NarrowColumn]):
                 given.append(column(x, given)[1])
         return self.networks[task](x, given)[0]
 
+    def foresight(self) -> str:
+        """Say how wide columns are."""
+        return f"columns of {self.width} of the units"
+
     def stored_settings(self) -> Mapping[str, Any]:
         """Return the width of the columns."""
         return {"width": self.width}

@@ -16,6 +16,7 @@ from hatrack.experiments.metrics import average_score
 from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
+from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
 
 __all__ = ["REFERENCES", "Runs", "in_use", "read_runs"]
@@ -64,7 +65,7 @@ class Runs:
                 remedy = f"all tasks of {begun} have been forgotten; choose another run"
             raise InputError(f"there is no run in which a task has been learned ({remedy})")
         _require_one([result.experiment for result in learned], "experiments")
-        _require_one(["; ".join(result.data) for result in learned if result.sources], "data")
+        _require_one(_data_of([result for result in learned if result.sources]), "data")
         _require_one([f"{len(result.tasks)} tasks" for result in learned], "numbers of tasks")
         _require_one([", ".join(task.metric.name for task in result.tasks) for result in learned], "metrics")
         most = max(len(result.scores) for result in learned)
@@ -248,6 +249,14 @@ def _require_one(values: Iterable[str], what: str) -> None:
         raise InputError(
             f"a report is about runs that can be compared; these are of different {what}: {', '.join(different)}"
         )
+
+
+def _data_of(results: Iterable[RunResult]) -> list[str]:
+    """Return what each of some runs says of its data; without how it was read where one of before says nothing."""
+    lines = [result.data for result in results]
+    if all(READ_WITH in line for of in lines for line in of):
+        return ["; ".join(of) for of in lines]
+    return ["; ".join(line.partition(READ_WITH)[0] for line in of) for of in lines]
 
 
 def _labelled(results: Iterable[RunResult]) -> Iterable[tuple[str, RunResult]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,6 +138,25 @@ class OwnTask:
         return replace(self, table=table, test_share=share, choice=choice.over(self.choice))
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """What is said of how its files are to be read, as JSON values by key; where the files are is no part of it."""
+        choice, table = self.choice, self.table
+        said: dict[str, Any] = {
+            "label": None if table is None else list(table.columns),
+            "drop": None if table is None else sorted(table.drop),
+            **({} if table is None else _as_json(table.cells)),
+            "axes": None if self.axes is None else self.axes.value,
+            "test_share": self.test_share,
+            "resize": None if self.resize is None else list(self.resize),
+            "channels": self.channels,
+            "target": None if choice.kind is None else choice.kind.value,
+            "separator": choice.separator,
+            "metric": None if choice.metric is None else choice.metric.value,
+            "class_weights": None if choice.class_weights is None else str(choice.class_weights),
+        }
+        return {key: value for key, value in said.items() if value not in (None, [])}
+
+    @property
     def is_table(self) -> bool:
         """Return whether it is a table."""
         return not self.path.is_dir() and table_kind(self.path) is not None
@@ -204,6 +224,17 @@ def read_array(path: Path, like: OwnTask | None) -> torch.Tensor:
         return fitted(x, like.resize, like.channels)
     except UnfitDataError as error:
         raise UnfitDataError(f"{path}: {error}") from error
+
+
+def _as_json(cells: CellFormat) -> dict[str, Any]:
+    """Return what is said of the cells of a table, as JSON values."""
+    decimal, categories = cells.decimal, cells.categories
+    return {
+        "delimiter": cells.delimiter,
+        "decimal": None if decimal is None else decimal.value,
+        "encoding": cells.encoding,
+        "categories": None if categories is None else sorted(categories),
+    }
 
 
 def digest_of(task: OwnTask) -> str:

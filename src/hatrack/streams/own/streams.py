@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,15 @@ from hatrack.streams.own.targets import UNSAID, TargetChoice
 from hatrack.streams.sampling import StreamOptions
 from hatrack.support.names import unknown_name
 
-__all__ = ["SECTIONS", "UNNAMED", "OwnStream", "own_stream"]
+__all__ = ["READ_WITH", "SECTIONS", "UNNAMED", "OwnStream", "own_stream"]
 
 SECTIONS = ("stream", "network", "training", "method")
 """Tables of settings that a ``tasks.toml`` may have."""
 
 UNNAMED = "own"
 """Name of the stream of several files and folders, and of a run that has forgotten the single one."""
+READ_WITH = ", read with "
+"""Text in the record of a task's data between the digest of its files and what is said of how they are to be read."""
 DEEPEST = 10
 """Number of lists and tables that may stand within each other in a ``tasks.toml``."""
 _TOO_DEEP = f"has brackets or tables within each other, more than {DEEPEST} deep; it is no file about tasks"
@@ -76,12 +79,16 @@ class OwnStream:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def origins(self, num_tasks: int | None = None) -> tuple[str, ...]:
-        """Records about the data for results: one line for each task, with a digest of its files.
+        """Records about the data for results: one line for each task, with a digest of its files and how they are read.
 
         Raises:
             DataError: a file cannot be read.
         """
-        return tuple(f"{task.name}: {task.kind}, SHA-256 {digest_of(task)}" for task in self.tasks[:num_tasks])
+        return tuple(
+            f"{task.name}: {task.kind}, SHA-256 {digest_of(task)}"
+            f"{READ_WITH}{json.dumps(task.reading, sort_keys=True, ensure_ascii=False)}"
+            for task in self.tasks[:num_tasks]
+        )
 
     def build(
         self,

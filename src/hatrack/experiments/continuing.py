@@ -1,0 +1,150 @@
+"""Whether a run can go on with other tasks than it was begun with: those that it has begun must be the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hatrack.experiments.results import RunResult
+from hatrack.streams import OwnStream, TaskStream
+from hatrack.streams.own.streams import READ_WITH
+
+__all__ = [
+    "Difference",
+    "KnownTask",
+    "are_tasks_of",
+    "first_difference",
+    "is_same_data",
+    "of_own",
+    "of_record",
+    "of_stream",
+    "same_lines",
+]
+
+
+class Samples(NamedTuple):
+    """Numbers by which a task's samples are told from others: classes, and samples for training and so on."""
+
+    classes: int
+    train: int
+    valid: int
+    test: int
+
+    def __str__(self) -> str:
+        return f"{self.train} + {self.valid} + {self.test} samples of {self.classes} classes or columns"
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """What is known of a task without its samples.
+
+    Attributes:
+        name: its name.
+        data: the line about its own files, with their digest; None where the data sets of a preset are its source.
+        samples: numbers of its samples; None where they have not been read.
+    """
+
+    name: str
+    data: str | None = None
+    samples: Samples | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first task of a run that is another one now.
+
+    Attributes:
+        index: its place in the run, from 0.
+        what: the difference, as the end of a sentence about the run.
+        remedy: what can be done about it; empty where nothing can.
+        is_of_data: whether the task is still there, with other data.
+    """
+
+    index: int
+    what: str
+    remedy: str
+    is_of_data: bool
+
+
+def of_record(recorded: RunResult) -> tuple[KnownTask, ...]:
+    """Return the tasks of a record, learned or not."""
+    lines = _by_name(recorded.data) if recorded.sources else {}
+    return tuple(
+        KnownTask(task.name, lines.get(task.name), Samples(task.classes, task.train, task.valid, task.test))
+        for task in recorded.tasks
+    )
+
+
+def of_own(own: OwnStream, num_tasks: int | None) -> tuple[KnownTask, ...]:
+    """Return a person's own tasks; their files are looked at and not read.
+
+    Raises:
+        DataError: a file cannot be opened.
+    """
+    lines = _by_name(own.origins(num_tasks))
+    return tuple(KnownTask(name, line) for name, line in lines.items())
+
+
+def of_stream(stream: TaskStream, *, is_own: bool) -> tuple[KnownTask, ...]:
+    """Return the tasks of a stream, which are a person's own or of a preset."""
+    lines = _by_name(stream.origins) if is_own else {}
+    return tuple(
+        KnownTask(
+            task.name,
+            lines.get(task.name),
+            Samples(task.num_classes, len(task.train), len(task.valid), len(task.test)),
+        )
+        for task in stream
+    )
+
+
+def first_difference(there: Sequence[KnownTask], now: Sequence[KnownTask]) -> Difference | None:
+    """Find the first task of a run that is not the same any more; None where all are, whatever follows them.
+
+    Args:
+        there: the tasks of the run.
+        now: the tasks that it is to have.
+    """
+    names = [task.name for task in now]
+    for index, task in enumerate(there):
+        place = f"{task.name!r} as task {index + 1}"
+        if task.name not in names:
+            return Difference(index, f"with {place}, which is none of the tasks now", "put it back, or", False)
+        if names[index : index + 1] != [task.name]:
+            at = names.index(task.name) + 1
+            return Difference(
+                index, f"with {place}, which is task {at} now", "further tasks come last; put it back, or", False
+            )
+        same = now[index]
+        if None not in (task.data, same.data) and not is_same_data(str(task.data), str(same.data)):
+            digests = [str(line).partition(READ_WITH)[0] for line in (task.data, same.data)]
+            since = "its files have changed since" if digests[0] != digests[1] else "it is read in another way now"
+            return Difference(index, f"on other data ({task.data} there, {same.data} now)", f"{since};", True)
+        if None not in (task.samples, same.samples) and task.samples != same.samples:
+            differ = f"{task.name!r}: {task.samples} there, {same.samples} now"
+            return Difference(index, f"on other data ({differ})", "", True)
+    return None
+
+
+def are_tasks_of(recorded: RunResult, now: Sequence[KnownTask]) -> bool:
+    """Return whether a record has just these tasks."""
+    return len(recorded.tasks) == len(now) and first_difference(of_record(recorded), now) is None
+
+
+def is_same_data(there: str, now: str) -> bool:
+    """Return whether two lines are about the same data; one of an earlier version does not say how it was read."""
+    if READ_WITH in there and READ_WITH in now:
+        return there == now
+    return there.partition(READ_WITH)[0] == now.partition(READ_WITH)[0]
+
+
+def same_lines(there: Iterable[str], now: Iterable[str]) -> bool:
+    """Return whether data that lines are about is all there, unchanged; there may be more."""
+    by_name = _by_name(now)
+    return all(name in by_name and is_same_data(line, by_name[name]) for name, line in _by_name(there).items())
+
+
+def _by_name(lines: Iterable[str]) -> dict[str, str]:
+    """Return lines by what they are about: a task of one's own, or a data set."""
+    return {line.partition(":")[0]: line for line in lines}
