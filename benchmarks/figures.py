@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hatrack.data.toml import tomllib
+from hatrack.support.toml import tomllib
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

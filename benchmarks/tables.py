@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hatrack.data.toml import tomllib
+from hatrack.support.toml import tomllib
 from hatrack.experiments import RunRequest, prepare, run
 from hatrack.support.environment import describe_environment
 

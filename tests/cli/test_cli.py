@@ -191,7 +191,7 @@ def test_demo_quiet_prints_nothing_and_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     brief = partial(RunRequest, overrides={"epochs": 1, "hidden": (40, 30), "limit": 120})
-    monkeypatch.setattr("hatrack.cli.app.RunRequest", brief)
+    monkeypatch.setattr("hatrack.experiments.RunRequest", brief)
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")

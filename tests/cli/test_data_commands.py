@@ -66,7 +66,7 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mirror: str) -> 
     variant = FileVariant("idx files", PublishedFiles(files, ("mnist",), (mirror,)), decode_mnist)
     spec = dataclasses.replace(DATASETS["mnist"], variants=(variant,))
     table = {**DATASETS, "mnist": spec}
-    for module in ("hatrack.cli.data", "hatrack.data.registry"):
+    for module in ("hatrack.data", "hatrack.data.registry"):
         monkeypatch.setattr(f"{module}.DATASETS", table)
     return spec
 

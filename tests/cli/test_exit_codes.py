@@ -17,8 +17,29 @@ QUICK = "--epochs 1 --set hidden=8 --set limit=40 --set num_tasks=2 --quiet"
 TABLE = "--set targets=answer --set test_share=0.25"
 
 NETWORKS = """
+import sys
+
 import torch
 from torch import nn
+
+def leaves(shape):
+    sys.exit("no reason")
+
+def misspelt(shape):
+    return nn.Linear(shpae, 4)
+
+def reads(shape):
+    return torch.load("absent.pt")
+
+def stops(shape):
+    raise StopIteration
+
+class Leaving(nn.Module):
+    def forward(self, x):
+        sys.exit()
+
+def forward_leaves(shape):
+    return Leaving()
 
 def broken(shape):
     raise ValueError("no such size")
@@ -72,6 +93,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "file").write_text("text")
     (folder / "a folder").mkdir()
     (folder / "networks_of_mine.py").write_text(NETWORKS)
+    (folder / "leaving.py").write_text("import sys\nsys.exit(3)\n")
+    (folder / "failing.py").write_text("absent\n")
     return folder
 
 
@@ -99,6 +122,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "run demo --method sgd --network networks_of_mine:broken",
             "(1, 28, 28): ValueError: no such size (n",
         ),
+        (
+            "run demo --method sgd --network sys:exit",
+            "sys:exit cannot be made for samples of shape (1, 28, 28): SystemE",
+        ),
+        (
+            "run demo --method sgd --network networks_of_mine:leaves",
+            "SystemExit: no reason (networks_of_mine.py line 8)",
+        ),
+        ("run demo --method sgd --network networks_of_mine:misspelt", "NameError: name 'shpae' is not defined (netw"),
+        ("run demo --method sgd --network networks_of_mine:reads", "FileNotFoundError: [Errno 2] No such file or dir"),
+        ("run demo --method sgd --network networks_of_mine:stops", "StopIteration (networks_of_mine.py line 17)"),
+        (
+            "run demo --method sgd --network networks_of_mine:forward_leaves",
+            "does not run on samples of shape (1, 28, ",
+        ),
+        (
+            "run demo --method sgd --network leaving:build",
+            "leaving cannot be imported: SystemExit: 3 (leaving.py line 2",
+        ),
+        ("run demo --method sgd --network failing:build", "failing cannot be imported: NameError: name 'absent' is"),
+        ("run demo --method sgd --network torch:absent", " more"),
         (
             "run demo --method hat --network networks_of_mine:misfit",
             "does not run on samples of shape (1, 28, 28): R",

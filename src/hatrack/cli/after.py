@@ -8,11 +8,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from hatrack.cli.carrying import DownloadDisplay, carry_out
 from hatrack.cli.options import Data, Quiet, make_console, say
 from hatrack.errors import InputError
-from hatrack.experiments import Reproduction, export_run, forget_in_run, predict_files, recorded_run, verify
-from hatrack.report import reproduction_table, verification_table
 
 __all__ = [
     "export_command",
@@ -42,6 +39,8 @@ def export_command(
     all_tasks
         Export all tasks of a run of `hat` to one `.onnx`, whose second input is the task's number for every sample.
     """
+    from hatrack.experiments import export_run
+
     if (task is None) != all_tasks:
         raise InputError("say which task to export with --task NAME, or --all-tasks")
     exported = export_run(folder, task, to, data)
@@ -64,6 +63,8 @@ def predict_command(folder: Path, /, *files: Path, task: str | None = None, data
     task
         The task to ask; if left out, it is recognised for each sample.
     """
+    from hatrack.experiments import predict_files
+
     table = Table("sample", "task", "class", "probability", "next", box=SIMPLE)
     for found in predict_files(folder, task, files, data):
         first = f"{found.probabilities[0]:.1%}" if found.probabilities else ""
@@ -89,6 +90,8 @@ def forget_command(folder: Path, /, *, task: str) -> int:
     task
         The task to forget.
     """
+    from hatrack.experiments import forget_in_run
+
     done = forget_in_run(folder, task)
     console = make_console()
     say(console, f"{task} is forgotten; what was interrupted is finished" if done.report is None else str(done.report))
@@ -111,6 +114,10 @@ def verify_command(folder: Path, /, *, data: Data = None) -> int:
     folder
         The folder of a run.
     """
+    from hatrack.cli.carrying import DownloadDisplay
+    from hatrack.experiments import verify
+    from hatrack.report import verification_table
+
     console = make_console()
     with DownloadDisplay(console) as monitor:
         verification = verify(folder, data, monitor)
@@ -135,6 +142,10 @@ def rerun_command(folder: Path, /, *, out: Path | None = None, data: Data = None
     out
         Folder to keep the new run in; without it nothing is kept.
     """
+    from hatrack.cli.carrying import carry_out
+    from hatrack.experiments import Reproduction, recorded_run
+    from hatrack.report import reproduction_table
+
     if out is not None and out.resolve() == folder.resolve():
         raise InputError("--out names the run that is to be made again; choose another folder")
     console = make_console()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-import torch
 from cyclopts import App
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +18,6 @@ from rich.text import Text
 
 from hatrack import __version__
 from hatrack.cli.after import export_command, forget_command, predict_command, rerun_command, verify_command
-from hatrack.cli.carrying import carry_out
 from hatrack.cli.data import data_app
 from hatrack.cli.many import compare_command, tune_command
 from hatrack.cli.options import (
@@ -37,15 +35,7 @@ from hatrack.cli.options import (
     with_options,
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
-from hatrack.data import DATASETS
 from hatrack.errors import HatrackError, InputError, UnfitDataError, UnsupportedError
-from hatrack.experiments import EXPERIMENTS, RunRequest
-from hatrack.experiments.backbones import NETWORKS
-from hatrack.methods import METHODS
-from hatrack.report import accuracy_table, forgetting_line
-from hatrack.report.figures import FIGURES
-from hatrack.report.studies import STUDIES
-from hatrack.train.parallel import joined
 
 __all__ = ["DEMO_TITLES", "WRONG_INPUT", "app", "main"]
 
@@ -90,6 +80,10 @@ def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
     out
         Folder to keep the two runs in; without it nothing is kept.
     """
+    from hatrack.cli.carrying import carry_out
+    from hatrack.experiments import RunRequest
+    from hatrack.report import accuracy_table, forgetting_line
+
     console = make_console()
     results = {}
     for method in DEMO_TITLES:
@@ -137,6 +131,11 @@ def run_command(
     log
         Write losses and accuracies for TensorBoard while the run goes on, into the folder `tensorboard` of the run.
     """
+    from hatrack.cli.carrying import carry_out
+    from hatrack.experiments import RunRequest
+    from hatrack.report import accuracy_table, forgetting_line
+    from hatrack.train.parallel import joined
+
     overrides = learning.overrides(settings, limit=limit)
     subject = learning.experiment(experiment)
     folder = out or Path("runs") / f"{subject.name}-{method}-seed{seed}"
@@ -171,7 +170,7 @@ def list_command(
         One kind of thing; all of them if left out.
     """
     console = make_console()
-    for name, (entries, kinds) in _LISTS.items():
+    for name, (entries, kinds) in _lists().items():
         if what in (None, name):
             console.print(_listing(name, kinds, entries))
     return 0
@@ -195,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
             code = app(arguments)
         return code if isinstance(code, int) else 0
     except cyclopts.CycloptsError as error:
-        return _fail(" ".join(str(error).split()).rstrip(".") + "; see hatrack --help", 2)
+        return _fail(f"{_in_one_line(error)}; see hatrack --help", 2)
     except HatrackError as error:
         return _fail(with_options(str(error)), 2 if isinstance(error, WRONG_INPUT) else 1)
     except BrokenPipeError:
@@ -205,9 +204,13 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail("interrupted; the same command goes on from there", 130)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except MemoryError as error:
         return _fail(f"{_TOO_LARGE} ({error})", 1)
     except RuntimeError as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            return _fail(f"{_TOO_LARGE} ({error})", 1)
         if "alloc" not in str(error):
             raise  # a fault of hatrack's own: let it be seen whole
         return _fail(_TOO_LARGE, 1)
@@ -215,15 +218,23 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.filename or 'the output'}: {error.strerror or error}", 2 if _is_misnamed(error) else 1)
 
 
-_LISTS: dict[str, tuple[Iterable[Any], dict[str, str]]] = {
-    "experiments": (EXPERIMENTS.values(), {"source": "source", "published": "published there"}),
-    "methods": (METHODS.values(), {"source": "source"}),
-    "networks": (NETWORKS.values(), {"source": "source"}),
-    "datasets": (DATASETS.values(), {"licence": "licence"}),
-    "figures": (FIGURES.values(), {"source": "source"}),
-    "analyses": (STUDIES.values(), {"source": "source"}),
-}
-"""Things to choose from: of every kind its entries, and the attribute that describes them."""
+def _lists() -> dict[str, tuple[Iterable[Any], dict[str, str]]]:
+    """Return the things to choose from: of every kind its entries, and the attributes that describe them."""
+    from hatrack.data import DATASETS
+    from hatrack.experiments import EXPERIMENTS
+    from hatrack.experiments.backbones import NETWORKS
+    from hatrack.methods import METHODS
+    from hatrack.report.figures import FIGURES
+    from hatrack.report.studies import STUDIES
+
+    return {
+        "experiments": (EXPERIMENTS.values(), {"source": "source", "published": "published there"}),
+        "methods": (METHODS.values(), {"source": "source"}),
+        "networks": (NETWORKS.values(), {"source": "source"}),
+        "datasets": (DATASETS.values(), {"licence": "licence"}),
+        "figures": (FIGURES.values(), {"source": "source"}),
+        "analyses": (STUDIES.values(), {"source": "source"}),
+    }
 
 
 def _listing(title: str, kinds: Mapping[str, str], entries: Iterable[Any]) -> Table:
@@ -240,6 +251,15 @@ def _listing(title: str, kinds: Mapping[str, str], entries: Iterable[Any]) -> Ta
                 said.append(f"\n{kind}: {other}", style="dim")
         table.add_row(entry.name, said)
     return table
+
+
+def _in_one_line(error: cyclopts.CycloptsError) -> str:
+    """Say what is wrong with a command line; of an unknown command with all that there are, not the first few."""
+    said = " ".join(str(error).split()).removesuffix(".")
+    if isinstance(error, cyclopts.UnknownCommandError) and error.app is not None:
+        names = ", ".join(name for name in error.app if not name.startswith("-"))
+        said = f"{said.partition(' Available commands:')[0]} Available commands: {names}"
+    return said
 
 
 def _is_misnamed(error: OSError) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
@@ -12,11 +12,12 @@ from rich import filesize
 from rich.box import SIMPLE
 from rich.table import Table
 
-from hatrack.cli.carrying import DownloadDisplay
+from hatrack.cli import names as known
 from hatrack.cli.options import Data, Quiet, make_console, say, with_options
-from hatrack.data import DATASETS, DatasetSpec, ImageDataset, channel_statistics
-from hatrack.data.sources import NotFoundError
 from hatrack.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from hatrack.data import DatasetSpec, ImageDataset
 
 __all__ = ["data_app"]
 
@@ -27,7 +28,7 @@ data_app = App(
     help_format="markdown",
 )
 
-Name = Annotated[str, Parameter(choices=tuple(DATASETS))]
+Name = Annotated[str, Parameter(choices=known.DATASETS)]
 
 
 @data_app.command(name="list")
@@ -37,6 +38,9 @@ def list_command(*, data: Data = None) -> int:
     Published files count as found only if their content has the right hash; for pictures see `hatrack data check`. What
     the sets hold is explained by `hatrack list datasets`.
     """
+    from hatrack.data import DATASETS
+    from hatrack.data.sources import NotFoundError
+
     console = make_console()
     table = Table("name", "form", "size", "where", "source", box=SIMPLE)
     for column in table.columns[1:]:
@@ -63,6 +67,8 @@ def path_command(name: Name, /, *, data: Data = None) -> int:
     name
         The data set.
     """
+    from hatrack.data import DATASETS
+
     _, paths = DATASETS[name].locate(data)
     console = make_console()
     for path in paths:
@@ -81,6 +87,9 @@ def check_command(*names: Name, data: Data = None, statistics: Annotated[bool, P
     statistics
         Compute mean and standard deviation of the training images, and show them beside the published ones.
     """
+    from hatrack.data import DATASETS
+    from hatrack.data.sources import NotFoundError
+
     console = make_console()
     faults = 0
     for spec in (DATASETS[name] for name in names or DATASETS):
@@ -112,7 +121,10 @@ def fetch_command(*names: Name, data: Data = None, quiet: Quiet = False) -> int:
         The data sets.
     """
     if not names:
-        raise InputError(f"hatrack data fetch needs the names of data sets; choose from {', '.join(DATASETS)}")
+        raise InputError(f"hatrack data fetch needs the names of data sets; choose from {', '.join(known.DATASETS)}")
+    from hatrack.cli.carrying import DownloadDisplay
+    from hatrack.data import DATASETS
+
     console = make_console()
     for spec in (DATASETS[name] for name in names):
         with DownloadDisplay(console, quiet=quiet) as monitor:
@@ -124,6 +136,8 @@ def fetch_command(*names: Name, data: Data = None, quiet: Quiet = False) -> int:
 
 
 def _statistics(dataset: ImageDataset) -> Iterable[str]:
+    from hatrack.data import channel_statistics
+
     measured = channel_statistics(dataset.x_train)
     for what, computed, published in zip(
         ("mean", "standard deviation"), measured, (dataset.mean, dataset.std), strict=True
@@ -133,6 +147,8 @@ def _statistics(dataset: ImageDataset) -> Iterable[str]:
 
 
 def _source(spec: DatasetSpec) -> str:
+    from hatrack.data import DATASETS
+
     addresses = [address for variant in spec.variants for address in variant.addresses]
     hosts = dict.fromkeys(urlsplit(address).hostname or address for address in addresses)
     if not hosts and spec is DATASETS["fashion-mnist-subset"]:

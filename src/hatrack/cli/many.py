@@ -7,13 +7,11 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from hatrack.cli.board import Board
 from hatrack.cli.options import (
     DEFAULTS,
     WHOLE,
@@ -31,25 +29,11 @@ from hatrack.cli.options import (
     with_options,
 )
 from hatrack.errors import HatrackError, InputError
-from hatrack.experiments import (
-    Comparison,
-    ComparisonPlan,
-    DaskExecutor,
-    Executor,
-    Job,
-    JobEvent,
-    LocalExecutor,
-    RunResult,
-    SlurmExecutor,
-    compare,
-    jobs_of,
-)
-from hatrack.experiments.comparison import read_failure
-from hatrack.experiments.folder import require_folder
-from hatrack.experiments.plan import PLAN, read_plan
-from hatrack.experiments.request import as_text
-from hatrack.experiments.tuning import GridSearch, best, outcomes, tune
-from hatrack.report import comparison_table, kinds_line, tuning_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from hatrack.experiments import Executor, Job, JobEvent, RunResult
 
 __all__ = ["compare_command", "read_seeds", "tune_command"]
 
@@ -90,6 +74,8 @@ class Engine:
         Raises:
             InputError: options that do not fit each other.
         """
+        from hatrack.experiments import DaskExecutor, LocalExecutor, SlurmExecutor
+
         check_threads(self.threads)
         if (self.scheduler is not None) != (self.executor == "dask"):
             raise InputError("--executor dask and --scheduler tcp://HOST:PORT go together")
@@ -112,6 +98,8 @@ class Engine:
         Raises:
             InputError: a GPU of this machine was asked for and there is none.
         """
+        import torch
+
         return torch.device("cuda") if choice == "cuda" and self.executor != "local" else take_device(choice)
 
     @property
@@ -164,6 +152,11 @@ def compare_command(
         Override a setting of all runs, `key=value`, or of one method's, `method.key=value`, as often as needed:
         `--set lr=0.01 --set ewc.strength=500`.
     """
+    from hatrack.experiments import Comparison, ComparisonPlan, compare, jobs_of
+    from hatrack.experiments.folder import require_folder
+    from hatrack.experiments.plan import PLAN, read_plan
+    from hatrack.report import comparison_table
+
     overrides = learning.overrides(settings)
     subject = learning.experiment(experiment)
     plan = ComparisonPlan.make(subject.name, methods.split(","), read_seeds(seeds), overrides, subject.sources)
@@ -215,6 +208,11 @@ def tune_command(
     settings
         Override a setting of all runs, `key=value`, as often as needed.
     """
+    from hatrack.experiments.folder import require_folder
+    from hatrack.experiments.request import as_text
+    from hatrack.experiments.tuning import GridSearch, best, outcomes, tune
+    from hatrack.report import tuning_table
+
     overrides = learning.overrides(settings)
     values = {key: text.split(",") for key, text in read_overrides(grid, "--grid").items()}
     subject = learning.experiment(experiment)
@@ -238,6 +236,8 @@ def tune_command(
 
 
 def _say_kinds(console: Console, result: RunResult | None) -> None:
+    from hatrack.report import kinds_line
+
     if result is not None and (line := kinds_line(result)):
         say(console, with_options(line))
 
@@ -267,6 +267,9 @@ def _carry_out(
     quiet: bool,
 ) -> int:
     """Make runs, or list them for a dry run, and show what came of them."""
+    from hatrack.cli.board import Board
+    from hatrack.experiments.comparison import read_failure
+
     console = make_console()
     if engine.dry_run:
         for job in jobs:
@@ -305,6 +308,8 @@ def _average(job: Job) -> str:
 def _state(job: Job) -> str:
     if job.finished() is not None:
         return "finished"
+    from hatrack.experiments.comparison import read_failure
+
     failure = read_failure(job.folder)
     if failure is not None:
         return f"to try again, failed before: {with_options(failure)}"

@@ -1,8 +1,13 @@
-"""Options that several commands share, how they print, and messages of the library in the words of the command line."""
+"""Options that several commands share, how they print, and messages of the library in the words of the command line.
+
+In this package modules of hatrack that need torch are imported by the functions that call them: torch takes seconds to
+import, for which help and faults of a command line need not wait.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import shlex
@@ -13,18 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
-import torch
 from cyclopts import Parameter
 from rich.console import Console
 
+from hatrack.cli.names import EXPERIMENTS, METHODS
 from hatrack.errors import InputError
-from hatrack.experiments import EXPERIMENTS, Experiment, describe
-from hatrack.experiments.settings import NetworkSettings, StreamSettings
-from hatrack.methods import METHODS
 from hatrack.storage.atomic import require_place, write_atomically
-from hatrack.streams.own.formats import TABLE_SUFFIXES
-from hatrack.support.environment import deterministic_cuda
-from hatrack.train import TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from hatrack.experiments import Experiment
 
 __all__ = [
     "DEFAULTS",
@@ -57,7 +61,7 @@ def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
 
 WHOLE = Parameter(converter=_whole_number)
 NetworkName = Literal["mlp", "alexnet", "resnet18", "vit"]  # for completion; any other name may follow
-MethodName = Annotated[str, Parameter(choices=tuple(METHODS))]
+MethodName = Annotated[str, Parameter(choices=METHODS)]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
 Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
@@ -67,7 +71,7 @@ if TYPE_CHECKING:
     ExperimentName = str | None
 else:
     ExperimentName = Annotated[
-        Literal[tuple(EXPERIMENTS)] | str | None,
+        Literal[EXPERIMENTS] | str | None,
         Parameter(
             help="What to learn; `hatrack list experiments` explains them. Or a file of your own: `tasks.toml`, a "
             "table, an `.npz` or a `.zip` of pictures."
@@ -113,6 +117,9 @@ class Learning:
         Raises:
             InputError: there is no such thing, or two are given.
         """
+        from hatrack.experiments import describe
+        from hatrack.streams.own.formats import TABLE_SUFFIXES
+
         if (name is None) == (not self.tasks):
             raise InputError("give one thing to learn: an experiment, a tasks.toml, or --tasks with folders and files")
         if name is not None and name.lower().endswith((".toml", ".npz", ".zip", *TABLE_SUFFIXES)):
@@ -178,6 +185,10 @@ def take_device(choice: Device) -> torch.device:
     Raises:
         InputError: a GPU was asked for and there is none.
     """
+    import torch
+
+    from hatrack.support.environment import deterministic_cuda
+
     if choice == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
     if choice == "cpu" or not torch.cuda.is_available():
@@ -237,8 +248,17 @@ _WORDS = {
 }
 """Options and commands by the argument or function that a message names in backticks."""
 
-_PARTS = (StreamSettings, NetworkSettings, TrainingSettings, *(method.settings_type for method in METHODS.values()))
-_SETTINGS = {field.name for part in _PARTS for field in fields(part)}
+
+@functools.cache
+def _settings() -> frozenset[str]:
+    """Return the names of all settings."""
+    from hatrack.experiments.settings import NetworkSettings, StreamSettings
+    from hatrack.methods import METHODS
+    from hatrack.train import TrainingSettings
+
+    parts = (StreamSettings, NetworkSettings, TrainingSettings, *(kind.settings_type for kind in METHODS.values()))
+    return frozenset(field.name for part in parts for field in fields(part))
+
 
 _NAME = re.compile(r"`(\w+\.)?(\w+)(?:=([^`]*))?`")
 _FORGET = re.compile(r"`forget_in_run(\(.*\))`")
@@ -257,7 +277,7 @@ def with_options(message: str) -> str:
 
 def _option(found: re.Match[str]) -> str:
     method, name, value = found.groups()
-    if name in _SETTINGS:
+    if name in _settings():
         return f"--set {method or ''}{name}={value or '...'}"
     if method is not None or name not in _WORDS:
         return found[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from hatrack.cli.carrying import carry_out
+from hatrack.cli.names import EXPERIMENTS, FIGURES, STUDIES, TABLES
 from hatrack.cli.options import (
     WHOLE,
     Data,
@@ -22,15 +22,10 @@ from hatrack.cli.options import (
     write_output,
 )
 from hatrack.errors import InputError
-from hatrack.experiments import EXPERIMENTS, measure_sizes
-from hatrack.experiments.folder import require_folder
-from hatrack.report.figures import FIGURES, TABLES
-from hatrack.report.inside import sizes_table
-from hatrack.report.runs import Runs, read_runs
-from hatrack.report.studies import STUDIES, draw, requests
-from hatrack.report.table import Drawing
-from hatrack.report.writers import WRITERS
-from hatrack.support.names import look_up
+
+if TYPE_CHECKING:
+    from hatrack.report.runs import Runs
+    from hatrack.report.table import Drawing
 
 __all__ = ["analyse_command", "figure_command", "report_command", "sizes_command"]
 
@@ -49,7 +44,7 @@ def report_command(
     *more: Path,
     out: Output = None,
     format: Literal["html", "csv", "json", "markdown", "latex"] = "html",  # noqa: A002 - what the option is called
-    table: Annotated[str | None, Parameter(choices=tuple(TABLES))] = None,
+    table: Annotated[str | None, Parameter(choices=TABLES)] = None,
 ) -> int:
     """Make a report of runs: a page for a browser, or a table.
 
@@ -74,6 +69,10 @@ def report_command(
         raise InputError(f"--table {table} goes with --format csv, json, markdown or latex; the page has all tables")
     if out is not None:
         require_output(out)
+    from hatrack.report import figures
+    from hatrack.report.runs import read_runs
+    from hatrack.report.writers import WRITERS
+
     table = table or "summary"
     runs = read_runs(folder, *more)
     if format == "html":
@@ -81,7 +80,7 @@ def report_command(
 
         write_output(out or Path("report.html"), html_report(runs))
         return 0
-    found = look_up("table", table, TABLES)(runs)
+    found = figures.TABLES[table](runs)
     if not found.rows:
         raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
     write_output(out, WRITERS[format](found))
@@ -109,6 +108,8 @@ def sizes_command(
         The folder of a run of `hat`, `pmask` or their kin.
     task
         The task; all of them if left out.
+    format
+        How to write the table.
     out
         The file to write; printed if left out.
     batch
@@ -118,13 +119,17 @@ def sizes_command(
     """
     if out is not None:
         require_output(out)
+    from hatrack.experiments import measure_sizes
+    from hatrack.report.inside import sizes_table
+    from hatrack.report.writers import WRITERS
+
     sizes = measure_sizes(folder, task, data, batch=batch, repetitions=repetitions)
     write_output(out, WRITERS[format](sizes_table(sizes)))
     return 0
 
 
 def figure_command(
-    name: Annotated[str, Parameter(choices=tuple(FIGURES))],
+    name: Annotated[str, Parameter(choices=FIGURES)],
     folder: Path,
     /,
     *more: Path,
@@ -148,18 +153,21 @@ def figure_command(
     """
     target = out or Path(f"{name}.svg")
     require_output(target)
+    from hatrack.report import figures
+    from hatrack.report.runs import read_runs
+
     runs = read_runs(folder, *more)
-    drawing = look_up("figure", name, FIGURES).draw(runs, method or _usual_method(runs))
+    drawing = figures.FIGURES[name].draw(runs, method or _usual_method(runs))
     say(make_console(), f"wrote {target} and {_save(drawing, target)}")
     return 0
 
 
 def analyse_command(
-    name: Annotated[str, Parameter(choices=tuple(STUDIES))],
+    name: Annotated[str, Parameter(choices=STUDIES)],
     /,
     *,
     out: Output = None,
-    experiment: Annotated[str | None, Parameter(choices=tuple(EXPERIMENTS))] = None,
+    experiment: Annotated[str | None, Parameter(choices=EXPERIMENTS)] = None,
     seeds: Annotated[int, WHOLE] = 1,
     settings: Settings = (),
     data: Data = None,
@@ -182,18 +190,22 @@ def analyse_command(
     settings
         Override a setting of all runs, `key=value`: `--set epochs=5`.
     """
-    study = look_up("analysis", name, STUDIES)
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {seeds}")
+    from hatrack.cli.carrying import carry_out
+    from hatrack.experiments.folder import require_folder
+    from hatrack.report import studies
+
+    study = studies.STUDIES[name]
     folder = require_folder(out or Path("runs") / name)
     console = make_console()
-    runs = requests(
+    runs = studies.requests(
         study, folder, experiment=experiment, seeds=range(seeds), data=data, overrides=read_overrides(settings)
     )
     for request in runs:
         carry_out(request, console, quiet, label=None if request.out is None else request.out.name)
     target = folder / f"{name}.svg"
-    data_file = _save(draw(study, folder, runs), target)
+    data_file = _save(studies.draw(study, folder, runs), target)
     if not quiet:
         say(console, f"wrote {target} and {data_file}")
     return 0
@@ -206,6 +218,7 @@ def _usual_method(runs: Runs) -> str:
 def _save(drawing: Drawing, target: Path) -> Path:
     """Draw a picture, and write its data beside it; return the file with the data."""
     from hatrack.report import canvas
+    from hatrack.report.writers import WRITERS
 
     canvas.save(drawing.chart, target, drawing.title)
     data = target.with_suffix(".csv")

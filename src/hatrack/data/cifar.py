@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from hatrack.data.archives import read_tar_gz
+from hatrack.data.catalogue import CATALOGUE
 from hatrack.data.dataset import ImageArrays
 from hatrack.data.pickles import load_pickle
-from hatrack.data.toml import CATALOGUE
 from hatrack.errors import DataError
 
 __all__ = ["CIFAR10_FORMAT", "CIFAR100_FORMAT", "CifarFormat"]

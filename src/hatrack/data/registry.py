@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from hatrack.data.arrays import ImageArrays, every_nth_of_each_class
+from hatrack.data.catalogue import CATALOGUE
 from hatrack.data.cifar import CIFAR10_FORMAT, CIFAR100_FORMAT
 from hatrack.data.dataset import CommonForm, DatasetSpec, Decoder, FileVariant, Fitting, ImageDataset, Variant
 from hatrack.data.files import DataFile, DownloadMonitor
@@ -31,7 +32,6 @@ from hatrack.data.mnist import TEST_IMAGES, TEST_LABELS, decode_idx, decode_mnis
 from hatrack.data.npz import decode_npz
 from hatrack.data.pictures import ClassFolders, PictureForm, PictureLayout
 from hatrack.data.sources import FileSource, PackagedFiles, PublishedFiles
-from hatrack.data.toml import CATALOGUE
 from hatrack.data.traffic_signs import TEST_COUNTS, TRAIN_COUNTS, SignLayout, decode_archives
 from hatrack.data.trees import PictureTree, TreeLayout, unpack_tree
 from hatrack.errors import DataError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from hatrack.backbones import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
-from hatrack.errors import DOES_NOT_RUN, InputError
+from hatrack.errors import HatrackError, InputError
 from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm
 from hatrack.state.movement import StateOf
 from hatrack.streams import seeded_generator
@@ -143,15 +143,20 @@ def _explained(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
+    except (HatrackError, MemoryError, torch.OutOfMemoryError):
         raise
-    except DOES_NOT_RUN as error:
-        if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error):
+    except (Exception, SystemExit) as error:  # whatever a function of somebody else raises, or that it wants to leave
+        if isinstance(error, RuntimeError) and "alloc" in str(error):
             raise
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
-        where = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
-        said = " ".join(str(error).split())
-        raise InputError(f"{what}: {type(error).__name__}{f': {said}' if said else ''}{where}") from error
+        raise InputError(f"{what}: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    """Return an exception's type and message, and the line of somebody else's code that it comes from."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
+    where = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {said}' if said else ''}{where}"
 
 
 def _is_theirs(filename: str) -> bool:
@@ -213,6 +218,8 @@ def _function(name: str, module_name: str, function_name: str) -> Callable[[tupl
             f"network {name}: {module_name or 'the module'} cannot be imported ({error}); write "
             "mymodule:build, where mymodule.py is in the working directory or installed"
         ) from error
+    except (Exception, SystemExit) as error:  # what the module does when it is imported
+        raise InputError(f"network {name}: {module_name} cannot be imported: {_said(error)}") from error
     finally:
         if added:
             sys.path.remove(here)

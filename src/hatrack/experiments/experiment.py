@@ -15,12 +15,12 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hatrack.data import DownloadMonitor
-from hatrack.data.toml import read_packaged_toml
 from hatrack.errors import InputError
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings, parse_value
 from hatrack.methods import METHODS
 from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, own_stream
 from hatrack.support.names import look_up, unknown_name
+from hatrack.support.toml import read_packaged_toml
 from hatrack.train import TrainingSettings
 
 __all__ = ["EXPERIMENTS", "Experiment", "completed", "describe", "find_experiment", "own_experiment"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hatrack.data.toml import read_packaged_toml
 from hatrack.experiments import RunRequest
 from hatrack.report.figures import FIGURES
 from hatrack.report.runs import read_runs
 from hatrack.report.table import Drawing
+from hatrack.support.toml import read_packaged_toml
 
 __all__ = ["STUDIES", "Study", "draw", "requests"]
 

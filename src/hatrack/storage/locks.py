@@ -33,12 +33,12 @@ def locked(folder: Path, patience: float) -> Iterator[None]:
         patience: seconds to wait for another holder.
 
     Raises:
-        InputError: another process holds the lock for longer.
+        InputError: another process holds the lock for longer, or the folder's file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        while not _try(file):
+        while not _taken(file, folder):
             if time.monotonic() >= deadline:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
@@ -48,6 +48,17 @@ def locked(folder: Path, patience: float) -> Iterator[None]:
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield  # closing the file unlocks it
+
+
+def _taken(file: IO[str], folder: Path) -> bool:
+    """Try to take a lock; return whether that was possible."""
+    try:
+        return _try(file)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be locked ({error.strerror or error}), so that two processes could spoil each other's "
+            "work there; choose a folder on a file system that has locks (`out`)"
+        ) from error
 
 
 if sys.platform == "win32":

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from hatrack.data import DownloadMonitor, ImageDataset, as_rgb32, load_dataset
-from hatrack.data.toml import read_packaged_toml
 from hatrack.errors import InputError
 from hatrack.streams.base import TaskStream
 from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups
@@ -26,6 +25,7 @@ from hatrack.streams.image_streams import (
 )
 from hatrack.streams.sampling import StreamOptions
 from hatrack.support.names import look_up
+from hatrack.support.toml import read_packaged_toml
 
 __all__ = ["STREAMS", "StreamSpec", "build_stream"]
 

@@ -12,6 +12,9 @@ __all__ = ["in_one_line", "look_up", "prefix_of", "unknown_name", "words"]
 
 Entry = TypeVar("Entry")
 
+MOST_NAMES = 100
+"""Most names that an error lists; a module of somebody else may have thousands."""
+
 
 def in_one_line(error: BaseException | None) -> str:
     """Return the first paragraph of an exception's message in one line, for messages that quote it."""
@@ -24,7 +27,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     Args:
         kind: noun for the message, such as ``"task"``.
         name: the unknown name, or what was given in its place.
-        known: the names that exist.
+        known: the names that exist, of which the first hundred are listed.
 
     Returns:
         The error, to be raised by the caller.
@@ -32,7 +35,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
     guess = f", did you mean {close[0]!r}?" if close else ";"
-    choice = f"choose one of: {', '.join(names)}" if names else f"there is no {kind} yet"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    choice = f"choose one of: {', '.join(names[:MOST_NAMES])}{more}" if names else f"there is no {kind} yet"
     return InputError(f"there is no {kind} {name!r}{guess} {choice}")
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hatrack.data.toml import tomllib
 from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams.base import Task, TaskStream, check_name, sampled_task
@@ -24,6 +23,7 @@ from hatrack.streams.own.tables import TableFormat
 from hatrack.streams.own.targets import UNSAID, TargetChoice
 from hatrack.streams.sampling import StreamOptions
 from hatrack.support.names import unknown_name
+from hatrack.support.toml import tomllib
 
 __all__ = ["READ_WITH", "SECTIONS", "UNNAMED", "OwnStream", "own_stream"]
 

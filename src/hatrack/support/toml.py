@@ -11,19 +11,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CATALOGUE", "read_packaged_toml", "tomllib"]
+__all__ = ["read_packaged_toml", "tomllib"]
 
 
 def read_packaged_toml(package: str, name: str) -> dict[str, Any]:
     """Read a TOML file that is installed with a package.
 
     Args:
-        package: full name of the package, such as ``hatrack.streams``.
-        name: name of the file in it.
+        package: full name of the package, such as ``hatrack.streams``; it is imported.
+        name: name of the file in it, or its path below it.
     """
     content: dict[str, Any] = tomllib.loads(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
     return content
-
-
-CATALOGUE = read_packaged_toml("hatrack.data", "datasets.toml")
-"""The table of the data sets by their names."""
