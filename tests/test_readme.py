@@ -102,10 +102,11 @@ def test_every_command_in_the_readme_is_understood(capsys: pytest.CaptureFixture
         assert all(word in shown for word in words if word.startswith("--")), command
 
 
-def test_both_installation_commands_use_the_constraints() -> None:
-    commands = re.findall(r"^\$ (pip install.*)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def test_all_installation_commands_use_the_constraints() -> None:
+    commands = re.findall(r"^\$ (pip install.*?)(?: +#.*)?$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert commands == [
         "pip install -c constraints.txt -e . && hatrack demo",
+        "pip install -c constraints.txt -e '.[onnx,report]'",
         "pip install -c constraints.txt -e '.[dev]' && pytest",
     ]
     run = (README.parent / ".ci" / "run").read_text(encoding="utf-8").replace(" --quiet", "").splitlines()

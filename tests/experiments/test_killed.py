@@ -107,6 +107,19 @@ def test_a_damaged_state_of_training_is_named_and_the_one_before_is_used(
     assert outcome(tmp_path) == expected
 
 
+def test_a_finished_run_needs_nothing_of_what_was_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are there for the case of damage alone, and take as much room as the run itself."""
+    command = [word.replace("num_tasks=1", "num_tasks=2") for word in COMMAND]
+    assert main([*command, str(tmp_path)]) == 0
+    removed = [*tmp_path.glob("*.previous.*")]
+    assert {path.name for path in removed} == {"net.previous.hat", "run.previous.json"}
+    for path in removed:
+        path.unlink()
+    assert main([*command, str(tmp_path)]) == 0
+    assert main(["verify", str(tmp_path)]) == 0
+    assert "verified" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_damaged_network_of_the_first_task_is_learned_again(
     unharmed: tuple[dict[str, Any], int], tmp_path: Path
