@@ -19,7 +19,8 @@ from hatrack.experiments.plan import read_plan
 from hatrack.experiments.sources import located, relative_to, seen_from
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 
-QUICK = ["--method", "hat", "--threads", "1", "--quiet"]
+QUICK = ["--method", "sgd", "--threads", "1", "--quiet"]
+MASKED = ["--method", "hat", *QUICK[2:]]
 TOML = """
 [[task]]
 path = "dots"
@@ -66,15 +67,18 @@ def shown_warnings() -> Iterator[None]:
 
 
 def run_of(project: Path) -> Path:
-    return project / "runs" / "tasks-hat-seed0"
+    return project / "runs" / "tasks-sgd-seed0"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shown_warnings")
 def test_verified_asked_exported_and_made_again_where_it_is_now(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    command = ["run", str(project / "tasks.toml"), *MASKED, "--out", str(project / "runs" / "masked")]
+    assert main(command) == 0
     moved = project.rename(tmp_path / "moved")
-    run, picture = str(run_of(moved)), str(moved / "dots" / "dark" / "0.png")
+    run, picture = str(moved / "runs" / "masked"), str(moved / "dots" / "dark" / "0.png")
     for command in (
         ["verify", run],
         ["predict", run, picture, "--task", "dots"],
@@ -129,6 +133,14 @@ def test_of_a_copy_the_data_is_taken_that_is_the_runs(project: Path, tmp_path: P
         assert verify(run_of(copied)).bitwise
 
 
+def test_verified_where_it_is_now(project: Path, tmp_path: Path) -> None:
+    moved = project.rename(tmp_path / "moved")
+    with pytest.warns(
+        UserWarning, match="project/tasks.toml is gone; taking .*moved/tasks.toml, whose data is that of"
+    ):
+        assert verify(run_of(moved)).bitwise
+
+
 def test_gone_from_both_places(project: Path, tmp_path: Path) -> None:
     moved = project.rename(tmp_path / "moved")
     (moved / "tasks.toml").unlink()
@@ -152,6 +164,7 @@ def test_a_record_of_before_knows_its_absolute_place_alone(project: Path, tmp_pa
     assert verify(run_of(moved)).bitwise
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shown_warnings")
 def test_files_that_are_tasks_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -161,7 +174,7 @@ def test_files_that_are_tasks_themselves(
     x, y = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8), np.arange(60) % 2
     np.savez(project / "noise.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
     monkeypatch.chdir(project)
-    quick = ["--epochs", "1", "--set", "hidden=8", "--set", "test_share=0.25", *QUICK]
+    quick = ["--epochs", "1", "--set", "hidden=8", "--set", "test_share=0.25", *MASKED]
     assert main(["run", "--tasks", "dots", "noise.npz", *quick, "--out", "run"]) == 0
     monkeypatch.chdir(tmp_path)
     moved = project.rename(tmp_path / "moved")
