@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from hatrack.support.toml import tomllib
 from hatrack.experiments import RunRequest, prepare, run
 from hatrack.support.environment import describe_environment
+from hatrack.support.toml import tomllib
 
 HERE = Path(__file__).parent
 TABLES: Mapping[str, Mapping[str, Any]] = tomllib.loads((HERE / "tables.toml").read_text(encoding="utf-8"))
