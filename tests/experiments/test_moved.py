@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hatrack.cli import main
-from hatrack.errors import InputError
+from hatrack.errors import DamagedFileError, InputError
 from hatrack.experiments import RunRequest, forget_in_run, open_run, read_result, recorded_run, verify
 from hatrack.experiments.plan import read_plan
 from hatrack.experiments.sources import located, relative_to, seen_from
@@ -139,6 +139,17 @@ def test_verified_where_it_is_now(project: Path, tmp_path: Path) -> None:
         UserWarning, match="project/tasks.toml is gone; taking .*moved/tasks.toml, whose data is that of"
     ):
         assert verify(run_of(moved)).bitwise
+
+
+def test_a_command_that_mends_names_the_files_where_they_are_now(project: Path, tmp_path: Path) -> None:
+    moved = project.rename(tmp_path / "moved")
+    path = run_of(moved) / "net.hat"
+    path.write_bytes(path.read_bytes()[:-1])
+    with (
+        pytest.warns(UserWarning, match="is gone; taking"),
+        pytest.raises(DamagedFileError, match=rf"or mend it: hatrack run {moved / 'tasks.toml'} --method sgd"),
+    ):
+        verify(run_of(moved))
 
 
 def test_gone_from_both_places(project: Path, tmp_path: Path) -> None:

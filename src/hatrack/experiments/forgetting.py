@@ -25,6 +25,7 @@ from hatrack.experiments.folder import (
     require_run,
     require_whole,
 )
+from hatrack.experiments.recorded import command_of
 from hatrack.experiments.results import RunResult, read_result, rounded_shares, write_result
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS, Method, Setup
@@ -138,7 +139,9 @@ def _require_learned(folder: Path, recorded: RunResult, present: tuple[str, ...]
     """Check that the folder's network and result agree, and that there is something to forget."""
     learned = tuple(each.name for each in recorded.tasks[: len(recorded.scores)])
     if present != learned:
-        raise InputError(f"{folder / CHECKPOINT} has other tasks than {RESULT}; run this first: {recorded.command}")
+        raise InputError(
+            f"{folder / CHECKPOINT} has other tasks than {RESULT}; run this first: {command_of(folder, recorded)}"
+        )
     if task not in present:
         raise InputError(f"in {folder} task {task!r} has not been learned yet, so there is nothing to forget")
 

@@ -20,7 +20,7 @@ from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import last_logits, score_row
-from hatrack.experiments.sources import seen_from
+from hatrack.experiments.sources import located, seen_from
 from hatrack.objectives import ACCURACY, Metric, TargetKind
 from hatrack.storage.checkpoint import read_checkpoint
 from hatrack.streams import Task, TaskStream, own_stream
@@ -31,6 +31,7 @@ __all__ = [
     "TOLERANCE",
     "Reproduction",
     "Verification",
+    "command_of",
     "load_recorded",
     "recorded_result",
     "recorded_run",
@@ -38,6 +39,17 @@ __all__ = [
     "require_same_data",
     "verify",
 ]
+
+
+def command_of(folder: Path, recorded: RunResult) -> str:
+    """Return the command that makes a run, with one's own files where they are now.
+
+    Args:
+        folder: the run's folder.
+        recorded: its record.
+    """
+    now = dict(zip(recorded.sources, located(folder, recorded.sources, recorded.relative_sources), strict=True))
+    return shlex.join(str(now.get(word, word)) for word in shlex.split(recorded.command))
 
 
 def recorded_result(folder: Path) -> RunResult:
@@ -53,7 +65,7 @@ def recorded_result(folder: Path) -> RunResult:
     if not recorded.scores and recorded.forgotten:
         raise InputError(f"in {folder} all tasks that were learned have been forgotten; choose another run")
     if not recorded.scores:
-        raise InputError(f"in {folder} no task has been learned yet; run this first: {recorded.command}")
+        raise InputError(f"in {folder} no task has been learned yet; run this first: {command_of(folder, recorded)}")
     return recorded
 
 
@@ -167,7 +179,8 @@ def load_recorded(
     try:
         learned = load_method(folder / CHECKPOINT, prepared.method)
     except DamagedFileError as error:
-        raise DamagedFileError(f"{error}; or mend it: {recorded.command} `out={shlex.quote(str(folder))}`") from error
+        mend = f"{command_of(folder, recorded)} `out={shlex.quote(str(folder))}`"
+        raise DamagedFileError(f"{error}; or mend it: {mend}") from error
     except CheckpointError:
         require_same_data(folder, recorded, prepared.stream)
         raise
