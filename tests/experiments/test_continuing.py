@@ -17,7 +17,7 @@ import torch
 
 from hatrack.cli import main
 from hatrack.errors import InputError
-from hatrack.experiments import RunRequest, Status, open_run, prepare, read_result, run, verify
+from hatrack.experiments import RunRequest, Status, TaskLearned, open_run, prepare, read_result, run, verify
 from hatrack.experiments.backbones import build_backbone, narrow_builder
 from hatrack.experiments.preparing import Run
 from hatrack.experiments.settings import NetworkSettings
@@ -253,6 +253,19 @@ def test_tasks_that_were_not_begun_may_be_others(tmp_path: Path) -> None:
         pass
     assert prepared.result.scores == whole.scores
     assert outcome(tmp_path / "grown" / "run") == outcome(tmp_path / "whole" / "run")
+
+
+def test_tasks_that_were_not_begun_may_be_left_out(tmp_path: Path) -> None:
+    toml = project(tmp_path, "one", "two")
+    for event in run(prepare(request(toml))):
+        if isinstance(event, TaskLearned):
+            break
+    written(toml, "one")
+    prepared = prepare(request(toml))
+    assert prepared.notes[-1] == "the run was begun with 2 tasks; it ends after 1 of them"
+    assert [*run(prepared)] == []
+    assert Run(request(toml)).finished == read_result(tmp_path / "run" / "run.json")
+    assert verify(tmp_path / "run").bitwise
 
 
 def test_a_task_that_was_begun_must_be_the_same(tmp_path: Path) -> None:

@@ -352,9 +352,10 @@ class Run:
 
 def _said_of_tasks(earlier: RunResult, record: RunResult, begun: int) -> str:
     """Say which tasks a run has from now on."""
-    names = ", ".join(task.name for task in record.tasks[begun:]) or "no further ones"
+    names = ", ".join(task.name for task in record.tasks[begun:])
     tasks = "1 task" if len(earlier.tasks) == 1 else f"{len(earlier.tasks)} tasks"
-    return f"the run was begun with {tasks}; going on after {begun} of them with {names}"
+    now = f"going on after {begun} of them with {names}" if names else f"it ends after {begun} of them"
+    return f"the run was begun with {tasks}; {now}"
 
 
 class _ForeignFileError(CheckpointError):
