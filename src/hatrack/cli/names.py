@@ -27,12 +27,12 @@ METHODS = (
 
 FIGURES = (
     *("accuracy", "forgetting", "forgetting-ratio", "sensitivity", "usage", "reuse", "compression", "layers"),
-    *("tasks", "matrix", "transfer", "published", "time"),
+    *("tasks", "matrix", "transfer", "published", "time", "time-by-task", "learning"),
 )
 """Names of the figures that are drawn from runs."""
 
 TABLES = (
-    *("summary", "forgetting-ratios", "differences", "curves", "accuracy", "capacity", "usage", "reuse"),
-    *("compression", "timing", "published", "data"),
+    *("summary", "forgetting-ratios", "differences", "curves", "accuracy", "by-task", "learning", "capacity"),
+    *("usage", "reuse", "compression", "timing", "published", "data"),
 )
 """Names of the tables of a report."""
