@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # at run time, see _PLACES
     from hatrack.learning.learner import Learner
     from hatrack.learning.predictions import LabelPrediction, NumberPrediction, Prediction
     from hatrack.masks.calibration import Scorer
+    from hatrack.methods.hat import HATSettings, MaskSchedule
     from hatrack.models.forgetting import Forgotten
     from hatrack.models.hat import HATNetwork
     from hatrack.models.loading import forget_in_files, load
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # at run time, see _PLACES
     from hatrack.recognition import IncrementalAccuracy, Inferred, measure_inference
     from hatrack.support.modes import fresh_statistics
     from hatrack.support.progress import with_progress
+    from hatrack.train import TrainingSettings
 
 __version__ = "0.1.0"
 """Version of the package."""
@@ -67,18 +69,21 @@ __all__ = [
     "Growth",
     "GuaranteeError",
     "HATNetwork",
+    "HATSettings",
     "HatrackError",
     "IncrementalAccuracy",
     "Inferred",
     "InputError",
     "LabelPrediction",
     "Learner",
+    "MaskSchedule",
     "NumberPrediction",
     "Plan",
     "Prediction",
     "Regularization",
     "Scorer",
     "TrainingError",
+    "TrainingSettings",
     "UnsupportedError",
     "WeightMaskedNetwork",
     "__version__",
@@ -103,6 +108,7 @@ _PLACES = {
     "learning.learner": ("Learner",),
     "learning.predictions": ("LabelPrediction", "NumberPrediction", "Prediction"),
     "masks.calibration": ("Scorer",),
+    "methods.hat": ("HATSettings", "MaskSchedule"),
     "models.forgetting": ("Forgotten",),
     "models.hat": ("HATNetwork",),
     "models.loading": ("forget_in_files", "load"),
@@ -112,6 +118,7 @@ _PLACES = {
     "recognition": ("IncrementalAccuracy", "Inferred", "measure_inference"),
     "support.modes": ("fresh_statistics",),
     "support.progress": ("with_progress",),
+    "train": ("TrainingSettings",),
 }
 """Names by the module that they are imported from when somebody asks for them.
 

@@ -264,8 +264,8 @@ class Learner:
             warnings.warn(
                 f"task {task!r} answers {what} for all {len(y)} samples that it was trained on: masks may have "
                 "switched off too much in too few steps; let them begin with all units "
-                "(settings=HATSettings(schedule=MaskSchedule.SETTLED)), weigh them less (c=0.1), train longer "
-                "(training=TrainingSettings(epochs=...)), or give more samples",
+                "(settings=hatrack.HATSettings(schedule=hatrack.MaskSchedule.SETTLED)), weigh them less (c=0.1), train "
+                "longer (training=hatrack.TrainingSettings(epochs=...)), or give more samples",
                 stacklevel=4,  # of this method, torch's around it, and fit
             )
 
