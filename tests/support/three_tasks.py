@@ -37,7 +37,9 @@ def answers(net: Net, task: str) -> Tensor:
     return copy.deepcopy(net).eval()(X, task)
 
 
-def by_hand(net: Net, task: str, strength: float = 0.75, together: int = 1, mean: bool = False) -> None:
+def by_hand(
+    net: Net, task: str, strength: float = 0.75, together: int = 1, mean: bool = False, epochs: int = EPOCHS
+) -> None:
     """Learn a task with a loop that anybody can check: one gate scale and one cost for every step.
 
     Args:
@@ -49,7 +51,7 @@ def by_hand(net: Net, task: str, strength: float = 0.75, together: int = 1, mean
     batches = list(zip(X.split(BATCH), Y[task].split(BATCH), strict=True))
     steps = math.ceil(len(batches) / together)
     net.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for step in range(steps):
             net.anneal(step / (steps - 1))
             optimizer.zero_grad()
@@ -80,3 +82,16 @@ def assert_same(net: Net, other: Net) -> None:
 def assert_differ(net: Net, other: Net) -> None:
     mine, theirs = state(net), state(other)
     assert any(not torch.allclose(mine[name], theirs[name], rtol=1e-3, atol=1e-4) for name in mine)
+
+
+def with_first_task(kind: str) -> Net:
+    """A network that has learned ``a``."""
+    net = fresh(kind)
+    by_hand(net, "a")
+    return net
+
+
+def assert_same_bits(net: Net, other: Net) -> None:
+    mine, theirs = state(net), state(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from hatrack.errors import UnsupportedError
+from hatrack.errors import InputError, UnsupportedError
 from hatrack.integrations.task_training import TaskTraining, accuracy
 from hatrack.models.base import MaskedNetwork
 
@@ -87,11 +87,11 @@ class AcceleratedTask:
             loader: the loader, with a length.
 
         Raises:
-            UnsupportedError: no optimizer was protected, or ``prepare`` got the network itself and has replaced its
-                ``forward``.
+            InputError: no optimizer was protected.
+            UnsupportedError: ``prepare`` got the network itself, and has replaced its ``forward``.
         """
         if not self._is_protected:
-            raise UnsupportedError("protect the optimizer before training: task.protect(optimizer)")
+            raise InputError("protect the optimizer before training: task.protect(optimizer)")
         self.training.require_inside(self.training.net)
         together = self._accelerator.gradient_accumulation_steps
         batches = len(loader)

@@ -55,10 +55,16 @@ class SkorchTask(Callback):
         tests: Mapping[str, Iterable[Any]] | None = None,
         metric: Callable[[Tensor, Tensor], float] = accuracy,
     ) -> None:
-        self.net, self.task, self.num_classes, self.head = net, task, num_classes, head  # as skorch looks them up
+        # Callbacks are cloned by their attributes: arguments have the same names, and all else ends with an underscore.
+        self.net, self.task, self.num_classes, self.head = net, task, num_classes, head
         self.strength, self.tests, self.metric = strength, tests, metric
-        self.training = TaskTraining(net, task, num_classes, head=head, strength=strength, tests=tests, metric=metric)
-        self._steps = self._done = 0
+        self.training_ = TaskTraining(net, task, num_classes, head=head, strength=strength, tests=tests, metric=metric)
+        self.steps_ = self.done_ = 0
+
+    @property
+    def training(self) -> TaskTraining:
+        """Training of the task."""
+        return self.training_
 
     def initialize(self) -> SkorchTask:
         """Open the task, before module and optimizer are made."""
@@ -76,12 +82,12 @@ class SkorchTask(Callback):
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any) -> None:
         """Count the batches of an epoch."""
-        self._steps, self._done = len(net.get_iterator(dataset_train, training=True)), 0
+        self.steps_, self.done_ = len(net.get_iterator(dataset_train, training=True)), 0
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         """Set how hard the gates are."""
         if training:
-            self.training.anneal(self._done, self._steps)
+            self.training.anneal(self.done_, self.steps_)
 
     def on_grad_computed(self, net: Any, named_parameters: Any, **kwargs: Any) -> None:
         """Add the gradients of the regularization."""
@@ -90,11 +96,11 @@ class SkorchTask(Callback):
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         """Count the batches that are done."""
-        self._done += training
+        self.done_ += training
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:  # noqa: N803
         """Consolidate the task, unless its training was interrupted."""
-        if self._done < self._steps:
+        if self.done_ < self.steps_:
             warnings.warn(
                 f"training was interrupted in the middle of an epoch: task {self.training.task!r} stays in training; "
                 f"call fit again, or net.consolidate({self.training.task!r})",

@@ -134,7 +134,7 @@ class TaskTraining:
         self._tests, self._metric = dict(tests or {}), metric
 
     def open(self) -> None:
-        """Add the task, unless it is in training already.
+        """Add the task, unless it is in training already, and drop gradients that the task before has left.
 
         Raises:
             InputError: it is consolidated, another one is in training, or it cannot be added.
@@ -144,6 +144,7 @@ class TaskTraining:
         if self.task in self.net.task_names:
             raise InputError(f"task {self.task!r} is consolidated and cannot be trained again; name a new task")
         self.net.add_task(self.task, self._num_classes, head=self._head)
+        self.net.zero_grad()  # a loop that clears them behind its steps would add the last ones to its first
 
     def require_inside(self, model: nn.Module) -> None:
         """Check that the network is what a trainer trains.

@@ -60,9 +60,7 @@ class ModelOfTask(nn.Module):
 
     def _only_input(self, inputs: dict[str, Any]) -> Any:
         if set(inputs) != {self._input_name}:
-            raise InputError(
-                f"the batch has inputs {sorted(inputs)}, and the backbone takes {self._input_name!r} alone"
-            )
+            raise InputError(f"the batch has {sorted(inputs)}, and the backbone takes {self._input_name!r} alone")
         return inputs[self._input_name]
 
 
