@@ -13,7 +13,20 @@ from torch import nn
 
 from hatrack import load
 from hatrack.errors import InputError
-from support.three_tasks import BATCH, EPOCHS, RATE, TASKS, Net, X, Y, answers, assert_differ, assert_same, fresh
+from support.three_tasks import (
+    BATCH,
+    EPOCHS,
+    RATE,
+    TASKS,
+    Net,
+    X,
+    Y,
+    answers,
+    assert_differ,
+    assert_same,
+    assert_same_bits,
+    fresh,
+)
 
 try:
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hatrack.errors import InputError
-from hatrack.integrations.task_training import TaskTraining, accuracy
+from hatrack.learning.integrations.task_training import TaskTraining, accuracy
 from hatrack.models.base import MaskedNetwork
 
 try:

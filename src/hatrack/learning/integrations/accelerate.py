@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.integrations.task_training import TaskTraining, accuracy
+from hatrack.learning.integrations.task_training import TaskTraining, accuracy
 from hatrack.models.base import MaskedNetwork
 
 try:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hatrack.errors import InputError
-from hatrack.integrations.task_training import TaskTraining
+from hatrack.learning.integrations.task_training import TaskTraining
 from hatrack.models.base import MaskedNetwork
 
 try:

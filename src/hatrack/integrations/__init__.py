@@ -1,1 +1,0 @@
-"""Trainers and tools of other packages, around a network of tasks: one module for each, imported where it is needed."""
