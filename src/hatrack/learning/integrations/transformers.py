@@ -61,7 +61,8 @@ class ModelOfTask(nn.Module):
     def _only_input(self, inputs: dict[str, Any]) -> Any:
         if set(inputs) != {self._input_name}:
             raise InputError(f"the batch has {sorted(inputs)}, and the backbone takes {self._input_name!r} alone")
-        return inputs[self._input_name]
+        (only,) = inputs.values()
+        return only
 
 
 class TransformersTask(TrainerCallback):
@@ -77,7 +78,8 @@ class TransformersTask(TrainerCallback):
         num_classes: number of outputs of its head.
         head: head of the task's own, in the place of ``num_classes``.
         strength: weight of the regularization, at least 0.
-        tests: batches by name of the task, to measure these tasks with at the end: mappings with ``labels``.
+        tests: batches by name of the task, to measure these tasks with at the end: mappings with ``labels``, or
+            pairs of inputs and targets.
         metric: function from outputs and targets of a task to its score.
 
     Attributes:
@@ -118,7 +120,7 @@ class TransformersTask(TrainerCallback):
         """Protect the optimizer, and count the steps of an epoch."""
         self.training.require_inside(kwargs["model"])
         self.training.protect([kwargs["optimizer"]])
-        loader = kwargs.get("train_dataloader")
+        loader: Any = kwargs.get("train_dataloader")
         try:
             self._steps = max(math.ceil(len(loader) / args.gradient_accumulation_steps), 1)
         except TypeError:  # a stream without a length, whose steps are one epoch
