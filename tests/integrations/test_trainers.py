@@ -457,6 +457,39 @@ def test_lightning_in_mixed_precision_keeps_the_bits(precision: str, tmp_path: P
     assert sum(int((masks[name] != others[name]).sum()) for name in masks) <= 4
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_accelerate_with_a_scaler_keeps_the_bits_and_learns_as_by_hand(before: bool) -> None:
+    """What ``mixed_precision="fp16"`` does to optimizers and losses, which needs a GPU for all the rest of it."""
+    accelerate = pytest.importorskip("accelerate")
+    from hatrack.integrations.accelerate import AcceleratedTask
+
+    net, other = with_first_task("units"), with_first_task("units")
+    promised = answers(net, "a")
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    torch.manual_seed(3)
+    learning = AcceleratedTask(accelerator, net, "b", 2)
+    optimizer = sgd(net, "b")
+    if before:
+        learning.protect(optimizer)
+    model, prepared = accelerator.prepare(TaskModule(net, "b"), optimizer)
+    assert prepared.scaler is accelerator.scaler
+    if not before:
+        learning.protect(prepared)
+    model.train()
+    for _ in range(EPOCHS):
+        for x, y in learning.batches(loader("b")):
+            prepared.zero_grad()
+            learning.backward(F.cross_entropy(model(x), y))
+            prepared.step()
+    assert torch.equal(answers(net, "a"), promised)
+    learning.consolidate()
+    assert torch.equal(answers(net, "a"), promised)
+    torch.manual_seed(3)
+    by_hand(other, "b")
+    assert_same(net, other)
+
+
 def test_transformers_in_mixed_precision_keeps_the_bits(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from hatrack.integrations.transformers import TransformersTask
