@@ -16,7 +16,8 @@ import pytest
 import hatrack
 
 ROOT = Path(__file__).parents[1]
-OTHER_PACKAGES = {path.stem for path in ROOT.glob("src/hatrack/learning/integrations/*.py") if not path.stem.startswith(("_", "task_"))}
+INTEGRATIONS = ROOT / "src" / "hatrack" / "learning" / "integrations"
+OTHER_PACKAGES = {path.stem for path in INTEGRATIONS.glob("[!_]*.py") if not path.stem.startswith("task_")}
 """Packages that a module of ``hatrack.integrations`` of the same name is for."""
 
 

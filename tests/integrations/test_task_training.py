@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hatrack.integrations.task_module import TaskModule
+from hatrack.integrations.task_training import TaskTraining, accuracy, score, unwrapped
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,8 +18,6 @@ from torch.nn import functional as F
 
 import hatrack
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.integrations.task_module import TaskModule
-from hatrack.integrations.task_training import TaskTraining, accuracy, score, unwrapped
 from support.three_tasks import RATE, Net, X, Y, answers, fresh, loader, with_first_task
 
 kinds = pytest.mark.parametrize("kind", ["units", "weights"])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from hatrack.integrations.task_module import TaskModule
 from torch import nn
 from torch.nn import functional as F
 
 from hatrack.errors import InputError, UnsupportedError
-from hatrack.integrations.task_module import TaskModule
 from support.three_tasks import (
     BATCH,
     EPOCHS,
@@ -636,9 +636,8 @@ def test_accelerate_refuses_optimizers_that_are_not_protected() -> None:
 
 def test_skorch_leaves_an_interrupted_task_open_and_refuses_copies(tmp_path: Path) -> None:
     skorch = pytest.importorskip("skorch")
-    from sklearn.base import clone
-
     from hatrack.integrations.skorch import SkorchTask
+    from sklearn.base import clone
 
     class Interrupting(skorch.callbacks.Callback):  # type: ignore[misc,name-defined]
         def on_batch_begin(self, net: Any, **_: Any) -> None:
