@@ -23,7 +23,7 @@ from hatrack.learning.predictions import Prediction
 __all__ = ["TaskClassifier"]
 
 
-class TaskClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TaskClassifier(ClassifierMixin, BaseEstimator):
     """A task of a :class:`~hatrack.Learner` as a classifier of scikit-learn.
 
     :meth:`fit` teaches the task to a copy of the learner, ``learner_``, which answers from then on; the learner that
