@@ -300,7 +300,7 @@ class Learner:
 
     @torch.no_grad()
     def predict(
-        self, x: Any, task: str | None = None, *, scorer: Scorer = Scorer.DISTANCE, batch_size: int = 500
+        self, x: Any, task: str | None = None, *, scorer: Scorer | None = None, batch_size: int = 500
     ) -> Prediction | NumberPrediction | LabelPrediction:
         """Predict the classes of samples; or their numbers or labels, where the task is about these.
 
@@ -309,7 +309,7 @@ class Learner:
                 iterable of single samples, or a ``DataLoader`` of batches that does not shuffle; targets that come
                 with them are left out.
             task: name of their task; None to recognise it for each sample, which works for tasks of classes only.
-            scorer: score by which tasks are recognised.
+            scorer: score by which tasks are recognised; None for the default of :meth:`hatrack.HATNetwork.infer`.
             batch_size: samples per pass, at least 1.
 
         Raises:
