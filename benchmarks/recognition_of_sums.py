@@ -3,9 +3,9 @@
 python benchmarks/recognition_of_sums.py FOLDER [--datasets fashion-mnist mnist] [--seeds 0 1 2]
     [--epochs N] [--out benchmarks/results/recognition_of_sums.json]
 
-FOLDER keeps a network per data set and seed, and `measured.json` what was measured of it; both are made where
-they are missing, so that an interrupted benchmark goes on. Calibration is measured on the training samples, the figures on
-all test samples. HATRACK_DATA points at the data.
+Networks, and the filters of the shared features, are those of the seed. FOLDER keeps a network per data set and seed, and
+`measured.json` what was measured of it; both are made where they are missing, so that an interrupted benchmark goes on.
+Calibration is measured on the training samples, the figures on all test samples. HATRACK_DATA points at the data.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import nn
 
 from hatrack import Learner, Scorer, measure_inference
 from hatrack.data import load_dataset
+from hatrack.recognition import RandomFilters
 from hatrack.storage.atomic import save
 from hatrack.streams import StreamOptions, TaskStream, class_stream, consecutive_groups
 from hatrack.support.environment import describe_environment
@@ -74,7 +75,7 @@ def measure(folder: Path, dataset: str, seed: int, epochs: int) -> dict[str, Any
     net, seconds = learner.network, []
     for task in stream:
         start = time.perf_counter()
-        net.calibrate(task.name, *task.train.load())
+        net.calibrate(task.name, *task.train.load(), feature_map=RandomFilters(seed=seed))
         seconds.append(round(time.perf_counter() - start, 2))
     samples = {task.name: task.test.load() for task in stream}
     start = time.perf_counter()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import hatrack
 from hatrack import GuaranteeError, HATNetwork, InputError, Scorer, measure_inference
-from hatrack.masks.calibration import Calibration, fit_calibration, raw_score
+from hatrack.masks.calibration import OWN_SCORERS, Calibration, fit_calibration, raw_score
 from support.helpers import CLASSES, NETS, SAMPLES, attach, learn, logits, mode, open_task
 from support.weight_networks import attach as attach_weights
 from support.weight_networks import learn as learn_weights
@@ -42,9 +42,11 @@ def test_scores_by_hand() -> None:
     # nearest centers (0, 0) and (4, 0); differences (1, 0) and (0, 2), in units of the spread (1, 0) and (0, 1)
     score = raw_score(Scorer.DISTANCE, features, answers, known)
     torch.testing.assert_close(score, -torch.tensor([0.5, 0.5]).sqrt())
+    with pytest.raises(InputError, match="all of them together"):
+        raw_score(Scorer.SUMS, features, answers, known)
 
 
-@EVERY_SCORER
+@pytest.mark.parametrize("scorer", OWN_SCORERS)
 def test_training_samples_have_mean_0_and_deviation_1(scorer: Scorer) -> None:
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(50, 7, generator=generator), torch.arange(50) % 4
@@ -63,7 +65,7 @@ def test_training_samples_have_mean_0_and_deviation_1(scorer: Scorer) -> None:
 def test_tasks_that_lie_apart_are_recognised(kind: str, scorer: Scorer) -> None:
     net, samples = three_tasks(kind)
     accuracy = measure_inference(net, samples, scorer, batch_size=10)
-    assert accuracy.task > (0.9 if scorer is Scorer.DISTANCE else 0.5), "chance is 1/3"
+    assert accuracy.task > (0.9 if scorer in (Scorer.DISTANCE, Scorer.SUMS) else 0.5), "chance is 1/3"
     assert accuracy.class_incremental <= min(accuracy.task, accuracy.task_incremental)
     x = torch.cat([x for x, _ in samples.values()])
     inferred = net.infer(x, scorer)

@@ -35,11 +35,11 @@ class TaskSums:
 
     @classmethod
     def of(cls, feature_map: str, gram: Tensor, targets: Tensor) -> TaskSums:
-        """Make sums of a symmetric matrix.
+        """Make sums of a square matrix.
 
         Args:
             feature_map: description of the features.
-            gram: HᵀH, float64 ``(D, D)``.
+            gram: HᵀH, float64 ``(D, D)``; its upper triangle is read.
             targets: HᵀY, float64 ``(D, C)``.
         """
         rows, columns = torch.triu_indices(*gram.shape, device="cpu").unbind()

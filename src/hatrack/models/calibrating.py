@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hatrack.errors import InputError
 from hatrack.masks.calibration import fit_calibration
-from hatrack.masks.task_list import StateT
 from hatrack.masks.sums import TaskSums
+from hatrack.masks.task_list import StateT
 from hatrack.recognition import FeatureMap, default_feature_map, feature_map_from, gather_sums, require_vectors
 from hatrack.recognition.sums import require_same_map
 from hatrack.support.inputs import Inputs
@@ -79,7 +79,7 @@ def _sums(
     if feature_map is None and others:
         feature_map = feature_map_from(next(iter(others.values())).feature_map)
     chosen = default_feature_map(x.shape[1:]) if feature_map is None else feature_map
-    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
     sums = gather_sums(chosen, parts, state.count_classes())
     require_same_map({**others, state.name: sums})
     return sums

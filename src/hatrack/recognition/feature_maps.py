@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class RandomFilters(FeatureMap):
         filters = _filters(self, x.shape[1]).to(x.device)
         rows, columns = (_means_of_regions(extent - self.size + 1, self.regions) for extent in (height, width))
         regions = torch.kron(rows, columns).T.contiguous().to(x.device)
-        parts = [self._of_few(part, filters, regions) for part in x.split(_AT_ONCE)]
+        parts = [self._of_few(part, filters, regions) for part in torch.split(x, _AT_ONCE)]
         found = torch.cat(parts) if parts else x.new_zeros(0, self.filters * self.regions**2)
         return F.pad(found, (1, 0), value=1.0)
 
@@ -196,7 +196,7 @@ def default_feature_map(shape: Sequence[int]) -> FeatureMap:
         regions = RandomFilters().regions ** 2
         return RandomFilters(filters=min((_MOST_FEATURES - 1) // regions, shape[1] * shape[2]))
     has_inputs = size <= _MOST_INPUTS
-    return RandomUnits(units=min(_MOST_FEATURES - 1 - has_inputs * size, 64 * max(size, 1)), inputs=has_inputs)
+    return RandomUnits(units=min(_MOST_FEATURES - 1 - has_inputs * size, 16 * max(size, 1) + 64), inputs=has_inputs)
 
 
 _KINDS: Mapping[str, type[FeatureMap]] = MappingProxyType({each.kind: each for each in (RandomFilters, RandomUnits)})
