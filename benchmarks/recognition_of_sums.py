@@ -74,19 +74,19 @@ def measure(folder: Path, dataset: str, seed: int, epochs: int) -> dict[str, Any
     first = json.loads(path.with_suffix(".logits.json").read_text())
     net, seconds = learner.network, []
     for task in stream:
-        start = time.perf_counter()
+        start = time.process_time()
         net.calibrate(task.name, *task.train.load(), feature_map=RandomFilters(seed=seed))
-        seconds.append(round(time.perf_counter() - start, 2))
+        seconds.append(round(time.process_time() - start, 2))
     samples = {task.name: task.test.load() for task in stream}
-    start = time.perf_counter()
+    start = time.process_time()
     net.infer(samples[stream[0].name][0][:1])
-    solving = time.perf_counter() - start
+    solving = time.process_time() - start
     found: dict[str, Any] = {
         "dataset": dataset,
         "seed": seed,
         "epochs": epochs,
-        "seconds_to_calibrate_a_task": seconds,
-        "seconds_to_solve": round(solving, 2),
+        "processor_seconds_to_calibrate_a_task": seconds,
+        "processor_seconds_to_solve": round(solving, 2),
         "bytes_of_sums": [state.sums.num_bytes for state in net.tasks if state.sums is not None],
         "old_logits_bit_identical": hashes(learner, stream) == first,
     }

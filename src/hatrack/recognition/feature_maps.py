@@ -50,7 +50,7 @@ class FeatureMap(abc.ABC):
 
 @dataclass(frozen=True)
 class RandomFilters(FeatureMap):
-    """Features of pictures: random filters on patches of normalised contrast, rectified, and their means in regions.
+    """Features of pictures: random filters on patches of normalised contrast, rectified, and averaged by regions.
 
     A convolution with filters that nobody has trained, followed by pooling, is a strong basis for a linear classifier
     (Jarrett et al., ICCV 2009; Saxe et al., ICML 2011). Patches are normalised and regions pooled as by Coates, Ng and
@@ -60,7 +60,8 @@ class RandomFilters(FeatureMap):
     Attributes:
         filters: number of filters, at least 1.
         size: height and width of a filter, at least 1.
-        regions: rows and columns of regions that filters' answers are averaged over, at least 1.
+        regions: rows and columns of regions that filters' answers are averaged over, in overlapping normal windows; at
+            least 1.
         largest: pictures of more rows or columns are reduced to so many first, by means of areas; at least ``size``.
         seed: seed of the filters.
     """
@@ -104,7 +105,7 @@ class RandomFilters(FeatureMap):
         height, width = (min(extent, self.largest) for extent in x.shape[2:])
         x = x if x.shape[2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width))
         filters = _filters(self, x.shape[1]).to(x.device)
-        rows, columns = (_means_of_regions(extent - self.size + 1, self.regions) for extent in (height, width))
+        rows, columns = (_windows(extent - self.size + 1, self.regions) for extent in (height, width))
         regions = torch.kron(rows, columns).T.contiguous().to(x.device)
         parts = [self._of_few(part, filters, regions) for part in torch.split(x, _AT_ONCE)]
         found = torch.cat(parts) if parts else x.new_zeros(0, self.filters * self.regions**2)
@@ -243,10 +244,12 @@ def _units(of: RandomUnits, inputs: int) -> tuple[Tensor, Tensor]:
     return weights, thresholds
 
 
-def _means_of_regions(places: int, regions: int) -> Tensor:
-    """Return a matrix ``(regions, places)`` that averages over stretches of equal length, which share odd places."""
-    means = torch.zeros(regions, places)
-    for index in range(regions):
-        first, behind = index * places // regions, -(-(index + 1) * places // regions)
-        means[index, first:behind] = 1 / (behind - first)
-    return means
+def _windows(places: int, regions: int) -> Tensor:
+    """Return a matrix ``(regions, places)`` of normal windows around the middles of stretches of equal length.
+
+    A window's deviation is half a stretch, so that neighbours overlap and small shifts change features smoothly.
+    """
+    middles = (torch.arange(regions) + 0.5) * (places / regions) - 0.5
+    distances = (torch.arange(places) - middles.unsqueeze(1)) / (places / regions / 2)
+    windows = torch.exp(-distances.square() / 2)
+    return windows / windows.sum(1, keepdim=True)

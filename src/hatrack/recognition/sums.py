@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -68,12 +68,49 @@ def finite_features(feature_map: FeatureMap, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class TaskDensities:
+    """Normal densities of all classes' features in a random subspace, with a covariance for every task.
+
+    As quadratic discriminant analysis with shared covariances (Friedman, JASA 1989), within tasks instead of classes:
+    that is what the sums tell. In all D dimensions, one covariance per task would take as much memory as the sums.
+
+    Attributes:
+        projection: from features to the subspace, float64 ``(D, K)``.
+        means: mean of every class there, ``(C, K)``.
+        factors: lower Cholesky factor of every task's covariance, ``(T, K, K)``.
+        task_of: index of the task of every class, int64 ``(C,)``.
+    """
+
+    projection: Tensor
+    means: Tensor
+    factors: Tensor
+    task_of: Tensor
+
+    def log_densities(self, features: Tensor) -> Tensor:
+        """Return log-densities, tempered since features depend on each other, ``(N, C)``.
+
+        Args:
+            features: features of samples, float64 ``(N, D)``.
+        """
+        placed = features @ self.projection
+        found = placed.new_empty(len(placed), len(self.means))
+        for index, factor in enumerate(self.factors):
+            own = (self.task_of == index).nonzero().flatten()
+            size = factor.diagonal().log().sum()
+            whitened = torch.linalg.solve_triangular(factor, placed.T, upper=False).T
+            centers = torch.linalg.solve_triangular(factor, self.means[own].T, upper=False).T
+            found[:, own] = -size - torch.cdist(whitened, centers).square() / 2
+        return found * (_CONFIDENCE / (_CONFIDENCE + self.projection.shape[1]))
+
+
+@dataclass(frozen=True, eq=False)
 class RidgeRecogniser:
     """Ridge regression of all tasks' classes on shared features, and the tasks' probabilities that follow.
 
     Outputs are estimates of one-hot classes. A class is the likelier, the nearer the outputs are to its point, as if
     they were spread around it by a Cauchy distribution in C dimensions: most samples lie near, and a few far away, for
-    which a normal distribution would be far too sure.
+    which a normal distribution would be far too sure. Since the regression is linear in the features, a second opinion
+    is how dense the classes' features are there: see :class:`TaskDensities`.
 
     Attributes:
         feature_map: the features.
@@ -83,6 +120,7 @@ class RidgeRecogniser:
         points: point of every class among the outputs, float64 ``(C, C)``, class by class.
         variance: mean square of an output's error on new samples, above 0.
         strength: strength of the ridge, in parts of the features' variances.
+        densities: densities of the classes' features.
     """
 
     feature_map: FeatureMap
@@ -92,6 +130,7 @@ class RidgeRecogniser:
     points: Tensor
     variance: float
     strength: float
+    densities: TaskDensities
 
     @torch.no_grad()
     def log_probabilities(self, x: Tensor) -> Tensor:
@@ -109,9 +148,19 @@ class RidgeRecogniser:
                 f"samples of shape {tuple(x.shape[1:])} have {features.shape[1]} features, and tasks were calibrated "
                 f"on {len(self.weights)}: samples must be of one shape"
             )
+        return self.log_probabilities_of(features)
+
+    def log_probabilities_of(self, features: Tensor) -> Tensor:
+        """Return the logarithm of every task's probability, float64 ``(N, T)``.
+
+        Args:
+            features: features of samples, float64 ``(N, D)``.
+        """
         count = len(self.points)
         distances = (features @ self.weights).unsqueeze(1).sub(self.points).square().sum(2)
-        classes = torch.log_softmax(-(1 + count) / 2 * torch.log1p(distances / (count * self.variance)), 1)
+        nearness = -(1 + count) / 2 * torch.log1p(distances / (count * self.variance))
+        # The mean of both, since they judge by the same features and err together.
+        classes = torch.log_softmax((nearness + self.densities.log_densities(features)) / 2, 1)
         tasks = [classes[:, self.task_of == index].logsumexp(1) for index in range(len(self.tasks))]
         return torch.stack(tasks, 1)
 
@@ -188,13 +237,45 @@ def solve_ridge(sums: Mapping[str, TaskSums]) -> RidgeRecogniser:
     task_of = torch.cat([torch.full((part.targets.shape[1],), index) for index, part in enumerate(parts)])
     has_samples = targets[0] > 0
     targets, task_of = targets[:, has_samples], task_of[has_samples]
-    weights, points, variance, strength = _solve(replace(parts[0], gram=triangle).square(), targets)
+    weights, points, variance, strength, scales = _solve(replace(parts[0], gram=triangle).square(), targets)
+    densities = _densities(parts, task_of, scales)
     return RidgeRecogniser(
-        feature_map_from(parts[0].feature_map), tuple(names), task_of, weights, points, variance, strength
+        feature_map_from(parts[0].feature_map), tuple(names), task_of, weights, points, variance, strength, densities
     )
 
 
-def _solve(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float, float]:
+def _densities(parts: Sequence[TaskSums], task_of: Tensor, scales: Tensor) -> TaskDensities:
+    """Estimate the densities of classes in a random subspace.
+
+    Args:
+        parts: the tasks' sums.
+        task_of: index of the task of every class that has samples, int64 ``(C,)``.
+        scales: factors by which features are brought to one scale, 0 for those that never change, ``(D,)``.
+    """
+    size = min(_DIMENSIONS, len(scales))
+    drawn = np.random.RandomState(1).standard_normal((len(scales), size)) / size**0.5
+    projection = scales.unsqueeze(1) * torch.from_numpy(drawn)
+    means, covariances, counts = [], [], []
+    for part in parts:
+        seen = part.targets[:, part.targets[0] > 0]
+        own = (seen / seen[0]).T @ projection
+        spread = projection.T @ part.square() @ projection - (own * seen[0].unsqueeze(1)).T @ own
+        means.append(own)
+        covariances.append(spread / seen[0].sum())
+        counts.append(seen[0].sum())
+    samples = torch.stack(counts)
+    pooled = torch.stack(covariances).mul(samples.view(-1, 1, 1)).sum(0) / samples.sum()
+    usual = pooled.diagonal().mean() if size else pooled.sum()
+    identity = torch.eye(size, dtype=pooled.dtype) * (usual + torch.finfo(pooled.dtype).tiny ** 0.5)
+    pooled = torch.lerp(pooled, identity, max(_LEAST_ROUND, size / (size + float(samples.sum()))))
+    factors = []
+    for own, count in zip(covariances, samples.tolist(), strict=True):
+        shrunk = torch.lerp(own, pooled, max(_LEAST_POOLED, size / (size + count)))
+        factors.append(torch.linalg.cholesky(shrunk))
+    return TaskDensities(projection, torch.cat(means), torch.stack(factors), task_of)
+
+
+def _solve(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float, float, Tensor]:
     """Solve a regression with a free offset, features in units of their deviations.
 
     Args:
@@ -202,7 +283,8 @@ def _solve(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float, float]
         targets: HᵀY, ``(D, C)``.
 
     Returns:
-        Weights ``(D, C)``, points of the classes ``(C, C)``, the variance of errors on new samples, and the strength.
+        Weights ``(D, C)``, points of the classes ``(C, C)``, the variance of errors on new samples, the strength, and
+        factors that bring features to deviations of 1, ``(D,)``; 0 for those that never change.
     """
     total, counts = gram[0, 0].clone(), targets[0]
     means, shares = gram[0, 1:] / total, counts / total
@@ -241,7 +323,8 @@ def _solve(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float, float]
     # Halfway between the one-hot class, at which outputs aim, and what they reach on the mean: nearest means alone are
     # less accurate where classes are equally frequent, one-hot classes alone where they are not.
     points = (reached + torch.eye(len(counts), dtype=reached.dtype)) / 2
-    return weights, points, max(variance, _LEAST_VARIANCE), 10.0**best
+    deviations = torch.cat([scales.new_zeros(1), scales * total.sqrt()])
+    return weights, points, max(variance, _LEAST_VARIANCE), 10.0**best, deviations
 
 
 _BLOCKS = 4
@@ -255,6 +338,18 @@ _ROUNDING = 1e-12
 
 _LEAST_VARIANCE = 1e-6
 """Lower bound of the variance of errors, where training samples are fitted exactly."""
+
+_DIMENSIONS = 400
+"""Largest number of dimensions in which densities are estimated."""
+
+_CONFIDENCE = 20.0
+"""Largest number of independent features that a density counts as, whatever the number of dimensions."""
+
+_LEAST_POOLED = 0.1
+"""Smallest share of all tasks' covariance in that of a task; tasks of few samples take more."""
+
+_LEAST_ROUND = 1e-3
+"""Smallest share of a covariance that is the same in all directions in that of all tasks."""
 
 _PROBES = 64
 """Number of random vectors by which a trace is estimated (Hutchinson, 1990), instead of inverting a matrix."""
