@@ -3,9 +3,9 @@
 python benchmarks/recognition_of_sums.py FOLDER [--datasets fashion-mnist mnist] [--seeds 0 1 2]
     [--epochs N] [--out benchmarks/results/recognition_of_sums.json]
 
-Networks, and the filters of the shared features, are those of the seed. FOLDER keeps a network per data set and seed, and
-`measured.json` what was measured of it; both are made where they are missing, so that an interrupted benchmark goes on.
-Calibration is measured on the training samples, the figures on all test samples. HATRACK_DATA points at the data.
+Networks, and the filters of the shared features, are those of the seed. FOLDER keeps a network per data set and seed,
+and `measured.json` what was measured of it; both are made where they are missing, so that an interrupted benchmark goes
+on. Calibration is measured on the training samples, the figures on all test samples. HATRACK_DATA points at the data.
 """
 
 from __future__ import annotations
