@@ -21,7 +21,7 @@ from hatrack.recognition.infer import (
     measure_inference,
     require_vectors,
 )
-from hatrack.recognition.sums import RecogniserCache, RidgeRecogniser, gather_sums, solve_ridge
+from hatrack.recognition.sums import RecogniserCache, RidgeRecogniser, TaskDensities, gather_sums, solve_ridge
 
 __all__ = [
     "FeatureMap",
@@ -32,6 +32,7 @@ __all__ = [
     "RandomUnits",
     "RecogniserCache",
     "RidgeRecogniser",
+    "TaskDensities",
     "choose_scorer",
     "default_feature_map",
     "feature_map_from",
