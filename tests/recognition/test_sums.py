@@ -82,7 +82,7 @@ def test_the_regression_is_that_of_the_samples_themselves() -> None:
     assert found.variance == pytest.approx(error, rel=1e-8)
     assert found.tasks == ("a", "b", "c")
     assert found.task_of.tolist() == [0, 0, 0, 1, 1, 2, 2]
-    errors = {exponent: oracle(TASKS, 10.0**exponent)[1] for exponent in np.arange(-6, 0.1, 1)}
+    errors = {exponent: oracle(TASKS, 10.0**exponent)[1] for exponent in np.arange(-5, 2.1, 1)}
     assert found.variance <= min(errors.values()) * (1 + 1e-9), "the strength has the least estimated error"
 
 
@@ -127,7 +127,7 @@ def test_densities_are_those_of_the_samples_themselves() -> None:
         for center in own:
             off = new.numpy() @ projection - center
             distance = np.einsum("nk,kl,nl->n", off, np.linalg.inv(shrunk), off)
-            expected.append(-0.5 * (np.linalg.slogdet(shrunk)[1] + distance) * 20 / (20 + size))
+            expected.append(-0.5 * (np.linalg.slogdet(shrunk)[1] + distance) * 10 / (10 + size))
     np.testing.assert_allclose(found.log_densities(new).numpy(), np.stack(expected, 1), rtol=1e-6, atol=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_a_task_of_the_same_means_is_told_by_its_spread() -> None:
         assert float((found.log_probabilities(x).argmax(1) == index).double().mean()) > 0.9
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.permutations(sorted(TASKS)))
 def test_the_order_of_tasks_does_not_matter(order: list[str]) -> None:
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(4))
@@ -167,7 +167,7 @@ def test_the_order_of_tasks_does_not_matter(order: list[str]) -> None:
 
 
 @given(st.integers(1, 89), st.integers(1, 50))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_sums_of_parts_add_up(cut: int, batch: int) -> None:
     """Up to the rounding of features, which are float32 and differ in the last digits for other batches."""
     x, y = TASKS["b"]

@@ -68,9 +68,9 @@ class RandomFilters(FeatureMap):
 
     kind: ClassVar[str] = "random-filters"
 
-    filters: int = 311
+    filters: int = 112
     size: int = 6
-    regions: int = 3
+    regions: int = 5
     largest: int = 32
     seed: int = 0
 
@@ -179,8 +179,8 @@ _AT_ONCE = 8
 _FLATNESS = 0.1
 """Variance that is added to a patch's, in parts of the mean over the picture's patches."""
 
-_MOST_FEATURES = 2800
-"""Number of features of a default map, but for a few: sums of a task take 31 MB then."""
+_MOST_FEATURES = 2801
+"""Largest number of features of a default map: sums of a task take 31 MB then."""
 
 _MOST_INPUTS = 256
 """Number of inputs up to which a default map has them as features, too."""
@@ -195,7 +195,7 @@ def default_feature_map(shape: Sequence[int]) -> FeatureMap:
     size = math.prod(shape)
     if len(shape) == 3 and min(shape[1:]) >= 8:
         regions = RandomFilters().regions ** 2
-        return RandomFilters(filters=min((_MOST_FEATURES - 1) // regions, shape[1] * shape[2]))
+        return RandomFilters(filters=min((_MOST_FEATURES - 1) // regions, shape[1] * shape[2] // 4))
     has_inputs = size <= _MOST_INPUTS
     return RandomUnits(units=min(_MOST_FEATURES - 1 - has_inputs * size, 16 * max(size, 1) + 64), inputs=has_inputs)
 

@@ -330,8 +330,9 @@ def _solve(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float, float,
 _BLOCKS = 4
 """Number of stripes that a symmetric product is computed in, which spares three eighths of it."""
 
-_EXPONENTS = (-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0)
-"""Powers of ten of the ridge's strength that are compared; half steps beside the best one follow."""
+_EXPONENTS = (-5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0)
+"""Powers of ten of the ridge's strength that are compared; half steps beside the best one follow. Few
+samples of many features take more."""
 
 _ROUNDING = 1e-12
 """Share of a sum of squares below which its differences from the mean are nothing but rounding."""
@@ -342,7 +343,7 @@ _LEAST_VARIANCE = 1e-6
 _DIMENSIONS = 400
 """Largest number of dimensions in which densities are estimated."""
 
-_CONFIDENCE = 20.0
+_CONFIDENCE = 10.0
 """Largest number of independent features that a density counts as, whatever the number of dimensions."""
 
 _LEAST_POOLED = 0.1
