@@ -318,7 +318,7 @@ class Learner:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size must be a whole number of samples, at least 1, not {batch_size!r}")
-        if not isinstance(scorer, Scorer):
+        if scorer is not None and not isinstance(scorer, Scorer):
             raise InputError(f"scorer must be one of {', '.join(map(str, Scorer))}, not {scorer!r}")
         setup = self._method.setup
         x = self._accepted(read_samples(x, setup.example_input, setup.interface.batch_axis), "samples")
