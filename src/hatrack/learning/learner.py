@@ -327,7 +327,7 @@ class Learner:
 
     @torch.no_grad()
     def _predicted(
-        self, x: Inputs, task: str | None, scorer: Scorer, batch_size: int
+        self, x: Inputs, task: str | None, scorer: Scorer | None, batch_size: int
     ) -> Prediction | NumberPrediction | LabelPrediction:
         objective = None if task is None else look_up("task", task, self.objectives)
         if task is None:
