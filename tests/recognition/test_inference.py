@@ -8,11 +8,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hatrack
-from hatrack import GuaranteeError, HATNetwork, InputError, Scorer, measure_inference
+from hatrack import GuaranteeError, HATNetwork, InputError, Learner, Scorer, measure_inference
 from hatrack.masks.calibration import OWN_SCORERS, Calibration, fit_calibration, raw_score
+from hatrack.train import TrainingSettings
 from support.helpers import CLASSES, NETS, SAMPLES, attach, learn, logits, mode, open_task
 from support.weight_networks import attach as attach_weights
 from support.weight_networks import learn as learn_weights
@@ -142,3 +143,18 @@ def test_calibration_outlives_growth() -> None:
     before = net.infer(x, Scorer.DISTANCE).scores
     net.grow({"4": 5})
     torch.testing.assert_close(net.infer(x, Scorer.DISTANCE).scores, before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_learner_predicts_and_evaluates_by_the_default_score() -> None:
+    torch.manual_seed(0)
+    learner = Learner(nn.Sequential(nn.Linear(4, 16), nn.ReLU()), (4,), training=TrainingSettings(epochs=1))
+    generator = torch.Generator().manual_seed(0)
+    samples = {task: 2 * k + 0.1 * torch.randn(40, 4, generator=generator) for k, task in enumerate(("a", "b"))}
+    y = torch.arange(40) % 2
+    for task, x in samples.items():
+        learner.fit(task, (x, y))
+    x = torch.cat([*samples.values()])
+    assert list(learner.predict(x).tasks) == learner.network.eval().infer(x, Scorer.SUMS).task_names
+    with patch.object(type(learner.network), "infer", autospec=True, side_effect=type(learner.network).infer) as infer:
+        learner.evaluate("b", (samples["b"], y), name_task=False)
+    assert infer.call_args.args[2] is None

@@ -400,7 +400,7 @@ class Learner:
             with naming_unknown_ids(self.network.backbone, x, what):
                 return objective.measure(self._outputs(x, task), targets)
         with naming_unknown_ids(self.network.backbone, x, what):
-            found = self._predicted(x, task if name_task else None, Scorer.DISTANCE, 500)
+            found = self._predicted(x, task if name_task else None, None, 500)
         assert isinstance(found, Prediction)
         expected = [self.classes[task][label] for label in targets.tolist()]
         pairs = zip(found.tasks, found.classes, expected, strict=True)
