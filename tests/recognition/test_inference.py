@@ -8,11 +8,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hatrack
-from hatrack import GuaranteeError, HATNetwork, InputError, Scorer, measure_inference
-from hatrack.masks.calibration import Calibration, fit_calibration, raw_score
+from hatrack import GuaranteeError, HATNetwork, InputError, Learner, Scorer, measure_inference
+from hatrack.masks.calibration import OWN_SCORERS, Calibration, fit_calibration, raw_score
+from hatrack.train import TrainingSettings
 from support.helpers import CLASSES, NETS, SAMPLES, attach, learn, logits, mode, open_task
 from support.weight_networks import attach as attach_weights
 from support.weight_networks import learn as learn_weights
@@ -42,9 +43,11 @@ def test_scores_by_hand() -> None:
     # nearest centers (0, 0) and (4, 0); differences (1, 0) and (0, 2), in units of the spread (1, 0) and (0, 1)
     score = raw_score(Scorer.DISTANCE, features, answers, known)
     torch.testing.assert_close(score, -torch.tensor([0.5, 0.5]).sqrt())
+    with pytest.raises(InputError, match="all of them together"):
+        raw_score(Scorer.SUMS, features, answers, known)
 
 
-@EVERY_SCORER
+@pytest.mark.parametrize("scorer", OWN_SCORERS)
 def test_training_samples_have_mean_0_and_deviation_1(scorer: Scorer) -> None:
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(50, 7, generator=generator), torch.arange(50) % 4
@@ -63,7 +66,7 @@ def test_training_samples_have_mean_0_and_deviation_1(scorer: Scorer) -> None:
 def test_tasks_that_lie_apart_are_recognised(kind: str, scorer: Scorer) -> None:
     net, samples = three_tasks(kind)
     accuracy = measure_inference(net, samples, scorer, batch_size=10)
-    assert accuracy.task > (0.9 if scorer is Scorer.DISTANCE else 0.5), "chance is 1/3"
+    assert accuracy.task > (0.9 if scorer in (Scorer.DISTANCE, Scorer.SUMS) else 0.5), "chance is 1/3"
     assert accuracy.class_incremental <= min(accuracy.task, accuracy.task_incremental)
     x = torch.cat([x for x, _ in samples.values()])
     inferred = net.infer(x, scorer)
@@ -140,3 +143,18 @@ def test_calibration_outlives_growth() -> None:
     before = net.infer(x, Scorer.DISTANCE).scores
     net.grow({"4": 5})
     torch.testing.assert_close(net.infer(x, Scorer.DISTANCE).scores, before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_learner_predicts_and_evaluates_by_the_default_score() -> None:
+    torch.manual_seed(0)
+    learner = Learner(nn.Sequential(nn.Linear(4, 16), nn.ReLU()), (4,), training=TrainingSettings(epochs=1))
+    generator = torch.Generator().manual_seed(0)
+    samples = {task: 2 * k + 0.1 * torch.randn(40, 4, generator=generator) for k, task in enumerate(("a", "b"))}
+    y = torch.arange(40) % 2
+    for task, x in samples.items():
+        learner.fit(task, (x, y))
+    x = torch.cat([*samples.values()])
+    assert list(learner.predict(x).tasks) == learner.network.eval().infer(x, Scorer.SUMS).task_names
+    with patch.object(type(learner.network), "infer", autospec=True, side_effect=type(learner.network).infer) as infer:
+        learner.evaluate("b", (samples["b"], y), name_task=False)
+    assert infer.call_args.args[2] is None

@@ -83,7 +83,7 @@ def predict_files(
 
     Args:
         folder: the run's folder.
-        task: the task; None recognises it, by its distance, calibrated on the run's training data.
+        task: the task; None recognises it, by sums of the run's training data, or by distances where samples have none.
         files: the files, all of one kind.
         data: folder to look for data in first.
 
@@ -163,7 +163,8 @@ def _recognise(prepared: Run, tasks: Sequence[Task], samples: _Samples) -> tuple
     if any(kind != kinds[0] for kind in kinds):
         raise InputError("tasks of this run prepare their samples differently; name one with `task`")
     for task in tasks:
-        net.calibrate(task.name, *task.train.load())
+        if net.tasks.named(task.name).sums is None:  # else the network's file had them
+            net.calibrate(task.name, *task.train.load())
     inferred = [net.infer(batch) for batch in _batches(samples, tasks[0])]
     width = max(each.logits.shape[1] for each in inferred)
     logits = [F.pad(each.logits, (0, width - each.logits.shape[1]), value=-math.inf) for each in inferred]

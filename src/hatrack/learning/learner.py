@@ -300,7 +300,7 @@ class Learner:
 
     @torch.no_grad()
     def predict(
-        self, x: Any, task: str | None = None, *, scorer: Scorer = Scorer.DISTANCE, batch_size: int = 500
+        self, x: Any, task: str | None = None, *, scorer: Scorer | None = None, batch_size: int = 500
     ) -> Prediction | NumberPrediction | LabelPrediction:
         """Predict the classes of samples; or their numbers or labels, where the task is about these.
 
@@ -309,7 +309,7 @@ class Learner:
                 iterable of single samples, or a ``DataLoader`` of batches that does not shuffle; targets that come
                 with them are left out.
             task: name of their task; None to recognise it for each sample, which works for tasks of classes only.
-            scorer: score by which tasks are recognised.
+            scorer: score by which tasks are recognised; None for the default of :meth:`hatrack.HATNetwork.infer`.
             batch_size: samples per pass, at least 1.
 
         Raises:
@@ -318,7 +318,7 @@ class Learner:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size must be a whole number of samples, at least 1, not {batch_size!r}")
-        if not isinstance(scorer, Scorer):
+        if scorer is not None and not isinstance(scorer, Scorer):
             raise InputError(f"scorer must be one of {', '.join(map(str, Scorer))}, not {scorer!r}")
         setup = self._method.setup
         x = self._accepted(read_samples(x, setup.example_input, setup.interface.batch_axis), "samples")
@@ -327,7 +327,7 @@ class Learner:
 
     @torch.no_grad()
     def _predicted(
-        self, x: Inputs, task: str | None, scorer: Scorer, batch_size: int
+        self, x: Inputs, task: str | None, scorer: Scorer | None, batch_size: int
     ) -> Prediction | NumberPrediction | LabelPrediction:
         objective = None if task is None else look_up("task", task, self.objectives)
         if task is None:
@@ -400,7 +400,7 @@ class Learner:
             with naming_unknown_ids(self.network.backbone, x, what):
                 return objective.measure(self._outputs(x, task), targets)
         with naming_unknown_ids(self.network.backbone, x, what):
-            found = self._predicted(x, task if name_task else None, Scorer.DISTANCE, 500)
+            found = self._predicted(x, task if name_task else None, None, 500)
         assert isinstance(found, Prediction)
         expected = [self.classes[task][label] for label in targets.tolist()]
         pairs = zip(found.tasks, found.classes, expected, strict=True)

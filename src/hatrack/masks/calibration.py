@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Calibration", "Scorer", "fit_calibration", "raw_score"]
+from hatrack.errors import InputError
+
+__all__ = ["OWN_SCORERS", "Calibration", "Scorer", "fit_calibration", "raw_score"]
 
 
 class Scorer(enum.Enum):
@@ -25,6 +27,13 @@ class Scorer(enum.Enum):
     from the class's mean, in units of the features' spread within classes. After Lee et al., NeurIPS 2018, with a
     diagonal covariance."""
 
+    SUMS = "sums"
+    """Logarithm of the task's probability by a regression on the classes of all tasks, on features of the input that
+    all tasks share and from sums that they keep: :class:`hatrack.recognition.RidgeRecogniser`."""
+
+
+OWN_SCORERS = (Scorer.MAX_LOGIT, Scorer.ENERGY, Scorer.DISTANCE)
+"""Scores that a task gives by itself, and that are therefore calibrated; the order is that of calibrations in files."""
 
 _BUFFERS = ("location", "spread", "centers", "precision")
 
@@ -33,7 +42,7 @@ class Calibration(nn.Module):
     """Calibration of the scores of a task.
 
     Attributes:
-        location: mean of each scorer's scores on training samples, in the order of :class:`Scorer`, ``(3,)``.
+        location: mean of each scorer's scores on training samples, in the order of ``OWN_SCORERS``, ``(3,)``.
         spread: standard deviation of the same scores, ``(3,)``.
         centers: mean features of each class, ``(C, F)``, of the features that the task uses.
         precision: one over the variance of each feature within classes, ``(F,)``.
@@ -59,9 +68,9 @@ class Calibration(nn.Module):
 
         Args:
             score: scores of samples, ``(N,)``.
-            scorer: kind of the scores.
+            scorer: kind of the scores, one that a task gives by itself.
         """
-        index = list(Scorer).index(scorer)
+        index = OWN_SCORERS.index(scorer)
         return (score - self.location[index]) / self.spread[index]
 
     def widened(self, indices: Tensor, features: int) -> Calibration:
@@ -82,10 +91,13 @@ def raw_score(scorer: Scorer, features: Tensor, logits: Tensor, calibration: Cal
     """Score how much samples look like those of a task, without normalisation, ``(N,)``.
 
     Args:
-        scorer: the kind of score.
+        scorer: the kind of score, one that a task gives by itself.
         features: the features that the task uses, ``(N, F)``.
         logits: its logits, ``(N, C)``.
         calibration: the task's calibration, for distances; None for other scores.
+
+    Raises:
+        InputError: the score takes all tasks together.
     """
     match scorer:
         case Scorer.MAX_LOGIT:
@@ -97,6 +109,8 @@ def raw_score(scorer: Scorer, features: Tensor, logits: Tensor, calibration: Cal
             scale = calibration.precision.sqrt() / max(1, features.shape[1]) ** 0.5
             wide = torch.promote_types(features.dtype, torch.float32)  # there is no distance of half precision
             return -torch.cdist((features * scale).to(wide), (calibration.centers * scale).to(wide)).amin(1)
+        case Scorer.SUMS:
+            raise InputError("sums tell tasks by all of them together: solve_ridge in hatrack.recognition")
 
 
 @torch.no_grad()
@@ -116,6 +130,6 @@ def fit_calibration(features: Tensor, logits: Tensor, labels: Tensor) -> Calibra
     precision = 1 / (within + 1e-3 * within.mean() + torch.finfo(features.dtype).tiny ** 0.5)
     centers[counts == 0] = torch.finfo(features.dtype).max ** 0.25
     calibration = Calibration(features.new_zeros(3), features.new_ones(3), centers, precision)
-    scores = torch.stack([raw_score(scorer, features, logits, calibration) for scorer in Scorer])
+    scores = torch.stack([raw_score(scorer, features, logits, calibration) for scorer in OWN_SCORERS])
     spread = scores.std(1, unbiased=False).clamp_min(torch.finfo(scores.dtype).eps)
     return Calibration(scores.mean(1), spread, centers, precision)

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from hatrack.errors import InputError
 from hatrack.masks.calibration import Calibration
 from hatrack.masks.packing import bytes_for, move_along, pack, unpack
+from hatrack.masks.sums import TaskSums
 from hatrack.state.movement import OwnBuffers, copy_of
 from hatrack.support.compilers import start_compilers_inside
 from hatrack.support.heads import apply_head
 
 __all__ = ["TaskState", "UnitTask", "WeightTask", "packed_mask"]
+
+
+_SUMS = "sums."
+"""Prefix of the names of sums in ``state_dict``."""
 
 
 class FirstHead:
@@ -45,6 +50,9 @@ class TaskState(nn.Module):
     Attributes:
         moving: the task's values of buffers of the backbone that a forward pass moves.
         calibration: statistics of its training data by which it is recognised; None until it is calibrated.
+        sums: sums over its training data by which it is recognised beside all other tasks; None until it is calibrated,
+            and where its inputs have no features that all tasks share. Like masks they are in ``state_dict`` and no
+            buffers: conversions of a network, and averages of several, would change bits.
         first_head: copy of the user's own head as it was when the task was added, by which moving state is found; it is
             no part of the task.
     """
@@ -67,6 +75,7 @@ class TaskState(nn.Module):
         self.first_head = None if num_classes is not None else FirstHead(head)
         self.calibration: Calibration | None
         self.register_module("calibration", None)
+        self.sums: TaskSums | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -113,10 +122,16 @@ class TaskState(nn.Module):
             parameter.data = parameter.data.to(saved.get(name, parameter).dtype)
 
     def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
-        """Take the shapes of saved tensors, by their names in ``state_dict``; parts that are missing are dropped."""
+        """Take the shapes of saved tensors, by their names in ``state_dict``, and sums; missing parts are dropped.
+
+        Raises:
+            InputError: the sums are damaged.
+        """
         found = _below("calibration.", saved)
         device = next((tensor.device for tensor in (*self.mask_tensors(), *self.parameters())), None)
         self.calibration = Calibration.like(found).to(device) if found else None
+        sums = _below(_SUMS, saved)
+        self.sums = TaskSums.from_tensors(sums) if sums else None
 
     def _load_from_state_dict(
         self,
@@ -141,13 +156,15 @@ class TaskState(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name in self.mask_names:
-            if prefix + name in unexpected_keys:
-                unexpected_keys.remove(prefix + name)
+        known = {prefix + name for name in (*self.mask_names, *self._tensors_of_sums())}
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in known]
 
     def mask_tensors(self) -> list[Tensor]:
         """Return the tensors that hold the final mask, which are in ``state_dict`` but no buffers."""
         return [getattr(self, name) for name in self.mask_names]
+
+    def _tensors_of_sums(self) -> dict[str, Tensor]:
+        return {} if self.sums is None else {_SUMS + name: value for name, value in self.sums.tensors().items()}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -155,6 +172,8 @@ class TaskState(nn.Module):
         for name in self.mask_names:
             value = getattr(self, name)
             destination[prefix + name] = value if keep_vars else value.detach()
+        for name, value in self._tensors_of_sums().items():
+            destination[prefix + name] = value
         destination[f"{prefix}_extra_state"] = extra  # last, as in any module
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskState:

@@ -34,7 +34,7 @@ from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
 from hatrack.protection.structure import settings_in_json
-from hatrack.recognition import Inferred, infer_task
+from hatrack.recognition import FeatureMap, Inferred, RecogniserCache, choose_scorer, infer_by_sums, infer_task
 from hatrack.state.movement import StateOf
 from hatrack.state.turns import Turns
 from hatrack.state.undo import Snapshot, all_or_nothing
@@ -72,6 +72,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         protection: the protection of what consolidated tasks rely on.
         turns: turns of the threads that ask the network or change it.
         growth: policy by which the backbone is widened by itself; None for never.
+        recognisers: the last solution of the tasks' sums, by which :meth:`infer` recognises tasks.
         initialization: distribution of the backbone's parameters when the network was made.
     """
 
@@ -95,6 +96,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.backbone = backbone
         self.tasks = TaskList()
         self.growth = growth
+        self.recognisers = RecogniserCache()
         self.initialization = InitialDistribution.of(backbone)
         self.masking = build_masking(self.tasks, example_input)
         self.protection = Protection(self, self.masking)
@@ -393,50 +395,65 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         with self.masking.evaluating():  # once for all of them, not for each
             return {state.name: fixed_logits(self.masking, state).double().flatten().tolist() for state in states}
 
-    def infer(self, x: Inputs, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
-        """Recognise the task of each sample, and give that task's logits; all consolidated tasks are asked in one pass.
+    def infer(self, x: Inputs, scorer: Scorer | None = None, *, calibrated: bool = True) -> Inferred:
+        """Recognise the task of each sample, and give that task's logits, in one pass where samples stay apart.
 
-        Scores of tasks that were trained separately do not compare well by themselves; calibrated, each counts in
-        standard deviations from the mean of its task's training samples.
+        By sums (:attr:`Scorer.SUMS`) tasks are told apart on features of the input that all share, and only the task
+        that was recognised is asked. By other scores all tasks are asked. Scores of tasks that were trained separately
+        do not compare well by themselves; calibrated, each counts in standard deviations from the mean of its task's
+        training samples.
 
         Args:
             x: samples, as :meth:`forward` takes them.
-            scorer: score by which a sample's task is recognised.
-            calibrated: use the tasks' calibrations.
+            scorer: score by which a sample's task is recognised; None takes the sums, or distances where no task has
+                sums, as in files of earlier versions and for samples that are not one tensor of real numbers.
+            calibrated: use the tasks' calibrations; sums need none.
 
         Raises:
-            InputError: no task is consolidated, or one was not calibrated although that is needed (always for
-                distances); or a task has a head of its own, or features have further axes.
+            InputError: no task is consolidated, or one was not calibrated although that is needed (always for sums and
+                distances); or a task has a head of its own, features have further axes, or, for sums, samples hold
+                values that are not finite.
         """
         self.masking.require_attached()
         x = self.masking.interface.accepted(x)
         states = self.tasks.consolidated
         if not states:
             raise InputError("there is no consolidated task yet to recognise")
+        scorer = choose_scorer(states, scorer, calibrated)
         with torch.no_grad(), self.masking.evaluating():
             self.admit(x, states)
-            if self.masking.mixes(x, len(states)):
+            if scorer is not Scorer.SUMS and self.masking.mixes(x, len(states)):
                 self.admit(self.masking.interface.repeated(x, len(states)), states)
-        return ask(self, states, lambda masking, asked: infer_task(masking, asked, x, scorer, calibrated))
+        if scorer is not Scorer.SUMS:
+            return ask(self, states, lambda masking, asked: infer_task(masking, asked, x, scorer, calibrated))
+        recogniser = self.recognisers.of({state.name: state.sums for state in states if state.sums is not None})
+        return ask(self, states, lambda masking, asked: infer_by_sums(masking, asked, x, recogniser))
 
     @all_or_nothing()
-    def calibrate(self, name: str, x: Inputs, y: Tensor, *, batch_size: int = 500) -> None:
+    def calibrate(
+        self, name: str, x: Inputs, y: Tensor, *, batch_size: int = 500, feature_map: FeatureMap | None = None
+    ) -> None:
         """Measure the statistics of a consolidated task's training data by which :meth:`infer` recognises the task.
 
-        They are saved with the network, frozen as all of the task, and removed with it. No samples are stored.
+        They are saved with the network, frozen as all of the task, and removed with it. No samples are stored. Where
+        samples are one tensor of real numbers, the statistics hold sums over shared features, at most 32 MB for a task
+        by default; they add up to the same in any order of tasks.
 
         Args:
             name: the task.
             x: its training samples, as :meth:`forward` takes them.
             y: their classes, int64 ``(N,)``.
             batch_size: samples per pass.
+            feature_map: the features of the sums, the same for all tasks; None takes that of the tasks so far, or
+                :func:`hatrack.recognition.default_feature_map` for the first.
 
         Raises:
             InputError: there is no such task, it is not consolidated, samples and classes do not fit, the task has a
-                head of its own, or features have further axes.
+                head of its own, or features have further axes; or samples hold values that are not finite, or other
+                tasks have sums of other features.
             GuaranteeError: protected entries had moved before.
         """
-        calibrate(self, name, x, y, batch_size)
+        calibrate(self, name, x, y, batch_size, feature_map)
 
     # ---------------------------------------------------------------------------------------------------- the guarantee
 

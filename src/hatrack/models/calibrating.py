@@ -9,8 +9,10 @@ from torch import Tensor
 
 from hatrack.errors import InputError
 from hatrack.masks.calibration import fit_calibration
+from hatrack.masks.sums import TaskSums
 from hatrack.masks.task_list import StateT
-from hatrack.recognition import require_vectors
+from hatrack.recognition import FeatureMap, default_feature_map, feature_map_from, gather_sums, require_vectors
+from hatrack.recognition.sums import require_same_map
 from hatrack.support.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["calibrate"]
 
 
-def calibrate(net: MaskedNetwork[StateT], name: str, x: Inputs, y: Tensor, batch_size: int) -> None:
+def calibrate(
+    net: MaskedNetwork[StateT], name: str, x: Inputs, y: Tensor, batch_size: int, feature_map: FeatureMap | None
+) -> None:
     """Measure the calibration of a task on its training data; the caller undoes all of it after an error.
 
     Args:
@@ -28,10 +32,12 @@ def calibrate(net: MaskedNetwork[StateT], name: str, x: Inputs, y: Tensor, batch
         x: its training samples.
         y: their classes, int64 ``(N,)``.
         batch_size: samples per pass.
+        feature_map: the features of the sums; None for those of the other tasks, or the default.
 
     Raises:
         InputError: there is no such task, it is not consolidated, samples and classes do not fit, the task has a head
-            of its own, or features have further axes.
+            of its own, or features have further axes; samples are not finite, or other tasks have sums of other
+            features.
         GuaranteeError: protected entries had moved before.
     """
     masking = net.masking
@@ -56,4 +62,28 @@ def calibrate(net: MaskedNetwork[StateT], name: str, x: Inputs, y: Tensor, batch
         features = require_vectors(torch.cat([masking.features(part, state) for part in parts]))
         used, logits = masking.used_features(features, state), state.classify(features)
         state.calibration = fit_calibration(used, logits, y.to(logits.device))
+        state.sums = _sums(net, state, x, y, batch_size, feature_map)
     net.renew()
+
+
+def _sums(
+    net: MaskedNetwork[StateT], state: StateT, x: Inputs, y: Tensor, batch_size: int, feature_map: FeatureMap | None
+) -> TaskSums | None:
+    """Return the sums of a task, which go with those of the others; None where its samples have no shared features."""
+    others = {other.name: other.sums for other in net.tasks if other is not state and other.sums is not None}
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype in _BYTES):
+        if feature_map is None:
+            return None
+        raise InputError("a feature map is for samples that are one tensor of real numbers or bytes")
+    x = x.movedim(net.masking.interface.batch_axis, 0)
+    if feature_map is None and others:
+        feature_map = feature_map_from(next(iter(others.values())).feature_map)
+    chosen = default_feature_map(x.shape[1:]) if feature_map is None else feature_map
+    parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+    sums = gather_sums(chosen, parts, state.count_classes())
+    require_same_map({**others, state.name: sums})
+    return sums
+
+
+_BYTES = (torch.uint8, torch.bool)
+"""Types of whole numbers that are amounts, such as those of a picture, and no names of something, such as tokens."""

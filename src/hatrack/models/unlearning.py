@@ -56,6 +56,7 @@ def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | 
         _erase(net, erased, rest, generator)
         masking.remove(state, rest[0] if rest and tasks[0] is state else None)
         del tasks[[*tasks].index(state)]
+        net.recognisers.drop()
         erased_by_parameter = {parameters[key]: entries for key, entries in erased.items()}
         net.protection.hooks.remove(list(state.parameters()), erased_by_parameter)
         net.renew()

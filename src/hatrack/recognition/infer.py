@@ -14,6 +14,7 @@ from hatrack.errors import InputError
 from hatrack.masks.calibration import Scorer, raw_score
 from hatrack.masks.task_list import StateT
 from hatrack.masks.tasks import TaskState
+from hatrack.recognition.sums import RidgeRecogniser
 from hatrack.support.heads import pad_classes
 from hatrack.support.inputs import Inputs, device_of
 from hatrack.support.interface import Interface
@@ -23,6 +24,8 @@ __all__ = [
     "IncrementalAccuracy",
     "Inferred",
     "InferringNetwork",
+    "choose_scorer",
+    "infer_by_sums",
     "infer_task",
     "measure_inference",
     "require_vectors",
@@ -40,12 +43,14 @@ class Inferred:
         scores: score of each sample by each task, ``(N, T)``; larger is likelier.
         chosen: index of the task with the largest score, int64 ``(N,)``.
         logits: that task's logits, ``(N, most classes)``, filled with −inf behind its last class.
+        scorer: the kind of the scores; :attr:`Scorer.SUMS` are logarithms of probabilities.
     """
 
     tasks: tuple[str, ...]
     scores: Tensor
     chosen: Tensor
     logits: Tensor
+    scorer: Scorer
 
     @property
     def task_names(self) -> list[str]:
@@ -93,33 +98,97 @@ class Recognising(Protocol[StateT_contra]):
 class InferringNetwork(Protocol):
     """Network that can be asked without naming a task."""
 
-    def infer(self, x: Inputs, scorer: Scorer = Scorer.DISTANCE, *, calibrated: bool = True) -> Inferred:
+    def infer(self, x: Inputs, scorer: Scorer | None = None, *, calibrated: bool = True) -> Inferred:
         """Recognise the task of each sample, and give that task's logits."""
 
     def __call__(self, x: Tensor, task: str) -> Tensor:
         """Return a task's logits, ``(N, classes)``."""
 
 
-def infer_task(
-    masking: Recognising[StateT], states: Sequence[StateT], x: Inputs, scorer: Scorer, calibrated: bool
+def choose_scorer(states: Sequence[TaskState], scorer: Scorer | None, calibrated: bool = True) -> Scorer:
+    """Return the score to recognise tasks by, which all tasks have been calibrated for.
+
+    Args:
+        states: the consolidated tasks.
+        scorer: the score that was asked for; None takes the sums where tasks have them, else distances.
+        calibrated: whether scores are to count in standard deviations.
+
+    Raises:
+        InputError: a task was not calibrated, or not for this score; or some tasks have sums, others have none, and
+            nobody said which score to take.
+    """
+    without = [state.name for state in states if state.sums is None]
+    needs_calibration = calibrated or scorer in (None, Scorer.DISTANCE, Scorer.SUMS)
+    for state in states:
+        if needs_calibration and state.calibration is None and not (scorer is Scorer.SUMS and state.sums is not None):
+            raise InputError(f"task {state.name!r} was not calibrated: call calibrate({state.name!r}, x, y) first")
+    if scorer is None and len(without) == len(states):
+        return Scorer.DISTANCE
+    if scorer in (None, Scorer.SUMS) and without:
+        named = ", ".join(map(repr, without))
+        raise InputError(
+            f"{named} {'has' if len(without) == 1 else 'have'} no sums to be told from other tasks by, since an "
+            "earlier version calibrated, or samples were not one tensor of real numbers: call "
+            f"calibrate({without[0]!r}, x, y) anew, or choose another score, scorer=Scorer.DISTANCE"
+        )
+    return Scorer.SUMS if scorer is None else scorer
+
+
+def infer_by_sums(
+    masking: Recognising[StateT], states: Sequence[StateT], x: Inputs, recogniser: RidgeRecogniser
 ) -> Inferred:
-    """Recognise the task of each sample, and give that task's logits; all tasks are asked in one pass if possible.
+    """Recognise the task of each sample by the tasks' sums, and ask that task alone; in one pass if possible.
 
     Args:
         masking: the masks of the tasks.
         states: the consolidated tasks.
+        x: samples, one tensor.
+        recogniser: solution of the sums of exactly these tasks.
+
+    Raises:
+        InputError: samples do not suit the shared features, or hold values that are not finite; or a task has a head of
+            its own, or features have further axes.
+    """
+    interface, counts = masking.interface, [state.count_classes() for state in states]
+    if not isinstance(x, Tensor):
+        raise InputError("tasks are told by their sums where samples are one tensor: scorer=Scorer.DISTANCE")
+    found = recogniser.log_probabilities(x.movedim(interface.batch_axis, 0))
+    columns = [recogniser.tasks.index(state.name) for state in states]
+    scores = found[:, columns].to(torch.float32).to(x.device)
+    chosen = scores.argmax(1)
+    with torch.no_grad(), masking.evaluating():
+        together = masking.features_mixed(x, states, chosen)
+        parts = []
+        for number, state in enumerate(states):
+            rows = (chosen == number).nonzero().flatten()
+            if len(rows):
+                features = masking.features(interface.take(x, rows), state) if together is None else together[rows]
+                logits = state.classify(require_vectors(features))
+                parts.append((rows, pad_classes(logits, max(counts) - logits.shape[1])))
+    logits = torch.cat([part for _, part in parts]) if parts else scores.new_zeros(0, max(counts))
+    order = torch.cat([rows for rows, _ in parts]) if parts else chosen
+    names = tuple(state.name for state in states)
+    return Inferred(names, scores, chosen, torch.empty_like(logits).index_copy(0, order, logits), Scorer.SUMS)
+
+
+def infer_task(
+    masking: Recognising[StateT], states: Sequence[StateT], x: Inputs, scorer: Scorer, calibrated: bool
+) -> Inferred:
+    """Recognise the task of each sample by scores that tasks give by themselves, and give that task's logits.
+
+    All tasks are asked in one pass if possible.
+
+    Args:
+        masking: the masks of the tasks.
+        states: the consolidated tasks, which are calibrated if that is needed.
         x: samples.
         scorer: score by which a sample's task is recognised.
         calibrated: whether scores count in standard deviations from those of the task's training samples.
 
     Raises:
-        InputError: a task was not calibrated although that is needed (always for distances), or has a head of its own;
-            or features have further axes.
+        InputError: a task has a head of its own, or features have further axes.
     """
     counts = [state.count_classes() for state in states]
-    for state in states if calibrated or scorer is Scorer.DISTANCE else []:
-        if state.calibration is None:
-            raise InputError(f"task {state.name!r} was not calibrated: call calibrate({state.name!r}, x, y) first")
     with torch.no_grad(), masking.evaluating():
         features = _features_of_all(masking, x, states)
         features = [require_vectors(part) for part in features]
@@ -134,7 +203,7 @@ def infer_task(
     chosen = table.argmax(1)
     padded = torch.stack([pad_classes(each, max(counts) - each.shape[1]) for each in answers])
     logits = padded[chosen, torch.arange(len(chosen), device=chosen.device)]
-    return Inferred(tuple(state.name for state in states), table, chosen, logits)
+    return Inferred(tuple(state.name for state in states), table, chosen, logits, scorer)
 
 
 def require_vectors(features: Tensor) -> Tensor:
@@ -163,7 +232,7 @@ def _features_of_all(masking: Recognising[StateT], x: Inputs, states: Sequence[S
 def measure_inference(
     net: InferringNetwork,
     samples: Mapping[str, tuple[Tensor, Tensor]],
-    scorer: Scorer,
+    scorer: Scorer | None = None,
     *,
     calibrated: bool = True,
     batch_size: int = 500,
@@ -173,7 +242,7 @@ def measure_inference(
     Args:
         net: the network.
         samples: by task, test samples ``(N, ...)`` and their classes within the task, int64 ``(N,)``.
-        scorer: score by which tasks are recognised.
+        scorer: score by which tasks are recognised; None for the network's default.
         calibrated: whether scores are normalised by the tasks' calibrations.
         batch_size: samples per pass.
 

@@ -1,0 +1,45 @@
+"""Recognition of the task of a sample that nobody named.
+
+:func:`infer_task` asks all tasks, by scores of a task's own features and logits or by :class:`RidgeRecogniser`, a ridge
+regression on features that all tasks share (:class:`FeatureMap`), solved from sums that every task keeps.
+"""
+
+from hatrack.recognition.feature_maps import (
+    FeatureMap,
+    RandomFilters,
+    RandomUnits,
+    default_feature_map,
+    feature_map_from,
+)
+from hatrack.recognition.infer import (
+    IncrementalAccuracy,
+    Inferred,
+    InferringNetwork,
+    choose_scorer,
+    infer_by_sums,
+    infer_task,
+    measure_inference,
+    require_vectors,
+)
+from hatrack.recognition.sums import RecogniserCache, RidgeRecogniser, TaskDensities, gather_sums, solve_ridge
+
+__all__ = [
+    "FeatureMap",
+    "IncrementalAccuracy",
+    "Inferred",
+    "InferringNetwork",
+    "RandomFilters",
+    "RandomUnits",
+    "RecogniserCache",
+    "RidgeRecogniser",
+    "TaskDensities",
+    "choose_scorer",
+    "default_feature_map",
+    "feature_map_from",
+    "gather_sums",
+    "infer_by_sums",
+    "infer_task",
+    "measure_inference",
+    "require_vectors",
+    "solve_ridge",
+]
