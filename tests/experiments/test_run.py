@@ -81,6 +81,8 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
         **{"name": "tshirt-trouser", "classes": 2, "train": 102, "valid": 18, "test": 200},
         "metric": {"name": "accuracy", "larger_is_better": True},
         "objective": {"kind": "classification", "outputs": 2},
+        "class_names": ["T-shirt/top", "Trouser"],
+        **{"shape": [1, 28, 28], "range": [0, 255], "scaling": "mean and deviation of each channel"},
     }
     assert content["score"] == content["accuracy"]
     for what, kind in (("score", float), ("accuracy", float), ("loss", float), ("logits_sha256", str)):

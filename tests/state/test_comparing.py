@@ -142,6 +142,7 @@ def test_a_copy_is_the_same_until_it_moves(name: str) -> None:
 @pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
 @pytest.mark.parametrize("name", KEPT)
 def test_outputs_that_depend_on_it_are_refused(name: str, kind: Any) -> None:
+    torch.manual_seed(0)  # of few outputs, all may be off
     with pytest.raises(UnsupportedError, match="running the backbone changes kept, and its outputs depend on that"):
         kind(Holder(name), torch.zeros(2, 3))
 

@@ -340,7 +340,8 @@ def state_of(*values: object) -> bytes:
 def is_a_mode_left_on() -> bool:
     """Return whether torch is in another mode than at the start."""
     stacks = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
-    return bool(stacks) or not torch.is_grad_enabled()
+    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return bool(stacks) or saving is not None or not torch.is_grad_enabled()
 
 
 def fault_of(case: Case, operation: str, looks: Looks) -> str | None:

@@ -114,9 +114,11 @@ def choose_scorer(states: Sequence[TaskState], scorer: Scorer | None, calibrated
         calibrated: whether scores are to count in standard deviations.
 
     Raises:
-        InputError: a task was not calibrated, or not for this score; or some tasks have sums, others have none, and
-            nobody said which score to take.
+        InputError: a task has a head of its own; or was not calibrated, or not for this score; or some tasks have
+            sums, others have none, and nobody said which score to take.
     """
+    for state in states:
+        state.count_classes()  # what no calibration mends is said first
     without = [state.name for state in states if state.sums is None]
     needs_calibration = calibrated or scorer in (None, Scorer.DISTANCE, Scorer.SUMS)
     for state in states:

@@ -111,6 +111,7 @@ class _Modes:
         self._depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
         self._grad_enabled = torch.is_grad_enabled()
         self._functions = torch._C._get_torch_function_state()  # type: ignore[attr-defined]
+        self._saving = _hooks_of_saving()
 
     def leave(self) -> None:
         """Restore the modes, leaving those whose end was not reached."""
@@ -122,7 +123,14 @@ class _Modes:
         while torch._C._len_torch_function_stack() > functions:
             mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
             mode.__exit__(None, None, None)
+        while (hooks := _hooks_of_saving()) != self._saving and hooks is not None:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
         torch.set_grad_enabled(self._grad_enabled)
+
+
+def _hooks_of_saving() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """Return the innermost hooks on tensors that are saved for backward passes, by default; None if there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 class Snapshot:
