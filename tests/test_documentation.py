@@ -65,7 +65,7 @@ def test_what_the_guides_name_is_there() -> None:
 
 
 def is_for_a_package_that_is_missing(name: str) -> bool:
-    """Whether it belongs to an integration that exists, and that cannot be imported without another package."""
+    """Return whether it belongs to an integration that cannot be imported without another package."""
     package = name.partition("integrations.")[2].partition(".")[0]
     return package in OTHER_PACKAGES and importlib.util.find_spec(package) is None
 

@@ -1,4 +1,4 @@
-"""What a notebook shows: plain tables, every text escaped, no styles, and nothing changed by looking."""
+"""Notebooks show plain tables, every text escaped, no styles, and nothing changed by looking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a package index is told, and whom to cite; .ci/package builds the package and runs it."""
+"""Metadata for a package index, and whom to cite; .ci/package builds the package and runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a folder or an archive are pictures of which class, and what becomes of all others."""
+"""Pictures and their classes among the files of a folder or an archive, and what becomes of all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task was read from is printed by a run and kept in ``run.json``."""
+"""The files that a task was read from are printed by a run and kept in ``run.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callbacks for trainers of other packages are made of; none of these packages is needed."""
+"""Parts of the callbacks for trainers of other packages; none of these packages is needed."""
 
 from __future__ import annotations
 

@@ -459,7 +459,7 @@ def test_lightning_in_mixed_precision_keeps_the_bits(precision: str, tmp_path: P
 
 @pytest.mark.parametrize("before", [True, False])
 def test_accelerate_with_a_scaler_keeps_the_bits_and_learns_as_by_hand(before: bool) -> None:
-    """What ``mixed_precision="fp16"`` does to optimizers and losses, which needs a GPU for all the rest of it."""
+    """Do what ``mixed_precision="fp16"`` does to optimizers and losses, which needs a GPU for all the rest of it."""
     accelerate = pytest.importorskip("accelerate")
     from hatrack.integrations.accelerate import AcceleratedTask
 

@@ -23,7 +23,7 @@ def hat(**settings: Any) -> HAT:
 
 
 def strengths(method: HAT, epochs: int = EPOCHS, lr: float = 0.05, batches: int = 3) -> list[float]:
-    """What c is in the epochs that learn the mask."""
+    """Return c in the epochs that learn the mask."""
     method.note_pace(lr, batches)
     method.begin_task(TASKS[0])
     method.train_mode(True)

@@ -1,4 +1,4 @@
-"""What is no batch, no task or no group is refused in one line, with its cause, by both kinds of networks."""
+"""Arguments that are no batch, no task or no group are refused in one line, with the cause, by both networks."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ TEST = frozenset({"test", "testing"})
 VALIDATION = frozenset({"val", "valid", "validation"})
 """Names of the folders of the parts of a set, in small letters."""
 CLUTTER = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini"})
-"""What systems leave in folders and archives, in small letters; some of it looks like pictures."""
+"""Names that systems leave in folders and archives, in small letters; some look like pictures."""
 WRAPPERS = 4
 """Most folders, each alone in the one above, in which a set is looked for; links could lead round in circles."""
 

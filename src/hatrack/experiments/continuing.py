@@ -1,4 +1,4 @@
-"""Whether a run can go on with other tasks than it was begun with: those that it has begun must be the same."""
+"""Going on with other tasks than a run was begun with: those that it has begun must be the same."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownTask:
-    """What is known of a task without its samples.
+    """Record of a task without its samples.
 
     Attributes:
         name: its name.

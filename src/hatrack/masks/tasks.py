@@ -79,7 +79,7 @@ class TaskState(nn.Module):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the mask is final, which it may be before the task is consolidated."""
+        """True if the mask is final, which it may be before the task is consolidated."""
         return self.consolidated
 
     @property
@@ -264,7 +264,7 @@ class UnitTask(TaskState):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the mask is final, so that there is no embedding."""
+        """True if the mask is final, so that there is no embedding."""
         return "embedding" not in self._parameters
 
     def settle(self, mask: Tensor) -> None:
@@ -346,7 +346,7 @@ class WeightTask(TaskState):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the masks are final."""
+        """True if the masks are final."""
         return self._is_settled
 
     @property

@@ -168,7 +168,7 @@ class HAT(MaskedMethod):
 
     @property
     def settles(self) -> bool:
-        """Whether the last epochs of a task train under its final mask."""
+        """True if the last epochs of a task train under its final mask."""
         return self.settings.schedule is MaskSchedule.SETTLED
 
     def begin_task(self, task: Task) -> None:

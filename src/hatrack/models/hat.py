@@ -138,7 +138,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     """Largest scale of the gates."""
 
     hard: Final[bool] = read_only("masking.settings.hard")
-    """Whether masks are 0 or 1."""
+    """True if masks are 0 or 1."""
 
     compensation: Final[Compensation] = read_only("masking.settings.compensation")
     """Arithmetic of the embedding's gradient."""
@@ -156,7 +156,7 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     """Batch norms that a task uses: its own, or the first task's."""
 
     gate_inputs: Final[bool] = read_only("masking.settings.gate_inputs")
-    """Whether input features are units."""
+    """True if input features are units."""
 
     @all_or_nothing()
     def add_task(

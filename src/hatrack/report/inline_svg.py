@@ -20,7 +20,7 @@ _OF_VIEWERS = ("role", "aria-roledescription", "aria-hidden", "aria-label", "cla
 """Attributes of Vega's SVG without use in a page, whose style sheet has the font and whose text says what is drawn."""
 _FRAMES = ("background", "foreground")
 _GUIDES = ("axis", "legend", "title")
-"""What a chart has beside marks, in the words of Vega."""
+"""Parts of a chart beside its marks, in the words of Vega."""
 
 
 def inline_svg(chart: Chart, methods: Sequence[str], *, width: int, height: int) -> str:

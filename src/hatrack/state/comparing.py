@@ -19,7 +19,7 @@ PLAIN_VALUES = (bool, int, float, complex, str, bytes, type(None), np.generic)
 """Values without parts, numbers of NumPy among them."""
 
 _CODE = (type, ModuleType, BuiltinFunctionType, enum.Enum, torch.dtype, torch.device, torch.layout)
-"""What has no state of its own."""
+"""Types of values without a state of their own."""
 
 _OF_TORCH = frozenset(vars(nn.Module())) | {"forward", "train", "_flat_weights", "_flat_weight_refs"}
 """Attributes that torch itself keeps in a module, buffers and parts among them."""

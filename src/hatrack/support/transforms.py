@@ -1,4 +1,4 @@
-"""What a network may do to its own functions, and what then cannot be followed: transforms and compilers of torch."""
+"""Transforms and compilers of torch within a network, whose insides cannot be followed."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class OwnTask:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What is said of how its files are to be read, as JSON values by key; where the files are is no part of it."""
+        """Options of reading its files, as JSON values by key; where the files are is no part of it."""
         choice, table = self.choice, self.table
         said: dict[str, Any] = {
             "label": None if table is None else list(table.columns),
