@@ -251,7 +251,7 @@ def test_sums_of_different_features_are_refused() -> None:
     wide = gather_sums(MAP, [drawn(0, 10, inputs=4)], 2)
     with pytest.raises(InputError, match="of one shape"):
         solve_ridge({"a": wide, **sums_of({"b": TASKS["b"]})})
-    with pytest.raises(InputError, match="samples must be of one shape"):
+    with pytest.raises(InputError, match="bring them to that shape"):
         solve_ridge(sums_of(TASKS)).log_probabilities(torch.zeros(2, 4))
     with pytest.raises(InputError, match="no samples"):
         gather_sums(MAP, [], 2)
@@ -448,3 +448,22 @@ def test_tokens_have_no_shared_features() -> None:
     net.calibrate("words", x, y)
     assert net.tasks[0].sums is None
     assert net.infer(x).scorer is Scorer.DISTANCE
+
+
+def test_pictures_of_another_size_are_told_by_distances_and_never_by_sums() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    net = HATNetwork(backbone, torch.zeros(1, 1, 16, 16)).eval()
+    pictures = {"small": torch.randn(20, 1, 16, 16), "large": torch.randn(20, 1, 20, 20)}
+    for name, x in pictures.items():
+        net.add_task(name, 2)
+        net.consolidate(name)
+        net.calibrate(name, x, torch.arange(20) % 2)
+        if name == "small":
+            with pytest.raises(InputError, match=r"shape \(1, 20, 20\), and tasks were calibrated on \(1, 16, 16\)"):
+                net.infer(pictures["large"])
+    with pytest.raises(InputError, match=r"'large' has no sums .* scorer=Scorer\.DISTANCE"):
+        net.infer(pictures["large"])
+    assert len(net.infer(pictures["large"], Scorer.DISTANCE).task_names) == 20
+    with pytest.raises(InputError, match="of one shape"):
+        net.calibrate("large", pictures["large"], torch.arange(20) % 2, feature_map=default_feature_map((1, 20, 20)))

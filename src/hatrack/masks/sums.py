@@ -13,7 +13,7 @@ from hatrack.errors import InputError
 
 __all__ = ["TaskSums"]
 
-_GRAM, _TARGETS, _MAP = "gram", "targets", "feature_map"
+_GRAM, _TARGETS, _MAP, _SHAPE = "gram", "targets", "feature_map", "sample_shape"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,23 +27,26 @@ class TaskSums:
         feature_map: description of the features, JSON with sorted keys; sums of different features do not add up.
         gram: upper triangle of HᵀH, row by row, float64 ``(D (D + 1) / 2,)``, of the features H ``(N, D)``.
         targets: HᵀY, float64 ``(D, C)``, of the one-hot classes Y ``(N, C)``.
+        sample_shape: shape of a sample; features of pictures of another size are of another scale.
     """
 
     feature_map: str
     gram: Tensor
     targets: Tensor
+    sample_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, feature_map: str, gram: Tensor, targets: Tensor) -> TaskSums:
+    def of(cls, feature_map: str, gram: Tensor, targets: Tensor, sample_shape: tuple[int, ...]) -> TaskSums:
         """Make sums of a square matrix.
 
         Args:
             feature_map: description of the features.
             gram: HᵀH, float64 ``(D, D)``; its upper triangle is read.
             targets: HᵀY, float64 ``(D, C)``.
+            sample_shape: shape of a sample.
         """
         rows, columns = torch.triu_indices(*gram.shape, device="cpu").unbind()
-        return cls(feature_map, gram[rows, columns], targets)
+        return cls(feature_map, gram[rows, columns], targets, sample_shape)
 
     @property
     def num_features(self) -> int:
@@ -67,7 +70,8 @@ class TaskSums:
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums as tensors by name, as a ``state_dict`` holds them; the description as bytes."""
         described = torch.tensor(list(self.feature_map.encode()), dtype=torch.uint8)
-        return {_GRAM: self.gram, _TARGETS: self.targets, _MAP: described}
+        shape = torch.tensor(self.sample_shape, dtype=torch.int64)
+        return {_GRAM: self.gram, _TARGETS: self.targets, _MAP: described, _SHAPE: shape}
 
     @classmethod
     def from_tensors(cls, saved: Mapping[str, Any]) -> TaskSums:
@@ -76,7 +80,7 @@ class TaskSums:
         Raises:
             InputError: a tensor is missing, or they are not sums of this form.
         """
-        missing = {_GRAM, _TARGETS, _MAP} - saved.keys()
+        missing = {_GRAM, _TARGETS, _MAP, _SHAPE} - saved.keys()
         if missing:
             raise InputError(f"sums of a task are damaged: {', '.join(sorted(missing))} is missing")
         gram, targets = (saved[name].detach().to("cpu", copy=True) for name in (_GRAM, _TARGETS))
@@ -86,7 +90,7 @@ class TaskSums:
                 "sums of a task are damaged: they must be float64, of shapes (D (D + 1) / 2,) and (D, C), and are "
                 f"{gram.dtype} {tuple(gram.shape)} and {targets.dtype} {tuple(targets.shape)}; calibrate the task anew"
             )
-        return cls(bytes(saved[_MAP].tolist()).decode(), gram, targets)
+        return cls(bytes(saved[_MAP].tolist()).decode(), gram, targets, tuple(saved[_SHAPE].tolist()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TaskSums:
         return self  # nothing writes into it, and copies of networks would take as much memory again

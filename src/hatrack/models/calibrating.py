@@ -69,7 +69,10 @@ def calibrate(
 def _sums(
     net: MaskedNetwork[StateT], state: StateT, x: Inputs, y: Tensor, batch_size: int, feature_map: FeatureMap | None
 ) -> TaskSums | None:
-    """Return the sums of a task, which go with those of the others; None where its samples have no shared features."""
+    """Return the sums of a task, which go with those of the others.
+
+    None where its samples have no shared features, or, unless features are asked for, another shape than the others'.
+    """
     others = {other.name: other.sums for other in net.tasks if other is not state and other.sums is not None}
     if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype in _BYTES):
         if feature_map is None:
@@ -77,7 +80,10 @@ def _sums(
         raise InputError("a feature map is for samples that are one tensor of real numbers or bytes")
     x = x.movedim(net.masking.interface.batch_axis, 0)
     if feature_map is None and others:
-        feature_map = feature_map_from(next(iter(others.values())).feature_map)
+        first = next(iter(others.values()))
+        if first.sample_shape != tuple(x.shape[1:]):
+            return None
+        feature_map = feature_map_from(first.feature_map)
     chosen = default_feature_map(x.shape[1:]) if feature_map is None else feature_map
     parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
     sums = gather_sums(chosen, parts, state.count_classes())

@@ -130,7 +130,7 @@ def choose_scorer(states: Sequence[TaskState], scorer: Scorer | None, calibrated
         named = ", ".join(map(repr, without))
         raise InputError(
             f"{named} {'has' if len(without) == 1 else 'have'} no sums to be told from other tasks by, since an "
-            "earlier version calibrated, or samples were not one tensor of real numbers: call "
+            "earlier version calibrated, or samples were not one tensor of real numbers of the others' shape: call "
             f"calibrate({without[0]!r}, x, y) anew, or choose another score, scorer=Scorer.DISTANCE"
         )
     return Scorer.SUMS if scorer is None else scorer

@@ -28,10 +28,12 @@ def gather_sums(feature_map: FeatureMap, parts: Iterable[tuple[Tensor, Tensor]],
         classes: number of the task's classes, C.
 
     Raises:
-        InputError: samples do not suit the features, or hold values that are not finite.
+        InputError: samples do not suit the features, are of several shapes, or hold values that are not finite.
     """
     gram = targets = None
+    shapes: set[tuple[int, ...]] = set()
     for x, y in parts:
+        shapes.add(tuple(x.shape[1:]))
         features = finite_features(feature_map, x)
         if gram is None or targets is None:
             gram = features.new_zeros(features.shape[1], features.shape[1])
@@ -40,7 +42,9 @@ def gather_sums(feature_map: FeatureMap, parts: Iterable[tuple[Tensor, Tensor]],
         targets.addmm_(features.T, F.one_hot(y.cpu(), classes).to(features))
     if gram is None or targets is None:
         raise InputError("there are no samples to add up")
-    return TaskSums.of(feature_map.describe(), gram, targets)
+    if len(shapes) > 1:
+        raise InputError(f"samples are of several shapes, {', '.join(map(str, sorted(shapes)))}: bring them to one")
+    return TaskSums.of(feature_map.describe(), gram, targets, shapes.pop())
 
 
 def _add_products(gram: Tensor, features: Tensor) -> None:
@@ -121,6 +125,7 @@ class RidgeRecogniser:
         variance: mean square of an output's error on new samples, above 0.
         strength: strength of the ridge, in parts of the features' variances.
         densities: densities of the classes' features.
+        sample_shape: shape of a sample.
     """
 
     feature_map: FeatureMap
@@ -131,6 +136,7 @@ class RidgeRecogniser:
     variance: float
     strength: float
     densities: TaskDensities
+    sample_shape: tuple[int, ...]
 
     @torch.no_grad()
     def log_probabilities(self, x: Tensor) -> Tensor:
@@ -142,12 +148,12 @@ class RidgeRecogniser:
         Raises:
             InputError: samples do not suit the features, or hold values that are not finite.
         """
-        features = finite_features(self.feature_map, x)
-        if features.shape[1] != len(self.weights):
+        if tuple(x.shape[1:]) != self.sample_shape:
             raise InputError(
-                f"samples of shape {tuple(x.shape[1:])} have {features.shape[1]} features, and tasks were calibrated "
-                f"on {len(self.weights)}: samples must be of one shape"
+                f"samples are of shape {tuple(x.shape[1:])}, and tasks were calibrated on {self.sample_shape}: bring "
+                "them to that shape, or name the task, or choose another score (scorer=Scorer.DISTANCE)"
             )
+        features = finite_features(self.feature_map, x)
         return self.log_probabilities_of(features)
 
     def log_probabilities_of(self, features: Tensor) -> Tensor:
@@ -197,11 +203,11 @@ def require_same_map(sums: Mapping[str, TaskSums]) -> None:
     Raises:
         InputError: they are not.
     """
-    kinds: dict[tuple[str, int], list[str]] = {}
+    kinds: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name in sorted(sums):
-        kinds.setdefault((sums[name].feature_map, sums[name].num_features), []).append(name)
+        kinds.setdefault((sums[name].feature_map, sums[name].sample_shape), []).append(name)
     if len(kinds) > 1:
-        said = "; ".join(f"{', '.join(names)}: {count} of {kind}" for (kind, count), names in kinds.items())
+        said = "; ".join(f"{', '.join(names)}: {kind} of {shape}" for (kind, shape), names in kinds.items())
         raise InputError(
             f"sums of different features do not add up ({said}): calibrate all tasks with one feature_map, on samples "
             "of one shape"
@@ -239,9 +245,8 @@ def solve_ridge(sums: Mapping[str, TaskSums]) -> RidgeRecogniser:
     targets, task_of = targets[:, has_samples], task_of[has_samples]
     weights, points, variance, strength, scales = _solve(replace(parts[0], gram=triangle).square(), targets)
     densities = _densities(parts, task_of, scales)
-    return RidgeRecogniser(
-        feature_map_from(parts[0].feature_map), tuple(names), task_of, weights, points, variance, strength, densities
-    )
+    feature_map, shape = feature_map_from(parts[0].feature_map), parts[0].sample_shape
+    return RidgeRecogniser(feature_map, tuple(names), task_of, weights, points, variance, strength, densities, shape)
 
 
 def _densities(parts: Sequence[TaskSums], task_of: Tensor, scales: Tensor) -> TaskDensities:
