@@ -1,8 +1,8 @@
-"""HAT on few steps: the paper's schedule and the one that settles masks, beside a network per task.
+"""How HAT's masks come about: the paper's schedule and the one that settles masks, beside a network per task.
 
 python benchmarks/schedules.py --data DATA [--seeds 0,1,2] [--settings mnist,demo] [--runs DIR] [--out FILE]
 
-Six settings of a hundred to some thousand steps a task. A run is `hatrack run` with the settings that the record names;
+Settings of a hundred to some thousand steps a task. A run is `hatrack run` with the settings that the record names;
 runs that are on disk are not made again, so that the command may be stopped, and started twice. What the schedule does
 was chosen on validation samples (`tested_on=validation`) with the seeds 100 to 102; the record is of test samples.
 """
@@ -23,6 +23,7 @@ from hatrack.experiments.results import RunResult
 from hatrack.support.environment import describe_environment
 
 SMALL = {"limit": 1000, "epochs": 12}
+DEEP = {"dropout_early": 0.0, "dropout_late": 0.0, "initialization": "torch", "num_tasks": 3}
 SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "demo": ("demo", {}),
     "mnist": ("split-mnist", {"limit": 1000, "validation": 0.15, "hidden": (200, 200), "epochs": 20}),
@@ -32,6 +33,8 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "permuted-mnist-small",
         {"limit": 6000, "validation": 0.1, "batch_size": 10, "epochs": 5, "num_tasks": 5},
     ),
+    "layers4-200": ("split-fashion-mnist", {**DEEP, "hidden": (64,) * 4, "limit": 200}),
+    "layers8-4000": ("split-fashion-mnist", {**DEEP, "hidden": (64,) * 8, "limit": 4000}),
     "cifar10-resnet18": ("split-cifar10", {**SMALL, "network": "resnet18", "width": 0.25, "epochs": 8, "num_tasks": 3}),
 }
 """Experiment and settings of its runs, by name."""

@@ -13,6 +13,7 @@ from hatrack.data import DATASETS, ImageDataset
 from hatrack.experiments import EXPERIMENTS, RunRequest, prepare
 from hatrack.methods.hat import InitialEmbedding
 from hatrack.streams import STREAMS, StreamOptions, build_stream, registry
+from support.toys import strength_of
 
 GREY = 28
 COLOUR = 32
@@ -57,7 +58,7 @@ def test_every_preset_states_its_source_and_the_list_shows_it(
     monkeypatch.setenv("COLUMNS", "400")
     assert main(["list", "experiments"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    own = {"demo", "permuted-fashion-mnist", "rotated-mnist", "mixture-open", "incremental-cifar10"}
+    own = {"demo", "permuted-fashion-mnist", "rotated-mnist", "mixture-open", "mixture-seven", "incremental-cifar10"}
     for experiment in EXPERIMENTS.values():
         assert experiment.source
         assert bool(experiment.published) == (experiment.name not in own), experiment.name
@@ -70,22 +71,22 @@ def test_every_preset_states_its_source_and_the_list_shows_it(
 def test_settings_of_the_papers() -> None:
     def settings(name: str, method: str = "hat") -> tuple[object, ...]:
         config = EXPERIMENTS[name].config(method)
-        return config.network.hidden, config.method.strength, config.method.s_max, config.stream.validation
+        return config.network.hidden, strength_of(config), config.method.s_max, config.stream.validation
 
     assert settings("permuted-mnist-small") == ((100, 100), 0.5, 200.0, 0.0)
     assert settings("permuted-mnist") == ((500, 500), 0.5, 400.0, 0.0)
     assert settings("permuted-mnist-large") == ((2000, 2000), 0.5, 400.0, 0.0)
     large = EXPERIMENTS["permuted-mnist-large"].network
     assert (large.dropout_early, large.dropout_late) == (0.2, 0.5)
-    for name in ("mixture", "mixture-open", "incremental-cifar"):
+    for name in ("mixture", "mixture-open", "mixture-seven", "incremental-cifar"):
         config = EXPERIMENTS[name].config("hat")
-        assert (config.network.network, config.method.strength, config.method.s_max) == ("alexnet", 0.75, 400.0)
+        assert (config.network.network, strength_of(config), config.method.s_max) == ("alexnet", 0.75, 400.0)
         assert (config.network.dropout_early, config.network.dropout_late) == (0.2, 0.5)
         assert config.stream.validation == (0.1 if name == "incremental-cifar" else 0.15)
         assert (config.training.lr, config.training.batch_size, config.training.epochs) == (0.05, 64, 200)
     for name in ("compression", "compression-cifar100", "feature-selection"):
         method = EXPERIMENTS[name].config("hat").method
-        assert (method.strength, method.embedding) == (1.5, InitialEmbedding.UNIFORM)
+        assert (method.c, method.embedding) == (1.5, InitialEmbedding.UNIFORM)
         assert (method.embedding_low, method.embedding_high) == (0.0, 2.0)
         assert method.gate_inputs == (name == "feature-selection")
     dwa = EXPERIMENTS["dwa-mixture"].config("sgd")

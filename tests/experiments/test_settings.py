@@ -11,6 +11,7 @@ from hatrack.experiments.settings import InitialWeights
 from hatrack.functional import Compensation
 from hatrack.methods import METHODS
 from hatrack.train import OptimizerKind
+from support.toys import strength_of
 
 
 def config(experiment: str = "split-mnist", method: str = "hat") -> Config:
@@ -34,11 +35,11 @@ def test_what_is_recorded_makes_the_same_config_again(experiment: str, method: s
 
 def test_presets_carry_the_papers_settings() -> None:
     split, permuted = config("split-mnist"), config("permuted-mnist")
-    assert (split.network.hidden, split.method.strength, split.training.epochs) == ((800, 800), 0.1, 50)
-    assert (permuted.network.hidden, permuted.method.strength, permuted.method.s_max) == ((500, 500), 0.5, 400.0)
+    assert (split.network.hidden, strength_of(split), split.training.epochs) == ((800, 800), 0.1, 50)
+    assert (permuted.network.hidden, strength_of(permuted), permuted.method.s_max) == ((500, 500), 0.5, 400.0)
     assert split.network.dropout_early == permuted.network.dropout_late == split.stream.validation == 0.0
     fashion = config("split-fashion-mnist")
-    assert (fashion.network.hidden, fashion.stream.validation, fashion.method.strength) == ((2000, 2000), 0.15, 0.75)
+    assert (fashion.network.hidden, fashion.stream.validation, strength_of(fashion)) == ((2000, 2000), 0.15, 0.75)
     assert (fashion.network.dropout_early, fashion.network.dropout_late) == (0.2, 0.5)
     training = fashion.training
     assert (training.lr, training.lr_factor, training.lr_patience, training.lr_min) == (0.05, 3.0, 5, 1e-4)
@@ -53,7 +54,7 @@ def test_cifar_presets_carry_the_papers_schedule(name: str, network: str) -> Non
     settings = config(name)
     assert settings.network.network == network
     assert (settings.network.dropout_early, settings.network.dropout_late) == (0.2, 0.5)
-    assert (settings.stream.validation, settings.method.strength, settings.method.s_max) == (0.15, 0.75, 400.0)
+    assert (settings.stream.validation, strength_of(settings), settings.method.s_max) == (0.15, 0.75, 400.0)
     training = settings.training
     assert (training.lr, training.lr_factor, training.lr_patience, training.lr_min) == (0.05, 3.0, 5, 1e-4)
     assert (training.batch_size, training.epochs, training.momentum) == (64, 200, 0.0)

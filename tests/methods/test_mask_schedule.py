@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hatrack import HATNetwork
+from hatrack.methods import Pace
 from hatrack.methods.hat import HAT, LEAST_C, MOST_C, PAPER_C, TRAVEL, InitialEmbedding, MaskSchedule
 from hatrack.train import EpochDone, Training, TrainingSettings
 from support.toys import make, tasks
@@ -24,7 +25,7 @@ def hat(**settings: Any) -> HAT:
 
 def strengths(method: HAT, epochs: int = EPOCHS, lr: float = 0.05, batches: int = 3) -> list[float]:
     """Return c in the epochs that learn the mask."""
-    method.note_pace(lr, batches)
+    method.note_pace(Pace(lr, batches, epochs))
     method.begin_task(TASKS[0])
     method.train_mode(True)
     (length, *_), found = method.phases(epochs), []
@@ -50,6 +51,25 @@ def test_settling_begins_with_all_units_and_lets_c_set_in_late() -> None:
     assert found[11:] == [2.0] * (len(found) - 11)
     method.train_mode(False)
     assert method.strength() == 2.0, "validation prefers what is compact from the first epoch on"
+
+
+def test_c_is_found_anew_for_every_task() -> None:
+    method = hat()
+    first = strengths(method, epochs=1, batches=200, lr=1e-9)[-1]
+    method.network.consolidate(TASKS[0].name)
+    method.note_pace(Pace(0.05, 10**6, 20))
+    method.begin_task(TASKS[1])
+    method.train_mode(False)
+    assert first > method.strength() == PAPER_C
+    method.begin_epoch(17, 17, None)  # type: ignore[arg-type]
+    assert method.strength() == LEAST_C
+
+
+def test_without_a_word_on_the_steps_c_is_that_of_the_paper() -> None:
+    method = hat(schedule=MaskSchedule.SETTLED)
+    method.begin_task(TASKS[0])
+    method.begin_epoch(20, 20, None)  # type: ignore[arg-type]
+    assert method.strength() == PAPER_C
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 7, 40, 200])

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.backbones import MLP, ViT, build_reproducibly
+from hatrack.experiments import Config
 from hatrack.experiments.backbones import build_backbone, narrow_builder
 from hatrack.experiments.settings import NetworkSettings
 from hatrack.methods import METHODS, Method, Setup
+from hatrack.methods.hat import PAPER_C
 from hatrack.streams import Task
 from hatrack.train import OptimizerKind, TrainingSettings, fit
 from support.marks import slow_but
@@ -200,3 +202,9 @@ def assert_goes_on_as_without_interruption(name: str, kind: str, folder: Path, *
 
 KINDS = pytest.mark.parametrize("kind", slow_but(["mlp"], ["mlp", "conv"]))
 EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+
+
+def strength_of(config: Config) -> float:
+    """Return the c of an experiment with HAT, where its schedule is the paper's or leaves c to the paper."""
+    strength: float | None = config.method.c
+    return PAPER_C if strength is None else strength

@@ -44,7 +44,7 @@ from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import look_up
 from hatrack.support.notebook import html_table
-from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
+from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit, pace_of
 
 __all__ = ["LEARNER_FORMAT", "LabelPrediction", "Learner", "NumberPrediction", "Prediction"]
 
@@ -230,6 +230,7 @@ class Learner:
             interface=interface,
         )
         method = self._method
+        method.note_pace(pace_of(method, [described], self.training))
         method.begin_task(described)
         try:
             with naming_unknown_ids(self.network.backbone, x, what):
@@ -263,9 +264,8 @@ class Learner:
         if is_one:
             warnings.warn(
                 f"task {task!r} answers {what} for all {len(y)} samples that it was trained on: masks may have "
-                "switched off too much in too few steps; let them begin with all units "
-                "(settings=hatrack.HATSettings(schedule=hatrack.MaskSchedule.SETTLED)), weigh them less (c=0.1), train "
-                "longer (training=hatrack.TrainingSettings(epochs=...)), or give more samples",
+                "switched off too much in too few steps; weigh them less (settings=hatrack.HATSettings(c=0.1)), train "
+                "longer or faster (training=hatrack.TrainingSettings(epochs=..., lr=...)), or give more samples",
                 stacklevel=4,  # of this method, torch's around it, and fit
             )
 

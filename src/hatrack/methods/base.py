@@ -30,6 +30,7 @@ __all__ = [
     "Loss",
     "Method",
     "NoSettings",
+    "Pace",
     "ParameterGroup",
     "Schedule",
     "Setup",
@@ -187,6 +188,25 @@ class Schedule(NamedTuple):
     lr: float
     patience: int
     best_loss: float = math.inf
+
+
+class Pace(NamedTuple):
+    """Pace at which a task is going to be learned.
+
+    Attributes:
+        lr: learning rate to begin with.
+        batches: number of batches of an epoch of all training samples.
+        epochs: largest number of epochs.
+    """
+
+    lr: float
+    batches: int
+    epochs: int
+
+    @property
+    def steps(self) -> int:
+        """Largest number of steps that the task may take."""
+        return self.batches * self.epochs
 
 
 class ParameterGroup(NamedTuple):
@@ -348,12 +368,10 @@ class Method(abc.ABC):
     def end_phase(self, index: int, reached: Schedule) -> None:  # noqa: B027
         """Do what follows a part of the training, with its best validation loss and where its schedule ended."""
 
-    def note_pace(self, lr: float, batches: int) -> None:  # noqa: B027 - what few methods go by
-        """Take note of how fast a task is going to be learned, after :meth:`begin_task`.
+    def note_pace(self, pace: Pace) -> None:  # noqa: B027 - what few methods go by
+        """Take note of how fast the next task is going to be learned, before :meth:`begin_task`.
 
-        Args:
-            lr: the learning rate to begin with.
-            batches: number of batches of an epoch of all training samples.
+        Whoever does not know it, as where samples arrive one after the other, leaves this out.
         """
 
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:

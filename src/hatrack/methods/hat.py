@@ -15,7 +15,7 @@ from torch.distributions import Uniform
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
-from hatrack.methods.base import Batch, Earlier, EpochPlan, ParameterGroup, Schedule, Setup
+from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, ParameterGroup, Schedule, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.models.hat import HATNetwork
 from hatrack.protection.conditioning import Fading, UnitConditioning
@@ -70,15 +70,15 @@ class InitialEmbedding(enum.Enum):
 
 @dataclass(frozen=True)
 class HATSettings:
-    """Settings of HAT, with the paper's values.
+    """Settings of HAT, with the paper's values but for the schedule of masks.
 
     Attributes:
-        schedule: paper (the mask moves to the end), or settled, for few steps: a task begins with all units, c sets
-            in between a fifth and three fifths of the epochs (after 25 at the latest), and the last 15 % of them train
-            the weights under the final mask.
+        schedule: settled (a task begins with all units, c sets in between a fifth and three fifths of the epochs, after
+            25 at the latest, and the last 15 % of them train the weights under the final mask), or paper (it begins
+            with half of them, and the mask moves to the end), which deep networks often learn nothing with.
         s_max: largest scale of the gates; 25 to 800 work.
-        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with schedule=paper;
-            with schedule=settled it is as much, 0.75 to 5, as switches units off in the steps there are.
+        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the
+            paper's schedule, and with the settled one as much, 0.75 to 5, as switches units off in the steps there are.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -98,7 +98,7 @@ class HATSettings:
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
 
-    schedule: MaskSchedule = MaskSchedule.PAPER
+    schedule: MaskSchedule = MaskSchedule.SETTLED
     s_max: float = 400.0
     c: float | None = None
     hard: bool = True
@@ -131,11 +131,6 @@ class HATSettings:
             raise InputError("keep below 1 goes with conditioning=cumulative: what fades is held by all tasks together")
         growth_of(self)
 
-    @property
-    def strength(self) -> float | None:
-        """Weight of the regulariser; None where it follows from the steps there are."""
-        return PAPER_C if self.c is None and self.schedule is MaskSchedule.PAPER else self.c
-
 
 class HAT(MaskedMethod):
     """Trains a :class:`~hatrack.HATNetwork`."""
@@ -144,15 +139,15 @@ class HAT(MaskedMethod):
     description = "hard attention to the task: a mask of units per task, nothing forgotten"
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
-    earlier = Earlier({"c": PAPER_C, "embedding": InitialEmbedding.NORMAL})
+    earlier = Earlier({"schedule": MaskSchedule.PAPER, "c": PAPER_C, "embedding": InitialEmbedding.NORMAL})
     network: HATNetwork
     settings: HATSettings
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
-        self._strength = self._whole = PAPER_C if settings.strength is None else settings.strength
+        self._strength = self._whole = PAPER_C
         self._reached: float | None = None
-        self._pace = 0.0
+        self._pace: Pace | None = None
         self.network = HATNetwork(
             setup.build_backbone(),
             setup.example_input,
@@ -171,6 +166,10 @@ class HAT(MaskedMethod):
         """True if the last epochs of a task train under its final mask."""
         return self.settings.schedule is MaskSchedule.SETTLED
 
+    def note_pace(self, pace: Pace) -> None:
+        """Take note of the steps there will be, which c follows from where settings leave it open."""
+        self._pace = pace
+
     def begin_task(self, task: Task) -> None:
         """Open the task."""
         generator = self.setup.generator("head", task.name)
@@ -178,7 +177,7 @@ class HAT(MaskedMethod):
         uniform = self.settles if kind is None else kind is InitialEmbedding.UNIFORM
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
-        self._strength = self._whole
+        self._strength = self._whole = PAPER_C if self.settings.c is None else self.settings.c
 
     def phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into those that learn the mask, and those that train under it."""
@@ -192,21 +191,17 @@ class HAT(MaskedMethod):
             self.network.settle(task)
             self._strength = 0.0
 
-    def note_pace(self, lr: float, batches: int) -> None:
-        """Take note of how far a gradient of 1 moves a parameter in an epoch."""
-        self._pace = lr * batches
-
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Have the regulariser set in."""
         if self.settles and not self._is_settled:
             whole = epochs / (1 - SETTLED_SHARE)
             first, last = (min(share * whole, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
-            if self.settings.strength is None:
-                self._whole = self._strength_for(epochs - (first + last) / 2)
+            if self.settings.c is None and self._pace is not None:
+                self._whole = self._strength_for(self._pace, epochs - (first + last) / 2)
             self._strength = self._whole * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
         return super().begin_epoch(epoch, epochs, samples)
 
-    def _strength_for(self, epochs: float) -> float:
+    def _strength_for(self, pace: Pace, epochs: float) -> float:
         """Return the c that would move an embedding of 1 by ``TRAVEL`` in some epochs, within bounds.
 
         In the first step of an epoch of the first task it moves by lr · c · s_max σ'(1) over the number of units: R of
@@ -214,7 +209,9 @@ class HAT(MaskedMethod):
         free units, which makes these dearer the fewer there are.
         """
         slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
-        moved = self._pace * epochs * self.settings.s_max * slope / max(self.network.masking.graph.num_units, 1)
+        moved = (
+            pace.lr * pace.batches * epochs * self.settings.s_max * slope / max(self.network.masking.graph.num_units, 1)
+        )
         return min(max(TRAVEL / max(moved, 1e-12), LEAST_C), MOST_C)
 
     def schedule(self, index: int, fresh: Schedule) -> Schedule:

@@ -1,6 +1,6 @@
 """The one training loop, and the tests that follow it."""
 
-from hatrack.train.loop import BatchDone, EpochDone, Training, fit
+from hatrack.train.loop import BatchDone, EpochDone, Training, fit, pace_of
 from hatrack.train.scoring import Score, predict_split, predict_splits, require_finite, score
 from hatrack.train.settings import OptimizerKind, Precision, TrainingSettings
 
@@ -13,6 +13,7 @@ __all__ = [
     "Training",
     "TrainingSettings",
     "fit",
+    "pace_of",
     "predict_split",
     "predict_splits",
     "require_finite",

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.errors import CheckpointError, TrainingError
 from hatrack.functional import batch_progress
-from hatrack.methods import Batch, EpochPlan, Method, Schedule, joined
+from hatrack.methods import Batch, EpochPlan, Method, Pace, Schedule, joined
 from hatrack.objectives import common_metric, joined_targets
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Split, Task, derive_seed, seeded_generator
@@ -26,7 +26,7 @@ from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
 from hatrack.train.state import BestEpoch, Place, TrainingState, load_optimizer, optimizer_tensors
 
-__all__ = ["BatchDone", "EpochDone", "Training", "fit"]
+__all__ = ["BatchDone", "EpochDone", "Training", "fit", "pace_of"]
 
 STATISTICS_BATCHES = 32
 """Largest number of batches that the statistics of batch norms are taken over."""
@@ -71,6 +71,12 @@ def fit(
     return iter(Training(method, seen, settings, ranks))
 
 
+def pace_of(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Pace:
+    """Return the pace at which a method would learn the last of some tasks, which its ``note_pace`` asks for."""
+    samples = sum(len(task.train) for task in method.training_tasks(seen))
+    return Pace(settings.lr, math.ceil(samples / settings.batch_size), settings.epochs)
+
+
 class Training:
     """The training of a method on a task that it has begun; whoever iterates over it trains.
 
@@ -111,7 +117,6 @@ class Training:
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
         """Train, and yield events."""
         method, taken_up, self._taken_up = self._method, self._taken_up, None
-        method.note_pace(self._settings.lr, math.ceil(len(self._train) / self._settings.batch_size))
         if taken_up is not None:
             self._place = taken_up.place
             self._take_up(part_of(taken_up.tensors, "method."))
