@@ -23,7 +23,7 @@ def some_batch(task: Task) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("name", "factor"), [("ewc", 5000 / 2), ("mas", 1.0), ("si", 0.1), ("imm-mean", 1e-4 / 2), ("imm-mode", 1 / 2)]
+    ("name", "factor"), [("ewc", 5000 / 2), ("mas", 1.0), ("si", 100.0), ("imm-mean", 1 / 2), ("imm-mode", 1 / 2)]
 )
 def test_the_penalty_is_that_of_the_paper(name: str, factor: float) -> None:
     method = make(name, "shallow", penalty=Penalty.EXPLICIT)

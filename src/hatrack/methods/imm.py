@@ -25,14 +25,15 @@ LEAST_WEIGHT = 1e-20
 
 @dataclass(frozen=True)
 class IMMMeanSettings(PenaltySettings):
-    """Settings of mean-IMM, with the value that the HAT paper chose.
+    """Settings of mean-IMM.
 
     Attributes:
-        strength: λ of the L2-transfer, how closely a task's weights stay to those of the task before.
+        strength: λ of the L2-transfer, how closely a task's weights stay to those of the task before. 1 was best on
+            validation samples of split CIFAR-10 and split Fashion-MNIST, three seeds each; the HAT paper has 0.0001.
         penalty: proximal, a step that is bounded at any strength; or explicit, a term of the loss as in the paper.
     """
 
-    strength: float = 1e-4
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class IMMMean(AnchoredMethod):
     description = "incremental moment matching, mean: predicts with the mean of the weights of all tasks"
     source = "Lee et al., NeurIPS 2017"
     settings_type: ClassVar[type] = IMMMeanSettings
-    earlier = Earlier({"penalty": Penalty.EXPLICIT})
-    grid = MappingProxyType({"strength": (1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5, 1e-6)})
+    earlier = Earlier({"penalty": Penalty.EXPLICIT, "strength": 1e-4})
+    grid = MappingProxyType({"strength": (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)})
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)

@@ -19,14 +19,15 @@ __all__ = ["LWF", "LWFSettings", "distillation"]
 
 @dataclass(frozen=True)
 class LWFSettings:
-    """Settings of LwF, with the values that the HAT paper chose.
+    """Settings of LwF.
 
     Both the new task's loss and the distillation are means over samples, as in the HAT authors' code; the distillation
     is summed over old tasks, so that it weighs more the more of them there are.
 
     Attributes:
-        strength: λ, the weight of the old tasks; the method's own paper has 1.
-        temperature: T, above 0: the larger, the more small probabilities count; the method's own paper has 2.
+        strength: λ, the weight of the old tasks; 2 as in the HAT paper, where the method's own paper has 1.
+        temperature: T, above 0: the larger, the more small probabilities count; 2 as in the method's own paper, which on
+            validation samples was better than the HAT paper's 1 in five of six runs.
         smoothing: ε, which the HAT authors' code adds to the new network's probabilities, shared out among the classes:
             an answer that is surely wrong costs at most about −log(ε / classes), and has next to no gradient.
         matched_dropout: whether features of the old network are dropped as those of the new one are. False asks the
@@ -35,7 +36,7 @@ class LWFSettings:
     """
 
     strength: float = 2.0
-    temperature: float = 1.0
+    temperature: float = 2.0
     smoothing: float = 1e-5
     matched_dropout: bool = True
 
@@ -78,7 +79,7 @@ class LWF(DistilledMethod):
     objectives = (Classification,)
     settings_type = LWFSettings
     training = MappingProxyType({"clip_norm": 100.0})
-    earlier = Earlier({"smoothing": 0.0, "matched_dropout": False}, {})
+    earlier = Earlier({"smoothing": 0.0, "matched_dropout": False, "temperature": 1.0}, {})
     grid = MappingProxyType({"strength": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0), "temperature": (0.5, 1.0, 2.0, 4.0)})
 
     def distance(self, old: MultiHeadNetwork, features: Tensor, old_features: Tensor) -> Tensor:
