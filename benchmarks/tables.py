@@ -3,7 +3,8 @@
 python benchmarks/tables.py strengths --data DATA [--experiments split-cifar10] [--methods ewc,mas] [--seeds 100]
 
 The tables are in `benchmarks/tables.toml`. A row of a record is a run of `hatrack run` with the settings that it names;
-the record is written after every run, and what it holds is not run again.
+the record is written after every run, and what it holds is not run again, unless defaults that it was made with have
+changed since.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hatrack.experiments import RunRequest, prepare, run
+from hatrack.experiments import EXPERIMENTS, RunRequest, prepare, run
 from hatrack.support.environment import describe_environment
 from hatrack.support.toml import tomllib
 
@@ -54,6 +55,12 @@ def rows_of(table: Mapping[str, Any], arguments: argparse.Namespace) -> Iterator
                     yield Row(experiment, method, settings, seed)
 
 
+def config_of(row: Row, common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of a row's run, as they are with the defaults of today."""
+    config = EXPERIMENTS[row.experiment].config(row.method).overridden({**common, **row.settings})
+    return json.loads(json.dumps(config.flat()))
+
+
 def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
     """Make a run and return its row of the record; accuracies and forgetting are fractions."""
     with tempfile.TemporaryDirectory() as folder:
@@ -77,6 +84,7 @@ def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
         "used": round(used[-1], 3) if used else None,
         "seconds": round(sum(result.seconds), 1),
         "commit": commit(),
+        "config": config_of(row, common),
     }
 
 
@@ -105,11 +113,16 @@ def main() -> None:
     table = TABLES[arguments.table]
     path = arguments.results / table["record"]
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
-    made = {(row["experiment"], row["method"], row["seed"], row["chosen"]) for row in record["runs"]}
+    made = {(row["experiment"], row["method"], row["seed"], row["chosen"]): row for row in record["runs"]}
     for row in rows_of(table, arguments):
+        common = {**table["set"], **table["experiments"][row.experiment]}
         if row.key in made:
-            continue
-        record["runs"].append(measured(row, {**table["set"], **table["experiments"][row.experiment]}, arguments.data))
+            was = made[row.key].get("config")  # rows of before 2026-11-29 do not say
+            if was is None or was == config_of(row, common):
+                continue
+            print(f"{row.key}: made again, since defaults have changed", flush=True)
+            record["runs"].remove(made[row.key])
+        record["runs"].append(measured(row, common, arguments.data))
         print(record["runs"][-1], flush=True)
         record |= {
             "about": table["about"],

@@ -26,8 +26,8 @@ class LWFSettings:
 
     Attributes:
         strength: λ, the weight of the old tasks; 2 as in the HAT paper, where the method's own paper has 1.
-        temperature: T, above 0: the larger, the more small probabilities count; 2 as in the method's own paper, which was
-            better on validation samples than the HAT paper's 1 in five of six runs.
+        temperature: T, above 0: the larger, the more small probabilities count; 2 as in the method's own paper, which
+            was better on validation samples than the HAT paper's 1 in five of six runs.
         smoothing: ε, which the HAT authors' code adds to the new network's probabilities, shared out among the classes:
             an answer that is surely wrong costs at most about −log(ε / classes), and has next to no gradient.
         matched_dropout: whether features of the old network are dropped as those of the new one are. False asks the
