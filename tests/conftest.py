@@ -20,9 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not torch.cuda.is_available():  # for which every seed would keep the trace of its stack, thrice
         torch.manual_seed = torch.default_generator.manual_seed
     hatrack.gating.partial_gradients.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
-    settings.register_profile("whole", deadline=None, max_examples=40, derandomize=True)
-    settings.register_profile("quick", settings.get_profile("whole"), max_examples=5)
-    settings.load_profile("quick" if "not slow" in config.option.markexpr else "whole")
+    settings.register_profile("deep", deadline=None, max_examples=40, derandomize=True)
+    settings.register_profile("whole", settings.get_profile("deep"), max_examples=20)
+    settings.register_profile("quick", settings.get_profile("deep"), max_examples=5)
+    if not config.getoption("--hypothesis-profile"):  # which hypothesis loads by itself, later than this
+        settings.load_profile("quick" if "not slow" in config.option.markexpr else "whole")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,3 +40,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 20, 100)
+
+
+@pytest.fixture
+def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that begin with torch imported, for tests of what they do rather than of how they start."""
+    from support.warm import start_workers_warm
+
+    start_workers_warm(monkeypatch)

@@ -378,6 +378,7 @@ def test_a_network_is_not_asked_through_other_data_than_it_learned(change: str, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_comparison_goes_on_with_all_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toml = project(tmp_path, "one")
     command = ["compare", str(toml), "--methods", "sgd", "--out", str(tmp_path / "compared"), "--workers", "1"]

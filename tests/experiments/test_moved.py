@@ -198,6 +198,7 @@ def test_files_that_are_tasks_themselves(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_comparison_and_a_search_go_on_there(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,7 @@ from support.interrupting import (
 )
 from support.marks import slow_but, slow_unless
 
-POINTS = 60
+POINTS = 40
 """Per operation and kind; benchmarks/interruptions.py tries all."""
 
 

@@ -1,4 +1,4 @@
-"""Marks of cases that a quick run can do without."""
+"""Marks of cases that a quick run can do without, and how many examples a run tries."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 
 def slow_unless(quick: Callable[..., bool], cases: Iterable[Any]) -> list[Any]:
@@ -25,3 +26,12 @@ def slow_unless(quick: Callable[..., bool], cases: Iterable[Any]) -> list[Any]:
 def slow_but(kept: Iterable[str], cases: Iterable[str]) -> list[Any]:
     """Mark all names as slow but some."""
     return slow_unless(set(kept).__contains__, cases)
+
+
+def examples(deep: int) -> int:
+    """Return how many examples a property is tried on, if not as many as others.
+
+    Args:
+        deep: their number in the profile ``deep``; the whole suite tries half of them, and a quick run an eighth.
+    """
+    return max(2, deep * settings().max_examples // 40)
