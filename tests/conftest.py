@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import sys
 
 import pytest
 
@@ -29,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave integrations out, whatever else ``-m`` chooses, unless it names them."""
+    items.sort(key=lambda item: item.path.stem == "test_damage")  # it listens to the interpreter from then on
     if "integration" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("integration")]
         items[:] = [item for item in items if not item.get_closest_marker("integration")]
@@ -37,9 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep tests and imports out of every later garbage collection, and let it look at old objects seldom."""
+    if session.items and not session.config.option.collectonly and "torch" in sys.modules:
+        importlib.import_module("torch._dynamo")  # which the first optimizer would import, half a million objects
     gc.collect()
     gc.freeze()
-    gc.set_threshold(2000, 20, 100)
+    gc.set_threshold(10_000, 20, 100)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import nn
 
 from hatrack import HATNetwork
 from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from support.marks import slow_unless
+from support.marks import in_turn, slow_unless
 from support.zoo import QUICK, ZOO
 from support.zoo_models import MODELS
 
@@ -25,7 +25,10 @@ RECIPES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 
 STEPS = 10  # one epoch of them, from the softest gates to the hardest
 
-CASES = [(name, recipe) for name in ZOO for recipe in RECIPES] + [(name, "adamw") for name in MODELS]
+CASES = [
+    *dict.fromkeys([*((name, "adamw") for name in QUICK), *in_turn(ZOO, tuple(RECIPES))]),
+    *((name, "adamw") for name in MODELS),
+]
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(method: str, finished: Finis
     assert comparable(taken_up.result) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_interrupted_in_the_middle_of_a_task(finished: Finished, tmp_path: Path) -> None:
     whole, _ = finished("hat")
     interrupted = prepare(request("hat", tmp_path))
