@@ -10,8 +10,8 @@ from torch import nn
 
 from hatrack import HATNetwork
 from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from support.marks import in_turn, slow_unless
-from support.zoo import QUICK, ZOO
+from support.marks import in_turn, slow_but, slow_unless
+from support.zoo import CHEAP, QUICK, ZOO
 from support.zoo_models import MODELS
 
 ARCHITECTURES = {**ZOO, **MODELS}
@@ -65,7 +65,7 @@ def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str, 
     assert_poison_harmless(net, samples)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", slow_but(CHEAP, ARCHITECTURES))
 def test_with_all_units_on_it_is_the_plain_network(name: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -92,7 +92,7 @@ def test_with_all_units_on_it_is_the_plain_network(name: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in detached.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", slow_but(CHEAP, ARCHITECTURES))
 def test_every_parameter_has_a_role_and_every_unit_a_group(name: str) -> None:
     architecture = ARCHITECTURES[name]
     graph = HATNetwork(architecture.build(), architecture.samples(2, torch.Generator())).units

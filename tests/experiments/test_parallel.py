@@ -14,6 +14,7 @@ import torch
 
 from hatrack.experiments import RunRequest, RunResult, prepare, read_result, run, verify
 from hatrack.train.parallel import ALONE, Ranks
+from support.marks import slow_but
 from support.warm import run_warm
 
 TINY = {"epochs": "2", "limit": "61", "hidden": "20", "num_tasks": "3"}
@@ -108,7 +109,7 @@ def test_no_thread_outlives_the_group() -> None:
         assert (process.returncode, said) == (0, "True\n"), errors
 
 
-@pytest.mark.parametrize("method", ["hat", "pmask"])
+@pytest.mark.parametrize("method", slow_but(["hat"], ["hat", "pmask"]))
 def test_the_law_holds_in_mixed_precision(method: str) -> None:
     results = {}
     for precision in ("float32", "bfloat16"):

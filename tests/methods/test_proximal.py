@@ -151,7 +151,7 @@ def test_methods_agree_where_the_explicit_step_is_stable(name: str, optimizer: s
     assert float((implicit - explicit).norm()) < close * acts
 
 
-@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("name", slow_but(["ewc", "si"], PENALISED))
 def test_a_strength_that_makes_explicit_steps_explode_holds_the_weights(name: str) -> None:
     for optimizer in ("sgd", "momentum", "adam"):
         method, _, moved = trained(name, Penalty.PROXIMAL, 1e9, 12, OPTIMIZERS[optimizer])

@@ -47,7 +47,7 @@ def test_an_interrupted_constructor_leaves_the_backbone_as_it_was(kind: str) -> 
 @pytest.mark.parametrize(
     ("kind", "operation"),
     slow_unless(
-        lambda kind, operation: (kind, operation) in (("hat", "consolidate"), ("packnet", "add_task")),
+        lambda kind, operation: (kind, operation) in (("hat", "consolidate"), ("pmask", "add_task")),
         [(kind, name) for kind in EVERY_KIND for name in operations_of(kind)],
     ),
 )

@@ -16,7 +16,7 @@ import hatrack
 from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
 from support.changing_networks import WIDTH, Condition, learn_batch, unexplained
 from support.helpers import logits
-from support.marks import slow_but
+from support.marks import slow_but, slow_unless
 
 KINDS = [HATNetwork, WeightMaskedNetwork]
 
@@ -203,7 +203,7 @@ class Table(nn.Module):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("persistent", slow_unless(lambda persistent: persistent, [True, False]))
 def test_tables_that_grow_with_the_input_are_no_state(persistent: bool, kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = kind(Table(persistent), torch.zeros(1, 5, 6))
