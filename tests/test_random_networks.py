@@ -96,7 +96,7 @@ def keep_the_law(plan: Plan, recipe: str, conditioning: Conditioning, gate_input
 def test_old_tasks_keep_every_bit(kind: str) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=examples(100), suppress_health_check=HEALTH)
+    @settings(max_examples=examples(60), suppress_health_check=HEALTH)
     @given(
         plan=plans(SHAPES[kind]),
         recipe=st.sampled_from(list(RECIPES)),

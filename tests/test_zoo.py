@@ -23,7 +23,7 @@ RECIPES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-STEPS = 10  # one epoch of them, from the softest gates to the hardest
+STEPS = 20  # two epochs, each from the softest gates to the hardest
 
 CASES = [
     *dict.fromkeys([*((name, "adamw") for name in QUICK), *in_turn(ZOO, tuple(RECIPES))]),
