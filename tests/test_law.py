@@ -27,7 +27,7 @@ from support.helpers import (
     progress,
     train,
 )
-from support.marks import slow_unless
+from support.marks import examples, slow_but, slow_unless
 
 TASKS = 5
 
@@ -160,10 +160,11 @@ RECIPES = {
     "own": Recipe(lambda p: Halving(p, lr=0.2), carried=True, learns=False),
 }
 CHEAP = ("sgd", "momentum-carried", "adamw-foreach-carried", "adam-autocast", "own")
-PATIENCE = {"sgd": 2, "momentum-carried": 4}
-"""Recipes are made for the small networks; in a deep one steps are smaller, and there are more of them."""
-LAW_ALONE = {recipe for recipe in RECIPES if recipe.startswith(("sgd-", "momentum", "nesterov"))} - set(PATIENCE)
-"""Of the deep network's trainings by recipes like these, only the law is asked, which takes a tenth of the steps."""
+LEARNED_DEEP = ("decay", "rmsprop", "adam", "adam-carried", "adam-autocast", "adamw-foreach-carried")
+"""Of the deep network's other trainings only the law is asked, which takes a tenth of the steps.
+
+That recipes learn at all is asked of each of them in the small network.
+"""
 
 CASES = [("mlp", recipe) for recipe in RECIPES] + [
     *[("alexnet", recipe) for recipe in RECIPES],
@@ -172,7 +173,7 @@ CASES = [("mlp", recipe) for recipe in RECIPES] + [
 ]
 
 
-def learn_tasks(net: HATNetwork, recipe: Recipe, slower: int = 1) -> tuple[dict[str, Tensor], list[float]]:
+def learn_tasks(net: HATNetwork, recipe: Recipe) -> tuple[dict[str, Tensor], list[float]]:
     """Learn several tasks and check the law after each; returns their samples and how well each was learned."""
     optimizer: Optimizer | None = None
     samples: dict[str, Tensor] = {}
@@ -184,13 +185,11 @@ def learn_tasks(net: HATNetwork, recipe: Recipe, slower: int = 1) -> tuple[dict[
         open_task(net, task, seed=index)
         if optimizer is None or not recipe.carried:
             optimizer = net.protect(recipe.make(net.task_parameters(task)))
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] / slower
         else:
             optimizer.add_param_group({"params": net.task_parameters(task, new_only=True)})
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
         free = {name: ~held for name, held in net.protected().items()}
-        recipe.loop(net, task, x, y, optimizer, recipe.steps * slower)
+        recipe.loop(net, task, x, y, optimizer, recipe.steps)
         assert any(
             bool((p != before[name])[free[name]].any())
             for name, p in net.named_parameters()
@@ -205,22 +204,21 @@ def learn_tasks(net: HATNetwork, recipe: Recipe, slower: int = 1) -> tuple[dict[
     return samples, accuracies
 
 
-QUICK = {("mlp", "sgd"), ("mlp", "lbfgs"), ("residual", "sgd")}
+QUICK = {("mlp", "adamw"), ("mlp", "momentum-carried"), ("residual", "sgd")}
 
 
 @pytest.mark.parametrize(("kind", "recipe"), slow_unless(lambda *case: case in QUICK, CASES))
 def test_no_task_is_forgotten_by_a_single_bit(kind: str, recipe: str) -> None:
     net = attach(kind)
-    deep = kind == "alexnet"
-    steps = replace(RECIPES[recipe], steps=8) if deep and recipe in LAW_ALONE else RECIPES[recipe]
-    samples, accuracies = learn_tasks(net, steps, PATIENCE.get(recipe, 1) if deep else 1)
+    law_alone = kind == "alexnet" and recipe not in LEARNED_DEEP
+    samples, accuracies = learn_tasks(net, replace(RECIPES[recipe], steps=8) if law_alone else RECIPES[recipe])
     assert_poison_harmless(net, samples)
-    if RECIPES[recipe].learns and not (deep and recipe in LAW_ALONE):
+    if RECIPES[recipe].learns and not law_alone:
         assert min(accuracies) >= 0.5, accuracies
         assert sum(accuracies) / TASKS >= 0.8, accuracies
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv-bn", "conv1d"])
+@pytest.mark.parametrize("kind", slow_but(["mlp", "conv1d"], ["mlp", "conv-bn", "conv1d"]))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types(kind: str, dtype: torch.dtype) -> None:
     net = attach(kind, dtype=dtype)
@@ -235,7 +233,7 @@ def test_other_types(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     kind=st.sampled_from(["mlp", "residual", "conv1d"]),
     lr=st.floats(1e-3, 0.5),

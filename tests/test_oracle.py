@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hatrack import Conditioning, HATNetwork
 from support.helpers import CLASSES, mode
-from support.marks import slow_but
+from support.marks import slow_unless
 
 CHANGES = (0.5, -0.5, 40.0, -40.0)
 
@@ -285,11 +285,16 @@ def in_vain(name: str, conditioning: Conditioning) -> tuple[Counter[str], int]:
     return +wasted, total
 
 
-QUICK = ("chain", "concatenation", "depthwise and grouped", "layer norm")
+QUICK = {"chain": Conditioning.CUMULATIVE, "layer norm": Conditioning.PER_TASK}
 
 
-@pytest.mark.parametrize("conditioning", Conditioning)
-@pytest.mark.parametrize("name", slow_but(QUICK, NETWORKS))
+@pytest.mark.parametrize(
+    ("name", "conditioning"),
+    slow_unless(
+        lambda name, conditioning: QUICK.get(name) is conditioning,
+        [(name, conditioning) for name in NETWORKS for conditioning in Conditioning],
+    ),
+)
 def test_all_that_matters_is_protected_and_little_else(name: str, conditioning: Conditioning) -> None:
     small = NETWORKS[name]
     wasted, _ = in_vain(name, conditioning)

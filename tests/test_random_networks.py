@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hatrack import Conditioning, HATNetwork, InputError, UnsupportedError
 from support.helpers import CLASSES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
+from support.marks import examples
 from support.random_networks import FEATURES, IMAGE, Plan, Step, plans
 
 pytestmark = pytest.mark.filterwarnings("ignore:all .* are coupled into a single unit")
@@ -95,7 +96,7 @@ def keep_the_law(plan: Plan, recipe: str, conditioning: Conditioning, gate_input
 def test_old_tasks_keep_every_bit(kind: str) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=100, suppress_health_check=HEALTH)
+    @settings(max_examples=examples(60), suppress_health_check=HEALTH)
     @given(
         plan=plans(SHAPES[kind]),
         recipe=st.sampled_from(list(RECIPES)),
@@ -142,7 +143,7 @@ def grow_and_keep(plan: Plan, added: int) -> str:
 def test_what_grows_keeps_the_law(kind: str) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=20, suppress_health_check=HEALTH)
+    @settings(max_examples=examples(20), suppress_health_check=HEALTH)
     @given(plan=plans(SHAPES[kind], most=6), added=st.integers(1, 4))
     def law(plan: Plan, added: int) -> None:
         outcome = grow_and_keep(plan, added)
@@ -156,7 +157,7 @@ def test_what_grows_keeps_the_law(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 def test_with_all_units_on_it_is_the_plain_network(kind: str) -> None:
-    @settings(max_examples=40, suppress_health_check=HEALTH)
+    @settings(max_examples=examples(40), suppress_health_check=HEALTH)
     @given(plan=plans(SHAPES[kind]))
     def plain(plan: Plan) -> None:
         torch.manual_seed(0)
@@ -185,7 +186,7 @@ def test_with_all_units_on_it_is_the_plain_network(kind: str) -> None:
     plain()
 
 
-@settings(max_examples=30, suppress_health_check=HEALTH)
+@settings(max_examples=examples(30), suppress_health_check=HEALTH)
 @given(plan=plans(FEATURES))
 def test_a_printed_plan_makes_the_network_again(plan: Plan) -> None:
     again = eval(repr(plan), {"Plan": Plan, "Step": Step})

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hatrack import Adaptive, Conditioning, Fading, HATNetwork, UnsupportedError, WeightMaskedNetwork
 from hatrack.masks import Magnitude, Scores
 from support.helpers import CLASSES, assert_poison_harmless, logits, open_task, progress
-from support.marks import slow_unless
+from support.marks import examples, slow_unless
 from support.random_networks import FEATURES, IMAGE, Plan, plans
 from support.untrained import untrain_some
 from support.zoo import QUICK, ZOO
@@ -123,7 +123,7 @@ def keep_the_law(plan: Plan, kind: str, recipe: str, share: float, seed: int) ->
 def test_what_is_untrained_never_moves_and_old_tasks_keep_every_bit(shape: str) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=40, suppress_health_check=HEALTH)
+    @settings(max_examples=examples(40), suppress_health_check=HEALTH)
     @given(
         plan=plans(SHAPES[shape]),
         kind=st.sampled_from(list(ATTACH)),
@@ -164,7 +164,7 @@ def test_architectures_of_which_a_part_is_untrained_keep_the_law(name: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_network_of_which_nothing_is_trained_gives_its_own_features_under_any_mask(shape: str) -> None:
-    @settings(max_examples=30, suppress_health_check=HEALTH)
+    @settings(max_examples=examples(30), suppress_health_check=HEALTH)
     @given(plan=plans(SHAPES[shape]))
     def law(plan: Plan) -> None:
         torch.manual_seed(0)

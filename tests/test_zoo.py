@@ -10,8 +10,8 @@ from torch import nn
 
 from hatrack import HATNetwork
 from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from support.marks import slow_unless
-from support.zoo import QUICK, ZOO
+from support.marks import in_turn, slow_but, slow_unless
+from support.zoo import CHEAP, QUICK, ZOO
 from support.zoo_models import MODELS
 
 ARCHITECTURES = {**ZOO, **MODELS}
@@ -23,7 +23,12 @@ RECIPES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-CASES = [(name, recipe) for name in ZOO for recipe in RECIPES] + [(name, "adamw") for name in MODELS]
+STEPS = 20  # two epochs, each from the softest gates to the hardest
+
+CASES = [
+    *dict.fromkeys([*((name, "adamw") for name in QUICK), *in_turn(ZOO, tuple(RECIPES))]),
+    *((name, "adamw") for name in MODELS),
+]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +48,7 @@ def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str, 
         optimizer = net.protect(RECIPES[recipe](net.task_parameters(task)))
         net.train()
         first = last = 0.0
-        for step in range(30):
+        for step in range(STEPS):
             net.anneal(progress(step))
             loss = loss_of(net, task, x, y)
             optimizer.zero_grad()
@@ -60,7 +65,7 @@ def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str, 
     assert_poison_harmless(net, samples)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", slow_but(CHEAP, ARCHITECTURES))
 def test_with_all_units_on_it_is_the_plain_network(name: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -87,7 +92,7 @@ def test_with_all_units_on_it_is_the_plain_network(name: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in detached.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", slow_but(CHEAP, ARCHITECTURES))
 def test_every_parameter_has_a_role_and_every_unit_a_group(name: str) -> None:
     architecture = ARCHITECTURES[name]
     graph = HATNetwork(architecture.build(), architecture.samples(2, torch.Generator())).units

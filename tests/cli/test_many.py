@@ -47,6 +47,7 @@ def test_comparing_from_plan_to_table(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_comparison_with_a_failed_run_has_its_own_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_tuning_shows_the_best_setting_as_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["tune", "demo", "--method", "random", "--grid", "lr=0.1", *TINY, "--out", str(tmp_path / "out")]
     assert main([*command, "--dry-run"]) == 0

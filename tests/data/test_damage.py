@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.damage import READERS, ExecutionError, Reader, attempt
+from support.marks import examples
 
 POSITION = st.floats(0, 1)
 DAMAGE = st.one_of(
@@ -41,7 +42,7 @@ def test_whole_files_are_read(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(name: str, data: st.DataObject) -> None:
     reader = READERS[name]

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from hatrack.data.picture_files import Conversion, read_picture, refuse_dark
 from hatrack.errors import DataError, UnfitDataError
+from support.marks import examples
 from support.picture_kinds import CHANNELS_OF, png, saved, seen, tiff
 
 RANDOM = np.random.default_rng(0)
@@ -32,7 +33,7 @@ def done(content: bytes, channels: int | None = 3) -> frozenset[Conversion]:
 
 
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=20), st.sampled_from([1, 3]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_sixteen_bits_are_scaled_by_the_range_of_their_type(values: list[int], channels: int) -> None:
     nearest = [int(Fraction(value * 255, 65535) + Fraction(1, 2)) for value in values]
     for content in (png([values], 16, 0), tiff([values], 16, 1), tiff([values], 16, 1, byte_order=">")):

@@ -29,6 +29,7 @@ from hatrack.data.picture_folders import (
 )
 from hatrack.data.trees import tree_digest
 from hatrack.errors import DataError
+from support.marks import examples
 from support.miniatures import put, tar_gz, zipped
 from support.picture_kinds import saved
 
@@ -287,7 +288,7 @@ def test_from_pictures_says_which_test_pictures_are_training_pictures(opened: Op
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_identical_images_by_comparing_all_with_all(train: int, test: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.randint(0, 2, (count, 1, 2, 1), generator=generator).byte() for count in (train, test))

@@ -113,6 +113,7 @@ def unreliable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_what_fails_is_recorded_and_stops_nothing_else(unreliable: Path, tmp_path: Path) -> None:
     plan = ComparisonPlan.make("demo", ["sgd"], [0], {**TINY, "sgd.network": "unreliable:build"})
     folder = tmp_path / "out"
@@ -141,9 +142,10 @@ def test_stopping_ends_the_workers(tmp_path: Path) -> None:
     plan = ComparisonPlan.make(
         "demo", ["sgd"], [0], {**TINY, "epochs": "10000", "lr_min": "0", "lr_patience": "100000"}
     )
+    others = children(os.getpid())
     events = compare(plan, tmp_path, jobs_of(plan, tmp_path), LocalExecutor(1))
     next(events)
-    (worker,) = children(os.getpid())
+    (worker,) = set(children(os.getpid())) - set(others)
     events.close()
     assert not Path(f"/proc/{worker}").exists()
     with locked(tmp_path, 0.0):
@@ -158,6 +160,7 @@ def test_one_folder_is_for_one_comparison_at_a_time(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None:
     settings = [word for key, value in {**TINY, "num_tasks": "3"}.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "hatrack", "compare", "demo", "--methods", "hat", "--workers", "1", *settings]
@@ -177,6 +180,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.parametrize("engine", ["dask", "slurm"])
 def test_engines_give_the_same_results(engine: str, tmp_path: Path) -> None:
     plan = ComparisonPlan.make("demo", ["random"], [0], TINY)
@@ -206,6 +210,7 @@ def test_an_engine_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_searching_settings(tmp_path: Path) -> None:
     settings = {**TINY, "num_tasks": "1"}
     search = GridSearch.make("demo", "sgd", 0, settings, {"lr": ["0.1", "1e-30"]})

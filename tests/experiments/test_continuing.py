@@ -25,7 +25,7 @@ from hatrack.methods import METHODS, Setup
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.train import EpochDone
 from support.killing import run_in_process
-from support.marks import slow_but
+from support.marks import examples, slow_but
 
 SETTINGS = "[training]\nepochs = 2\n[network]\nhidden = [8, 8]\n"
 TABLE = '[[task]]\npath = "{}.csv"\nlabel = "answer"\ntest_share = 0.25\n'
@@ -240,6 +240,7 @@ def test_other_settings_are_refused_along_with_further_tasks(tmp_path: Path) -> 
         prepare(request(toml, "sgd", epochs=3))
 
 
+@pytest.mark.slow
 def test_tasks_that_were_not_begun_may_be_others(tmp_path: Path) -> None:
     whole = finish(request(project(tmp_path / "whole", "one", "three"))).result
     toml = project(tmp_path / "grown", "one", "two")
@@ -332,7 +333,7 @@ def test_killed_while_going_on_at_one_of_many_moments(tmp_path: Path) -> None:
     assert moments is not None
     expected = outcome(tmp_path / "whole")
     assert outcome(tmp_path / "grown") == expected
-    for moment in [1, 2, 3, 4, 5, *random.Random(0).sample(range(6, moments + 1), 10)]:
+    for moment in [1, 2, 3, 4, 5, *random.Random(0).sample(range(6, moments + 1), examples(10))]:
         folder = tmp_path / str(moment)
         shutil.copytree(tmp_path / "one", folder)
         assert run_in_process(folder, fatal=moment, num_tasks=2) is None
@@ -378,6 +379,7 @@ def test_a_network_is_not_asked_through_other_data_than_it_learned(change: str, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_comparison_goes_on_with_all_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toml = project(tmp_path, "one")
     command = ["compare", str(toml), "--methods", "sgd", "--out", str(tmp_path / "compared"), "--workers", "1"]

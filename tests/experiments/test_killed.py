@@ -18,6 +18,7 @@ from hatrack.experiments import Job, RunRequest, TaskLearned, prepare, read_resu
 from hatrack.experiments.jobs import carry_out
 from hatrack.train import EpochDone
 from support.killing import QUICK, run_in_process
+from support.marks import examples, slow_but
 
 FILES = {"run.json", "run.previous.json", "net.hat", "net.previous.hat", "logits.safetensors"}
 
@@ -45,7 +46,7 @@ def unharmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 @pytest.mark.slow
 def test_killed_once_at_one_of_many_moments(unharmed: tuple[dict[str, Any], int], tmp_path: Path) -> None:
     expected, moments = unharmed
-    for moment in random.Random(0).sample(range(1, moments + 1), 24):
+    for moment in random.Random(0).sample(range(1, moments + 1), examples(24)):
         folder = tmp_path / str(moment)
         assert run_in_process(folder, fatal=moment) is None
         run_in_process(folder)
@@ -107,6 +108,7 @@ def test_a_damaged_state_of_training_is_named_and_the_one_before_is_used(
     assert outcome(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_finished_run_needs_nothing_of_what_was_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are there for the case of damage alone, and take as much room as the run itself."""
     command = [word.replace("num_tasks=1", "num_tasks=2") for word in COMMAND]
@@ -150,7 +152,7 @@ def test_a_network_that_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch
             pass
 
 
-@pytest.mark.parametrize("method", ["hat", "pmask", "sgd", "independent"])
+@pytest.mark.parametrize("method", slow_but(["hat"], ["hat", "pmask", "sgd", "independent"]))
 @pytest.mark.parametrize("learned", [1, 2])
 def test_a_network_that_changed_after_a_task_touches_nothing(
     method: str, learned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,7 @@ def test_other_data_at_the_new_place_is_not_passed_off_as_the_runs(project: Path
         open_run(run_of(moved))
 
 
+@pytest.mark.slow
 def test_of_a_copy_the_data_is_taken_that_is_the_runs(project: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(project, tmp_path / "copied")
     assert recorded_run(run_of(copied))[1].sources == (project / "tasks.toml",), "both are the same"
@@ -198,6 +199,7 @@ def test_files_that_are_tasks_themselves(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_comparison_and_a_search_go_on_there(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

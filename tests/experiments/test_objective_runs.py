@@ -217,6 +217,7 @@ def test_different_metrics_are_not_averaged(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_methods_are_compared_on_numbers_and_ranked_by_the_direction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +257,7 @@ def test_settings_are_chosen_by_the_direction() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_settings_are_searched_on_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["tune", "--tasks", *tables(tmp_path), "--method", "sgd", "--grid", "lr=0.05,0.0001", "--workers", "1"]
     out = tmp_path / "tuned"

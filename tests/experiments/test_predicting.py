@@ -149,6 +149,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_samples_of_arrays_are_asked_as_those_of_training(arrays: Path) -> None:
     prepared, (task,) = open_run(arrays / "run")
     with torch.no_grad():

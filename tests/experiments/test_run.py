@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from hatrack.streams import StreamOptions, build_stream
 from support.marks import slow_but
 from support.toys import QUICK
 
+Finished = Callable[[str], tuple[RunResult, Path]]
 BRIEF: dict[str, Any] = {"epochs": 2, "hidden": (40, 30), "limit": 120, "num_tasks": 3}
 REMEMBERING = ("er", "derpp", "gem")
 """Methods that keep samples of earlier tasks."""
@@ -55,10 +58,22 @@ def comparable(result: RunResult) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("timing", "environment", "command")}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Return a method's finished run and its folder, in which nothing may be changed; it is made once."""
+
+    @cache
+    def made(method: str) -> tuple[RunResult, Path]:
+        folder = tmp_path_factory.mktemp(method)
+        return finish(request(method, folder)), folder
+
+    return made
+
+
 @pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
-def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None:
-    result = finish(request(method, tmp_path))
-    content = json.loads((tmp_path / "run.json").read_text())
+def test_run_json_has_the_documented_schema(method: str, finished: Finished) -> None:
+    result, folder = finished(method)
+    content = json.loads((folder / "run.json").read_text())
     assert list(content) == [
         *("schema", "experiment", "method", "seed", "command", "config", "tasks", "score", "accuracy", "loss"),
         *(
@@ -99,7 +114,7 @@ def test_run_json_has_the_documented_schema(method: str, tmp_path: Path) -> None
     assert content["metrics"]["average_accuracy"] == pytest.approx(sum(content["accuracy"][-1]) / 3)
     assert content["metrics"]["forgetting_ratio"] is None
     assert content["data"] == ["fashion-mnist-subset: idx files"]
-    assert read_result(tmp_path / "run.json") == result
+    assert read_result(folder / "run.json") == result
 
 
 def test_hat_keeps_every_column_of_hashes_constant_and_sgd_does_not(tmp_path: Path) -> None:
@@ -127,8 +142,8 @@ def test_the_hash_is_that_of_the_networks_own_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
-def test_an_interrupted_run_goes_on_to_the_same_end(method: str, tmp_path: Path) -> None:
-    whole = finish(request(method))
+def test_an_interrupted_run_goes_on_to_the_same_end(method: str, finished: Finished, tmp_path: Path) -> None:
+    whole, _ = finished(method)
     interrupted = prepare(request(method, tmp_path))
     for event in run(interrupted):
         if isinstance(event, TaskLearned):
@@ -141,8 +156,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(method: str, tmp_path: Path)
     assert comparable(taken_up.result) == comparable(whole)
 
 
-def test_interrupted_in_the_middle_of_a_task(tmp_path: Path) -> None:
-    whole = finish(request("hat"))
+@pytest.mark.slow
+def test_interrupted_in_the_middle_of_a_task(finished: Finished, tmp_path: Path) -> None:
+    whole, _ = finished("hat")
     interrupted = prepare(request("hat", tmp_path))
     for number, _ in enumerate(run(interrupted)):
         if number == 12:
@@ -209,14 +225,14 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "key"), [({"lr": 0.01}, "lr"), ({"seed": 3}, "seed"), ({"c": 2}, "c")])
-def test_another_run_in_the_same_folder_is_refused(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
-    finish(request("hat", tmp_path))
+def test_another_run_in_the_same_folder_is_refused(changes: dict[str, Any], key: str, finished: Finished) -> None:
+    _, folder = finished("hat")
     with pytest.raises(InputError, match=rf"other settings: {key} \("):
-        prepare(request("hat", tmp_path, **changes))
+        prepare(request("hat", folder, **changes))
 
 
-def test_same_seed_same_bits_other_seed_others() -> None:
-    first, again, other = (finish(request("hat", seed=seed)) for seed in (0, 0, 1))
+def test_same_seed_same_bits_other_seed_others(finished: Finished) -> None:
+    (first, _), again, other = finished("hat"), *(finish(request("hat", seed=seed)) for seed in (0, 1))
     assert comparable(first) == comparable(again)
     assert first.matrix("logits_sha256") != other.matrix("logits_sha256")
 
@@ -323,9 +339,8 @@ CONSTANT = {"hat", "pmask", "wsn", "supsup", "packnet", "pnn", "pathnet", "indep
 
 
 @pytest.mark.parametrize("method", slow_but(QUICK, METHODS))
-def test_verify_agrees_with_an_honest_run(method: str, tmp_path: Path) -> None:
-    finish(request(method, tmp_path))
-    verification = verify(tmp_path)
+def test_verify_agrees_with_an_honest_run(method: str, finished: Finished) -> None:
+    verification = verify(finished(method)[1])
     assert verification.bitwise
     assert verification.holds
     assert [verdict.constant for verdict in verification.verdicts] == [method in CONSTANT] * 2 + [True]

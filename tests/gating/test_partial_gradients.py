@@ -107,7 +107,7 @@ def test_gradients_are_those_of_the_plain_layers(dtype: torch.dtype) -> None:
         lambda p: torch.optim.SGD(p, lr=0.1),
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
         lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
-        lambda p: torch.optim.LBFGS(p, lr=0.1),
+        pytest.param(lambda p: torch.optim.LBFGS(p, lr=0.1), marks=pytest.mark.slow),
     ],
     ids=["sgd", "momentum", "adamw", "lbfgs"],
 )

@@ -32,7 +32,7 @@ from support.helpers import (
     open_task,
     train,
 )
-from support.marks import slow_but
+from support.marks import examples, slow_but
 
 # ------------------------------------------------------------------------------------------------------------ the law
 
@@ -147,7 +147,7 @@ def test_convolutions_in_groups_grow_by_whole_groups() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     channels=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     dense=st.integers(1, 6),

@@ -18,7 +18,7 @@ from hatrack.backbones import MLP
 from hatrack.masks import ElasticWeights, Embedding, Magnitude, Scores, Unmasked
 from hatrack.units import analyze
 from support.helpers import CLASSES, NETS, assert_poison_harmless, easy_task, logits, progress
-from support.marks import slow_but
+from support.marks import examples, slow_but
 from support.zoo import ZOO
 
 ROUNDING = 1e-6
@@ -116,7 +116,7 @@ def test_other_members_of_the_family_grow_too(options: dict[str, object]) -> Non
     assert_poison_harmless(net, samples)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=examples(15), suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.integers(2, 9), min_size=1, max_size=3),
     st.lists(st.integers(1, 5), min_size=3, max_size=3),

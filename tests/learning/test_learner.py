@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from hatrack import CheckpointError, InputError, Learner, Scorer, TrainingError
 from hatrack.train import EpochDone, TrainingSettings
 from support.helpers import NETS, easy_task
+from support.warm import run_warm
 
 SHAPE = (2, 6, 6)
 TRAINING = TrainingSettings(epochs=8, batch_size=8, lr=0.05)
@@ -156,8 +156,8 @@ def test_killed_at_any_point_it_leaves_the_old_file_or_the_new_one(
     mine.save(path)
     said = mine.predict(data(0)[0], "pets").distribution
     words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), point, str(path)]
-    died = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    (died,) = run_warm(tmp_path, words, env=[{**os.environ, "OMP_NUM_THREADS": "1"}])
+    assert died.returncode == -signal.SIGKILL, died.stderr
     again = Learner.load(path, NETS["conv-bn"].build(), training=BRIEF, validation=0.0)
     assert again.tasks == tasks
     assert torch.equal(again.predict(data(0)[0], "pets").distribution, said)

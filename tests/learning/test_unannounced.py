@@ -15,6 +15,7 @@ from hatrack.learning.unannounced import Step, UnannouncedLearner
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.streams import DetectorSettings, Surprise, Task, TaskStream, Unannounced, repeated
 from hatrack.support.interface import Interface
+from support.marks import slow_but
 
 Y = torch.arange(40) % 2
 
@@ -102,7 +103,7 @@ def test_a_consolidated_task_is_never_changed() -> None:
     assert all(torch.equal(logits, kept[0]) for logits in kept)
 
 
-@pytest.mark.parametrize("method", ["sgd", "ewc"])
+@pytest.mark.parametrize("method", slow_but(["ewc"], ["sgd", "ewc"]))
 def test_other_methods_can_be_trained_so(method: str) -> None:
     run = learn(method, steps=220)
     assert run.learner.tasks == ["found-1", "found-2"]

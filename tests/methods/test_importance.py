@@ -9,6 +9,7 @@ from hatrack.backbones import AlexNet, ResNet18
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.streams import Task
+from support.marks import slow_but
 from support.toys import make, tasks_for
 
 
@@ -27,7 +28,7 @@ def gradients(network: MultiHeadNetwork, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
-@pytest.mark.parametrize("network", ["dropout", "norm", "vit"])
+@pytest.mark.parametrize("network", slow_but(["dropout", "norm"], ["dropout", "norm", "vit"]))
 def test_the_empirical_fisher_is_the_mean_of_every_samples_squared_gradient(network: str) -> None:
     net, task = prepared(network)
     measured = fisher_diagonal(net, task, Fisher.TRUE)

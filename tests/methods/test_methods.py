@@ -177,7 +177,12 @@ def test_the_first_task_is_that_of_fine_tuning(name: str, network: str) -> None:
     assert torch.equal(logits(method, tasks[0]), logits(sgd, tasks[0]))
 
 
-@pytest.mark.parametrize("name", [n for n in (*MULTI_HEAD, *MASKED) if n not in ("cab", "independent", "dwa")])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ("hat", "pmask", "sgd", "ewc"), [n for n in (*MULTI_HEAD, *MASKED) if n not in ("cab", "independent", "dwa")]
+    ),
+)
 def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     tasks = tasks_for("vit")
     method = make(name, "vit")

@@ -13,6 +13,7 @@ from hatrack.functional import proximal
 from hatrack.methods import Batch, Method
 from hatrack.methods.proximal import Penalty, proximal_step, step_size
 from hatrack.train import OptimizerKind
+from support.marks import slow_but
 from support.toys import TASKS, learn, logits, make
 
 OPTIMIZERS: dict[str, Any] = {
@@ -57,14 +58,14 @@ def descend(make_optimizer: Any, strength: float, implicit: bool, steps: int = 4
     return theta.detach(), (a * b + 2 * strength * omega * anchor) / (a + 2 * strength * omega)
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "dampened", "nesterov"])
+@pytest.mark.parametrize("name", slow_but(["dampened"], ["sgd", "momentum", "dampened", "nesterov"]))
 def test_both_steps_of_sgd_rest_at_the_minimum_where_the_explicit_one_is_stable(name: str) -> None:
     for implicit in (False, True):
         end, minimum = descend(OPTIMIZERS[name], 2.0, implicit, 600)
         torch.testing.assert_close(end[:2], minimum[:2], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw"])
+@pytest.mark.parametrize("name", slow_but(["amsgrad"], ["adam", "amsgrad", "adamw"]))
 def test_adam_comes_to_rest_at_the_same_minimum(name: str) -> None:
     end, minimum = descend(OPTIMIZERS[name], 2.0, True, 800)
     assert bool(((end - minimum)[:2].abs() < 0.02).all())
@@ -150,7 +151,7 @@ def test_methods_agree_where_the_explicit_step_is_stable(name: str, optimizer: s
     assert float((implicit - explicit).norm()) < close * acts
 
 
-@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("name", slow_but(["ewc", "si"], PENALISED))
 def test_a_strength_that_makes_explicit_steps_explode_holds_the_weights(name: str) -> None:
     for optimizer in ("sgd", "momentum", "adam"):
         method, _, moved = trained(name, Penalty.PROXIMAL, 1e9, 12, OPTIMIZERS[optimizer])

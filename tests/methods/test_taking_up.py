@@ -18,11 +18,14 @@ from hatrack.methods.proximal import Penalty
 from hatrack.methods.wsn import InitialScores
 from hatrack.train import EpochDone, OptimizerKind, Training, TrainingSettings, loop
 from hatrack.train.state import TrainingState
-from support.marks import slow_but
+from support.marks import DEEP, examples, slow_but
 from support.toys import make, tasks
 
 SETTINGS: dict[str, dict[str, Any]] = {"pathnet": {"generations": 2}, "er": {"memory": 20}, "derpp": {"memory": 20}}
 WITH_NORMS = [name for name, method in METHODS.items() if method.trains and name not in ("cab", "dwa")]
+OF_EVERY_KIND = ("hat", "pmask", "packnet", "sgd", "ewc", "lwf", "er", "pnn", "pathnet")
+"""One method of each way to hold weights and norms: by units, by weights, in one network, in several, with samples."""
+
 SCHEDULE = TrainingSettings(epochs=4, batch_size=16, momentum=0.9, lr_patience=1, lr_min=0.01)
 """So impatient that the learning rate falls, and some trainings end early."""
 
@@ -86,7 +89,7 @@ def test_going_on_after_any_epoch_ends_with_the_same_bits(name: str, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", slow_but(["hat"], WITH_NORMS))
+@pytest.mark.parametrize("name", WITH_NORMS if examples(DEEP) >= DEEP else OF_EVERY_KIND)
 def test_going_on_with_batch_norms_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     assert_same_bits(name, "norm" if name in ("pnn", "pathnet") else "conv", tmp_path)
 

@@ -29,7 +29,9 @@ def tiny() -> HATNetwork:
     return net
 
 
-@pytest.mark.parametrize("kind", slow_unless(lambda kind: kind not in ("alexnet", "conv3d", "conv1d", "conv-bn"), NETS))
+@pytest.mark.parametrize(
+    "kind", slow_unless(lambda kind: kind not in ("alexnet", "conv3d", "conv1d", "conv-bn", "residual"), NETS)
+)
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_round_trip_and_on_it_goes(kind: str, hard: bool, tmp_path: Path) -> None:
     net = attach(kind, hard=hard)

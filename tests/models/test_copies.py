@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import hatrack
 from hatrack import HATNetwork
 from support.helpers import CLASSES, assert_poison_harmless, logits, open_task, train
-from support.marks import slow_but
+from support.marks import in_turn, slow_unless
 from support.zoo import QUICK, ZOO
 
 SAMPLES = 6
@@ -67,8 +67,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", slow_but(QUICK, ZOO))
+@pytest.mark.parametrize(("name", "way"), slow_unless(lambda name, way: name in QUICK, in_turn(ZOO, tuple(WAYS))))
 def test_original_and_copy_learn_on_without_forgetting_or_disturbing_each_other(
     name: str, way: str, tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ def test_an_extracted_task_takes_what_the_network_takes(kind: str, name: str) ->
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.backbone.parameters())
 
 
-@pytest.mark.parametrize("name", DOORWAYS)
+@pytest.mark.parametrize("name", slow_but(["mapping"], DOORWAYS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_of_several_tasks_are_answered_like_those_of_one(kind: str, name: str) -> None:
     door = DOORWAYS[name]
@@ -92,7 +92,7 @@ def test_samples_of_several_tasks_are_answered_like_those_of_one(kind: str, name
         assert bool((found[classes:] == -torch.inf).all())
 
 
-@pytest.mark.parametrize("name", DOORWAYS)
+@pytest.mark.parametrize("name", slow_but(["mapping"], DOORWAYS))
 def test_tasks_are_recognised_by_vectors_alone(name: str) -> None:
     door = DOORWAYS[name]
     net = attach("units", door)

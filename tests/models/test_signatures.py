@@ -17,7 +17,7 @@ import hatrack
 from hatrack import HATNetwork, UnsupportedError, units
 from support.changing_networks import unexplained
 from support.helpers import assert_poison_harmless, logits
-from support.marks import slow_but
+from support.marks import in_turn, slow_unless
 
 WIDTH = 16
 
@@ -114,15 +114,19 @@ HOLD: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("first", [(5,), *(pytest.param(first, marks=pytest.mark.slow) for first in [(10,), (3, 7)])])
-@pytest.mark.parametrize("name", slow_but(["slice"], HOLD))
-def test_old_outputs_of_every_length_keep_their_bits(name: str, first: tuple[int, ...], tmp_path: Path) -> None:
+FIRST = {"the example's length": (5,), "another": (10,), "two others": (3, 7)}
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), slow_unless(lambda name, first: name == "slice", in_turn(HOLD, tuple(FIRST)))
+)
+def test_old_outputs_of_every_length_keep_their_bits(name: str, first: str, tmp_path: Path) -> None:
     build, length = HOLD[name]
     torch.manual_seed(0)
     net = HATNetwork(build(), torch.zeros(1, length, 6), s_max=50.0)
     if name == "a second layer":  # with which the others share their gates
         net.analyze(torch.zeros(1, 9, 6))
-    train_on(net, "a", first, 0)
+    train_on(net, "a", FIRST[first], 0)
     samples = {n: torch.randn(4, n, 6) for n in (1, 2, 5, 9, 12)}
     promised = {n: logits(net, x, "a") for n, x in samples.items()}
     alone = {n: logits(net, x[:1], "a") for n, x in samples.items()}

@@ -24,6 +24,7 @@ from hatrack import (
 from hatrack.backbones import MLP
 from hatrack.masks import Embedding, FreeWeights, Unmasked, bytes_for
 from support.helpers import CLASSES, easy_task, logits
+from support.marks import slow_but
 from support.weight_networks import (
     BACKBONES,
     EVERY_KIND,
@@ -34,7 +35,7 @@ from support.weight_networks import (
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("backbone", ["mlp", "conv-bn", "tied"])
+@pytest.mark.parametrize("backbone", slow_but(["mlp", "tied"], ["mlp", "conv-bn", "tied"]))
 def test_a_round_trip_and_on_it_goes(kind: str, backbone: str, tmp_path: Path) -> None:
     net = attach(kind, backbone)
     samples = {task: learn(net, task, seed)[0] for seed, task in enumerate(["a", "b.ü"])}

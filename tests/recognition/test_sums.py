@@ -381,6 +381,7 @@ def test_sums_are_protected() -> None:
         net.check()
 
 
+@pytest.mark.slow
 def test_conversions_copies_and_growth_leave_sums_as_they_are() -> None:
     net, samples = three_tasks()
     x, _ = samples["a"]
@@ -399,6 +400,7 @@ def test_conversions_copies_and_growth_leave_sums_as_they_are() -> None:
     assert net.tasks[0].calibration.centers.dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_one_map_serves_all_tasks() -> None:
     net, samples = three_tasks("conv-bn")
     chosen = RandomFilters(filters=4, size=3)
@@ -450,6 +452,7 @@ def test_tokens_have_no_shared_features() -> None:
     assert net.infer(x).scorer is Scorer.DISTANCE
 
 
+@pytest.mark.slow
 def test_pictures_of_another_size_are_told_by_distances_and_never_by_sums() -> None:
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())

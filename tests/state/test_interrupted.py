@@ -31,9 +31,9 @@ from support.interrupting import (
     samples,
     state_of,
 )
-from support.marks import slow_but, slow_unless
+from support.marks import examples, slow_but, slow_unless
 
-POINTS = 60
+POINTS = examples(80)
 """Per operation and kind; benchmarks/interruptions.py tries all."""
 
 
@@ -47,7 +47,7 @@ def test_an_interrupted_constructor_leaves_the_backbone_as_it_was(kind: str) -> 
 @pytest.mark.parametrize(
     ("kind", "operation"),
     slow_unless(
-        lambda kind, operation: (kind, operation) in (("hat", "consolidate"), ("packnet", "add_task")),
+        lambda kind, operation: (kind, operation) in (("hat", "consolidate"), ("pmask", "add_task")),
         [(kind, name) for kind in EVERY_KIND for name in operations_of(kind)],
     ),
 )
@@ -191,7 +191,7 @@ def test_a_backbone_whose_network_is_gone_can_be_attached_again(kind: str) -> No
     assert fault_of_construction(kind, inside, before) is None
 
 
-@pytest.mark.parametrize("kind", ["hat", "wsn"])
+@pytest.mark.parametrize("kind", slow_but(["hat"], ["hat", "wsn"]))
 def test_a_part_of_a_larger_backbone_whose_network_is_gone_is_freed(kind: str) -> None:
     inside = nn.Sequential(backbone(), nn.Linear(6, 5), nn.ReLU())
     build(kind, inside[0])

@@ -16,6 +16,7 @@ import hatrack
 from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
 from support.changing_networks import WIDTH, Condition, learn_batch, unexplained
 from support.helpers import logits
+from support.marks import slow_but, slow_unless
 
 KINDS = [HATNetwork, WeightMaskedNetwork]
 
@@ -86,7 +87,7 @@ def learn_stateful(net: Any, task: str, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("state", [*OWN, *HARMLESS])
+@pytest.mark.parametrize("state", slow_but(["buffer in place", "counter"], [*OWN, *HARMLESS]))
 def test_old_outputs_keep_their_bits(kind: Any, state: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = kind(Stateful(state), torch.zeros(1, 6))
@@ -202,7 +203,7 @@ class Table(nn.Module):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("persistent", slow_unless(lambda persistent: persistent, [True, False]))
 def test_tables_that_grow_with_the_input_are_no_state(persistent: bool, kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = kind(Table(persistent), torch.zeros(1, 5, 6))

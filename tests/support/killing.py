@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from hatrack.experiments import RunRequest, folder, prepare, run
+from support.warm import warm_context
 
 __all__ = ["QUICK", "run_in_process"]
 
@@ -87,10 +87,8 @@ def run_in_process(
     Returns:
         The number of moments that passed; None if the process was killed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hatrack.experiments", "torch._dynamo"])  # what takes long to import
     with tempfile.NamedTemporaryFile("r") as report:
-        child = context.Process(target=_child, args=(str(out), method, changes, fatal, threads, report.name))
+        child = warm_context().Process(target=_child, args=(str(out), method, changes, fatal, threads, report.name))
         child.start()
         child.join()
         if child.exitcode == -signal.SIGKILL:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hatrack import HATNetwork, units
 from support.helpers import assert_poison_harmless
+from support.marks import slow_unless
 
 WIDTH, HEADS = 12, 2
 
@@ -80,7 +81,9 @@ def sizes(graph: units.UnitGraph) -> list[int]:
     return sorted(group.size for group in graph.groups)
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm, LayerNorm, ByHand, Normalized])
+@pytest.mark.parametrize(
+    "norm", slow_unless(lambda norm: norm is ByHand, [nn.LayerNorm, LayerNorm, ByHand, Normalized])
+)
 @pytest.mark.parametrize("attention", [Attention, Fused])
 def test_more_tokens_than_channels_leave_as_many_units(
     norm: Callable[[int], nn.Module], attention: Callable[[], nn.Module]

@@ -19,6 +19,7 @@ from hatrack.units.rules.probing import ProbeError, probe
 from hatrack.units.rules.registry import RuleBook
 from hatrack.units.trace import Call, Trace
 from support.helpers import assert_poison_harmless
+from support.marks import examples
 
 Function = Callable[..., Any]
 
@@ -145,7 +146,7 @@ BINARY: dict[str, Function] = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     name=st.sampled_from([*MOVING, *WITHIN, *MIXING, *BINARY]),
     patterns=st.lists(st.lists(st.integers(0, 24), min_size=18, max_size=18), min_size=2, max_size=2),

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from hatrack import HATNetwork
 from hatrack.units import Role
 from support.helpers import assert_poison_harmless, learn, logits
+from support.marks import slow_but
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -114,7 +115,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
     return Sequences(layer, read, width)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(("lstm", "both directions", "gru cell"), CASES))
 def test_old_tasks_keep_every_bit_and_free_entries_may_hold_anything(name: str) -> None:
     net = HATNetwork(build(name), torch.zeros(2, TOKENS, 6))
     count = CASES[name][3]
