@@ -35,6 +35,7 @@ PUBLIC_MODULES = (
     "hatrack.report.inside",
     "hatrack.report.over_time",
     "hatrack.report.pictures",
+    "hatrack.report.loggers",
     "hatrack.report.verdict",
     "hatrack.report.literature",
     "hatrack.storage.checked_json",

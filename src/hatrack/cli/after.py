@@ -80,8 +80,8 @@ def forget_command(folder: Path, /, *, task: str) -> int:
 
     The other tasks keep every bit of their answers. The network, the test logits and the result are written anew, and
     copies of earlier networks in the folder, too; what was interrupted is finished by the same command. The run can be
-    verified, shown and exported as before, but it does not go on. Exit code 1 if other files in the folder name the
-    task.
+    verified, shown and exported as before, but it does not go on. Curves that `--log` wrote in the folder are removed.
+    Exit code 1 if other files in the folder name the task, or curves of the run lie elsewhere.
 
     Parameters
     ----------
@@ -100,7 +100,9 @@ def forget_command(folder: Path, /, *, task: str) -> int:
         say(console, f"removed: {', '.join(path.name for path in done.removed)}")
     for path in done.remaining:
         say(console, f"{path} is not of the run and still names it; remove it yourself")
-    return 1 if done.remaining else 0
+    for place in done.elsewhere:
+        say(console, f"curves of the run may still name it, outside of its folder: {place}; remove them yourself")
+    return 1 if done.remaining or done.elsewhere else 0
 
 
 def verify_command(folder: Path, /, *, data: Data = None) -> int:
