@@ -36,6 +36,7 @@ PUBLIC_MODULES = (
     "hatrack.report.over_time",
     "hatrack.report.pictures",
     "hatrack.report.loggers",
+    "hatrack.report.network_plot",
     "hatrack.report.verdict",
     "hatrack.report.literature",
     "hatrack.storage.checked_json",

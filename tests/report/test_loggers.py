@@ -87,7 +87,7 @@ def test_epochs_are_counted_on_after_an_interruption(
     for event in events:
         if isinstance(event, until):
             break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     assert first.closed == 1
     for _ in with_logs(prepare(request(folder)), second):
         pass
