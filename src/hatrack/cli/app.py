@@ -105,7 +105,6 @@ def run_command(
     method: MethodName,
     seed: Annotated[int, WHOLE] = 0,
     learning: Learning = DEFAULTS,
-    limit: Annotated[int | None, WHOLE] = None,
     out: Path | None = None,
     settings: Settings = (),
     threads: Annotated[int | None, WHOLE] = None,
@@ -121,8 +120,6 @@ def run_command(
         How to learn it; `hatrack list methods` explains them.
     seed
         Decides on initial weights, order of samples and tasks, validation split and permutations.
-    limit
-        At most so many training samples per task, balanced over its classes; short for `--set limit=N`.
     out
         Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
     settings
@@ -142,7 +139,7 @@ def run_command(
     for name in log:
         require_logger(name)
 
-    overrides = learning.overrides(settings, limit=limit)
+    overrides = learning.overrides(settings)
     subject = learning.experiment(experiment)
     folder = out or Path("runs") / f"{subject.name}-{method}-seed{seed}"
     console, where = make_console(), take_device(learning.device)
