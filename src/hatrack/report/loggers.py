@@ -239,7 +239,7 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
     with ExitStack() as stack:
         for logger in loggers:
             stack.callback(logger.close)
-        if going.folder is not None:
+        if going.folder is not None and loggers:
             note_logs(going.folder.path, [logger.place for logger in loggers])
         result = going.result
         known = {"experiment": result.experiment, "method": result.method, "seed": result.seed, **result.config}
