@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -170,6 +172,23 @@ def test_looking_changes_nothing_whatever_the_network_is_at(kind: Callable[..., 
 def test_a_learner_says_in_a_line_what_it_knows() -> None:
     assert repr(learner()) == "Learner(Odd: pets (2 classes), price (1 number), tags (2 labels))"
     assert repr(learner(tasks=False)) == "Learner(Odd: no task yet)"
+
+
+def test_the_story_has_ten_cells_without_outputs_and_leads_to_what_is_there() -> None:
+    """That it runs is seen in .ci/run, where there is a kernel."""
+    path = Path(__file__).parents[1] / "examples" / "story.ipynb"
+    story = json.loads(path.read_text(encoding="utf-8"))
+    cells = {kind: [c for c in story["cells"] if c["cell_type"] == kind] for kind in ("code", "markdown")}
+    assert len(cells["code"]) == 10
+    for number, cell in enumerate(cells["code"], 1):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        ast.parse("".join(cell["source"]))
+        assert f"## {number}. " in "".join(cells["markdown"][number - 1]["source"])
+    text = "".join(line for cell in cells["markdown"] for line in cell["source"])
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    assert all((path.parent / link).exists() for link in links)
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)

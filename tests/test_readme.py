@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,39 @@ def test_every_command_in_the_readme_is_understood(capsys: pytest.CaptureFixture
 def test_all_installation_commands_use_the_constraints() -> None:
     commands = re.findall(r"^\$ (pip install.*?)(?: +#.*)?$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert commands == [
-        "pip install -c constraints.txt -e . && hatrack demo",
+        "pip install -c constraints.txt -e '.[report]'",
         "pip install -c constraints.txt -e '.[onnx,report]'",
         "pip install -c constraints.txt -e '.[dev]' && pytest",
     ]
     run = (README.parent / ".ci" / "run").read_text(encoding="utf-8").replace(" --quiet", "").splitlines()
-    assert all(part in run for command in commands for part in command.split(" && "))
+    assert all(part in run for part in commands[-1].split(" && "))
+    assert ".ci/readme" in run
+
+
+def readme_script() -> dict[str, Any]:
+    """What .ci/readme defines."""
+    return runpy.run_path(str(README.parent / ".ci" / "readme"))
+
+
+def test_ci_runs_the_commands_as_they_stand() -> None:
+    script = readme_script()
+    blocks = script["blocks"](README.read_text(encoding="utf-8"))
+    assert blocks[0] == [
+        "pip install -c constraints.txt -e '.[report]'",
+        "hatrack demo --out runs/demo",
+        "hatrack report runs/demo",
+    ]
+    commands = [command for block in blocks for command in block]
+    assert len(commands) == len(re.findall(r"^\$ ", README.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert not [command for command in commands if "#" in command]
+    trains = [command for command in commands if script["shortened"](command) != command]
+    assert len(trains) == 3
+    for command in trains:
+        short = script["shortened"](command)
+        assert short.endswith(" --limit 200 --epochs 1")
+        assert short.count("--epochs") == 1
+    wheel = Path("a.whl")
+    assert script["from_wheel"]("pip install -c constraints.txt -e '.[onnx,report]'", wheel) == (
+        "pip install 'a.whl[onnx,report]'"
+    )
+    assert script["from_wheel"]("pip install -c constraints.txt -e '.'", wheel) == "pip install 'a.whl'"

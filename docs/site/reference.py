@@ -35,6 +35,8 @@ PUBLIC_MODULES = (
     "hatrack.report.inside",
     "hatrack.report.over_time",
     "hatrack.report.pictures",
+    "hatrack.report.loggers",
+    "hatrack.report.network_plot",
     "hatrack.report.verdict",
     "hatrack.report.literature",
     "hatrack.storage.checked_json",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # at run time, see _PLACES
     from hatrack.support.progress import with_progress
     from hatrack.train import TrainingSettings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """Version of the package."""
 
 keep_old_paths(

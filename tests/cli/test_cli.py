@@ -249,7 +249,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*command, "--help"]) == 0
         assert "Usage: hatrack" in capsys.readouterr().out
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == "0.1.0"
+    assert capsys.readouterr().out.strip() == "0.2.0"
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from hatrack.data import DATASETS
 from hatrack.experiments import EXPERIMENTS
 from hatrack.methods import METHODS
 from hatrack.report.figures import FIGURES, TABLES
+from hatrack.report.loggers import LOGGERS
 from hatrack.report.studies import STUDIES
 
 
@@ -67,6 +68,7 @@ def test_names_are_those_of_the_registries() -> None:
     assert tuple(EXPERIMENTS) == names.EXPERIMENTS
     assert tuple(DATASETS) == names.DATASETS
     assert tuple(STUDIES) == names.STUDIES
+    assert tuple(LOGGERS) == names.LOGGERS
 
 
 def test_every_option_is_explained() -> None:

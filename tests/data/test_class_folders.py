@@ -96,7 +96,7 @@ SMALLER = dataclasses.replace(LAYOUT, total=6, file_bytes=100, total_bytes=20_00
         pytest.param(tar_of("a/1.png", tarfile.SYMTYPE), "is no plain file", id="a link"),
         pytest.param(tar_of("a/1.png", tarfile.LNKTYPE), "is no plain file", id="a hard link"),
         pytest.param(tar_of("a/1.png", content=bytes(101)), "unpacks to 101 bytes", id="a large file"),
-        pytest.param(gzip.compress(bytes(1 << 20)), "unpacks to more than 20000 bytes", id="a bomb"),
+        pytest.param(gzip.compress(bytes(1 << 20)), "unpacks to more than 20,000 bytes", id="a bomb"),
         pytest.param(tar_gz(FILES, "tiny")[:-5], "the gzip data is cut short", id="cut short"),
         pytest.param(gzip.compress(b"no tar" * 200), "the tar archive is damaged", id="no tar"),
         pytest.param(

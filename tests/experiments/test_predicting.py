@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 
 from hatrack.cli import main
 from hatrack.errors import DataError, InputError, UnfitDataError
-from hatrack.experiments import open_run, predict_files
+from hatrack.experiments import SamplePrediction, open_run, predict_files
 from hatrack.experiments.opening import describe_transform
+from hatrack.report.predictions import predictions_table
+from hatrack.report.writers import to_csv
 from hatrack.streams.own.columns import TableRows
 
 RANDOM = np.random.default_rng(0)
@@ -49,6 +52,45 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tasks.toml").write_text(f"{tasks}{NETWORK}")
     assert main(["run", str(folder / "tasks.toml"), "--method", "hat", "--out", str(folder / "run"), "--quiet"]) == 0
     return folder
+
+
+def test_predictions_are_written_with_all_digits(tables: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text(lines([("size", "colour"), ("9,5", "blue"), ("-2", "red")]))
+    asked = [str(tables / "run"), str(tmp_path / "new.csv"), "--task"]
+    assert main(["predict", *asked, "kinds", "--out", str(tmp_path / "kinds.csv")]) == 0
+    with (tmp_path / "kinds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    said = predict_files(tables / "run", "kinds", [tmp_path / "new.csv"])
+    assert list(rows[0]) == ["sample", "task", "predicted", "probability of large", "probability of small"]
+    for row, found in zip(rows, said, strict=True):
+        assert (row["sample"], row["task"], row["predicted"]) == (found.sample, "kinds", found.said)
+        for name, share in zip(found.classes, found.probabilities, strict=True):
+            assert float(row[f"probability of {name}"]) == share
+    assert main(["predict", *asked, "prices", "--out", str(tmp_path / "prices.json")]) == 0
+    prices = json.loads((tmp_path / "prices.json").read_text())
+    numbers = predict_files(tables / "run", "prices", [tmp_path / "new.csv"])
+    assert [row["predicted"] for row in prices] == [found.numbers[0] for found in numbers]
+    assert [f"{row['predicted']:.6g}" for row in prices] == [found.said for found in numbers]
+
+
+def test_predictions_of_several_numbers_have_a_column_each() -> None:
+    found = [SamplePrediction("a", "t", ("x", "y"), (), "x 1, y 2", (1.0, 2.0))]
+    assert to_csv(predictions_table(found)) == "sample,task,predicted x,predicted y\na,t,1.0,2.0\n"
+    labels = [SamplePrediction("a", "t", ("b", "a"), (0.9, 0.2), "b"), SamplePrediction("c", "u", ("d",), (0.4,), "")]
+    assert to_csv(predictions_table(labels)).splitlines() == [
+        "sample,task,predicted,probability of a,probability of b,probability of d",
+        "a,t,b,0.2,0.9,",
+        "c,u,,,,0.4",
+    ]
+
+
+def test_where_predictions_cannot_be_written_is_said_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, word in (("a.xlsx", "written as .csv or .json"), ("there.csv", "is a folder")):
+        (tmp_path / "there.csv").mkdir(exist_ok=True)
+        assert main(["predict", "absent", "b.png", "--out", str(tmp_path / name)]) == 2
+        assert word in capsys.readouterr().err
 
 
 def test_rows_of_a_table_are_asked_as_those_of_training(

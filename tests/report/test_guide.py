@@ -50,6 +50,13 @@ def test_every_command_and_function_of_the_guide_exists() -> None:
         assert callable(getattr(importlib.import_module(f"hatrack.report.{module}"), function))
 
 
+def test_the_program_for_loggers_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(program, "docs/report.md", "exec"), {})
+    assert f"```text\n{capsys.readouterr().out}```" in text
+
+
 @pytest.mark.parametrize(
     ("pattern", "table"),
     [("permuted-mnist-*", published), ("split-mnist-*", published), ("mixture-open-*", data)],

@@ -217,3 +217,33 @@ def test_what_is_said_of_texts_does_not_go_with_types(said: str, tmp_path: Path)
     path = written(tmp_path / "t.parquet", COLUMNS)
     with pytest.raises(InputError, match=rf"has columns with types; leave out {said.split()[0]}"):
         built(path, said)
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv.gz", "t.parquet", "t.feather", "t.npz"])
+def test_a_file_that_would_fill_the_memory_is_refused_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(b"size,answer\n" + b"0,1\n" * 500_000))
+    elif name.endswith(".npz"):
+        zeros = np.zeros((200_000, 2), np.float32)
+        np.savez_compressed(path, x_train=zeros, y_train=np.zeros(200_000, int), x_test=zeros[:2], y_test=np.arange(2))
+    else:
+        written(path, {"size": [0.0] * 300_000, "answer": [0] * 300_000})
+    packed = path.stat().st_size
+    assert packed < 40_000
+    said = [f"{name}: ", "unpack", "if it is right, save it without compression"]
+    monkeypatch.setattr("hatrack.data.files.UNPACKED_BYTES", 1_000_000)
+    read = built if not name.endswith(".npz") else lambda path: own_stream([path]).build(StreamOptions(0, validation=0))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert all(part in str(caught.value) for part in said)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_packed_parts_are_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv.gz"
+    content = text(COLUMNS).encode()
+    path.write_bytes(gzip.compress(content[:200]) + gzip.compress(content[200:]))
+    assert same(loaded(built(path)), plain(tmp_path))

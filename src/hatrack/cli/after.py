@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from hatrack.cli.options import Data, Quiet, make_console, say
+from hatrack.cli.options import Data, Output, Quiet, make_console, require_output, say, write_output
 from hatrack.errors import InputError
 
 __all__ = [
@@ -50,28 +50,47 @@ def export_command(
     return 0
 
 
-def predict_command(folder: Path, /, *files: Path, task: str | None = None, data: Data = None) -> int:
+def predict_command(
+    folder: Path, /, *files: Path, task: str | None = None, out: Output = None, data: Data = None
+) -> int:
     """Ask the network of a run about pictures, the rows of tables, or the samples of arrays.
+
+    Prints a line per sample: the task, the class and its probability, and the next one; or the numbers, or the labels.
+    Examples: `hatrack predict runs/demo/hat shoe.png --task shirt-sneaker`, `hatrack predict runs/homes-hat-seed0
+    new.csv --task homes --out prices.csv`.
 
     Parameters
     ----------
     folder
-        The folder of a run.
+        The folder of a run; `run.json` in it names its tasks.
     files
         Picture files, which are brought to the size of the run's data; or tables with the columns of training; or
         arrays `(N, ...)`, as `.npy` or as `x` of an `.npz`.
     task
         The task to ask; if left out, it is recognised for each sample.
+    out
+        A file for the predictions, `.csv` or `.json`: all classes' probabilities, as shares, and numbers with all
+        digits. They are printed, too.
     """
+    if out is not None:
+        if out.suffix.lower() not in (".csv", ".json"):
+            raise InputError(f"--out {out}: predictions are written as .csv or .json")
+        require_output(out)
     from hatrack.experiments import predict_files
 
     table = Table("sample", "task", "class", "probability", "next", box=SIMPLE)
-    for found in predict_files(folder, task, files, data):
+    predictions = predict_files(folder, task, files, data)
+    for found in predictions:
         first = f"{found.probabilities[0]:.1%}" if found.probabilities else ""
         second = f"{found.classes[1]} {found.probabilities[1]:.1%}" if len(found.probabilities) > 1 else ""
         cells = (found.sample, found.task, found.said, first, second)
         table.add_row(*map(Text, cells))
     make_console().print(table)
+    if out is not None:
+        from hatrack.report.predictions import predictions_table
+        from hatrack.report.writers import WRITERS
+
+        write_output(out, WRITERS[out.suffix.lower().lstrip(".")](predictions_table(predictions)))
     return 0
 
 
@@ -80,8 +99,8 @@ def forget_command(folder: Path, /, *, task: str) -> int:
 
     The other tasks keep every bit of their answers. The network, the test logits and the result are written anew, and
     copies of earlier networks in the folder, too; what was interrupted is finished by the same command. The run can be
-    verified, shown and exported as before, but it does not go on. Exit code 1 if other files in the folder name the
-    task.
+    verified, shown and exported as before, but it does not go on. Curves that `--log` wrote in the folder are removed.
+    Exit code 1 if other files in the folder name the task, or curves of the run lie elsewhere.
 
     Parameters
     ----------
@@ -100,7 +119,9 @@ def forget_command(folder: Path, /, *, task: str) -> int:
         say(console, f"removed: {', '.join(path.name for path in done.removed)}")
     for path in done.remaining:
         say(console, f"{path} is not of the run and still names it; remove it yourself")
-    return 1 if done.remaining else 0
+    for place in done.elsewhere:
+        say(console, f"curves of the run may still name it, outside of its folder: {place}; remove them yourself")
+    return 1 if done.remaining or done.elsewhere else 0
 
 
 def verify_command(folder: Path, /, *, data: Data = None) -> int:

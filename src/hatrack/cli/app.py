@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,7 @@ from hatrack import __version__
 from hatrack.cli.after import export_command, forget_command, predict_command, rerun_command, verify_command
 from hatrack.cli.data import data_app
 from hatrack.cli.many import compare_command, tune_command
+from hatrack.cli.names import LOGGERS
 from hatrack.cli.options import (
     DEFAULTS,
     WHOLE,
@@ -104,11 +105,10 @@ def run_command(
     method: MethodName,
     seed: Annotated[int, WHOLE] = 0,
     learning: Learning = DEFAULTS,
-    limit: Annotated[int | None, WHOLE] = None,
     out: Path | None = None,
     settings: Settings = (),
     threads: Annotated[int | None, WHOLE] = None,
-    log: Literal["tensorboard"] | None = None,
+    log: Annotated[tuple[str, ...], Parameter(choices=LOGGERS, negative="", consume_multiple=False)] = (),
 ) -> int:
     """Run a task sequence with a method, and keep the results.
 
@@ -120,8 +120,6 @@ def run_command(
         How to learn it; `hatrack list methods` explains them.
     seed
         Decides on initial weights, order of samples and tasks, validation split and permutations.
-    limit
-        At most so many training samples per task, balanced over its classes; short for `--set limit=N`.
     out
         Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
     settings
@@ -129,19 +127,24 @@ def run_command(
     threads
         Number of CPU threads; test logits are the same to the bit only with the same number.
     log
-        Write losses and accuracies for TensorBoard while the run goes on, into the folder `tensorboard` of the run.
+        Write losses and accuracies while the run goes on, into a folder of this name in that of the run: `tensorboard`,
+        `wandb` (offline, nothing is sent) or `mlflow`; as often as needed. Needs `pip install hatrack[NAME]`.
     """
     from hatrack.cli.carrying import carry_out
     from hatrack.experiments import RunRequest
     from hatrack.report import accuracy_table, forgetting_line
+    from hatrack.report.loggers import require_logger
     from hatrack.train.parallel import joined
 
-    overrides = learning.overrides(settings, limit=limit)
+    for name in log:
+        require_logger(name)
+
+    overrides = learning.overrides(settings)
     subject = learning.experiment(experiment)
     folder = out or Path("runs") / f"{subject.name}-{method}-seed{seed}"
     console, where = make_console(), take_device(learning.device)
     with joined(where) as ranks:
-        quiet, log_here = learning.quiet or ranks.rank > 0, log is not None and ranks.rank == 0
+        quiet, log_here = learning.quiet or ranks.rank > 0, log if ranks.rank == 0 else ()
         asked = (subject.name, method, seed, folder, learning.data, overrides, where, subject.sources, ranks, subject)
         result = carry_out(RunRequest(*asked), console, quiet, threads=threads, log=log_here)
     if not quiet:

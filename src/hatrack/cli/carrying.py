@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 
 import torch
 from rich import filesize
@@ -19,11 +20,11 @@ from rich.progress import (
 )
 
 from hatrack.cli.options import InterruptedRun, check_threads, say, with_options
-from hatrack.experiments import Event, Run, RunRequest, RunResult, TaskBegun, TaskLearned, TaskSummary, run
+from hatrack.experiments import Event, Run, RunRequest, RunResult, TaskBegun, TaskLearned, TaskSummary
 from hatrack.experiments.folder import RunFolder
 from hatrack.objectives import ACCURACY
 from hatrack.report import share_in_use
-from hatrack.report.tensorboard import TensorBoard
+from hatrack.report.loggers import LOGGERS, with_logs
 from hatrack.train import BatchDone, EpochDone
 
 __all__ = ["DownloadDisplay", "carry_out"]
@@ -180,7 +181,7 @@ def carry_out(
     quiet: bool,
     *,
     threads: int | None = None,
-    log: bool = False,
+    log: Sequence[str] = (),
     tasks: int | None = None,
     label: str | None = None,
 ) -> RunResult:
@@ -191,7 +192,7 @@ def carry_out(
         console: where to show it.
         quiet: show nothing.
         threads: number of CPU threads; None takes the one with which the run in the folder began, if there is one.
-        log: write for TensorBoard, too.
+        log: names of loggers that write into the run's folder.
         tasks: stop after so many tasks; None learns all.
         label: what the run is called; None for the name of its method.
 
@@ -219,12 +220,9 @@ def carry_out(
             return going.result
         try:
             display = held.enter_context(RunDisplay(console, going.result, quiet=quiet, label=label or request.method))
-            show = [display.show]
-            if log and request.out is not None:
-                show.append(held.enter_context(TensorBoard(request.out / "tensorboard", going.result)).show)
-            for event in run(going):
-                for each in show:
-                    each(event)
+            loggers = [] if request.out is None else [LOGGERS[name](request.out) for name in dict.fromkeys(log)]
+            for event in held.enter_context(closing(with_logs(going, *loggers))):
+                display.show(event)
                 if isinstance(event, TaskLearned) and tasks == event.index + 1:
                     break
         except KeyboardInterrupt:

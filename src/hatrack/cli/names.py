@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hatrack.support.toml import read_packaged_toml
 
-__all__ = ["DATASETS", "EXPERIMENTS", "FIGURES", "METHODS", "STUDIES", "TABLES"]
+__all__ = ["DATASETS", "EXPERIMENTS", "FIGURES", "LOGGERS", "METHODS", "STUDIES", "TABLES"]
 
 EXPERIMENTS = tuple(read_packaged_toml("hatrack", "experiments/presets.toml"))
 """Names of the experiments."""
@@ -36,3 +36,6 @@ TABLES = (
     *("usage", "reuse", "compression", "timing", "published", "data"),
 )
 """Names of the tables of a report."""
+
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+"""Names of the loggers of a run."""

@@ -94,6 +94,8 @@ class Learning:
         Folders or `.zip` files of pictures and `.npz` files to learn one after the other, in place of an experiment.
     epochs
         Largest number of epochs per task; short for `--set epochs=N`.
+    limit
+        At most so many training samples per task, balanced over its classes; short for `--set limit=N`.
     network
         The backbone, if not the experiment's own; short for `--set network=NAME`. `mymodule:build` takes a function of
         your own, which gets the shape of a sample and returns a network that maps a batch to features.
@@ -103,6 +105,7 @@ class Learning:
 
     tasks: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = ()
     epochs: Annotated[int | None, WHOLE] = None
+    limit: Annotated[int | None, WHOLE] = None
     network: NetworkName | str | None = None
     data: Data = None
     device: Device = "auto"
@@ -126,19 +129,18 @@ class Learning:
             return describe("", (Path(name),))
         return describe(name or "", self.tasks)
 
-    def overrides(self, settings: Iterable[str], **short: Any) -> dict[str, Any]:
+    def overrides(self, settings: Iterable[str]) -> dict[str, Any]:
         """Return settings, those included that have an option of their own.
 
         Args:
             settings: as ``key=value``.
-            **short: further settings by key; None where the option was not given.
 
         Raises:
             InputError: one has another form, or is given twice.
         """
         overrides = read_overrides(settings)
-        short = {"epochs": self.epochs, **short, "network": self.network}
-        short = {key: value for key, value in short.items() if value is not None}
+        given = {"epochs": self.epochs, "limit": self.limit, "network": self.network}
+        short = {key: value for key, value in given.items() if value is not None}
         for key in short:
             if key in overrides:
                 raise InputError(f"--{key} and --set {key}=... are the same setting; give one of them")

@@ -126,7 +126,7 @@ def read_zip(payload: bytes, choose: Choice, limits: Limits, *, origin: str) -> 
                 raise DataError(f"{origin}: {name} is encrypted or packed in a way that is not read here")
             total += entry.file_size
             if total > limits.bytes:
-                raise DataError(f"{origin}: unpacks to more than {limits.bytes} bytes, which cannot be right")
+                raise DataError(f"{origin}: unpacks to more than {limits.bytes:,} bytes, which cannot be right")
             with archive.open(entry) as file:  # which reads no more than the size that the entry states
                 contents[name] = file.read(limits.file_bytes + 1)
     return contents
@@ -180,7 +180,7 @@ def _gunzip(payload: bytes, limit: int, origin: str) -> bytes:
     except zlib.error as error:
         raise DataError(f"{origin}: the gzip data is damaged ({error}); fetch it again") from error
     if len(content) > limit:
-        raise DataError(f"{origin}: unpacks to more than {limit} bytes, which cannot be right; fetch it again")
+        raise DataError(f"{origin}: unpacks to more than {limit:,} bytes, which cannot be right; fetch it again")
     if not stream.eof:
         raise DataError(f"{origin}: the gzip data is cut short; fetch it again")
     return content
@@ -199,7 +199,8 @@ def _require_size(name: str, size: int, limits: Limits, origin: str) -> None:
     """Refuse a file that is larger than one may be."""
     if size > limits.file_bytes:
         raise DataError(
-            f"{origin}: {name} unpacks to {size} bytes, more than the {limits.file_bytes} that an image may have"
+            f"{origin}: {name} unpacks to {size:,} bytes, more than the {limits.file_bytes:,} that are read of "
+            "one packed file; if it is right, save it without compression"
         )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import urllib.error
 import urllib.request
@@ -35,10 +36,41 @@ __all__ = [
     "offline",
     "read_content",
     "read_payload",
+    "require_unpacked",
     "unpack",
+    "unpacked_limit",
 ]
 
 GZIP_MAGIC = b"\x1f\x8b"
+UNPACKED_BYTES, UNPACKED_FACTOR = 1 << 30, 50
+"""What a packed file may always unpack to, and how many times its size it may where that is more."""
+
+
+def unpacked_limit(packed: int) -> int:
+    """Return the largest number of bytes that a packed file may unpack to: a few kilobytes can fill any memory.
+
+    Args:
+        packed: its size in bytes.
+    """
+    return max(UNPACKED_BYTES, UNPACKED_FACTOR * packed)
+
+
+def require_unpacked(size: int, packed: int, origin: str) -> None:
+    """Check that a file does not unpack to more than it may.
+
+    Args:
+        size: its size when unpacked, or a part of that, in bytes.
+        packed: its size in bytes.
+        origin: its path or address, for the error message.
+
+    Raises:
+        DataError: it does.
+    """
+    if size > (limit := unpacked_limit(packed)):
+        raise DataError(
+            f"{origin}: its {packed:,} bytes unpack to more than {limit:,}, as those of files do that are made to fill "
+            "the memory; if it is right, save it without compression"
+        )
 
 
 def unpack(payload: bytes, origin: str) -> bytes:
@@ -49,12 +81,17 @@ def unpack(payload: bytes, origin: str) -> bytes:
         origin: their path or address, for the error message.
 
     Raises:
-        DataError: the bytes begin as gzip but are cut short or damaged.
+        DataError: the bytes begin as gzip but are cut short or damaged, or unpack to more than they may.
     """
     if not payload.startswith(GZIP_MAGIC):
         return payload
+    content = bytearray()
     try:
-        return gzip.decompress(payload)
+        with gzip.GzipFile(fileobj=io.BytesIO(payload)) as stream:
+            while block := stream.read(BLOCK):
+                content += block
+                require_unpacked(len(content), len(payload), origin)
+        return bytes(content)
     except EOFError as error:
         raise DataError(f"{origin}: the gzip data is cut short; fetch the file again") from error
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -5,6 +5,7 @@
 ``net.hat``               the method with all tasks learned
 ``logits.safetensors``    its test logits
 ``training.safetensors``  where the training of the next task stands, rewritten after epochs; gone when all is done
+``logs.json``             where loggers of the run wrote outside of the folder; only if they did
 ``*.previous.*``          what the first, the second and the last of these were before, should one be damaged
 ========================  ======================================================================================
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 from hatrack.errors import CheckpointError, InputError, NewerFileError
 from hatrack.experiments.results import RunResult, Status, TaskHistory, history_from_json, read_result
 from hatrack.storage.atomic import keep_previous, remove_leftovers, write_atomically
+from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.storage.locks import locked
 from hatrack.train import Training
@@ -33,11 +35,14 @@ __all__ = [
     "CHECKPOINT",
     "LOGITS",
     "LOGITS_FORMAT",
+    "LOG_FOLDERS",
     "RESULT",
     "TRAINING",
     "InTask",
     "RunFolder",
     "TrainingKeeper",
+    "note_logs",
+    "noted_logs",
     "previous",
     "require_folder",
     "require_run",
@@ -50,6 +55,10 @@ LOGITS = "logits.safetensors"
 LOGITS_FORMAT = "hatrack.Logits"
 TRAINING = "training.safetensors"
 TRAINING_FORMAT = "hatrack.Training"
+
+LOGS = "logs.json"
+LOG_FOLDERS = ("tensorboard", "wandb", "mlflow")
+"""Folders of curves in the folder of a run, named after who shows them."""
 
 SHARE = 0.05
 """Largest share of the time that writing a training's state may take; after some short epochs nothing is written."""
@@ -79,6 +88,34 @@ class InTask:
 def previous(path: Path) -> Path:
     """Return the path at which the previous content of a file is kept: ``net.previous.hat`` for ``net.hat``."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def note_logs(folder: Path, places: Iterable[str]) -> None:
+    """Record where loggers of a run write outside of its folder, beside what was recorded before.
+
+    Args:
+        folder: the run's folder.
+        places: folders or addresses; those inside of the run's folder are left out.
+
+    Raises:
+        CheckpointError: the record is damaged, or cannot be written.
+    """
+    known = noted_logs(folder)
+    outside = (place if "://" in place else str(Path(place).absolute()) for place in places)
+    new = {place for place in outside if not Path(place).resolve().is_relative_to(folder.resolve())}
+    if new - set(known):
+        write_checked_json(folder / LOGS, {"places": sorted({*known, *new})})
+
+
+def noted_logs(folder: Path) -> tuple[str, ...]:
+    """Return where loggers of a run wrote outside of its folder: folders or addresses.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    if not (folder / LOGS).exists():
+        return ()
+    return tuple(read_checked_json(folder / LOGS, what="record of logs")["places"])
 
 
 def require_folder(path: Path) -> Path:

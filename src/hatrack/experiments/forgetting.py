@@ -17,10 +17,12 @@ from hatrack.experiments.comparison import FAILURE
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
     CHECKPOINT,
+    LOG_FOLDERS,
     LOGITS,
     LOGITS_FORMAT,
     RESULT,
     TRAINING,
+    noted_logs,
     previous,
     require_run,
     require_whole,
@@ -49,9 +51,6 @@ _WRITTEN = (CHECKPOINT, LOGITS, RESULT, TRAINING, FAILURE)
 _PASSING = (TRAINING, FAILURE, *(previous(Path(name)).name for name in _WRITTEN))
 """Files about a task in training, about how the last start of the run ended, and what others were before."""
 
-_LOGS = "tensorboard"
-"""The folder of curves for TensorBoard, whose curves are named after tasks."""
-
 
 @dataclass(frozen=True)
 class RunForgotten:
@@ -62,12 +61,15 @@ class RunForgotten:
         rewritten: the files that held the task and do not hold it any more.
         removed: the files and folders that were removed.
         remaining: files in the folder that the run did not make and that may name the task.
+        elsewhere: where curves of the run lie outside of its folder, and may name the task: folders, addresses, and the
+            server that ``wandb sync`` sent them to.
     """
 
     report: Forgotten | None
     rewritten: tuple[Path, ...]
     removed: tuple[Path, ...]
     remaining: tuple[Path, ...]
+    elsewhere: tuple[str, ...] = ()
 
 
 def forget_in_run(folder: Path | str, task: str) -> RunForgotten:
@@ -117,6 +119,7 @@ def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:
         _require_learned(folder, recorded, networks[folder / CHECKPOINT].network.task_names, task)
     reports = {path: _forget_in(method, recorded, task) for path, method in networks.items()}
     network = networks[folder / CHECKPOINT].network
+    elsewhere = tuple(_logged_elsewhere(folder))
     without = recorded.without_task(task, dataclasses.asdict(network.capacity()), rounded_shares(network.reuse()))
 
     write_result(folder / RESULT, replace(recorded, forgetting=task))
@@ -132,7 +135,8 @@ def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:
         rewritten.append(folder / LOGITS)
     write_result(folder / RESULT, without)
     rewritten.append(folder / RESULT)
-    return RunForgotten(reports[folder / CHECKPOINT], tuple(rewritten), removed, tuple(_naming(folder, task)))
+    remaining = tuple(_naming(folder, task))
+    return RunForgotten(reports[folder / CHECKPOINT], tuple(rewritten), removed, remaining, elsewhere)
 
 
 def _require_learned(folder: Path, recorded: RunResult, present: tuple[str, ...], task: str) -> None:
@@ -183,12 +187,19 @@ def _remove_passing(folder: Path) -> Iterator[Path]:
     """Remove what nobody needs any more and may hold a task: logs, previous copies, half-written files."""
     half_written = tuple(f".{name}." for name in (*_WRITTEN, *_PASSING))
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name == _LOGS:
+        if path.is_dir() and path.name in LOG_FOLDERS:  # their curves are named after tasks
             shutil.rmtree(path)
             yield path
         elif path.is_file() and (path.name in _PASSING or path.name.startswith(half_written)):
             path.unlink()
             yield path
+
+
+def _logged_elsewhere(folder: Path) -> Iterator[str]:
+    """Say where curves of a run lie outside of its folder."""
+    yield from (place for place in noted_logs(folder) if "://" in place or Path(place).exists())
+    if any((folder / "wandb").glob("*/*.synced")):  # the mark that W&B leaves beside what it has sent
+        yield "the server of Weights & Biases that `wandb sync` sent them to"
 
 
 def _naming(folder: Path, task: str) -> Iterator[Path]:

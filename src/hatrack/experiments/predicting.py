@@ -46,6 +46,7 @@ class SamplePrediction:
         classes: names of the task's classes or labels, the likeliest first; or of its columns of numbers.
         probabilities: their probabilities, given the task; empty for numbers.
         said: what was predicted, in words: the class, the numbers, or the labels.
+        numbers: the predicted numbers, one for each column, in its unit; empty for classes and labels.
     """
 
     sample: str
@@ -53,6 +54,7 @@ class SamplePrediction:
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     said: str
+    numbers: tuple[float, ...] = ()
 
 
 class _FileKind(Enum):
@@ -114,7 +116,8 @@ def predict_files(
         outputs = row[: objective.outputs].float().cpu()
         (said,) = objective.say(outputs.unsqueeze(0))
         if isinstance(objective, Regression):
-            found.append(SamplePrediction(sample, name, objective.names, (), said))
+            (numbers,) = objective.values(outputs.unsqueeze(0)).tolist()
+            found.append(SamplePrediction(sample, name, objective.names, (), said, tuple(numbers)))
             continue
         shares = outputs.sigmoid() if isinstance(objective, MultiLabel) else torch.softmax(outputs, 0)
         shares, order = shares.sort(descending=True)

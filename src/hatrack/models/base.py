@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
@@ -546,6 +547,20 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         self.protection.require_same_shapes()
         return make_plan(self.masking.sizes, [self.masks(state.name) for state in self.tasks.consolidated])
+
+    def plot(self) -> Any:
+        """Draw what consolidated tasks use of every layer, how full these are after every task, and what tasks share.
+
+        Returns:
+            A :class:`~hatrack.report.network_plot.NetworkPlot`: a notebook shows it, ``save`` writes it to a file, and
+            ``chart`` is altair's.
+
+        Raises:
+            InputError: no task is consolidated, or altair and vl-convert are not installed: ``pip install
+                'hatrack[report]'``.
+        """
+        # The one way up from here: who draws knows networks, and networks need know nothing of drawing.
+        return import_module("hatrack.report.network_plot").plot_network(self)
 
     # ------------------------------------------------------------------------------------------ unlearning and widening
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hatrack import __version__
 
 __all__ = ["describe_environment", "deterministic_cuda"]
 
@@ -25,7 +26,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     device = torch.device(device)
     return {
-        "hatrack": _version("hatrack"),
+        "hatrack": __version__,  # of the code, which an editable installation may be ahead of
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -42,13 +43,6 @@ def deterministic_cuda() -> torch.device:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> str:

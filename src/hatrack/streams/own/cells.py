@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hatrack.data.files import read_content, read_payload
+from hatrack.data.files import read_content, read_payload, require_unpacked
 from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.streams.own.columns import dropping
 from hatrack.streams.own.decoding import check_encoding, decoded
@@ -231,7 +231,7 @@ class _ArrowTable:
         arrow = _pyarrow(path)
         payload = read_payload(path)
         try:
-            content = _parquet(payload) if kind is TableKind.PARQUET else _ipc(arrow, payload)
+            content = (_parquet if kind is TableKind.PARQUET else _ipc)(arrow, payload, str(path))
             content.validate(full=True)  # offsets of a damaged file lead anywhere
             names = tuple(name.strip() for name in content.schema.names)
         except (arrow.ArrowException, OSError, ValueError) as error:
@@ -291,18 +291,35 @@ def _pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _parquet(payload: bytes) -> Any:
+def _parquet(arrow: Any, payload: bytes, origin: str) -> Any:
     from pyarrow import parquet
 
-    return parquet.ParquetFile(io.BytesIO(payload), page_checksum_verification=True).read()
+    file = parquet.ParquetFile(io.BytesIO(payload), page_checksum_verification=True)
+    said = file.metadata
+    parts = (said.row_group(number).total_byte_size for number in range(said.num_row_groups))
+    # A value that comes a million times in a row is a few bytes, unpacked, too, and a million values in the memory.
+    require_unpacked(max(sum(parts), 4 * said.num_rows * said.num_columns), len(payload), origin)
+    return file.read()
 
 
-def _ipc(arrow: Any, payload: bytes) -> Any:
+def _ipc(arrow: Any, payload: bytes, origin: str) -> Any:
     from pyarrow import feather, ipc
 
-    if payload.startswith(b"FEA1"):  # the first version of Feather
+    if payload.startswith(b"FEA1"):  # the first version of Feather, which packs nothing
         return feather.read_table(io.BytesIO(payload))
-    return (ipc.open_file if payload.startswith(b"ARROW1") else ipc.open_stream)(arrow.py_buffer(payload)).read_all()
+    buffer = arrow.py_buffer(payload)
+    if payload.startswith(b"ARROW1"):
+        file = ipc.open_file(buffer)
+        schema, batches = file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
+    else:
+        stream = ipc.open_stream(buffer)
+        schema, batches = stream.schema, iter(stream)
+    kept, size = [], 0
+    for batch in batches:
+        size += batch.nbytes
+        require_unpacked(size, len(payload), origin)
+        kept.append(batch)
+    return arrow.Table.from_batches(kept, schema)
 
 
 def _texts(values: list[Any]) -> list[str]:

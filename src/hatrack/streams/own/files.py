@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hatrack.data.files import read_payload
+from hatrack.data.files import read_payload, unpacked_limit
 from hatrack.data.npz import decode_npy, read_first, read_npz
 from hatrack.data.trees import tree_digest
 from hatrack.errors import InputError, UnfitDataError
@@ -28,8 +28,6 @@ from hatrack.streams.seeding import seeded_generator
 __all__ = ["OwnTask", "digest_of", "read_array", "read_own_task"]
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-NPZ_BYTES = 1 << 36
-"""Largest size of the arrays of an npz file, unpacked: a few kilobytes can unpack to as much as one likes."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,8 @@ def read_array(path: Path, like: OwnTask | None) -> torch.Tensor:
     """
     payload = read_payload(path)
     is_npz = path.suffix.lower() == ".npz"
-    array = read_first(payload, ("x", "x_test"), NPZ_BYTES, str(path)) if is_npz else decode_npy(payload, str(path))
+    limit = unpacked_limit(len(payload))
+    array = read_first(payload, ("x", "x_test"), limit, str(path)) if is_npz else decode_npy(payload, str(path))
     x = _numbers(array, None if like is None else like.axes, str(path))
     if x.dim() != 4 or like is None:
         return x
@@ -249,7 +248,8 @@ def digest_of(task: OwnTask) -> str:
 
 
 def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
-    arrays = read_npz(read_payload(task.path), ARRAYS, limit=NPZ_BYTES, origin=str(task.path))
+    payload = read_payload(task.path)
+    arrays = read_npz(payload, ARRAYS, limit=unpacked_limit(len(payload)), origin=str(task.path))
     # What the training targets are decides on the test targets, too: a few of these may look like something else.
     first = targets_of_array(arrays["y_train"], len(arrays["x_train"]), task.choice.kind, f"{task.path}: y_train")
     kind = kind_of_own(first)
