@@ -164,6 +164,7 @@ class Places(nn.Module):
         return functional.max_unpool2d(maxima, places, 2).flatten(1)
 
 
+@pytest.mark.slow
 def test_places_of_maxima_are_not_made_up() -> None:
     x = torch.randn(2, 3, 4, 4)
     program = torch.export.export(Places(), (x,))

@@ -268,6 +268,7 @@ def test_state_that_a_hook_puts_into_a_head_is_refused_when_it_is_consolidated()
         net.consolidate("a")
 
 
+@pytest.mark.slow
 def test_weight_norm_of_either_kind_may_be_in_a_head(tmp_path: Path) -> None:
     door = DOORWAYS["mapping"]
     net = attach("units", door)

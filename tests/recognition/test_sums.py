@@ -344,6 +344,7 @@ def test_nothing_is_left_in_memory_of_a_forgotten_task() -> None:
     assert "b" not in repr(vars(net.recognisers))
 
 
+@pytest.mark.slow
 def test_files_keep_sums_and_older_ones_do_without(tmp_path: Path) -> None:
     net, samples = three_tasks()
     x, y = samples["c"]
