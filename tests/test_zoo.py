@@ -10,7 +10,7 @@ from torch import nn
 
 from hatrack import HATNetwork
 from support.helpers import CLASSES, SAMPLES, assert_poison_harmless, logits, loss_of, mode, open_task, progress
-from support.marks import in_turn, slow_but, slow_unless
+from support.marks import in_turn, is_deep, slow_but, slow_unless
 from support.zoo import CHEAP, QUICK, ZOO
 from support.zoo_models import MODELS
 
@@ -23,7 +23,7 @@ RECIPES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-STEPS = 20  # two epochs, each from the softest gates to the hardest
+STEPS = 30 if is_deep() else 20  # epochs of ten, each from the softest gates to the hardest
 
 CASES = [
     *dict.fromkeys([*((name, "adamw") for name in QUICK), *in_turn(ZOO, tuple(RECIPES))]),

@@ -15,8 +15,9 @@ import hatrack
 from hatrack import HATNetwork, WeightMaskedNetwork
 from hatrack.protection import plan
 from hatrack.protection.versions import VersionWatch
+from support.marks import is_deep
 
-TASKS = 100
+TASKS = 200 if is_deep() else 100
 
 
 def backbone() -> nn.Module:
@@ -24,7 +25,7 @@ def backbone() -> nn.Module:
 
 
 @pytest.mark.slow
-def test_a_hundred_tasks_on_a_full_network(tmp_path: Path) -> None:
+def test_many_tasks_on_a_full_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = HATNetwork(backbone(), torch.zeros(1, 4))
     x, y = torch.randn(8, 4), torch.arange(8) % 2

@@ -31,9 +31,14 @@ def slow_but(kept: Iterable[str], cases: Iterable[str]) -> list[Any]:
     return slow_unless(set(kept).__contains__, cases)
 
 
+def is_deep() -> bool:
+    """Return whether this run is one of the profile ``deep``."""
+    return settings().max_examples >= DEEP
+
+
 def in_turn(names: Iterable[str], others: Sequence[str]) -> list[tuple[str, str]]:
     """Return pairs in which every value of two parameters occurs, the second ones in turn; all pairs in a deep run."""
-    if examples(DEEP) >= DEEP:
+    if is_deep():
         return [(name, other) for name in names for other in others]
     return [(name, others[number % len(others)]) for number, name in enumerate(names)]
 
