@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -105,6 +105,7 @@ def run_command(
     seed: Annotated[int, WHOLE] = 0,
     learning: Learning = DEFAULTS,
     limit: Annotated[int | None, WHOLE] = None,
+    infer: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
     settings: Settings = (),
     threads: Annotated[int | None, WHOLE] = None,
@@ -122,6 +123,9 @@ def run_command(
         Decides on initial weights, order of samples and tasks, validation split and permutations.
     limit
         At most so many training samples per task, balanced over its classes; short for `--set limit=N`.
+    infer
+        Recognise the tasks of test samples, too, after every task, as if nobody named them; for `hat`, `pmask` and
+        their kin. Short for `--set infer=true`.
     out
         Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
     settings
@@ -136,7 +140,7 @@ def run_command(
     from hatrack.report import accuracy_table, forgetting_line
     from hatrack.train.parallel import joined
 
-    overrides = learning.overrides(settings, limit=limit)
+    overrides = learning.overrides(settings, limit=limit, infer=infer or None)
     subject = learning.experiment(experiment)
     folder = out or Path("runs") / f"{subject.name}-{method}-seed{seed}"
     console, where = make_console(), take_device(learning.device)

@@ -4,6 +4,7 @@
 regression on features that all tasks share (:class:`FeatureMap`), solved from sums that every task keeps.
 """
 
+from hatrack.recognition.confusion import Confusion, auroc, measure_confusion
 from hatrack.recognition.feature_maps import (
     FeatureMap,
     RandomFilters,
@@ -24,6 +25,7 @@ from hatrack.recognition.infer import (
 from hatrack.recognition.sums import RecogniserCache, RidgeRecogniser, TaskDensities, gather_sums, solve_ridge
 
 __all__ = [
+    "Confusion",
     "FeatureMap",
     "IncrementalAccuracy",
     "Inferred",
@@ -33,12 +35,14 @@ __all__ = [
     "RecogniserCache",
     "RidgeRecogniser",
     "TaskDensities",
+    "auroc",
     "choose_scorer",
     "default_feature_map",
     "feature_map_from",
     "gather_sums",
     "infer_by_sums",
     "infer_task",
+    "measure_confusion",
     "measure_inference",
     "require_vectors",
     "solve_ridge",
