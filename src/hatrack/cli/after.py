@@ -80,9 +80,9 @@ def forget_command(folder: Path, /, *, task: str, data: Data = None) -> int:
 
     The other tasks keep every bit of their answers. The network, the test logits and the result are written anew, and
     copies of earlier networks in the folder, too; what was interrupted is finished by the same command. The run can be
-    verified, shown and exported as before, but it does not go on. No data is needed; what `--infer` measured is measured
-    again without the task if the data is on this machine, and else not known any more. Exit code 1 if other files in the folder name the
-    task.
+    verified, shown and exported as before, but it does not go on. No data is needed; what `--infer` measured is
+    measured again without the task if the data is on this machine, and else not known any more. Exit code 1 if other
+    files in the folder name the task.
 
     Parameters
     ----------

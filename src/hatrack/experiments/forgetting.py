@@ -78,10 +78,11 @@ def forget_in_run(folder: Path | str, task: str, data: Path | None = None) -> Ru
     """Forget a task in all files of a run: the network, test logits, the result, and copies of earlier networks.
 
     The task's weights, head, statistics, logits, scores and name go; the result says how many tasks were forgotten. No
-    data is needed; where the run recognised tasks that nobody named, that is measured again without the task if its data
-    is on this machine, and else not known any more. Every file is replaced in one step, and the result first says what is going on, and last that it is
-    done: after an interruption the same call finishes what is left, and nothing else accepts the folder until then.
-    Afterwards the run can be verified, reported on, asked and exported, but it does not go on.
+    data is needed; where the run recognised tasks that nobody named, that is measured again without the task if the
+    data is on this machine, and else not known any more. Every file is replaced in one step, and the result first says
+    what is going on, and last that it is done: after an interruption the same call finishes what is left, and nothing
+    else accepts the folder until then. Afterwards the run can be verified, reported on, asked and exported, but it does
+    not go on.
 
     Args:
         folder: the run's folder.

@@ -171,9 +171,7 @@ def _require_recognition(
     for method, config in configs.items():
         if config.overridden({**common, **own.get(method, {})}).stream.infer and method not in able:
             which = f"say of which: {', '.join(f'`{name}.infer=true`' for name in able)}" if able else "leave it out"
-            raise InputError(
-                f"infer is for methods with masks, and {method}, which is compared too, has none; {which}"
-            )
+            raise InputError(f"infer is for methods with masks, and {method}, which is compared too, has none; {which}")
 
 
 def run_folder(folder: Path, method: str, seed: int) -> Path:

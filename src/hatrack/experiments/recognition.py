@@ -1,4 +1,4 @@
-"""Recognition of the tasks of a run's test samples where nobody names them: measuring it, and what ``run.json`` keeps."""
+"""Recognition of the tasks of a run's test samples, which nobody names: measuring it, and what ``run.json`` keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from hatrack.objectives import Classification
 from hatrack.recognition import Confusion, measure_confusion
 from hatrack.streams import Task
 
-__all__ = ["KEYS", "Recognition", "calibrate_task", "measure_recognition", "require_recognisable", "require_recognition"]
+__all__ = [
+    "KEYS",
+    "Recognition",
+    "calibrate_task",
+    "measure_recognition",
+    "require_recognisable",
+    "require_recognition",
+]
 
 Shares = tuple[float, ...]
 """Shares of the test samples of tasks 0..t, each in [0, 1]."""
@@ -47,8 +54,13 @@ class Recognition:
 
     def with_row(self, found: Confusion) -> Recognition:
         """Return the record after one more task."""
-        rows = (*self.class_incremental, found.class_incremental), (*self.task_recognised, found.task_recognised)
-        return Recognition(*rows, *_last(found))
+        return Recognition(
+            (*self.class_incremental, found.class_incremental),
+            (*self.task_recognised, found.task_recognised),
+            found.auroc or None,
+            _table(found.of_tasks),
+            _table(found.counts),
+        )
 
     def first(self, learned: int) -> Recognition:
         """Return the record as it was after the first tasks, as far as that is known."""
@@ -63,9 +75,8 @@ class Recognition:
             index: the task's place among those learned.
             found: recognition of the tasks that are left, measured anew; None where that cannot be.
         """
-        before = tuple(rows[:index] for rows in (self.class_incremental, self.task_recognised))
-        unknown: tuple[Shares | None, ...] = (None,) * (len(self.class_incremental) - index - 1)
-        known = Recognition(*(rows + unknown for rows in before))
+        unknown = (None,) * (len(self.class_incremental) - index - 1)
+        known = Recognition((*self.class_incremental[:index], *unknown), (*self.task_recognised[:index], *unknown))
         if found is None:
             return known
         return known.first(len(known.class_incremental) - 1).with_row(found)
@@ -98,8 +109,8 @@ class Recognition:
         """
 
         def square(rows: Sequence[Shares | None]) -> list[list[float | None]]:
-            filled = [[*(row or ()), *[None] * (tasks - len(row or ()))] for row in rows]
-            return [*filled, *([None] * tasks for _ in range(tasks - len(rows)))]
+            all_rows = (*rows, *[None] * (tasks - len(rows)))
+            return [[*(row or ()), *[None] * (tasks - len(row or ()))] for row in all_rows]
 
         areas = self.task_auroc or ()
         return {
@@ -125,12 +136,12 @@ class Recognition:
         if all(data.get(key) is None for key in KEYS):
             return None
         size, total = len(classes), sum(classes[:learned])
-        rows = [_rows(data[key], learned, size) for key in KEYS[:2]]
+        both, of_task = (_rows(data[key], learned, size) for key in KEYS[:2])
         areas = tuple(float(area) for area in data["task_auroc"] if area is not None)
         if len(data["task_auroc"]) != size or len(areas) not in (0, learned):
             raise ValueError("task_auroc is not of the tasks learned")
-        confusions = [_counts(data[key], width) for key, width in zip(KEYS[3:], (learned, total), strict=True)]
-        return cls(*rows, areas or None, *confusions)
+        tasks, of_classes = _counts(data["task_confusion"], learned), _counts(data["class_confusion"], total)
+        return cls(both, of_task, areas or None, tasks, of_classes)
 
 
 KEYS = ("class_incremental", "task_recognised", "task_auroc", "task_confusion", "class_confusion")
@@ -159,7 +170,8 @@ def require_recognisable(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if not isinstance(task.objective, Classification):
             raise InputError(
-                f"task {task.name!r} is {task.objective.kind}, and only tasks of classes are recognised: leave `infer` out"
+                f"task {task.name!r} is {task.objective.kind}, and only tasks of classes are recognised: leave `infer` "
+                "out"
             )
         if not len(task.test):
             raise InputError(f"task {task.name!r} has no test samples to recognise: leave `infer` out")
@@ -194,10 +206,8 @@ def measure_recognition(method: Method, tasks: Sequence[Task], batch_size: int) 
     )
 
 
-def _last(found: Confusion) -> tuple[tuple[float, ...] | None, Counts, Counts]:
-    """Return what is kept of the last row alone."""
-    tables = (tuple(map(tuple, counts.tolist())) for counts in (found.of_tasks, found.counts))
-    return found.auroc or None, *tables  # type: ignore[return-value]
+def _table(counts: torch.Tensor) -> Counts:
+    return tuple(tuple(row) for row in counts.tolist())
 
 
 def _over_all(row: Shares | None, samples: Sequence[int]) -> float | None:

@@ -1,4 +1,4 @@
-"""Confusion of tasks and classes where no task is named, and the area under the curve of each task against the others."""
+"""Confusion of tasks and classes where no task is named, and the area under the ROC curve of each task."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Confusion:
     @property
     def class_incremental(self) -> tuple[float, ...]:
         """Share of each task's samples whose task and class were recognised, in [0, 1]."""
-        right = [int(part.sum()) for part in self.counts.diagonal().split(list(self.classes))]
+        right = [int(part.sum()) for part in torch.split(self.counts.diagonal(), list(self.classes))]
         return _shares(right, self.samples)
 
 

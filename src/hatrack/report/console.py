@@ -194,7 +194,8 @@ def comparison_table(comparison: Comparison) -> Table:
     shown = any(samples is not None for samples in kept.values())
     unnamed = {method: comparison.spread(method, "class_incremental_accuracy") for method in comparison.methods}
     recognised = any(found is not None for found in unnamed.values())
-    for column in (score, *["no task named, %"] * recognised, lost, "forgetting ratio", *(["samples kept"] if shown else []), "seeds"):
+    titles = (score, *["no task named, %"] * recognised, lost, "forgetting ratio", *["samples kept"] * shown, "seeds")
+    for column in titles:
         table.add_column(column, justify="right")
     scores = {method: comparison.spread(method, "average_score") for method in comparison.methods}
 
