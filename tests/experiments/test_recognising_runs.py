@@ -7,13 +7,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
 import hatrack.experiments.running
-from hatrack import measure_inference
+from hatrack import HATNetwork, measure_inference
 from hatrack.cli import main
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments import (
@@ -24,6 +25,7 @@ from hatrack.experiments import (
     RunResult,
     forget_in_run,
     open_run,
+    predict_files,
     prepare,
     read_result,
     recorded_run,
@@ -282,6 +284,31 @@ def test_forgetting_measures_anew_or_says_that_it_is_not_known(
     assert content["metrics"]["class_incremental_accuracy"] == (pytest.approx(expected, abs=2e-3) if here else None)
     assert main(["verify", str(folder)]) == 0
     assert "unnamed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_predicting_takes_what_the_run_has_calibrated(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of all tasks in one file, which nobody names, in one pass and without a look at the training samples."""
+    prepared, tasks = open_run(finished)
+    mixed = torch.cat([task.test.source[task.test.rows] for task in tasks])
+    mixed = mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(0))]
+    np.save(tmp_path / "mixed.npy", mixed.numpy())
+    monkeypatch.setattr("hatrack.models.base.calibrate", lambda *_: _raise(AssertionError("calibrated again")))
+    with patch.object(HATNetwork, "infer", autospec=True, side_effect=HATNetwork.infer) as infer:
+        found = predict_files(finished, None, [tmp_path / "mixed.npy"])
+    assert infer.call_count == 1
+    method: Any = prepared.method
+    transform = tasks[0].test.transform
+    assert transform is not None
+    inferred = method.network.infer(transform(mixed).float())
+    assert [each.task for each in found] == inferred.task_names
+    monkeypatch.undo()
+    without = finish(request("hat", tmp_path / "without", infer=False))
+    assert without.recognition is None
+    again = predict_files(tmp_path / "without", None, [tmp_path / "mixed.npy"])
+    assert [each.task for each in again] == [each.task for each in found], "calibrated when it is asked"
 
 
 def _raise(error: Exception) -> Any:
