@@ -5,7 +5,8 @@ alone, and announced (though not to which task). Tested with the task that fits 
 how many test samples are recognised as that task without a label. The smallest jump of the loss was chosen on seeds
 0 and 1 out of .05, .1 and .3; that of the strangeness of samples by one pass over split Fashion-MNIST with seed 0.
 
-python benchmarks/boundaries.py [--seeds 0 1 2] [--streams NAME ...] [--out benchmarks/results/boundaries.json]
+python benchmarks/boundaries.py [--seeds 0 1 2] [--streams NAME ...] [--modes MODE ...]
+    [--out benchmarks/results/boundaries.json]
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--streams", nargs="+", choices=STREAMS, default=[*STREAMS])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -149,7 +151,7 @@ def main() -> None:
     for name in arguments.streams:
         for seed in arguments.seeds:
             stream = STREAMS[name](seed)
-            for mode in MODES:
+            for mode in arguments.modes:
                 run = learn(stream, seed, mode, settings)
                 runs.append({"stream": name, "seed": seed, "switches_are": mode, **run})
                 print(
