@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from hatrack.experiments.recognition import Recognition
 from hatrack.experiments.results import write_result
 from hatrack.methods import METHODS
 from hatrack.methods.masked import MaskedMethod
-from hatrack.recognition import Confusion
+from hatrack.recognition import Confusion, RandomFilters
 from hatrack.storage.checked_json import write_checked_json
 from support.synthetic import recognised, synthetic
 
@@ -54,6 +55,13 @@ def finish(wanted: RunRequest) -> RunResult:
     for _ in run(prepared):
         pass
     return prepared.result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_map() -> Iterator[None]:
+    """Fewer features than usual, so that a regression takes milliseconds."""
+    with patch("hatrack.models.calibrating.default_feature_map", lambda shape: RandomFilters(filters=9, regions=2)):
+        yield
 
 
 @pytest.fixture(scope="module")
