@@ -118,7 +118,8 @@ def virtual_logit(features: Tensor, logits: Tensor, known: PrincipalSpace) -> Te
     orders samples as the softmax share of the virtual logit does, the other way round.
     """
     residual = (features.double() - known.origin) @ known.residual
-    return logits.double().logsumexp(1) - known.scale * residual.norm(dim=1)
+    distances: Tensor = torch.linalg.vector_norm(residual, dim=1)
+    return logits.double().logsumexp(1) - known.scale * distances
 
 
 def compose(first: Tensor, second: Tensor, scales: tuple[float, float]) -> Tensor:
@@ -158,7 +159,8 @@ def _shrunk_factor(centred: Tensor) -> Tensor:
     share = float(spread.clamp_min(0) / distance) if distance > 0 else 1.0
     share = min(1.0, max(share, _LEAST_ROUND))
     tiny = math.sqrt(torch.finfo(covariance.dtype).tiny)
-    return torch.linalg.cholesky(torch.lerp(covariance, (usual + tiny) * identity, share))
+    factor: Tensor = torch.linalg.cholesky(torch.lerp(covariance, (usual + tiny) * identity, share))
+    return factor
 
 
 _LEAST_ROUND = 1e-6
