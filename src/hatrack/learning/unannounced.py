@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -286,7 +287,7 @@ class UnannouncedLearner:
             self._usual[self.current] = Usual(self._detector.mean, self._detector.deviation)
             self._usually_strange[self.current] = Usual(self._sample_detector.mean, self._sample_detector.deviation)
         known = {
-            task: (self._mean_strangeness(task, batches), self.loss_of(task, [(x, y) for x, y, _ in batches]))
+            task: (self._usual_strangeness(task, batches), median(self.loss_of(task, [(x, y)]) for x, y, _ in batches))
             for task in self.tasks
             if task != self.current
         }
@@ -305,10 +306,13 @@ class UnannouncedLearner:
         compared = strange if self.current in self._sums else None
         return Step(self.current, loss, Surprise.SWITCH, opened=False, strangeness=compared)
 
-    def _mean_strangeness(self, task: str, batches: Sequence[_Window]) -> float:
-        """Return the mean strangeness of batches for a task; 0 where samples are not compared."""
+    def _usual_strangeness(self, task: str, batches: Sequence[_Window]) -> float:
+        """Return the median strangeness of batches for a task; 0 where samples are not compared.
+
+        The first of them may still be of the task before, if that was suspicious by chance.
+        """
         found = [strange for each in batches if (strange := self._strangeness(task, each)) is not None]
-        return sum(found) / len(found) if found else 0.0
+        return median(found) if found else 0.0
 
     def _is_usual(self, task: str, strange: float, loss: float) -> bool:
         """Return whether strangeness and loss are usual for a task."""
