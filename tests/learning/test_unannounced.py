@@ -189,13 +189,21 @@ def shifted(*places: float, count: int = 400) -> TaskStream:
     return TaskStream("shifted", tuple(tasks))
 
 
-def follow(stream: TaskStream, **settings: Any) -> tuple[UnannouncedLearner, list[Step]]:
+def follow(
+    stream: TaskStream, odd: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None, **settings: Any
+) -> tuple[UnannouncedLearner, list[Step]]:
+    """Learn the tasks; before some batches, by their places, comes an odd one."""
+
     def build() -> torch.nn.Module:
         return build_reproducibly(lambda: MLP(stream.input_shape, (40,)), 0, xavier=True)
 
     method = METHODS["hat"](Setup(build, stream.input_shape, 0, torch.device("cpu")), METHODS["hat"].settings_type())
     learner = UnannouncedLearner(method, 2, lambda p: torch.optim.SGD(p, lr=0.05), **settings)
-    steps = [learner.observe(x, y) for x, y in Unannounced(stream, passes=3, batch_size=20)]
+    steps = []
+    for index, (x, y) in enumerate(Unannounced(stream, passes=3, batch_size=20)):
+        if odd is not None and index in odd:
+            steps.append(learner.observe(*odd[index]))
+        steps.append(learner.observe(x, y))
     learner.finish()
     return learner, steps
 
@@ -218,6 +226,17 @@ def test_a_switch_that_no_loss_shows_is_noticed_by_the_samples() -> None:
     assert sum(name == "found-2" for name in names[40:]) > 36
     usual = [step.strangeness for step in steps if step.surprise is Surprise.USUAL and step.strangeness is not None]
     assert 0.5 < sum(usual) / len(usual) < 1.5
+
+
+@pytest.mark.slow
+def test_an_odd_batch_before_a_switch_opens_no_task() -> None:
+    """It is the first of the three by which the switch is noticed, and not one of the task that comes back."""
+    stream = repeated(shifted(0.0, 4.0), 2)
+    (odd,) = shifted(-9.0, count=20)
+    learner, steps = follow(stream, {180: odd.train.load()}, feature_map=RandomUnits(units=40))
+    assert [step.surprise for step in steps[180:183]] == [Surprise.SUSPICIOUS, Surprise.SUSPICIOUS, Surprise.SWITCH]
+    assert (steps[182].task, steps[182].opened) == ("found-2", False)
+    assert learner.tasks == ["found-1", "found-2"]
 
 
 @pytest.mark.slow

@@ -38,17 +38,18 @@ def shrunk(rows: list[Tensor]) -> Tensor:
     return (1 - share) * covariance + share * usual * torch.eye(size, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("count", [9, 60])
-def test_distances_are_those_of_a_loop(count: int) -> None:
+@pytest.mark.parametrize(("count", "others"), [(9, None), (60, None), (60, 30)])
+def test_distances_are_those_of_a_loop(count: int, others: int | None) -> None:
     x, labels = samples(count)
-    known = fit_gaussians(x, labels)
+    around = x if others is None else 2 * samples(others, seed=5)[0] - 1
+    known = fit_gaussians(x, labels, None if others is None else around)
     centers = [x[labels == label].mean(0) for label in range(3)]
     within = torch.linalg.inv(shrunk([row - centers[label] for row, label in zip(x, labels.tolist(), strict=True)]))
-    around = torch.linalg.inv(shrunk([row - x.mean(0) for row in x]))
+    whole = torch.linalg.inv(shrunk([row - around.mean(0) for row in around]))
     new, _ = samples(7, seed=1)
     for row, score, relative in zip(new, mahalanobis(new, known), relative_mahalanobis(new, known), strict=True):
         nearest = min(float((row - center) @ within @ (row - center)) for center in centers)
-        background = float((row - x.mean(0)) @ around @ (row - x.mean(0)))
+        background = float((row - around.mean(0)) @ whole @ (row - around.mean(0)))
         assert float(score) == pytest.approx(-nearest, rel=1e-8)
         assert float(relative) == pytest.approx(background - nearest, rel=1e-7, abs=1e-7)
 

@@ -27,13 +27,13 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class ClassGaussians:
-    """Normal distributions of the classes of a task, with one covariance, and of all its samples together.
+    """Normal distributions of the classes of a task, with one covariance, and of a background.
 
     Attributes:
         centers: mean of every class that has samples, float64 ``(C, F)``.
         factor: lower Cholesky factor of the covariance within classes, ``(F, F)``.
-        mean: mean of all samples, ``(F,)``.
-        background: lower Cholesky factor of the covariance of all samples, ``(F, F)``.
+        mean: mean of the background, ``(F,)``.
+        background: lower Cholesky factor of the background's covariance, ``(F, F)``.
     """
 
     centers: Tensor
@@ -43,20 +43,23 @@ class ClassGaussians:
 
 
 @torch.no_grad()
-def fit_gaussians(features: Tensor, labels: Tensor) -> ClassGaussians:
+def fit_gaussians(features: Tensor, labels: Tensor, background: Tensor | None = None) -> ClassGaussians:
     """Fit normal distributions, their covariances shrunk to a multiple of the identity as Ledoit and Wolf (2004) say.
 
     Args:
         features: features of training samples, ``(N, F)``, two samples at least.
         labels: their classes, int64 ``(N,)``.
+        background: features of samples of all kinds under the task's mask, ``(M, F)``; None takes the task's own, of
+            which relative distances learn nothing about samples of other tasks.
     """
     features = features.double()
     members = F.one_hot(labels).double()
     members = members[:, members.sum(0) > 0]
     centers = members.T @ features / members.sum(0).unsqueeze(1)
-    mean = features.mean(0)
-    factor, background = (_shrunk_factor(each) for each in (features - members @ centers, features - mean))
-    return ClassGaussians(centers, factor, mean, background)
+    around = features if background is None else background.double()
+    mean = around.mean(0)
+    factor, whole = (_shrunk_factor(each) for each in (features - members @ centers, around - mean))
+    return ClassGaussians(centers, factor, mean, whole)
 
 
 def mahalanobis(features: Tensor, known: ClassGaussians) -> Tensor:
@@ -65,10 +68,10 @@ def mahalanobis(features: Tensor, known: ClassGaussians) -> Tensor:
 
 
 def relative_mahalanobis(features: Tensor, known: ClassGaussians) -> Tensor:
-    """Return by how much the nearest class is nearer than all samples' mean (Ren et al., 2021), ``(N,)``.
+    """Return by how much the nearest class is nearer than the background (Ren et al., 2021), ``(N,)``.
 
-    That is the squared distance by the covariance of all samples, less that to the nearest class by the covariance
-    within classes: what all samples vary in counts for nothing.
+    That is the squared distance from the background's mean by its covariance, less that to the nearest class by the
+    covariance within classes: what all samples vary in counts for nothing.
     """
     whole = _distances(features, known.mean.unsqueeze(0), known.background).squeeze(1)
     return whole + mahalanobis(features, known)
