@@ -67,7 +67,8 @@ class TensorBoard:
         for task, score in zip(result.tasks, result.scores[-1], strict=False):
             self._writer.add_scalar(f"tasks/{task.name}", score.value, learned)
         figures = result.metrics()
-        for name in ("average_accuracy" if result.metric == ACCURACY else "average_score", "forgetting"):
+        average = "average_accuracy" if result.metric == ACCURACY else "average_score"
+        for name in (average, "forgetting", "class_incremental_accuracy", "task_recognised"):
             if figures[name] is not None:
                 self._writer.add_scalar(name, figures[name], learned)
         share = in_use(result.capacity)
