@@ -85,6 +85,7 @@ def test_run_json_has_the_documented_schema(method: str, finished: Finished) -> 
             "sources",
             "history",
             "reuse",
+            *("class_incremental", "task_recognised", "task_auroc", "task_confusion", "class_confusion"),
             *(["memory"] if method in REMEMBERING else []),
             "status",
             "sha256",
@@ -109,6 +110,7 @@ def test_run_json_has_the_documented_schema(method: str, finished: Finished) -> 
     assert all(0.0 <= value <= 1.0 for row in content["accuracy"] for value in row if value is not None)
     assert set(content["metrics"]) == {
         *("average_accuracy", "average_score", "forgetting", "backward_transfer", "forgetting_ratio", "capacity"),
+        *("class_incremental_accuracy", "task_recognised"),
     }
     assert content["metrics"]["average_accuracy"] == content["metrics"]["average_score"]
     assert content["metrics"]["average_accuracy"] == pytest.approx(sum(content["accuracy"][-1]) / 3)

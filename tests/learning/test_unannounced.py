@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hatrack.backbones import MLP, build_reproducibly
 from hatrack.errors import InputError
 from hatrack.learning.unannounced import Step, UnannouncedLearner
 from hatrack.methods import METHODS, Method, Setup
+from hatrack.recognition import RandomUnits
 from hatrack.streams import DetectorSettings, Surprise, Task, TaskStream, Unannounced, repeated
 from hatrack.support.interface import Interface
 from support.marks import slow_but
@@ -175,3 +177,83 @@ def test_methods_without_masks_take_one_tensor_alone() -> None:
     setup = Setup(Halves, (), 0, torch.device("cpu"), example={"left": torch.zeros(1, 4)}, interface=Interface("out"))
     with pytest.raises(InputError, match="ewc takes samples of one tensor of real numbers"):
         METHODS["ewc"](setup, METHODS["ewc"].settings_type())
+
+
+def shifted(*places: float, count: int = 400) -> TaskStream:
+    """Tasks of one rule, which one head predicts, whose samples lie elsewhere: the loss tells no switch."""
+    tasks = []
+    for index, place in enumerate(places):
+        x = torch.randn(count, 8, generator=torch.Generator().manual_seed(index))
+        y = (x[:, 0] > 0).long()
+        x[:, 1:3] += place
+        tasks.append(Task.from_tensors(f"at-{index}", x, y, x[:40], y[:40]))
+    return TaskStream("shifted", tuple(tasks))
+
+
+def follow(
+    stream: TaskStream, odd: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None, **settings: Any
+) -> tuple[UnannouncedLearner, list[Step]]:
+    """Learn the tasks; before some batches, by their places, comes an odd one."""
+
+    def build() -> torch.nn.Module:
+        return build_reproducibly(lambda: MLP(stream.input_shape, (40,)), 0, xavier=True)
+
+    method = METHODS["hat"](Setup(build, stream.input_shape, 0, torch.device("cpu")), METHODS["hat"].settings_type())
+    learner = UnannouncedLearner(method, 2, lambda p: torch.optim.SGD(p, lr=0.05), **settings)
+    steps = []
+    for index, (x, y) in enumerate(Unannounced(stream, passes=3, batch_size=20)):
+        if odd is not None and index in odd:
+            steps.append(learner.observe(*odd[index]))
+        steps.append(learner.observe(x, y))
+    learner.finish()
+    return learner, steps
+
+
+@pytest.mark.slow
+def test_a_switch_that_no_loss_shows_is_noticed_by_the_samples() -> None:
+    """And a task that comes back is recognised: not opened again, and not trained any further."""
+    stream = repeated(shifted(0.0, 4.0), 2)
+    blind, _ = follow(stream, strange=None, feature_map=RandomUnits(units=40))
+    assert blind.tasks == ["found-1"], "one head predicts both"
+    learner, steps = follow(stream, feature_map=RandomUnits(units=40))
+    assert learner.tasks == ["found-1", "found-2"]
+    switches = [index for index, step in enumerate(steps) if step.surprise is Surprise.SWITCH]
+    assert switches == [0, 62, 122, 182], "every switch with the third batch"
+    assert [steps[index].task for index in switches] == ["found-1", "found-2", "found-1", "found-2"]
+    assert [steps[index].opened for index in switches] == [True, True, False, False]
+    x = torch.cat([task.test.load()[0] for task in stream[:2]])
+    names = learner.recognise(x)
+    assert sum(name == "found-1" for name in names[:40]) > 36
+    assert sum(name == "found-2" for name in names[40:]) > 36
+    usual = [step.strangeness for step in steps if step.surprise is Surprise.USUAL and step.strangeness is not None]
+    assert 0.5 < sum(usual) / len(usual) < 1.5
+
+
+@pytest.mark.slow
+def test_an_odd_batch_before_a_switch_opens_no_task() -> None:
+    """It is the first of the three by which the switch is noticed, and not one of the task that comes back."""
+    stream = repeated(shifted(0.0, 4.0), 2)
+    (odd,) = shifted(-9.0, count=20)
+    learner, steps = follow(stream, {180: odd.train.load()}, feature_map=RandomUnits(units=40))
+    assert [step.surprise for step in steps[180:183]] == [Surprise.SUSPICIOUS, Surprise.SUSPICIOUS, Surprise.SWITCH]
+    assert (steps[182].task, steps[182].opened) == ("found-2", False)
+    assert learner.tasks == ["found-1", "found-2"]
+
+
+@pytest.mark.slow
+def test_samples_are_compared_by_classes() -> None:
+    """The same samples with other labels are another task, and come back as the first one."""
+    first = shifted(0.0)[0]
+    x, y = first.train.load()
+    other = Task.from_tensors("other", x, 1 - y, x[:40], 1 - y[:40])
+    learner, _ = follow(TaskStream("labels", (first, other, replace(first, name="again"))))
+    assert learner.tasks == ["found-1", "found-2"]
+    assert learner.current == "found-1"
+
+
+def test_recognising_needs_a_task_and_samples_that_were_looked_at() -> None:
+    stream = shifted(0.0, count=40)
+    learner, steps = follow(stream, strange=None)
+    assert all(step.strangeness is None for step in steps)
+    with pytest.raises(InputError, match="recognised once some are found"):
+        learner.recognise(stream[0].test.load()[0])

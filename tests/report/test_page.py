@@ -16,7 +16,7 @@ from hatrack.methods import METHODS as METHODS_BY_NAME
 from hatrack.report import canvas
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
-from support.synthetic import METHODS, synthetic
+from support.synthetic import METHODS, recognised, synthetic
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -97,8 +97,9 @@ def test_nothing_breaks_apart_or_sticks_out_on_a_phone(tmp_path: Path) -> None:
     }, 300));
     """  # noqa: E501
     page, frame = tmp_path / "report.html", tmp_path / "frame.html"
+    runs = [synthetic(method, seed, 12) for method in METHODS for seed in (0, 1)]
     before, _, _ = html_report(
-        Runs.of(synthetic(method, seed, 12) for method in METHODS for seed in (0, 1))
+        Runs.of(recognised(run) if run.method in ("hat", "pmask") else run for run in runs)
     ).rpartition("</body>")
     page.write_text(f"{before}<script>{probe}</script></body></html>", encoding="utf-8")
     widths = (390, 800, 1400)  # a window of Chromium's is at least 500 pixels wide, a frame is not
@@ -329,3 +330,21 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"wrote {out}" in capsys.readouterr().out.replace("\n", "")
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert main(["report", str(tmp_path / "nothing"), "-o", str(out)]) == 2
+
+
+@pytest.mark.slow
+def test_what_is_taken_for_what_without_a_name_is_there_where_it_was_measured() -> None:
+    without = html_report(Runs.of([synthetic("hat", 0, 3)]))
+    assert 'id="unnamed"' not in without
+    assert "no task named" not in without
+    page = html_report(Runs.of([recognised(synthetic("hat", seed, 3)) for seed in (0, 1)] + [synthetic("sgd", 0, 3)]))
+    assert 'id="unnamed"' in page
+    assert "10.0 % of the samples of task 1 (task-1) are taken for task 2 (task-2)" in page
+    assert "20.0 % of class 2 (task 1) are taken for class 1 (task 2)" in page
+    assert 'data-chart="class_incremental_accuracy"' in page
+    assert page.count('class="heat classes"') == 1
+    assert "80.00\u00a0%" in page, "a card"
+    many = recognised(synthetic("hat", 0, 3, classes=10))
+    assert 'class="heat classes small"' in html_report(Runs.of([many]))
+    too_many = html_report(Runs.of([recognised(synthetic("hat", 0, 13, classes=10))]))
+    assert "130 classes are too many to draw" in too_many

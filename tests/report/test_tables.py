@@ -15,7 +15,7 @@ from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.metrics import forward_transfer, learning_accuracy
 from hatrack.experiments.plan import ComparisonPlan, run_folder, write_plan
 from hatrack.experiments.results import write_result
-from hatrack.report import inside, tables
+from hatrack.report import inside, recognition, tables
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.runs import Runs, read_runs
 from hatrack.report.table import Row, Table
@@ -23,7 +23,7 @@ from hatrack.report.verdict import differences, timing, verdict
 from hatrack.report.writers import WRITERS, to_csv, to_json, to_latex, to_markdown
 from hatrack.train import Score
 from support.marks import slow_but
-from support.synthetic import METHODS, synthetic
+from support.synthetic import METHODS, recognised, synthetic
 
 
 def by_hand(method: str, rows: list[list[float]], seed: int = 0) -> RunResult:
@@ -152,7 +152,10 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         read_runs(tmp_path)
 
 
-RUNS = Runs.of(synthetic(method, seed, 3) for method in METHODS for seed in range(2))
+RUNS = Runs.of(
+    recognised(run) if run.method == "hat" else run
+    for run in (synthetic(method, seed, 3) for method in METHODS for seed in range(2))
+)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -187,12 +190,13 @@ def test_time_is_compared_with_fine_tuning() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for method in ("hat", "sgd", "joint", "random"):
-        write_result(tmp_path / "runs" / method / "run.json", synthetic(method, 0, 3))
+        result = synthetic(method, 0, 3)
+        write_result(tmp_path / "runs" / method / "run.json", recognised(result) if method == "hat" else result)
     return tmp_path
 
 
 def test_results_with_history_survive_writing(folder: Path) -> None:
-    assert read_result(folder / "runs" / "hat" / "run.json") == synthetic("hat", 0, 3)
+    assert read_result(folder / "runs" / "hat" / "run.json") == recognised(synthetic("hat", 0, 3))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -227,3 +231,37 @@ def test_figures_in_other_forms(folder: Path, capsys: pytest.CaptureFixture[str]
     assert "hat" in capsys.readouterr().err
     assert main(["figure", "sensitivity", runs]) == 2
     assert "these do not differ" in capsys.readouterr().err
+
+
+def test_recognition_by_hand() -> None:
+    runs = Runs.of([recognised(synthetic("hat", seed, 3)) for seed in (0, 1)] + [synthetic("sgd", 0, 3)])
+    hat, sgd = (row_of(tables.summary(runs), method) for method in ("hat", "sgd"))
+    # Every class has 50 samples, of which 10 are taken for the next class: of two classes of a task one leaves it.
+    assert (hat["class_incremental_accuracy"], hat["task_recognised"]) == pytest.approx((0.8, 0.9))
+    assert hat["task_recognised_sd"] == pytest.approx(0.0)
+    assert sgd["class_incremental_accuracy"] is None
+    after = [row for row in tables.curves(runs).rows if row["method"] == "hat"]
+    assert [row["task_recognised"] for row in after] == pytest.approx([1.0, 0.9, 0.9])
+    rows = recognition.recognition(runs).rows
+    assert len(rows) == 2 * (1 + 2 + 3)
+    last = rows[5]
+    assert (last["after"], last["task"], last["class_incremental"], last["auroc"]) == (3, 3, 0.8, pytest.approx(0.92))
+    assert rows[0]["auroc"] is None
+    of_tasks = {(row["task"], row["taken_for"]): row["count"] for row in recognition.task_confusion(runs).rows}
+    assert (of_tasks[1, 1], of_tasks[1, 2], of_tasks[1, 3], of_tasks[3, 1]) == (90, 10, 0, 10)
+    of_classes = recognition.class_confusion(runs).rows
+    assert len(of_classes) == 2 * 6 * 2, "pairs that never happen are left out"
+    assert {row["share"] for row in of_classes} == {0.8, 0.2}
+    shares = recognition.mean_class_shares(runs, "hat")
+    assert (shares.classes[2], shares.rows[2][3], shares.seeds) == ((2, "class 1"), 0.2, (0, 1))
+    assert recognition.mean_class_shares(runs, "sgd").rows == ()
+    without = Runs.of([synthetic("hat", 0, 3)])
+    assert "task_recognised" not in [column.key for column in tables.summary(without).columns]
+    assert not recognition.recognition(without).rows
+
+
+def test_class_confusion_is_the_mean_of_seeds_with_the_same_classes_alone() -> None:
+    other = recognised(synthetic("hat", 1, 2))
+    first, second = (replace(task, class_names=(f"{task.name}-a", f"{task.name}-b")) for task in other.tasks)
+    moved = [replace(other, tasks=(first, second)), replace(other, seed=2, tasks=(second, first))]
+    assert recognition.mean_class_shares(Runs.of(moved), "hat").seeds == (1,)

@@ -94,13 +94,15 @@ def predict_command(
     return 0
 
 
-def forget_command(folder: Path, /, *, task: str) -> int:
+def forget_command(folder: Path, /, *, task: str, data: Data = None) -> int:
     """Forget a task of a run, for good: no file of the run holds anything of it afterwards.
 
     The other tasks keep every bit of their answers. The network, the test logits and the result are written anew, and
     copies of earlier networks in the folder, too; what was interrupted is finished by the same command. The run can be
-    verified, shown and exported as before, but it does not go on. Curves that `--log` wrote in the folder are removed.
-    Exit code 1 if other files in the folder name the task, or curves of the run lie elsewhere.
+    verified, shown and exported as before, but it does not go on. No data is needed; what `--infer` measured is
+    measured again without the task if the data is on this machine, and else not known any more. Curves that `--log`
+    wrote in the folder are removed. Exit code 1 if other files in the folder name the task, or curves of the run lie
+    elsewhere.
 
     Parameters
     ----------
@@ -111,12 +113,14 @@ def forget_command(folder: Path, /, *, task: str) -> int:
     """
     from hatrack.experiments import forget_in_run
 
-    done = forget_in_run(folder, task)
+    done = forget_in_run(folder, task, data)
     console = make_console()
     say(console, f"{task} is forgotten; what was interrupted is finished" if done.report is None else str(done.report))
     say(console, f"written anew: {', '.join(path.name for path in done.rewritten)}")
     if done.removed:
         say(console, f"removed: {', '.join(path.name for path in done.removed)}")
+    if done.recognition is False:
+        say(console, "how well the other tasks are recognised is not known any more: their data is not on this machine")
     for path in done.remaining:
         say(console, f"{path} is not of the run and still names it; remove it yourself")
     for place in done.elsewhere:

@@ -105,6 +105,7 @@ def run_command(
     method: MethodName,
     seed: Annotated[int, WHOLE] = 0,
     learning: Learning = DEFAULTS,
+    infer: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
     settings: Settings = (),
     threads: Annotated[int | None, WHOLE] = None,
@@ -120,6 +121,9 @@ def run_command(
         How to learn it; `hatrack list methods` explains them.
     seed
         Decides on initial weights, order of samples and tasks, validation split and permutations.
+    infer
+        Recognise the tasks of test samples, too, after every task, as if nobody named them; for `hat`, `pmask` and
+        their kin. Short for `--set infer=true`.
     out
         Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
     settings
@@ -139,7 +143,7 @@ def run_command(
     for name in log:
         require_logger(name)
 
-    overrides = learning.overrides(settings)
+    overrides = learning.overrides(settings, infer=infer or None)
     subject = learning.experiment(experiment)
     folder = out or Path("runs") / f"{subject.name}-{method}-seed{seed}"
     console, where = make_console(), take_device(learning.device)

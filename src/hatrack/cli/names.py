@@ -27,13 +27,15 @@ METHODS = (
 
 FIGURES = (
     *("accuracy", "forgetting", "forgetting-ratio", "sensitivity", "usage", "reuse", "compression", "layers"),
-    *("tasks", "matrix", "transfer", "published", "time", "time-by-task", "learning"),
+    *("tasks", "matrix", "class-incremental", "task-confusion", "class-confusion"),
+    *("transfer", "published", "time", "time-by-task", "learning"),
 )
 """Names of the figures that are drawn from runs."""
 
 TABLES = (
     *("summary", "forgetting-ratios", "differences", "curves", "accuracy", "by-task", "learning", "capacity"),
-    *("usage", "reuse", "compression", "timing", "published", "data"),
+    *("usage", "reuse", "compression", "recognition", "task-confusion", "class-confusion"),
+    *("timing", "published", "data"),
 )
 """Names of the tables of a report."""
 

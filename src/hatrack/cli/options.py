@@ -129,17 +129,18 @@ class Learning:
             return describe("", (Path(name),))
         return describe(name or "", self.tasks)
 
-    def overrides(self, settings: Iterable[str]) -> dict[str, Any]:
+    def overrides(self, settings: Iterable[str], **short: Any) -> dict[str, Any]:
         """Return settings, those included that have an option of their own.
 
         Args:
             settings: as ``key=value``.
+            **short: further settings by key; None where the option was not given.
 
         Raises:
             InputError: one has another form, or is given twice.
         """
         overrides = read_overrides(settings)
-        given = {"epochs": self.epochs, "limit": self.limit, "network": self.network}
+        given = {"epochs": self.epochs, "limit": self.limit, **short, "network": self.network}
         short = {key: value for key, value in given.items() if value is not None}
         for key in short:
             if key in overrides:

@@ -42,7 +42,10 @@ __all__ = [
 FAILURE = "failure.json"
 """The file in a run's folder that says why the run failed."""
 
-FIGURES = ("average_accuracy", "average_score", "forgetting", "backward_transfer", "forgetting_ratio")
+FIGURES = (
+    *("average_accuracy", "average_score", "forgetting", "backward_transfer", "forgetting_ratio"),
+    *("class_incremental_accuracy", "task_recognised"),
+)
 """Figures that a comparison gives for every run, after its last task."""
 
 

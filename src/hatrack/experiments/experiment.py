@@ -86,7 +86,13 @@ class Experiment:
         return config.overridden(earlier)
 
     def stream_of(
-        self, data: StreamSettings, *, seed: int, data_dir: Path | None, monitor: DownloadMonitor | None = None
+        self,
+        data: StreamSettings,
+        *,
+        seed: int,
+        data_dir: Path | None,
+        download: bool = True,
+        monitor: DownloadMonitor | None = None,
     ) -> TaskStream:
         """Make the stream; the same for all methods.
 
@@ -94,6 +100,7 @@ class Experiment:
             data: which samples to take, and how many tasks.
             seed: the run's.
             data_dir: folder to look for data sets in first.
+            download: whether a data set found nowhere may be fetched from the network.
             monitor: told how the download of a data set goes on.
 
         Raises:
@@ -112,7 +119,9 @@ class Experiment:
         if data.about_own:
             names = " and ".join(data.about_own)
             raise InputError(f"{names}: the classes of {self.name} are what they are; this is for tasks of your own")
-        return build_stream(self.stream, options, data_dir=data_dir, num_tasks=data.num_tasks, monitor=monitor)
+        return build_stream(
+            self.stream, options, data_dir=data_dir, num_tasks=data.num_tasks, download=download, monitor=monitor
+        )
 
 
 _Settings = TypeVar("_Settings", StreamSettings, NetworkSettings, TrainingSettings)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from hatrack.errors import InputError
+from hatrack.errors import DataError, InputError
 from hatrack.experiments.backbones import build_backbone
 from hatrack.experiments.comparison import FAILURE
 from hatrack.experiments.experiment import completed
@@ -27,7 +27,8 @@ from hatrack.experiments.folder import (
     require_run,
     require_whole,
 )
-from hatrack.experiments.recorded import command_of
+from hatrack.experiments.recognition import measure_recognition
+from hatrack.experiments.recorded import command_of, request_of, require_same_data, tasks_of
 from hatrack.experiments.results import RunResult, read_result, rounded_shares, write_result
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS, Method, Setup
@@ -36,6 +37,7 @@ from hatrack.models.base import MaskedNetwork
 from hatrack.models.forgetting import Forgotten
 from hatrack.models.hat import FORMAT
 from hatrack.models.weight_masked import WEIGHTS_FORMAT
+from hatrack.recognition import Confusion
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.storage.locks import LOCK, locked
 from hatrack.streams import seeded_generator
@@ -63,6 +65,7 @@ class RunForgotten:
         remaining: files in the folder that the run did not make and that may name the task.
         elsewhere: where curves of the run lie outside of its folder, and may name the task: folders, addresses, and the
             server that ``wandb sync`` sent them to.
+        recognition: whether the result says how the tasks that are left are recognised now; None where it said nothing.
     """
 
     report: Forgotten | None
@@ -70,19 +73,23 @@ class RunForgotten:
     removed: tuple[Path, ...]
     remaining: tuple[Path, ...]
     elsewhere: tuple[str, ...] = ()
+    recognition: bool | None = None
 
 
-def forget_in_run(folder: Path | str, task: str) -> RunForgotten:
+def forget_in_run(folder: Path | str, task: str, data: Path | None = None) -> RunForgotten:
     """Forget a task in all files of a run: the network, test logits, the result, and copies of earlier networks.
 
     The task's weights, head, statistics, logits, scores and name go; the result says how many tasks were forgotten. No
-    data is needed. Every file is replaced in one step, and the result first says what is going on, and last that it is
-    done: after an interruption the same call finishes what is left, and nothing else accepts the folder until then.
-    Afterwards the run can be verified, reported on, asked and exported, but it does not go on.
+    data is needed; where the run recognised tasks that nobody named, that is measured again without the task if the
+    data is on this machine, and else not known any more. Every file is replaced in one step, and the result first says
+    what is going on, and last that it is done: after an interruption the same call finishes what is left, and nothing
+    else accepts the folder until then. Afterwards the run can be verified, reported on, asked and exported, but it does
+    not go on.
 
     Args:
         folder: the run's folder.
         task: the task's name.
+        data: folder to look for data in first.
 
     Raises:
         InputError: the folder holds no run, or is in use, or there is no such task, or the method cannot forget.
@@ -94,7 +101,7 @@ def forget_in_run(folder: Path | str, task: str) -> RunForgotten:
     with locked(folder, _PATIENCE):
         recorded = read_result(folder / RESULT)
         _require_forgettable(folder, recorded, task)
-        return _forget(folder, recorded, task)
+        return _forget(folder, recorded, task, data)
 
 
 def _require_forgettable(folder: Path, recorded: RunResult, task: str) -> None:
@@ -111,7 +118,7 @@ def _require_forgettable(folder: Path, recorded: RunResult, task: str) -> None:
         raise unknown_name("task", task, names)
 
 
-def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:
+def _forget(folder: Path, recorded: RunResult, task: str, data: Path | None) -> RunForgotten:
     # All that can go wrong goes wrong before anything is written.
     networks = {path: _load(path, recorded) for path in _networks(folder)}
     logits = read_checkpoint(folder / LOGITS, LOGITS_FORMAT)
@@ -120,7 +127,10 @@ def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:
     reports = {path: _forget_in(method, recorded, task) for path, method in networks.items()}
     network = networks[folder / CHECKPOINT].network
     elsewhere = tuple(_logged_elsewhere(folder))
-    without = recorded.without_task(task, dataclasses.asdict(network.capacity()), rounded_shares(network.reuse()))
+    capacity, reuse = dataclasses.asdict(network.capacity()), rounded_shares(network.reuse())
+    without = recorded.without_task(task, capacity, reuse)
+    found = _recognised_now(folder, without, networks[folder / CHECKPOINT], data)
+    without = without if found is None else recorded.without_task(task, capacity, reuse, found)
 
     write_result(folder / RESULT, replace(recorded, forgetting=task))
     removed = tuple(_remove_passing(folder))
@@ -136,7 +146,39 @@ def _forget(folder: Path, recorded: RunResult, task: str) -> RunForgotten:
     write_result(folder / RESULT, without)
     rewritten.append(folder / RESULT)
     remaining = tuple(_naming(folder, task))
-    return RunForgotten(reports[folder / CHECKPOINT], tuple(rewritten), removed, remaining, elsewhere)
+    known = None if recorded.recognition is None else found is not None
+    return RunForgotten(reports[folder / CHECKPOINT], tuple(rewritten), removed, remaining, elsewhere, known)
+
+
+def _recognised_now(folder: Path, recorded: RunResult, method: MaskedMethod, data: Path | None) -> Confusion | None:
+    """Count what the test samples of the tasks that are left are taken for.
+
+    Args:
+        folder: the run's folder.
+        recorded: its record, without the task that is forgotten.
+        method: the method, which has forgotten it.
+        data: folder to look for data in first.
+
+    Returns:
+        The counts; None where the run did not measure them, no task is left, or the data is not here as it was.
+    """
+    if recorded.recognition is None or not recorded.scores:
+        return None
+    try:
+        request = request_of(folder, recorded, data)
+        experiment = request.described()
+        config = experiment.config(request.method).overridden(request.overrides)
+        stream = experiment.stream_of(config.stream, seed=request.seed, data_dir=data, download=False)
+        stream = tasks_of(folder, recorded, stream)
+        require_same_data(folder, recorded, stream)
+    except (InputError, DataError):
+        return None
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(recorded.environment["threads"])
+        return measure_recognition(method, stream[: len(recorded.scores)], config.training.eval_batch_size)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _require_learned(folder: Path, recorded: RunResult, present: tuple[str, ...], task: str) -> None:

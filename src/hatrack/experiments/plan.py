@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.experiment import Experiment, describe
+from hatrack.experiments.recognition import require_recognition
 from hatrack.experiments.settings import Config, changed
 from hatrack.experiments.sources import located, relative_to
 from hatrack.methods import METHODS
@@ -84,6 +86,7 @@ class ComparisonPlan:
         described = describe(experiment, sources)
         configs = {method: described.config(method) for method in wanted}
         common, own = _split_settings(settings or {}, configs)
+        _require_recognition(configs, common, own)
         return cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
 
     @functools.cached_property
@@ -150,6 +153,25 @@ class ComparisonPlan:
         """Return a method's settings where they differ from the common ones."""
         flat = self.config(method).flat()
         return {key: flat[key] for key in {**common, **self.overrides(method)} if flat[key] != common.get(key)}
+
+
+def _require_recognition(
+    configs: Mapping[str, Config], common: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse to recognise tasks with networks that cannot.
+
+    Raises:
+        InputError: a method is to recognise tasks and has no masks.
+    """
+    able = []
+    for method in configs:
+        with suppress(InputError):
+            require_recognition(method)
+            able.append(method)
+    for method, config in configs.items():
+        if config.overridden({**common, **own.get(method, {})}).stream.infer and method not in able:
+            which = f"say of which: {', '.join(f'`{name}.infer=true`' for name in able)}" if able else "leave it out"
+            raise InputError(f"infer is for methods with masks, and {method}, which is compared too, has none; {which}")
 
 
 def run_folder(folder: Path, method: str, seed: int) -> Path:

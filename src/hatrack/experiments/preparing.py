@@ -30,6 +30,7 @@ from hatrack.experiments.folder import (
     previous,
     require_whole,
 )
+from hatrack.experiments.recognition import require_recognisable, require_recognition
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import changed
@@ -79,6 +80,8 @@ class Run:
         self.request = request
         self.experiment = request.described()
         self.config = self.experiment.config(request.method).overridden(request.overrides)
+        if self.config.stream.infer:
+            require_recognition(request.method)
         self.folder = RunFolder(request.out) if folder is None and request.out is not None else folder
         self.learned = 0
         self.in_task: InTask | None = None
@@ -132,6 +135,8 @@ class Run:
             data = replace(data, target=TargetKind.CLASSES)  # as it was when the run began
         self.stream = self.experiment.stream_of(data, seed=request.seed, data_dir=request.data, monitor=monitor)
         require_learnable(METHODS[request.method], self.stream)
+        if data.infer:
+            require_recognisable(self.stream)
         self._begin_or_take_up()
         if self.folder is not None and self.folder.claim():
             self._require_same_run()

@@ -17,11 +17,13 @@ from hatrack.experiments.continuing import first_difference, of_record, of_strea
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, previous, require_run, require_whole
 from hatrack.experiments.preparing import Run, load_method, prepare
+from hatrack.experiments.recognition import Recognition
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
-from hatrack.experiments.running import last_logits, score_row
+from hatrack.experiments.running import last_confusion, last_logits, score_row
 from hatrack.experiments.sources import located, seen_from
 from hatrack.objectives import ACCURACY, Metric, TargetKind
+from hatrack.recognition import Confusion
 from hatrack.storage.checkpoint import read_checkpoint
 from hatrack.streams import Task, TaskStream, own_stream
 from hatrack.support.environment import describe_environment, deterministic_cuda
@@ -29,7 +31,9 @@ from hatrack.train import Score, score
 
 __all__ = [
     "TOLERANCE",
+    "RecognitionVerdict",
     "Reproduction",
+    "TaskAgain",
     "Verification",
     "command_of",
     "load_recorded",
@@ -37,6 +41,7 @@ __all__ = [
     "recorded_run",
     "request_of",
     "require_same_data",
+    "tasks_of",
     "verify",
 ]
 
@@ -175,7 +180,7 @@ def load_recorded(
         DataError: the data is missing.
     """
     prepared = prepare(request, monitor)
-    prepared.stream = _tasks_of(folder, recorded, prepared.stream)
+    prepared.stream = tasks_of(folder, recorded, prepared.stream)
     try:
         learned = load_method(folder / CHECKPOINT, prepared.method)
     except DamagedFileError as error:
@@ -216,7 +221,17 @@ def require_same_data(folder: Path, recorded: RunResult, stream: TaskStream, *, 
         )
 
 
-def _tasks_of(folder: Path, recorded: RunResult, stream: TaskStream) -> TaskStream:
+def tasks_of(folder: Path, recorded: RunResult, stream: TaskStream) -> TaskStream:
+    """Return a stream with the tasks of a run alone, without those that were forgotten.
+
+    Args:
+        folder: the run's folder.
+        recorded: its record.
+        stream: the tasks of the run's data.
+
+    Raises:
+        InputError: one of the run's tasks is not among them.
+    """
     by_name = {task.name: task for task in stream}
     names = [task.name for task in recorded.tasks]
     missing = [name for name in names if name not in by_name]
@@ -227,6 +242,11 @@ def _tasks_of(folder: Path, recorded: RunResult, stream: TaskStream) -> TaskStre
 
 TOLERANCE = 1e-5
 """Tolerance of logits, relative and absolute, where the environment is not the one that made them."""
+
+
+MOVED = 1e-3
+"""Share of a task's samples (one at least) that may be taken for another class in another environment: of the nearest
+decisions, the last bits decide."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +261,7 @@ class TaskVerdict:
         agrees: whether logits (and with them the score) are as recorded: to the bit in the same environment, else
             within the tolerance.
         constant: whether the recorded hashes of this task are the same in every row.
+        recognition: how many of its samples are recognised without its name; None where that was not measured.
     """
 
     task: str
@@ -249,6 +270,23 @@ class TaskVerdict:
     agrees: bool
     constant: bool
     metric: Metric = ACCURACY
+    recognition: RecognitionVerdict | None = None
+
+
+@dataclass(frozen=True)
+class RecognitionVerdict:
+    """Comparison of what the samples of a task are taken for with what is recorded.
+
+    Attributes:
+        share: share of samples whose task and class are recognised now.
+        recorded: the recorded share; None where a task was forgotten since, so that it is not known any more.
+        agrees: whether as many samples are taken for every class as recorded: all in the same environment, else all
+            but :data:`MOVED`.
+    """
+
+    share: float
+    recorded: float | None
+    agrees: bool
 
 
 @dataclass(frozen=True)
@@ -270,7 +308,9 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Return whether every task came out as recorded."""
-        return all(verdict.agrees for verdict in self.verdicts)
+        return all(
+            verdict.agrees and (verdict.recognition is None or verdict.recognition.agrees) for verdict in self.verdicts
+        )
 
 
 def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | None = None) -> Verification:
@@ -298,6 +338,9 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
     if not (recorded.data or recorded.forgotten) or not same_lines(recorded.data, prepared.stream.origins):
         differences += ("data",)
     row = score_row(prepared, logits)
+    found = last_confusion(prepared, len(recorded.scores))
+    exactly = not differences and not recorded.forgotten  # after forgetting it was measured where that was done
+    recognition = [None] * len(row) if found is None else _compare(recorded.recognition, found, exactly)
     saved = {} if not differences else read_checkpoint(folder / LOGITS, LOGITS_FORMAT).tensors
     verdicts = []
     for index, (task, now_scored) in enumerate(zip(recorded.tasks[: len(row)], row, strict=True)):
@@ -309,8 +352,26 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
             agrees = now_scored.logits_sha256 == before.logits_sha256 and now_scored.value == before.value
         hashes = {scores[index].logits_sha256 for scores in recorded.scores[index:]}
         constant = len(hashes) == 1
-        verdicts.append(TaskVerdict(task.name, now_scored.value, before.value, agrees, constant, task.metric))
+        scores = (now_scored.value, before.value)
+        verdicts.append(TaskVerdict(task.name, *scores, agrees, constant, task.metric, recognition[index]))
     return Verification(recorded, tuple(verdicts), not differences, differences)
+
+
+def _compare(recorded: Recognition | None, found: Confusion, exactly: bool) -> list[RecognitionVerdict | None]:
+    """Compare what the samples of every task are taken for with what is recorded."""
+    shares = None if recorded is None else recorded.class_incremental[-1]
+    known = None if recorded is None else recorded.class_confusion
+    verdicts: list[RecognitionVerdict | None] = []
+    ends = torch.tensor(found.classes).cumsum(0).tolist()
+    for index, (share, samples) in enumerate(zip(found.class_incremental, found.samples, strict=True)):
+        before = None if shares is None else shares[index]
+        moved = 0.0 if before is None else abs(share - before) * samples
+        if known is not None:
+            rows = slice(ends[index] - found.classes[index], ends[index])
+            moved = float((torch.tensor(known)[rows] - found.counts[rows]).abs().sum()) / 2
+        agrees = moved < 0.5 if exactly else moved <= max(1.0, MOVED * samples)
+        verdicts.append(RecognitionVerdict(share, before, agrees))
+    return verdicts
 
 
 def _recorded_logits(folder: Path, saved: Mapping[str, Tensor], name: str, recorded: Score, task: Task) -> Tensor:
@@ -331,6 +392,7 @@ class TaskAgain:
         again: score in the new one.
         metric: metric of both.
         same_bits: whether the hashes of its test logits are the same after this and every other task.
+        same_recognition: whether as many of its samples are recognised without its name; None if not measured.
     """
 
     task: str
@@ -338,6 +400,7 @@ class TaskAgain:
     again: float
     same_bits: bool
     metric: Metric = ACCURACY
+    same_recognition: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -363,7 +426,8 @@ class Reproduction:
                 recorded.scores[row][index].logits_sha256 == again.scores[row][index].logits_sha256 for row in rows
             )
             before, now = recorded.scores[learned - 1][index], again.scores[learned - 1][index]
-            tasks.append(TaskAgain(task.name, before.value, now.value, same, task.metric))
+            recognised = _same_recognition(recorded.recognition, again.recognition, index)
+            tasks.append(TaskAgain(task.name, before.value, now.value, same, task.metric, recognised))
         keys = {**again.environment, **recorded.environment}
         differences = [key for key in keys if recorded.environment.get(key) != again.environment.get(key)]
         differences += [] if same_lines(recorded.data, again.data) else ["data"]
@@ -371,5 +435,17 @@ class Reproduction:
 
     @property
     def exact(self) -> bool:
-        """Return whether every test logit after every task has the same bits."""
-        return all(task.same_bits for task in self.tasks)
+        """Return whether every test logit after every task has the same bits, and as many samples are recognised."""
+        return all(task.same_bits and task.same_recognition is not False for task in self.tasks)
+
+
+def _same_recognition(recorded: Recognition | None, again: Recognition | None, task: int) -> bool | None:
+    """Return whether a task is recognised as often after every task that both runs have learned; None if unknown."""
+    if recorded is None or again is None:
+        return None
+    pairs = (
+        (before[task], now[task])
+        for rows in ("class_incremental", "task_recognised")
+        for before, now in zip(getattr(recorded, rows)[task:], getattr(again, rows)[task:], strict=False)
+    )
+    return all(before == now for before, now in pairs)

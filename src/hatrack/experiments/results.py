@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hatrack.errors import CheckpointError
 from hatrack.experiments.metrics import average_score, forgetting
+from hatrack.experiments.recognition import KEYS, Recognition
 from hatrack.objectives import (
     ACCURACY,
     Classification,
@@ -22,6 +23,7 @@ from hatrack.objectives import (
     common_metric,
     objective_from_json,
 )
+from hatrack.recognition import Confusion
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.streams import FilesRead, Scaling, Task
 from hatrack.streams.own.streams import READ_WITH, UNNAMED
@@ -214,6 +216,7 @@ class RunResult:
         memory: number of earlier tasks' samples that the method keeps in the end; None if it keeps none.
         forgotten: how many tasks were forgotten, of which nothing is left in any other attribute.
         forgetting: the task that is being forgotten, while other files of the run may hold it or not; else None.
+        recognition: what test samples were taken for where no task was named; None where that was not measured.
     """
 
     experiment: str
@@ -236,6 +239,7 @@ class RunResult:
     memory: int | None = None
     forgotten: int = 0
     forgetting: str | None = None
+    recognition: Recognition | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -254,8 +258,10 @@ class RunResult:
         seconds: float,
         reuse: tuple[tuple[float, ...], ...] | None = None,
         memory: int | None = None,
+        found: Confusion | None = None,
     ) -> RunResult:
         """The run after one more task."""
+        recognition = None if found is None else (self.recognition or Recognition()).with_row(found)
         return replace(
             self,
             scores=(*self.scores, row),
@@ -266,6 +272,7 @@ class RunResult:
             epochs=(*self.epochs, len(history.valid_loss)),
             seconds=(*self.seconds, seconds),
             status=Status.FINISHED if len(self.scores) + 1 == len(self.tasks) else Status.RUNNING,
+            recognition=recognition,
         )
 
     def replanned(self, tasks: tuple[TaskSummary, ...], **described: Any) -> RunResult:
@@ -288,19 +295,26 @@ class RunResult:
             capacity=before,
             reuse=None if self.reuse is None or not learned else tuple(row[:learned] for row in self.reuse[:learned]),
             status=Status.FINISHED if learned == len(self.tasks) else Status.RUNNING,
+            recognition=None if self.recognition is None else self.recognition.first(learned),
         )
 
     def without_task(
-        self, name: str, capacity: dict[str, Any] | None, reuse: tuple[tuple[float, ...], ...] | None
+        self,
+        name: str,
+        capacity: dict[str, Any] | None,
+        reuse: tuple[tuple[float, ...], ...] | None,
+        found: Confusion | None = None,
     ) -> RunResult:
         """The run as if a task had never been part of it, but for how many were forgotten.
 
-        What the run said of the network's use while the task was part of it goes, too: it counts the task's share.
+        What the run said of the network's use while the task was part of it goes, too: it counts the task's share. So
+        does what was recognised then, since samples could be taken for the task.
 
         Args:
             name: the task, learned or not.
             capacity: what the method says of its use of the network without the task.
             reuse: shares of weights between the tasks that are left.
+            found: what the test samples of the tasks that are left are taken for now; None where nobody measured it.
         """
         index = [task.name for task in self.tasks].index(name)
         history = _left_out(self.history, index)
@@ -333,6 +347,7 @@ class RunResult:
             reuse=reuse,
             forgotten=self.forgotten + 1,
             forgetting=None,
+            recognition=None if self.recognition is None else self.recognition.without_task(index, found),
         )
 
     def matrix(self, what: str) -> list[list[Any]]:
@@ -370,6 +385,7 @@ class RunResult:
             **figures,
             "forgetting_ratio": None,  # it needs the runs of joint training and of guessing
             "capacity": self.capacity,
+            **(self.recognition or Recognition()).figures([task.test for task in self.tasks]),
         }
         different = list(dict.fromkeys(task.metric for task in self.tasks))
         if len(different) > 1:
@@ -429,6 +445,7 @@ class RunResult:
             **({"relative_sources": self.relative_sources} if self.relative_sources else {}),
             "history": [vars(task) for task in self.history],
             "reuse": self.reuse,
+            **(dict.fromkeys(KEYS) if self.recognition is None else self.recognition.to_json(len(self.tasks))),
             **({} if self.memory is None else {"memory": self.memory}),
             "status": self.status.value,
             **({"forgotten": self.forgotten} if self.forgotten else {}),
@@ -477,6 +494,7 @@ def read_result(path: Path) -> RunResult:
             memory=None if data.get("memory") is None else int(data["memory"]),
             forgotten=int(data.get("forgotten", 0)),
             forgetting=None if data.get("forgetting") is None else str(data["forgetting"]),
+            recognition=Recognition.from_json(data, sum(map(bool, scores)), [task.classes for task in tasks]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, RunFolder, TrainingKeeper, previous
 from hatrack.experiments.preparing import Run
+from hatrack.experiments.recognition import calibrate_task, measure_recognition
 from hatrack.experiments.request import environment_of
 from hatrack.experiments.results import RunResult, TaskHistory, TaskSummary, rounded_shares, write_result
+from hatrack.recognition import Confusion
 from hatrack.storage.checkpoint import Checkpoint, write_checkpoint
 from hatrack.train import BatchDone, EpochDone, Score, Training, pace_of, predict_splits, require_finite, score
 
-__all__ = ["Event", "TaskBegun", "TaskLearned", "last_logits", "run", "score_row"]
+__all__ = ["Event", "TaskBegun", "TaskLearned", "last_confusion", "last_logits", "run", "score_row"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def _learn(prepared: Run, index: int, folder: RunFolder | None) -> Iterator[Even
                     keeper.after_epoch(going, history)
                 yield event
         method.end_task(seen[-1])
+        if prepared.config.stream.infer:
+            calibrate_task(method, seen[-1])
         if folder is not None:
             folder.keep(CHECKPOINT)
             method.save(folder.path / CHECKPOINT)
@@ -116,6 +120,14 @@ def last_logits(prepared: Run, learned: int) -> dict[str, Tensor]:
     """Test logits of the first ``learned`` tasks by name, the method run on each."""
     batch_size = prepared.config.training.eval_batch_size
     return predict_splits(prepared.method, {task.name: task.test for task in prepared.stream[:learned]}, batch_size)
+
+
+def last_confusion(prepared: Run, learned: int) -> Confusion | None:
+    """What test samples of the first ``learned`` tasks are taken for if nobody names their task; None if not asked."""
+    if not (prepared.config.stream.infer and learned):
+        return None
+    batch_size = prepared.config.training.eval_batch_size
+    return measure_recognition(prepared.method, prepared.stream[:learned], batch_size)
 
 
 def score_row(prepared: Run, logits: Mapping[str, Tensor]) -> tuple[Score, ...]:
@@ -134,7 +146,8 @@ def _record(prepared: Run, folder: RunFolder | None, history: TaskHistory, secon
     for task, of_task in zip(prepared.result.tasks, row, strict=False):
         require_finite(of_task.loss, "test loss", task.name)
     here = environment_of(prepared.request)
-    after = prepared.result.with_row(row, history, round(seconds, 3), shares, prepared.method.remembered())
+    found = last_confusion(prepared, len(row))
+    after = prepared.result.with_row(row, history, round(seconds, 3), shares, prepared.method.remembered(), found)
     prepared.result = replace(after, environment=here)
     if folder is not None:
         _write_logits(folder, logits)

@@ -107,6 +107,7 @@ class StreamSettings:
         metric: for tables and npz of one's own: r2, mae or rmse of numbers; map, f1 or exact of labels.
         class_weights: weights of the classes or labels in the loss: balanced, or numbers joined by commas.
         tested_on: test, or validation, to choose settings by the validation samples without a look at the test samples.
+        infer: whether the tasks of the test samples are recognised, too, after every task; for methods with masks.
     """
 
     validation: float = 0.15
@@ -124,6 +125,7 @@ class StreamSettings:
     metric: MetricName | None = None
     class_weights: str | None = None
     tested_on: EvaluationPart = EvaluationPart.TEST
+    infer: bool = False
 
     def __post_init__(self) -> None:
         require_range(self, "validation", least=0, below=1)

@@ -1,13 +1,15 @@
-"""Learning of a stream without announced switches: tasks are recognised by their loss, or opened anew.
+"""Learning of a stream without announced switches: tasks are recognised by loss and samples, or opened anew.
 
-The detector is :class:`hatrack.streams.LossDetector`. It has two limits: tasks whose labels the
-present task predicts as well are not told apart, and all samples need labels, since the loss decides.
+Two detectors (:class:`hatrack.streams.LossDetector`) watch every batch: one its loss, the other how strange its samples
+are for the sums of the task at hand (:func:`hatrack.recognition.strangeness`). All samples need labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,22 @@ from hatrack.functional import batch_progress
 from hatrack.learning.samples import as_inputs, converted, read_targets
 from hatrack.methods import Batch, Method
 from hatrack.objectives import Classification, TargetKind, as_targets
+from hatrack.recognition import (
+    ClassSums,
+    FeatureMap,
+    RandomFilters,
+    RandomUnits,
+    TaskSums,
+    default_feature_map,
+    finite_features,
+    solve_ridge,
+    strangeness,
+)
 from hatrack.streams import DetectorSettings, LossDetector, Split, Surprise, Task, usual_limit
 from hatrack.support.inputs import Inputs, map_tensors
 from hatrack.support.ranges import require_range
 
-__all__ = ["Step", "UnannouncedLearner"]
+__all__ = ["STRANGE", "Step", "UnannouncedLearner", "Usual"]
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
@@ -34,24 +47,51 @@ class Step:
     Attributes:
         task: the task that the batch was attributed to.
         loss: its loss with that task, before a step was made with it.
-        surprise: the detector's judgement of the loss.
+        surprise: the detectors' judgement of the batch.
         opened: whether a new task was opened with it.
+        strangeness: how far its samples lie from those of that task, before they were learned from: about 1 for samples
+            of the task; None where samples have no shared features, or are not looked at.
     """
 
     task: str
     loss: float
     surprise: Surprise
     opened: bool
+    strangeness: float | None = None
+
+
+class Usual(NamedTuple):
+    """Usual value of what a detector watches, and its deviation."""
+
+    mean: float
+    deviation: float
+
+
+class _Window(NamedTuple):
+    """Batch of the stream: samples, classes, and features on the CPU, float64 ``(N, D)``, if samples have any."""
+
+    x: Inputs
+    y: Tensor
+    features: Tensor | None
+
+
+STRANGE = DetectorSettings(jump=1.0)
+"""Settings by which samples count as another task's; strangeness is near 1 for samples of the task at hand."""
 
 
 class UnannouncedLearner:
     """Learner that trains a method on batches whose task is not named.
 
-    Every batch is first tested with the task at hand. A batch that seems to be another task's is set aside; once the
-    detector is sure, it is tested with every known task. Where the loss is usual for one, that one is the task at hand
-    from now on: it answers, and is not trained any further unless it is the one still in training. Otherwise the task
-    in training is consolidated and a new one opened, which learns first from the batches that were set aside. If the
-    suspicion passes, they are learned from late.
+    Every batch is first tested with the task at hand: its loss, and how strange its samples are for the sums of
+    features that all tasks share. A batch that seems to be another task's by either is set aside; once a detector is
+    sure, it is tested with every known task. Where both are usual for some, the one for which samples are least strange
+    is the task at hand from now on: it answers, and is not trained any further unless it is the one still in training.
+    Otherwise the task in training is consolidated and a new one opened, which learns first from the batches that were
+    set aside. If the suspicion passes, they are learned from late.
+
+    Samples are compared by classes, so that two tasks of the same samples with other labels are two tasks. Where
+    samples are not one tensor of real numbers, as tokens or nested tensors, the loss alone decides, and a switch
+    between tasks whose labels the task at hand predicts as well is not seen.
 
     Tasks are called ``found-1``, ``found-2``, ... in the order in which they are opened. There are no epochs and no
     validation: the annealing of the gates runs through once in ``cycle`` steps, again and again.
@@ -61,6 +101,9 @@ class UnannouncedLearner:
         classes: number of classes of each task's head, as many as the largest task may have.
         optimizer: makes the optimizer of a task from its parameters.
         detector: settings by which a loss counts as another task's; those of :class:`DetectorSettings` if None.
+        strange: settings by which samples count as another task's; None goes by the loss alone.
+        feature_map: features in which samples are compared; None for fewer than
+            :func:`hatrack.recognition.default_feature_map` gives, since every batch is looked at.
         announced: whether switches are told by :meth:`announce` alone, and not detected.
         cycle: steps from the softest gates to the hardest, at least 1.
 
@@ -77,6 +120,8 @@ class UnannouncedLearner:
         optimizer: MakeOptimizer,
         *,
         detector: DetectorSettings | None = None,
+        strange: DetectorSettings | None = STRANGE,
+        feature_map: FeatureMap | None = None,
         announced: bool = False,
         cycle: int = 25,
     ) -> None:
@@ -90,12 +135,18 @@ class UnannouncedLearner:
         self._detecting = not announced
         self._settings = detector or DetectorSettings()
         self._detector = LossDetector(self._settings)
+        self._strange = strange
+        self._sample_detector = LossDetector(strange or STRANGE)
+        self._feature_map = feature_map
+        self._sample_shape: tuple[int, ...] = ()
+        self._sums: dict[str, ClassSums] = {}
         self._open: Task | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
-        self._usual: dict[str, tuple[float, float]] = {}  # mean and deviation of the loss, by task
-        self._suspicious: list[tuple[Inputs, Tensor]] = []
-        self._recent: list[tuple[Inputs, Tensor]] = []
+        self._usual: dict[str, Usual] = {}  # of the loss, by task
+        self._usually_strange: dict[str, Usual] = {}
+        self._suspicious: list[_Window] = []
+        self._recent: list[_Window] = []
         self._announced = False
 
     def announce(self) -> None:
@@ -116,29 +167,33 @@ class UnannouncedLearner:
             InputError: samples are of another kind, or classes are none or not as many as samples.
         """
         x, y = self._read(x, y)
+        window = _Window(x, y, self._features(x))
         if self.current is None:
             first = self._open_task(x, y)
             loss = self.loss_of(first, [(x, y)])
-            self._train([(x, y)])
+            self._train([window])
             return Step(first, loss, Surprise.SWITCH, opened=True)
+        loss, strange = self.loss_of(self.current, [(x, y)]), self._strangeness(self.current, window)
         if self._announced:
-            self._suspicious.append((x, y))
+            self._suspicious.append(window)
             if len(self._suspicious) < self._settings.patience:
-                return Step(self.current, self.loss_of(self.current, [(x, y)]), Surprise.SUSPICIOUS, opened=False)
+                return Step(self.current, loss, Surprise.SUSPICIOUS, opened=False, strangeness=strange)
             self._announced = False
             return self._switch(self._suspicious)
-        loss = self.loss_of(self.current, [(x, y)])
-        surprise = self._detector.observe(loss)
+        found = {self._detector.observe(loss)}
+        if strange is not None:
+            found.add(self._sample_detector.observe(strange))
+        surprise = next(each for each in (Surprise.SWITCH, Surprise.SUSPICIOUS, Surprise.USUAL) if each in found)
         if not self._detecting:
             surprise = Surprise.USUAL
         if surprise is Surprise.SWITCH:
-            return self._switch([*self._suspicious, (x, y)])
+            return self._switch([*self._suspicious, window])
         if surprise is Surprise.SUSPICIOUS:
-            self._suspicious.append((x, y))
-            return Step(self.current, loss, surprise, opened=False)
-        batches, self._suspicious = [*self._suspicious, (x, y)], []  # a suspicion that has passed is learned from, too
+            self._suspicious.append(window)
+            return Step(self.current, loss, surprise, opened=False, strangeness=strange)
+        batches, self._suspicious = [*self._suspicious, window], []  # a suspicion that has passed is learned from, too
         self._train(batches)
-        return Step(self.current, loss, surprise, opened=False)
+        return Step(self.current, loss, surprise, opened=False, strangeness=strange)
 
     def finish(self) -> None:
         """Consolidate the task in training, after the last batch; batches that were set aside are dropped."""
@@ -154,6 +209,46 @@ class UnannouncedLearner:
         if len(y) != samples or int(y.max()) >= self._classes:
             raise InputError(f"{samples} samples need as many classes from 0 to {self._classes - 1}, not {y.tolist()}")
         return map_tensors(lambda tensor: tensor.to(setup.device), x), y.to(setup.device)
+
+    def recognise(self, x: Inputs) -> list[str]:
+        """Return for every sample the likeliest of the tasks found, by :class:`hatrack.recognition.RidgeRecogniser`.
+
+        Args:
+            x: samples ``(N, ...)``, without labels.
+
+        Raises:
+            InputError: samples are not one tensor of real numbers of the shape that was learned, or are not finite; or
+                no task was found yet, or samples were not looked at (``strange=None``).
+        """
+        setup = self.method.setup
+        x = setup.interface.accepted(converted(as_inputs(x, "samples"), setup.example_input, "samples"))
+        if not self._sums or self._feature_map is None or not isinstance(x, Tensor):
+            raise InputError("tasks are recognised once some are found, of samples that are one tensor of real numbers")
+        described = self._feature_map.describe()
+        recogniser = solve_ridge(
+            {
+                task: TaskSums.of(described, sums.gram, sums.targets, self._sample_shape)
+                for task, sums in self._sums.items()
+            }
+        )
+        found = recogniser.log_probabilities(x.movedim(setup.interface.batch_axis, 0)).argmax(1)
+        return [recogniser.tasks[index] for index in found.tolist()]
+
+    def _features(self, x: Inputs) -> Tensor | None:
+        """Return features in which samples are compared; None if they have none, or nobody looks at them."""
+        if self._strange is None or not isinstance(x, Tensor) or not x.is_floating_point():
+            return None
+        x = x.movedim(self.method.setup.interface.batch_axis, 0)
+        if self._feature_map is None:
+            self._feature_map = _small_map(x.shape[1:])
+        self._sample_shape = tuple(x.shape[1:])
+        return finite_features(self._feature_map, x)
+
+    def _strangeness(self, task: str, window: _Window) -> float | None:
+        """Return how strange a batch is for a task that was found; None if its samples are not compared."""
+        if window.features is None or task not in self._sums:
+            return None
+        return strangeness(self._sums[task], window.features, window.y.cpu())
 
     def loss_of(self, task: str, batches: Iterable[tuple[Inputs, Tensor]]) -> float:
         """Return the mean cross-entropy of batches with a task that was found, in evaluation mode.
@@ -185,14 +280,19 @@ class UnannouncedLearner:
             return self.method.loss(self._batch(x, y, progress=1.0)).logits
         return self.method.predict(x, task)
 
-    def _switch(self, batches: list[tuple[Inputs, Tensor]]) -> Step:
+    def _switch(self, batches: list[_Window]) -> Step:
         """Attribute batches to a known or a new task, which becomes the one at hand."""
         self._suspicious = []
         if self.current is not None and self._in_training(self.current):
-            self._usual[self.current] = (self._detector.mean, self._detector.deviation)
-        known = {task: self.loss_of(task, batches) for task in self.tasks if task != self.current}
-        fits = [t for t, loss in known.items() if loss <= usual_limit(*self._usual[t], self._settings)]
-        x, y = batches[-1]
+            self._usual[self.current] = Usual(self._detector.mean, self._detector.deviation)
+            self._usually_strange[self.current] = Usual(self._sample_detector.mean, self._sample_detector.deviation)
+        known = {
+            task: (self._usual_strangeness(task, batches), median(self.loss_of(task, [(x, y)]) for x, y, _ in batches))
+            for task in self.tasks
+            if task != self.current
+        }
+        fits = [task for task, (strange, loss) in known.items() if self._is_usual(task, strange, loss)]
+        x, y, _ = batches[-1]
         if not fits:
             self._consolidate()
             new = self._open_task(x, y)
@@ -200,8 +300,25 @@ class UnannouncedLearner:
             return Step(new, self.loss_of(new, [(x, y)]), Surprise.SWITCH, opened=True)
         self.current = min(fits, key=lambda task: known[task])
         self._detector.resume(*self._usual[self.current])
+        self._sample_detector.resume(*self._usually_strange[self.current])
         self._train(batches)
-        return Step(self.current, known[self.current], Surprise.SWITCH, opened=False)
+        strange, loss = known[self.current]
+        compared = strange if self.current in self._sums else None
+        return Step(self.current, loss, Surprise.SWITCH, opened=False, strangeness=compared)
+
+    def _usual_strangeness(self, task: str, batches: Sequence[_Window]) -> float:
+        """Return the median strangeness of batches for a task; 0 where samples are not compared.
+
+        The first of them may still be of the task before, if that was suspicious by chance.
+        """
+        found = [strange for each in batches if (strange := self._strangeness(task, each)) is not None]
+        return median(found) if found else 0.0
+
+    def _is_usual(self, task: str, strange: float, loss: float) -> bool:
+        """Return whether strangeness and loss are usual for a task."""
+        if self._strange is not None and strange > usual_limit(*self._usually_strange[task], self._strange):
+            return False
+        return loss <= usual_limit(*self._usual[task], self._settings)
 
     def _open_task(self, x: Inputs, y: Tensor) -> str:
         """Open a new task, which becomes the one at hand, for a batch; return its name."""
@@ -216,22 +333,29 @@ class UnannouncedLearner:
         self.current = name
         self._recent = []
         self._detector.restart()
+        self._sample_detector.restart()
         return name
 
-    def _train(self, batches: Iterable[tuple[Inputs, Tensor]]) -> None:
+    def _train(self, batches: Iterable[_Window]) -> None:
         """Make one step per batch, if the task at hand is the one in training."""
         if not self._in_training(self.current):
             return
         assert self._optimizer is not None
+        assert self.current is not None
         self.method.train_mode(True)
-        for x, y in batches:
+        for window in batches:
+            x, y, features = window
+            if features is not None:
+                new = ClassSums.of([(features, y.cpu())], self._classes)
+                known = self._sums.get(self.current)
+                self._sums[self.current] = new if known is None else known.plus(new)
             progress = batch_progress(self._steps % self.cycle, self.cycle)
             loss = self.method.loss(self._batch(x, y, progress)).value
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             self._steps += 1
-            self._recent = [*self._recent[1 - self._settings.memory :], (x, y)]
+            self._recent = [*self._recent[1 - self._settings.memory :], window]
 
     def _batch(self, x: Inputs, y: Tensor, progress: float) -> Batch:
         assert self._open is not None
@@ -244,4 +368,13 @@ class UnannouncedLearner:
         task, self._open, self._optimizer = self._open, None, None
         self.method.end_task(task)
         _, deviation = self._usual.get(task.name, (0.0, 0.0))
-        self._usual[task.name] = (self.loss_of(task.name, self._recent), deviation)
+        self._usual[task.name] = Usual(self.loss_of(task.name, [(x, y) for x, y, _ in self._recent]), deviation)
+
+
+def _small_map(shape: Sequence[int]) -> FeatureMap:
+    """Return a map of a few hundred features for samples of a shape."""
+    usual = default_feature_map(shape)
+    if isinstance(usual, RandomFilters):
+        return RandomFilters(filters=min(36, usual.filters), regions=4)
+    assert isinstance(usual, RandomUnits)
+    return RandomUnits(units=min(500, usual.units), inputs=usual.inputs)

@@ -4,6 +4,8 @@
 regression on features that all tasks share (:class:`FeatureMap`), solved from sums that every task keeps.
 """
 
+from hatrack.masks.sums import TaskSums
+from hatrack.recognition.confusion import Confusion, auroc, measure_confusion
 from hatrack.recognition.feature_maps import (
     FeatureMap,
     RandomFilters,
@@ -21,9 +23,19 @@ from hatrack.recognition.infer import (
     measure_inference,
     require_vectors,
 )
-from hatrack.recognition.sums import RecogniserCache, RidgeRecogniser, TaskDensities, gather_sums, solve_ridge
+from hatrack.recognition.strangeness import ClassSums, strangeness
+from hatrack.recognition.sums import (
+    RecogniserCache,
+    RidgeRecogniser,
+    TaskDensities,
+    finite_features,
+    gather_sums,
+    solve_ridge,
+)
 
 __all__ = [
+    "ClassSums",
+    "Confusion",
     "FeatureMap",
     "IncrementalAccuracy",
     "Inferred",
@@ -33,13 +45,18 @@ __all__ = [
     "RecogniserCache",
     "RidgeRecogniser",
     "TaskDensities",
+    "TaskSums",
+    "auroc",
     "choose_scorer",
     "default_feature_map",
     "feature_map_from",
+    "finite_features",
     "gather_sums",
     "infer_by_sums",
     "infer_task",
+    "measure_confusion",
     "measure_inference",
     "require_vectors",
     "solve_ridge",
+    "strangeness",
 ]

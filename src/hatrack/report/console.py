@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack.experiments import Comparison, Reproduction, RunResult, Verification
+from hatrack.experiments.recorded import TaskAgain
 from hatrack.experiments.statistics import Spread
 from hatrack.experiments.tuning import Candidate, best
 from hatrack.objectives import ACCURACY, Classification, Metric
@@ -77,6 +78,9 @@ def forgetting_line(result: RunResult) -> str:
         if metric is not None and of["average_score"] is not None:
             parts.append(_averages(metric, of["average_score"], of["forgetting"]))
     line = "; ".join(parts)
+    both, task = (figures[key] for key in ("class_incremental_accuracy", "task_recognised"))
+    if both is not None and task is not None:
+        line = f"{line}; with no task named {both:.2%}, task recognised {task:.2%}"
     if result.memory is not None:
         line = f"{line}, {_samples(result.memory)} samples of earlier tasks kept"
     capacity = figures["capacity"]
@@ -112,20 +116,35 @@ def verification_table(verification: Verification) -> Table:
     """Show the findings of :func:`hatrack.experiments.recorded`, task by task."""
     how = "logits, to the bit" if verification.bitwise else "logits, to 1e-5"
     table = Table("task", "recorded", "now", how, "unchanged during the run", box=SIMPLE)
+    recognised = any(verdict.recognition is not None for verdict in verification.verdicts)
+    for title in ("unnamed, recorded", "now", "recognised") if recognised else ():
+        table.add_column(title)
     for verdict in verification.verdicts:
         agrees = Text("agree", _KEPT) if verdict.agrees else Text("differ", _LOST)
         constant = Text("yes", _KEPT) if verdict.constant else Text("no", _FADED)
-        table.add_row(verdict.task, *_both(verdict.metric, verdict.recorded, verdict.score), agrees, constant)
+        found = verdict.recognition
+        more: tuple[Text | str, ...] = ()
+        if found is not None:
+            word = Text("agree", _KEPT) if found.agrees else Text("differ", _LOST)
+            before = "–" if found.recorded is None else ACCURACY.say(found.recorded, 2)
+            more = (before, ACCURACY.say(found.share, 2), Text("–") if found.recorded is None else word)
+        table.add_row(verdict.task, *_both(verdict.metric, verdict.recorded, verdict.score), agrees, constant, *more)
     return table
 
 
 def reproduction_table(reproduction: Reproduction) -> Table:
     """Compare a run with the same run made again, task by task."""
-    table = Table("task", "recorded", "again", "logits, to the bit", box=SIMPLE)
+    recognised = any(task.same_recognition is not None for task in reproduction.tasks)
+    table = Table("task", "recorded", "again", "logits, to the bit", *["recognised"] * recognised, box=SIMPLE)
     for task in reproduction.tasks:
-        same = Text("same", _KEPT) if task.same_bits else Text("differ", _LOST)
-        table.add_row(task.task, *_both(task.metric, task.recorded, task.again), same)
+        words = [Text("same", _KEPT) if same else Text("differ", _LOST) for same in _sameness(task)]
+        table.add_row(task.task, *_both(task.metric, task.recorded, task.again), *words)
     return table
+
+
+def _sameness(task: TaskAgain) -> list[bool]:
+    """Return whether the logits of a task are the same, and, if that was measured, what its samples were taken for."""
+    return [task.same_bits, *([] if task.same_recognition is None else [task.same_recognition])]
 
 
 def _both(metric: Metric, first: float, second: float) -> tuple[str, str]:
@@ -173,7 +192,10 @@ def comparison_table(comparison: Comparison) -> Table:
         for method in comparison.methods
     }
     shown = any(samples is not None for samples in kept.values())
-    for column in (score, lost, "forgetting ratio", *(["samples kept"] if shown else []), "seeds"):
+    unnamed = {method: comparison.spread(method, "class_incremental_accuracy") for method in comparison.methods}
+    recognised = any(found is not None for found in unnamed.values())
+    titles = (score, *["no task named, %"] * recognised, lost, "forgetting ratio", *["samples kept"] * shown, "seeds")
+    for column in titles:
         table.add_column(column, justify="right")
     scores = {method: comparison.spread(method, "average_score") for method in comparison.methods}
 
@@ -188,6 +210,7 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_row(
             method,
             _spread(scores[method], percent),
+            *[_spread(unnamed[method], True)] * recognised,
             _spread(comparison.spread(method, "forgetting"), percent),
             _spread(comparison.spread(method, "forgetting_ratio"), False, "{:.3f}".format),
             *([_samples(kept[method])] if shown else []),

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from hatrack.errors import InputError
 from hatrack.objectives import ACCURACY, Metric
-from hatrack.report import charts, inside, over_time, tables
+from hatrack.report import charts, inside, over_time, recognition, tables
 from hatrack.report.literature import published
 from hatrack.report.runs import Runs
 from hatrack.report.table import Drawing, Kind, Row, Table, capitalized, kinds_of, means
@@ -21,15 +21,19 @@ def _average(runs: Runs, method: str) -> Drawing:
     return _curve(runs.average, f"Average {runs.require_metric().name}")(runs, method)
 
 
-def _curve(key: str, title: str) -> Callable[[Runs, str], Drawing]:
+_NEEDS_RHO = "ρ needs the runs of joint and random with the same seeds; run these methods too"
+_NEEDS_INFER = "no run here has such data; it is kept by methods with masks, such as hat, with `infer=true`"
+
+
+def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs, str], Drawing]:
     def draw(runs: Runs, method: str) -> Drawing:
         runs.require_metric()
         table = tables.curves(runs)
-        column = next(column for column in table.columns if column.key == key)
+        column = next((column for column in table.columns if column.key == key), None)
         shown = _but_guessing(runs)
         rows = [row for row in table.rows if row["method"] in shown and row[key] is not None]
-        if not rows:
-            raise InputError("ρ needs the runs of joint and random with the same seeds; run these methods too")
+        if not rows or column is None:
+            raise InputError(lacks)
         return Drawing(charts.curves(rows, column, shown), title, table)
 
     return draw
@@ -62,6 +66,29 @@ def _matrix(runs: Runs, method: str) -> Drawing:
     value = replace(column[key], kind=kinds_of(metric)[0], title=_heading(metric))
     chart = charts.heat_map(rows, column["task"], column["after"], value)
     return Drawing(chart, f"{capitalized(metric.name)} on every task after every task, {method}", table)
+
+
+def _task_confusion(runs: Runs, method: str) -> Drawing:
+    table = _of(recognition.task_confusion(runs), method, _NEEDS_INFER)
+    cells = means(table.rows, ("task", "taken_for"), "share")
+    rows = [{"task": task, "taken_for": other, "share": mean} for (task, other), mean in cells.items()]
+    column = {column.key: column for column in table.columns}
+    chart = charts.heat_map(rows, column["taken_for"], column["task"], column["share"], bottom=0.0)
+    return Drawing(chart, f"Tasks that test samples are taken for, {method}", table)
+
+
+def _class_confusion(runs: Runs, method: str) -> Drawing:
+    table = _of(recognition.class_confusion(runs), method, _NEEDS_INFER)
+    shares = recognition.mean_class_shares(runs, method)
+    names = [f"{number:02d} {name}" for number, (_, name) in enumerate(shares.classes, 1)]
+    rows = [
+        {"class": names[row], "taken": f"{column + 1:02d}", "share": share}
+        for row, of in enumerate(shares.rows)
+        for column, share in enumerate(of)
+    ]
+    taken, of = Kind.TEXT.column("taken", "taken for class"), Kind.TEXT.column("class")
+    chart = charts.heat_map(rows, taken, of, Kind.PERCENT.column("share"), bottom=0.0)
+    return Drawing(chart, f"Classes that test samples are taken for, {method}", table)
 
 
 def _key(metric: Metric) -> str:
@@ -140,14 +167,15 @@ def _but_guessing(runs: Runs) -> list[str]:
     return [label for label in runs.labels if label != "random"] or list(runs.labels)
 
 
-def _of(table: Table, method: str) -> Table:
+_NEEDS_MASKS = "no run here has such data; it is kept by methods with masks, such as hat or pmask"
+
+
+def _of(table: Table, method: str, lacks: str = _NEEDS_MASKS) -> Table:
     rows: list[Row] = [row for row in table.rows if row["method"] == method]
     if not rows:
         known = sorted({row["method"] for row in table.rows})
         raise InputError(
-            f"there is no such data of {method!r} here; choose one of: {', '.join(known)}"
-            if known
-            else "no run here has such data; it is kept by methods with masks, such as hat or pmask"
+            f"there is no such data of {method!r} here; choose one of: {', '.join(known)}" if known else lacks
         )
     return Table(table.name, table.title, table.columns, tuple(rows))
 
@@ -170,6 +198,9 @@ DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
         "layers": _layers,
         "tasks": _tasks,
         "matrix": _matrix,
+        "class-incremental": _curve("class_incremental_accuracy", "Accuracy with no task named", _NEEDS_INFER),
+        "task-confusion": _task_confusion,
+        "class-confusion": _class_confusion,
         "transfer": _transfer,
         "published": _published,
         "time": _time,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from hatrack.report import inside, tables
+from hatrack.report import inside, recognition, tables
 from hatrack.report.literature import published
 from hatrack.report.over_time import by_task, learning
 from hatrack.report.runs import Runs
@@ -58,6 +58,9 @@ _ROWS = (
     ("layers", "share of every layer in use after every task; one method", f"{_HAT}, Fig. 8"),
     ("tasks", "accuracy on every task while others follow; one method", f"{_HAT}, Fig. 9"),
     ("matrix", "accuracy on every task after every task; one method", ""),
+    ("class-incremental", "accuracy of the tasks so far if nobody names the task", "Van de Ven and Tolias, 2019"),
+    ("task-confusion", "tasks that test samples are taken for if nobody names the task; one method", ""),
+    ("class-confusion", "classes that they are taken for, of all tasks; one method", ""),
     ("transfer", "accuracy right after learning, backward and forward transfer, by method", _GEM),
     ("published", "the literature's figures beside these runs'", f"{_HAT}, Tables 3, 4, 6, 7 and 8"),
     ("time", "time for training and testing", f"{_HAT}, Table 5"),
@@ -80,6 +83,9 @@ TABLES: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
         "usage": inside.usage,
         "reuse": inside.reuse,
         "compression": inside.compression,
+        "recognition": recognition.recognition,
+        "task-confusion": recognition.task_confusion,
+        "class-confusion": recognition.class_confusion,
         "timing": timing,
         "published": published,
         "data": tables.data,

@@ -181,14 +181,17 @@ def _network(run: RunResult) -> str | None:
 
 
 def _differing(run: RunResult) -> str | None:
-    """Return the settings that are not the experiment's, the number of hidden units aside, which have a column."""
+    """Return the settings that are not the experiment's.
+
+    The number of hidden units has a column, and whether tasks are recognised, too, changes no score.
+    """
     if run.method not in METHODS:
         return None  # a method of other versions: its settings are not known
     own = EXPERIMENTS[run.experiment].config(run.method).flat()
     found = [
         f"{key}={_text(value)}"
         for key, value in run.config.items()
-        if key not in ("hidden", "network") and key in own and value != own[key]
+        if key not in ("hidden", "network", "infer") and key in own and value != own[key]
     ]
     return ", ".join(found) or None
 

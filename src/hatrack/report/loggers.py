@@ -286,13 +286,14 @@ def task_values(result: RunResult) -> dict[str, float]:
         result: the run so far, of one task at least.
 
     Returns:
-        The metric of every task, ``tasks/NAME``; their average, forgetting, and the share of the network in use, as far
-        as these are known.
+        The metric of every task, ``tasks/NAME``; their average, forgetting, what is recognised without a task's name,
+        and the share of the network in use, as far as these are known.
     """
     values = {f"tasks/{task.name}": score.value for task, score in zip(result.tasks, result.scores[-1], strict=False)}
     figures = result.metrics()
     average = "average_accuracy" if result.metric == ACCURACY else "average_score"
-    further = {average: figures[average], "forgetting": figures["forgetting"], "in_use": in_use(result.capacity)}
+    names = (average, "forgetting", "class_incremental_accuracy", "task_recognised")
+    further = {**{name: figures[name] for name in names}, "in_use": in_use(result.capacity)}
     return {**values, **{name: value for name, value in further.items() if value is not None}}
 
 

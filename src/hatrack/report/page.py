@@ -16,6 +16,7 @@ from hatrack.report.inside import capacity, mean_usage, reuse
 from hatrack.report.literature import HERE, has_published, published
 from hatrack.report.over_time import by_task, mean_learning
 from hatrack.report.panels import epoch_panels, task_panels
+from hatrack.report.recognition import class_confusion, recognition, task_confusion
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Table, capitalized
 from hatrack.report.tables import accuracy, curves, data, summary
@@ -23,6 +24,9 @@ from hatrack.report.verdict import differences, verdict
 from hatrack.report.writers import display
 
 __all__ = ["html_report"]
+
+_OF_RECOGNITION = (recognition, task_confusion, class_confusion)
+"""Tables of runs that recognised tasks, of which others have no rows."""
 
 _POINTS = 120
 """Number of points in a learning curve that can be told apart on a page."""
@@ -44,6 +48,7 @@ def html_report(runs: Runs) -> str:
     metric = runs.require_metric()
     makers = (summary, curves, by_task, _learning, accuracy, capacity, reuse, data, differences, mean_usage)
     tables = {table.name: table for table in (make(runs) for make in makers)}
+    tables |= {table.name: table for make in _OF_RECOGNITION if (table := make(runs)).rows}
     others = Table("published", "", (), ())
     if has_published(runs):
         others = tables["published"] = published(runs)
@@ -72,6 +77,10 @@ def html_report(runs: Runs) -> str:
         "summary": sections.summary_rows(tables["summary"]),
         "differences": sections.forest(tables["differences"], outcome.best, runs),
         **sections.matrices(tables["accuracy"], tables["by-task"], runs),
+        "confusions": sections.confusion_matrices(tables["task-confusion"], tables["recognition"], runs)
+        if "task-confusion" in tables
+        else [],
+        "class_confusions": sections.class_matrices(runs),
         "layers": sections.layer_matrices(tables["capacity"], runs),
         "reuse": sections.reuse_matrices(tables["reuse"], runs),
         "proof": sections.proof(runs),

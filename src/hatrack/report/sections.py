@@ -9,6 +9,7 @@ from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.canvas import DASHES, LIGHT, dark_cell
 from hatrack.report.literature import HERE
+from hatrack.report.recognition import UNNAMED, ClassShares, mean_class_shares
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Kind, Row, Table, TableColumn, kinds_of, means
 from hatrack.report.tables import is_constant, summary
@@ -18,6 +19,8 @@ from hatrack.report.writers import display, number
 __all__ = [
     "beside",
     "cards",
+    "class_matrices",
+    "confusion_matrices",
     "environments",
     "explanations",
     "forest",
@@ -74,6 +77,11 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
     if several:
         superlative = "highest" if metric.larger_is_better else "lowest"
         cards = [("", f"{superlative} {metric.name} after the last task", f"{outcome.best} {shown}", over)]
+    best = next(row for row in summary(runs).rows if row["method"] == outcome.best)
+    both, task = (best[column.key] for column in UNNAMED)
+    if both is not None and task is not None:
+        text = f"the task is recognised for {number(task, Kind.PERCENT)} % of the test samples"
+        cards.append(("", "right with no task named", f"{number(both, Kind.PERCENT)} %", text))
     if outcome.second is not None and outcome.points is not None:
         lead = outcome.lead
         text = "one seed in common: no telling whether that is luck"
@@ -334,6 +342,99 @@ def reuse_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:
         for label in runs.labels
         if (label, 1, 1) in shares
     ]
+
+
+def confusion_matrices(confusion: Table, recognition: Table, runs: Runs) -> list[dict[str, Any]]:
+    """Return the tasks that test samples are taken for as heat maps, means over seeds, with the tasks' AUROC below.
+
+    Args:
+        confusion: :func:`hatrack.report.recognition.task_confusion` of the runs.
+        recognition: :func:`hatrack.report.recognition.recognition` of them.
+        runs: the runs.
+    """
+    shares = means(confusion.rows, ("method", "task", "taken_for"), "share")
+    known = [row for row in recognition.rows if row["auroc"] is not None]
+    areas = means(known, ("method", "task"), "auroc")
+    tasks = range(1, runs.learned + 1)
+
+    def cell(label: str, task: int, other: int) -> dict[str, Any]:
+        cell = _heat(shares[label, task, other], 0.0, 1.0, say=lambda share: f"{100 * share:.1f}")
+        of = f"{cell['text']} % of the samples of {_task(runs, task)}"
+        return {**cell, "tip": f"{of} are {'recognised' if task == other else f'taken for {_task(runs, other)}'}"}
+
+    return [
+        {
+            "method": label,
+            "rows": [
+                {"name": str(task), "task": runs.task_names[task - 1], "cells": [cell(label, task, o) for o in tasks]}
+                for task in tasks
+            ],
+            "feet": [
+                {
+                    **_heat(areas[label, task], 0.5, 1.0, say=lambda area: f"{area:.3f}"),
+                    "tip": f"AUROC of {_task(runs, task)} against all others",
+                }
+                for task in tasks
+            ]
+            if (label, 1) in areas
+            else [],
+        }
+        for label in runs.labels
+        if (label, 1, 1) in shares
+    ]
+
+
+def class_matrices(runs: Runs) -> list[dict[str, Any]]:
+    """Return the classes that test samples are taken for as heat maps, means over seeds.
+
+    Where they are more than :data:`MOST_WRITTEN`, cells are small and hold no numbers; where they are more than
+    :data:`MOST_CLASSES`, there are no rows.
+    """
+    found = []
+    for label in runs.labels:
+        shares = mean_class_shares(runs, label)
+        classes = shares.classes
+        if not classes:
+            continue
+        written = len(classes) <= MOST_WRITTEN
+        begins = [index > 0 and classes[index - 1][0] != task for index, (task, _) in enumerate(classes)]
+
+        def cell(row: int, column: int, shares: ClassShares = shares, written: bool = written) -> dict[str, Any]:
+            share = shares.rows[row][column]
+            heat = _heat(share, 0.0, 1.0)
+            names = [f"{name} (task {task})" for task, name in shares.classes]
+            taken = "recognised" if row == column else f"taken for {names[column]}"
+            tip = f"{100 * share:.1f} % of {names[row]} are {taken}" if share or row == column else ""
+            return {**heat, "text": heat["text"] if written else "", "tip": tip}
+
+        size = len(classes) if len(classes) <= MOST_CLASSES else 0
+        found.append(
+            {
+                "method": label,
+                "count": len(classes),
+                "seeds": shares.seeds if len(shares.seeds) < len(runs.by_label[label]) else (),
+                "written": written,
+                "columns": [{"number": i + 1, "name": classes[i][1], "begins": begins[i]} for i in range(size)],
+                "rows": [
+                    {
+                        "number": row + 1,
+                        "name": classes[row][1],
+                        "task": classes[row][0],
+                        "begins": begins[row],
+                        "cells": [{**cell(row, column), "begins": begins[column]} for column in range(size)],
+                    }
+                    for row in range(size)
+                ],
+            }
+        )
+    return found
+
+
+MOST_WRITTEN = 20
+"""Largest number of classes whose confusion is written in numbers."""
+
+MOST_CLASSES = 120
+"""Largest number of classes whose confusion is drawn; a page of more cells would be slow."""
 
 
 def _task(runs: Runs, number_of: int) -> str:

@@ -10,6 +10,7 @@ from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.experiments.metrics import average_score, forgetting, forward_transfer, learning_accuracy
 from hatrack.objectives import ACCURACY, Metric
+from hatrack.report.recognition import UNNAMED, recognised_so_far
 from hatrack.report.runs import Runs, in_use
 from hatrack.report.table import AFTER, METHOD, SEED, Kind, Table, kinds_of, mean_and_sd
 
@@ -28,6 +29,7 @@ def summary(runs: Runs) -> Table:
                 "method": label,
                 "seeds": len(of),
                 **_figures(runs, label, matrices),
+                **recognised_so_far([run for _, run in of], runs.learned),
                 **_transfer(runs, matrices, alone),
                 **mean_and_sd("used", (in_use(run.capacity) for _, run in of)),
                 "memory": max((run.memory for _, run in of if run.memory is not None), default=None),
@@ -46,6 +48,7 @@ def summary(runs: Runs) -> Table:
     columns = (
         METHOD,
         score.column(runs.average, _title_of(metric), f"mean {name} on all tasks after the last one{direction}"),
+        *UNNAMED,
         difference.column("forgetting", "forgetting", lost),
         Kind.NUMBER.column("unchanged", "same to the bit", "runs in which no output on an earlier task ever changed"),
         Kind.RATIO.column("forgetting_ratio", "ρ", "0: as good as learning all tasks at once; −1: as bad as guessing"),
@@ -103,6 +106,7 @@ def curves(runs: Runs) -> Table:
                     "method": label,
                     "after": after + 1,
                     **_figures(runs, label, so_far),
+                    **recognised_so_far([*runs.by_label[label].values()], after + 1),
                     "seeds": len(so_far),
                 }
             )
@@ -111,6 +115,7 @@ def curves(runs: Runs) -> Table:
         kinds_of(runs.metric)[0].column(runs.average, _title_of(runs.metric)),
         kinds_of(runs.metric)[1].column("forgetting"),
         Kind.RATIO.column("forgetting_ratio", "ρ"),
+        *(column for column in UNNAMED if any(row[column.key] is not None for row in rows)),
         Kind.NUMBER.column("seeds"),
     )
     return Table("curves", "Figures of the tasks so far, after every task", columns, tuple(rows))
