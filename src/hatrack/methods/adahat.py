@@ -8,7 +8,7 @@ from types import MappingProxyType
 from hatrack.errors import InputError
 from hatrack.functional import Conditioning
 from hatrack.methods.base import Earlier
-from hatrack.methods.hat import HAT, HATSettings, MaskSchedule
+from hatrack.methods.hat import HAT, PAPER_C, HATSettings, InitialEmbedding, MaskSchedule
 from hatrack.protection.conditioning import Adaptive, AdaptiveScaling, UnitConditioning
 
 __all__ = ["AdaHAT", "AdaHATSettings"]
@@ -49,7 +49,7 @@ class AdaHAT(HAT):
     settings_type = AdaHATSettings
     settings: AdaHATSettings
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
-    earlier = Earlier({**HAT.earlier.settings, "scaled": AdaptiveScaling.STEPS}, {})
+    earlier = Earlier({"c": PAPER_C, "embedding": InitialEmbedding.NORMAL, "scaled": AdaptiveScaling.STEPS}, {})
 
     def conditioning(self) -> UnitConditioning:
         """Return a conditioning that lets weights move, the less the more tasks use them."""
