@@ -54,7 +54,10 @@ def record(name: str) -> Any:
 
 
 def values_at(node: Any, path: list[str], where: Mapping[str, Any]) -> Iterator[float]:
-    """Give the numbers at a path; of a list of runs, those of all runs of which the conditions hold."""
+    """Give the numbers at a path; of a list of runs, those of all runs of which the conditions hold.
+
+    A part of a path may be several keys, joined by bars.
+    """
     if not path:
         yield float(node)
     elif isinstance(node, list) and not path[0].lstrip("-").isdigit():
@@ -62,7 +65,8 @@ def values_at(node: Any, path: list[str], where: Mapping[str, Any]) -> Iterator[
             if all(each.get(key) == value for key, value in where.items()):
                 yield from values_at(each, path, where)
     else:
-        yield from values_at(node[int(path[0])] if isinstance(node, list) else node[path[0]], path[1:], where)
+        for key in path[0].split("|"):
+            yield from values_at(node[int(key)] if isinstance(node, list) else node[key], path[1:], where)
 
 
 def measured(entry: Mapping[str, Any], path: str) -> Measured:
