@@ -3,7 +3,7 @@
 python benchmarks/short_runs.py [--seeds 0,1,2] [--data DIR] [--out FILE]
 
 Split Fashion-MNIST, 600 training samples a task (510 beside those for validation), one thread, the methods' own
-defaults but for what is said.
+defaults (for HAT the preset's, the paper's schedule) but for what is said.
 """
 
 from __future__ import annotations

@@ -255,5 +255,17 @@ def test_recognising_needs_a_task_and_samples_that_were_looked_at() -> None:
     stream = shifted(0.0, count=40)
     learner, steps = follow(stream, strange=None)
     assert all(step.strangeness is None for step in steps)
-    with pytest.raises(InputError, match="recognised once some are found"):
+    with pytest.raises(InputError, match="leave out strange=None"):
         learner.recognise(stream[0].test.load()[0])
+    learner, _ = follow(stream, feature_map=RandomUnits(units=40))
+    with pytest.raises(InputError, match=r"samples have the shape \(3,\), and those of the tasks found \(8,\)"):
+        learner.recognise(torch.zeros(2, 3))
+
+
+def test_batches_after_the_end_are_told_from_what_is_known() -> None:
+    """Ending consolidates the task in training, of which it is then known what is usual."""
+    stream = shifted(0.0, 4.0, count=200)
+    learner, _ = follow(stream, feature_map=RandomUnits(units=40))
+    for x, y in Unannounced(repeated(stream, 2), passes=1, batch_size=20):
+        learner.observe(x, y)
+    assert learner.tasks == ["found-1", "found-2"]

@@ -25,7 +25,7 @@ def hat(**settings: Any) -> HAT:
 
 def strengths(method: HAT, epochs: int = EPOCHS, lr: float = 0.05, batches: int = 3) -> list[float]:
     """Return c in the epochs that learn the mask."""
-    method.note_pace(Pace(lr, batches, epochs))
+    method.note_pace(Pace(lr, batches))
     method.begin_task(TASKS[0])
     method.train_mode(True)
     (length, *_), found = method.phases(epochs), []
@@ -57,7 +57,7 @@ def test_c_is_found_anew_for_every_task() -> None:
     method = hat()
     first = strengths(method, epochs=1, batches=200, lr=1e-9)[-1]
     method.network.consolidate(TASKS[0].name)
-    method.note_pace(Pace(0.05, 10**6, 20))
+    method.note_pace(Pace(0.05, 10**6))
     method.begin_task(TASKS[1])
     method.train_mode(False)
     assert first > method.strength() == PAPER_C

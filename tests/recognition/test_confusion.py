@@ -73,6 +73,13 @@ def test_a_single_task_has_no_curve_and_what_is_missing_is_named() -> None:
         measure_confusion(Told(("a", "b"), (2, 2)), {"a": (x, y), "b": (x[:0], y[:0])}, {"a": 2, "b": 2})
     with pytest.raises(InputError, match="has the tasks a, b, and not a"):
         measure_confusion(Told(("a", "b"), (2, 2)), {"a": (x, y)}, {"a": 2})
+    with pytest.raises(InputError, match="no tasks to measure with"):
+        measure_confusion(Told(("a",), (2,)), {}, {})
+    with pytest.raises(InputError, match="how many classes has 'a'"):
+        measure_confusion(Told(("a",), (2,)), {"a": (x, y)}, {"b": 2})
+    for wrong in (2, -1):
+        with pytest.raises(InputError, match="classes of 'a' are numbered from 0 to 1"):
+            measure_confusion(Told(("a", "b"), (2, 2)), {"a": (x, y + wrong), "b": (x, y)}, {"a": 2, "b": 2})
 
 
 def test_classes_of_one_name_in_two_tasks_are_two_classes() -> None:

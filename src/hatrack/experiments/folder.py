@@ -102,7 +102,8 @@ def note_logs(folder: Path, places: Iterable[str]) -> None:
     """
     known = noted_logs(folder)
     outside = (place if "://" in place else str(Path(place).absolute()) for place in places)
-    new = {place for place in outside if not Path(place).resolve().is_relative_to(folder.resolve())}
+    inside = folder.resolve()
+    new = {place for place in outside if "://" in place or not Path(place).resolve().is_relative_to(inside)}
     if new - set(known):
         write_checked_json(folder / LOGS, {"places": sorted({*known, *new})})
 

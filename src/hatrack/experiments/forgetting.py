@@ -20,8 +20,10 @@ from hatrack.experiments.folder import (
     LOG_FOLDERS,
     LOGITS,
     LOGITS_FORMAT,
+    LOGS,
     RESULT,
     TRAINING,
+    note_logs,
     noted_logs,
     previous,
     require_run,
@@ -52,6 +54,9 @@ _PATIENCE = 2.0
 _WRITTEN = (CHECKPOINT, LOGITS, RESULT, TRAINING, FAILURE)
 _PASSING = (TRAINING, FAILURE, *(previous(Path(name)).name for name in _WRITTEN))
 """Files about a task in training, about how the last start of the run ended, and what others were before."""
+
+WANDB_SERVER = "https://wandb.ai, or another server, that `wandb sync` sent them to"
+"""Place of curves that left this machine."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ def _forget(folder: Path, recorded: RunResult, task: str, data: Path | None) -> 
     without = without if found is None else recorded.without_task(task, capacity, reuse, found)
 
     write_result(folder / RESULT, replace(recorded, forgetting=task))
+    note_logs(folder, elsewhere)  # the mark of what was sent is removed with the curves
     removed = tuple(_remove_passing(folder))
     rewritten = []
     for path, method in networks.items():
@@ -239,15 +245,17 @@ def _remove_passing(folder: Path) -> Iterator[Path]:
 
 def _logged_elsewhere(folder: Path) -> Iterator[str]:
     """Say where curves of a run lie outside of its folder."""
-    yield from (place for place in noted_logs(folder) if "://" in place or Path(place).exists())
-    if any((folder / "wandb").glob("*/*.synced")):  # the mark that W&B leaves beside what it has sent
-        yield "the server of Weights & Biases that `wandb sync` sent them to"
+    noted = noted_logs(folder)
+    yield from (place for place in noted if "://" in place or Path(place).exists())
+    sent = any((folder / "wandb").glob("*/*.synced"))  # the mark that W&B leaves beside what it has sent
+    if sent and WANDB_SERVER not in noted:
+        yield WANDB_SERVER
 
 
 def _naming(folder: Path, task: str) -> Iterator[Path]:
     """Files that the run did not make and that may name a task."""
     word = re.compile(rb"(?<![\w-])" + re.escape(task.encode()) + rb"(?![\w-])")
-    made = {folder / name for name in (CHECKPOINT, LOGITS, RESULT, LOCK)}
+    made = {folder / name for name in (CHECKPOINT, LOGITS, RESULT, LOCK, LOGS)}
     for path in sorted(folder.rglob("*")):
         elsewhere = any((parent / RESULT).exists() for parent in path.parents if folder in parent.parents)
         if path.is_file() and path not in made and not elsewhere and word.search(path.read_bytes()):

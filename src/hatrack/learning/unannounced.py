@@ -89,6 +89,9 @@ class UnannouncedLearner:
     Otherwise the task in training is consolidated and a new one opened, which learns first from the batches that were
     set aside. If the suspicion passes, they are learned from late.
 
+    How long a task will be is not known, so that HAT neither settles a mask nor lets c set in late: with its default
+    schedule a task begins with all units, under the whole c, 0.75 if left open, from the first batch on.
+
     Samples are compared by classes, so that two tasks of the same samples with other labels are two tasks. Where
     samples are not one tensor of real numbers, as tokens or nested tensors, the loss alone decides, and a switch
     between tasks whose labels the task at hand predicts as well is not seen.
@@ -222,8 +225,13 @@ class UnannouncedLearner:
         """
         setup = self.method.setup
         x = setup.interface.accepted(converted(as_inputs(x, "samples"), setup.example_input, "samples"))
+        if self._strange is None:
+            raise InputError("tasks are not recognised where samples are not looked at: leave out strange=None")
         if not self._sums or self._feature_map is None or not isinstance(x, Tensor):
             raise InputError("tasks are recognised once some are found, of samples that are one tensor of real numbers")
+        shape = tuple(x.movedim(setup.interface.batch_axis, 0).shape[1:])
+        if shape != self._sample_shape:
+            raise InputError(f"samples have the shape {shape}, and those of the tasks found {self._sample_shape}")
         described = self._feature_map.describe()
         recogniser = solve_ridge(
             {
@@ -283,9 +291,7 @@ class UnannouncedLearner:
     def _switch(self, batches: list[_Window]) -> Step:
         """Attribute batches to a known or a new task, which becomes the one at hand."""
         self._suspicious = []
-        if self.current is not None and self._in_training(self.current):
-            self._usual[self.current] = Usual(self._detector.mean, self._detector.deviation)
-            self._usually_strange[self.current] = Usual(self._sample_detector.mean, self._sample_detector.deviation)
+        self._note_usual()
         known = {
             task: (self._usual_strangeness(task, batches), median(self.loss_of(task, [(x, y)]) for x, y, _ in batches))
             for task in self.tasks
@@ -305,6 +311,12 @@ class UnannouncedLearner:
         strange, loss = known[self.current]
         compared = strange if self.current in self._sums else None
         return Step(self.current, loss, Surprise.SWITCH, opened=False, strangeness=compared)
+
+    def _note_usual(self) -> None:
+        """Take note of what is usual for the task at hand, while it is the one in training."""
+        if self.current is not None and self._in_training(self.current):
+            self._usual[self.current] = Usual(self._detector.mean, self._detector.deviation)
+            self._usually_strange[self.current] = Usual(self._sample_detector.mean, self._sample_detector.deviation)
 
     def _usual_strangeness(self, task: str, batches: Sequence[_Window]) -> float:
         """Return the median strangeness of batches for a task; 0 where samples are not compared.
@@ -365,6 +377,7 @@ class UnannouncedLearner:
         """End the task in training; its usual loss is that of its last batches, as its masks have become hard."""
         if self._open is None:
             return
+        self._note_usual()
         task, self._open, self._optimizer = self._open, None, None
         self.method.end_task(task)
         _, deviation = self._usual.get(task.name, (0.0, 0.0))

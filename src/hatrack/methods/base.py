@@ -196,17 +196,10 @@ class Pace(NamedTuple):
     Attributes:
         lr: learning rate to begin with.
         batches: number of batches of an epoch of all training samples.
-        epochs: largest number of epochs.
     """
 
     lr: float
     batches: int
-    epochs: int
-
-    @property
-    def steps(self) -> int:
-        """Largest number of steps that the task may take."""
-        return self.batches * self.epochs
 
 
 class ParameterGroup(NamedTuple):

@@ -73,12 +73,14 @@ class HATSettings:
     """Settings of HAT, with the paper's values but for the schedule of masks.
 
     Attributes:
-        schedule: settled (a task begins with all units, c sets in between a fifth and three fifths of the epochs, after
-            25 at the latest, and the last 15 % of them train the weights under the final mask), or paper (it begins
-            with half of them, and the mask moves to the end), which deep networks often learn nothing with.
+        schedule: of the mask. settled: a task begins with all units, c rises from 0 between 20 and 60 % of the epochs
+            (at the latest between the 10th and the 25th), and from 4 epochs on the last 15 % of them train the weights
+            under the final mask. paper: a task begins with half of its units, and its mask moves to the last step;
+            deep networks often learn nothing with it.
         s_max: largest scale of the gates; 25 to 800 work.
-        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the
-            paper's schedule, and with the settled one as much, 0.75 to 5, as switches units off in the steps there are.
+        c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the paper's
+            schedule, and with the settled one as much, 0.75 to 5, as switches units off in the steps there are, as if
+            these were of plain SGD.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -91,7 +93,7 @@ class HATSettings:
         regularizer: weighted-l1 (the paper), l1 or l2, which count units again that earlier tasks use.
         embedding: what embeddings start as: normal, N(0, 1), or uniform, U(embedding_low, embedding_high); none leaves
             it to the schedule.
-        embedding_low: at least 0; with 0 and 2, the paper's choice to compress a single task, every unit starts on.
+        embedding_low: from 0 on every unit starts on; 0 and 2 are the paper's choice to compress a single task.
         embedding_high: at most 6.
         embedding_lr_factor: how much faster embeddings learn; 10 to 50 without compensation (the paper, appendix D).
         keep: what is left of a task's hold on its weights after one more task; 1 holds them for good, less lets old

@@ -83,11 +83,18 @@ def measure_confusion(
         batch_size: samples per pass.
 
     Raises:
-        InputError: a task has no samples, or the network has other tasks; or as the network's ``infer``.
+        InputError: there are no tasks, one has no samples, no number of classes or classes beyond it, or the network
+            has other tasks; or as the network's ``infer``.
     """
     names = tuple(samples)
+    if not names or (unknown := [name for name in names if name not in classes]):
+        raise InputError("there are no tasks to measure with" if not names else f"how many classes has {unknown[0]!r}?")
     if empty := [name for name, (_, y) in samples.items() if not len(y)]:
         raise InputError(f"there are no samples of {empty[0]!r} to measure with")
+    for name, (_, y) in samples.items():
+        least, most = int(y.min()), int(y.max())
+        if not 0 <= least <= most < classes[name]:
+            raise InputError(f"classes of {name!r} are numbered from 0 to {classes[name] - 1}, not {least} to {most}")
     sizes = [classes[name] for name in names]
     first = dict(zip(names, [sum(sizes[:index]) for index in range(len(sizes))], strict=True))
     total = sum(sizes)

@@ -155,7 +155,7 @@ def _shrunk_factor(centred: Tensor) -> Tensor:
     count, size = centred.shape
     covariance = centred.T @ centred / count
     usual = covariance.diagonal().mean()
-    identity = torch.eye(size, dtype=covariance.dtype)
+    identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     distance = (covariance - usual * identity).square().sum()
     # The sum over samples of |x xᵀ − S|² is that of |x|⁴, less N |S|².
     spread = (centred.square().sum(1).square().sum() / count - covariance.square().sum()) / count

@@ -72,7 +72,8 @@ def strangeness(sums: ClassSums, features: Tensor, labels: Tensor) -> float:
     within = within / total
     usual = within.diagonal().mean() + torch.finfo(within.dtype).tiny ** 0.5
     share = max(_LEAST_ROUND, size / (size + float(total)))
-    factor = torch.linalg.cholesky(torch.lerp(within, torch.eye(size, dtype=within.dtype) * usual, share))
+    sphere = torch.eye(size, dtype=within.dtype, device=within.device) * usual
+    factor = torch.linalg.cholesky(torch.lerp(within, sphere, share))
     here = F.one_hot(labels, len(counts)).to(features)
     samples = here.sum(0)
     present = samples > 0
