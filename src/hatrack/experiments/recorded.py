@@ -244,9 +244,9 @@ TOLERANCE = 1e-5
 """Tolerance of logits, relative and absolute, where the environment is not the one that made them."""
 
 
-MOVED = 1e-3
-"""Share of a task's samples (one at least) that may be taken for another class in another environment: of the nearest
-decisions, the last bits decide."""
+SAMPLES_MOVED = 1e-3
+"""Largest share of a task's samples (at least one) that may change class in another environment, where rounding decides
+close calls."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class RecognitionVerdict:
         share: share of samples whose task and class are recognised now.
         recorded: the recorded share; None where a task was forgotten since, so that it is not known any more.
         agrees: whether as many samples are taken for every class as recorded: all in the same environment, else all
-            but :data:`MOVED`.
+            but :data:`SAMPLES_MOVED`.
     """
 
     share: float
@@ -369,7 +369,7 @@ def _compare(recorded: Recognition | None, found: Confusion, exactly: bool) -> l
         if known is not None:
             rows = slice(ends[index] - found.classes[index], ends[index])
             moved = float((torch.tensor(known)[rows] - found.counts[rows]).abs().sum()) / 2
-        agrees = moved < 0.5 if exactly else moved <= max(1.0, MOVED * samples)
+        agrees = moved < 0.5 if exactly else moved <= max(1.0, SAMPLES_MOVED * samples)
         verdicts.append(RecognitionVerdict(share, before, agrees))
     return verdicts
 

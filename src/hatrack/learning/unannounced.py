@@ -46,7 +46,8 @@ class Step:
 
     Attributes:
         task: the task that the batch was attributed to.
-        loss: its loss with that task, before a step was made with it.
+        loss: its loss with that task, before a step was made with it; where a task was opened at a switch, after
+            the steps with all batches that were set aside.
         surprise: the detectors' judgement of the batch.
         opened: whether a new task was opened with it.
         strangeness: how far its samples lie from those of that task, before they were learned from: about 1 for samples

@@ -143,7 +143,7 @@ def reproduction_table(reproduction: Reproduction) -> Table:
 
 
 def _sameness(task: TaskAgain) -> list[bool]:
-    """Return whether the logits of a task are the same, and, if that was measured, what its samples were taken for."""
+    """Return whether the logits of a task are the same, and, if that was measured, how many samples are recognised."""
     return [task.same_bits, *([] if task.same_recognition is None else [task.same_recognition])]
 
 

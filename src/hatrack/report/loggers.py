@@ -228,7 +228,8 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
 
     Args:
         going: the run, prepared.
-        *loggers: where to write; they are closed at the end, whatever it is.
+        *loggers: where to write. They are closed when the run ends or fails, or when the generator is closed: who stops
+            early holds it by :func:`contextlib.closing`.
 
     Yields:
         The events of :func:`hatrack.experiments.run`.
