@@ -120,10 +120,8 @@ def forget_command(folder: Path, /, *, task: str, data: Data = None) -> int:
     if done.removed:
         say(console, f"removed: {', '.join(path.name for path in done.removed)}")
     if done.recognition is False:
-        say(
-            console,
-            "how well tasks are recognised is not known any more: no task is left, or their data is not on this machine as it was",
-        )
+        cause = "no task is left, or their data is not on this machine as it was"
+        say(console, f"how well tasks are recognised is not known any more: {cause}")
     for path in done.remaining:
         say(console, f"{path} is not of the run and still names it; remove it yourself")
     for place in done.elsewhere:
