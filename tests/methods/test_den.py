@@ -292,7 +292,7 @@ def test_an_expansion_trains_new_units_alone_and_keeps_those_with_weights() -> N
     assert method.network.current_widths == (19, 15)
     wide = method.network.copies()
     with torch.no_grad():
-        method.network.tensors()[0].weight[17] = 1e-6  # so short that it is cleared, though it gets gradients
+        method.network.tensors()[0].weight[17] = 1e-3  # shorter than one step of the group, longer than one of l1
     steps(method, 1, lr=1e-6)
     assert not anything(moved(method, before))
     assert bool((method.network.tensors()[1].weight[:12, 16:] != wide[1].weight[:12, 16:]).any())
