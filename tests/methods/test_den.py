@@ -354,6 +354,18 @@ def test_a_strong_penalty_keeps_old_weights_and_frees_new_ones() -> None:
     assert gone[1] < 1e-4 < gone[0]
 
 
+def test_a_training_without_parts_moves_everything_near_the_old_values() -> None:
+    gone = []
+    for strength in (0.0, 1e9):
+        method = begun(strength=strength, l1=0.0)
+        before = method.network.copies()
+        steps(method, weight_decay=0.0)
+        assert method.network.current_widths == (16, 12)
+        pairs = zip(method.network.copies(), before, strict=True)
+        gone.append(min(float(drift_of_units(new.weight, old.weight).max()) for new, old in pairs))
+    assert gone[1] < 1e-4 < gone[0]
+
+
 def test_old_tasks_are_remembered_better_than_by_fine_tuning() -> None:
     after = {}
     for name in ("den", "sgd"):

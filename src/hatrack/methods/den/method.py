@@ -160,12 +160,17 @@ class DEN(StoredMethod):
     # Tasks and files
 
     def begin_task(self, task: Task) -> None:
-        """Remember the layers, and open the task's head."""
+        """Remember the layers, and open the task's head.
+
+        Until a part begins, all is trained, near the old values: so it stays where a training has no parts, as in
+        learning without being told of task switches. Nothing grows there.
+        """
         self._before = self.network.copies() if self.network.widths else ()
         super().begin_task(task)
         none = (0,) * len(self.network.layers)
-        self._task, self._part, self._changes = task.name, Part.HEAD, UnitChanges(none, none, none)
-        self._free, self._kept, self._expands = None, (), False
+        self._task, self._part, self._changes = task.name, Part.SPLITTING, UnitChanges(none, none, none)
+        self._free, self._expands = None, False
+        self._keep()
 
     def open(self, name: str, num_classes: int, *learned: Any) -> None:
         """Make a task's head; of one that was learned, widen the network to the width of its time."""
