@@ -387,6 +387,19 @@ def test_what_a_task_did_is_kept_in_its_file(tmp_path: Path) -> None:
     assert sum(method.changes["second"].added) > 0
 
 
+def test_a_widened_network_goes_on_after_loading_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    straight, before, after = (make("den") for _ in range(3))
+    schedule: dict[str, Any] = {"epochs": 4, "batch_size": 80, **ADAM}
+    learn(straight, TASKS, **schedule)
+    learn(before, TASKS[:2], **schedule)
+    before.save(tmp_path / "net.hat")
+    after.load(tmp_path / "net.hat")
+    learn(after, TASKS, first=2, **schedule)
+    assert after.changes == straight.changes
+    assert after.network.widths == straight.network.widths
+    assert all(torch.equal(logits(after, task), logits(straight, task)) for task in TASKS)
+
+
 def test_the_weights_in_use_are_those_that_are_not_zero() -> None:
     method = begun()
     with torch.no_grad():
