@@ -15,13 +15,15 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hatrack.experiments import EXPERIMENTS, RunRequest, prepare, run
+from hatrack.methods import Method
+from hatrack.methods.den import DEN
 from hatrack.support.environment import describe_environment
 from hatrack.support.toml import tomllib
 
@@ -82,10 +84,19 @@ def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
         "when_learned": [round(line[i], 4) for i, line in enumerate(values)],
         "tasks": [task.name for task in result.tasks],
         "used": round(used[-1], 3) if used else None,
+        **layers_of(prepared.method),
         "seconds": round(sum(result.seconds), 1),
         "commit": commit(),
         "config": config_of(row, common),
     }
+
+
+def layers_of(method: Method) -> dict[str, Any]:
+    """Return what tasks did to a network whose layers grow: time stamps, and units selected, added and split."""
+    if not isinstance(method, DEN):
+        return {}
+    changes = {task: asdict(changes) for task, changes in method.changes.items()}
+    return {"time_stamps": dict(method.network.widths), "changes": changes}
 
 
 def commit() -> str:

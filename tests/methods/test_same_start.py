@@ -15,6 +15,7 @@ from torch import nn
 from hatrack.experiments import Run, RunRequest, prepare, run
 from hatrack.masks import signed_constant
 from hatrack.methods import METHODS, Batch, Loss
+from hatrack.methods.den import DEN
 from hatrack.methods.dwa import DWA
 from hatrack.methods.independent import Independent
 from hatrack.methods.masked import MaskedMethod
@@ -87,6 +88,8 @@ def backbone_of(method: Any) -> nn.Module | None:
         return next(iter(method.networks.values())).backbone
     if isinstance(method, PNN):
         return next(iter(method.networks.values())).body[0]
+    if isinstance(method, DEN):
+        return method.network.layers
     assert isinstance(method, PathNet)
     return None
 
@@ -98,6 +101,8 @@ def head_of(method: Any) -> nn.Module:
         return method.network.tasks[0].head
     if isinstance(method, Independent):
         return next(iter(method.networks.values())).heads[0]
+    if isinstance(method, DEN):
+        return next(iter(method.network.heads.values()))
     return (
         next(iter(method.networks.values())).body[1] if isinstance(method, PNN) else next(iter(method._heads.values()))
     )

@@ -19,6 +19,7 @@ from hatrack.methods.base import (
     joined,
 )
 from hatrack.methods.cab import CAB
+from hatrack.methods.den import DEN
 from hatrack.methods.derpp import DERPP
 from hatrack.methods.dwa import DWA
 from hatrack.methods.er import ER
@@ -66,7 +67,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
             *(HAT, AdaHAT, SGD, SGDFrozen, SGDRestart, Joint, Independent, Random),
             *(EWC, IMMMean, IMMMode, SI, MAS, CAB, LWF, LFL),
             *(PMASK, WSN, SupSup),
-            *(PackNet, PNN, PathNet, DWA),
+            *(PackNet, PNN, PathNet, DEN, DWA),
             *(ER, DERPP, GEM),
         )
     }

@@ -24,10 +24,11 @@ class Capacity:
     """Shares of a network that consolidated tasks use, each in [0, 1].
 
     Attributes:
-        groups: share of used units, by group; of used weights, by parameter, where masks are about weights; or of used
-            modules, by layer (PathNet).
+        groups: share of used units, by group; of used weights, by parameter, where masks are about weights; of used
+            modules (PathNet), or of weights that are not 0 (DEN), by layer.
         units: share of used units over all groups; 0 for a network without units, None where masks are about weights.
-        weights: share of the entries of shared parameters that are frozen, or that masks of weights use.
+        weights: share of the entries of shared parameters that are frozen, that masks of weights use, or (DEN) that are
+            not 0.
         parameters: number of entries of shared parameters, which grows with the network; untrained ones do not count.
     """
 

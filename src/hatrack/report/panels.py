@@ -61,7 +61,12 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
     ahead = "in points" if metric.is_share else f"in {metric.name}"
     wanted = (
         ("curves", runs.average, f"Average {metric.name}", f"of all the tasks so far.{direction}{bars}"),
-        ("curves", "class_incremental_accuracy", "No task named", f"samples whose task and class are both right.{bars}"),
+        (
+            "curves",
+            "class_incremental_accuracy",
+            "No task named",
+            f"samples whose task and class are both right.{bars}",
+        ),
         ("curves", "forgetting", "Forgetting", f"{lost} since a task was learned, mean so far. Lower is better.{bars}"),
         ("curves", "forgetting_ratio", "Forgetting ratio ρ", f"0: as good as all tasks at once; −1: guessing.{bars}"),
         ("by-task", "forward_transfer", "Forward transfer", f"{ahead} ahead of learning the task alone.{bars}"),
