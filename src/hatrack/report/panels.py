@@ -65,7 +65,7 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
             "curves",
             "class_incremental_accuracy",
             "No task named",
-            f"samples whose task and class are both right.{bars}",
+            f"task and class are both right.{bars}",
         ),
         ("curves", "forgetting", "Forgetting", f"{lost} since a task was learned, mean so far. Lower is better.{bars}"),
         ("curves", "forgetting_ratio", "Forgetting ratio ρ", f"0: as good as all tasks at once; −1: guessing.{bars}"),
