@@ -84,6 +84,12 @@ def test_predict(folder: Path, first: str, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["predict", "{run}", "a.png", "--out", "./a.png"], 2, "predictions are written as .csv or .json"),
+        (
+            ["predict", "{run}", "a.csv", "--out", "./a.csv"],
+            2,
+            "is one of the files that are asked about, and would be lost",
+        ),
         (["export", "{run}", "--to", "a.onnx"], 2, "--task NAME, or --all-tasks"),
         (["export", "{run}", "--to", "a.onnx", "--task", "absent"], 2, "there is no task 'absent'"),
         (["export", "absent", "--to", "a.onnx", "--task", "a"], 2, "holds no run.json"),

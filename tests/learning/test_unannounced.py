@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from hatrack.backbones import MLP, build_reproducibly
-from hatrack.errors import InputError
+from hatrack.errors import InputError, TrainingError
 from hatrack.learning.unannounced import Step, UnannouncedLearner
 from hatrack.methods import METHODS, Method, Setup
 from hatrack.recognition import RandomUnits
@@ -260,6 +261,61 @@ def test_recognising_needs_a_task_and_samples_that_were_looked_at() -> None:
     learner, _ = follow(stream, feature_map=RandomUnits(units=40))
     with pytest.raises(InputError, match=r"samples have the shape \(3,\), and those of the tasks found \(8,\)"):
         learner.recognise(torch.zeros(2, 3))
+
+
+def test_small_and_constant_batches_are_learned_from() -> None:
+    """One sample says nothing of how much others differ, nor do samples that are all the same."""
+    generator = torch.Generator().manual_seed(0)
+    for x in (torch.randn(12, 1, 8, generator=generator), torch.zeros(12, 3, 8), torch.full((12, 3, 8), 7.0)):
+        learner, _ = follow(shifted(0.0, count=40), announced=True)
+        for batch in x:
+            learner.observe(batch, torch.arange(len(batch)) % 2)
+        learner.finish()
+
+
+def small() -> UnannouncedLearner:
+    """A learner that has found a task and is training it."""
+    method = METHODS["hat"](
+        Setup(lambda: MLP((8,), (20,)), (8,), 0, torch.device("cpu")), METHODS["hat"].settings_type()
+    )
+    learner = UnannouncedLearner(method, 2, lambda p: torch.optim.SGD(p, lr=0.1), feature_map=RandomUnits(units=20))
+    learner.observe(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2)
+    return learner
+
+
+def test_one_sample_batches_open_no_tasks_by_themselves() -> None:
+    learner, generator = small(), torch.Generator().manual_seed(1)
+    for _ in range(6):
+        learner.observe(torch.randn(1, 8, generator=generator), torch.tensor([1]))
+    assert learner.tasks == ["found-1"]
+
+
+def test_a_learner_is_copied_while_nothing_is_trained_alone() -> None:
+    learner = small()
+    for copied in (copy.deepcopy, copy.copy):
+        with pytest.raises(InputError, match="'found-1' is in training: a learner is copied after finish"):
+            copied(learner)
+    learner.finish()
+    assert copy.deepcopy(learner).tasks == ["found-1"]
+
+
+def test_a_loss_that_is_not_finite_stops() -> None:
+    learner, x, y = small(), torch.randn(16, 8), torch.arange(16) % 2
+    with torch.no_grad():
+        learner.method.trained_parameters()[0].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="the loss of the batch with task 'found-1' is nan"):
+        learner.observe(x, y)
+
+
+def test_the_first_task_may_be_announced() -> None:
+    method = small().method
+    learner = UnannouncedLearner(
+        METHODS["hat"](method.setup, METHODS["hat"].settings_type()), 2, lambda p: torch.optim.SGD(p, lr=0.1)
+    )
+    learner.announce()
+    for _ in range(5):
+        learner.observe(torch.randn(16, 8), torch.arange(16) % 2)
+    assert learner.tasks == ["found-1"]
 
 
 def test_batches_after_the_end_are_told_from_what_is_known() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hatrack
-from hatrack import GuaranteeError, HATNetwork, InputError, Scorer
+from hatrack import GuaranteeError, HATNetwork, InputError, Learner, Scorer, TrainingSettings
 from hatrack.masks.sums import TaskSums
 from hatrack.recognition import (
     RandomFilters,
@@ -471,3 +471,16 @@ def test_pictures_of_another_size_are_told_by_distances_and_never_by_sums() -> N
     assert len(net.infer(pictures["large"], Scorer.DISTANCE).task_names) == 20
     with pytest.raises(InputError, match="of one shape"):
         net.calibrate("large", pictures["large"], torch.arange(20) % 2, feature_map=default_feature_map((1, 20, 20)))
+
+
+@pytest.mark.parametrize("samples", [torch.eye(6)[:2], torch.full((4, 6), 3.0), torch.eye(6)[[0, 0, 1, 1]] * 1e3])
+def test_classes_that_do_not_vary_within_are_recognised_all_the_same(samples: torch.Tensor) -> None:
+    """Of one sample, or many that are the same, a covariance is nothing but rounding, of either sign."""
+    learner = Learner(
+        nn.Sequential(nn.Linear(6, 12), nn.ReLU()), (6,), training=TrainingSettings(epochs=1), validation=0
+    )
+    classes = torch.arange(len(samples)) * 2 // len(samples)
+    for task, shift in (("a", 0.0), ("b", 5.0)):
+        learner.fit(task, (samples + shift, classes))
+    said = learner.predict(torch.cat([samples, samples + 5.0]))
+    assert said.tasks == ("a",) * len(samples) + ("b",) * len(samples)

@@ -76,6 +76,8 @@ def predict_command(
         if out.suffix.lower() not in (".csv", ".json"):
             raise InputError(f"--out {out}: predictions are written as .csv or .json")
         require_output(out)
+        if any(out.resolve() == file.resolve() for file in files):
+            raise InputError(f"--out {out} is one of the files that are asked about, and would be lost: choose another")
     from hatrack.experiments import predict_files
 
     table = Table("sample", "task", "class", "probability", "next", box=SIMPLE)

@@ -6,16 +6,17 @@ are for the sums of the task at hand (:func:`hatrack.recognition.strangeness`). 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.errors import InputError
+from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.learning.samples import as_inputs, converted, read_targets
 from hatrack.methods import Batch, Method
@@ -75,6 +76,9 @@ class _Window(NamedTuple):
     y: Tensor
     features: Tensor | None
 
+
+LEAST_FREEDOM = 10
+"""Samples beyond one of every class from which it is known how much the samples of a task differ."""
 
 STRANGE = DetectorSettings(jump=1.0)
 """Settings by which samples count as another task's; strangeness is near 1 for samples of the task at hand."""
@@ -168,16 +172,23 @@ class UnannouncedLearner:
             y: their classes within their task, integers ``(N,)`` from 0 to ``classes`` − 1.
 
         Raises:
-            InputError: samples are of another kind, or classes are none or not as many as samples.
+            InputError: samples are of another kind or not finite, or classes are none or not as many as samples.
+            TrainingError: the loss with the task at hand is not a finite number. The batch is not learned from.
         """
         x, y = self._read(x, y)
         window = _Window(x, y, self._features(x))
         if self.current is None:
+            self._announced = False  # the first task begins, announced or not
             first = self._open_task(x, y)
             loss = self.loss_of(first, [(x, y)])
             self._train([window])
             return Step(first, loss, Surprise.SWITCH, opened=True)
         loss, strange = self.loss_of(self.current, [(x, y)]), self._strangeness(self.current, window)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of the batch with task {self.current!r} is {loss}: samples or weights are too large; bring "
+                "samples to about one scale, or take a smaller learning rate"
+            )
         if self._announced:
             self._suspicious.append(window)
             if len(self._suspicious) < self._settings.patience:
@@ -198,6 +209,16 @@ class UnannouncedLearner:
         batches, self._suspicious = [*self._suspicious, window], []  # a suspicion that has passed is learned from, too
         self._train(batches)
         return Step(self.current, loss, surprise, opened=False, strangeness=strange)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles take.
+
+        Raises:
+            InputError: a task is in training: the optimizer of a copy would not be kept from frozen weights.
+        """
+        if self._open is not None:
+            raise InputError(f"task {self._open.name!r} is in training: a learner is copied after finish() alone")
+        return dict(self.__dict__)
 
     def finish(self) -> None:
         """Consolidate the task in training, after the last batch; batches that were set aside are dropped."""
@@ -255,7 +276,7 @@ class UnannouncedLearner:
 
     def _strangeness(self, task: str, window: _Window) -> float | None:
         """Return how strange a batch is for a task that was found; None if its samples are not compared."""
-        if window.features is None or task not in self._sums:
+        if window.features is None or task not in self._sums or self._sums[task].freedom < LEAST_FREEDOM:
             return None
         return strangeness(self._sums[task], window.features, window.y.cpu())
 

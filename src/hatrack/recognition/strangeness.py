@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hatrack.recognition.sums import LEAST_SPREAD
+
 __all__ = ["ClassSums", "strangeness"]
 
 
@@ -40,6 +42,11 @@ class ClassSums:
         )
         return cls(sum(grams[1:], grams[0]), sum(targets[1:], targets[0]))
 
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the covariance within classes: samples beyond one of every class that there is."""
+        return int(self.gram[0, 0]) - int((self.targets[0] > 0).sum())
+
     def plus(self, other: ClassSums) -> ClassSums:
         """Return the sums of the samples of both."""
         return ClassSums(self.gram + other.gram, self.targets + other.targets)
@@ -68,9 +75,11 @@ def strangeness(sums: ClassSums, features: Tensor, labels: Tensor) -> float:
     projection = scales.unsqueeze(1) * _directions(len(scales))
     size = projection.shape[1]
     placed = means @ projection
-    within = projection.T @ sums.gram @ projection - (placed.T * counts) @ placed
-    within = within / total
-    usual = within.diagonal().mean() + torch.finfo(within.dtype).tiny ** 0.5
+    around_zero = projection.T @ sums.gram @ projection
+    within = (around_zero - (placed.T * counts) @ placed) / total
+    # Where no class varies within, the covariance is nothing but rounding, which has either sign.
+    usual = within.diagonal().mean().clamp_min(LEAST_SPREAD * around_zero.diagonal().mean() / total)
+    usual = usual + torch.finfo(within.dtype).tiny ** 0.5
     share = max(_LEAST_ROUND, size / (size + float(total)))
     sphere = torch.eye(size, dtype=within.dtype, device=within.device) * usual
     factor = torch.linalg.cholesky(torch.lerp(within, sphere, share))

@@ -15,7 +15,15 @@ from hatrack.errors import InputError
 from hatrack.masks.sums import TaskSums
 from hatrack.recognition.feature_maps import FeatureMap, feature_map_from
 
-__all__ = ["RecogniserCache", "RidgeRecogniser", "finite_features", "gather_sums", "require_same_map", "solve_ridge"]
+__all__ = [
+    "LEAST_SPREAD",
+    "RecogniserCache",
+    "RidgeRecogniser",
+    "finite_features",
+    "gather_sums",
+    "require_same_map",
+    "solve_ridge",
+]
 
 
 @torch.no_grad()
@@ -260,17 +268,20 @@ def _densities(parts: Sequence[TaskSums], task_of: Tensor, scales: Tensor) -> Ta
     size = min(_DIMENSIONS, len(scales))
     drawn = np.random.RandomState(1).standard_normal((len(scales), size)) / size**0.5
     projection = scales.unsqueeze(1) * torch.from_numpy(drawn)
-    means, covariances, counts = [], [], []
+    means, covariances, counts, reaches = [], [], [], []
     for part in parts:
         seen = part.targets[:, part.targets[0] > 0]
         own = (seen / seen[0]).T @ projection
-        spread = projection.T @ part.square() @ projection - (own * seen[0].unsqueeze(1)).T @ own
+        around_zero = projection.T @ part.square() @ projection
         means.append(own)
-        covariances.append(spread / seen[0].sum())
+        covariances.append((around_zero - (own * seen[0].unsqueeze(1)).T @ own) / seen[0].sum())
+        reaches.append(around_zero.diagonal().sum() / seen[0].sum())
         counts.append(seen[0].sum())
     samples = torch.stack(counts)
     pooled = torch.stack(covariances).mul(samples.view(-1, 1, 1)).sum(0) / samples.sum()
     usual = pooled.diagonal().mean() if size else pooled.sum()
+    # Where no class varies within, a covariance is nothing but rounding, which has either sign.
+    usual = usual.clamp_min(LEAST_SPREAD * torch.stack(reaches).mean() / max(size, 1))
     identity = torch.eye(size, dtype=pooled.dtype) * (usual + torch.finfo(pooled.dtype).tiny ** 0.5)
     pooled = torch.lerp(pooled, identity, max(_LEAST_ROUND, size / (size + float(samples.sum()))))
     factors = []
@@ -344,6 +355,9 @@ _ROUNDING = 1e-12
 
 _LEAST_VARIANCE = 1e-6
 """Lower bound of the variance of errors, where training samples are fitted exactly."""
+
+LEAST_SPREAD = 1e-7
+"""Smallest variance within classes, as a share of the mean square: far above rounding, far below what features have."""
 
 _DIMENSIONS = 400
 """Largest number of dimensions in which densities are estimated."""
