@@ -88,7 +88,7 @@ def test_predict(folder: Path, first: str, tmp_path: Path, capsys: pytest.Captur
         (
             ["predict", "{run}", "a.csv", "--out", "./a.csv"],
             2,
-            "is one of the files that are asked about, and would be lost",
+            "is one of the files that are asked about",
         ),
         (["export", "{run}", "--to", "a.onnx"], 2, "--task NAME, or --all-tasks"),
         (["export", "{run}", "--to", "a.onnx", "--task", "absent"], 2, "there is no task 'absent'"),

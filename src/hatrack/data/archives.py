@@ -119,8 +119,10 @@ def read_zip(payload: bytes, choose: Choice, limits: Limits, *, origin: str) -> 
         files = [(_name_of(entry), entry) for entry in archive.infolist() if not entry.is_dir()]
         chosen = frozenset(choose([name for name, _ in files]))
         for name, entry in ((name, entry) for name, entry in files if name in chosen):
-            if name in contents or len(contents) == limits.files:
-                raise DataError(f"{origin}: holds more than {limits.files} images, or one of them twice")
+            if name in contents:
+                raise DataError(f"{origin}: holds {name} twice, and it is not clear which of them is meant")
+            if len(contents) == limits.files:
+                raise DataError(f"{origin}: holds more than {limits.files:,} images, which cannot be right")
             _require_size(name, entry.file_size, limits, origin)
             if entry.flag_bits & ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(f"{origin}: {name} is encrypted or packed in a way that is not read here")
