@@ -124,7 +124,7 @@ def test_a_file_that_is_there_twice() -> None:
         archive.writestr("train/a/one", b"1")
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("train/a/one", b"2")
-    with pytest.raises(DataError, match="holds .* twice, and it is not clear"):
+    with pytest.raises(DataError, match=r"holds .* twice, and it is not clear"):
         unzip(buffer.getvalue())
 
 
