@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from hatrack import HATSettings, MaskSchedule
 from hatrack.backbones import MLP, build_reproducibly
 from hatrack.learning.unannounced import STRANGE, UnannouncedLearner
 from hatrack.methods import METHODS, Setup
@@ -35,6 +36,9 @@ from hatrack.streams import (
     repeated,
 )
 from hatrack.support.environment import describe_environment
+
+SETTINGS = HATSettings(schedule=MaskSchedule.PAPER)
+"""As the records were made; the default, with seed 0 on split Fashion-MNIST, differs by 0.1 points."""
 
 HIDDEN, LR, CYCLE, PASSES, BATCH, LIMIT, PROBE = (200, 200), 0.05, 25, 4, 32, 2000, 256
 
@@ -84,7 +88,7 @@ def learn(stream: TaskStream, seed: int, mode: str, settings: DetectorSettings) 
     def build() -> torch.nn.Module:
         return build_reproducibly(lambda: MLP(stream.input_shape, HIDDEN), seed, xavier=True)
 
-    method = METHODS["hat"](Setup(build, stream.input_shape, seed, torch.device("cpu")), METHODS["hat"].settings_type())
+    method = METHODS["hat"](Setup(build, stream.input_shape, seed, torch.device("cpu")), SETTINGS)
     batches = Unannounced(stream, PASSES, BATCH, seed)
     learner = UnannouncedLearner(
         method,
