@@ -104,7 +104,7 @@ def test_what_is_said_wins_over_what_targets_look_like() -> None:
 def test_weights_change_what_is_learned_and_are_kept(tmp_path: Path) -> None:
     shares = []
     for weights in ("1,30", ClassWeights((30.0, 1.0)), [1.0, 1.0], None):
-        of = learner(epochs=2)
+        of = learner(epochs=4)
         of.fit("sides", (X, SIDES), class_weights=weights)
         found = of.predict(X, "sides")
         assert isinstance(found, Prediction)

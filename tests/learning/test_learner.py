@@ -17,7 +17,7 @@ from support.helpers import NETS, easy_task
 from support.warm import run_warm
 
 SHAPE = (2, 6, 6)
-TRAINING = TrainingSettings(epochs=8, batch_size=8, lr=0.05)
+TRAINING = TrainingSettings(epochs=16, batch_size=8, lr=0.05)
 BRIEF = TrainingSettings(epochs=1, batch_size=8, lr=0.05)
 NAMES = ("tabby", "dog", "eel")
 

@@ -89,6 +89,39 @@ def test_an_interrupt_while_a_mode_of_torch_is_entered_leaves_none_on(
     assert number > 2, "modes were entered"
 
 
+def test_an_interrupt_while_autocast_is_entered_leaves_no_weights_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that stays open keeps the weights that it has cast, whatever becomes of them."""
+    enter, count = torch.autocast.__enter__, 0
+
+    def interrupted(self: torch.autocast) -> object:
+        nonlocal count
+        entered, count = enter(self), count + 1
+        if count == number:
+            raise KeyboardInterrupt
+        return entered
+
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    for number in range(1, 100):
+        net, count = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), 0
+        monkeypatch.setattr(torch.autocast, "__enter__", interrupted)
+        try:
+            HATNetwork(net, torch.zeros(1, 6))
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            monkeypatch.undo()
+        assert not torch.is_autocast_enabled("cpu")
+        said = []
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                said.append(layer(x).detach())
+            with torch.no_grad():
+                layer.weight.add_(1.0)
+        assert not torch.equal(*said), f"old weights are used after interrupt {number}"
+    assert number > 2, "autocast was entered"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hat", "packnet"])
 def test_without_undoing_interrupts_do_harm_so_that_these_tests_say_something(

@@ -112,6 +112,7 @@ class _Modes:
         self._grad_enabled = torch.is_grad_enabled()
         self._functions = torch._C._get_torch_function_state()  # type: ignore[attr-defined]
         self._saving = _hooks_of_saving()
+        self._autocast = _Autocast()
 
     def leave(self) -> None:
         """Restore the modes, leaving those whose end was not reached."""
@@ -125,12 +126,45 @@ class _Modes:
             mode.__exit__(None, None, None)
         while (hooks := _hooks_of_saving()) != self._saving and hooks is not None:
             torch._C._autograd._pop_saved_tensors_default_hooks()
+        self._autocast.restore()
         torch.set_grad_enabled(self._grad_enabled)
 
 
 def _hooks_of_saving() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
     """Return the innermost hooks on tensors that are saved for backward passes, by default; None if there are none."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+class _Autocast:
+    """Mixed precision as it was when this was made: how deep its contexts are nested, and what they chose.
+
+    An interrupt just behind the entrance of a context leaves it open for ever, and with it a cache of weights in fewer
+    digits that is never emptied: later trainings under autocast would compute with the weights of before.
+    """
+
+    def __init__(self) -> None:
+        self._depth = _autocast_depth()
+        self._caches = torch.is_autocast_cache_enabled()
+        self._chosen = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")
+        ]
+
+    def restore(self) -> None:
+        """Leave contexts whose end was not reached, and empty the cache where none is left."""
+        while _autocast_depth() > self._depth:
+            if torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
+        while _autocast_depth() < self._depth:
+            torch.autocast_increment_nesting()
+        torch.set_autocast_cache_enabled(self._caches)
+        for kind, enabled, dtype in self._chosen:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+
+
+def _autocast_depth() -> int:
+    """Return the number of autocast contexts that are open; torch tells it in passing alone."""
+    return (torch.autocast_increment_nesting() + torch.autocast_decrement_nesting()) // 2
 
 
 class Snapshot:
