@@ -180,3 +180,16 @@ def test_a_run_can_be_followed_in_tensorboard(tmp_path: Path) -> None:
     written = [event.value for event in events.Scalars(f"tasks/{result.tasks[0].name}")]
     assert written == pytest.approx([row[0].value for row in result.scores])
     assert not (out / LOGS).exists()
+
+
+def test_a_logger_that_fails_ends_the_run_in_one_line_and_it_goes_on_without(tmp_path: Path) -> None:
+    class Full(Kept):
+        def log(self, values: Mapping[str, float], step: int) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"memory://here cannot be written.*No space left on device.*goes on if it is"):
+        for _ in with_logs(prepare(request(tmp_path)), Full()):
+            pass
+    for _ in with_logs(prepare(request(tmp_path))):
+        pass
+    assert read_result(tmp_path / "run.json").metrics()["average_accuracy"] is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from hatrack.data.archives import Limits
+from hatrack.data.file_trees import file_tree
 from hatrack.errors import DataError, InputError
 from hatrack.streams import FilesRead, OwnTask, StreamOptions, Task, own_stream
 from hatrack.streams.own.files import digest_of
@@ -157,6 +160,19 @@ def test_of_several_pictures_in_a_file_the_first_of_a_moving_one_is_taken_and_pa
     pages[0].save(folder / "b" / "pages.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(DataError, match=r"pages\.tif: holds 3 pictures; save those"):
         from_toml(tmp_path, PICTURES)
+
+
+def test_no_empty_class_of_an_archive_is_left_out_silently(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for part in ("train", "test"):
+        pictures(folder / part, {"a": 3, "b": 2})
+    assert built(Path(shutil.make_archive(str(tmp_path / "whole"), "zip", folder))).num_classes == 2
+    (folder / "train" / "c").mkdir()
+    lacking = str(tmp_path / "lacking")
+    with pytest.raises(DataError, match=r"zip: train/c: is the folder of a class and holds no pictures.*remove it"):
+        built(Path(shutil.make_archive(lacking, "zip", folder)))
+    tree = file_tree(Path(shutil.make_archive(lacking, "gztar", folder)), Limits(100, 1 << 20, 1 << 20))
+    assert tree.entries("train")[0] == ["train/a", "train/b", "train/c"]
 
 
 def test_no_class_and_no_deeper_folder_is_left_out_silently(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from hatrack.errors import DataError
 
-__all__ = ["Choice", "Limits", "read_archive", "read_tar_gz", "read_zip"]
+__all__ = ["Choice", "Limits", "folders_in_archive", "read_archive", "read_tar_gz", "read_zip"]
 
 GZIP_WINDOW = 31
 """zlib's code for the largest window, with a gzip header."""
@@ -71,6 +71,27 @@ def read_archive(payload: bytes, choose: Choice, limits: Limits, *, origin: str)
     if payload.startswith(GZIP_MAGIC):
         return _read_tar(_gunzip(payload, limits.bytes, origin), choose, limits, origin)
     return read_zip(payload, choose, limits, origin=origin)
+
+
+def folders_in_archive(payload: bytes, limits: Limits, *, origin: str) -> tuple[str, ...]:
+    """Return the full names of the folders that an archive lists by themselves, as it does empty ones.
+
+    Args:
+        payload: the bytes of an archive that :func:`read_archive` reads.
+        limits: bounds on what is unpacked.
+        origin: path or address of the bytes, for the error message.
+
+    Raises:
+        DataError: the archive is damaged, or holds too much.
+    """
+    if payload.startswith(GZIP_MAGIC):
+        content = _gunzip(payload, limits.bytes, origin)
+        with _damage_named("tar", _TAR_FAULTS, origin), tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            names = [entry.name.removeprefix("./") for entry in tar if entry.isdir()]
+    else:
+        with _damage_named("zip", _ZIP_FAULTS, origin), zipfile.ZipFile(io.BytesIO(payload)) as archive:
+            names = [_name_of(entry) for entry in archive.infolist() if entry.is_dir()]
+    return tuple(name for each in names if (name := each.rstrip("/")) not in ("", "."))
 
 
 def read_tar_gz(payload: bytes, members: Collection[str], *, limit: int, origin: str) -> dict[str, bytes]:

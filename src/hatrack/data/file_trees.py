@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from hatrack.data.archives import Limits, read_archive
+from hatrack.data.archives import Limits, folders_in_archive, read_archive
 from hatrack.data.files import read_payload
 from hatrack.errors import DataError
 
@@ -119,7 +119,7 @@ class FolderFiles:
 
 @dataclass(frozen=True, eq=False)
 class ArchiveFiles:
-    """A zip or tar.gz archive as a tree of files, read in memory. Folders without files are not there.
+    """A zip or tar.gz archive as a tree of files, read in memory. Folders without files are there if it lists them.
 
     Attributes:
         origin: path of the archive, for messages.
@@ -143,11 +143,17 @@ class ArchiveFiles:
 
         read_archive(self.payload, note, self.limits, origin=self.origin)
         for name in self._names:
-            path, folder = name, name.rpartition("/")[0]
+            folder = name.rpartition("/")[0]
             self._entries.setdefault(folder, (set(), []))[1].append(name)
-            while folder:
-                path, folder = folder, folder.rpartition("/")[0]
-                self._entries.setdefault(folder, (set(), []))[0].add(path)
+            self._note_folder(folder)
+        for folder in folders_in_archive(self.payload, self.limits, origin=self.origin):
+            self._note_folder(folder)
+
+    def _note_folder(self, folder: str) -> None:
+        """Note a folder in those above it."""
+        while folder:
+            path, folder = folder, folder.rpartition("/")[0]
+            self._entries.setdefault(folder, (set(), []))[0].add(path)
 
     def place(self, path: str) -> str:
         """The archive's path and that of a file or folder within it."""

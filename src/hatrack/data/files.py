@@ -43,7 +43,7 @@ __all__ = [
 
 GZIP_MAGIC = b"\x1f\x8b"
 UNPACKED_BYTES, UNPACKED_FACTOR = 1 << 30, 50
-"""What a packed file may always unpack to, and how many times its size it may where that is more."""
+"""Bytes that a packed file may always unpack to, and how many times its size it may where that is more."""
 
 
 def unpacked_limit(packed: int) -> int:

@@ -123,7 +123,7 @@ def last_logits(prepared: Run, learned: int) -> dict[str, Tensor]:
 
 
 def last_confusion(prepared: Run, learned: int) -> Confusion | None:
-    """What test samples of the first ``learned`` tasks are taken for if nobody names their task; None if not asked."""
+    """Count what test samples of the first ``learned`` tasks are taken for if nobody names them; None if not asked."""
     if not (prepared.config.stream.infer and learned):
         return None
     batch_size = prepared.config.training.eval_batch_size

@@ -16,10 +16,10 @@ class InitialScores(enum.Enum):
     """Values that a task's scores begin with."""
 
     DRAWN = "drawn"
-    """New ones, drawn for every task."""
+    """Scores drawn anew for every task."""
 
     CARRIED = "carried"
-    """Those of the task before, as they were when its mask was chosen: tasks share more weights then."""
+    """Scores of the task before, as they were when its mask was chosen: tasks share more weights then."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
 
-from hatrack.errors import InputError
+from hatrack.errors import HatrackError, InputError
 from hatrack.experiments import Event, Run, RunResult, TaskBegun, TaskLearned, run
 from hatrack.experiments.folder import note_logs
 from hatrack.objectives import ACCURACY, Metric
@@ -235,7 +235,7 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
         The events of :func:`hatrack.experiments.run`.
 
     Raises:
-        HatrackError: as :func:`hatrack.experiments.run`.
+        HatrackError: as :func:`hatrack.experiments.run`; or a logger failed.
     """
     with ExitStack() as stack:
         for logger in loggers:
@@ -263,8 +263,25 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
                     step, values = event.index + 1, task_values(event.result)
             if values:
                 for logger in loggers:
-                    logger.log(values, step)
+                    _log(logger, values, step)
             yield event
+
+
+def _log(logger: Logger, values: Mapping[str, float], step: int) -> None:
+    """Tell a logger, whose failure leaves the run where it is.
+
+    Raises:
+        InputError: it failed, as where its disk is full.
+    """
+    try:
+        logger.log(values, step)
+    except HatrackError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the curves in {logger.place} cannot be written ({in_one_line(error)}); the run is kept up to its last "
+            "epoch, and goes on if it is started again, with this logger or without it"
+        ) from error
 
 
 def epoch_values(event: EpochDone, metric: Metric = ACCURACY) -> dict[str, float]:

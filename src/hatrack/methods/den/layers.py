@@ -1,4 +1,4 @@
-"""What a dynamically expandable network does to dense layers, as functions of tensors that change none of them.
+"""Operations of a dynamically expandable network on dense layers: functions of tensors that change none of them.
 
 Units are rows of a layer's weight ``(outputs, inputs)``, and columns of the weight above it. Later units always come
 behind earlier ones, so that a prefix of the rows and columns is the layer as it was.

@@ -87,7 +87,7 @@ class Part(enum.IntEnum):
 
 @dataclass(frozen=True)
 class UnitChanges:
-    """What a task did to the network.
+    """Changes that a task made to the network.
 
     Attributes:
         selected: for every layer how many units the task retrained; none in the first task.

@@ -14,7 +14,7 @@ from hatrack.support.names import look_up
 __all__ = ["ExpandableNetwork"]
 
 UNIT_WISE = (nn.Dropout, nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Softplus)
-"""What may stand between dense layers: functions of each unit alone, whatever the width."""
+"""Modules that may stand between dense layers: functions of each unit alone, whatever the width."""
 
 
 class ExpandableNetwork(nn.Module):
