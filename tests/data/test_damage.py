@@ -44,6 +44,7 @@ def test_whole_files_are_read(name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=examples(150))
 @given(data=st.data())
+@pytest.mark.filterwarnings("ignore:.*only train and test are read")  # a damaged name, rightly told
 def test_damaged_files_are_read_or_refused(name: str, data: st.DataObject) -> None:
     reader = READERS[name]
     content = data.draw(st.sampled_from(reader.files))
