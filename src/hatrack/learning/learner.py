@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hatrack.errors import GuaranteeError, InputError, TrainingError
 from hatrack.learning.datasets import Data, read_data, read_samples
+from hatrack.learning.fit_display import FitDisplay, ending, place_of
 from hatrack.learning.labels import numbered, targets_for
 from hatrack.learning.predictions import LabelPrediction, NumberPrediction, Prediction
 from hatrack.learning.samples import as_inputs, as_shape, converted, require_digits
@@ -183,6 +184,7 @@ class Learner:
         metric: MetricName | str | None = None,
         class_weights: ClassWeights | str | Sequence[float] | None = None,
         watch: Callable[[BatchDone | EpochDone], None] | None = None,
+        progress: bool | None = None,
     ) -> None:
         """Learn a new task; what was learned before stays as it is.
 
@@ -201,6 +203,8 @@ class Learner:
             class_weights: weights of the classes or labels in the loss: ``"balanced"``, or one number each; None for
                 equal ones.
             watch: called after every step and every epoch.
+            progress: True to show a bar while the task is learned, and then a line of how well and how long; False to
+                show nothing; None to show them in a notebook and in a terminal, and nothing where nobody looks.
 
         Raises:
             InputError: there is such a task already, or the data does not fit. Nothing is learned then.
@@ -233,21 +237,28 @@ class Learner:
         method.note_pace(pace_of(method, [described], self.training))
         method.begin_task(described)
         try:
-            with naming_unknown_ids(self.network.backbone, x, what):
-                for event in fit(method, [described], self.training):
-                    if watch is not None:
-                        watch(event)
-            method.end_task(described)
-            if isinstance(described.objective, Classification):
-                x, y = described.train.load()
-                self.network.calibrate(task, self._on_device(x), y.to(method.setup.device))
-            self.objectives[task] = described.objective
+            with ending(self._display(described, progress)) as display:
+                with naming_unknown_ids(self.network.backbone, x, what):
+                    for event in fit(method, [described], self.training):
+                        display.follow(event)
+                        if watch is not None:
+                            watch(event)
+                display.finish()
+                method.end_task(described)
+                if isinstance(described.objective, Classification):
+                    x, y = described.train.load()
+                    self.network.calibrate(task, self._on_device(x), y.to(method.setup.device))
+                self.objectives[task] = described.objective
         except BaseException as error:
             self._give_up(task)
             if isinstance(error, GuaranteeError):  # weights became infinite, which spoils what old tasks answer
                 raise TrainingError(f"task {task!r} diverged and was removed: {error}") from error
             raise
         self._warn_of_one_answer(task, described)
+
+    def _display(self, task: Task, progress: bool | None) -> FitDisplay:
+        measured_on = "validation" if self.validation else "training"
+        return FitDisplay(task.name, self.training.epochs, task.objective.metric, measured_on, place_of(progress))
 
     @torch.no_grad()
     def _warn_of_one_answer(self, task: str, described: Task) -> None:

@@ -1,0 +1,183 @@
+"""How far the training of a task is, for who waits for it: in a notebook, or in a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from hatrack.objectives import Metric
+from hatrack.train import BatchDone, EpochDone
+
+__all__ = ["FitDisplay", "Place", "ending", "notebook_place", "place_of", "terminal_place"]
+
+SECONDS_BETWEEN = 0.1
+"""Shortest time between two pictures, in seconds; a notebook keeps each of them for a moment."""
+
+
+class Place(Protocol):
+    """Where a training is shown: one line, and a bar as long as it goes on."""
+
+    def show(self, share: float, text: str) -> None:
+        """Show a bar, filled to a share between 0 and 1, and a text."""
+
+    def end(self, text: str) -> None:
+        """Leave a text in place of the bar."""
+
+
+class FitDisplay:
+    """The training of one task, as a bar and a text that follow its events.
+
+    Args:
+        task: its name.
+        epochs: most epochs that it takes.
+        metric: metric that every epoch ends with.
+        measured_on: the samples that it is measured on, in a word.
+        place: where to show it.
+        now: clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        epochs: int,
+        metric: Metric,
+        measured_on: str,
+        place: Place,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._task, self._epochs, self._place, self._now = task, epochs, place, now
+        self._metric, self._measured_on = metric, measured_on
+        self._begun, self._shown = now(), float("-inf")
+        self._done = 0
+        self._valid = ""
+        self._best = ""
+
+    def follow(self, event: BatchDone | EpochDone) -> None:
+        """Show what happened, unless something was shown just before."""
+        if isinstance(event, EpochDone):
+            self._done = event.epoch
+            self._valid = self._score(event)
+            self._best = self._valid if event.best else self._best
+            return
+        if self._now() - self._shown >= SECONDS_BETWEEN:
+            self._shown = self._now()
+            share = (event.epoch - 1 + event.done / event.total) / self._epochs
+            said = f"{self._task}: epoch {event.epoch} of at most {self._epochs}"
+            self._place.show(min(share, 1.0), f"{said}, {self._valid}" if self._valid else said)
+
+    def finish(self) -> None:
+        """Say that all epochs are made, and that the task is being completed."""
+        self._place.show(1.0, f"{self._task}: trained for {self._epochs_made()}, now completing")
+
+    def end(self, *, learned: bool) -> None:
+        """Leave one line about the training."""
+        if learned:
+            best = f", {self._best}" if self._best else ""
+            text = f"{self._task}: learned in {self._now() - self._begun:.1f} s, {self._epochs_made()}{best}"
+        else:
+            text = f"{self._task}: not learned, stopped after {self._epochs_made()}"
+        self._place.end(text)
+
+    def _epochs_made(self) -> str:
+        return f"{self._done} epoch{'s' * (self._done != 1)}"
+
+    def _score(self, event: EpochDone) -> str:
+        if event.valid_score is None:
+            return f"{self._measured_on} loss {event.valid_loss:.3f}"
+        return f"{self._measured_on} {self._metric.name} {self._metric.say(event.valid_score)}"
+
+
+class _Nowhere:
+    """Nothing is shown."""
+
+    def show(self, share: float, text: str) -> None:
+        """Show nothing."""
+
+    def end(self, text: str) -> None:
+        """Leave nothing."""
+
+
+class _NotebookPlace:
+    """A bar in the output of a cell, in the colours of the notebook."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._handle = display(_as_output("", ""), raw=True, display_id=True)
+
+    def show(self, share: float, text: str) -> None:
+        """Show the bar in place of what was shown before."""
+        bar = f'<progress value="{share:.3f}" max="1"></progress>'
+        self._handle.update(_as_output(f"{share:.0%} {text}", f"{bar} {escape(text)}"), raw=True)
+
+    def end(self, text: str) -> None:
+        """Show the text in place of the bar."""
+        self._handle.update(_as_output(text, escape(text)), raw=True)
+
+
+def _as_output(plain: str, html: str) -> dict[str, str]:
+    """Return what a cell shows, and what it shows where there is no HTML."""
+    return {"text/plain": plain, "text/html": html}
+
+
+class _TerminalPlace:
+    """A bar at the end of a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = self._progress.add_task("", total=1.0)
+        self._progress.start()
+
+    def show(self, share: float, text: str) -> None:
+        """Show the bar in place of what was shown before."""
+        self._progress.update(self._bar, completed=share, description=text)
+
+    def end(self, text: str) -> None:
+        """Show the text in place of the bar."""
+        self._progress.stop()
+        self._console.print(text, highlight=False, markup=False)
+
+
+def notebook_place() -> Place | None:
+    """Return a new output below the cell that runs; None outside of a notebook."""
+    module = sys.modules.get("IPython")  # a notebook has imported it
+    shell = None if module is None else module.get_ipython()
+    return None if shell is None or not hasattr(shell, "kernel") else _NotebookPlace()
+
+
+def terminal_place() -> Place | None:
+    """Return a line at the end of the terminal that errors go to; None where they go elsewhere."""
+    console = Console(stderr=True)
+    return _TerminalPlace(console) if console.is_terminal and not console.is_dumb_terminal else None
+
+
+def place_of(progress: bool | None) -> Place:
+    """Return where a training is shown.
+
+    Args:
+        progress: None to show it where somebody looks, in a notebook or a terminal; True to write to the standard error
+            file where nobody does; False to show nothing.
+    """
+    if progress is False:
+        return _Nowhere()
+    return notebook_place() or terminal_place() or (_TerminalPlace(Console(stderr=True)) if progress else _Nowhere())
+
+
+@contextmanager
+def ending(display: FitDisplay) -> Iterator[FitDisplay]:
+    """Let a display end with what is in the context, and say whether that went well."""
+    learned = False
+    try:
+        yield display
+        learned = True
+    finally:
+        display.end(learned=learned)
