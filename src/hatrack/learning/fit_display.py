@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 from hatrack.objectives import Metric
 from hatrack.train import BatchDone, EpochDone
 
-__all__ = ["FitDisplay", "Place", "ending", "notebook_place", "place_of", "terminal_place"]
+__all__ = ["FitDisplay", "ProgressOutput", "ending", "notebook_output", "output_for", "terminal_output"]
 
 SECONDS_BETWEEN = 0.1
 """Shortest time between two pictures, in seconds; a notebook keeps each of them for a moment."""
 
 
-class Place(Protocol):
+class ProgressOutput(Protocol):
     """Where a training is shown: one line, and a bar as long as it goes on."""
 
     def show(self, share: float, text: str) -> None:
@@ -39,7 +39,7 @@ class FitDisplay:
         epochs: most epochs that it takes.
         metric: metric that every epoch ends with.
         measured_on: the samples that it is measured on, in a word.
-        place: where to show it.
+        output: where to show it.
         now: clock, in seconds.
     """
 
@@ -49,10 +49,10 @@ class FitDisplay:
         epochs: int,
         metric: Metric,
         measured_on: str,
-        place: Place,
+        output: ProgressOutput,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._task, self._epochs, self._place, self._now = task, epochs, place, now
+        self._task, self._epochs, self._output, self._now = task, epochs, output, now
         self._metric, self._measured_on = metric, measured_on
         self._begun, self._shown = now(), float("-inf")
         self._done = 0
@@ -70,11 +70,11 @@ class FitDisplay:
             self._shown = self._now()
             share = (event.epoch - 1 + event.done / event.total) / self._epochs
             said = f"{self._task}: epoch {event.epoch} of at most {self._epochs}"
-            self._place.show(min(share, 1.0), f"{said}, {self._valid}" if self._valid else said)
+            self._output.show(min(share, 1.0), f"{said}, {self._valid}" if self._valid else said)
 
     def finish(self) -> None:
         """Say that all epochs are made, and that the task is being completed."""
-        self._place.show(1.0, f"{self._task}: trained for {self._epochs_made()}, now completing")
+        self._output.show(1.0, f"{self._task}: trained for {self._epochs_made()}, now completing")
 
     def end(self, *, learned: bool) -> None:
         """Leave one line about the training."""
@@ -83,7 +83,7 @@ class FitDisplay:
             text = f"{self._task}: learned in {self._now() - self._begun:.1f} s, {self._epochs_made()}{best}"
         else:
             text = f"{self._task}: not learned, stopped after {self._epochs_made()}"
-        self._place.end(text)
+        self._output.end(text)
 
     def _epochs_made(self) -> str:
         return f"{self._done} epoch{'s' * (self._done != 1)}"
@@ -94,7 +94,7 @@ class FitDisplay:
         return f"{self._measured_on} {self._metric.name} {self._metric.say(event.valid_score)}"
 
 
-class _Nowhere:
+class _NoOutput:
     """Nothing is shown."""
 
     def show(self, share: float, text: str) -> None:
@@ -104,7 +104,7 @@ class _Nowhere:
         """Leave nothing."""
 
 
-class _NotebookPlace:
+class _NotebookOutput:
     """A bar in the output of a cell, in the colours of the notebook."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def _as_output(plain: str, html: str) -> dict[str, str]:
     return {"text/plain": plain, "text/html": html}
 
 
-class _TerminalPlace:
+class _TerminalOutput:
     """A bar at the end of a terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -147,20 +147,20 @@ class _TerminalPlace:
         self._console.print(text, highlight=False, markup=False)
 
 
-def notebook_place() -> Place | None:
+def notebook_output() -> ProgressOutput | None:
     """Return a new output below the cell that runs; None outside of a notebook."""
     module = sys.modules.get("IPython")  # a notebook has imported it
     shell = None if module is None else module.get_ipython()
-    return None if shell is None or not hasattr(shell, "kernel") else _NotebookPlace()
+    return None if shell is None or not hasattr(shell, "kernel") else _NotebookOutput()
 
 
-def terminal_place() -> Place | None:
+def terminal_output() -> ProgressOutput | None:
     """Return a line at the end of the terminal that errors go to; None where they go elsewhere."""
     console = Console(stderr=True)
-    return _TerminalPlace(console) if console.is_terminal and not console.is_dumb_terminal else None
+    return _TerminalOutput(console) if console.is_terminal and not console.is_dumb_terminal else None
 
 
-def place_of(progress: bool | None) -> Place:
+def output_for(progress: bool | None) -> ProgressOutput:
     """Return where a training is shown.
 
     Args:
@@ -168,8 +168,10 @@ def place_of(progress: bool | None) -> Place:
             file where nobody does; False to show nothing.
     """
     if progress is False:
-        return _Nowhere()
-    return notebook_place() or terminal_place() or (_TerminalPlace(Console(stderr=True)) if progress else _Nowhere())
+        return _NoOutput()
+    return (
+        notebook_output() or terminal_output() or (_TerminalOutput(Console(stderr=True)) if progress else _NoOutput())
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hatrack.errors import GuaranteeError, InputError, TrainingError
 from hatrack.learning.datasets import Data, read_data, read_samples
-from hatrack.learning.fit_display import FitDisplay, ending, place_of
+from hatrack.learning.fit_display import FitDisplay, ending, output_for
 from hatrack.learning.labels import numbered, targets_for
 from hatrack.learning.predictions import LabelPrediction, NumberPrediction, Prediction
 from hatrack.learning.samples import as_inputs, as_shape, converted, require_digits
@@ -258,7 +258,7 @@ class Learner:
 
     def _display(self, task: Task, progress: bool | None) -> FitDisplay:
         measured_on = "validation" if self.validation else "training"
-        return FitDisplay(task.name, self.training.epochs, task.objective.metric, measured_on, place_of(progress))
+        return FitDisplay(task.name, self.training.epochs, task.objective.metric, measured_on, output_for(progress))
 
     @torch.no_grad()
     def _warn_of_one_answer(self, task: str, described: Task) -> None:
