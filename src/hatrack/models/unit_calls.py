@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,32 @@ class _Evaluate:
     def __call__(self, backbone: nn.Module, x: Inputs) -> Tensor:
         features, self.paths[id(x)] = features_and_path(backbone, x, training=False, interface=self._interface)
         return features
+
+
+class _PathsOfCalls:
+    """Paths of the calls that are compared with each other, each of which is taken once.
+
+    Args:
+        take: runs a batch with a signature on a way, and returns the path.
+    """
+
+    def __init__(self, take: Callable[[Inputs, Signature, Way], Path]) -> None:
+        self._take = take
+        self._taken: dict[tuple[int, Signature, Way], tuple[Inputs, Path]] = {}  # a batch that is kept keeps its id
+
+    def note(self, x: Inputs, signature: Signature, path: Path) -> None:
+        """Note a path that a call took by itself."""
+        self._taken[id(x), signature, path.way] = (x, path)
+
+    def are_same(self, x: Inputs, signature: Signature, other: Inputs, known: Signature, ways: Iterable[Way]) -> bool:
+        """Return whether two calls take the same paths, on all ways that their values may decide for."""
+        return all(self._path(x, signature, way).is_same(self._path(other, known, way)) for way in ways)
+
+    def _path(self, x: Inputs, signature: Signature, way: Way) -> Path:
+        key = (id(x), signature, way)
+        if key not in self._taken:
+            self._taken[key] = (x, self._take(x, signature, way))
+        return self._taken[key][1]
 
 
 class UnitCalls:
@@ -163,10 +189,6 @@ class UnitCalls:
                         raise
             present.put_back()  # it computes gradients of its own
             return asked()
-
-    def _are_same(self, x: Inputs, signature: Signature, other: Inputs, known: Signature, ways: Iterable[Way]) -> bool:
-        """Return whether two calls take the same paths, on all ways that their values may decide for."""
-        return all(self._path(x, signature, way=way).is_same(self._path(other, known, way=way)) for way in ways)
 
     def _signature(self, x: Inputs, training: bool, grad: bool | None = None) -> Signature:
         return Signature.of(x, training, grad, self._interface)
@@ -304,10 +326,12 @@ class UnitCalls:
             UnsupportedError: the guarantee would not hold for such calls.
         """
         scratch, outside = scratch_without_gates(self._backbone), replace(signature, inference=False)
+        paths = _PathsOfCalls(lambda x, signature, way: self._path(x, signature, way=way))
         try:
             many = self._path(x, signature, scratch)
+            paths.note(x, signature, many)
             ways = dict.fromkeys((many.way, *self.trace.ways))
-            same = not signature.inference or self._are_same(x, signature, x, outside, ways)
+            same = not signature.inference or paths.are_same(x, signature, x, outside, ways)
         except DOES_NOT_RUN:
             self._follow_call(x, outside, outside, masking, change)  # which tells whether it runs at all
             return False
@@ -320,12 +344,12 @@ class UnitCalls:
         masking.note_movement(x, signature.training, scratch, change)
         samples, two = self._interface.samples(x), self._interface.take(x, slice(2))
         try:
-            alike = samples <= 2 or self._are_same(two, signature, x, signature, ways)
+            alike = samples <= 2 or paths.are_same(two, signature, x, signature, ways)
             runs = True
         except DOES_NOT_RUN:  # such as a network that takes whole groups of samples
             alike = runs = False
         if runs and signature not in self.followed and signature not in self._unexplained_training:
-            if self._takes_known_path(two, signature, ways):
+            if self._takes_known_path(two, signature, ways, paths):
                 self.followed[signature] = None
             else:
                 self._follow_call(two, signature, signature, masking, change)
@@ -333,13 +357,14 @@ class UnitCalls:
             self._follow_call(x, replace(signature, samples=samples), signature, masking, change)
         return True
 
-    def _takes_known_path(self, x: Inputs, signature: Signature, ways: Iterable[Way]) -> bool:
+    def _takes_known_path(self, x: Inputs, signature: Signature, ways: Iterable[Way], paths: _PathsOfCalls) -> bool:
         """Return whether calls take the path of a signature that was followed already.
 
         Args:
             x: two samples, or the only one.
             signature: that of the calls.
             ways: the ways that the values of samples may decide for.
+            paths: paths that were taken already.
         """
         for known in self.followed:
             alike = known.autocast == signature.autocast and are_alike(known.inputs, signature.inputs)
@@ -347,7 +372,7 @@ class UnitCalls:
                 others = self._interface.take(self._interface.repeated(x, 2), slice(1 if known.single else 2))
                 others = map_tensors(Tensor.contiguous, others)
                 try:
-                    if self._are_same(x, signature, others, known, ways):
+                    if paths.are_same(x, signature, others, known, ways):
                         return True
                 except DOES_NOT_RUN:
                     continue
