@@ -25,7 +25,8 @@ def some_batch(task: Task) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("name", "factor"), [("ewc", 5000 / 2), ("mas", 1.0), ("si", 100.0), ("imm-mean", 1 / 2), ("imm-mode", 1 / 2)]
+    ("name", "factor"),
+    [("l2", 0.01), ("ewc", 5000 / 2), ("mas", 1.0), ("si", 100.0), ("imm-mean", 1 / 2), ("imm-mode", 1 / 2)],
 )
 def test_the_penalty_is_that_of_the_paper(name: str, factor: float) -> None:
     method = make(name, "shallow", penalty=Penalty.EXPLICIT)
@@ -44,7 +45,7 @@ def test_the_penalty_is_that_of_the_paper(name: str, factor: float) -> None:
         weight = method.importance[key] if method.importance else 1.0
         expected += float((weight * (value - anchor[key]) ** 2).sum().detach())
     torch.testing.assert_close(loss.value - plain, torch.tensor(factor * expected), rtol=1e-3, atol=1e-6)
-    assert (not method.importance) == name.startswith("imm")
+    assert (not method.importance) == name.startswith(("imm", "l2"))
 
 
 def test_ewc_merges_the_fishers_of_tasks_to_their_mean_or_online() -> None:
@@ -158,7 +159,15 @@ def test_the_path_goes_back_to_the_best_epoch_with_the_weights() -> None:
         SISettings(damping=0.0)
 
 
-STRENGTHS = {"ewc-norm": 500.0, "si-wide": 10.0, "si-norm": 10.0, "lwf-wide": 8.0, "lwf-norm": 8.0, "lfl-wide": 3.2}
+STRENGTHS = {
+    "l2-wide": 1.0,
+    "ewc-norm": 500.0,
+    "si-wide": 10.0,
+    "si-norm": 10.0,
+    "lwf-wide": 8.0,
+    "lwf-norm": 8.0,
+    "lfl-wide": 3.2,
+}
 """Other than the defaults; at 5000, EWC's steps overshoot where a batch norm makes the Fisher large."""
 
 
@@ -178,7 +187,7 @@ def forgotten(name: str, network: str, strength: float | None) -> float:
 @pytest.mark.parametrize(
     ("name", "network"),
     [
-        *((name, "wide") for name in ("ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl")),
+        *((name, "wide") for name in ("l2", "ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl")),
         *((name, "norm") for name in ("ewc", "imm-mean", "imm-mode", "si", "mas", "lwf")),
         ("cab", "plain"),
     ],

@@ -190,7 +190,7 @@ def test_a_vision_transformer_learns_two_tasks(name: str) -> None:
     assert all(bool(torch.isfinite(logits(method, task)).all()) for task in tasks[:2])
 
 
-@pytest.mark.parametrize("name", ["ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl", "dwa"])
+@pytest.mark.parametrize("name", ["l2", "ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl", "dwa"])
 def test_a_file_of_another_multi_head_method_is_refused(name: str, tmp_path: Path) -> None:
     method = make("sgd", "shallow")
     learn(method, TASKS[:1], epochs=1)

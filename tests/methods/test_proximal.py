@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Any] = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.005, weight_decay=0.0),
 }
 
-PENALISED = ("ewc", "si", "mas", "imm-mean", "imm-mode")
+PENALISED = ("l2", "ewc", "si", "mas", "imm-mean", "imm-mode")
 
 
 def test_the_step_is_the_minimum_of_penalty_and_distance() -> None:
@@ -130,7 +130,7 @@ def flat(method: Method) -> Tensor:
     return torch.cat([value.flatten() for value in method.copy_of_shared().values()])
 
 
-STABLE = {"ewc": 20.0, "si": 1.0, "mas": 1.0, "imm-mean": 1.0, "imm-mode": 1.0}
+STABLE = {"l2": 1.0, "ewc": 20.0, "si": 1.0, "mas": 1.0, "imm-mean": 1.0, "imm-mode": 1.0}
 
 
 @pytest.mark.slow

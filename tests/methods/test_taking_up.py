@@ -100,7 +100,7 @@ def test_pmask_with_its_combinations_ends_with_the_same_bits(settings: dict[str,
     assert_same_bits("pmask", "conv", tmp_path, **settings)
 
 
-@pytest.mark.parametrize("name", slow_but(["ewc"], ["ewc", "mas", "si", "imm-mean", "imm-mode", "adahat"]))
+@pytest.mark.parametrize("name", slow_but(["ewc"], ["ewc", "l2", "mas", "si", "imm-mean", "imm-mode", "adahat"]))
 def test_going_on_with_adam_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     """Proximal steps and scaled gradients depend on the moments that Adam has gathered."""
     adam = replace(SCHEDULE, optimizer=OptimizerKind.ADAM, momentum=0.0)

@@ -60,7 +60,7 @@ def gradients_of_steps(
     return seen
 
 
-@pytest.mark.parametrize("name", ["ewc", "si", "mas", "imm-mean", "imm-mode"])
+@pytest.mark.parametrize("name", ["l2", "ewc", "si", "mas", "imm-mean", "imm-mode"])
 def test_a_penalty_takes_no_part_in_clipping_unless_it_is_explicit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {}
     for penalty in Penalty:

@@ -20,7 +20,7 @@ STUDIES = tuple(read_packaged_toml("hatrack", "report/studies.toml"))
 
 METHODS = (
     *("hat", "adahat", "sgd", "sgd-frozen", "sgd-restart", "joint", "independent", "random"),
-    *("ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl"),
+    *("l2", "ewc", "imm-mean", "imm-mode", "si", "mas", "cab", "lwf", "lfl"),
     *("pmask", "wsn", "supsup", "packnet", "pnn", "pathnet", "den", "dwa", "er", "derpp", "gem"),
 )
 """Names of the methods."""

@@ -29,6 +29,7 @@ from hatrack.methods.hat import HAT
 from hatrack.methods.imm import IMMMean, IMMMode
 from hatrack.methods.independent import Independent
 from hatrack.methods.joint import Joint
+from hatrack.methods.l2 import L2
 from hatrack.methods.lfl import LFL
 from hatrack.methods.lwf import LWF
 from hatrack.methods.mas import MAS
@@ -65,7 +66,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         method.name: method
         for method in (
             *(HAT, AdaHAT, SGD, SGDFrozen, SGDRestart, Joint, Independent, Random),
-            *(EWC, IMMMean, IMMMode, SI, MAS, CAB, LWF, LFL),
+            *(L2, EWC, IMMMean, IMMMode, SI, MAS, CAB, LWF, LFL),
             *(PMASK, WSN, SupSup),
             *(PackNet, PNN, PathNet, DEN, DWA),
             *(ER, DERPP, GEM),
