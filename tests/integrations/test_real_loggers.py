@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from hatrack.cli import main
-from hatrack.experiments import read_result
+from hatrack.experiments import RunRequest, prepare, read_result
+from hatrack.report.loggers import MLflowLogger, with_logs
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
 
@@ -96,6 +97,21 @@ def test_a_run_goes_on_in_mlflow(tmp_path: Path) -> None:
     ]
     losses = client.get_metric_history(run.info.run_id, "epochs/valid_loss")
     assert [point.step for point in losses] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_interrupted_run_is_not_said_to_be_finished(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    request = RunRequest("demo", "hat", 0, tmp_path / "run", overrides={"epochs": 1, "num_tasks": 1, "limit": 20})
+    logger = MLflowLogger(tmp_path / "logs")
+    events = with_logs(prepare(request), logger)
+    next(events)
+    events.close()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'logs' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("hatrack").experiment_id])
+    assert run.info.status == "KILLED"
+    for _ in with_logs(prepare(request), MLflowLogger(tmp_path / "logs")):
+        pass
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
 
 
 def test_a_run_goes_on_in_wandb(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Kept:
         self.place = place
         self.settings: dict[str, Any] = {}
         self.points: list[tuple[int, dict[str, float]]] = []
-        self.closed = 0
+        self.closed: list[bool] = []
 
     def describe(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
@@ -41,8 +41,8 @@ class Kept:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.points.append((step, dict(values)))
 
-    def close(self) -> None:
-        self.closed += 1
+    def close(self, *, complete: bool) -> None:
+        self.closed.append(complete)
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         return [(step, values[name]) for step, values in self.points if name in values]
@@ -75,7 +75,7 @@ def test_a_logger_is_told_all_epochs_and_tasks(finished: tuple[Path, Kept]) -> N
     assert kept.curve("forgetting")[-1] == (2, figures["forgetting"])
     assert kept.curve("in_use")[-1] == (2, result.capacity["units"])  # type: ignore[index]
     assert {"method": "hat", "seed": 0, "epochs": 2}.items() <= kept.settings.items()
-    assert kept.closed == 1
+    assert kept.closed == [True]
 
 
 @pytest.mark.parametrize("until", [EpochDone, TaskLearned])
@@ -89,7 +89,7 @@ def test_epochs_are_counted_on_after_an_interruption(
         if isinstance(event, until):
             break
     events.close()
-    assert first.closed == 1
+    assert first.closed == [False]
     for _ in with_logs(prepare(request(folder)), second):
         pass
     told = dict(first.curve("epochs/valid_loss")) | dict(second.curve("epochs/valid_loss"))

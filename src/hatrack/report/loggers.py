@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
@@ -67,8 +68,12 @@ class Logger(Protocol):
                 values.
         """
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, *, complete: bool) -> None:
+        """Write what is left.
+
+        Args:
+            complete: whether the run has ended; false where it was interrupted or has failed, and may go on.
+        """
 
 
 class TensorBoardLogger:
@@ -95,7 +100,7 @@ class TensorBoardLogger:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Close the file."""
         self._writer.close()
 
@@ -143,9 +148,9 @@ class WandbLogger:
         """Write values, with the step as one more value, which is the axis of all curves."""
         self._run.log({**values, "step": step})
 
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+    def close(self, *, complete: bool = True) -> None:
+        """Finish the run; one that is not complete is marked as crashed."""
+        self._run.finish(exit_code=0 if complete else 1)
 
 
 class MLflowLogger:
@@ -193,9 +198,9 @@ class MLflowLogger:
         for start in range(0, len(points), 1000):
             self._client.log_batch(self._id, metrics=points[start : start + 1000])
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self._client.set_terminated(self._id)
+    def close(self, *, complete: bool = True) -> None:
+        """Mark the run as finished; one that is not complete as killed."""
+        self._client.set_terminated(self._id, status="FINISHED" if complete else "KILLED")
 
 
 LOGGERS: Mapping[str, Callable[[Path], Logger]] = MappingProxyType(
@@ -239,7 +244,7 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
     """
     with ExitStack() as stack:
         for logger in loggers:
-            stack.callback(logger.close)
+            stack.push(partial(_close, logger))
         if going.folder is not None and loggers:
             note_logs(going.folder.path, [logger.place for logger in loggers])
         result = going.result
@@ -265,6 +270,10 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
                 for logger in loggers:
                     _log(logger, values, step)
             yield event
+
+
+def _close(logger: Logger, kind: type[BaseException] | None, *_: object) -> None:
+    logger.close(complete=kind is None)
 
 
 def _log(logger: Logger, values: Mapping[str, float], step: int) -> None:
