@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from hatrack import HATNetwork
 from hatrack import functional as hat
 from hatrack.functional import Compensation, GateFunction, Regularization
 
@@ -82,6 +84,54 @@ def test_unweighted_regularization_by_hand() -> None:
     assert float(hat.unweighted_regularization(attention, Regularization.L2)) == 0.375
     with pytest.raises(ValueError, match="attention_regularization"):
         hat.unweighted_regularization(attention, Regularization.WEIGHTED_L1)
+
+
+def test_units_of_narrow_layers_cost_more_by_hand() -> None:
+    narrow, wide = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0.0] * 15 + [1.0])
+    assert float(hat.layered_regularization([narrow, 0 * wide])) == pytest.approx(0.5 / (2 + 4))
+    assert float(hat.layered_regularization([0 * narrow, wide])) == pytest.approx(0.25 / (2 + 4))
+    used = torch.tensor([False, True, True, True])  # one of the narrow layer is left, and costs 1
+    free = torch.zeros(16, dtype=torch.bool)
+    assert float(hat.layered_regularization([narrow, wide], [used, free])) == pytest.approx((1 + 0.25) / (1 + 4))
+    assert float(hat.layered_regularization([narrow, wide], [~free[:4], ~free])) == 0.0
+
+
+LAYERS = st.lists(st.integers(1, 6), min_size=1, max_size=4)
+
+
+@given(LAYERS, st.integers(0, 2**16))
+def test_layered_costs_are_shares(widths: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    before = [torch.rand(n, generator=generator) < 0.5 for n in widths]
+    attention = [torch.rand(n, generator=generator) for n in widths]
+    cost = float(hat.layered_regularization(attention, before))
+    assert 0.0 <= cost <= 1.0
+    if not all(bool(b.all()) for b in before):
+        assert float(hat.layered_regularization([torch.ones(n) for n in widths], before)) == pytest.approx(1.0)
+    left = {int((~b).sum()) for b in before}
+    if len(left) == 1:  # layers of one width: Eq. 5
+        assert cost == pytest.approx(float(hat.attention_regularization(attention, before)), abs=1e-6)
+
+
+def test_a_network_counts_its_layers_apart() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 16), nn.ReLU())
+    net = HATNetwork(backbone, torch.zeros(2, 3), regularizer=Regularization.LAYERED_L1)
+    net.add_task("first", 2, embedding=torch.randn(20))
+    net.consolidate("first")
+    net.add_task("second", 2, embedding=torch.randn(20))
+    net.train()
+    net.anneal(0.01)
+    layers = net.masking.graph.split(net.masking.attention(net.tasks.named("second")).detach())
+    before = net.masking.graph.split(net.masking.cumulative)
+    expected = hat.layered_regularization([*layers.values()], [*before.values()])
+    assert [len(layer) for layer in layers.values()] == [4, 16]
+    cost = net.regularization()
+    torch.testing.assert_close(cost.detach(), expected)
+    cost.backward()  # type: ignore[no-untyped-call]
+    slope = net.tasks.named("second").embedding.grad
+    assert slope is not None
+    assert bool((slope[net.masking.cumulative] == 0).all())
 
 
 def test_attention_fades_by_a_share_per_task() -> None:

@@ -230,7 +230,8 @@ def test_alternatives_of_hat_keep_the_law(options: dict[str, Any]) -> None:
 
 def test_unweighted_regularizers_count_units_in_use_again() -> None:
     embedding = torch.full((9,), 6.0)
-    for kind, expected in ((Regularization.WEIGHTED_L1, 0.0), (Regularization.L1, 1.0), (Regularization.L2, 1.0)):
+    weighted = ((Regularization.WEIGHTED_L1, 0.0), (Regularization.LAYERED_L1, 0.0))
+    for kind, expected in (*weighted, (Regularization.L1, 1.0), (Regularization.L2, 1.0)):
         net = network(regularizer=kind)
         net.add_task("a", 2, embedding=embedding)
         net.consolidate("a")  # it takes all there is

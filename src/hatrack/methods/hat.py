@@ -90,7 +90,8 @@ class HATSettings:
         conditioning: which weights earlier tasks hold: cumulative (the paper) or per-task, which frees more.
         batch_norms: per-task (each task has its own), or shared (the first task's, frozen).
         gate_function: sigmoid (the paper), hard-sigmoid, arctan, softsign, or step.
-        regularizer: weighted-l1 (the paper), l1 or l2, which count units again that earlier tasks use.
+        regularizer: weighted-l1 (the paper); layered-l1, where units of narrow layers cost more; l1 or l2, which count
+            units again that earlier tasks use.
         embedding: what embeddings start as: normal, N(0, 1), or uniform, U(embedding_low, embedding_high); none leaves
             it to the schedule.
         embedding_low: from 0 on every unit starts on; 0 and 2 are the paper's choice to compress a single task.

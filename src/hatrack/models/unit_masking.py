@@ -103,7 +103,7 @@ class UnitMasking(Masking[UnitTask]):
         self.attachment = Attachment(self.graph, backbone, interface)
         self.watch.record(())
         self._off: list[str] = []
-        self._free = (torch.empty(0), torch.empty(0), torch.empty(0))
+        self._priced = (torch.empty(0), torch.empty(0), torch.empty(0))
         self._cache: MaskCache[Tensor] = MaskCache()
         self._mixing: tuple[Attachment, bool] | None = None
         self._set_scale(settings.s_max)
@@ -348,25 +348,27 @@ class UnitMasking(Masking[UnitTask]):
         self._scale = torch.tensor(scale, dtype=torch.float64)
 
     def regularization(self) -> Tensor:
-        """Return the share of the free units that the task in training uses (Eq. 5), a scalar."""
+        """Return the share of the free units that the task in training uses (Eq. 5, or its like), a scalar."""
         state = self.tasks.require_training("regularization")
         dtype = torch.get_default_dtype() if state.is_settled else state.embedding.dtype
         attention = self.attention(state).to(dtype)
-        if self.settings.regularizer is Regularization.WEIGHTED_L1:
-            free, total = self._free_units(attention.dtype)
-            return torch.dot(attention, free) / total  # as functional.attention_regularization, which counts every time
+        if self.settings.regularizer in (Regularization.WEIGHTED_L1, Regularization.LAYERED_L1):
+            prices, total = self._prices(attention.dtype)
+            return torch.dot(attention, prices) / total  # as functional.attention_regularization or its layered kin
         return functional.unweighted_regularization(attention, self.settings.regularizer)
 
-    def _free_units(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return how free units are for the task in training, ``(U,)``, and their sum: counted once per task."""
-        known, free, total = self._free
-        if known is not self.cumulative or free.dtype != dtype:
-            free = 1.0 - self.cumulative.to(dtype)
-            total = free.sum()
+    def _prices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return what units cost the task in training, ``(U,)``, and the sum of that: computed once per task."""
+        known, prices, total = self._priced
+        if known is not self.cumulative or prices.dtype != dtype:
+            prices = 1.0 - self.cumulative.to(dtype)
+            if self.settings.regularizer is Regularization.LAYERED_L1:
+                prices = torch.cat([functional.layer_prices(prices[group.span]) for group in self.graph.groups])
+            total = prices.sum()
             total = torch.where(total > 0, total, 1.0)  # as in functional.share_taken
             if not torch.is_inference_mode_enabled():  # whose tensors training could not use
-                self._free = (self.cumulative, free, total)
-        return free, total
+                self._priced = (self.cumulative, prices, total)
+        return prices, total
 
     def settle(self, state: UnitTask) -> Sequence[nn.Parameter]:
         """Give a task in training its final mask, under which it goes on; return the embedding, which it loses."""
