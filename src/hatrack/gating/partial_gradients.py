@@ -1,15 +1,16 @@
 """Partial gradients: gradients of weights without entries that must not move, so that steps get cheaper over tasks.
 
 A third of a training step goes into gradients of weights. Those of frozen entries are of no use: they are cleared, or
-their effect is undone. Where whole rows of a dense layer's weight are frozen, or all but few rows and columns,
-smaller products give the rest. The forward pass and the gradient of the input are the layer's own.
+their effect is undone. Where whole rows of a layer's weight are frozen, or all but few rows and columns, smaller
+products, or convolutions of fewer channels, give the rest. The forward pass and the gradient of the input are the
+layer's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +20,46 @@ from hatrack.protection.frozen import all_of, any_of
 
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
 
-ROWS_WORTH = 0.2
-"""Smallest share of frozen rows of a weight for which smaller products pay (measured; see benchmarks/results)."""
-
 ENTRIES_WORTH = 100_000
-"""Smallest number of entries of a weight for which they pay, likewise: below, choosing takes longer than it saves."""
+"""Smallest number of entries of a dense layer's weight for which smaller products pay (measured; see
+benchmarks/results): below, choosing takes longer than it saves."""
 
-BLOCK_WORTH = 0.35
-"""Largest share of free rows plus free columns for which two smaller products pay, likewise."""
+INPUTS_WORTH = 100_000
+"""Smallest number of inputs of a convolution, over the whole batch, for which they pay, likewise."""
+
+
+LIVE_WORTH = 0.8
+"""Largest share of channels that are not 0 for which leaving out the others pays, likewise."""
+
+
+FROZEN_WORTH = 0.3
+"""Smallest share of frozen entries of a convolution's weight from which on channels that are 0 are looked for, though
+too few rows and columns are frozen. Before, gradients keep the bits that torch gives them."""
+
+
+@dataclass(frozen=True)
+class _Worth:
+    """Shares of a weight for which partial gradients pay (measured; see benchmarks/results).
+
+    Attributes:
+        rows: smallest share of frozen rows for which the other rows alone pay.
+        block: largest share of free rows plus free columns for which rows and columns pay.
+    """
+
+    rows: float
+    block: float
+
+
+_DENSE, _CONVOLUTION = _Worth(0.2, 0.35), _Worth(0.35, 0.45)
 
 
 @dataclass(frozen=True)
 class PartialGradient:
-    """Entries of a weight ``(O, I)`` whose gradient is computed.
+    """Entries of a weight ``(O, I, …)`` whose gradient is computed.
 
     Attributes:
-        rows: indices of the rows that are computed whole.
-        columns: indices of the columns that are computed whole; None if there are none.
+        rows: indices of the rows that are computed whole: output features or channels.
+        columns: indices of the columns that are computed whole, input features or channels; None if there are none.
         weight: the weight; a layer that computes with another one in its place gets the whole gradient.
     """
 
@@ -50,29 +74,108 @@ class PartialGradient:
             outputs: gradient of the layer's result, ``(N, O)``.
             inputs: the layer's input, ``(N, I)``.
         """
-        result = outputs.new_zeros(outputs.shape[1], inputs.shape[1])
-        if self.columns is not None:
-            result.index_copy_(1, self.columns, outputs.t() @ inputs.index_select(1, self.columns))
-        return result.index_copy_(0, self.rows, outputs.index_select(1, self.rows).t() @ inputs)
+        shape = torch.Size((outputs.shape[1], inputs.shape[1]))
+        return self._put_together(outputs, inputs, shape, lambda some, others: some.t() @ others)
+
+    def correlation(
+        self, outputs: Tensor, inputs: Tensor, weight: Tensor, window: _Window, live: _Live | None = None
+    ) -> Tensor:
+        """Compute the gradient of a convolution's weight at these entries, with 0 elsewhere.
+
+        Args:
+            outputs: gradient of the layer's result, ``(N, O, …)``.
+            inputs: the layer's input, ``(N, I, …)``.
+            weight: the weight, of which the shape and type matter alone.
+            window: how the convolution moves.
+            live: channels that are not 0; None for all of them.
+        """
+
+        def gradient(some: Tensor, others: Tensor) -> Tensor:
+            like = weight.new_empty(some.shape[1], others.shape[1], *weight.shape[2:])
+            return window.backward(some, others, like, of_input=False, of_weight=True)[1] if like.numel() else like
+
+        if live is None:
+            return self._put_together(outputs, inputs, weight.shape, gradient)
+        outputs, inputs = outputs.index_select(1, live.outputs), inputs.index_select(1, live.inputs)
+        columns = None if self.columns is None else _places_in(self.columns, live.inputs, weight.shape[1])
+        rows = _places_in(self.rows, live.outputs, weight.shape[0])
+        shape = torch.Size((len(live.outputs), len(live.inputs), *weight.shape[2:]))
+        part = PartialGradient(rows, columns)._put_together(outputs, inputs, shape, gradient)
+        whole = weight.new_zeros(len(live.outputs), *weight.shape[1:]).index_copy_(1, live.inputs, part)
+        return torch.zeros_like(weight).index_copy_(0, live.outputs, whole)
+
+    def _put_together(
+        self, outputs: Tensor, inputs: Tensor, shape: torch.Size, gradient: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Put the gradients of columns and rows together; both tensors have their features along axis 1."""
+        result = outputs.new_zeros(shape)
+        if self.columns is not None and len(self.columns):
+            result.index_copy_(1, self.columns, gradient(outputs, inputs.index_select(1, self.columns)))
+        if len(self.rows):
+            result.index_copy_(0, self.rows, gradient(outputs.index_select(1, self.rows), inputs))
+        return result
+
+
+def _places_in(some: Tensor, chosen: Tensor, size: int) -> Tensor:
+    """Return where some indices are among chosen ones; those that are not chosen are left out."""
+    wanted = torch.zeros(size, dtype=torch.bool, device=some.device).index_fill_(0, some, True)
+    return wanted.index_select(0, chosen).nonzero().flatten()
+
+
+class _Live(NamedTuple):
+    """Channels of one call that are not 0 in every sample and place.
+
+    Gates of a task in training are exactly 0 for most units that it does not use, and so is all that belongs to these:
+    their activations, and what comes back for them. Nothing need be multiplied with it.
+
+    Attributes:
+        outputs: indices of channels in which the gradient of the layer's result is not 0.
+        inputs: indices of channels in which its input is not 0.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+
+    @classmethod
+    def of(cls, outputs: Tensor, inputs: Tensor) -> _Live | None:
+        """Return the live channels; None where leaving out the others would not pay."""
+        if not outputs.numel() or not inputs.numel():
+            return None
+        found = cls(_live_channels(outputs), _live_channels(inputs))
+        shares = len(found.outputs) / outputs.shape[1], len(found.inputs) / inputs.shape[1]
+        return found if min(shares) <= LIVE_WORTH else None
+
+
+def _live_channels(values: Tensor) -> Tensor:
+    """Return the indices of channels, along axis 1, that are not 0 everywhere."""
+    live = values[0].flatten(1).abs().amax(1) != 0  # which nearly all that are not 0 show in the first sample
+    rest = (~live).nonzero().flatten()
+    others = values.index_select(1, rest).transpose(0, 1).flatten(1)
+    return live.index_copy_(0, rest, others.abs().amax(1) != 0).nonzero().flatten()
 
 
 def partial_gradient_for(frozen: Tensor) -> PartialGradient | None:
     """Choose the part of a weight's gradient to compute.
 
     Args:
-        frozen: booleans, ``(O, I)``, True for frozen entries.
+        frozen: booleans, ``(O, I)`` of a dense layer or ``(O, I, …)`` of a convolution, True for frozen entries.
 
     Returns:
         A part with all free entries, and perhaps others; None where computing the whole gradient is faster.
     """
-    if not frozen.numel() or frozen.numel() < ENTRIES_WORTH:
+    is_dense = frozen.dim() == 2
+    if not frozen.numel() or (is_dense and frozen.numel() < ENTRIES_WORTH):
         return None
-    rows, columns = ~all_of(frozen, 1), ~any_of(frozen, 0)
-    if float(rows.float().mean()) <= 1 - ROWS_WORTH:
+    worth = _DENSE if is_dense else _CONVOLUTION
+    pairs = frozen if is_dense else all_of(frozen.flatten(2), 2)
+    rows, columns = ~all_of(pairs, 1), ~any_of(pairs, 0)
+    if float(rows.float().mean()) <= 1 - worth.rows:
         return PartialGradient(rows.nonzero().flatten())
-    rows = any_of(~frozen & ~columns, 1)  # rows with free entries outside of free columns
-    if float(rows.float().mean() + columns.float().mean()) <= BLOCK_WORTH:
+    rows = any_of(~pairs & ~columns, 1)  # rows with free entries outside of free columns
+    if float(rows.float().mean() + columns.float().mean()) <= worth.block:
         return PartialGradient(rows.nonzero().flatten(), columns.nonzero().flatten())
+    if not is_dense and float(pairs.float().mean()) >= FROZEN_WORTH:
+        return PartialGradient(torch.arange(len(pairs), device=pairs.device))  # but for channels that are 0
     return None
 
 
@@ -98,28 +201,102 @@ class _PartialGradientLinear(torch.autograd.Function):
         )
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Movement of a convolution's window, a number per axis of space."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the convolution."""
+        none = [0] * len(self.stride)
+        return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, 1)
+
+    def of_input(self, gradient: Tensor, x: Tensor, weight: Tensor, live: _Live | None) -> Tensor:
+        """Compute the gradient of the input."""
+        if live is not None and not len(live.outputs):
+            return torch.zeros_like(x)
+        if live is not None and len(live.outputs) <= LIVE_WORTH * len(weight):
+            gradient, weight = gradient.index_select(1, live.outputs), weight.index_select(0, live.outputs)
+        return self.backward(gradient, x, weight, of_input=True, of_weight=False)[0]
+
+    def backward(
+        self, gradient: Tensor, x: Tensor, weight: Tensor, *, of_input: bool, of_weight: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute gradients of the input and of the weight."""
+        none, wanted = [0] * len(self.stride), [of_input, of_weight, False]
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, self.stride, self.padding, self.dilation, False, none, 1, wanted
+        )
+        return found
+
+
+class _PartialGradientConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        columns: Tensor | None,
+        window: _Window,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, rows, columns)
+        ctx.window = window
+        return window.forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rows, columns = ctx.saved_tensors
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        # Derivatives of a gradient are not 0 where it is: these need all channels.
+        live = None if torch.is_grad_enabled() else _Live.of(gradient, x)
+        return (
+            ctx.window.of_input(gradient, x, weight, live) if of_x else None,
+            PartialGradient(rows, columns).correlation(gradient, x, weight, ctx.window, live) if of_weight else None,
+            gradient.sum((0, *range(2, gradient.dim()))) if of_bias else None,
+            None,
+            None,
+            None,
+        )
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 class PartialGradientSwitch:
-    """Replacement for the ``forward`` of one dense layer of the backbone: the same result, with a cheaper gradient.
+    """Replacement for the ``forward`` of one layer of the backbone: the same result, with a cheaper gradient.
 
     Where anything but plain training goes on (compiling, tracing, mixed precision, function transforms), and where it
     does not pay, the layer's own forward is called.
 
     Args:
         name: the layer's name in the backbone.
-        module: the layer.
+        module: the layer, dense or a convolution.
         partial_gradients: partial gradients by the names of layers; layers missing here compute all of theirs.
     """
 
-    def __init__(self, name: str, module: nn.Linear, partial_gradients: Mapping[str, PartialGradient]) -> None:
+    def __init__(self, name: str, module: nn.Module, partial_gradients: Mapping[str, PartialGradient]) -> None:
         self._name = name
         self.module = module
         self._partial_gradients = partial_gradients
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
-        """Return whether a module is one of torch's own dense layers, as torch made it."""
+        """Return whether a module is one of torch's own dense layers or convolutions, as torch made it.
+
+        Convolutions of several groups, and those that pad with anything but a fixed number of zeros, are not.
+        """
         own = isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed from others
-        return own and type(module) is nn.Linear and "forward" not in vars(module)
+        if not own or "forward" in vars(module):
+            return False
+        if isinstance(module, _CONVOLUTIONS):
+            plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+            return plain and type(module) in _CONVOLUTIONS
+        return type(module) is nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the layer's result."""
@@ -127,13 +304,12 @@ class PartialGradientSwitch:
 
     def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the result of the layer, or of a twin of it with other parameters."""
-        assert isinstance(module, nn.Linear)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self._name not in self._partial_gradients:
-            return nn.Linear.forward(module, input)
+            return self._plain(module, input)
+        assert isinstance(module, (nn.Linear, *_CONVOLUTIONS))
         partial, weight = self._partial_gradients[self._name], module.weight
         plain = (
             weight.requires_grad
-            and input.dim() >= 2
             and input.dtype == weight.dtype
             and not torch.is_autocast_enabled(input.device.type)
             and not torch._C._get_tracing_state()
@@ -141,7 +317,20 @@ class PartialGradientSwitch:
             and torch.autograd.forward_ad._current_level < 0
             and weight is partial.weight
         )
-        if not plain:
-            return nn.Linear.forward(module, input)
-        result: Tensor = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
+        result: Tensor
+        if plain and isinstance(module, nn.Linear) and input.dim() >= 2:
+            result = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
+            return result
+        is_worth = input.dim() == weight.dim() and input.numel() >= INPUTS_WORTH
+        if plain and isinstance(module, _CONVOLUTIONS) and is_worth:
+            assert not isinstance(module.padding, str)
+            window = _Window(module.stride, module.padding, module.dilation)
+            given = (input, weight, module.bias, partial.rows, partial.columns, window)
+            result = _PartialGradientConvolution.apply(*given)  # type: ignore[no-untyped-call]
+            return result
+        return self._plain(module, input)
+
+    def _plain(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
+        """Compute the layer's result as torch does."""
+        result: Tensor = type(self.module).forward(module, input)
         return result
