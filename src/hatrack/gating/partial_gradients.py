@@ -77,32 +77,21 @@ class PartialGradient:
         shape = torch.Size((outputs.shape[1], inputs.shape[1]))
         return self._put_together(outputs, inputs, shape, lambda some, others: some.t() @ others)
 
-    def correlation(
-        self, outputs: Tensor, inputs: Tensor, weight: Tensor, window: _Window, live: _Live | None = None
-    ) -> Tensor:
+    def correlation(self, outputs: Tensor, inputs: Tensor, window: _Window) -> Tensor:
         """Compute the gradient of a convolution's weight at these entries, with 0 elsewhere.
 
         Args:
             outputs: gradient of the layer's result, ``(N, O, …)``.
             inputs: the layer's input, ``(N, I, …)``.
-            weight: the weight, of which the shape and type matter alone.
-            window: how the convolution moves.
-            live: channels that are not 0; None for all of them.
+            window: size and movement of the convolution's window.
         """
+        shape = torch.Size((outputs.shape[1], inputs.shape[1], *window.size))
+        return self._put_together(outputs, inputs, shape, window.of_weight)
 
-        def gradient(some: Tensor, others: Tensor) -> Tensor:
-            like = weight.new_empty(some.shape[1], others.shape[1], *weight.shape[2:])
-            return window.backward(some, others, like, of_input=False, of_weight=True)[1] if like.numel() else like
-
-        if live is None:
-            return self._put_together(outputs, inputs, weight.shape, gradient)
-        outputs, inputs = outputs.index_select(1, live.outputs), inputs.index_select(1, live.inputs)
-        columns = None if self.columns is None else _places_in(self.columns, live.inputs, weight.shape[1])
-        rows = _places_in(self.rows, live.outputs, weight.shape[0])
-        shape = torch.Size((len(live.outputs), len(live.inputs), *weight.shape[2:]))
-        part = PartialGradient(rows, columns)._put_together(outputs, inputs, shape, gradient)
-        whole = weight.new_zeros(len(live.outputs), *weight.shape[1:]).index_copy_(1, live.inputs, part)
-        return torch.zeros_like(weight).index_copy_(0, live.outputs, whole)
+    def among(self, live: _Live, outputs: int, inputs: int) -> PartialGradient:
+        """Return the part of live channels alone, with their numbers among these, of so many channels in all."""
+        columns = None if self.columns is None else _places_in(self.columns, live.inputs, inputs)
+        return PartialGradient(_places_in(self.rows, live.outputs, outputs), columns)
 
     def _put_together(
         self, outputs: Tensor, inputs: Tensor, shape: torch.Size, gradient: Callable[[Tensor, Tensor], Tensor]
@@ -144,6 +133,22 @@ class _Live(NamedTuple):
         found = cls(_live_channels(outputs), _live_channels(inputs))
         shares = len(found.outputs) / outputs.shape[1], len(found.inputs) / inputs.shape[1]
         return found if min(shares) <= LIVE_WORTH else None
+
+    def correlation(
+        self, partial: PartialGradient, outputs: Tensor, inputs: Tensor, weight: Tensor, window: _Window
+    ) -> Tensor:
+        """Compute the gradient of a convolution's weight from live channels.
+
+        Args:
+            partial: entries that are computed.
+            outputs: gradient of the layer's result in live channels.
+            inputs: the layer's input.
+            weight: the weight, of which the shape and type matter alone.
+            window: size and movement of the convolution's window.
+        """
+        part = partial.among(self, *weight.shape[:2]).correlation(outputs, inputs.index_select(1, self.inputs), window)
+        rows = weight.new_zeros(len(self.outputs), *weight.shape[1:]).index_copy_(1, self.inputs, part)
+        return torch.zeros_like(weight).index_copy_(0, self.outputs, rows)
 
 
 def _live_channels(values: Tensor) -> Tensor:
@@ -203,8 +208,9 @@ class _PartialGradientLinear(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Window:
-    """Movement of a convolution's window, a number per axis of space."""
+    """Size and movement of a convolution's window, a number per axis of space."""
 
+    size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -214,23 +220,21 @@ class _Window:
         none = [0] * len(self.stride)
         return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, 1)
 
-    def of_input(self, gradient: Tensor, x: Tensor, weight: Tensor, live: _Live | None) -> Tensor:
+    def of_input(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Compute the gradient of the input."""
-        if live is not None and not len(live.outputs):
-            return torch.zeros_like(x)
-        if live is not None and len(live.outputs) <= LIVE_WORTH * len(weight):
-            gradient, weight = gradient.index_select(1, live.outputs), weight.index_select(0, live.outputs)
-        return self.backward(gradient, x, weight, of_input=True, of_weight=False)[0]
+        return self._backward(gradient, x, weight, 0) if len(weight) else torch.zeros_like(x)
 
-    def backward(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, *, of_input: bool, of_weight: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute gradients of the input and of the weight."""
-        none, wanted = [0] * len(self.stride), [of_input, of_weight, False]
-        found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+    def of_weight(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """Compute the gradient of the weight."""
+        like = x.new_empty(gradient.shape[1], x.shape[1], *self.size)
+        return self._backward(gradient, x, like, 1) if like.numel() else like
+
+    def _backward(self, gradient: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+        none, wanted = [0] * len(self.stride), [which == each for each in range(3)]
+        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, self.stride, self.padding, self.dilation, False, none, 1, wanted
         )
-        return found
+        return found[which]
 
 
 class _PartialGradientConvolution(torch.autograd.Function):
@@ -252,16 +256,18 @@ class _PartialGradientConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows, columns = ctx.saved_tensors
         of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        bias_gradient = gradient.sum((0, *range(2, gradient.dim()))) if of_bias else None
         # Derivatives of a gradient are not 0 where it is: these need all channels.
         live = None if torch.is_grad_enabled() else _Live.of(gradient, x)
-        return (
-            ctx.window.of_input(gradient, x, weight, live) if of_x else None,
-            PartialGradient(rows, columns).correlation(gradient, x, weight, ctx.window, live) if of_weight else None,
-            gradient.sum((0, *range(2, gradient.dim()))) if of_bias else None,
-            None,
-            None,
-            None,
-        )
+        partial, window = PartialGradient(rows, columns), ctx.window
+        if live is None:
+            input_gradient = window.of_input(gradient, x, weight) if of_x else None
+            weight_gradient = partial.correlation(gradient, x, window) if of_weight else None
+        else:
+            gradient = gradient.index_select(1, live.outputs)
+            input_gradient = window.of_input(gradient, x, weight.index_select(0, live.outputs)) if of_x else None
+            weight_gradient = live.correlation(partial, gradient, x, weight, window) if of_weight else None
+        return input_gradient, weight_gradient, bias_gradient, None, None, None
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -271,7 +277,7 @@ class PartialGradientSwitch:
     """Replacement for the ``forward`` of one layer of the backbone: the same result, with a cheaper gradient.
 
     Where anything but plain training goes on (compiling, tracing, mixed precision, function transforms), and where it
-    does not pay, the layer's own forward is called.
+    does not pay, as for convolutions on other devices than the CPU, the layer's own forward is called.
 
     Args:
         name: the layer's name in the backbone.
@@ -321,16 +327,17 @@ class PartialGradientSwitch:
         if plain and isinstance(module, nn.Linear) and input.dim() >= 2:
             result = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
             return result
-        is_worth = input.dim() == weight.dim() and input.numel() >= INPUTS_WORTH
+        is_batch = input.dim() == weight.dim() and input.numel() >= INPUTS_WORTH
+        is_worth = is_batch and input.device.type == "cpu"  # elsewhere, to look for channels is to wait for the device
         if plain and isinstance(module, _CONVOLUTIONS) and is_worth:
             assert not isinstance(module.padding, str)
-            window = _Window(module.stride, module.padding, module.dilation)
+            window = _Window(module.kernel_size, module.stride, module.padding, module.dilation)
             given = (input, weight, module.bias, partial.rows, partial.columns, window)
             result = _PartialGradientConvolution.apply(*given)  # type: ignore[no-untyped-call]
             return result
         return self._plain(module, input)
 
-    def _plain(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
+    def _plain(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002
         """Compute the layer's result as torch does."""
         result: Tensor = type(self.module).forward(module, input)
         return result
