@@ -37,6 +37,7 @@ def outer(rows: float, columns: float, shape: tuple[int, ...] = (40, 30, 3, 2)) 
         (outer(0.5, 1.0), 20, None),  # a layer that reads the input
         (outer(1.0, 1.0), 0, None),
         (outer(0.9, 0.9), 4, 3),
+        (outer(0.75, 0.75), 10, 7),
         (outer(0.7, 0.7), 40, None),  # all but channels that are 0
         (outer(0.5, 0.5), None, None),
         (torch.zeros(0, 3, 2, 2, dtype=torch.bool), None, None),

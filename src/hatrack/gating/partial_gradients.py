@@ -2,8 +2,9 @@
 
 A third of a training step goes into gradients of weights. Those of frozen entries are of no use: they are cleared, or
 their effect is undone. Where whole rows of a layer's weight are frozen, or all but few rows and columns, smaller
-products, or convolutions of fewer channels, give the rest. The forward pass and the gradient of the input are the
-layer's own.
+products, or convolutions of fewer channels, give the rest. Convolutions leave out channels that are exactly 0, too, as
+they are where a task's gates are closed. The forward pass is the layer's own; so is the gradient of the input, up to
+the rounding that comes of zeros left out.
 """
 
 from __future__ import annotations
@@ -21,16 +22,14 @@ from hatrack.protection.frozen import all_of, any_of
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
 
 ENTRIES_WORTH = 100_000
-"""Smallest number of entries of a dense layer's weight for which smaller products pay (measured; see
-benchmarks/results): below, choosing takes longer than it saves."""
+"""Smallest number of entries of a dense layer's weight for which smaller products pay (measured, as all that follows:
+`benchmarks/speed.py full` shows what it comes to): below, choosing takes longer than it saves."""
 
 INPUTS_WORTH = 100_000
-"""Smallest number of inputs of a convolution, over the whole batch, for which they pay, likewise."""
-
+"""Smallest number of inputs of a convolution, over the whole batch, for which fewer channels pay."""
 
 LIVE_WORTH = 0.8
-"""Largest share of channels that are not 0 for which leaving out the others pays, likewise."""
-
+"""Largest share of channels that are not 0 for which leaving out the others pays."""
 
 FROZEN_WORTH = 0.3
 """Smallest share of frozen entries of a convolution's weight from which on channels that are 0 are looked for, though
@@ -39,7 +38,7 @@ too few rows and columns are frozen. Before, gradients keep the bits that torch 
 
 @dataclass(frozen=True)
 class _Worth:
-    """Shares of a weight for which partial gradients pay (measured; see benchmarks/results).
+    """Shares of a weight for which partial gradients pay.
 
     Attributes:
         rows: smallest share of frozen rows for which the other rows alone pay.
@@ -50,7 +49,7 @@ class _Worth:
     block: float
 
 
-_DENSE, _CONVOLUTION = _Worth(0.2, 0.35), _Worth(0.35, 0.45)
+_DENSE, _CONVOLUTION = _Worth(0.2, 0.35), _Worth(0.35, 0.58)
 
 
 @dataclass(frozen=True)
