@@ -129,7 +129,7 @@ def test_channels_that_are_0_are_left_out_unless_gradients_are_differentiated() 
     layer = nn.Conv2d(6, 8, 3)
     x, of = torch.randn(2, 6, 5, 5), torch.randn(2, 8, 3, 3)
     x[:, :4], of[:, :5] = 0.0, 0.0
-    x[1, 2, 0, 0] = of[1, 3, 1, 1] = 1e-30  # which the first sample does not show
+    x[1, 2, 0, 0] = of[1, 3, 1, 1] = -1e-30  # in a single place of one sample
     frozen = torch.zeros(8, 6, 3, 3, dtype=torch.bool)
     plain, partial = on_plain_and_partial(layer, frozen, x, of)
     torch.testing.assert_close(partial, plain)

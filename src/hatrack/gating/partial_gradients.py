@@ -151,11 +151,9 @@ class _Live(NamedTuple):
 
 
 def _live_channels(values: Tensor) -> Tensor:
-    """Return the indices of channels, along axis 1, that are not 0 everywhere."""
-    live = values[0].flatten(1).abs().amax(1) != 0  # which nearly all that are not 0 show in the first sample
-    rest = (~live).nonzero().flatten()
-    others = values.index_select(1, rest).transpose(0, 1).flatten(1)
-    return live.index_copy_(0, rest, others.abs().amax(1) != 0).nonzero().flatten()
+    """Return the indices of channels, along axis 1, that are not 0 everywhere; what is not a number is not 0."""
+    places = values.flatten(2)  # whose extremes are found without a tensor of their size
+    return any_of((places.amax(2) != 0) | (places.amin(2) != 0), 0).nonzero().flatten()
 
 
 def partial_gradient_for(frozen: Tensor) -> PartialGradient | None:
