@@ -1,6 +1,8 @@
-"""Costs of a hundred tasks, a whole run, re-testing old tasks and torch.compile; ratios of times in one process.
+"""Costs of a hundred tasks, of steps in nearly full networks, a whole run, re-testing old tasks and torch.compile.
 
-python benchmarks/speed.py tasks|run|evaluation|compile [--out benchmarks/results/speed.json]
+Ratios of times in one process:
+
+python benchmarks/speed.py tasks|full|run|evaluation|compile [--out benchmarks/results/speed.json]
 
 Times are processor time of the one thread that works, which other processes of a shared machine disturb least; what is
 compared takes turns. With `--out` the section is put into that file, beside the others that it holds.
@@ -23,7 +25,7 @@ from step_time import BATCH, hat_step, plain_step
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
-from hatrack.backbones import MLP, AlexNet
+from hatrack.backbones import MLP, AlexNet, ResNet18
 from hatrack.experiments import Run, RunRequest, TaskLearned, prepare, run
 from hatrack.support.environment import describe_environment
 from hatrack.train import BatchDone
@@ -99,6 +101,49 @@ def many_tasks(repetitions: int) -> dict[str, Any]:
             "file": bytes_of(in_file.values()),
             "copy to put back": bytes_of(keeper.saved for p, keeper in net.protection.plan.own if id(p) in own),
         }
+        print(json.dumps(results), flush=True)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------- nearly full networks
+
+
+def nearly_full(backbone: nn.Module, shape: tuple[int, ...], share: float, tasks: int = 20) -> HATNetwork:
+    """A network whose last task is in training; a share of the units is used by the first, parts of it by others."""
+    net = HATNetwork(backbone, torch.zeros(1, *shape))
+    generator = torch.Generator().manual_seed(0)
+    used = torch.rand(net.units.num_units, generator=generator) < share
+    for number in range(tasks - 1):
+        on = used if number == 0 else used & (torch.rand(len(used), generator=generator) < 0.5)
+        net.add_task(f"task {number}", num_classes=2, embedding=torch.where(on, 1.0, -1.0))
+        net.consolidate(f"task {number}")
+    net.add_task("third", num_classes=2)
+    return net
+
+
+def full(repetitions: int) -> dict[str, Any]:
+    """A step at task 20 with most units used against a plain step, and with whole gradients; scales 0 to s_max."""
+    results: dict[str, Any] = {}
+    shape = (3, 32, 32)
+    cases: list[tuple[str, Callable[[], nn.Module], int]] = [
+        ("AlexNet-like", lambda: AlexNet(shape), 2048),
+        ("ResNet-18", lambda: ResNet18(shape), 512),
+    ]
+    x, y = torch.randn(BATCH, *shape), torch.randint(0, 2, (BATCH,))
+    for name, build, features in cases:
+        plain = nn.Sequential(build(), nn.Linear(features, 2))
+        first = torch.optim.SGD(plain.parameters(), lr=0.05)
+        steps: dict[str, Callable[[int], Any]] = {"plain": lambda _, p=plain, o=first: plain_step(p, o, x, y)}
+        for share in (0.8, 0.95):
+            net = nearly_full(build(), shape, share)
+            optimizer = net.protect(torch.optim.SGD(net.task_parameters("third"), lr=0.05))
+            steps[f"{share:.0%} used"] = lambda r, n=net, o=optimizer: hat_step(n, o, x, y, (r % 10) / 9)
+            if share == 0.8:
+                other = nearly_full(build(), shape, share)
+                other.masking.attachment.partial_gradients.clear()
+                whole = other.protect(torch.optim.SGD(other.task_parameters("third"), lr=0.05))
+                steps["80% used, whole gradients"] = lambda r, n=other, o=whole: hat_step(n, o, x, y, (r % 10) / 9)
+        results[f"{name} 32x32x3, SGD"] = against(in_turns(steps, repetitions, warm=2), "plain")
         print(json.dumps(results), flush=True)
     return results
 
@@ -245,7 +290,7 @@ def compiled_step(
     optimizer.step()
 
 
-SECTIONS = {"tasks": many_tasks, "run": whole_runs, "evaluation": evaluation, "compile": compiled}
+SECTIONS = {"tasks": many_tasks, "full": full, "run": whole_runs, "evaluation": evaluation, "compile": compiled}
 
 
 def main() -> None:

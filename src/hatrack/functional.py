@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -198,14 +198,22 @@ def _compensated_slope(e: Tensor, scale: float | Tensor, s_max: float) -> Tensor
     and outside it decays as ``[cosh(50) + 1] / [cosh(s e) + 1]``, which is ``exp(50 − |s e|)`` to 21 digits.
     """
     sigma = torch.sigmoid(e)
-    # Denormal numbers are several times slower, and so are exponentials that would give them: these are clamped
-    # a little above, and then set to 0. The margin is wider than rounding, narrower than the change by a digit of e.
-    numbers = torch.finfo(sigma.dtype)
-    lowest = math.log(numbers.tiny) + 0.5
+    lowest, floor = _lowest_decay(sigma.dtype)
     decay = (scale * e).abs_().neg_().add_(SATURATION_BOUND).clamp_(lowest, 0.0).exp_()
-    decay = torch.threshold(decay, math.exp(lowest) * (1.0 + 4.0 * numbers.eps), 0.0)
+    decay = torch.threshold(decay, floor, 0.0)
     slope = (s_max * sigma).mul_(1.0 - sigma).mul_(decay)
     return torch.threshold(slope, _BELOW_TINY[slope.dtype], 0.0)
+
+
+def _lowest_decay(dtype: torch.dtype) -> tuple[float, float]:
+    """Return the least exponent of a decay, and the decay up to which it is set to 0.
+
+    Denormal numbers are several times slower, and so are exponentials that would give them: these are clamped a little
+    above, and then set to 0. The margin is wider than rounding, narrower than the change by a digit of e.
+    """
+    numbers = torch.finfo(dtype)
+    lowest = math.log(numbers.tiny) + 0.5
+    return lowest, math.exp(lowest) * (1.0 + 4.0 * numbers.eps)
 
 
 def gate_factors(
@@ -294,9 +302,24 @@ def compensated_gate(
 # -------------------------------------------------------------------------------------------------- weights under gates
 
 
-_BLOCK = 2**16
-"""Number of entries to work on at a time on a CPU: they and their results stay in its cache, whereas allocating a
-tensor of a weight's size takes longer than computing it."""
+_BLOCK = 2**18
+"""Number of entries to work on at a time on a CPU: they and their results stay in its cache, whereas a further pass
+over memory takes longer than computing something. Smaller blocks spend more time on calls than they save (measured)."""
+
+_SUMMED = 2**16
+"""Number of gates to add up at a time, on which the last bits of a cost depend."""
+
+_NEVER_DENORMAL = 260.0
+"""Largest scale above which no compensated slope is denormal: up to the bound of embeddings ``σ(1 − σ)`` is at least
+1/406, and a decay that is not 0 is 1.6 times the smallest normal number."""
+
+_CLOSED, _OPEN = -30.0, 50.0
+"""Scaled embeddings below which a gate is flushed to 0, and above which it is exactly 1, in all types. Beyond them a
+sigmoid meets denormal numbers on its way, and takes four times as long."""
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 class _GatedWeight(torch.autograd.Function):
@@ -307,19 +330,27 @@ class _GatedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, e: Tensor, free: Tensor | None, scale: float, s_max: float, compensation: Compensation
+        ctx: Any,
+        weight: Tensor,
+        e: Tensor,
+        free: Tensor | None,
+        scale: float,
+        s_max: float,
+        compensation: Compensation,
+        new: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         ctx.weight, ctx.e, ctx.free = weight, e, free
-        ctx.scale, ctx.s_max, ctx.compensation = scale, s_max, compensation
+        ctx.scale, ctx.s_max, ctx.compensation, ctx.new = scale, s_max, compensation, new
         ctx.versions = weight._version, e._version
         ctx.set_materialize_grads(False)
-        product, costs = torch.empty_like(weight, memory_format=torch.contiguous_format), []
+        product, costs, spare = new(weight), [], _spare(e, 2)
         for w, values, counted, out in _blocks(weight, e, free, product):
             assert w is not None
             assert values is not None
-            a = gate(values, scale)
+            x, other = (memory[: len(values)] for memory in spare)
+            a = _gate_into(x, torch.mul(values, scale, out=x))
             torch.mul(w, a.to(w.dtype), out=out)
-            costs.append(a.sum() if counted is None else torch.dot(a, counted.to(a.dtype)))
+            costs += _sums(a, None if counted is None else _numbers(counted, other))
         return product, torch.stack(costs).sum() if costs else e.new_zeros(())
 
     @staticmethod
@@ -328,23 +359,96 @@ class _GatedWeight(torch.autograd.Function):
         if (ctx.weight._version, ctx.e._version) != ctx.versions:
             raise RuntimeError("a weight or its embedding was modified in place between the forward and backward pass")
         weight, e, wants_weight = ctx.weight, ctx.e, ctx.needs_input_grad[0] and of_product is not None
-        of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if wants_weight else None
-        of_e = torch.empty_like(e, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
+        of_weight = ctx.new(weight) if wants_weight else None
+        of_e = ctx.new(e) if ctx.needs_input_grad[1] else None
+        in_place = ctx.compensation is Compensation.EXACT and weight.dtype == e.dtype
+        spare = _spare(e, 3)
         for w, values, counted, gradient, for_w, for_e in _blocks(weight, e, ctx.free, of_product, of_weight, of_e):
             assert w is not None
             assert values is not None
-            a = gate(values, ctx.scale)
+            x, a, slope = (memory[: len(values)] for memory in spare)
+            _gate_into(a, torch.mul(values, ctx.scale, out=x))
             if for_w is not None and gradient is not None:
                 torch.mul(gradient, a.to(w.dtype), out=for_w)
             if for_e is None:
                 continue
+            if in_place:
+                _slope_into(slope, values, x, a, ctx.s_max)
+                numbers = None if counted is None or of_cost is None else _numbers(counted, x)
+                _of_embedding_into(for_e, slope, a, w, gradient, numbers, of_cost)
+                continue
             factors = gate_factors(values, a, ctx.scale, ctx.s_max, ctx.compensation)
             parts = [] if gradient is None else [gradient * w]
             if of_cost is not None:
-                parts.append(of_cost.expand_as(a) if counted is None else of_cost * counted)
+                parts.append(of_cost.expand_as(a) if counted is None else of_cost * _numbers(counted, x))
             of_gates = [_times(part.to(a.dtype), factors) for part in parts]
             torch.add(*of_gates, out=for_e) if len(of_gates) == 2 else for_e.copy_(of_gates[0] if of_gates else 0.0 * a)
-        return of_weight, of_e, None, None, None, None
+        return of_weight, of_e, None, None, None, None, None
+
+
+def _numbers(free: Tensor, spare: Tensor) -> Tensor:
+    """Convert booleans to numbers in memory that is given; numbers of the same type stay as they are."""
+    if free.dtype == spare.dtype:
+        return free
+    return spare.copy_(free.view(torch.uint8) if free.dtype == torch.bool else free)  # six times as fast as of booleans
+
+
+def _sums(gates: Tensor, free: Tensor | None) -> list[Tensor]:
+    """Return the sums of a block's gates, piece by piece; with 1 and 0 given, of the free ones alone."""
+    size = _SUMMED if gates.device.type == "cpu" else max(1, len(gates))
+    parts = torch.split(gates, size)
+    if free is None:
+        return [part.sum() for part in parts]
+    return [torch.dot(part, counted) for part, counted in zip(parts, torch.split(free, size), strict=True)]
+
+
+def _gate_into(a: Tensor, x: Tensor) -> Tensor:
+    """Compute the gate of a scaled embedding, to the bit as :func:`gate` does, in memory that is given."""
+    torch.clamp(x, _CLOSED, _OPEN, out=a).sigmoid_()
+    return torch.threshold_(a, _BELOW_FLUSH[a.dtype], 0.0)
+
+
+def _slope_into(slope: Tensor, e: Tensor, x: Tensor, spare: Tensor, s_max: float) -> Tensor:
+    """Compute the slope of :func:`_compensated_slope`, to the bit, in memory that is given.
+
+    Args:
+        slope: memory for the result, of the embedding's shape and type.
+        e: embedding.
+        x: scaled embedding, which is written over.
+        spare: memory of the same kind, which is written over.
+        s_max: largest scale.
+    """
+    lowest, floor = _lowest_decay(e.dtype)
+    decay = torch.sub(SATURATION_BOUND, x.abs_(), out=x).clamp_(lowest, 0.0).exp_()
+    torch.threshold_(decay, floor, 0.0)
+    sigma = torch.sigmoid(e, out=spare)
+    torch.mul(sigma, s_max, out=slope).mul_(torch.sub(1.0, sigma, out=sigma)).mul_(decay)
+    return slope if s_max > _NEVER_DENORMAL else torch.threshold_(slope, _BELOW_TINY[slope.dtype], 0.0)
+
+
+def _of_embedding_into(
+    result: Tensor,
+    slope: Tensor,
+    spare: Tensor,
+    weight: Tensor,
+    of_product: Tensor | None,
+    free: Tensor | None,
+    of_cost: Tensor | None,
+) -> None:
+    """Compute the gradient of an embedding from those of the product and of the cost; the slope is written over."""
+    if of_product is None and of_cost is None:
+        result.zero_()
+    if of_product is not None:
+        part = torch.mul(of_product, weight, out=result if of_cost is None else spare).mul_(slope)
+    if of_cost is None:
+        return
+    slope.mul_(of_cost)
+    if of_product is None:
+        result.copy_(slope) if free is None else torch.mul(slope, free, out=result)
+    elif free is None:
+        torch.add(part, slope, out=result)
+    else:
+        torch.addcmul(part, slope, free, out=result)  # a product with 0 or 1 is exact, within a sum as well
 
 
 def _times(part: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
@@ -353,12 +457,22 @@ def _times(part: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     return part
 
 
+def _block_size(tensor: Tensor) -> int:
+    return max(1, min(_BLOCK, tensor.numel()) if tensor.device.type == "cpu" else tensor.numel())
+
+
+def _spare(like: Tensor, count: int) -> list[Tensor]:
+    """Return memory for so many results of a block."""
+    return [torch.empty(_block_size(like), dtype=like.dtype, device=like.device) for _ in range(count)]
+
+
 def _blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     """Yield the same entries of several tensors of one shape, piece by piece; None for a tensor that is None."""
+    size = _block_size(first)
     flat = [None if tensor is None else tensor.detach().contiguous().view(-1) for tensor in (first, *others)]
-    size = _BLOCK if first.device.type == "cpu" else max(1, first.numel())
-    for start in range(0, first.numel(), size):
-        yield tuple(None if tensor is None else tensor[start : start + size] for tensor in flat)
+    pieces = [None if tensor is None else torch.split(tensor, size) for tensor in flat]
+    for number in range(-(-first.numel() // size)):
+        yield tuple(None if parts is None else parts[number] for parts in pieces)
 
 
 def gated_weight(
@@ -368,6 +482,7 @@ def gated_weight(
     scale: float,
     s_max: float,
     compensation: Compensation = Compensation.EXACT,
+    new: Callable[[Tensor], Tensor] = _empty_like,
 ) -> tuple[Tensor, Tensor]:
     """Compute a gated weight, ``W ⊙ σ(s · E)``, and the sum of its gates over free entries.
 
@@ -376,16 +491,18 @@ def gated_weight(
 
     Args:
         weight: W, any shape.
-        e: embedding of every weight, of that shape.
-        free: 1 where an entry costs something and 0 where not, numbers of that shape; None where all do.
+        e: embedding of every weight, of that shape, within [-6, 6].
+        free: True where an entry costs something and False where not, or 1 and 0, of that shape; None where all do.
         scale: the gate's present scale s, > 0.
         s_max: largest scale, > 0.
         compensation: which arithmetic the embedding's gradient follows.
+        new: function that returns a contiguous tensor like another one, with any values, for the product and the
+            gradients.
 
     Returns:
         The product, of the shape and type of the weight, and a scalar: the sum of the gates of the free entries.
     """
-    product, cost = _GatedWeight.apply(weight, e, free, scale, s_max, compensation)  # type: ignore[no-untyped-call]
+    product, cost = _GatedWeight.apply(weight, e, free, scale, s_max, compensation, new)  # type: ignore[no-untyped-call]
     return product, cost
 
 

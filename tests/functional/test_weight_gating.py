@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,11 +21,16 @@ S_MAX = 400.0
 
 
 def by_three_operations(
-    weight: Tensor, e: Tensor, free: Tensor | None, scale: float, compensation: Compensation
+    weight: Tensor,
+    e: Tensor,
+    free: Tensor | None,
+    scale: float,
+    compensation: Compensation,
+    s_max: float = S_MAX,
 ) -> tuple[Tensor, Tensor]:
     """Oracle: what a network did before; the product and the cost each with a gate of their own."""
-    product = weight * compensated_gate(e, scale, S_MAX, compensation).to(weight.dtype)
-    gates = compensated_gate(e, scale, S_MAX, compensation)
+    product = weight * compensated_gate(e, scale, s_max, compensation).to(weight.dtype)
+    gates = compensated_gate(e, scale, s_max, compensation)
     return product, (gates if free is None else gates * free).sum()
 
 
@@ -37,17 +43,24 @@ def gradients(function: Any, weight: Tensor, e: Tensor, *rest: Any, of: Tensor, 
     return [product.detach(), weight.grad, e.grad, cost.detach()]
 
 
-@example([5, 7], 0.0, Compensation.EXACT, torch.float32, False, 1)
+@example([5, 7], 0.0, Compensation.EXACT, torch.float32, None, S_MAX, 1)
 @given(
     st.lists(st.integers(0, 7), min_size=1, max_size=3),
     st.floats(0.0, 1.0),
     st.sampled_from(Compensation),
-    st.sampled_from([torch.float32, torch.float64]),
-    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.sampled_from([None, "booleans", "numbers"]),
+    st.sampled_from([5.0, 250.0, S_MAX]),
     st.integers(0, 2**31),
 )
 def test_product_and_gradients_keep_every_bit(
-    shape: list[int], progress: float, compensation: Compensation, dtype: torch.dtype, some_held: bool, seed: int
+    shape: list[int],
+    progress: float,
+    compensation: Compensation,
+    dtype: torch.dtype,
+    frozen: str | None,
+    s_max: float,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -55,16 +68,18 @@ def test_product_and_gradients_keep_every_bit(
         return torch.randn(shape, generator=generator).to(dtype)
 
     weight, e, of = draw(), (2 * draw()).clamp(-6, 6), draw()
-    free = (draw() > 0).to(dtype) if some_held else None
-    scale = annealed_scale(progress, S_MAX)
+    free = None if frozen is None else draw() > 0
+    given_free = free if free is None or frozen == "booleans" else free.to(dtype)
+    scale = annealed_scale(progress, s_max)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "_BLOCK", 64)  # whole vectors: what is left over is computed otherwise
 
         def fused(weight: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-            return gated_weight(weight, e, free, scale, S_MAX, compensation)
+            return gated_weight(weight, e, given_free, scale, s_max, compensation)
 
         def oracle(weight: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-            return by_three_operations(weight, e, free, scale, compensation)
+            numbers = None if free is None else free.to(dtype)
+            return by_three_operations(weight, e, numbers, scale, compensation, s_max)
 
         found = gradients(fused, weight, e, of=of, of_cost=0.75)
         expected = gradients(oracle, weight, e, of=of, of_cost=0.75)
@@ -183,3 +198,81 @@ def test_an_old_cost_is_not_taken_for_a_new_one(change: str) -> None:
     assert float(net.regularization().detach()) == pytest.approx(float(fresh.regularization().detach()))
     assert net.regularization().requires_grad == (change != "evaluate")
     assert (float(net.regularization().detach()) == pytest.approx(old, rel=1e-4)) == (change == "no grad")
+
+
+def naive(
+    weight: Tensor, e: Tensor, free: Tensor | None, scale: float, s_max: float, compensation: Compensation, new: Any
+) -> tuple[Tensor, Tensor]:
+    """Oracle in the place of :func:`gated_weight`, by whole tensors and torch's own derivatives."""
+    return by_three_operations(weight, e, None if free is None else free.to(e.dtype), scale, compensation, s_max)
+
+
+def second_task(
+    make: Callable[..., torch.optim.Optimizer], clip: float, lower_precision: bool, patch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """Train a second task beside frozen weights; return all its parameters and the first task's logits over steps."""
+    net, x, others = attach(), torch.randn(16, 6), torch.randn(5, 6)
+    optimizer = net.protect(make(net.task_parameters("second")))
+    promised, losses = [], []
+    for step in range(6):
+        net.train()
+        net.anneal(step / 5)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower_precision):
+            features = net(x, "second")
+        loss = features.float().square().mean() + 0.75 * net.regularization()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        net.eval()
+        with torch.no_grad():
+            promised.append(net(others, "first"))
+    return [value.detach() for value in net.parameters()], promised, losses
+
+
+@pytest.mark.parametrize("lower_precision", [False, True])
+@pytest.mark.parametrize("clip", [0.05, 1e9])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.5),
+        lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9, weight_decay=0.01),
+        lambda p: torch.optim.Adam(p, lr=0.05),
+        lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1),
+    ],
+    ids=["sgd", "momentum", "adam", "adamw"],
+)
+def test_a_second_task_is_learned_to_the_bit_as_by_whole_tensors(
+    make: Callable[..., torch.optim.Optimizer], clip: float, lower_precision: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found, promised, losses = second_task(make, clip, lower_precision, patch)
+        patch.setattr(functional, "gated_weight", naive)
+        expected, _, slow_losses = second_task(make, clip, lower_precision, patch)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert losses == pytest.approx(slow_losses, rel=1e-5)
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(logits, promised[0]) for logits in promised)
+
+
+def test_steps_use_the_memory_of_earlier_steps_and_of_nothing_that_is_alive() -> None:
+    net, x = attach(), torch.randn(9, 6)
+
+    def step() -> list[Tensor]:
+        net.zero_grad()
+        (net(x, "second").square().sum() + net.regularization()).backward()
+        return [p.grad for p in net.task_parameters("second") if p.grad is not None and p.grad.shape == (20, 6)]
+
+    first = step()
+    kept = [gradient.clone() for gradient in first]
+    second = step()  # while the first gradients are alive
+    assert not {value.data_ptr() for value in first} & {value.data_ptr() for value in second}
+    assert all(torch.equal(one, other) for one, other in zip(first, kept, strict=True))
+    addresses = {value.data_ptr() for value in first}
+    del first
+    assert addresses & {value.data_ptr() for value in step()}, "memory is new in each step"
+    twin = copy.deepcopy(net)
+    own = {value.data_ptr() for value in second}
+    twin(x, "second").square().sum().backward()
+    assert not own & {p.grad.data_ptr() for p in twin.parameters() if p.grad is not None}

@@ -155,7 +155,7 @@ class Attachment(nn.Module):
         interface: how the backbone is called, and what of its result are its features.
 
     Attributes:
-        partial_gradients: partial gradients by the names of dense layers; other layers compute all of theirs.
+        partial_gradients: partial gradients by the names of layers; layers missing here compute all of theirs.
     """
 
     def __init__(self, graph: UnitGraph, backbone: nn.Module, interface: Interface = PLAIN) -> None:
@@ -172,10 +172,10 @@ class Attachment(nn.Module):
                 modules[reader.module].register_forward_pre_hook(gate.before, with_kwargs=True)
         self._norms = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
         self.partial_gradients: dict[str, PartialGradient] = {}
-        self._dense = {
+        self._weighted = {
             name: PartialGradientSwitch(name, module, self.partial_gradients)
             for name, module in modules.items()
-            if isinstance(module, nn.Linear) and PartialGradientSwitch.fits(module) and module.weight.requires_grad
+            if PartialGradientSwitch.fits(module) and module.get_parameter("weight").requires_grad
         }
         self.recurrent = nn.ModuleList(
             RecurrentSwitch(name, module, graph.uses, prefix_of(name), self._active)
@@ -191,7 +191,7 @@ class Attachment(nn.Module):
         for switch in self.attention:
             assert isinstance(switch, HeadSwitch)
             switch.module.register_forward_pre_hook(switch.before)
-        switches: list[Any] = [*self._norms.values(), *self._dense.values(), *self.recurrent, *self.attention]
+        switches: list[Any] = [*self._norms.values(), *self._weighted.values(), *self.recurrent, *self.attention]
         for switch in switches:
             vars(switch.module)["forward"] = switch.forward
 
@@ -225,7 +225,7 @@ class Attachment(nn.Module):
         """
         records = {id(parameter): entries for parameter, entries in frozen}
         self.partial_gradients.clear()
-        for name in self._dense:
+        for name in self._weighted:
             weight = backbone.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)
             entries = records.get(id(weight))
@@ -240,5 +240,5 @@ class Attachment(nn.Module):
     def detach(self, backbone: nn.Module) -> None:
         """Remove all gates and switches from the backbone."""
         _take_off(backbone)
-        self._norms, self._dense = {}, {}
+        self._norms, self._weighted = {}, {}
         self.recurrent, self.attention = nn.ModuleList(), nn.ModuleList()

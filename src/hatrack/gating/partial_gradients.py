@@ -1,15 +1,17 @@
 """Partial gradients: gradients of weights without entries that must not move, so that steps get cheaper over tasks.
 
 A third of a training step goes into gradients of weights. Those of frozen entries are of no use: they are cleared, or
-their effect is undone. Where whole rows of a dense layer's weight are frozen, or all but few rows and columns,
-smaller products give the rest. The forward pass and the gradient of the input are the layer's own.
+their effect is undone. Where whole rows of a layer's weight are frozen, or all but few rows and columns, smaller
+products, or convolutions of fewer channels, give the rest. Convolutions leave out channels that are exactly 0, too, as
+they are where a task's gates are closed. The forward pass is the layer's own; so is the gradient of the input, up to
+the rounding that comes of zeros left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +21,44 @@ from hatrack.protection.frozen import all_of, any_of
 
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
 
-ROWS_WORTH = 0.2
-"""Smallest share of frozen rows of a weight for which smaller products pay (measured; see benchmarks/results)."""
-
 ENTRIES_WORTH = 100_000
-"""Smallest number of entries of a weight for which they pay, likewise: below, choosing takes longer than it saves."""
+"""Smallest number of entries of a dense layer's weight for which smaller products pay (measured, as all that follows:
+`benchmarks/speed.py full` shows what it comes to): below, choosing takes longer than it saves."""
 
-BLOCK_WORTH = 0.35
-"""Largest share of free rows plus free columns for which two smaller products pay, likewise."""
+INPUTS_WORTH = 100_000
+"""Smallest number of inputs of a convolution, over the whole batch, for which fewer channels pay."""
+
+LIVE_WORTH = 0.8
+"""Largest share of channels that are not 0 for which leaving out the others pays."""
+
+FROZEN_WORTH = 0.3
+"""Smallest share of frozen entries of a convolution's weight from which on channels that are 0 are looked for, though
+too few rows and columns are frozen. Before, gradients keep the bits that torch gives them."""
+
+
+@dataclass(frozen=True)
+class _Worth:
+    """Shares of a weight for which partial gradients pay.
+
+    Attributes:
+        rows: smallest share of frozen rows for which the other rows alone pay.
+        block: largest share of free rows plus free columns for which rows and columns pay.
+    """
+
+    rows: float
+    block: float
+
+
+_DENSE, _CONVOLUTION = _Worth(0.2, 0.35), _Worth(0.35, 0.58)
 
 
 @dataclass(frozen=True)
 class PartialGradient:
-    """Entries of a weight ``(O, I)`` whose gradient is computed.
+    """Entries of a weight ``(O, I, …)`` whose gradient is computed.
 
     Attributes:
-        rows: indices of the rows that are computed whole.
-        columns: indices of the columns that are computed whole; None if there are none.
+        rows: indices of the rows that are computed whole: output features or channels.
+        columns: indices of the columns that are computed whole, input features or channels; None if there are none.
         weight: the weight; a layer that computes with another one in its place gets the whole gradient.
     """
 
@@ -50,29 +73,111 @@ class PartialGradient:
             outputs: gradient of the layer's result, ``(N, O)``.
             inputs: the layer's input, ``(N, I)``.
         """
-        result = outputs.new_zeros(outputs.shape[1], inputs.shape[1])
-        if self.columns is not None:
-            result.index_copy_(1, self.columns, outputs.t() @ inputs.index_select(1, self.columns))
-        return result.index_copy_(0, self.rows, outputs.index_select(1, self.rows).t() @ inputs)
+        shape = torch.Size((outputs.shape[1], inputs.shape[1]))
+        return self._put_together(outputs, inputs, shape, lambda some, others: some.t() @ others)
+
+    def correlation(self, outputs: Tensor, inputs: Tensor, window: _Window) -> Tensor:
+        """Compute the gradient of a convolution's weight at these entries, with 0 elsewhere.
+
+        Args:
+            outputs: gradient of the layer's result, ``(N, O, …)``.
+            inputs: the layer's input, ``(N, I, …)``.
+            window: size and movement of the convolution's window.
+        """
+        shape = torch.Size((outputs.shape[1], inputs.shape[1], *window.size))
+        return self._put_together(outputs, inputs, shape, window.of_weight)
+
+    def among(self, live: _Live, outputs: int, inputs: int) -> PartialGradient:
+        """Return the part of live channels alone, with their numbers among these, of so many channels in all."""
+        columns = None if self.columns is None else _places_in(self.columns, live.inputs, inputs)
+        return PartialGradient(_places_in(self.rows, live.outputs, outputs), columns)
+
+    def _put_together(
+        self, outputs: Tensor, inputs: Tensor, shape: torch.Size, gradient: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Put the gradients of columns and rows together; both tensors have their features along axis 1."""
+        result = outputs.new_zeros(shape)
+        if self.columns is not None and len(self.columns):
+            result.index_copy_(1, self.columns, gradient(outputs, inputs.index_select(1, self.columns)))
+        if len(self.rows):
+            result.index_copy_(0, self.rows, gradient(outputs.index_select(1, self.rows), inputs))
+        return result
+
+
+def _places_in(some: Tensor, chosen: Tensor, size: int) -> Tensor:
+    """Return where some indices are among chosen ones; those that are not chosen are left out."""
+    wanted = torch.zeros(size, dtype=torch.bool, device=some.device).index_fill_(0, some, True)
+    return wanted.index_select(0, chosen).nonzero().flatten()
+
+
+class _Live(NamedTuple):
+    """Channels of one call that are not 0 in every sample and place.
+
+    Gates of a task in training are exactly 0 for most units that it does not use, and so is all that belongs to these:
+    their activations, and what comes back for them. Nothing need be multiplied with it.
+
+    Attributes:
+        outputs: indices of channels in which the gradient of the layer's result is not 0.
+        inputs: indices of channels in which its input is not 0.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+
+    @classmethod
+    def of(cls, outputs: Tensor, inputs: Tensor) -> _Live | None:
+        """Return the live channels; None where leaving out the others would not pay."""
+        if not outputs.numel() or not inputs.numel():
+            return None
+        found = cls(_live_channels(outputs), _live_channels(inputs))
+        shares = len(found.outputs) / outputs.shape[1], len(found.inputs) / inputs.shape[1]
+        return found if min(shares) <= LIVE_WORTH else None
+
+    def correlation(
+        self, partial: PartialGradient, outputs: Tensor, inputs: Tensor, weight: Tensor, window: _Window
+    ) -> Tensor:
+        """Compute the gradient of a convolution's weight from live channels.
+
+        Args:
+            partial: entries that are computed.
+            outputs: gradient of the layer's result in live channels.
+            inputs: the layer's input.
+            weight: the weight, of which the shape and type matter alone.
+            window: size and movement of the convolution's window.
+        """
+        part = partial.among(self, *weight.shape[:2]).correlation(outputs, inputs.index_select(1, self.inputs), window)
+        rows = weight.new_zeros(len(self.outputs), *weight.shape[1:]).index_copy_(1, self.inputs, part)
+        return torch.zeros_like(weight).index_copy_(0, self.outputs, rows)
+
+
+def _live_channels(values: Tensor) -> Tensor:
+    """Return the indices of channels, along axis 1, that are not 0 everywhere; what is not a number is not 0."""
+    places = values.flatten(2)  # whose extremes are found without a tensor of their size
+    return any_of((places.amax(2) != 0) | (places.amin(2) != 0), 0).nonzero().flatten()
 
 
 def partial_gradient_for(frozen: Tensor) -> PartialGradient | None:
     """Choose the part of a weight's gradient to compute.
 
     Args:
-        frozen: booleans, ``(O, I)``, True for frozen entries.
+        frozen: booleans, ``(O, I)`` of a dense layer or ``(O, I, …)`` of a convolution, True for frozen entries.
 
     Returns:
         A part with all free entries, and perhaps others; None where computing the whole gradient is faster.
     """
-    if not frozen.numel() or frozen.numel() < ENTRIES_WORTH:
+    is_dense = frozen.dim() == 2
+    if not frozen.numel() or (is_dense and frozen.numel() < ENTRIES_WORTH):
         return None
-    rows, columns = ~all_of(frozen, 1), ~any_of(frozen, 0)
-    if float(rows.float().mean()) <= 1 - ROWS_WORTH:
+    worth = _DENSE if is_dense else _CONVOLUTION
+    pairs = frozen if is_dense else all_of(frozen.flatten(2), 2)
+    rows, columns = ~all_of(pairs, 1), ~any_of(pairs, 0)
+    if float(rows.float().mean()) <= 1 - worth.rows:
         return PartialGradient(rows.nonzero().flatten())
-    rows = any_of(~frozen & ~columns, 1)  # rows with free entries outside of free columns
-    if float(rows.float().mean() + columns.float().mean()) <= BLOCK_WORTH:
+    rows = any_of(~pairs & ~columns, 1)  # rows with free entries outside of free columns
+    if float(rows.float().mean() + columns.float().mean()) <= worth.block:
         return PartialGradient(rows.nonzero().flatten(), columns.nonzero().flatten())
+    if not is_dense and float(pairs.float().mean()) >= FROZEN_WORTH:
+        return PartialGradient(torch.arange(len(pairs), device=pairs.device))  # but for channels that are 0
     return None
 
 
@@ -98,28 +203,103 @@ class _PartialGradientLinear(torch.autograd.Function):
         )
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Size and movement of a convolution's window, a number per axis of space."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the convolution."""
+        none = [0] * len(self.stride)
+        return torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, 1)
+
+    def of_input(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute the gradient of the input."""
+        return self._backward(gradient, x, weight, 0) if len(weight) else torch.zeros_like(x)
+
+    def of_weight(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """Compute the gradient of the weight."""
+        like = x.new_empty(gradient.shape[1], x.shape[1], *self.size)
+        return self._backward(gradient, x, like, 1) if like.numel() else like
+
+    def _backward(self, gradient: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+        none, wanted = [0] * len(self.stride), [which == each for each in range(3)]
+        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, self.stride, self.padding, self.dilation, False, none, 1, wanted
+        )
+        return found[which]
+
+
+class _PartialGradientConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        columns: Tensor | None,
+        window: _Window,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, rows, columns)
+        ctx.window = window
+        return window.forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rows, columns = ctx.saved_tensors
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        bias_gradient = gradient.sum((0, *range(2, gradient.dim()))) if of_bias else None
+        # Derivatives of a gradient are not 0 where it is: these need all channels.
+        live = None if torch.is_grad_enabled() else _Live.of(gradient, x)
+        partial, window = PartialGradient(rows, columns), ctx.window
+        if live is None:
+            input_gradient = window.of_input(gradient, x, weight) if of_x else None
+            weight_gradient = partial.correlation(gradient, x, window) if of_weight else None
+        else:
+            gradient = gradient.index_select(1, live.outputs)
+            input_gradient = window.of_input(gradient, x, weight.index_select(0, live.outputs)) if of_x else None
+            weight_gradient = live.correlation(partial, gradient, x, weight, window) if of_weight else None
+        return input_gradient, weight_gradient, bias_gradient, None, None, None
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 class PartialGradientSwitch:
-    """Replacement for the ``forward`` of one dense layer of the backbone: the same result, with a cheaper gradient.
+    """Replacement for the ``forward`` of one layer of the backbone: the same result, with a cheaper gradient.
 
     Where anything but plain training goes on (compiling, tracing, mixed precision, function transforms), and where it
-    does not pay, the layer's own forward is called.
+    does not pay, as for convolutions on other devices than the CPU, the layer's own forward is called.
 
     Args:
         name: the layer's name in the backbone.
-        module: the layer.
+        module: the layer, dense or a convolution.
         partial_gradients: partial gradients by the names of layers; layers missing here compute all of theirs.
     """
 
-    def __init__(self, name: str, module: nn.Linear, partial_gradients: Mapping[str, PartialGradient]) -> None:
+    def __init__(self, name: str, module: nn.Module, partial_gradients: Mapping[str, PartialGradient]) -> None:
         self._name = name
         self.module = module
         self._partial_gradients = partial_gradients
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
-        """Return whether a module is one of torch's own dense layers, as torch made it."""
+        """Return whether a module is one of torch's own dense layers or convolutions, as torch made it.
+
+        Convolutions of several groups, and those that pad with anything but a fixed number of zeros, are not.
+        """
         own = isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed from others
-        return own and type(module) is nn.Linear and "forward" not in vars(module)
+        if not own or "forward" in vars(module):
+            return False
+        if isinstance(module, _CONVOLUTIONS):
+            plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+            return plain and type(module) in _CONVOLUTIONS
+        return type(module) is nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the layer's result."""
@@ -127,13 +307,12 @@ class PartialGradientSwitch:
 
     def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the result of the layer, or of a twin of it with other parameters."""
-        assert isinstance(module, nn.Linear)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self._name not in self._partial_gradients:
-            return nn.Linear.forward(module, input)
+            return self._plain(module, input)
+        assert isinstance(module, (nn.Linear, *_CONVOLUTIONS))
         partial, weight = self._partial_gradients[self._name], module.weight
         plain = (
             weight.requires_grad
-            and input.dim() >= 2
             and input.dtype == weight.dtype
             and not torch.is_autocast_enabled(input.device.type)
             and not torch._C._get_tracing_state()
@@ -141,7 +320,21 @@ class PartialGradientSwitch:
             and torch.autograd.forward_ad._current_level < 0
             and weight is partial.weight
         )
-        if not plain:
-            return nn.Linear.forward(module, input)
-        result: Tensor = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
+        result: Tensor
+        if plain and isinstance(module, nn.Linear) and input.dim() >= 2:
+            result = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
+            return result
+        is_batch = input.dim() == weight.dim() and input.numel() >= INPUTS_WORTH
+        is_worth = is_batch and input.device.type == "cpu"  # elsewhere, to look for channels is to wait for the device
+        if plain and isinstance(module, _CONVOLUTIONS) and is_worth:
+            assert not isinstance(module.padding, str)
+            window = _Window(module.kernel_size, module.stride, module.padding, module.dilation)
+            given = (input, weight, module.bias, partial.rows, partial.columns, window)
+            result = _PartialGradientConvolution.apply(*given)  # type: ignore[no-untyped-call]
+            return result
+        return self._plain(module, input)
+
+    def _plain(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002
+        """Compute the layer's result as torch does."""
+        result: Tensor = type(self.module).forward(module, input)
         return result

@@ -7,7 +7,7 @@ without values chooses by the weight alone.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -136,14 +136,22 @@ class MaskSource(abc.ABC):
             progress: position within the epoch, 0 (first batch) to 1 (last).
         """
 
-    def passed(self, weight: Tensor, values: Tensor | None, free: Tensor, progress: float) -> Passed:
+    def passed(
+        self,
+        weight: Tensor,
+        values: Tensor | None,
+        free: Tensor,
+        progress: float,
+        new: Callable[[Tensor], Tensor] = torch.empty_like,
+    ) -> Passed:
         """Mask a weight by :meth:`in_training`, with a gradient for the weight and for the values.
 
         Args:
             weight: the weight.
             values: the task's values of it; None if the source has none.
-            free: numbers of its shape, 0 where consolidated tasks use an entry and 1 elsewhere.
+            free: booleans of its shape, False where consolidated tasks use an entry.
             progress: position within the epoch, 0 (first batch) to 1 (last).
+            new: function that returns a contiguous tensor like another one, with any values, for results.
         """
         mask = self.in_training(values, progress)
         return Passed(weight if mask is None else weight * mask.to(weight.dtype), None)
@@ -199,11 +207,18 @@ class Embedding(MaskSource):
         scale = functional.annealed_scale(progress, self.s_max)
         return functional.compensated_gate(values, scale, self.s_max, self.compensation)
 
-    def passed(self, weight: Tensor, values: Tensor | None, free: Tensor, progress: float) -> Passed:
+    def passed(
+        self,
+        weight: Tensor,
+        values: Tensor | None,
+        free: Tensor,
+        progress: float,
+        new: Callable[[Tensor], Tensor] = torch.empty_like,
+    ) -> Passed:
         """Return the weight times its gate, and the sum of the gates of free entries."""
         assert values is not None
         scale = functional.annealed_scale(progress, self.s_max)
-        return Passed(*functional.gated_weight(weight, values, free, scale, self.s_max, self.compensation))
+        return Passed(*functional.gated_weight(weight, values, free, scale, self.s_max, self.compensation, new))
 
     def final(self, values: Tensor | None, weight: Tensor, used: Tensor) -> Tensor:
         """Use entries with an embedding above 0; if there is none, the largest, or the layer would be constant."""

@@ -44,6 +44,7 @@ from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.heads import linear_head
 from hatrack.support.inputs import Inputs, Kind, kind_of, map_tensors
 from hatrack.support.interface import Interface
+from hatrack.support.scratch import ScratchMemory
 from hatrack.units import UnitGraph, analyze, stray_parameters
 from hatrack.units.signatures import CallKey, Signature, key_of
 from hatrack.units.versions import HEADS_ALWAYS_ON
@@ -111,7 +112,8 @@ class WeightMasking(Masking[WeightTask]):
         self._seen: dict[CallKey, Kind] = {}
         self._progress = 1.0
         self._cache: MaskCache[Sequence[Tensor]] = MaskCache()
-        self._free: list[Tensor] | None = None  # what :attr:`used` leaves, as numbers; made when a task is trained
+        self._free: list[Tensor] | None = None  # what :attr:`used` leaves; made when a task is trained
+        self._scratch = ScratchMemory()
 
     def weights(self) -> list[nn.Parameter]:
         """Return the weights with masks."""
@@ -224,9 +226,10 @@ class WeightMasking(Masking[WeightTask]):
         if state.is_settled or not self.training:
             return [apply_mask(weight, mask) for weight, mask in zip(weights, self._masks(state), strict=True)]
         if self._free is None:
-            self._free = [(~used).to(weight.dtype) for used, weight in zip(self.used, weights, strict=True)]
+            self._free = [~used for used in self.used]
         each = zip(weights, self._values(state), self._free, strict=True)
-        masked = [self.source.passed(weight, values, free, self._progress) for weight, values, free in each]
+        new = self._scratch.empty_like
+        masked = [self.source.passed(weight, values, free, self._progress, new) for weight, values, free in each]
         costs = [part.taken for part in masked if part.taken is not None]
         self._cost.keep(self._cost_key(state), torch.stack(costs).sum() if costs else None)
         return [part.weight for part in masked]
@@ -340,6 +343,7 @@ class WeightMasking(Masking[WeightTask]):
         ]
         self._num_free = sum(int((~used).sum()) for used in self.used)
         self._free = None
+        self._scratch.clear()
         self._cost = CostCache()
 
     def attention_on_parameters(self) -> Mapping[str, Tensor]:
