@@ -76,7 +76,7 @@ class PartialGradient:
         shape = torch.Size((outputs.shape[1], inputs.shape[1]))
         return self._put_together(outputs, inputs, shape, lambda some, others: some.t() @ others)
 
-    def correlation(self, outputs: Tensor, inputs: Tensor, window: _Window) -> Tensor:
+    def correlation(self, outputs: Tensor, inputs: Tensor, window: _ConvolutionWindow) -> Tensor:
         """Compute the gradient of a convolution's weight at these entries, with 0 elsewhere.
 
         Args:
@@ -134,7 +134,7 @@ class _Live(NamedTuple):
         return found if min(shares) <= LIVE_WORTH else None
 
     def correlation(
-        self, partial: PartialGradient, outputs: Tensor, inputs: Tensor, weight: Tensor, window: _Window
+        self, partial: PartialGradient, outputs: Tensor, inputs: Tensor, weight: Tensor, window: _ConvolutionWindow
     ) -> Tensor:
         """Compute the gradient of a convolution's weight from live channels.
 
@@ -204,7 +204,7 @@ class _PartialGradientLinear(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Window:
+class _ConvolutionWindow:
     """Size and movement of a convolution's window, a number per axis of space."""
 
     size: tuple[int, ...]
@@ -243,7 +243,7 @@ class _PartialGradientConvolution(torch.autograd.Function):
         bias: Tensor | None,
         rows: Tensor,
         columns: Tensor | None,
-        window: _Window,
+        window: _ConvolutionWindow,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, rows, columns)
         ctx.window = window
@@ -328,7 +328,7 @@ class PartialGradientSwitch:
         is_worth = is_batch and input.device.type == "cpu"  # elsewhere, to look for channels is to wait for the device
         if plain and isinstance(module, _CONVOLUTIONS) and is_worth:
             assert not isinstance(module.padding, str)
-            window = _Window(module.kernel_size, module.stride, module.padding, module.dilation)
+            window = _ConvolutionWindow(module.kernel_size, module.stride, module.padding, module.dilation)
             given = (input, weight, module.bias, partial.rows, partial.columns, window)
             result = _PartialGradientConvolution.apply(*given)  # type: ignore[no-untyped-call]
             return result
