@@ -61,9 +61,13 @@ def test_the_guide_to_methods_names_every_method_and_only_settings_that_there_ar
     settings = set(re.findall(r"`([a-z_]+)=[^`]*`", guide)) - {"key"}
     assert settings
     assert settings <= known, f"there are no such settings: {settings - known}"
-    (program,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    masks_of_weights, in_turns = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     names: dict[str, Any] = {}
-    exec(program, names)
+    exec(in_turns, names)
+    assert names["logits"].shape == (8, 4, 8)
+    assert names["answers"].shape == (8, 2)
+    names["loss"].backward()
+    exec(masks_of_weights, names)
     net = names["net"]
     net.anneal(1.0)
     assert net(torch.zeros(3, 1, 28, 28), "shoes").shape == (3, 2)

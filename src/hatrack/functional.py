@@ -43,6 +43,7 @@ __all__ = [
     "hard_attention",
     "quadratic_distance",
     "share_taken",
+    "turned_logits",
     "unweighted_regularization",
 ]
 
@@ -635,3 +636,26 @@ def forgetting_ratio(accuracy: float, random: float, joint: float) -> float:
     if joint == random:
         return float("nan")
     return (accuracy - random) / (joint - random) - 1.0
+
+
+def turned_logits(features: Tensor, weight: Tensor, bias: Tensor | None = None, turns: int = 4) -> Tensor:
+    """Return logits of all classes in all turns for a picture in each of its turns.
+
+    ``W_{c,r} · f_s + b_c`` is the logit of class c turned by r for the picture turned by s, where ``f_s`` is what
+    :class:`hatrack.backbones.QuarterTurns` has of its features at their own scale, and ``W_{c,r}`` the r-th part of the
+    head's row c. The mean over r = s is what the head answers for the picture. After Kim et al., *Continual learning
+    based on OOD detection and task masking*, 2022; they have a bias for every turn, which the mean cannot tell from one
+    for all.
+
+    Args:
+        features: features of the turns side by side, divided by their number, ``(N, R F)``.
+        weight: weight of the head, ``(C, R F)``.
+        bias: bias of the head, ``(C,)``; None for none.
+        turns: R, the number of turns.
+
+    Returns:
+        ``(N, R, R C)``: the picture's turn s, then the class and its turn, ``R c + r``.
+    """
+    each = features.shape[1] // turns
+    logits = turns * features.reshape(-1, turns, each) @ weight.reshape(-1, each).T
+    return logits if bias is None else logits + bias.repeat_interleave(turns)

@@ -267,6 +267,30 @@ def test_regularisation_takes_booleans() -> None:
     assert hat.attention_regularization(vector([1.0, 1.0, 0.0]), used).item() == 0.5
 
 
+# -------------------------------------------------------------------------------------------------- classes in turns
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.booleans())
+def test_turned_logits_against_a_loop(turns: int, each: int, classes: int, samples: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(turns + 7 * each)
+    features, weight, offsets = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((samples, turns * each), (classes, turns * each), (classes,))
+    )
+    bias = offsets if biased else None
+    found = hat.turned_logits(features, weight, bias, turns)
+    assert found.shape == (samples, turns, turns * classes)
+    for n in range(samples):
+        for s in range(turns):
+            own = turns * features[n, s * each : (s + 1) * each]
+            for c in range(classes):
+                for r in range(turns):
+                    said = weight[c, r * each : (r + 1) * each] @ own + (offsets[c] if biased else 0.0)
+                    torch.testing.assert_close(found[n, s, turns * c + r], said)
+    mean = found.unflatten(2, (classes, turns)).diagonal(dim1=1, dim2=3).mean(2)
+    torch.testing.assert_close(mean, torch.nn.functional.linear(features, weight, bias))
+
+
 # -------------------------------------------------------------------------------------------------- forgetting ratio
 
 

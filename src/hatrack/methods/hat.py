@@ -17,6 +17,7 @@ from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, Gate
 from hatrack.gating.norms import BatchNorms
 from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, ParameterGroup, Schedule, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
+from hatrack.methods.turning import TurningSettings
 from hatrack.models.hat import HATNetwork
 from hatrack.protection.conditioning import Fading, UnitConditioning
 from hatrack.streams import Task
@@ -69,7 +70,7 @@ class InitialEmbedding(enum.Enum):
 
 
 @dataclass(frozen=True)
-class HATSettings:
+class HATSettings(TurningSettings):
     """Settings of HAT, with the paper's values but for the schedule of masks.
 
     Attributes:
@@ -120,6 +121,7 @@ class HATSettings:
     growth_share: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range(self, "s_max", "embedding_lr_factor", above=0)
         require_range(self, "keep", most=1)
         if self.c is not None:
@@ -151,7 +153,7 @@ class HAT(MaskedMethod):
         self._reached: float | None = None
         self._pace: Pace | None = None
         self.network = HATNetwork(
-            setup.build_backbone(),
+            self.build_backbone(),
             setup.example_input,
             **vars(setup.interface),
             conditioning=self.conditioning(),
@@ -174,6 +176,7 @@ class HAT(MaskedMethod):
 
     def begin_task(self, task: Task) -> None:
         """Open the task."""
+        self.require_task(task)
         generator = self.setup.generator("head", task.name)
         kind = self.settings.embedding
         uniform = self.settles if kind is None else kind is InitialEmbedding.UNIFORM

@@ -11,10 +11,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from hatrack.backbones import QuarterTurns
 from hatrack.errors import CheckpointError
 from hatrack.growth.policy import Growth
 from hatrack.masks import FreeWeights, MaskSource, Unmasked, WeightConditioning
 from hatrack.methods.base import Batch, Loss, Method, Setup
+from hatrack.methods.turning import require_classes, turned_loss, with_turns
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.loading import load_as
 from hatrack.models.weight_masked import WeightMaskedNetwork
@@ -60,19 +62,40 @@ class MaskedMethod(Method):
     choices: ClassVar[tuple[str, ...]] = ()
     takes_nested = True
 
+    def build_backbone(self) -> nn.Module:
+        """Make the backbone to begin with, which sees pictures in turns where the settings say so."""
+        return with_turns(self.setup.build_backbone(), self.setup, getattr(self.settings, "rotations", 1))
+
+    @property
+    def turns(self) -> bool:
+        """True if the backbone sees pictures in their quarter turns."""
+        return isinstance(self.network.backbone, QuarterTurns)
+
+    def require_task(self, task: Task) -> None:
+        """Check that a task has classes where pictures are turned."""
+        if self.turns:
+            require_classes(task)
+
     def strength(self) -> float:
         """Return the factor of the masks' regularisation; 0 leaves it out."""
         return 0.0
 
     def begin_task(self, task: Task) -> None:
         """Open the task."""
+        self.require_task(task)
         self.network.add_task(task.name, task.num_classes, generator=self.setup.generator("head", task.name))
 
     def loss(self, batch: Batch) -> Loss:
         """Return the task's loss and what the masks cost."""
         self.network.anneal(batch.progress)
-        loss, strength = Loss.of(self.predict(batch.x, batch.tasks[0]), batch), self.strength()
+        loss, strength = self.task_loss(batch), self.strength()
         return loss.plus(strength * self.network.regularization()) if strength else loss
+
+    def task_loss(self, batch: Batch) -> Loss:
+        """Return the loss of the task alone: in training that of classes and turns, if pictures are turned."""
+        if self.turns and self.network.training:
+            return turned_loss(self.network, batch)
+        return Loss.of(self.predict(batch.x, batch.tasks[0]), batch)
 
     def end_task(self, task: Task) -> None:
         """Consolidate the task."""
@@ -172,7 +195,3 @@ class WeightMaskedMethod(MaskedMethod):
     def growth(self) -> Growth | None:
         """Return when the network is widened: never."""
         return None
-
-    def build_backbone(self) -> nn.Module:
-        """Make the backbone to begin with."""
-        return self.setup.build_backbone()

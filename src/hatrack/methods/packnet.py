@@ -11,12 +11,13 @@ from torch import Tensor
 
 from hatrack.masks import Magnitude, Unmasked
 from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.methods.turning import TurningSettings
 
 __all__ = ["PackNet", "PackNetSettings"]
 
 
 @dataclass(frozen=True)
-class PackNetSettings:
+class PackNetSettings(TurningSettings):
     """Settings of PackNet, with the paper's values.
 
     Attributes:
@@ -28,6 +29,7 @@ class PackNetSettings:
     prune: float = 0.75
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Magnitude(self.prune_first, self.prune)  # refuses what is no share
 
 
