@@ -291,6 +291,33 @@ def test_turned_logits_against_a_loop(turns: int, each: int, classes: int, sampl
     torch.testing.assert_close(mean, torch.nn.functional.linear(features, weight, bias))
 
 
+# --------------------------------------------------------------------------------------------------------- contrast
+
+
+@given(st.lists(st.integers(0, 2), max_size=7), st.floats(0.05, 2.0), st.integers(0, 99))
+def test_supervised_contrast_against_a_loop(labels: list[int], temperature: float, seed: int) -> None:
+    projected = torch.randn(len(labels), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    z = [(row / row.norm()).tolist() for row in projected]
+    terms = []
+    for i, own in enumerate(labels):
+        others = [a for a in range(len(labels)) if a != i]
+        similar = {a: math.exp(sum(p * q for p, q in zip(z[i], z[a], strict=True)) / temperature) for a in others}
+        positive = [a for a in others if labels[a] == own]
+        if positive:
+            terms.append(-sum(math.log(similar[p] / sum(similar.values())) for p in positive) / len(positive))
+    expected = sum(terms) / len(terms) if terms else 0.0
+    found = hat.supervised_contrast(projected, torch.tensor(labels, dtype=torch.int64), temperature)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_supervised_contrast_has_gradients_where_samples_are_alone() -> None:
+    projected = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    hat.supervised_contrast(projected, torch.tensor([0, 0, 1, 2])).backward()
+    assert projected.grad is not None
+    assert projected.grad.isfinite().all()
+    assert projected.grad.abs().sum() > 0
+
+
 # -------------------------------------------------------------------------------------------------- forgetting ratio
 
 

@@ -82,14 +82,17 @@ def test_the_loss_is_that_of_single_pictures_in_single_turns() -> None:
             )
             total = total + weights[label] * F.cross_entropy(scores, torch.tensor(4 * label + turn))
             weight_of_all += weights[label]
-    torch.testing.assert_close(turned_loss(method.network, batch).value, total / weight_of_all)
+    torch.testing.assert_close(
+        turned_loss(head, method.network.features(x, task.name), batch).value, total / weight_of_all
+    )
 
 
 def test_answers_are_means_over_turns_of_what_is_said_of_every_turn() -> None:
     method, task = learned(), tasks("norm", 1, samples=32)[0]
     x = task.test.load()[0]
     batch = Batch(x, torch.zeros(len(x), dtype=torch.int64), (task.name,), torch.zeros(len(x), dtype=torch.int64), 0.0)
-    said = turned_loss(method.network, batch).logits.view(len(x), 4, task.num_classes, 4)
+    head, features = method.network.tasks.named(task.name).head, method.network.features(x, task.name)
+    said = turned_loss(head, features, batch).logits.view(len(x), 4, task.num_classes, 4)
     torch.testing.assert_close(method.predict(x, task.name), said.diagonal(dim1=1, dim2=3).mean(2))
 
 
@@ -203,7 +206,7 @@ def test_tasks_without_classes_are_refused_before_they_begin(name: str) -> None:
     method = make(name, "norm", rotations=4)
     x: Tensor = torch.randn(20, *IMAGE)
     task = Task.from_tensors("numbers", x, x.flatten(1)[:, 0], x, x.flatten(1)[:, 0])
-    with pytest.raises(InputError, match="only classes have turns"):
+    with pytest.raises(InputError, match="only classes are turned"):
         method.begin_task(task)
     assert method.network.task_names == ()
     make(name, "norm").require_task(task)

@@ -174,22 +174,20 @@ class HAT(MaskedMethod):
         """Take note of the steps there will be, which c follows from where settings leave it open."""
         self._pace = pace
 
-    def begin_task(self, task: Task) -> None:
-        """Open the task."""
-        self.require_task(task)
-        generator = self.setup.generator("head", task.name)
+    def open_task(self, task: Task, generator: torch.Generator) -> None:
+        """Add the task to the network with an embedding of the schedule's distribution, or that of the settings."""
         kind = self.settings.embedding
         uniform = self.settles if kind is None else kind is InitialEmbedding.UNIFORM
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
         self._strength = self._whole = PAPER_C if self.settings.c is None else self.settings.c
 
-    def phases(self, epochs: int) -> Sequence[int]:
+    def mask_phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into those that learn the mask, and those that train under it."""
         settled = round(SETTLED_SHARE * epochs) if self.settles else 0
         return (epochs - settled, settled) if settled else (epochs,)
 
-    def begin_phase(self, index: int) -> None:
+    def begin_mask_phase(self, index: int) -> None:
         """Make the mask final before the last part."""
         task = self.network.task_in_training
         if index == 1 and task is not None:
@@ -221,11 +219,13 @@ class HAT(MaskedMethod):
 
     def schedule(self, index: int, fresh: Schedule) -> Schedule:
         """Go on with the learning rate that the mask was learned with to the end."""
-        return fresh if self._reached is None or not index else fresh._replace(lr=self._reached)
+        if self.trains_head_alone or self._reached is None or not index:
+            return fresh
+        return fresh._replace(lr=self._reached)
 
     def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
-        """Return whether weights are trained under the final mask, for which the learning rate must be left."""
-        return reached.lr >= least
+        """Return whether weights are trained under the final mask, for which lr must be left, or the head alone is."""
+        return reached.lr >= least or self.trains_head_after(index)
 
     def end_phase(self, index: int, reached: Schedule) -> None:
         """Note the learning rate."""
@@ -244,7 +244,7 @@ class HAT(MaskedMethod):
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`training_state` gave."""
         if SETTLED in state:
-            self.begin_phase(1)
+            self.begin_mask_phase(1)
         super().load_training_state({name: value for name, value in state.items() if name != SETTLED})
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:

@@ -52,13 +52,13 @@ class PackNet(WeightMaskedMethod):
         """Return masks of the largest weights."""
         return Magnitude(self.settings.prune_first, self.settings.prune)
 
-    def phases(self, epochs: int) -> Sequence[int]:
+    def mask_phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into training, then retraining what was kept, 2 : 1."""
         retraining = max(1, round(epochs / 3)) if epochs > 1 else 0
         return (epochs - retraining, retraining)
 
     @torch.no_grad()
-    def begin_phase(self, index: int) -> None:
+    def begin_mask_phase(self, index: int) -> None:
         """Before retraining: prune, and have the next task begin with zeros."""
         task = self.network.task_in_training
         if index == 1 and task is not None:

@@ -5,34 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hatrack.backbones import QuarterTurns
 from hatrack.errors import InputError
 from hatrack.functional import turned_logits
-from hatrack.masks.tasks import TaskState
 from hatrack.methods.base import Batch, Loss, Setup
-from hatrack.models.base import MaskedNetwork
 from hatrack.objectives import Classification, Objective
 from hatrack.streams import Task
+from hatrack.support.ranges import require_range
 
 __all__ = ["TurningSettings", "require_classes", "turned_loss", "with_turns"]
 
 
 @dataclass(frozen=True)
 class TurningSettings:
-    """Settings that all methods with masks have.
+    """Settings that all methods with masks have, of training that makes tasks recognisable (Kim et al., 2022).
 
     Attributes:
         rotations: 4 makes four classes of every class, one for each quarter turn of a picture, and answers with the
-            mean over the turns (Kim et al., 2022): an epoch and an answer take four times as long. 1 turns nothing.
+            mean over the turns: an epoch and an answer take four times as long. 1 turns nothing.
+        contrastive: share of the epochs that draw features of a class together and push those of other classes away, in
+            which the mask is learned; the rest of the epochs train the head alone. 0, or below 1.
     """
 
     rotations: int = field(default=1, kw_only=True)
+    contrastive: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.rotations not in (1, QuarterTurns.turns):
             raise InputError(f"rotations must be 1 (none) or 4 (quarter turns), not {self.rotations}")
+        require_range(self, "contrastive", least=0, below=1)
 
 
 def with_turns(backbone: nn.Module, setup: Setup, rotations: int) -> nn.Module:
@@ -53,30 +56,31 @@ def with_turns(backbone: nn.Module, setup: Setup, rotations: int) -> nn.Module:
 
 
 def require_classes(task: Task) -> None:
-    """Check that a task can be learned in turns.
+    """Check that a task can be learned in turns, and by contrast.
 
     Raises:
         InputError: its outputs are no classes.
     """
     if not isinstance(task.objective, Classification):
         raise InputError(
-            f"task {task.name!r} is {task.objective.kind}, and only classes have turns: leave them out (`rotations=1`)"
+            f"task {task.name!r} is {task.objective.kind}, and only classes are turned and contrasted: leave that out "
+            "(`rotations=1`, `contrastive=0`)"
         )
 
 
-def turned_loss(network: MaskedNetwork[TaskState], batch: Batch) -> Loss:
+def turned_loss(head: nn.Linear, features: Tensor, batch: Batch) -> Loss:
     """Return the cross-entropy of classes and turns, of every sample in every turn.
 
     Args:
-        network: a network around :class:`~hatrack.backbones.QuarterTurns`.
-        batch: samples of one task, of N samples.
+        head: head of the task, for C classes.
+        features: features of the samples by :class:`~hatrack.backbones.QuarterTurns`, ``(N, 4F)``.
+        batch: the samples, all of one task.
 
     Returns:
         The loss, with logits ``(4N, 4C)``.
     """
-    task, turns = batch.tasks[0], QuarterTurns.turns
-    head = network.tasks.named(task).linear_head
-    logits = turned_logits(network.features(batch.x, task), head.weight, head.bias, turns)
+    turns = QuarterTurns.turns
+    logits = turned_logits(features, head.weight, head.bias, turns)
     y = turns * batch.y.unsqueeze(1) + torch.arange(turns, device=batch.y.device)
     turned = replace(
         batch,
