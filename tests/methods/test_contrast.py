@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hatrack.errors import InputError
 from hatrack.functional import supervised_contrast
 from hatrack.learning.unannounced import UnannouncedLearner
 from hatrack.methods import METHODS, Batch
-from hatrack.methods.contrast import Projection, contrast_epochs, contrast_of_turns
+from hatrack.methods.contrast import LENGTH, Projection, Standard, contrast_epochs, contrast_of_turns
 from hatrack.methods.masked import MaskedMethod
 from hatrack.storage.checkpoint import read_checkpoint
 from hatrack.streams import Task
@@ -48,11 +48,27 @@ def test_contrast_takes_every_class_in_every_turn_as_a_class(turns: int) -> None
     generator = torch.Generator().manual_seed(0)
     projection = Projection.of(5 * turns, turns, generator)
     parts, y = torch.randn(3, turns, 5, generator=generator), torch.tensor([1, 0, 1])
+    mean = parts.flatten(0, 1).mean(0)
     expected = supervised_contrast(
-        torch.stack([projection.module(parts[n, r]) for n in range(3) for r in range(turns)]),
+        torch.stack([projection.module(parts[n, r] - mean) for n in range(3) for r in range(turns)]),
         torch.tensor([turns * int(y[n]) + r for n in range(3) for r in range(turns)]),
     )
     torch.testing.assert_close(contrast_of_turns(projection, parts.flatten(1) / turns, y), expected)
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_a_head_on_standardised_features_is_folded_into_an_ordinary_one(turns: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = scale * (3.0 + torch.rand(50, 6 * turns, generator=generator, dtype=torch.float64))
+    head = nn.Linear(6 * turns, 3, dtype=torch.float64)
+    standard = Standard.of(features, turns)
+    own = turns * standard(features).unflatten(1, (turns, -1))
+    assert float(own.square().sum(2).mean()) == pytest.approx(LENGTH**2)
+    with torch.no_grad():
+        said = head(standard(features))
+        standard.fold_into(head)
+        torch.testing.assert_close(head(features), said)
 
 
 def state_of(method: Any) -> dict[str, Tensor]:

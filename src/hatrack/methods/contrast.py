@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatrack.functional import supervised_contrast
 from hatrack.support.heads import linear_head
 
-__all__ = ["TEMPERATURE", "Projection", "contrast_epochs", "contrast_of_turns"]
+__all__ = ["LENGTH", "TEMPERATURE", "Projection", "Standard", "contrast_epochs", "contrast_of_turns"]
 
 TEMPERATURE = 0.07
 """Temperature of the contrast, that of CLOM."""
@@ -39,7 +39,10 @@ class Projection:
 
     @classmethod
     def of(cls, features: int, turns: int, generator: torch.Generator) -> Projection:
-        """Make the projection of a backbone's features: two dense layers with ReLU between them.
+        """Make the projection of a backbone's features: two dense layers without biases, and ReLU between them.
+
+        A bias would outweigh features that are small at first, so that all samples looked alike; without any, the
+        direction of a projection does not depend on the scale of features.
 
         Args:
             features: number of features, those of all turns together.
@@ -47,14 +50,17 @@ class Projection:
             generator: draws the weights, on the CPU.
         """
         each = features // turns
-        layers = OrderedDict(
-            hidden=linear_head(each, each, generator), relu=nn.ReLU(), out=linear_head(each, PROJECTED, generator)
-        )
-        return cls(nn.Sequential(layers), turns)
+        hidden, out = (linear_head(each, outputs, generator) for outputs in (each, PROJECTED))
+        for layer in (hidden, out):
+            layer.register_parameter("bias", None)
+        return cls(nn.Sequential(OrderedDict(hidden=hidden, relu=nn.ReLU(), out=out)), turns)
 
 
 def contrast_of_turns(projection: Projection, features: Tensor, y: Tensor) -> Tensor:
     """Return the contrast of a batch, in which every class in every turn is a class, a scalar.
+
+    Features are taken from their mean over the batch: at first they all point into nearly the same direction, that of
+    the mean, and at a small temperature nothing would be learned from what is left.
 
     Args:
         projection: the projection.
@@ -64,4 +70,40 @@ def contrast_of_turns(projection: Projection, features: Tensor, y: Tensor) -> Te
     turns = projection.turns
     each = turns * features.reshape(len(y) * turns, -1)
     labels = turns * y.unsqueeze(1) + torch.arange(turns, device=y.device)
-    return supervised_contrast(projection.module(each), labels.flatten(), TEMPERATURE)
+    projected = projection.module(each - each.mean(0))
+    with torch.autocast(y.device.type, enabled=False):  # similarities over a small temperature need their digits
+        return supervised_contrast(projected, labels.flatten(), TEMPERATURE)
+
+
+LENGTH = 2.0
+"""Length of standardised features of a turn, in the mean of squares; larger ones make steps of SGD unstable."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Standardisation of features under which a head is trained alone, since contrast leaves features of any scale.
+
+    Attributes:
+        mean: mean of the features, ``(R F,)``.
+        scale: factor by which what is left is longer than :data:`LENGTH`, a scalar above 0.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, turns: int) -> Standard:
+        """Measure it on features of training samples, ``(N, R F)``, those of R turns divided by R."""
+        mean = features.mean(0)
+        squares = (features - mean).square().sum(1).mean() * turns  # those of one turn, times R, at their own scale
+        return cls(mean, (squares.sqrt() / LENGTH).clamp_min(torch.finfo(features.dtype).eps))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return standardised features."""
+        return (features - self.mean) / self.scale
+
+    @torch.no_grad()
+    def fold_into(self, head: nn.Linear) -> None:
+        """Give a head that was trained on standardised features the weights that say the same of others."""
+        head.weight.div_(self.scale)
+        head.bias.sub_(head.weight @ self.mean)

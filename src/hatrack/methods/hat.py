@@ -229,6 +229,7 @@ class HAT(MaskedMethod):
 
     def end_phase(self, index: int, reached: Schedule) -> None:
         """Note the learning rate."""
+        super().end_phase(index, reached)
         self._reached = reached.lr
 
     @property

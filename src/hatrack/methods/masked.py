@@ -15,8 +15,8 @@ from hatrack.backbones import QuarterTurns
 from hatrack.errors import CheckpointError
 from hatrack.growth.policy import Growth
 from hatrack.masks import FreeWeights, MaskSource, Unmasked, WeightConditioning
-from hatrack.methods.base import Batch, Loss, Method, Setup
-from hatrack.methods.contrast import Projection, contrast_epochs, contrast_of_turns
+from hatrack.methods.base import Batch, EpochPlan, Loss, Method, Schedule, Setup
+from hatrack.methods.contrast import Projection, Standard, contrast_epochs, contrast_of_turns
 from hatrack.methods.turning import require_classes, turned_loss, with_turns
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.loading import load_as
@@ -28,8 +28,11 @@ from hatrack.support.inputs import Inputs
 __all__ = ["MaskedMethod", "Room", "WeightMaskedMethod", "growth_of"]
 
 
-HEAD_ALONE = "head_alone"
-"""Name in the state of a training for whether the head alone is trained."""
+HEAD_MEAN, HEAD_SCALE = "head_mean", "head_scale"
+"""Names in the state of a training for how features are standardised for a head that is trained alone."""
+
+STANDARDISED_ON = 500
+"""Largest number of training samples that this is measured on."""
 
 
 class Room(enum.Enum):
@@ -72,6 +75,7 @@ class MaskedMethod(Method):
         self._head_phase: int | None = None
         self._projection: Projection | None = None
         self._trains_head_alone = False
+        self._standard: Standard | None = None
 
     def build_backbone(self) -> nn.Module:
         """Make the backbone to begin with, which sees pictures in turns where the settings say so."""
@@ -99,7 +103,7 @@ class MaskedMethod(Method):
     def begin_task(self, task: Task) -> None:
         """Open the task."""
         self.require_task(task)
-        self._projection, self._trains_head_alone = None, False
+        self._projection, self._trains_head_alone, self._standard = None, False, None
         self.open_task(task, self.setup.generator("head", task.name))
 
     def open_task(self, task: Task, generator: torch.Generator) -> None:
@@ -115,12 +119,15 @@ class MaskedMethod(Method):
     def task_loss(self, batch: Batch) -> Loss:
         """Return the loss of the task alone: contrast, or in training that of classes and turns, or that of answers."""
         task = batch.tasks[0]
-        in_turns = self.turns and self.network.training
+        learns = self.network.training or (self._trains_head_alone and torch.is_grad_enabled())
+        in_turns = self.turns and learns
         if not (in_turns or self._projection is not None or self._trains_head_alone):
             return Loss.of(self.predict(batch.x, task), batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._trains_head_alone):
             features = self.network.features(batch.x, task)
         state = self.network.tasks.named(task)
+        if self._standard is not None:
+            features = self._standard(features)
         if self._projection is not None:
             return Loss(contrast_of_turns(self._projection, features, batch.y), state.classify(features.detach()))
         return turned_loss(state.linear_head, features, batch) if in_turns else Loss.of(state.classify(features), batch)
@@ -147,6 +154,23 @@ class MaskedMethod(Method):
 
     def begin_mask_phase(self, index: int) -> None:
         """Get ready for a part in which the mask is learned, or settled."""
+
+    def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
+        """Measure how features are to be standardised before the head alone is trained on them."""
+        if self._trains_head_alone and self._standard is None:
+            some = samples.part(slice(STANDARDISED_ON), samples.progress)
+            self.train_mode(False)
+            with torch.no_grad():
+                features = self.network.features(some.x, samples.tasks[0])
+            self._standard = Standard.of(features, QuarterTurns.turns if self.turns else 1)
+        return super().begin_epoch(epoch, epochs, samples)
+
+    def end_phase(self, index: int, reached: Schedule) -> None:
+        """Give the head that was trained alone weights for the features as they are."""
+        task = self.network.task_in_training
+        if self._standard is not None and task is not None:
+            self._standard.fold_into(self.network.tasks.named(task).linear_head)
+            self._standard = None
 
     def trains_head_after(self, index: int) -> bool:
         """Return whether a part of the head alone follows a part of the training."""
@@ -186,18 +210,26 @@ class MaskedMethod(Method):
         assert task is not None
         return self.network.task_buffers(task)
 
+    def train_mode(self, mode: bool) -> None:
+        """Switch between training and evaluation mode; a head that is trained alone sees features as they will be."""
+        super().train_mode(mode and not self._trains_head_alone)
+
     def training_state(self) -> Mapping[str, Tensor]:
-        """Return what is trained, and whether it is the head alone."""
-        alone = {HEAD_ALONE: torch.tensor(True)} if self._trains_head_alone else {}
+        """Return what is trained, and how features are standardised if it is the head alone."""
+        known = self._standard
+        alone = {} if known is None else {HEAD_MEAN: known.mean, HEAD_SCALE: known.scale}
         return {**super().training_state(), **alone}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`training_state` gave."""
-        if HEAD_ALONE in state:
+        if HEAD_MEAN in state:
             self._train_head_alone()
+            self._standard = Standard(*(state[name].to(self.setup.device) for name in (HEAD_MEAN, HEAD_SCALE)))
         elif any(name.startswith("1.") for name in state):
             self._make_projection()
-        super().load_training_state({name: value for name, value in state.items() if name != HEAD_ALONE})
+        super().load_training_state(
+            {name: value for name, value in state.items() if name not in (HEAD_MEAN, HEAD_SCALE)}
+        )
 
     def _make_projection(self) -> None:
         task = self.network.task_in_training
