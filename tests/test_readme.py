@@ -55,15 +55,19 @@ def test_the_guide_to_networks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_guide_to_methods_names_every_method_and_only_settings_that_there_are() -> None:
     guide = (README.parent / "docs" / "methods.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z][a-z-]*)`", guide))
+    named = set(re.findall(r"`([a-z][a-z0-9-]*)`", guide))
     assert set(METHODS) <= named, f"say what these are: {set(METHODS) - named}"
     known = {field.name for method in METHODS.values() for field in dataclasses.fields(method.settings_type)}
     settings = set(re.findall(r"`([a-z_]+)=[^`]*`", guide)) - {"key"}
     assert settings
     assert settings <= known, f"there are no such settings: {settings - known}"
-    (program,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    masks_of_weights, in_turns = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     names: dict[str, Any] = {}
-    exec(program, names)
+    exec(in_turns, names)
+    assert names["logits"].shape == (8, 4, 8)
+    assert names["answers"].shape == (8, 2)
+    names["loss"].backward()
+    exec(masks_of_weights, names)
     net = names["net"]
     net.anneal(1.0)
     assert net(torch.zeros(3, 1, 28, 28), "shoes").shape == (3, 2)

@@ -11,10 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.errors import InputError
 from hatrack.streams import derive_seed, seeded_generator
 from hatrack.support.randomness import random_numbers_apart
 
-__all__ = ["MLP", "AlexNet", "ResNet18", "ViT", "build_reproducibly", "initialize_he", "initialize_xavier"]
+__all__ = [
+    "MLP",
+    "AlexNet",
+    "QuarterTurns",
+    "ResNet18",
+    "ViT",
+    "build_reproducibly",
+    "initialize_he",
+    "initialize_xavier",
+]
 
 
 def build_reproducibly(build: Callable[[], nn.Module], seed: int, *, xavier: bool) -> nn.Module:
@@ -227,3 +237,55 @@ class ViT(nn.Module):
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
         features: Tensor = self.norm(self.blocks(x))[:, 0]
         return features
+
+
+class QuarterTurns(nn.Module):
+    """Backbone that sees every picture in its four quarter turns.
+
+    It makes four pictures of each, and gives their features side by side, a quarter of what the backbone inside gives.
+    A linear head on them answers with the mean over the turns of what its four parts answer, each for its own turn.
+    That is CLOM's answer (Kim et al., 2022) with four classes for every class, one per turn, and it is the answer of an
+    ordinary network and an ordinary head: files, extracted tasks and all else need not know of turns. In training
+    :func:`hatrack.functional.turned_logits` tells the four classes apart.
+
+    Args:
+        backbone: maps square pictures to features ``(N, F)``.
+
+    Attributes:
+        backbone: the backbone inside.
+    """
+
+    turns = 4
+    """Number of turns of a picture."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute features ``(N, 4F)``, turn by turn, of pictures ``(N, channels, side, side)``.
+
+        Raises:
+            InputError: samples are no square pictures.
+        """
+        self.require_square(x.shape[1:])
+        across = x.transpose(2, 3)
+        turned = torch.stack([x, across.flip(2), x.flip(2, 3), across.flip(3)], 1).flatten(0, 1)
+        features: Tensor = self.backbone(turned)
+        return features.reshape(-1, self.turns * features.shape[1]) / self.turns
+
+    @staticmethod
+    def require_square(shape: Sequence[int]) -> None:
+        """Check that samples can be turned.
+
+        Args:
+            shape: shape of one sample.
+
+        Raises:
+            InputError: it is not that of a square picture, ``(channels, side, side)``.
+        """
+        if len(shape) != 3 or shape[1] != shape[2]:
+            raise InputError(
+                f"square pictures (channels, side, side) can be turned, and samples have shape {tuple(shape)}: make "
+                "them square (resize = [32, 32] in a tasks.toml), or leave turns out (`rotations=1`)"
+            )

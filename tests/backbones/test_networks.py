@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import HATNetwork, fresh_statistics, with_progress
-from hatrack.backbones import MLP, AlexNet, ResNet18, ViT, build_reproducibly, initialize_he
+from hatrack import HATNetwork, InputError, fresh_statistics, with_progress
+from hatrack.backbones import MLP, AlexNet, QuarterTurns, ResNet18, ViT, build_reproducibly, initialize_he
 
 
 def test_alexnet_has_the_papers_size() -> None:
@@ -162,3 +162,18 @@ def test_narrow_ones_learn_three_tasks_as_well_as_networks_of_their_own_and_forg
     separate = {task: plain_accuracy(NARROW[name], task) for task in TASKS}
     assert min(separate.values()) > 0.9, separate
     assert mean(accuracy.values()) > mean(separate.values()) - 0.03, (accuracy, separate)
+
+
+def test_quarter_turns_give_the_features_of_every_turn_and_move_with_the_picture() -> None:
+    torch.manual_seed(0)
+    inside = AlexNet((2, 20, 20), (0.0, 0.0), width=1 / 16).double()
+    turned, x = QuarterTurns(inside), torch.randn(3, 2, 20, 20, dtype=torch.float64)
+    expected = torch.cat([inside(torch.rot90(x, turn, (2, 3))) for turn in range(4)], 1) / 4
+    torch.testing.assert_close(turned(x), expected)
+    torch.testing.assert_close(turned(torch.rot90(x, 1, (2, 3))), expected.roll(-expected.shape[1] // 4, 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 16), (2, 1, 2, 4, 4)])
+def test_quarter_turns_refuse_what_is_no_square_picture(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"square pictures .* can be turned, and samples have shape"):
+        QuarterTurns(nn.Flatten())(torch.zeros(shape))

@@ -362,3 +362,19 @@ def test_only_classes_tell_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[
     said = float(capsys.readouterr().out.split("grey")[1].split()[0])
     assert 10 < said < 30
     assert torch.isfinite(torch.tensor(said))
+
+
+def test_turns_are_refused_before_anything_is_trained_where_a_later_task_has_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 1, 6, 6)).astype("float32")
+    targets = {"sides": (x[:, 0, 0, 0] > 0).astype(int), "sizes": x[:, 0, 0, 0]}
+    for name, y in targets.items():
+        np.savez(tmp_path / f"{name}.npz", x_train=x[:24], y_train=y[:24], x_test=x[24:], y_test=y[24:])
+    paths = [str(tmp_path / f"{name}.npz") for name in targets]
+    words = ["run", "--tasks", *paths, "--method", "hat", "--set", "hidden=6,6", "--set", "rotations=4", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "task 'sizes' is regression, and only classes are turned and contrasted" in line
+    assert "--set rotations=1" in line
+    assert not (tmp_path / "run" / "net.hat").exists()

@@ -106,3 +106,8 @@ def test_texts_are_read_as_the_settings_type() -> None:
 def test_what_does_not_fit_is_named(key: str, value: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         config().overridden({key: value})
+
+
+def test_a_setting_of_other_methods_is_refused_by_naming_these() -> None:
+    with pytest.raises(InputError, match="rotations is no setting of this method: leave it out, or choose one of hat,"):
+        config(method="sgd").overridden({"rotations": 4})

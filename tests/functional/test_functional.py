@@ -267,6 +267,57 @@ def test_regularisation_takes_booleans() -> None:
     assert hat.attention_regularization(vector([1.0, 1.0, 0.0]), used).item() == 0.5
 
 
+# -------------------------------------------------------------------------------------------------- classes in turns
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.booleans())
+def test_turned_logits_against_a_loop(turns: int, each: int, classes: int, samples: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(turns + 7 * each)
+    features, weight, offsets = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((samples, turns * each), (classes, turns * each), (classes,))
+    )
+    bias = offsets if biased else None
+    found = hat.turned_logits(features, weight, bias, turns)
+    assert found.shape == (samples, turns, turns * classes)
+    for n in range(samples):
+        for s in range(turns):
+            own = turns * features[n, s * each : (s + 1) * each]
+            for c in range(classes):
+                for r in range(turns):
+                    said = weight[c, r * each : (r + 1) * each] @ own + (offsets[c] if biased else 0.0)
+                    torch.testing.assert_close(found[n, s, turns * c + r], said)
+    mean = found.unflatten(2, (classes, turns)).diagonal(dim1=1, dim2=3).mean(2)
+    torch.testing.assert_close(mean, torch.nn.functional.linear(features, weight, bias))
+
+
+# --------------------------------------------------------------------------------------------------------- contrast
+
+
+@given(st.lists(st.integers(0, 2), max_size=7), st.floats(0.05, 2.0), st.integers(0, 99))
+def test_supervised_contrast_against_a_loop(labels: list[int], temperature: float, seed: int) -> None:
+    projected = torch.randn(len(labels), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    z = [(row / row.norm()).tolist() for row in projected]
+    terms = []
+    for i, own in enumerate(labels):
+        others = [a for a in range(len(labels)) if a != i]
+        similar = {a: math.exp(sum(p * q for p, q in zip(z[i], z[a], strict=True)) / temperature) for a in others}
+        positive = [a for a in others if labels[a] == own]
+        if positive:
+            terms.append(-sum(math.log(similar[p] / sum(similar.values())) for p in positive) / len(positive))
+    expected = sum(terms) / len(terms) if terms else 0.0
+    found = hat.supervised_contrast(projected, torch.tensor(labels, dtype=torch.int64), temperature)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_supervised_contrast_has_gradients_where_samples_are_alone() -> None:
+    projected = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    hat.supervised_contrast(projected, torch.tensor([0, 0, 1, 2])).backward()
+    assert projected.grad is not None
+    assert projected.grad.isfinite().all()
+    assert projected.grad.abs().sum() > 0
+
+
 # -------------------------------------------------------------------------------------------------- forgetting ratio
 
 

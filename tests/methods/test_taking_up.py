@@ -100,6 +100,22 @@ def test_pmask_with_its_combinations_ends_with_the_same_bits(settings: dict[str,
     assert_same_bits("pmask", "conv", tmp_path, **settings)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hat", "pmask"])
+def test_going_on_in_turns_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    assert_same_bits(name, "norm", tmp_path, rotations=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("hat", {"rotations": 4}), ("pmask", {}), ("packnet", {}), ("wsn", {"scores": InitialScores.CARRIED})],
+)
+def test_going_on_around_contrast_ends_with_the_same_bits(name: str, settings: Any, tmp_path: Path) -> None:
+    patient = replace(SCHEDULE, epochs=7, lr_patience=5)  # so that the last part of a mask and the head have epochs
+    assert_same_bits(name, "norm", tmp_path, patient, contrastive=0.6, **settings)
+
+
 @pytest.mark.parametrize("name", slow_but(["ewc"], ["ewc", "l2", "mas", "si", "imm-mean", "imm-mode", "adahat"]))
 def test_going_on_with_adam_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     """Proximal steps and scaled gradients depend on the moments that Adam has gathered."""

@@ -482,3 +482,20 @@ def test_a_backbone_may_be_a_single_layer(name: str) -> None:
         net.consolidate(task)
         promised[task] = logits(net, x, task)
     assert all(torch.equal(logits(net, x, task), said) for task, said in promised.items())
+
+
+def test_features_are_what_heads_read_and_keep_every_bit() -> None:
+    net = attach("mlp")
+    x, _ = learn(net, "first", 0)
+    net.eval()
+    with torch.no_grad():
+        features = net.features(x, "first")
+        assert torch.equal(net.tasks.named("first").head(features), net(x, "first"))
+    learn(net, "second", 1)
+    net.eval()
+    with torch.no_grad():
+        assert torch.equal(net.features(x, "first"), features)
+    with pytest.raises(InputError, match="no task 'third'"):
+        net.features(x, "third")
+    with pytest.raises(InputError, match="has shape"):
+        net.features(x.flatten(1)[:, :3], "first")

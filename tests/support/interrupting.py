@@ -23,6 +23,7 @@ import hatrack
 from hatrack import HATNetwork, WeightMaskedNetwork
 from hatrack.masks import Magnitude
 from hatrack.protection.versions import VersionWatch
+from hatrack.support.scratch import ScratchMemory
 from support.weight_networks import KINDS
 
 Line = tuple[str, int]
@@ -308,6 +309,8 @@ class StatePickler(pickle.Pickler):
         if isinstance(value, Tensor):
             entries = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             return _parts, (type(value), str(value.dtype), value.shape, value.requires_grad, value.grad, entries)
+        if isinstance(value, ScratchMemory):  # whose blocks hold nothing that anyone reads again
+            return _parts, (ScratchMemory,)
         if isinstance(value, torch.Generator):
             return _parts, (torch.Generator, value.get_state())
         if isinstance(value, VersionWatch):  # stamps are counts and addresses: what matters is whether they still agree

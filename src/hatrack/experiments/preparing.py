@@ -141,6 +141,8 @@ class Run:
         if self.folder is not None and self.folder.claim():
             self._require_same_run()
             self._begin_or_take_up()
+        for task in self.stream:
+            self.method.require_task(task)
         self.notes = (*self.stream.notes, *self._about_settings, *self.notes)
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hatrack.errors import InputError
+from hatrack.methods import METHODS
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams import CellFormat, DecimalMark, EvaluationPart, TargetChoice
 from hatrack.support.names import unknown_name
@@ -224,6 +225,9 @@ class Config:
             if key not in known:
                 if key in OF_DATA:
                     raise InputError(f"{key} belongs into a tasks.toml, {OF_DATA[key]}; it is no setting of a run")
+                if owners := [name for name, kind in METHODS.items() if key in _types_of(kind.settings_type)]:
+                    named = ", ".join(owners)
+                    raise InputError(f"{key} is no setting of this method: leave it out, or choose one of {named}")
                 raise unknown_name("setting", key, known)
         replaced = {}
         for field in dataclasses.fields(self):

@@ -115,6 +115,9 @@ class UnannouncedLearner:
         announced: whether switches are told by :meth:`announce` alone, and not detected.
         cycle: steps from the softest gates to the hardest, at least 1.
 
+    Raises:
+        InputError: the cycle is below 1, or the method is to train in parts that are shares of epochs.
+
     Attributes:
         tasks: names of the tasks found so far.
         current: the task at hand; None before the first batch.
@@ -136,6 +139,8 @@ class UnannouncedLearner:
         self.method = method
         self.cycle = cycle
         require_range(self, "cycle", least=1)
+        if getattr(method.settings, "contrastive", 0.0):
+            raise InputError(f"contrastive is a share of the epochs, and here {method.name} has none: leave it at 0")
         self.tasks: list[str] = []
         self.current: str | None = None
         self._classes = classes

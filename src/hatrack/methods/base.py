@@ -275,6 +275,13 @@ class Method(abc.ABC):
         """Return whether the method can learn tasks of a kind."""
         return isinstance(objective, cls.objectives)
 
+    def require_task(self, task: Task) -> None:  # noqa: B027 - settings seldom matter
+        """Check that a task of a kind that the method learns goes with its settings.
+
+        Raises:
+            InputError: it does not.
+        """
+
     @abc.abstractmethod
     def begin_task(self, task: Task) -> None:
         """Get ready to learn a task that was never seen before."""

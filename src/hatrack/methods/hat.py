@@ -17,6 +17,7 @@ from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, Gate
 from hatrack.gating.norms import BatchNorms
 from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, ParameterGroup, Schedule, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
+from hatrack.methods.turning import TurningSettings
 from hatrack.models.hat import HATNetwork
 from hatrack.protection.conditioning import Fading, UnitConditioning
 from hatrack.streams import Task
@@ -69,7 +70,7 @@ class InitialEmbedding(enum.Enum):
 
 
 @dataclass(frozen=True)
-class HATSettings:
+class HATSettings(TurningSettings):
     """Settings of HAT, with the paper's values but for the schedule of masks.
 
     Attributes:
@@ -121,6 +122,7 @@ class HATSettings:
     growth_share: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range(self, "s_max", "embedding_lr_factor", above=0)
         require_range(self, "keep", most=1)
         if self.c is not None:
@@ -152,7 +154,7 @@ class HAT(MaskedMethod):
         self._reached: float | None = None
         self._pace: Pace | None = None
         self.network = HATNetwork(
-            setup.build_backbone(),
+            self.build_backbone(),
             setup.example_input,
             **vars(setup.interface),
             conditioning=self.conditioning(),
@@ -173,21 +175,20 @@ class HAT(MaskedMethod):
         """Take note of the steps there will be, which c follows from where settings leave it open."""
         self._pace = pace
 
-    def begin_task(self, task: Task) -> None:
-        """Open the task."""
-        generator = self.setup.generator("head", task.name)
+    def open_task(self, task: Task, generator: torch.Generator) -> None:
+        """Add the task to the network with an embedding of the schedule's distribution, or that of the settings."""
         kind = self.settings.embedding
         uniform = self.settles if kind is None else kind is InitialEmbedding.UNIFORM
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
         self._strength = self._whole = PAPER_C if self.settings.c is None else self.settings.c
 
-    def phases(self, epochs: int) -> Sequence[int]:
+    def mask_phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into those that learn the mask, and those that train under it."""
         settled = round(SETTLED_SHARE * epochs) if self.settles else 0
         return (epochs - settled, settled) if settled else (epochs,)
 
-    def begin_phase(self, index: int) -> None:
+    def begin_mask_phase(self, index: int) -> None:
         """Make the mask final before the last part."""
         task = self.network.task_in_training
         if index == 1 and task is not None:
@@ -219,14 +220,17 @@ class HAT(MaskedMethod):
 
     def schedule(self, index: int, fresh: Schedule) -> Schedule:
         """Go on with the learning rate that the mask was learned with to the end."""
-        return fresh if self._reached is None or not index else fresh._replace(lr=self._reached)
+        if self.trains_head_alone or self._reached is None or not index:
+            return fresh
+        return fresh._replace(lr=self._reached)
 
     def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
-        """Return whether weights are trained under the final mask, for which the learning rate must be left."""
-        return reached.lr >= least
+        """Return whether weights are trained under the final mask, for which lr must be left, or the head alone is."""
+        return reached.lr >= least or self.trains_head_after(index)
 
     def end_phase(self, index: int, reached: Schedule) -> None:
         """Note the learning rate."""
+        super().end_phase(index, reached)
         self._reached = reached.lr
 
     @property
@@ -242,7 +246,7 @@ class HAT(MaskedMethod):
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`training_state` gave."""
         if SETTLED in state:
-            self.begin_phase(1)
+            self.begin_mask_phase(1)
         super().load_training_state({name: value for name, value in state.items() if name != SETTLED})
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:

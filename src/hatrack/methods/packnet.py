@@ -11,12 +11,13 @@ from torch import Tensor
 
 from hatrack.masks import Magnitude, Unmasked
 from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.methods.turning import TurningSettings
 
 __all__ = ["PackNet", "PackNetSettings"]
 
 
 @dataclass(frozen=True)
-class PackNetSettings:
+class PackNetSettings(TurningSettings):
     """Settings of PackNet, with the paper's values.
 
     Attributes:
@@ -28,6 +29,7 @@ class PackNetSettings:
     prune: float = 0.75
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Magnitude(self.prune_first, self.prune)  # refuses what is no share
 
 
@@ -50,13 +52,13 @@ class PackNet(WeightMaskedMethod):
         """Return masks of the largest weights."""
         return Magnitude(self.settings.prune_first, self.settings.prune)
 
-    def phases(self, epochs: int) -> Sequence[int]:
+    def mask_phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into training, then retraining what was kept, 2 : 1."""
         retraining = max(1, round(epochs / 3)) if epochs > 1 else 0
         return (epochs - retraining, retraining)
 
     @torch.no_grad()
-    def begin_phase(self, index: int) -> None:
+    def begin_mask_phase(self, index: int) -> None:
         """Before retraining: prune, and have the next task begin with zeros."""
         task = self.network.task_in_training
         if index == 1 and task is not None:

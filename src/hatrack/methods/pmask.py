@@ -14,6 +14,7 @@ from hatrack.methods.base import Batch, Earlier, Loss
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.masked import Room, WeightMaskedMethod, growth_of
 from hatrack.methods.proximal import Penalty, proximal_step, require_step_sizes
+from hatrack.methods.turning import TurningSettings
 from hatrack.streams import Task
 from hatrack.support.ranges import require_nonnegative, require_range
 
@@ -21,7 +22,7 @@ __all__ = ["PMASK", "PMASKSettings"]
 
 
 @dataclass(frozen=True)
-class PMASKSettings:
+class PMASKSettings(TurningSettings):
     """Settings of PMASK: those of HAT, with weights in the place of units.
 
     Attributes:
@@ -49,6 +50,7 @@ class PMASKSettings:
     growth_share: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range(self, "s_max", above=0)
         require_nonnegative(self, "ewc")
         growth_of(self)

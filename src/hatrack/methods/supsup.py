@@ -10,12 +10,13 @@ from torch import nn
 
 from hatrack.masks import NoWeights, Scores, lay_out, signed_constant
 from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.methods.turning import TurningSettings
 
 __all__ = ["SupSup", "SupSupSettings"]
 
 
 @dataclass(frozen=True)
-class SupSupSettings:
+class SupSupSettings(TurningSettings):
     """Settings of SupSup.
 
     Attributes:
@@ -26,6 +27,7 @@ class SupSupSettings:
     keep: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Scores(self.keep)  # refuses what is no share
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from hatrack.masks import Scores
 from hatrack.methods.masked import WeightMaskedMethod
+from hatrack.methods.turning import TurningSettings
 
 __all__ = ["WSN", "WSNSettings"]
 
@@ -23,7 +24,7 @@ class InitialScores(enum.Enum):
 
 
 @dataclass(frozen=True)
-class WSNSettings:
+class WSNSettings(TurningSettings):
     """Settings of WSN.
 
     Attributes:
@@ -36,6 +37,7 @@ class WSNSettings:
     scores: InitialScores = InitialScores.DRAWN
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Scores(self.keep)  # refuses what is no share
 
 

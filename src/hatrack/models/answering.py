@@ -27,7 +27,7 @@ from hatrack.support.interface import Interface
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
 
-__all__ = ["ask", "fixed_logits", "is_transformed", "joined", "logits_of", "logits_of_mixed"]
+__all__ = ["ask", "features_of", "fixed_logits", "is_transformed", "joined", "logits_of", "logits_of_mixed"]
 
 AnswerT = TypeVar("AnswerT")
 
@@ -37,6 +37,20 @@ AnswerT = TypeVar("AnswerT")
 
 def logits_of(masking: Masking[StateT], x: Inputs, state: StateT) -> Any:
     """Return a task's logits of a batch, classes along the features' axis of units; or its own head's outputs.
+
+    Args:
+        masking: the masks.
+        x: the batch.
+        state: the task.
+
+    Raises:
+        InputError: the batch does not have the shape that the backbone expects.
+    """
+    return state.classify(features_of(masking, x, state))
+
+
+def features_of(masking: Masking[StateT], x: Inputs, state: StateT) -> Tensor:
+    """Return features of a batch under a task's mask, as its head reads them.
 
     Args:
         masking: the masks.
@@ -59,7 +73,7 @@ def logits_of(masking: Masking[StateT], x: Inputs, state: StateT) -> Any:
         masking.interface.require_rows(features, x)
     if has_other_rows or is_odd:
         raise _misshapen(masking, x)
-    return state.classify(features)
+    return features
 
 
 def logits_of_mixed(masking: Masking[StateT], x: Inputs, states: Sequence[StateT], task_of: Tensor) -> Tensor:
@@ -240,7 +254,7 @@ def _is_inside_transform_alone() -> bool:
     return not traced and bool(torch._C._are_functorch_transforms_active())
 
 
-start_compilers_inside(ask, logits_of, logits_of_mixed, joined)
+start_compilers_inside(ask, features_of, logits_of, logits_of_mixed, joined)
 keep_compilers_out(
     _keep_in_evaluation, _relies_on_frozen, _ask_copy, _require_finite, is_transformed, _is_inside_transform_alone
 )

@@ -25,7 +25,15 @@ from hatrack.masks.calibration import Scorer
 from hatrack.masks.task_list import StateT, TaskList
 from hatrack.masks.tasks import TaskState
 from hatrack.models import unlearning, widening
-from hatrack.models.answering import ask, fixed_logits, is_transformed, joined, logits_of, logits_of_mixed
+from hatrack.models.answering import (
+    ask,
+    features_of,
+    fixed_logits,
+    is_transformed,
+    joined,
+    logits_of,
+    logits_of_mixed,
+)
 from hatrack.models.calibrating import calibrate
 from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
@@ -346,6 +354,26 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         for state in states:
             state.count_classes()
         return self._forward_mixed(x, states, task_of)
+
+    def features(self, x: Inputs, task: str) -> Tensor:
+        """Return features of a batch under a task's mask, as the task's head reads them.
+
+        For losses and scores of features; gradients go through them as through logits.
+
+        Args:
+            x: the batch, as :meth:`forward` takes it.
+            task: name of the task.
+
+        Returns:
+            ``(N, F)``, with zeros for the units that the task does not use; other axes of the features stay.
+
+        Raises:
+            InputError: there is no such task, or the batch does not have the shape that the backbone expects.
+        """
+        self.masking.require_attached()
+        x, state = self.masking.interface.accepted(x), self.tasks.named(task)
+        self.admit(x, [state])
+        return ask(self, [state], partial(_features_of_one, x))
 
     def _forward_one(self, x: Inputs, state: StateT) -> Any:
         self.admit(x, [state])
@@ -793,6 +821,10 @@ def _finish_loading(module: nn.Module, _: object) -> None:
 
 def _answer_one(x: Inputs, masking: Masking[StateT], states: Sequence[StateT]) -> Any:
     return logits_of(masking, x, states[0])
+
+
+def _features_of_one(x: Inputs, masking: Masking[StateT], states: Sequence[StateT]) -> Tensor:
+    return features_of(masking, x, states[0])
 
 
 def _answer_mixed(x: Inputs, task_of: Tensor, masking: Masking[StateT], states: Sequence[StateT]) -> Tensor:

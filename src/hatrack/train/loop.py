@@ -237,7 +237,8 @@ class Training:
         """Gather the statistics of batch norms anew, if there are any; in full batches, which all count alike."""
         method, train, batch_size = self._method, self._train, self._settings.batch_size
         method.train_mode(True)
-        modules = [m for m in method.trained_modules() if any(isinstance(part, _NormBase) for part in m.modules())]
+        learning = [module for module in method.trained_modules() if module.training]  # a head alone leaves norms as is
+        modules = [m for m in learning if any(isinstance(part, _NormBase) for part in m.modules())]
         if not modules:
             return
         generator = seeded_generator(method.setup.seed, "statistics", self._task, epoch)
