@@ -164,6 +164,15 @@ def test_a_task_of_numbers_is_no_classifier(fitted: TaskClassifier) -> None:
         fitted.predict(X[:, :3])
 
 
+def test_a_fitted_classifier_answers_for_the_task_of_its_fit(fitted: TaskClassifier) -> None:
+    second = TaskClassifier(fitted.learner_, "sign").fit(X, X[:, 0] > 0)
+    said = second.predict(X)
+    second.set_params(task="size")
+    assert np.array_equal(second.predict(X), said)
+    assert second.classes_.tolist() == [False, True]
+    assert TaskClassifier(second.learner_, "size").predict(X).tolist() == fitted.predict(X).tolist()
+
+
 def test_the_guides_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = GUIDE.read_text(encoding="utf-8").partition("## With scikit-learn")[2].partition("\n## ")[0]
     [program] = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)

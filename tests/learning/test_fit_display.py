@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import subprocess
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hatrack import Learner
-from hatrack.errors import TrainingError
+from hatrack.errors import InputError, TrainingError
 from hatrack.learning.fit_display import SECONDS_BETWEEN, FitDisplay
 from hatrack.objectives import ACCURACY
 from hatrack.train import BatchDone, EpochDone, TrainingSettings
@@ -87,15 +90,76 @@ def test_who_asks_gets_a_line_on_the_error_file(capfd: pytest.CaptureFixture[str
     assert ", 3 epochs, validation accuracy " in line
 
 
-def test_a_terminal_shows_it_unasked(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+class Terminal(io.StringIO):
+    """An error file that somebody looks at; it fails once it is gone."""
+
+    gone = False
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self.gone:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Have errors go to a terminal; within the test, since pytest changes files between its phases."""
+    found = Terminal()
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(sys, "stderr", found)
+    return found
+
+
+def test_a_terminal_shows_it_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
     learner(validation=0.0).fit("sides", SIDES)
-    said, errors = capfd.readouterr()
-    assert said == ""
-    assert "training accuracy" in errors
+    shown = terminal.getvalue()
+    assert "epoch 1 of at most 3" in shown
+    assert "training accuracy" in shown
     learner().fit("sides", SIDES, progress=False)
-    assert capfd.readouterr() == ("", "")
+    assert terminal.getvalue() == shown
+
+
+def test_what_the_program_prints_goes_where_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        learner().fit("sides", SIDES, watch=lambda event: print("x" * 100))
+    assert printed.getvalue() == ("x" * 100 + "\n") * 6
+    assert "learned in" in terminal.getvalue()
+    assert "xx" not in terminal.getvalue()
+
+
+def test_a_terminal_that_goes_away_costs_nothing_but_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    subject = learner()
+    subject.fit("sides", SIDES, watch=lambda event: setattr(terminal, "gone", True))
+    assert subject.tasks == ("sides",)
+    subject.fit("others", SIDES)  # gone from the beginning
+    assert subject.tasks == ("sides", "others")
+
+
+@pytest.mark.slow
+def test_an_error_file_that_nobody_reads_costs_nothing_but_the_display() -> None:
+    program = (
+        "import os, torch; from torch import nn; from hatrack import Learner, TrainingSettings\n"
+        "ends = os.pipe(); os.dup2(ends[1], 2); os.close(ends[0]); os.close(ends[1])\n"
+        "subject = Learner(nn.Linear(4, 8), (4,), training=TrainingSettings(epochs=1))\n"
+        "subject.fit('sides', (torch.randn(40, 4), torch.arange(40) % 2), progress=True)\n"
+        "print(subject.tasks)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "('sides',)\n"), done.stderr
+
+
+@pytest.mark.parametrize("progress", ["False", 0, 1.0])
+def test_progress_is_a_truth_value_or_none(progress: Any) -> None:
+    subject = learner()
+    with pytest.raises(InputError, match="True, False or None"):
+        subject.fit("sides", SIDES, progress=progress)
+    assert subject.tasks == ()
 
 
 def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:

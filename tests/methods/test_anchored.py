@@ -26,7 +26,7 @@ def some_batch(task: Task) -> Batch:
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("l2", 0.01), ("ewc", 5000 / 2), ("mas", 1.0), ("si", 100.0), ("imm-mean", 1 / 2), ("imm-mode", 1 / 2)],
+    [("l2", 1.0), ("ewc", 5000 / 2), ("mas", 1.0), ("si", 100.0), ("imm-mean", 1 / 2), ("imm-mode", 1 / 2)],
 )
 def test_the_penalty_is_that_of_the_paper(name: str, factor: float) -> None:
     method = make(name, "shallow", penalty=Penalty.EXPLICIT)
@@ -160,7 +160,6 @@ def test_the_path_goes_back_to_the_best_epoch_with_the_weights() -> None:
 
 
 STRENGTHS = {
-    "l2-wide": 1.0,
     "ewc-norm": 500.0,
     "si-wide": 10.0,
     "si-norm": 10.0,

@@ -12,6 +12,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from hatrack.errors import InputError
 from hatrack.objectives import Metric
 from hatrack.train import BatchDone, EpochDone
 
@@ -70,11 +71,13 @@ class FitDisplay:
             self._shown = self._now()
             share = (event.epoch - 1 + event.done / event.total) / self._epochs
             said = f"{self._task}: epoch {event.epoch} of at most {self._epochs}"
-            self._output.show(min(share, 1.0), f"{said}, {self._valid}" if self._valid else said)
+            text = f"{said}, {self._valid}" if self._valid else said
+            self._tell(lambda: self._output.show(min(share, 1.0), text))
 
     def finish(self) -> None:
         """Say that all epochs are made, and that the task is being completed."""
-        self._output.show(1.0, f"{self._task}: trained for {self._epochs_made()}, now completing")
+        text = f"{self._task}: trained for {self._epochs_made()}, now completing"
+        self._tell(lambda: self._output.show(1.0, text))
 
     def end(self, *, learned: bool) -> None:
         """Leave one line about the training."""
@@ -83,7 +86,14 @@ class FitDisplay:
             text = f"{self._task}: learned in {self._now() - self._begun:.1f} s, {self._epochs_made()}{best}"
         else:
             text = f"{self._task}: not learned, stopped after {self._epochs_made()}"
-        self._output.end(text)
+        self._tell(lambda: self._output.end(text))
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        """Show something; where that fails, as in a terminal that was closed, go on without showing anything."""
+        try:
+            say()
+        except (OSError, ValueError):
+            self._output = _NoOutput()
 
     def _epochs_made(self) -> str:
         return f"{self._done} epoch{'s' * (self._done != 1)}"
@@ -127,19 +137,38 @@ def _as_output(plain: str, html: str) -> dict[str, str]:
     return {"text/plain": plain, "text/html": html}
 
 
-class _TerminalOutput:
-    """A bar at the end of a terminal."""
+class _Errors(Console):
+    """The standard error file, of which nothing but an error is heard when nobody reads it any more."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """Raise what was raised; by default rich would end the program, and take its output away."""
+        raise BrokenPipeError("nobody reads the standard error file")
+
+
+class _TerminalOutput:
+    """A bar at the end of a terminal, drawn by nobody but who trains; what the program prints is left alone."""
+
+    def __init__(self, *, bar: bool) -> None:
+        self._console = _Errors()
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._progress = Progress(
+            *columns,
+            console=self._console,
+            transient=True,
+            disable=not bar,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._bar = self._progress.add_task("", total=1.0)
         self._progress.start()
 
     def show(self, share: float, text: str) -> None:
         """Show the bar in place of what was shown before."""
-        self._progress.update(self._bar, completed=share, description=text)
+        self._progress.update(self._bar, completed=share, description=text, refresh=True)
 
     def end(self, text: str) -> None:
         """Show the text in place of the bar."""
@@ -156,22 +185,30 @@ def notebook_output() -> ProgressOutput | None:
 
 def terminal_output() -> ProgressOutput | None:
     """Return a line at the end of the terminal that errors go to; None where they go elsewhere."""
-    console = Console(stderr=True)
-    return _TerminalOutput(console) if console.is_terminal and not console.is_dumb_terminal else None
+    file = sys.stderr
+    is_seen = file is not None and file.isatty() and not _Errors().is_dumb_terminal
+    return _TerminalOutput(bar=True) if is_seen else None
 
 
 def output_for(progress: bool | None) -> ProgressOutput:
-    """Return where a training is shown.
+    """Return where a training is shown; nowhere, where that cannot be written to.
 
     Args:
         progress: None to show it where somebody looks, in a notebook or a terminal; True to write to the standard error
             file where nobody does; False to show nothing.
+
+    Raises:
+        InputError: it is something else.
     """
+    if progress is not None and not isinstance(progress, bool):
+        raise InputError(f"progress must be True, False or None, not {progress!r}")
     if progress is False:
         return _NoOutput()
-    return (
-        notebook_output() or terminal_output() or (_TerminalOutput(Console(stderr=True)) if progress else _NoOutput())
-    )
+    try:
+        found = notebook_output() or terminal_output()
+        return found or (_TerminalOutput(bar=False) if progress else _NoOutput())
+    except (OSError, ValueError):
+        return _NoOutput()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.functional import Compensation
-from hatrack.support.ranges import require_range
+from hatrack.support.ranges import require_range, require_types
 
 __all__ = [
     "Embedding",
@@ -192,6 +192,7 @@ class Embedding(MaskSource):
     compensation: Compensation = Compensation.EXACT
 
     def __post_init__(self) -> None:
+        require_types(self)
         try:
             functional.annealed_scale(1.0, self.s_max)
         except ValueError as error:

@@ -22,6 +22,7 @@ from hatrack.support.heads import linear_head
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.ranges import require_types
 
 __all__ = [
     "Batch",
@@ -267,6 +268,7 @@ class Method(abc.ABC):
                 f"{self.name} takes samples of one tensor of real numbers and backbones that map them to features "
                 "(N, F); hat and the methods of its kind take nested inputs and `features`"
             )
+        require_types(settings)
         self.setup = setup
         self.settings = settings
 

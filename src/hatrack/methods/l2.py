@@ -17,11 +17,11 @@ class L2Settings(PenaltySettings):
     """Settings of L2.
 
     Attributes:
-        strength: weight of the squared distance from the weights of the task before.
+        strength: weight of the squared distance from the weights of the task before; chosen on validation samples.
         penalty: proximal, a step that is bounded at any strength; or explicit, a term of the loss as in the paper.
     """
 
-    strength: float = 0.01
+    strength: float = 1.0
 
 
 class L2(AnchoredMethod):
@@ -31,7 +31,7 @@ class L2(AnchoredMethod):
     description = "plain L2: all weights stay near those of the task before"
     source = "a baseline of Kirkpatrick et al., PNAS 2017, and of Yoon et al., ICLR 2018 (DNN-L2)"
     settings_type = L2Settings
-    grid = MappingProxyType({"strength": (0.001, 0.01, 0.1, 1.0)})
+    grid = MappingProxyType({"strength": (0.01, 0.1, 1.0, 10.0)})
 
     def end_task(self, task: Task) -> None:
         """Tie the weights to what they are now."""

@@ -15,6 +15,7 @@ from hatrack.functional import Compensation, Conditioning, GateFunction, Regular
 from hatrack.gating.norms import BatchNorms
 from hatrack.masks.described import from_values, to_values
 from hatrack.protection.conditioning import UnitConditioning, describe_unit_conditioning, unit_conditioning_from
+from hatrack.support.ranges import require_types
 
 __all__ = ["GateSettings"]
 
@@ -37,6 +38,7 @@ class GateSettings:
     gate_inputs: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         try:
             functional.annealed_scale(1.0, self.s_max)
             functional.compensated_gate(torch.zeros(1), 1.0, self.s_max, self.compensation, self.gate_function)

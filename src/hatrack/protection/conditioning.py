@@ -15,6 +15,7 @@ from hatrack.errors import InputError
 from hatrack.functional import Conditioning
 from hatrack.masks.described import from_values, to_values
 from hatrack.protection.frozen import attention_on_entries
+from hatrack.support.ranges import require_types
 from hatrack.units import UnitGraph
 
 __all__ = [
@@ -77,6 +78,7 @@ class Adaptive:
     scaled: AdaptiveScaling = AdaptiveScaling.GRADIENTS
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("alpha", "epsilon"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be above 0 and finite, not {getattr(self, name)}")

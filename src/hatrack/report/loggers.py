@@ -13,13 +13,12 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
 
 from hatrack.errors import HatrackError, InputError
-from hatrack.experiments import Event, Run, RunResult, TaskBegun, TaskLearned, run
+from hatrack.experiments import Event, Run, RunResult, Status, TaskBegun, TaskLearned, run
 from hatrack.experiments.folder import note_logs
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.runs import in_use
@@ -244,7 +243,7 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
     """
     with ExitStack() as stack:
         for logger in loggers:
-            stack.push(partial(_close, logger))
+            stack.callback(_close, logger, going)
         if going.folder is not None and loggers:
             note_logs(going.folder.path, [logger.place for logger in loggers])
         result = going.result
@@ -272,8 +271,8 @@ def with_logs(going: Run, *loggers: Logger) -> Generator[Event, None, None]:
             yield event
 
 
-def _close(logger: Logger, kind: type[BaseException] | None, *_: object) -> None:
-    logger.close(complete=kind is None)
+def _close(logger: Logger, going: Run) -> None:
+    logger.close(complete=going.result.status is Status.FINISHED)
 
 
 def _log(logger: Logger, values: Mapping[str, float], step: int) -> None:

@@ -1,13 +1,67 @@
-"""Ranges of settings: refuse numbers that make no sense, in one form of words."""
+"""Types and ranges of settings: refuse what makes no sense, in one form of words."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import functools
 import math
+import numbers
+import typing
+from collections.abc import Mapping
+from types import MappingProxyType, UnionType
 from typing import Any
 
 from hatrack.errors import InputError
 
-__all__ = ["require_nonnegative", "require_range"]
+__all__ = ["require_nonnegative", "require_range", "require_types"]
+
+
+def require_types(settings: Any) -> None:
+    """Refuse fields of a data class that hold something of another type than they say.
+
+    A text in the place of a member of an enumeration is equal to none of its members, so that whatever asks for one
+    after the other would end with the last.
+
+    Args:
+        settings: instance of a data class. Fields whose types are more than classes and unions of these are left out.
+
+    Raises:
+        InputError: a field holds a value of another type; the message names it, and what it may be.
+    """
+    for key, kinds in _kinds_of(type(settings)).items():  # type: ignore[arg-type]
+        value = getattr(settings, key)
+        if not any(_is_a(value, kind) for kind in kinds):
+            said = " or ".join(_in_words(kind) for kind in kinds)
+            raise InputError(f"{key} must be {said}, not {value!r}")
+
+
+@functools.cache
+def _kinds_of(kind: Any) -> Mapping[str, tuple[type, ...]]:
+    """Return the classes that the fields of a data class may hold instances of."""
+    hints = typing.get_type_hints(kind)
+    found = {field.name: _classes_in(hints[field.name]) for field in dataclasses.fields(kind)}
+    return MappingProxyType({key: kinds for key, kinds in found.items() if all(isinstance(k, type) for k in kinds)})
+
+
+def _classes_in(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or what stands alone; what is no class is left as it is."""
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return tuple(kind for each in typing.get_args(hint) for kind in _classes_in(each))
+    return (hint,) if typing.get_origin(hint) is None else (None,)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: type) -> str:
+    if issubclass(kind, enum.Enum):
+        return f"a {kind.__name__} ({', '.join(f'{kind.__name__}.{name}' for name in kind.__members__)})"
+    words = {bool: "True or False", int: "a number", float: "a number", str: "a text", type(None): "None"}
+    return words.get(kind, f"a {kind.__name__}")
 
 
 def require_range(

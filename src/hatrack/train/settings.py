@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hatrack.methods import ParameterGroup
-from hatrack.support.ranges import require_nonnegative, require_range
+from hatrack.support.ranges import require_nonnegative, require_range, require_types
 
 __all__ = ["OptimizerKind", "Precision", "TrainingSettings", "build_optimizer"]
 
@@ -68,6 +68,7 @@ class TrainingSettings:
     precision: Precision = Precision.FLOAT32
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_range(self, "epochs", "batch_size", "lr_patience", "eval_batch_size", least=1)
         require_range(self, "lr", "clip_norm", above=0)
         require_nonnegative(self, "lr", "lr_factor", "lr_min", "momentum", "weight_decay")

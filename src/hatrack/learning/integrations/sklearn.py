@@ -64,8 +64,8 @@ class TaskClassifier(ClassifierMixin, BaseEstimator):
         classes, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         names = _names_of(classes)
         learner = copy.deepcopy(self.learner)
-        learner.fit(self.task, (x, numbers), classes=names)
-        self._fitted = learner, classes
+        learner.fit(self.task, (x, numbers), classes=names, progress=False)
+        self._fitted = learner, self.task, classes
         return self
 
     @property
@@ -76,7 +76,7 @@ class TaskClassifier(ClassifierMixin, BaseEstimator):
     @property
     def classes_(self) -> np.ndarray:
         """The classes as they were given to :meth:`fit`, sorted, ``(C,)``; their names where there was no fit."""
-        return self._answering()[1]
+        return self._answering()[2]
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the probabilities of the classes, in the order of ``classes_``, ``(N, C)``.
@@ -91,9 +91,10 @@ class TaskClassifier(ClassifierMixin, BaseEstimator):
         self._require_learner()
         check_is_fitted(self)
         x = validate_data(self, X, allow_nd=True, dtype=None, reset=False)
-        said = self.learner_.predict(x, self.task)
+        learner, task, _ = self._answering()
+        said = learner.predict(x, task)
         if not isinstance(said, Prediction):
-            raise InputError(f"task {self.task!r} predicts numbers or several labels; a classifier is for classes")
+            raise InputError(f"task {task!r} predicts numbers or several labels; a classifier is for classes")
         shares: np.ndarray = said.distribution[:, : len(self.classes_)].numpy()
         return shares
 
@@ -117,19 +118,19 @@ class TaskClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(self.learner, Learner):
             raise InputError(f"the learner must be a hatrack.Learner, not a {type(self.learner).__name__}")
 
-    def _answering(self) -> tuple[Learner, np.ndarray]:
-        """Return the learner that answers, and the classes.
+    def _answering(self) -> tuple[Learner, str, np.ndarray]:
+        """Return the learner that answers, its task, and the classes: of the last fit, whatever parameters are now.
 
         Raises:
             AttributeError: the task is not known, which is how scikit-learn tells.
         """
-        fitted: tuple[Learner, np.ndarray] | None = getattr(self, "_fitted", None)
+        fitted: tuple[Learner, str, np.ndarray] | None = getattr(self, "_fitted", None)
         if fitted is not None:
             return fitted
         known = getattr(self.learner, "classes", {})
         if self.task not in known:
             raise AttributeError(f"no fit has taught the task {self.task!r}, and the learner does not know it")
-        return self.learner, np.array(known[self.task])
+        return self.learner, self.task, np.array(known[self.task])
 
 
 def _names_of(classes: np.ndarray) -> list[str]:

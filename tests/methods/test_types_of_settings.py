@@ -1,0 +1,63 @@
+"""Settings of another type than they say are refused: a text for a member would be taken for another member."""
+
+from __future__ import annotations
+
+import enum
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hatrack import Adaptive, HATNetwork, HATSettings, InputError, Learner
+from hatrack.masks import Embedding
+from hatrack.methods import METHODS
+from hatrack.train import TrainingSettings
+from support.toys import make
+
+HOLDERS = (TrainingSettings, Embedding, Adaptive)
+
+
+def choices(kind: Any) -> Iterator[tuple[str, str]]:
+    """Give the fields of a data class that are members of an enumeration, and the text of one."""
+    for name, hint in typing.get_type_hints(kind).items():
+        for each in (hint, *typing.get_args(hint)):
+            if isinstance(each, type) and issubclass(each, enum.Enum):
+                yield name, str(next(iter(each)).value)
+
+
+@pytest.mark.parametrize(("kind", "name", "text"), [(kind, *choice) for kind in HOLDERS for choice in choices(kind)])
+def test_a_text_is_no_member(kind: Any, name: str, text: str) -> None:
+    with pytest.raises(InputError, match=f"{name} must be a"):
+        kind(**{name: text})
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "text"), [(m, *choice) for m in METHODS for choice in choices(METHODS[m].settings_type)]
+)
+def test_a_method_takes_no_text_for_a_member(method: str, name: str, text: str) -> None:
+    with pytest.raises(InputError, match=f"{name} (must be a|as they are)"):  # which AdaHAT says of all conditionings
+        make(method, "conv", **{name: text})
+
+
+@pytest.mark.parametrize("name", ["compensation", "conditioning", "gate_function", "regularizer", "batch_norms"])
+def test_a_network_takes_no_text_for_a_member(name: str) -> None:
+    wrong: dict[str, Any] = {name: "per-task"}
+    with pytest.raises(InputError, match=f"{name} must be a"):
+        HATNetwork(nn.Linear(3, 4), torch.zeros(2, 3), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": "0.1"}, {"weight_decay": True}, {"epochs": None}])
+def test_numbers_are_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="must be a number"):
+        TrainingSettings(**wrong)
+
+
+def test_a_learner_refuses_them_before_it_attaches_anything() -> None:
+    wrong: Any = {"regularizer": "weighted-l1"}
+    backbone = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    with pytest.raises(InputError, match=r"regularizer must be a Regularization \(Regularization\.WEIGHTED_L1"):
+        Learner(backbone, (3,), settings=HATSettings(**wrong))
+    Learner(backbone, (3,))
