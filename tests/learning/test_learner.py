@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hatrack import CheckpointError, InputError, Learner, Scorer, TrainingError
+from hatrack import CheckpointError, GuaranteeError, InputError, Learner, Scorer, TrainingError
 from hatrack.train import EpochDone, TrainingSettings
 from support.helpers import NETS, easy_task
 from support.warm import run_warm
@@ -65,6 +68,24 @@ def test_tomorrow_from_the_file_with_the_old_tasks_untouched(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_copy_answers_and_goes_on_as_the_learner_does(copied: Callable[[Learner], Learner]) -> None:
+    mine = Learner(build(), SHAPE, training=BRIEF, validation=0.0)
+    mine.fit("pets", data(0))
+    said = mine.predict(data(0)[0], "pets").distribution
+    other = copied(mine)
+    for each in (mine, other):
+        each.fit("tools", data(1))
+        assert torch.equal(each.predict(data(0)[0], "pets").distribution, said)
+    ours, theirs = (each.network.state_dict() for each in (mine, other))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    with torch.no_grad():
+        next(other.network.backbone.parameters()).add_(1.0)
+    with pytest.raises(GuaranteeError):
+        other.network.check()
+    mine.network.check()
+
+
 def test_a_data_set_of_pairs_serves_as_well() -> None:
     x, y = data(0)
     first, second = learner(), learner()

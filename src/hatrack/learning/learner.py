@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ class Learner:
         place = next((p.device for p in backbone.parameters()), torch.device("cpu")) if device is None else device
         interface = Interface(features, unit_axis, batch_axis)
         shape, example = _read_example(example_input, backbone, interface)
-        setup = Setup(*(lambda: backbone, shape, seed, torch.device(place)), example=example, interface=interface)
+        build = partial(_as_given, backbone)  # which can be pickled, as joblib does with what is around a learner
+        setup = Setup(build, shape, seed, torch.device(place), example=example, interface=interface)
         try:
             self._method = HAT(setup, HATSettings() if settings is None else settings)
         except InputError as error:
@@ -483,6 +485,11 @@ def _outputs_of(objective: Objective) -> str:
     kinds = {Classification: ("class", "classes"), Regression: ("number", "numbers"), MultiLabel: ("label", "labels")}
     one, several = kinds[type(objective)]
     return f"{objective.outputs} {one if objective.outputs == 1 else several}"
+
+
+def _as_given(backbone: nn.Module) -> nn.Module:
+    """Return a backbone that is there already."""
+    return backbone
 
 
 def _read_example(
