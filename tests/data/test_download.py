@@ -208,6 +208,15 @@ def test_two_at_once_fetch_it_once(server: Server, folder: Path) -> None:
     assert names(folder) == ["archive.zip"]
 
 
+def test_what_is_there_by_now_is_not_fetched_again_unless_it_is_damaged(server: Server, folder: Path) -> None:
+    assert fetch(server, folder) == fetch(server, folder) == CONTENT
+    assert server.asked == [None]
+    (folder / "archive.zip").write_bytes(CONTENT[:-1])
+    assert fetch(server, folder) == CONTENT
+    assert server.asked == [None, None]
+    assert names(folder) == ["archive.zip"]
+
+
 @pytest.mark.parametrize(("value", "forbidden"), [("", False), ("0", False), ("1", True), ("yes", True)])
 def test_offline(value: str, forbidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HATRACK_OFFLINE", value)

@@ -344,13 +344,26 @@ def is_a_mode_left_on() -> bool:
     """Return whether torch is in another mode than at the start."""
     stacks = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
     saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return bool(stacks) or saving is not None or not torch.is_grad_enabled()
+    follows = torch._C._is_torch_function_enabled()
+    return bool(stacks) or saving is not None or not follows or not torch.is_grad_enabled()
+
+
+def leave_modes() -> None:
+    """Put torch into the mode of the start, in which later tests look for it."""
+    torch._C._set_torch_function_state(torch._C._TorchFunctionState.ENABLED)  # type: ignore[attr-defined]
+    torch.set_grad_enabled(True)
+    while torch._C._len_torch_function_stack():
+        torch._C._pop_torch_function_stack()
+    while torch._C._len_torch_dispatch_stack():
+        torch._C._pop_torch_dispatch_stack(None)
+    while torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
 def fault_of(case: Case, operation: str, looks: Looks) -> str | None:
     """Describe a fault of a network whose operation was interrupted; None if there is none. The network goes on."""
     if is_a_mode_left_on():
-        torch.set_grad_enabled(True)
+        leave_modes()
         return "a mode of torch is left on"
     now = look(case)
     if not same(now, looks.before):
@@ -445,11 +458,7 @@ def faults_of_construction(kind: str, most: int | None = None) -> tuple[int, dic
 def fault_of_construction(kind: str, inside: nn.Module, before: dict[str, Any]) -> str | None:
     """Describe a fault of a backbone whose network was interrupted; None if there is none."""
     if is_a_mode_left_on():
-        torch.set_grad_enabled(True)
-        while torch._C._len_torch_function_stack():  # which later tests would find otherwise
-            torch._C._pop_torch_function_stack()
-        while torch._C._len_torch_dispatch_stack():
-            torch._C._pop_torch_dispatch_stack(None)
+        leave_modes()
         return "a mode of torch is left on"
     now = bits(inside)
     if not same(now, before):

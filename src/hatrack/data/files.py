@@ -230,6 +230,9 @@ def download_file(
         with _new_folder(folder), _part_of(path) as part:
             if part is None:
                 return file.opened(read_payload(path), origin=str(path), dataset=dataset)
+            if path.exists():  # another process may have completed it since the caller looked
+                with contextlib.suppress(DataError):
+                    return file.opened(read_payload(path), origin=str(path), dataset=dataset)
             for mirror in mirrors:
                 address = mirror + file.published_name
                 try:

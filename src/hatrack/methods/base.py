@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -268,7 +268,8 @@ class Method(abc.ABC):
                 f"{self.name} takes samples of one tensor of real numbers and backbones that map them to features "
                 "(N, F); hat and the methods of its kind take nested inputs and `features`"
             )
-        require_types(settings)
+        if is_dataclass(settings):
+            require_types(settings)
         self.setup = setup
         self.settings = settings
 
