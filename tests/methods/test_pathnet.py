@@ -228,7 +228,9 @@ def test_the_papers_width_is_found_for_the_mixture_on_alexnet() -> None:
 
 @pytest.mark.slow
 def test_residual_blocks_are_modules() -> None:
-    method = METHODS["pathnet"](setup_of("resnet18", (3, 16, 16)), METHODS["pathnet"].settings_type(2, 1, 1, 1 / 32))
+    method = METHODS["pathnet"](
+        setup_of("resnet18", (3, 16, 16)), METHODS["pathnet"].settings_type(2, 1, 1, module_width=1 / 32)
+    )
     assert len(method.layers) == 9
     x = torch.randn(2, 3, 16, 16)
     genes = ((0, 1),) + ((1,),) * 8
