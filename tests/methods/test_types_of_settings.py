@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import typing
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import nn
 from hatrack import Adaptive, HATNetwork, HATSettings, InputError, Learner
 from hatrack.masks import Embedding
 from hatrack.methods import METHODS
+from hatrack.support.ranges import require_types
 from hatrack.train import TrainingSettings
 from support.toys import make
 
@@ -53,6 +55,17 @@ def test_a_network_takes_no_text_for_a_member(name: str) -> None:
 def test_numbers_are_numbers(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="must be a number"):
         TrainingSettings(**wrong)
+
+
+def test_types_that_are_known_within_a_function_alone_are_not_looked_at() -> None:
+    class Kind(enum.Enum):
+        ONE = "one"
+
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        kind: Kind = Kind.ONE
+
+    require_types(Own())
 
 
 def test_a_learner_refuses_them_before_it_attaches_anything() -> None:

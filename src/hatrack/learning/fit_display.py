@@ -23,7 +23,7 @@ SECONDS_BETWEEN = 0.1
 
 
 class ProgressOutput(Protocol):
-    """Where a training is shown: one line, and a bar as long as it goes on."""
+    """Output for the course of a training: a bar as long as it goes on, then one line."""
 
     def show(self, share: float, text: str) -> None:
         """Show a bar, filled to a share between 0 and 1, and a text."""

@@ -34,7 +34,7 @@ class TurningSettings:
 
     def __post_init__(self) -> None:
         if self.rotations not in (1, QuarterTurns.turns):
-            raise InputError(f"rotations must be 1 (none) or 4 (quarter turns), not {self.rotations}")
+            raise InputError(f"rotations must be 1 (none) or 4 (quarter turns), not {self.rotations!r}")
         require_range(self, "contrastive", least=0, below=1)
 
 

@@ -39,7 +39,10 @@ def require_types(settings: Any) -> None:
 @functools.cache
 def _kinds_of(kind: Any) -> Mapping[str, tuple[type, ...]]:
     """Return the classes that the fields of a data class may hold instances of."""
-    hints = typing.get_type_hints(kind)
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError:  # of a class of somebody's own, whose types are defined within a function
+        return MappingProxyType({})
     found = {field.name: _classes_in(hints[field.name]) for field in dataclasses.fields(kind)}
     return MappingProxyType({key: kinds for key, kinds in found.items() if all(isinstance(k, type) for k in kinds)})
 
