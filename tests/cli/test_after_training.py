@@ -201,7 +201,6 @@ def test_pictures_are_read_in_the_range_of_the_training_data(scale: float, kind:
     assert same[1].probabilities == found[1].probabilities
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "shift", "kind"), [(2 / 255, -1, np.float32), (1 / 300, 0, np.float32), (9, 0, int)])
 def test_ranges_that_are_not_certain_are_refused(
     scale: float, shift: float, kind: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]

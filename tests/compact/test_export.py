@@ -92,7 +92,6 @@ def test_nothing_is_written_that_says_something_else(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     net = attach("mlp")
     x, _ = learn(net, "t")
@@ -164,7 +163,6 @@ class Places(nn.Module):
         return functional.max_unpool2d(maxima, places, 2).flatten(1)
 
 
-@pytest.mark.slow
 def test_places_of_maxima_are_not_made_up() -> None:
     x = torch.randn(2, 3, 4, 4)
     program = torch.export.export(Places(), (x,))

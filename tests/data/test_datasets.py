@@ -239,7 +239,6 @@ def test_known_first_labels(mnist: ImageDataset, fashion: ImageDataset) -> None:
     assert [fashion.class_names[label] for label in fashion.y_train[:2]] == ["Ankle boot", "T-shirt/top"]
 
 
-@pytest.mark.slow
 @pytest.mark.data
 def test_shipped_subset_is_what_is_built_from_the_full_set(fashion: ImageDataset) -> None:
     shipped, built = load_subset(), build_subset(fashion, TRAIN_PER_CLASS, TEST_PER_CLASS)

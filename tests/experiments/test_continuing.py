@@ -240,7 +240,6 @@ def test_other_settings_are_refused_along_with_further_tasks(tmp_path: Path) -> 
         prepare(request(toml, "sgd", epochs=3))
 
 
-@pytest.mark.slow
 def test_tasks_that_were_not_begun_may_be_others(tmp_path: Path) -> None:
     whole = finish(request(project(tmp_path / "whole", "one", "three"))).result
     toml = project(tmp_path / "grown", "one", "two")

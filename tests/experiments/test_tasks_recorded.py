@@ -52,7 +52,6 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert task["scaling"] == "mean and deviation of each channel"
 
 
-@pytest.mark.slow
 def test_arrays_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.linspace(-1.5, 2, 120).reshape(30, 4)
     archive(tmp_path / "arrays.npz", x_train=x, x_test=x[:9])
@@ -76,7 +75,6 @@ def test_arrays_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert task["range"] == [-1.5, 2]
 
 
-@pytest.mark.slow
 def test_presets_are_recorded_and_files_of_one_s_own_alone_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

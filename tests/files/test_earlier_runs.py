@@ -55,7 +55,6 @@ def test_a_run_is_verified(method: str) -> None:
     assert verify(FIXTURES / method).holds
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_as_it_was_made(method: str, tmp_path: Path) -> None:
     whole, folder = read_result(FIXTURES / method / "run.json"), interrupted(method, tmp_path / "run")
     settings = [f"--set={key}={value}" for key, value in {**SETTINGS, **OWN.get(method, {})}.items()]
@@ -68,7 +67,6 @@ def test_a_run_goes_on_as_it_was_made(method: str, tmp_path: Path) -> None:
         assert again.matrix("logits_sha256") == whole.matrix("logits_sha256")
 
 
-@pytest.mark.slow
 def test_a_run_is_made_again_as_it_was_made(method: str) -> None:
     recorded, request = recorded_run(FIXTURES / method)
     prepared = prepare(request)

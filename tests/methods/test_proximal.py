@@ -133,7 +133,6 @@ def flat(method: Method) -> Tensor:
 STABLE = {"l2": 1.0, "ewc": 20.0, "si": 1.0, "mas": 1.0, "imm-mean": 1.0, "imm-mode": 1.0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "close"), [("sgd", 0.05), ("momentum", 0.15)])
 @pytest.mark.parametrize("name", PENALISED)
 def test_methods_agree_where_the_explicit_step_is_stable(name: str, optimizer: str, close: float) -> None:

@@ -41,7 +41,6 @@ def three_tasks(name: str) -> tuple[Any, dict[str, Tensor]]:
     return net, {task: learn_task(net, task, seed)[0] for seed, task in enumerate(("first", "second", "third"))}
 
 
-@pytest.mark.slow
 @EVERY_NETWORK
 @pytest.mark.parametrize("task", ["first", "second", "third"])
 def test_other_tasks_keep_every_bit(name: str, task: str) -> None:

@@ -382,7 +382,6 @@ def test_sums_are_protected() -> None:
         net.check()
 
 
-@pytest.mark.slow
 def test_conversions_copies_and_growth_leave_sums_as_they_are() -> None:
     net, samples = three_tasks()
     x, _ = samples["a"]
