@@ -1,19 +1,22 @@
-"""Training that makes tasks recognisable: plain, in quarter turns, and by contrast, on validation samples.
+"""Training that makes tasks recognisable: plain, in quarter turns, and by contrast.
 
-python benchmarks/recognition_training.py FOLDER --data DATA [--runs plain,turned] [--seed 100] [--epochs 14]
-    [--out benchmarks/results/recognition_training.json]
+python benchmarks/recognition_training.py FOLDER --data DATA [--runs plain,turned] [--seeds 100] [--epochs 14]
+    [--tested-on test] [--out benchmarks/results/recognition_training.json]
 
 FOLDER keeps the runs, split CIFAR-10 on the quarter AlexNet, 1,500 training and 500 validation samples a task, which
 are made where they are missing and taken up where they were stopped. Their networks then recognise the validation
-samples of all tasks, of which none was trained on and by which every task chose its best epoch. Scores are normalised
-by the tasks' training samples where the name says "calibrated"; a mixture adds a score's logarithm of the softmax over
-tasks, times a weight, to that of the tasks' probabilities by sums.
+samples of all tasks, of which none was trained on and by which every task chose its best epoch, or the test samples.
+Scores are normalised by the tasks' training samples where the name says "calibrated"; a mixture adds a score's
+logarithm of the softmax over tasks, times a weight, to that of the tasks' probabilities by sums. The processor time is
+that of the run, with what its recogniser learns and is asked after every task.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,31 +132,40 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--runs", type=lambda text: text.split(","), default=list(RUNS))
-    parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[100])
     parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--tested-on", choices=["validation", "test"], default="validation")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "recognition_training.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict[str, Any] = (
-        json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {"runs": {}}
+    rows: list[dict[str, Any]] = (
+        json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
     )
-    for name in arguments.runs:
-        settings = {**COMMON, "epochs": arguments.epochs, **RUNS[name]}
-        folder = arguments.folder / name
-        prepared = prepare(RunRequest("split-cifar10", "hat", arguments.seed, folder, arguments.data, settings))
+    for seed, name in itertools.product(arguments.seeds, arguments.runs):
+        if any((row["seed"], row["run"]) == (seed, name) for row in rows):
+            continue
+        settings = {**COMMON, "epochs": arguments.epochs, "tested_on": arguments.tested_on, **RUNS[name]}
+        folder = arguments.folder / f"{name}-{seed}"
+        prepared = prepare(RunRequest("split-cifar10", "hat", seed, folder, arguments.data, settings))
+        before = time.process_time()
         for _ in run(prepared):
             pass
-        print(name, flush=True)
-        record["runs"][name] = {
-            "settings": settings,
-            "accuracy": [round(score.value, 4) for score in prepared.result.scores[-1]],
-            "scores": scores_of(prepared.method, prepared.stream),
-        }
-        record |= {
-            "about": "one seed; of 500 validation samples a task, by which each task chose its best epoch",
-            "command": f"python benchmarks/recognition_training.py FOLDER --data DATA --epochs {arguments.epochs}",
-            "seed": arguments.seed,
+        rows.append(
+            {
+                "run": name,
+                "seed": seed,
+                "settings": settings,
+                "accuracy": [round(score.value, 4) for score in prepared.result.scores[-1]],
+                "processor_seconds": round(time.process_time() - before),
+                "scores": scores_of(prepared.method, prepared.stream),
+            }
+        )
+        record = {
+            "about": f"samples of the {arguments.tested_on} parts",
+            "command": f"python benchmarks/{Path(__file__).name} FOLDER --data DATA --epochs {arguments.epochs}"
+            f" --tested-on {arguments.tested_on}",
             "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
+            "rows": sorted(rows, key=lambda row: (row["seed"], list(RUNS).index(row["run"]))),
         }
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -1,10 +1,11 @@
 """Tables of runs over methods and seeds, which may be stopped at any time and go on where they were.
 
 python benchmarks/tables.py strengths --data DATA [--experiments split-cifar10] [--methods ewc,mas] [--seeds 100]
+    [--part 1/2]
 
 The tables are in `benchmarks/tables.toml`. A row of a record is a run of `hatrack run` with the settings that it names;
 the record is written after every run, and what it holds is not run again, unless defaults that it was made with have
-changed since.
+changed since. Several processes may work on one table, each on a part of its rows.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hatrack import keep_freed_memory
 from hatrack.experiments import EXPERIMENTS, RunRequest, prepare, run
 from hatrack.methods import Method
 from hatrack.methods.den import DEN
+from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
 from hatrack.support.toml import tomllib
 
@@ -82,6 +86,7 @@ def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
         "average_accuracy": round(statistics.fmean(values[-1]), 4),
         "forgetting": round(statistics.fmean(line[i] - values[-1][i] for i, line in enumerate(values[:-1])), 4),
         "when_learned": [round(line[i], 4) for i, line in enumerate(values)],
+        "accuracies": [[round(value, 4) for value in line] for line in values],
         "tasks": [task.name for task in result.tasks],
         "used": round(used[-1], 3) if used else None,
         **layers_of(prepared.method),
@@ -110,6 +115,28 @@ def words(text: str) -> list[str]:
     return text.split(",")
 
 
+def part(text: str) -> tuple[int, int]:
+    """Return the number of a part, from 0 on, and that of all parts."""
+    number, of = map(int, text.split("/"))
+    return number - 1, of
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a record as it is on disk, or one without runs."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+
+
+def is_made(record: Mapping[str, Any], row: Row, common: Mapping[str, Any]) -> bool:
+    """Return whether a record holds a row, made with the defaults of today as far as it says."""
+    found = [run.get("config") for run in record["runs"] if key_of(run) == row.key]  # none before 2026-11-29
+    return bool(found) and (found[0] is None or found[0] == config_of(row, common))
+
+
+def key_of(made: Mapping[str, Any]) -> tuple[str, str, int, str]:
+    """Return the key of a row of a record."""
+    return made["experiment"], made["method"], made["seed"], made["chosen"]
+
+
 def main() -> None:
     """Make the runs that are missing, and write the record after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,30 +145,30 @@ def main() -> None:
     parser.add_argument("--experiments", type=words, help="joined by commas; all by default")
     parser.add_argument("--methods", type=words, help="joined by commas; all by default")
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in words(text)], help="joined by commas")
+    parser.add_argument("--part", type=part, default=(0, 1), help="of how many, such as 1/2; all by default")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the record")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     table = TABLES[arguments.table]
     path = arguments.results / table["record"]
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
-    made = {(row["experiment"], row["method"], row["seed"], row["chosen"]): row for row in record["runs"]}
-    for row in rows_of(table, arguments):
+    number, of = arguments.part
+    for row in islice(rows_of(table, arguments), number, None, of):
         common = {**table["set"], **table["experiments"][row.experiment]}
-        if row.key in made:
-            was = made[row.key].get("config")  # rows of before 2026-11-29 do not say
-            if was is None or was == config_of(row, common):
-                continue
-            print(f"{row.key}: made again, since defaults have changed", flush=True)
-            record["runs"].remove(made[row.key])
-        record["runs"].append(measured(row, common, arguments.data))
-        print(record["runs"][-1], flush=True)
-        record |= {
-            "about": table["about"],
-            "command": f"python benchmarks/tables.py {arguments.table}",
-            "set": {"common": table["set"], **table["experiments"]},
-            "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
-        }
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if is_made(read(path), row, common):
+            continue
+        made = measured(row, common, arguments.data)
+        print(made, flush=True)
+        with locked(arguments.results, patience=60.0):
+            record = read(path)
+            record = {
+                "about": table["about"],
+                "command": f"python benchmarks/tables.py {arguments.table}",
+                "set": {"common": table["set"], **table["experiments"]},
+                "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
+                "runs": [*(run for run in record["runs"] if key_of(run) != row.key), made],
+            }
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

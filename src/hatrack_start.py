@@ -18,7 +18,9 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in a shell's background
         signal.signal(signal.SIGINT, _interrupt)
     from hatrack.cli import main as run
+    from hatrack.support.memory import keep_freed_memory
 
+    keep_freed_memory()
     return run()
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # at run time, see _PLACES
     from hatrack.models.weight_masked import WeightMaskedNetwork
     from hatrack.protection.conditioning import Adaptive, AdaptiveScaling, Fading
     from hatrack.recognition import IncrementalAccuracy, Inferred, measure_inference
+    from hatrack.support.memory import keep_freed_memory
     from hatrack.support.modes import fresh_statistics
     from hatrack.support.progress import with_progress
     from hatrack.train import TrainingSettings
@@ -90,6 +91,7 @@ __all__ = [
     "forget_in_files",
     "fresh_statistics",
     "functional",
+    "keep_freed_memory",
     "load",
     "masks",
     "measure_inference",
@@ -116,6 +118,7 @@ _PLACES = {
     "models.weight_masked": ("WeightMaskedNetwork",),
     "protection.conditioning": ("Adaptive", "AdaptiveScaling", "Fading"),
     "recognition": ("IncrementalAccuracy", "Inferred", "measure_inference"),
+    "support.memory": ("keep_freed_memory",),
     "support.modes": ("fresh_statistics",),
     "support.progress": ("with_progress",),
     "train": ("TrainingSettings",),

@@ -13,12 +13,14 @@ import threading
 from typing import TextIO
 
 from hatrack.experiments.jobs import Job, carry_out, encode
+from hatrack.support.memory import keep_freed_memory
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Work until the standard input ends."""
+    keep_freed_memory()
     news = _own_stdout()
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
