@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.streams import derive_seed, seeded_generator
+from hatrack.support.dropout import Dropout
 from hatrack.support.randomness import random_numbers_apart
 
 __all__ = [
     "MLP",
     "AlexNet",
+    "Dropout",
     "QuarterTurns",
     "ResNet18",
     "ViT",
@@ -80,12 +82,12 @@ class MLP(nn.Sequential):
         at_input, at_hidden = dropout
         layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
         if at_input:
-            layers["dropout0"] = nn.Dropout(at_input)
+            layers["dropout0"] = Dropout(at_input)
         for number, (inputs, outputs) in enumerate(pairwise([prod(input_shape), *hidden]), start=1):
             layers[f"dense{number}"] = nn.Linear(inputs, outputs)
             layers[f"relu{number}"] = nn.ReLU()
             if at_hidden:
-                layers[f"dropout{number}"] = nn.Dropout(at_hidden)
+                layers[f"dropout{number}"] = Dropout(at_hidden)
         super().__init__(OrderedDict(layers))
 
 
@@ -110,7 +112,7 @@ class AlexNet(nn.Sequential):
         for number, (filters, kernel, probability) in enumerate([(64, 4, early), (128, 3, early), (256, 2, late)], 1):
             outputs = max(1, round(filters * width))
             layers[f"conv{number}"] = nn.Conv2d(channels, outputs, kernel)
-            layers |= {f"relu{number}": nn.ReLU(), f"dropout{number}": nn.Dropout(probability)}
+            layers |= {f"relu{number}": nn.ReLU(), f"dropout{number}": Dropout(probability)}
             layers[f"pool{number}"] = nn.MaxPool2d(2)
             channels, height, wide = outputs, (height - kernel + 1) // 2, (wide - kernel + 1) // 2
         layers["flatten"] = nn.Flatten()
@@ -118,7 +120,7 @@ class AlexNet(nn.Sequential):
         for number in (4, 5):
             outputs = max(1, round(2048 * width))
             layers[f"dense{number}"] = nn.Linear(features, outputs)
-            layers |= {f"relu{number}": nn.ReLU(), f"dropout{number}": nn.Dropout(late)}
+            layers |= {f"relu{number}": nn.ReLU(), f"dropout{number}": Dropout(late)}
             features = outputs
         super().__init__(OrderedDict(layers))
 
