@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hatrack import Scorer
+from hatrack import Scorer, keep_freed_memory
 from hatrack.backbones import QuarterTurns
 from hatrack.experiments import RunRequest, prepare, run
 from hatrack.functional import turned_logits
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "recognition_training.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     rows: list[dict[str, Any]] = (
         json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
     )
