@@ -79,6 +79,32 @@ def test_norms_can_be_left_out() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in without.modules())
 
 
+@pytest.mark.parametrize("name", ["alexnet", "resnet18"])
+def test_pictures_may_lie_pixel_by_pixel(name: str) -> None:
+    settings, x = NetworkSettings(network=name, width=0.1, channels_last=True), torch.rand(2, 3, 32, 32)
+    network = build_backbone(settings, (3, 32, 32), 0).eval()
+    plain = build_backbone(NetworkSettings(network=name, width=0.1), (3, 32, 32), 0).eval()
+    layouts = {
+        module(torch.rand(2, module.in_channels, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    }
+    assert layouts == {True}
+    with torch.no_grad():
+        assert torch.allclose(network(x), plain(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["hat", "wsn", "pathnet"])
+def test_a_run_whose_pictures_lie_so_goes_on_and_is_verified(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "demo", "--method", method, "--network", "alexnet", "--epochs", "1", "--quiet", "--limit", "50"]
+    words += ["--set", "num_tasks=2", "--set", "width=0.05", "--set", "channels_last=true"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert main(["verify", str(tmp_path / "run")]) == 0
+    assert "verified" in capsys.readouterr().out
+
+
 def test_a_function_of_ones_own_is_run_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "demo", "--method", "hat", "--network", "my_own_networks:build", "--epochs", "1", "--quiet"]
     words += ["--set", "num_tasks=2", "--set", "limit=50", "--out", str(tmp_path / "run")]

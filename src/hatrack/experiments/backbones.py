@@ -103,7 +103,7 @@ def build_backbone(settings: NetworkSettings, input_shape: Sequence[int], seed: 
     """
     build, name, shape = find_network(settings.network), settings.network, tuple(input_shape)
     with _explained(f"network {name} cannot be made for samples of shape {shape}"):
-        network = _initialized(lambda: _materialised(build(shape, settings, 1.0), shape), seed, settings.initialization)
+        network = _initialized(lambda: _materialised(build(shape, settings, 1.0), shape), seed, settings)
     _require_features(network, name, shape)
     return network
 
@@ -171,14 +171,15 @@ def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Cal
     if spec is None or not spec.can_be_narrow:
         return None
     build = spec.build
-    return lambda share, seed: _initialized(lambda: build(input_shape, settings, share), seed, settings.initialization)
+    return lambda share, seed: _initialized(lambda: build(input_shape, settings, share), seed, settings)
 
 
-def _initialized(build: Callable[[], nn.Module], seed: int, initialization: InitialWeights) -> nn.Module:
-    network = build_reproducibly(build, seed, xavier=initialization is InitialWeights.XAVIER)
-    if initialization is InitialWeights.HE:
+def _initialized(build: Callable[[], nn.Module], seed: int, settings: NetworkSettings) -> nn.Module:
+    network = build_reproducibly(build, seed, xavier=settings.initialization is InitialWeights.XAVIER)
+    if settings.initialization is InitialWeights.HE:
         initialize_he(network, seeded_generator(seed, "he"))
-    return network
+    # Convolutions hand the layout of their weights on to what follows them.
+    return network.to(memory_format=torch.channels_last) if settings.channels_last else network  # type: ignore[call-overload]
 
 
 def find_network(name: str) -> Build:

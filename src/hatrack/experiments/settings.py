@@ -67,6 +67,8 @@ class NetworkSettings:
         dropout_late: dropout after every hidden layer (mlp), or after the later layers (alexnet).
         initialization: xavier, he or torch.
         norm: batch or none (resnet18).
+        channels_last: whether pictures lie in memory pixel by pixel inside of the network, which convolutions and
+            pooling on a CPU take less time for, with other last bits of results.
     """
 
     network: str = "mlp"
@@ -76,6 +78,7 @@ class NetworkSettings:
     dropout_late: float = 0.5
     initialization: InitialWeights = InitialWeights.XAVIER
     norm: Norm = Norm.BATCH
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:

@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     The C library of most Linux systems gives large blocks back to the operating system as soon as they are freed, which
     clears every page of them anew at its next use. A training step frees and asks for the same blocks again and again:
-    on convolutions two fifths of the processor time may go into it. The command ``hatrack`` and its workers call this; a
-    program of one's own may, once, before it trains. No bit of any result changes. The process holds on to the most
+    on convolutions two fifths of the processor time may go into it. The command ``hatrack`` and its workers call this;
+    a program of one's own may, once, before it trains. No bit of any result changes. The process holds on to the most
     that it has used at once, and up to a third more (on the networks that were measured).
 
     Returns:
