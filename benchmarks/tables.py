@@ -25,6 +25,7 @@ import torch
 
 from hatrack import keep_freed_memory
 from hatrack.experiments import EXPERIMENTS, RunRequest, prepare, run
+from hatrack.functional import forgetting_ratio
 from hatrack.methods import Method
 from hatrack.methods.den import DEN
 from hatrack.storage.locks import locked
@@ -90,6 +91,7 @@ def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
         "tasks": [task.name for task in result.tasks],
         "used": round(used[-1], 3) if used else None,
         **layers_of(prepared.method),
+        **recognised_in(result.metrics()),
         "seconds": round(sum(result.seconds), 1),
         "commit": commit(),
         "config": config_of(row, common),
@@ -102,6 +104,26 @@ def layers_of(method: Method) -> dict[str, Any]:
         return {}
     changes = {task: asdict(changes) for task, changes in method.changes.items()}
     return {"time_stamps": dict(method.network.widths), "changes": changes}
+
+
+def with_ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the forgetting ratio after every task (Serrà et al., eq. 6) to runs whose joint and random ones are there."""
+    known = {key_of(run)[:3]: run["accuracies"] for run in runs if "accuracies" in run and not run["chosen"]}
+
+    def ratios(run: Mapping[str, Any]) -> list[float]:
+        references = [known.get((run["experiment"], method, run["seed"])) for method in ("random", "joint")]
+        if "accuracies" not in run or None in references:
+            return []
+        lines = zip(run["accuracies"], *references, strict=True)
+        return [round(statistics.fmean(map(forgetting_ratio, *line)), 4) for line in lines]
+
+    return [{**run, **({"forgetting_ratios": found} if (found := ratios(run)) else {})} for run in runs]
+
+
+def recognised_in(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the shares of samples whose task, and task and class, were recognised in the end, where that is known."""
+    names = ("class_incremental_accuracy", "task_recognised")
+    return {name: round(metrics[name], 4) for name in names if metrics[name] is not None}
 
 
 def commit() -> str:
@@ -166,7 +188,7 @@ def main() -> None:
                 "command": f"python benchmarks/tables.py {arguments.table}",
                 "set": {"common": table["set"], **table["experiments"]},
                 "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
-                "runs": [*(run for run in record["runs"] if key_of(run) != row.key), made],
+                "runs": with_ratios([*(run for run in record["runs"] if key_of(run) != row.key), made]),
             }
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
