@@ -2,7 +2,7 @@
 
 Ratios of times in one process:
 
-python benchmarks/speed.py tasks|full|run|evaluation|compile [--out benchmarks/results/speed.json]
+python benchmarks/speed.py tasks|full|run|evaluation|compile|plain [--out benchmarks/results/speed.json]
 
 Times are processor time of the one thread that works, which other processes of a shared machine disturb least; what is
 compared takes turns. With `--out` the section is put into that file, beside the others that it holds.
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_time import BATCH, hat_step, plain_step
+from step_time import BATCH, at_third_task, hat_step, plain_step
 from torch import Tensor, nn
 
-from hatrack import HATNetwork
-from hatrack.backbones import MLP, AlexNet, ResNet18
+from hatrack import HATNetwork, keep_freed_memory
+from hatrack.backbones import MLP, AlexNet, Dropout, ResNet18
 from hatrack.experiments import Run, RunRequest, TaskLearned, prepare, run
 from hatrack.support.environment import describe_environment
 from hatrack.train import BatchDone
@@ -290,7 +290,53 @@ def compiled_step(
     optimizer.step()
 
 
-SECTIONS = {"tasks": many_tasks, "full": full, "run": whole_runs, "evaluation": evaluation, "compile": compiled}
+def with_torchs_dropout(backbone: nn.Module) -> nn.Module:
+    """Return a backbone whose dropout is torch's own."""
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, Dropout):
+            backbone.set_submodule(name, nn.Dropout(layer.p))
+    return backbone
+
+
+def from_plain_torch(repetitions: int) -> dict[str, Any]:
+    """Compare steps with torch's dropout, with ours, with channels_last, and of the third task of HAT with all that."""
+    found = {}
+    for name, build, shape, features in (
+        ("AlexNet, width 0.25", lambda: AlexNet(width=0.25), (3, 32, 32), 512),
+        ("AlexNet, width 0.5", lambda: AlexNet(width=0.5), (3, 32, 32), 1024),
+        ("AlexNet", AlexNet, (3, 32, 32), 2048),
+        ("MLP 2×2000", lambda: MLP(SHAPE, dropout=(0.2, 0.5)), SHAPE, 2000),
+    ):
+        x, y = torch.randn(BATCH, *shape), torch.arange(BATCH) % 2
+
+        def plain(backbone: nn.Module, features: int = features, x: Tensor = x, y: Tensor = y) -> Callable[[int], None]:
+            model = nn.Sequential(backbone, nn.Linear(features, 2))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+            return lambda repetition: plain_step(model, optimizer, x, y)
+
+        steps = {
+            "plain, torch's dropout": plain(with_torchs_dropout(build())),
+            "plain": plain(build()),
+            "plain, channels_last": plain(build().to(memory_format=torch.channels_last)),
+        }
+        for layout, backbone in (("", build()), (", channels_last", build().to(memory_format=torch.channels_last))):
+            net, optimizer = at_third_task(backbone, shape, lambda of: torch.optim.SGD(of, lr=0.05))
+            steps[f"hat, third task{layout}"] = lambda repetition, net=net, optimizer=optimizer, x=x, y=y: hat_step(
+                net, optimizer, x, y, repetition / repetitions % 1
+            )
+        found[name] = against(in_turns(steps, repetitions), "plain, torch's dropout")
+        print(name, found[name], flush=True)
+    return found
+
+
+SECTIONS = {
+    "tasks": many_tasks,
+    "full": full,
+    "run": whole_runs,
+    "evaluation": evaluation,
+    "compile": compiled,
+    "plain": from_plain_torch,
+}
 
 
 def main() -> None:
@@ -301,6 +347,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    keep_freed_memory()
     before = os.getloadavg()[0]
     found = SECTIONS[options.section](options.repetitions)
     load = [round(before, 1), round(os.getloadavg()[0], 1)]
