@@ -112,6 +112,14 @@ def test_function_transforms_tracing_and_evaluation_go_on() -> None:
     assert inplace(y) is y
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripts_have_torchs_own() -> None:
+    script, x = torch.jit.script(nn.Sequential(Dropout(0.5))), torch.rand(LARGE)
+    torch.manual_seed(0)
+    assert torch.equal(script(x), dropped(x, 0.5, kind=nn.Dropout))
+    assert torch.equal(script.eval()(x), x)
+
+
 def test_a_checkpoint_drops_the_same_again() -> None:
     layer, x = Dropout(0.5), torch.rand(LARGE, requires_grad=True)
     y = checkpoint(lambda z: layer(z) * z, x, use_reentrant=False)

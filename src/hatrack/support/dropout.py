@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode
 
 __all__ = ["Dropout"]
@@ -35,9 +36,10 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Return the input with random entries 0 and the others scaled, or as it is in evaluation mode."""
-        if not (self.training and self._suits(input)):
-            return super().forward(input)
-        return input * self._factors(input)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.dropout(input, self.p, self.training, self.inplace)
+        else:  # not after the return, which would be scripted, too
+            return input * self._factors(input) if self.training and self._suits(input) else super().forward(input)
 
     def _suits(self, x: Tensor) -> bool:
         return bool(
