@@ -45,7 +45,7 @@ def at_third_task(
     backbone: nn.Module, shape: tuple[int, ...], make: MakeOptimizer
 ) -> tuple[HATNetwork, torch.optim.Optimizer]:
     """A network with two consolidated tasks, each of which uses the units that a normal embedding turns on."""
-    net = HATNetwork(backbone, torch.zeros(1, *shape))
+    net = HATNetwork(backbone, torch.zeros(1, *shape, device=next(backbone.parameters()).device))
     for name in ("first", "second"):
         net.add_task(name, num_classes=2)
         net.consolidate(name)
