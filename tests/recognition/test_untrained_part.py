@@ -156,7 +156,7 @@ def test_a_forgotten_task_was_never_seen(kind: str) -> None:
     torch.testing.assert_close(probabilities(net, pictures(9)), probabilities(never, pictures(9)), rtol=0, atol=1e-9)
 
 
-def test_learning_and_growing_leave_every_bit(tmp_path: Path) -> None:
+def test_learning_and_growing_leave_every_bit() -> None:
     net = ATTACH["hat"](backbone())
     assert isinstance(net, HATNetwork)
     for seed, name in enumerate("ab"):
@@ -382,18 +382,13 @@ def test_a_trained_adapter_inside_is_refused() -> None:
 
 def test_statistics_that_training_moves_are_refused() -> None:
     torch.manual_seed(0)
-    of = nn.Sequential(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, affine=False)).requires_grad_(False), Behind5())
-    net = HATNetwork(of, torch.zeros(3, 4))
+    normed = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, affine=False)).requires_grad_(False)
+    net = HATNetwork(nn.Sequential(normed, nn.Linear(5, 6), nn.ReLU()), torch.zeros(3, 4))
     net.add_task("a", 2)
     net.consolidate("a")
     with pytest.raises(InputError, match=r"depends on '0\.1\.running_mean' and 1 more"):
         net.calibrate("a", torch.randn(6, 4), torch.arange(6) % 2, feature_map=UntrainedPart("0"))
     net.calibrate("a", torch.randn(6, 4), torch.arange(6) % 2, feature_map=UntrainedPart("0.0"))
-
-
-class Behind5(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(5, 6), nn.ReLU())
 
 
 def test_settings_and_methods_that_make_no_sense_are_refused() -> None:

@@ -475,8 +475,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             y: their classes, int64 ``(N,)``.
             batch_size: samples per pass.
             feature_map: the features of the sums, the same for all tasks; None takes that of the tasks so far, or
-                :func:`hatrack.recognition.default_feature_map` for the first. Those of a pre-trained part of the
-                backbone tell tasks best: :class:`hatrack.recognition.UntrainedPart`.
+                :func:`hatrack.recognition.default_feature_map` for the first. A pre-trained part of the backbone that
+                is untrained gives :class:`hatrack.recognition.UntrainedPart`.
 
         Raises:
             InputError: there is no such task, it is not consolidated, samples and classes do not fit, the task has a
