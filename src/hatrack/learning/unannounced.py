@@ -20,6 +20,7 @@ from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.learning.samples import as_inputs, converted, read_targets
 from hatrack.methods import Batch, Method
+from hatrack.methods.masked import MaskedMethod
 from hatrack.objectives import Classification, TargetKind, as_targets
 from hatrack.recognition import (
     ClassSums,
@@ -27,6 +28,7 @@ from hatrack.recognition import (
     RandomFilters,
     RandomUnits,
     TaskSums,
+    UntrainedPart,
     default_feature_map,
     finite_features,
     solve_ridge,
@@ -111,12 +113,15 @@ class UnannouncedLearner:
         detector: settings by which a loss counts as another task's; those of :class:`DetectorSettings` if None.
         strange: settings by which samples count as another task's; None goes by the loss alone.
         feature_map: features in which samples are compared; None for fewer than
-            :func:`hatrack.recognition.default_feature_map` gives, since every batch is looked at.
+            :func:`hatrack.recognition.default_feature_map` gives, since every batch is looked at. An untrained part
+            of the backbone (:class:`hatrack.recognition.UntrainedPart`) is for methods with masks, and samples of any
+            kind.
         announced: whether switches are told by :meth:`announce` alone, and not detected.
         cycle: steps from the softest gates to the hardest, at least 1.
 
     Raises:
-        InputError: the cycle is below 1, or the method is to train in parts that are shares of epochs.
+        InputError: the cycle is below 1, the method is to train in parts that are shares of epochs, or it has no
+            untrained part.
 
     Attributes:
         tasks: names of the tasks found so far.
@@ -141,6 +146,8 @@ class UnannouncedLearner:
         require_range(self, "cycle", least=1)
         if getattr(method.settings, "contrastive", 0.0):
             raise InputError(f"contrastive is a share of the epochs, and here {method.name} has none: leave it at 0")
+        if isinstance(feature_map, UntrainedPart) and not isinstance(method, MaskedMethod):
+            raise InputError(f"{method.name} has no part that stays untrained: take hat, or another feature_map")
         self.tasks: list[str] = []
         self.current: str | None = None
         self._classes = classes
@@ -254,9 +261,10 @@ class UnannouncedLearner:
         x = setup.interface.accepted(converted(as_inputs(x, "samples"), setup.example_input, "samples"))
         if self._strange is None:
             raise InputError("tasks are not recognised where samples are not looked at: leave out strange=None")
-        if not self._sums or self._feature_map is None or not isinstance(x, Tensor):
+        if not self._sums or self._feature_map is None or not self._feature_map.suits(x):
             raise InputError("tasks are recognised once some are found, of samples that are one tensor of real numbers")
-        shape = tuple(x.movedim(setup.interface.batch_axis, 0).shape[1:])
+        numbers = self._numbers(self._feature_map, x)
+        shape = tuple(numbers.shape[1:])
         if shape != self._sample_shape:
             raise InputError(f"samples have the shape {shape}, and those of the tasks found {self._sample_shape}")
         described = self._feature_map.describe()
@@ -266,18 +274,28 @@ class UnannouncedLearner:
                 for task, sums in self._sums.items()
             }
         )
-        found = recogniser.log_probabilities(x.movedim(setup.interface.batch_axis, 0)).argmax(1)
+        found = recogniser.log_probabilities(numbers).argmax(1)
         return [recogniser.tasks[index] for index in found.tolist()]
 
     def _features(self, x: Inputs) -> Tensor | None:
         """Return features in which samples are compared; None if they have none, or nobody looks at them."""
-        if self._strange is None or not isinstance(x, Tensor) or not x.is_floating_point():
+        is_real = isinstance(x, Tensor) and x.is_floating_point()
+        if self._strange is None or not (is_real or isinstance(self._feature_map, UntrainedPart)):
             return None
-        x = x.movedim(self.method.setup.interface.batch_axis, 0)
         if self._feature_map is None:
-            self._feature_map = _small_map(x.shape[1:])
-        self._sample_shape = tuple(x.shape[1:])
-        return finite_features(self._feature_map, x)
+            self._feature_map = _small_map(x.movedim(self.method.setup.interface.batch_axis, 0).shape[1:])
+        if not self._sample_shape and isinstance(self.method, MaskedMethod):
+            self._feature_map.require_fixed(x, self.method.network.masking)
+        numbers = self._numbers(self._feature_map, x)
+        self._sample_shape = tuple(numbers.shape[1:])
+        return finite_features(self._feature_map, numbers)
+
+    def _numbers(self, feature_map: FeatureMap, x: Inputs) -> Tensor:
+        """Return the numbers that features are computed of, ``(N, ...)``."""
+        if isinstance(self.method, MaskedMethod):
+            return feature_map.read(x, self.method.network.masking)
+        numbers: Tensor = x.movedim(self.method.setup.interface.batch_axis, 0)
+        return numbers
 
     def _strangeness(self, task: str, window: _Window) -> float | None:
         """Return how strange a batch is for a task that was found; None if its samples are not compared."""

@@ -465,8 +465,9 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Measure the statistics of a consolidated task's training data by which :meth:`infer` recognises the task.
 
         They are saved with the network, frozen as all of the task, and removed with it. No samples are stored. Where
-        samples are one tensor of real numbers, the statistics hold sums over shared features, at most 32 MB for a task
-        by default; they add up to the same in any order of tasks.
+        samples are one tensor of real numbers, or features are those of an untrained part of the backbone, the
+        statistics hold sums over shared features, at most 32 MB for a task by default; they add up to the same in any
+        order of tasks.
 
         Args:
             name: the task.
@@ -474,12 +475,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             y: their classes, int64 ``(N,)``.
             batch_size: samples per pass.
             feature_map: the features of the sums, the same for all tasks; None takes that of the tasks so far, or
-                :func:`hatrack.recognition.default_feature_map` for the first.
+                :func:`hatrack.recognition.default_feature_map` for the first. A pre-trained part of the backbone that
+                is untrained gives :class:`hatrack.recognition.UntrainedPart`.
 
         Raises:
             InputError: there is no such task, it is not consolidated, samples and classes do not fit, the task has a
-                head of its own, or features have further axes; or samples hold values that are not finite, or other
-                tasks have sums of other features.
+                head of its own, or features have further axes; or samples hold values that are not finite, training
+                would change the features, or other tasks have sums of other features.
             GuaranteeError: protected entries had moved before.
         """
         calibrate(self, name, x, y, batch_size, feature_map)

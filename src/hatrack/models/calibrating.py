@@ -11,9 +11,15 @@ from hatrack.errors import InputError
 from hatrack.masks.calibration import fit_calibration
 from hatrack.masks.sums import TaskSums
 from hatrack.masks.task_list import StateT
-from hatrack.recognition import FeatureMap, default_feature_map, feature_map_from, gather_sums, require_vectors
+from hatrack.recognition import (
+    FeatureMap,
+    default_feature_map,
+    feature_map_from,
+    gather_sums,
+    require_vectors,
+)
 from hatrack.recognition.sums import require_same_map
-from hatrack.support.inputs import Inputs
+from hatrack.support.inputs import Inputs, is_numbers
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -36,8 +42,8 @@ def calibrate(
 
     Raises:
         InputError: there is no such task, it is not consolidated, samples and classes do not fit, the task has a head
-            of its own, or features have further axes; samples are not finite, or other tasks have sums of other
-            features.
+            of its own, or features have further axes; samples are not finite, training would change the features of the
+            sums, or other tasks have sums of other features.
         GuaranteeError: protected entries had moved before.
     """
     masking = net.masking
@@ -73,23 +79,18 @@ def _sums(
 
     None where its samples have no shared features, or, unless features are asked for, another shape than the others'.
     """
+    masking, interface = net.masking, net.masking.interface
     others = {other.name: other.sums for other in net.tasks if other is not state and other.sums is not None}
-    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype in _BYTES):
-        if feature_map is None:
-            return None
-        raise InputError("a feature map is for samples that are one tensor of real numbers or bytes")
-    x = x.movedim(net.masking.interface.batch_axis, 0)
-    if feature_map is None and others:
-        first = next(iter(others.values()))
-        if first.sample_shape != tuple(x.shape[1:]):
-            return None
-        feature_map = feature_map_from(first.feature_map)
-    chosen = default_feature_map(x.shape[1:]) if feature_map is None else feature_map
-    parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-    sums = gather_sums(chosen, parts, state.count_classes())
+    known = next(iter(others.values()), None) if feature_map is None else None
+    chosen = feature_map if known is None else feature_map_from(known.feature_map)
+    if feature_map is None and not (is_numbers(x) if chosen is None else chosen.suits(x)):
+        return None
+    if chosen is None:
+        chosen = default_feature_map(x.movedim(interface.batch_axis, 0).shape[1:])
+    chosen.require_fixed(x, masking)
+    if known is not None and known.sample_shape != tuple(chosen.read(interface.take(x, slice(1)), masking).shape[1:]):
+        return None
+    parts = zip(interface.split(x, batch_size), torch.split(y, batch_size), strict=True)
+    sums = gather_sums(chosen, ((chosen.read(part, masking), labels) for part, labels in parts), state.count_classes())
     require_same_map({**others, state.name: sums})
     return sums
-
-
-_BYTES = (torch.uint8, torch.bool)
-"""Types of whole numbers that are amounts, such as those of a picture, and no names of something, such as tokens."""

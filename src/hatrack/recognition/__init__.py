@@ -10,6 +10,7 @@ from hatrack.recognition.feature_maps import (
     FeatureMap,
     RandomFilters,
     RandomUnits,
+    UntrainedPart,
     default_feature_map,
     feature_map_from,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "RidgeRecogniser",
     "TaskDensities",
     "TaskSums",
+    "UntrainedPart",
     "auroc",
     "choose_scorer",
     "default_feature_map",

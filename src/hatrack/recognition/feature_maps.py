@@ -1,4 +1,7 @@
-"""Fixed maps of inputs to features that all tasks share; they are drawn from a seed and hold no data."""
+"""Fixed maps of inputs to features that all tasks share; they hold no data.
+
+They are drawn from a seed, or read a part of the backbone that is never trained.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,66 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
-from hatrack.support.ranges import require_range
+from hatrack.recognition.backbone_parts import AttachedBackbone, answer_of, named, require_untrained
+from hatrack.support.inputs import Inputs, is_numbers
+from hatrack.support.ranges import require_range, require_types
 
-__all__ = ["FeatureMap", "RandomFilters", "RandomUnits", "default_feature_map", "feature_map_from"]
+__all__ = [
+    "FeatureMap",
+    "RandomFilters",
+    "RandomUnits",
+    "UntrainedPart",
+    "default_feature_map",
+    "feature_map_from",
+]
 
 
 class FeatureMap(abc.ABC):
-    """Pure function of inputs; the first feature is always 1, so that sums of products hold sums and counts as well."""
+    """Pure function of numbers that are read off inputs; for most maps these are the inputs themselves.
+
+    The first feature is always 1, so that sums of products hold sums and counts as well.
+    """
 
     kind: ClassVar[str]
     """Name of the kind of map in files."""
+
+    def suits(self, x: Inputs) -> bool:
+        """Return whether inputs are of a kind that numbers can be read off."""
+        return is_numbers(x)
+
+    def require_fixed(self, x: Inputs, of: AttachedBackbone) -> None:
+        """Check that there are features of samples, which stay what they are, whatever a network learns.
+
+        Args:
+            x: a batch, as the backbone takes it, of which a few samples are looked at.
+            of: the masks of the network.
+
+        Raises:
+            InputError: features would change, or inputs are of a kind that has none.
+        """
+        if not self.suits(x):
+            raise InputError("a feature map is for samples that are one tensor of real numbers or bytes")
+
+    def read(self, x: Inputs, of: AttachedBackbone) -> Tensor:
+        """Return the numbers that :meth:`features` is given, ``(N, ...)``: the inputs, samples along the first axis.
+
+        Args:
+            x: a batch, as the backbone takes it.
+            of: the masks of the network.
+
+        Raises:
+            InputError: inputs are no single tensor.
+        """
+        if not isinstance(x, Tensor):
+            raise InputError("tasks are told by their sums where samples are one tensor: scorer=Scorer.DISTANCE")
+        return x.movedim(of.interface.batch_axis, 0)
 
     @abc.abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """Return features of samples, float32 ``(N, D)``.
 
         Args:
-            x: samples ``(N, ...)``, real numbers.
+            x: samples ``(N, ...)``, real numbers, as :meth:`read` gives them.
 
         Raises:
             InputError: samples do not have the shape that the map is for.
@@ -170,6 +216,124 @@ class RandomUnits(FeatureMap):
         return F.pad(torch.cat([flat, units] if self.inputs else [units], 1), (1, 0), value=1.0)
 
 
+@dataclass(frozen=True)
+class UntrainedPart(FeatureMap):
+    """Features of what a pre-trained, untrained part of the backbone gives, and of random units behind it.
+
+    Random rectified units on the features of a pre-trained model, and a ridge regression on them, are RanPAC (McDonnell
+    et al., NeurIPS 2023). The backbone runs without gates, in evaluation mode and without a trace, and only up to the
+    part; samples may be all that it takes, such as tokens or several inputs.
+
+    Everything that is computed with until the part has answered must be untrained: it had ``requires_grad=False`` when
+    the network was made. Then no task changes a bit of the features. Weights that something else writes there are put
+    back before a network answers, as all that is frozen.
+
+    Attributes:
+        module: name of the part in the backbone, as ``backbone.named_modules()`` has it, which gives one tensor for a
+            batch, ``(N, F)``, or with further axes, over which means are taken. The empty name stands for the
+            features of a backbone that is untrained as a whole.
+        units: number of random units, as :class:`RandomUnits` makes them, at least 0; None for 16 F + 64, or as many as
+            keep the number of features, D, at 2,801 or below. Where F is above 2,800, None leaves out the numbers
+            themselves, and units alone are features.
+        unit_axis: axis of what the module gives that counts units, F; the mean is taken over all others but that of the
+            samples. None for axis 1 of maps, ``(N, C, H, W)`` and more, and for the last one of all else, such as
+            ``(N, tokens, F)``, where padded tokens count as others.
+        seed: seed of the units' weights and thresholds.
+    """
+
+    kind: ClassVar[str] = "untrained-part"
+
+    module: str
+    units: int | None = None
+    unit_axis: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        if self.units is not None:
+            require_range(self, "units", least=0)
+        require_range(self, "seed", least=0, most=_LARGEST_SEED)
+
+    def suits(self, x: Inputs) -> bool:
+        """Return True: the backbone says what it takes."""
+        return True
+
+    def require_fixed(self, x: Inputs, of: AttachedBackbone) -> None:
+        """Check that features stay what they are, whatever a network learns, and that every sample has its own.
+
+        Args:
+            x: a batch, as the backbone takes it, of which two samples are looked at.
+            of: the masks of the network.
+
+        Raises:
+            InputError: there is no such module; it is not called, or several times; training moves what it depends on;
+                or it does not give one tensor of real numbers with a row for every sample.
+        """
+        samples = of.interface.several(of.interface.take(x, slice(2)))
+        require_untrained(self.module, samples, of)
+        for few in (samples, of.interface.take(samples, slice(1))):  # rows that are tokens may be two by chance
+            self.read(few, of)
+
+    def read(self, x: Inputs, of: AttachedBackbone) -> Tensor:
+        """Return what the part gives, float32 ``(N, F)``; of further axes the means.
+
+        Args:
+            x: a batch, as the backbone takes it.
+            of: the masks of the network.
+
+        Raises:
+            InputError: there is no such module, the backbone does not call it, or it does not give one tensor of real
+                numbers with a row for every sample.
+        """
+        answer, samples = answer_of(self.module, x, of), of.interface.samples(x)
+        part = named(self.module)
+        if not isinstance(answer, Tensor) or answer.is_complex() or answer.is_nested or answer.is_sparse:
+            kind = answer.dtype if isinstance(answer, Tensor) else type(answer).__name__
+            raise InputError(
+                f"{part} gives no tensor of real numbers (N, ...), but {kind}: name a module that gives one, such as "
+                "one inside it"
+            )
+        shape = tuple(answer.shape)
+        if not shape or shape[0] != samples:
+            raise InputError(
+                f"{part} gives shape {shape} for a batch of {samples}, not a row for each: name one whose first axis "
+                "counts samples"
+            )
+        if answer.dim() <= 2:
+            return answer.float() if answer.dim() == 2 else answer.float().unsqueeze(1)
+        axis = self.unit_axis
+        if axis is None:
+            axis = 1 if answer.dim() > 3 else -1
+        if not -answer.dim() < axis < answer.dim() or axis == 0:
+            raise InputError(f"{part} gives shape {shape}, which has no axis {axis} of units: choose another unit_axis")
+        rest = [each for each in range(1, answer.dim()) if each != axis % answer.dim()]
+        return answer.float().mean(rest)
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Return the number of features, D, of numbers ``(F,)``."""
+        units = self._units_on(math.prod(shape))
+        return 1 + math.prod(shape) if units is None else units.count(shape)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return features of what the part gives.
+
+        Args:
+            x: its numbers, ``(N, F)``.
+
+        Returns:
+            1, the numbers, and the units, float32 ``(N, D)``.
+        """
+        units = self._units_on(x.shape[1])
+        return F.pad(x.float(), (1, 0), value=1.0) if units is None else units.features(x)
+
+    def _units_on(self, numbers: int) -> RandomUnits | None:
+        """Return the random units on so many numbers; None for the numbers alone."""
+        fits = numbers < _MOST_FEATURES
+        usual = min(_MOST_FEATURES - 1 - fits * numbers, 16 * numbers + 64)
+        units = usual if self.units is None else self.units
+        return RandomUnits(units, fits or self.units is not None, self.seed) if units else None
+
+
 _LARGEST_SEED = 2**32 - 1
 """Largest seed that NumPy's generator takes."""
 
@@ -200,7 +364,9 @@ def default_feature_map(shape: Sequence[int]) -> FeatureMap:
     return RandomUnits(units=min(_MOST_FEATURES - 1 - has_inputs * size, 16 * max(size, 1) + 64), inputs=has_inputs)
 
 
-_KINDS: Mapping[str, type[FeatureMap]] = MappingProxyType({each.kind: each for each in (RandomFilters, RandomUnits)})
+_KINDS: Mapping[str, type[FeatureMap]] = MappingProxyType(
+    {each.kind: each for each in (RandomFilters, RandomUnits, UntrainedPart)}
+)
 
 
 def feature_map_from(described: str) -> FeatureMap:

@@ -14,10 +14,10 @@ from hatrack.errors import InputError
 from hatrack.masks.calibration import Scorer, raw_score
 from hatrack.masks.task_list import StateT
 from hatrack.masks.tasks import TaskState
+from hatrack.recognition.backbone_parts import AttachedBackbone
 from hatrack.recognition.sums import RidgeRecogniser
 from hatrack.support.heads import pad_classes
 from hatrack.support.inputs import Inputs, device_of
-from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
 
 __all__ = [
@@ -73,14 +73,8 @@ class IncrementalAccuracy:
     task_incremental: float
 
 
-class Recognising(Protocol[StateT_contra]):
-    """Masks of a network's tasks, as far as they give the features by which tasks are recognised.
-
-    Attributes:
-        interface: how the backbone is called.
-    """
-
-    interface: Interface
+class Recognising(AttachedBackbone, Protocol[StateT_contra]):
+    """Masks of a network's tasks, as far as they give the features by which tasks are recognised."""
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a block in which the network is in evaluation mode."""
@@ -144,7 +138,7 @@ def infer_by_sums(
     Args:
         masking: the masks of the tasks.
         states: the consolidated tasks.
-        x: samples, one tensor.
+        x: samples, of which the shared features can be computed.
         recogniser: solution of the sums of exactly these tasks.
 
     Raises:
@@ -152,11 +146,9 @@ def infer_by_sums(
             its own, or features have further axes.
     """
     interface, counts = masking.interface, [state.count_classes() for state in states]
-    if not isinstance(x, Tensor):
-        raise InputError("tasks are told by their sums where samples are one tensor: scorer=Scorer.DISTANCE")
-    found = recogniser.log_probabilities(x.movedim(interface.batch_axis, 0))
+    found = recogniser.log_probabilities(recogniser.feature_map.read(x, masking))
     columns = [recogniser.tasks.index(state.name) for state in states]
-    scores = found[:, columns].to(torch.float32).to(x.device)
+    scores = found[:, columns].to(torch.float32).to(device_of(x))
     chosen = scores.argmax(1)
     with torch.no_grad(), masking.evaluating():
         together = masking.features_mixed(x, states, chosen)

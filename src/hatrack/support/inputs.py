@@ -20,6 +20,7 @@ __all__ = [
     "detached",
     "device_of",
     "has_shape",
+    "is_numbers",
     "is_usual",
     "kind_from_json",
     "kind_of",
@@ -85,6 +86,11 @@ def require_dense(tensor: Tensor) -> None:
         )
     if tensor.layout is not torch.strided:
         raise InputError(f"inputs must be dense, and one has the layout {tensor.layout}: give x.to_dense()")
+
+
+def is_numbers(inputs: Inputs) -> bool:
+    """Return whether inputs are one tensor of real numbers, or of bytes, which are amounts and no names of tokens."""
+    return isinstance(inputs, Tensor) and (inputs.is_floating_point() or inputs.dtype in (torch.uint8, torch.bool))
 
 
 def device_of(tree: Any) -> torch.device:
