@@ -29,9 +29,9 @@ class Dropout(nn.Dropout):
     torch's. Wherever anything but plain training goes on (other devices, compiling, tracing, function transforms,
     tensors that are followed), and for fewer than 32,768 entries, it is torch's own.
 
-    Args:
+    Attributes:
         p: probability of an entry to become 0, from 0 to 1.
-        inplace: as in torch, which is then asked.
+        inplace: whether the input is written into, which torch's own dropout does then.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
