@@ -345,14 +345,14 @@ class Give(nn.Module):
         ("twice", "is called 2 times"),
         ("pair", "no tensor of real numbers .*, but tuple: name a module"),
         ("sign", "no tensor of real numbers .*, but torch.complex64"),
-        ("turned", r"gives shape \(4, 2\) for a batch of 2, .*whose first axis counts samples"),
+        ("turned", r"gives shape \(4, 3\) for a batch of 3, .*whose first axis counts samples"),
         (
             "scaled",
-            r"module 'scaled' of the backbone gives would change .* depends on 'scale', .*requires_grad_\(False\)",
+            r"until module 'scaled' of the backbone has answered, 'scale' is computed with, .*requires_grad_\(False\)",
         ),
-        ("norm", "depends on 'scale' and 2 more"),
-        ("last", "depends on 'scale' and 6 more"),
-        ("", "what the backbone gives would change"),
+        ("norm", "'scale' and 2 more is computed with"),
+        ("last", "'scale' and 6 more is computed with"),
+        ("", "until the backbone has answered"),
     ],
 )
 def test_what_does_not_stay_or_is_none_is_refused(name: str, says: str) -> None:
@@ -375,7 +375,7 @@ def test_a_trained_adapter_inside_is_refused() -> None:
     net.add_task("a", CLASSES)
     net.consolidate("a")
     y = torch.arange(12) % CLASSES
-    with pytest.raises(InputError, match=r"depends on 'encoder\.into\.weight' and 3 more"):
+    with pytest.raises(InputError, match=r"'encoder\.into\.weight' and 3 more is computed with"):
         net.calibrate("a", tokens(12), y, feature_map=UntrainedPart("encoder"))
     net.calibrate("a", tokens(12), y, feature_map=UntrainedPart("encoder.down"))
 
@@ -386,7 +386,9 @@ def test_statistics_that_training_moves_are_refused() -> None:
     net = HATNetwork(nn.Sequential(normed, nn.Linear(5, 6), nn.ReLU()), torch.zeros(3, 4))
     net.add_task("a", 2)
     net.consolidate("a")
-    with pytest.raises(InputError, match=r"depends on '0\.1\.running_mean' and 1 more"):
+    with pytest.raises(
+        InputError, match=r"'0\.1\.running_mean' and 1 more is computed with, which training moves: name a module"
+    ):
         net.calibrate("a", torch.randn(6, 4), torch.arange(6) % 2, feature_map=UntrainedPart("0"))
     net.calibrate("a", torch.randn(6, 4), torch.arange(6) % 2, feature_map=UntrainedPart("0.0"))
 
@@ -426,3 +428,61 @@ def test_the_program_of_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> No
     torch.manual_seed(0)
     exec(program, {})
     assert capsys.readouterr().out.count("bags") > 30
+
+
+class Routed(nn.Module):
+    """Frozen layer, to whose input a trained one adds something for some samples or some calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(4, 6).requires_grad_(False)
+        self.trained = nn.Linear(4, 4)
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x if context is None else x + self.trained(context)
+        return self.last(self.frozen(x)).relu()
+
+
+def test_what_a_call_of_another_kind_computes_with_is_refused_then() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    net = HATNetwork(Routed(), {"x": x[:2], "context": x[:2]})
+    net.add_task("a", 2)
+    net.consolidate("a")
+    net.calibrate("a", {"x": x}, y, feature_map=UntrainedPart("frozen"))
+    assert net.infer({"x": x}).scores.shape == (8, 1)
+    with pytest.raises(InputError, match=r"'trained\.weight' and 1 more is computed with"):
+        net.infer({"x": x, "context": x})
+
+
+@pytest.mark.parametrize("mixing", ["mean", "norm"])
+def test_a_part_that_mixes_samples_is_refused(mixing: str) -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    first = Centred() if mixing == "mean" else nn.BatchNorm1d(4, affine=False, track_running_stats=False)
+    part = nn.Sequential(first, nn.Linear(4, 6)).requires_grad_(False)
+    net = HATNetwork(nn.Sequential(part, nn.Linear(6, 6), nn.ReLU()), torch.zeros(2, 4))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    with pytest.raises(InputError, match="for a sample depends on the others of its batch"):
+        net.calibrate("a", torch.randn(8, 4), torch.arange(8) % 2, feature_map=UntrainedPart("0"))
+
+
+def test_parameters_in_one_piece_of_memory_are_told_apart() -> None:
+    backbone = nn.Sequential(nn.Linear(4, 6).requires_grad_(False), nn.Linear(6, 6), nn.ReLU())
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(backbone.parameters()).detach(), backbone.parameters())
+    net = HATNetwork(backbone, torch.zeros(2, 4))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    net.calibrate("a", torch.randn(8, 4), torch.arange(8) % 2, feature_map=UntrainedPart("0"))
+    with pytest.raises(InputError, match="is computed with"):
+        net.calibrate("a", torch.randn(8, 4), torch.arange(8) % 2, feature_map=UntrainedPart("1"))
+
+
+@pytest.mark.parametrize("setting", [{"units": 2.5}, {"units": 10.0}, {"seed": 0.5}, {"unit_axis": 1.5}])
+def test_numbers_must_be_whole(setting: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="must be"):
+        UntrainedPart("0", **setting)  # type: ignore[arg-type]

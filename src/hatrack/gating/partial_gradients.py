@@ -3,7 +3,7 @@
 A third of a training step goes into gradients of weights. Those of frozen entries are of no use: they are cleared, or
 their effect is undone. Where whole rows of a layer's weight are frozen, or all but few rows and columns, smaller
 products, or convolutions of fewer channels, give the rest. Convolutions leave out channels that are exactly 0, too, as
-they are where a task's gates are closed. The forward pass is the layer's own; so is the gradient of the input, up to
+they are where a task's gates are closed, and with them products of 0 and of what is infinite or not a number. The forward pass is the layer's own; so is the gradient of the input, up to
 the rounding that comes of zeros left out.
 """
 
@@ -26,8 +26,8 @@ ENTRIES_WORTH = 100_000
 `benchmarks/speed.py full` shows what it comes to): below, choosing takes longer than it saves."""
 
 PRODUCTS_WORTH = 500_000_000
-"""Smallest number of products of a convolution, over the whole batch, for which fewer channels pay: all layers of a
-ResNet-18 have more, the HAT paper's AlexNet one of three."""
+"""Smallest number of products of a convolution of stride 1, over the whole batch, for which fewer channels pay: all
+layers of a ResNet-18 have more, the HAT paper's AlexNet one of three."""
 
 LIVE_WORTH = 0.8
 """Largest share of channels that are not 0 for which leaving out the others pays."""

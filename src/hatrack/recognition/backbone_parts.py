@@ -69,7 +69,7 @@ def named(path: str) -> str:
 
 
 def answer_of(path: str, x: Inputs, of: AttachedBackbone) -> Any:
-    """Return what a module gives in a pass that ends there.
+    """Return what a module gives in a pass that ends there, if nothing that training changes was computed with.
 
     Args:
         path: its name in the backbone; the empty name stands for the backbone, whose features are the answer.
@@ -77,22 +77,27 @@ def answer_of(path: str, x: Inputs, of: AttachedBackbone) -> Any:
         of: the masks of the network.
 
     Raises:
-        InputError: there is no such module, or the pass does not come to it.
+        InputError: there is no such module, the pass does not come to it, or something that training moves is computed
+            with before it has answered.
     """
 
     def stop(module: nn.Module, given: object, answer: Any) -> None:
         raise _Reached(answer)
 
-    try:
-        with _running(of, path) as (scratch, module):
-            x = map_tensors(torch.clone, x)  # which the backbone may write into
-            if not path:
-                return of.interface.run(scratch, x)
+    with _running(of, path) as (scratch, module):
+        x, read = map_tensors(torch.clone, x), _MemoryRead()  # the backbone may write into what it is given
+        if path:
             module.register_forward_hook(stop)
-            of.interface.run(scratch, x)
-    except _Reached as reached:
-        return reached.answer
-    raise _never_called(path)
+        try:
+            with read:
+                answer = of.interface.run(scratch, x)
+        except _Reached as reached:
+            answer = reached.answer
+        else:
+            if path:
+                raise _never_called(path)
+        _require_none_moving(path, read, scratch, of)
+        return answer
 
 
 def require_untrained(path: str, x: Inputs, of: AttachedBackbone) -> None:
@@ -108,7 +113,7 @@ def require_untrained(path: str, x: Inputs, of: AttachedBackbone) -> None:
             buffers of which tasks have copies, are computed with before it has answered.
     """
     with _running(of, path) as (scratch, module):
-        read, calls = _StoragesRead(), list[object]()
+        read, calls = _MemoryRead(), list[object]()
 
         def note(module: nn.Module, given: object, answer: object) -> None:
             calls.append(answer)
@@ -120,32 +125,37 @@ def require_untrained(path: str, x: Inputs, of: AttachedBackbone) -> None:
         with read:
             answer = of.interface.run(scratch, x)
         calls += [] if path else [answer]
-        own = tuple(f"{name}." for name in of.per_task_buffers)
-        moving = [name for name, _ in scratch.named_parameters() if name not in of.untrained]
-        moving += [name for name, _ in scratch.named_buffers() if f"{name}.".startswith(own)]
-        tensors = dict(scratch.named_parameters()) | dict(scratch.named_buffers())
-        trained = [name for name in moving if read.has(tensors[name])]
-    if not calls:
-        raise _never_called(path)
+        if not calls:
+            raise _never_called(path)
+        _require_none_moving(path, read, scratch, of)
     if len(calls) > 1:
         raise InputError(
             f"{named(path)} is called {len(calls)} times, and gives something else each time: name a module that is "
             "called once"
         )
-    if trained:
-        which = f"{trained[0]!r}" + (f" and {len(trained) - 1} more" if len(trained) > 1 else "")
-        raise InputError(
-            f"what {named(path)} gives would change when a task is learned, since it depends on {which}, "
-            "which training moves: turn that off, requires_grad_(False), before the network is made, or name a module "
-            "before it"
-        )
+
+
+def _require_none_moving(path: str, read: _MemoryRead, scratch: nn.Module, of: AttachedBackbone) -> None:
+    """Check that nothing of a backbone's copy that training moves was read in a pass."""
+    own = tuple(f"{name}." for name in of.per_task_buffers)
+    trained = [name for name, each in scratch.named_parameters() if name not in of.untrained and read.has(each)]
+    moving = [name for name, each in scratch.named_buffers() if f"{name}.".startswith(own) and read.has(each)]
+    which = [*trained, *moving]
+    if not which:
+        return
+    some = f"{which[0]!r}" + (f" and {len(which) - 1} more" if len(which) > 1 else "")
+    remedy = "turn that off, requires_grad_(False), before the network is made, or " if trained else ""
+    raise InputError(
+        f"until {named(path)} has answered, {some} is computed with, which training moves: {remedy}name a module that "
+        "answers before"
+    )
 
 
 def _never_called(path: str) -> InputError:
     return InputError(f"{named(path)} is not called for these samples: name one that is")
 
 
-class _StoragesRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _MemoryRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Observer of the memory that operations are given; views and functions of weights are among it.
 
     Attributes:
@@ -159,16 +169,28 @@ class _StoragesRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.is_over = False
-        self._seen: set[int] = set()
+        self._seen: dict[int, set[tuple[int, int]]] = {}
 
     def has(self, tensor: Tensor) -> bool:
-        """Return whether an operation was given a tensor, or another one in the same memory."""
-        return tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in self._seen
+        """Return whether an operation was given a tensor, or another one in a part of its memory."""
+        if not tensor.numel():
+            return False
+        start, end = _extent(tensor)
+        seen = self._seen.get(tensor.untyped_storage().data_ptr(), ())
+        return any(first < end and start < last for first, last in seen)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if not self.is_over:
-            given = tensors_in((args, kwargs or {}))
-            self._seen.update(each.untyped_storage().data_ptr() for each in given if each.numel())
+            for each in tensors_in((args, kwargs or {})):
+                if each.numel():
+                    self._seen.setdefault(each.untyped_storage().data_ptr(), set()).add(_extent(each))
         return func(*args, **(kwargs or {}))
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor begins in its storage, and where it ends, in bytes."""
+    start = int(tensor.storage_offset())
+    last = start + sum((int(size) - 1) * int(step) for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return start * tensor.element_size(), (last + 1) * tensor.element_size()

@@ -225,8 +225,8 @@ class UntrainedPart(FeatureMap):
     part; samples may be all that it takes, such as tokens or several inputs.
 
     Everything that is computed with until the part has answered must be untrained: it had ``requires_grad=False`` when
-    the network was made. Then no task changes a bit of the features. Weights that something else writes there are put
-    back before a network answers, as all that is frozen.
+    the network was made, which every pass makes sure of. Then no task changes a bit of the features. Weights that
+    something else writes there are put back before a network answers, as all that is frozen.
 
     Attributes:
         module: name of the part in the backbone, as ``backbone.named_modules()`` has it, which gives one tensor for a
@@ -250,6 +250,9 @@ class UntrainedPart(FeatureMap):
 
     def __post_init__(self) -> None:
         require_types(self)
+        for name in ("units", "unit_axis", "seed"):
+            if not isinstance(getattr(self, name), int | None):
+                raise InputError(f"{name} must be a whole number, not {getattr(self, name)!r}")
         if self.units is not None:
             require_range(self, "units", least=0)
         require_range(self, "seed", least=0, most=_LARGEST_SEED)
@@ -262,17 +265,23 @@ class UntrainedPart(FeatureMap):
         """Check that features stay what they are, whatever a network learns, and that every sample has its own.
 
         Args:
-            x: a batch, as the backbone takes it, of which two samples are looked at.
+            x: a batch, as the backbone takes it, of which three samples are looked at.
             of: the masks of the network.
 
         Raises:
             InputError: there is no such module; it is not called, or several times; training moves what it depends on;
-                or it does not give one tensor of real numbers with a row for every sample.
+                it does not give one tensor of real numbers with a row for every sample; or what it gives for a sample
+                depends on others.
         """
-        samples = of.interface.several(of.interface.take(x, slice(2)))
+        samples = of.interface.several(of.interface.take(x, slice(3)))
         require_untrained(self.module, samples, of)
-        for few in (samples, of.interface.take(samples, slice(1))):  # rows that are tokens may be two by chance
-            self.read(few, of)
+        twice = of.interface.repeated(of.interface.take(samples, slice(1)), 2)  # a norm over a batch needs two
+        together, alone = (self.read(few, of)[:1] for few in (samples, twice))
+        if alone.numel() and (together - alone).abs().max() > _ROUNDING * alone.abs().max():
+            raise InputError(
+                f"what {named(self.module)} gives for a sample depends on the others of its batch, so that nothing "
+                "could be told by it: name a module that keeps samples apart, such as one before a norm over the batch"
+            )
 
     def read(self, x: Inputs, of: AttachedBackbone) -> Tensor:
         """Return what the part gives, float32 ``(N, F)``; of further axes the means.
@@ -299,7 +308,7 @@ class UntrainedPart(FeatureMap):
                 f"{part} gives shape {shape} for a batch of {samples}, not a row for each: name one whose first axis "
                 "counts samples"
             )
-        if answer.dim() <= 2:
+        if answer.dim() <= 2 and self.unit_axis in (None, 1, -1):
             return answer.float() if answer.dim() == 2 else answer.float().unsqueeze(1)
         axis = self.unit_axis
         if axis is None:
@@ -336,6 +345,9 @@ class UntrainedPart(FeatureMap):
 
 _LARGEST_SEED = 2**32 - 1
 """Largest seed that NumPy's generator takes."""
+
+_ROUNDING = 1e-3
+"""Largest difference between features of a sample alone and among others that may be rounding, in parts of all."""
 
 _AT_ONCE = 8
 """Number of pictures that are filtered at once: their patches' answers fit a CPU's cache, which halves the time."""

@@ -26,8 +26,8 @@ class Dropout(nn.Dropout):
     entry takes 16 bits. The probability is rounded to a multiple of 1/65536, and what is kept is scaled by exactly
     that, so that the mean stays what it was. The bits come from the generator that torch's dropout draws from, so that
     seeds, checkpoints and resumed runs mean the same; which entries are dropped by a seed is another choice than
-    torch's. Wherever anything but plain training goes on (other devices, compiling, tracing, function transforms,
-    tensors that are followed), and for fewer than 32,768 entries, it is torch's own.
+    torch's. Wherever anything but plain training goes on (other devices, compiling, tracing, function transforms, modes
+    of functions such as a default device), and for fewer than 32,768 entries, it is torch's own.
 
     Attributes:
         p: probability of an entry to become 0, from 0 to 1.
