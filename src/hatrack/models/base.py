@@ -435,7 +435,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         Args:
             x: samples, as :meth:`forward` takes them.
             scorer: score by which a sample's task is recognised; None takes the sums, or distances where no task has
-                sums, as in files of earlier versions and for samples that are not one tensor of real numbers.
+                sums, as in files of earlier versions, and for samples that are not one tensor of real numbers unless
+                features are those of an untrained part.
             calibrated: use the tasks' calibrations; sums need none.
 
         Raises:
