@@ -3,8 +3,8 @@
 A third of a training step goes into gradients of weights. Those of frozen entries are of no use: they are cleared, or
 their effect is undone. Where whole rows of a layer's weight are frozen, or all but few rows and columns, smaller
 products, or convolutions of fewer channels, give the rest. Convolutions leave out channels that are exactly 0, too, as
-they are where a task's gates are closed, and with them products of 0 and of what is infinite or not a number. The forward pass is the layer's own; so is the gradient of the input, up to
-the rounding that comes of zeros left out.
+they are where a task's gates are closed, and with them products of 0 and of what is infinite or not a number. The
+forward pass is the layer's own; so is the gradient of the input, up to the rounding that comes of zeros left out.
 """
 
 from __future__ import annotations
