@@ -1,7 +1,7 @@
 """What holds on a GPU and how fast it is: the law, steps against plain steps, and runs, one after the other.
 
 python benchmarks/gpu.py --data DATA [--minutes 10] [--out benchmarks/results/gpu.json]
-python benchmarks/gpu.py --data DATA --device cpu --small                                 every line, in a minute
+python benchmarks/gpu.py --data DATA --device cpu --small              all but CUDA graphs, in minutes
 
 Every section has a share of the time and stops when it is over; the file is written after each, and says what was left
 out. Nothing but the source tree, torch and the data is needed.
@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--minutes", type=float, default=10.0, help="time for all of it")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="try every line with small sizes")
+    parser.add_argument("--small", action="store_true", help="try everything with small sizes")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
     arguments = parser.parse_args()
     start = time.monotonic()
