@@ -16,6 +16,7 @@ from hatrack.cli.options import NetworkName
 from hatrack.errors import InputError
 from hatrack.experiments.backbones import NETWORKS, build_backbone, narrow_builder
 from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm
+from hatrack.storage.checked_json import read_checked_json, write_checked_json
 
 OWN = """
 from torch import nn
@@ -129,3 +130,32 @@ def test_a_function_of_ones_own_is_run_and_resumed(tmp_path: Path, capsys: pytes
 def test_wrong_names(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_backbone(NetworkSettings(network=name), (1, 28, 28), 0)
+
+
+@pytest.mark.parametrize(("width", "is_said"), [(600, True), (20, False)])
+def test_a_run_of_before_dropout_was_drawn_otherwise_says_so(
+    width: int, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "run",
+        "demo",
+        "--method",
+        "hat",
+        "--epochs",
+        "1",
+        "--threads",
+        "1",
+        "--limit",
+        "50",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    words += ["--set", f"hidden={width}"]
+    assert main([*words, "--set", "num_tasks=1"]) == 0
+    record = tmp_path / "run" / "run.json"
+    content = read_checked_json(record)
+    del content["config"]["channels_last"]  # as earlier versions wrote it
+    write_checked_json(record, content)
+    capsys.readouterr()
+    assert main([*words, "--set", "num_tasks=2"]) == 0
+    assert ("dropout was drawn in another way" in " ".join("".join(capsys.readouterr()).split())) is is_said

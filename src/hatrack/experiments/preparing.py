@@ -39,6 +39,7 @@ from hatrack.methods import METHODS, Method, Setup, require_learnable
 from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
+from hatrack.support.dropout import ENTRIES_WORTH
 
 __all__ = ["Run", "finished_result", "load_method", "prepare"]
 
@@ -354,7 +355,23 @@ class Run:
                 self.config = then
                 defaults = changed(found, now)
                 self._about_settings = (f"an earlier version began this run; going on with its defaults: {defaults}",)
+        if _DROPOUT_SINCE not in earlier.config and self._drops_many():
+            self._about_settings += (
+                "an earlier version began this run, whose dropout was drawn in another way: what is trained now "
+                "ends with other bits than it would have with that version",
+            )
         return found
+
+    def _drops_many(self) -> bool:
+        """Return whether layers may drop so many entries at once that they are drawn in the way of this version."""
+        network, batch = self.config.network, self.config.training.batch_size
+        if network.network == "mlp":
+            return network.dropout_late > 0 and batch * max(network.hidden) >= ENTRIES_WORTH
+        return network.network == "alexnet" and max(network.dropout_early, network.dropout_late) > 0
+
+
+_DROPOUT_SINCE = "channels_last"
+"""Setting that came with the version that draws dropout in another way, and that earlier records do not have."""
 
 
 def _said_of_tasks(earlier: RunResult, record: RunResult, begun: int) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode
 
-__all__ = ["Dropout"]
+__all__ = ["ENTRIES_WORTH", "Dropout"]
 
 ENTRIES_WORTH = 2**15
 """Smallest number of entries that are dropped in this way; of fewer torch's own takes as long."""
