@@ -175,7 +175,7 @@ def test_a_learner_says_in_a_line_what_it_knows() -> None:
 
 
 def test_the_story_has_ten_cells_without_outputs_and_leads_to_what_is_there() -> None:
-    """That it runs is seen in .ci/run, where there is a kernel."""
+    """Look at the story's cells; .ci/run, where there is a kernel, runs them."""
     path = Path(__file__).parents[1] / "examples" / "story.ipynb"
     story = json.loads(path.read_text(encoding="utf-8"))
     cells = {kind: [c for c in story["cells"] if c["cell_type"] == kind] for kind in ("code", "markdown")}

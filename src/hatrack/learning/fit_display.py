@@ -1,4 +1,4 @@
-"""How far the training of a task is, for who waits for it: in a notebook, or in a terminal."""
+"""Progress of a task's training, for who waits for it: in a notebook, or in a terminal."""
 
 from __future__ import annotations
 
