@@ -30,6 +30,7 @@ from hatrack.backbones import MLP, AlexNet, ResNet18, ViT
 from hatrack.experiments import RunRequest, TaskLearned, prepare, run
 from hatrack.support.environment import describe_environment, deterministic_cuda
 from hatrack.train import BatchDone
+from hatrack.train.capture import Capture, CapturedSteps, Step, as_cuda_graph
 
 HERE = Path(__file__).parent
 Build = Callable[[], nn.Module]
@@ -110,11 +111,14 @@ class Way:
     optimizer: Callable[..., torch.optim.Optimizer]
     compiled: bool = False
     mixed: bool = False
+    captured: bool = False
 
 
 WAYS: Mapping[str, Way] = {
     "momentum": Way(lambda of: torch.optim.SGD(of, lr=0.05, momentum=0.9)),
     "adamw, bfloat16": Way(lambda of: torch.optim.AdamW(of, lr=1e-3), mixed=True),
+    "captured": Way(lambda of: torch.optim.SGD(of, lr=0.05, momentum=0.9), captured=True),
+    "captured AdamW": Way(lambda of: torch.optim.AdamW(of, lr=1e-3, capturable=of[0].is_cuda), captured=True),
     "compiled": Way(lambda of: torch.optim.SGD(of, lr=0.05, momentum=0.9), compiled=True),
 }
 
@@ -125,28 +129,42 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def learn(net: HATNetwork, ask: Any, task: str, way: Way, size: Size, x: Tensor, y: Tensor) -> None:
+    """Train a network on the last of its tasks, and consolidate that."""
+    optimizer = net.protect(way.optimizer(net.task_parameters(task)))
+    mixed: AbstractContextManager[Any] = nullcontext()
+    if way.mixed:
+        mixed = torch.autocast(x.device.type, torch.bfloat16)
+
+    def step(rows: Tensor, progress: float | Tensor, /) -> None:
+        net.anneal(progress)
+        with mixed:
+            loss = nn.functional.cross_entropy(ask(x[rows], task), y[rows]) + 0.75 * net.regularization()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    make: Step = step
+    if way.captured:
+        make = CapturedSteps(size.batch, x.device, capture_for(x.device)).of_epoch(step)
+    net.train()
+    for number in range(size.steps):
+        make(torch.randperm(size.batch, device=x.device), number / max(size.steps - 1, 1))
+    net.consolidate(task)
+    net.eval()
+
+
 def law(build: Build, way: Way, size: Size, device: torch.device) -> dict[str, Any]:
     """Learn three tasks; say whether earlier ones kept their bits, and how far the last is from itself extracted."""
     torch.manual_seed(0)
     x, y = torch.randn(size.batch, 3, 32, 32, device=device), torch.arange(size.batch, device=device) % 2
     net = HATNetwork(build().to(device), x[:1])
     ask: Any = torch.compile(net, backend=size.backend) if way.compiled else net
-    autocast: AbstractContextManager[Any] = torch.autocast(device.type, torch.bfloat16) if way.mixed else nullcontext()
     said: dict[str, Tensor] = {}
     same = True
     for task in ("first", "second", "third"):
         net.add_task(task, num_classes=2)
-        optimizer = net.protect(way.optimizer(net.task_parameters(task)))
-        net.train()
-        for step in range(size.steps):
-            net.anneal(step / max(size.steps - 1, 1))
-            with autocast:
-                loss = nn.functional.cross_entropy(ask(x, task), y) + 0.75 * net.regularization()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        net.consolidate(task)
-        net.eval()
+        learn(net, ask, task, way, size, x, y)
         with torch.no_grad():
             same &= all(torch.equal(ask(x, earlier), bits) for earlier, bits in said.items())
             said[task] = ask(x, task).clone()
@@ -155,8 +173,8 @@ def law(build: Build, way: Way, size: Size, device: torch.device) -> dict[str, A
 
 
 def laws(size: Size, device: torch.device) -> Iterator[tuple[str, Any]]:
-    """Yield what :func:`law` finds of every network in every way, or the error that came up."""
-    for (name, build), (how, way) in itertools.product(NETWORKS.items(), WAYS.items()):
+    """Yield what :func:`law` finds of every network in every way, or the error that came up; slow ways last."""
+    for (how, way), (name, build) in itertools.product(WAYS.items(), NETWORKS.items()):
         start = time.monotonic()
         try:
             found = law(build, way, size, device)
@@ -166,19 +184,16 @@ def laws(size: Size, device: torch.device) -> Iterator[tuple[str, Any]]:
         yield f"{name}, {how}", {**found, "seconds": round(time.monotonic() - start, 1)}
 
 
+def capture_for(device: torch.device) -> Capture:
+    """Return what captures work on a device: on GPUs a CUDA graph; elsewhere it is done as it is."""
+    return as_cuda_graph if device.type == "cuda" else lambda work: work
+
+
 def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Return a step as a CUDA graph, after a few to warm up; on other devices as it is."""
-    if device.type != "cuda":
-        return step
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    make = CapturedSteps(1, device, capture_for(device)).of_epoch(lambda rows, progress: step())
+    row = torch.zeros(1, dtype=torch.int64, device=device)
+    return lambda: make(row, 0.5)
 
 
 def steps_of(build: Build, shape: tuple[int, ...], size: Size, device: torch.device) -> dict[str, Any]:
@@ -211,10 +226,11 @@ def steps_of(build: Build, shape: tuple[int, ...], size: Size, device: torch.dev
         return step
 
     found: dict[str, Any] = {}
-    for how in ("as it is", "compiled", "graph"):
+    for how in ("as it is", "graph", "compiled", "compiled graph"):
         try:
-            pair = {"plain": plain(how == "compiled"), "hat": hat(how == "compiled")}
-            if how == "graph":
+            compiled = how.startswith("compiled")
+            pair = {"plain": plain(compiled), "hat": hat(compiled)}
+            if how.endswith("graph"):
                 pair = {name: captured(step, device) for name, step in pair.items()}
             found[how] = timed(pair, size, device)
         except Exception as error:  # as above
@@ -256,7 +272,8 @@ def runs(size: Size, device: torch.device, data: Path, until: float) -> Iterator
         if time.monotonic() >= until or (size is SMALL and seed):
             return
         with tempfile.TemporaryDirectory() as folder:
-            overrides = {"epochs": 1, "limit": 50} if size is SMALL else {"schedule": "paper"}
+            overrides: dict[str, Any] = {"epochs": 1, "limit": 50} if size is SMALL else {"schedule": "paper"}
+            overrides["captured"] = device.type == "cuda"
             prepared = prepare(RunRequest(size.experiment, "hat", seed, Path(folder) / "run", data, overrides, device))
             start, steps, learned = time.monotonic(), 0, 0
             for event in run(prepared):

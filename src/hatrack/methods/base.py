@@ -110,7 +110,8 @@ class Batch:
             of different kinds as from :func:`hatrack.objectives.joined_targets`.
         tasks: names of the tasks that the samples may come from.
         task_of: for every sample the index of its task in ``tasks``, int64 ``(N,)``.
-        progress: position within the epoch, 0 (first batch) to 1 (last).
+        progress: position within the epoch, 0 (first batch) to 1 (last); a 0-dimensional tensor on the samples' device
+            in steps that are captured.
         rows: for every sample its place among all the training samples, int64 ``(N,)``; None outside of training steps.
         objectives: what the targets of each of ``tasks`` mean; empty where all are classes without weights.
         interface: how the backbone takes the samples.
@@ -120,7 +121,7 @@ class Batch:
     y: Tensor
     tasks: tuple[str, ...]
     task_of: Tensor
-    progress: float
+    progress: float | Tensor
     rows: Tensor | None = None
     objectives: tuple[Objective, ...] = ()
     interface: Interface = PLAIN
@@ -129,7 +130,7 @@ class Batch:
         """Return the number of samples."""
         return len(self.y)
 
-    def part(self, rows: Tensor | slice, progress: float) -> Batch:
+    def part(self, rows: Tensor | slice, progress: float | Tensor) -> Batch:
         """Return some of the samples, for a position within the epoch; only a tensor of rows is remembered."""
         known = rows if isinstance(rows, Tensor) else None
         x, y, task_of = self.interface.take(self.x, rows), self.y[rows], self.task_of[rows]
@@ -249,6 +250,9 @@ class Method(abc.ABC):
         takes_nested: whether samples may be nested tensors, and features a part of the backbone's result.
         grid: for settings by name, the values that the source of the defaults chose from; empty where it had no choice.
         earlier: defaults of earlier versions; None where they were the same.
+        capturable: whether all steps of an epoch do the same with other batches, so that a CUDA graph can repeat one of
+            them: :meth:`loss`, :meth:`before_step` and :meth:`after_step` read no value of a tensor, keep tensors for
+            later steps only by writing into them, and count nothing.
     """
 
     name: ClassVar[str]
@@ -261,6 +265,7 @@ class Method(abc.ABC):
     objectives: ClassVar[tuple[type[Objective], ...]] = EVERY_KIND
     takes_nested: ClassVar[bool] = False
     earlier: ClassVar[Earlier | None] = None
+    capturable: ClassVar[bool] = False
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         if not (setup.is_plain or self.takes_nested):
@@ -272,6 +277,11 @@ class Method(abc.ABC):
             require_types(settings)
         self.setup = setup
         self.settings = settings
+
+    @property
+    def is_capturable(self) -> bool:
+        """True if steps of this method with its settings are :attr:`capturable`."""
+        return self.capturable
 
     @classmethod
     def learns(cls, objective: Objective) -> bool:

@@ -171,6 +171,11 @@ class HAT(MaskedMethod):
         """True if the last epochs of a task train under its final mask."""
         return self.settings.schedule is MaskSchedule.SETTLED
 
+    @property
+    def is_capturable(self) -> bool:
+        """True for plain steps: contrast and quarter turns draw on the CPU, and adaptive holds compute rates there."""
+        return isinstance(self.conditioning(), Conditioning) and not self.turns and not self.contrastive
+
     def note_pace(self, pace: Pace) -> None:
         """Take note of the steps there will be, which c follows from where settings leave it open."""
         self._pace = pace

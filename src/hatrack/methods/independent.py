@@ -16,6 +16,7 @@ class Independent(NetworkPerTask[MultiHeadNetwork]):
     name = "independent"
     description = "a network per task: nothing forgotten, nothing shared, and as many networks as tasks"
     source = "upper bound without transfer"
+    capturable = True
     file_format = "hatrack.IndependentNetworks"
 
     def new_network(self, name: str, num_classes: int) -> MultiHeadNetwork:

@@ -196,6 +196,7 @@ class AnchoredMethod(MultiHeadMethod):
     """
 
     kept: ClassVar[tuple[str, ...]] = ("anchor", "importance")
+    capturable = True
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)

@@ -82,7 +82,8 @@ def step_size(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor)
     if "exp_avg_sq" not in state:
         return 0.0
     moments = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-    corrected = 1.0 - float(group["betas"][1]) ** float(state["step"])
+    step = state["step"] if group["capturable"] else float(state["step"])  # to read it would wait for the device
+    corrected = 1.0 - float(group["betas"][1]) ** step
     root: Tensor = (moments / corrected).sqrt_().add_(group["eps"])
     return root.reciprocal_().mul_(lr)
 

@@ -13,3 +13,4 @@ class SGD(MultiHeadMethod):
     name = "sgd"
     description = "fine-tuning: one network trained on each task in turn, nothing protected"
     source = "baseline of Serrà et al., ICML 2018"
+    capturable = True

@@ -20,6 +20,7 @@ class SGDFrozen(MultiHeadMethod):
     name = "sgd-frozen"
     description = "the features of the first task for all others, which train only a head"
     source = "baseline SGD-F of Serrà et al., ICML 2018"
+    capturable = True
 
     @property
     def _frozen(self) -> bool:
@@ -51,6 +52,7 @@ class SGDRestart(MultiHeadMethod):
     name = "sgd-restart"
     description = "a backbone that starts from its initial weights at each task, everything but heads forgotten"
     source = "a baseline of the code of Serrà et al., ICML 2018"
+    capturable = True
 
     def begin_task(self, task: Task) -> None:
         """Take a fresh backbone, keep the heads, and open the task's own."""

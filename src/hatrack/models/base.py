@@ -214,11 +214,12 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         state = self.tasks.named(name)
         return [*self.backbone.buffers(), *state.buffers(), *state.mask_tensors()]
 
-    def anneal(self, progress: float) -> None:
+    def anneal(self, progress: float | Tensor) -> None:
         """Set how hard masks in training are (Eq. 3); it has an effect in training mode alone.
 
         Args:
-            progress: position within the epoch, 0 (first batch) to 1 (last batch).
+            progress: position within the epoch, 0 (first batch) to 1 (last batch). Of masks of units it may be a
+                0-dimensional tensor, which is not read but computed with: in a captured CUDA graph it can change.
 
         Raises:
             InputError: no task is in training, or progress lies outside [0, 1].

@@ -344,11 +344,12 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """
 
     @abc.abstractmethod
-    def anneal(self, progress: float) -> None:
+    def anneal(self, progress: float | Tensor) -> None:
         """Set how hard masks in training are.
 
         Args:
-            progress: position within the epoch, 0 (first batch) to 1 (last batch).
+            progress: position within the epoch, 0 (first batch) to 1 (last batch). Of masks of units it may be a
+                0-dimensional tensor, which is not read but computed with: in a captured CUDA graph it can change.
 
         Raises:
             InputError: no task is in training, or progress lies outside [0, 1].

@@ -334,18 +334,18 @@ class UnitMasking(Masking[UnitTask]):
         state = self.tasks.in_training
         return () if state is None or state.is_settled else (state.embedding,)
 
-    def anneal(self, progress: float) -> None:
+    def anneal(self, progress: float | Tensor) -> None:
         """Set the scale of the gates in training (Eq. 3)."""
         self.tasks.require_training("anneal")
         try:
-            self._set_scale(float(functional.annealed_scale(progress, self.settings.s_max)))
+            self._set_scale(functional.annealed_scale(progress, self.settings.s_max))
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def _set_scale(self, scale: float) -> None:
+    def _set_scale(self, scale: float | Tensor) -> None:
         # A tensor, since compiled code would be compiled again for every new number; a new one each time, since an
         # earlier forward pass may still wait for its backward pass.
-        self._scale = torch.tensor(scale, dtype=torch.float64)
+        self._scale = torch.as_tensor(scale, dtype=torch.float64)
 
     def regularization(self) -> Tensor:
         """Return the share of the free units that the task in training uses (Eq. 5, or its like), a scalar."""

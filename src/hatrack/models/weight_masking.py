@@ -292,9 +292,10 @@ class WeightMasking(Masking[WeightTask]):
         state = self.tasks.in_training
         return () if state is None or not self.source.bounded else tuple(state.choice)
 
-    def anneal(self, progress: float) -> None:
+    def anneal(self, progress: float | Tensor) -> None:
         """Set how hard masks in training are; it has an effect on embeddings alone."""
         self.tasks.require_training("anneal")
+        progress = float(progress)
         if not 0.0 <= progress <= 1.0:
             raise InputError(f"progress must lie in [0, 1], not {progress}")
         self._progress = progress

@@ -21,6 +21,7 @@ from hatrack.support.inputs import map_tensors
 from hatrack.support.interface import PLAIN
 from hatrack.support.modes import fresh_statistics
 from hatrack.support.randomness import random_numbers_apart
+from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph
 from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
@@ -90,9 +91,10 @@ class Training:
         settings: the schedule.
         ranks: the processes that share the work, of which this is one.
         taken_up: where an earlier training of the same task stopped; None begins it.
+        capture: how steps are captured where the settings ask for that.
 
     Raises:
-        TrainingError: the loss is not a finite number.
+        TrainingError: the loss is not a finite number; or steps are to be captured, and cannot be.
         CheckpointError: what is taken up belongs to another network.
     """
 
@@ -103,6 +105,7 @@ class Training:
         settings: TrainingSettings,
         ranks: Ranks = ALONE,
         taken_up: TrainingState | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self._method, self._settings, self._ranks = method, settings, ranks
         self._task = seen[-1].name
@@ -113,6 +116,10 @@ class Training:
         self._valid = self._train if same else _all_samples(tasks, [task.valid for task in tasks], device)
         self._place = Place(0, 0, math.inf, settings.lr_patience, settings.lr)
         self._taken_up = taken_up
+        self._captured: CapturedSteps | None = None
+        if settings.captured:
+            capture = capture or _require_capturable(method, ranks)
+            self._captured = CapturedSteps(settings.batch_size, self._train.y.device, capture)
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
         """Train, and yield events."""
@@ -205,22 +212,29 @@ class Training:
         order = order if plan.rows is None else plan.rows.to(device)[order]
         batches = math.ceil(count / settings.batch_size)
         total = torch.zeros((), device=device)
+        # Asking another device for the norm would wait for it, which costs more than multiplying by one.
+        read = device.type == "cpu" and self._captured is None
+
+        def step(rows: Tensor, progress: float | Tensor, /) -> None:
+            rows, weight = ranks.share(rows)
+            with self._autocast(), _batch_norms_explained(self._task):
+                loss = method.loss(train.part(rows, progress)).value
+            loss = loss if ranks.size == 1 else loss * weight
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+            clip(parameters, settings.clip_norm, read=read)
+            self._optimizer.step()
+            total.add_(loss.detach())
+
+        make = step if self._captured is None else self._captured.of_epoch(step)
         method.train_mode(True)
         # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
         own = (ranks.rank,) if ranks.size > 1 else ()
         with random_numbers_apart(derive_seed(seed, "dropout", self._task, epoch, *own)):
             for index in range(batches):
                 rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-                rows, weight = ranks.share(rows)
-                with self._autocast(), _batch_norms_explained(self._task):
-                    loss = method.loss(train.part(rows, batch_progress(index, batches))).value
-                loss = loss if ranks.size == 1 else loss * weight
-                self._optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
-                clip(parameters, settings.clip_norm)
-                self._optimizer.step()
-                total += loss.detach()
+                make(rows, batch_progress(index, batches))
                 mean = None
                 if index == batches - 1 or index % 25 == 24:  # reading a loss waits for the device
                     whole = total.clone()
@@ -264,6 +278,20 @@ class Training:
         return loss / len(valid), _measured(torch.cat(outputs), valid)
 
 
+def _require_capturable(method: Method, ranks: Ranks) -> Capture:
+    """Return how steps are captured on a GPU, if a method's can be."""
+    why = None
+    if method.setup.device.type != "cuda":
+        why = f"a step is captured as a CUDA graph, and this run is on a {method.setup.device.type} device"
+    elif not method.is_capturable:
+        why = f"the steps of {method.name} with these settings differ within an epoch, and cannot be captured"
+    elif ranks.size > 1:
+        why = "steps that several processes share cannot be captured"
+    if why is not None:
+        raise TrainingError(f"{why}; train without (`captured=false`)")
+    return as_cuda_graph
+
+
 def _all_samples(tasks: Sequence[Task], splits: Sequence[Split], device: torch.device) -> Batch:
     """Load one split of each task, as one batch on a device."""
     loaded = [split.load() for split in splits]
@@ -305,10 +333,15 @@ def _batch_norms_explained(task: str) -> Iterator[None]:
         ) from error
 
 
-def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
-    """Scale gradients down to a norm, as ``clip_grad_norm_`` does; small ones are not written again."""
+def clip(parameters: Sequence[nn.Parameter], largest: float, *, read: bool) -> None:
+    """Scale gradients down to a norm, as ``clip_grad_norm_`` does.
+
+    Args:
+        parameters: parameters whose gradients together are to have at most that norm.
+        largest: the norm.
+        read: whether to look at the norm, and write small gradients not again; to the same bits.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    # Asking another device for the norm would wait for it, which costs more than multiplying by one.
-    if norm.device.type != "cpu" or not float(norm) + 1e-6 <= largest:
+    if not read or not float(norm) + 1e-6 <= largest:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)

@@ -51,6 +51,9 @@ class TrainingSettings:
         fresh_statistics: before every validation, batch norms take the mean over up to 32 batches of the training set
             for their running averages, which lag behind the weights; see :func:`hatrack.fresh_statistics`.
         precision: float32, or bfloat16 for mixed precision in training and validation.
+        captured: whether a GPU repeats the steps of an epoch by itself, from one that is captured as a CUDA graph: the
+            same bits, many times as fast where a step takes Python longer than the GPU. Not for every method, nor for
+            networks that read values of tensors in Python.
     """
 
     epochs: int = 200
@@ -66,6 +69,7 @@ class TrainingSettings:
     eval_batch_size: int = 1000
     fresh_statistics: bool = True
     precision: Precision = Precision.FLOAT32
+    captured: bool = False
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -82,4 +86,4 @@ def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings
     if settings.optimizer is OptimizerKind.SGD:
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
     adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
-    return adam(parameters, lr=lr, weight_decay=weight_decay)
+    return adam(parameters, lr=lr, weight_decay=weight_decay, capturable=settings.captured)

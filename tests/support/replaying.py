@@ -1,0 +1,65 @@
+"""What a CUDA graph does, on a CPU: the operations of some work, done again on the same memory and without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select")
+"""Operations for which a processor has to wait for its device, so that no graph can hold them."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every operation that is done, with the tensors that it reads and writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if name in _READS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        result = func(*args, **kwargs)
+        self.done.append((func, args, kwargs, result))
+        return result
+
+
+def _memory_of(value: Any) -> set[int]:
+    return {leaf.untyped_storage()._cdata for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+
+
+def recorded(work: Callable[[], None]) -> Callable[[], None]:
+    """Record work, and return its replay, as :func:`hatrack.train.capture.as_cuda_graph` does on a GPU.
+
+    The work is done while it is recorded, so that the first replay does nothing.
+
+    Raises:
+        RuntimeError: it reads the value of a tensor.
+    """
+    recorder = _Recorder()
+    with recorder:
+        work()
+    replays = 0
+
+    @torch.no_grad()
+    def replay() -> None:
+        nonlocal replays
+        replays += 1
+        for func, args, kwargs, result in recorder.done if replays > 1 else ():
+            if _memory_of(result) & _memory_of((args, kwargs)):  # a view, which is still there, or a write in place
+                if func._schema.is_mutable:
+                    func(*args, **kwargs)
+                continue
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor):
+                    old.copy_(new)
+
+    return replay

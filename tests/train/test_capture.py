@@ -1,0 +1,111 @@
+"""Steps that are repeated without Python train to the same bits as steps that are made one by one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hatrack.errors import TrainingError
+from hatrack.functional import Conditioning, Regularization
+from hatrack.gating import partial_gradients
+from hatrack.methods import METHODS
+from hatrack.methods.hat import MaskSchedule
+from hatrack.methods.proximal import Penalty
+from hatrack.train import Training, TrainingSettings
+from hatrack.train.capture import WARM_UP, CapturedSteps
+from support.marks import slow_but
+from support.replaying import recorded
+from support.toys import make, tasks
+
+CAPTURABLE = [name for name, method in METHODS.items() if method.capturable or name == "hat"]
+
+
+@pytest.fixture(autouse=True)
+def convolutions_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only on a CPU do convolutions look at values, for channels that they may leave out."""
+    monkeypatch.setattr(partial_gradients, "PRODUCTS_WORTH", math.inf)
+
+
+SCHEDULE = TrainingSettings(epochs=5, batch_size=8, momentum=0.9, lr_patience=1, lr_min=0.001)
+"""So impatient that the learning rate falls between epochs."""
+
+
+def learned(name: str, kind: str, path: Path, training: TrainingSettings, **settings: Any) -> bytes:
+    method, stream = make(name, kind, **settings), tasks(kind, 3, samples=44)  # 5 batches of 8, and one of 4
+    for number, task in enumerate(stream, 1):
+        method.begin_task(task)
+        for _ in Training(method, stream[:number], training, capture=recorded):
+            pass
+        method.end_task(task)
+    method.save(path)
+    return path.read_bytes()
+
+
+def assert_same_bits(
+    name: str, kind: str, folder: Path, training: TrainingSettings = SCHEDULE, **settings: Any
+) -> None:
+    one_by_one = learned(name, kind, folder / "one.hat", training, **settings)
+    assert learned(name, kind, folder / "all.hat", replace(training, captured=True), **settings) == one_by_one
+
+
+@pytest.mark.parametrize("name", slow_but(["sgd", "hat"], CAPTURABLE))
+def test_a_recorded_step_is_as_good_as_a_new_one(name: str, tmp_path: Path) -> None:
+    assert_same_bits(name, "dropout", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_and_so_it_is_with_batch_norms_and_a_gradient_that_is_clipped(name: str, tmp_path: Path) -> None:
+    assert_same_bits(name, "conv", tmp_path, replace(SCHEDULE, clip_norm=0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("hat", {"schedule": MaskSchedule.PAPER}),
+        ("hat", {"regularizer": Regularization.LAYERED_L1, "hard": False}),
+        ("hat", {"conditioning": Conditioning.PER_TASK, "embedding_lr_factor": 5.0}),
+        ("ewc", {"penalty": Penalty.EXPLICIT}),
+        ("si", {"penalty": Penalty.EXPLICIT}),
+    ],
+)
+def test_and_with_other_choices(name: str, settings: Any, tmp_path: Path) -> None:
+    assert_same_bits(name, "mlp", tmp_path, **settings)
+
+
+def test_a_step_is_captured_anew_in_every_epoch_and_only_for_whole_batches() -> None:
+    captured: list[int] = []
+    made: list[tuple[int, list[int], float]] = []
+
+    def capture(work: Any) -> Any:
+        captured.append(len(made))
+        return work
+
+    steps = CapturedSteps(4, torch.device("cpu"), capture)
+    for epoch in range(3):
+        step = steps.of_epoch(lambda rows, progress, epoch=epoch: made.append((epoch, rows.tolist(), float(progress))))
+        for batch in range(4):
+            step(torch.arange(4) + batch, batch / 4)
+        step(torch.arange(2), 1.0)
+    assert captured == [WARM_UP, 5 + 1, 10 + 1]
+    whole = [(list(range(batch, batch + 4)), batch / 4) for batch in range(4)]
+    assert made == [(epoch, *each) for epoch in range(3) for each in (*whole, ([0, 1], 1.0))]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("sgd", "this run is on a cpu device"), ("wsn", "this run is on a cpu device")]
+)
+def test_a_graph_is_refused_without_a_gpu(name: str, why: str) -> None:
+    with pytest.raises(TrainingError, match=rf"{why}.*captured=false"):
+        Training(make(name), tasks()[:1], TrainingSettings(captured=True))
+
+
+def test_a_step_that_reads_a_value_is_no_graph() -> None:
+    with pytest.raises(RuntimeError, match="_local_scalar_dense"):
+        recorded(lambda: print(float(torch.ones(()))))
