@@ -30,7 +30,7 @@ from hatrack.backbones import MLP, AlexNet, ResNet18, ViT
 from hatrack.experiments import RunRequest, TaskLearned, prepare, run
 from hatrack.support.environment import describe_environment, deterministic_cuda
 from hatrack.train import BatchDone
-from hatrack.train.capture import Capture, CapturedSteps, Step, as_cuda_graph
+from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph, one_by_one
 
 HERE = Path(__file__).parent
 Build = Callable[[], nn.Module]
@@ -144,12 +144,13 @@ def learn(net: HATNetwork, ask: Any, task: str, way: Way, size: Size, x: Tensor,
         loss.backward()
         optimizer.step()
 
-    make: Step = step
+    order = torch.arange(size.batch * size.steps, device=x.device) % len(x)
+    make = one_by_one(step, order, size.batch)
     if way.captured:
-        make = CapturedSteps(size.batch, x.device, capture_for(x.device)).of_epoch(step)
+        make = CapturedSteps(size.batch, capture_for(x.device)).of_epoch(step, order)
     net.train()
     for number in range(size.steps):
-        make(torch.randperm(size.batch, device=x.device), number / max(size.steps - 1, 1))
+        make(number)
     net.consolidate(task)
     net.eval()
 
@@ -191,9 +192,9 @@ def capture_for(device: torch.device) -> Capture:
 
 def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Return a step as a CUDA graph, after a few to warm up; on other devices as it is."""
-    make = CapturedSteps(1, device, capture_for(device)).of_epoch(lambda rows, progress: step())
-    row = torch.zeros(1, dtype=torch.int64, device=device)
-    return lambda: make(row, 0.5)
+    order = torch.zeros(1 << 20, dtype=torch.int64, device=device)  # of more steps than there will be
+    make = CapturedSteps(1, capture_for(device)).of_epoch(lambda rows, progress: step(), order)
+    return lambda: make(0)
 
 
 def steps_of(build: Build, shape: tuple[int, ...], size: Size, device: torch.device) -> dict[str, Any]:
@@ -275,9 +276,10 @@ def runs(size: Size, device: torch.device, data: Path, until: float) -> Iterator
             overrides: dict[str, Any] = {"epochs": 1, "limit": 50} if size is SMALL else {"schedule": "paper"}
             overrides["captured"] = device.type == "cuda"
             prepared = prepare(RunRequest(size.experiment, "hat", seed, Path(folder) / "run", data, overrides, device))
-            start, steps, learned = time.monotonic(), 0, 0
+            start, steps, learned = time.monotonic(), 0, 0  # steps of whole epochs
             for event in run(prepared):
-                steps += isinstance(event, BatchDone)
+                if isinstance(event, BatchDone) and event.done == event.total:
+                    steps += event.total
                 learned += isinstance(event, TaskLearned)
                 if time.monotonic() >= until:
                     break

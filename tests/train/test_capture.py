@@ -87,15 +87,23 @@ def test_a_step_is_captured_anew_in_every_epoch_and_only_for_whole_batches() -> 
         captured.append(len(made))
         return work
 
-    steps = CapturedSteps(4, torch.device("cpu"), capture)
+    steps = CapturedSteps(4, capture)
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
     for epoch in range(3):
-        step = steps.of_epoch(lambda rows, progress, epoch=epoch: made.append((epoch, rows.tolist(), float(progress))))
-        for batch in range(4):
-            step(torch.arange(4) + batch, batch / 4)
-        step(torch.arange(2), 1.0)
+        step = steps.of_epoch(lambda rows, at, epoch=epoch: made.append((epoch, rows.tolist(), float(at))), order)
+        for batch in range(5):
+            step(batch)
     assert captured == [WARM_UP, 5 + 1, 10 + 1]
-    whole = [(list(range(batch, batch + 4)), batch / 4) for batch in range(4)]
-    assert made == [(epoch, *each) for epoch in range(3) for each in (*whole, ([0, 1], 1.0))]
+    batches = [(order[4 * batch : 4 * batch + 4].tolist(), batch / 4) for batch in range(5)]
+    assert made == [(epoch, *each) for epoch in range(3) for each in batches]
+
+
+def test_the_only_batch_of_an_epoch_is_its_last() -> None:
+    made: list[float] = []
+    steps = CapturedSteps(2, lambda work: work)
+    for _ in range(WARM_UP + 2):
+        steps.of_epoch(lambda rows, at: made.append(float(at)), torch.arange(2))(0)
+    assert made == [1.0] * (WARM_UP + 2)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ class Attachment(nn.Module):
     def __init__(self, graph: UnitGraph, backbone: nn.Module, interface: Interface = PLAIN) -> None:
         super().__init__()
         self._interface = interface
-        self._active = ActiveTask()
+        self._active = ActiveTask([group.size for group in graph.groups])
         modules = dict(backbone.named_modules())
         gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
         self.gates = nn.ModuleList(gates)

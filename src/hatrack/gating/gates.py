@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -104,7 +106,11 @@ def change_argument(
     return args, kwargs if given is None else {**kwargs, keyword: change(given)}
 
 
-_Outer = tuple[Tensor | None, Tensor | None, dict[str, nn.Module] | None]
+_Parts = Mapping[tuple[int, int], Tensor]
+
+_Outer = tuple[Tensor | None, Tensor | None, _Parts, dict[str, nn.Module] | None]
+
+_NO_PARTS: _Parts = MappingProxyType({})
 
 
 class _State:
@@ -113,6 +119,7 @@ class _State:
     def __init__(self) -> None:
         self.attention: Tensor | None = None
         self.cleared: Tensor | None = None
+        self.parts: _Parts = _NO_PARTS
         self.norms: dict[str, nn.Module] | None = None
 
 
@@ -127,14 +134,18 @@ class ActiveTask:
     """State of the gates and norms of one network during the forward pass that is under way.
 
     Every thread has its own, so that several of them can ask one network about different tasks at the same time.
+
+    Args:
+        sizes: numbers of units of the groups, which lie one behind the other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sequence[int] = ()) -> None:
+        self._sizes = tuple(sizes)
         self._own = _StateOfThread()
 
-    def __reduce__(self) -> tuple[type[ActiveTask], tuple[()]]:
+    def __reduce__(self) -> tuple[type[ActiveTask], tuple[tuple[int, ...]]]:
         """Start copies without an active task, as every thread starts."""
-        return type(self), ()
+        return type(self), (self._sizes,)
 
     @property
     def attention(self) -> Tensor | None:
@@ -149,6 +160,10 @@ class ActiveTask:
         """Booleans, ``(U + 1,)``, True where a hard mask is off; the last is False. None when the mask is soft."""
         return self._own.state.cleared
 
+    def part(self, start: int, stop: int) -> Tensor | None:
+        """Return a group's part of an attention that is to be learned, by where it lies; None for anything else."""
+        return self._own.state.parts.get((start, stop))
+
     @property
     def norms(self) -> dict[str, nn.Module] | None:
         """The active task's own norms by the name of the layer they stand for; None when no task is active."""
@@ -161,14 +176,24 @@ class ActiveTask:
             State before, for :meth:`go_back_to`: a pass may begin in the middle of another one.
         """
         state = self._own.state
-        outer = state.attention, state.cleared, state.norms
+        outer = state.attention, state.cleared, state.parts, state.norms
+        state.parts = _NO_PARTS
         last = (*attention.shape[:-1], 1)
         if attention.dtype == torch.bool:
             state.attention, state.cleared = None, torch.cat([~attention, attention.new_zeros(last)], dim=-1)
         else:
             state.attention, state.cleared = torch.cat([attention, attention.new_ones(last)], dim=-1), None
+            if attention.requires_grad and attention.dim() == 1 and not torch.compiler.is_compiling():
+                state.parts = self._parts_of(attention)
         state.norms = norms
         return outer
+
+    def _parts_of(self, attention: Tensor) -> _Parts:
+        """Cut attention into groups at once: the gradient of each slice would be as long as all of them together."""
+        if sum(self._sizes) != len(attention):
+            return _NO_PARTS
+        ends = [0, *itertools.accumulate(self._sizes)]
+        return dict(zip(itertools.pairwise(ends), torch.split(attention, list(self._sizes)), strict=True))
 
     def require_forward(self) -> None:
         """Raise if there is no active task because the backbone is being recomputed for a backward pass.
@@ -185,7 +210,7 @@ class ActiveTask:
     def go_back_to(self, outer: _Outer) -> None:
         """Use the attention and norms that were active before; with none, the backbone runs as without gates."""
         state = self._own.state
-        state.attention, state.cleared, state.norms = outer
+        state.attention, state.cleared, state.parts, state.norms = outer
 
 
 class InputGate(nn.Module):
@@ -242,7 +267,11 @@ class InputGate(nn.Module):
         return self(output)
 
     def _pick(self, per_unit: Tensor, value: Tensor) -> Tensor:
-        picked = per_unit[..., self._span] if self._span is not None else per_unit.index_select(-1, self.units)
+        if self._span is not None:
+            picked = self._active.part(self._span.start, self._span.stop)
+            picked = per_unit[..., self._span] if picked is None else picked
+        else:
+            picked = per_unit.index_select(-1, self.units)
         if per_unit.dim() == 1:
             return picked.view(-1, *self._trailing)
         between = value.dim() - 2 - len(self._trailing)

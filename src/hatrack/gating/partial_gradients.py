@@ -278,7 +278,8 @@ class PartialGradientSwitch:
     """Replacement for the ``forward`` of one layer of the backbone: the same result, with a cheaper gradient.
 
     Where anything but plain training goes on (compiling, tracing, mixed precision, function transforms), and where it
-    does not pay, as for convolutions on other devices than the CPU, the layer's own forward is called.
+    does not pay, as on other devices than the CPU, the layer's own forward is called. There, to look for channels that
+    are 0 is to wait for the device, and to launch three small kernels takes longer than to compute the whole product.
 
     Args:
         name: the layer's name in the backbone.
@@ -317,6 +318,7 @@ class PartialGradientSwitch:
         partial, weight = self._partial_gradients[self._name], module.weight
         plain = (
             weight.requires_grad
+            and input.device.type == "cpu"
             and input.dtype == weight.dtype
             and not torch.is_autocast_enabled(input.device.type)
             and not torch._C._get_tracing_state()
@@ -328,8 +330,7 @@ class PartialGradientSwitch:
         if plain and isinstance(module, nn.Linear) and input.dim() >= 2:
             result = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
             return result
-        is_batch = input.dim() == weight.dim() and input.numel() * weight[:, 0].numel() >= PRODUCTS_WORTH
-        is_worth = is_batch and input.device.type == "cpu"  # elsewhere, to look for channels is to wait for the device
+        is_worth = input.dim() == weight.dim() and input.numel() * weight[:, 0].numel() >= PRODUCTS_WORTH
         if plain and isinstance(module, _CONVOLUTIONS) and is_worth:
             assert not isinstance(module.padding, str)
             window = _ConvolutionWindow(module.kernel_size, module.stride, module.padding, module.dilation)

@@ -16,6 +16,7 @@ from hatrack import functional
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.functional import Conditioning, Regularization
 from hatrack.gating.attachment import Attachment, scratch_without_gates
+from hatrack.gating.gate_kernels import gate_in_training
 from hatrack.gating.gates import groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
 from hatrack.gating.mixing import mixed_norms, mixes_samples
@@ -283,7 +284,7 @@ class UnitMasking(Masking[UnitTask]):
         if not self.training:
             return self.final_mask(state)
         settings = self.settings
-        return functional.compensated_gate(
+        return gate_in_training(
             state.embedding, self._scale, settings.s_max, settings.compensation, settings.gate_function
         )
 

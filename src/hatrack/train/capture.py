@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import TrainingError
+from hatrack.functional import batch_progress
 
-__all__ = ["Capture", "CapturedSteps", "Step", "as_cuda_graph"]
+__all__ = ["Capture", "CapturedSteps", "StepByIndex", "TrainingStep", "as_cuda_graph", "one_by_one"]
 
 WARM_UP = 3
 """Steps that are made as usual before any is captured: libraries choose their kernels, optimizers make their states.
@@ -19,7 +21,7 @@ Later epochs begin with one such step, which looks at what was written between e
 """
 
 
-class Step(Protocol):
+class TrainingStep(Protocol):
     """One step of a training."""
 
     def __call__(self, rows: Tensor, progress: float | Tensor, /) -> None:
@@ -29,6 +31,22 @@ class Step(Protocol):
             rows: places of the batch among the training samples, int64 ``(B,)``, on their device.
             progress: position within the epoch, 0 to 1: a number, or a 0-dimensional tensor on that device.
         """
+
+
+StepByIndex: TypeAlias = Callable[[int], None]
+"""Makes the steps of one epoch, by the index of their batch; in order."""
+
+
+def one_by_one(step: TrainingStep, order: Tensor, size: int) -> StepByIndex:
+    """Return what makes every step of an epoch as it is.
+
+    Args:
+        step: makes a step.
+        order: places of the epoch's samples, in the order in which they are learned from, int64 ``(N,)``.
+        size: samples of a batch; the last one may have fewer.
+    """
+    batches = math.ceil(len(order) / size)
+    return lambda index: step(order[index * size : (index + 1) * size], batch_progress(index, batches))
 
 
 Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
@@ -61,51 +79,56 @@ class CapturedSteps:
     """Steps of a training of which the most are replays of one that was captured.
 
     Each epoch captures anew, so that what differs between epochs (the learning rate, a strength, settled masks) is
-    right; within one, only the rows of a batch and the progress may differ. Batches of another size are made as usual,
-    and so are the first steps of every epoch.
+    right; within one, only the rows of a batch and the progress may differ, and the device counts both itself. A batch
+    of another size is made as usual, and so are the first steps of every epoch.
 
     Args:
         size: samples of the batches to capture.
-        device: device of the training.
         capture: how to capture.
     """
 
-    def __init__(self, size: int, device: torch.device, capture: Capture = as_cuda_graph) -> None:
-        self._rows = torch.zeros(size, dtype=torch.int64, device=device)
-        self._progress = torch.zeros((), dtype=torch.float64, device=device)
-        self._capture = capture
+    def __init__(self, size: int, capture: Capture = as_cuda_graph) -> None:
+        self._size, self._capture = size, capture
         self._warm_up = WARM_UP
 
-    def of_epoch(self, step: Step) -> Step:
-        """Return a step for the batches of one epoch that does what a given one does."""
-        replay: Callable[[], None] | None = None
+    def of_epoch(self, step: TrainingStep, order: Tensor) -> StepByIndex:
+        """Return what makes the steps of one epoch; see :func:`one_by_one`."""
+        size, usual = self._size, one_by_one(step, order, self._size)
         left, self._warm_up = self._warm_up, 1
+        last = math.ceil(len(order) / size) - 1
+        places, number = (
+            torch.arange(size, device=order.device),
+            torch.zeros((), dtype=torch.int64, device=order.device),
+        )
+        replay: Callable[[], None] | None = None
 
-        def captured(rows: Tensor, progress: float | Tensor, /) -> None:
+        def next_one() -> None:
+            progress = number.double() / last if last else torch.ones_like(number, dtype=torch.float64)
+            step(order.index_select(0, places + number * size), progress)
+            number.add_(1)
+
+        def captured(index: int) -> None:
             nonlocal replay, left
-            if len(rows) != len(self._rows):
-                step(rows, progress)
-                return
-            self._rows.copy_(rows)
-            self._progress.fill_(progress)
-            if left:
+            if (index + 1) * size > len(order):
+                usual(index)
+            elif left:
                 left -= 1
-                self._apart(lambda: step(self._rows, self._progress))
-                return
-            if replay is None:
-                replay = self._capture(lambda: step(self._rows, self._progress))
-            replay()
+                _apart(next_one, order.device)
+            else:
+                replay = replay or self._capture(next_one)
+                replay()
 
         return captured
 
-    def _apart(self, work: Callable[[], None]) -> None:
-        """Do work on a stream of its own, as capturing does: autograd remembers on which one a gradient was added."""
-        if self._rows.device.type != "cuda":
-            work()
-            return
-        stream = torch.cuda.Stream(self._rows.device)  # type: ignore[no-untyped-call]
-        present = torch.cuda.current_stream(self._rows.device)
-        stream.wait_stream(present)
-        with torch.cuda.stream(stream):
-            work()
-        present.wait_stream(stream)
+
+def _apart(work: Callable[[], None], device: torch.device) -> None:
+    """Do work on a stream of its own, as capturing does: autograd remembers on which one a gradient was added."""
+    if device.type != "cuda":
+        work()
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    present = torch.cuda.current_stream(device)
+    stream.wait_stream(present)
+    with torch.cuda.stream(stream):
+        work()
+    present.wait_stream(stream)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.errors import CheckpointError, TrainingError
-from hatrack.functional import batch_progress
 from hatrack.methods import Batch, EpochPlan, Method, Pace, Schedule, joined
 from hatrack.objectives import common_metric, joined_targets
 from hatrack.storage.checkpoint import part_of
@@ -21,7 +20,7 @@ from hatrack.support.inputs import map_tensors
 from hatrack.support.interface import PLAIN
 from hatrack.support.modes import fresh_statistics
 from hatrack.support.randomness import random_numbers_apart
-from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph
+from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph, one_by_one
 from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
@@ -35,7 +34,10 @@ STATISTICS_BATCHES = 32
 
 @dataclass(frozen=True)
 class BatchDone:
-    """A step was made: ``done`` of ``total`` in this epoch; ``loss`` is the epoch's mean so far, where it is known."""
+    """Steps were made: ``done`` of ``total`` in this epoch; ``loss`` is the epoch's mean so far, where it is known.
+
+    There is one for every step, and for every 25 where these are captured.
+    """
 
     epoch: int
     done: int
@@ -119,7 +121,7 @@ class Training:
         self._captured: CapturedSteps | None = None
         if settings.captured:
             capture = capture or _require_capturable(method, ranks)
-            self._captured = CapturedSteps(settings.batch_size, self._train.y.device, capture)
+            self._captured = CapturedSteps(settings.batch_size, capture)
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
         """Train, and yield events."""
@@ -227,21 +229,22 @@ class Training:
             self._optimizer.step()
             total.add_(loss.detach())
 
-        make = step if self._captured is None else self._captured.of_epoch(step)
+        captured = self._captured
+        make = one_by_one(step, order, settings.batch_size) if captured is None else captured.of_epoch(step, order)
         method.train_mode(True)
         # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
         own = (ranks.rank,) if ranks.size > 1 else ()
         with random_numbers_apart(derive_seed(seed, "dropout", self._task, epoch, *own)):
             for index in range(batches):
-                rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-                make(rows, batch_progress(index, batches))
+                make(index)
                 mean = None
                 if index == batches - 1 or index % 25 == 24:  # reading a loss waits for the device
                     whole = total.clone()
                     ranks.add_up([whole])
                     mean = float(whole) / (index + 1)
                     require_finite(mean, "loss", self._task, epoch)
-                yield BatchDone(epoch, index + 1, batches, mean)
+                if mean is not None or captured is None:
+                    yield BatchDone(epoch, index + 1, batches, mean)
 
     def _autocast(self) -> torch.autocast:
         mixed = self._settings.precision is Precision.BFLOAT16
