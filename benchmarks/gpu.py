@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from hatrack import HATNetwork, keep_freed_memory
 from hatrack.backbones import MLP, AlexNet, ResNet18, ViT
 from hatrack.experiments import RunRequest, TaskLearned, prepare, run
+from hatrack.functional import GATE_FLUSH, Compensation, GateFunction, compensated_gate
+from hatrack.gating.gate_kernels import gate_in_training
 from hatrack.support.environment import describe_environment, deterministic_cuda
 from hatrack.train import BatchDone
 from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph, one_by_one
@@ -185,6 +187,35 @@ def laws(size: Size, device: torch.device) -> Iterator[tuple[str, Any]]:
         yield f"{name}, {how}", {**found, "seconds": round(time.monotonic() - start, 1)}
 
 
+def gates(device: torch.device) -> Iterator[tuple[str, Any]]:
+    """Yield how far gates and their gradients on a device are from those of float64, relative to these."""
+    points = torch.linspace(-6, 6, 100_001)
+    for scale in (1 / 400, 1.0, 8.0, 50.0, 400.0):
+        e, exact = points.to(device, copy=True).requires_grad_(), points.double().requires_grad_()
+        chosen = 400.0, Compensation.EXACT, GateFunction.SIGMOID
+        a = gate_in_training(e, torch.tensor(scale, dtype=torch.float64, device=device), *chosen)
+        b = compensated_gate(exact, scale, *chosen)
+        a.sum().backward()
+        b.sum().backward()
+        assert e.grad is not None
+        assert exact.grad is not None
+        yield (
+            f"scale {scale:g}",
+            {
+                "one_kernel": "FusedGate" in type(a.grad_fn).__name__,
+                "gate": _farthest(a.detach(), b.detach(), GATE_FLUSH),
+                "gradient": _farthest(e.grad, exact.grad, 1e-30),
+            },
+        )
+
+
+def _farthest(found: Tensor, exact: Tensor, least: float) -> float:
+    """Return the largest relative difference where neither is about the least number that is kept."""
+    found = found.double().cpu()
+    kept = (exact > 2 * least) | (found > 2 * least)
+    return float(((found - exact).abs() / exact.clamp_min(least))[kept].max())
+
+
 def capture_for(device: torch.device) -> Capture:
     """Return what captures work on a device: on GPUs a CUDA graph; elsewhere it is done as it is."""
     return as_cuda_graph if device.type == "cuda" else lambda work: work
@@ -197,8 +228,12 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[], Non
     return lambda: make(0)
 
 
-def steps_of(build: Build, shape: tuple[int, ...], size: Size, device: torch.device) -> dict[str, Any]:
-    """Time plain steps and those of HAT's third task: as they are, compiled, and as graphs; SGD with momentum.
+FORMS = ("as it is", "graph", "compiled", "compiled graph")
+"""Forms of steps; slow ones last."""
+
+
+def steps_of(build: Build, shape: tuple[int, ...], how: str, size: Size, device: torch.device) -> dict[str, Any]:
+    """Time plain steps and those of HAT's third task in one of the forms; SGD with momentum.
 
     In a graph the scale of the gates is that of the moment in which it was captured.
     """
@@ -226,18 +261,16 @@ def steps_of(build: Build, shape: tuple[int, ...], size: Size, device: torch.dev
 
         return step
 
-    found: dict[str, Any] = {}
-    for how in ("as it is", "graph", "compiled", "compiled graph"):
-        try:
-            compiled = how.startswith("compiled")
-            pair = {"plain": plain(compiled), "hat": hat(compiled)}
-            if how.endswith("graph"):
-                pair = {name: captured(step, device) for name, step in pair.items()}
-            found[how] = timed(pair, size, device)
-        except Exception as error:  # as above
-            found[how] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    compiled = how.startswith("compiled")
+    try:
+        pair = {"plain": plain(compiled), "hat": hat(compiled)}
+        if how.endswith("graph"):
+            pair = {name: captured(step, device) for name, step in pair.items()}
+        return timed(pair, size, device)
+    except Exception as error:  # as above
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    finally:
         torch.compiler.reset()
-    return found
 
 
 def timed(steps: Mapping[str, Callable[[], None]], size: Size, device: torch.device) -> dict[str, float]:
@@ -259,12 +292,15 @@ def timed(steps: Mapping[str, Callable[[], None]], size: Size, device: torch.dev
 
 
 def step_times(size: Size, device: torch.device) -> Iterator[tuple[str, Any]]:
-    """Yield the times of steps of three networks."""
-    hidden = max(1, round(2000 * size.width))
-    yield "2×2000", steps_of(lambda: MLP((1, 28, 28), (hidden, hidden), (0.2, 0.5)), (1, 28, 28), size, device)
-    yield "AlexNet", steps_of(lambda: AlexNet(width=size.width), (3, 32, 32), size, device)
-    width = max(1, round(64 * size.width))
-    yield "ResNet-18", steps_of(lambda: ResNet18((3, 32, 32), width), (3, 32, 32), size, device)
+    """Yield the times of steps of three networks in all forms."""
+    hidden, width = max(1, round(2000 * size.width)), max(1, round(64 * size.width))
+    networks: dict[str, tuple[Build, tuple[int, ...]]] = {
+        "2×2000": (lambda: MLP((1, 28, 28), (hidden, hidden), (0.2, 0.5)), (1, 28, 28)),
+        "AlexNet": (lambda: AlexNet(width=size.width), (3, 32, 32)),
+        "ResNet-18": (lambda: ResNet18((3, 32, 32), width), (3, 32, 32)),
+    }
+    for how, (name, network) in itertools.product(FORMS, networks.items()):
+        yield f"{name}, {how}", steps_of(*network, how, size, device)
 
 
 def runs(size: Size, device: torch.device, data: Path, until: float) -> Iterator[tuple[str, Any]]:
@@ -323,8 +359,9 @@ def main() -> None:
         "environment": describe_environment(device),
     }
     sections = {
-        "law": (0.4, lambda end: laws(size, device)),
-        "steps": (0.6, lambda end: step_times(size, device)),
+        "gates": (0.1, lambda end: gates(device)),
+        "law": (0.3, lambda end: laws(size, device)),
+        "steps": (0.5, lambda end: step_times(size, device)),
         "runs": (1.0, lambda end: runs(size, device, arguments.data, end)),
     }
     for name, (share, section) in sections.items():

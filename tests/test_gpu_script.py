@@ -42,6 +42,15 @@ def test_every_network_can_be_taken(gpu: ModuleType) -> None:
         assert build().eval()(torch.randn(2, 3, 32, 32)).dim() == 2
 
 
+def test_gates_are_compared_with_exact_ones(gpu: ModuleType) -> None:
+    found = dict(gpu.gates(CPU))
+    assert len(found) == 5
+    for each in found.values():
+        assert not each["one_kernel"]
+        assert 0 < each["gate"] < 1e-4
+        assert 0 < each["gradient"] < 1e-4
+
+
 def test_what_does_not_work_is_a_finding(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> torch.nn.Module:
         raise RuntimeError("no such\nkernel")
@@ -55,9 +64,9 @@ def test_what_does_not_work_is_a_finding(gpu: ModuleType, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_steps_are_timed_in_every_form(gpu: ModuleType) -> None:
-    found = gpu.steps_of(gpu.NETWORKS["dense"], (3, 32, 32), gpu.SMALL, CPU)
-    assert list(found) == ["as it is", "graph", "compiled", "compiled graph"]
-    assert all(form["plain_ms"] > 0 < form["ratio"] for form in found.values())
+    for how in gpu.FORMS:
+        found = gpu.steps_of(gpu.NETWORKS["dense"], (3, 32, 32), how, gpu.SMALL, CPU)
+        assert found["plain_ms"] > 0 < found["ratio"]
 
 
 @pytest.mark.slow
@@ -79,5 +88,9 @@ def test_the_record_says_what_there_was_no_time_for(
     gpu.main()
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert list(record["law"]) == ["dense, momentum"]
-    assert record["stopped_for_want_of_time"] == ["law, after dense, momentum", "steps, after 2×2000"]
+    assert record["stopped_for_want_of_time"] == [
+        "gates, after scale 0.0025",
+        "law, after dense, momentum",
+        "steps, after 2×2000, as it is",
+    ]
     assert record["runs"] == {}

@@ -108,7 +108,7 @@ def change_argument(
 
 _Parts = Mapping[tuple[int, int], Tensor]
 
-_Outer = tuple[Tensor | None, Tensor | None, _Parts, dict[str, nn.Module] | None]
+_Outer = tuple[Tensor | None, Tensor | None, Tensor | None, _Parts, dict[str, nn.Module] | None]
 
 _NO_PARTS: _Parts = MappingProxyType({})
 
@@ -117,6 +117,7 @@ class _State:
     """Attention and norms that are active in one thread."""
 
     def __init__(self) -> None:
+        self.soft: Tensor | None = None
         self.attention: Tensor | None = None
         self.cleared: Tensor | None = None
         self.parts: _Parts = _NO_PARTS
@@ -153,7 +154,10 @@ class ActiveTask:
 
         None when the mask is hard. A row per sample, ``(N, U + 1)``, where samples belong to several tasks.
         """
-        return self._own.state.attention
+        state = self._own.state
+        if state.attention is None and state.soft is not None:  # made for those who need all of it
+            state.attention = torch.cat([state.soft, state.soft.new_ones((*state.soft.shape[:-1], 1))], dim=-1)
+        return state.attention
 
     @property
     def cleared(self) -> Tensor | None:
@@ -176,13 +180,13 @@ class ActiveTask:
             State before, for :meth:`go_back_to`: a pass may begin in the middle of another one.
         """
         state = self._own.state
-        outer = state.attention, state.cleared, state.parts, state.norms
-        state.parts = _NO_PARTS
-        last = (*attention.shape[:-1], 1)
+        outer = state.soft, state.attention, state.cleared, state.parts, state.norms
+        state.soft, state.attention, state.cleared, state.parts = None, None, None, _NO_PARTS
         if attention.dtype == torch.bool:
-            state.attention, state.cleared = None, torch.cat([~attention, attention.new_zeros(last)], dim=-1)
+            last = (*attention.shape[:-1], 1)
+            state.cleared = torch.cat([~attention, attention.new_zeros(last)], dim=-1)
         else:
-            state.attention, state.cleared = torch.cat([attention, attention.new_ones(last)], dim=-1), None
+            state.soft = attention
             if attention.requires_grad and attention.dim() == 1 and not torch.compiler.is_compiling():
                 state.parts = self._parts_of(attention)
         state.norms = norms
@@ -210,7 +214,7 @@ class ActiveTask:
     def go_back_to(self, outer: _Outer) -> None:
         """Use the attention and norms that were active before; with none, the backbone runs as without gates."""
         state = self._own.state
-        state.attention, state.cleared, state.parts, state.norms = outer
+        state.soft, state.attention, state.cleared, state.parts, state.norms = outer
 
 
 class InputGate(nn.Module):
@@ -230,10 +234,12 @@ class InputGate(nn.Module):
         self._argument, self._keyword = reader.argument, reader.keyword
         self._trailing = (1,) * (-reader.axis - 1)
         self.units = reader.units.clone()  # not a buffer, since averaging buffers over models would spoil it
-        first = int(reader.units[0])
-        consecutive = torch.equal(reader.units, torch.arange(first, first + len(reader.units)))
-        in_range = first + len(reader.units) <= num_units
-        self._span = slice(first, first + len(reader.units)) if consecutive and in_range else None
+        first, last = int(reader.units[0]), int(reader.units[-1])
+        times = int((reader.units == first).sum())
+        each = torch.arange(first, last + 1).repeat_interleave(times) if first <= last < num_units else None
+        self._times = times if each is not None and torch.equal(reader.units, each) else 0  # 0: in no such order
+        self._group = first, last + 1
+        self._span = slice(*self._group) if self._times == 1 else None
         self._is_open = bool((reader.units == num_units).all())  # as that of the heads, where they read no unit
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputGate:
@@ -253,6 +259,9 @@ class InputGate(nn.Module):
             return value
         if active.cleared is not None:
             return value.masked_fill(self._pick(active.cleared, value), 0.0)
+        own = self._own_part()
+        if own is not None:
+            return value * own.view(-1, *self._trailing).to(value.dtype)
         if active.attention is not None:
             return value * self._pick(active.attention, value).to(value.dtype)
         active.require_forward()
@@ -266,12 +275,19 @@ class InputGate(nn.Module):
         """Gate the layer's result: the forward hook."""
         return self(output)
 
+    def _own_part(self) -> Tensor | None:
+        """Return the attention of the group that the layer reads, each as often as it reads it; None for other units.
+
+        Several numbers for a unit, as behind ``flatten``, are picked one by one on a CPU: their sums in another order
+        would be other last bits than ever. A GPU takes a tenth of the kernels for this.
+        """
+        part = self._active.part(*self._group) if self._times else None
+        if part is None or self._times == 1:
+            return part
+        return None if part.device.type == "cpu" else part.unsqueeze(1).expand(-1, self._times).reshape(-1)
+
     def _pick(self, per_unit: Tensor, value: Tensor) -> Tensor:
-        if self._span is not None:
-            picked = self._active.part(self._span.start, self._span.stop)
-            picked = per_unit[..., self._span] if picked is None else picked
-        else:
-            picked = per_unit.index_select(-1, self.units)
+        picked = per_unit[..., self._span] if self._span is not None else per_unit.index_select(-1, self.units)
         if per_unit.dim() == 1:
             return picked.view(-1, *self._trailing)
         between = value.dim() - 2 - len(self._trailing)
