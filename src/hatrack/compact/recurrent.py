@@ -59,9 +59,8 @@ def cut_recurrent(module: nn.Module, graph: UnitGraph, prefix: str, keep: Tensor
         value = parameter.detach()
         for axis, side in enumerate(graph.uses[prefix + own][0].sides):
             units = side.flatten()
-            kept = keep[units].nonzero().flatten()
-            value = value.index_select(axis, kept)
-            value.movedim(axis, 0)[~on[units[kept]]] = 0.0
+            value = value.index_select(axis, keep[units].nonzero().flatten().to(value.device))
+            value.movedim(axis, 0)[~on[units[keep[units]]]] = 0.0
         setattr(module, own, nn.Parameter(value.clone()))
     attributes = vars(module)
     attributes["hidden_size"] = sizes[0].pop()
