@@ -2,11 +2,16 @@
 
 Every tensor is somewhere, by its storage. Inside :func:`second_device` a tensor is moved as on a real GPU, by ``to``,
 ``cuda``, ``device=...``, or by what it is computed from, and says ``cuda:0`` when it is asked for its device. Values,
-storages, gradients and version counters are the real ones, so that everything runs, and bits are those of the CPU. What
-torch refuses on a GPU is refused: operations on tensors of two devices, unless one is a number (an axis-less tensor of the
-CPU in an element-wise operation) or an index in brackets; a generator of the CPU that draws on the GPU; NumPy's view.
+storages, gradients and version counters are the real ones, so that everything runs, with the CPU's bits. What torch
+refuses on a GPU is refused:
 
-What is made by C++ without being asked from Python, such as gradients that are all zeros, fits both devices.
+- operations on tensors of two devices, unless one is a number (a tensor of the CPU without axes in an element-wise
+  operation), or an index in brackets;
+- a generator of the CPU that draws on the GPU;
+- a NumPy array on the memory of the GPU.
+
+What C++ makes without being asked from Python, such as gradients that are all zeros, fits both devices. Kernels of the
+GPU, streams, graphs, autocast and cuDNN are not pretended.
 """
 
 from __future__ import annotations
@@ -31,7 +36,18 @@ HERE = torch.device("cpu")
 
 _FACTORIES = (
     *("arange", "as_tensor", "asarray", "empty", "empty_like", "empty_permuted", "empty_strided", "eye", "full"),
-    *("full_like", "linspace", "logspace", "normal", "ones", "ones_like", "rand", "rand_like", "randint", "randint_like"),
+    *(
+        "full_like",
+        "linspace",
+        "logspace",
+        "normal",
+        "ones",
+        "ones_like",
+        "rand",
+        "rand_like",
+        "randint",
+        "randint_like",
+    ),
     *("randn", "randn_like", "randperm", "range", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"),
     "zeros_like",
 )
@@ -39,11 +55,13 @@ _NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_tensor", 
 _OF_SAME_DEVICE = frozenset(name for name in _FACTORIES if name.endswith("_like"))
 
 _aten = torch.ops.aten
-_ANY = {_aten.copy_, _aten.copy, _aten._foreach_copy_, _aten._pack_padded_sequence, _aten.set_, _aten._to_copy}
+_PACKING = {_aten._pack_padded_sequence, _aten._pack_padded_sequence_backward, _aten._pad_packed_sequence}
+_COPYING = {_aten._to_copy, _aten.clone, _aten.empty_like, _aten.to}  # the last one in inference mode
+_ANY = {_aten.copy_, _aten.copy, _aten._foreach_copy_, _aten.set_, _aten._to_copy, _aten.to} | _PACKING
 """Operations that may take tensors of two devices."""
 
 _INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._unsafe_index, _aten._index_put_impl_}
-_NUMBERS = {*_INDEXING, _aten.masked_fill, _aten.masked_fill_}
+_NUMBERS = {*_INDEXING, _aten.masked_fill, _aten.masked_fill_, _aten.fill, _aten.fill_}
 """Operations that, besides the element-wise ones, take an axis-less tensor of the CPU as a number."""
 
 
@@ -145,10 +163,14 @@ class _Places(TorchDispatchMode):
             self._check(func, args, kwargs, tensors, there)
         result = func(*args, **kwargs)
         packet = func.overloadpacket
+        if func._schema.is_mutable and str(packet).startswith("aten._foreach"):  # uncounted under a mode
+            torch.autograd.graph.increment_version([each for each in args[0] if not each.is_inference()])
         if packet in (_aten.copy_, _aten.set_, _aten._foreach_copy_):
             return result
         made = [each for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
-        if self._asked and (not tensors or packet in (_aten._to_copy, _aten.clone, _aten.empty_like)):
+        if packet in _PACKING:
+            made = made[:1]  # lengths stay on the CPU
+        if self._asked and (not tensors or packet in _COPYING):
             for each in made:
                 self.put(each, self._asked[-1])
         elif not tensors:
@@ -157,10 +179,9 @@ class _Places(TorchDispatchMode):
         elif any(there):
             for each in made:
                 self.put(each, THERE)
-        elif any(self._holds(self._anywhere, each) for each in tensors):
-            if all(self._holds(self._anywhere, each) or not each.dim() for each in tensors):
-                for each in made:
-                    self.put(each, None)
+        elif all(self._holds(self._anywhere, each) for each in tensors):
+            for each in made:
+                self.put(each, None)
         return result
 
     def _check(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], there: list[bool]) -> None:
@@ -193,7 +214,8 @@ class _Places(TorchDispatchMode):
 
 def _key(tensor: Tensor) -> int | None:
     try:
-        return int(tensor.untyped_storage()._cdata)
+        with torch._C.DisableTorchFunction():  # it is nobody's business
+            return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse, or a wrapper without memory
         return None
 
@@ -329,7 +351,7 @@ def second_device(strict: bool = True) -> Iterator[torch.device]:
         stack.enter_context(mock.patch.object(torch.Tensor, "__deepcopy__", deeply_copied))
         for name in _FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, factory(name, getattr(torch, name))))
-        stack.enter_context(mock.patch.object(torch.backends.cudnn, "is_acceptable", lambda tensor: False))
+        stack.enter_context(mock.patch.object(torch.backends.cudnn, "is_acceptable", return_value=False))
         stack.enter_context(places)
         yield THERE
     if strict:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hatrack.compact.cutting import PREFIX, Cut, UnfitError, cut_backbone, unflattens, with_norms
 from hatrack.compact.modules import CompactNetwork, OwnHead, Summary, whole_head
-from hatrack.compact.recurrent import with_equal_widths
+from hatrack.compact.recurrent import in_one_chunk, with_equal_widths
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.state.tryouts import agree, deviation, says_something
 from hatrack.support.inputs import Inputs, device_of, tensor_of
@@ -283,6 +283,7 @@ def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> Comp
             whole = [int(size) for size in module.unflattened_size]
             module.unflattened_size = (*whole[:axis], -1, *whole[axis + 1 :])
     cut_backbone(backbone, cut)
+    in_one_chunk(backbone)
     network = CompactNetwork(backbone, _cut_head(source, cut), interface=source.interface).eval()
     return network.requires_grad_(False)
 
@@ -307,7 +308,9 @@ def _cut_head(source: TaskParts, cut: Cut) -> nn.Module:
 def _full(source: TaskParts) -> CompactNetwork:
     """Make the whole network with the task's norms and head, for comparison."""
     everything = torch.ones_like(source.on)
-    return _network(source, Cut(source.graph, everything, everything, source.device), (None,) * len(unflattens(source.backbone)))
+    return _network(
+        source, Cut(source.graph, everything, everything, source.device), (None,) * len(unflattens(source.backbone))
+    )
 
 
 def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hatrack.gating.recurrent import is_recurrent
 from hatrack.units import UnitGraph
 
-__all__ = ["cut_recurrent", "with_equal_widths"]
+__all__ = ["cut_recurrent", "in_one_chunk", "with_equal_widths"]
 
 
 def with_equal_widths(keep: Tensor, backbone: nn.Module, graph: UnitGraph, prefix: str) -> Tensor:
@@ -69,6 +69,17 @@ def cut_recurrent(module: nn.Module, graph: UnitGraph, prefix: str, keep: Tensor
     first = next(own for own, _ in module.named_parameters() if own.startswith("weight_ih"))
     attributes["input_size"] = module.get_parameter(first).shape[1]
     return None
+
+
+def in_one_chunk(network: nn.Module) -> None:
+    """Lay the weights of each recurrent layer of a copied network side by side in memory.
+
+    On a GPU cuDNN reads them so. Copies of weights lie apart, and torch would put them together at every call, with a
+    warning. Elsewhere nothing is done, and no value changes anywhere.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
 
 
 def _widths(module: nn.Module, graph: UnitGraph, prefix: str) -> Iterator[list[Tensor]]:
