@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,7 @@ def test_outputs_agree_where_what_is_no_number_is_in_the_same_places() -> None:
 class Particular(nn.Module):
     """A network whose forward raises where one of its layers is not as wide as it was built."""
 
-    def __init__(self, error: type[Exception]) -> None:
+    def __init__(self, error: type[Exception] | Exception) -> None:
         super().__init__()
         self.first, self.second, self.third = nn.Linear(9, 32), nn.Linear(32, 24), nn.Linear(24, 16)
         self.error = error
@@ -308,6 +309,74 @@ def test_a_layer_whose_width_a_forward_insists_on_stays_whole(error: type[Except
     assert_close(net.logits_of_tasks({"task": x})["task"], logits(net, x, "task"))
     assert compact.summary is not None
     assert compact.summary.whole == {"first": f"its forward has widths written down ({error.__name__})"}
+
+
+OTHER_CAUSES: dict[str, Callable[[], object]] = {
+    "type of a product": lambda: torch.zeros(2, 2) @ torch.zeros(2, 2).double(),
+    "type of a layer": lambda: nn.Linear(2, 2)(torch.zeros(2, 2).double()),
+    "type of a convolution": lambda: nn.Conv1d(2, 2, 1)(torch.zeros(2, 2, 2).double()),
+    "type of what is written": lambda: torch.zeros(2).long().add_(torch.zeros(2)),
+    "type of an index": lambda: torch.zeros(2)[torch.zeros(2)],
+    "memory": lambda: torch.empty(2**62, dtype=torch.uint8),
+}
+"""Calls that fail for another reason than a shape."""
+
+
+@pytest.mark.parametrize("cause", OTHER_CAUSES)
+@torch.no_grad()
+def test_an_error_that_is_not_about_shapes_is_not_explained_by_widths(cause: str) -> None:
+    with pytest.raises((RuntimeError, IndexError)) as raised:
+        OTHER_CAUSES[cause]()
+    net = consolidated(lambda: Particular(raised.value), lambda n: torch.randn(n, 9))
+    with pytest.raises(type(raised.value), match=re.escape(str(raised.value))):
+        net.extract("task")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "Expected all tensors to be on the same device, but got index is on cpu, different from others on cuda:0",
+        "expected self and mask to be on the same device, but got mask on cpu and self on cuda:0",
+        "CUDA error: device-side assert triggered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+@torch.no_grad()
+def test_an_error_of_a_gpu_is_passed_on(said: str) -> None:
+    net = consolidated(lambda: Particular(RuntimeError(said)), lambda n: torch.randn(n, 9))
+    with pytest.raises(RuntimeError, match=re.escape(said)):
+        net.extract("task")
+
+
+SHAPES: dict[str, Callable[[], object]] = {
+    "product": lambda: torch.zeros(2, 3) @ torch.zeros(2, 3),
+    "layer": lambda: nn.Linear(2, 2)(torch.zeros(2, 3)),
+    "convolution": lambda: nn.Conv2d(3, 2, 1)(torch.zeros(1, 2, 4, 4)),
+    "sum": lambda: torch.zeros(2) + torch.zeros(3),
+    "view": lambda: torch.zeros(6).view(4, 2),
+    "concatenation": lambda: torch.cat([torch.zeros(2, 2), torch.zeros(3, 3)]),
+    "split": lambda: torch.zeros(5).split([2, 2]),
+    "norm": lambda: F.layer_norm(torch.zeros(2, 3), (4,)),
+    "einsum": lambda: torch.einsum("ij,jk->ik", torch.zeros(2, 3), torch.zeros(2, 3)),
+    "unpacking": lambda: [first for first, _, _ in [torch.zeros(2)]],
+    "index": lambda: torch.zeros(2)[5],
+    "recurrent layer": lambda: nn.LSTM(2, 3)(torch.zeros(4, 1, 5)),
+}
+"""Calls that fail because of a shape."""
+
+
+@pytest.mark.parametrize("call", SHAPES)
+@torch.no_grad()
+def test_an_error_about_a_shape_is_explained_by_widths(call: str) -> None:
+    with pytest.raises((RuntimeError, ValueError, IndexError)) as raised:
+        SHAPES[call]()
+    net = consolidated(lambda: Particular(raised.value), lambda n: torch.randn(n, 9))
+    summary = net.extract("task").summary
+    assert summary is not None
+    assert list(summary.whole) == ["first"]
+    assert summary.whole["first"].startswith("its forward has widths written down")
 
 
 @pytest.mark.parametrize("kind", [error for error in vars(hatrack.errors).values() if isinstance(error, type)])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hatrack.compact.cutting import PREFIX, drop_dropout, with_norms
 from hatrack.compact.extract import SILENT, TOLERANCE, TaskParts, extract_task, summarize
 from hatrack.compact.modules import CompactNetwork, OwnHead, whole_head
+from hatrack.compact.recurrent import in_one_chunk
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import mark
 from hatrack.gating.recurrent import is_recurrent
@@ -90,6 +91,7 @@ def extract_baked(
     own_head = whole_head(copy.deepcopy(head), interface.unit_axis, is_own)
     plain = CompactNetwork(copy.deepcopy(backbone), own_head, interface=interface).eval().requires_grad_(False)
     drop_dropout(plain.backbone)
+    in_one_chunk(plain.backbone)
     x, expected = tried[0]
     if interface.samples(x) < 2 or not says_something(expected):
         samples = interface.take(interface.repeated(x, 16), slice(16))

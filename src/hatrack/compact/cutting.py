@@ -43,19 +43,21 @@ class Cut:
         graph: the units of the backbone.
         on: the units that the task uses, booleans ``(U + 1,)``; the last stands for "ungated" and is True.
         keep: the units that stay, on or off, booleans ``(U + 1,)``.
+        device: device of the backbone; units are on the CPU, what is chosen of its tensors by them is not.
     """
 
     graph: UnitGraph
     on: Tensor
     keep: Tensor
+    device: torch.device
 
     def kept(self, units: Tensor) -> Tensor:
-        """Return the indices of an axis that stay, given the units along it."""
-        return self.keep[units].nonzero().flatten()
+        """Return the indices of an axis that stay, given the units along it, on the backbone's device."""
+        return self.keep[units].nonzero().flatten().to(self.device)
 
     def off(self, units: Tensor) -> Tensor:
-        """Return which of the indices that stay belong to units that are off, booleans."""
-        return ~self.on[units[self.kept(units)]]
+        """Return which of the indices that stay belong to units that are off, booleans on the backbone's device."""
+        return ~self.on[units[self.keep[units]]].to(self.device)
 
     def readers(self, name: str) -> list[Reader]:
         """Return the readings of units by a module, at its arguments."""
@@ -234,7 +236,7 @@ def _cut_norm(backbone: nn.Module, name: str, module: nn.Module, cut: Cut) -> se
             new = CompactLayerNorm(len(shape), count, missing, module.eps, weight, bias)
         else:
             new = CompactRMSNorm(len(shape), count, module.eps, weight)
-    replace_module(backbone, module, new.to(reader.units.device))
+    replace_module(backbone, module, new)
     return {id(module)}
 
 
@@ -252,7 +254,7 @@ def _cut_attention(backbone: nn.Module, name: str, module: nn.MultiheadAttention
         weights[reader.argument] = columns
     projection = module.out_proj
     outputs = cut.graph.outputs.get(name)
-    written = torch.arange(projection.out_features) if outputs is None else cut.kept(outputs)
+    written = torch.arange(projection.out_features, device=cut.device) if outputs is None else cut.kept(outputs)
     out = nn.Linear(len(values), len(written), bias=projection.bias is not None, device="meta")
     out.weight = nn.Parameter(whole["out_proj_weight"][written][:, values].clone())
     if projection.bias is not None:
@@ -269,7 +271,7 @@ def _cut_attention(backbone: nn.Module, name: str, module: nn.MultiheadAttention
         out,
         module.num_heads,
         module.batch_first,
-        left=torch.unique(values // module.head_dim).to(first.device),
+        left=torch.unique(values // module.head_dim),
         width=module.head_dim,
         further=further,
         attends_to_zero=module.add_zero_attn,
@@ -294,7 +296,7 @@ def _channels(name: str, module: nn.MultiheadAttention, cut: Cut) -> Tensor:
 
 def _with_heads_cleared(name: str, module: nn.MultiheadAttention, cut: Cut) -> dict[str, Tensor]:
     """Return the weights of an attention that it has, by name, with zeros for heads that are off."""
-    scores, values = ~cut.on[_channels(name, module, cut)].to(module.out_proj.weight.device)
+    scores, values = ~cut.on[_channels(name, module, cut)].to(cut.device)
     weights = cleared_weights(module, scores, values)
     return {own: weight.detach() for own, weight in weights.items() if weight is not None}
 

@@ -207,12 +207,13 @@ def export_all_tasks(
         of_tasks = {name: dict(labels[name].preprocessing) for name in names}
         metadata["preprocessing"] = json.dumps(of_tasks)
         first = samples[names[0]][:2]
-        content = _onnx(together, (first, torch.zeros(2, dtype=torch.int64)), ("x", "task"), metadata)
+        numbers = torch.zeros(2, dtype=torch.int64, device=first.device)
+        content = _onnx(together, (first, numbers), ("x", "task"), metadata)
         deviation, count = 0.0, 0
         for number, name in enumerate(names):
             x = samples[name]
             expected = net(x, name)
-            numbers = torch.full((len(x),), number)
+            numbers = torch.full((len(x),), number, device=x.device)
             parts = [{"x": x[rows], "task": numbers[rows]} for rows in (slice(0, 1), slice(1, None))]
             found = _run_onnx(content, parts)
             deviation = max(deviation, _require_parity(path, name, found[:, : expected.shape[1]], expected))

@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hatrack.compact.cutting import PREFIX, Cut, UnfitError, cut_backbone, unflattens, with_norms
 from hatrack.compact.modules import CompactNetwork, OwnHead, Summary, whole_head
-from hatrack.compact.recurrent import with_equal_widths
+from hatrack.compact.recurrent import in_one_chunk, with_equal_widths
 from hatrack.errors import DOES_NOT_RUN, UnsupportedError
 from hatrack.state.tryouts import agree, deviation, says_something
-from hatrack.support.inputs import Inputs, tensor_of
+from hatrack.support.inputs import Inputs, device_of, tensor_of
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.units import UnitGraph
 
@@ -37,6 +37,14 @@ SILENT = "no samples were found whose outputs would tell a wrong cut from a righ
 
 _MOST_WAYS = 16
 """Largest number of choices for the sizes in ``nn.Unflatten`` that are tried."""
+
+_OTHER_CAUSES = re.compile(
+    r"same device|device type|is on (the )?(cpu|cuda|xpu|mps|meta)\b|(cuda|hip|accelerator|cudnn|cublas)\w* error"
+    r"|out of memory|allocate memory|dtype|scalar type|result type|bias type|weight type"
+    r"|not implemented for '|used as indices must be",
+    re.IGNORECASE,
+)
+"""Parts of torch's messages about devices, types of numbers and memory."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,11 @@ class TaskParts:
         """Units that the task uses, booleans ``(U + 1,)``; the last stands for "ungated"."""
         return torch.cat([self.mask, self.mask.new_ones(1)]).cpu()
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the task's network."""
+        return device_of(self.tried[0][0])
+
 
 @torch.no_grad()
 def extract_task(source: TaskParts) -> CompactNetwork:
@@ -78,6 +91,7 @@ def extract_task(source: TaskParts) -> CompactNetwork:
 
     Raises:
         UnsupportedError: not even the whole backbone without gates gives the gated network's logits.
+        RuntimeError: memory did not suffice, or torch refuses a device or a type of numbers; the error is torch's own.
     """
     best, whole = cut_task(source)
     on, graph = source.on, source.graph
@@ -218,19 +232,28 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
     reason = _why_not_to_size(source.backbone)
     for sizes in _ways(source.backbone, bool(cut)):
         try:
-            network = _network(source, Cut(source.graph, source.on, keep), sizes)
+            network = _network(source, Cut(source.graph, source.on, keep, source.device), sizes)
             found = [tensor_of(network(x)) for x, _ in source.tried]
         except UnfitError as error:
             return str(error)
         except DOES_NOT_RUN as error:
+            if not _may_be_about_shapes(error):  # which is no matter of widths, and would be one in every attempt
+                raise
             said = " ".join(str(error).split())[:120] or type(error).__name__
-            reason = f"{_why_not_to_size(source.backbone)} ({said})"
+            why = _why_not_to_size(source.backbone) if cut else "a copy of its backbone does not run without gates"
+            reason = f"{why} ({said})"
             continue
         pairs = [(logits, expected) for logits, (_, expected) in zip(found, source.tried, strict=True)]
         if all(_agrees(logits, expected) for logits, expected in pairs):
             return network
         reason = f"logits would differ by {max(deviation(*pair) for pair in pairs):.1e} of the largest"
     return reason
+
+
+def _may_be_about_shapes(error: BaseException) -> bool:
+    """Return whether an error may come from a width; those of devices, types of numbers and memory do not."""
+    named = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
+    return not named and not _OTHER_CAUSES.search(str(error))
 
 
 def _why_not_to_size(backbone: nn.Module) -> str:
@@ -260,6 +283,7 @@ def _network(source: TaskParts, cut: Cut, sizes: tuple[int | None, ...]) -> Comp
             whole = [int(size) for size in module.unflattened_size]
             module.unflattened_size = (*whole[:axis], -1, *whole[axis + 1 :])
     cut_backbone(backbone, cut)
+    in_one_chunk(backbone)
     network = CompactNetwork(backbone, _cut_head(source, cut), interface=source.interface).eval()
     return network.requires_grad_(False)
 
@@ -271,9 +295,8 @@ def _cut_head(source: TaskParts, cut: Cut) -> nn.Module:
     if source.is_own:
         if len(kept) == len(features) and not off.any():
             return OwnHead(copy.deepcopy(source.head))
-        device = next((parameter.device for parameter in source.backbone.parameters()), off.device)
-        used, sources = cut.on[features], (~off).nonzero().flatten()
-        return OwnHead(copy.deepcopy(source.head), used.to(device), sources.to(device), axis)
+        used, sources = cut.on[features].to(cut.device), (~off).nonzero().flatten()
+        return OwnHead(copy.deepcopy(source.head), used, sources, axis)
     assert isinstance(source.head, nn.Linear)
     weight = source.head.weight.detach()[:, kept].clone()
     weight[:, off] = 0.0
@@ -285,7 +308,9 @@ def _cut_head(source: TaskParts, cut: Cut) -> nn.Module:
 def _full(source: TaskParts) -> CompactNetwork:
     """Make the whole network with the task's norms and head, for comparison."""
     everything = torch.ones_like(source.on)
-    return _network(source, Cut(source.graph, everything, everything), (None,) * len(unflattens(source.backbone)))
+    return _network(
+        source, Cut(source.graph, everything, everything, source.device), (None,) * len(unflattens(source.backbone))
+    )
 
 
 def _ways(backbone: nn.Module, cut: bool) -> Iterator[tuple[int | None, ...]]:

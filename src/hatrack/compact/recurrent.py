@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hatrack.gating.recurrent import is_recurrent
 from hatrack.units import UnitGraph
 
-__all__ = ["cut_recurrent", "with_equal_widths"]
+__all__ = ["cut_recurrent", "in_one_chunk", "with_equal_widths"]
 
 
 def with_equal_widths(keep: Tensor, backbone: nn.Module, graph: UnitGraph, prefix: str) -> Tensor:
@@ -59,9 +59,8 @@ def cut_recurrent(module: nn.Module, graph: UnitGraph, prefix: str, keep: Tensor
         value = parameter.detach()
         for axis, side in enumerate(graph.uses[prefix + own][0].sides):
             units = side.flatten()
-            kept = keep[units].nonzero().flatten()
-            value = value.index_select(axis, kept)
-            value.movedim(axis, 0)[~on[units[kept]]] = 0.0
+            value = value.index_select(axis, keep[units].nonzero().flatten().to(value.device))
+            value.movedim(axis, 0)[~on[units[keep[units]]]] = 0.0
         setattr(module, own, nn.Parameter(value.clone()))
     attributes = vars(module)
     attributes["hidden_size"] = sizes[0].pop()
@@ -70,6 +69,17 @@ def cut_recurrent(module: nn.Module, graph: UnitGraph, prefix: str, keep: Tensor
     first = next(own for own, _ in module.named_parameters() if own.startswith("weight_ih"))
     attributes["input_size"] = module.get_parameter(first).shape[1]
     return None
+
+
+def in_one_chunk(network: nn.Module) -> None:
+    """Lay the weights of each recurrent layer of a copied network side by side in memory.
+
+    On a GPU cuDNN reads them so. Copies of weights lie apart, and torch would put them together at every call, with a
+    warning. Elsewhere nothing is done, and no value changes anywhere.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
 
 
 def _widths(module: nn.Module, graph: UnitGraph, prefix: str) -> Iterator[list[Tensor]]:

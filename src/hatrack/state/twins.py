@@ -58,6 +58,8 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
         }
         if isinstance(original, nn.RNNBase):  # it reads its weights from a list
             attributes["_flat_weights"] = [attributes["_parameters"][name] for name in original._flat_weights_names]
+            # Else torch would note the change, and on a GPU move these tensors, among them the original's, elsewhere.
+            attributes["_flat_weight_refs"] = [None] * len(attributes["_flat_weights"])
         return copy
 
     root = twin_of(network)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hatrack.support.inputs import map_tensors
 from hatrack.units.rules.registry import functions, rule
 from hatrack.units.trace import Call, Labels, Trace
 
@@ -51,6 +52,7 @@ def reshape(trace: Trace, call: Call) -> Labels:
         return _bits(trace, call)
     moved, *settings = call.args or (None,)
     named = {key: value for key, value in call.kwargs.items() if key not in _MOVED}
+    settings, named = (map_tensors(lambda each: each.cpu(), own) for own in (settings, named))  # where labels are
 
     def labelled(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
@@ -58,7 +60,7 @@ def reshape(trace: Trace, call: Call) -> Labels:
         return trace.labels(value) if isinstance(value, Tensor) else value
 
     args = (labelled(moved), *settings) if call.args else ()
-    kwargs = {key: value if key in named else labelled(value) for key, value in call.kwargs.items()}
+    kwargs = {key: named[key] if key in named else labelled(value) for key, value in call.kwargs.items()}
     labels: Any = function(*args, **kwargs)
     return tuple(labels) if isinstance(labels, (tuple, list)) else labels
 
