@@ -158,7 +158,10 @@ def learn(net: HATNetwork, ask: Any, task: str, way: Way, size: Size, x: Tensor,
 
 
 def law(build: Build, way: Way, size: Size, device: torch.device) -> dict[str, Any]:
-    """Learn three tasks; say whether earlier ones kept their bits, and how far the last is from itself extracted."""
+    """Learn three tasks; say whether earlier ones kept their bits, and of the last how far it is from itself extracted.
+
+    Groups of units that extraction could not cut are counted: networks that are left whole agree with themselves.
+    """
     torch.manual_seed(0)
     x, y = torch.randn(size.batch, 3, 32, 32, device=device), torch.arange(size.batch, device=device) % 2
     net = HATNetwork(build().to(device), x[:1])
@@ -171,8 +174,14 @@ def law(build: Build, way: Way, size: Size, device: torch.device) -> dict[str, A
         with torch.no_grad():
             same &= all(torch.equal(ask(x, earlier), bits) for earlier, bits in said.items())
             said[task] = ask(x, task).clone()
-            away = float((net.extract(task)(x) - said[task]).abs().max())
-    return {"same_bits": same, "extracted_differ_by": away, "largest_logit": float(said["third"].abs().max())}
+            extracted = net.extract(task)
+            away = float((extracted(x) - said[task]).abs().max())
+    return {
+        "same_bits": same,
+        "extracted_differ_by": away,
+        "groups_left_whole": len(extracted.summary.whole),
+        "largest_logit": float(said["third"].abs().max()),
+    }
 
 
 def laws(size: Size, device: torch.device) -> Iterator[tuple[str, Any]]:
