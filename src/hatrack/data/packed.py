@@ -205,11 +205,15 @@ def _part(kept: Checkpoint, origin: str) -> PackedPart:
         raise DataError(f"{origin}: its pictures have no pixels")
     halves = [_half(kept.tensors, name, (channels, height, width), origin) for name in ("train", "test")]
     arrays = ImageArrays(*halves[0], *halves[1])
+    classes = len(identity.class_names)
+    for labels in (arrays.y_train, arrays.y_test):
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise DataError(f"{origin}: a label is outside of 0..{classes - 1}")
     if _digest(arrays) != about["sha256"]:
         raise DataError(f"{origin}: its pictures are not those that were packed (the SHA-256 differs)")
     counts = [tuple(map(int, about[f"{half}_counts"])) for half in ("train", "test")]
     for labels, of_whole in zip((arrays.y_train, arrays.y_test), counts, strict=True):
-        here = labels.bincount(minlength=len(identity.class_names)).tolist()  # which refuses labels below 0
+        here = labels.bincount(minlength=classes).tolist()
         if len(here) != len(of_whole) or any(one > other for one, other in zip(here, of_whole, strict=True)):
             raise DataError(f"{origin}: holds more pictures of a class than it says that the whole has")
     if len(identity.mean) != channels or len(identity.std) != channels:
