@@ -26,6 +26,7 @@ from hatrack.data import (
     ImageDataset,
     as_rgb32,
     first_in_turns,
+    load_subset,
     pack_dataset,
     read_packed,
     write_packed,
@@ -38,6 +39,7 @@ from hatrack.errors import DataError, InputError
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.streams import ClassGroup, StreamOptions, all_classes, class_stream
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = ("ant", "bee", "cat")
 MEAN, STD = (0.3, 0.4, 0.5), (0.1, 0.2, 0.3)
 TINY = Identity("tiny", NAMES, MEAN, STD)
@@ -154,6 +156,19 @@ def test_what_was_packed_is_read(
 def test_the_same_part_is_the_same_file(tmp_path: Path) -> None:
     first = packed(tmp_path / "a", limit=6).read_bytes()
     assert packed(tmp_path / "b", limit=6).read_bytes() == first
+
+
+def test_the_oldest_packed_part_is_read() -> None:
+    subset = load_subset()
+    identity = Identity(subset.name, subset.class_names, subset.mean, subset.std)
+    part = read_packed(FIXTURES / "a4826d4" / "fashion-mnist-subset.packed", identity)
+    train, test = (in_turns(labels.tolist(), limit) for labels, limit in ((subset.y_train, 12), (subset.y_test, 10)))
+    assert torch.equal(part.arrays.x_train, subset.x_train[train])
+    assert torch.equal(part.arrays.y_train, subset.y_train[train])
+    assert torch.equal(part.arrays.x_test, subset.x_test[test])
+    assert torch.equal(part.arrays.y_test, subset.y_test[test])
+    assert part.origin == "packed part: 12 + 10 of idx files (SHA-256 3160f701a8879935)"
+    assert (part.licence, part.train_counts, part.test_counts) == ("MIT (Zalando SE)", (300,) * 10, (100,) * 10)
 
 
 # --- which pictures

@@ -1,7 +1,8 @@
 """Pictures kept small and to the bit: strips of many pictures, one under the other, as WebP without loss.
 
-Strips take two thirds of what PNG or deflated arrays need for photographs, and a little less than these for digits. Of
-pictures with three channels a strip is in colour; of others every channel is a grey picture of its own.
+Strips of photographs take two thirds to five sixths of the bytes of a sheet in PNG, and half to two thirds of those of
+deflated arrays; strips of grey pictures take about as much as these (``benchmarks/packing.py``). Of pictures with three
+channels a strip is in colour; of others every channel is a grey picture of its own.
 """
 
 from __future__ import annotations
