@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -216,6 +217,24 @@ def test_pack_and_what_reads_it(
     file.write_bytes(file.read_bytes()[:-1])
     assert main(["data", "check", "mnist", "--data", str(out)]) == 1
     assert f"({file} is damaged" in capsys.readouterr().out
+
+
+def test_a_run_on_a_packed_part_is_none_on_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_mnist: DatasetSpec
+) -> None:
+    """Even where the part has all pictures: published files alone are known to be what they are."""
+    folder, out, made = put(tmp_path / "mine" / "mnist"), tmp_path / "carried", tmp_path / "runs" / "part"
+    assert main(["data", "pack", "mnist", "--out", str(out), "--data", str(folder.parent), "--quiet"]) == 0
+    run = ["run", "permuted-mnist", "--method", "random", "--set", "validation=0", "--set", "num_tasks=2", "--quiet"]
+    assert main([*run, "--data", str(out), "--out", str(made)]) == 0
+    assert main([*run, "--data", str(folder.parent), "--out", str(made.parent / "whole"), "--seed", "1"]) == 0
+    origin = tiny_mnist.load(out).origin
+    assert json.loads((made / "run.json").read_text())["data"] == [f"mnist: {origin}"]
+    for data, differs in ((out, False), (folder.parent, True)):
+        assert main(["verify", str(made), "--data", str(data)]) == 0
+        assert ("since these differ from the run: data" in capsys.readouterr().out) is differs
+    assert main(["report", str(made.parent), "--out", str(tmp_path / "report.html")]) == 2
+    assert f"are of different data: mnist: idx files, mnist: {origin}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

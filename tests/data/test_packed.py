@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from hatrack.data import (
+    DATASETS,
     CommonForm,
     DatasetSpec,
     FileVariant,
@@ -37,7 +38,7 @@ from hatrack.data.sources import NotFoundError, PublishedFiles
 from hatrack.data.strips import decode_strips, encode_strips
 from hatrack.errors import DataError, InputError
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from hatrack.streams import ClassGroup, StreamOptions, all_classes, class_stream
+from hatrack.streams import STREAMS, ClassGroup, StreamOptions, all_classes, build_stream, class_stream
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = ("ant", "bee", "cat")
@@ -73,8 +74,8 @@ def packed(folder: Path, dataset: ImageDataset | None = None, **limits: int) -> 
 )
 def test_strips_give_back_every_bit(count: int, shape: tuple[int, int, int], values: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, values, (count, *shape), generator=generator).byte()
-    images = images[:, :, :, torch.arange(shape[2] - 1, -1, -1)]
+    channels, height, width = shape
+    images = torch.randint(0, values, (count, width, channels, height), generator=generator).byte().permute(0, 2, 3, 1)
     told: list[int] = []
     strips = encode_strips(images, told.append)
     again = decode_strips(strips, count, shape, "here")
@@ -247,6 +248,9 @@ AGAIN = r"pack the whole data set again \(hatrack data pack tiny\)"
         ({"shape": [3, 0, 4]}, "its pictures have no pixels"),
         ({"shape": [3, 1 << 20, 1 << 20]}, "unpack to more than"),
         ({"shape": [3, 5]}, "is not as hatrack packs data sets"),
+        ({"shape": [3, 1 << 14, 1]}, "is not as hatrack packs data sets"),
+        ({"train_counts": [float("inf")] * 3}, "is not as hatrack packs data sets"),
+        ({"class_names": 3}, "is not as hatrack packs data sets"),
         ({"sha256": "0" * 64}, "its pictures are not those that were packed"),
         ({"train_counts": [9, 7, 1]}, "holds more pictures of a class than it says that the whole has"),
         ({"train_counts": [9, 7]}, "holds more pictures of a class than it says that the whole has"),
@@ -288,6 +292,15 @@ def test_cut_and_damaged_files_are_refused(tmp_path: Path) -> None:
                 read_packed(path, TINY)
     path.write_bytes(content)
     assert len(read_packed(path, TINY).arrays.y_train) == 18
+
+
+def test_a_pillow_without_webp_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = packed(tmp_path)
+    monkeypatch.setattr("PIL.features.check", lambda feature: feature != "webp")
+    with pytest.raises(DataError, match=r"WebP, without which this Pillow was built; install the one of PyPI$"):
+        read_packed(path, TINY)
+    with pytest.raises(DataError, match=r"WebP, without which this Pillow was built; install the one of PyPI$"):
+        packed(tmp_path)
 
 
 # --- the last of the forms
@@ -420,6 +433,31 @@ def test_streams_refuse_a_limit_that_a_part_cannot_give(tmp_path: Path, spec: Da
         class_stream([(dataset, all_classes(dataset))], StreamOptions(0, limit=9), name="s")
     with pytest.raises(InputError, match=r"6 at most \(`limit=6`\)"):
         class_stream([(dataset, ClassGroup("two", (0, 1)))], StreamOptions(0, limit=7), name="s")
+
+
+@pytest.mark.slow
+def test_a_preset_of_packed_parts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every data set of the mixture is known in its form as a packed part, from one folder, without network."""
+    monkeypatch.setenv("HATRACK_OFFLINE", "1")
+    generator = torch.Generator().manual_seed(0)
+    names = STREAMS["mixture-seven"].datasets
+    for name in names:
+        spec = DATASETS[name]
+        labels = torch.arange(2 * len(spec.class_names)) % len(spec.class_names)
+        side = 28 if len(spec.mean) == 1 else 32
+        images = torch.randint(0, 256, (len(labels), len(spec.mean), side, side), generator=generator).byte()
+        whole = (images, labels, images, labels, spec.class_names, spec.mean, spec.std, "random")
+        part = pack_dataset(ImageDataset(name, *whole), spec.licence, test_limit=len(spec.class_names))
+        write_packed(tmp_path / f"{name}.packed", part)
+    stream = build_stream("mixture-seven", StreamOptions(0, validation=0.5), data_dir=tmp_path)
+    lines = dict(line.split(": ", 1) for line in stream.origins)
+    assert lines.keys() == set(names)
+    system = {"fashion-mnist"} if lines["fashion-mnist"] == "idx files" else set()  # where a system package has it
+    for name in set(names) - system:
+        number = len(DATASETS[name].class_names)
+        assert lines[name].startswith(f"packed part: {2 * number} + {number} of random (SHA-256 ")
+    tasks = {task.name: task for task in stream if task.name not in system}
+    assert all(len(task.train) == len(task.valid) == len(task.test) == task.num_classes for task in tasks.values())
 
 
 def test_a_count_for_each_class() -> None:

@@ -19,7 +19,7 @@ import torch
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.files import require_unpacked
 from hatrack.data.sources import data_roots
-from hatrack.data.strips import Monitor, decode_strips, encode_strips
+from hatrack.data.strips import Monitor, decode_strips, encode_strips, require_webp
 from hatrack.errors import CheckpointError, DataError
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
@@ -89,8 +89,10 @@ def write_packed(path: Path, part: PackedPart, monitor: Monitor | None = None) -
 
     Raises:
         InputError: its pictures are too large to be packed.
+        DataError: Pillow writes no WebP.
         CheckpointError: the file cannot be written; its former content is still there.
     """
+    require_webp()
     x_train, y_train, x_test, y_test = part.arrays
     behind = None if monitor is None else lambda done: monitor(len(x_train) + done)
     strips = {"train": encode_strips(x_train, monitor), "test": encode_strips(x_test, behind)}
@@ -120,9 +122,10 @@ def read_packed(path: Path, expected: Identity) -> PackedPart:
         expected: the data set of which it must be a part.
 
     Raises:
-        DataError: it is damaged, of a later version, no packed part, or one of another data set; the message says what
-            to do.
+        DataError: it is damaged, of a later version, no packed part, or one of another data set; or Pillow reads no
+            WebP. The message says what to do.
     """
+    require_webp()
     remedy = f"pack the whole data set again (hatrack data pack {expected.name})"
     try:
         kept = read_checkpoint(path, FORMAT)
@@ -138,7 +141,7 @@ def read_packed(path: Path, expected: Identity) -> PackedPart:
         part = _part(kept, str(path))
     except DataError as error:
         raise DataError(f"{error}; {remedy}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise DataError(f"{path}: is not as hatrack packs data sets ({error!r}); {remedy}") from error
     _require_same(part.identity, expected, path, remedy)
     return part

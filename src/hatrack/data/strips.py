@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from hatrack.errors import DataError, InputError
 
-__all__ = ["Monitor", "decode_strips", "encode_strips", "strip_lengths"]
+__all__ = ["Monitor", "decode_strips", "encode_strips", "require_webp", "strip_lengths"]
 
 Monitor = Callable[[int], None]
 """Told how many pictures have been written."""
@@ -28,6 +28,16 @@ LARGEST_SIDE = 16_383
 """Width and height that the format allows, in pixels."""
 EFFORT = {"method": 4, "quality": 75}
 """What is tried to make a file small; the next method takes ten times as long for one in a hundred bytes."""
+
+
+def require_webp() -> None:
+    """Check that Pillow reads and writes WebP, which it may have been built without.
+
+    Raises:
+        DataError: it does not.
+    """
+    if not features.check("webp"):
+        raise DataError("packed parts are WebP, without which this Pillow was built; install the one of PyPI")
 
 
 def strip_lengths(count: int, shape: tuple[int, int, int]) -> list[int]:
