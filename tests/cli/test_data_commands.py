@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich import filesize
 from rich.console import Console
 
 from hatrack.cli import main
@@ -184,6 +186,127 @@ def test_a_run_shows_its_download(tmp_path: Path, capsys: pytest.CaptureFixture[
         ["run", "split-mnist", "--method", "random", "--out", str(tmp_path / "run"), "--set", "validation=0"]
     ) in (0, 2)
     assert "downloading train-images-idx3-ubyte.gz (" in capsys.readouterr().out
+
+
+# --- packed parts
+
+
+def test_pack_and_what_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_mnist: DatasetSpec
+) -> None:
+    folder, out = put(tmp_path / "mine" / "mnist"), tmp_path / "carried" / "there"
+    asked = ["data", "pack", "mnist", "fashion-mnist-subset", "--limit", "10", "--test-limit", "10", "--out", str(out)]
+    assert main([*asked, "--data", str(folder.parent)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    file = out / "mnist.packed"
+    assert shown[0].startswith(f"mnist: 10 + 5 of 10 + 5 pictures, {filesize.decimal(file.stat().st_size)} (")
+    assert shown[1].startswith("fashion-mnist-subset: 10 + 10 of 3,000 + 1,000 pictures, ")
+    both = filesize.decimal(sum(path.stat().st_size for path in out.iterdir()))
+    assert shown[2:] == [f"together {both} in 2 files in {out}"]
+    assert sorted(path.name for path in out.iterdir()) == ["fashion-mnist-subset.packed", "mnist.packed"]
+
+    monkeypatch.setenv("HATRACK_OFFLINE", "1")
+    found = tiny_mnist.load(out)
+    assert torch.equal(found.x_train, X.unsqueeze(1))
+    assert torch.equal(found.y_train, Y.long())
+    assert main(["data", "path", "mnist", "--data", str(out)]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    assert main(["data", "check", "mnist", "--data", str(out)]) == 0
+    assert found.origin.startswith("packed whole: 10 + 5 of idx files (SHA-256 ")
+    assert capsys.readouterr().out == f"mnist: sound, 10 + 5 images of 10 classes ({found.origin})\n"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main(["data", "check", "mnist", "--data", str(out)]) == 1
+    assert f"({file} is damaged" in capsys.readouterr().out
+
+
+def test_a_run_on_a_packed_part_is_none_on_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_mnist: DatasetSpec
+) -> None:
+    """Even where the part has all pictures: published files alone are known to be what they are."""
+    folder, out, made = put(tmp_path / "mine" / "mnist"), tmp_path / "carried", tmp_path / "runs" / "part"
+    assert main(["data", "pack", "mnist", "--out", str(out), "--data", str(folder.parent), "--quiet"]) == 0
+    run = ["run", "permuted-mnist", "--method", "random", "--set", "validation=0", "--set", "num_tasks=2", "--quiet"]
+    assert main([*run, "--data", str(out), "--out", str(made)]) == 0
+    assert main([*run, "--data", str(folder.parent), "--out", str(made.parent / "whole"), "--seed", "1"]) == 0
+    origin = tiny_mnist.load(out).origin
+    assert json.loads((made / "run.json").read_text())["data"] == [f"mnist: {origin}"]
+    for data, differs in ((out, False), (folder.parent, True)):
+        assert main(["verify", str(made), "--data", str(data)]) == 0
+        assert ("since these differ from the run: data" in capsys.readouterr().out) is differs
+    assert main(["report", str(made.parent), "--out", str(tmp_path / "report.html")]) == 2
+    assert f"are of different data: mnist: idx files, mnist: {origin}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_list_shows_packed_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_mnist: DatasetSpec
+) -> None:
+    folder, out = put(tmp_path / "mine" / "mnist"), tmp_path / "carried"
+    assert main(["data", "pack", "mnist", "--out", str(out), "--data", str(folder.parent), "--quiet"]) == 0
+    file, said = out / "mnist.packed", tiny_mnist.load(out).origin
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["data", "list", "--data", str(out)]) == 0
+    assert row(capsys.readouterr().out, "mnist").startswith(f"mnist {said} {filesize.decimal(file.stat().st_size)}")
+
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main(["data", "list", "--data", str(out)]) == 0
+    assert row(capsys.readouterr().out, "mnist").startswith("mnist damaged")
+
+
+def test_fetch_gets_the_whole_and_pack_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_mnist: DatasetSpec
+) -> None:
+    """Where a part is at hand, too: neither command takes it for what was asked."""
+    out = tmp_path / "carried"
+    assert main(["data", "pack", "mnist", "--test-limit", "5", "--out", str(out)]) == 0
+    assert "downloading train-images-idx3-ubyte.gz (" in capsys.readouterr().out
+    for path in (tmp_path / "cache" / "hatrack" / "mnist").iterdir():
+        path.unlink()
+    assert tiny_mnist.load(out).origin.startswith("packed whole: "), "nothing is downloaded"
+    assert main(["data", "fetch", "mnist", "--data", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"mnist: ready, in {tmp_path}/cache/hatrack/mnist\n")
+    for path in (tmp_path / "cache" / "hatrack" / "mnist").iterdir():
+        path.unlink()
+    assert main(["data", "pack", "mnist", "--out", str(out), "--data", str(out), "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert tiny_mnist.load(out).origin == "idx files", "packed from the download"
+
+
+def test_an_experiment_stands_for_its_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["data", "pack", "mnist", "--experiment", "demo", "--limit", "10", "--out", str(tmp_path / "out")]
+    assert main(asked) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"mnist.packed", "fashion-mnist-subset.packed"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "needs the names of data sets or an --experiment; choose from mnist"),
+        (["mnst"], 'Did you mean "mnist"'),
+        (["--experiment", "dmo"], "demo"),
+        (["mnist", "--limit", "0"], "--limit must be at least 1, not 0"),
+        (["mnist", "--test-limit", "-1"], "--test-limit must be at least 1, not -1"),
+        (["mnist", "--limit", "1.5"], "limit"),
+        (["mnist", "--limit", "9"], "mnist: of its training pictures 9 pictures are too few for 10 classes"),
+    ],
+)
+def test_what_cannot_be_packed(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "pack", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["data", "pack", "mnist", "--out", str(tmp_path / "file")]) == 2
+    assert f"{tmp_path}/file is a file" in capsys.readouterr().err
+    assert main(["data", "pack", "mnist"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main(["data", "pack", "facescrub", "--out", str(tmp_path / "out")]) == 1
+    assert "facescrub: pictures not found" in capsys.readouterr().err
 
 
 # --- the display

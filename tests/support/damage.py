@@ -23,11 +23,14 @@ from torch import nn
 
 import hatrack
 from hatrack import HATNetwork, HatrackError, WeightMaskedNetwork
+from hatrack.data import Identity, PackedPart, read_packed, write_packed
+from hatrack.data.dataset import ImageArrays
 from hatrack.data.files import unpack
 from hatrack.data.mnist import decode_idx, encode_idx
 from hatrack.data.npz import decode_npz
 from hatrack.data.pictures import PictureForm, PictureLayout, decode_files
 from hatrack.data.registry import SVHN_TEST, SVHN_TRAIN, decode_svhn
+from hatrack.data.strips import decode_strips, encode_strips
 from hatrack.data.traffic_signs import SignLayout
 from hatrack.data.trees import unpack_tree
 from hatrack.experiments import read_result
@@ -333,9 +336,30 @@ def written(name: str) -> tuple[bytes, ...]:
     return ((FOLDER / name).read_bytes(),)
 
 
+IDENTITY = Identity("tiny", ("a", "b"), (0.5,) * 3, (0.2,) * 3)
+
+
+def packed(content: bytes) -> object:
+    (FOLDER / "tiny.packed").write_bytes(content)
+    return read_packed(FOLDER / "tiny.packed", IDENTITY)
+
+
+def packed_file() -> bytes:
+    labels = torch.arange(4) % 2
+    part = PackedPart(IDENTITY, "free", "a file", (2, 2), (2, 2), ImageArrays(IMAGES, labels, IMAGES, labels))
+    write_packed(FOLDER / "tiny.packed", part)
+    return (FOLDER / "tiny.packed").read_bytes()
+
+
+def strip(content: bytes) -> object:
+    return decode_strips((content,), len(IMAGES), (3, 8, 8), "a strip")
+
+
 NETWORKS = (saved(HATNetwork), saved(WeightMaskedNetwork))
 RECORDS: dict[str, Reader] = {
     "network": Reader(network, NETWORKS),
+    "packed part": Reader(packed, (packed_file(),)),
+    "strip": Reader(strip, tuple(encode_strips(IMAGES))),
     "run.json": Reader(result, written("run.json")),
     "comparison.json": Reader(plan, written("comparison.json")),
     "failure.json": Reader(failure, written("failure.json")),

@@ -27,11 +27,17 @@ from hatrack.report import share_in_use
 from hatrack.report.loggers import LOGGERS, with_logs
 from hatrack.train import BatchDone, EpochDone
 
-__all__ = ["DownloadDisplay", "carry_out"]
+__all__ = ["DownloadDisplay", "carry_out", "make_progress"]
 
 
-def _progress(console: Console, quiet: bool, *columns: ProgressColumn) -> Progress:
-    """Bars that say what goes on, some columns, and how long it will still take."""
+def make_progress(console: Console, quiet: bool, *columns: ProgressColumn) -> Progress:
+    """Make bars that say what goes on, some columns, and how long it will still take; they are gone at the end.
+
+    Args:
+        console: where to show them.
+        quiet: show nothing; neither is anything shown outside of a terminal.
+        *columns: what stands between the bar and the time.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -58,7 +64,7 @@ class DownloadDisplay:
         self._console = console
         self._quiet = quiet
         self._bars: dict[str, TaskID] = {}
-        self._progress = _progress(console, quiet, DownloadColumn(), TransferSpeedColumn())
+        self._progress = make_progress(console, quiet, DownloadColumn(), TransferSpeedColumn())
 
     def __enter__(self) -> DownloadDisplay:
         return self
@@ -101,7 +107,7 @@ class RunDisplay:
         self._validation = ""
         self._metric = ACCURACY
         share, detail = TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[detail]}")
-        self._progress = _progress(console, quiet, share, detail)
+        self._progress = make_progress(console, quiet, share, detail)
         self._all = self._bar(label, total=float(len(result.tasks)))
         self._one: TaskID | None = None
 

@@ -10,21 +10,24 @@ from urllib.parse import urlsplit
 from cyclopts import App, Parameter
 from rich import filesize
 from rich.box import SIMPLE
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from hatrack.cli import names as known
-from hatrack.cli.options import Data, Quiet, make_console, say, with_options
+from hatrack.cli.options import WHOLE, Data, Quiet, make_console, require_output, say, with_options
 from hatrack.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from hatrack.data import DatasetSpec, ImageDataset
+    from rich.console import Console
+
+    from hatrack.data import DatasetSpec, ImageDataset, PackedPart
 
 __all__ = ["data_app"]
 
 data_app = App(
     name="data",
-    help="Show, check and fetch data sets.\n\nThey are looked for in `--data DIR`, in `HATRACK_DATA`, in the system's "
-    "folders and in the download cache (`XDG_CACHE_HOME/hatrack`). `HATRACK_OFFLINE=1` forbids the network.",
+    help="Show, check, fetch and pack data sets.\n\nThey are looked for in `--data DIR`, in `HATRACK_DATA`, in the "
+    "system's folders and in the download cache (`XDG_CACHE_HOME/hatrack`). `HATRACK_OFFLINE=1` forbids the network.",
     help_format="markdown",
 )
 
@@ -113,7 +116,7 @@ def check_command(*names: Name, data: Data = None, statistics: Annotated[bool, P
 def fetch_command(*names: Name, data: Data = None, quiet: Quiet = False) -> int:
     """Download what is not on this machine, verify it, and prepare it for use.
 
-    Interrupt it whenever you like: the same command goes on from there.
+    Interrupt it whenever you like: the same command goes on from there. A packed part on this machine does not count.
 
     Parameters
     ----------
@@ -128,11 +131,87 @@ def fetch_command(*names: Name, data: Data = None, quiet: Quiet = False) -> int:
     console = make_console()
     for spec in (DATASETS[name] for name in names):
         with DownloadDisplay(console, quiet=quiet) as monitor:
-            spec.load(data, monitor=monitor)
+            spec.load(data, monitor=monitor, parts=False)
         if not quiet:
             _, paths = spec.locate(data)
             say(console, f"{spec.name}: ready, in {_common(paths)}")
     return 0
+
+
+@data_app.command(name="pack")
+def pack_command(
+    *names: Name,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    experiment: Annotated[str | None, Parameter(choices=known.EXPERIMENTS)] = None,
+    limit: Annotated[int | None, WHOLE] = None,
+    test_limit: Annotated[int | None, WHOLE] = None,
+    data: Data = None,
+    quiet: Quiet = False,
+) -> int:
+    """Write parts of data sets into a folder, small and to the bit, to be carried to another machine.
+
+    There give the folder as `--data`. A part is taken where no whole form of its data set is found, and results say
+    that it is one. It holds the first pictures of every class, in parts as equal as the classes allow: the classes take
+    turns in their order, each with its next picture in the order of the data set, until there are enough.
+
+    Parameters
+    ----------
+    names
+        The data sets.
+    out
+        The folder; a part is `NAME.packed` in it.
+    experiment
+        Pack all data sets of an experiment, too.
+    limit
+        At most so many training pictures of each data set; all if left out.
+    test_limit
+        At most so many test pictures of each data set; all if left out.
+    """
+    from hatrack.cli.carrying import DownloadDisplay
+    from hatrack.experiments import describe
+    from hatrack.streams import STREAMS
+
+    chosen = dict.fromkeys((*names, *(STREAMS[describe(experiment).stream].datasets if experiment else ())))
+    if not chosen:
+        raise InputError(
+            "hatrack data pack needs the names of data sets or an --experiment; choose from "
+            + ", ".join(known.DATASETS)
+        )
+    from hatrack.data import DATASETS, pack_dataset
+    from hatrack.data.packed import SUFFIX
+
+    for option, value in (("--limit", limit), ("--test-limit", test_limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} must be at least 1, not {value}")
+    paths = {name: out / f"{name}{SUFFIX}" for name in chosen}
+    for path in paths.values():
+        require_output(path)
+    console = make_console()
+    for name, path in paths.items():
+        with DownloadDisplay(console, quiet=quiet) as monitor:
+            dataset = DATASETS[name].load(data, monitor=monitor, parts=False)
+        part = pack_dataset(dataset, DATASETS[name].licence, limit=limit, test_limit=test_limit)
+        _write(path, part, console, quiet)
+        if not quiet:
+            here, whole = ((len(of.y_train), len(of.y_test)) for of in (part.arrays, dataset))
+            pictures = "{:,} + {:,} of {:,} + {:,} pictures".format(*here, *whole)
+            share = path.stat().st_size / sum(x.numel() for x in (part.arrays.x_train, part.arrays.x_test))
+            say(console, f"{name}: {pictures}, {_size((path,))} ({100 * share:.0f} % of their pixels' bytes)")
+    if not quiet:
+        files = f"{len(paths)} file{'s' * (len(paths) > 1)}"
+        say(console, f"together {_size(tuple(paths.values()))} in {files} in {out}")
+    return 0
+
+
+def _write(path: Path, part: PackedPart, console: Console, quiet: bool) -> None:
+    """Write a packed part, with a bar in a terminal."""
+    from hatrack.cli.carrying import make_progress
+    from hatrack.data import write_packed
+
+    with make_progress(console, quiet, MofNCompleteColumn()) as progress:
+        total = len(part.arrays.y_train) + len(part.arrays.y_test)
+        bar = progress.add_task(f"packing {part.identity.name}", total=total)
+        write_packed(path, part, lambda done: progress.update(bar, completed=done))
 
 
 def _statistics(dataset: ImageDataset) -> Iterable[str]:

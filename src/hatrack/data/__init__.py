@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from hatrack.data.arrays import channel_statistics
-from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageDataset, Variant
+from hatrack.data.dataset import CommonForm, DatasetSpec, FileVariant, Fitting, ImageDataset, PackedVariant, Variant
 from hatrack.data.files import DownloadMonitor
 from hatrack.data.mnist import build_subset, read_idx
 from hatrack.data.own import from_dataset, from_huggingface, from_npz, from_pictures
+from hatrack.data.packed import Identity, PackedPart, read_packed, write_packed
+from hatrack.data.packing import first_in_turns, pack_dataset
 from hatrack.data.pictures import PictureLayout
 from hatrack.data.registry import DATASETS, load_dataset, load_subset
 from hatrack.data.rgb32 import as_rgb32
@@ -19,7 +21,10 @@ __all__ = [
     "DownloadMonitor",
     "FileVariant",
     "Fitting",
+    "Identity",
     "ImageDataset",
+    "PackedPart",
+    "PackedVariant",
     "PictureLayout",
     "PictureTree",
     "TreeLayout",
@@ -27,11 +32,15 @@ __all__ = [
     "as_rgb32",
     "build_subset",
     "channel_statistics",
+    "first_in_turns",
     "from_dataset",
     "from_huggingface",
     "from_npz",
     "from_pictures",
     "load_dataset",
     "load_subset",
+    "pack_dataset",
     "read_idx",
+    "read_packed",
+    "write_packed",
 ]

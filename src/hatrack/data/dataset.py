@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from hatrack.data.arrays import ImageArrays
 from hatrack.data.files import OFFLINE_VARIABLE, DownloadMonitor, offline
+from hatrack.data.packed import Identity, PackedPart, find_packed, packed_files
 from hatrack.data.prepared import Decoded, prepared
 from hatrack.data.sources import Absence, FileSource, NotFoundError, cache_root
 from hatrack.errors import DataError, InputError
@@ -27,6 +28,7 @@ __all__ = [
     "ImageArrays",
     "ImageDataset",
     "Loaded",
+    "PackedVariant",
     "Variant",
 ]
 
@@ -168,6 +170,57 @@ class FileVariant:
         return self.source.locate(dataset, data_dir)
 
 
+@dataclass(frozen=True)
+class PackedVariant:
+    """A form that is a part of the data set: the first sound packed file. See :mod:`hatrack.data.packed`.
+
+    Attributes:
+        identity: the data set.
+        name: name of the form; of a part that was found its origin, which says what it holds.
+    """
+
+    identity: Identity
+    name: str = "packed part"
+
+    @property
+    def downloads(self) -> bool:
+        """False: packed parts are looked for on this machine only."""
+        return False
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """No address: packed parts are looked for on this machine only."""
+        return ()
+
+    def find(self, data_dir: Path | None = None) -> tuple[Path, PackedPart]:
+        """Return the first sound file, and its content.
+
+        Args:
+            data_dir: folder to look in before ``$HATRACK_DATA``, or None.
+
+        Raises:
+            DataError: there is none; the message says what is wrong with those that are there.
+        """
+        return find_packed(self.identity, data_dir)
+
+    def load(
+        self,
+        dataset: str,
+        data_dir: Path | None = None,
+        *,
+        download: bool = False,
+        monitor: DownloadMonitor | None = None,
+    ) -> Loaded:
+        """Read the first sound file. See :class:`Variant`."""
+        _, part = self.find(data_dir)
+        return Loaded(part.arrays, part.origin)
+
+    def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
+        """Return the first sound file, after reading it. See :class:`Variant`."""
+        path, _ = self.find(data_dir)
+        return (path,)
+
+
 class Fitting(Enum):
     """Way in which images become 32 x 32."""
 
@@ -207,6 +260,8 @@ class ImageDataset:
         std: standard deviation of each channel, after scaling to [0, 1].
         origin: one line on the form in which the data set was found, for results to record; empty if unknown.
         common_form: way in which the images take the form that all data sets of a mixture share.
+        train_counts: number of training images of every class of the whole, where these are a packed part of it;
+            otherwise empty.
 
     Raises:
         InputError: the arrays do not fit together.
@@ -222,6 +277,7 @@ class ImageDataset:
     std: tuple[float, ...]
     origin: str = ""
     common_form: CommonForm = CommonForm()
+    train_counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for part, x, y in (("training", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
@@ -241,6 +297,34 @@ class ImageDataset:
             raise InputError(
                 f"{self.name}: mean and std need one value for each of the {self.x_train.shape[1]} channels"
             )
+        if self.train_counts and len(self.train_counts) != len(self.class_names):
+            raise InputError(f"{self.name}: the whole needs a count for each of the {len(self.class_names)} classes")
+
+    def require_limit(self, classes: Sequence[int], limit: int) -> None:
+        """Check that a packed part has the training images that a limit asks of the whole.
+
+        Args:
+            classes: labels of the classes, without others.
+            limit: number of training images, balanced over the classes.
+
+        Raises:
+            InputError: it has not; the message gives the largest limit of these classes.
+        """
+        if not self.train_counts:
+            return
+        here = [int((self.y_train == label).sum()) for label in classes]
+        there = [self.train_counts[label] for label in classes]
+        short = min((count for count, whole in zip(here, there, strict=True) if count < whole), default=None)
+        if short is None:
+            return
+        # Once the whole gives every class more than the shortest one has here, the part cannot follow.
+        if limit <= (most := min(sum(here), sum(min(count, short + 1) for count in there) - 1)):
+            return
+        raise InputError(
+            f"{limit:,} training images (`limit={limit}`) are more than the packed part of {self.name} can give in "
+            f"equal parts; ask for {most:,} at most (`limit={most}`), give no limit to take all of it, or get the "
+            f"whole data set; there is a {self.origin}"
+        )
 
 
 @dataclass(frozen=True)
@@ -257,7 +341,7 @@ class DatasetSpec:
         class_names: the name of each class, in the order of the labels.
         mean: mean of each channel of the training images, after scaling to [0, 1].
         std: standard deviation of each channel, likewise.
-        variants: the forms in which it can be had, the preferred one first.
+        variants: the whole forms in which it can be had, the preferred one first; a packed part comes after all.
         common_form: way in which the images become 3 x 32 x 32.
     """
 
@@ -275,8 +359,18 @@ class DatasetSpec:
         """Return whether the network could provide it."""
         return any(variant.downloads for variant in self.variants)
 
+    @property
+    def packed(self) -> PackedVariant:
+        """Form of a packed part, which is taken if no whole form is on this machine."""
+        return PackedVariant(Identity(self.name, self.class_names, self.mean, self.std))
+
     def load(
-        self, data_dir: Path | None = None, *, download: bool = True, monitor: DownloadMonitor | None = None
+        self,
+        data_dir: Path | None = None,
+        *,
+        download: bool = True,
+        monitor: DownloadMonitor | None = None,
+        parts: bool = True,
     ) -> ImageDataset:
         """Obtain the data set: in the first form that is on this machine, or else can be downloaded.
 
@@ -284,6 +378,7 @@ class DatasetSpec:
             data_dir: folder to look in before all others.
             download: whether files found nowhere may be fetched from the network, unless ``HATRACK_OFFLINE`` is set.
             monitor: told how downloads go on.
+            parts: whether a packed part will do where no whole form is on this machine.
 
         Raises:
             InputError: ``data_dir`` is no folder.
@@ -291,7 +386,7 @@ class DatasetSpec:
         """
         _require_folder(data_dir)
         try:
-            arrays, origin = self._load(data_dir, download and not offline(), monitor)
+            (arrays, origin), train_counts = self._load(data_dir, download and not offline(), monitor, parts)
         except NotFoundError as error:
             if download and self.downloads and offline():
                 raise error.with_fault(f"{OFFLINE_VARIABLE} is set, so the network was not asked") from error
@@ -304,12 +399,14 @@ class DatasetSpec:
             std=self.std,
             origin=origin,
             common_form=self.common_form,
+            train_counts=train_counts,
         )
 
     def locate(self, data_dir: Path | None = None) -> tuple[Variant, tuple[Path, ...]]:
         """Return the form in which :meth:`load` would find the data set on this machine, and where.
 
-        Published files are verified; trees of pictures are not read.
+        Published files and packed parts are verified; trees of pictures are not read. A packed part's form is named
+        after what it holds.
 
         Args:
             data_dir: folder to look in before all others.
@@ -323,9 +420,30 @@ class DatasetSpec:
         for variant in self.variants:
             with search:
                 return variant, variant.locate(self.name, data_dir)
+        if packed_files(self.name, data_dir):
+            with search:
+                path, part = self.packed.find(data_dir)
+                return dataclasses.replace(self.packed, name=part.origin), (path,)
         raise search.failure()
 
-    def _load(self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None) -> Loaded:
+    def _load(
+        self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None, parts: bool
+    ) -> tuple[Loaded, tuple[int, ...]]:
+        """Return the data set, and of a packed part the number of training images of every class of the whole."""
+        if not (parts and packed_files(self.name, data_dir)):
+            return self._load_whole(data_dir, download, monitor), ()
+        search = FormSearch(self.name)
+        with search:
+            return self._load_whole(data_dir, False, monitor), ()
+        with search:
+            _, part = self.packed.find(data_dir)
+            return Loaded(part.arrays, part.origin), part.train_counts
+        if download and self.downloads:
+            with search:
+                return self._load_whole(data_dir, True, monitor), ()
+        raise search.failure()
+
+    def _load_whole(self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None) -> Loaded:
         if len(self.variants) == 1:  # nothing to choose from, so its own error says it best
             return self.variants[0].load(self.name, data_dir, download=download, monitor=monitor)
         search = FormSearch(self.name)

@@ -66,6 +66,7 @@ class Runs:
             raise InputError(f"there is no run in which a task has been learned ({remedy})")
         _require_one([result.experiment for result in learned], "experiments")
         _require_one(_data_of([result for result in learned if result.sources]), "data")
+        _require_one_form([result for result in learned if not result.sources])
         _require_one([f"{len(result.tasks)} tasks" for result in learned], "numbers of tasks")
         _require_one([", ".join(task.metric.name for task in result.tasks) for result in learned], "metrics")
         most = max(len(result.scores) for result in learned)
@@ -249,6 +250,18 @@ def _require_one(values: Iterable[str], what: str) -> None:
         raise InputError(
             f"a report is about runs that can be compared; these are of different {what}: {', '.join(different)}"
         )
+
+
+def _require_one_form(results: Iterable[RunResult]) -> None:
+    """Refuse runs of presets that have seen a data set in different forms, such as a packed part of it and the whole.
+
+    Which data sets a run has seen, and in which order, may depend on its seed. Records of before say nothing of them.
+    """
+    forms: dict[str, set[str]] = defaultdict(set)
+    for line in (line for result in results for line in result.data):
+        forms[line.partition(":")[0]].add(line)
+    for lines in forms.values():
+        _require_one(lines, "data")
 
 
 def _data_of(results: Iterable[RunResult]) -> list[str]:

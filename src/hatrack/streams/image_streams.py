@@ -179,7 +179,8 @@ def class_task(
         transform: applied to the images on loading, by default the data set's normalisation.
 
     Raises:
-        InputError: the group names no class, one twice or an unknown one; or an option is out of range.
+        InputError: the group names no class, one twice or an unknown one; an option is out of range; or the data set
+            is a packed part that has fewer samples than its limit asks of the whole.
     """
     different = set(group.classes) & set(range(len(dataset.class_names)))
     if not group.classes or len(different) != len(group.classes):
@@ -187,6 +188,8 @@ def class_task(
             f"task {group.name}: needs classes of {dataset.name}, each once, "
             f"out of 0..{len(dataset.class_names) - 1}; not {group.classes}"
         )
+    if options.limit is not None:
+        dataset.require_limit(group.classes, options.limit)
     if transform is None:
         transform = Normalise(dataset.mean, dataset.std)
     classes = tuple(dataset.class_names[label] for label in group.classes)
