@@ -118,8 +118,8 @@ class Way:
 
 WAYS: Mapping[str, Way] = {
     "momentum": Way(lambda of: torch.optim.SGD(of, lr=0.05, momentum=0.9)),
-    "adamw, bfloat16": Way(lambda of: torch.optim.AdamW(of, lr=1e-3), mixed=True),
     "captured": Way(lambda of: torch.optim.SGD(of, lr=0.05, momentum=0.9), captured=True),
+    "adamw, bfloat16": Way(lambda of: torch.optim.AdamW(of, lr=1e-3), mixed=True),
     "captured AdamW": Way(lambda of: torch.optim.AdamW(of, lr=1e-3, capturable=of[0].is_cuda), captured=True),
     "compiled": Way(lambda of: torch.optim.SGD(of, lr=0.05, momentum=0.9), compiled=True),
 }

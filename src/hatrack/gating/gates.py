@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -108,9 +107,7 @@ def change_argument(
 
 _Parts = Mapping[tuple[int, int], Tensor]
 
-_Outer = tuple[Tensor | None, Tensor | None, Tensor | None, _Parts, dict[str, nn.Module] | None]
-
-_NO_PARTS: _Parts = MappingProxyType({})
+_Outer = tuple[Tensor | None, Tensor | None, Tensor | None, _Parts | None, dict[str, nn.Module] | None]
 
 
 class _State:
@@ -120,7 +117,7 @@ class _State:
         self.soft: Tensor | None = None
         self.attention: Tensor | None = None
         self.cleared: Tensor | None = None
-        self.parts: _Parts = _NO_PARTS
+        self.parts: _Parts | None = None
         self.norms: dict[str, nn.Module] | None = None
 
 
@@ -166,7 +163,8 @@ class ActiveTask:
 
     def part(self, start: int, stop: int) -> Tensor | None:
         """Return a group's part of an attention that is to be learned, by where it lies; None for anything else."""
-        return self._own.state.parts.get((start, stop))
+        parts = self._own.state.parts
+        return None if parts is None else parts.get((start, stop))
 
     @property
     def norms(self) -> dict[str, nn.Module] | None:
@@ -181,7 +179,7 @@ class ActiveTask:
         """
         state = self._own.state
         outer = state.soft, state.attention, state.cleared, state.parts, state.norms
-        state.soft, state.attention, state.cleared, state.parts = None, None, None, _NO_PARTS
+        state.soft, state.attention, state.cleared, state.parts = None, None, None, None
         if attention.dtype == torch.bool:
             last = (*attention.shape[:-1], 1)
             state.cleared = torch.cat([~attention, attention.new_zeros(last)], dim=-1)
@@ -192,10 +190,10 @@ class ActiveTask:
         state.norms = norms
         return outer
 
-    def _parts_of(self, attention: Tensor) -> _Parts:
+    def _parts_of(self, attention: Tensor) -> _Parts | None:
         """Cut attention into groups at once: the gradient of each slice would be as long as all of them together."""
         if sum(self._sizes) != len(attention):
-            return _NO_PARTS
+            return None
         ends = [0, *itertools.accumulate(self._sizes)]
         return dict(zip(itertools.pairwise(ends), torch.split(attention, list(self._sizes)), strict=True))
 
