@@ -1,10 +1,10 @@
-"""What holds on a GPU and how fast it is: the law, steps against plain steps, and runs, one after the other.
+"""What holds on a GPU and how fast it is: gates, the law, steps against plain steps, and runs, one after the other.
 
 python benchmarks/gpu.py --data DATA [--minutes 10] [--out benchmarks/results/gpu.json]
 python benchmarks/gpu.py --data DATA --device cpu --small              all but CUDA graphs, in minutes
 
-Every section has a share of the time and stops when it is over; the file is written after each, and says what was left
-out. Nothing but the source tree, torch and the data is needed.
+Every section has a share of the time and stops when it is over; the file is written after every finding, and says what
+was left out. Nothing but the source tree, torch and the data is needed.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def gates(device: torch.device) -> Iterator[tuple[str, Any]]:
 
 
 def _farthest(found: Tensor, exact: Tensor, least: float) -> float:
-    """Return the largest relative difference where neither is about the least number that is kept."""
+    """Return the largest relative difference where either is more than twice the least number that is kept."""
     found = found.double().cpu()
     kept = (exact > 2 * least) | (found > 2 * least)
     return float(((found - exact).abs() / exact.clamp_min(least))[kept].max())
@@ -230,7 +230,7 @@ def capture_for(device: torch.device) -> Capture:
     return as_cuda_graph if device.type == "cuda" else lambda work: work
 
 
-def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def as_graph(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Return a step as a CUDA graph, after a few to warm up; on other devices as it is."""
     order = torch.zeros(1 << 20, dtype=torch.int64, device=device)  # of more steps than there will be
     make = CapturedSteps(1, capture_for(device)).of_epoch(lambda rows, progress: step(), order)
@@ -274,7 +274,7 @@ def steps_of(build: Build, shape: tuple[int, ...], how: str, size: Size, device:
     try:
         pair = {"plain": plain(compiled), "hat": hat(compiled)}
         if how.endswith("graph"):
-            pair = {name: captured(step, device) for name, step in pair.items()}
+            pair = {name: as_graph(step, device) for name, step in pair.items()}
         return timed(pair, size, device)
     except Exception as error:  # as above
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
@@ -363,7 +363,7 @@ def main() -> None:
     size = SMALL if arguments.small else Size()
     until = start + 60 * arguments.minutes
     record: dict[str, Any] = {
-        "command": "python benchmarks/gpu.py --data DATA",
+        "command": f"python benchmarks/gpu.py --data DATA --minutes {arguments.minutes:g}",
         "minutes": arguments.minutes,
         "environment": describe_environment(device),
     }

@@ -288,7 +288,7 @@ def test_an_experiment_stands_for_its_data_sets(tmp_path: Path, capsys: pytest.C
         (["mnist", "--limit", "0"], "--limit must be at least 1, not 0"),
         (["mnist", "--test-limit", "-1"], "--test-limit must be at least 1, not -1"),
         (["mnist", "--limit", "1.5"], "limit"),
-        (["mnist", "--limit", "9"], "mnist: of its training pictures 9 pictures are too few for 10 classes"),
+        (["mnist", "--limit", "9"], "training pictures of mnist: 9 are fewer than the 10 classes; take 10 or more"),
     ],
 )
 def test_what_cannot_be_packed(

@@ -198,9 +198,9 @@ def test_classes_take_turns(labels: list[int], limit: int | None) -> None:
 
 def test_a_limit_below_the_number_of_classes() -> None:
     assert len(pack_dataset(tiny(), "free", limit=3).arrays.y_train) == 3
-    with pytest.raises(InputError, match="tiny: of its training pictures 2 pictures are too few for 3 classes"):
+    with pytest.raises(InputError, match="training pictures of tiny: 2 are fewer than the 3 classes; take 3 or more"):
         pack_dataset(tiny(), "free", limit=2)
-    with pytest.raises(InputError, match="tiny: of its test pictures 0 pictures are too few"):
+    with pytest.raises(InputError, match="test pictures of tiny: 0 are fewer"):
         pack_dataset(tiny(), "free", test_limit=0)
 
 

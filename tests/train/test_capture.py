@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from hatrack.errors import TrainingError
+from hatrack.errors import InputError, TrainingError
 from hatrack.functional import Conditioning, Regularization
 from hatrack.gating import partial_gradients
 from hatrack.methods import METHODS
 from hatrack.methods.hat import MaskSchedule
 from hatrack.methods.proximal import Penalty
 from hatrack.train import Training, TrainingSettings
-from hatrack.train.capture import WARM_UP, CapturedSteps
+from hatrack.train.capture import WARM_UP, CapturedSteps, as_cuda_graph
+from hatrack.train.parallel import ALONE, Ranks
 from support.marks import slow_but
 from support.replaying import recorded
 from support.toys import make, tasks
 
-CAPTURABLE = [name for name, method in METHODS.items() if method.capturable or name == "hat"]
+CAPTURABLE = [name for name, method in METHODS.items() if method.capturable]
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +62,7 @@ def test_a_recorded_step_is_as_good_as_a_new_one(name: str, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CAPTURABLE)
-def test_and_so_it_is_with_batch_norms_and_a_gradient_that_is_clipped(name: str, tmp_path: Path) -> None:
+def test_a_recorded_step_with_batch_norms_and_clipped_gradients_is_as_good(name: str, tmp_path: Path) -> None:
     assert_same_bits(name, "conv", tmp_path, replace(SCHEDULE, clip_norm=0.5))
 
 
@@ -75,7 +77,7 @@ def test_and_so_it_is_with_batch_norms_and_a_gradient_that_is_clipped(name: str,
         ("si", {"penalty": Penalty.EXPLICIT}),
     ],
 )
-def test_and_with_other_choices(name: str, settings: Any, tmp_path: Path) -> None:
+def test_a_recorded_step_with_other_choices_is_as_good(name: str, settings: Any, tmp_path: Path) -> None:
     assert_same_bits(name, "mlp", tmp_path, **settings)
 
 
@@ -106,14 +108,54 @@ def test_the_only_batch_of_an_epoch_is_its_last() -> None:
     assert made == [1.0] * (WARM_UP + 2)
 
 
+def test_steps_to_warm_up_are_counted_over_epochs() -> None:
+    made: list[str] = []
+
+    def capture(work: Any) -> Any:
+        return lambda: made.append("replay")
+
+    steps = CapturedSteps(1, capture)
+    for _ in range(3):
+        step = steps.of_epoch(lambda rows, at: made.append("step"), torch.arange(2))
+        for batch in range(2):
+            step(batch)
+    assert made == ["step", "step", "step", "replay", "step", "replay"]
+
+
 @pytest.mark.parametrize(
-    ("name", "why"), [("sgd", "this run is on a cpu device"), ("wsn", "this run is on a cpu device")]
+    ("name", "settings", "ranks", "why"),
+    [
+        ("sgd", {}, ALONE, "steps are captured as CUDA graphs, and this run is on a cpu device"),
+        ("sgd", {}, Ranks(0, 2), "steps that several processes share cannot be captured"),
+        ("wsn", {}, ALONE, "the steps of wsn with these settings differ within an epoch"),
+        ("hat", {"keep": 0.5, "s_max": 1.0}, ALONE, "the steps of hat with these settings differ within an epoch"),
+        ("adahat", {}, ALONE, "the steps of adahat with these settings differ within an epoch"),
+    ],
 )
-def test_a_graph_is_refused_without_a_gpu(name: str, why: str) -> None:
+def test_what_cannot_be_captured_is_refused(name: str, settings: Any, ranks: Ranks, why: str) -> None:
     with pytest.raises(TrainingError, match=rf"{why}.*captured=false"):
-        Training(make(name), tasks()[:1], TrainingSettings(captured=True))
+        Training(make(name, **settings), tasks()[:1], TrainingSettings(captured=True), ranks)
 
 
-def test_a_step_that_reads_a_value_is_no_graph() -> None:
-    with pytest.raises(RuntimeError, match="_local_scalar_dense"):
-        recorded(lambda: print(float(torch.ones(()))))
+def test_work_that_no_graph_can_hold_is_explained_and_want_of_memory_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+
+    def fails(error: Exception) -> None:
+        def work() -> None:
+            raise error
+
+        as_cuda_graph(work)
+
+    with pytest.raises(TrainingError, match=r"cannot be captured as a CUDA graph \(not permitted\).*captured=false"):
+        fails(RuntimeError("not permitted\nat all"))
+    with pytest.raises(torch.OutOfMemoryError):
+        fails(torch.OutOfMemoryError("none left"))
+
+
+@pytest.mark.parametrize("progress", [torch.zeros(2), torch.zeros((), device="meta")])
+def test_progress_is_one_number_where_the_network_is(progress: torch.Tensor) -> None:
+    method = make("hat")
+    method.begin_task(tasks()[0])
+    with pytest.raises(InputError, match="a 0-dimensional tensor on cpu"):
+        method.network.anneal(progress)

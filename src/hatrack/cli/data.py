@@ -187,14 +187,19 @@ def pack_command(
     for path in paths.values():
         require_output(path)
     console = make_console()
-    for name, path in paths.items():
+    parts = {}
+    for name in paths:  # all are chosen before one is written: a limit may be below the classes of the last
         with DownloadDisplay(console, quiet=quiet) as monitor:
             dataset = DATASETS[name].load(data, monitor=monitor, parts=False)
-        part = pack_dataset(dataset, DATASETS[name].licence, limit=limit, test_limit=test_limit)
+        parts[name] = pack_dataset(dataset, DATASETS[name].licence, limit=limit, test_limit=test_limit)
+    for name, path in paths.items():
+        part = parts[name]
         _write(path, part, console, quiet)
         if not quiet:
-            here, whole = ((len(of.y_train), len(of.y_test)) for of in (part.arrays, dataset))
-            pictures = "{:,} + {:,} of {:,} + {:,} pictures".format(*here, *whole)
+            here = len(part.arrays.y_train), len(part.arrays.y_test)
+            pictures = "{:,} + {:,} of {:,} + {:,} pictures".format(
+                *here, sum(part.train_counts), sum(part.test_counts)
+            )
             share = path.stat().st_size / sum(x.numel() for x in (part.arrays.x_train, part.arrays.x_test))
             say(console, f"{name}: {pictures}, {_size((path,))} ({100 * share:.0f} % of their pixels' bytes)")
     if not quiet:

@@ -237,7 +237,7 @@ def _attempt(source: TaskParts, cut: Collection[str]) -> CompactNetwork | str:
         except UnfitError as error:
             return str(error)
         except DOES_NOT_RUN as error:
-            if not _may_be_about_shapes(error):  # which is no matter of widths, and would be one in every attempt
+            if not _may_be_about_shapes(error):  # devices, dtypes and memory fail in every attempt, whatever is cut
                 raise
             said = " ".join(str(error).split())[:120] or type(error).__name__
             why = _why_not_to_size(source.backbone) if cut else "a copy of its backbone does not run without gates"

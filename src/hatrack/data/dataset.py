@@ -323,7 +323,7 @@ class ImageDataset:
         raise InputError(
             f"{limit:,} training images (`limit={limit}`) are more than the packed part of {self.name} can give in "
             f"equal parts; ask for {most:,} at most (`limit={most}`), give no limit to take all of it, or get the "
-            f"whole data set; there is a {self.origin}"
+            f"whole data set (`hatrack data fetch {self.name}`); here is a {self.origin}"
         )
 
 

@@ -16,8 +16,8 @@ def first_in_turns(labels: torch.Tensor, limit: int | None) -> torch.Tensor:
     """Choose the first pictures of every class, in parts as equal as the classes allow.
 
     The classes take turns, in the order of their labels: in every turn each gives its next picture, in the order of the
-    data set, as long as it has one, until there are ``limit``. So no class has more than one picture fewer than another
-    unless it is kept whole, and a larger limit chooses what a smaller one does, and more.
+    data set, as long as it has one, until there are ``limit``. So the counts of classes differ by 1 at most, but for
+    classes that are kept whole, and a larger limit chooses what a smaller one does, and more.
 
     Args:
         labels: int64 ``(N,)``, at least 0.
@@ -33,7 +33,7 @@ def first_in_turns(labels: torch.Tensor, limit: int | None) -> torch.Tensor:
         return torch.arange(len(labels))
     rows = rows_by_class(labels)
     if limit < len(rows):
-        raise InputError(f"{limit} pictures are too few for {len(rows)} classes; take 1 of each at least")
+        raise InputError(f"{limit} are fewer than the {len(rows)} classes; take {len(rows)} or more")
     turns = torch.cat([torch.arange(len(each)) for each in rows])
     # A stable order by turns keeps that of the labels within each.
     return torch.cat(rows)[turns.argsort(stable=True)[:limit]].sort().values
@@ -62,7 +62,7 @@ def pack_dataset(
         try:
             rows.append(first_in_turns(labels, most))
         except InputError as error:
-            raise InputError(f"{dataset.name}: of its {part} pictures {error}") from error
+            raise InputError(f"{part} pictures of {dataset.name}: {error}") from error
     train, test = rows
     arrays = ImageArrays(dataset.x_train[train], dataset.y_train[train], dataset.x_test[test], dataset.y_test[test])
     counts = [

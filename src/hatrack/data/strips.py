@@ -1,7 +1,7 @@
 """Pictures kept small and to the bit: strips of many pictures, one under the other, as WebP without loss.
 
-Strips of photographs take two thirds to five sixths of the bytes of a sheet in PNG, and half to two thirds of those of
-deflated arrays; strips of grey pictures take about as much as these (``benchmarks/packing.py``). Of pictures with three
+Strips of photographs take .66 to .84 of the bytes of a sheet in PNG, and .50 to .70 of those of deflated arrays; strips
+of grey pictures take about as much as these (``benchmarks/packing.py``). Of pictures with three
 channels a strip is in colour; of others every channel is a grey picture of its own.
 """
 
@@ -23,11 +23,11 @@ Monitor = Callable[[int], None]
 """Told how many pictures have been written."""
 
 MOST_PICTURES = 64
-"""Pictures of a strip; twice as many make strips of photographs larger."""
+"""Pictures of a strip."""
 LARGEST_SIDE = 16_383
 """Width and height that the format allows, in pixels."""
 EFFORT = {"method": 4, "quality": 75}
-"""What is tried to make a file small; the next method takes ten times as long for one in a hundred bytes."""
+"""What is tried to make a file small."""
 
 
 def require_webp() -> None:

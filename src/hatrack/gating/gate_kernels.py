@@ -40,14 +40,19 @@ template <typename T> T hat_gradient(T gradient, T e, T scale, T s_max, T bound,
 
 _FLOAT32 = torch.finfo(torch.float32)
 
+# The exponent is a little above that of the least normal number, as in hatrack.functional, for the same bits of 0.
 LIMITS = {"bound": SATURATION_BOUND, "lowest": math.log(_FLOAT32.tiny) + 0.5, "tiny": _FLOAT32.tiny}
-"""Size of a scaled embedding beyond which slopes decay, the exponent up to which nothing is left, the least slope."""
+"""Size of a scaled embedding beyond which slopes decay, the exponent up to which nothing is left, the least slope: the
+last numbers of the kernel, in its order."""
 
 
 def gate_in_training(
     e: Tensor, scale: float | Tensor, s_max: float, compensation: Compensation, function: GateFunction
 ) -> Tensor:
-    """Compute :func:`hatrack.functional.compensated_gate`, on GPUs by one kernel for it and one for its gradient.
+    """Compute :func:`hatrack.functional.compensated_gate`, on a GPU by one kernel for it and one for its gradient.
+
+    Kernels are for plain float32 tensors, the sigmoid and exact compensation, outside of ``torch.compile``, where torch
+    can compile them; anything else is computed step by step.
 
     Args:
         e: embedding, any shape, within [-6, 6].
@@ -92,7 +97,7 @@ def _kernel(code: str, scale: float | Tensor, *tensors: Tensor, **numbers: float
 
 @functools.cache
 def _compiled(code: str, names: tuple[str, ...]) -> Callable[..., Tensor]:
-    make: Any = torch.cuda.jiterator._create_jit_fn
+    make: Any = torch.cuda.jiterator._create_jit_fn  # documented under this name, its underscore notwithstanding
     kernel: Callable[..., Tensor] = make(code, **dict.fromkeys(names, 1.0))
     return kernel
 
@@ -102,5 +107,5 @@ def _compiles(device: int) -> bool:
     """Return whether kernels can be compiled for a GPU; tried once."""
     try:
         return float(_kernel(GATE, 1.0, torch.zeros((), device=f"cuda:{device}"), flush=GATE_FLUSH)) == 0.5
-    except (AssertionError, RuntimeError):
+    except (AssertionError, RuntimeError):  # no GPU that torch knows, or no compiler for it
         return False

@@ -276,8 +276,8 @@ class InputGate(nn.Module):
     def _own_part(self) -> Tensor | None:
         """Return the attention of the group that the layer reads, each as often as it reads it; None for other units.
 
-        Several numbers for a unit, as behind ``flatten``, are picked one by one on a CPU: their sums in another order
-        would be other last bits than ever. A GPU takes a tenth of the kernels for this.
+        Several numbers for a unit, as behind ``flatten``, are picked one by one on a CPU, so that their gradients are
+        added up in the order in which they always were. A GPU would sort indices for that, kernel by kernel.
         """
         part = self._active.part(*self._group) if self._times else None
         if part is None or self._times == 1:

@@ -46,6 +46,7 @@ class AdaHAT(HAT):
     name = "adahat"
     description = "HAT that gives way: weights in use move the less, the more tasks use them"
     source = "Wang et al., ECML PKDD 2024"
+    capturable = False
     settings_type = AdaHATSettings
     settings: AdaHATSettings
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})

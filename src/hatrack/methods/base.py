@@ -280,7 +280,7 @@ class Method(abc.ABC):
 
     @property
     def is_capturable(self) -> bool:
-        """True if steps of this method with its settings are :attr:`capturable`."""
+        """True if steps of this method are :attr:`capturable` with its settings, too."""
         return self.capturable
 
     @classmethod

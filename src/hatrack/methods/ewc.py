@@ -55,6 +55,7 @@ class EWC(AnchoredMethod):
     name = "ewc"
     description = "elastic weight consolidation: weights that mattered to earlier tasks move less, by their Fisher"
     source = "Kirkpatrick et al., PNAS 2017"
+    capturable = True
     settings_type = EWCSettings
     training = MappingProxyType({"clip_norm": 100.0})
     earlier = Earlier({"penalty": Penalty.EXPLICIT, "fisher": Fisher.BATCHES}, {})

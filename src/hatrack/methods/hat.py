@@ -144,6 +144,7 @@ class HAT(MaskedMethod):
     description = "hard attention to the task: a mask of units per task, nothing forgotten"
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
+    capturable = True
     earlier = Earlier({"schedule": MaskSchedule.PAPER, "c": PAPER_C, "embedding": InitialEmbedding.NORMAL})
     network: HATNetwork
     settings: HATSettings
@@ -173,8 +174,9 @@ class HAT(MaskedMethod):
 
     @property
     def is_capturable(self) -> bool:
-        """True for plain steps: contrast and quarter turns draw on the CPU, and adaptive holds compute rates there."""
-        return isinstance(self.conditioning(), Conditioning) and not self.turns and not self.contrastive
+        """True for plain steps: contrast and quarter turns draw on the CPU, and holds that fade are not tried."""
+        plain = isinstance(self.conditioning(), Conditioning) and not self.turns and not self.contrastive
+        return self.capturable and plain
 
     def note_pace(self, pace: Pace) -> None:
         """Take note of the steps there will be, which c follows from where settings leave it open."""

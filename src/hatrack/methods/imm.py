@@ -65,6 +65,7 @@ class IMMMean(AnchoredMethod):
     name = "imm-mean"
     description = "incremental moment matching, mean: predicts with the mean of the weights of all tasks"
     source = "Lee et al., NeurIPS 2017"
+    capturable = True
     settings_type: ClassVar[type] = IMMMeanSettings
     earlier = Earlier({"penalty": Penalty.EXPLICIT, "strength": 1e-4})
     grid = MappingProxyType({"strength": (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)})

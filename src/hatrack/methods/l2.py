@@ -30,6 +30,7 @@ class L2(AnchoredMethod):
     name = "l2"
     description = "plain L2: all weights stay near those of the task before"
     source = "a baseline of Kirkpatrick et al., PNAS 2017, and of Yoon et al., ICLR 2018 (DNN-L2)"
+    capturable = True
     settings_type = L2Settings
     grid = MappingProxyType({"strength": (0.01, 0.1, 1.0, 10.0)})
 

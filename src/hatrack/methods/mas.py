@@ -38,6 +38,7 @@ class MAS(AnchoredMethod):
     name = "mas"
     description = "memory aware synapses: weights that the outputs were sensitive to move less"
     source = "Aljundi et al., ECCV 2018"
+    capturable = True
     settings_type = MASSettings
     earlier = Earlier({"penalty": Penalty.EXPLICIT})
 

@@ -196,7 +196,6 @@ class AnchoredMethod(MultiHeadMethod):
     """
 
     kept: ClassVar[tuple[str, ...]] = ("anchor", "importance")
-    capturable = True
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)

@@ -75,6 +75,7 @@ class SI(AnchoredMethod):
     name = "si"
     description = "synaptic intelligence: weights that lowered the loss on their way move less"
     source = "Zenke et al., ICML 2017"
+    capturable = True
     settings_type = SISettings
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
     earlier = Earlier({"penalty": Penalty.EXPLICIT, "strength": 0.1}, {})

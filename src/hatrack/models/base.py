@@ -218,11 +218,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Set how hard masks in training are (Eq. 3); it has an effect in training mode alone.
 
         Args:
-            progress: position within the epoch, 0 (first batch) to 1 (last batch). Of masks of units it may be a
-                0-dimensional tensor, which is not read but computed with: in a captured CUDA graph it can change.
+            progress: position within the epoch, 0 (first batch) to 1 (last batch). For masks of units it may be a
+                0-dimensional tensor on the network's device, which is computed with and not read: a captured CUDA graph
+                takes its value anew. So its range is not checked.
 
         Raises:
-            InputError: no task is in training, or progress lies outside [0, 1].
+            InputError: no task is in training, progress is a number outside [0, 1], or a tensor of another shape or
+                on another device.
         """
         self.masking.anneal(progress)
 

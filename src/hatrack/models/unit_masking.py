@@ -338,6 +338,11 @@ class UnitMasking(Masking[UnitTask]):
     def anneal(self, progress: float | Tensor) -> None:
         """Set the scale of the gates in training (Eq. 3)."""
         self.tasks.require_training("anneal")
+        if isinstance(progress, Tensor) and (progress.dim() or progress.device != self.device):
+            raise InputError(
+                f"progress is a number or a 0-dimensional tensor on {self.device}, not one of shape "
+                f"{tuple(progress.shape)} on {progress.device}"
+            )
         try:
             self._set_scale(functional.annealed_scale(progress, self.settings.s_max))
         except ValueError as error:

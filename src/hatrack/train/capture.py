@@ -17,7 +17,8 @@ __all__ = ["Capture", "CapturedSteps", "StepByIndex", "TrainingStep", "as_cuda_g
 WARM_UP = 3
 """Steps that are made as usual before any is captured: libraries choose their kernels, optimizers make their states.
 
-Later epochs begin with one such step, which looks at what was written between epochs to what earlier tasks rely on.
+They are counted over epochs, and every epoch begins with one at least, which looks at what was written since the last
+one to what earlier tasks rely on.
 """
 
 
@@ -67,6 +68,8 @@ def as_cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     try:
         with torch.cuda.graph(graph):
             work()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise TrainingError(
             f"steps of this network cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); train it "
@@ -80,7 +83,7 @@ class CapturedSteps:
 
     Each epoch captures anew, so that what differs between epochs (the learning rate, a strength, settled masks) is
     right; within one, only the rows of a batch and the progress may differ, and the device counts both itself. A batch
-    of another size is made as usual, and so are the first steps of every epoch.
+    of another size is made as usual.
 
     Args:
         size: samples of the batches to capture.
@@ -89,12 +92,12 @@ class CapturedSteps:
 
     def __init__(self, size: int, capture: Capture = as_cuda_graph) -> None:
         self._size, self._capture = size, capture
-        self._warm_up = WARM_UP
+        self._to_warm_up = WARM_UP
 
     def of_epoch(self, step: TrainingStep, order: Tensor) -> StepByIndex:
         """Return what makes the steps of one epoch; see :func:`one_by_one`."""
         size, usual = self._size, one_by_one(step, order, self._size)
-        left, self._warm_up = self._warm_up, 1
+        begun = False
         last = math.ceil(len(order) / size) - 1
         places, number = (
             torch.arange(size, device=order.device),
@@ -103,16 +106,17 @@ class CapturedSteps:
         replay: Callable[[], None] | None = None
 
         def next_one() -> None:
+            # As batch_progress has it, in the same digits.
             progress = number.double() / last if last else torch.ones_like(number, dtype=torch.float64)
             step(order.index_select(0, places + number * size), progress)
             number.add_(1)
 
         def captured(index: int) -> None:
-            nonlocal replay, left
+            nonlocal replay, begun
             if (index + 1) * size > len(order):
                 usual(index)
-            elif left:
-                left -= 1
+            elif not begun or self._to_warm_up:
+                begun, self._to_warm_up = True, max(self._to_warm_up - 1, 0)
                 _apart(next_one, order.device)
             else:
                 replay = replay or self._capture(next_one)

@@ -93,7 +93,7 @@ class Training:
         settings: the schedule.
         ranks: the processes that share the work, of which this is one.
         taken_up: where an earlier training of the same task stopped; None begins it.
-        capture: how steps are captured where the settings ask for that.
+        capture: how steps are captured where the settings ask for that; as CUDA graphs if left out.
 
     Raises:
         TrainingError: the loss is not a finite number; or steps are to be captured, and cannot be.
@@ -120,8 +120,10 @@ class Training:
         self._taken_up = taken_up
         self._captured: CapturedSteps | None = None
         if settings.captured:
-            capture = capture or _require_capturable(method, ranks)
-            self._captured = CapturedSteps(settings.batch_size, capture)
+            _require_capturable(method, ranks)
+            if capture is None:
+                _require_cuda(device)
+            self._captured = CapturedSteps(settings.batch_size, capture or as_cuda_graph)
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
         """Train, and yield events."""
@@ -281,18 +283,24 @@ class Training:
         return loss / len(valid), _measured(torch.cat(outputs), valid)
 
 
-def _require_capturable(method: Method, ranks: Ranks) -> Capture:
-    """Return how steps are captured on a GPU, if a method's can be."""
+def _require_capturable(method: Method, ranks: Ranks) -> None:
+    """Check that a method's steps can be captured."""
     why = None
-    if method.setup.device.type != "cuda":
-        why = f"a step is captured as a CUDA graph, and this run is on a {method.setup.device.type} device"
-    elif not method.is_capturable:
+    if not method.is_capturable:
         why = f"the steps of {method.name} with these settings differ within an epoch, and cannot be captured"
     elif ranks.size > 1:
         why = "steps that several processes share cannot be captured"
     if why is not None:
         raise TrainingError(f"{why}; train without (`captured=false`)")
-    return as_cuda_graph
+
+
+def _require_cuda(device: torch.device) -> None:
+    """Check that steps can be captured as CUDA graphs on a device."""
+    if device.type != "cuda":
+        raise TrainingError(
+            f"steps are captured as CUDA graphs, and this run is on a {device.type} device; train without "
+            "(`captured=false`), or on a GPU (`--device cuda`)"
+        )
 
 
 def _all_samples(tasks: Sequence[Task], splits: Sequence[Split], device: torch.device) -> Batch:

@@ -52,8 +52,8 @@ class TrainingSettings:
             for their running averages, which lag behind the weights; see :func:`hatrack.fresh_statistics`.
         precision: float32, or bfloat16 for mixed precision in training and validation.
         captured: whether a GPU repeats the steps of an epoch by itself, from one that is captured as a CUDA graph: the
-            same bits, many times as fast where a step takes Python longer than the GPU. Not for every method, nor for
-            networks that read values of tensors in Python.
+            same bits (with Adam other last ones), many times as fast where a step takes Python longer than the GPU. Not
+            for every method, nor for networks that read values of tensors in Python.
     """
 
     epochs: int = 200
