@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hatrack import HATNetwork
 from hatrack.errors import InputError, TrainingError, UnsupportedError
 from hatrack.experiments import CostPlan, Costs, StepCosts, measure_costs, measuring_costs
+from hatrack.experiments import costs as costs_module
 from hatrack.gating import partial_gradients
 from hatrack.support.interface import Interface
 from hatrack.train import OptimizerKind, TrainingSettings
@@ -101,6 +102,19 @@ def test_memory_of_a_plain_step_is_what_can_be_counted_by_hand(training: Trainin
     saved = 4 * (4 * 6 + 4 * 8 + 4 * 10) + 8 * 4 + 4
     first, _ = measure_costs(dense(), torch.randn(4, 6), CostPlan(repetitions=2, training=training)).steps
     assert first.plain_bytes == 2 * 4 * parameters + states + saved
+
+
+def test_memory_on_a_gpu_is_the_most_of_a_step_without_what_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for torch's counters: 5000 bytes are allocated, 700 more in the middle of a step."""
+    module = nn.Linear(3, 4)
+    steps: list[float] = []
+    trained = costs_module.Trained(module, torch.optim.SGD(module.parameters()), steps.append)
+    most = {"reset": 9000}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5000)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: most.update(reset=5000))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: most["reset"] + 700 * len(steps))
+    assert costs_module.memory_of_step(trained, torch.device("cuda")) == 4 * 16 + 700
 
 
 def test_the_second_of_two_tasks_costs_more_memory_than_the_first() -> None:

@@ -241,7 +241,7 @@ def measuring_costs(
 
 
 @dataclass(frozen=True)
-class _Trained:
+class Trained:
     """A network in training.
 
     Attributes:
@@ -315,7 +315,7 @@ class _Measurement:
 
     # ------------------------------------------------------------------------------------------------------------ parts
 
-    def _steps_of_a_network(self, plain: _Trained, capture: Capture | None) -> Generator[Costs, None, HATNetwork]:
+    def _steps_of_a_network(self, plain: Trained, capture: Capture | None) -> Generator[Costs, None, HATNetwork]:
         """Attach, and measure steps at the first task and at a later one; return the network with its tasks.
 
         Captured steps are those of a network of their own: what its attaching takes is not noted again.
@@ -343,7 +343,7 @@ class _Measurement:
         return net
 
     def _steps(
-        self, plain: _Trained, hat: _Trained, net: HATNetwork, tasks: int, capture: Capture | None
+        self, plain: Trained, hat: Trained, net: HATNetwork, tasks: int, capture: Capture | None
     ) -> Iterator[Costs]:
         """Measure plain steps and HAT steps in turns."""
         device, held, repetitions = self._device, net.capacity(), self._plan.repetitions
@@ -353,7 +353,7 @@ class _Measurement:
         for index in range(warm_up):
             for make in pair:
                 make(index)
-        memory = [None if capture is not None else _memory_of_step(each, device) for each in (plain, hat)]
+        memory = [None if capture is not None else memory_of_step(each, device) for each in (plain, hat)]
         earlier, doing = self._costs.steps, self._costs.doing
         found = StepCosts(tasks, held.units or 0.0, held.weights, capture is not None, (), (), *memory)
         for repetition in range(repetitions):
@@ -377,7 +377,7 @@ class _Measurement:
 
     # ------------------------------------------------------------------------------------------------------------- both
 
-    def _plain(self, *, capturing: bool) -> _Trained:
+    def _plain(self, *, capturing: bool) -> Trained:
         """Return a copy of the backbone in training with a head of its own."""
         model = _WithHead(deep_copy(self._backbone), self._batch, self._plan).train()
         optimizer = self._optimizer([each for each in model.parameters() if each.requires_grad], capturing)
@@ -386,9 +386,9 @@ class _Measurement:
         def step(progress: float | Tensor) -> None:
             _descend(loss(model(self._batch)), optimizer)
 
-        return _Trained(model, optimizer, step)
+        return Trained(model, optimizer, step)
 
-    def _hat(self, net: HATNetwork, plain: _Trained, task: str, capturing: bool) -> _Trained:
+    def _hat(self, net: HATNetwork, plain: Trained, task: str, capturing: bool) -> Trained:
         """Return the network in training on a task."""
         optimizer = net.protect(self._optimizer(net.task_parameters(task), capturing))
         loss = self._loss(plain.module)
@@ -397,7 +397,7 @@ class _Measurement:
             net.anneal(progress)
             _descend(loss(net(self._batch, task)) + STRENGTH * net.regularization(), optimizer)
 
-        return _Trained(net, optimizer, step)
+        return Trained(net, optimizer, step)
 
     def _loss(self, model: Any) -> Callable[[Tensor], Tensor]:
         """Return the cross-entropy of logits with made-up classes."""
@@ -489,7 +489,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _memory_of_step(trained: _Trained, device: torch.device) -> int:
+def memory_of_step(trained: Trained, device: torch.device) -> int:
     """Make a step, and return its memory in bytes; see :data:`MEMORY`."""
     held = _memory_held(trained)
     if device.type == "cuda":
@@ -510,7 +510,7 @@ def _memory_of_step(trained: _Trained, device: torch.device) -> int:
     return sum({**saved, **held}.values())
 
 
-def _memory_held(trained: _Trained) -> dict[int, int]:
+def _memory_held(trained: Trained) -> dict[int, int]:
     """Return bytes by address of the memory that a network and its optimizer hold between two steps."""
     module = trained.module
     parameters = list(module.parameters())
