@@ -306,7 +306,7 @@ class _Measurement:
             try:
                 yield from self._steps_of_a_network(self._plain(capturing=True), capture)
             except (TrainingError, *DOES_NOT_RUN) as error:
-                if "alloc" in str(error):
+                if isinstance(error, torch.OutOfMemoryError):
                     raise
                 self._costs = replace(self._costs, steps=self._costs.steps[:before])
                 self._miss(_GRAPHS, error)
