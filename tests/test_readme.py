@@ -44,7 +44,7 @@ def test_the_guide_to_networks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
     names: dict[str, object] = {"loader": [(x, y)]}
     programs = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
-    assert len(programs) == 9
+    assert len(programs) == 10
     shown = io.StringIO()
     for program in programs:
         with contextlib.redirect_stdout(shown):

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from hatrack import __version__
 from hatrack.cli.after import export_command, forget_command, predict_command, rerun_command, verify_command
+from hatrack.cli.bench import bench_command
 from hatrack.cli.data import data_app
 from hatrack.cli.many import compare_command, tune_command
 from hatrack.cli.names import LOGGERS
@@ -160,7 +161,7 @@ def run_command(
 
 for _command in (
     *(compare_command, tune_command, report_command, figure_command, export_command, predict_command),
-    *(forget_command, sizes_command, analyse_command, verify_command, rerun_command),
+    *(forget_command, sizes_command, analyse_command, verify_command, rerun_command, bench_command),
 ):
     app.command(_command, name=_command.__name__.removesuffix("_command"))
 

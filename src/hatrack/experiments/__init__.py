@@ -1,6 +1,7 @@
 """Experiments: presets, running them, their results, and verifying these."""
 
 from hatrack.experiments.comparison import Comparison, compare, jobs_of
+from hatrack.experiments.costs import CostPlan, Costs, StepCosts, measure_costs, measuring_costs
 from hatrack.experiments.executors import DaskExecutor, Executor, LocalExecutor, SlurmExecutor
 from hatrack.experiments.experiment import EXPERIMENTS, Experiment, describe, find_experiment, own_experiment
 from hatrack.experiments.forgetting import RunForgotten, forget_in_run
@@ -25,6 +26,8 @@ __all__ = [
     "Comparison",
     "ComparisonPlan",
     "Config",
+    "CostPlan",
+    "Costs",
     "DaskExecutor",
     "Event",
     "Executor",
@@ -44,6 +47,7 @@ __all__ = [
     "SamplePrediction",
     "SlurmExecutor",
     "Status",
+    "StepCosts",
     "TaskBegun",
     "TaskHistory",
     "TaskLearned",
@@ -57,7 +61,9 @@ __all__ = [
     "finished_result",
     "forget_in_run",
     "jobs_of",
+    "measure_costs",
     "measure_sizes",
+    "measuring_costs",
     "open_run",
     "own_experiment",
     "predict_files",

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hatrack.errors import InputError
 from hatrack.methods import METHODS
@@ -20,8 +20,18 @@ from hatrack.support.names import unknown_name
 from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
 
-__all__ = ["Config", "InitialWeights", "NetworkSettings", "Norm", "StreamSettings", "changed", "parse_value"]
+__all__ = [
+    "Config",
+    "InitialWeights",
+    "NetworkSettings",
+    "Norm",
+    "StreamSettings",
+    "changed",
+    "parse_value",
+    "read_settings",
+]
 
+SettingsT = TypeVar("SettingsT")
 
 OF_DATA = {
     "resize": "at its top (resize = [32, 32])",
@@ -290,6 +300,23 @@ def parse_value(key: str, value: Any, kind: Any) -> Any:
         return _READERS[kind][0](value)
     except (ValueError, TypeError, AttributeError, KeyError):
         raise InputError(f"{key}={value} does not fit: {key} must be {_say(kind)}") from None
+
+
+def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """Make one part of the settings, with its defaults where nothing is said.
+
+    Args:
+        kind: the data class.
+        values: values by key, as texts or JSON values.
+
+    Raises:
+        InputError: there is no such key, or a value does not fit.
+    """
+    kinds = _types_of(kind)  # type: ignore[arg-type]
+    for key in values:
+        if key not in kinds:
+            raise unknown_name("setting", key, list(kinds))
+    return kind(**{key: parse_value(key, value, kinds[key]) for key, value in values.items()})
 
 
 def _number(value: Any) -> float:
