@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack import HATNetwork
+from hatrack.gating.gates import ActiveTask
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
 from support.helpers import logits
 
@@ -65,7 +66,7 @@ def on_plain_and_partial(
     partial = partial_gradient_for(frozen)
     rows = torch.arange(len(weight)) if partial is None else partial.rows
     columns = None if partial is None else partial.columns
-    switch = PartialGradientSwitch("", layer, {"": PartialGradient(rows, columns, weight)})
+    switch = PartialGradientSwitch("", layer, {"": PartialGradient(rows, columns, weight)}, ActiveTask())
     found = []
     for forward in (type(layer).forward.__get__(layer), switch.forward):
         given = x.clone().requires_grad_()

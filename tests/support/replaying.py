@@ -20,15 +20,32 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.done: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         if name in _READS:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        for value, argument in zip(args, func._schema.arguments, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._keep(value)
+        self._keep([kwargs[arg.name] for arg in func._schema.arguments if arg.is_out and arg.name in kwargs])
         result = func(*args, **kwargs)
         self.done.append((func, args, kwargs, result))
         return result
+
+    def _keep(self, values: Any) -> None:
+        """Keep the values of tensors that are about to be written to."""
+        for leaf in tree_leaves(values):
+            if isinstance(leaf, Tensor):
+                self._before.setdefault(leaf.data_ptr(), (leaf, leaf.detach().clone()))
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put everything back that was written to."""
+        for tensor, value in reversed(self._before.values()):
+            tensor.copy_(value)
 
 
 def _memory_of(value: Any) -> set[int]:
@@ -38,21 +55,20 @@ def _memory_of(value: Any) -> set[int]:
 def recorded(work: Callable[[], None]) -> Callable[[], None]:
     """Record work, and return its replay, as :func:`hatrack.train.capture.as_cuda_graph` does on a GPU.
 
-    The work is done while it is recorded, so that the first replay does nothing.
+    The work is done while it is recorded, and undone; random numbers are as if it had never been.
 
     Raises:
         RuntimeError: it reads the value of a tensor.
     """
-    recorder = _Recorder()
+    recorder, drawn = _Recorder(), torch.get_rng_state()
     with recorder:
         work()
-    replays = 0
+    recorder.undo()
+    torch.set_rng_state(drawn)
 
     @torch.no_grad()
     def replay() -> None:
-        nonlocal replays
-        replays += 1
-        for func, args, kwargs, result in recorder.done if replays > 1 else ():
+        for func, args, kwargs, result in recorder.done:
             if _memory_of(result) & _memory_of((args, kwargs)):  # a view, which is still there, or a write in place
                 if func._schema.is_mutable:
                     func(*args, **kwargs)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hatrack.errors import InputError, TrainingError
 from hatrack.functional import Conditioning, Regularization
@@ -22,7 +26,7 @@ from hatrack.train.capture import WARM_UP, CapturedSteps, as_cuda_graph
 from hatrack.train.parallel import ALONE, Ranks
 from support.marks import slow_but
 from support.replaying import recorded
-from support.toys import make, tasks
+from support.toys import make, setup, tasks
 
 CAPTURABLE = [name for name, method in METHODS.items() if method.capturable]
 
@@ -95,9 +99,13 @@ def test_a_step_is_captured_anew_in_every_epoch_and_only_for_whole_batches() -> 
         step = steps.of_epoch(lambda rows, at, epoch=epoch: made.append((epoch, rows.tolist(), float(at))), order)
         for batch in range(5):
             step(batch)
-    assert captured == [WARM_UP, 5 + 1, 10 + 1]
     batches = [(order[4 * batch : 4 * batch + 4].tolist(), batch / 4) for batch in range(5)]
-    assert made == [(epoch, *each) for epoch in range(3) for each in batches]
+    expected: list[tuple[int, list[int], float]] = []
+    for epoch in range(3):
+        first = 1 if epoch else WARM_UP  # is captured, and made twice to be compared
+        assert captured[epoch] == len(expected) + first
+        expected += [(epoch, *batch) for batch in (*batches[: first + 1], *batches[first:])]
+    assert made == expected
 
 
 def test_the_only_batch_of_an_epoch_is_its_last() -> None:
@@ -112,14 +120,19 @@ def test_steps_to_warm_up_are_counted_over_epochs() -> None:
     made: list[str] = []
 
     def capture(work: Any) -> Any:
-        return lambda: made.append("replay")
+        def replay() -> None:
+            made.append("replay")
+            work()
+
+        return replay
 
     steps = CapturedSteps(1, capture)
     for _ in range(3):
         step = steps.of_epoch(lambda rows, at: made.append("step"), torch.arange(2))
         for batch in range(2):
             step(batch)
-    assert made == ["step", "step", "step", "replay", "step", "replay"]
+    captured = ["step", "replay", "step"]  # the step, and its first replay, which makes it again
+    assert made == ["step", "step", "step", *captured, "step", *captured]
 
 
 @pytest.mark.parametrize(
@@ -159,3 +172,46 @@ def test_progress_is_one_number_where_the_network_is(progress: torch.Tensor) -> 
     method.begin_task(tasks()[0])
     with pytest.raises(InputError, match="a 0-dimensional tensor on cpu"):
         method.network.anneal(progress)
+
+
+class Whimsical(nn.Module):
+    """Network whose training pass does something else each time, in a way of its own."""
+
+    def __init__(self, whim: Callable[[Whimsical, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.whim, self.passes = nn.Linear(4, 16), nn.Linear(16, 12), whim, 0
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        if self.training:
+            self.passes += 1
+            h = self.whim(self, h)
+        return self.second(h).relu()
+
+
+def replace_mean(net: Whimsical, h: Tensor) -> Tensor:
+    net.mean = 0.9 * net.mean + 0.1 * h.detach().mean(0)
+    return h
+
+
+WHIMS: dict[str, Callable[[Whimsical, Tensor], Tensor]] = {
+    "counter": lambda net, h: h * (1 + 1 / net.passes),
+    "every other step": lambda net, h: h if net.passes % 2 else 0.5 * h,
+    "random number": lambda net, h: h * random.uniform(0.5, 1.5),
+    "numpy's random number": lambda net, h: h * float(np.random.rand()),
+    "falling dropout": lambda net, h: nn.functional.dropout(h, 0.5 / net.passes),
+    "buffer that is replaced": replace_mean,
+}
+
+
+@pytest.mark.parametrize("whim", WHIMS)
+@pytest.mark.parametrize("name", ["sgd", "hat"])
+def test_a_network_that_does_something_else_each_time_is_refused(name: str, whim: str) -> None:
+    plain = setup("mlp")
+    method = METHODS[name](replace(plain, build_backbone=lambda: Whimsical(WHIMS[whim])), METHODS[name].settings_type())
+    seen = tasks("mlp", 1, samples=44)
+    method.begin_task(seen[0])
+    with pytest.raises(TrainingError, match=r"captured=false"):
+        for _ in Training(method, seen, replace(SCHEDULE, captured=True), capture=recorded):
+            pass

@@ -173,7 +173,7 @@ class Attachment(nn.Module):
         self._norms = {name: TaskNormSwitch(name, modules[name], self._active) for name in graph.per_task_modules}
         self.partial_gradients: dict[str, PartialGradient] = {}
         self._weighted = {
-            name: PartialGradientSwitch(name, module, self.partial_gradients)
+            name: PartialGradientSwitch(name, module, self.partial_gradients, self._active)
             for name, module in modules.items()
             if PartialGradientSwitch.fits(module) and module.get_parameter("weight").requires_grad
         }

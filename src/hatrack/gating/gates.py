@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hatrack import functional
 from hatrack.errors import InputError
+from hatrack.gating.recomputing import GatedInput
 from hatrack.masks.packing import move_along
 from hatrack.support.randomness import random_numbers_apart
 from hatrack.units import Group, Reader
@@ -107,7 +109,12 @@ def change_argument(
 
 _Parts = Mapping[tuple[int, int], Tensor]
 
-_Outer = tuple[Tensor | None, Tensor | None, Tensor | None, _Parts | None, dict[str, nn.Module] | None]
+_Outer = tuple[
+    Tensor | None, Tensor | None, Tensor | None, _Parts | None, GatedInput | None, dict[str, nn.Module] | None
+]
+
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class _State:
@@ -118,6 +125,7 @@ class _State:
         self.attention: Tensor | None = None
         self.cleared: Tensor | None = None
         self.parts: _Parts | None = None
+        self.latest: GatedInput | None = None
         self.norms: dict[str, nn.Module] | None = None
 
 
@@ -166,6 +174,18 @@ class ActiveTask:
         parts = self._own.state.parts
         return None if parts is None else parts.get((start, stop))
 
+    def gated(self, value: Tensor, gates: Tensor) -> Tensor:
+        """Return ``value * gates``, and remember it for the layer that it is given to."""
+        made = value * gates
+        if GatedInput.is_worth(made):
+            self._own.state.latest = GatedInput(made, value, gates)
+        return made
+
+    def not_kept(self, given: Tensor) -> AbstractContextManager[None]:
+        """Return what is to be around a layer's computing with its input, so that a large gated one is not kept."""
+        latest = self._own.state.latest
+        return _NOTHING if latest is None or not latest.is_input(given) else latest.not_kept()
+
     @property
     def norms(self) -> dict[str, nn.Module] | None:
         """The active task's own norms by the name of the layer they stand for; None when no task is active."""
@@ -178,8 +198,8 @@ class ActiveTask:
             State before, for :meth:`go_back_to`: a pass may begin in the middle of another one.
         """
         state = self._own.state
-        outer = state.soft, state.attention, state.cleared, state.parts, state.norms
-        state.soft, state.attention, state.cleared, state.parts = None, None, None, None
+        outer = state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms
+        state.soft, state.attention, state.cleared, state.parts, state.latest = None, None, None, None, None
         if attention.dtype == torch.bool:
             last = (*attention.shape[:-1], 1)
             state.cleared = torch.cat([~attention, attention.new_zeros(last)], dim=-1)
@@ -212,7 +232,7 @@ class ActiveTask:
     def go_back_to(self, outer: _Outer) -> None:
         """Use the attention and norms that were active before; with none, the backbone runs as without gates."""
         state = self._own.state
-        state.soft, state.attention, state.cleared, state.parts, state.norms = outer
+        state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms = outer
 
 
 class InputGate(nn.Module):
@@ -259,9 +279,9 @@ class InputGate(nn.Module):
             return value.masked_fill(self._pick(active.cleared, value), 0.0)
         own = self._own_part()
         if own is not None:
-            return value * own.view(-1, *self._trailing).to(value.dtype)
+            return active.gated(value, own.view(-1, *self._trailing).to(value.dtype))
         if active.attention is not None:
-            return value * self._pick(active.attention, value).to(value.dtype)
+            return active.gated(value, self._pick(active.attention, value).to(value.dtype))
         active.require_forward()
         return value
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatrack.gating.gates import ActiveTask
 from hatrack.protection.frozen import all_of, any_of
 
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
@@ -285,9 +286,13 @@ class PartialGradientSwitch:
         name: the layer's name in the backbone.
         module: the layer, dense or a convolution.
         partial_gradients: partial gradients by the names of layers; layers missing here compute all of theirs.
+        active: the state shared by all gates of the network, which knows large gated inputs.
     """
 
-    def __init__(self, name: str, module: nn.Module, partial_gradients: Mapping[str, PartialGradient]) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, partial_gradients: Mapping[str, PartialGradient], active: ActiveTask
+    ) -> None:
+        self._active = active
         self._name = name
         self.module = module
         self._partial_gradients = partial_gradients
@@ -312,7 +317,14 @@ class PartialGradientSwitch:
 
     def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the result of the layer, or of a twin of it with other parameters."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self._name not in self._partial_gradients:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return self._plain(module, input)
+        with self._active.not_kept(input):
+            return self._with_gradient(module, input)
+
+    def _with_gradient(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002
+        """Compute the layer's result, and what is needed for its gradient."""
+        if self._name not in self._partial_gradients:
             return self._plain(module, input)
         assert isinstance(module, (nn.Linear, *_CONVOLUTIONS))
         partial, weight = self._partial_gradients[self._name], module.weight

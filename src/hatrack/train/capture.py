@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
@@ -85,17 +86,29 @@ class CapturedSteps:
     right; within one, only the rows of a batch and the progress may differ, and the device counts both itself. A batch
     of another size is made as usual.
 
+    A step whose Python does something else each time, such as a layer that is dropped at random or a counter, must not
+    be replayed. So the first replay of every epoch is compared with the step itself, made from the same state.
+
     Args:
         size: samples of the batches to capture.
         capture: how to capture.
+        state: returns all tensors that a step may write to; the same ones each time.
     """
 
-    def __init__(self, size: int, capture: Capture = as_cuda_graph) -> None:
-        self._size, self._capture = size, capture
+    def __init__(
+        self, size: int, capture: Capture = as_cuda_graph, state: Callable[[], Sequence[Tensor]] = tuple
+    ) -> None:
+        self._size, self._capture, self._state = size, capture, state
         self._to_warm_up = WARM_UP
 
-    def of_epoch(self, step: TrainingStep, order: Tensor) -> StepByIndex:
-        """Return what makes the steps of one epoch; see :func:`one_by_one`."""
+    def of_epoch(self, step: TrainingStep, order: Tensor, sums: Sequence[Tensor] = ()) -> StepByIndex:
+        """Return what makes the steps of one epoch, and raises a TrainingError where a replay does something else.
+
+        Args:
+            step: makes a step.
+            order: places of the epoch's samples in their order, int64 ``(N,)``; see :func:`one_by_one`.
+            sums: tensors of this epoch alone that the step writes to.
+        """
         size, usual = self._size, one_by_one(step, order, self._size)
         begun = False
         last = math.ceil(len(order) / size) - 1
@@ -118,11 +131,58 @@ class CapturedSteps:
             elif not begun or self._to_warm_up:
                 begun, self._to_warm_up = True, max(self._to_warm_up - 1, 0)
                 _apart(next_one, order.device)
+            elif replay is None:
+                replay = self._capture(next_one)
+                self._compare(partial(_apart, next_one, order.device), replay, [number, *sums])
             else:
-                replay = replay or self._capture(next_one)
                 replay()
 
         return captured
+
+    def _compare(self, work: Callable[[], None], replay: Callable[[], None], own: Sequence[Tensor]) -> None:
+        """Do some work, and do it again from the same state by its replay; both must come to the same.
+
+        Raises:
+            TrainingError: they do not.
+        """
+        written, device = [*self._state(), *own], own[0].device
+        before, drawn = [tensor.detach().clone() for tensor in written], _random_state(device)
+        work()
+        if [id(tensor) for tensor in written] != [id(tensor) for tensor in (*self._state(), *own)]:
+            raise TrainingError(
+                "a step puts another tensor in the place of a buffer or parameter, so that it cannot be captured; "
+                "write into the one that is there (buffer.copy_(…)), or train without (`captured=false`)"
+            )
+        wanted = [tensor.detach().clone() for tensor in written]
+        with torch.no_grad():
+            for tensor, value in zip(written, before, strict=True):
+                tensor.copy_(value)
+        _set_random_state(drawn, device)
+        replay()
+        if not all(_agree(found, value) for found, value in zip(written, wanted, strict=True)):
+            raise TrainingError(
+                "a captured step does not do what the step itself does: the network's training pass, or a hook, "
+                "depends on more than tensors, such as a counter or a choice at random in Python; train without "
+                "(`captured=false`)"
+            )
+
+
+def _agree(found: Tensor, wanted: Tensor) -> bool:
+    """Return whether two tensors have the same numbers, but for rounding where kernels are not deterministic."""
+    if torch.are_deterministic_algorithms_enabled() or found.device.type == "cpu" or not found.is_floating_point():
+        return torch.equal(found.detach().nan_to_num(), wanted.nan_to_num())
+    return torch.allclose(found, wanted, rtol=1e-2, atol=1e-3 * float(wanted.abs().max()), equal_nan=True)
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the states of torch's generators of the CPU and of a GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
 
 
 def _apart(work: Callable[[], None], device: torch.device) -> None:

@@ -123,7 +123,7 @@ class Training:
             _require_capturable(method, ranks)
             if capture is None:
                 _require_cuda(device)
-            self._captured = CapturedSteps(settings.batch_size, capture or as_cuda_graph)
+            self._captured = CapturedSteps(settings.batch_size, capture or as_cuda_graph, self._written)
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
         """Train, and yield events."""
@@ -197,6 +197,11 @@ class Training:
             yield EpochDone(number, train_loss, valid_loss, valid_score, lr, improved)
         best.restore()
 
+    def _written(self) -> list[Tensor]:
+        """Return the tensors that a step may write to, but for the sum of losses."""
+        gathered = optimizer_tensors(self._optimizer)
+        return [*self._method.trained_parameters(), *self._method.trained_buffers(), *gathered.values()]
+
     def _end_epoch(self, parameters: Sequence[nn.Parameter], epoch: int) -> tuple[float, float | None]:
         """Validate; return the loss and the metric."""
         method, ranks = self._method, self._ranks
@@ -232,7 +237,11 @@ class Training:
             total.add_(loss.detach())
 
         captured = self._captured
-        make = one_by_one(step, order, settings.batch_size) if captured is None else captured.of_epoch(step, order)
+        make = (
+            one_by_one(step, order, settings.batch_size)
+            if captured is None
+            else captured.of_epoch(step, order, [total])
+        )
         method.train_mode(True)
         # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
         own = (ranks.rank,) if ranks.size > 1 else ()
