@@ -118,14 +118,6 @@ class Variant(Protocol):
         """
         ...
 
-    def origin_of(self, dataset: str, data_dir: Path | None) -> str:
-        """Return the line of :meth:`load` on what is found on this machine; published files are not decoded for it.
-
-        Raises:
-            DataError: as :meth:`load` without the network.
-        """
-        ...
-
 
 @dataclass(frozen=True)
 class FileVariant:
@@ -166,25 +158,16 @@ class FileVariant:
     ) -> Loaded:
         """Fetch, verify and decode the files. See :class:`Variant`."""
         contents = self.source.fetch(dataset, data_dir, download=download, monitor=monitor)
+        origin = self.origin or self.name
         if not self.keep:
-            return Loaded(self.decode(contents), self._line)
+            return Loaded(self.decode(contents), origin)
         key = f"{self.source.digest} {self.keep} pillow {PIL.__version__}"
         path = cache_root() / dataset / f"{self.name.replace(' ', '-')}.safetensors"
-        kept = prepared(path, key, lambda: Decoded(self.decode(contents), self.source.digest))
-        return Loaded(kept.arrays, self._line)
+        return Loaded(prepared(path, key, lambda: Decoded(self.decode(contents), self.source.digest)).arrays, origin)
 
     def locate(self, dataset: str, data_dir: Path | None = None) -> tuple[Path, ...]:
         """Return where the files are. See :class:`Variant`."""
         return self.source.locate(dataset, data_dir)
-
-    def origin_of(self, dataset: str, data_dir: Path | None = None) -> str:
-        """Return the line about the files, once they are verified. See :class:`Variant`."""
-        self.source.locate(dataset, data_dir)
-        return self._line
-
-    @property
-    def _line(self) -> str:
-        return self.origin or self.name
 
 
 @dataclass(frozen=True)
@@ -236,10 +219,6 @@ class PackedVariant:
         """Return the first sound file, after reading it. See :class:`Variant`."""
         path, _ = self.find(data_dir)
         return (path,)
-
-    def origin_of(self, dataset: str, data_dir: Path | None = None) -> str:
-        """Return the line about the first sound file, after reading it. See :class:`Variant`."""
-        return self.load(dataset, data_dir).origin
 
 
 class Fitting(Enum):
@@ -445,25 +424,6 @@ class DatasetSpec:
             with search:
                 path, part = self.packed.find(data_dir)
                 return dataclasses.replace(self.packed, name=part.origin), (path,)
-        raise search.failure()
-
-    def find_origin(self, data_dir: Path | None = None) -> str:
-        """Return the ``origin`` that :meth:`load` would give the data set on this machine, without the network.
-
-        Published files are verified and not decoded, packed parts and trees of pictures are read.
-
-        Args:
-            data_dir: folder to look in before all others.
-
-        Raises:
-            InputError: ``data_dir`` is no folder.
-            DataError: it is not on this machine, or damaged; the message says what to do.
-        """
-        _require_folder(data_dir)
-        search = FormSearch(self.name)
-        for variant in (*self.variants, *[self.packed] * bool(packed_files(self.name, data_dir))):
-            with search:
-                return variant.origin_of(self.name, data_dir)
         raise search.failure()
 
     def _load(

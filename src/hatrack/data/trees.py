@@ -144,10 +144,6 @@ class PictureTree:
             return (path,)
         raise self._absence(dataset, data_dir, [])
 
-    def origin_of(self, dataset: str, data_dir: Path | None = None) -> str:
-        """Return the line about the first tree that is as it should be, after reading it. See :meth:`load`."""
-        return self.load(dataset, data_dir).origin
-
     def _absence(self, dataset: str, data_dir: Path | None, faults: list[str]) -> NotFoundError:
         wanted = f"{self.archives[0]} (or {self.layout.advice})" if self.archives else self.layout.advice
         places = tuple(data_roots(data_dir))

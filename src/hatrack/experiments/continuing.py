@@ -128,9 +128,9 @@ def first_difference(there: Sequence[KnownTask], now: Sequence[KnownTask]) -> Di
             )
         same = now[index]
         if None not in (task.data, same.data) and not is_same_data(str(task.data), str(same.data)):
-            digests = [str(line).partition(READ_WITH)[0] for line in (task.data, same.data)]
-            since = "its files have changed since" if digests[0] != digests[1] else "it is read in another way now"
-            return Difference(index, f"on other data ({task.data} there, {same.data} now)", f"{since};", True)
+            lines = _told_apart((str(task.data), str(same.data)))
+            since = "it is read in another way now" if READ_WITH in lines[0] else "its files have changed since"
+            return Difference(index, f"on other data ({lines[0]} there, {lines[1]} now)", f"{since};", True)
         if None not in (task.samples, same.samples) and task.samples != same.samples:
             differ = f"{task.name!r}: {task.samples} there, {same.samples} now"
             return Difference(index, f"on other data ({differ})", "", True)

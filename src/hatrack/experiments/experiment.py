@@ -126,7 +126,7 @@ class Experiment:
     def find_data(self, data_dir: Path | None, num_tasks: int | None = None) -> tuple[str, ...]:
         """Return the lines that a run made now would record about its data, as far as that is on this machine.
 
-        Files are looked at and not decoded, but for trees of pictures and packed parts.
+        The network is not asked, and the tasks of one's own are not read but for their digests.
 
         Args:
             data_dir: folder to look for data sets in first.

@@ -128,7 +128,7 @@ class Job:
 def beside_each_other(jobs: Sequence[Job]) -> tuple[Job, ...]:
     """Prepare jobs whose runs are to be compared: all with the same defaults, and on the same data.
 
-    Their data is looked at, once for all, and not decoded. Runs that folders hold already are not made again, and so
+    Their data is looked at, once for all. Runs that folders hold already are not made again, and so
     they have to be those that would be made now.
 
     Args:
