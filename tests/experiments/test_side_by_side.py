@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Generator, Sequence
@@ -25,6 +26,7 @@ from hatrack.experiments import (
     JobFailed,
     RunRequest,
     compare,
+    forget_in_run,
     jobs_of,
     prepare,
     read_result,
@@ -251,6 +253,14 @@ def test_a_verdict_names_other_data(
     )
 
 
+def test_what_is_recognised_after_forgetting_is_measured_on_the_same_data(folder: Path) -> None:
+    for data, known in (("other", False), ("one", True)):
+        out = folder / f"hat-{data}"
+        finish(RunRequest(PRESET, "hat", 0, out, folder / "one", {**QUICK, "infer": "true"}))
+        (first, _) = (task.name for task in read_result(out / "run.json").tasks)
+        assert forget_in_run(out, first, folder / data).recognition is known
+
+
 # --- settings
 
 
@@ -312,6 +322,19 @@ def test_files_of_ones_own_that_have_changed(
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("changed", ["one", "two"])
+def test_a_run_on_files_that_have_changed_is_not_made_again(
+    changed: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that was stopped after its first task only that counts."""
+    moved_to(folder, monkeypatch)
+    finish(RunRequest("", "sgd", 0, folder / "first", None, OWN, sources=(folder / "tasks.toml",)), tasks=1)
+    table(folder / f"{changed}.csv", 7)
+    assert main(["rerun", "first"]) == (2 if changed == "one" else 0)
+    said = capsys.readouterr().err
+    assert ("first holds a run on other data (one: table, SHA-256" in said) == (changed == "one")
+
+
 def test_a_further_task_of_ones_own_is_for_all_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,3 +355,19 @@ def moved_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in [folder / "own" / "comparison.json", *folder.glob("own/*/*/run.json")]:
         edited(path, lambda content: content.update(sources=[str(folder / "tasks.toml")]))
     assert read_result(folder / "own" / "sgd" / "seed0" / "run.json").sources == (str(folder / "tasks.toml"),)
+
+
+# --- tables of benchmarks
+
+
+def test_rows_of_a_table_are_on_the_same_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    tables = importlib.import_module("tables")
+    line = read_result(folder / "run" / "run.json").data[0]
+    record = folder / "record.json"
+    rows = [{"experiment": "demo", "data": ["cifar10: pictures"]}, {"experiment": PRESET}]
+    record.write_text(json.dumps({"runs": [*rows, {"experiment": PRESET, "data": [line]}]}))
+    tables.require_same_data(record, PRESET, folder / "one")
+    tables.require_same_data(folder / "new.json", PRESET, folder / "other")
+    with pytest.raises(InputError, match=r"record.json has rows on other data \(cifar10: .* there, cifar10: .* now\)"):
+        tables.require_same_data(record, PRESET, folder / "other")

@@ -16,6 +16,7 @@ __all__ = [
     "Difference",
     "KnownTask",
     "are_tasks_of",
+    "data_seen",
     "first_difference",
     "is_same_data",
     "of_lines",
@@ -155,6 +156,12 @@ def same_lines(there: Iterable[str], now: Iterable[str]) -> bool:
     return all(name in by_name and is_same_data(line, by_name[name]) for name, line in _by_name(there).items())
 
 
+def data_seen(recorded: RunResult) -> tuple[str, ...]:
+    """Return the lines about the data that a run has seen: of one's own tasks, those that it has learned."""
+    learned = {task.name for task in recorded.tasks[: len(recorded.scores)]}
+    return tuple(line for line in recorded.data if not recorded.sources or line.partition(":")[0] in learned)
+
+
 def other_data(there: Iterable[str], now: Iterable[str]) -> str:
     """Say which data, of lines about it, is other data now; empty where none is.
 
@@ -189,8 +196,6 @@ def require_same_forms(folder: Path, recorded: RunResult, now: Iterable[str]) ->
 def require_comparable(found: Iterable[tuple[Path, RunResult]]) -> None:
     """Refuse to put runs side by side that have seen different data.
 
-    Of one's own tasks only those count that a run has learned; it may still go on with others.
-
     Args:
         found: folders of runs, and their records.
 
@@ -199,10 +204,8 @@ def require_comparable(found: Iterable[tuple[Path, RunResult]]) -> None:
     """
     seen: dict[str, tuple[Path, str]] = {}
     for folder, result in found:
-        learned = {task.name for task in result.tasks[: len(result.scores)]}
-        for name, line in _by_name(result.data).items():
-            if result.sources and name not in learned:
-                continue
+        for line in data_seen(result):
+            name = line.partition(":")[0]
             first, there = seen.setdefault(name, (folder, line))
             if not is_same_data(there, line):
                 lines = _told_apart((there, line))

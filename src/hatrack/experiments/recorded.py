@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, DataError, InputError
-from hatrack.experiments.continuing import first_difference, of_record, of_stream, other_data, same_lines
+from hatrack.experiments.continuing import data_seen, first_difference, of_record, of_stream, other_data, same_lines
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, previous, require_run, require_whole
 from hatrack.experiments.preparing import Run, load_method, prepare
@@ -174,7 +174,7 @@ def require_same_origins(folder: Path, recorded: RunResult, request: RunRequest)
         DataError: a file of one's own tasks cannot be opened.
     """
     lines = request.described().find_data(request.data, recorded.config.get("num_tasks"))
-    if said := other_data(recorded.data, lines):
+    if said := other_data(data_seen(recorded), lines):
         raise InputError(
             f"{folder} holds a run on other data ({said}), so that it cannot be made again; give that data (`data_dir`)"
         )
