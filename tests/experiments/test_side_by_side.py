@@ -26,7 +26,6 @@ from hatrack.experiments import (
     JobFailed,
     RunRequest,
     compare,
-    forget_in_run,
     jobs_of,
     prepare,
     read_result,
@@ -251,14 +250,6 @@ def test_a_verdict_names_other_data(
     assert verified(folder, "one", lambda content: content.update(data=[])).verdict.startswith(
         "verified, but on data unknown to the run;"
     )
-
-
-def test_what_is_recognised_after_forgetting_is_measured_on_the_same_data(folder: Path) -> None:
-    for data, known in (("other", False), ("one", True)):
-        out = folder / f"hat-{data}"
-        finish(RunRequest(PRESET, "hat", 0, out, folder / "one", {**QUICK, "infer": "true"}))
-        (first, _) = (task.name for task in read_result(out / "run.json").tasks)
-        assert forget_in_run(out, first, folder / data).recognition is known
 
 
 # --- settings

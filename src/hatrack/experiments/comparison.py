@@ -130,6 +130,8 @@ class Comparison:
     def run(self, method: str, seed: int) -> RunResult | None:
         """The finished run of a method and seed; None if it is not finished, or failed, or has forgotten a task.
 
+        One that has learned all its tasks is not finished where others go on with further ones.
+
         Raises:
             InputError: the comparison has no such method or seed.
         """
@@ -138,7 +140,12 @@ class Comparison:
         if seed not in self.seeds:
             raise unknown_name("seed", str(seed), map(str, self.seeds))
         result = self.results.get((method, seed))
-        return result if result is not None and result.is_whole else None
+        return result if result is not None and result.is_whole and len(result.tasks) == self._tasks else None
+
+    @property
+    def _tasks(self) -> int:
+        """Return the number of tasks that runs have in the end."""
+        return max((len(result.tasks) for result in self.results.values() if not result.forgotten), default=0)
 
     @property
     def metric(self) -> Metric | None:
