@@ -5,12 +5,14 @@ python benchmarks/tables.py strengths --data DATA [--experiments split-cifar10] 
 
 The tables are in `benchmarks/tables.toml`. A row of a record is a run of `hatrack run` with the settings that it names;
 the record is written after every run, and what it holds is not run again, unless defaults that it was made with have
-changed since. Several processes may work on one table, each on a part of its rows.
+changed since. Rows of an experiment are on the same data: beside rows on other data nothing is run. Several processes
+may work on one table, each on a part of its rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -24,7 +26,9 @@ from typing import Any
 import torch
 
 from hatrack import keep_freed_memory
+from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, RunRequest, prepare, run
+from hatrack.experiments.continuing import other_data
 from hatrack.functional import forgetting_ratio
 from hatrack.methods import Method
 from hatrack.methods.den import DEN
@@ -94,6 +98,7 @@ def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
         **recognised_in(result.metrics()),
         "seconds": round(sum(result.seconds), 1),
         "commit": commit(),
+        "data": list(result.data),
         "config": config_of(row, common),
     }
 
@@ -154,6 +159,26 @@ def is_made(record: Mapping[str, Any], row: Row, common: Mapping[str, Any]) -> b
     return bool(found) and (found[0] is None or found[0] == config_of(row, common))
 
 
+def require_same_data(path: Path, experiment: str, data: Path) -> None:
+    """Refuse to put rows beside those of a record that have seen other data, as far as it says (not before 2026-11-29).
+
+    Raises:
+        InputError: a row of the experiment is on other data than there is now.
+    """
+    now = data_of(experiment, data)
+    for made in read(path)["runs"]:
+        if made["experiment"] == experiment and (said := other_data(made.get("data", ()), now)):
+            raise InputError(
+                f"{path} has rows on other data ({said}); give that data (--data), or another folder (--results)"
+            )
+
+
+@functools.cache
+def data_of(experiment: str, data: Path) -> tuple[str, ...]:
+    """Return the lines about the data that an experiment finds now."""
+    return EXPERIMENTS[experiment].find_data(data)
+
+
 def key_of(made: Mapping[str, Any]) -> tuple[str, str, int, str]:
     """Return the key of a row of a record."""
     return made["experiment"], made["method"], made["seed"], made["chosen"]
@@ -177,11 +202,13 @@ def main() -> None:
     number, of = arguments.part
     for row in islice(rows_of(table, arguments), number, None, of):
         common = {**table["set"], **table["experiments"][row.experiment]}
+        require_same_data(path, row.experiment, arguments.data)
         if is_made(read(path), row, common):
             continue
         made = measured(row, common, arguments.data)
         print(made, flush=True)
         with locked(arguments.results, patience=60.0):
+            require_same_data(path, row.experiment, arguments.data)  # another process may have begun the record
             record = read(path)
             record = {
                 "about": table["about"],

@@ -182,3 +182,14 @@ def test_tasks_of_ones_own_are_compared_too(tmp_path: Path) -> None:
     assert job.request.sources == (tasks,)
     with pytest.raises(InputError, match="the folder holds a comparison on tasks"):
         ComparisonPlan.make("demo", ["sgd"], [0]).joined(plan)
+
+
+def test_a_run_that_has_yet_to_learn_a_further_task_is_not_compared(folder: Path) -> None:
+    before = Comparison.read(folder)
+    assert before.run("sgd", 0) is not None
+    fake_run(folder, "joint", 0, [[0.9], [0.8, 1.0], [0.9, 0.9, 0.9]])
+    found = Comparison.read(folder)
+    assert found.run("joint", 0) is not None
+    assert found.run("sgd", 0) is None
+    assert found.spread("sgd", "average_accuracy") is None
+    assert ("sgd", 0) in found.missing

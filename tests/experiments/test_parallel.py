@@ -109,6 +109,35 @@ def test_no_thread_outlives_the_group() -> None:
         assert (process.returncode, said) == (0, "True\n"), errors
 
 
+LOOKING = """
+import sys
+import torch
+from hatrack.errors import InputError
+from hatrack.train.parallel import joined
+
+with joined(torch.device("cpu")) as ranks:
+    ranks.require_same_data(["a: files"], torch.device("cpu"))
+    try:
+        ranks.require_same_data([f"a: {'files' if ranks.rank else 'pictures'}"], torch.device("cpu"))
+    except InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_find_different_data_do_not_share_batches() -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOKING], env=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for its in environments()
+    ]
+    for rank, (said, errors) in enumerate([each.communicate(timeout=100) for each in processes]):
+        found = f"found different data (a: {'files' if rank else 'pictures'} in process {rank}); give all of them the"
+        assert found in said, errors
+    ALONE.require_same_data([], torch.device("cpu"))
+
+
 @pytest.mark.parametrize("method", slow_but(["hat"], ["hat", "pmask"]))
 def test_the_law_holds_in_mixed_precision(method: str) -> None:
     results = {}

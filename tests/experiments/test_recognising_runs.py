@@ -295,6 +295,13 @@ def test_forgetting_measures_anew_or_says_that_it_is_not_known(
 
 
 @pytest.mark.slow
+def test_forgetting_does_not_measure_on_other_data(folder: Path) -> None:
+    recorded = read_result(folder / "run.json")
+    write_result(folder / "run.json", replace(recorded, data=("fashion-mnist-subset: pictures",)))
+    assert forget_in_run(folder, "pullover-dress").recognition is False
+
+
+@pytest.mark.slow
 def test_predicting_takes_what_the_run_has_calibrated(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from hatrack.cli.options import Data, Output, Quiet, make_console, require_output, say, write_output
+from hatrack.cli.options import Data, Output, Quiet, make_console, require_output, say, with_options, write_output
 from hatrack.errors import InputError
 
 __all__ = [
@@ -153,7 +153,7 @@ def verify_command(folder: Path, /, *, data: Data = None) -> int:
     if not verification.bitwise:
         differences = ", ".join(verification.differences)
         console.print(f"compared to 1e-5, not to the bit, since these differ from the run: {differences}")
-    console.print("verified" if verification.holds else "[bold]not verified:[/] the network is not the one of the run")
+    say(console, with_options(verification.verdict))
     return 0 if verification.holds else 1
 
 
@@ -172,6 +172,7 @@ def rerun_command(folder: Path, /, *, out: Path | None = None, data: Data = None
     """
     from hatrack.cli.carrying import carry_out
     from hatrack.experiments import Reproduction, recorded_run
+    from hatrack.experiments.recorded import require_same_origins
     from hatrack.report import reproduction_table
 
     if out is not None and out.resolve() == folder.resolve():
@@ -180,6 +181,7 @@ def rerun_command(folder: Path, /, *, out: Path | None = None, data: Data = None
     recorded, request = recorded_run(folder, data, out)
     if recorded.forgotten:
         raise InputError(f"in {folder} a task was forgotten, so that the run cannot be made again")
+    require_same_origins(folder, recorded, request)
     again = carry_out(request, console, quiet, tasks=len(recorded.scores))
     reproduction = Reproduction.of(recorded, again)
     console.print(reproduction_table(reproduction))

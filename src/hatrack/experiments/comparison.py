@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.continuing import are_tasks_of, require_comparable
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
-from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed, with_known_tasks, with_recorded_defaults
+from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed, beside_each_other
 from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder, write_plan
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
@@ -72,7 +73,7 @@ class Comparison:
         A run whose file is damaged counts as failed.
 
         Raises:
-            InputError: the folder holds no comparison.
+            InputError: the folder holds no comparison, or runs on different data.
             CheckpointError: the plan is damaged, or from a newer version.
         """
         if not (folder / PLAN).exists():
@@ -90,6 +91,7 @@ class Comparison:
                         results[method, seed] = read_result(place / RESULT)
                 except CheckpointError as error:  # one bad file is no reason to lose sight of the other runs
                     failures[method, seed] = str(error)
+        require_comparable((run_folder(folder, *key), result) for key, result in results.items())
         return cls(plan, results, failures, environment)
 
     def _repr_html_(self) -> str:
@@ -128,6 +130,8 @@ class Comparison:
     def run(self, method: str, seed: int) -> RunResult | None:
         """The finished run of a method and seed; None if it is not finished, or failed, or has forgotten a task.
 
+        One that has learned all its tasks is not finished where others go on with further ones.
+
         Raises:
             InputError: the comparison has no such method or seed.
         """
@@ -136,7 +140,12 @@ class Comparison:
         if seed not in self.seeds:
             raise unknown_name("seed", str(seed), map(str, self.seeds))
         result = self.results.get((method, seed))
-        return result if result is not None and result.is_whole else None
+        return result if result is not None and result.is_whole and len(result.tasks) == self._tasks else None
+
+    @property
+    def _tasks(self) -> int:
+        """Return the number of tasks that runs have in the end."""
+        return max((len(result.tasks) for result in self.results.values() if not result.forgotten), default=0)
 
     @property
     def metric(self) -> Metric | None:
@@ -253,17 +262,35 @@ def jobs_of(
         threads: CPU threads of every run.
 
     Raises:
-        InputError: the folder holds runs of a method with the defaults of several versions.
+        InputError: the folder holds something else, or a run with other settings or on other data, also of a method or
+            seed that this plan leaves out, or runs of a method with the defaults of several versions.
+        CheckpointError: the folder's plan is damaged.
         DataError: a file of one's own tasks cannot be opened.
     """
+    whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
+    wanted = {(seed, method): plan for seed in plan.seeds for method in plan.methods}
+    others = {(seed, method): whole for seed in whole.seeds for method in whole.methods}
     request = RunRequest(plan.experiment, "", data=data, sources=plan.sources, description=plan.described)
     request = replace(request, device=device or request.device)
     found = []
-    for seed in plan.seeds:
-        for method in plan.methods:
-            at, overrides = run_folder(folder, method, seed), plan.overrides(method)
-            found.append(Job(replace(request, method=method, seed=seed, out=at, overrides=overrides), threads))
-    return with_known_tasks(with_recorded_defaults(found))
+    for (seed, method), of in {**wanted, **{key: of for key, of in others.items() if key not in wanted}}.items():
+        at, overrides = run_folder(folder, method, seed), of.overrides(method)
+        found.append(Job(replace(request, method=method, seed=seed, out=at, overrides=overrides), threads))
+    jobs = beside_each_other(found)
+    for job in jobs[len(wanted) :]:
+        _require_same_tasks(job)
+    return jobs[: len(wanted)]
+
+
+def _require_same_tasks(job: Job) -> None:
+    """Refuse a finished run of one's own tasks that is compared with others, and not gone on with, on fewer or more."""
+    recorded = job.recorded()
+    if recorded is None or job.tasks is None or not recorded.is_whole or are_tasks_of(recorded, job.tasks):
+        return
+    raise InputError(
+        f"{job.folder} holds a run of {len(recorded.tasks)} tasks, and there are {len(job.tasks)} now; compare it, too "
+        "(`methods` and `seeds`), or choose another folder (`out`)"
+    )
 
 
 def compare(

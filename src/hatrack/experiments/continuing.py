@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from hatrack.errors import InputError
 from hatrack.experiments.results import RunResult
 from hatrack.streams import OwnStream, TaskStream
 from hatrack.streams.own.streams import READ_WITH
@@ -14,11 +16,16 @@ __all__ = [
     "Difference",
     "KnownTask",
     "are_tasks_of",
+    "data_seen",
     "first_difference",
     "is_same_data",
+    "of_lines",
     "of_own",
     "of_record",
     "of_stream",
+    "other_data",
+    "require_comparable",
+    "require_same_forms",
     "same_lines",
 ]
 
@@ -82,8 +89,12 @@ def of_own(own: OwnStream, num_tasks: int | None) -> tuple[KnownTask, ...]:
     Raises:
         DataError: a file cannot be opened.
     """
-    lines = _by_name(own.origins(num_tasks))
-    return tuple(KnownTask(name, line) for name, line in lines.items())
+    return of_lines(own.origins(num_tasks))
+
+
+def of_lines(lines: Iterable[str]) -> tuple[KnownTask, ...]:
+    """Return a person's own tasks of the lines about their files."""
+    return tuple(KnownTask(name, line) for name, line in _by_name(lines).items())
 
 
 def of_stream(stream: TaskStream, *, is_own: bool) -> tuple[KnownTask, ...]:
@@ -118,9 +129,9 @@ def first_difference(there: Sequence[KnownTask], now: Sequence[KnownTask]) -> Di
             )
         same = now[index]
         if None not in (task.data, same.data) and not is_same_data(str(task.data), str(same.data)):
-            digests = [str(line).partition(READ_WITH)[0] for line in (task.data, same.data)]
-            since = "its files have changed since" if digests[0] != digests[1] else "it is read in another way now"
-            return Difference(index, f"on other data ({task.data} there, {same.data} now)", f"{since};", True)
+            lines = _told_apart((str(task.data), str(same.data)))
+            since = "it is read in another way now" if READ_WITH in lines[0] else "its files have changed since"
+            return Difference(index, f"on other data ({lines[0]} there, {lines[1]} now)", f"{since};", True)
         if None not in (task.samples, same.samples) and task.samples != same.samples:
             differ = f"{task.name!r}: {task.samples} there, {same.samples} now"
             return Difference(index, f"on other data ({differ})", "", True)
@@ -143,6 +154,71 @@ def same_lines(there: Iterable[str], now: Iterable[str]) -> bool:
     """Return whether data that lines are about is all there, unchanged; there may be more."""
     by_name = _by_name(now)
     return all(name in by_name and is_same_data(line, by_name[name]) for name, line in _by_name(there).items())
+
+
+def data_seen(recorded: RunResult) -> tuple[str, ...]:
+    """Return the lines about the data that a run has seen: of one's own tasks, those that it has learned."""
+    learned = {task.name for task in recorded.tasks[: len(recorded.scores)]}
+    return tuple(line for line in recorded.data if not recorded.sources or line.partition(":")[0] in learned)
+
+
+def other_data(there: Iterable[str], now: Iterable[str]) -> str:
+    """Say which data, of lines about it, is other data now; empty where none is.
+
+    Data that only one side knows is no difference: not every task of a stream has to be learned, nor every data set be
+    on this machine.
+    """
+    known = _by_name(now)
+    pairs = [(line, known[name]) for name, line in _by_name(there).items() if name in known]
+    others = [pair for pair in pairs if not is_same_data(*pair)]
+    sides = ["; ".join(lines) for lines in zip(*map(_told_apart, others), strict=True)]
+    return f"{sides[0]} there, {sides[1]} now" if sides else ""
+
+
+def require_same_forms(folder: Path, recorded: RunResult, now: Iterable[str]) -> None:
+    """Refuse to go on with a run that was made of a preset's data sets in another form, or to take it for one of now.
+
+    Args:
+        folder: the run's folder.
+        recorded: its record.
+        now: lines about the data sets as they are found now; those that are not known are not compared.
+
+    Raises:
+        InputError: a data set has another form.
+    """
+    if said := other_data(recorded.data, now):
+        raise InputError(
+            f"{folder} holds a run on other data ({said}); give that data (`data_dir`), or choose another folder "
+            "(`out`)"
+        )
+
+
+def require_comparable(found: Iterable[tuple[Path, RunResult]]) -> None:
+    """Refuse to put runs side by side that have seen different data.
+
+    Args:
+        found: folders of runs, and their records.
+
+    Raises:
+        InputError: two runs have seen the same data set, or task, with different content.
+    """
+    seen: dict[str, tuple[Path, str]] = {}
+    for folder, result in found:
+        for line in data_seen(result):
+            name = line.partition(":")[0]
+            first, there = seen.setdefault(name, (folder, line))
+            if not is_same_data(there, line):
+                lines = _told_apart((there, line))
+                raise InputError(
+                    f"{first} and {folder} hold runs on different data ({lines[0]}; {lines[1]}), which cannot be "
+                    "compared; remove one of them, or compare in another folder (`out`)"
+                )
+
+
+def _told_apart(lines: tuple[str, str]) -> tuple[str, str]:
+    """Return two lines about different data, without how it is read where its digests tell it apart."""
+    there, now = (line.partition(READ_WITH)[0] for line in lines)
+    return lines if there == now else (there, now)
 
 
 def _by_name(lines: Iterable[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from hatrack.data import DownloadMonitor
 from hatrack.errors import InputError
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings, parse_value
 from hatrack.methods import METHODS
-from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, own_stream
+from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, find_origins, own_stream
 from hatrack.support.names import look_up, unknown_name
 from hatrack.support.toml import read_packaged_toml
 from hatrack.train import TrainingSettings
@@ -122,6 +122,20 @@ class Experiment:
         return build_stream(
             self.stream, options, data_dir=data_dir, num_tasks=data.num_tasks, download=download, monitor=monitor
         )
+
+    def find_data(self, data_dir: Path | None, num_tasks: int | None = None) -> tuple[str, ...]:
+        """Return the lines that a run made now would record about its data, as far as that is on this machine.
+
+        The network is not asked, and the tasks of one's own are not read but for their digests.
+
+        Args:
+            data_dir: folder to look for data sets in first.
+            num_tasks: number of one's own tasks, the first ones; None takes all.
+
+        Raises:
+            DataError: a file of one's own tasks cannot be opened.
+        """
+        return find_origins(self.stream, data_dir) if self.own is None else self.own.origins(num_tasks)
 
 
 _Settings = TypeVar("_Settings", StreamSettings, NetworkSettings, TrainingSettings)

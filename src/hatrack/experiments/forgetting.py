@@ -14,6 +14,7 @@ import torch
 from hatrack.errors import DataError, InputError
 from hatrack.experiments.backbones import build_backbone
 from hatrack.experiments.comparison import FAILURE
+from hatrack.experiments.continuing import require_same_forms
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
     CHECKPOINT,
@@ -177,6 +178,8 @@ def _recognised_now(folder: Path, recorded: RunResult, method: MaskedMethod, dat
         stream = experiment.stream_of(config.stream, seed=request.seed, data_dir=data, download=False)
         stream = tasks_of(folder, recorded, stream)
         require_same_data(folder, recorded, stream)
+        if not recorded.sources:
+            require_same_forms(folder, recorded, stream.origins)
     except (InputError, DataError):
         return None
     threads = torch.get_num_threads()

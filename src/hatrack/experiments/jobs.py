@@ -15,13 +15,23 @@ from typing import Any
 import torch
 
 from hatrack.errors import CheckpointError, HatrackError, InputError
-from hatrack.experiments.continuing import KnownTask, are_tasks_of, of_own
+from hatrack.experiments.continuing import (
+    KnownTask,
+    are_tasks_of,
+    first_difference,
+    of_lines,
+    of_record,
+    other_data,
+    require_comparable,
+    require_same_forms,
+)
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import RESULT, RunFolder
 from hatrack.experiments.preparing import Run
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
+from hatrack.experiments.settings import changed
 from hatrack.methods import METHODS
 from hatrack.support.environment import deterministic_cuda
 from hatrack.train import BatchDone
@@ -33,10 +43,9 @@ __all__ = [
     "JobDone",
     "JobEvent",
     "JobFailed",
+    "beside_each_other",
     "carry_out",
     "decode",
-    "with_known_tasks",
-    "with_recorded_defaults",
 ]
 
 _EVERY = 0.5
@@ -51,11 +60,14 @@ class Job:
         request: the run; it has a folder.
         threads: number of CPU threads, part of what makes test logits reproducible.
         tasks: of one's own tasks, those that the run is to have; None where nobody has looked at their files.
+        data: lines about the data that the runs beside it see, or have seen; a worker that finds other data does not
+            train. What it does not name may be any.
     """
 
     request: RunRequest
     threads: int = 1
     tasks: tuple[KnownTask, ...] | None = field(default=None, compare=False, repr=False)
+    data: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -98,41 +110,88 @@ class Job:
         content["data"] = None if request.data is None else str(request.data.absolute())
         content["sources"] = [str(path.absolute()) for path in request.sources]
         content |= {"overrides": dict(request.overrides), "device": request.device.type, "threads": self.threads}
+        content["expected"] = self.data
         return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str) -> Job:
         """The job of a line of :meth:`to_json`."""
         data: dict[str, Any] = json.loads(text)
-        threads = data.pop("threads")
+        threads, expected = data.pop("threads"), tuple(data.pop("expected"))
         out, folder = Path(data.pop("out")), data.pop("data")
         data["data"] = None if folder is None else Path(folder)
         sources = tuple(map(Path, data.pop("sources")))
         device = torch.device(data.pop("device"))
-        return cls(RunRequest(**data, out=out, device=device, sources=sources), threads)
+        return cls(RunRequest(**data, out=out, device=device, sources=sources), threads, data=expected)
 
 
-def with_known_tasks(jobs: Sequence[Job]) -> tuple[Job, ...]:
-    """Look at the files of one's own tasks, once for all jobs, so that finished runs on other tasks are told.
+def beside_each_other(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Prepare jobs whose runs are to be compared: all with the same defaults, and on the same data.
+
+    Their data is looked at, once for all. Runs that folders hold already are not made again, and so
+    they have to be those that would be made now.
+
+    Args:
+        jobs: the jobs, all on the same experiment.
 
     Raises:
-        InputError, DataError: a file does not exist or cannot be opened.
+        InputError: a folder holds a run with other settings or on other data, or runs of one method have the defaults
+            of several versions; or one's own files do not exist.
+        DataError: a file of one's own tasks cannot be opened.
     """
-    known: dict[tuple[tuple[Path, ...], int | None], tuple[KnownTask, ...]] = {}
+    alike = _with_recorded_defaults(jobs)
+    found = _with_present_data(alike)
+    records = [(job, recorded) for job in found if (recorded := job.recorded()) is not None]
+    for job, recorded in records:
+        _require_same_settings(job, recorded)
+        if job.tasks is None:
+            require_same_forms(job.folder, recorded, job.data)
+        elif (difference := first_difference(of_record(recorded)[: len(recorded.scores)], job.tasks)) is not None:
+            remedy = f"{difference.remedy} " if difference.remedy else ""
+            raise InputError(f"{job.folder} holds a run {difference.what}; {remedy}choose another folder (`out`)")
+    require_comparable((job.folder, recorded) for job, recorded in records)
+    if any(job.tasks is not None for job in found):
+        return found
+    seen = dict.fromkeys(line for _, recorded in records for line in recorded.data)
+    return tuple(replace(job, data=tuple(dict.fromkeys((*seen, *job.data)))) for job in found)
+
+
+def _with_present_data(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Look at the data that jobs would find now, once for all of them."""
+    known: dict[int | None, tuple[tuple[str, ...], tuple[KnownTask, ...] | None]] = {}
     found = []
     for job in jobs:
         request = job.request
-        if (own := request.described().own) is not None:
-            settings = request.described().config(request.method).overridden(request.overrides)
-            key = (request.sources, settings.stream.num_tasks)
-            if key not in known:
-                known[key] = of_own(own, settings.stream.num_tasks)
-            job = replace(job, tasks=known[key])
-        found.append(job)
+        described = request.described()
+        own, settings = described.own, described.config(request.method).overridden(request.overrides)
+        key = None if own is None else settings.stream.num_tasks
+        if key not in known:
+            lines = described.find_data(request.data, key)
+            known[key] = lines, None if own is None else of_lines(lines)
+        lines, tasks = known[key]
+        found.append(replace(job, data=lines, tasks=tasks))
     return tuple(found)
 
 
-def with_recorded_defaults(jobs: Sequence[Job]) -> tuple[Job, ...]:
+def _require_same_settings(job: Job, recorded: RunResult) -> None:
+    """Refuse to take a run for that of a job which has other settings; one that has forgotten a task is over anyway."""
+    if recorded.forgotten or recorded.forgetting is not None:
+        return
+    request = job.request
+    wanted: dict[str, Any] = {"experiment": request.described().name, "method": request.method, "seed": request.seed}
+    if recorded.sources and request.sources:
+        del wanted["experiment"]  # named after its files, which are compared with their contents
+    found = {key: getattr(recorded, key) for key in wanted}
+    if recorded.method == request.method:
+        found |= completed(recorded.method, recorded.config)
+        wanted |= request.described().config(request.method).overridden(request.overrides).flat()
+    if changes := changed(found, wanted):
+        raise InputError(
+            f"{job.folder} holds a run with other settings: {changes}; choose another folder (`out`), or remove it"
+        )
+
+
+def _with_recorded_defaults(jobs: Sequence[Job]) -> tuple[Job, ...]:
     """Give all jobs of a method the defaults of an earlier version, if that has begun some of them.
 
     Runs of one method are compared with each other, and so all of them have to be made alike.
@@ -234,7 +293,7 @@ def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
         with RunFolder.alone(job.folder, math.inf) as folder:
             going = Run(request, folder)
             if going.finished is None:
-                for share in _seldom(_shares(going)):
+                for share in _seldom(_shares(going, job.data)):
                     yield JobAdvanced(job, share)
             else:
                 folder.forget_training()  # left where a process was killed just before its end
@@ -246,8 +305,13 @@ def carry_out(job: Job) -> Iterator[JobAdvanced | JobDone | JobFailed]:
         yield JobFailed(job, f"{type(error).__name__}: {error}")
 
 
-def _shares(going: Run) -> Iterator[float]:
+def _shares(going: Run, expected: Sequence[str]) -> Iterator[float]:
     going.prepare()
+    if said := other_data(expected, going.stream.origins):
+        raise InputError(
+            f"the runs beside this one are on other data ({said}); give all of them the same (`data_dir`), on every "
+            "machine"
+        )
     tasks = len(going.result.tasks)
     index, epochs, max_epochs = 0, 0.0, 1
     for event in run(going):

@@ -14,10 +14,10 @@ from hatrack.experiments.backbones import build_backbone, narrow_builder
 from hatrack.experiments.continuing import (
     Difference,
     first_difference,
-    is_same_data,
     of_own,
     of_record,
     of_stream,
+    require_same_forms,
 )
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
@@ -96,11 +96,12 @@ class Run:
     def finished(self) -> RunResult | None:
         """The results of a run that its folder holds finished; None if it is not finished, or not begun, or damaged.
 
-        A run that is to have further tasks is not finished. Of a preset it needs no data; one's own files are looked
-        at, since they may have changed.
+        A run that is to have further tasks is not finished. Of a preset it needs no data, and what is there is looked
+        at, as one's own files are, since it may be other data than the run's.
 
         Raises:
-            InputError: one's own files have changed, or a task that was learned is missing or in another place.
+            InputError: a data set is there in another form, or one's own files have changed, or a task that was learned
+                is missing or in another place.
         """
         earlier = self._earlier
         if self.folder is None or earlier is None or self.folder.damaged or earlier.status is not Status.FINISHED:
@@ -109,7 +110,10 @@ class Run:
             return None  # taking it up mends it
         num_tasks = self.config.stream.num_tasks
         if (own := self.experiment.own) is None:
-            return earlier if earlier.config.get("num_tasks") == num_tasks else None
+            if earlier.config.get("num_tasks") != num_tasks:
+                return None
+            require_same_forms(self.folder.path, earlier, self.experiment.find_data(self.request.data))
+            return earlier
         there, now = of_record(earlier), of_own(own, num_tasks)
         if (difference := first_difference(there, now)) is not None:
             self._refuse(difference)
@@ -174,7 +178,8 @@ class Run:
 
     def _begin_or_take_up(self) -> None:
         if self._earlier is not None:
-            self._require_same_data_sets(self._earlier)
+            if self.folder is not None and self.experiment.own is None:
+                require_same_forms(self.folder.path, self._earlier, self.stream.origins)
             self._take_up(self._earlier)
             return
         self.method = self.fresh_method()
@@ -268,19 +273,6 @@ class Run:
         if learned != tuple(task.name for task in earlier.tasks)[: len(learned)] or abs(len(learned) - rows) > 1:
             raise _ForeignFileError(f"{path} does not belong to {path.with_name(RESULT)}")
         return method, len(learned)
-
-    def _require_same_data_sets(self, earlier: RunResult) -> None:
-        """Refuse to go on with a run that was made of data sets of a preset in another form."""
-        if self.experiment.own is not None:
-            return
-        now = {line.partition(":")[0]: line for line in self.stream.origins}
-        pairs = [(line, now.get(line.partition(":")[0], line)) for line in earlier.data]
-        if others := [pair for pair in pairs if not is_same_data(*pair)]:
-            there, here = ("; ".join(lines) for lines in zip(*others, strict=True))
-            raise InputError(
-                f"{self.request.out} holds a run on other data ({there} there, {here} now); give that data "
-                "(`data_dir`), or choose another folder (`out`)"
-            )
 
     def _refuse(self, difference: Difference) -> NoReturn:
         """Refuse to go on with a run, of which a task that it has begun is another one now."""
@@ -402,7 +394,7 @@ def prepare(request: RunRequest, monitor: DownloadMonitor | None = None) -> Run:
 
 
 def finished_result(request: RunRequest) -> RunResult | None:
-    """The result of a run that its folder holds finished, as :attr:`Run.finished`; no data are needed for presets.
+    """The result of a run that its folder holds finished, as :attr:`Run.finished`; presets need no data.
 
     Raises:
         InputError, CheckpointError: as :class:`Run`.

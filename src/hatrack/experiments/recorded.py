@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, DataError, InputError
-from hatrack.experiments.continuing import first_difference, of_record, of_stream, same_lines
+from hatrack.experiments.continuing import data_seen, first_difference, of_record, of_stream, other_data, same_lines
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, previous, require_run, require_whole
 from hatrack.experiments.preparing import Run, load_method, prepare
@@ -41,6 +41,7 @@ __all__ = [
     "recorded_run",
     "request_of",
     "require_same_data",
+    "require_same_origins",
     "tasks_of",
     "verify",
 ]
@@ -158,6 +159,25 @@ def _are_of(recorded: RunResult, sources: Sequence[Path]) -> bool:
         return same_lines(recorded.data, own_stream(sources).origins())
     except (InputError, DataError):
         return False
+
+
+def require_same_origins(folder: Path, recorded: RunResult, request: RunRequest) -> None:
+    """Refuse to make a run again of other data than it was made of, before anything is read.
+
+    Args:
+        folder: the run's folder.
+        recorded: its record.
+        request: what to ask for to get it again.
+
+    Raises:
+        InputError: the data of a task that was learned, or a data set of a preset, is there in another form.
+        DataError: a file of one's own tasks cannot be opened.
+    """
+    lines = request.described().find_data(request.data, recorded.config.get("num_tasks"))
+    if said := other_data(data_seen(recorded), lines):
+        raise InputError(
+            f"{folder} holds a run on other data ({said}), so that it cannot be made again; give that data (`data_dir`)"
+        )
 
 
 def load_recorded(
@@ -298,12 +318,15 @@ class Verification:
         verdicts: one per task learned.
         bitwise: whether hashes were compared, or logits within :data:`TOLERANCE`.
         differences: what differs between the environment and data of the run and these; empty if ``bitwise``.
+        other_data: lines about the data that is not the run's, there and now; empty where it is the run's, and where
+            the record does not say.
     """
 
     result: RunResult
     verdicts: tuple[TaskVerdict, ...]
     bitwise: bool
     differences: tuple[str, ...]
+    other_data: str = ""
 
     @property
     def holds(self) -> bool:
@@ -311,6 +334,21 @@ class Verification:
         return all(
             verdict.agrees and (verdict.recognition is None or verdict.recognition.agrees) for verdict in self.verdicts
         )
+
+    @property
+    def knows_data(self) -> bool:
+        """Return whether the network was tested on the data of the run, as far as that is recorded."""
+        return "data" not in self.differences
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a line, with the data that it was reached on where that is not the run's."""
+        if self.knows_data:
+            return "verified" if self.holds else "not verified: the network is not the one of the run"
+        which = f"other data than the run's ({self.other_data})" if self.other_data else "data unknown to the run"
+        if self.holds:
+            return f"verified, but on {which}; the network answers on it as it did in the run"
+        return f"not verified: this is {which}, which says nothing of the network; give the run's data (`data_dir`)"
 
 
 def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | None = None) -> Verification:
@@ -354,7 +392,8 @@ def verify(folder: Path, data: Path | None = None, monitor: DownloadMonitor | No
         constant = len(hashes) == 1
         scores = (now_scored.value, before.value)
         verdicts.append(TaskVerdict(task.name, *scores, agrees, constant, task.metric, recognition[index]))
-    return Verification(recorded, tuple(verdicts), not differences, differences)
+    others = other_data(recorded.data, prepared.stream.origins)
+    return Verification(recorded, tuple(verdicts), not differences, differences, others)
 
 
 def _compare(recorded: Recognition | None, found: Confusion, exactly: bool) -> list[RecognitionVerdict | None]:

@@ -48,12 +48,14 @@ def run(prepared: Run) -> Iterator[Event]:
         What happens, for whoever wants to show it. Stopping the iteration, or interrupting it, keeps what is on disk.
 
     Raises:
+        InputError: the processes of the run have found different data; nothing is written.
         TrainingError: the loss is not a number; finished tasks are kept.
         CheckpointError: something could not be written; what is on disk is kept.
     """
     ranks = prepared.request.ranks
     folder = prepared.folder if ranks.rank == 0 else None
     ranks.wait()  # all have read what the folder holds
+    ranks.require_same_data(prepared.stream.origins, prepared.request.device)
     going_on = len(prepared.result.scores) < len(prepared.stream)
     if folder is not None and (prepared.repairs or prepared.replanned or going_on):
         _tidy(prepared, folder)

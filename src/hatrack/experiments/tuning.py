@@ -15,7 +15,7 @@ from hatrack.errors import InputError
 from hatrack.experiments.comparison import execute_recorded, read_failure
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.experiment import describe
-from hatrack.experiments.jobs import Job, JobEvent, with_known_tasks, with_recorded_defaults
+from hatrack.experiments.jobs import Job, JobEvent, beside_each_other
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import changed
 from hatrack.experiments.sources import located, relative_to
@@ -112,9 +112,12 @@ class GridSearch:
             threads: CPU threads of every run.
 
         Raises:
-            InputError: the folder holds runs with the defaults of several versions.
+            InputError: the folder holds another search, or runs with other settings, on other data, or with the
+                defaults of several versions.
+            CheckpointError: the folder's record is damaged.
             DataError: a file of one's own tasks cannot be opened.
         """
+        _require_same(self, folder)
         subject = describe(self.experiment, self.sources)
         request = RunRequest(
             self.experiment, self.method, self.seed, data=data, sources=self.sources, description=subject
@@ -124,7 +127,7 @@ class GridSearch:
             Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
             for each in self.candidates()
         ]
-        return with_known_tasks(with_recorded_defaults(found))
+        return beside_each_other(found)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hatrack.streams.image_streams import (
     transfer_stream,
 )
 from hatrack.streams.own import CellFormat, DecimalMark, OwnStream, OwnTask, TargetChoice, own_stream
-from hatrack.streams.registry import STREAMS, StreamSpec, build_stream
+from hatrack.streams.registry import STREAMS, StreamSpec, build_stream, find_origins
 from hatrack.streams.sampling import EvaluationPart, StreamOptions
 from hatrack.streams.seeding import derive_seed, seeded_generator
 from hatrack.streams.transforms import Chain, Normalise, Permute, Rotate, Scaling, Standardise, Transform
@@ -59,6 +59,7 @@ __all__ = [
     "consecutive_groups",
     "derive_seed",
     "drawn_angles",
+    "find_origins",
     "in_portions",
     "incremental_stream",
     "interleaved",

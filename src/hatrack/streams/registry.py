@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from hatrack.data import DownloadMonitor, ImageDataset, as_rgb32, load_dataset
-from hatrack.errors import InputError
+from hatrack.errors import DataError, InputError
 from hatrack.streams.base import TaskStream
 from hatrack.streams.groups import ClassGroup, all_classes, consecutive_groups
 from hatrack.streams.image_streams import (
@@ -27,7 +28,7 @@ from hatrack.streams.sampling import StreamOptions
 from hatrack.support.names import look_up
 from hatrack.support.toml import read_packaged_toml
 
-__all__ = ["STREAMS", "StreamSpec", "build_stream"]
+__all__ = ["STREAMS", "StreamSpec", "build_stream", "find_origins"]
 
 StreamBuilder: TypeAlias = Callable[..., TaskStream]
 """Makes the first tasks of a stream of some data sets, given ``datasets num_tasks options name`` and its own arguments.
@@ -158,3 +159,25 @@ def build_stream(
     if spec.rgb32:
         datasets = [as_rgb32(dataset) for dataset in datasets]
     return spec.builder(datasets=datasets, num_tasks=tasks, options=options, name=spec.name)
+
+
+def find_origins(name: str, data_dir: Path | None = None) -> tuple[str, ...]:
+    """Return the lines that a stream's ``origins`` would have of the data sets on this machine.
+
+    Data sets that are not here, or damaged, are left out, and so are all where ``data_dir`` is no folder. They are
+    loaded one after the other: where their files are verified, decoding them takes little more.
+
+    Args:
+        name: one of :data:`STREAMS`.
+        data_dir: folder to look for the data sets in first.
+
+    Raises:
+        InputError: there is no such stream.
+    """
+    spec, lines = look_up("stream", name, STREAMS), []
+    if data_dir is not None and not data_dir.is_dir():
+        return ()
+    for dataset in spec.datasets:
+        with suppress(DataError):
+            lines.append(f"{dataset}: {load_dataset(dataset, data_dir, download=False).origin or 'unknown'}")
+    return tuple(lines)

@@ -5,6 +5,7 @@ Start them with torch's own launcher, ``torchrun --nproc-per-node 2 -m hatrack r
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from hatrack.errors import TrainingError
+from hatrack.errors import InputError, TrainingError
 
 __all__ = ["ALONE", "Ranks", "joined"]
 
@@ -78,6 +79,28 @@ class Ranks:
             raise TrainingError(
                 f"in task {task!r} the processes have come to different weights: the method cannot share batches; "
                 "run it with a single process"
+            )
+
+    def require_same_data(self, origins: Sequence[str], device: torch.device) -> None:
+        """Check that all processes have found the same data, which may lie on several machines.
+
+        Args:
+            origins: lines about the data that this process has found.
+            device: device of the run, on which processes exchange numbers.
+
+        Raises:
+            InputError: they differ.
+        """
+        if self.size == 1:
+            return
+        digest = hashlib.sha256("\n".join(origins).encode()).digest()
+        numbers = torch.tensor([*digest], dtype=torch.int64, device=device)
+        both = torch.stack([numbers, -numbers])
+        distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
+        if not torch.equal(both[0], -both[1]):
+            raise InputError(
+                f"the processes of this run have found different data ({'; '.join(origins)} in process {self.rank}); "
+                "give all of them the same (`data_dir`)"
             )
 
     def wait(self) -> None:
