@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -166,12 +167,28 @@ def test_work_that_no_graph_can_hold_is_explained_and_want_of_memory_is_not(monk
         fails(torch.OutOfMemoryError("none left"))
 
 
-@pytest.mark.parametrize("progress", [torch.zeros(2), torch.zeros((), device="meta")])
-def test_progress_is_one_number_where_the_network_is(progress: torch.Tensor) -> None:
+@pytest.mark.parametrize("progress", [torch.zeros(2), torch.zeros(1), torch.zeros((), device="meta"), torch.tensor(1j)])
+def test_progress_is_one_number_where_the_network_is(progress: Tensor) -> None:
     method = make("hat")
     method.begin_task(tasks()[0])
-    with pytest.raises(InputError, match="a 0-dimensional tensor on cpu"):
+    with pytest.raises(InputError, match="a real 0-dimensional tensor on cpu"):
         method.network.anneal(progress)
+
+
+@pytest.mark.parametrize("value", [-0.2, 1.5, math.nan])
+def test_progress_outside_of_an_epoch_is_refused_as_a_number_and_as_a_tensor(value: float) -> None:
+    method = make("hat")
+    method.begin_task(tasks()[0])
+    for progress in (value, torch.tensor(value)):
+        with pytest.raises(InputError, match=r"progress must lie in \[0, 1\]"):
+            method.network.anneal(progress)
+
+
+def test_progress_that_wants_a_gradient_gets_none() -> None:
+    method = make("hat")
+    method.begin_task(tasks()[0])
+    method.network.anneal(torch.tensor(0.5, requires_grad=True))
+    copy.deepcopy(method.network)
 
 
 class Whimsical(nn.Module):

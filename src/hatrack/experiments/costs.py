@@ -20,6 +20,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from hatrack.errors import DOES_NOT_RUN, HatrackError, InputError, TrainingError, UnsupportedError
+from hatrack.gating.recomputing import counting
 from hatrack.methods import ParameterGroup
 from hatrack.models.hat import HATNetwork
 from hatrack.support.copies import deep_copy
@@ -501,11 +502,7 @@ def memory_of_step(trained: Trained, device: torch.device) -> int:
         return sum(held.values()) + torch.cuda.max_memory_allocated(device) - before
     saved: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
-        saved.update(_storages([tensor]))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with counting(lambda tensor: saved.update(_storages([tensor]))):
         trained.step(0.5)
     return sum({**saved, **held}.values())
 

@@ -350,7 +350,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         Args:
             progress: position within the epoch, 0 (first batch) to 1 (last batch). For masks of units it may be a
                 0-dimensional tensor on the network's device, which is computed with and not read: a captured CUDA graph
-                takes its value anew. So its range is not checked.
+                takes its value anew. So on a GPU its range is not checked.
 
         Raises:
             InputError: no task is in training, progress is a number outside [0, 1], or a tensor of another shape or

@@ -338,15 +338,28 @@ class UnitMasking(Masking[UnitTask]):
     def anneal(self, progress: float | Tensor) -> None:
         """Set the scale of the gates in training (Eq. 3)."""
         self.tasks.require_training("anneal")
-        if isinstance(progress, Tensor) and (progress.dim() or progress.device != self.device):
-            raise InputError(
-                f"progress is a number or a 0-dimensional tensor on {self.device}, not one of shape "
-                f"{tuple(progress.shape)} on {progress.device}"
-            )
+        if isinstance(progress, Tensor):
+            progress = self._single(progress)
         try:
             self._set_scale(functional.annealed_scale(progress, self.settings.s_max))
         except ValueError as error:
             raise InputError(str(error)) from error
+
+    def _single(self, progress: Tensor) -> Tensor:
+        """Return a position within the epoch, without its gradient.
+
+        Raises:
+            InputError: it is none, as far as that can be told without waiting for a device.
+        """
+        if progress.dim() or progress.is_complex() or progress.device != self.device:
+            raise InputError(
+                f"progress is a number or a real 0-dimensional tensor on {self.device}, not one of type "
+                f"{progress.dtype} and shape {tuple(progress.shape)} on {progress.device}"
+            )
+        progress = progress.detach()
+        if progress.device.type == "cpu" and not 0.0 <= float(progress.double().numpy()) <= 1.0:
+            raise InputError(f"progress must lie in [0, 1], not {progress.item():g}")
+        return progress
 
     def _set_scale(self, scale: float | Tensor) -> None:
         # A tensor, since compiled code would be compiled again for every new number; a new one each time, since an
