@@ -355,7 +355,11 @@ def test_a_whole_is_preferred_wherever_it_is(
     assert (dataset.origin, dataset.train_counts, len(dataset.y_train)) == ("one file", (), 18)
     assert spec.locate(tmp_path)[0].name == "one file"
     (tmp_path / "environment" / "whole").write_bytes(b"damaged")
-    assert spec.load(tmp_path).origin.startswith("packed part: 6 + 12 of one file")
+    for attempt in (spec.load, spec.locate):
+        with pytest.raises(
+            DataError, match=r"the SHA-256 differs.*mend or remove that, for .*tiny.packed is only a part"
+        ):
+            attempt(tmp_path)
 
 
 def test_no_damaged_file_hides_a_sound_one(tmp_path: Path, spec: DatasetSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,24 @@ class FormSearch:
             return True
         return False
 
+    def require_no_damage(self, part: Path) -> None:
+        """Refuse to take a packed part in the place of a whole form that is there, and damaged or incomplete.
+
+        Args:
+            part: the packed file.
+
+        Raises:
+            DataError: there is such a form.
+        """
+        faults = [str(error) for error in self._errors if not isinstance(error, NotFoundError)]
+        absences = [error.absence for error in self._errors if isinstance(error, NotFoundError)]
+        faults += [fault for absence in absences for fault in absence.faults]
+        if faults:
+            raise DataError(
+                f"{self._dataset}: {'; '.join(dict.fromkeys(faults))}; mend or remove that, for {part} is only a part "
+                "and not taken in its place"
+            )
+
     def failure(self) -> DataError:
         """Return the one error that names all places that were searched, all faults there, and the remedy."""
         absences = [error.absence for error in self._errors if isinstance(error, NotFoundError)]
@@ -420,7 +438,9 @@ class DatasetSpec:
         for variant in self.variants:
             with search:
                 return variant, variant.locate(self.name, data_dir)
-        if packed_files(self.name, data_dir):
+        packed = packed_files(self.name, data_dir)
+        if packed:
+            search.require_no_damage(packed[0])
             with search:
                 path, part = self.packed.find(data_dir)
                 return dataclasses.replace(self.packed, name=part.origin), (path,)
@@ -430,11 +450,13 @@ class DatasetSpec:
         self, data_dir: Path | None, download: bool, monitor: DownloadMonitor | None, parts: bool
     ) -> tuple[Loaded, tuple[int, ...]]:
         """Return the data set, and of a packed part the number of training images of every class of the whole."""
-        if not (parts and packed_files(self.name, data_dir)):
+        packed = packed_files(self.name, data_dir) if parts else []
+        if not packed:
             return self._load_whole(data_dir, download, monitor), ()
         search = FormSearch(self.name)
         with search:
             return self._load_whole(data_dir, False, monitor), ()
+        search.require_no_damage(packed[0])
         with search:
             _, part = self.packed.find(data_dir)
             return Loaded(part.arrays, part.origin), part.train_counts

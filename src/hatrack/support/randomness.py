@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-__all__ = ["random_numbers_apart", "seed_generators"]
+__all__ = ["random_numbers_apart", "random_state", "seed_generators", "set_random_state"]
 
 
 @contextmanager
@@ -38,3 +39,15 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the states of torch's generators of the processor and, if the device is a GPU, of that."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    """Put the generators back to where :func:`random_state` found them, in a block of :func:`random_numbers_apart`."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hatrack.errors import TrainingError
 from hatrack.functional import batch_progress
+from hatrack.support.randomness import random_state, set_random_state
 
 __all__ = ["Capture", "CapturedSteps", "StepByIndex", "TrainingStep", "as_cuda_graph", "one_by_one"]
 
@@ -146,7 +147,7 @@ class CapturedSteps:
             TrainingError: they do not.
         """
         written, device = [*self._state(), *own], own[0].device
-        before, drawn = [tensor.detach().clone() for tensor in written], _random_state(device)
+        before, drawn = [tensor.detach().clone() for tensor in written], random_state(device)
         work()
         if [id(tensor) for tensor in written] != [id(tensor) for tensor in (*self._state(), *own)]:
             raise TrainingError(
@@ -157,7 +158,7 @@ class CapturedSteps:
         with torch.no_grad():
             for tensor, value in zip(written, before, strict=True):
                 tensor.copy_(value)
-        _set_random_state(drawn, device)
+        set_random_state(drawn, device)
         replay()
         if not all(_agree(found, value) for found, value in zip(written, wanted, strict=True)):
             raise TrainingError(
@@ -172,17 +173,6 @@ def _agree(found: Tensor, wanted: Tensor) -> bool:
     if torch.are_deterministic_algorithms_enabled() or found.device.type == "cpu" or not found.is_floating_point():
         return torch.equal(found.detach().nan_to_num(), wanted.nan_to_num())
     return torch.allclose(found, wanted, rtol=1e-2, atol=1e-3 * float(wanted.abs().max()), equal_nan=True)
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the states of torch's generators of the CPU and of a GPU."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
 
 
 def _apart(work: Callable[[], None], device: torch.device) -> None:
