@@ -21,14 +21,14 @@ WORTH = 2**18
 """Smallest number of entries of a gated input that is not kept: noticing it costs Python some microseconds."""
 
 
-class _Kept(NamedTuple):
+class _Unchanged(NamedTuple):
     """A tensor that is kept for the backward pass, and the count of its changes in place."""
 
     tensor: Tensor
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> _Kept:
+    def of(cls, tensor: Tensor) -> _Unchanged:
         return cls(tensor, tensor._version)
 
     def get(self) -> Tensor:
@@ -49,12 +49,12 @@ class _Kept(NamedTuple):
 class _Again(NamedTuple):
     """What a product is made of, and the shape in which it is asked for."""
 
-    value: _Kept
-    gates: _Kept
+    value: _Unchanged
+    gates: _Unchanged
     shape: torch.Size
 
     def get(self) -> Tensor:
-        """Return the product; see :meth:`_Kept.get`."""
+        """Return the product; see :meth:`_Unchanged.get`."""
         with torch.no_grad():
             product = self.value.get() * self.gates.get()
             return product if product.shape == self.shape else product.view(self.shape)
@@ -97,7 +97,7 @@ class GatedInput:
 
     def __init__(self, made: Tensor, value: Tensor, gates: Tensor) -> None:
         self._made, self._version = weakref.ref(made), made._version
-        self._value, self._gates = _Kept.of(value.detach()), _Kept.of(gates.detach())
+        self._value, self._gates = _Unchanged.of(value.detach()), _Unchanged.of(gates.detach())
 
     @staticmethod
     def is_worth(made: Tensor) -> bool:
@@ -121,10 +121,10 @@ class GatedInput:
         """
         outer = _outer()
 
-        def pack(tensor: Tensor) -> _Kept | _Again:
+        def pack(tensor: Tensor) -> _Unchanged | _Again:
             if self._stands_for(tensor):
                 return _Again(self._value, self._gates, tensor.shape)
-            return _Kept.of(tensor if outer is None else outer(tensor))
+            return _Unchanged.of(tensor if outer is None else outer(tensor))
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.get()):
             yield
