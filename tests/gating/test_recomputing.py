@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from hatrack import HATNetwork
@@ -162,3 +163,12 @@ def test_a_second_backward_pass_goes_over_what_was_retained(every_size: Callable
     once = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     twice = torch.autograd.grad(loss, parameters, allow_unused=True)
     assert all(a is b or torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+
+
+def test_tensors_without_memory_are_left_alone(every_size: Callable[[bool], None]) -> None:
+    every_size(True)
+    net, x = network("dense")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        out = net(mode.from_tensor(x), "second")
+        out.sum().backward()
+    assert out.shape == (4, 2)

@@ -102,7 +102,9 @@ class GatedInput:
     @staticmethod
     def is_worth(made: Tensor) -> bool:
         """Return whether a product is large enough, and would be kept for a backward pass by torch alone."""
-        if made.numel() < WORTH or not made.requires_grad or torch.compiler.is_compiling() or made.is_inference():
+        if made.numel() < WORTH or not made.requires_grad or type(made) is not Tensor or made.is_inference():
+            return False
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return False
         # Function transforms take no such hooks, and outer ones, as of checkpoints, would not see what is kept.
         outer = _outer()
