@@ -24,7 +24,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels-last"])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels-last", "dense", "dense and transposed"])
 @pytest.mark.parametrize("whole_rows", [False, True])
 def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: str, whole_rows: bool) -> None:
     value = torch.randn(2, 3, 4, 5).to(dtype)
@@ -33,13 +33,22 @@ def test_a_shield_restores_bits_and_leaves_the_rest(dtype: torch.dtype, layout: 
         value = value.permute(3, 1, 0, 2)
     if layout == "channels-last":
         value = value.to(memory_format=torch.channels_last)
+    if layout.startswith("dense"):
+        value = value.flatten(1) if layout == "dense" else value.flatten(1).t()
     held = torch.rand(value.shape) < 0.5
     if whole_rows:
-        held = (torch.arange(len(value)) % 2 == 0).view(-1, 1, 1, 1).expand(value.shape)
+        held = (torch.arange(len(value)) % 2 == 0).view(-1, *(1,) * (value.dim() - 1)).expand(value.shape)
     shield = FrozenEntries.of(value, held)
     assert shield is not None
-    assert shield.free_bits.shape == value.shape
+    if layout.startswith("dense"):
+        assert shield.free_bits is not None
+        assert shield.free_bits.shape == value.shape
+    else:
+        assert shield.free_bits is None
+        assert shield.saved_bits.shape == (held.sum(),)
     moved = value.clone().fill_(float("nan"))
+    assert shield.has_moved(moved)
+    assert not shield.has_moved(value)
     shield.restore(moved)
     assert bits(moved[held]) == bits(value[held])
     assert moved[~held].isnan().all()

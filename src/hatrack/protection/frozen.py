@@ -89,17 +89,20 @@ class FrozenEntries:
     included, and it runs at the speed of memory, three to five times faster than a boolean mask. All of it is a matter
     of how much memory is read: where whole rows are frozen, as in a layer that reads the input, a number per row does.
 
+    Such a record is twice as large as the parameter. A convolution computes for so long with each weight that time to
+    put it back does not count; on a CPU its record holds the bits of frozen entries alone, one after the other.
+
     Attributes:
         frozen: booleans of the parameter's shape, True for frozen entries.
         free_bits: integers as wide as the parameter's entries: all ones where free, 0 where frozen; a row whose entries
-            are all alike may hold its number once, so that this is a view.
-        saved_bits: the bits of the frozen entries, 0 where free.
+            are all alike may hold its number once, so that this is a view. None where the record is a compact one.
+        saved_bits: the bits of the frozen entries, 0 where free; of these entries alone, in order, in a compact record.
         freedom: factor of gradients in soft mode, one minus the attention; None in hard mode.
         all_frozen: whether every entry is frozen.
     """
 
     frozen: Tensor
-    free_bits: Tensor
+    free_bits: Tensor | None
     saved_bits: Tensor
     freedom: Tensor | None
     all_frozen: bool
@@ -120,12 +123,15 @@ class FrozenEntries:
         integers = _INTEGERS[parameter.element_size()]
         soft = attention.is_floating_point()
         frozen = ((attention == 1) if soft else attention).contiguous()
+        freedom, all_frozen = (1 - attention).to(parameter.dtype) if soft else None, bool(all_of(frozen))
+        if parameter.dim() > 2 and parameter.device.type == "cpu":
+            compact = torch.masked_select(parameter.detach().view(integers), frozen)
+            return cls(frozen, None, compact, freedom, all_frozen)
         rows = _by_rows(frozen)
         free_bits = rows.to(integers).sub_(1).expand(frozen.shape)
         bits, chosen = parameter.detach().view(integers), rows.to(integers).neg_()
         saved_bits = chosen.bitwise_and_(bits) if chosen.shape == bits.shape else chosen & bits
-        freedom = (1 - attention).to(parameter.dtype) if soft else None
-        return cls(frozen, free_bits, saved_bits, freedom, bool(all_of(frozen)))
+        return cls(frozen, free_bits, saved_bits, freedom, all_frozen)
 
     @property
     def shape(self) -> torch.Size:
@@ -136,11 +142,17 @@ class FrozenEntries:
         """Clear a gradient at frozen entries, in place (Eq. 2); in soft mode scale the rest by its freedom."""
         if self.freedom is not None:
             gradient.mul_(self.freedom)
-        gradient.view(self.free_bits.dtype).bitwise_and_(self.free_bits)
+        bits = gradient.view(self.saved_bits.dtype)
+        if self.free_bits is None:
+            bits.masked_fill_(self.frozen, 0)
+        else:
+            bits.bitwise_and_(self.free_bits)
 
     def has_moved(self, parameter: Tensor) -> bool:
         """Return whether a frozen entry has other bits than those that were saved."""
-        return not torch.equal(parameter.detach().view(self.free_bits.dtype) & ~self.free_bits, self.saved_bits)
+        bits = parameter.detach().view(self.saved_bits.dtype)
+        now = torch.masked_select(bits, self.frozen) if self.free_bits is None else bits & ~self.free_bits
+        return not torch.equal(now, self.saved_bits)
 
     def restored(self, parameter: Tensor) -> Tensor:
         """Return a copy of a parameter whose frozen entries have their saved values."""
@@ -150,9 +162,12 @@ class FrozenEntries:
 
     def restore(self, parameter: Tensor) -> None:
         """Restore the frozen entries, in place."""
-        bits = parameter.view(self.free_bits.dtype)
+        bits = parameter.view(self.saved_bits.dtype)
         if self.all_frozen:
-            bits.copy_(self.saved_bits)
+            bits.copy_(self.saved_bits.view(bits.shape))
+            return
+        if self.free_bits is None:
+            bits.masked_scatter_(self.frozen, self.saved_bits)
             return
         # saved + (-1) · bits · (-1 or 0): as integers that is exact for any bits, and goes over the memory only once.
         torch.addcmul(self.saved_bits, bits, self.free_bits, value=-1, out=bits)
