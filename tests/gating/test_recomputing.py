@@ -172,3 +172,58 @@ def test_tensors_without_memory_are_left_alone(every_size: Callable[[bool], None
         out = net(mode.from_tensor(x), "second")
         out.sum().backward()
     assert out.shape == (4, 2)
+
+
+@pytest.mark.parametrize("all_large", [False, True])
+def test_hooks_that_a_layer_puts_around_itself_decide_on_what_is_kept(
+    all_large: bool, every_size: Callable[[bool], None]
+) -> None:
+    every_size(all_large)
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    backbone = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU())
+    net = HATNetwork(backbone, x)
+    net.add_task("only", num_classes=2)
+    packed = []
+
+    def begin(module: nn.Module, args: Any) -> None:
+        around = torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t * 4, lambda t: t / 4)
+        around.__enter__()
+        module.around = around  # type: ignore[assignment]
+
+    def end(module: Any, args: Any, result: Any) -> None:
+        module.around.__exit__(None, None, None)
+
+    backbone[2].register_forward_pre_hook(begin)
+    backbone[2].register_forward_hook(end)
+    net.train()
+    net(x, "only").sum().backward()
+    assert packed
+    gradient = backbone[0].weight.grad
+    assert gradient is not None
+    for hooks in (backbone[2]._forward_pre_hooks, backbone[2]._forward_hooks):
+        hooks.popitem()
+    net.zero_grad()
+    net(x, "only").sum().backward()
+    assert torch.equal(backbone[0].weight.grad, gradient)
+
+
+def test_where_no_hooks_may_be_inputs_are_kept(every_size: Callable[[bool], None]) -> None:
+    every_size(True)
+    net, x = network("dense")
+    net(x, "second")  # a kind of call that is known by now
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+        net(x, "second").sum().backward()
+
+
+def test_an_embedding_that_does_not_learn_asks_for_no_activation(every_size: Callable[[bool], None]) -> None:
+    every_size(True)
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    backbone = Spoiling("activation")
+    net = HATNetwork(backbone, x)
+    net.add_task("only", num_classes=2)
+    net.tasks.named("only").embedding.requires_grad_(False)
+    net.train()
+    backbone.spoils = True
+    net(x, "only").sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,14 +10,15 @@ import torch
 from torch import nn
 
 from hatrack.errors import InputError
-from hatrack.methods import Batch, Setup
+from hatrack.methods import METHODS, Batch, Setup
 from hatrack.methods.ewc import Consolidation, EWCSettings
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
+from hatrack.methods.multi_head import AnchoredMethod
 from hatrack.methods.proximal import Penalty
 from hatrack.methods.si import SI, SISettings
 from hatrack.streams import Task
 from hatrack.train import EpochDone, TrainingSettings, fit
-from support.toys import SHAPE, TASKS, accuracy, learn, logits, make, tasks_for
+from support.toys import SHAPE, TASKS, accuracy, learn, logits, make, setup, tasks_for
 
 
 def some_batch(task: Task) -> Batch:
@@ -194,3 +196,21 @@ def forgotten(name: str, network: str, strength: float | None) -> float:
 def test_less_is_forgotten_than_in_fine_tuning(name: str, network: str) -> None:
     strength = STRENGTHS.get(f"{name}-{network}")
     assert forgotten(name, network, strength) < forgotten("sgd", network, None) / 2
+
+
+def partly_frozen() -> nn.Module:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    backbone[0].requires_grad_(False)
+    return backbone
+
+
+@pytest.mark.parametrize("name", ["l2", "ewc", "mas", "si", "imm-mean", "imm-mode"])
+@pytest.mark.parametrize("penalty", Penalty)
+def test_a_part_of_the_backbone_may_be_frozen(name: str, penalty: Penalty) -> None:
+    kind = METHODS[name]
+    method = kind(replace(setup(), build_backbone=partly_frozen), kind.settings_type(penalty=penalty))
+    learn(method, TASKS[:2], epochs=1)
+    assert isinstance(method, AnchoredMethod)
+    assert torch.equal(method.network.backbone[0].weight, partly_frozen()[0].weight)
+    assert not torch.equal(method.network.backbone[2].weight, partly_frozen()[2].weight)

@@ -30,6 +30,8 @@ class _Recorder(TorchDispatchMode):
         for value, argument in zip(args, func._schema.arguments, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self._keep(value)
+        if "batch_norm" in name:  # writes to its running statistics, which its schema does not say
+            self._keep(args)
         self._keep([kwargs[arg.name] for arg in func._schema.arguments if arg.is_out and arg.name in kwargs])
         result = func(*args, **kwargs)
         self.done.append((func, args, kwargs, result))

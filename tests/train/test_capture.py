@@ -23,6 +23,7 @@ from hatrack.methods import METHODS
 from hatrack.methods.hat import MaskSchedule
 from hatrack.methods.proximal import Penalty
 from hatrack.train import Training, TrainingSettings
+from hatrack.train import capture as capture_module
 from hatrack.train.capture import WARM_UP, CapturedSteps, as_cuda_graph
 from hatrack.train.parallel import ALONE, Ranks
 from support.marks import slow_but
@@ -232,3 +233,27 @@ def test_a_network_that_does_something_else_each_time_is_refused(name: str, whim
     with pytest.raises(TrainingError, match=r"captured=false"):
         for _ in Training(method, seen, replace(SCHEDULE, captured=True), capture=recorded):
             pass
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_a_replay_has_changed_is_compared(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    where = torch.device("cpu") if deterministic else torch.device("meta")
+
+    class Elsewhere(Tensor):
+        """A tensor that says to be on another device."""
+
+        device = where
+
+    def agree(found: list[float], wanted: list[float], before: list[float]) -> bool:
+        return capture_module._agree(*(torch.tensor(v).as_subclass(Elsewhere) for v in (found, wanted, before)))
+
+    before = [1.0, -2.0, 3.0]
+    wanted = [1.0 + 1e-4, -2.0 - 2e-4, 3.0]
+    assert agree(wanted, wanted, before)
+    assert not agree(before, wanted, before)  # nothing learned
+    assert not agree([1.0 + 3e-4, -2.0 - 6e-4, 3.0], wanted, before)  # thrice as much
+    assert not agree([0.0, 1.0], [math.nan, 1.0], [0.0, 0.0])
+    assert not agree([math.inf, 1.0], [math.inf, 500.0], [0.0, 0.0])
+    assert agree([math.nan, 1.0], [math.nan, 1.0], [0.0, 0.0])
+    assert agree([], [], [])

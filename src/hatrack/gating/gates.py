@@ -177,7 +177,7 @@ class ActiveTask:
     def gated(self, value: Tensor, gates: Tensor) -> Tensor:
         """Return ``value * gates``, and remember it for the layer that it is given to."""
         made = value * gates
-        if GatedInput.is_worth(made):
+        if gates.requires_grad and GatedInput.is_worth(made):  # or else a product keeps no value to make it again
             self._own.state.latest = GatedInput(made, value, gates)
         return made
 

@@ -86,6 +86,12 @@ def _outer() -> Any:
     return None if hooks is None else hooks[0]
 
 
+def _is_ours_to_decide() -> bool:
+    """Return whether nobody else changes what is kept for the backward pass, as checkpoints do."""
+    outer = _outer()
+    return outer is None or isinstance(outer, _Counting)
+
+
 class GatedInput:
     """Product of a large value and its gates, for as long as it is alive.
 
@@ -102,13 +108,14 @@ class GatedInput:
     @staticmethod
     def is_worth(made: Tensor) -> bool:
         """Return whether a product is large enough, and would be kept for a backward pass by torch alone."""
-        if made.numel() < WORTH or not made.requires_grad or type(made) is not Tensor or made.is_inference():
+        if torch.compiler.is_compiling() or made.numel() < WORTH or not made.requires_grad or made.is_inference():
             return False
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        if type(made) is not Tensor or torch._C._get_tracing_state():
+            return False
+        if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
             return False
         # Function transforms take no such hooks, and outer ones, as of checkpoints, would not see what is kept.
-        outer = _outer()
-        return (outer is None or isinstance(outer, _Counting)) and not torch._C._are_functorch_transforms_active()
+        return _is_ours_to_decide() and not torch._C._are_functorch_transforms_active()
 
     def is_input(self, given: Tensor) -> bool:
         """Return whether a layer is given this product, as it was made."""
@@ -121,6 +128,9 @@ class GatedInput:
         To be around layers alone that keep their inputs and weights, and none of their results: hooks see of a result
         no later change in place, for which torch would refuse the backward pass.
         """
+        if not _is_ours_to_decide():  # any more: a hook of the layer has put its own around it
+            yield
+            return
         outer = _outer()
 
         def pack(tensor: Tensor) -> _Unchanged | _Again:

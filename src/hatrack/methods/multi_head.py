@@ -202,6 +202,10 @@ class AnchoredMethod(MultiHeadMethod):
         self.anchor: dict[str, Tensor] = {}
         self.importance: dict[str, Tensor] = {}
 
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the backbone's parameters that training may move, by their names there."""
+        return {name: p for name, p in super().shared_parameters().items() if p.requires_grad}
+
     @property
     def is_explicit(self) -> bool:
         """Return whether the penalty is a term of the loss."""
