@@ -21,7 +21,7 @@ from hatrack.state.twins import twin
 from hatrack.train.scoring import predict_split
 from support.architectures import ARCHITECTURES
 from support.helpers import open_task
-from support.marks import slow_but
+from support.marks import is_deep, slow_but
 from support.second_device import second_device
 from support.toys import OPTIMIZERS as OPTIONS
 from support.toys import learn as learn_with
@@ -249,9 +249,9 @@ def live(net: HATNetwork | WeightMaskedNetwork, again: Callable[[], nn.Module], 
 
 
 LIVES = [(name, "units") for name in NETWORKS] + [
-    (name, kind) for name, kind in zip(NETWORKS, itertools.cycle(KINDS), strict=False)
+    (name, kind) for name, kind in zip(list(NETWORKS)[:: 1 if is_deep() else 4], itertools.cycle(KINDS), strict=False)
 ]
-"""Networks with masks of units, and each with one kind of masks of weights."""
+"""Networks with masks of units, and some with one kind of masks of weights; in a deep run all."""
 
 
 @pytest.mark.slow
