@@ -174,7 +174,7 @@ STRENGTHS = {
 
 @cache
 def forgotten(name: str, network: str, strength: float | None) -> float:
-    """How far the first task's logits move while two more are learned; the same for every comparison with it."""
+    """Return by how much the first task's logits move while two more are learned; measured once for all comparisons."""
     tasks = tasks_for(network)
     method = make(name, network, **({} if strength is None else {"strength": strength}))
     learn(method, tasks[:1], epochs=15)

@@ -148,7 +148,7 @@ def test_steps_to_warm_up_are_counted_over_epochs() -> None:
     ],
 )
 def test_what_cannot_be_captured_is_refused(name: str, settings: Any, ranks: Ranks, why: str) -> None:
-    with pytest.raises(TrainingError, match=rf"{why}.*captured=false"):
+    with pytest.raises(InputError, match=rf"{why}.*captured=false"):
         Training(make(name, **settings), tasks()[:1], TrainingSettings(captured=True), ranks)
 
 

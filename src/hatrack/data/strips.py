@@ -27,7 +27,7 @@ MOST_PICTURES = 64
 LARGEST_SIDE = 16_383
 """Width and height that the format allows, in pixels."""
 EFFORT = {"method": 4, "quality": 75}
-"""What is tried to make a file small."""
+"""Settings of the encoder: how hard it tries to make a file small."""
 
 
 def require_webp() -> None:

@@ -40,6 +40,7 @@ from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
 from hatrack.support.dropout import ENTRIES_WORTH
+from hatrack.train.capture import require_capturable, require_cuda
 
 __all__ = ["Run", "finished_result", "load_method", "prepare"]
 
@@ -130,7 +131,8 @@ class Run:
 
         Raises:
             InputError: the folder holds a run on other data, or a task that it has begun is missing or in another
-                place, or the method has made room for as many tasks as there were.
+                place, or the method has made room for as many tasks as there were; or steps are to be captured that
+                cannot be.
             DataError: the data is missing or damaged.
             CheckpointError: what the folder holds is damaged, and so is what was kept before it.
         """
@@ -143,6 +145,10 @@ class Run:
         if data.infer:
             require_recognisable(self.stream)
         self._begin_or_take_up()
+        trains = self.folder is not None and self.method.trains and self.learned < len(self.stream)
+        if trains and self.config.training.captured:  # refused before the folder is claimed
+            require_capturable(self.method)
+            require_cuda(request.device)
         if self.folder is not None and self.folder.claim():
             self._require_same_run()
             self._begin_or_take_up()

@@ -47,7 +47,7 @@ class _Unchanged(NamedTuple):
 
 
 class _Again(NamedTuple):
-    """What a product is made of, and the shape in which it is asked for."""
+    """Factors of a product, and the shape in which it is asked for."""
 
     value: _Unchanged
     gates: _Unchanged

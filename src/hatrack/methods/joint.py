@@ -16,6 +16,7 @@ class Joint(MultiHeadMethod):
     name = "joint"
     description = "joint training: a fresh network on the data of all tasks so far, for every new task"
     source = "upper bound of Serrà et al., ICML 2018"
+    capturable = True
 
     def begin_task(self, task: Task) -> None:
         """Start anew, with the same initial weights and the same heads."""

@@ -64,4 +64,4 @@ _ROWS: Mapping[str, Callable[[StepCosts], str]] = MappingProxyType(
         "weights frozen": lambda step: f"{step.weights:.0%}",
     }
 )
-"""What is said of a step, by the title of the row."""
+"""Texts about a step, by the title of the row."""

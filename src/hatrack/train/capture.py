@@ -10,12 +10,23 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from hatrack.errors import TrainingError
+from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
+from hatrack.methods import Method
 from hatrack.state.comparing import is_same_tensor
 from hatrack.support.randomness import random_state, set_random_state
+from hatrack.train.parallel import ALONE, Ranks
 
-__all__ = ["Capture", "CapturedSteps", "StepByIndex", "TrainingStep", "as_cuda_graph", "one_by_one"]
+__all__ = [
+    "Capture",
+    "CapturedSteps",
+    "StepByIndex",
+    "TrainingStep",
+    "as_cuda_graph",
+    "one_by_one",
+    "require_capturable",
+    "require_cuda",
+]
 
 WARM_UP = 3
 """Steps that are made as usual before any is captured: libraries choose their kernels, optimizers make their states.
@@ -79,6 +90,34 @@ def as_cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
             "without (`captured=false`)"
         ) from error
     return graph.replay
+
+
+def require_capturable(method: Method, ranks: Ranks = ALONE) -> None:
+    """Check that a method's steps can be captured.
+
+    Raises:
+        InputError: they cannot, with its settings or on several processes.
+    """
+    why = None
+    if not method.is_capturable:
+        why = f"the steps of {method.name} with these settings differ within an epoch, and cannot be captured"
+    elif ranks.size > 1:
+        why = "steps that several processes share cannot be captured"
+    if why is not None:
+        raise InputError(f"{why}; train without (`captured=false`)")
+
+
+def require_cuda(device: torch.device) -> None:
+    """Check that steps can be captured as CUDA graphs on a device.
+
+    Raises:
+        InputError: it is no GPU.
+    """
+    if device.type != "cuda":
+        raise InputError(
+            f"steps are captured as CUDA graphs, and this run is on a {device.type} device; train without "
+            "(`captured=false`), or on a GPU (`--device cuda`)"
+        )
 
 
 class CapturedSteps:

@@ -20,7 +20,7 @@ from hatrack.support.inputs import map_tensors
 from hatrack.support.interface import PLAIN
 from hatrack.support.modes import fresh_statistics
 from hatrack.support.randomness import random_numbers_apart
-from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph, one_by_one
+from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph, one_by_one, require_capturable, require_cuda
 from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
 from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
@@ -96,7 +96,8 @@ class Training:
         capture: how steps are captured where the settings ask for that; as CUDA graphs if left out.
 
     Raises:
-        TrainingError: the loss is not a finite number; or steps are to be captured, and cannot be.
+        InputError: steps are to be captured, and the method, the device or several processes do not allow that.
+        TrainingError: the loss is not a finite number; or a graph cannot hold a step, or does something else.
         CheckpointError: what is taken up belongs to another network.
     """
 
@@ -120,9 +121,9 @@ class Training:
         self._taken_up = taken_up
         self._captured: CapturedSteps | None = None
         if settings.captured:
-            _require_capturable(method, ranks)
+            require_capturable(method, ranks)
             if capture is None:
-                _require_cuda(device)
+                require_cuda(device)
             self._captured = CapturedSteps(settings.batch_size, capture or as_cuda_graph, self._written)
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
@@ -290,26 +291,6 @@ class Training:
                 loss += float(result.value) * len(batch)
                 outputs.append(result.logits.float().cpu())
         return loss / len(valid), _measured(torch.cat(outputs), valid)
-
-
-def _require_capturable(method: Method, ranks: Ranks) -> None:
-    """Check that a method's steps can be captured."""
-    why = None
-    if not method.is_capturable:
-        why = f"the steps of {method.name} with these settings differ within an epoch, and cannot be captured"
-    elif ranks.size > 1:
-        why = "steps that several processes share cannot be captured"
-    if why is not None:
-        raise TrainingError(f"{why}; train without (`captured=false`)")
-
-
-def _require_cuda(device: torch.device) -> None:
-    """Check that steps can be captured as CUDA graphs on a device."""
-    if device.type != "cuda":
-        raise TrainingError(
-            f"steps are captured as CUDA graphs, and this run is on a {device.type} device; train without "
-            "(`captured=false`), or on a GPU (`--device cuda`)"
-        )
 
 
 def _all_samples(tasks: Sequence[Task], splits: Sequence[Split], device: torch.device) -> Batch:

@@ -73,9 +73,7 @@ class Ranks:
         if self.size == 1 or not parameters:
             return
         sums = torch.stack([parameter.detach().double().sum() for parameter in parameters])
-        both = torch.stack([sums, -sums])
-        distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
-        if not torch.equal(both[0], -both[1]):
+        if not _same_everywhere(sums):
             raise TrainingError(
                 f"in task {task!r} the processes have come to different weights: the method cannot share batches; "
                 "run it with a single process"
@@ -95,9 +93,7 @@ class Ranks:
             return
         digest = hashlib.sha256("\n".join(origins).encode()).digest()
         numbers = torch.tensor([*digest], dtype=torch.int64, device=device)
-        both = torch.stack([numbers, -numbers])
-        distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
-        if not torch.equal(both[0], -both[1]):
+        if not _same_everywhere(numbers):
             raise InputError(
                 f"the processes of this run have found different data ({'; '.join(origins)} in process {self.rank}); "
                 "give all of them the same (`data_dir`)"
@@ -107,6 +103,13 @@ class Ranks:
         """Wait until all processes have reached this call."""
         if self.size > 1:
             distributed.barrier()
+
+
+def _same_everywhere(numbers: Tensor) -> bool:
+    """Return whether all processes give the same numbers: whether their largest are their smallest."""
+    both = torch.stack([numbers, -numbers])
+    distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
+    return torch.equal(both[0], -both[1])
 
 
 ALONE = Ranks()
