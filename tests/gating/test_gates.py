@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from hatrack import Compensation, HATNetwork
 from hatrack.gating.gates import ActiveTask, InputGate, used_units
@@ -136,3 +136,41 @@ def test_embeddings_that_are_drawn_from_a_distribution_without_a_generator_diffe
         net.add_task("one", 2, embedding=torch.distributions.Normal(0.0, 1.0))
     one, two = (net.tasks[0].embedding for net in networks)
     assert not torch.equal(one, two)
+
+
+class PartlyWithoutGradient(nn.Module):
+    """Network of which a layer that reads flattened channels runs without gradients, before another one that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.first, self.second = nn.Linear(16, 6), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).relu().flatten(1)
+        with torch.no_grad():
+            aside = self.first(h)
+        return (self.second(h) + aside).relu()
+
+
+def test_attention_that_was_asked_for_without_gradients_still_learns_from_later_layers() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 1, 4, 4)
+    net = HATNetwork(PartlyWithoutGradient(), x)
+    net.add_task("only", 2)
+    net.train()
+    net.anneal(0.0)  # when gates are open by halves
+    net(x, "only").square().sum().backward()
+    gradient = net.tasks.named("only").embedding.grad
+    assert gradient is not None
+    channels = next(group for group in net.masking.graph.groups if group.size == 4)
+    assert (gradient[channels.span] != 0).any()
+
+
+def test_soft_attention_made_in_inference_mode_is_not_used_outside_of_it() -> None:
+    active = ActiveTask((3,))
+    active.activate(torch.rand(3), {})
+    with torch.inference_mode():
+        assert active.attention is not None
+    assert active.attention is not None
+    assert not active.attention.is_inference()

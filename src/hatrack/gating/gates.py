@@ -160,9 +160,16 @@ class ActiveTask:
         None when the mask is hard. A row per sample, ``(N, U + 1)``, where samples belong to several tasks.
         """
         state = self._own.state
-        if state.attention is None and state.soft is not None:  # made for those who need all of it
-            state.attention = torch.cat([state.soft, state.soft.new_ones((*state.soft.shape[:-1], 1))], dim=-1)
-        return state.attention
+        if state.attention is not None or state.soft is None:
+            return state.attention
+        whole = torch.cat([state.soft, state.soft.new_ones((*state.soft.shape[:-1], 1))], dim=-1)
+        # A part of the backbone may run without gradients, or in inference mode: the rest must not learn through that.
+        same_mode = (
+            whole.requires_grad == state.soft.requires_grad and whole.is_inference() == state.soft.is_inference()
+        )
+        if same_mode:
+            state.attention = whole
+        return whole
 
     @property
     def cleared(self) -> Tensor | None:
