@@ -117,6 +117,11 @@ _Outer = tuple[
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
+def _with_ungated(attention: Tensor) -> Tensor:
+    """Return attention ``(…, U)`` with a 1 behind it, which stands for "ungated"."""
+    return torch.cat([attention, attention.new_ones((*attention.shape[:-1], 1))], dim=-1)
+
+
 class _State:
     """Attention and norms that are active in one thread."""
 
@@ -162,7 +167,7 @@ class ActiveTask:
         state = self._own.state
         if state.attention is not None or state.soft is None:
             return state.attention
-        whole = torch.cat([state.soft, state.soft.new_ones((*state.soft.shape[:-1], 1))], dim=-1)
+        whole = _with_ungated(state.soft)
         # A part of the backbone may run without gradients, or in inference mode: the rest must not learn through that.
         same_mode = (
             whole.requires_grad == state.soft.requires_grad and whole.is_inference() == state.soft.is_inference()
@@ -212,7 +217,9 @@ class ActiveTask:
             state.cleared = torch.cat([~attention, attention.new_zeros(last)], dim=-1)
         else:
             state.soft = attention
-            if attention.requires_grad and attention.dim() == 1 and not torch.compiler.is_compiling():
+            if torch.compiler.is_compiling():  # which fuses all of this, and cannot ask in which mode a tensor was made
+                state.attention = _with_ungated(attention)
+            elif attention.requires_grad and attention.dim() == 1:
                 state.parts = self._parts_of(attention)
         state.norms = norms
         return outer
