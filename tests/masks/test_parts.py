@@ -68,11 +68,17 @@ def test_bits_of_another_number_are_refused() -> None:
         unpack(torch.zeros(1, dtype=torch.uint8), (3, 3))
 
 
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.floats(0, 1))
-def test_the_largest_are_those_of_a_sort_in_which_the_first_of_equals_go_first(values: list[int], share: float) -> None:
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=30),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_the_largest_are_those_of_a_sort_in_which_the_first_of_equals_go_first(
+    values: list[int], share: float, dtype: torch.dtype
+) -> None:
     count = round(share * len(values))
     by_hand = sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
-    chosen = largest(torch.tensor(values, dtype=torch.float32), count)
+    chosen = largest(torch.tensor(values, dtype=dtype), count)
     assert chosen.nonzero().flatten().tolist() == sorted(by_hand)
 
 

@@ -16,7 +16,7 @@ from hatrack.methods.masked import Room
 from hatrack.methods.pathnet import GenerationSchedule
 from hatrack.methods.proximal import Penalty
 from hatrack.methods.wsn import InitialScores
-from hatrack.train import EpochDone, OptimizerKind, Training, TrainingSettings, loop
+from hatrack.train import EpochDone, LearningRateDecay, OptimizerKind, Training, TrainingSettings, loop
 from hatrack.train.state import TrainingState
 from support.marks import DEEP, examples, slow_but
 from support.toys import make, tasks
@@ -114,6 +114,12 @@ def test_going_on_in_turns_ends_with_the_same_bits(name: str, tmp_path: Path) ->
 def test_going_on_around_contrast_ends_with_the_same_bits(name: str, settings: Any, tmp_path: Path) -> None:
     patient = replace(SCHEDULE, epochs=7, lr_patience=5)  # so that the last part of a mask and the head have epochs
     assert_same_bits(name, "norm", tmp_path, patient, contrastive=0.6, **settings)
+
+
+@pytest.mark.parametrize("name", slow_but(["hat"], ["hat", "pathnet"]))
+def test_going_on_along_a_cosine_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    cosine = replace(SCHEDULE, lr_decay=LearningRateDecay.COSINE, lr_min=1.0)
+    assert_same_bits(name, "mlp", tmp_path, cosine)
 
 
 @pytest.mark.parametrize("name", slow_but(["ewc"], ["ewc", "l2", "mas", "si", "imm-mean", "imm-mode", "adahat"]))

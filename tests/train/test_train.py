@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -10,10 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import TrainingError
+from hatrack.errors import InputError, TrainingError
 from hatrack.methods import Batch, EpochPlan, Loss, Method, ParameterGroup, Schedule, Setup
 from hatrack.streams import Task
-from hatrack.train import BatchDone, EpochDone, OptimizerKind, TrainingSettings, fit, predict_split, score
+from hatrack.train import (
+    BatchDone,
+    EpochDone,
+    LearningRateDecay,
+    OptimizerKind,
+    TrainingSettings,
+    fit,
+    predict_split,
+    score,
+)
 from hatrack.train.loop import clip
 
 
@@ -31,12 +41,19 @@ class Scripted(Method):
         self.valid_losses = list(valid_losses)
         self.train_loss = train_loss
         self.batches: list[Batch] = []
+        self.weights: list[float] = []
+
+    @property
+    def raised(self) -> list[float]:
+        """What every step but the last one has raised the weight by."""
+        return [after - before for before, after in itertools.pairwise(self.weights)]
 
     def loss(self, batch: Batch) -> Loss:
         logits = torch.zeros(len(batch.x), 2)
         if not self.module.training:
             return Loss(torch.tensor(self.valid_losses.pop(0)), logits)
         self.batches.append(batch)
+        self.weights.append(self.module.weight.item())
         self.module.seen += 1
         return Loss(self.train_loss - self.module.weight.sum(), logits)
 
@@ -74,6 +91,20 @@ def test_the_learning_rate_is_divided_after_bad_epochs_until_it_is_too_small() -
     rates = [0.05] * 7 + [0.05 / 3] * 5 + [0.05 / 9] * 5  # then 0.05 / 27, which is below the least
     assert [epoch.lr for epoch in epochs] == pytest.approx(rates)
     assert [epoch.best for epoch in epochs] == [True, True] + [False] * 15
+
+
+def test_along_a_cosine_the_learning_rate_falls_with_every_step_to_the_last_one() -> None:
+    method = Scripted([1.0] + [2.0] * 3)  # never better again, and all epochs are made, whatever lr_min says
+    cosine = {"lr_decay": LearningRateDecay.COSINE, "lr": 0.2, "lr_min": 0.3, "lr_patience": 1}
+    epochs = train(method, epochs=4, **cosine)
+    falling = [0.2 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]  # 4 epochs of 3 batches
+    assert method.raised == pytest.approx(falling[:-1], abs=1e-6)
+    assert [epoch.lr for epoch in epochs] == pytest.approx(falling[::3])
+
+
+def test_a_learning_rate_along_a_cosine_is_not_captured() -> None:
+    with pytest.raises(InputError, match="keeps its learning rate through an epoch"):
+        TrainingSettings(lr_decay=LearningRateDecay.COSINE, captured=True)
 
 
 def test_the_best_epochs_weights_and_buffers_come_back() -> None:

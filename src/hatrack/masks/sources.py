@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,11 +51,22 @@ def largest(values: Tensor, count: int) -> Tensor:
         raise ValueError(f"{count} of {len(flat)} entries cannot be chosen")
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    least = flat.kthvalue(len(flat) - count + 1).values
-    chosen = flat > least
-    missing = count - int(chosen.sum())
-    chosen[(flat == least).nonzero()[:missing, 0]] = True
+    least = _kth_smallest(flat, len(flat) - count)
+    chosen = flat >= least
+    surplus = int(chosen.sum()) - count
+    if surplus:
+        chosen[(flat == least).nonzero()[-surplus:, 0]] = False
     return chosen.view(values.shape)
+
+
+def _kth_smallest(flat: Tensor, index: int) -> Tensor | float:
+    """Return the entry that sorting would bring to an index.
+
+    numpy's selection takes a tenth of the time of torch's, which besides takes seconds where entries are nearly sorted.
+    """
+    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        return float(np.partition(flat.numpy(), index)[index])
+    return flat.kthvalue(index + 1).values
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -2,11 +2,12 @@
 
 from hatrack.train.loop import BatchDone, EpochDone, Training, fit, pace_of
 from hatrack.train.scoring import Score, predict_split, predict_splits, require_finite, score
-from hatrack.train.settings import OptimizerKind, Precision, TrainingSettings
+from hatrack.train.settings import LearningRateDecay, OptimizerKind, Precision, TrainingSettings
 
 __all__ = [
     "BatchDone",
     "EpochDone",
+    "LearningRateDecay",
     "OptimizerKind",
     "Precision",
     "Score",

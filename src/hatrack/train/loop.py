@@ -55,7 +55,7 @@ class EpochDone:
         valid_loss: loss on the validation set.
         valid_score: metric on the validation set; the mean over tasks where several are trained together, and None
             where these have different metrics.
-        lr: the learning rate that was used.
+        lr: the learning rate that was used, in its first step.
         best: whether the validation loss is the lowest so far.
     """
 
@@ -153,7 +153,7 @@ class Training:
     def _start_of(self, phase: int) -> Place:
         fresh = Schedule(self._settings.lr, self._settings.lr_patience)
         begun = self._method.schedule(phase, fresh)
-        spent = begun != fresh and begun.lr < self._settings.lr_min
+        spent = begun != fresh and begun.lr < self._settings.lr_least
         return Place(phase, 0, begun.best_loss, begun.patience, begun.lr, spent)
 
     @property
@@ -161,7 +161,7 @@ class Training:
         """Return whether the epoch that was made last is the last one."""
         place, left = self._place, self._phases[self._place.phase + 1 :]
         return place.ended and not (
-            any(left) and self._method.goes_on(place.phase, len(left), place.schedule, self._settings.lr_min)
+            any(left) and self._method.goes_on(place.phase, len(left), place.schedule, self._settings.lr_least)
         )
 
     def state(self) -> TrainingState:
@@ -184,10 +184,9 @@ class Training:
             number = before + place.epochs + 1
             plan = method.begin_epoch(place.epochs + 1, epochs, self._train)
             lr = place.lr * plan.lr_factor
-            for group, learning in zip(groups, optimizer.param_groups, strict=True):
-                learning["lr"] = lr * group.lr_factor
+            rates = [lr * group.lr_factor for group in groups]
             train_loss = 0.0
-            for done in self._train_epoch(plan, parameters, number):
+            for done in self._train_epoch(plan, parameters, rates, number):
                 train_loss = train_loss if done.loss is None else done.loss
                 yield done
             valid_loss, valid_score = self._end_epoch(parameters, number)
@@ -195,8 +194,15 @@ class Training:
             if improved:
                 best.take()
             self._place = place.after_epoch(valid_loss, settings, counts=plan.lr_factor == 1.0, epochs=epochs)
+            lr *= settings.lr_left((number - 1) / sum(self._phases))
             yield EpochDone(number, train_loss, valid_loss, valid_score, lr, improved)
         best.restore()
+
+    def _set_rates(self, rates: Sequence[float], epochs: float) -> None:
+        """Set the learning rate of every group of parameters, after some epochs of the task."""
+        left = self._settings.lr_left(epochs / sum(self._phases))
+        for rate, learning in zip(rates, self._optimizer.param_groups, strict=True):
+            learning["lr"] = rate * left
 
     def _written(self) -> list[Tensor]:
         """Return the tensors that a step may write to, but for the sum of losses."""
@@ -214,7 +220,9 @@ class Training:
         require_finite(valid_loss, "validation loss", self._task, epoch)
         return valid_loss, valid_score
 
-    def _train_epoch(self, plan: EpochPlan, parameters: Sequence[nn.Parameter], epoch: int) -> Iterator[BatchDone]:
+    def _train_epoch(
+        self, plan: EpochPlan, parameters: Sequence[nn.Parameter], rates: Sequence[float], epoch: int
+    ) -> Iterator[BatchDone]:
         method, settings, ranks, train = self._method, self._settings, self._ranks, self._train
         seed, device = method.setup.seed, train.y.device
         count = len(train) if plan.rows is None else len(plan.rows)
@@ -248,6 +256,7 @@ class Training:
         own = (ranks.rank,) if ranks.size > 1 else ()
         with random_numbers_apart(derive_seed(seed, "dropout", self._task, epoch, *own)):
             for index in range(batches):
+                self._set_rates(rates, epoch - 1 + index / batches)
                 make(index)
                 mean = None
                 if index == batches - 1 or index % 25 == 24:  # reading a loss waits for the device

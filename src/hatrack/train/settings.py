@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from hatrack.errors import InputError
 from hatrack.methods import ParameterGroup
 from hatrack.support.ranges import require_nonnegative, require_range, require_types
 
-__all__ = ["OptimizerKind", "Precision", "TrainingSettings", "build_optimizer"]
+__all__ = ["LearningRateDecay", "OptimizerKind", "Precision", "TrainingSettings", "build_optimizer"]
 
 
 class OptimizerKind(enum.Enum):
@@ -20,6 +22,16 @@ class OptimizerKind(enum.Enum):
     SGD = "sgd"
     ADAM = "adam"
     ADAMW = "adamw"
+
+
+class LearningRateDecay(enum.Enum):
+    """How the learning rate falls while a task is trained."""
+
+    PLATEAU = "plateau"
+    """It is divided whenever the validation loss has not improved for some epochs (the HAT paper)."""
+
+    COSINE = "cosine"
+    """It falls with every step, along half a cosine from ``lr`` to 0 at the end of all epochs, which are all made."""
 
 
 class Precision(enum.Enum):
@@ -41,6 +53,9 @@ class TrainingSettings:
         batch_size: samples per step.
         optimizer: sgd, adam or adamw.
         lr: learning rate to begin with.
+        lr_decay: plateau: ``lr_factor``, ``lr_patience`` and ``lr_min`` say how it falls. cosine: it falls to 0 with
+            every step, along half a cosine over all ``epochs`` (Loshchilov and Hutter, ICLR 2017, without restarts),
+            which is best where there are few.
         lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
         lr_patience: see ``lr_factor``.
         lr_min: training stops when the learning rate falls below this.
@@ -60,6 +75,7 @@ class TrainingSettings:
     batch_size: int = 64
     optimizer: OptimizerKind = OptimizerKind.SGD
     lr: float = 0.05
+    lr_decay: LearningRateDecay = LearningRateDecay.PLATEAU
     lr_factor: float = 3.0
     lr_patience: int = 5
     lr_min: float = 1e-4
@@ -77,6 +93,24 @@ class TrainingSettings:
         require_range(self, "lr", "clip_norm", above=0)
         require_nonnegative(self, "lr", "lr_factor", "lr_min", "momentum", "weight_decay")
         require_range(self, "lr_factor", above=1)  # the learning rate is divided by it
+        if self.captured and self.lr_decay is not LearningRateDecay.PLATEAU:
+            raise InputError(
+                "a captured step keeps its learning rate through an epoch; choose lr_decay=plateau, or train without "
+                "(`captured=false`)"
+            )
+
+    @property
+    def lr_least(self) -> float:
+        """The learning rate below which training stops; 0 where it is to fall that far."""
+        return self.lr_min if self.lr_decay is LearningRateDecay.PLATEAU else 0.0
+
+    def lr_left(self, progress: float) -> float:
+        """Return the share of the learning rate that is left at a place of the training, apart from plateaus.
+
+        Args:
+            progress: share of all steps of the task that are made, 0 to 1.
+        """
+        return (1.0 + math.cos(math.pi * progress)) / 2 if self.lr_decay is LearningRateDecay.COSINE else 1.0
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:

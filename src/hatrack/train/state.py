@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hatrack.methods import Method, Schedule, joined
 from hatrack.storage.checkpoint import part_of
-from hatrack.train.settings import TrainingSettings
+from hatrack.train.settings import LearningRateDecay, TrainingSettings
 
 __all__ = ["BestEpoch", "Place", "TrainingState", "load_optimizer", "optimizer_tensors"]
 
@@ -52,7 +52,7 @@ class Place:
         made = replace(self, epochs=self.epochs + 1, ended=self.epochs + 1 == epochs)
         if valid_loss < self.best_loss:
             return replace(made, best_loss=valid_loss, patience=settings.lr_patience)
-        if not counts:
+        if not counts or settings.lr_decay is not LearningRateDecay.PLATEAU:
             return made
         if self.patience > 1:
             return replace(made, patience=self.patience - 1)
