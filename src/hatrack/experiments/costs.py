@@ -33,7 +33,7 @@ from hatrack.support.randomness import random_numbers_apart
 from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
 from hatrack.train.capture import WARM_UP, Capture, CapturedSteps, StepByIndex, one_by_one
-from hatrack.train.settings import build_optimizer
+from hatrack.train.optimizers import build_optimizer
 
 __all__ = ["CostPlan", "Costs", "StepCosts", "measure_costs", "measuring_costs"]
 

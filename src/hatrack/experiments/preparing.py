@@ -40,6 +40,7 @@ from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
 from hatrack.support.dropout import ENTRIES_WORTH
+from hatrack.train import OptimizerKind
 from hatrack.train.capture import require_capturable, require_cuda
 
 __all__ = ["Run", "finished_result", "load_method", "prepare"]
@@ -358,6 +359,11 @@ class Run:
                 "an earlier version began this run, whose dropout was drawn in another way: what is trained now "
                 "ends with other bits than it would have with that version",
             )
+        if _FUSED_SINCE not in earlier.config and self.config.training.optimizer is not OptimizerKind.SGD:
+            self._about_settings += (
+                "an earlier version began this run, whose steps of Adam were rounded in another way: what is trained "
+                "now may end with other bits than it would have with that version",
+            )
         return found
 
     def _drops_many(self) -> bool:
@@ -370,6 +376,9 @@ class Run:
 
 _DROPOUT_SINCE = "channels_last"
 """Setting that came with the version that draws dropout in another way, and that earlier records do not have."""
+
+_FUSED_SINCE = "lr_decay"
+"""Setting that came with the version in which Adam makes a step in one pass, and that earlier records do not have."""
 
 
 def _said_of_tasks(earlier: RunResult, record: RunResult, begun: int) -> str:

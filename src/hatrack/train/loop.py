@@ -21,10 +21,11 @@ from hatrack.support.interface import PLAIN
 from hatrack.support.modes import fresh_statistics
 from hatrack.support.randomness import random_numbers_apart
 from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph, one_by_one, require_capturable, require_cuda
+from hatrack.train.optimizers import build_optimizer, load_optimizer, optimizer_tensors
 from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
-from hatrack.train.settings import Precision, TrainingSettings, build_optimizer
-from hatrack.train.state import BestEpoch, Place, TrainingState, load_optimizer, optimizer_tensors
+from hatrack.train.settings import Precision, TrainingSettings
+from hatrack.train.state import BestEpoch, Place, TrainingState
 
 __all__ = ["BatchDone", "EpochDone", "Training", "fit", "pace_of"]
 

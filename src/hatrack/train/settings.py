@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from hatrack.errors import InputError
-from hatrack.methods import ParameterGroup
 from hatrack.support.ranges import require_nonnegative, require_range, require_types
 
-__all__ = ["LearningRateDecay", "OptimizerKind", "Precision", "TrainingSettings", "build_optimizer"]
+__all__ = ["LearningRateDecay", "OptimizerKind", "Precision", "TrainingSettings"]
 
 
 class OptimizerKind(enum.Enum):
@@ -111,13 +107,3 @@ class TrainingSettings:
             progress: share of all steps of the task that are made, 0 to 1.
         """
         return (1.0 + math.cos(math.pi * progress)) / 2 if self.lr_decay is LearningRateDecay.COSINE else 1.0
-
-
-def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Make the optimizer of some groups of parameters."""
-    lr, weight_decay = settings.lr, settings.weight_decay
-    parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
-    if settings.optimizer is OptimizerKind.SGD:
-        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
-    adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
-    return adam(parameters, lr=lr, weight_decay=weight_decay, capturable=settings.captured)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hatrack.methods import Method, Schedule, joined
+from hatrack.methods import Method, Schedule
 from hatrack.storage.checkpoint import part_of
 from hatrack.train.settings import LearningRateDecay, TrainingSettings
 
-__all__ = ["BestEpoch", "Place", "TrainingState", "load_optimizer", "optimizer_tensors"]
+__all__ = ["BestEpoch", "Place", "TrainingState"]
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,3 @@ class BestEpoch:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that were kept, by names."""
         return {f"best.{index}": kept for index, kept in enumerate(self._kept)}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the tensors that an optimizer has gathered, such as momentum, by names."""
-    gathered = joined({f"optimizer.{index}": values for index, values in optimizer.state_dict()["state"].items()})
-    return {name: value for name, value in gathered.items() if isinstance(value, Tensor)}  # None: not begun
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
-    """Give a new optimizer what :func:`optimizer_tensors` found in another one."""
-    gathered: dict[int, dict[str, Tensor]] = {}
-    for name, value in part_of(saved, "optimizer.").items():
-        index, _, key = name.partition(".")
-        gathered.setdefault(int(index), {})[key] = value
-    if gathered:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})

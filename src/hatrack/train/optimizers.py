@@ -1,0 +1,75 @@
+"""Optimizers of a training: made from its settings, and what they have gathered, to be kept and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hatrack.methods import ParameterGroup, joined
+from hatrack.storage.checkpoint import part_of
+from hatrack.train.settings import OptimizerKind, TrainingSettings
+
+__all__ = ["build_optimizer", "load_optimizer", "optimizer_tensors"]
+
+
+def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Make the optimizer of some groups of parameters; of Adam's kind on a CPU one that steps in a single pass."""
+    lr, weight_decay = settings.lr, settings.weight_decay
+    parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
+    if settings.optimizer is OptimizerKind.SGD:
+        # Its fused form fails where a parameter has its first gradient later than others, and gains little.
+        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
+    adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
+    if settings.captured or not all(_takes_one_pass(each) for group in groups for each in group.parameters):
+        return adam(parameters, lr=lr, weight_decay=weight_decay, capturable=settings.captured)
+    optimizer = adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    optimizer.register_step_pre_hook(_lay_gradients_out)
+    return optimizer
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors that an optimizer has gathered, such as momentum, by names."""
+    gathered = joined({f"optimizer.{index}": values for index, values in optimizer.state_dict()["state"].items()})
+    return {name: value for name, value in gathered.items() if isinstance(value, Tensor)}  # None: not begun
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
+    """Give a new optimizer what :func:`optimizer_tensors` found in another one."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gathered: dict[int, dict[str, Tensor]] = {}
+    for name, value in part_of(saved, "optimizer.").items():
+        index, _, key = name.partition(".")
+        gathered.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], value)
+    if gathered:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})
+
+
+def _takes_one_pass(parameter: Tensor) -> bool:
+    """Return whether a fused optimizer of torch takes a parameter: real numbers on a CPU, in memory without gaps."""
+    lies_dense = parameter.is_contiguous() or any(
+        parameter.is_contiguous(memory_format=layout)
+        for layout, dimensions in ((torch.channels_last, 4), (torch.channels_last_3d, 5))
+        if parameter.dim() == dimensions
+    )
+    return parameter.device.type == "cpu" and parameter.is_floating_point() and lies_dense
+
+
+def _lay_gradients_out(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Lay gradients out in memory as their parameters are.
+
+    Fused optimizers of torch pair numbers by their places in memory, and pair the wrong ones without a word otherwise.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = _laid_out_like(parameter, parameter.grad)
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return values in the memory layout of a parameter, if they are of its shape."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

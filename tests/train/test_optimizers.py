@@ -1,0 +1,87 @@
+"""Optimizers that make a parameter's step in one pass, against those of torch that take several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hatrack.methods import ParameterGroup
+from hatrack.train import OptimizerKind, TrainingSettings
+from hatrack.train.optimizers import build_optimizer, load_optimizer, optimizer_tensors
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": Tensor.contiguous,
+    "channels last": lambda values: values.contiguous(memory_format=torch.channels_last),
+    "turned": lambda values: values.transpose(0, 1).contiguous().transpose(0, 1),
+    "with gaps": lambda values: torch.cat([values, values], dim=1)[:, : values.shape[1]],
+}
+KINDS = {
+    "sgd": TrainingSettings(lr=0.1),
+    "momentum": TrainingSettings(lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adam": TrainingSettings(lr=0.01, optimizer=OptimizerKind.ADAM),
+    "adamw": TrainingSettings(lr=0.01, optimizer=OptimizerKind.ADAMW, weight_decay=0.1),
+}
+
+
+def plain(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    if settings.optimizer is OptimizerKind.SGD:
+        return torch.optim.SGD(
+            parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=False, foreach=False
+        )
+    kind = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay, fused=False, foreach=False)
+
+
+def steps(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, layout: str, seeds: range) -> None:
+    """Make steps with gradients of a layout, each drawn by its seed; the last parameter has none at first."""
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in parameters if seed else parameters[:-1] or parameters:
+            parameter.grad = LAYOUTS[layout](torch.randn(parameter.shape, generator=generator))
+        optimizer.step()
+
+
+def parameters_of(layouts: list[str]) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(LAYOUTS[layout](torch.randn(6, 5, 3, 3, generator=generator))) for layout in layouts]
+
+
+@given(
+    st.sampled_from(sorted(KINDS)),
+    st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=1, max_size=3),
+    st.sampled_from(sorted(LAYOUTS)),
+    st.integers(0, 4),
+)
+def test_steps_are_those_of_torch_however_tensors_lie_in_memory(
+    kind: str, layouts: list[str], of_gradients: str, before: int
+) -> None:
+    settings, wanted, found = KINDS[kind], parameters_of(layouts), parameters_of(layouts)
+    steps(wanted, plain(wanted, settings), of_gradients, range(5))
+    first = build_optimizer([ParameterGroup(found)], settings)
+    steps(found, first, of_gradients, range(before))
+    then = build_optimizer([ParameterGroup(found)], settings)
+    kept = {
+        name: value.detach().contiguous().clone() for name, value in optimizer_tensors(first).items()
+    }  # as in files
+    load_optimizer(then, kept)
+    steps(found, then, of_gradients, range(before, 5))
+    for mine, its in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+    if settings.optimizer is OptimizerKind.SGD:
+        assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_one_pass_is_taken_where_all_parameters_allow_it(kind: str) -> None:
+    def fuses(parameters: list[nn.Parameter]) -> bool:
+        return bool(build_optimizer([ParameterGroup(parameters)], KINDS[kind]).param_groups[0]["fused"])
+
+    assert fuses(parameters_of(["rows", "channels last"]))
+    assert not fuses(parameters_of(["rows", "with gaps"]))
+    assert not fuses([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
+    assert not fuses([nn.Parameter(torch.zeros(2, device="meta"))])
