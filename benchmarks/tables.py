@@ -29,6 +29,7 @@ from hatrack import keep_freed_memory
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, RunRequest, prepare, run
 from hatrack.experiments.continuing import other_data
+from hatrack.experiments.experiment import completed
 from hatrack.functional import forgetting_ratio
 from hatrack.methods import Method
 from hatrack.methods.den import DEN
@@ -154,9 +155,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def is_made(record: Mapping[str, Any], row: Row, common: Mapping[str, Any]) -> bool:
-    """Return whether a record holds a row, made with the defaults of today as far as it says."""
+    """Return whether a record holds a row, made with the defaults of today as far as it says.
+
+    Settings that came since count as what was done without them.
+    """
     found = [run.get("config") for run in record["runs"] if key_of(run) == row.key]  # none before 2026-11-29
-    return bool(found) and (found[0] is None or found[0] == config_of(row, common))
+    return bool(found) and (
+        found[0] is None or json.loads(json.dumps(completed(row.method, found[0]))) == config_of(row, common)
+    )
 
 
 def require_same_data(path: Path, experiment: str, data: Path) -> None:
