@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,9 +24,15 @@ def hat(**settings: Any) -> HAT:
     return method
 
 
-def strengths(method: HAT, epochs: int = EPOCHS, lr: float = 0.05, batches: int = 3) -> list[float]:
+def strengths(
+    method: HAT,
+    epochs: int = EPOCHS,
+    lr: float = 0.05,
+    batches: int = 3,
+    lr_left: Callable[[float], float] = lambda done: 1.0,
+) -> list[float]:
     """Return c in the epochs that learn the mask."""
-    method.note_pace(Pace(lr, batches))
+    method.note_pace(Pace(lr, batches, lr_left))
     method.begin_task(TASKS[0])
     method.train_mode(True)
     (length, *_), found = method.phases(epochs), []
@@ -63,6 +70,14 @@ def test_c_is_found_anew_for_every_task() -> None:
     assert first > method.strength() == PAPER_C
     method.begin_epoch(17, 17, None)  # type: ignore[arg-type]
     assert method.strength() == LEAST_C
+
+
+def test_c_makes_up_for_a_learning_rate_that_falls_while_it_acts() -> None:
+    steps: dict[str, Any] = {"lr": 4e-3, "batches": 40}
+    whole, falling = strengths(hat(), **steps), strengths(hat(), **steps, lr_left=lambda done: 1 - done)
+    assert LEAST_C < whole[-1] < falling[-1] < MOST_C
+    first, last = 0.4, 17 / 20  # from the middle of where c sets in to the end of the mask's epochs
+    assert falling[-1] == pytest.approx(whole[-1] / (1 - (first + last) / 2))
 
 
 def test_without_a_word_on_the_steps_c_is_that_of_the_paper() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -198,10 +199,18 @@ class Pace(NamedTuple):
     Attributes:
         lr: learning rate to begin with.
         batches: number of batches of an epoch of all training samples.
+        lr_left: returns the share of ``lr`` that is left when a share of all steps is made, both 0 to 1; all of it
+            where it falls on plateaus alone.
     """
 
     lr: float
     batches: int
+    lr_left: Callable[[float], float] = lambda progress: 1.0
+
+    def mean_lr(self, begin: float, end: float) -> float:
+        """Return the mean learning rate of the steps between two shares of all steps, 0 ≤ begin < end ≤ 1."""
+        places = (begin + (index + 0.5) / 64 * (end - begin) for index in range(64))
+        return self.lr * statistics.fmean(map(self.lr_left, places))
 
 
 class ParameterGroup(NamedTuple):

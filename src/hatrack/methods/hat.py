@@ -208,21 +208,20 @@ class HAT(MaskedMethod):
             whole = epochs / (1 - SETTLED_SHARE)
             first, last = (min(share * whole, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
             if self.settings.c is None and self._pace is not None:
-                self._whole = self._strength_for(self._pace, epochs - (first + last) / 2)
+                self._whole = self._strength_for(self._pace, (first + last) / 2, epochs, whole)
             self._strength = self._whole * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
         return super().begin_epoch(epoch, epochs, samples)
 
-    def _strength_for(self, pace: Pace, epochs: float) -> float:
-        """Return the c that would move an embedding of 1 by ``TRAVEL`` in some epochs, within bounds.
+    def _strength_for(self, pace: Pace, first: float, last: float, epochs: float) -> float:
+        """Return the c that would move an embedding of 1 by ``TRAVEL`` from one epoch to another of all, within bounds.
 
         In the first step of an epoch of the first task it moves by lr · c · s_max σ'(1) over the number of units: R of
         Eq. 5 is a mean, so that wide networks and short trainings need a larger c. Of later tasks it is a mean over the
         free units, which makes these dearer the fewer there are.
         """
         slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
-        moved = (
-            pace.lr * pace.batches * epochs * self.settings.s_max * slope / max(self.network.masking.graph.num_units, 1)
-        )
+        steps = pace.mean_lr(first / epochs, last / epochs) * pace.batches * (last - first)
+        moved = steps * self.settings.s_max * slope / max(self.network.masking.graph.num_units, 1)
         return min(max(TRAVEL / max(moved, 1e-12), LEAST_C), MOST_C)
 
     def schedule(self, index: int, fresh: Schedule) -> Schedule:

@@ -78,7 +78,7 @@ def fit(
 def pace_of(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Pace:
     """Return the pace at which a method would learn the last of some tasks, as its ``note_pace`` takes it."""
     samples = sum(len(task.train) for task in method.training_tasks(seen))
-    return Pace(settings.lr, math.ceil(samples / settings.batch_size))
+    return Pace(settings.lr, math.ceil(samples / settings.batch_size), settings.lr_left)
 
 
 class Training:
