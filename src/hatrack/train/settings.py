@@ -51,7 +51,7 @@ class TrainingSettings:
         lr: learning rate to begin with.
         lr_decay: plateau: ``lr_factor``, ``lr_patience`` and ``lr_min`` say how it falls. cosine: it falls to 0 with
             every step, along half a cosine over all ``epochs`` (Loshchilov and Hutter, ICLR 2017, without restarts):
-            good for a few epochs of thousands of steps, which would end at the full rate, and not for hundreds of steps.
+            good for a few epochs of thousands of steps, which would end at the full rate; not for hundreds of steps.
         lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
         lr_patience: see ``lr_factor``.
         lr_min: training stops when the learning rate falls below this.
