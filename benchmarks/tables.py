@@ -160,9 +160,12 @@ def is_made(record: Mapping[str, Any], row: Row, common: Mapping[str, Any]) -> b
     Settings that came since count as what was done without them.
     """
     found = [run.get("config") for run in record["runs"] if key_of(run) == row.key]  # none before 2026-11-29
-    return bool(found) and (
-        found[0] is None or json.loads(json.dumps(completed(row.method, found[0]))) == config_of(row, common)
-    )
+    if not found or found[0] is None:
+        return bool(found)
+    made, now = json.loads(json.dumps(completed(row.method, found[0]))), config_of(row, common)
+    if now["optimizer"] == "sgd" and now.get("embedding_lr_factor", 1.0) is None:
+        now["embedding_lr_factor"] = 1.0  # what none has meant with SGD, before and since
+    return made == now or made == config_of(row, common)
 
 
 def require_same_data(path: Path, experiment: str, data: Path) -> None:

@@ -10,7 +10,17 @@ import torch
 
 from hatrack import HATNetwork
 from hatrack.methods import Pace
-from hatrack.methods.hat import HAT, LEAST_C, MOST_C, PAPER_C, TRAVEL, InitialEmbedding, MaskSchedule
+from hatrack.methods.hat import (
+    HAT,
+    LEAST_C,
+    MOST_C,
+    MOST_FACTOR,
+    PAPER_C,
+    REACH,
+    TRAVEL,
+    InitialEmbedding,
+    MaskSchedule,
+)
 from hatrack.train import EpochDone, Training, TrainingSettings
 from support.toys import make, tasks
 
@@ -78,6 +88,25 @@ def test_c_makes_up_for_a_learning_rate_that_falls_while_it_acts() -> None:
     assert LEAST_C < whole[-1] < falling[-1] < MOST_C
     first, last = 0.4, 17 / 20  # from the middle of where c sets in to the end of the mask's epochs
     assert falling[-1] == pytest.approx(whole[-1] / (1 - (first + last) / 2))
+
+
+@pytest.mark.parametrize(("lr", "factor"), [(0.001, 10.0), (1e-5, MOST_FACTOR), (0.1, 1.0)])
+def test_embeddings_learn_so_much_faster_with_adam_that_they_get_about(lr: float, factor: float) -> None:
+    method = hat()
+    method.note_pace(Pace(lr, batches=30, epochs=20, adaptive=True))
+    method.begin_task(TASKS[0])
+    groups = method.parameter_groups()
+    assert REACH == 0.001 * 30 * 20 * 10.0
+    assert [group.lr_factor for group in groups] == ([1.0] if factor == 1.0 else [1.0, pytest.approx(factor)])
+    assert groups[-1].parameters == [method.network.tasks[0].embedding] or factor == 1.0
+
+
+def test_embeddings_learn_as_fast_as_weights_with_sgd_and_as_is_said_with_any() -> None:
+    for adaptive, said, factor in [(False, None, 1.0), (False, 3.0, 3.0), (True, 3.0, 3.0), (True, 1.0, 1.0)]:
+        method = hat(embedding_lr_factor=said)
+        method.note_pace(Pace(0.001, batches=30, epochs=20, adaptive=adaptive))
+        method.begin_task(TASKS[0])
+        assert method.parameter_groups()[-1].lr_factor == factor
 
 
 def test_without_a_word_on_the_steps_c_is_that_of_the_paper() -> None:

@@ -163,3 +163,43 @@ def test_the_cost_of_a_settled_mask_is_its_share_of_free_units() -> None:
     net = settled()
     share: Tensor = torch.cat([part.float() for part in net.masks("one").values()]).mean()
     assert net.regularization().item() == pytest.approx(float(share))
+
+
+def test_groups_for_adam_are_all_parameters_of_a_task_with_its_embedding_apart() -> None:
+    net = HATNetwork(backbone(), X, s_max=50.0)
+    net.add_task("one", 2)
+    weights, mask = net.parameter_groups("one", lr=0.01, embedding_lr_factor=5.0)
+    assert [id(p) for p in weights["params"]] == [
+        id(p) for p in net.task_parameters("one") if p is not net.tasks[0].embedding
+    ]
+    assert mask["params"] == [net.tasks[0].embedding]
+    assert (weights["lr"], mask["lr"], mask["weight_decay"]) == (0.01, 0.05, 0.0)
+    assert not any(
+        p is own
+        for p in net.backbone.parameters()
+        for own in net.parameter_groups("one", 1.0, new_only=True)[0]["params"]
+    )
+    train(net, "one")
+    net.settle("one")
+    (settled_group,) = net.parameter_groups("one", lr=0.01)
+    assert [id(p) for p in settled_group["params"]] == [id(p) for p in net.task_parameters("one")]
+    with pytest.raises(InputError, match="must be above 0"):
+        net.parameter_groups("one", lr=0.0)
+    net.consolidate("one")
+    with pytest.raises(InputError, match="is consolidated"):
+        net.parameter_groups("one", lr=0.01)
+
+
+def test_a_task_learned_in_groups_leaves_old_logits_as_they_were() -> None:
+    net = settled()
+    net.consolidate("one")
+    before = logits(net, X, "one")
+    net.add_task("two", 2)
+    optimizer = net.protect(torch.optim.AdamW(net.parameter_groups("two", lr=0.1), weight_decay=0.1))
+    net.train()
+    for step in range(8):
+        net.anneal(step / 7)
+        (F.cross_entropy(net(X, "two"), Y) + net.regularization()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    net.consolidate("two")
+    assert torch.equal(logits(net.eval(), X, "one"), before)

@@ -201,11 +201,15 @@ class Pace(NamedTuple):
         batches: number of batches of an epoch of all training samples.
         lr_left: returns the share of ``lr`` that is left when a share of all steps is made, both 0 to 1; all of it
             where it falls on plateaus alone.
+        epochs: largest number of epochs; 0 if it is not known.
+        adaptive: whether steps are of the learning rate's size, whatever the size of gradients, as those of Adam.
     """
 
     lr: float
     batches: int
     lr_left: Callable[[float], float] = lambda progress: 1.0
+    epochs: int = 0
+    adaptive: bool = False
 
     def mean_lr(self, begin: float, end: float) -> float:
         """Return the mean learning rate of the steps between two shares of all steps, 0 ≤ begin < end ≤ 1."""

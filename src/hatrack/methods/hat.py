@@ -39,6 +39,10 @@ TRAVEL, LEAST_C, MOST_C = 5.0, 0.75, 5.0
 """Way that the regulariser would take an embedding of 1 down in the time it has there, with gates as they are at the
 beginning of an epoch (later they let little of it through), and bounds of the c that follows."""
 
+REACH, MOST_FACTOR = 6.0, 50.0
+"""Way that embeddings can go in all steps of Adam, which are of the learning rate's size, and bound of the factor of
+that rate that follows: with a rate for weights they would not leave the half of their range where they begin."""
+
 PAPER_C = 0.75
 """The c of the paper."""
 
@@ -98,6 +102,7 @@ class HATSettings(TurningSettings):
         embedding_low: from 0 on every unit starts on; 0 and 2 are the paper's choice to compress a single task.
         embedding_high: at most 6.
         embedding_lr_factor: how much faster embeddings learn; 10 to 50 without compensation (the paper, appendix D).
+            None is 1 with SGD, and with Adam 1 to 50, so that embeddings get about in the steps there are.
         keep: what is left of a task's hold on its weights after one more task; 1 holds them for good, less lets old
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
@@ -115,7 +120,7 @@ class HATSettings(TurningSettings):
     embedding: InitialEmbedding | None = None
     embedding_low: float = 0.0
     embedding_high: float = 2.0
-    embedding_lr_factor: float = 1.0
+    embedding_lr_factor: float | None = None
     keep: float = 1.0
     capacity: Room = Room.FIXED
     growth_threshold: float = 0.2
@@ -123,10 +128,12 @@ class HATSettings(TurningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, "s_max", "embedding_lr_factor", above=0)
+        require_range(self, "s_max", above=0)
         require_range(self, "keep", most=1)
         if self.c is not None:
             require_nonnegative(self, "c")
+        if self.embedding_lr_factor is not None:
+            require_range(self, "embedding_lr_factor", above=0)
         if not self.embedding_low < self.embedding_high <= EMBEDDING_BOUND:
             raise InputError(
                 "embedding_low must be below embedding_high, and that at most 6, "
@@ -145,7 +152,14 @@ class HAT(MaskedMethod):
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
     capturable = True
-    earlier = Earlier({"schedule": MaskSchedule.PAPER, "c": PAPER_C, "embedding": InitialEmbedding.NORMAL})
+    earlier = Earlier(
+        {
+            "schedule": MaskSchedule.PAPER,
+            "c": PAPER_C,
+            "embedding": InitialEmbedding.NORMAL,
+            "embedding_lr_factor": 1.0,
+        }
+    )
     network: HATNetwork
     settings: HATSettings
 
@@ -257,14 +271,24 @@ class HAT(MaskedMethod):
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Return the embedding apart, where it learns at another rate."""
-        if self.settings.embedding_lr_factor == 1.0:
+        factor = self._embedding_lr_factor()
+        if factor == 1.0:
             return super().parameter_groups()
         embeddings = {id(state.embedding) for state in self.network.tasks if not state.is_settled}
         parameters = self.trained_parameters()
         return [
             ParameterGroup([p for p in parameters if id(p) not in embeddings]),
-            ParameterGroup([p for p in parameters if id(p) in embeddings], self.settings.embedding_lr_factor),
+            ParameterGroup([p for p in parameters if id(p) in embeddings], factor),
         ]
+
+    def _embedding_lr_factor(self) -> float:
+        """Return how much faster embeddings learn than weights."""
+        if self.settings.embedding_lr_factor is not None:
+            return self.settings.embedding_lr_factor
+        pace = self._pace
+        if pace is None or not pace.adaptive or not pace.epochs:
+            return 1.0
+        return min(max(REACH / (pace.mean_lr(0.0, 1.0) * pace.batches * pace.epochs), 1.0), MOST_FACTOR)
 
     def strength(self) -> float:
         """Return the c of Eq. 4, the weight of the share of free units that the task takes; whole in validation."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from hatrack.compact import CompactNetwork
+from hatrack.errors import InputError
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.gates import initial_embedding
 from hatrack.gating.norms import BatchNorms
@@ -196,6 +197,36 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         units = self.masking.graph.num_units
         start = None if embedding is None else initial_embedding(embedding, units, generator)
         self.masking.start_embedding(self.masking.open_task(name, own, generator), start)
+
+    def parameter_groups(
+        self, task: str, lr: float, *, embedding_lr_factor: float = 10.0, new_only: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the parameters to train for a task as groups for Adam and its kin, the embedding apart.
+
+        Steps of Adam are of the learning rate's size, however large gradients are. With a rate for weights the
+        embedding stays near where it began in some thousand steps: no unit is switched off, and later tasks find none
+        that is free. Weight decay, too, is for weights alone.
+
+        Args:
+            task: the task in training.
+            lr: learning rate of weights, > 0.
+            embedding_lr_factor: how much faster the embedding learns, > 0.
+            new_only: leave the backbone out, for an optimizer that has it already from the task before.
+
+        Returns:
+            Two groups, or one for a task whose mask is settled; together they have :meth:`task_parameters`.
+
+        Raises:
+            InputError: there is no such task, or it is consolidated; or a number is out of range.
+        """
+        if not (lr > 0 and embedding_lr_factor > 0):
+            raise InputError(f"lr and embedding_lr_factor must be above 0, not {lr} and {embedding_lr_factor}")
+        parameters, state = self.task_parameters(task, new_only=new_only), self.tasks.named(task)
+        if state.is_settled:
+            return [{"params": parameters, "lr": lr}]
+        weights = [parameter for parameter in parameters if parameter is not state.embedding]
+        mask = {"params": [state.embedding], "lr": lr * embedding_lr_factor, "weight_decay": 0.0}
+        return [{"params": weights, "lr": lr}, mask]
 
     def analyze(self, example_input: Inputs) -> None:
         """Analyse the backbone on an input of another shape or type before its first task, so that its units fit both.

@@ -24,7 +24,7 @@ from hatrack.train.capture import Capture, CapturedSteps, as_cuda_graph, one_by_
 from hatrack.train.optimizers import build_optimizer, load_optimizer, optimizer_tensors
 from hatrack.train.parallel import ALONE, Ranks
 from hatrack.train.scoring import require_finite
-from hatrack.train.settings import Precision, TrainingSettings
+from hatrack.train.settings import OptimizerKind, Precision, TrainingSettings
 from hatrack.train.state import BestEpoch, Place, TrainingState
 
 __all__ = ["BatchDone", "EpochDone", "Training", "fit", "pace_of"]
@@ -78,7 +78,8 @@ def fit(
 def pace_of(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Pace:
     """Return the pace at which a method would learn the last of some tasks, as its ``note_pace`` takes it."""
     samples = sum(len(task.train) for task in method.training_tasks(seen))
-    return Pace(settings.lr, math.ceil(samples / settings.batch_size), settings.lr_left)
+    batches, adaptive = math.ceil(samples / settings.batch_size), settings.optimizer is not OptimizerKind.SGD
+    return Pace(settings.lr, batches, settings.lr_left, settings.epochs, adaptive)
 
 
 class Training:
