@@ -11,6 +11,7 @@ import torch
 from hatrack import HATNetwork
 from hatrack.methods import Pace
 from hatrack.methods.hat import (
+    ADAM_C,
     HAT,
     LEAST_C,
     MOST_C,
@@ -88,6 +89,16 @@ def test_c_makes_up_for_a_learning_rate_that_falls_while_it_acts() -> None:
     assert LEAST_C < whole[-1] < falling[-1] < MOST_C
     first, last = 0.4, 17 / 20  # from the middle of where c sets in to the end of the mask's epochs
     assert falling[-1] == pytest.approx(whole[-1] / (1 - (first + last) / 2))
+
+
+def test_c_with_adam_does_not_depend_on_the_steps() -> None:
+    for batches in (1, 10**6):
+        method = hat()
+        method.note_pace(Pace(0.001, batches, epochs=20, adaptive=True))
+        method.begin_task(TASKS[0])
+        method.train_mode(True)
+        method.begin_epoch(17, 17, None)  # type: ignore[arg-type]
+        assert method.strength() == ADAM_C
 
 
 @pytest.mark.parametrize(("lr", "factor"), [(0.001, 10.0), (1e-5, MOST_FACTOR), (0.1, 1.0)])

@@ -43,6 +43,9 @@ REACH, MOST_FACTOR = 6.0, 50.0
 """Way that embeddings can go in all steps of Adam, which are of the learning rate's size, and bound of the factor of
 that rate that follows: with a rate for weights they would not leave the half of their range where they begin."""
 
+ADAM_C = 2.0
+"""The c with Adam, which makes steps of one size out of whatever the regulariser and the task ask for together."""
+
 PAPER_C = 0.75
 """The c of the paper."""
 
@@ -84,8 +87,8 @@ class HATSettings(TurningSettings):
             deep networks often learn nothing with it.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the paper's
-            schedule, and with the settled one as much, 0.75 to 5, as switches units off in the steps there are, as if
-            these were of plain SGD.
+            schedule; with the settled one it is 2 with Adam, and with SGD as much, 0.75 to 5, as switches units off in
+            the steps there are, as if without momentum.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -229,10 +232,14 @@ class HAT(MaskedMethod):
     def _strength_for(self, pace: Pace, first: float, last: float, epochs: float) -> float:
         """Return the c that would move an embedding of 1 by ``TRAVEL`` from one epoch to another of all, within bounds.
 
+        That is with SGD; with Adam it is the same for all trainings.
+
         In the first step of an epoch of the first task it moves by lr · c · s_max σ'(1) over the number of units: R of
         Eq. 5 is a mean, so that wide networks and short trainings need a larger c. Of later tasks it is a mean over the
         free units, which makes these dearer the fewer there are.
         """
+        if pace.adaptive:
+            return ADAM_C
         slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
         steps = pace.mean_lr(first / epochs, last / epochs) * pace.batches * (last - first)
         moved = steps * self.settings.s_max * slope / max(self.network.masking.graph.num_units, 1)
