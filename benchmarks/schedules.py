@@ -1,6 +1,7 @@
 """How HAT's masks come about: the paper's schedule and the one that settles masks, beside a network per task.
 
-python benchmarks/schedules.py --data DATA [--seeds 0,1,2] [--settings mnist,demo] [--runs DIR] [--out FILE]
+python benchmarks/schedules.py --data DATA [--seeds 0,1,2] [--settings mnist,demo] [--methods settled] [--runs DIR]
+    [--out FILE]
 
 Settings of a hundred to some thousand steps a task. A run is `hatrack run` with the settings that the record names;
 runs that are on disk are not made again, so that the command may be stopped, and started twice. What the schedule does
@@ -39,10 +40,14 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Experiment and settings of its runs, by name."""
 
+ADAM: Mapping[str, Any] = {"optimizer": "adam", "lr": 0.001}
+
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "independent": ("independent", {}),
     "paper": ("hat", {"schedule": "paper", "c": None, "embedding": None}),
     "settled": ("hat", {"schedule": "settled", "c": None, "embedding": None}),
+    "independent-adam": ("independent", ADAM),
+    "settled-adam": ("hat", {"schedule": "settled", "c": None, "embedding": None, **ADAM}),
 }
 """Method and its own settings, by name; `c=none` is that of the schedule, whatever the experiment has."""
 
@@ -83,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--runs", type=Path, default=Path("runs/schedules"), help="folder for the runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/schedules.json"))
     arguments = parser.parse_args()
@@ -91,8 +97,8 @@ def main() -> None:
     rows: dict[str, Any] = json.loads(arguments.out.read_text())["settings"] if arguments.out.exists() else {}
     for name in arguments.settings.split(","):
         experiment, common = SETTINGS[name]
-        found = {}
-        for method in METHODS:
+        found = rows.get(name, {}).get("methods", {})
+        for method in arguments.methods.split(","):
             found[method] = row([finished(name, method, seed, arguments.runs, arguments.data) for seed in seeds])
             print(f"{name:18} {method:12} {found[method]}", flush=True)
         rows[name] = {"experiment": experiment, "set": common, "methods": found}
