@@ -16,14 +16,14 @@ __all__ = ["build_optimizer", "load_optimizer", "optimizer_tensors"]
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Make the optimizer of some groups of parameters; of Adam's kind on a CPU one that steps in a single pass."""
+    """Make the optimizer of some groups of parameters; Adam and AdamW on a CPU are torch's fused ones if possible."""
     lr, weight_decay = settings.lr, settings.weight_decay
     parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
     if settings.optimizer is OptimizerKind.SGD:
         # Its fused form fails where a parameter has its first gradient later than others, and gains little.
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
     adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
-    if settings.captured or not all(_takes_one_pass(each) for group in groups for each in group.parameters):
+    if settings.captured or not all(_can_be_fused(each) for group in groups for each in group.parameters):
         return adam(parameters, lr=lr, weight_decay=weight_decay, capturable=settings.captured)
     optimizer = adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     optimizer.register_step_pre_hook(lay_gradients_out)
@@ -47,7 +47,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})
 
 
-def _takes_one_pass(parameter: Tensor) -> bool:
+def _can_be_fused(parameter: Tensor) -> bool:
     """Return whether a fused optimizer of torch takes a parameter: real numbers on a CPU, in memory without gaps."""
     lies_dense = parameter.is_contiguous() or any(
         parameter.is_contiguous(memory_format=layout)
