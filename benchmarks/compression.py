@@ -32,10 +32,11 @@ EXPERIMENTS: Mapping[str, str] = {
 """Experiments by the name of their data set; the easiest first, as the paper has it."""
 
 SETTINGS: Mapping[str, Any] = {"width": 0.25, "limit": 2000, "epochs": 60, "channels_last": True}
+"""Settings of all runs that differ from those of the experiments."""
 
 
 def learned(folder: Path, experiment: str, method: str, seed: int) -> RunResult:
-    """A run, or what is left of it."""
+    """Make a run, or what is left of it."""
     prepared = prepare(RunRequest(experiment, method, seed, folder, overrides=SETTINGS))
     for _ in run(prepared):
         pass
@@ -43,7 +44,7 @@ def learned(folder: Path, experiment: str, method: str, seed: int) -> RunResult:
 
 
 def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Return what a run with masks and one without come to; shares are of the whole network."""
+    """Return accuracies of a run with masks and of one without, and the share of the network that is extracted."""
     masked = folder / f"{name}-hat-{seed}"
     result = learned(masked, EXPERIMENTS[name], "hat", seed)
     plain = learned(folder / f"{name}-sgd-{seed}", EXPERIMENTS[name], "sgd", seed)
@@ -68,7 +69,7 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation over seeds of what a run comes to."""
+    """Return mean and standard deviation over seeds of accuracies and shares."""
     names = ("accuracy", "accuracy without masks", "units", "parameters", "operations", "file")
     values = {name: [run[name] for run in runs] for name in names}
     return {

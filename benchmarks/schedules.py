@@ -3,8 +3,9 @@
 python benchmarks/schedules.py --data DATA [--seeds 0,1,2] [--settings mnist,demo] [--methods settled] [--runs DIR]
     [--out FILE]
 
-Settings of a hundred to some thousand steps a task. A run is `hatrack run` with the settings that the record names;
-runs that are on disk are not made again, so that the command may be stopped, and started twice. What the schedule does
+Settings of a hundred to some thousand steps a task, with the experiment's SGD and with Adam. A run is `hatrack run`
+with the settings that the record names; runs that are on disk are not made again, so that the command may be stopped,
+and started twice. Settings and methods that are not asked for stay in the record as they are. What the schedule does
 was chosen on validation samples (`tested_on=validation`) with the seeds 100 to 102; the record is of test samples.
 """
 
@@ -49,7 +50,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "independent-adam": ("independent", ADAM),
     "settled-adam": ("hat", {"schedule": "settled", "c": None, "embedding": None, **ADAM}),
 }
-"""Method and its own settings, by name; `c=none` is that of the schedule, whatever the experiment has."""
+"""Method and its settings, by name; `c=none` is that of the schedule, whatever the experiment has."""
 
 
 def finished(name: str, method: str, seed: int, runs: Path, data: Path) -> RunResult:
@@ -94,13 +95,18 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    rows: dict[str, Any] = json.loads(arguments.out.read_text())["settings"] if arguments.out.exists() else {}
+    record: dict[str, Any] = {"seeds": seeds, "settings": {}}
+    if arguments.out.exists():
+        record = json.loads(arguments.out.read_text(encoding="utf-8"))
+    if record["seeds"] != seeds:
+        parser.error(f"{arguments.out} is of the seeds {record['seeds']}: ask for these, or give another file (--out)")
+    rows = record["settings"]
     for name in arguments.settings.split(","):
         experiment, common = SETTINGS[name]
         found = rows.get(name, {}).get("methods", {})
         for method in arguments.methods.split(","):
             found[method] = row([finished(name, method, seed, arguments.runs, arguments.data) for seed in seeds])
-            print(f"{name:18} {method:12} {found[method]}", flush=True)
+            print(f"{name:18} {method:16} {found[method]}", flush=True)
         rows[name] = {"experiment": experiment, "set": common, "methods": found}
         record = {
             "command": f"python benchmarks/schedules.py --seeds {arguments.seeds}",

@@ -157,15 +157,19 @@ def read(path: Path) -> dict[str, Any]:
 def is_made(record: Mapping[str, Any], row: Row, common: Mapping[str, Any]) -> bool:
     """Return whether a record holds a row, made with the defaults of today as far as it says.
 
-    Settings that came since count as what was done without them.
+    A setting that came after the record was made has the value there that does what was done then.
     """
     found = [run.get("config") for run in record["runs"] if key_of(run) == row.key]  # none before 2026-11-29
     if not found or found[0] is None:
         return bool(found)
-    made, now = json.loads(json.dumps(completed(row.method, found[0]))), config_of(row, common)
-    if now["optimizer"] == "sgd" and now.get("embedding_lr_factor", 1.0) is None:
-        now["embedding_lr_factor"] = 1.0  # what none has meant with SGD, before and since
-    return made == now or made == config_of(row, common)
+    made = json.loads(json.dumps(completed(row.method, found[0])))
+    return in_full(made) == in_full(config_of(row, common))
+
+
+def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the number that ``embedding_lr_factor=none`` stands for with SGD, and always has: 1."""
+    stands_for_one = config["optimizer"] == "sgd" and config.get("embedding_lr_factor", 1.0) is None
+    return {**config, **({"embedding_lr_factor": 1.0} if stands_for_one else {})}
 
 
 def require_same_data(path: Path, experiment: str, data: Path) -> None:

@@ -29,7 +29,7 @@ first, second = build_stream("demo", StreamOptions(seed=0, validation=0.15), num
 
 def learn(task, epochs=4, batch_size=32):
     net.add_task(task.name, task.num_classes)
-    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task.name), lr=1e-3, weight_decay=1e-2))
+    optimizer = net.protect(torch.optim.AdamW(net.parameter_groups(task.name, lr=1e-3), weight_decay=1e-2))
     x, y = task.train.load()
     net.train()
     for _ in range(epochs):

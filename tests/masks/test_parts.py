@@ -82,6 +82,13 @@ def test_the_largest_are_those_of_a_sort_in_which_the_first_of_equals_go_first(
     assert chosen.nonzero().flatten().tolist() == sorted(by_hand)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_is_never_among_the_largest(dtype: torch.dtype) -> None:
+    values = torch.tensor([math.nan, 2.0, 2.0], dtype=dtype)
+    assert largest(values, 3).tolist() == [False, True, True]
+    assert not largest(values, 1).any()
+
+
 @pytest.mark.parametrize("count", [-1, 4])
 def test_no_more_can_be_chosen_than_there_are(count: int) -> None:
     with pytest.raises(ValueError, match="of 3 entries cannot be chosen"):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hatrack import HATNetwork
 from hatrack.methods import ParameterGroup
 from hatrack.train import OptimizerKind, TrainingSettings
 from hatrack.train.optimizers import build_optimizer, load_optimizer, optimizer_tensors
@@ -85,3 +86,20 @@ def test_one_pass_is_taken_where_all_parameters_allow_it(kind: str) -> None:
     assert not fuses(parameters_of(["rows", "with gaps"]))
     assert not fuses([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
     assert not fuses([nn.Parameter(torch.zeros(2, device="meta"))])
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_weights_that_are_frozen_as_a_whole_take_no_part_in_steps_of_one_pass(kind: str) -> None:
+    net = HATNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()), torch.zeros(1, 4))
+    net.add_task("old", 2, embedding=torch.ones(net.units.num_units))  # all units, so that all weights are frozen
+    net.consolidate("old")
+    net.add_task("new", 2)
+    groups = [ParameterGroup(net.task_parameters("new"))]
+    optimizer = net.protect(build_optimizer(groups, KINDS[kind]))
+    assert optimizer.param_groups[0]["fused"]
+    net.train().anneal(0.5)
+    net(torch.randn(5, 4), "new").sum().backward()
+    optimizer.step()
+    assert {id(parameter) for parameter in optimizer.state} == {
+        id(parameter) for parameter in net.task_parameters("new", new_only=True)
+    }

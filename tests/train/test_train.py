@@ -45,7 +45,7 @@ class Scripted(Method):
 
     @property
     def raised(self) -> list[float]:
-        """What every step but the last one has raised the weight by."""
+        """Rise of the weight by every step but the last one."""
         return [after - before for before, after in itertools.pairwise(self.weights)]
 
     def loss(self, batch: Batch) -> Loss:

@@ -25,7 +25,7 @@ class AdaHATSettings(HATSettings):
         alpha: α, above 0: how much moves at all; the larger, the more is learned, and forgotten.
         epsilon: ε, above 0: bounds the rate of tasks that take next to none of a layer's free units.
         schedule: of the mask, as for HAT; the authors' is the paper's.
-        embedding_lr_factor: how much faster embeddings learn; 1 for the authors.
+        embedding_lr_factor: how much faster embeddings learn than weights; 1 for the authors.
         scaled: gradients (the authors), or steps, which with Adam and the authors' α leaves next to nothing of them.
     """
 

@@ -183,7 +183,7 @@ class Schedule(NamedTuple):
     """Position in the learning-rate schedule of a part of a training.
 
     Attributes:
-        lr: the learning rate.
+        lr: the learning rate; along a cosine the one to begin with.
         patience: how many more epochs without a better validation loss until it falls.
         best_loss: the lowest validation loss, which the next one is compared with; infinite before the first.
     """
@@ -199,10 +199,11 @@ class Pace(NamedTuple):
     Attributes:
         lr: learning rate to begin with.
         batches: number of batches of an epoch of all training samples.
-        lr_left: returns the share of ``lr`` that is left when a share of all steps is made, both 0 to 1; all of it
-            where it falls on plateaus alone.
+        lr_left: function from the share of all steps that are made to the share of ``lr`` that is left then, both 0 to
+            1; always 1 where the learning rate falls on plateaus alone, which nobody knows beforehand.
         epochs: largest number of epochs; 0 if it is not known.
-        adaptive: whether steps are of the learning rate's size, whatever the size of gradients, as those of Adam.
+        adaptive: whether the optimizer's steps are of the learning rate's size, whatever the size of gradients, as
+            those of Adam.
     """
 
     lr: float
@@ -212,7 +213,7 @@ class Pace(NamedTuple):
     adaptive: bool = False
 
     def mean_lr(self, begin: float, end: float) -> float:
-        """Return the mean learning rate of the steps between two shares of all steps, 0 ≤ begin < end ≤ 1."""
+        """Return the mean learning rate from one share of all steps to another, 0 ≤ begin < end ≤ 1; of 64 places."""
         places = (begin + (index + 0.5) / 64 * (end - begin) for index in range(64))
         return self.lr * statistics.fmean(map(self.lr_left, places))
 
@@ -359,7 +360,7 @@ class Method(abc.ABC):
         """Return the epochs of each part of a task's training: one part, unless a method prunes or selects in between.
 
         Every part has its own optimizer and, unless :meth:`schedule` says otherwise, its own learning-rate schedule,
-        and ends with the weights of its best epoch.
+        and ends with the weights of its best epoch. Along a cosine the learning rate falls once, over all parts.
 
         Args:
             epochs: largest number of epochs that the task may take.

@@ -40,11 +40,16 @@ TRAVEL, LEAST_C, MOST_C = 5.0, 0.75, 5.0
 beginning of an epoch (later they let little of it through), and bounds of the c that follows."""
 
 REACH, MOST_FACTOR = 6.0, 50.0
-"""Way that embeddings can go in all steps of Adam, which are of the learning rate's size, and bound of the factor of
-that rate that follows: with a rate for weights they would not leave the half of their range where they begin."""
+"""Way that embeddings are to be able to go in all steps of a task with Adam, from one end of their range to its middle;
+and bound of the factor of their learning rate that follows.
+
+A step of Adam is of the learning rate's size. With a rate for weights, embeddings would stay on the side of 0 where
+they begin.
+"""
 
 ADAM_C = 2.0
-"""The c with Adam, which makes steps of one size out of whatever the regulariser and the task ask for together."""
+"""The c of :attr:`MaskSchedule.SETTLED` with Adam, in all trainings: Adam makes steps of one size of the regulariser's
+gradient and the task's together, whatever their sizes."""
 
 PAPER_C = 0.75
 """The c of the paper."""
@@ -87,8 +92,8 @@ class HATSettings(TurningSettings):
             deep networks often learn nothing with it.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the paper's
-            schedule; with the settled one it is 2 with Adam, and with SGD as much, 0.75 to 5, as switches units off in
-            the steps there are, as if without momentum.
+            schedule. With the settled one it is 2 under Adam, and under SGD as much, 0.75 to 5, as switches units off
+            in the steps there are (momentum does not count).
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -104,8 +109,9 @@ class HATSettings(TurningSettings):
             it to the schedule.
         embedding_low: from 0 on every unit starts on; 0 and 2 are the paper's choice to compress a single task.
         embedding_high: at most 6.
-        embedding_lr_factor: how much faster embeddings learn; 10 to 50 without compensation (the paper, appendix D).
-            None is 1 with SGD, and with Adam 1 to 50, so that embeddings get about in the steps there are.
+        embedding_lr_factor: how much faster embeddings learn than weights; 10 to 50 without compensation (the paper,
+            appendix D). None is 1 with SGD. With Adam it is as much, 1 to 50, as lets embeddings cross half of their
+            range in the steps there are.
         keep: what is left of a task's hold on its weights after one more task; 1 holds them for good, less lets old
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
@@ -196,7 +202,10 @@ class HAT(MaskedMethod):
         return self.capturable and plain
 
     def note_pace(self, pace: Pace) -> None:
-        """Take note of the steps there will be, which c follows from where settings leave it open."""
+        """Take note of the steps there will be.
+
+        Where settings leave them open, c and the learning rate of embeddings follow from that.
+        """
         self._pace = pace
 
     def open_task(self, task: Task, generator: torch.Generator) -> None:
@@ -222,21 +231,25 @@ class HAT(MaskedMethod):
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Have the regulariser set in."""
         if self.settles and not self._is_settled:
-            whole = epochs / (1 - SETTLED_SHARE)
-            first, last = (min(share * whole, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
+            total = epochs / (1 - SETTLED_SHARE)
+            first, last = (min(share * total, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
             if self.settings.c is None and self._pace is not None:
-                self._whole = self._strength_for(self._pace, (first + last) / 2, epochs, whole)
+                self._whole = self._strength_for(self._pace, (first + last) / 2, epochs, total)
             self._strength = self._whole * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
         return super().begin_epoch(epoch, epochs, samples)
 
     def _strength_for(self, pace: Pace, first: float, last: float, epochs: float) -> float:
-        """Return the c that would move an embedding of 1 by ``TRAVEL`` from one epoch to another of all, within bounds.
+        """Return the c for a task: ``ADAM_C`` with Adam; with SGD, within bounds, what moves embeddings by ``TRAVEL``.
 
-        That is with SGD; with Adam it is the same for all trainings.
+        In the first step of an epoch of the first task an embedding of 1 moves by lr · c · s_max σ'(1) over the number
+        of units: R of Eq. 5 is a mean, so that wide networks and short trainings need a larger c. Of later tasks it is
+        a mean over the free units, which makes these dearer the fewer there are.
 
-        In the first step of an epoch of the first task it moves by lr · c · s_max σ'(1) over the number of units: R of
-        Eq. 5 is a mean, so that wide networks and short trainings need a larger c. Of later tasks it is a mean over the
-        free units, which makes these dearer the fewer there are.
+        Args:
+            pace: the steps there will be.
+            first: number of epochs before c acts, counting it as whole from the middle of its rise on.
+            last: number of epochs that learn the mask.
+            epochs: number of all epochs.
         """
         if pace.adaptive:
             return ADAM_C
@@ -289,7 +302,7 @@ class HAT(MaskedMethod):
         ]
 
     def _embedding_lr_factor(self) -> float:
-        """Return how much faster embeddings learn than weights."""
+        """Return how much faster embeddings learn than weights: as the settings say, or as the pace asks for."""
         if self.settings.embedding_lr_factor is not None:
             return self.settings.embedding_lr_factor
         pace = self._pace

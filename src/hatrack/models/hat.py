@@ -201,23 +201,24 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     def parameter_groups(
         self, task: str, lr: float, *, embedding_lr_factor: float = 10.0, new_only: bool = False
     ) -> list[dict[str, Any]]:
-        """Return the parameters to train for a task as groups for Adam and its kin, the embedding apart.
+        """Return the parameters to train for a task as groups for Adam or AdamW, the embedding apart.
 
         Steps of Adam are of the learning rate's size, however large gradients are. With a rate for weights the
-        embedding stays near where it began in some thousand steps: no unit is switched off, and later tasks find none
-        that is free. Weight decay, too, is for weights alone.
+        embedding stays near where it began for some hundred steps: no unit is switched off, and later tasks find none
+        that is free. The embedding has no weight decay, either. For SGD take :meth:`task_parameters`.
 
         Args:
             task: the task in training.
             lr: learning rate of weights, > 0.
-            embedding_lr_factor: how much faster the embedding learns, > 0.
+            embedding_lr_factor: how much faster the embedding learns than weights, > 0.
             new_only: leave the backbone out, for an optimizer that has it already from the task before.
 
         Returns:
-            Two groups, or one for a task whose mask is settled; together they have :meth:`task_parameters`.
+            Groups of weights and of the embedding, or of weights alone for a task whose mask is settled; together they
+            hold what :meth:`task_parameters` gives.
 
         Raises:
-            InputError: there is no such task, or it is consolidated; or a number is out of range.
+            InputError: there is no such task, or it is consolidated; or a number is not above 0.
         """
         if not (lr > 0 and embedding_lr_factor > 0):
             raise InputError(f"lr and embedding_lr_factor must be above 0, not {lr} and {embedding_lr_factor}")

@@ -22,6 +22,7 @@ from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
 from hatrack.protection.versions import VersionWatch, has_closure
+from hatrack.support.layouts import lay_gradients_out
 
 __all__ = ["OptimizerHooks", "keeps_entries_without_gradient"]
 
@@ -295,5 +296,6 @@ def _skips_without_gradient(optimizer: Optimizer, args: tuple[Any, ...], kwargs:
 
 
 def _has_no_other_hooks(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer has no other hooks, which might change gradients after these."""
-    return len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
+    """Return whether an optimizer has no other hooks that change numbers, and might change gradients after these."""
+    before = [hook for hook in optimizer._optimizer_step_pre_hooks.values() if hook is not lay_gradients_out]
+    return len(before) == len(optimizer._optimizer_step_post_hooks) == 1

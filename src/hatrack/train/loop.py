@@ -56,7 +56,7 @@ class EpochDone:
         valid_loss: loss on the validation set.
         valid_score: metric on the validation set; the mean over tasks where several are trained together, and None
             where these have different metrics.
-        lr: the learning rate that was used, in its first step.
+        lr: learning rate of its first step.
         best: whether the validation loss is the lowest so far.
     """
 
@@ -196,13 +196,21 @@ class Training:
             if improved:
                 best.take()
             self._place = place.after_epoch(valid_loss, settings, counts=plan.lr_factor == 1.0, epochs=epochs)
-            lr *= settings.lr_left((number - 1) / sum(self._phases))
-            yield EpochDone(number, train_loss, valid_loss, valid_score, lr, improved)
+            yield EpochDone(number, train_loss, valid_loss, valid_score, lr * self._lr_left(number - 1), improved)
         best.restore()
 
+    def _lr_left(self, epochs: float) -> float:
+        """Return the share of the learning rate that a cosine leaves after some epochs of the task, of all parts."""
+        return self._settings.lr_left(epochs / sum(self._phases))
+
     def _set_rates(self, rates: Sequence[float], epochs: float) -> None:
-        """Set the learning rate of every group of parameters, after some epochs of the task."""
-        left = self._settings.lr_left(epochs / sum(self._phases))
+        """Set the learning rate of every group of parameters for the step after some epochs of the task.
+
+        Args:
+            rates: learning rate of every group, before a cosine takes its share.
+            epochs: epochs of all parts, with the part of the present one that is made.
+        """
+        left = self._lr_left(epochs)
         for rate, learning in zip(rates, self._optimizer.param_groups, strict=True):
             learning["lr"] = rate * left
 

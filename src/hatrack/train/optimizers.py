@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hatrack.methods import ParameterGroup, joined
 from hatrack.storage.checkpoint import part_of
+from hatrack.support.layouts import laid_out_like, lay_gradients_out
 from hatrack.train.settings import OptimizerKind, TrainingSettings
 
 __all__ = ["build_optimizer", "load_optimizer", "optimizer_tensors"]
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Make the optimizer of some groups of parameters; of Adam's kind on a CPU one that steps in a single pass."""
+    """Make the optimizer of some groups of parameters; Adam and AdamW on a CPU are torch's fused ones if possible."""
     lr, weight_decay = settings.lr, settings.weight_decay
     parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
     if settings.optimizer is OptimizerKind.SGD:
         # Its fused form fails where a parameter has its first gradient later than others, and gains little.
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
     adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
-    if settings.captured or not all(_takes_one_pass(each) for group in groups for each in group.parameters):
+    if settings.captured or not all(_can_be_fused(each) for group in groups for each in group.parameters):
         return adam(parameters, lr=lr, weight_decay=weight_decay, capturable=settings.captured)
     optimizer = adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    optimizer.register_step_pre_hook(_lay_gradients_out)
+    optimizer.register_step_pre_hook(lay_gradients_out)
     return optimizer
 
 
@@ -42,12 +42,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
     gathered: dict[int, dict[str, Tensor]] = {}
     for name, value in part_of(saved, "optimizer.").items():
         index, _, key = name.partition(".")
-        gathered.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], value)
+        gathered.setdefault(int(index), {})[key] = laid_out_like(parameters[int(index)], value)
     if gathered:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": gathered})
 
 
-def _takes_one_pass(parameter: Tensor) -> bool:
+def _can_be_fused(parameter: Tensor) -> bool:
     """Return whether a fused optimizer of torch takes a parameter: real numbers on a CPU, in memory without gaps."""
     lies_dense = parameter.is_contiguous() or any(
         parameter.is_contiguous(memory_format=layout)
@@ -55,21 +55,3 @@ def _takes_one_pass(parameter: Tensor) -> bool:
         if parameter.dim() == dimensions
     )
     return parameter.device.type == "cpu" and parameter.is_floating_point() and lies_dense
-
-
-def _lay_gradients_out(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Lay gradients out in memory as their parameters are.
-
-    Fused optimizers of torch pair numbers by their places in memory, and pair the wrong ones without a word otherwise.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
-                parameter.grad = _laid_out_like(parameter, parameter.grad)
-
-
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return values in the memory layout of a parameter, if they are of its shape."""
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

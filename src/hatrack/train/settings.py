@@ -21,13 +21,13 @@ class OptimizerKind(enum.Enum):
 
 
 class LearningRateDecay(enum.Enum):
-    """How the learning rate falls while a task is trained."""
+    """Course of the learning rate over the training of a task."""
 
     PLATEAU = "plateau"
-    """It is divided whenever the validation loss has not improved for some epochs (the HAT paper)."""
+    """Division whenever the validation loss has not improved for some epochs (the HAT paper)."""
 
     COSINE = "cosine"
-    """It falls with every step, along half a cosine from ``lr`` to 0 at the end of all epochs, which are all made."""
+    """Half a cosine from ``lr`` to 0, step by step; all epochs are made."""
 
 
 class Precision(enum.Enum):
@@ -49,12 +49,13 @@ class TrainingSettings:
         batch_size: samples per step.
         optimizer: sgd, adam or adamw.
         lr: learning rate to begin with.
-        lr_decay: plateau: ``lr_factor``, ``lr_patience`` and ``lr_min`` say how it falls. cosine: it falls to 0 with
-            every step, along half a cosine over all ``epochs`` (Loshchilov and Hutter, ICLR 2017, without restarts):
-            good for a few epochs of thousands of steps, which would end at the full rate; not for hundreds of steps.
+        lr_decay: how the learning rate falls. plateau: as ``lr_factor``, ``lr_patience`` and ``lr_min`` say. cosine:
+            with every step, along half a cosine that ends at 0 (Loshchilov and Hutter, ICLR 2017, Eq. 5, without
+            restarts); all ``epochs`` are made. That is good for a few epochs of thousands of steps, in which plateaus
+            would leave the full rate, and not for hundreds of steps.
         lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
         lr_patience: see ``lr_factor``.
-        lr_min: training stops when the learning rate falls below this.
+        lr_min: training stops when the learning rate falls below this; not along a cosine.
         momentum: of SGD.
         weight_decay: of any optimizer.
         clip_norm: largest norm of the gradient of all parameters together.
@@ -91,17 +92,17 @@ class TrainingSettings:
         require_range(self, "lr_factor", above=1)  # the learning rate is divided by it
         if self.captured and self.lr_decay is not LearningRateDecay.PLATEAU:
             raise InputError(
-                "a captured step keeps its learning rate through an epoch; choose lr_decay=plateau, or train without "
-                "(`captured=false`)"
+                "a captured step keeps its learning rate through an epoch, and along a cosine every step has its own; "
+                "take plateaus (`lr_decay=plateau`), or train without (`captured=false`)"
             )
 
     @property
     def lr_least(self) -> float:
-        """The learning rate below which training stops; 0 where it is to fall that far."""
+        """Learning rate below which training stops: ``lr_min``; or 0 along a cosine, where all epochs are made."""
         return self.lr_min if self.lr_decay is LearningRateDecay.PLATEAU else 0.0
 
     def lr_left(self, progress: float) -> float:
-        """Return the share of the learning rate that is left at a place of the training, apart from plateaus.
+        """Return the share of the learning rate that a cosine leaves; 1 where there is none.
 
         Args:
             progress: share of all steps of the task that are made, 0 to 1.

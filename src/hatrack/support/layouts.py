@@ -1,0 +1,34 @@
+"""Layouts in memory: values, such as gradients, that lie there as their parameter does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["laid_out_like", "lay_gradients_out"]
+
+
+def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return values in the memory layout of a parameter; as they are if they lie so already, or have another shape.
+
+    Args:
+        parameter: any shape, in memory without gaps.
+        value: values of any type, on any device.
+    """
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def lay_gradients_out(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Step pre-hook: lay gradients out in memory as their parameters are; no number changes.
+
+    Fused optimizers of torch pair numbers by their places in memory, and pair the wrong ones without a word otherwise.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = laid_out_like(parameter, parameter.grad)
