@@ -120,7 +120,8 @@ def test_embeddings_learn_neither_slower_than_weights_nor_at_any_rate_with_adam(
     method = hat()
     method.note_pace(Pace(lr, batches=30, epochs=20, adaptive=True))
     method.begin_task(TASKS[0])
-    assert method.parameter_groups()[-1].lr_factor == factor
+    last = method.parameter_groups()[-1]
+    assert (last.lr_factor, last.decays) == (factor, False)
 
 
 def test_embeddings_learn_as_fast_as_weights_with_sgd_and_as_is_said_with_any() -> None:
@@ -128,7 +129,8 @@ def test_embeddings_learn_as_fast_as_weights_with_sgd_and_as_is_said_with_any() 
         method = hat(embedding_lr_factor=said)
         method.note_pace(Pace(0.001, batches=30, epochs=20, adaptive=adaptive))
         method.begin_task(TASKS[0])
-        assert method.parameter_groups()[-1].lr_factor == factor
+        last = method.parameter_groups()[-1]
+        assert (last.lr_factor, last.decays) == (factor, True)
 
 
 def test_without_a_word_on_the_steps_c_is_that_of_the_paper() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from hatrack import GuaranteeError, HATNetwork, UnsupportedError, WeightMaskedNetwork
+from hatrack.protection.frozen import FrozenEntries
 from support.changing_networks import KINDS, WIDTH, Mixing, learn_batch, never
 from support.helpers import CLASSES, attach, easy_task, learn, logits, loss_of, mode, open_task, progress, train
 
@@ -323,6 +324,37 @@ def test_values_for_a_single_call_may_stand_in() -> None:
         other = torch.func.functional_call(net, values, (x, "old"))
         torch.testing.assert_close(other, promised + 1.0)
         assert torch.equal(net(x, "old"), promised)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "weights"])
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
+def test_between_fused_steps_bits_are_compared_only_if_something_has_changed_them(
+    kind: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing all that is frozen takes longer than a step."""
+    net, x, promised = two_tasks(kind)
+    optimizer = net.protect(make(net.task_parameters("new"), lr=0.1, weight_decay=0.1, fused=True))
+    compared: list[FrozenEntries] = []
+    whole = FrozenEntries.has_moved
+
+    def has_moved(entries: FrozenEntries, parameter: Tensor) -> bool:
+        compared.append(entries)
+        return whole(entries, parameter)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(net, "new", x, torch.zeros(len(x), dtype=torch.int64)).backward()
+        optimizer.step()
+
+    monkeypatch.setattr(FrozenEntries, "has_moved", has_moved)
+    for _ in range(3):
+        step()
+    assert not compared
+    load_backbone(net)
+    with pytest.warns(UserWarning, match=CHANGED):
+        step()
+    assert compared
+    assert torch.equal(logits(net, x, "old"), promised)
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,3 +104,15 @@ def test_weights_that_are_frozen_as_a_whole_take_no_part_in_steps_of_one_pass(ki
     assert {id(parameter) for parameter in optimizer.state} == {
         id(parameter) for parameter in net.task_parameters("new", new_only=True)
     }
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_weight_decay_acts_on_groups_that_decay_alone(kind: str) -> None:
+    settings = replace(KINDS[kind], weight_decay=0.1)
+    kept, decaying = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer([ParameterGroup([decaying]), ParameterGroup([kept], decays=False)], settings)
+    for parameter in (kept, decaying):
+        parameter.grad = torch.zeros(3)
+    optimizer.step()
+    assert torch.equal(kept, torch.ones(3))
+    assert bool((decaying < 1.0).all())

@@ -102,6 +102,26 @@ def test_along_a_cosine_the_learning_rate_falls_with_every_step_to_the_last_one(
     assert [epoch.lr for epoch in epochs] == pytest.approx(falling[::3])
 
 
+@pytest.mark.parametrize("continued", [(), (1,), (1, 2), (2,)])
+def test_parts_have_a_cosine_of_their_own_or_go_on_along_one(continued: tuple[int, ...]) -> None:
+    class InParts(Scripted):
+        def phases(self, epochs: int) -> Sequence[int]:
+            return (2, 1, epochs - 3)
+
+        def continues(self, index: int) -> bool:
+            return index in continued
+
+    made = train(InParts([1.0] * 6), epochs=6, lr=0.2, lr_decay=LearningRateDecay.COSINE)
+    lengths: list[int] = []
+    for index, length in enumerate((2, 1, 3)):
+        if index in continued:
+            lengths[-1] += length
+        else:
+            lengths.append(length)
+    falling = [(1 + math.cos(math.pi * epoch / length)) / 2 for length in lengths for epoch in range(length)]
+    assert [epoch.lr for epoch in made] == pytest.approx([0.2 * left for left in falling])
+
+
 def test_a_learning_rate_along_a_cosine_is_not_captured() -> None:
     with pytest.raises(InputError, match="keeps its learning rate through an epoch"):
         TrainingSettings(lr_decay=LearningRateDecay.COSINE, captured=True)

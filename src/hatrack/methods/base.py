@@ -219,10 +219,17 @@ class Pace(NamedTuple):
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters that learn at one rate: the schedule's learning rate times ``lr_factor``."""
+    """Parameters that learn at one rate.
+
+    Attributes:
+        parameters: the parameters.
+        lr_factor: what the schedule's learning rate is multiplied by.
+        decays: whether the training's weight decay acts on them.
+    """
 
     parameters: list[nn.Parameter]
     lr_factor: float = 1.0
+    decays: bool = True
 
 
 @dataclass(frozen=True)
@@ -360,7 +367,7 @@ class Method(abc.ABC):
         """Return the epochs of each part of a task's training: one part, unless a method prunes or selects in between.
 
         Every part has its own optimizer and, unless :meth:`schedule` says otherwise, its own learning-rate schedule,
-        and ends with the weights of its best epoch. Along a cosine the learning rate falls once, over all parts.
+        and ends with the weights of its best epoch.
 
         Args:
             epochs: largest number of epochs that the task may take.
@@ -380,6 +387,10 @@ class Method(abc.ABC):
             fresh: the beginning of the schedule, which is where parts usually begin.
         """
         return fresh
+
+    def continues(self, index: int) -> bool:
+        """Return whether a part goes on along the cosine of the part before; by default each has one of its own."""
+        return False
 
     def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
         """Return whether a part of the training that is at its end will be followed by another epoch.

@@ -264,6 +264,10 @@ class HAT(MaskedMethod):
             return fresh
         return fresh._replace(lr=self._reached)
 
+    def continues(self, index: int) -> bool:
+        """Return True for the part under the final mask, which is short."""
+        return index == 1 and self.settles and not self.begins_head(index)
+
     def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
         """Return whether weights are trained under the final mask, for which lr must be left, or the head alone is."""
         return reached.lr >= least or self.trains_head_after(index)
@@ -291,24 +295,17 @@ class HAT(MaskedMethod):
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Return the embedding apart, where it learns at another rate."""
-        factor = self._embedding_lr_factor()
-        if factor == 1.0:
+        factor, pace = self.settings.embedding_lr_factor, self._pace
+        if factor == 1.0 or (factor is None and not (pace is not None and pace.adaptive and pace.epochs)):
             return super().parameter_groups()
         embeddings = {id(state.embedding) for state in self.network.tasks if not state.is_settled}
         parameters = self.trained_parameters()
-        return [
-            ParameterGroup([p for p in parameters if id(p) not in embeddings]),
-            ParameterGroup([p for p in parameters if id(p) in embeddings], factor),
-        ]
-
-    def _embedding_lr_factor(self) -> float:
-        """Return how much faster embeddings learn than weights: as the settings say, or as the pace asks for."""
-        if self.settings.embedding_lr_factor is not None:
-            return self.settings.embedding_lr_factor
-        pace = self._pace
-        if pace is None or not pace.adaptive or not pace.epochs:
-            return 1.0
-        return min(max(REACH / (pace.mean_lr(0.0, 1.0) * pace.batches * pace.epochs), 1.0), MOST_FACTOR)
+        weights, masks = ([p for p in parameters if (id(p) in embeddings) is apart] for apart in (False, True))
+        if factor is not None:
+            return [ParameterGroup(weights), ParameterGroup(masks, factor)]
+        assert pace is not None
+        factor = min(max(REACH / (pace.mean_lr(0.0, 1.0) * pace.batches * pace.epochs), 1.0), MOST_FACTOR)
+        return [ParameterGroup(weights), ParameterGroup(masks, factor, decays=False)]
 
     def strength(self) -> float:
         """Return the c of Eq. 4, the weight of the share of free units that the task takes; whole in validation."""

@@ -145,7 +145,7 @@ class MaskedMethod(Method):
 
     def begin_phase(self, index: int) -> None:
         """Get ready for a part: of the mask, for which contrast needs a projection, or of the head alone."""
-        if index == self._head_phase:
+        if self.begins_head(index):
             self._train_head_alone()
             return
         if index == 0 and self._head_phase is not None:
@@ -175,6 +175,10 @@ class MaskedMethod(Method):
     def trains_head_after(self, index: int) -> bool:
         """Return whether a part of the head alone follows a part of the training."""
         return self._head_phase is not None and index < self._head_phase
+
+    def begins_head(self, index: int) -> bool:
+        """Return whether a part trains the head alone."""
+        return index == self._head_phase
 
     @property
     def trains_head_alone(self) -> bool:

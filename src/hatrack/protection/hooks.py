@@ -21,7 +21,7 @@ from hatrack.protection.conditioning import AdaptiveScaling
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
-from hatrack.protection.versions import VersionWatch, has_closure
+from hatrack.protection.versions import CountsSteps, VersionWatch, count_step, has_closure
 from hatrack.support.layouts import lay_gradients_out
 
 __all__ = ["OptimizerHooks", "keeps_entries_without_gradient"]
@@ -61,7 +61,7 @@ class _EntriesOfOptimizer(NamedTuple):
     present: frozenset[int]
 
 
-class OptimizerHooks:
+class OptimizerHooks(CountsSteps):
     """Pair of hooks around the steps of the optimizers of one network.
 
     Args:
@@ -183,6 +183,7 @@ class OptimizerHooks:
         elif not is_inside:
             self._saved[optimizer] = [(parameter, Backup.of(parameter)) for parameter in found.untrained]
         moved = watch.moved(found.shared)
+        count_step(optimizer)
         if moved:  # by something else: a step that trusts in gradients alone would not put it back
             for parameter, entries in moved:
                 entries.restore(parameter)

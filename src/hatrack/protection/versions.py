@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 
-__all__ = ["VersionWatch", "count_fused_steps", "has_closure", "stamp_of"]
+__all__ = ["CountsSteps", "VersionWatch", "count_fused_steps", "count_step", "has_closure", "stamp_of"]
 
 _UNCOUNTED = itertools.count(1)
 
@@ -43,7 +43,11 @@ def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
 
 
-def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+class CountsSteps:
+    """Owner of a step pre-hook that calls :func:`count_step` itself, once it has looked at the counts."""
+
+
+def count_step(optimizer: Optimizer) -> None:
     """Count the changes of a fused optimizer's step, since torch does not."""
     for group in optimizer.param_groups:
         if group.get("fused"):
@@ -51,9 +55,15 @@ def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
             torch.autograd.graph.increment_version(changed)
 
 
+def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    if not any(isinstance(getattr(hook, "__self__", None), CountsSteps) for hook in hooks):
+        count_step(optimizer)
+
+
 def _count_step_with_closure(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if has_closure(args, kwargs):  # gradients came after the step began
-        _count_step(optimizer, args, kwargs)
+        count_step(optimizer)
 
 
 @functools.cache

@@ -201,7 +201,13 @@ class Training:
 
     def _lr_left(self, epochs: float) -> float:
         """Return the share of the learning rate that a cosine leaves after some epochs of the task, of all parts."""
-        return self._settings.lr_left(epochs / sum(self._phases))
+        first = self._place.phase
+        while first and self._method.continues(first):
+            first -= 1
+        last = self._place.phase + 1
+        while last < len(self._phases) and self._method.continues(last):
+            last += 1
+        return self._settings.lr_left((epochs - sum(self._phases[:first])) / sum(self._phases[first:last]))
 
     def _set_rates(self, rates: Sequence[float], epochs: float) -> None:
         """Set the learning rate of every group of parameters for the step after some epochs of the task.

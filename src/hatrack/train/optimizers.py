@@ -18,7 +18,14 @@ __all__ = ["build_optimizer", "load_optimizer", "optimizer_tensors"]
 def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
     """Make the optimizer of some groups of parameters; Adam and AdamW on a CPU are torch's fused ones if possible."""
     lr, weight_decay = settings.lr, settings.weight_decay
-    parameters = [{"params": group.parameters, "lr": lr * group.lr_factor} for group in groups]
+    parameters = [
+        {
+            "params": group.parameters,
+            "lr": lr * group.lr_factor,
+            "weight_decay": weight_decay if group.decays else 0.0,
+        }
+        for group in groups
+    ]
     if settings.optimizer is OptimizerKind.SGD:
         # Its fused form fails where a parameter has its first gradient later than others, and gains little.
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)

@@ -50,9 +50,9 @@ class TrainingSettings:
         optimizer: sgd, adam or adamw.
         lr: learning rate to begin with.
         lr_decay: how the learning rate falls. plateau: as ``lr_factor``, ``lr_patience`` and ``lr_min`` say. cosine:
-            with every step, along half a cosine that ends at 0 (Loshchilov and Hutter, ICLR 2017, Eq. 5, without
-            restarts); all ``epochs`` are made. That is good for a few epochs of thousands of steps, in which plateaus
-            would leave the full rate, and not for hundreds of steps.
+            with every step, along half a cosine that ends at 0 (Loshchilov and Hutter, ICLR 2017, Eq. 5), anew in every
+            part of a training, such as retraining after pruning; all ``epochs`` are made. That is good for a few epochs
+            of thousands of steps, in which plateaus would leave the full rate, and not for hundreds of steps.
         lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
         lr_patience: see ``lr_factor``.
         lr_min: training stops when the learning rate falls below this; not along a cosine.
@@ -105,6 +105,6 @@ class TrainingSettings:
         """Return the share of the learning rate that a cosine leaves; 1 where there is none.
 
         Args:
-            progress: share of all steps of the task that are made, 0 to 1.
+            progress: share of the steps along it that are made, 0 to 1.
         """
         return (1.0 + math.cos(math.pi * progress)) / 2 if self.lr_decay is LearningRateDecay.COSINE else 1.0
