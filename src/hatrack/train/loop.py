@@ -176,7 +176,7 @@ class Training:
         method, settings = self._method, self._settings
         groups = method.parameter_groups()
         parameters = [parameter for group in groups for parameter in group.parameters]
-        optimizer = self._optimizer = method.protect(build_optimizer(groups, settings))
+        optimizer = self._optimizer = build_optimizer(groups, settings, method.protect)
         best = self._best = BestEpoch(method, taken_up)
         load_optimizer(optimizer, taken_up)
         epochs = self._phases[self._place.phase]
