@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -181,11 +183,19 @@ def test_groups_for_adam_are_all_parameters_of_a_task_with_its_embedding_apart()
     net.settle("one")
     (settled_group,) = net.parameter_groups("one", lr=0.01)
     assert [id(p) for p in settled_group["params"]] == [id(p) for p in net.task_parameters("one")]
-    with pytest.raises(InputError, match="must be above 0"):
-        net.parameter_groups("one", lr=0.0)
     net.consolidate("one")
     with pytest.raises(InputError, match="is consolidated"):
         net.parameter_groups("one", lr=0.01)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.1, math.nan, math.inf, "0.1", None, True, 1e308, 10**400, torch.ones(2)])
+@pytest.mark.parametrize("key", ["lr", "embedding_lr_factor"])
+def test_rates_that_are_no_finite_numbers_above_0_are_refused(key: str, wrong: Any) -> None:
+    net = HATNetwork(backbone(), X, s_max=50.0)
+    net.add_task("one", 2)
+    rates = {"lr": 100.0, "embedding_lr_factor": 100.0, key: wrong}
+    with pytest.raises(InputError, match=rf"{key}.* must be a finite number above 0, not "):
+        net.parameter_groups("one", **rates)
 
 
 def test_a_task_learned_in_groups_leaves_old_logits_as_they_were() -> None:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from types import MappingProxyType, UnionType
 from typing import Any
 
+from torch import Tensor
+
 from hatrack.errors import InputError
 
-__all__ = ["require_nonnegative", "require_range", "require_types"]
+__all__ = ["require_above_zero", "require_nonnegative", "require_range", "require_types"]
 
 
 def require_types(settings: Any) -> None:
@@ -109,3 +111,22 @@ def require_nonnegative(settings: Any, *keys: str) -> None:
     for key in keys:
         if not 0 <= getattr(settings, key) < math.inf:
             raise InputError(f"{key} must be a finite number, 0 or more, not {getattr(settings, key)}")
+
+
+def require_above_zero(**arguments: Any) -> None:
+    """Refuse arguments that are not finite numbers above 0.
+
+    Args:
+        **arguments: numbers, or 0-dimensional tensors, by the names of the arguments.
+
+    Raises:
+        InputError: one of them is not; the message names it.
+    """
+    for key, value in arguments.items():
+        is_number = _is_a(value, float) or (isinstance(value, Tensor) and value.dim() == 0)
+        try:
+            number = float(value) if is_number else math.nan
+        except OverflowError:  # of a whole number
+            number = math.inf
+        if not 0 < number < math.inf:
+            raise InputError(f"{key} must be a finite number above 0, not {value!r}")
