@@ -81,6 +81,15 @@ def test_steps_are_those_of_torch_however_tensors_lie_in_memory(
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_sparse_gradients_end_in_what_torch_says_of_them(kind: str) -> None:
+    parameter = nn.Parameter(torch.ones(3, 2))
+    optimizer = build_optimizer([ParameterGroup([parameter])], KINDS[kind])
+    parameter.grad = torch.zeros(3, 2).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_one_pass_is_taken_where_all_parameters_allow_it(kind: str) -> None:
     def fuses(parameters: list[nn.Parameter]) -> bool:
         return bool(build_optimizer([ParameterGroup(parameters)], KINDS[kind]).param_groups[0]["fused"])
