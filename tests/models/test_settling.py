@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
-from hatrack import HATNetwork, InputError
+from hatrack import HATNetwork, InputError, TrainingError
 from support.helpers import logits
+from support.weight_networks import attach
 
 X, Y = torch.randn(24, 6, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 2
 
@@ -211,3 +212,23 @@ def test_a_task_learned_in_groups_leaves_old_logits_as_they_were() -> None:
         optimizer.step()
     net.consolidate("two")
     assert torch.equal(logits(net.eval(), X, "one"), before)
+
+
+@pytest.mark.parametrize("part", ["settle", "consolidate"])
+@pytest.mark.parametrize("kind", ["hat", "pmask", "wsn", "supsup"])
+def test_no_mask_is_made_of_what_is_not_a_number(kind: str, part: str) -> None:
+    """A score that is not a number switches its weight off, so that outputs stay finite and nobody notices."""
+    net: Any = HATNetwork(backbone(), X) if kind == "hat" else attach(kind)
+    net.add_task("one", 2)
+    (learned_by, *_) = net.tasks[0].mask_values
+    with torch.no_grad():
+        learned_by.view(-1)[0] = math.nan
+    before = net.state_dict()
+    with pytest.raises(TrainingError, match="the mask of task 'one' is learned by became not a number"):
+        getattr(net, part)("one")
+    assert net.task_in_training == "one"
+    assert not net.is_settled("one")
+    assert net.state_dict().keys() == before.keys()
+    net.forget("one")
+    net.add_task("one", 2)
+    getattr(net, part)("one")
