@@ -2,7 +2,7 @@
 
 Ratios of times in one process:
 
-python benchmarks/speed.py tasks|full|run|evaluation|compile|plain [--out benchmarks/results/speed.json]
+python benchmarks/speed.py tasks|full|run|evaluation|compile|plain|adam [--out benchmarks/results/speed.json]
 
 Times are processor time of the one thread that works, which other processes of a shared machine disturb least; what is
 compared takes turns. With `--out` the section is put into that file, beside the others that it holds.
@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from torch import Tensor, nn
 from hatrack import HATNetwork, keep_freed_memory
 from hatrack.backbones import MLP, AlexNet, Dropout, ResNet18
 from hatrack.experiments import Run, RunRequest, TaskLearned, prepare, run
+from hatrack.methods import ParameterGroup
 from hatrack.support.environment import describe_environment
-from hatrack.train import BatchDone
+from hatrack.train import BatchDone, OptimizerKind, TrainingSettings
+from hatrack.train.optimizers import build_optimizer
 
 SHAPE = (1, 28, 28)
 
@@ -329,6 +332,42 @@ def from_plain_torch(repetitions: int) -> dict[str, Any]:
     return found
 
 
+# ------------------------------------------------------------------------------------------------------------- Adam
+
+
+def with_adam(repetitions: int) -> dict[str, Any]:
+    """AdamW as torch makes it and as hatrack's trainer does, on plain networks and on HAT's third task."""
+    settings = TrainingSettings(optimizer=OptimizerKind.ADAMW, lr=1e-3, weight_decay=1e-2)
+
+    def by_torch(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+    def by_trainer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return build_optimizer([ParameterGroup(list(parameters))], settings)
+
+    def plain_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, repetition: int) -> None:
+        plain_step(model, optimizer, x, y)
+
+    found = {}
+    builds: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+        "MLP 2×2000": (lambda: MLP(SHAPE), SHAPE, 2000),
+        "AlexNet, width 0.5": (lambda: AlexNet(width=0.5), (3, 32, 32), 1024),
+    }
+    for name, (build, shape, features) in builds.items():
+        x, y = torch.rand(BATCH, *shape), torch.randint(0, 2, (BATCH,))
+        steps: dict[str, Callable[[int], Any]] = {}
+        for maker, make in (("torch's AdamW", by_torch), ("the trainer's", by_trainer)):
+            model = nn.Sequential(build(), nn.Linear(features, 2))
+            steps[f"plain, {maker}"] = partial(plain_of, model, make(model.parameters()), x, y)
+        net, optimizer = at_third_task(build(), shape, by_trainer)
+        steps["hat, third task, the trainer's"] = lambda repetition, n=net, o=optimizer, x=x, y=y: hat_step(
+            n, o, x, y, repetition / repetitions % 1
+        )
+        found[name] = against(in_turns(steps, repetitions), "plain, torch's AdamW")
+        print(name, found[name], flush=True)
+    return found
+
+
 SECTIONS = {
     "tasks": many_tasks,
     "full": full,
@@ -336,6 +375,7 @@ SECTIONS = {
     "evaluation": evaluation,
     "compile": compiled,
     "plain": from_plain_torch,
+    "adam": with_adam,
 }
 
 
