@@ -94,7 +94,10 @@ def require_range(
     words = " and ".join(said for said, bound in bounds.items() if math.isfinite(bound))
     for key in keys:
         value = getattr(settings, key)
-        if value is not None and not (least <= value <= most and above < value < below):
+        if value is None:
+            continue
+        _require_number(key, value)
+        if not (least <= value <= most and above < value < below):
             raise InputError(f"{key} must be {words}, not {value}")
 
 
@@ -109,8 +112,16 @@ def require_nonnegative(settings: Any, *keys: str) -> None:
         InputError: a setting is not such a number; the message names it.
     """
     for key in keys:
-        if not 0 <= getattr(settings, key) < math.inf:
-            raise InputError(f"{key} must be a finite number, 0 or more, not {getattr(settings, key)}")
+        value = getattr(settings, key)
+        _require_number(key, value)
+        if not 0 <= value < math.inf:
+            raise InputError(f"{key} must be a finite number, 0 or more, not {value}")
+
+
+def _require_number(key: str, value: Any) -> None:
+    """Refuse what cannot be compared with the bounds of a range."""
+    if not _is_a(value, float):
+        raise InputError(f"{key} must be a number, not {value!r}")
 
 
 def require_above_zero(**arguments: Any) -> None:
