@@ -54,7 +54,7 @@ def record(name: str) -> Any:
 
 
 def values_at(node: Any, path: list[str], where: Mapping[str, Any]) -> Iterator[float]:
-    """Give the numbers at a path; of a list of runs, those of all runs of which the conditions hold.
+    """Give the numbers at a path; of a list of runs, those of all runs of which the conditions hold, and that have it.
 
     A part of a path may be several keys, joined by bars.
     """
@@ -62,7 +62,9 @@ def values_at(node: Any, path: list[str], where: Mapping[str, Any]) -> Iterator[
         yield float(node)
     elif isinstance(node, list) and not path[0].lstrip("-").isdigit():
         for each in node:
-            if all(each.get(key) == value for key, value in where.items()):
+            if all(each.get(key) == value for key, value in where.items()) and any(
+                k in each for k in path[0].split("|")
+            ):
                 yield from values_at(each, path, where)
     else:
         for key in path[0].split("|"):

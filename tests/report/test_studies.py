@@ -64,5 +64,6 @@ def test_runs_of_a_study_have_folders_of_their_own(name: str, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_study_of_input_features_needs_gates_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = ["--set", "epochs=1", "--set", "limit=10", "--set", "num_tasks=1", "--set", "network=alexnet"]
+    tiny += ["--set", "width=0.1"]
     assert main(["analyse", "weight-masks", *tiny, "-o", str(tmp_path), "--quiet"]) == 2
     assert "take an experiment with an mlp" in capsys.readouterr().err
