@@ -60,6 +60,16 @@ def test_rerun_notices_what_is_not_reproduced(folder: Path, capsys: pytest.Captu
     assert said.count("differ") == 2
 
 
+def test_rerun_says_what_an_earlier_version_computed_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_in_process(tmp_path / "run", optimizer="adam")
+    edit(tmp_path / "run", lambda content: content["config"].pop("lr_decay"))
+    assert main(["rerun", str(tmp_path / "run"), "--quiet"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "an earlier version made the recorded run, whose steps of Adam were rounded in another way" in said
+
+
 def test_rerun_of_a_part_stops_where_the_run_had_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moments = run_in_process(tmp_path / "whole")
     assert moments is not None

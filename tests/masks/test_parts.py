@@ -68,6 +68,16 @@ def test_bits_of_another_number_are_refused() -> None:
         unpack(torch.zeros(1, dtype=torch.uint8), (3, 3))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_the_largest_are_chosen_anew_where_torch_traces_and_transforms() -> None:
+    values, others = torch.tensor([1.0, 4.0, 3.0, 2.0]), torch.tensor([8.0, 5.0, 6.0, 7.0])
+    traced = torch.jit.trace(lambda x: largest(x, 2), values)  # type: ignore[no-untyped-call]
+    gradient = torch.func.grad(lambda x: (x * largest(x, 2)).sum())
+    for x in (values, others):
+        assert torch.equal(traced(x), largest(x, 2))
+        assert torch.equal(gradient(x), largest(x, 2).float())
+
+
 @given(
     st.lists(st.integers(-3, 3), min_size=1, max_size=30),
     st.floats(0, 1),

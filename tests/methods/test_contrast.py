@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hatrack import HATSettings, Learner
 from hatrack.errors import InputError
 from hatrack.functional import supervised_contrast
 from hatrack.learning.unannounced import UnannouncedLearner
@@ -29,6 +30,19 @@ EXACT = [name for name in MASKED if name != "adahat"]
 def test_earlier_tasks_keep_every_bit(name: str) -> None:
     method = make(name, "norm", rotations=4, contrastive=0.6)
     assert_nothing_forgotten(method, "norm", "momentum-decay", epochs=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_features_of_any_type_are_contrasted(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 4).to(dtype)
+    training = TrainingSettings(epochs=2, batch_size=20)
+    backbone = nn.Sequential(nn.Linear(4, 16), nn.ReLU()).to(dtype)
+    learner = Learner(backbone, x[:2], settings=HATSettings(contrastive=0.5), training=training)
+    learner.fit("first", (x, (x[:, 0] > 0).long()), progress=False)
+    before = learner.predict(x, "first").probabilities
+    learner.fit("second", (x, (x[:, 1] > 0).long()), progress=False)
+    assert torch.equal(learner.predict(x, "first").probabilities, before)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 8, 40])

@@ -101,6 +101,21 @@ def test_c_with_adam_does_not_depend_on_the_steps() -> None:
         assert method.strength() == ADAM_C
 
 
+def test_c_beside_a_factor_that_is_said_is_that_of_the_steps_with_any_optimizer() -> None:
+    """It was so before there was a c for Adam, when the factor was 1: records of then say 1, and mean what they did."""
+    found = set()
+    for adaptive in (False, True):
+        method = hat(embedding_lr_factor=1.0)
+        method.note_pace(Pace(4e-3, batches=40, epochs=20, adaptive=adaptive))
+        method.begin_task(TASKS[0])
+        method.train_mode(True)
+        method.begin_epoch(17, 17, None)  # type: ignore[arg-type]
+        found.add(method.strength())
+    (c,) = found
+    assert LEAST_C < c < MOST_C
+    assert c != ADAM_C
+
+
 @pytest.mark.parametrize("decay", LearningRateDecay)
 @pytest.mark.parametrize(("lr", "batches"), [(0.001, 30), (0.001, 15), (0.005, 20)])
 def test_embeddings_can_cross_half_of_their_range_with_adam(lr: float, batches: int, decay: LearningRateDecay) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hatrack import Adaptive, HATNetwork, HATSettings, InputError, Learner
+from hatrack import Adaptive, Growth, HATNetwork, HATSettings, InputError, Learner
 from hatrack.masks import Embedding
 from hatrack.methods import METHODS
 from hatrack.support.ranges import require_types
@@ -51,10 +51,29 @@ def test_a_network_takes_no_text_for_a_member(name: str) -> None:
         HATNetwork(nn.Linear(3, 4), torch.zeros(2, 3), **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": "0.1"}, {"weight_decay": True}, {"epochs": None}])
-def test_numbers_are_numbers(wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        *((TrainingSettings, wrong) for wrong in ({"lr": "0.1"}, {"weight_decay": True}, {"epochs": None})),
+        *((Growth, wrong) for wrong in ({"share": "0.1"}, {"threshold": None})),
+    ],
+)
+def test_numbers_are_numbers(kind: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="must be a number"):
-        TrainingSettings(**wrong)
+        kind(**wrong)
+
+
+def numbers(kind: Any) -> Iterator[str]:
+    """Give the fields of a data class that are numbers, or None."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if {hint, *typing.get_args(hint)} & {int, float}:
+            yield name
+
+
+@pytest.mark.parametrize(("method", "name"), [(m, name) for m in METHODS for name in numbers(METHODS[m].settings_type)])
+def test_a_method_takes_no_text_for_a_number(method: str, name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        make(method, "conv", **{name: "0.5"})
 
 
 def test_types_that_are_known_within_a_function_alone_are_not_looked_at() -> None:

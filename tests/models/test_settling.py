@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
-from hatrack import HATNetwork, InputError
+from hatrack import HATNetwork, InputError, TrainingError
 from support.helpers import logits
+from support.weight_networks import attach
 
 X, Y = torch.randn(24, 6, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 2
 
@@ -181,11 +184,19 @@ def test_groups_for_adam_are_all_parameters_of_a_task_with_its_embedding_apart()
     net.settle("one")
     (settled_group,) = net.parameter_groups("one", lr=0.01)
     assert [id(p) for p in settled_group["params"]] == [id(p) for p in net.task_parameters("one")]
-    with pytest.raises(InputError, match="must be above 0"):
-        net.parameter_groups("one", lr=0.0)
     net.consolidate("one")
     with pytest.raises(InputError, match="is consolidated"):
         net.parameter_groups("one", lr=0.01)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.1, math.nan, math.inf, "0.1", None, True, 1e308, 10**400, torch.ones(2)])
+@pytest.mark.parametrize("key", ["lr", "embedding_lr_factor"])
+def test_rates_that_are_no_finite_numbers_above_0_are_refused(key: str, wrong: Any) -> None:
+    net = HATNetwork(backbone(), X, s_max=50.0)
+    net.add_task("one", 2)
+    rates = {"lr": 100.0, "embedding_lr_factor": 100.0, key: wrong}
+    with pytest.raises(InputError, match=rf"{key}.* must be a finite number above 0, not "):
+        net.parameter_groups("one", **rates)
 
 
 def test_a_task_learned_in_groups_leaves_old_logits_as_they_were() -> None:
@@ -201,3 +212,23 @@ def test_a_task_learned_in_groups_leaves_old_logits_as_they_were() -> None:
         optimizer.step()
     net.consolidate("two")
     assert torch.equal(logits(net.eval(), X, "one"), before)
+
+
+@pytest.mark.parametrize("part", ["settle", "consolidate"])
+@pytest.mark.parametrize("kind", ["hat", "pmask", "wsn", "supsup"])
+def test_no_mask_is_made_of_what_is_not_a_number(kind: str, part: str) -> None:
+    """A score that is not a number switches its weight off, so that outputs stay finite and nobody notices."""
+    net: Any = HATNetwork(backbone(), X) if kind == "hat" else attach(kind)
+    net.add_task("one", 2)
+    (learned_by, *_) = net.tasks[0].mask_values
+    with torch.no_grad():
+        learned_by.view(-1)[0] = math.nan
+    before = net.state_dict()
+    with pytest.raises(TrainingError, match="the mask of task 'one' is learned by became not a number"):
+        getattr(net, part)("one")
+    assert net.task_in_training == "one"
+    assert not net.is_settled("one")
+    assert net.state_dict().keys() == before.keys()
+    net.forget("one")
+    net.add_task("one", 2)
+    getattr(net, part)("one")

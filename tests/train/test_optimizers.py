@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
-from hatrack.methods import ParameterGroup
+from hatrack.methods import METHODS, ParameterGroup
 from hatrack.train import OptimizerKind, TrainingSettings
 from hatrack.train.optimizers import build_optimizer, load_optimizer, optimizer_tensors
+from support.marks import slow_but
+from support.toys import learn, logits, setup, tasks
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "rows": Tensor.contiguous,
@@ -79,6 +81,15 @@ def test_steps_are_those_of_torch_however_tensors_lie_in_memory(
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_sparse_gradients_end_in_what_torch_says_of_them(kind: str) -> None:
+    parameter = nn.Parameter(torch.ones(3, 2))
+    optimizer = build_optimizer([ParameterGroup([parameter])], KINDS[kind])
+    parameter.grad = torch.zeros(3, 2).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_one_pass_is_taken_where_all_parameters_allow_it(kind: str) -> None:
     def fuses(parameters: list[nn.Parameter]) -> bool:
         return bool(build_optimizer([ParameterGroup(parameters)], KINDS[kind]).param_groups[0]["fused"])
@@ -116,3 +127,30 @@ def test_weight_decay_acts_on_groups_that_decay_alone(kind: str) -> None:
     optimizer.step()
     assert torch.equal(kept, torch.ones(3))
     assert bool((decaying < 1.0).all())
+
+
+ON_PICTURES = [name for name, method in METHODS.items() if method.trains and name != "den"]
+"""Methods that train convolutions."""
+
+
+@pytest.mark.parametrize("name", slow_but(["gem"], ON_PICTURES))
+def test_what_is_learned_does_not_depend_on_how_weights_lie_in_memory(name: str) -> None:
+    """Methods may change gradients just before a step, and give them another layout than their parameter's."""
+    seen, answers = tasks("plain", 2, samples=48), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        start = setup("plain")
+        build, narrow = start.build_backbone, start.build_narrow
+        assert narrow is not None
+        method = METHODS[name](
+            replace(
+                start,
+                build_backbone=lambda build=build, layout=layout: build().to(memory_format=layout),
+                build_narrow=lambda share, seed, narrow=narrow, layout=layout: narrow(share, seed).to(
+                    memory_format=layout
+                ),
+            ),
+            METHODS[name].settings_type(),
+        )
+        learn(method, seen, optimizer=OptimizerKind.ADAM, lr=0.01)
+        answers.append(torch.cat([logits(method, task).flatten() for task in seen]))
+    torch.testing.assert_close(*answers, rtol=0.0, atol=1e-2)  # rounding grows along the way

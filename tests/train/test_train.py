@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hatrack.errors import InputError, TrainingError
 from hatrack.methods import Batch, EpochPlan, Loss, Method, ParameterGroup, Schedule, Setup
@@ -173,6 +174,17 @@ def test_losses_are_means_and_steps_are_reported() -> None:
 def test_a_loss_that_is_not_finite_is_an_error(method: Scripted, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         train(method, epochs=1)
+
+
+@pytest.mark.parametrize("kind", OptimizerKind)
+def test_sparse_gradients_are_refused_with_what_to_do(kind: OptimizerKind) -> None:
+    class Sparse(Scripted):
+        def loss(self, batch: Batch) -> Loss:
+            row = F.embedding(torch.tensor([0]), self.module.weight, sparse=True)
+            return Loss(row.sum(), torch.zeros(len(batch.x), 2))
+
+    with pytest.raises(TrainingError, match=r"of shape \(1, 1\) is sparse.*sparse=False"):
+        train(Sparse([1.0]), optimizer=kind)
 
 
 def test_gradients_are_clipped() -> None:

@@ -187,5 +187,7 @@ def rerun_command(folder: Path, /, *, out: Path | None = None, data: Data = None
     console.print(reproduction_table(reproduction))
     if reproduction.differences:
         say(console, f"the runs differ in their {', '.join(reproduction.differences)}")
+    for said in reproduction.otherwise:
+        say(console, f"an earlier version made the recorded run, whose {said}")
     console.print("the same to the bit" if reproduction.exact else "[bold]not the same[/] to the bit")
     return 0 if reproduction.exact else 1

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from hatrack.data import DownloadMonitor
 from hatrack.errors import InputError
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings, parse_value
-from hatrack.methods import METHODS
+from hatrack.methods import METHODS, Earlier, Method
 from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, find_origins, own_stream
 from hatrack.support.names import look_up, unknown_name
 from hatrack.support.toml import read_packaged_toml
@@ -71,19 +71,21 @@ class Experiment:
         config = Config(self.data, self.network, self.training, kind.settings_type())
         return config.overridden({**kind.training, **self.settings, **self.methods.get(method, {})})
 
-    def earlier_config(self, method: str) -> Config | None:
-        """The settings for a method that runs of earlier versions have; None where they are the same as now.
+    def earlier_configs(self, method: str) -> tuple[Config, ...]:
+        """The settings for a method that runs of earlier versions have, the newest first; empty where they are as now.
 
         Raises:
             InputError: there is no such method.
         """
         kind = look_up("method", method, METHODS)
-        if kind.earlier is None:
-            return None
         config = Config(self.data, self.network, self.training, kind.settings_type())
-        training = kind.training if kind.earlier.training is None else kind.earlier.training
-        earlier = {**kind.earlier.settings, **training, **self.settings, **self.methods.get(method, {})}
-        return config.overridden(earlier)
+        of_all = {**self.settings, **self.methods.get(method, {})}
+        return tuple(
+            config.overridden(
+                {**earlier.settings, **(kind.training if earlier.training is None else earlier.training), **of_all}
+            )
+            for earlier in _earlier_versions(kind)
+        )
 
     def stream_of(
         self,
@@ -192,8 +194,14 @@ def completed(method: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """
     kind = look_up("method", method, METHODS)
     config = Config(StreamSettings(), NetworkSettings(), TrainingSettings(), kind.settings_type())
-    config = config if kind.earlier is None else config.overridden(kind.earlier.settings)
+    for earlier in _earlier_versions(kind):
+        config = config.overridden(earlier.settings)
     return {**config.flat(), **recorded}
+
+
+def _earlier_versions(kind: type[Method]) -> tuple[Earlier, ...]:
+    """Return the defaults of a method in earlier versions, the newest first."""
+    return () if kind.earlier is None else kind.earlier.versions()
 
 
 _PARTS = {"stream": StreamSettings, "network": NetworkSettings, "training": TrainingSettings}

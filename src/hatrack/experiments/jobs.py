@@ -32,7 +32,6 @@ from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
 from hatrack.experiments.settings import changed
-from hatrack.methods import METHODS
 from hatrack.support.environment import deterministic_cuda
 from hatrack.train import BatchDone
 
@@ -197,36 +196,34 @@ def _with_recorded_defaults(jobs: Sequence[Job]) -> tuple[Job, ...]:
     Runs of one method are compared with each other, and so all of them have to be made alike.
 
     Raises:
-        InputError: some runs of a method have the defaults of an earlier version, others those of this one.
+        InputError: runs of a method have the defaults of several versions.
     """
-    versions: dict[str, set[bool]] = {}
-    changes: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, list[dict[str, Any]]] = {}  # by method, how those of versions differ from those of now
     for job in jobs:
         request, recorded = job.request, job.recorded()
-        if recorded is None or recorded.method != request.method or METHODS[request.method].earlier is None:
+        if recorded is None or recorded.method != request.method:
             continue
-        experiment = request.described()
-        then, now = experiment.earlier_config(request.method), experiment.config(request.method)
-        assert then is not None
-        found = completed(request.method, recorded.config)
-        for is_earlier, config in ((False, now), (True, then)):
+        experiment, found = request.described(), completed(request.method, recorded.config)
+        now = experiment.config(request.method)
+        for config in (now, *experiment.earlier_configs(request.method)):
             if found == config.overridden(request.overrides).flat():
-                versions.setdefault(request.method, set()).add(is_earlier)
+                known, present = defaults.setdefault(request.method, []), now.flat()
+                changes = {key: value for key, value in config.flat().items() if value != present[key]}
+                known += [] if changes in known else [changes]
                 break
-        defaults = now.flat()
-        changes[request.method] = {key: value for key, value in then.flat().items() if value != defaults[key]}
-    for method, of in versions.items():
-        if len(of) > 1:
-            words = ", ".join(f"{key} was {value}" for key, value in changes[method].items())
+    for method, versions in defaults.items():
+        if len(versions) > 1:
+            said = [
+                ", ".join(f"{key} was {value}" for key, value in changes.items()) for changes in versions if changes
+            ]
             raise InputError(
-                f"the folder holds runs of {method} with the defaults of this version and of an earlier one ({words}), "
-                "which cannot be compared; choose another folder (`out`)"
+                f"the folder holds runs of {method} with the defaults of several versions ({'; '.join(said)}), which "
+                "cannot be compared; choose another folder (`out`)"
             )
     return tuple(
-        replace(job, request=replace(job.request, overrides={**changes[job.request.method], **job.request.overrides}))
-        if True in versions.get(job.request.method, ())
-        else job
+        replace(job, request=replace(job.request, overrides={**changes, **job.request.overrides}))
         for job in jobs
+        for changes in defaults.get(job.request.method, [{}])
     )
 
 

@@ -33,14 +33,13 @@ from hatrack.experiments.folder import (
 from hatrack.experiments.recognition import require_recognisable, require_recognition
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
+from hatrack.experiments.rounding import computed_otherwise
 from hatrack.experiments.settings import changed
 from hatrack.experiments.sources import relative_to
 from hatrack.methods import METHODS, Method, Setup, require_learnable
 from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
-from hatrack.support.dropout import ENTRIES_WORTH
-from hatrack.train import OptimizerKind
 from hatrack.train.capture import require_capturable, require_cuda
 
 __all__ = ["Run", "finished_result", "load_method", "prepare"]
@@ -347,38 +346,17 @@ class Run:
         """
         now = self.config.flat()
         found = {**completed(earlier.method, earlier.config), "num_tasks": now["num_tasks"]}
-        then = self.experiment.earlier_config(earlier.method)
-        if then is not None and found != now:
-            then = then.overridden(self.request.overrides)
-            if found == then.flat():
-                self.config = then
-                defaults = changed(found, now)
-                self._about_settings = (f"an earlier version began this run; going on with its defaults: {defaults}",)
-        if _DROPOUT_SINCE not in earlier.config and self._drops_many():
-            self._about_settings += (
-                "an earlier version began this run, whose dropout was drawn in another way: what is trained now "
-                "ends with other bits than it would have with that version",
-            )
-        if _FUSED_SINCE not in earlier.config and self.config.training.optimizer is not OptimizerKind.SGD:
-            self._about_settings += (
-                "an earlier version began this run, whose steps of Adam were rounded in another way: what is trained "
-                "now may end with other bits than it would have with that version",
-            )
+        then = (each.overridden(self.request.overrides) for each in self.experiment.earlier_configs(earlier.method))
+        if found != now and (as_recorded := next((each for each in then if each.flat() == found), None)) is not None:
+            self.config = as_recorded
+            defaults = changed(found, now)
+            self._about_settings = (f"an earlier version began this run; going on with its defaults: {defaults}",)
+        self._about_settings += tuple(
+            f"an earlier version began this run, whose {said}: what is trained now may end with other bits than it "
+            "would have with that version"
+            for said in computed_otherwise(earlier.config, self.config.flat())
+        )
         return found
-
-    def _drops_many(self) -> bool:
-        """Return whether layers may drop so many entries at once that they are drawn in the way of this version."""
-        network, batch = self.config.network, self.config.training.batch_size
-        if network.network == "mlp":
-            return network.dropout_late > 0 and batch * max(network.hidden) >= ENTRIES_WORTH
-        return network.network == "alexnet" and max(network.dropout_early, network.dropout_late) > 0
-
-
-_DROPOUT_SINCE = "channels_last"
-"""Setting that came with the version that draws dropout in another way, and that earlier records do not have."""
-
-_FUSED_SINCE = "lr_decay"
-"""Setting that came with the version in which Adam makes a step in one pass, and that earlier records do not have."""
 
 
 def _said_of_tasks(earlier: RunResult, record: RunResult, begun: int) -> str:

@@ -20,6 +20,7 @@ from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.recognition import Recognition
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
+from hatrack.experiments.rounding import computed_otherwise
 from hatrack.experiments.running import last_confusion, last_logits, score_row
 from hatrack.experiments.sources import located, seen_from
 from hatrack.objectives import ACCURACY, Metric, TargetKind
@@ -449,10 +450,13 @@ class Reproduction:
     Attributes:
         tasks: one entry per task that both have learned.
         differences: what differs between the environments and the data of the two.
+        otherwise: what the version that made the recorded run computed in another way, such as ``dropout was drawn in
+            another way``.
     """
 
     tasks: tuple[TaskAgain, ...]
     differences: tuple[str, ...]
+    otherwise: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, recorded: RunResult, again: RunResult) -> Reproduction:
@@ -470,7 +474,7 @@ class Reproduction:
         keys = {**again.environment, **recorded.environment}
         differences = [key for key in keys if recorded.environment.get(key) != again.environment.get(key)]
         differences += [] if same_lines(recorded.data, again.data) else ["data"]
-        return cls(tuple(tasks), tuple(differences))
+        return cls(tuple(tasks), tuple(differences), computed_otherwise(recorded.config, again.config))
 
     @property
     def exact(self) -> bool:

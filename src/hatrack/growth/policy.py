@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hatrack.errors import InputError
 from hatrack.support.names import unknown_name
+from hatrack.support.ranges import require_types
 from hatrack.units import UnitGraph
 
 __all__ = ["Growth", "Origin", "free_units", "plan_growth", "require_growable"]
@@ -36,6 +37,7 @@ class Growth:
     share: float = 0.25
 
     def __post_init__(self) -> None:
+        require_types(self)
         if not 0.0 <= self.threshold <= 1.0:
             raise InputError(f"the threshold of growth must be in [0, 1], not {self.threshold}")
         if not 0.0 < self.share < float("inf"):

@@ -65,7 +65,12 @@ def _kth_smallest(flat: Tensor, index: int) -> Tensor | float:
 
     On a CPU numpy selects it in a tenth of torch's time; torch takes seconds where entries are nearly sorted.
     """
-    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+    is_transformed = (  # where numpy would take numbers for constants, or find none
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    )
+    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64) and not is_transformed:
         return float(np.partition(flat.numpy(), index)[index])
     return flat.kthvalue(index + 1).values
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import InputError
+from hatrack.errors import InputError, TrainingError
 from hatrack.masks.calibration import Calibration
 from hatrack.masks.packing import bytes_for, move_along, pack, unpack
 from hatrack.masks.sums import TaskSums
@@ -159,6 +159,23 @@ class TaskState(nn.Module):
         known = {prefix + name for name in (*self.mask_names, *self._tensors_of_sums())}
         unexpected_keys[:] = [key for key in unexpected_keys if key not in known]
 
+    @property
+    def mask_values(self) -> Sequence[Tensor]:
+        """Values that the mask is learned by; empty where there are none, or none any more."""
+        return ()
+
+    def require_numbers(self) -> None:
+        """Check that the values that the mask is learned by are numbers, or else no mask would follow from them.
+
+        Raises:
+            TrainingError: an entry is not a number.
+        """
+        if any(bool(values.isnan().any()) for values in self.mask_values):
+            raise TrainingError(
+                f"values that the mask of task {self.name!r} is learned by became not a number, so that no mask "
+                "follows from them; unlearn the task (forget), and learn it again with a lower learning rate (`lr`)"
+            )
+
     def mask_tensors(self) -> list[Tensor]:
         """Return the tensors that hold the final mask, which are in ``state_dict`` but no buffers."""
         return [getattr(self, name) for name in self.mask_names]
@@ -267,6 +284,11 @@ class UnitTask(TaskState):
         """True if the mask is final, so that there is no embedding."""
         return "embedding" not in self._parameters
 
+    @property
+    def mask_values(self) -> Sequence[Tensor]:
+        """The embedding, until the mask is settled."""
+        return () if self.is_settled else (self.embedding,)
+
     def settle(self, mask: Tensor) -> None:
         """Store the final mask, booleans or numbers ``(U,)``, and drop the embedding."""
         self.packed = packed_mask(mask)
@@ -348,6 +370,11 @@ class WeightTask(TaskState):
     def is_settled(self) -> bool:
         """True if the masks are final."""
         return self._is_settled
+
+    @property
+    def mask_values(self) -> Sequence[Tensor]:
+        """The values that each mask is learned by, until the masks are settled."""
+        return tuple(self.choice)
 
     @property
     def _bytes(self) -> list[int]:

@@ -234,16 +234,22 @@ class ParameterGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Earlier:
-    """Defaults of earlier versions, by which a run that one of them made is verified, made again and gone on with.
+    """Defaults of an earlier version, by which a run that it made is verified, made again and gone on with.
 
     Attributes:
-        settings: earlier defaults of the method's own settings, by name; for a setting that did not exist, the value
-            that does what was done then.
+        settings: earlier defaults of the method's own settings, by name, as far as they differ from those of now; for a
+            setting that did not exist, the value that does what was done then.
         training: what :attr:`Method.training` was; None if it was the same.
+        before: defaults of a version before that one; None if there were no others.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    before: Earlier | None = None
+
+    def versions(self) -> tuple[Earlier, ...]:
+        """Return the defaults of all earlier versions, the newest first."""
+        return (self, *(() if self.before is None else self.before.versions()))
 
 
 class Method(abc.ABC):

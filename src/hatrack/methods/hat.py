@@ -92,8 +92,8 @@ class HATSettings(TurningSettings):
             deep networks often learn nothing with it.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the paper's
-            schedule. With the settled one it is 2 under Adam, and under SGD as much, 0.75 to 5, as switches units off
-            in the steps there are (momentum does not count).
+            schedule. With the settled one it is 2 under Adam with ``embedding_lr_factor`` None, and else as much, 0.75
+            to 5, as switches units off in the steps there are, as if of SGD (momentum does not count).
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -162,12 +162,15 @@ class HAT(MaskedMethod):
     settings_type = HATSettings
     capturable = True
     earlier = Earlier(
-        {
-            "schedule": MaskSchedule.PAPER,
-            "c": PAPER_C,
-            "embedding": InitialEmbedding.NORMAL,
-            "embedding_lr_factor": 1.0,
-        }
+        {"embedding_lr_factor": 1.0},
+        before=Earlier(
+            {
+                "schedule": MaskSchedule.PAPER,
+                "c": PAPER_C,
+                "embedding": InitialEmbedding.NORMAL,
+                "embedding_lr_factor": 1.0,
+            }
+        ),
     )
     network: HATNetwork
     settings: HATSettings
@@ -241,6 +244,9 @@ class HAT(MaskedMethod):
     def _strength_for(self, pace: Pace, first: float, last: float, epochs: float) -> float:
         """Return the c for a task: ``ADAM_C`` with Adam; with SGD, within bounds, what moves embeddings by ``TRAVEL``.
 
+        ``ADAM_C`` goes with embeddings that learn faster, too. Where it is said how fast, c follows from the steps as
+        with SGD, so that runs of before these were chosen for Adam are what they were.
+
         In the first step of an epoch of the first task an embedding of 1 moves by lr · c · s_max σ'(1) over the number
         of units: R of Eq. 5 is a mean, so that wide networks and short trainings need a larger c. Of later tasks it is
         a mean over the free units, which makes these dearer the fewer there are.
@@ -251,7 +257,7 @@ class HAT(MaskedMethod):
             last: number of epochs that learn the mask.
             epochs: number of all epochs.
         """
-        if pace.adaptive:
+        if pace.adaptive and self.settings.embedding_lr_factor is None:
             return ADAM_C
         slope = math.exp(-1.0) / (1.0 + math.exp(-1.0)) ** 2
         steps = pace.mean_lr(first / epochs, last / epochs) * pace.batches * (last - first)

@@ -238,10 +238,10 @@ class MaskedMethod(Method):
     def _make_projection(self) -> None:
         task = self.network.task_in_training
         assert task is not None
-        features = self.network.tasks.named(task).linear_head.in_features
+        head = self.network.tasks.named(task).linear_head
         turns = QuarterTurns.turns if self.turns else 1
-        projection = Projection.of(features, turns, self.setup.generator("projection", task))
-        projection.module.to(self.setup.device)
+        projection = Projection.of(head.in_features, turns, self.setup.generator("projection", task))
+        projection.module.to(head.weight)  # the device and the type of features
         self._projection, self._trains_head_alone = projection, False
 
     def _train_head_alone(self) -> None:

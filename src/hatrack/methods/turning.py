@@ -13,7 +13,7 @@ from hatrack.functional import turned_logits
 from hatrack.methods.base import Batch, Loss, Setup
 from hatrack.objectives import Classification, Objective
 from hatrack.streams import Task
-from hatrack.support.ranges import require_range
+from hatrack.support.ranges import require_range, require_types
 
 __all__ = ["TurningSettings", "require_classes", "turned_loss", "with_turns"]
 
@@ -33,6 +33,7 @@ class TurningSettings:
     contrastive: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        require_types(self)
         if self.rotations not in (1, QuarterTurns.turns):
             raise InputError(f"rotations must be 1 (none) or 4 (quarter turns), not {self.rotations!r}")
         require_range(self, "contrastive", least=0, below=1)

@@ -263,11 +263,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
         Raises:
             InputError: there is no such task, or its mask is settled already.
+            TrainingError: what the mask was learned by became not a number; nothing is changed then.
         """
         self.masking.require_attached()
         state = self.tasks.named(name)
         if state.is_settled:
             raise InputError(f"the mask of task {name!r} is settled already")
+        state.require_numbers()
         self.protection.hooks.remove(self.masking.settle(state))
 
     def is_settled(self, name: str) -> bool:
@@ -286,6 +288,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             InputError: there is no such task, or it is consolidated already.
             GuaranteeError: protected entries moved in a way that leaves no trace, so that they could not be put back;
                 nothing is changed then.
+            TrainingError: what the mask was learned by became not a number; nothing is changed then.
             UnsupportedError: the task's own head has changed state that files do not hold.
         """
         self.masking.require_attached()
@@ -296,6 +299,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.put_back()
         self.protection.check()
         self.protection.require_finite()
+        state.require_numbers()
         with torch.inference_mode(False), torch.no_grad():
             self.protection.hooks.remove(() if state.is_settled else self.masking.settle(state))
             state.freeze()

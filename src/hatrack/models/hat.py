@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from hatrack.compact import CompactNetwork
-from hatrack.errors import InputError
 from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.gates import initial_embedding
 from hatrack.gating.norms import BatchNorms
@@ -30,6 +29,7 @@ from hatrack.state.undo import all_or_nothing, attaches_or_not
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
+from hatrack.support.ranges import require_above_zero
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse, warn_of_nothing_to_learn
 from hatrack.units.signatures import Signature
 
@@ -209,8 +209,8 @@ class HATNetwork(MaskedNetwork[UnitTask]):
 
         Args:
             task: the task in training.
-            lr: learning rate of weights, > 0.
-            embedding_lr_factor: how much faster the embedding learns than weights, > 0.
+            lr: learning rate of weights, a finite number above 0, or a 0-dimensional tensor with one.
+            embedding_lr_factor: how much faster the embedding learns than weights, such a number.
             new_only: leave the backbone out, for an optimizer that has it already from the task before.
 
         Returns:
@@ -218,16 +218,16 @@ class HATNetwork(MaskedNetwork[UnitTask]):
             hold what :meth:`task_parameters` gives.
 
         Raises:
-            InputError: there is no such task, or it is consolidated; or a number is not above 0.
+            InputError: there is no such task, or it is consolidated; or a number is not finite and above 0.
         """
-        if not (lr > 0 and embedding_lr_factor > 0):
-            raise InputError(f"lr and embedding_lr_factor must be above 0, not {lr} and {embedding_lr_factor}")
+        require_above_zero(lr=lr, embedding_lr_factor=embedding_lr_factor)
+        of_mask = lr * embedding_lr_factor
+        require_above_zero(**{"lr times embedding_lr_factor": of_mask})
         parameters, state = self.task_parameters(task, new_only=new_only), self.tasks.named(task)
         if state.is_settled:
             return [{"params": parameters, "lr": lr}]
         weights = [parameter for parameter in parameters if parameter is not state.embedding]
-        mask = {"params": [state.embedding], "lr": lr * embedding_lr_factor, "weight_decay": 0.0}
-        return [{"params": weights, "lr": lr}, mask]
+        return [{"params": weights, "lr": lr}, {"params": [state.embedding], "lr": of_mask, "weight_decay": 0.0}]
 
     def analyze(self, example_input: Inputs) -> None:
         """Analyse the backbone on an input of another shape or type before its first task, so that its units fit both.

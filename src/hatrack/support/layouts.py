@@ -12,13 +12,15 @@ __all__ = ["laid_out_like", "lay_gradients_out"]
 
 
 def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return values in the memory layout of a parameter; as they are if they lie so already, or have another shape.
+    """Return values in the memory layout of a parameter.
+
+    They are returned as they are if they lie so already, have another shape, or are sparse.
 
     Args:
         parameter: any shape, in memory without gaps.
         value: values of any type, on any device.
     """
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
+    if value.layout is not torch.strided or value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
@@ -30,5 +32,6 @@ def lay_gradients_out(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
-                parameter.grad = laid_out_like(parameter, parameter.grad)
+            gradient = parameter.grad
+            if gradient is not None and (laid := laid_out_like(parameter, gradient)) is not gradient:
+                parameter.grad = laid

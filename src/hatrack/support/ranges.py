@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from types import MappingProxyType, UnionType
 from typing import Any
 
+from torch import Tensor
+
 from hatrack.errors import InputError
 
-__all__ = ["require_nonnegative", "require_range", "require_types"]
+__all__ = ["require_above_zero", "require_nonnegative", "require_range", "require_types"]
 
 
 def require_types(settings: Any) -> None:
@@ -92,7 +94,10 @@ def require_range(
     words = " and ".join(said for said, bound in bounds.items() if math.isfinite(bound))
     for key in keys:
         value = getattr(settings, key)
-        if value is not None and not (least <= value <= most and above < value < below):
+        if value is None:
+            continue
+        _require_number(key, value)
+        if not (least <= value <= most and above < value < below):
             raise InputError(f"{key} must be {words}, not {value}")
 
 
@@ -107,5 +112,32 @@ def require_nonnegative(settings: Any, *keys: str) -> None:
         InputError: a setting is not such a number; the message names it.
     """
     for key in keys:
-        if not 0 <= getattr(settings, key) < math.inf:
-            raise InputError(f"{key} must be a finite number, 0 or more, not {getattr(settings, key)}")
+        value = getattr(settings, key)
+        _require_number(key, value)
+        if not 0 <= value < math.inf:
+            raise InputError(f"{key} must be a finite number, 0 or more, not {value}")
+
+
+def _require_number(key: str, value: Any) -> None:
+    """Refuse what cannot be compared with the bounds of a range."""
+    if not _is_a(value, float):
+        raise InputError(f"{key} must be a number, not {value!r}")
+
+
+def require_above_zero(**arguments: Any) -> None:
+    """Refuse arguments that are not finite numbers above 0.
+
+    Args:
+        **arguments: numbers, or 0-dimensional tensors, by the names of the arguments.
+
+    Raises:
+        InputError: one of them is not; the message names it.
+    """
+    for key, value in arguments.items():
+        is_number = _is_a(value, float) or (isinstance(value, Tensor) and value.dim() == 0)
+        try:
+            number = float(value) if is_number else math.nan
+        except OverflowError:  # of a whole number
+            number = math.inf
+        if not 0 < number < math.inf:
+            raise InputError(f"{key} must be a finite number above 0, not {value!r}")

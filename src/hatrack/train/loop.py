@@ -176,7 +176,7 @@ class Training:
         method, settings = self._method, self._settings
         groups = method.parameter_groups()
         parameters = [parameter for group in groups for parameter in group.parameters]
-        optimizer = self._optimizer = method.protect(build_optimizer(groups, settings))
+        optimizer = self._optimizer = build_optimizer(groups, settings, method.protect)
         best = self._best = BestEpoch(method, taken_up)
         load_optimizer(optimizer, taken_up)
         epochs = self._phases[self._place.phase]
@@ -256,6 +256,7 @@ class Training:
             loss = loss if ranks.size == 1 else loss * weight
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            _require_dense(parameters)
             ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
             clip(parameters, settings.clip_norm, read=read)
             self._optimizer.step()
@@ -357,6 +358,17 @@ def _batch_norms_explained(task: str) -> Iterator[None]:
             f"a batch norm needs two values per channel, and a batch of task {task!r} has a single sample; choose "
             "another batch size (`batch_size`), or a network without batch norms"
         ) from error
+
+
+def _require_dense(parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse sparse gradients, whose norm torch does not compute, and which processes cannot add up."""
+    sparse = next((p for p in parameters if p.grad is not None and p.grad.layout is not torch.strided), None)
+    if sparse is not None:
+        raise TrainingError(
+            f"the gradient of a parameter of shape {tuple(sparse.shape)} is sparse, as of an embedding with "
+            "sparse=True, and gradients are clipped to a norm, which torch does not compute of these; build the layer "
+            "without (sparse=False)"
+        )
 
 
 def clip(parameters: Sequence[nn.Parameter], largest: float, *, read: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,18 @@ from hatrack.train.settings import OptimizerKind, TrainingSettings
 __all__ = ["build_optimizer", "load_optimizer", "optimizer_tensors"]
 
 
-def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Make the optimizer of some groups of parameters; Adam and AdamW on a CPU are torch's fused ones if possible."""
+def build_optimizer(
+    groups: Sequence[ParameterGroup],
+    settings: TrainingSettings,
+    protect: Callable[[torch.optim.Optimizer], torch.optim.Optimizer] = lambda optimizer: optimizer,
+) -> torch.optim.Optimizer:
+    """Make the optimizer of some groups of parameters; Adam and AdamW on a CPU are torch's fused ones if possible.
+
+    Args:
+        groups: the parameters, by the rate at which they learn.
+        settings: the kind of optimizer and its numbers.
+        protect: puts hooks around the optimizer's steps, and returns it.
+    """
     lr, weight_decay = settings.lr, settings.weight_decay
     parameters = [
         {
@@ -28,12 +38,12 @@ def build_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings
     ]
     if settings.optimizer is OptimizerKind.SGD:
         # Its fused form fails where a parameter has its first gradient later than others, and gains little.
-        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay)
+        return protect(torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=weight_decay))
     adam = torch.optim.Adam if settings.optimizer is OptimizerKind.ADAM else torch.optim.AdamW
     if settings.captured or not all(_can_be_fused(each) for group in groups for each in group.parameters):
-        return adam(parameters, lr=lr, weight_decay=weight_decay, capturable=settings.captured)
-    optimizer = adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    optimizer.register_step_pre_hook(lay_gradients_out)
+        return protect(adam(parameters, lr=lr, weight_decay=weight_decay, capturable=settings.captured))
+    optimizer = protect(adam(parameters, lr=lr, weight_decay=weight_decay, fused=True))
+    optimizer.register_step_pre_hook(lay_gradients_out)  # the last one: hooks before it may give other gradients
     return optimizer
 
 

@@ -1,0 +1,42 @@
+"""What earlier versions computed in another way, with other last bits, told by the settings that their records lack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hatrack.support.dropout import ENTRIES_WORTH
+from hatrack.train import OptimizerKind
+
+__all__ = ["computed_otherwise"]
+
+_DROPOUT_SINCE = "channels_last"
+"""Setting that came with the version that draws dropout in another way, and that earlier records do not have."""
+
+_FUSED_SINCE = "lr_decay"
+"""Setting that came with the version in which Adam makes a step in one pass, and that earlier records do not have."""
+
+
+def computed_otherwise(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say what was computed in another way by the version that made a run, so that other bits come out now.
+
+    Args:
+        recorded: settings by key, as JSON values, as far as the run's record has them.
+        config: all settings of the run.
+
+    Returns:
+        Clauses such as ``dropout was drawn in another way``; empty where nothing is known.
+    """
+    said = []
+    if _DROPOUT_SINCE not in recorded and _drops_many(config):
+        said.append("dropout was drawn in another way")
+    if _FUSED_SINCE not in recorded and config["optimizer"] != OptimizerKind.SGD.value:
+        said.append("steps of Adam were rounded in another way")
+    return tuple(said)
+
+
+def _drops_many(config: Mapping[str, Any]) -> bool:
+    """Return whether layers may drop so many entries at once that they are drawn in the way of this version."""
+    if config["network"] == "mlp":
+        return bool(config["dropout_late"] and config["batch_size"] * max(config["hidden"]) >= ENTRIES_WORTH)
+    return config["network"] == "alexnet" and bool(config["dropout_early"] or config["dropout_late"])
