@@ -28,7 +28,7 @@ PAGE = ROOT / "docs" / "results.md"
 TABLE: Mapping[str, Any] = tomllib.loads((HERE / "figures.toml").read_text(encoding="utf-8"))
 
 FIGURE = re.compile(r"\d+\.\d+(?: / \d+\.\d+)* ?(?:%|points|times)")
-"""What counts as a measured figure in a text: with decimals, as settings are not, and with its unit."""
+"""Pattern of a measured figure in a text: with decimals, as settings are not, and with its unit."""
 
 WORSE = 1.0
 """From how many units on a figure of ours is marked as worse than the published one; `worse` in an entry is its own."""

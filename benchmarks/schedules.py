@@ -1,4 +1,4 @@
-"""How HAT's masks come about: the paper's schedule and the one that settles masks, beside a network per task.
+"""Schedules of HAT's masks, measured: the paper's schedule and the one that settles masks, beside a network per task.
 
 python benchmarks/schedules.py --data DATA [--seeds 0,1,2] [--settings mnist,demo] [--methods settled] [--runs DIR]
     [--out FILE]

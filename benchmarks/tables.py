@@ -52,7 +52,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What tells it from other rows; a strength of 5 and of 5.0 are one."""
+        """Identity among other rows; a strength of 5 and of 5.0 are one."""
         numbers = {key: float(value) if type(value) is int else value for key, value in self.settings.items()}
         chosen = ",".join(f"{key}={value}" for key, value in numbers.items())
         return self.experiment, self.method, self.seed, chosen

@@ -357,6 +357,20 @@ def test_between_fused_steps_bits_are_compared_only_if_something_has_changed_the
     assert torch.equal(logits(net, x, "old"), promised)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "weights"])
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_protected_fused_steps_count_as_others(kind: str, make: Any) -> None:
+    """What is kept from one pass to the next is known to be old by these counts."""
+    net, x, _ = two_tasks(kind)
+    optimizer = net.protect(make(net.task_parameters("new"), lr=0.1, fused=True))
+    loss_of(net, "new", x, torch.zeros(len(x), dtype=torch.int64)).backward()
+    before = {p: (p._version, p.detach().clone()) for p in net.task_parameters("new")}
+    optimizer.step()
+    moved = [p for p, (_, values) in before.items() if not torch.equal(p, values)]
+    assert moved
+    assert all(p._version > before[p][0] for p in moved)
+
+
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
 def test_fused_steps_count_as_others(make: Any) -> None:
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ from hatrack.experiments.continuing import (
     of_stream,
     require_same_forms,
 )
+from hatrack.experiments.earlier_versions import computed_otherwise
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import (
     CHECKPOINT,
@@ -33,7 +34,6 @@ from hatrack.experiments.folder import (
 from hatrack.experiments.recognition import require_recognisable, require_recognition
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
-from hatrack.experiments.rounding import computed_otherwise
 from hatrack.experiments.settings import changed
 from hatrack.experiments.sources import relative_to
 from hatrack.methods import METHODS, Method, Setup, require_learnable

@@ -14,13 +14,13 @@ from torch import Tensor
 from hatrack.data import DownloadMonitor
 from hatrack.errors import CheckpointError, DamagedFileError, DataError, InputError
 from hatrack.experiments.continuing import data_seen, first_difference, of_record, of_stream, other_data, same_lines
+from hatrack.experiments.earlier_versions import computed_otherwise
 from hatrack.experiments.experiment import completed
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, previous, require_run, require_whole
 from hatrack.experiments.preparing import Run, load_method, prepare
 from hatrack.experiments.recognition import Recognition
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
-from hatrack.experiments.rounding import computed_otherwise
 from hatrack.experiments.running import last_confusion, last_logits, score_row
 from hatrack.experiments.sources import located, seen_from
 from hatrack.objectives import ACCURACY, Metric, TargetKind

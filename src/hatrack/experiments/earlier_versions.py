@@ -1,4 +1,4 @@
-"""What earlier versions computed in another way, with other last bits, told by the settings that their records lack."""
+"""Differences to what earlier versions computed, with other last bits: told by settings that their records lack."""
 
 from __future__ import annotations
 
