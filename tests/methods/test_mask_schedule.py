@@ -9,20 +9,18 @@ import pytest
 import torch
 
 from hatrack import HATNetwork
-from hatrack.functional import EMBEDDING_BOUND
 from hatrack.methods import Pace
 from hatrack.methods.hat import (
     ADAM_C,
     HAT,
     LEAST_C,
     MOST_C,
-    MOST_FACTOR,
     PAPER_C,
     TRAVEL,
     InitialEmbedding,
     MaskSchedule,
 )
-from hatrack.train import EpochDone, LearningRateDecay, Training, TrainingSettings
+from hatrack.train import EpochDone, Training, TrainingSettings
 from support.toys import make, tasks
 
 TASKS = tasks("mlp", 2, samples=48)
@@ -114,38 +112,6 @@ def test_c_beside_a_factor_that_is_said_is_that_of_the_steps_with_any_optimizer(
     (c,) = found
     assert LEAST_C < c < MOST_C
     assert c != ADAM_C
-
-
-@pytest.mark.parametrize("decay", LearningRateDecay)
-@pytest.mark.parametrize(("lr", "batches"), [(0.001, 30), (0.001, 15), (0.005, 20)])
-def test_embeddings_can_cross_half_of_their_range_with_adam(lr: float, batches: int, decay: LearningRateDecay) -> None:
-    method, settings = hat(), TrainingSettings(lr=lr, epochs=20, lr_decay=decay)
-    method.note_pace(Pace(lr, batches, settings.lr_left, settings.epochs, adaptive=True))
-    method.begin_task(TASKS[0])
-    weights, embedding = method.parameter_groups()
-    assert [id(each) for each in embedding.parameters] == [id(method.network.tasks[0].embedding)]
-    assert weights.lr_factor == 1.0 < embedding.lr_factor < MOST_FACTOR
-    steps = 20 * batches
-    way = sum(lr * embedding.lr_factor * settings.lr_left(step / steps) for step in range(steps))
-    assert way == pytest.approx(EMBEDDING_BOUND, rel=0.01)
-
-
-@pytest.mark.parametrize(("lr", "factor"), [(1e-5, MOST_FACTOR), (0.1, 1.0)])
-def test_embeddings_learn_neither_slower_than_weights_nor_at_any_rate_with_adam(lr: float, factor: float) -> None:
-    method = hat()
-    method.note_pace(Pace(lr, batches=30, epochs=20, adaptive=True))
-    method.begin_task(TASKS[0])
-    last = method.parameter_groups()[-1]
-    assert (last.lr_factor, last.decays) == (factor, False)
-
-
-def test_embeddings_learn_as_fast_as_weights_with_sgd_and_as_is_said_with_any() -> None:
-    for adaptive, said, factor in [(False, None, 1.0), (False, 3.0, 3.0), (True, 3.0, 3.0), (True, 1.0, 1.0)]:
-        method = hat(embedding_lr_factor=said)
-        method.note_pace(Pace(0.001, batches=30, epochs=20, adaptive=adaptive))
-        method.begin_task(TASKS[0])
-        last = method.parameter_groups()[-1]
-        assert (last.lr_factor, last.decays) == (factor, True)
 
 
 def test_without_a_word_on_the_steps_c_is_that_of_the_paper() -> None:

@@ -168,52 +168,6 @@ def test_the_cost_of_a_settled_mask_is_its_share_of_free_units() -> None:
     assert net.regularization().item() == pytest.approx(float(share))
 
 
-def test_groups_for_adam_are_all_parameters_of_a_task_with_its_embedding_apart() -> None:
-    net = HATNetwork(backbone(), X, s_max=50.0)
-    net.add_task("one", 2)
-    weights, mask = net.parameter_groups("one", lr=0.01, embedding_lr_factor=5.0)
-    assert [id(p) for p in weights["params"]] == [
-        id(p) for p in net.task_parameters("one") if p is not net.tasks[0].embedding
-    ]
-    assert mask["params"] == [net.tasks[0].embedding]
-    assert (weights["lr"], mask["lr"], mask["weight_decay"]) == (0.01, 0.05, 0.0)
-    new, _ = net.parameter_groups("one", 1.0, new_only=True)
-    own = net.task_parameters("one", new_only=True)
-    assert [id(p) for p in new["params"]] == [id(p) for p in own if p is not net.tasks[0].embedding]
-    train(net, "one")
-    net.settle("one")
-    (settled_group,) = net.parameter_groups("one", lr=0.01)
-    assert [id(p) for p in settled_group["params"]] == [id(p) for p in net.task_parameters("one")]
-    net.consolidate("one")
-    with pytest.raises(InputError, match="is consolidated"):
-        net.parameter_groups("one", lr=0.01)
-
-
-@pytest.mark.parametrize("wrong", [0.0, -0.1, math.nan, math.inf, "0.1", None, True, 1e308, 10**400, torch.ones(2)])
-@pytest.mark.parametrize("key", ["lr", "embedding_lr_factor"])
-def test_rates_that_are_no_finite_numbers_above_0_are_refused(key: str, wrong: Any) -> None:
-    net = HATNetwork(backbone(), X, s_max=50.0)
-    net.add_task("one", 2)
-    rates = {"lr": 100.0, "embedding_lr_factor": 100.0, key: wrong}
-    with pytest.raises(InputError, match=rf"{key}.* must be a finite number above 0, not "):
-        net.parameter_groups("one", **rates)
-
-
-def test_a_task_learned_in_groups_leaves_old_logits_as_they_were() -> None:
-    net = settled()
-    net.consolidate("one")
-    before = logits(net, X, "one")
-    net.add_task("two", 2)
-    optimizer = net.protect(torch.optim.AdamW(net.parameter_groups("two", lr=0.1), weight_decay=0.1))
-    net.train()
-    for step in range(8):
-        net.anneal(step / 7)
-        (F.cross_entropy(net(X, "two"), Y) + net.regularization()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    net.consolidate("two")
-    assert torch.equal(logits(net.eval(), X, "one"), before)
-
-
 @pytest.mark.parametrize("part", ["settle", "consolidate"])
 @pytest.mark.parametrize("kind", ["hat", "pmask", "wsn", "supsup"])
 def test_no_mask_is_made_of_what_is_not_a_number(kind: str, part: str) -> None:

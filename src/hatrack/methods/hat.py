@@ -16,6 +16,7 @@ from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
 from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, ParameterGroup, Schedule, Setup
+from hatrack.methods.embedding_rate import embeddings_apart
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.methods.turning import TurningSettings
 from hatrack.models.hat import HATNetwork
@@ -38,14 +39,6 @@ SETTLED_SHARE = 0.15
 TRAVEL, LEAST_C, MOST_C = 5.0, 0.75, 5.0
 """Way that the regulariser would take an embedding of 1 down in the time it has there, with gates as they are at the
 beginning of an epoch (later they let little of it through), and bounds of the c that follows."""
-
-REACH, MOST_FACTOR = 6.0, 50.0
-"""Way that embeddings are to be able to go in all steps of a task with Adam, from one end of their range to its middle;
-and bound of the factor of their learning rate that follows.
-
-A step of Adam is of the learning rate's size. With a rate for weights, embeddings would stay on the side of 0 where
-they begin.
-"""
 
 ADAM_C = 2.0
 """The c of :attr:`MaskSchedule.SETTLED` with Adam, in all trainings: Adam makes steps of one size of the regulariser's
@@ -301,17 +294,8 @@ class HAT(MaskedMethod):
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Return the embedding apart, where it learns at another rate."""
-        factor, pace = self.settings.embedding_lr_factor, self._pace
-        if factor == 1.0 or (factor is None and not (pace is not None and pace.adaptive and pace.epochs)):
-            return super().parameter_groups()
-        embeddings = {id(state.embedding) for state in self.network.tasks if not state.is_settled}
-        parameters = self.trained_parameters()
-        weights, masks = ([p for p in parameters if (id(p) in embeddings) is apart] for apart in (False, True))
-        if factor is not None:
-            return [ParameterGroup(weights), ParameterGroup(masks, factor)]
-        assert pace is not None
-        factor = min(max(REACH / (pace.mean_lr(0.0, 1.0) * pace.batches * pace.epochs), 1.0), MOST_FACTOR)
-        return [ParameterGroup(weights), ParameterGroup(masks, factor, decays=False)]
+        embeddings = [state.embedding for state in self.network.tasks if not state.is_settled]
+        return embeddings_apart(self.trained_parameters(), embeddings, self.settings.embedding_lr_factor, self._pace)
 
     def strength(self) -> float:
         """Return the c of Eq. 4, the weight of the share of free units that the task takes; whole in validation."""

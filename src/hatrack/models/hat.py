@@ -29,7 +29,6 @@ from hatrack.state.undo import all_or_nothing, attaches_or_not
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
-from hatrack.support.ranges import require_above_zero
 from hatrack.units import Role, Rule, UnitGraph, warn_of_collapse, warn_of_nothing_to_learn
 from hatrack.units.signatures import Signature
 
@@ -197,37 +196,6 @@ class HATNetwork(MaskedNetwork[UnitTask]):
         units = self.masking.graph.num_units
         start = None if embedding is None else initial_embedding(embedding, units, generator)
         self.masking.start_embedding(self.masking.open_task(name, own, generator), start)
-
-    def parameter_groups(
-        self, task: str, lr: float, *, embedding_lr_factor: float = 10.0, new_only: bool = False
-    ) -> list[dict[str, Any]]:
-        """Return the parameters to train for a task as groups for Adam or AdamW, the embedding apart.
-
-        Steps of Adam are of the learning rate's size, however large gradients are. With a rate for weights the
-        embedding stays near where it began for some hundred steps: no unit is switched off, and later tasks find none
-        that is free. The embedding has no weight decay, either. For SGD take :meth:`task_parameters`.
-
-        Args:
-            task: the task in training.
-            lr: learning rate of weights, a finite number above 0, or a 0-dimensional tensor with one.
-            embedding_lr_factor: how much faster the embedding learns than weights, such a number.
-            new_only: leave the backbone out, for an optimizer that has it already from the task before.
-
-        Returns:
-            Groups of weights and of the embedding, or of weights alone for a task whose mask is settled; together they
-            hold what :meth:`task_parameters` gives.
-
-        Raises:
-            InputError: there is no such task, or it is consolidated; or a number is not finite and above 0.
-        """
-        require_above_zero(lr=lr, embedding_lr_factor=embedding_lr_factor)
-        of_mask = lr * embedding_lr_factor
-        require_above_zero(**{"lr times embedding_lr_factor": of_mask})
-        parameters, state = self.task_parameters(task, new_only=new_only), self.tasks.named(task)
-        if state.is_settled:
-            return [{"params": parameters, "lr": lr}]
-        weights = [parameter for parameter in parameters if parameter is not state.embedding]
-        return [{"params": weights, "lr": lr}, {"params": [state.embedding], "lr": of_mask, "weight_decay": 0.0}]
 
     def analyze(self, example_input: Inputs) -> None:
         """Analyse the backbone on an input of another shape or type before its first task, so that its units fit both.
