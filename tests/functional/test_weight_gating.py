@@ -1,4 +1,7 @@
-"""The gate of every weight in one pass: the same bits as the three operations that it stands for."""
+"""The gate of every weight in one pass: the same bits as the three operations that it stands for.
+
+Its embedding's gradient has the bits of a formula of whole tensors, and the digits of the gate that units have.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,48 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hatrack import WeightMaskedNetwork, functional
-from hatrack.functional import Compensation, annealed_scale, compensated_gate, gated_weight, share_taken
+from hatrack.functional import Compensation, annealed_scale, compensated_gate, gate, gated_weight, share_taken
 from hatrack.masks import Embedding
 
 S_MAX = 400.0
+
+
+class Whole(torch.autograd.Function):
+    """Oracle of the exact compensation, by whole tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, e: Tensor, free: Tensor, scale: float, s_max: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight, e, free)
+        ctx.scale, ctx.s_max = scale, s_max
+        a = gate(e, scale)
+        return weight * a, (a * free).sum()
+
+    @staticmethod
+    def backward(ctx: Any, of_product: Tensor, of_cost: Tensor) -> tuple[Tensor | None, ...]:
+        weight, e, free = ctx.saved_tensors
+        of_gate = of_product * weight + of_cost * free
+        return of_product * gate(e, ctx.scale), of_gate * slope_of_weights(e, ctx.scale, ctx.s_max), None, None, None
+
+
+def slope_of_weights(e: Tensor, scale: float, s_max: float) -> Tensor:
+    """Compute the slope of a gate times the compensation, with a power of 2."""
+    bits, numbers = math.log2(math.e), torch.finfo(e.dtype)
+    lowest = math.log2(numbers.tiny) + 1.0
+    places = torch.sub(50.0 * bits, (e * scale).abs(), alpha=bits).clamp(lowest, 0.0)
+    decay = torch.where(places > lowest, torch.exp2(places), 0.0)
+    slope: Tensor = torch.ops.aten.sigmoid_backward(decay * s_max, torch.sigmoid(e))
+    return torch.where(slope >= numbers.tiny, slope, 0.0)
+
+
+def by_whole_tensors(
+    weight: Tensor, e: Tensor, free: Tensor | None, scale: float, compensation: Compensation, s_max: float = S_MAX
+) -> tuple[Tensor, Tensor]:
+    """Oracle: the product and the cost with the gradients of their formula."""
+    if compensation is not Compensation.EXACT or weight.dtype != e.dtype:
+        return by_three_operations(weight, e, free, scale, compensation, s_max)
+    every = torch.ones_like(e) if free is None else free
+    product, cost = Whole.apply(weight, e, every, scale, s_max)  # type: ignore[no-untyped-call]
+    return product, cost
 
 
 def by_three_operations(
@@ -79,7 +120,7 @@ def test_product_and_gradients_keep_every_bit(
 
         def oracle(weight: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
             numbers = None if free is None else free.to(dtype)
-            return by_three_operations(weight, e, numbers, scale, compensation, s_max)
+            return by_whole_tensors(weight, e, numbers, scale, compensation, s_max)
 
         found = gradients(fused, weight, e, of=of, of_cost=0.75)
         expected = gradients(oracle, weight, e, of=of, of_cost=0.75)
@@ -105,10 +146,29 @@ def test_the_slope_is_its_formula_to_the_bit(dtype: torch.dtype, scale: float) -
     assert torch.equal(gate.detach(), torch.where(plain < 1e-12, 0.0, plain))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1 / S_MAX, 5.0, 20.0, 100.0, S_MAX])
+def test_the_gradient_is_that_of_the_gate_of_units_but_for_rounding(dtype: torch.dtype, scale: float) -> None:
+    """Where the slope decays, a digit less of ``s e`` is told apart the larger that is."""
+    e = torch.linspace(-6, 6, 30001, dtype=torch.float64).to(dtype)
+    weight, of, free = (torch.randn(len(e), generator=torch.Generator().manual_seed(n)).to(dtype) for n in range(3))
+    free = (free > 0).to(dtype)
+    rest: dict[str, Any] = {"of": of, "of_cost": 0.75}
+    *_, found, _ = gradients(gated_weight, weight, e, free, scale, S_MAX, **rest)
+    *_, expected, _ = gradients(by_three_operations, weight, e, free, scale, Compensation.EXACT, **rest)
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+    terms = (of * weight).abs() + 0.75 * free
+    slope = S_MAX * torch.sigmoid(e) * torch.sigmoid(-e) * torch.exp(-torch.relu((scale * e).abs() - 50.0))
+    rounding = eps * (8.0 + 2.0 * (scale * e).abs())
+    assert bool(((found - expected).abs() <= terms * (slope * rounding + 1e4 * tiny)).all())
+    inside = (scale * e).abs() < 50.0
+    assert bool((found[inside] != 0).all())
+
+
 def test_each_of_its_results_alone_and_a_transposed_weight() -> None:
     e = torch.randn(5, 4, requires_grad=True)
     weight = torch.randn(4, 5).T.requires_grad_()
-    whole = by_three_operations(weight, e, None, 20.0, Compensation.EXACT)
+    whole = by_whole_tensors(weight, e, None, 20.0, Compensation.EXACT)
     for index in (0, 1):
         found = gated_weight(weight, e, None, 20.0, S_MAX)[index].sum()
         expected = whole[index].sum()
@@ -165,11 +225,11 @@ def test_the_cost_is_the_same_with_a_pass_before_it_and_without() -> None:
     kept = net.regularization()
     torch.testing.assert_close(kept, alone)
     kept.backward()
-    assert all(torch.equal(one, other) for one, other in zip(own_gradients(net), expected, strict=True))
+    torch.testing.assert_close(own_gradients(net), expected)  # other last bits: it is another gate's gradient
     loss.backward()  # one after the other, in either order
     net.zero_grad()
     net.regularization().backward()
-    assert all(torch.equal(one, other) for one, other in zip(own_gradients(net), expected, strict=True))
+    torch.testing.assert_close(own_gradients(net), expected)
     gates = [compensated_gate(v, annealed_scale(0.3, S_MAX), S_MAX) for v in net.tasks[1].choice]
     free = [(~mask).float() for mask in net.masks("first").values()]
     taken = sum(float((gate * f).sum().detach()) for gate, f in zip(gates, free, strict=True))
@@ -204,7 +264,7 @@ def naive(
     weight: Tensor, e: Tensor, free: Tensor | None, scale: float, s_max: float, compensation: Compensation, new: Any
 ) -> tuple[Tensor, Tensor]:
     """Oracle in the place of :func:`gated_weight`, by whole tensors and torch's own derivatives."""
-    return by_three_operations(weight, e, None if free is None else free.to(e.dtype), scale, compensation, s_max)
+    return by_whole_tensors(weight, e, None if free is None else free.to(e.dtype), scale, compensation, s_max)
 
 
 def second_task(
