@@ -46,7 +46,7 @@ def outline(x):
 
 def learn(task, classes, labels, epochs=3, batch_size=32):
     net.add_task(task, classes)
-    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=3e-3, weight_decay=1e-2))
+    optimizer = net.protect(torch.optim.AdamW(net.parameter_groups(task, lr=3e-3), weight_decay=1e-2))
     x, _ = clothes.train.load()
     net.train()
     for _ in range(epochs):

@@ -57,7 +57,7 @@ def is_large(batch):
 
 def learn(task, labels, steps=100):
     net.add_task(task, 2)
-    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=5e-3, weight_decay=1e-2))
+    optimizer = net.protect(torch.optim.AdamW(net.parameter_groups(task, lr=5e-3), weight_decay=1e-2))
     net.train()
     for progress, seed in hatrack.with_progress(range(steps)):
         batch = sequences(48, seed=1 + seed)

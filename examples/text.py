@@ -52,7 +52,7 @@ def learn(task, targets, loss, head=None, steps=120):
         net.add_task(task, 2)
     else:
         net.add_task(task, head=head)
-    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=2e-3, weight_decay=1e-2))
+    optimizer = net.protect(torch.optim.AdamW(net.parameter_groups(task, lr=2e-3), weight_decay=1e-2))
     net.train()
     for progress, seed in hatrack.with_progress(range(steps)):
         batch = sentences(32, seed=1 + seed)

@@ -48,7 +48,7 @@ def product(inputs, label):
 
 def learn(task, outputs, target, loss, epochs=12, batch_size=32):
     net.add_task(task, outputs)  # as many outputs of a linear head, for whatever loss
-    optimizer = net.protect(torch.optim.AdamW(net.task_parameters(task), lr=2e-3, weight_decay=1e-2))
+    optimizer = net.protect(torch.optim.AdamW(net.parameter_groups(task, lr=2e-3), weight_decay=1e-2))
     (picture, numbers), label = samples(clothes.train, seed=1)
     net.train()
     for _ in range(epochs):
