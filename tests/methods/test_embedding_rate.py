@@ -10,7 +10,7 @@ from hatrack.functional import EMBEDDING_BOUND
 from hatrack.methods import Pace
 from hatrack.methods.embedding_rate import MOST_FACTOR
 from hatrack.methods.masked import MaskedMethod
-from hatrack.train import LearningRateDecay, TrainingSettings
+from hatrack.train import LearningRateDecay, OptimizerKind, Training, TrainingSettings
 from support.toys import make, tasks
 
 TASKS = tasks("mlp", 2, samples=48)
@@ -61,6 +61,16 @@ def test_embeddings_learn_as_fast_as_weights_with_sgd_and_as_is_said_with_any(na
         method = begun(name, Pace(0.001, batches=30, epochs=20, adaptive=adaptive), embedding_lr_factor=said)
         last = method.parameter_groups()[-1]
         assert (last.lr_factor, last.decays) == (factor, True)
+
+
+@BY_EMBEDDINGS
+@pytest.mark.parametrize(("kind", "factor"), [(OptimizerKind.ADAM, 6.0 / (0.01 * 36)), (OptimizerKind.SGD, 1.0)])
+def test_a_training_says_what_steps_there_will_be(name: str, kind: OptimizerKind, factor: float) -> None:
+    method = make(name, "mlp")
+    method.begin_task(TASKS[0])
+    assert len(TASKS[0].train) == 48
+    Training(method, TASKS[:1], TrainingSettings(optimizer=kind, lr=0.01, epochs=9, batch_size=12))
+    assert method.parameter_groups()[-1].lr_factor == pytest.approx(factor)
 
 
 @BY_EMBEDDINGS

@@ -14,7 +14,7 @@ from hatrack.experiments.request import environment_of
 from hatrack.experiments.results import RunResult, TaskHistory, TaskSummary, rounded_shares, write_result
 from hatrack.recognition import Confusion
 from hatrack.storage.checkpoint import Checkpoint, write_checkpoint
-from hatrack.train import BatchDone, EpochDone, Score, Training, pace_of, predict_splits, require_finite, score
+from hatrack.train import BatchDone, EpochDone, Score, Training, predict_splits, require_finite, score
 
 __all__ = ["Event", "TaskBegun", "TaskLearned", "last_confusion", "last_logits", "run", "score_row"]
 
@@ -99,7 +99,6 @@ def _learn(prepared: Run, index: int, folder: RunFolder | None) -> Iterator[Even
     if prepared.learned == index:
         done = len(history.valid_loss)
         yield TaskBegun(index, prepared.result.tasks[index], sum(method.phases(training.epochs)), done)
-        method.note_pace(pace_of(method, seen, training))
         method.begin_task(seen[-1])
         if method.trains:
             going = Training(method, seen, training, prepared.request.ranks, state)

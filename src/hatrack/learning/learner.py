@@ -46,7 +46,7 @@ from hatrack.support.interface import Features, Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import look_up
 from hatrack.support.notebook import html_table
-from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit, pace_of
+from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
 
 __all__ = ["LEARNER_FORMAT", "LabelPrediction", "Learner", "NumberPrediction", "Prediction"]
 
@@ -236,7 +236,6 @@ class Learner:
             interface=interface,
         )
         method = self._method
-        method.note_pace(pace_of(method, [described], self.training))
         method.begin_task(described)
         try:
             with ending(self._display(described, progress)) as display:

@@ -413,7 +413,7 @@ class Method(abc.ABC):
         """Do what follows a part of the training, with its best validation loss and where its schedule ended."""
 
     def note_pace(self, pace: Pace) -> None:  # noqa: B027 - what few methods go by
-        """Take note of how fast the next task is going to be learned, before :meth:`begin_task`.
+        """Take note of how fast the task that has begun is going to be learned, before its first part.
 
         Whoever does not know it, as where samples arrive one after the other, leaves this out.
         """

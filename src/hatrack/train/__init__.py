@@ -1,6 +1,6 @@
 """The one training loop, and the tests that follow it."""
 
-from hatrack.train.loop import BatchDone, EpochDone, Training, fit, pace_of
+from hatrack.train.loop import BatchDone, EpochDone, Training, fit
 from hatrack.train.scoring import Score, predict_split, predict_splits, require_finite, score
 from hatrack.train.settings import LearningRateDecay, OptimizerKind, Precision, TrainingSettings
 
@@ -14,7 +14,6 @@ __all__ = [
     "Training",
     "TrainingSettings",
     "fit",
-    "pace_of",
     "predict_split",
     "predict_splits",
     "require_finite",

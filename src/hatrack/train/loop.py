@@ -27,7 +27,7 @@ from hatrack.train.scoring import require_finite
 from hatrack.train.settings import OptimizerKind, Precision, TrainingSettings
 from hatrack.train.state import BestEpoch, Place, TrainingState
 
-__all__ = ["BatchDone", "EpochDone", "Training", "fit", "pace_of"]
+__all__ = ["BatchDone", "EpochDone", "Training", "fit"]
 
 STATISTICS_BATCHES = 32
 """Largest number of batches that the statistics of batch norms are taken over."""
@@ -75,13 +75,6 @@ def fit(
     return iter(Training(method, seen, settings, ranks))
 
 
-def pace_of(method: Method, seen: Sequence[Task], settings: TrainingSettings) -> Pace:
-    """Return the pace at which a method would learn the last of some tasks, as its ``note_pace`` takes it."""
-    samples = sum(len(task.train) for task in method.training_tasks(seen))
-    batches, adaptive = math.ceil(samples / settings.batch_size), settings.optimizer is not OptimizerKind.SGD
-    return Pace(settings.lr, batches, settings.lr_left, settings.epochs, adaptive)
-
-
 class Training:
     """The training of a method on a task that it has begun; whoever iterates over it trains.
 
@@ -127,6 +120,11 @@ class Training:
             if capture is None:
                 require_cuda(device)
             self._captured = CapturedSteps(settings.batch_size, capture or as_cuda_graph, self._written)
+        batches, adaptive = (
+            math.ceil(len(self._train) / settings.batch_size),
+            settings.optimizer is not OptimizerKind.SGD,
+        )
+        method.note_pace(Pace(settings.lr, batches, settings.lr_left, settings.epochs, adaptive))
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
         """Train, and yield events."""
