@@ -20,10 +20,10 @@ from hatrack import WeightMaskedNetwork, functional
 from hatrack.functional import (
     Compensation,
     annealed_scale,
+    blocks,
     compensated_gate,
     gate,
     gated_weight,
-    gated_weights,
     share_taken,
 )
 from hatrack.masks import Embedding
@@ -121,7 +121,7 @@ def test_product_and_gradients_keep_every_bit(
     given_free = free if free is None or frozen == "booleans" else free.to(dtype)
     scale = annealed_scale(progress, s_max)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gated_weights, "_BLOCK", 64)  # whole vectors: what is left over is computed otherwise
+        patch.setattr(blocks, "_BLOCK", 64)  # whole vectors: what is left over is computed otherwise
 
         def fused(weight: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
             return gated_weight(weight, e, given_free, scale, s_max, compensation)

@@ -10,6 +10,7 @@ number per unit), ``a`` its attention or mask (one number in [0, 1] per unit), `
 """
 
 from hatrack.functional.annealing import annealed_scale, batch_progress
+from hatrack.functional.chosen_weights import chosen_weight
 from hatrack.functional.conditioning import (
     Conditioning,
     adaptive_freedom,
@@ -54,6 +55,7 @@ __all__ = [
     "annealed_scale",
     "attention_regularization",
     "batch_progress",
+    "chosen_weight",
     "compensated_gate",
     "compensation_factor",
     "condition_gradient",

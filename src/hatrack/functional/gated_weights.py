@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hatrack.functional.blocks import as_numbers, blocks, empty_like, spare_blocks
 from hatrack.functional.gates import BELOW_FLUSH, BELOW_TINY, SATURATION_BOUND, Compensation, gate_factors
 
-__all__ = [
-    "gated_weight",
-]
-
-_BLOCK = 2**18
-"""Number of entries to work on at a time on a CPU: they and their results stay in its cache, whereas a further pass
-over memory takes longer than computing something. Smaller blocks spend more time on calls than they save (measured)."""
+__all__ = ["gated_weight"]
 
 _SUMMED = 2**16
 """Number of gates to add up at a time, on which the last bits of a cost depend."""
 
 _NEVER_DENORMAL = 260.0
 """Largest scale above which no compensated slope is denormal: up to the bound of embeddings ``σ(1 − σ)`` is at least
-1/406, and a decay that is not 0 is 1.6 times the smallest normal number."""
+1/406, and a decay that is not 0 is above twice the smallest normal number."""
 
 _BITS = math.log2(math.e)
 """Powers of 2 to a power of e."""
@@ -32,10 +27,6 @@ _BITS = math.log2(math.e)
 _CLOSED, _OPEN = -30.0, 50.0
 """Scaled embeddings below which a gate is flushed to 0, and above which it is exactly 1, in all types. Beyond them a
 sigmoid meets denormal numbers on its way, and takes four times as long."""
-
-
-def _empty_like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 class _GatedWeight(torch.autograd.Function):
@@ -59,14 +50,14 @@ class _GatedWeight(torch.autograd.Function):
         ctx.scale, ctx.s_max, ctx.compensation, ctx.new = scale, s_max, compensation, new
         ctx.versions = weight._version, e._version
         ctx.set_materialize_grads(False)
-        product, costs, spare = new(weight), [], _spare(e, 2)
-        for w, values, counted, out in _blocks(weight, e, free, product):
+        product, costs, spare = new(weight), [], spare_blocks(e, 2)
+        for w, values, counted, out in blocks(weight, e, free, product):
             assert w is not None
             assert values is not None
             x, other = (memory[: len(values)] for memory in spare)
             a = _gate_into(x, torch.mul(values, scale, out=x))
             torch.mul(w, a.to(w.dtype), out=out)
-            costs += _sums(a, None if counted is None else _numbers(counted, other))
+            costs += _sums(a, None if counted is None else as_numbers(counted, other))
         return product, torch.stack(costs).sum() if costs else e.new_zeros(())
 
     @staticmethod
@@ -78,8 +69,8 @@ class _GatedWeight(torch.autograd.Function):
         of_weight = ctx.new(weight) if wants_weight else None
         of_e = ctx.new(e) if ctx.needs_input_grad[1] else None
         in_place = ctx.compensation is Compensation.EXACT and weight.dtype == e.dtype
-        spare = _spare(e, 3)
-        for w, values, counted, gradient, for_w, for_e in _blocks(weight, e, ctx.free, of_product, of_weight, of_e):
+        spare = spare_blocks(e, 3)
+        for w, values, counted, gradient, for_w, for_e in blocks(weight, e, ctx.free, of_product, of_weight, of_e):
             assert w is not None
             assert values is not None
             x, a, slope = (memory[: len(values)] for memory in spare)
@@ -90,23 +81,16 @@ class _GatedWeight(torch.autograd.Function):
                 continue
             if in_place:
                 _slope_into(slope, values, x, a, ctx.s_max)
-                numbers = None if counted is None or of_cost is None else _numbers(counted, x)
+                numbers = None if counted is None or of_cost is None else as_numbers(counted, x)
                 _of_embedding_into(for_e, slope, (a, x), w, gradient, numbers, of_cost)
                 continue
             factors = gate_factors(values, a, ctx.scale, ctx.s_max, ctx.compensation)
             parts = [] if gradient is None else [gradient * w]
             if of_cost is not None:
-                parts.append(of_cost.expand_as(a) if counted is None else of_cost * _numbers(counted, x))
+                parts.append(of_cost.expand_as(a) if counted is None else of_cost * as_numbers(counted, x))
             of_gates = [_times(part.to(a.dtype), factors) for part in parts]
             torch.add(*of_gates, out=for_e) if len(of_gates) == 2 else for_e.copy_(of_gates[0] if of_gates else 0.0 * a)
         return of_weight, of_e, None, None, None, None, None
-
-
-def _numbers(free: Tensor, spare: Tensor) -> Tensor:
-    """Convert booleans to numbers in memory that is given; numbers of the same type stay as they are."""
-    if free.dtype == spare.dtype:
-        return free
-    return spare.copy_(free.view(torch.uint8) if free.dtype == torch.bool else free)  # six times as fast as of booleans
 
 
 def _sums(gates: Tensor, free: Tensor | None) -> list[Tensor]:
@@ -170,24 +154,6 @@ def _times(part: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     return part
 
 
-def _block_size(tensor: Tensor) -> int:
-    return max(1, min(_BLOCK, tensor.numel()) if tensor.device.type == "cpu" else tensor.numel())
-
-
-def _spare(like: Tensor, count: int) -> list[Tensor]:
-    """Return memory for so many results of a block."""
-    return [torch.empty(_block_size(like), dtype=like.dtype, device=like.device) for _ in range(count)]
-
-
-def _blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-    """Yield the same entries of several tensors of one shape, piece by piece; None for a tensor that is None."""
-    size = _block_size(first)
-    flat = [None if tensor is None else tensor.detach().contiguous().view(-1) for tensor in (first, *others)]
-    pieces = [None if tensor is None else torch.split(tensor, size) for tensor in flat]
-    for number in range(-(-first.numel() // size)):
-        yield tuple(None if parts is None else parts[number] for parts in pieces)
-
-
 def gated_weight(
     weight: Tensor,
     e: Tensor,
@@ -195,7 +161,7 @@ def gated_weight(
     scale: float,
     s_max: float,
     compensation: Compensation = Compensation.EXACT,
-    new: Callable[[Tensor], Tensor] = _empty_like,
+    new: Callable[[Tensor], Tensor] = empty_like,
 ) -> tuple[Tensor, Tensor]:
     """Compute a gated weight, ``W ⊙ σ(s · E)``, and the sum of its gates over free entries.
 
