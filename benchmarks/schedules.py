@@ -43,12 +43,16 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 ADAM: Mapping[str, Any] = {"optimizer": "adam", "lr": 0.001}
 
+GROWN: Mapping[str, Any] = {"capacity": "grow", "growth_threshold": 0.4, "growth_share": 0.5}
+"""Layers of which less than two fifths are free get half of their width more before a task begins."""
+
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "independent": ("independent", {}),
     "paper": ("hat", {"schedule": "paper", "c": None, "embedding": None}),
     "settled": ("hat", {"schedule": "settled", "c": None, "embedding": None}),
     "independent-adam": ("independent", ADAM),
     "settled-adam": ("hat", {"schedule": "settled", "c": None, "embedding": None, **ADAM}),
+    "grown-adam": ("hat", {"schedule": "settled", "c": None, "embedding": None, **ADAM, **GROWN}),
 }
 """Method and its settings, by name; `c=none` is that of the schedule, whatever the experiment has."""
 

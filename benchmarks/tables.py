@@ -33,6 +33,7 @@ from hatrack.experiments.experiment import completed
 from hatrack.functional import forgetting_ratio
 from hatrack.methods import Method
 from hatrack.methods.den import DEN
+from hatrack.methods.masked import MaskedMethod
 from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
 from hatrack.support.toml import tomllib
@@ -96,6 +97,7 @@ def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
         "tasks": [task.name for task in result.tasks],
         "used": round(used[-1], 3) if used else None,
         **layers_of(prepared.method),
+        **grown(prepared.method),
         **recognised_in(result.metrics()),
         "seconds": round(sum(result.seconds), 1),
         "commit": commit(),
@@ -110,6 +112,17 @@ def layers_of(method: Method) -> dict[str, Any]:
         return {}
     changes = {task: asdict(changes) for task, changes in method.changes.items()}
     return {"time_stamps": dict(method.network.widths), "changes": changes}
+
+
+def grown(method: Method) -> dict[str, Any]:
+    """Return how many parameters a backbone that widens by itself had, and has in the end."""
+    if not isinstance(method, MaskedMethod) or method.network.growth is None:
+        return {}
+    before, after = (
+        sum(parameter.numel() for parameter in backbone.parameters())
+        for backbone in (method.setup.build_backbone(), method.network.backbone)
+    )
+    return {"parameters_at_first": before, "parameters": after}
 
 
 def with_ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
