@@ -78,11 +78,16 @@ def row(results: list[RunResult]) -> dict[str, Any]:
     """Return what runs of one method reach: the first task and the last when they were learned, all in the end."""
     scores = [[[score.value for score in line] for line in result.scores] for result in results]
     used = [result.history[-1].used for result in results]
+    sizes = [[history.capacity["parameters"] for history in result.history if history.capacity] for result in results]
+    grew = (
+        {"times_the_parameters": round(statistics.fmean(each[-1] / each[0] for each in sizes), 2)} if all(sizes) else {}
+    )
     return {
         "first": spread([lines[0][0] for lines in scores]),
         "last": spread([lines[-1][-1] for lines in scores]),
         "all": spread([statistics.fmean(lines[-1]) for lines in scores]),
         "used": None if used[0] is None or not used[0] else round(statistics.fmean(each[-1] for each in used), 3),
+        **grew,
         "seconds": round(statistics.fmean(sum(result.seconds) for result in results), 1),
     }
 

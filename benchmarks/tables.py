@@ -30,10 +30,10 @@ from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, RunRequest, prepare, run
 from hatrack.experiments.continuing import other_data
 from hatrack.experiments.experiment import completed
+from hatrack.experiments.results import RunResult
 from hatrack.functional import forgetting_ratio
 from hatrack.methods import Method
 from hatrack.methods.den import DEN
-from hatrack.methods.masked import MaskedMethod
 from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
 from hatrack.support.toml import tomllib
@@ -97,7 +97,7 @@ def measured(row: Row, common: Mapping[str, Any], data: Path) -> dict[str, Any]:
         "tasks": [task.name for task in result.tasks],
         "used": round(used[-1], 3) if used else None,
         **layers_of(prepared.method),
-        **grown(prepared.method),
+        **widened(result),
         **recognised_in(result.metrics()),
         "seconds": round(sum(result.seconds), 1),
         "commit": commit(),
@@ -114,15 +114,10 @@ def layers_of(method: Method) -> dict[str, Any]:
     return {"time_stamps": dict(method.network.widths), "changes": changes}
 
 
-def grown(method: Method) -> dict[str, Any]:
-    """Return how many parameters a backbone that widens by itself had, and has in the end."""
-    if not isinstance(method, MaskedMethod) or method.network.growth is None:
-        return {}
-    before, after = (
-        sum(parameter.numel() for parameter in backbone.parameters())
-        for backbone in (method.setup.build_backbone(), method.network.backbone)
-    )
-    return {"parameters_at_first": before, "parameters": after}
+def widened(result: RunResult) -> dict[str, Any]:
+    """Return how many parameters tasks share after the first and after the last, where the network was widened."""
+    sizes = [history.capacity["parameters"] for history in result.history if history.capacity]
+    return {"parameters_at_first": sizes[0], "parameters": sizes[-1]} if sizes and sizes[0] != sizes[-1] else {}
 
 
 def with_ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
