@@ -79,15 +79,13 @@ def row(results: list[RunResult]) -> dict[str, Any]:
     scores = [[[score.value for score in line] for line in result.scores] for result in results]
     used = [result.history[-1].used for result in results]
     sizes = [[history.capacity["parameters"] for history in result.history if history.capacity] for result in results]
-    grew = (
-        {"times_the_parameters": round(statistics.fmean(each[-1] / each[0] for each in sizes), 2)} if all(sizes) else {}
-    )
+    times = statistics.fmean(each[-1] / each[0] for each in sizes) if all(sizes) else 1.0
     return {
         "first": spread([lines[0][0] for lines in scores]),
         "last": spread([lines[-1][-1] for lines in scores]),
         "all": spread([statistics.fmean(lines[-1]) for lines in scores]),
         "used": None if used[0] is None or not used[0] else round(statistics.fmean(each[-1] for each in used), 3),
-        **grew,
+        **({} if times == 1.0 else {"times_the_parameters": round(times, 2)}),
         "seconds": round(statistics.fmean(sum(result.seconds) for result in results), 1),
     }
 
