@@ -2,7 +2,7 @@
 
 Ratios of times in one process:
 
-python benchmarks/speed.py tasks|full|run|evaluation|compile|plain|adam [--out benchmarks/results/speed.json]
+python benchmarks/speed.py tasks|full|run|evaluation|compile|plain|adam|weights [--out benchmarks/results/speed.json]
 
 Times are processor time of the one thread that works, which other processes of a shared machine disturb least; what is
 compared takes turns. With `--out` the section is put into that file, beside the others that it holds.
@@ -25,9 +25,10 @@ import torch
 from step_time import BATCH, at_third_task, hat_step, plain_step
 from torch import Tensor, nn
 
-from hatrack import HATNetwork, keep_freed_memory
+from hatrack import HATNetwork, WeightMaskedNetwork, keep_freed_memory
 from hatrack.backbones import MLP, AlexNet, Dropout, ResNet18
 from hatrack.experiments import Run, RunRequest, TaskLearned, prepare, run
+from hatrack.masks import Embedding, MaskSource, Scores
 from hatrack.methods import ParameterGroup
 from hatrack.support.environment import describe_environment
 from hatrack.train import BatchDone, OptimizerKind, TrainingSettings
@@ -368,6 +369,32 @@ def with_adam(repetitions: int) -> dict[str, Any]:
     return found
 
 
+# -------------------------------------------------------------------------------------------------- masks of weights
+
+
+def masked_weights(repetitions: int) -> dict[str, Any]:
+    """Steps of 2×2000 units in a second task, with masks of weights by embeddings and by scores."""
+    sources: Mapping[str, MaskSource] = {"pmask": Embedding(), "wsn": Scores(0.5)}
+    found = {}
+    for kind, lr in ((OptimizerKind.SGD, 0.05), (OptimizerKind.ADAM, 1e-3)):
+        settings = TrainingSettings(optimizer=kind, lr=lr)
+        x, y = torch.rand(BATCH, *SHAPE), torch.randint(0, 10, (BATCH,))
+        model = nn.Sequential(MLP(SHAPE), nn.Linear(2000, 10))
+        plain = build_optimizer([ParameterGroup(list(model.parameters()))], settings)
+        steps: dict[str, Callable[[int], Any]] = {"plain": lambda _, m=model, o=plain, x=x, y=y: plain_step(m, o, x, y)}
+        for name, source in sources.items():
+            net = WeightMaskedNetwork(MLP(SHAPE), torch.zeros(1, *SHAPE), source=source)
+            net.add_task("first", 10)
+            net.consolidate("first")
+            net.add_task("third", 10)
+            net.train()
+            optimizer = build_optimizer([ParameterGroup(net.task_parameters("third"))], settings, net.protect)
+            steps[name] = lambda repetition, n=net, o=optimizer, x=x, y=y: hat_step(n, o, x, y, repetition % 10 / 9)
+        found[kind.value] = against(in_turns(steps, repetitions), "plain")
+        print(kind.value, found[kind.value], flush=True)
+    return found
+
+
 SECTIONS = {
     "tasks": many_tasks,
     "full": full,
@@ -376,6 +403,7 @@ SECTIONS = {
     "compile": compiled,
     "plain": from_plain_torch,
     "adam": with_adam,
+    "weights": masked_weights,
 }
 
 
