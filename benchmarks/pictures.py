@@ -1,4 +1,4 @@
-"""Pictures of ρ over tasks, drawn from records of tables: Figs. 3 and 9 of the HAT paper with our figures.
+"""Pictures drawn from records: ρ over tasks, and single tasks made small; Figs. 3, 7 and 9 of the HAT paper.
 
 python benchmarks/pictures.py [--out docs/report]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from hatrack.report.table import Kind, Row, mean_and_sd
 
 RESULTS = Path(__file__).parent / "results"
 RATIO = Kind.RATIO.column("forgetting_ratio", "ρ")
+ACCURACY = Kind.PERCENT.column("valid_accuracy", "validation accuracy")
 ADAM = "optimizer=adam,lr=0.001"
 
 
@@ -83,6 +85,22 @@ def rows_of(picture: Picture, runs: list[dict[str, Any]]) -> list[Row]:
     return rows
 
 
+def by_epoch(record: Mapping[str, Any]) -> list[Row]:
+    """Return a row per data set and epoch of ``compression.json``: units in use and accuracy, means over seeds.
+
+    Epochs that a training of some seed has not reached are left out.
+    """
+    rows: list[Row] = []
+    for name, found in record["results"].items():
+        used, right = ([run["by epoch"][key] for run in found["runs"]] for key in ("used", "valid_accuracy"))
+        for epoch, (shares, accuracies) in enumerate(
+            zip(zip(*used, strict=False), zip(*right, strict=False), strict=True), start=1
+        ):
+            mean = 100 * statistics.fmean(shares)
+            rows.append({"data": name, "epoch": epoch, "percent": mean, ACCURACY.key: statistics.fmean(accuracies)})
+    return rows
+
+
 def main() -> None:
     """Draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,6 +111,11 @@ def main() -> None:
         record = json.loads((arguments.results / picture.record).read_text(encoding="utf-8"))
         rows = rows_of(picture, record["runs"])
         save(charts.curves(rows, RATIO, [*picture.lines]), arguments.out / f"{name}.svg", picture.title)
+    record = json.loads((arguments.results / "compression.json").read_text(encoding="utf-8"))
+    chart = charts.scatter(
+        by_epoch(record), "percent", ACCURACY, "units in use (%)", "data", order="epoch", points=False
+    )
+    save(chart, arguments.out / "compression.svg", "Single tasks made small, epoch by epoch from right to left")
 
 
 if __name__ == "__main__":

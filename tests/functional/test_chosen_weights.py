@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hatrack.functional import blocks, chosen_weight
-from hatrack.masks import MaskSource, Scores
-from hatrack.masks.sources import straight_through
+from hatrack.functional import blocks, chosen_weight, straight_through
+from hatrack.masks import Embedding, MaskSource, Scores
+from hatrack.masks.sources import Passed
 from support.weight_networks import attach
 
 
@@ -65,6 +65,39 @@ def test_a_weight_whose_entries_lie_otherwise_in_memory() -> None:
     assert all(same_bits(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("source", [Scores(0.5), Scores(None), Embedding(50.0)])
+@pytest.mark.parametrize("lies", ["channels last", "transposed"])
+def test_sources_pass_such_a_weight_without_memory_of_the_callers(source: MaskSource, lies: str) -> None:
+    weight = torch.randn(6, 5).T if lies == "transposed" else torch.randn(4, 3, 5, 5)
+    if lies == "channels last":
+        weight = weight.to(memory_format=torch.channels_last)
+    values, free = torch.randn(weight.shape), torch.ones(weight.shape, dtype=torch.bool)
+    passed = source.passed(weight, values, free, 0.5).weight
+    mask = source.in_training(values, 0.5)
+    assert mask is not None
+    assert torch.equal(passed, weight * mask)
+
+
+def test_memory_whose_entries_lie_otherwise_is_refused() -> None:
+    weight = torch.randn(6, 5).T
+    with pytest.raises(ValueError, match="contiguous"):
+        chosen_weight(weight, weight, weight > 0, by_size=True, new=torch.empty_like)
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_second_derivatives_and_batches_of_gradients_are_those_of_the_operations(by_size: bool) -> None:
+    weight, scores = (torch.randn(4, 5, requires_grad=True) for _ in range(2))
+    chosen, of = torch.rand(4, 5) < 0.5, torch.randn(3, 4, 5)
+
+    def results(product: Tensor) -> list[Tensor]:
+        batched = torch.autograd.grad(product, [weight, scores], of, retain_graph=True, is_grads_batched=True)
+        first = torch.autograd.grad(product.square().sum(), [weight, scores], create_graph=True)
+        return [*batched, *first, *torch.autograd.grad(sum(each.square().sum() for each in first), [weight, scores])]
+
+    found = results(chosen_weight(weight, scores, chosen, by_size=by_size))
+    torch.testing.assert_close(found, results(by_operations(weight, scores, chosen, by_size)))
+
+
 @pytest.mark.parametrize("moved", ["weight", "scores"])
 def test_what_moved_between_the_passes_is_noticed(moved: str) -> None:
     tensors = {name: torch.randn(3, 3, requires_grad=True) for name in ("weight", "scores")}
@@ -96,6 +129,18 @@ def test_masks_without_a_price_are_not_made_for_it(kind: str, monkeypatch: pytes
     net.train()
     monkeypatch.setattr(type(net.source), "in_training", None)
     assert net.regularization().item() == 0.0
+
+
+def test_a_cost_that_a_source_takes_while_it_passes_weights_counts() -> None:
+    class Taking(Scores):
+        def passed(self, weight: Any, values: Any, free: Any, progress: float, new: Any = None) -> Passed:
+            mask = self.in_training(values, progress)
+            return Passed(weight * mask, (mask * free).sum())
+
+    net = attach("wsn", source=Taking(0.25))
+    net.add_task("one", 2)
+    net.train()(torch.zeros(2, 6), "one")
+    assert net.regularization().item() == pytest.approx(0.25, rel=0.05)
 
 
 def test_a_source_with_a_price_of_its_own_is_asked_for_it() -> None:

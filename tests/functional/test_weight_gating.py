@@ -52,7 +52,9 @@ def slope_of_weights(e: Tensor, scale: float, s_max: float) -> Tensor:
     """Compute the slope of a gate times the compensation, with a power of 2."""
     bits, numbers = math.log2(math.e), torch.finfo(e.dtype)
     lowest = math.log2(numbers.tiny) + 1.0
-    places = torch.sub(50.0 * bits, (e * scale).abs(), alpha=bits).clamp(lowest, 0.0)
+    x = (e * scale).abs()
+    places = torch.sub(50.0 * bits, x, alpha=bits) if e.dtype.itemsize > 2 else torch.sub(50.0, x) * bits
+    places = places.clamp(lowest, 0.0)
     decay = torch.where(places > lowest, torch.exp2(places), 0.0)
     slope: Tensor = torch.ops.aten.sigmoid_backward(decay * s_max, torch.sigmoid(e))
     return torch.where(slope >= numbers.tiny, slope, 0.0)
@@ -154,8 +156,20 @@ def test_the_slope_is_its_formula_to_the_bit(dtype: torch.dtype, scale: float) -
     assert torch.equal(gate.detach(), torch.where(plain < 1e-12, 0.0, plain))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1 / S_MAX, 5.0, 20.0, 80.0])
+def test_inside_the_bound_the_gradient_is_right_in_half_precision(dtype: torch.dtype, scale: float) -> None:
+    """Where the bound were multiplied first, its rounding alone would take a sixth off."""
+    e = torch.linspace(-min(2.0, 48.0 / scale), min(2.0, 48.0 / scale), 301).to(dtype)
+    weight, of = torch.linspace(0.5, 2.0, 301).to(dtype), torch.linspace(2.0, 0.5, 301).to(dtype)
+    rest = (None, scale, S_MAX)
+    *_, found, _ = gradients(gated_weight, weight, e, *rest, of=of, of_cost=0.75)
+    *_, exact, _ = gradients(gated_weight, weight.double(), e.double(), *rest, of=of.double(), of_cost=0.75)
+    torch.testing.assert_close(found.double(), exact, rtol=6 * torch.finfo(dtype).eps, atol=0.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1 / S_MAX, 5.0, 20.0, 100.0, S_MAX])
+@pytest.mark.parametrize("scale", [1 / S_MAX, 5.0, 20.0, 80.0, 100.0, S_MAX])
 def test_the_gradient_is_that_of_the_gate_of_units_but_for_rounding(dtype: torch.dtype, scale: float) -> None:
     """Where the slope decays, a digit less of ``s e`` is told apart the larger that is."""
     e = torch.linspace(-6, 6, 30001, dtype=torch.float64).to(dtype)

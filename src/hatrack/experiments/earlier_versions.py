@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hatrack.functional import Compensation
 from hatrack.support.dropout import ENTRIES_WORTH
 from hatrack.train import OptimizerKind
 
@@ -12,6 +13,9 @@ __all__ = ["computed_otherwise"]
 
 _DROPOUT_SINCE = "channels_last"
 """Setting that came with the version that draws dropout in another way, and that earlier records do not have."""
+
+_SLOPE_SINCE = "embedding_lr_factor"
+"""Setting of PMASK that came with the version that computes the slope of gates of weights with powers of 2."""
 
 _FUSED_SINCE = "lr_decay"
 """Setting that came with the version in which Adam makes a step in one pass, and that earlier records do not have."""
@@ -32,6 +36,8 @@ def computed_otherwise(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
         said.append("dropout was drawn in another way")
     if _FUSED_SINCE not in recorded and config["optimizer"] != OptimizerKind.SGD.value:
         said.append("steps of Adam were rounded in another way")
+    if _SLOPE_SINCE not in recorded and "ewc_fisher" in config and config["compensation"] == Compensation.EXACT.value:
+        said.append("gradients of embeddings of weights were rounded in another way")
     return tuple(said)
 
 

@@ -10,7 +10,7 @@ number per unit), ``a`` its attention or mask (one number in [0, 1] per unit), `
 """
 
 from hatrack.functional.annealing import annealed_scale, batch_progress
-from hatrack.functional.chosen_weights import chosen_weight
+from hatrack.functional.chosen_weights import chosen_weight, straight_through
 from hatrack.functional.conditioning import (
     Conditioning,
     adaptive_freedom,
@@ -71,6 +71,7 @@ __all__ = [
     "proximal",
     "quadratic_distance",
     "share_taken",
+    "straight_through",
     "supervised_contrast",
     "turned_logits",
     "unweighted_regularization",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,10 +35,22 @@ def spare_blocks(like: Tensor, count: int) -> list[Tensor]:
     return [torch.empty(_block_size(like), dtype=like.dtype, device=like.device) for _ in range(count)]
 
 
-def blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-    """Yield the same entries of several tensors of one shape, piece by piece; None for a tensor that is None."""
+def blocks(*given: Tensor | None, out: Sequence[Tensor | None] = ()) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yield the same entries of several tensors of one shape, piece by piece; None for a tensor that is None.
+
+    Args:
+        given: tensors to read, the first not None.
+        out: tensors to write to, whose pieces come last.
+
+    Raises:
+        ValueError: a tensor to write to is not contiguous, so that its entries lie in another order.
+    """
+    if any(result is not None and not result.is_contiguous() for result in out):
+        raise ValueError("results are to be contiguous")
+    (first, *_) = given
+    assert first is not None
     size = _block_size(first)
-    flat = [None if tensor is None else tensor.detach().contiguous().view(-1) for tensor in (first, *others)]
+    flat = [None if tensor is None else tensor.detach().contiguous().view(-1) for tensor in (*given, *out)]
     pieces = [None if tensor is None else torch.split(tensor, size) for tensor in flat]
     for number in range(-(-first.numel() // size)):
         yield tuple(None if parts is None else parts[number] for parts in pieces)

@@ -51,7 +51,7 @@ class _GatedWeight(torch.autograd.Function):
         ctx.versions = weight._version, e._version
         ctx.set_materialize_grads(False)
         product, costs, spare = new(weight), [], spare_blocks(e, 2)
-        for w, values, counted, out in blocks(weight, e, free, product):
+        for w, values, counted, out in blocks(weight, e, free, out=[product]):
             assert w is not None
             assert values is not None
             x, other = (memory[: len(values)] for memory in spare)
@@ -70,7 +70,9 @@ class _GatedWeight(torch.autograd.Function):
         of_e = ctx.new(e) if ctx.needs_input_grad[1] else None
         in_place = ctx.compensation is Compensation.EXACT and weight.dtype == e.dtype
         spare = spare_blocks(e, 3)
-        for w, values, counted, gradient, for_w, for_e in blocks(weight, e, ctx.free, of_product, of_weight, of_e):
+        for w, values, counted, gradient, for_w, for_e in blocks(
+            weight, e, ctx.free, of_product, out=[of_weight, of_e]
+        ):
             assert w is not None
             assert values is not None
             x, a, slope = (memory[: len(values)] for memory in spare)
@@ -109,9 +111,10 @@ def _gate_into(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _slope_into(slope: Tensor, e: Tensor, x: Tensor, spare: Tensor, s_max: float) -> Tensor:
-    """Compute the slope of :func:`_compensated_slope` but for last bits, in memory that is given.
+    """Compute the slope of a compensated gate, ``s_max σ(e)(1 − σ(e))`` with its decay, in memory that is given.
 
-    Powers of 2 take a fourth of the time of exponentials, and torch's derivative of a sigmoid is one pass.
+    Its last bits are not those of the gates of units: torch's powers of 2 take a fourth of the time of its
+    exponentials, and its derivative of a sigmoid is one pass. For units, which are few, that would buy nothing.
 
     Args:
         slope: memory for the result, of the embedding's shape and type.
@@ -122,7 +125,11 @@ def _slope_into(slope: Tensor, e: Tensor, x: Tensor, spare: Tensor, s_max: float
     """
     numbers = torch.finfo(e.dtype)
     lowest = math.log2(numbers.tiny) + 1.0  # an integer, of which the power is exact
-    decay = torch.sub(SATURATION_BOUND * _BITS, x.abs_(), alpha=_BITS, out=x).clamp_(lowest, 0.0).exp2_()
+    if e.dtype.itemsize > 2:
+        torch.sub(SATURATION_BOUND * _BITS, x.abs_(), alpha=_BITS, out=x)
+    else:  # whose numbers are so far apart that the bound itself would move
+        torch.sub(SATURATION_BOUND, x.abs_(), out=x).mul_(_BITS)
+    decay = x.clamp_(lowest, 0.0).exp2_()
     torch.threshold_(decay, 2.0**lowest * (1.0 + 4.0 * numbers.eps), 0.0).mul_(s_max)
     torch.ops.aten.sigmoid_backward.grad_input(decay, torch.sigmoid(e, out=spare), grad_input=slope)
     return slope if s_max > _NEVER_DENORMAL else torch.threshold_(slope, BELOW_TINY[slope.dtype], 0.0)

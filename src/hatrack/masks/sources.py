@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hatrack import functional
 from hatrack.errors import InputError
-from hatrack.functional import Compensation
+from hatrack.functional import Compensation, straight_through
+from hatrack.functional.blocks import empty_like
 from hatrack.support.ranges import require_range, require_types
 
 __all__ = [
@@ -52,12 +53,12 @@ def largest(values: Tensor, count: int) -> Tensor:
         raise ValueError(f"{count} of {len(flat)} entries cannot be chosen")
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    chosen = _largest_on_a_cpu(flat, count) if _numpy_sees(flat) else _largest_anywhere(flat, count)
+    chosen = _largest_on_a_cpu(flat, count) if _is_plain_on_a_cpu(flat) else _largest_anywhere(flat, count)
     return chosen.view(values.shape)
 
 
-def _numpy_sees(flat: Tensor) -> bool:
-    """Return whether numpy can look at the numbers: it takes them for constants, or finds none, in transformed code."""
+def _is_plain_on_a_cpu(flat: Tensor) -> bool:
+    """Return whether numpy can look at the numbers: in code that torch traces it would take them for constants."""
     is_transformed = (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -84,29 +85,6 @@ def _largest_anywhere(flat: Tensor, count: int) -> Tensor:
     if surplus > 0:
         chosen[(flat == least).nonzero()[-surplus:, 0]] = False
     return chosen
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, chosen: Tensor) -> Tensor:
-        return chosen.to(scores.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def straight_through(scores: Tensor, chosen: Tensor) -> Tensor:
-    """Convert a choice to numbers 0 and 1 whose gradient reaches the scores unchanged.
-
-    Args:
-        scores: scores that the choice was made by.
-        chosen: booleans of that shape.
-
-    Returns:
-        Numbers of the shape and type of the scores (Bengio, Léonard and Courville, 2013, arXiv:1308.3432).
-    """
-    return _StraightThrough.apply(scores, chosen)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def apply_mask(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -176,7 +154,7 @@ class MaskSource(abc.ABC):
         values: Tensor | None,
         free: Tensor,
         progress: float,
-        new: Callable[[Tensor], Tensor] = torch.empty_like,
+        new: Callable[[Tensor], Tensor] = empty_like,
     ) -> Passed:
         """Mask a weight by :meth:`in_training`, with a gradient for the weight and for the values.
 
@@ -248,7 +226,7 @@ class Embedding(MaskSource):
         values: Tensor | None,
         free: Tensor,
         progress: float,
-        new: Callable[[Tensor], Tensor] = torch.empty_like,
+        new: Callable[[Tensor], Tensor] = empty_like,
     ) -> Passed:
         """Return the weight times its gate, and the sum of the gates of free entries."""
         assert values is not None
@@ -309,11 +287,11 @@ class Scores(MaskSource):
         values: Tensor | None,
         free: Tensor,
         progress: float,
-        new: Callable[[Tensor], Tensor] = torch.empty_like,
+        new: Callable[[Tensor], Tensor] = empty_like,
     ) -> Passed:
         """Return the chosen weights, with a gradient for every score."""
         assert values is not None
-        if values.dtype != weight.dtype or not _numpy_sees(values):
+        if values.dtype != weight.dtype or not _is_plain_on_a_cpu(values):
             return super().passed(weight, values, free, progress, new)
         chosen = self._chosen(values, new)
         return Passed(functional.chosen_weight(weight, values, chosen, by_size=self.keep is not None, new=new), None)
@@ -323,7 +301,7 @@ class Scores(MaskSource):
         assert values is not None
         return self._chosen(values)
 
-    def _chosen(self, values: Tensor, new: Callable[[Tensor], Tensor] = torch.empty_like) -> Tensor:
+    def _chosen(self, values: Tensor, new: Callable[[Tensor], Tensor] = empty_like) -> Tensor:
         values = values.detach()
         if self.keep is None:
             mask = values >= 0

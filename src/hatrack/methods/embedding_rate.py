@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from hatrack.functional import EMBEDDING_BOUND
 from hatrack.methods.base import Pace, ParameterGroup
 from hatrack.support.parameters import divided
 
 __all__ = ["MOST_FACTOR", "REACH", "embeddings_apart"]
 
-REACH, MOST_FACTOR = 6.0, 50.0
-"""Way that embeddings are to be able to go in all steps of a task with Adam, from one end of their range to its middle;
-and bound of the factor of their learning rate that follows.
+REACH, MOST_FACTOR = EMBEDDING_BOUND, 50.0
+"""Way that embeddings could go in the steps of all epochs with Adam, from one end of their range to its middle; and
+bound of the factor of their learning rate that follows.
 
 A step of Adam is of the learning rate's size. With a rate for weights, embeddings would stay on the side of 0 where
 they begin.
@@ -29,15 +30,17 @@ def embeddings_apart(
         parameters: all that is trained.
         embeddings: those of the parameters that masks are learned by.
         factor: how much faster embeddings learn; None is 1 with SGD, and with Adam as much, 1 to ``MOST_FACTOR``, as
-            lets them go ``REACH`` in the steps there are; then weight decay leaves them alone.
+            lets them go ``REACH`` in the steps of all epochs; then weight decay leaves them alone.
         pace: the steps there will be; None if nobody said, which is taken as if it were SGD.
     """
     steps = 0 if pace is None or not pace.adaptive else pace.batches * pace.epochs
     if factor == 1.0 or (factor is None and not steps):
         return [ParameterGroup(list(parameters))]
-    weights, masks = divided(parameters, embeddings)
+    rest, apart = divided(parameters, embeddings)
+    if not apart:
+        return [ParameterGroup(rest)]
     if factor is not None:
-        return [ParameterGroup(weights), ParameterGroup(masks, factor)]
+        return [ParameterGroup(rest), ParameterGroup(apart, factor)]
     assert pace is not None
-    reached = min(max(REACH / (pace.mean_lr(0.0, 1.0) * steps), 1.0), MOST_FACTOR)
-    return [ParameterGroup(weights), ParameterGroup(masks, reached, decays=False)]
+    needed = REACH / (pace.mean_lr(0.0, 1.0) * steps)
+    return [ParameterGroup(rest), ParameterGroup(apart, min(max(needed, 1.0), MOST_FACTOR), decays=False)]

@@ -15,8 +15,7 @@ from torch.distributions import Uniform
 from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
-from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, ParameterGroup, Schedule, Setup
-from hatrack.methods.embedding_rate import embeddings_apart
+from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, Schedule, Setup
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.methods.turning import TurningSettings
 from hatrack.models.hat import HATNetwork
@@ -104,7 +103,7 @@ class HATSettings(TurningSettings):
         embedding_high: at most 6.
         embedding_lr_factor: how much faster embeddings learn than weights; 10 to 50 without compensation (the paper,
             appendix D). None is 1 with SGD. With Adam it is as much, 1 to 50, as lets embeddings cross half of their
-            range in the steps there are.
+            range in the steps of all epochs; weight decay leaves them alone then.
         keep: what is left of a task's hold on its weights after one more task; 1 holds them for good, less lets old
             tasks fade to make room for new ones (the paper's "more online mode", section 2.3; with s_max near 1).
     """
@@ -172,7 +171,6 @@ class HAT(MaskedMethod):
         super().__init__(setup, settings)
         self._strength = self._whole = PAPER_C
         self._reached: float | None = None
-        self._pace: Pace | None = None
         self.network = HATNetwork(
             self.build_backbone(),
             setup.example_input,
@@ -196,13 +194,6 @@ class HAT(MaskedMethod):
         """True for plain steps: contrast and quarter turns draw on the CPU, and holds that fade are not tried."""
         plain = isinstance(self.conditioning(), Conditioning) and not self.turns and not self.contrastive
         return self.capturable and plain
-
-    def note_pace(self, pace: Pace) -> None:
-        """Take note of the steps there will be.
-
-        Where settings leave them open, c and the learning rate of embeddings follow from that.
-        """
-        self._pace = pace
 
     def open_task(self, task: Task, generator: torch.Generator) -> None:
         """Add the task to the network with an embedding of the schedule's distribution, or that of the settings."""
@@ -229,8 +220,8 @@ class HAT(MaskedMethod):
         if self.settles and not self._is_settled:
             total = epochs / (1 - SETTLED_SHARE)
             first, last = (min(share * total, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
-            if self.settings.c is None and self._pace is not None:
-                self._whole = self._strength_for(self._pace, (first + last) / 2, epochs, total)
+            if self.settings.c is None and self.pace is not None:
+                self._whole = self._strength_for(self.pace, (first + last) / 2, epochs, total)
             self._strength = self._whole * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
         return super().begin_epoch(epoch, epochs, samples)
 
@@ -292,10 +283,10 @@ class HAT(MaskedMethod):
             self.begin_mask_phase(1)
         super().load_training_state({name: value for name, value in state.items() if name != SETTLED})
 
-    def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Return the embedding apart, where it learns at another rate."""
-        embeddings = [state.embedding for state in self.network.tasks if not state.is_settled]
-        return embeddings_apart(self.trained_parameters(), embeddings, self.settings.embedding_lr_factor, self._pace)
+    @property
+    def embedding_factor(self) -> float | None:
+        """How much faster embeddings learn than weights, by the settings."""
+        return self.settings.embedding_lr_factor
 
     def strength(self) -> float:
         """Return the c of Eq. 4, the weight of the share of free units that the task takes; whole in validation."""

@@ -15,8 +15,9 @@ from hatrack.backbones import QuarterTurns
 from hatrack.errors import CheckpointError
 from hatrack.growth.policy import Growth
 from hatrack.masks import FreeWeights, MaskSource, Unmasked, WeightConditioning
-from hatrack.methods.base import Batch, EpochPlan, Loss, Method, Schedule, Setup
+from hatrack.methods.base import Batch, EpochPlan, Loss, Method, Pace, ParameterGroup, Schedule, Setup
 from hatrack.methods.contrast import Projection, Standard, contrast_epochs, contrast_of_turns
+from hatrack.methods.embedding_rate import embeddings_apart
 from hatrack.methods.turning import require_classes, turned_loss, with_turns
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.loading import load_as
@@ -76,6 +77,7 @@ class MaskedMethod(Method):
         self._projection: Projection | None = None
         self._trains_head_alone = False
         self._standard: Standard | None = None
+        self._pace: Pace | None = None
 
     def build_backbone(self) -> nn.Module:
         """Make the backbone to begin with, which sees pictures in turns where the settings say so."""
@@ -99,6 +101,25 @@ class MaskedMethod(Method):
     def strength(self) -> float:
         """Return the factor of the masks' regularisation; 0 leaves it out."""
         return 0.0
+
+    @property
+    def embedding_factor(self) -> float | None:
+        """How much faster embeddings learn than weights; None lets it follow from the optimizer and the steps."""
+        return 1.0
+
+    @property
+    def pace(self) -> Pace | None:
+        """The steps that there will be, as far as they are known."""
+        return self._pace
+
+    def note_pace(self, pace: Pace) -> None:
+        """Take note of the steps there will be, from which the learning rate of embeddings may follow."""
+        self._pace = pace
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Return embeddings apart, where they learn at another rate."""
+        embeddings = self.network.masking.bounded()
+        return embeddings_apart(self.trained_parameters(), embeddings, self.embedding_factor, self.pace)
 
     def begin_task(self, task: Task) -> None:
         """Open the task."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from hatrack.functional import Compensation
 from hatrack.growth.policy import Growth
 from hatrack.masks import ElasticWeights, Embedding, FreeWeights
-from hatrack.methods.base import Batch, Earlier, Loss, Pace, ParameterGroup, Setup
-from hatrack.methods.embedding_rate import embeddings_apart
+from hatrack.methods.base import Batch, Earlier, Loss
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.masked import Room, WeightMaskedMethod, growth_of
 from hatrack.methods.proximal import Penalty, proximal_step, require_step_sizes
@@ -32,8 +29,8 @@ class PMASKSettings(TurningSettings):
         s_max: largest scale of the gates.
         c: weight of the regulariser, how few weights a task has to get by with.
         embedding_lr_factor: how much faster embeddings learn than weights. None is 1 with SGD. With Adam it is as much,
-            1 to 50, as lets embeddings cross half of their range in the steps there are; weight decay leaves them alone
-            then.
+            1 to 50, as lets embeddings cross half of their range in the steps of all epochs, and weight decay leaves
+            them alone.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the code of HAT's authors), or none.
         ewc: λ of elastic weight consolidation: above 0 used weights are no longer held bit for bit, but drawn back the
             more, the more they mattered to earlier tasks (``λ/2 Σ F (θ − θ*)²``). Then old tasks drift, and new ones
@@ -83,19 +80,10 @@ class PMASK(WeightMaskedMethod):
     )
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
 
-    def __init__(self, setup: Setup, settings: Any) -> None:
-        super().__init__(setup, settings)
-        self._pace: Pace | None = None
-
-    def note_pace(self, pace: Pace) -> None:
-        """Take note of the steps there will be, from which the learning rate of embeddings follows."""
-        self._pace = pace
-
-    def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Return embeddings apart, where they learn at another rate."""
-        task = self.network.task_in_training
-        embeddings = () if task is None else self.network.tasks.named(task).mask_values
-        return embeddings_apart(self.trained_parameters(), embeddings, self.settings.embedding_lr_factor, self._pace)
+    @property
+    def embedding_factor(self) -> float | None:
+        """How much faster embeddings learn than weights, by the settings."""
+        return self.settings.embedding_lr_factor
 
     def source_of_masks(self) -> Embedding:
         """Return an embedding, annealed and compensated as in HAT."""

@@ -304,11 +304,11 @@ class WeightMasking(Masking[WeightTask]):
         """Return the cost of the masks in training, which their source defines, a scalar."""
         state = self.tasks.require_training("regularization")
         device = self.device
-        if not self.source.is_priced:
-            return torch.zeros((), device=device)
         cost = self._cost.of(self._cost_key(state))
         if cost is not None:  # the last pass has it already
             return functional.share_taken(cost, cost.new_tensor(self._num_free))
+        if not self.source.is_priced:
+            return torch.zeros((), device=device)
         masks = [
             torch.ones(weight.shape, device=device) if mask is None else mask * 1.0
             for mask, weight in zip(self._masks(state), self.weights(), strict=True)

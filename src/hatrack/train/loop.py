@@ -79,8 +79,9 @@ class Training:
     """The training of a method on a task that it has begun; whoever iterates over it trains.
 
     Every step and every epoch yields an event. The training leaves the method with the weights of the best epoch. Stop
-    iterating, and training stops. Just after an :class:`EpochDone`, :meth:`state` gives all that the rest of the
-    training depends on; a training that takes it up ends with the same bits.
+    iterating, and training stops. The method is told at what pace it will learn (``note_pace``). Just after an
+    :class:`EpochDone`, :meth:`state` gives all that the rest of the training depends on; a training that takes it up
+    ends with the same bits.
 
     Args:
         method: the method, after ``begin_task``.
@@ -120,10 +121,8 @@ class Training:
             if capture is None:
                 require_cuda(device)
             self._captured = CapturedSteps(settings.batch_size, capture or as_cuda_graph, self._written)
-        batches, adaptive = (
-            math.ceil(len(self._train) / settings.batch_size),
-            settings.optimizer is not OptimizerKind.SGD,
-        )
+        batches = math.ceil(len(self._train) / settings.batch_size)
+        adaptive = settings.optimizer is not OptimizerKind.SGD
         method.note_pace(Pace(settings.lr, batches, settings.lr_left, settings.epochs, adaptive))
 
     def __iter__(self) -> Iterator[BatchDone | EpochDone]:
