@@ -65,7 +65,7 @@ def test_pmask_with_ewc_goes_on_after_loading_as_if_nothing_had_happened(kind: s
 def test_pmask_with_ewc_moves_what_earlier_tasks_use_the_less_the_stronger_it_is() -> None:
     moved = []
     for ewc in (1.0, 10000.0):
-        method, seen = make("pmask", ewc=ewc, embedding_lr_factor=1.0), tasks(count=2)  # of weights, not of masks
+        method, seen = make("pmask", ewc=ewc), tasks(count=2)
         learn(method, seen[:1], epochs=5, **ADAM)
         before, used = (
             method.network.tether.anchors["dense2.weight"].clone(),
@@ -81,8 +81,8 @@ def test_pmask_with_ewc_moves_what_earlier_tasks_use_the_less_the_stronger_it_is
 @EVERY_METHOD
 def test_the_first_of_three_rivals_is_still_known(name: str) -> None:
     seen = rival_tasks()
-    own = {"packnet": {"prune_first": 0.7, "prune": 0.6}, "pmask": {"embedding_lr_factor": 1.0}}
-    method = make(name, dropout=0.0, **own.get(name, {}))  # their own settings leave so small a network too little
+    shares = {"prune_first": 0.7, "prune": 0.6} if name == "packnet" else {}  # its own leave a small network too little
+    method = make(name, dropout=0.0, **shares)
     learn(method, seen, epochs=20, **ADAM)
     assert accuracy(method, seen[0]) > 0.85
     assert all(accuracy(method, task) > 0.75 for task in seen)

@@ -16,6 +16,7 @@ from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
 from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, Schedule, Setup
+from hatrack.methods.late_cost import Onset
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.methods.turning import TurningSettings
 from hatrack.models.hat import HATNetwork
@@ -24,13 +25,6 @@ from hatrack.streams import Task
 from hatrack.support.ranges import require_nonnegative, require_range
 
 __all__ = ["HAT", "HATSettings", "MaskSchedule", "Room"]
-
-C_SHARES, C_EPOCHS = (0.2, 0.6), (10, 25)
-"""Shares of all epochs between which the regulariser sets in with :attr:`MaskSchedule.SETTLED`, and the epochs by which
-it does so at the latest.
-
-With a learning rate that falls after 5 epochs without progress a training ends after 30 epochs at the earliest.
-"""
 
 SETTLED_SHARE = 0.15
 """Share of the epochs that train under the final mask there."""
@@ -219,10 +213,10 @@ class HAT(MaskedMethod):
         """Have the regulariser set in."""
         if self.settles and not self._is_settled:
             total = epochs / (1 - SETTLED_SHARE)
-            first, last = (min(share * total, most) for share, most in zip(C_SHARES, C_EPOCHS, strict=True))
+            onset = Onset.of(total)
             if self.settings.c is None and self.pace is not None:
-                self._whole = self._strength_for(self.pace, (first + last) / 2, epochs, total)
-            self._strength = self._whole * min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
+                self._whole = self._strength_for(self.pace, onset.middle, epochs, total)
+            self._strength = self._whole * onset.share(epoch)
         return super().begin_epoch(epoch, epochs, samples)
 
     def _strength_for(self, pace: Pace, first: float, last: float, epochs: float) -> float:
@@ -285,7 +279,7 @@ class HAT(MaskedMethod):
 
     @property
     def embedding_factor(self) -> float | None:
-        """How much faster embeddings learn than weights, by the settings."""
+        """Factor of the embeddings' learning rate, by the settings."""
         return self.settings.embedding_lr_factor
 
     def strength(self) -> float:

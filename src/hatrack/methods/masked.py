@@ -104,7 +104,7 @@ class MaskedMethod(Method):
 
     @property
     def embedding_factor(self) -> float | None:
-        """How much faster embeddings learn than weights; None lets it follow from the optimizer and the steps."""
+        """Factor of the embeddings' learning rate; None lets it follow from the optimizer and the steps."""
         return 1.0
 
     @property

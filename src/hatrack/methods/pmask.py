@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from hatrack.functional import Compensation
 from hatrack.growth.policy import Growth
 from hatrack.masks import ElasticWeights, Embedding, FreeWeights
-from hatrack.methods.base import Batch, Earlier, Loss
+from hatrack.methods.base import Batch, Earlier, EpochPlan, Loss, Setup
 from hatrack.methods.importance import Fisher, fisher_diagonal
+from hatrack.methods.late_cost import Onset
 from hatrack.methods.masked import Room, WeightMaskedMethod, growth_of
 from hatrack.methods.proximal import Penalty, proximal_step, require_step_sizes
 from hatrack.methods.turning import TurningSettings
@@ -27,7 +29,8 @@ class PMASKSettings(TurningSettings):
 
     Attributes:
         s_max: largest scale of the gates.
-        c: weight of the regulariser, how few weights a task has to get by with.
+        c: weight of the regulariser, how few weights a task has to get by with. Where embeddings learn faster by
+            themselves (``embedding_lr_factor`` None, with Adam), it sets in between 20 and 60 % of the epochs.
         embedding_lr_factor: how much faster embeddings learn than weights. None is 1 with SGD. With Adam it is as much,
             1 to 50, as lets embeddings cross half of their range in the steps of all epochs, and weight decay leaves
             them alone.
@@ -80,9 +83,13 @@ class PMASK(WeightMaskedMethod):
     )
     training = MappingProxyType({"optimizer": "adam", "lr": 0.001})
 
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        super().__init__(setup, settings)
+        self._share = 1.0
+
     @property
     def embedding_factor(self) -> float | None:
-        """How much faster embeddings learn than weights, by the settings."""
+        """Factor of the embeddings' learning rate, by the settings."""
         return self.settings.embedding_lr_factor
 
     def source_of_masks(self) -> Embedding:
@@ -133,6 +140,12 @@ class PMASK(WeightMaskedMethod):
             generator = self.setup.generator("fisher", task.name)
             self.network.tie(fisher_diagonal(self.network, task, self.settings.ewc_fisher, generator))
 
+    def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
+        """Have the regulariser set in where embeddings learn fast, or masks are gone before weights have learned."""
+        fast = self.embedding_factor is None and self.pace is not None and self.pace.adaptive
+        self._share = Onset.of(epochs).share(epoch) if fast else 1.0
+        return super().begin_epoch(epoch, epochs, samples)
+
     def strength(self) -> float:
-        """Return the c of HAT's Eq. 4, the weight of the share of free weights that the task takes."""
-        return self.settings.c
+        """Return the c of HAT's Eq. 4, the weight of the share of free weights a task takes; whole in validation."""
+        return self.settings.c * (self._share if self.network.training else 1.0)
