@@ -325,3 +325,23 @@ def test_batches_after_the_end_are_told_from_what_is_known() -> None:
     for x, y in Unannounced(repeated(stream, 2), passes=1, batch_size=20):
         learner.observe(x, y)
     assert learner.tasks == ["found-1", "found-2"]
+
+
+@pytest.mark.parametrize(("method", "factor"), [("hat", 7.0), ("pmask", 7.0), ("hat", None), ("wsn", None)])
+def test_embeddings_learn_faster_where_the_settings_say_so(method: str, factor: float | None) -> None:
+    stream = rules()
+    setup = Setup(lambda: MLP(stream.input_shape, (20, 20)), stream.input_shape, 0, torch.device("cpu"))
+    settings = {} if factor is None else {"embedding_lr_factor": factor}
+    made: Any = METHODS[method](setup, METHODS[method].settings_type(**settings))
+    optimizers: list[torch.optim.Optimizer] = []
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        optimizers.append(torch.optim.SGD(parameters, lr=0.1))
+        return optimizers[-1]
+
+    UnannouncedLearner(made, 2, make).observe(*(part[:30] for part in stream[0].train.load()))
+    rates = {id(p): group["lr"] for group in optimizers[0].param_groups for p in group["params"]}
+    assert rates.keys() == {id(p) for p in made.trained_parameters()}
+    embeddings = {id(values) for values in made.network.tasks[0].mask_values}
+    expected = 0.1 if factor is None else pytest.approx(0.7)
+    assert all(rate == (expected if each in embeddings else 0.1) for each, rate in rates.items())

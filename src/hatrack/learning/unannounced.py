@@ -13,13 +13,13 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.errors import InputError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.learning.samples import as_inputs, converted, read_targets
-from hatrack.methods import Batch, Method
+from hatrack.methods import Batch, Method, ParameterGroup
 from hatrack.methods.masked import MaskedMethod
 from hatrack.objectives import Classification, TargetKind, as_targets
 from hatrack.recognition import (
@@ -40,7 +40,7 @@ from hatrack.support.ranges import require_range
 
 __all__ = ["STRANGE", "Step", "UnannouncedLearner", "Usual"]
 
-MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ class UnannouncedLearner:
     Args:
         method: a new method; it must be able to predict earlier tasks while it trains one.
         classes: number of classes of each task's head, as many as the largest task may have.
-        optimizer: makes the optimizer of a task from its parameters.
+        optimizer: makes the optimizer of a task from its parameters; or from groups of them, as torch's optimizers
+            take, where the method has an ``embedding_lr_factor``. It is not known here how many steps there will be, so
+            that embeddings learn as fast as weights otherwise.
         detector: settings by which a loss counts as another task's; those of :class:`DetectorSettings` if None.
         strange: settings by which samples count as another task's; None goes by the loss alone.
         feature_map: features in which samples are compared; None for fewer than
@@ -384,7 +386,7 @@ class UnannouncedLearner:
         window = Split(kept, torch.arange(len(y)), y.cpu(), interface=self.method.setup.interface)
         self._open = Task(name, Classification(tuple(map(str, range(self._classes)))), window, window, window)
         self.method.begin_task(self._open)
-        self._optimizer = self.method.protect(self._make_optimizer(self.method.trained_parameters()))
+        self._optimizer = self.method.protect(self._optimizer_of(self.method.parameter_groups()))
         self._steps = 0
         self.tasks.append(name)
         self.current = name
@@ -392,6 +394,15 @@ class UnannouncedLearner:
         self._detector.restart()
         self._sample_detector.restart()
         return name
+
+    def _optimizer_of(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        """Make the optimizer of a task; embeddings learn faster than weights where the method's settings say so."""
+        if len(groups) == 1:
+            return self._make_optimizer(groups[0].parameters)
+        optimizer = self._make_optimizer([{"params": group.parameters} for group in groups])
+        for made, group in zip(optimizer.param_groups, groups, strict=True):
+            made["lr"] *= group.lr_factor
+        return optimizer
 
     def _train(self, batches: Iterable[_Window]) -> None:
         """Make one step per batch, if the task at hand is the one in training."""

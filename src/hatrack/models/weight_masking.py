@@ -307,8 +307,8 @@ class WeightMasking(Masking[WeightTask]):
         cost = self._cost.of(self._cost_key(state))
         if cost is not None:  # the last pass has it already
             return functional.share_taken(cost, cost.new_tensor(self._num_free))
-        if not self.source.is_priced:
-            return torch.zeros((), device=device)
+        if not self.source.is_priced:  # which loops may add and differentiate as they do any other
+            return torch.zeros((), device=device, requires_grad=self.training and torch.is_grad_enabled())
         masks = [
             torch.ones(weight.shape, device=device) if mask is None else mask * 1.0
             for mask, weight in zip(self._masks(state), self.weights(), strict=True)
