@@ -337,3 +337,19 @@ def test_every_kind_of_inputs_that_was_asked_about_gives_the_gated_networks_logi
     compact = net.extract("a", short)
     assert_close(compact(long), expected)
     assert_close(compact(short), logits(net, short, "a"))
+
+
+def test_what_is_cut_out_of_channels_last_lies_so_too() -> None:
+    """A convolution whose weight lies otherwise than its input copies one of them in every call."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten())
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = HATNetwork(backbone, torch.zeros(1, 3, 8, 8))
+    net.add_task("one", 2, generator=torch.Generator().manual_seed(1))
+    net.consolidate("one")
+    compact, x = net.eval().extract("one"), torch.randn(4, 3, 8, 8)
+    weights = [parameter for parameter in compact.parameters() if parameter.dim() == 4]
+    assert sum(weight.numel() for weight in weights) < 16 * 3 * 9 + 16 * 16 * 9
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    with torch.no_grad():
+        torch.testing.assert_close(compact(x), net(x, "one"))

@@ -84,13 +84,16 @@ def demo(*, out: Path | None = None, quiet: Quiet = False) -> int:
     """
     from hatrack.cli.carrying import carry_out
     from hatrack.experiments import RunRequest
+    from hatrack.experiments.folder import RESULT
     from hatrack.report import accuracy_table, forgetting_line
 
     console = make_console()
     results = {}
     for method in DEMO_TITLES:
         request = RunRequest("demo", method, out=None if out is None else out / method)
-        results[method] = carry_out(request, console, quiet)
+        # So small a network gains nothing by a second thread, which waits for a core where others work on them.
+        begun = request.out is not None and (request.out / RESULT).exists()
+        results[method] = carry_out(request, console, quiet, threads=None if begun else 1)
     for method, title in () if quiet else DEMO_TITLES.items():
         console.print()
         console.print(accuracy_table(results[method], title))

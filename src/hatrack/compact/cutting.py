@@ -15,6 +15,7 @@ from hatrack.compact.recurrent import cut_recurrent
 from hatrack.gating.attention import cleared_weights
 from hatrack.gating.recurrent import is_recurrent
 from hatrack.growth.layers import Layer, Side
+from hatrack.support.layouts import memory_format_of
 from hatrack.support.names import prefix_of
 from hatrack.units import OUTPUT, ParameterUse, Reader, UnitGraph
 
@@ -373,8 +374,10 @@ def _count_heads_again(modules: dict[str, nn.Module], cut: Cut) -> None:
 
 
 def _set(module: nn.Module, own: str, value: Tensor) -> None:
-    is_parameter = isinstance(getattr(module, own), nn.Parameter)
-    setattr(module, own, nn.Parameter(value.detach().clone()) if is_parameter else value.clone())
+    whole = getattr(module, own)
+    layout = memory_format_of(whole) if whole.dim() == value.dim() else torch.contiguous_format
+    value = value.detach().clone(memory_format=layout)  # what is cut lies as it did, or convolutions copy it each time
+    setattr(module, own, nn.Parameter(value) if isinstance(whole, nn.Parameter) else value)
 
 
 def unflattens(backbone: nn.Module) -> Sequence[nn.Unflatten]:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["laid_out_like", "lay_gradients_out"]
+__all__ = ["laid_out_like", "lay_gradients_out", "memory_format_of"]
+
+
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """Return the format that the entries of a tensor lie in: pixel by pixel, or the plain one for all else."""
+    for layout, dimensions in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.dim() == dimensions and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format
 
 
 def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hatrack.methods import ParameterGroup, joined
 from hatrack.storage.checkpoint import part_of
-from hatrack.support.layouts import laid_out_like, lay_gradients_out
+from hatrack.support.layouts import laid_out_like, lay_gradients_out, memory_format_of
 from hatrack.train.settings import OptimizerKind, TrainingSettings
 
 __all__ = ["build_optimizer", "load_optimizer", "optimizer_tensors"]
@@ -66,9 +66,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
 
 def _can_be_fused(parameter: Tensor) -> bool:
     """Return whether a fused optimizer of torch takes a parameter: real numbers on a CPU, in memory without gaps."""
-    lies_dense = parameter.is_contiguous() or any(
-        parameter.is_contiguous(memory_format=layout)
-        for layout, dimensions in ((torch.channels_last, 4), (torch.channels_last_3d, 5))
-        if parameter.dim() == dimensions
-    )
+    lies_dense = parameter.is_contiguous(memory_format=memory_format_of(parameter))
     return parameter.device.type == "cpu" and parameter.is_floating_point() and lies_dense
