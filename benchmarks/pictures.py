@@ -107,6 +107,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--out", type=Path, default=Path("docs/report"), help="folder for the pictures")
     arguments = parser.parse_args()
+    names = {*(picture.record for picture in PICTURES.values()), "compression.json"}
+    if missing := [name for name in sorted(names) if not (arguments.results / name).exists()]:
+        parser.error(f"{arguments.results} has no {', '.join(missing)}; give the folder of the records (--results)")
     for name, picture in PICTURES.items():
         record = json.loads((arguments.results / picture.record).read_text(encoding="utf-8"))
         rows = rows_of(picture, record["runs"])

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from hatrack.cli import main
-from hatrack.experiments import RunRequest
+from hatrack.experiments import RunRequest, read_result
 
 QUICK = ["--epochs", "2", "--set", "hidden=40,30", "--set", "limit=120", "--threads", "1"]
 
@@ -196,6 +197,12 @@ def test_demo_quiet_prints_nothing_and_keeps_nothing(
     assert main(["demo", "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
+    threads = torch.get_num_threads()
+    try:
+        assert main(["demo", "--quiet", "--out", "kept"]) == 0
+        assert read_result(tmp_path / "kept/hat/run.json").environment["threads"] == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def listen_to_ctrl_c() -> None:

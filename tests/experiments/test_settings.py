@@ -111,3 +111,10 @@ def test_what_does_not_fit_is_named(key: str, value: str, message: str) -> None:
 def test_a_setting_of_other_methods_is_refused_by_naming_these() -> None:
     with pytest.raises(InputError, match="rotations is no setting of this method: leave it out, or choose one of hat,"):
         config(method="sgd").overridden({"rotations": 4})
+
+
+def test_a_value_that_does_not_fit_is_told_of_none_where_that_is_one() -> None:
+    with pytest.raises(InputError, match=r"embedding_lr_factor must be a finite number, 0 or more, or none$"):
+        EXPERIMENTS["demo"].config("pmask").overridden({"embedding_lr_factor": "fast"})
+    with pytest.raises(InputError, match=r"lr must be a finite number, 0 or more$"):
+        EXPERIMENTS["demo"].config("pmask").overridden({"lr": "fast"})

@@ -11,7 +11,7 @@ from hatrack.methods import Pace
 from hatrack.methods.embedding_rate import MOST_FACTOR
 from hatrack.methods.masked import MaskedMethod
 from hatrack.train import LearningRateDecay, OptimizerKind, Training, TrainingSettings
-from support.toys import learn, make, tasks
+from support.toys import make, tasks
 
 TASKS = tasks("mlp", 2, samples=48)
 BY_EMBEDDINGS = pytest.mark.parametrize("name", ["hat", "pmask"])
@@ -101,10 +101,3 @@ def test_what_masks_of_weights_cost_sets_in_late_where_embeddings_learn_fast() -
     assert found == sorted(found)
     assert found[11:] == [0.5] * 9
     assert costs(adaptive=False) == costs(adaptive=True, embedding_lr_factor=1.0) == [0.5] * 20
-
-
-def test_masks_of_a_small_network_outlive_a_few_steps_with_adam() -> None:
-    """With the whole cost from the first step on, layers were left with one weight before they had learned anything."""
-    method = make("pmask", "mlp", dropout=0.0)
-    learn(method, tasks("mlp", 1), epochs=20, optimizer=OptimizerKind.ADAM, lr=0.001)
-    assert all(int(mask.sum()) > 1 for mask in method.network.masks("t0").values())

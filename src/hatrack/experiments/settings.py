@@ -287,7 +287,8 @@ def parse_value(key: str, value: Any, kind: Any) -> Any:
     Raises:
         InputError: the value cannot be read as that type, or is not finite or negative.
     """
-    if isinstance(kind, types.UnionType):
+    leaves_open = isinstance(kind, types.UnionType)
+    if leaves_open:
         (kind,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
         if value is None or (isinstance(value, str) and value.lower() in (("none",) if kind is str else ("none", ""))):
             return None
@@ -299,7 +300,7 @@ def parse_value(key: str, value: Any, kind: Any) -> Any:
             return tuple(_whole(part) for part in parts if part != "")
         return _READERS[kind][0](value)
     except (ValueError, TypeError, AttributeError, KeyError):
-        raise InputError(f"{key}={value} does not fit: {key} must be {_say(kind)}") from None
+        raise InputError(f"{key}={value} does not fit: {key} must be {_say(kind)}{', or none' * leaves_open}") from None
 
 
 def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
