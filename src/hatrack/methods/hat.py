@@ -278,7 +278,7 @@ class HAT(MaskedMethod):
         super().load_training_state({name: value for name, value in state.items() if name != SETTLED})
 
     @property
-    def embedding_factor(self) -> float | None:
+    def embedding_lr_factor(self) -> float | None:
         """Factor of the embeddings' learning rate, by the settings."""
         return self.settings.embedding_lr_factor
 

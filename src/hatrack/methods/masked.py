@@ -103,7 +103,7 @@ class MaskedMethod(Method):
         return 0.0
 
     @property
-    def embedding_factor(self) -> float | None:
+    def embedding_lr_factor(self) -> float | None:
         """Factor of the embeddings' learning rate; None lets it follow from the optimizer and the steps."""
         return 1.0
 
@@ -119,7 +119,7 @@ class MaskedMethod(Method):
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Return embeddings apart, where they learn at another rate."""
         embeddings = self.network.masking.bounded()
-        return embeddings_apart(self.trained_parameters(), embeddings, self.embedding_factor, self.pace)
+        return embeddings_apart(self.trained_parameters(), embeddings, self.embedding_lr_factor, self.pace)
 
     def begin_task(self, task: Task) -> None:
         """Open the task."""

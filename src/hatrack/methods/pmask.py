@@ -88,7 +88,7 @@ class PMASK(WeightMaskedMethod):
         self._share = 1.0
 
     @property
-    def embedding_factor(self) -> float | None:
+    def embedding_lr_factor(self) -> float | None:
         """Factor of the embeddings' learning rate, by the settings."""
         return self.settings.embedding_lr_factor
 
@@ -142,7 +142,7 @@ class PMASK(WeightMaskedMethod):
 
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Have the regulariser set in where embeddings learn fast, or masks are gone before weights have learned."""
-        fast = self.embedding_factor is None and self.pace is not None and self.pace.adaptive
+        fast = self.embedding_lr_factor is None and self.pace is not None and self.pace.adaptive
         self._share = Onset.of(epochs).share(epoch) if fast else 1.0
         return super().begin_epoch(epoch, epochs, samples)
 
