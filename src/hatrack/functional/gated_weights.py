@@ -105,7 +105,7 @@ def _sums(gates: Tensor, free: Tensor | None) -> list[Tensor]:
 
 
 def _gate_into(a: Tensor, x: Tensor) -> Tensor:
-    """Compute the gate of a scaled embedding, to the bit as :func:`hatrack.functional.gate` does, in memory that is given."""
+    """Compute the gate of a scaled embedding in memory that is given, to the bit as :func:`hatrack.functional.gate`."""
     torch.clamp(x, _CLOSED, _OPEN, out=a).sigmoid_()
     return torch.threshold_(a, BELOW_FLUSH[a.dtype], 0.0)
 
