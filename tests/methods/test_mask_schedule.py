@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hatrack import HATNetwork
-from hatrack.methods import Pace
+from hatrack.methods import Pace, Schedule
 from hatrack.methods.hat import (
     ADAM_C,
     HAT,
@@ -17,11 +18,12 @@ from hatrack.methods.hat import (
     MOST_C,
     PAPER_C,
     TRAVEL,
+    HATSettings,
     InitialEmbedding,
     MaskSchedule,
 )
 from hatrack.train import EpochDone, Training, TrainingSettings
-from support.toys import make, tasks
+from support.toys import make, setup, tasks
 
 TASKS = tasks("mlp", 2, samples=48)
 EPOCHS = 20
@@ -173,6 +175,40 @@ def test_the_last_epochs_train_weights_under_the_mask_that_is_frozen() -> None:
     method.end_task(TASKS[0])
     assert [settled for settled, _ in masks] == [False] * 7 + [True]
     assert torch.equal(masks[-1][1], method.network.tasks[0].mask)
+
+
+class SettledAtRate(HAT):
+    """HAT that trains under the final mask at a rate of its own, and notes the weights that it begins with."""
+
+    rate = 0.0
+    begun: Sequence[Tensor] = ()
+
+    def begin_mask_phase(self, index: int) -> None:
+        super().begin_mask_phase(index)
+        if index:
+            self.begun = weights_of(self)
+
+    def schedule(self, index: int, fresh: Schedule) -> Schedule:
+        return fresh._replace(lr=self.rate) if index else fresh
+
+
+def weights_of(method: HAT) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in method.trained_parameters()]
+
+
+@pytest.mark.parametrize(("epochs", "rate", "kept"), [(8, 50.0, True), (8, 0.05, False), (14, 50.0, False)])
+def test_a_single_epoch_under_the_final_mask_is_kept_where_it_does_no_harm(
+    epochs: int, rate: float, kept: bool
+) -> None:
+    """At a rate that ruins the network; two epochs and more are chosen from as ever."""
+    method = SettledAtRate(setup("mlp"), HATSettings(schedule=MaskSchedule.SETTLED))
+    method.rate = rate
+    method.begin_task(TASKS[0])
+    training = Training(method, TASKS[:1], TrainingSettings(epochs=epochs, batch_size=16, clip_norm=1e9))
+    made = [event for event in training if isinstance(event, EpochDone)]
+    assert len(made) == epochs
+    assert all(map(torch.equal, method.begun, weights_of(method))) is kept
+    assert made[-1].best is not kept or epochs > 8
 
 
 def test_a_training_that_has_slowed_down_enough_ends_with_its_mask() -> None:

@@ -398,6 +398,18 @@ class Method(abc.ABC):
         """Return whether a part goes on along the cosine of the part before; by default each has one of its own."""
         return False
 
+    def begins_learned(self, index: int, epochs: int) -> bool:
+        """Return whether a part begins with a network of the task that is kept if no epoch of the part is better.
+
+        By default only what an epoch leaves is chosen from: many parts begin with a network that is not what they are
+        to end with, such as one whose units have just been drawn.
+
+        Args:
+            index: number of the part, from 0.
+            epochs: largest number of epochs of the part.
+        """
+        return False
+
     def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
         """Return whether a part of the training that is at its end will be followed by another epoch.
 

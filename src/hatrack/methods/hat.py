@@ -252,6 +252,14 @@ class HAT(MaskedMethod):
         """Return True for the part under the final mask, which is short."""
         return index == 1 and self.settles and not self.begins_head(index)
 
+    def begins_learned(self, index: int, epochs: int) -> bool:
+        """Return True for a part under the final mask of a single epoch, beside which there is none to choose.
+
+        With SGD at its full rate that epoch may well be a bad one. Of two and more the best was never worse than what
+        they began with by more than chance (split CIFAR-10, validation samples).
+        """
+        return epochs == 1 and self.continues(index)
+
     def goes_on(self, index: int, left: int, reached: Schedule, least: float) -> bool:
         """Return whether weights are trained under the final mask, for which lr must be left, or the head alone is."""
         return reached.lr >= least or self.trains_head_after(index)

@@ -178,6 +178,10 @@ class Training:
         load_optimizer(optimizer, taken_up)
         epochs = self._phases[self._place.phase]
         before = sum(self._phases[: self._place.phase])
+        if not self._place.epochs and method.begins_learned(self._place.phase, epochs):
+            loss, _ = self._end_epoch(parameters, before)
+            best.take()
+            self._place = replace(self._place, best_loss=loss)
         while self._place.epochs < epochs and not self._place.ended:
             place = self._place
             number = before + place.epochs + 1
