@@ -31,6 +31,7 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "mnist": ("split-mnist", {"limit": 1000, "validation": 0.15, "hidden": (200, 200), "epochs": 20}),
     "fashion-mnist": ("compression-fashion-mnist", {"limit": 2000, "width": 0.25, "epochs": 30}),
     "cifar10": ("split-cifar10", {**SMALL, "width": 0.25}),
+    "cifar10-first": ("split-cifar10", {**SMALL, "width": 0.25, "num_tasks": 1}),
     "permuted-mnist": (
         "permuted-mnist-small",
         {"limit": 6000, "validation": 0.1, "batch_size": 10, "epochs": 5, "num_tasks": 5},
@@ -46,6 +47,9 @@ ADAM: Mapping[str, Any] = {"optimizer": "adam", "lr": 0.001}
 GROWN: Mapping[str, Any] = {"capacity": "grow", "growth_threshold": 0.4, "growth_share": 0.5}
 """Layers of which less than two fifths are free get half of their width more before a task begins."""
 
+GROWN_MORE: Mapping[str, Any] = {**GROWN, "growth_threshold": 0.7}
+"""Layers of which less than seven tenths are free get half of their width more."""
+
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "independent": ("independent", {}),
     "paper": ("hat", {"schedule": "paper", "c": None, "embedding": None}),
@@ -53,6 +57,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "independent-adam": ("independent", ADAM),
     "settled-adam": ("hat", {"schedule": "settled", "c": None, "embedding": None, **ADAM}),
     "grown-adam": ("hat", {"schedule": "settled", "c": None, "embedding": None, **ADAM, **GROWN}),
+    "grown-more-adam": ("hat", {"schedule": "settled", "c": None, "embedding": None, **ADAM, **GROWN_MORE}),
+    "light-adam": ("hat", {"schedule": "settled", "c": 0.5, "embedding": None, **ADAM}),
 }
 """Method and its settings, by name; `c=none` is that of the schedule, whatever the experiment has."""
 
@@ -95,8 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--settings", default=",".join(SETTINGS))
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--settings", default=",".join(name for name in SETTINGS if name != "cifar10-first"))
+    parser.add_argument("--methods", default=",".join(name for name in METHODS if name != "light-adam"))
     parser.add_argument("--runs", type=Path, default=Path("runs/schedules"), help="folder for the runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/schedules.json"))
     arguments = parser.parse_args()
