@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,23 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Method and its settings, by name; `c=none` is that of the schedule, whatever the experiment has."""
 
 
+ASKED_FOR = ("cifar10-first", "light-adam")
+"""Names of settings and methods that are made only where they are asked for."""
+
+
+def by_default(names: Iterable[str]) -> list[str]:
+    """Return the settings, or the methods, that are made where none are asked for."""
+    return [name for name in names if name not in ASKED_FOR]
+
+
+def beyond_the_default(rows: Mapping[str, Any]) -> str:
+    """Return the options that ask for what a record holds where that is not made by default, with a leading space."""
+    if set(rows) <= set(by_default(SETTINGS)):
+        return ""
+    methods = dict.fromkeys(method for row in rows.values() for method in row["methods"])
+    return f" --settings {','.join(rows)} --methods {','.join(methods)}"
+
+
 def finished(name: str, method: str, seed: int, runs: Path, data: Path) -> RunResult:
     """Make a run, or what is left of it."""
     experiment, common = SETTINGS[name]
@@ -101,8 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--settings", default=",".join(name for name in SETTINGS if name != "cifar10-first"))
-    parser.add_argument("--methods", default=",".join(name for name in METHODS if name != "light-adam"))
+    parser.add_argument("--settings", default=",".join(by_default(SETTINGS)))
+    parser.add_argument("--methods", default=",".join(by_default(METHODS)))
     parser.add_argument("--runs", type=Path, default=Path("runs/schedules"), help="folder for the runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/schedules.json"))
     arguments = parser.parse_args()
@@ -122,7 +139,7 @@ def main() -> None:
             print(f"{name:18} {method:16} {found[method]}", flush=True)
         rows[name] = {"experiment": experiment, "set": common, "methods": found}
         record = {
-            "command": f"python benchmarks/schedules.py --seeds {arguments.seeds}",
+            "command": f"python benchmarks/schedules.py --seeds {arguments.seeds}{beyond_the_default(rows)}",
             "seeds": seeds,
             "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
             "settings": {key: rows[key] for key in SETTINGS if key in rows},
