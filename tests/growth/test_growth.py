@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import hatrack
 from hatrack import (
     Adaptive,
     BatchNorms,
@@ -320,27 +322,72 @@ def test_optimizers_are_carried_over(kind: str) -> None:
     assert_poison_harmless(net, samples)
 
 
-def test_memory_of_another_shape_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["lbfgs", "lbfgs, first parameter as it was", "adafactor"])
+def test_memory_of_another_form_is_dropped_and_the_optimizer_begins_anew_there(kind: str) -> None:
+    """Adafactor remembers sums over rows and columns, LBFGS all past steps with its first parameter."""
     net = attach("mlp")
     x, y = easy_task(net.example_shape[1:], 0)
     open_task(net, "a")
-    optimizer = net.protect(torch.optim.LBFGS(net.task_parameters("a"), lr=0.1, max_iter=2))
+    parameters = net.task_parameters("a")
+    if "as it was" in kind:
+        parameters.sort(key=lambda parameter: parameter.dim())
+    if kind == "adafactor":
+        optimizer: torch.optim.Optimizer = torch.optim.Adafactor(parameters, lr=0.01)
+    else:
+        optimizer = torch.optim.LBFGS(parameters, lr=0.1, max_iter=2)
+    net.protect(optimizer)
 
-    def closure() -> Tensor:
+    def closure() -> float:
         optimizer.zero_grad()
-        loss = loss_of(net, "a", x, y)
+        loss = loss_of(net, net.task_names[-1], x, y)
         loss.backward()
-        return loss
+        return float(loss.detach())
 
     net.train()
     net.anneal(1.0)
     optimizer.step(closure)
     net.consolidate("a")
-    before = copy.deepcopy(net.state_dict())
-    with pytest.raises(InputError, match="LBFGS remembers"):
-        net.grow({"1": 2})
-    now = net.state_dict()
-    assert all(torch.equal(now[name], value) for name, value in before.items() if isinstance(value, Tensor))
+    kept = logits(net, x, "a")
+    wide, narrow = net.backbone.get_parameter("1.weight"), net.backbone.get_parameter("4.bias")
+    remembered = dict(optimizer.state.get(narrow, {}))
+    with pytest.raises(InputError, match="at least 1"):
+        net.grow({"1": 0})
+    assert dict(optimizer.state.get(narrow, {})) == remembered
+    net.grow({"1": 2})
+    assert not optimizer.state.get(wide)
+    torch.testing.assert_close(logits(net, x, "a"), kept)
+    kept = logits(net, x, "a")
+    open_task(net, "b", 1)
+    if kind == "adafactor":
+        optimizer.add_param_group({"params": net.task_parameters("b", new_only=True)})
+    else:  # which takes no further parameters
+        optimizer = net.protect(torch.optim.LBFGS(net.task_parameters("b"), lr=0.1, max_iter=2))
+    before = wide.detach().clone()
+    net.train()
+    net.anneal(1.0)
+    optimizer.step(closure)
+    net.consolidate("b")
+    assert not torch.equal(wide, before)
+    assert torch.equal(logits(net, x, "a"), kept)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("scorer", list(hatrack.Scorer))
+def test_tasks_are_recognised_as_before(scorer: hatrack.Scorer, hard: bool, tmp_path: Path) -> None:
+    """Statistics are of the features that a task uses; with soft masks these are all, of which there are more now."""
+    backbone = nn.Sequential(nn.Linear(6, 10), nn.ReLU())
+    net = hatrack.HATNetwork(backbone, torch.zeros(2, 6), hard=hard)
+    x, y = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    for name in "ab":
+        net.add_task(name, 3)
+        net.consolidate(name)
+        net.calibrate(name, x, y)
+    before = net.eval().infer(x, scorer).scores
+    net.grow({net.units.groups[0].name: 4})
+    torch.testing.assert_close(net.eval().infer(x, scorer).scores, before, rtol=1e-3, atol=1e-4)
+    net.save(tmp_path / "net.hat")
+    again = hatrack.load(tmp_path / "net.hat", nn.Sequential(nn.Linear(6, 10), nn.ReLU()))
+    assert torch.equal(again.eval().infer(x, scorer).scores, net.infer(x, scorer).scores)
 
 
 def test_a_loss_that_is_still_held_does_not_matter() -> None:

@@ -41,6 +41,8 @@ def widen_unit_tasks(states: Iterable[UnitTask], widening: Widening, undo_log: U
         undo_log.set_attribute(state, "packed", packed_mask(widened(state.mask, total, units)))
         undo_log.set_attribute(state, "num_units", widening.graph.num_units)
         places |= _widen_own_parts(state, widening, undo_log)
+        if state.mask.dtype != torch.bool:  # statistics of booleans are of the features in use, and stay as they are
+            _widen_calibration(state, widening, undo_log)
     return places
 
 
@@ -76,9 +78,7 @@ def widen_weight_tasks(
                 undo_log.set_data(copied, torch.where(is_old, values, original.data.to(values.dtype)))
                 places[copied] = changed[original]
         places |= _widen_own_parts(state, widening, undo_log)
-        if state.calibration is not None:
-            features = len(widening.graph.features().units)
-            undo_log.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
+        _widen_calibration(state, widening, undo_log)
     return places
 
 
@@ -142,6 +142,13 @@ def _widen_own_parts(state: TaskState, widening: Widening, undo_log: UndoLog) ->
     return places
 
 
+def _widen_calibration(state: TaskState, widening: Widening, undo_log: UndoLog) -> None:
+    """Widen the statistics of all features that a task is recognised by, for new ones, which are 0 for it."""
+    if state.calibration is not None:
+        features = len(widening.graph.features().units)
+        undo_log.set_attribute(state, "calibration", state.calibration.widened(widening.features, features))
+
+
 def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
     raise AssertionError(f"a norm has no {name} to draw")
 
@@ -149,23 +156,47 @@ def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
 def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> None:
     """Widen an optimizer's state of parameters, with zeros for new entries.
 
+    What it remembers in another form than the parameter's, such as the sums over rows of Adafactor and all past steps
+    of LBFGS, fits the network no longer. All that it remembers of such a parameter is dropped, as of one that it has
+    never seen: between tasks there is no step that would need it, and the task that it belongs to may well be over.
+
     Args:
         optimizer: the optimizer.
         places: new indices of the old entries of every widened parameter, along its first axes.
         undo_log: records the changes.
-
-    Raises:
-        InputError: the state has a value without the parameter's shape.
     """
-    for parameter, where in places.items():
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(parameter in places for parameter in parameters):
+        return
+    for parameter in parameters:
         memory = optimizer.state.get(parameter, {})
-        old_shape = [len(index) if index is not None else n for index, n in zip(where, parameter.shape, strict=False)]
-        old_shape += parameter.shape[len(where) :]
-        for key, value in memory.items():
-            if isinstance(value, Tensor) and list(value.shape) == old_shape:
-                undo_log.set_item(memory, key, widened(value, parameter.shape, where))
-            elif (value.numel() > 1) if isinstance(value, Tensor) else isinstance(value, (list, tuple, dict)):
-                raise InputError(
-                    f"what {type(optimizer).__name__} remembers as {key!r} cannot be widened with the network; "
-                    "grow before this optimizer makes its first step, or train every task with an optimizer of its own"
-                )
+        where = places.get(parameter)
+        if where is None:
+            fits = not any(_is_about_more(value, parameter) for value in memory.values())
+        else:
+            indices = zip(where, parameter.shape, strict=False)
+            old_shape = [len(index) if index is not None else n for index, n in indices]
+            old_shape += parameter.shape[len(where) :]
+            fits = all(_is_one_number(value) or _has_shape(value, old_shape) for value in memory.values())
+        if not fits:
+            undo_log.set_item(optimizer.state, parameter, {})
+        elif where is not None:
+            for key, value in memory.items():
+                if not _is_one_number(value):
+                    undo_log.set_item(memory, key, widened(value, parameter.shape, where))
+
+
+def _is_about_more(value: object, parameter: Tensor) -> bool:
+    """Return whether a value is about more than the parameter that an optimizer keeps it with."""
+    if isinstance(value, Tensor):
+        return value.numel() > max(parameter.numel(), 1)
+    return isinstance(value, (list, tuple, dict))
+
+
+def _is_one_number(value: object) -> bool:
+    """Return whether a value, such as a count of steps, does not depend on the parameter's shape."""
+    return value.numel() == 1 if isinstance(value, Tensor) else not isinstance(value, (list, tuple, dict))
+
+
+def _has_shape(value: object, shape: Sequence[int]) -> bool:
+    return isinstance(value, Tensor) and list(value.shape) == list(shape)

@@ -660,9 +660,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Widen the backbone in place: more units for later tasks, which no task so far uses.
 
         The parameters stay the same objects, and the state of optimizers that :meth:`protect` knows is widened (others
-        have to be made anew). Outputs of consolidated tasks agree with those before up to rounding, since kernels sum
-        in another order for another shape (about 1e-6 of their scale in float32); between widenings they stay
-        bit-identical as ever. New entries are uniform, of the scale that the layer's had at first.
+        have to be made anew); what one remembers in another form than a parameter's, as Adafactor does, is dropped.
+        Outputs of consolidated tasks agree with those before up to rounding, since kernels sum in another order for
+        another shape (about 1e-6 of their scale in float32); between widenings they stay bit-identical as ever. New
+        entries are uniform, of the scale that the layer's had at first.
 
         Gradients that were not used yet are dropped. Code from ``torch.compile`` is compiled again. With several
         processes grow on all of them before the next task's wrapper is made, which shares the new weights.
