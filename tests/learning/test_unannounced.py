@@ -513,9 +513,10 @@ def test_an_interrupt_that_leaves_gradients_off_does_not_keep_them_off(monkeypat
     for call in (lambda: learner.observe(*BATCHES[0]), learner.finish):
         with monkeypatch.context() as patched:
             patched.setattr(learner, "loss_of", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                call()
-        assert torch.is_grad_enabled()
+            with torch.enable_grad():  # which ends for the tests to come, too
+                with pytest.raises(KeyboardInterrupt):
+                    call()
+                assert torch.is_grad_enabled()
     learner.finish()
     assert ended(learner) == ["found-1"]
 
