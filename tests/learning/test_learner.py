@@ -8,7 +8,9 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +128,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing_behind(tmp_path: Path) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import hatrack.storage.atomic
@@ -256,3 +259,104 @@ def test_a_task_that_answers_the_same_for_all_samples_is_told(y: Tensor, what: s
     with pytest.warns(UserWarning, match=rf"task 'a' answers {what} for all .* samples .*c=0\.1"):
         of.fit("a", (torch.randn(60, 4), y), watch=nothing)
     assert of.tasks == ("a",)
+
+
+FEW = torch.randn(16, 4, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
+OTHERS = FEW[0], 1 - FEW[1]
+
+
+def seeded() -> Learner:
+    """A learner of one task, with dropout, and room for more."""
+    torch.manual_seed(0)
+    narrow = nn.Sequential(
+        nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.1), nn.Linear(12, 8), nn.ReLU()
+    )
+    brief = TrainingSettings(epochs=2, batch_size=8, lr=0.05)
+    learner = Learner(narrow, (4,), training=brief, validation=0.0, seed=1)
+    learner.fit("first", FEW)
+    return learner
+
+
+def failed_at(point: int | str) -> Learner:
+    """A learner whose second task was interrupted: behind so many events, or within a part of the learner."""
+    learner, events = seeded(), 0
+    owner = type(learner.network) if point == "calibrate" else type(learner._method)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def watch(_: object) -> None:
+        nonlocal events
+        events += 1
+        if events == point:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(sum(map(ord, str(point))))  # what else draws is elsewhere by then
+    with pytest.MonkeyPatch.context() as patched:
+        if isinstance(point, str):
+            patched.setattr(owner, point, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            learner.fit("second", OTHERS, watch=watch)
+    return learner
+
+
+@cache
+def repeated() -> Tensor:
+    """Weights and all else of a learner whose second task failed in its second step, and was learned then."""
+    learner = failed_at(2)
+    learner.fit("second", OTHERS)
+    return everything(learner)
+
+
+def everything(learner: Learner) -> Tensor:
+    return torch.cat([value.detach().double().flatten() for _, value in sorted(learner.network.state_dict().items())])
+
+
+@pytest.mark.parametrize("point", [1, 3, 5, "end_task", "calibrate"])
+def test_a_fit_that_is_repeated_gives_the_same_bits_wherever_it_had_failed(point: int | str) -> None:
+    """The seed decides, and neither how far the training had come nor what else drew random numbers."""
+    learner = failed_at(point)
+    before = seeded().predict(FEW[0], "first").distribution
+    assert (learner.tasks, list(learner.objectives)) == (("first",), ["first"])
+    assert not learner.network.training, "old tasks answer without dropout"
+    learner.fit("second", OTHERS)
+    assert torch.equal(everything(learner), repeated())
+    assert torch.equal(learner.predict(FEW[0], "first").distribution, before)
+
+
+def test_what_is_drawn_in_the_place_of_a_forgotten_task_follows_from_the_seed() -> None:
+    weights = []
+    for seed in (3, 4):
+        learner = seeded()
+        torch.manual_seed(seed)
+        learner.forget("first")
+        weights.append(torch.cat([p.detach().flatten() for p in learner.network.backbone.parameters()]))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("why", ["refused settings", "begin_task", "an interrupt behind it"])
+def test_a_fit_that_fails_before_its_first_epoch_leaves_the_bits_of_one_that_never_failed(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "begin_task":
+        learner, whole = failed_at(why), seeded()
+    else:
+        learner, whole = seeded(), seeded()
+        real = type(learner._method).begin_task
+
+        def interrupted(*args: Any) -> None:
+            real(*args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            if why == "refused settings":
+                learner.training = TrainingSettings(captured=True)
+            else:
+                patched.setattr(type(learner._method), "begin_task", interrupted)
+            with pytest.raises((InputError, KeyboardInterrupt)):
+                learner.fit("second", OTHERS)
+        learner.training = whole.training
+    assert torch.equal(everything(learner), everything(whole))
+    for each in (learner, whole):
+        each.fit("second", OTHERS)
+    assert torch.equal(everything(learner), everything(whole))

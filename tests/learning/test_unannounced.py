@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -345,3 +346,219 @@ def test_embeddings_learn_faster_where_the_settings_say_so(method: str, factor: 
     embeddings = {id(values) for values in made.network.tasks[0].mask_values}
     expected = 0.1 if factor is None else pytest.approx(0.7)
     assert all(rate == (expected if each in embeddings else 0.1) for each, rate in rates.items())
+
+
+BATCHES = {
+    seed: (torch.randn(16, 8, generator=torch.Generator().manual_seed(seed)) + 3 * seed, torch.arange(16) % 2)
+    for seed in range(3)
+}
+
+
+class Fault:
+    """An interrupt that comes once, before or behind what a method does, and only once this is armed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, behind: bool) -> None:
+        self.armed = self.came = False
+        real = getattr(owner, name)
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            broken, self.armed = self.armed, False
+            result = None if broken and not behind else real(*args, **kwargs)
+            if broken:
+                self.came = True
+                raise KeyboardInterrupt
+            return result
+
+        patch.setattr(owner, name, patched)
+
+
+def announced(method: str = "hat") -> UnannouncedLearner:
+    """A learner that takes the next batch for another task's as soon as it is told so."""
+    setup = Setup(lambda: build_reproducibly(lambda: MLP((8,), (30,)), 0, xavier=True), (8,), 0, torch.device("cpu"))
+    made = METHODS[method](setup, METHODS[method].settings_type())
+    return UnannouncedLearner(
+        made,
+        2,
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        announced=True,
+        detector=DetectorSettings(patience=1),
+        feature_map=RandomUnits(units=20),
+    )
+
+
+def told(learner: UnannouncedLearner, seed: int) -> Step:
+    learner.announce()
+    learner.observe(*BATCHES[seed])
+    return learner.observe(*BATCHES[seed])
+
+
+def logits_of(learner: UnannouncedLearner, tasks: list[str]) -> dict[str, torch.Tensor]:
+    learner.method.train_mode(False)
+    with torch.no_grad():
+        return {task: learner.method.predict(BATCHES[0][0], task) for task in tasks}
+
+
+def ended(learner: UnannouncedLearner) -> list[str]:
+    network: Any = learner.method.network  # type: ignore[attr-defined]
+    return [state.name for state in network.tasks.consolidated]
+
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "begin": (lambda learner: learner.method, "begin_task"),
+    "optimizer": (lambda learner: learner, "_make_optimizer"),
+    "protect": (lambda learner: learner.method, "protect"),
+    "step": (lambda learner: torch.optim.SGD, "step"),
+    "loss": (lambda learner: learner.method, "loss"),
+    "end": (lambda learner: learner.method, "end_task"),
+    "consolidate": (lambda learner: type(learner.method.network), "consolidate"),
+    "answer": (lambda learner: learner, "loss_of"),
+}
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("point", POINTS)
+def test_whatever_is_interrupted_goes_on(point: str, behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old tasks keep their bits, and calls that are repeated open and consolidate what they were to."""
+    learner = announced()
+    owner, name = POINTS[point]
+    fault = Fault(monkeypatch, owner(learner), name, behind)
+    for seed in (0, 1, 2):
+        kept = logits_of(learner, ended(learner))
+        fault.armed = True
+        learner.announce()
+        try:
+            step = learner.observe(*BATCHES[seed])
+        except KeyboardInterrupt:
+            kept = {**logits_of(learner, ended(learner)), **kept}
+            assert len(learner.tasks) == seed, "the new task is as if it had not begun"
+            step = learner.observe(*BATCHES[seed])
+        assert (step.opened, step.task) == (True, f"found-{seed + 1}")
+        assert ended(learner) == [f"found-{number}" for number in range(1, seed + 1)]
+        now = logits_of(learner, list(kept))
+        assert all(torch.equal(now[task], kept[task]) for task in kept)
+    kept, fault.armed = logits_of(learner, ended(learner)), True
+    with suppress(KeyboardInterrupt):
+        learner.finish()
+    fault.armed = False
+    learner.finish()
+    assert fault.came
+    assert learner.tasks == ended(learner) == ["found-1", "found-2", "found-3"]
+    now = logits_of(learner, list(kept))
+    assert all(torch.equal(now[task], kept[task]) for task in kept)
+
+
+@pytest.mark.parametrize("point", ["end", "consolidate", "answer"])
+def test_an_end_that_was_cut_off_leaves_the_bits_of_one_that_was_not(
+    point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = announced(), announced()
+    owner, name = POINTS[point]
+    for learner in (whole, cut):
+        told(learner, 0)
+    fault = Fault(monkeypatch, owner(cut), name, behind=False)
+    whole.finish()
+    fault.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        cut.finish()
+    assert cut.observe(*BATCHES[0]).task == "found-1", "the next call ends it, too, and makes no step in it"
+    now, expected = (logits_of(learner, ["found-1"])["found-1"] for learner in (cut, whole))
+    assert ended(cut) == ["found-1"]
+    assert torch.equal(now, expected)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("point", ["begin", "optimizer", "protect", "end", "consolidate"])
+def test_what_was_cut_off_before_its_first_step_leaves_the_bits_of_one_that_never_was(
+    point: str, behind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = announced(), announced()
+    owner, name = POINTS[point]
+    for learner in (whole, cut):
+        told(learner, 0)
+    expected = told(whole, 1)
+    fault = Fault(monkeypatch, owner(cut), name, behind)
+    fault.armed = True
+    cut.announce()
+    with pytest.raises(KeyboardInterrupt):
+        cut.observe(*BATCHES[1])
+    cut.observe(*BATCHES[1])
+    assert cut.observe(*BATCHES[1]) == expected
+    tasks = ["found-1", "found-2"]
+    now, wanted = logits_of(cut, tasks), logits_of(whole, tasks)
+    assert all(torch.equal(now[task], wanted[task]) for task in tasks)
+
+
+def test_a_batch_whose_step_was_cut_off_is_learned_from_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = announced(), announced()
+    for learner in (whole, cut):
+        told(learner, 0)
+    fault = Fault(monkeypatch, torch.optim.SGD, "step", behind=False)
+    expected = whole.observe(*BATCHES[1])
+    fault.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        cut.observe(*BATCHES[1])
+    assert cut.observe(*BATCHES[1]) == expected
+    assert torch.equal(logits_of(cut, ["found-1"])["found-1"], logits_of(whole, ["found-1"])["found-1"])
+
+
+def test_an_interrupt_that_leaves_gradients_off_does_not_keep_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come between the entrance of torch.no_grad and its body."""
+    learner = announced()
+    told(learner, 0)
+
+    def interrupted(*_: Any) -> None:
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    for call in (lambda: learner.observe(*BATCHES[0]), learner.finish):
+        with monkeypatch.context() as patched:
+            patched.setattr(learner, "loss_of", interrupted)
+            with torch.enable_grad():  # which ends for the tests to come, too
+                with pytest.raises(KeyboardInterrupt):
+                    call()
+                assert torch.is_grad_enabled()
+    learner.finish()
+    assert ended(learner) == ["found-1"]
+
+
+@pytest.mark.parametrize("current", [True, False])
+@pytest.mark.parametrize("weights", ["embedding", "backbone"])
+def test_a_task_that_diverged_is_removed_once_it_is_to_be_ended(weights: str, current: bool) -> None:
+    learner = announced()
+    told(learner, 0)
+    told(learner, 1)
+    kept = logits_of(learner, ["found-1"])["found-1"]
+    network: Any = learner.method.network  # type: ignore[attr-defined]
+    if not current:
+        learner.announce()
+        assert not learner.observe(*BATCHES[0]).opened, "the first task is back"
+    free = network.tasks[1].embedding if weights == "embedding" else next(network.backbone.parameters())
+    frozen = network.protected().get(next(n for n, p in network.named_parameters() if p is free))
+    with torch.no_grad():
+        free[~frozen] = float("nan")
+    with pytest.raises(TrainingError, match="task 'found-2' diverged and was removed"):
+        learner.finish()
+    learner.finish()
+    assert learner.tasks == [learner.current] == ended(learner) == ["found-1"]
+    assert torch.equal(logits_of(learner, ["found-1"])["found-1"], kept)
+    assert told(learner, 2).task == "found-2"
+    learner.finish()
+    assert ended(learner) == ["found-1", "found-2"]
+    assert torch.equal(logits_of(learner, ["found-1"])["found-1"], kept)
+
+
+@pytest.mark.parametrize("method", ["sgd", "ewc", "sgd-restart", "independent"])
+@pytest.mark.parametrize("point", ["begin", "optimizer", "step", "end"])
+def test_methods_without_masks_go_on_as_well(point: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = announced(method)
+    owner, name = POINTS[point]
+    told(learner, 0)
+    fault = Fault(monkeypatch, owner(learner), name, behind=True)
+    fault.armed = True
+    learner.announce()
+    with pytest.raises(KeyboardInterrupt):
+        learner.observe(*BATCHES[1])
+    assert learner.observe(*BATCHES[1]).task == "found-2"
+    learner.finish()
+    assert learner.tasks == ["found-1", "found-2"]
+    assert list(logits_of(learner, learner.tasks)) == learner.tasks

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hatrack import (
     HATNetwork,
     InputError,
+    UnsupportedError,
     WeightMaskedNetwork,
 )
 from hatrack.masks import Unmasked, WeightRole
@@ -186,3 +187,28 @@ def test_the_backbone_is_not_touched_and_comes_back(kind: str, backbone: str) ->
     with pytest.raises(InputError, match="was detached from its backbone; attach a new WeightMaskedNetwork"):
         net.save("nowhere")
     HATNetwork(plain, torch.zeros(2, *shape))
+
+
+class Steps(nn.Module):
+    """A loop of a recurrent cell over the steps of a sequence."""
+
+    def __init__(self, cell: nn.RNNCellBase) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        assert state is not None
+        features: Tensor = state[0] if isinstance(state, tuple) else state
+        return features
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+def test_cells_are_refused_by_name_with_what_to_take(kind: str) -> None:
+    backbone = Steps(getattr(nn, f"{kind}Cell")(3, 4))
+    said = rf"cell \({kind}Cell\), get no masks .* take torch\.nn\.{kind} in place"
+    with pytest.raises(UnsupportedError, match=said):
+        WeightMaskedNetwork(backbone, torch.zeros(1, 2, 3))
+    HATNetwork(backbone, torch.zeros(1, 2, 3))  # as the message says

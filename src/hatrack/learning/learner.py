@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -167,9 +166,8 @@ class Learner:
 
     def _give_up(self, task: str) -> None:
         """Remove a task in training, whatever it has done to the weights."""
-        with suppress(GuaranteeError):
-            self.network.restore()
-        self.network.forget(task)
+        self.objectives.pop(task, None)
+        self._method.give_up(task)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -189,6 +187,12 @@ class Learner:
         progress: bool | None = None,
     ) -> None:
         """Learn a new task; what was learned before stays as it is.
+
+        If anything is raised, an interrupt included, the task is removed, and the call can be repeated. Where the
+        training had not begun, nothing has changed. Else weights that no other task uses are drawn anew with the seed,
+        since no copy of them is kept: the repeated call gives the same bits wherever the training had ended, but not
+        those of a learner that never failed, whose free weights are what earlier tasks left. To get these, load a file
+        that was saved before.
 
         Args:
             task: its name: letters, digits, ``_`` and ``-``.
@@ -236,11 +240,13 @@ class Learner:
             interface=interface,
         )
         method = self._method
-        method.begin_task(described)
         try:
+            with method.beginning():
+                method.begin_task(described)
+                events = fit(method, [described], self.training)
             with ending(self._display(described, progress)) as display:
                 with naming_unknown_ids(self.network.backbone, x, what):
-                    for event in fit(method, [described], self.training):
+                    for event in events:
                         display.follow(event)
                         if watch is not None:
                             watch(event)
@@ -420,8 +426,8 @@ class Learner:
         return right / len(expected)
 
     def forget(self, task: str) -> Forgotten:
-        """Remove a task exactly; see :meth:`hatrack.HATNetwork.forget`."""
-        report = self.network.forget(task)
+        """Remove a task exactly; see :meth:`hatrack.HATNetwork.forget`. The seed decides what is drawn anew."""
+        report = self.network.forget(task, generator=self._method.setup.generator("forget", task))
         self.objectives.pop(task, None)
         return report
 

@@ -6,8 +6,9 @@ are for the sums of the task at hand (:func:`hatrack.recognition.strangeness`). 
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hatrack.errors import InputError, TrainingError
+from hatrack.errors import GuaranteeError, InputError, TrainingError
 from hatrack.functional import batch_progress
 from hatrack.learning.samples import as_inputs, converted, read_targets
 from hatrack.methods import Batch, Method, ParameterGroup
@@ -34,6 +35,7 @@ from hatrack.recognition import (
     solve_ridge,
     strangeness,
 )
+from hatrack.state.undo import leaves_modes
 from hatrack.streams import DetectorSettings, LossDetector, Split, Surprise, Task, usual_limit
 from hatrack.support.inputs import Inputs, map_tensors
 from hatrack.support.ranges import require_range
@@ -79,6 +81,23 @@ class _Window(NamedTuple):
     features: Tensor | None
 
 
+@dataclass
+class _Open:
+    """Task in training.
+
+    Attributes:
+        task: the task; its samples are those of its first batch.
+        optimizer: its optimizer.
+        ending: whether its end has begun, which an error may cut off; no step is made then any more.
+        ended: whether the method has ended it.
+    """
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+    ending: bool = False
+    ended: bool = False
+
+
 LEAST_FREEDOM = 10
 """Samples beyond one of every class from which it is known how much the samples of a task differ."""
 
@@ -102,6 +121,10 @@ class UnannouncedLearner:
     Samples are compared by classes, so that two tasks of the same samples with other labels are two tasks. Where
     samples are not one tensor of real numbers, as tokens or nested tensors, the loss alone decides, and a switch
     between tasks whose labels the task at hand predicts as well is not seen.
+
+    Whatever is raised, an interrupt included, earlier tasks stay as they are, and the call can be repeated: the batch
+    counts as not seen, a task that it had opened is removed, and the next call ends a task whose end was cut off. Steps
+    that were made in a task that was open before stay made.
 
     Tasks are called ``found-1``, ``found-2``, ... in the order in which they are opened. There are no epochs and no
     validation: the annealing of the gates runs through once in ``cycle`` steps, again and again.
@@ -162,8 +185,8 @@ class UnannouncedLearner:
         self._feature_map = feature_map
         self._sample_shape: tuple[int, ...] = ()
         self._sums: dict[str, ClassSums] = {}
-        self._open: Task | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._open: _Open | None = None
+        self._unwanted: str | None = None  # name of a task to be removed, which has begun or may have
         self._steps = 0
         self._usual: dict[str, Usual] = {}  # of the loss, by task
         self._usually_strange: dict[str, Usual] = {}
@@ -178,6 +201,7 @@ class UnannouncedLearner:
         """
         self._announced, self._suspicious = True, []
 
+    @leaves_modes
     def observe(self, x: Inputs, y: Tensor) -> Step:
         """Attribute a batch to a task, and learn from it.
 
@@ -187,15 +211,26 @@ class UnannouncedLearner:
 
         Raises:
             InputError: samples are of another kind or not finite, or classes are none or not as many as samples.
-            TrainingError: the loss with the task at hand is not a finite number. The batch is not learned from.
+            TrainingError: the loss with the task at hand is not a finite number, and the batch is not learned from;
+                :meth:`finish` removes the task if its weights are lost. Or the task in training could not be
+                consolidated, and was removed.
         """
+        self._make_up()
+        before = {name: copy.copy(v) if isinstance(v, LossDetector) else v for name, v in vars(self).items()}
+        try:
+            step = self._observe(x, y)
+            self._unwanted = None
+            return step
+        except BaseException:
+            self._go_back(before)
+            raise
+
+    def _observe(self, x: Inputs, y: Tensor) -> Step:
         x, y = self._read(x, y)
         window = _Window(x, y, self._features(x))
         if self.current is None:
             self._announced = False  # the first task begins, announced or not
-            first = self._open_task(x, y)
-            loss = self.loss_of(first, [(x, y)])
-            self._train([window])
+            first, loss = self._open_task(window, [window])
             return Step(first, loss, Surprise.SWITCH, opened=True)
         loss, strange = self.loss_of(self.current, [(x, y)]), self._strangeness(self.current, window)
         if not math.isfinite(loss):
@@ -204,7 +239,7 @@ class UnannouncedLearner:
                 "samples to about one scale, or take a smaller learning rate"
             )
         if self._announced:
-            self._suspicious.append(window)
+            self._suspicious = [*self._suspicious, window]
             if len(self._suspicious) < self._settings.patience:
                 return Step(self.current, loss, Surprise.SUSPICIOUS, opened=False, strangeness=strange)
             self._announced = False
@@ -218,7 +253,7 @@ class UnannouncedLearner:
         if surprise is Surprise.SWITCH:
             return self._switch([*self._suspicious, window])
         if surprise is Surprise.SUSPICIOUS:
-            self._suspicious.append(window)
+            self._suspicious = [*self._suspicious, window]
             return Step(self.current, loss, surprise, opened=False, strangeness=strange)
         batches, self._suspicious = [*self._suspicious, window], []  # a suspicion that has passed is learned from, too
         self._train(batches)
@@ -231,13 +266,27 @@ class UnannouncedLearner:
             InputError: a task is in training: the optimizer of a copy would not be kept from frozen weights.
         """
         if self._open is not None:
-            raise InputError(f"task {self._open.name!r} is in training: a learner is copied after finish() alone")
+            raise InputError(f"task {self._open.task.name!r} is in training: a learner is copied after finish() alone")
         return dict(self.__dict__)
 
+    @leaves_modes
     def finish(self) -> None:
-        """Consolidate the task in training, after the last batch; batches that were set aside are dropped."""
-        self._consolidate()
+        """Consolidate the task in training, after the last batch; batches that were set aside are dropped.
+
+        Raises:
+            TrainingError: it diverged; the task is removed, and batches to come are told from the others.
+        """
+        self._make_up()
+        self._end()
         self._suspicious = []
+
+    def _end(self) -> None:
+        """Consolidate the task in training, or remove it if it diverged."""
+        try:
+            self._consolidate()
+        except BaseException:
+            self._remove_unwanted()
+            raise
 
     def _read(self, x: Inputs, y: Tensor) -> tuple[Inputs, Tensor]:
         """Return samples and classes as tensors on the method's device."""
@@ -328,7 +377,10 @@ class UnannouncedLearner:
         return min(self.tasks, key=lambda task: self.loss_of(task, [(x, y)]))
 
     def _in_training(self, task: str | None) -> bool:
-        return self._open is not None and self._open.name == task
+        return self._is_open(task) and not (self._open is not None and self._open.ending)
+
+    def _is_open(self, task: str | None) -> bool:
+        return self._open is not None and self._open.task.name == task
 
     def _logits(self, x: Inputs, y: Tensor, task: str) -> Tensor:
         if self._in_training(task):
@@ -348,22 +400,21 @@ class UnannouncedLearner:
         x, y, _ = batches[-1]
         if not fits:
             self._consolidate()
-            new = self._open_task(x, y)
-            self._train(batches)
+            new, _ = self._open_task(batches[-1], batches)
             return Step(new, self.loss_of(new, [(x, y)]), Surprise.SWITCH, opened=True)
-        self.current = min(fits, key=lambda task: known[task])
-        self._detector.resume(*self._usual[self.current])
-        self._sample_detector.resume(*self._usually_strange[self.current])
+        fitting = min(fits, key=lambda task: known[task])
+        self._resume(fitting)
         self._train(batches)
-        strange, loss = known[self.current]
-        compared = strange if self.current in self._sums else None
-        return Step(self.current, loss, Surprise.SWITCH, opened=False, strangeness=compared)
+        strange, loss = known[fitting]
+        compared = strange if fitting in self._sums else None
+        return Step(fitting, loss, Surprise.SWITCH, opened=False, strangeness=compared)
 
     def _note_usual(self) -> None:
         """Take note of what is usual for the task at hand, while it is the one in training."""
-        if self.current is not None and self._in_training(self.current):
-            self._usual[self.current] = Usual(self._detector.mean, self._detector.deviation)
-            self._usually_strange[self.current] = Usual(self._sample_detector.mean, self._sample_detector.deviation)
+        if self.current is not None and self._is_open(self.current):
+            loss, strange = self._detector, self._sample_detector
+            self._usual = {**self._usual, self.current: Usual(loss.mean, loss.deviation)}
+            self._usually_strange = {**self._usually_strange, self.current: Usual(strange.mean, strange.deviation)}
 
     def _usual_strangeness(self, task: str, batches: Sequence[_Window]) -> float:
         """Return the median strangeness of batches for a task; 0 where samples are not compared.
@@ -379,21 +430,69 @@ class UnannouncedLearner:
             return False
         return loss <= usual_limit(*self._usual[task], self._settings)
 
-    def _open_task(self, x: Inputs, y: Tensor) -> str:
-        """Open a new task, which becomes the one at hand, for a batch; return its name."""
+    def _open_task(self, first: _Window, batches: Sequence[_Window]) -> tuple[str, float]:
+        """Open a new task, which becomes the one at hand, and learn from batches.
+
+        Returns:
+            Its name, and the loss of the first batch before that.
+        """
+        x, y, _ = first
         name = f"found-{len(self.tasks) + 1}"
         kept = map_tensors(lambda tensor: tensor.cpu(), x)
         window = Split(kept, torch.arange(len(y)), y.cpu(), interface=self.method.setup.interface)
-        self._open = Task(name, Classification(tuple(map(str, range(self._classes)))), window, window, window)
-        self.method.begin_task(self._open)
-        self._optimizer = self.method.protect(self._optimizer_of(self.method.parameter_groups()))
+        task = Task(name, Classification(tuple(map(str, range(self._classes)))), window, window, window)
+        self._unwanted = name  # until the batch that opens it is done with
+        with self.method.beginning():
+            self.method.begin_task(task)
+            optimizer = self.method.protect(self._optimizer_of(self.method.parameter_groups()))
+        self._open = _Open(task, optimizer)
         self._steps = 0
-        self.tasks.append(name)
+        self.tasks = [*self.tasks, name]
         self.current = name
         self._recent = []
         self._detector.restart()
         self._sample_detector.restart()
-        return name
+        loss = self.loss_of(name, [(x, y)])
+        self._train(batches)
+        return name, loss
+
+    def _go_back(self, before: Mapping[str, Any]) -> None:
+        """Take back what a batch has changed; a task that it has ended stays ended, and one that it has opened goes.
+
+        Args:
+            before: attributes of this learner before the batch; their values are replaced, never written into.
+        """
+        opened = next((task for task in self.tasks if task not in before["tasks"]), self._unwanted)
+        vars(self).update({**before, "_unwanted": opened})
+        self._remove_unwanted()
+
+    def _make_up(self) -> None:
+        """Do what an error has cut off: remove a task that did not come about, or consolidate one."""
+        self._remove_unwanted()
+        if self._open is not None and self._open.ending:
+            self._end()
+
+    def _remove_unwanted(self) -> None:
+        """Remove a task that did not come about, or has diverged; the last of the others is at hand in its place."""
+        name = self._unwanted
+        if name is None:
+            return
+        self.method.give_up(name)
+        if name in self.tasks:
+            self.tasks = [task for task in self.tasks if task != name]
+            self._open, self._recent, self._suspicious = None, [], []
+            for known in ("_sums", "_usual", "_usually_strange"):
+                setattr(self, known, {task: value for task, value in vars(self)[known].items() if task != name})
+        if self.current is not None and self.current not in self.tasks:
+            self._resume(self.tasks[-1] if self.tasks else None)
+        self._unwanted = None
+
+    def _resume(self, task: str | None) -> None:
+        """Go on with a task that is consolidated; None if there is none."""
+        self.current = task
+        if task is not None:
+            self._detector.resume(*self._usual[task])
+            self._sample_detector.resume(*self._usually_strange[task])
 
     def _optimizer_of(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         """Make the optimizer of a task; embeddings learn faster than weights where the method's settings say so."""
@@ -408,36 +507,47 @@ class UnannouncedLearner:
         """Make one step per batch, if the task at hand is the one in training."""
         if not self._in_training(self.current):
             return
-        assert self._optimizer is not None
+        assert self._open is not None
         assert self.current is not None
+        optimizer = self._open.optimizer
         self.method.train_mode(True)
         for window in batches:
             x, y, features = window
             if features is not None:
                 new = ClassSums.of([(features, y.cpu())], self._classes)
                 known = self._sums.get(self.current)
-                self._sums[self.current] = new if known is None else known.plus(new)
+                self._sums = {**self._sums, self.current: new if known is None else known.plus(new)}
             progress = batch_progress(self._steps % self.cycle, self.cycle)
             loss = self.method.loss(self._batch(x, y, progress)).value
-            self._optimizer.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+            optimizer.step()
             self._steps += 1
             self._recent = [*self._recent[1 - self._settings.memory :], window]
 
     def _batch(self, x: Inputs, y: Tensor, progress: float) -> Batch:
         assert self._open is not None
-        return Batch(x, y, (self._open.name,), torch.zeros_like(y), progress, interface=self.method.setup.interface)
+        return Batch(
+            x, y, (self._open.task.name,), torch.zeros_like(y), progress, interface=self.method.setup.interface
+        )
 
     def _consolidate(self) -> None:
         """End the task in training; its usual loss is that of its last batches, as its masks have become hard."""
         if self._open is None:
             return
         self._note_usual()
-        task, self._open, self._optimizer = self._open, None, None
-        self.method.end_task(task)
-        _, deviation = self._usual.get(task.name, (0.0, 0.0))
-        self._usual[task.name] = Usual(self.loss_of(task.name, [(x, y) for x, y, _ in self._recent]), deviation)
+        name = self._open.task.name
+        self._open.ending = True
+        if not self._open.ended:
+            try:
+                self.method.end_task(self._open.task)
+            except (GuaranteeError, TrainingError) as error:  # which every further try would meet again
+                self._unwanted = name
+                raise TrainingError(f"task {name!r} diverged and was removed: {error}") from error
+            self._open.ended = True
+        _, deviation = self._usual.get(name, (0.0, 0.0))
+        usual = Usual(self.loss_of(name, [(x, y) for x, y, _ in self._recent]), deviation)
+        self._usual, self._open = {**self._usual, name: usual}, None
 
 
 def _small_map(shape: Sequence[int]) -> FeatureMap:

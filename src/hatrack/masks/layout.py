@@ -25,6 +25,7 @@ from hatrack.support.untrained import untrained_norms, untrained_parameters
 __all__ = ["Unmasked", "WeightLayout", "WeightRole", "count_features", "lay_out"]
 
 _MASKED_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)
+_LAYERS = "dense, convolutional, recurrent or attention"
 
 
 class WeightRole(str, enum.Enum):
@@ -104,8 +105,21 @@ def lay_out(backbone: nn.Module) -> WeightLayout:
         if id(parameter) not in of_norms:
             (masked if id(parameter) in weights else copied).append(name)
     if not masked and not untrained:
-        raise UnsupportedError("the backbone has no dense, convolutional, recurrent or attention layer to mask")
+        raise UnsupportedError(f"the backbone has no {_LAYERS} layer to mask{_advice_for_cells(backbone)}")
     return WeightLayout(tuple(masked), tuple(copied), tuple(norms))
+
+
+def _advice_for_cells(backbone: nn.Module) -> str:
+    """Return what to use in place of recurrent cells, for the end of a message; empty where there are none."""
+    cells = [(name, type(m).__name__) for name, m in backbone.named_modules() if isinstance(m, nn.RNNCellBase)]
+    if not cells:
+        return ""
+    named = ", ".join(f"{name} ({kind})" if name else kind for name, kind in cells)
+    layers = " or ".join(sorted({f"torch.nn.{kind.removesuffix('Cell')}" for _, kind in cells}))
+    return (
+        f": cells, {named}, get no masks of weights, since every task has copies of them; take {layers} in place of "
+        "the loop over steps, or hatrack.HATNetwork, whose masks of units take cells, too"
+    )
 
 
 def _weights(backbone: nn.Module) -> Iterator[nn.Parameter]:

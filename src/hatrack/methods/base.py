@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from hatrack.errors import InputError
 from hatrack.objectives import Classification, MultiLabel, Objective, Regression, joined_loss
 from hatrack.protection.capacity import Capacity
+from hatrack.state.undo import Snapshot
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, seeded_generator
 from hatrack.support.heads import linear_head
@@ -326,12 +328,39 @@ class Method(abc.ABC):
     def begin_task(self, task: Task) -> None:
         """Get ready to learn a task that was never seen before."""
 
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Undo :meth:`begin_task`, and all else that makes no step, after any error while this lasts.
+
+        Nothing is copied: attributes of the method, and structure and tensors of its modules, are recorded by
+        reference. Containers of other kinds that a method fills stay filled; :meth:`begin_task` overwrites them.
+        """
+        before = dict(vars(self))
+        snapshots = [Snapshot(part, self.optimizers()) for part in before.values() if isinstance(part, nn.Module)]
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            for snapshot in snapshots:
+                snapshot.restore()
+            raise
+
+    def optimizers(self) -> Iterable[torch.optim.Optimizer]:
+        """Return optimizers of earlier tasks that beginning a task may change, as widening does."""
+        return ()
+
+    def give_up(self, task: str) -> None:  # noqa: B027 - most methods overwrite what there is
+        """Remove a task that was begun, and all that it owns, so that one of its name can begin.
+
+        Nothing happens if there is none. Shared weights stay as the task left them, but for methods that can free them.
+        """
+
     @abc.abstractmethod
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
 
     def end_task(self, task: Task) -> None:  # noqa: B027 - some methods are done then
-        """Do what follows training: consolidate, measure importance, merge."""
+        """Do what follows training: consolidate, measure importance, merge; again, if an error cut it off."""
 
     @abc.abstractmethod
     def predict(self, x: Inputs, task: str) -> Tensor:

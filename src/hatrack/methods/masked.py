@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.backbones import QuarterTurns
-from hatrack.errors import CheckpointError
+from hatrack.errors import CheckpointError, GuaranteeError
 from hatrack.growth.policy import Growth
 from hatrack.masks import FreeWeights, MaskSource, Unmasked, WeightConditioning
 from hatrack.methods.base import Batch, EpochPlan, Loss, Method, Pace, ParameterGroup, Schedule, Setup
@@ -131,6 +132,19 @@ class MaskedMethod(Method):
         """Add the task to the network, drawing from a generator."""
         self.network.add_task(task.name, task.num_classes, generator=generator)
 
+    def optimizers(self) -> Iterable[torch.optim.Optimizer]:
+        """Return the optimizers that the network keeps from frozen entries."""
+        return self.network.protection.hooks.optimizers()
+
+    def give_up(self, task: str) -> None:
+        """Unlearn a task, whatever it has done to the weights; what it alone used is drawn anew with the run's seed."""
+        if task not in self.network.task_names:
+            return
+        self.train_mode(False)
+        with suppress(GuaranteeError):
+            self.network.restore()
+        self.network.forget(task, generator=self.setup.generator("forget", task))
+
     def loss(self, batch: Batch) -> Loss:
         """Return the task's loss and what the masks cost, as long as these are learned."""
         self.network.anneal(batch.progress)
@@ -207,9 +221,10 @@ class MaskedMethod(Method):
         return self._trains_head_alone
 
     def end_task(self, task: Task) -> None:
-        """Consolidate the task."""
+        """Consolidate the task, unless an interrupt came just behind that."""
         self._projection, self._trains_head_alone = None, False
-        self.network.consolidate(task.name)
+        if not self.network.tasks.named(task.name).consolidated:
+            self.network.consolidate(task.name)
 
     def predict(self, x: Inputs, task: str) -> Tensor:
         """Return logits under the task's mask."""

@@ -61,6 +61,12 @@ class MultiHeadNetwork(nn.Module):
         self.heads.append(linear_head(self.features, num_classes, generator).to(device))
         self.task_names.append(name)
 
+    def remove_task(self, name: str) -> None:
+        """Remove the head of a task, if there is one."""
+        if name in self.task_names:
+            index = self.task_names.index(name)
+            del self.task_names[index], self.heads[index]
+
     def head(self, task: str) -> nn.Linear:
         """Return the head of a task.
 
@@ -129,6 +135,10 @@ class MultiHeadMethod(StoredMethod):
     def open(self, name: str, num_classes: int, *_: Any) -> None:
         """Add a task's head."""
         self.network.add_task(name, num_classes, self.setup.generator("head", name))
+
+    def give_up(self, task: str) -> None:
+        """Remove the task's head."""
+        self.network.remove_task(task)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of the right head's outputs."""

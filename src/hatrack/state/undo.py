@@ -313,7 +313,10 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
 
 
 def leaves_modes(method: MethodT) -> MethodT:
-    """Decorate a method that changes copies alone so that an error restores torch's modes."""
+    """Decorate a method that changes copies alone, or undoes changes itself, so that an error restores torch's modes.
+
+    An interrupt just behind the entrance of ``torch.no_grad`` would leave gradients off for good.
+    """
 
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
