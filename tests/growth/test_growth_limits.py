@@ -397,6 +397,36 @@ def test_files_of_other_networks(tmp_path: Path) -> None:
     assert sizes(hatrack.load(tmp_path / "net.hat", MLP((6,), (8, 8)))) == {"dense1": 12, "dense2": 8}
 
 
+@pytest.mark.parametrize("make", [HATNetwork, WeightMaskedNetwork])
+def test_a_state_dict_of_another_width_says_how_to_load_it(make: Any) -> None:
+    def build() -> Any:
+        torch.manual_seed(0)
+        return make(MLP((6,), (8, 8)), torch.zeros(2, 6))
+
+    net, narrow, x = build(), build(), torch.randn(5, 6)
+    for each in (net, narrow):
+        each.add_task("a", 3)
+        each.consolidate("a")
+    net.grow({"dense1": 4, "dense2": 1})
+    before, there = logits(narrow, x, "a"), r"has shape \(12, 6\) there and \(8, 6\) here"
+    added = r"\{'dense1': 4, 'dense2': 1\}"
+    with pytest.raises(InputError, match=rf"other widths: .*{there}.*grow this one first, net\.grow\({added}\); or"):
+        narrow.load_state_dict(net.state_dict())
+    assert torch.equal(logits(narrow, x, "a"), before)
+    with pytest.raises(InputError, match=r"has shape \(8, 6\) there and \(12, 6\) here.*build and widen this one as"):
+        net.load_state_dict(narrow.state_dict())
+    with pytest.raises(InputError, match="other widths"):  # as a part of a larger module
+        nn.ModuleList([narrow]).load_state_dict(nn.ModuleList([net]).state_dict())
+    narrow.grow({"dense1": 4, "dense2": 1})
+    narrow.load_state_dict(net.state_dict())
+    assert torch.equal(logits(narrow, x, "a"), logits(net, x, "a"))
+    narrow.check()
+    late = build()
+    late.add_task("a", 3)
+    with pytest.raises(InputError, match="grow this one before the task in training is added"):
+        late.load_state_dict(net.state_dict())
+
+
 def test_a_network_that_grows_no_longer_is_saved_and_loaded_again_and_again(tmp_path: Path) -> None:
     net = WeightMaskedNetwork(MLP((6,), (8, 8)), torch.zeros(2, 6), growth=Growth())
     net.growth = None

@@ -51,6 +51,7 @@ from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.inputs import Inputs, device_of, map_tensors
 from hatrack.support.interface import Interface
+from hatrack.support.names import entries_below
 from hatrack.support.notebook import html_table
 from hatrack.support.parameters import divided
 from hatrack.support.ranges import require_above_zero
@@ -805,6 +806,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.protection.require_same_parts()
+        widening.require_same_widths(self, entries_below(prefix, state_dict))
         self._loading = Snapshot(self, values_of=[*self.parameters(), *self.buffers()])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

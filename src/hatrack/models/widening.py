@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import GuaranteeError, HatrackError, InputError
+from hatrack.growth.layers import Layer, Side
 from hatrack.growth.policy import plan_growth, require_growable
 from hatrack.growth.tasks import widen_optimizer
 from hatrack.growth.widening import DEPENDS_ON_WIDTH, WidthError, why_it_fails, widen
@@ -17,12 +18,13 @@ from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
 from hatrack.state.tryouts import largest
 from hatrack.state.undo import Snapshot, UndoLog
+from hatrack.support.names import prefix_of
 from hatrack.units import UnitGraph
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
 
-__all__ = ["grow", "grow_if_full"]
+__all__ = ["grow", "grow_if_full", "require_same_widths"]
 
 
 def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch.Generator | None) -> None:
@@ -239,3 +241,58 @@ def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[
         if not torch.allclose(now[name], logits, rtol=0.0, atol=tolerance * largest(logits), equal_nan=True):
             differing.append(name)
     return differing
+
+
+# -------------------------------------------------------------------------------------------------------- other widths
+
+
+def require_same_widths(net: MaskedNetwork[StateT], state: Mapping[str, object]) -> None:
+    """Check that the parameters in a ``state_dict`` have the shapes of a network's.
+
+    Args:
+        net: the network.
+        state: tensors by the network's names.
+
+    Raises:
+        InputError: some have other shapes, as when one of the two networks has grown.
+    """
+    own = dict(net.named_parameters())
+    there = {name: value.shape for name in own if isinstance(value := state.get(name), Tensor)}
+    others = [name for name in there if there[name] != own[name].shape and own[name].dim() > 0]
+    if not others:
+        return
+    named = [f"{name} has shape {tuple(there[name])} there and {tuple(own[name].shape)} here" for name in others[:3]]
+    more = f", and {len(others) - 3} more" if len(others) > 3 else ""
+    added = _units_missing(net, there)
+    when = "first" if net.tasks.in_training is None else "before the task in training is added"
+    remedy = f"grow this one {when}, net.grow({added})" if added else "build and widen this one as that one was"
+    raise InputError(
+        f"this state_dict is of a network of other widths: {', '.join(named)}{more}. To load it, {remedy}; or keep "
+        "whole networks with net.save and hatrack.load, which widens by itself"
+    )
+
+
+def _units_missing(net: MaskedNetwork[StateT], shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    """Return the numbers of units, by group, by which a backbone has to grow; empty where that is not what it takes.
+
+    Args:
+        net: the network.
+        shapes: shapes that the parameters are to have, by the network's names.
+    """
+    try:
+        graph = net.masking.units_now()
+    except HatrackError:
+        return {}
+    added: dict[str, int] = {}
+    for group in graph.groups:
+        for name, units in graph.outputs.items():
+            layer = Layer.of(net.backbone.get_submodule(name)) if bool(group.owns(units).all()) else None
+            for own, axes in {} if layer is None else layer.tensors.items():
+                shape = shapes.get(f"{prefix_of(name)}{own}")
+                if shape is None or Side.OUTPUTS not in axes:
+                    continue
+                missing, rest = divmod((shape[axes.index(Side.OUTPUTS)] - len(units)) * group.size, len(units))
+                if rest or missing < 0 or added.get(group.name, missing) != missing:
+                    return {}
+                added[group.name] = missing
+    return {name: missing for name, missing in added.items() if missing}
