@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hatrack import (
     GuaranteeError,
     HATNetwork,
     InputError,
+    WeightMaskedNetwork,
 )
 from hatrack.backbones import MLP
 from hatrack.growth.policy import free_units, plan_growth
@@ -132,6 +134,52 @@ class Averaging(nn.Module):
         return torch.sigmoid(self.last(h / h.shape[1]))
 
 
+class OutOfFeatures(Averaging):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(torch.relu(self.first(x)))) / self.first.out_features**0.5
+
+
+class Asserting(Averaging):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        assert h.shape[1] == 8, "eight"
+        return torch.relu(self.last(h))
+
+
+class LookingUp(Averaging):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return torch.relu(self.last(h * {8: 1.0}[h.shape[1]]))
+
+
+class Branching(Averaging):
+    """Has its units read elsewhere when it is wider."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return torch.relu(self.last(h.cumsum(1) if h.shape[1] > 8 else h))
+
+
+class Reading(Averaging):
+    """Does what no rule explains when it is wider."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return torch.relu(self.last(h * float(self.first.bias[0]) if h.shape[1] > 8 else h))
+
+
+class FullAlone(nn.Module):
+    """Changes its outputs as soon as its two layers have more than 20 units together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(torch.cat([self.first(x), self.second(x)], 1))
+        return torch.relu(self.last(2 * h if h.shape[1] > 20 else h))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -203,6 +251,88 @@ def test_a_change_of_old_outputs_is_found_and_taken_back() -> None:
     assert torch.equal(logits(net, x, "a"), before)
 
 
+WIDTH_IN_CODE = {
+    "divided by the width": (Averaging, "would change the outputs of a; nothing was changed"),
+    "divided by an attribute": (OutOfFeatures, "would change the outputs of a; nothing was changed"),
+    "an assertion": (Asserting, r"AssertionError: eight.* \(at test_growth_limits.py:\d+\)"),
+    "a table": (LookingUp, "KeyError: 1[01]"),
+    "units read elsewhere": (Branching, "units are then read at other places"),
+    "a way that is not understood": (Reading, "__float__"),
+}
+
+
+@pytest.mark.parametrize("make", [HATNetwork, WeightMaskedNetwork])
+@pytest.mark.parametrize("kind", WIDTH_IN_CODE)
+def test_a_group_that_the_code_counts_stays_while_others_grow(make: Any, kind: str) -> None:
+    build, reason = WIDTH_IN_CODE[kind]
+    net, x = full_network(make, build())
+    before = logits(net, x, "a")
+    refused = rf"first.* .*{reason}.*[Ll]et it go by a number that stays"
+    with pytest.raises((InputError, GuaranteeError), match=refused):
+        net.grow({"last": 2, "first": 2})
+    assert torch.equal(logits(net, x, "a"), before)
+    for number, name in enumerate("bc" if make is HATNetwork else "b"):
+        with pytest.warns(UserWarning, match=r"^'first' cannot grow, though nearly full: .*net.growth = None") as seen:
+            fill(net, name)
+        assert [warning.filename for warning in seen] == [__file__]
+        assert (net.backbone.first.out_features, net.backbone.last.out_features) == (8, 11 + 3 * number)
+    assert_answers_agree(net, x, before)
+    net.check()
+
+
+@pytest.mark.parametrize("make", [HATNetwork, WeightMaskedNetwork])
+def test_groups_that_cannot_grow_together_grow_as_far_as_they_can(make: Any) -> None:
+    net, x = full_network(make, FullAlone())
+    before = logits(net, x, "a")
+    with pytest.raises(GuaranteeError, match="widening 'first', 'second' would change the outputs of a"):
+        net.grow({"first": 3, "second": 3})
+    with pytest.warns(UserWarning, match=r"^'second' cannot grow, .*: widening 'first', 'second' would"):
+        net.add_task("b", 3)
+    assert [layer.out_features for layer in net.backbone.children()] == [11, 8, 11]
+    assert_answers_agree(net, x, before)
+
+
+def test_nothing_is_drawn_or_left_by_an_attempt() -> None:
+    net, x = full_network(HATNetwork, Asserting())
+    net.growth = None
+    other = copy.deepcopy(net)
+    net.growth = Growth(0.3, 0.3)
+    state = net.masking.calls.trace
+    with pytest.raises(InputError, match="first"):
+        net.grow({"first": 1})
+    assert net.masking.calls.trace is state
+    with pytest.warns(UserWarning, match="'first' cannot grow"):
+        net.add_task("b", 3, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    other.grow({"last": 3}, generator=generator)
+    other.add_task("b", 3, generator=generator)
+    ours, theirs = net.state_dict(), other.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert torch.equal(logits(net, x, "a"), logits(other, x, "a"))
+
+
+def full_network(make: Any, backbone: nn.Module) -> tuple[Any, Tensor]:
+    """Return a network whose groups are all full and get three units, with samples of its only task."""
+    torch.manual_seed(0)
+    net = make(backbone, torch.zeros(2, 6), growth=Growth(0.3, 0.3))
+    fill(net, "a")
+    return net, torch.randn(5, 6)
+
+
+def fill(net: Any, name: str) -> None:
+    """Add a task that uses everything."""
+    net.add_task(name, 3)
+    state = net.tasks[-1]
+    with torch.no_grad():
+        for values in [state.embedding] if isinstance(net, HATNetwork) else state.choice:
+            values.fill_(2.0)
+    net.consolidate(name)
+
+
+def assert_answers_agree(net: Any, x: Tensor, before: Tensor) -> None:
+    assert (logits(net, x, "a") - before).abs().max() <= ROUNDING * before.abs().max()
+
+
 def test_what_a_request_may_be() -> None:
     net = attach("mlp")
     with pytest.raises(InputError, match="there is no group of units '2'"):
@@ -265,6 +395,44 @@ def test_files_of_other_networks(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="was saved with another backbone"):
             hatrack.load(tmp_path / "net.hat", other)
     assert sizes(hatrack.load(tmp_path / "net.hat", MLP((6,), (8, 8)))) == {"dense1": 12, "dense2": 8}
+
+
+@pytest.mark.parametrize("make", [HATNetwork, WeightMaskedNetwork])
+def test_a_state_dict_of_another_width_says_how_to_load_it(make: Any) -> None:
+    def build() -> Any:
+        torch.manual_seed(0)
+        return make(MLP((6,), (8, 8)), torch.zeros(2, 6))
+
+    net, narrow, x = build(), build(), torch.randn(5, 6)
+    for each in (net, narrow):
+        each.add_task("a", 3)
+        each.consolidate("a")
+    net.grow({"dense1": 4, "dense2": 1})
+    before, there = logits(narrow, x, "a"), r"has shape \(12, 6\) there and \(8, 6\) here"
+    added = r"\{'dense1': 4, 'dense2': 1\}"
+    with pytest.raises(InputError, match=rf"other widths: .*{there}.*grow this one first, net\.grow\({added}\); or"):
+        narrow.load_state_dict(net.state_dict())
+    assert torch.equal(logits(narrow, x, "a"), before)
+    with pytest.raises(InputError, match=r"has shape \(8, 6\) there and \(12, 6\) here.*build and widen this one as"):
+        net.load_state_dict(narrow.state_dict())
+    with pytest.raises(InputError, match="other widths"):  # as a part of a larger module
+        nn.ModuleList([narrow]).load_state_dict(nn.ModuleList([net]).state_dict())
+    narrow.grow({"dense1": 4, "dense2": 1})
+    narrow.load_state_dict(net.state_dict())
+    assert torch.equal(logits(narrow, x, "a"), logits(net, x, "a"))
+    narrow.check()
+    late = build()
+    late.add_task("a", 3)
+    with pytest.raises(InputError, match="grow this one before the task in training is added"):
+        late.load_state_dict(net.state_dict())
+
+
+def test_a_network_that_grows_no_longer_is_saved_and_loaded_again_and_again(tmp_path: Path) -> None:
+    net = WeightMaskedNetwork(MLP((6,), (8, 8)), torch.zeros(2, 6), growth=Growth())
+    net.growth = None
+    for _ in range(3):
+        net.save(tmp_path / "net.hat")
+        net = hatrack.load(tmp_path / "net.hat", MLP((6,), (8, 8)))  # type: ignore[assignment]
 
 
 @pytest.mark.slow

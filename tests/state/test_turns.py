@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hatrack import Growth, HATNetwork, WeightMaskedNetwork
 from hatrack.state.turns import Turns
+from hatrack.units import analyze
 from support.helpers import NETS, SAMPLES, attach, learn, logits
 from support.weight_networks import attach as attach_weights
 
@@ -144,6 +145,81 @@ def test_a_network_grows_between_answers() -> None:
             net.consolidate(f"more-{number}")
 
     assert ask_meanwhile(net, x, "first", grow) == []
+
+
+class Watched(nn.Module):
+    """Backbone in whose forward pass something else is done meanwhile; batch norms are refused a second call."""
+
+    def __init__(self, meanwhile: Callable[[nn.Module], object]) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.meanwhile = meanwhile
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.first(x)))
+        self.meanwhile(self)
+        return torch.relu(self.last(h))
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_units_are_found_on_a_copy_while_others_ask(kind: Any) -> None:
+    main, asked, is_analysing = threading.get_ident(), list[object](), list[bool]()
+
+    def ask() -> None:
+        try:
+            asked.append(net(x, "a").detach())
+        except Exception as error:
+            asked.append(error)
+
+    def meanwhile(_: nn.Module) -> None:
+        if is_analysing and threading.get_ident() == main:
+            assert all(part.training for part in net.backbone.modules()), "no other thread sees another mode"
+            in_thread(ask).join(10)
+
+    net = kind(Watched(meanwhile), torch.zeros(2, 6))
+    net.add_task("a", 3)
+    net.consolidate("a")
+    x = torch.randn(3, 6)
+    expected, before = logits(net, x, "a"), state_of(net.backbone)
+    net.train()
+    is_analysing.append(True)
+    graphs = [analyze(net.backbone, torch.zeros(2, 6)), net.masking.units_now()]
+    is_analysing.clear()
+    assert len(asked) >= 1
+    assert all(isinstance(said, Tensor) and torch.equal(said, expected) for said in asked), asked
+    assert [[group.name for group in graph.groups] for graph in graphs] == [["first", "last"]] * 2
+    assert state_of(net.backbone) == before
+
+
+def state_of(module: nn.Module) -> list[object]:
+    """Return hooks and attributes of all parts, by identity, and their modes."""
+    return [
+        [
+            {name: id(value) for name, value in vars(part).items()},
+            len(part._forward_hooks),
+            len(part._forward_pre_hooks),
+        ]
+        for part in module.modules()
+    ]
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_units_are_found_before_or_after_a_change(kind: Any) -> None:
+    net = kind(Watched(id), torch.zeros(2, 6))
+    found: list[int] = []
+    asks = [
+        lambda: found.append(analyze(net.backbone, torch.zeros(2, 6)).group("first").size),
+        lambda: found.append(analyze(nn.Sequential(net.backbone), torch.zeros(2, 6)).group("0.first").size),
+        lambda: found.append(net.masking.units_now().group("first").size),
+    ]
+    with net.turns.changing():
+        threads = [in_thread(ask) for ask in asks]
+        threads[0].join(0.05)
+        assert found == []
+        net.grow({"first": 3})
+    for thread in threads:
+        thread.join(10)
+    assert found == [11, 11, 11]
 
 
 def test_a_turn_leaves_no_garbage() -> None:

@@ -24,29 +24,39 @@ from support.zoo import ZOO, Architecture
 
 
 class Watched(nn.Module):
-    """Layers in a row, which says which of their results are still there when the last is computed."""
+    """Layers in a row, which says which of their results are still there when the last is computed.
 
-    def __init__(self) -> None:
+    Args:
+        note: notes these results; a copy of the model, which is what is run, calls the same function.
+    """
+
+    def __init__(self, note: Callable[[list[weakref.ref[Tensor]]], None]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
-        self.results: list[weakref.ref[Tensor]] = []
-        self.alive: list[bool] = []
+        self.note = note
 
     def forward(self, x: Tensor) -> Tensor:
+        results = []
         for layer in self.layers:
             x = torch.relu(layer(x))
-            self.results.append(weakref.ref(x))
-        self.alive = [result() is not None for result in self.results]
+            results.append(weakref.ref(x))
+        self.note(results)
         return x
 
 
 def test_a_labelled_run_keeps_no_value_that_the_network_has_dropped() -> None:
-    model = Watched()
+    results, alive = list[weakref.ref[Tensor]](), list[bool]()
+
+    def note(found: list[weakref.ref[Tensor]]) -> None:
+        results.extend(found)
+        alive.extend(result() is not None for result in found)
+
+    model = Watched(note)
     gc.disable()  # which would also free what only refers to itself
     try:
         graph = analyze(model, torch.zeros(1, 6))
-        assert model.alive == [False] * 4 + [True]
-        assert all(result() is None for result in model.results)
+        assert alive == [False] * 4 + [True]
+        assert all(result() is None for result in results)
     finally:
         gc.enable()
     assert [group.size for group in graph.groups] == [6] * 5

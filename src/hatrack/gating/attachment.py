@@ -19,15 +19,13 @@ from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwi
 from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent, is_ungated
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
+from hatrack.state.turns import ATTACHED, Turns
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import prefix_of
 from hatrack.units import OUTPUT, UnitGraph
 
 __all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
-
-_ATTACHED = "_hatrack_attached"
-"""Attribute of a backbone that a network of tasks is attached to; it holds a :class:`_Mark`."""
 
 PREFIX = "backbone."
 """Prefix of the names of a backbone's parameters."""
@@ -54,6 +52,13 @@ class _Mark:
         """Return whether the network is known to be gone."""
         return self._owner is not None and self._owner() is None
 
+    @property
+    def turns(self) -> Turns | None:
+        """Turns of the network; None where it is gone or not known."""
+        owner = None if self._owner is None else self._owner()
+        turns = getattr(owner, "turns", None)
+        return turns if isinstance(turns, Turns) else None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
         owner = None if self._owner is None else self._owner()
         return _Mark(self.kind, None if owner is None else memo.get(id(owner)))
@@ -68,13 +73,13 @@ def attached_to(backbone: nn.Module) -> str | None:
     Where that network is gone, as after an interrupt before it got a name, its gates and switches are taken off.
     """
     modules = list(backbone.modules())
-    marked = [module for module in modules if _ATTACHED in vars(module)]
+    marked = [module for module in modules if ATTACHED in vars(module)]
     if marked:
         gc.collect()  # a network refers to itself in places, so that it is gone only after this
     for module in marked:
-        if vars(module)[_ATTACHED].is_dead:
+        if vars(module)[ATTACHED].is_dead:
             strip_gates(module)
-    marks: list[_Mark] = [vars(module)[_ATTACHED] for module in marked if _ATTACHED in vars(module)]
+    marks: list[_Mark] = [vars(module)[ATTACHED] for module in marked if ATTACHED in vars(module)]
     if marks:
         return marks[0].kind
     return "HATNetwork" if _methods_of_gates(backbone) else None
@@ -87,9 +92,9 @@ def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
         backbone: the backbone.
         owner: the network; None to remove the record.
     """
-    vars(backbone).pop(_ATTACHED, None)
+    vars(backbone).pop(ATTACHED, None)
     if owner is not None:
-        vars(backbone)[_ATTACHED] = _Mark(type(owner).__name__, owner)
+        vars(backbone)[ATTACHED] = _Mark(type(owner).__name__, owner)
 
 
 def strip_gates(backbone: nn.Module) -> None:

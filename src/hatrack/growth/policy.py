@@ -25,8 +25,10 @@ class Growth:
     network grows with what tasks use. With masks of weights, a group has the number of free units that would leave as
     many free weights. Groups whose readers' results depend on how many units there are (layer and group norm,
     attention), or that no rule can widen (recurrent layers, heads of fused attention, weight norm, weights of the
-    user's own, convolutions in groups that are not depthwise), stay as they are; a warning says so if nothing else is
-    nearly full.
+    user's own, convolutions in groups that are not depthwise), stay as they are; a warning says so if no other group
+    that is nearly full can grow. Groups that the backbone's own code counts, so that it does not run or gives other
+    outputs when they are wider (``h / h.shape[1]``), stay as they are, too; a warning names them, the cause and the
+    remedy, whether others grow or not.
 
     Attributes:
         threshold: a group grows when fewer free units are left than this share, in [0, 1].

@@ -12,16 +12,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hatrack.errors import InputError
+from hatrack.errors import HatrackError, InputError
 from hatrack.growth.layers import Layer, Side, draw_entries
 from hatrack.state.undo import UndoLog
-from hatrack.support.names import prefix_of
+from hatrack.support.names import in_one_line, prefix_of
+from hatrack.support.transforms import place_of
 from hatrack.units import OUTPUT, Group, Role, UnitGraph
 
-__all__ = ["Change", "Widening", "widen"]
+__all__ = ["DEPENDS_ON_WIDTH", "Change", "Widening", "WidthError", "why_it_fails", "widen"]
 
 PREFIX = "backbone."
 """Prefix of the names of a backbone's parameters."""
+
+DEPENDS_ON_WIDTH = (
+    "the backbone's code goes by how many of these units there are, as h / h.shape[1] does: let it go by a number that "
+    "stays, such as one kept in __init__, or leave the group as it is"
+)
+"""Cause and remedy where a network that is wider does not run, or gives other outputs."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,10 @@ class Widening:
         }
 
 
+class WidthError(InputError):
+    """A wider network does not run, or has other units elsewhere: its code goes by the number of its units."""
+
+
 class _UnfitError(Exception):
     """Error of a group of units that cannot be widened; the text gives the reason."""
 
@@ -94,12 +105,13 @@ def widen(
 
     Raises:
         InputError: one of the groups cannot be widened; the message gives the reason.
+        WidthError: the backbone's own code stands against it, as the wider network shows when it is run.
     """
     try:
         layers = _layers_to_change(backbone, graph, added)
         widths = {name: _new_widths(name, layer, graph, added) for name, layer in layers.items()}
     except _UnfitError as error:
-        raise _refusal(added, error) from error
+        raise InputError(f"{_asked(added)}: {error}") from error
     before = {}
     for name, layer in layers.items():
 
@@ -114,17 +126,27 @@ def widen(
         _require_same_elsewhere(backbone, places, layers)
         indices = {name: places.sides(name) for name in layers}
         features = places.new_indices(graph.features().units, new.features().units, "the heads")
-    except (_UnfitError, InputError, RuntimeError, ValueError) as error:
-        raise _refusal(added, error) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the user's code may raise anything at a width that it was not written for
+        raise WidthError(f"{_asked(added)}: {why_it_fails(error)}; {DEPENDS_ON_WIDTH}") from error
     for name, layer in layers.items():
         layer.put_back(before[name], indices[name])
     changes = {name: Change(layer, indices[name], widths[name]) for name, layer in layers.items()}
     return Widening(new, places.positions[:-1], features, changes)
 
 
-def _refusal(added: Mapping[str, int], error: Exception) -> InputError:
+def _asked(added: Mapping[str, int]) -> str:
     asked = ", ".join(f"{name or 'backbone'} by {count}" for name, count in added.items())
-    return InputError(f"the network cannot be widened ({asked}): {error}")
+    return f"the network cannot be widened ({asked})"
+
+
+def why_it_fails(error: Exception) -> str:
+    """Return the reason why a wider network does not run, from the error that running it has raised."""
+    if isinstance(error, (HatrackError, _UnfitError)):
+        return str(error)
+    said = in_one_line(error)
+    return f"it does not run then ({type(error).__name__}{said and f': {said}'}{place_of(error)})"
 
 
 # -------------------------------------------------------------------------------------------------- which layers change

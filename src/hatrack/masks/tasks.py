@@ -15,6 +15,7 @@ from hatrack.masks.sums import TaskSums
 from hatrack.state.movement import OwnBuffers, copy_of
 from hatrack.support.compilers import start_compilers_inside
 from hatrack.support.heads import apply_head
+from hatrack.support.names import entries_below
 
 __all__ = ["TaskState", "UnitTask", "WeightTask", "packed_mask"]
 
@@ -127,10 +128,10 @@ class TaskState(nn.Module):
         Raises:
             InputError: the sums are damaged.
         """
-        found = _below("calibration.", saved)
+        found = entries_below("calibration.", saved)
         device = next((tensor.device for tensor in (*self.mask_tensors(), *self.parameters())), None)
         self.calibration = Calibration.like(found).to(device) if found else None
-        sums = _below(_SUMS, saved)
+        sums = entries_below(_SUMS, saved)
         self.sums = TaskSums.from_tensors(sums) if sums else None
 
     def _load_from_state_dict(
@@ -143,7 +144,7 @@ class TaskState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        self.take_shapes_of(_below(prefix, state_dict))
+        self.take_shapes_of(entries_below(prefix, state_dict))
         for name in self.mask_names:
             key, present = prefix + name, getattr(self, name)
             value = state_dict.get(key)
@@ -310,11 +311,6 @@ class UnitTask(TaskState):
 
     def _width_of(self, dtype: torch.dtype) -> int:
         return bytes_for(self.num_units) if dtype == torch.uint8 else self.num_units
-
-
-def _below(prefix: str, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries whose names begin with a prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
 
 
 def packed_mask(mask: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.inputs import Inputs, device_of, map_tensors
 from hatrack.support.interface import Interface
+from hatrack.support.names import entries_below
 from hatrack.support.notebook import html_table
 from hatrack.support.parameters import divided
 from hatrack.support.ranges import require_above_zero
@@ -115,7 +116,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self._loading: Snapshot | None = None
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
         if growth is not None:
-            self.masking.units_now()  # which is refused where it could never grow
+            self.masking.record_widths(self.masking.units_now())  # which are refused where it could never grow
         self.to(self.masking.device)  # which derives the protection, too
         device = self.masking.device
         example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
@@ -674,8 +675,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             generator: source of randomness on the CPU; torch's global one if left out.
 
         Raises:
-            InputError: there is no such group, or it cannot be widened (the message says why); or a task is in
-                training.
+            InputError: there is no such group, or it cannot be widened, or the backbone does not run when it is (the
+                message names the group, the reason and a remedy); or a task is in training.
             GuaranteeError: protected entries had moved before, or outputs would change. Nothing is changed then.
         """
         widening.grow(self, groups, generator)
@@ -799,14 +800,16 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
         Raises:
             GuaranteeError: its protected entries are not those that its tasks were consolidated with.
-            InputError: it is of a network with other consolidated tasks.
+            InputError: it is of a network with other consolidated tasks, or of other widths, as after :meth:`grow`; the
+                message says by how many units this one has to grow first.
         """
         return super().load_state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.protection.require_same_parts()
+        widening.require_same_widths(self, entries_below(prefix, state_dict))
         self._loading = Snapshot(self, values_of=[*self.parameters(), *self.buffers()])
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _finish_loading(self) -> None:
         """Renew the protection after a ``state_dict`` was loaded, or restore the network if digests do not match."""

@@ -221,8 +221,9 @@ class HATNetwork(MaskedNetwork[UnitTask]):
     @property
     def units(self) -> UnitGraph:
         """Groups of units, who writes and reads them, and every parameter's role; print it to see a table."""
-        graph = self.masking.graph
-        of_tasks = {name: p.shape for name, p in self.named_parameters() if name not in graph.roles}
+        with self.turns.asking():
+            graph = self.masking.graph
+            of_tasks = {name: p.shape for name, p in self.named_parameters() if name not in graph.roles}
         return replace(
             graph,
             uses={**graph.uses, **dict.fromkeys(of_tasks, ())},

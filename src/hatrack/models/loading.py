@@ -162,12 +162,17 @@ def _grow_as_saved(net: MaskedNetwork[Any], described: Mapping[str, Any]) -> Non
 
 
 def _has_grown(described: Mapping[str, Any]) -> bool:
-    return "origin" in described and bool(described["widths"] != described["origin"]["widths"])
+    if "origin" not in described:
+        return False
+    widths = described["widths"]  # empty in files that were saved again after loading, without growth, before 0.2.0
+    return bool(widths) and bool(widths != described["origin"]["widths"])
 
 
 def _widen_as_saved(net: MaskedNetwork[Any], widths: Mapping[str, int]) -> None:
     """Widen a network that has no tasks yet to the widths of a file; one that has grown already may have them."""
-    present = {group.name: group.size for group in net.masking.units_now().groups}
+    graph = net.masking.units_now()
+    net.masking.record_widths(graph)
+    present = {group.name: group.size for group in graph.groups}
     if present.keys() != widths.keys() or any(widths[name] < size for name, size in present.items()):
         raise InputError(f"it had groups of units {dict(widths)}, and this one has {present}")
     missing = {name: widths[name] - size for name, size in present.items() if widths[name] > size}

@@ -456,6 +456,13 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """
         return self.analyze()
 
+    def record_widths(self, graph: UnitGraph) -> None:
+        """Record the present widths, and the first time those before any widening; for maskings that do not know them.
+
+        Args:
+            graph: the units of the backbone.
+        """
+
     @abc.abstractmethod
     def room(self, graph: UnitGraph) -> Mapping[str, float]:
         """Return the number of free units, which need not be whole, of every group whose room is known."""

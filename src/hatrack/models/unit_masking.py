@@ -37,6 +37,7 @@ from hatrack.protection.plan import ProtectionPlan, attention_on_parameters
 from hatrack.state.first_runs import EarlierRuns
 from hatrack.state.movement import copy_of, without_trace
 from hatrack.state.tryouts import random_like
+from hatrack.state.turns import asking_owners
 from hatrack.state.twins import twin
 from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
@@ -495,8 +496,9 @@ class UnitMasking(Masking[UnitTask]):
     # --------------------------------------------------------------------------------------------------------- widening
 
     def units_now(self) -> UnitGraph:
-        """Return the units of the backbone."""
-        return self.graph
+        """Return the units of the backbone, as no other thread is changing them."""
+        with asking_owners(self.backbone):
+            return self.graph
 
     def room(self, graph: UnitGraph) -> Mapping[str, float]:
         """Return the number of free units of every group."""

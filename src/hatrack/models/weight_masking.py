@@ -417,7 +417,7 @@ class WeightMasking(Masking[WeightTask]):
 
     def analyze(self) -> UnitGraph:
         """Find the units of the backbone as it is now."""
-        graph = analyze(
+        return analyze(
             self.backbone,
             self.example(),
             prefix="backbone.",
@@ -425,10 +425,12 @@ class WeightMasking(Masking[WeightTask]):
             interface=self.interface,
             untrained=self.untrained,
         )
+
+    def record_widths(self, graph: UnitGraph) -> None:
+        """Record the present widths, and the first time those before any widening."""
         self._widths = {group.name: group.size for group in graph.groups}
         if self.origin is None:
             self.origin = Origin(dict(self._widths), self._scale)
-        return graph
 
     def room(self, graph: UnitGraph) -> Mapping[str, float]:
         """Return by group the number of free units that would leave as many free weights in its layers."""
@@ -458,7 +460,7 @@ class WeightMasking(Masking[WeightTask]):
     def fit(self, graph: UnitGraph) -> None:
         """Use other units of the backbone from now on, after it was widened or analysed again."""
         self._num_features = len(graph.features().units)
-        self._widths = {group.name: group.size for group in graph.groups}
+        self.record_widths(graph)
         self.refresh()
 
     # --------------------------------------------------------------------------------------------- detaching and saving
@@ -474,7 +476,9 @@ class WeightMasking(Masking[WeightTask]):
             "unmasked": self.unmasked.value,
         }
         return (
-            settings if self.origin is None else {**settings, "origin": self.origin.to_json(), "widths": self._widths}
+            settings
+            if self.origin is None
+            else {**settings, "origin": self.origin.to_json(), "widths": self._widths or dict(self.origin.widths)}
         )
 
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Generic
 
 import torch
 from torch import Tensor
 
-from hatrack.errors import GuaranteeError, InputError
+from hatrack.errors import GuaranteeError, HatrackError, InputError
+from hatrack.growth.layers import Layer, Side
 from hatrack.growth.policy import plan_growth, require_growable
 from hatrack.growth.tasks import widen_optimizer
-from hatrack.growth.widening import widen
+from hatrack.growth.widening import DEPENDS_ON_WIDTH, WidthError, why_it_fails, widen
 from hatrack.masks.task_list import StateT
 from hatrack.models.answering import fixed_logits
 from hatrack.state.tryouts import largest
-from hatrack.state.undo import UndoLog
+from hatrack.state.undo import Snapshot, UndoLog
+from hatrack.support.names import prefix_of
 from hatrack.units import UnitGraph
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
 
-__all__ = ["grow", "grow_if_full"]
+__all__ = ["grow", "grow_if_full", "require_same_widths"]
 
 
 def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch.Generator | None) -> None:
@@ -46,19 +48,94 @@ def grow(net: MaskedNetwork[StateT], groups: Mapping[str, int], generator: torch
             f"{type(groups).__name__}, {groups!r}; net.units names the groups"
         )
     graph, training = masking.units_now(), net.tasks.in_training
+    masking.record_widths(graph)
     require_growable(groups, graph)
     if training is not None:
         raise InputError(f"the network grows between tasks: consolidate {training.name!r} first")
     net.protection.put_back()
     net.protection.check()
-    before = _answers(net)
+    attempts = _Attempts(net, graph)
+    try:
+        attempts.widen(groups, generator)
+    except (InputError, GuaranteeError) as error:
+        refusals = attempts.refusals(groups) if len(groups) > 1 else {}
+        if not refusals:
+            raise
+        first, *others = refusals
+        more = f"; nor can {', '.join(map(repr, others))} be widened" if others else ""
+        raise type(refusals[first])(f"{refusals[first]}{more}") from error
     with torch.inference_mode(False), torch.no_grad():
-        _widen(net, graph, groups, generator, UndoLog())
-        net.renew()
-        differing, leak = _differing(before, _answers(net)), masking.find_leak(masking.example())
-        if differing or leak is not None:
-            what = f"the outputs of {', '.join(differing)}" if differing else f"what protects {leak}"
-            raise GuaranteeError(f"widening {', '.join(groups)} would change {what}; nothing was changed")
+        net.protection.renew_digests()
+
+
+class _Attempts(Generic[StateT]):
+    """Attempts at widening a network, after which it is as it was.
+
+    Args:
+        net: the network; everything that is frozen has its saved values.
+        graph: its units.
+        values_of: tensors whose values are copied, since tests write into them and may be interrupted.
+    """
+
+    def __init__(self, net: MaskedNetwork[StateT], graph: UnitGraph, values_of: Iterable[Tensor] = ()) -> None:
+        self._net, self._graph = net, graph
+        self._before = _answers(net)
+        self._snapshot = Snapshot(net, net.protection.hooks.optimizers(), values_of)
+
+    def widen(self, groups: Mapping[str, int], generator: torch.Generator | None) -> None:
+        """Widen the network for good; digests stay those of before.
+
+        Args:
+            groups: numbers of units to add, by group.
+            generator: source of randomness on the CPU; torch's global one if None.
+
+        Raises:
+            InputError: the groups cannot be widened, or the network does not run when they are.
+            GuaranteeError: outputs of consolidated tasks would change.
+        """
+        net, names = self._net, ", ".join(map(repr, groups))
+        with torch.inference_mode(False), torch.no_grad():
+            _widen(net, self._graph, groups, generator, UndoLog())
+            net.renew_protection()
+            try:
+                differing = _differing(self._before, _answers(net))
+                leak = net.masking.find_leak(net.masking.example())
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # it ran on these samples before
+                reason = f"{why_it_fails(error)}; {DEPENDS_ON_WIDTH}"
+                raise WidthError(f"{names} cannot be widened: {reason}") from error
+            if differing:
+                raise GuaranteeError(
+                    f"widening {names} would change the outputs of {', '.join(differing)}; nothing was changed. "
+                    f"{DEPENDS_ON_WIDTH[0].upper()}{DEPENDS_ON_WIDTH[1:]}"
+                )
+            if leak is not None:
+                raise GuaranteeError(f"widening {names} would change what protects {leak}; nothing was changed")
+
+    def refusal_of(self, groups: Mapping[str, int]) -> HatrackError | None:
+        """Return the error that widening some groups together raises; None if it works."""
+        try:
+            self.widen(groups, torch.Generator())
+        except (InputError, GuaranteeError) as error:
+            return error
+        finally:
+            self._snapshot.restore()
+        return None
+
+    def refusals(self, groups: Mapping[str, int]) -> dict[str, HatrackError]:
+        """Return the errors of groups that cannot be widened, alone or together with those before them, by name."""
+        self._snapshot.restore()
+        possible: dict[str, int] = {}
+        refusals: dict[str, HatrackError] = {}
+        for name, count in groups.items():
+            refusal = self.refusal_of({**possible, name: count})
+            if refusal is None:
+                possible[name] = count
+            else:
+                alone = self.refusal_of({name: count}) if possible else refusal
+                refusals[name] = refusal if alone is None else alone
+        return refusals
 
 
 def _widen(
@@ -102,29 +179,48 @@ def grow_if_full(net: MaskedNetwork[StateT], generator: torch.Generator | None) 
     if net.growth is None or not masking.is_attached:
         return
     graph = masking.units_now()
+    masking.record_widths(graph)
     assert masking.origin is not None
     wanted = plan_growth(net.growth, masking.room(graph), masking.origin.widths)
-    refusals = {name: _why_not(net, {name: count}) for name, count in wanted.items()}
-    possible = {name: count for name, count in wanted.items() if refusals[name] is None}
+    if not wanted:
+        return
+    net.protection.put_back()
+    net.protection.check()
+    attempts = _Attempts(net, graph, [*net.backbone.parameters(), *net.backbone.buffers()])
+    refusal = attempts.refusal_of(wanted)
+    if refusal is None:
+        refusals = {}
+    elif len(wanted) == 1:
+        refusals = dict.fromkeys(wanted, refusal)
+    else:
+        refusals = attempts.refusals(wanted)
+    del attempts  # with the copies that it holds
+    possible = {name: count for name, count in wanted.items() if name not in refusals}
+    _warn_of(refusals, bool(possible))
     if possible:
         net.grow(possible, generator=generator)
-    elif wanted:
-        warnings.warn(f"no full group can grow: {next(iter(refusals.values()))}", stacklevel=4)
 
 
-def _why_not(net: MaskedNetwork[StateT], groups: Mapping[str, int]) -> str | None:
-    """Widen on trial and undo it; return the reason why that does not work, None if it does."""
-    masking, log, refusal = net.masking, UndoLog(), None
-    graph = masking.units_now()
-    with torch.inference_mode(False), torch.no_grad():
-        try:
-            _widen(net, graph, groups, torch.Generator(), log)
-        except InputError as error:  # after any other error the whole of add_task is taken back
-            refusal = str(error)
-        log.undo()
-        masking.fit(graph)
-        net.renew_protection()
-    return refusal
+def _warn_of(refusals: Mapping[str, HatrackError], others_grow: bool) -> None:
+    """Warn of full groups that stay as they are.
+
+    Where others grow, those are passed over in silence that no network could widen (of a layer norm, say), and groups
+    are named that stand still because of the user's own code.
+
+    Args:
+        refusals: the reasons, by group.
+        others_grow: whether other groups grow.
+    """
+    own = {name: why for name, why in refusals.items() if isinstance(why, (WidthError, GuaranteeError))}
+    named = own if others_grow else refusals
+    if named:
+        names, reason = ", ".join(map(repr, named)), next(iter((own or named).values()))
+        subject = f"{names} cannot grow, though nearly full" if others_grow else f"no full group can grow: {names}"
+        warnings.warn(
+            f"{subject}: {str(reason).replace('; nothing was changed', '')}. Later tasks share what is left of them; "
+            "net.growth = None ends growth",
+            stacklevel=6,
+        )
 
 
 def _answers(net: MaskedNetwork[StateT]) -> dict[str, Tensor]:
@@ -145,3 +241,58 @@ def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[
         if not torch.allclose(now[name], logits, rtol=0.0, atol=tolerance * largest(logits), equal_nan=True):
             differing.append(name)
     return differing
+
+
+# -------------------------------------------------------------------------------------------------------- other widths
+
+
+def require_same_widths(net: MaskedNetwork[StateT], state: Mapping[str, object]) -> None:
+    """Check that the parameters in a ``state_dict`` have the shapes of a network's.
+
+    Args:
+        net: the network.
+        state: tensors by the network's names.
+
+    Raises:
+        InputError: some have other shapes, as when one of the two networks has grown.
+    """
+    own = dict(net.named_parameters())
+    there = {name: value.shape for name in own if isinstance(value := state.get(name), Tensor)}
+    others = [name for name in there if there[name] != own[name].shape and own[name].dim() > 0]
+    if not others:
+        return
+    named = [f"{name} has shape {tuple(there[name])} there and {tuple(own[name].shape)} here" for name in others[:3]]
+    more = f", and {len(others) - 3} more" if len(others) > 3 else ""
+    added = _units_missing(net, there)
+    when = "first" if net.tasks.in_training is None else "before the task in training is added"
+    remedy = f"grow this one {when}, net.grow({added})" if added else "build and widen this one as that one was"
+    raise InputError(
+        f"this state_dict is of a network of other widths: {', '.join(named)}{more}. To load it, {remedy}; or keep "
+        "whole networks with net.save and hatrack.load, which widens by itself"
+    )
+
+
+def _units_missing(net: MaskedNetwork[StateT], shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    """Return the numbers of units, by group, by which a backbone has to grow; empty where that is not what it takes.
+
+    Args:
+        net: the network.
+        shapes: shapes that the parameters are to have, by the network's names.
+    """
+    try:
+        graph = net.masking.units_now()
+    except HatrackError:
+        return {}
+    added: dict[str, int] = {}
+    for group in graph.groups:
+        for name, units in graph.outputs.items():
+            layer = Layer.of(net.backbone.get_submodule(name)) if bool(group.owns(units).all()) else None
+            for own, axes in {} if layer is None else layer.tensors.items():
+                shape = shapes.get(f"{prefix_of(name)}{own}")
+                if shape is None or Side.OUTPUTS not in axes:
+                    continue
+                missing, rest = divmod((shape[axes.index(Side.OUTPUTS)] - len(units)) * group.size, len(units))
+                if rest or missing < 0 or added.get(group.name, missing) != missing:
+                    return {}
+                added[group.name] = missing
+    return {name: missing for name, missing in added.items() if missing}

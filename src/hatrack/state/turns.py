@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from torch import nn
 
 from hatrack.support.compilers import keep_compilers_out
 
-__all__ = ["Turns"]
+__all__ = ["ATTACHED", "Turns", "asking_owners"]
+
+ATTACHED = "_hatrack_attached"
+"""Attribute of a backbone inside a network of tasks; its value's ``turns`` are the network's, None if unknown."""
 
 _Turn = tuple[int, object]
 """A thread, and what tells its turns apart."""
@@ -95,6 +100,21 @@ class _Asking:
 
     def __exit__(self, *_: object) -> None:
         self._turns.end_asking(self._turn)
+
+
+@contextmanager
+def asking_owners(module: nn.Module) -> Iterator[None]:
+    """Ask in a block, at the networks of tasks that a module or parts of it are backbones of.
+
+    Args:
+        module: the module, whose widths and parameters must not change meanwhile.
+    """
+    with ExitStack() as stack:
+        for part in module.modules():
+            turns: Turns | None = getattr(vars(part).get(ATTACHED), "turns", None)
+            if turns is not None:
+                stack.enter_context(turns.asking())
+        yield
 
 
 def _others(turn: _Turn, turns: list[_Turn]) -> bool:

@@ -8,12 +8,17 @@ from typing import TypeVar
 
 from hatrack.errors import InputError
 
-__all__ = ["in_one_line", "look_up", "prefix_of", "unknown_name", "words"]
+__all__ = ["entries_below", "in_one_line", "look_up", "prefix_of", "unknown_name", "words"]
 
 Entry = TypeVar("Entry")
 
 MOST_NAMES = 100
 """Most names that an error lists; a module of somebody else may have thousands."""
+
+
+def entries_below(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the entries whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
 
 
 def in_one_line(error: BaseException | None) -> str:

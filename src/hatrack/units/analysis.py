@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.errors import InputError, UnsupportedError
+from hatrack.state.movement import scratch_of
+from hatrack.state.turns import asking_owners
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.untrained import untrained_norms, untrained_parameters
@@ -47,10 +49,12 @@ def analyze(
     interface: Interface = PLAIN,
     untrained: Collection[str] | None = None,
 ) -> UnitGraph:
-    """Find the units of a network by running it once.
+    """Find the units of a network by running a copy of it once.
+
+    Other threads may ask the network meanwhile, or that which it is the backbone of; those who change it wait.
 
     Args:
-        model: maps a batch to features. It is run in evaluation mode and left as it was.
+        model: maps a batch to features. A copy that shares its parameters is run in evaluation mode.
         example_input: a batch of the shape that the model expects.
         prefix: put before every parameter's name in the result, such as ``"backbone."``.
         gate_inputs: make every feature of the input a unit of a group ``inputs``, for features that are independent of
@@ -69,11 +73,21 @@ def analyze(
         InputError: the model does not map the example to features, or cannot run on it at all; or a rule is
             given for a module that it does not have.
     """
-    untrained = untrained_parameters(model) if untrained is None else untrained
-    found = follow(
-        Trace(), model, example_input, gate_inputs=gate_inputs, rules=rules, interface=interface, untrained=untrained
-    )
-    return resolve(found, model, prefix, untrained)
+    with asking_owners(model):
+        untrained = untrained_parameters(model) if untrained is None else untrained
+        with torch.inference_mode(False):
+            # Hooks that announce modules would be called by other threads, too, and modes be changed under them.
+            scratch = scratch_of(model)
+        found = follow(
+            Trace(),
+            scratch,
+            example_input,
+            gate_inputs=gate_inputs,
+            rules=rules,
+            interface=interface,
+            untrained=untrained,
+        )
+        return resolve(found, scratch, prefix, untrained)
 
 
 def follow(
