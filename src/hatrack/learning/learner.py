@@ -427,7 +427,8 @@ class Learner:
 
     def forget(self, task: str) -> Forgotten:
         """Remove a task exactly; see :meth:`hatrack.HATNetwork.forget`. The seed decides what is drawn anew."""
-        report = self.network.forget(task, generator=self._method.setup.generator("forget", task))
+        name = self.network.tasks.named(task).name
+        report = self.network.forget(name, generator=self._method.setup.generator("forget", name))
         self.objectives.pop(task, None)
         return report
 
