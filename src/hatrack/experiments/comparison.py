@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.continuing import are_tasks_of, require_comparable
+from hatrack.experiments.continuing import are_tasks_of, require_comparable, require_same_samples
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed, beside_each_other
@@ -73,7 +73,8 @@ class Comparison:
         A run whose file is damaged counts as failed.
 
         Raises:
-            InputError: the folder holds no comparison, or runs on different data.
+            InputError: the folder holds no comparison, or runs on different data, or, of an earlier version, runs whose
+                settings chose different samples.
             CheckpointError: the plan is damaged, or from a newer version.
         """
         if not (folder / PLAN).exists():
@@ -91,7 +92,9 @@ class Comparison:
                         results[method, seed] = read_result(place / RESULT)
                 except CheckpointError as error:  # one bad file is no reason to lose sight of the other runs
                     failures[method, seed] = str(error)
-        require_comparable((run_folder(folder, *key), result) for key, result in results.items())
+        found = [(run_folder(folder, *key), result) for key, result in results.items()]
+        require_comparable(found)
+        require_same_samples(found)
         return cls(plan, results, failures, environment)
 
     def _repr_html_(self) -> str:
@@ -263,10 +266,12 @@ def jobs_of(
 
     Raises:
         InputError: the folder holds something else, or a run with other settings or on other data, also of a method or
-            seed that this plan leaves out, or runs of a method with the defaults of several versions.
+            seed that this plan leaves out, or runs of a method with the defaults of several versions; or methods would
+            have different samples.
         CheckpointError: the folder's plan is damaged.
         DataError: a file of one's own tasks cannot be opened.
     """
+    plan.require_same_samples()
     whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
     wanted = {(seed, method): plan for seed in plan.seeds for method in plan.methods}
     others = {(seed, method): whole for seed in whole.seeds for method in whole.methods}

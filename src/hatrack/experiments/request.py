@@ -68,6 +68,8 @@ class RunRequest:
 
 def as_text(value: object) -> str:
     """Return a setting's value as a text that is read as the same value."""
+    if value is None:
+        return "none"
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 

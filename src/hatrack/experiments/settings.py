@@ -21,6 +21,7 @@ from hatrack.support.ranges import require_range
 from hatrack.train import TrainingSettings
 
 __all__ = [
+    "SAMPLES",
     "Config",
     "InitialWeights",
     "NetworkSettings",
@@ -185,6 +186,15 @@ class StreamSettings:
             "metric",
         )
         return tuple(name for name in own if getattr(self, name) is not None)
+
+
+SAMPLES = tuple(
+    field.name for field in dataclasses.fields(StreamSettings) if field.name not in ("class_weights", "infer")
+)
+"""Settings of the data that decide which samples are learned and tested, and so are the same for runs in one table.
+
+Class weights are a way to learn the same samples, and recognition is tested beside what is tested anyway.
+"""
 
 
 def _names(key: str, text: str) -> tuple[str, ...]:

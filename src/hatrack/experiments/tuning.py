@@ -17,7 +17,7 @@ from hatrack.experiments.executors import Executor
 from hatrack.experiments.experiment import describe
 from hatrack.experiments.jobs import Job, JobEvent, beside_each_other
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.settings import changed
+from hatrack.experiments.settings import SAMPLES, changed
 from hatrack.experiments.sources import located, relative_to
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
@@ -78,7 +78,8 @@ class GridSearch:
             sources: as for :class:`hatrack.experiments.RunRequest`.
 
         Raises:
-            InputError: an unknown name or setting, a value that does not fit, or a method without a grid.
+            InputError: an unknown name or setting, a value that does not fit, a method without a grid, or one over
+                different samples.
         """
         if seed < 0:
             raise InputError(f"the seed must be 0 or more, not {seed}")
@@ -91,6 +92,11 @@ class GridSearch:
         for key, values in grid.items():
             if settings and key in settings:
                 raise InputError(f"{key} is searched; leave out `{key}`")
+            if key in SAMPLES:
+                raise InputError(
+                    f"{key} decides which samples are learned and tested, so that its values cannot be ranked; leave "
+                    f"it out of the grid, and set it for all runs (`{key}`)"
+                )
             tried = [config.overridden({key: value}).flat()[key] for value in values]
             tried.insert(0, plain[key])
             read[key] = tuple(value for at, value in enumerate(tried) if value not in tried[:at])
