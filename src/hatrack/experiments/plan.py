@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.effects import cautions, keys_in_file, said_of_all
 from hatrack.experiments.experiment import Experiment, describe
 from hatrack.experiments.recognition import require_recognition
 from hatrack.experiments.request import as_text
@@ -123,6 +124,21 @@ class ComparisonPlan:
     def config(self, method: str) -> Config:
         """All settings of a method's runs."""
         return self.described.config(method).overridden(self.overrides(method))
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about settings that have no effect, or are unusual, and of which methods.
+
+        Settings of all methods are not said to be without effect on those that train nothing.
+        """
+        said = {}
+        for method in self.methods:
+            keys = (*self.own.get(method, {}), *keys_in_file(self.described, method))
+            if METHODS[method].trains:
+                said[method] = cautions(method, self.config(method), (*self.common, *keys))
+            elif keys:
+                said[method] = cautions(method, self.config(method), keys)
+        return said_of_all(said)
 
     def require_same_samples(self) -> None:
         """Refuse methods that would learn or be tested on different samples, so that a table could not rank them.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hatrack.experiments.effects import cautions, keys_in_file
 from hatrack.experiments.experiment import Experiment, describe
 from hatrack.support.environment import describe_environment
 from hatrack.train.parallel import ALONE, Ranks
@@ -52,6 +53,16 @@ class RunRequest:
             InputError: there is none, or the sources cannot be used.
         """
         return self.description or describe(self.experiment, self.sources)
+
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about settings of the request, or of one's own file, that have no effect, or are unusual.
+
+        Raises:
+            InputError: an unknown name or setting, or the sources cannot be used.
+        """
+        subject = self.described()
+        config = subject.config(self.method).overridden(self.overrides)
+        return cautions(self.method, config, (*self.overrides, *keys_in_file(subject, self.method)))
 
     def command(self) -> str:
         """A command line that makes this run."""

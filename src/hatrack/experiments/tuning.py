@@ -13,11 +13,12 @@ import torch
 
 from hatrack.errors import InputError
 from hatrack.experiments.comparison import execute_recorded, read_failure
+from hatrack.experiments.effects import cautions, keys_in_file, without_effect
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.experiment import describe
 from hatrack.experiments.jobs import Job, JobEvent, beside_each_other
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.settings import SAMPLES, changed
+from hatrack.experiments.settings import SAMPLES, Config, changed
 from hatrack.experiments.sources import located, relative_to
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
@@ -79,7 +80,7 @@ class GridSearch:
 
         Raises:
             InputError: an unknown name or setting, a value that does not fit, a method without a grid, or one over
-                different samples.
+                different samples, or over a setting that has no effect beside the others.
         """
         if seed < 0:
             raise InputError(f"the seed must be 0 or more, not {seed}")
@@ -100,7 +101,30 @@ class GridSearch:
             tried = [config.overridden({key: value}).flat()[key] for value in values]
             tried.insert(0, plain[key])
             read[key] = tuple(value for at, value in enumerate(tried) if value not in tried[:at])
-        return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
+        search = cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
+        search._require_effect()
+        return search
+
+    def configs(self) -> tuple[Config, ...]:
+        """All settings of every candidate, in their order."""
+        config = describe(self.experiment, self.sources).config(self.method).overridden(self.settings)
+        return tuple(config.overridden(each) for each in self.candidates())
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about settings that have no effect in any run, or are unusual in all of them."""
+        keys = (*self.settings, *keys_in_file(describe(self.experiment, self.sources), self.method))
+        found = [cautions(self.method, config, keys) for config in self.configs()]
+        return tuple(said for said in found[0] if all(said in each for each in found))
+
+    def _require_effect(self) -> None:
+        """Refuse to search a setting that has no effect in any run."""
+        found = [without_effect(self.method, config, self.grid) for config in self.configs()]
+        for key, when in found[0].items():
+            if all(key in each for each in found):
+                raise InputError(
+                    f"{key} has no effect {when}, so that there is nothing to search; leave it out of the grid (`grid`)"
+                )
 
     def candidates(self) -> tuple[dict[str, Any], ...]:
         """Every combination of the grid, the values without a search first."""

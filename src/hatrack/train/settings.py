@@ -48,7 +48,7 @@ class TrainingSettings:
         epochs: largest number of epochs per task.
         batch_size: samples per step.
         optimizer: sgd, adam or adamw.
-        lr: learning rate to begin with.
+        lr: learning rate to begin with; the default is one for SGD, and Adam and AdamW usually take 0.001.
         lr_decay: how the learning rate falls. plateau: as ``lr_factor``, ``lr_patience`` and ``lr_min`` say. cosine:
             with every step, along half a cosine that ends at 0 (Loshchilov and Hutter, ICLR 2017, Eq. 5), anew in every
             part of a training, such as retraining after pruning; all ``epochs`` are made. That is good for a few epochs
