@@ -13,6 +13,7 @@ from typing import Any
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments.effects import cautions, keys_in_file, said_of_all
 from hatrack.experiments.experiment import Experiment, describe
+from hatrack.experiments.folder import PLAN
 from hatrack.experiments.recognition import require_recognition
 from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import SAMPLES, Config, changed
@@ -23,9 +24,6 @@ from hatrack.support.names import look_up
 from hatrack.support.notebook import html_table
 
 __all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
-
-PLAN = "comparison.json"
-"""The file at the top of the folder, which holds the plan."""
 
 REFERENCES = ("joint", "random")
 """Methods that the forgetting ratio compares with; they are part of every comparison."""

@@ -16,7 +16,8 @@ from hatrack.experiments.comparison import execute_recorded, read_failure
 from hatrack.experiments.effects import cautions, keys_in_file, without_effect
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.experiment import describe
-from hatrack.experiments.jobs import Job, JobEvent, beside_each_other
+from hatrack.experiments.folder import TUNING, require_alone
+from hatrack.experiments.jobs import Job, JobEvent, beside_each_other, require_learnable_by
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import SAMPLES, Config, changed
 from hatrack.experiments.sources import located, relative_to
@@ -27,9 +28,6 @@ from hatrack.storage.locks import locked
 from hatrack.support.names import look_up
 
 __all__ = ["Candidate", "GridSearch", "best", "outcomes", "tune"]
-
-TUNING = "tuning.json"
-"""The file at the top of the folder: what was searched, and what came out."""
 
 SCHEMA = 1
 """Version of the format of ``tuning.json``."""
@@ -143,7 +141,7 @@ class GridSearch:
 
         Raises:
             InputError: the folder holds another search, or runs with other settings, on other data, or with the
-                defaults of several versions.
+                defaults of several versions; or the method cannot learn the tasks.
             CheckpointError: the folder's record is damaged.
             DataError: a file of one's own tasks cannot be opened.
         """
@@ -157,7 +155,9 @@ class GridSearch:
             Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
             for each in self.candidates()
         ]
-        return beside_each_other(found)
+        jobs = beside_each_other(found)
+        require_learnable_by(jobs)
+        return jobs
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _require_same(search: GridSearch, folder: Path) -> None:
+    require_alone(folder, TUNING)
     path = folder / TUNING
     if not path.exists():
         return
