@@ -56,7 +56,7 @@ class TrainingSettings:
         lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
         lr_patience: see ``lr_factor``.
         lr_min: training stops when the learning rate falls below this; not along a cosine.
-        momentum: of SGD.
+        momentum: of SGD, below 1.
         weight_decay: of any optimizer.
         clip_norm: largest norm of the gradient of all parameters together.
         eval_batch_size: samples per batch in validation and testing; part of what makes test logits reproducible.
@@ -90,6 +90,7 @@ class TrainingSettings:
         require_range(self, "lr", "clip_norm", above=0)
         require_nonnegative(self, "lr", "lr_factor", "lr_min", "momentum", "weight_decay")
         require_range(self, "lr_factor", above=1)  # the learning rate is divided by it
+        require_range(self, "momentum", below=1)  # at 1 every step is as large as all before it together
         if self.captured and self.lr_decay is not LearningRateDecay.PLATEAU:
             raise InputError(
                 "a captured step keeps its learning rate through an epoch, and along a cosine every step has its own; "
