@@ -125,10 +125,9 @@ def test_other_names_lead_to_settings() -> None:
     known = {key for method in METHODS for key in config(method=method).flat()}
     assert {*OTHERWISE.values()} <= known
     assert not known & {*OTHERWISE}
-    with pytest.raises(
-        InputError, match=r"there is no setting 'lamb', did you mean '(?!strength)|there is no setting 'lamb';"
-    ):
+    with pytest.raises(InputError, match="there is no setting 'lamb'") as caught:
         config(method="hat").overridden({"lamb": 1})
+    assert "strength" not in str(caught.value), "hat has none"
 
 
 def test_a_setting_of_other_methods_is_refused_by_naming_these() -> None:
