@@ -134,9 +134,7 @@ def test_wrong_names(name: str, message: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, spec in NETWORKS.items() if not spec.takes_any])
 def test_networks_for_pictures_say_that_they_are(name: str) -> None:
-    with pytest.raises(
-        InputError, match=rf"^{name} is for pictures, .* a sample here is 4; take .* \(`network=mlp`\)$"
-    ):
+    with pytest.raises(InputError, match=rf"^{name} is for pictures, .* here is 4; take .* \(`network=mlp`\)$"):
         build_backbone(NetworkSettings(network=name), (4,), 0)
     assert build_backbone(NetworkSettings(hidden=(3,)), (4,), 0) is not None
 
