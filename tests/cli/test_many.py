@@ -128,11 +128,21 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_workers")
 def test_tuning_shows_the_best_setting_as_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["tune", "demo", "--method", "random", "--grid", "lr=0.1", *TINY, "--out", str(tmp_path / "out")]
+    command = [
+        "tune",
+        "demo",
+        "--method",
+        "random",
+        "--grid",
+        "eval_batch_size=1000",
+        *TINY,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*command, "--dry-run"]) == 0
     assert "1 of 1 runs to do" in capsys.readouterr().out
     assert main(command) == 0
-    assert "best: --set random.lr=0.1" in capsys.readouterr().out
+    assert "best: --set random.eval_batch_size=1000" in capsys.readouterr().out
     assert main(["tune", "demo", "--method", "sgd"]) == 2
     assert "sgd has no recorded grid" in capsys.readouterr().err
 

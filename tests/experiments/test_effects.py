@@ -154,6 +154,8 @@ def test_adam_at_a_rate_of_sgd_is_said() -> None:
     (sentence,) = RunRequest("demo", "hat", overrides={"optimizer": "adam"}).cautions()
     assert sentence == "lr=0.1 is a rate for SGD; Adam usually takes 0.001: `lr=0.001`"
     assert RunRequest("demo", "hat", overrides={"optimizer": "adamw", "lr": 0.01}).cautions() == ()
+    plan = ComparisonPlan.make("demo", ["hat", "sgd"], [0], {"hat.optimizer": "adam"})
+    assert plan.cautions == ("hat: lr=0.1 is a rate for SGD; Adam usually takes 0.001: `hat.lr=0.001`",)
     rates = GridSearch.make("demo", "hat", 0, {"optimizer": "adam"}, {"lr": [0.001, 0.05]})
     assert rates.cautions == ()
 

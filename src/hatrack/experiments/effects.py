@@ -109,13 +109,14 @@ def without_effect(method: str, config: Config, keys: Iterable[str]) -> dict[str
     return found
 
 
-def cautions(method: str, config: Config, keys: Iterable[str]) -> tuple[str, ...]:
+def cautions(method: str, config: Config, keys: Iterable[str], *, owner: str = "") -> tuple[str, ...]:
     """Return sentences for whoever made settings: those without effect, and a learning rate that is not Adam's.
 
     Args:
         method: name of the method.
         config: all settings.
         keys: names of the settings that somebody made.
+        owner: what stands before a setting that is proposed, ``hat.`` where it is to be that method's alone.
     """
     by_reason: dict[str, list[str]] = {}
     for key, when in without_effect(method, config, dict.fromkeys(keys)).items():
@@ -125,7 +126,7 @@ def cautions(method: str, config: Config, keys: Iterable[str]) -> tuple[str, ...
     ]
     training, trains = config.training, look_up("method", method, METHODS).trains
     if trains and training.optimizer is not OptimizerKind.SGD and training.lr > SGD_RATES:
-        said.append(f"lr={training.lr:g} is a rate for SGD; Adam usually takes 0.001: `lr=0.001`")
+        said.append(f"lr={training.lr:g} is a rate for SGD; Adam usually takes 0.001: `{owner}lr=0.001`")
     return tuple(said)
 
 

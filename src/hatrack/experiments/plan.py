@@ -133,7 +133,8 @@ class ComparisonPlan:
         for method in self.methods:
             keys = (*self.own.get(method, {}), *keys_in_file(self.described, method))
             if METHODS[method].trains:
-                said[method] = cautions(method, self.config(method), (*self.common, *keys))
+                owner = f"{method}." if {"optimizer", "lr"} & {*self.own.get(method, {})} else ""
+                said[method] = cautions(method, self.config(method), (*self.common, *keys), owner=owner)
             elif keys:
                 said[method] = cautions(method, self.config(method), keys)
         return said_of_all(said)
