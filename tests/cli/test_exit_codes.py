@@ -151,7 +151,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("run demo --method hat --network networks_of_mine:unexplained", "would depend on values"),
         (
             f"run one.csv --method sgd {TABLE} --network alexnet",
-            "alexnet cannot be made for samples of shape (2,)",
+            "alexnet is for pictures",
         ),
         # settings that do not fit the data, which the message names
         (f"run semicolons.csv --method sgd {TABLE}", "say delimiter = \";\" (--set delimiter=';')"),

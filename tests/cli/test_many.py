@@ -128,11 +128,21 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_workers")
 def test_tuning_shows_the_best_setting_as_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["tune", "demo", "--method", "random", "--grid", "lr=0.1", *TINY, "--out", str(tmp_path / "out")]
+    command = [
+        "tune",
+        "demo",
+        "--method",
+        "random",
+        "--grid",
+        "eval_batch_size=1000",
+        *TINY,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*command, "--dry-run"]) == 0
     assert "1 of 1 runs to do" in capsys.readouterr().out
     assert main(command) == 0
-    assert "best: --set random.lr=0.1" in capsys.readouterr().out
+    assert "best: --set random.eval_batch_size=1000" in capsys.readouterr().out
     assert main(["tune", "demo", "--method", "sgd"]) == 2
     assert "sgd has no recorded grid" in capsys.readouterr().err
 
@@ -198,3 +208,21 @@ def test_the_board_in_a_terminal_and_without_one() -> None:
     assert row["sgd"] == ["97.0%", "50%", "…"]
     assert row["hat"] == ["failed", "97.0%"]
     assert "\x1b[?25l" in shown(True), "the cursor is hidden while the table is redrawn"
+
+
+def test_a_folder_is_for_one_kind_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {
+        "run.json": (["run", "demo", "--method", "random"], "a single run"),
+        "comparison.json": (["compare", "demo", "--methods", "random"], "a comparison"),
+        "tuning.json": (["tune", "demo", "--method", "sgd", "--grid", "lr=0.1"], "a search of settings"),
+    }
+    for name, (_, what) in commands.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        for other, (command, _) in commands.items():
+            if other != name:
+                assert main([*command, "--out", str(folder)]) == 2
+                said = capsys.readouterr().err
+                assert said == f"error: {folder} holds {what} ({name}); choose another folder (--out)\n"
+        assert [path.name for path in folder.iterdir() if path.name != ".lock"] == [name]

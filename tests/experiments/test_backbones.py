@@ -132,6 +132,13 @@ def test_wrong_names(name: str, message: str) -> None:
         build_backbone(NetworkSettings(network=name), (1, 28, 28), 0)
 
 
+@pytest.mark.parametrize("name", [name for name, spec in NETWORKS.items() if not spec.takes_any])
+def test_networks_for_pictures_say_that_they_are(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} is for pictures, .* here is 4; take .* \(`network=mlp`\)$"):
+        build_backbone(NetworkSettings(network=name), (4,), 0)
+    assert build_backbone(NetworkSettings(hidden=(3,)), (4,), 0) is not None
+
+
 @pytest.mark.parametrize(
     ("since", "settings", "said", "is_said"),
     [

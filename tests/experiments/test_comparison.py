@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments import Comparison, ComparisonPlan, Job, jobs_of
+from hatrack.experiments import EXPERIMENTS, Comparison, ComparisonPlan, Job, jobs_of
 from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
 from hatrack.experiments.results import RunResult, Status, TaskSummary, write_result
+from hatrack.experiments.settings import SAMPLES, StreamSettings
+from hatrack.experiments.tuning import GridSearch
+from hatrack.methods import METHODS
 from hatrack.storage.checked_json import write_checked_json
 from hatrack.train import Score
 
 
-def fake_run(folder: Path, method: str, seed: int, rows: list[list[float]], tasks: int | None = None) -> None:
+def fake_run(
+    folder: Path, method: str, seed: int, rows: list[list[float]], tasks: int | None = None, **config: object
+) -> None:
     tasks = len(rows) if tasks is None else tasks
     result = RunResult(
         experiment="demo",
         method=method,
         seed=seed,
         command="",
-        config={},
+        config=config,
         tasks=tuple(TaskSummary(f"task{index}", 2, 10, 2, 10) for index in range(tasks)),
         scores=tuple(tuple(Score(0.5, value, "0") for value in row) for row in rows),
         capacity=None,
@@ -129,6 +135,55 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         ComparisonPlan.make("demo", methods, seeds, settings)
+
+
+@pytest.mark.parametrize("key", SAMPLES)
+def test_all_methods_have_the_same_samples(key: str) -> None:
+    others = {"limit": 50, "num_tasks": 1, "target": "numbers", "decimal": ",", "metric": "mae", "delimiter": ";"}
+    others |= {"tested_on": "validation", "validation": 0.5, "test_share": 0.5, "encoding": "cp1252"}
+    value = others.get(key, "word")
+    with pytest.raises(
+        InputError, match=f"^{key} decides which samples.* for hat, .* for sgd and joint.*`{key}={value}`"
+    ):
+        ComparisonPlan.make("demo", ["hat", "sgd"], [0], {f"hat.{key}": value})
+    assert ComparisonPlan.make("demo", ["hat", "sgd"], [0], {key: value}).config("sgd") is not None
+    with pytest.raises(InputError, match=f"^{key} decides which samples"):
+        GridSearch.make("demo", "hat", 0, {}, {key: [value]})
+
+
+def test_recognition_and_class_weights_are_of_single_methods() -> None:
+    own = {"hat.infer": True, "sgd.class_weights": "balanced"}
+    plan = ComparisonPlan.make("demo", ["hat", "sgd"], [0], own)
+    assert plan.own == {"hat": {"infer": True}, "sgd": {"class_weights": "balanced"}}
+    assert {field.name for field in fields(StreamSettings)} - {*SAMPLES} == {"infer", "class_weights"}
+
+
+def test_a_file_may_not_give_a_method_other_samples(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,label\n1,x\n2,y\n")
+    file = tmp_path / "t.toml"
+    file.write_text('[[task]]\npath = "t.csv"\nlabel = "label"\ntest_share = 0.5\n[method.hat]\nlimit = 9\n')
+    with pytest.raises(InputError, match=r"limit decides .* 9 for hat, none for sgd"):
+        ComparisonPlan.make("", ["hat", "sgd"], [0], {}, [file])
+    assert ComparisonPlan.make("", ["hat", "sgd"], [0], {"limit": 9}, [file]).config("hat").stream.limit == 9
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_presets_give_all_methods_the_same_samples(experiment: str) -> None:
+    ComparisonPlan.make(experiment, list(METHODS), [0])
+
+
+def test_what_earlier_versions_compared_on_different_samples_is_not_ranked(tmp_path: Path) -> None:
+    plan = ComparisonPlan.make("demo", ["hat", "sgd"], [0])
+    write_plan(tmp_path, replace(plan, own={"hat": {"limit": 50}}), {})
+    for method in ("sgd", "joint", "random"):
+        fake_run(tmp_path, method, 0, [[0.9]])
+    fake_run(tmp_path, "hat", 0, [[0.9]], limit=50)
+    with pytest.raises(InputError, match=r"different samples \(limit is 50 and none\)"):
+        Comparison.read(tmp_path)
+    with pytest.raises(InputError, match=r"with what the folder holds, limit decides"):
+        jobs_of(ComparisonPlan.make("demo", ["ewc"], [0]), tmp_path)
+    fake_run(tmp_path, "hat", 0, [[0.9]], num_tasks=1)
+    assert Comparison.read(tmp_path).missing == (), "how many tasks are learned is told by the tasks"
 
 
 def test_a_plan_is_written_and_read(tmp_path: Path) -> None:

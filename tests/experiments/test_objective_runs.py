@@ -175,6 +175,23 @@ def test_methods_of_classes_alone_refuse_before_anything_is_trained(
     assert not (tmp_path / "no" / "run.json").exists()
 
 
+def test_comparisons_and_searches_refuse_them_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "no"
+    words = ["--tasks", *tables(tmp_path), *QUICK, *NUMBERS, "--out", str(out)]
+    assert main(["compare", *words, "--methods", "hat,er,lwf,gem"]) == 2
+    said = "er, lwf, gem cannot learn these tasks; leave them out (--methods): er cannot learn task 'flats', which is"
+    assert said in capsys.readouterr().err
+    assert main(["tune", *words, "--method", "lwf"]) == 2
+    assert "lwf cannot learn task 'flats', which is regression; these methods can: hat" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["compare", *words, "--methods", "hat,sgd", "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "demo", "--methods", "er", "--set", "class_weights=1,2", "--out", str(out)]) == 2
+    assert "er cannot learn with class weights; leave out --set class_weights" in capsys.readouterr().err
+
+
 def mixed(folder: Path) -> Path:
     flats, houses = map(Path, tables(folder))
     text = "".join(

@@ -7,7 +7,7 @@ import pytest
 
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, Config
-from hatrack.experiments.settings import InitialWeights
+from hatrack.experiments.settings import OTHERWISE, InitialWeights
 from hatrack.functional import Compensation
 from hatrack.methods import METHODS
 from hatrack.train import OptimizerKind
@@ -83,10 +83,23 @@ def test_texts_are_read_as_the_settings_type() -> None:
     ("key", "value", "message"),
     [
         ("lrr", "1", "did you mean 'lr'"),
+        ("learning_rate", "1", "there is no setting 'learning_rate', did you mean 'lr'?"),
+        ("learningrate", "1", "did you mean 'lr'"),
+        ("batchsize", "1", "did you mean 'batch_size'"),
+        ("num_epochs", "1", "did you mean 'epochs'"),
         ("lr", "fast", "lr must be a finite number"),
         ("lr", "nan", "lr must be a finite number"),
         ("lr", "0", "lr must be above 0"),
-        ("lr", "-1", "0 or more"),
+        ("lr", "-1", "lr must be above 0, not -1.0"),
+        ("epochs", "-1", "epochs must be at least 1, not -1"),
+        ("epochs", "none", "epochs must be a whole number$"),
+        ("clip_norm", "none", "clip_norm must be a finite number$"),
+        ("c", "-1", "c must be a finite number, 0 or more, not -1.0"),
+        ("embedding_low", "-1", "embedding_low must be a finite number, 0 or more, not -1.0"),
+        ("hidden", "10,-1", "hidden must be widths of at least 1"),
+        ("weight_decay", "-0.1", "weight_decay must be a finite number, 0 or more, not -0.1"),
+        ("momentum", "1", "momentum must be below 1, not 1.0"),
+        ("momentum", "2", "momentum must be below 1, not 2.0"),
         ("epochs", "1.5", "epochs must be a whole number"),
         ("epochs", "0", "epochs must be at least 1"),
         ("batch_size", "0", "batch_size must be at least 1"),
@@ -108,13 +121,22 @@ def test_what_does_not_fit_is_named(key: str, value: str, message: str) -> None:
         config().overridden({key: value})
 
 
+def test_other_names_lead_to_settings() -> None:
+    known = {key for method in METHODS for key in config(method=method).flat()}
+    assert {*OTHERWISE.values()} <= known
+    assert not known & {*OTHERWISE}
+    with pytest.raises(InputError, match="there is no setting 'lamb'") as caught:
+        config(method="hat").overridden({"lamb": 1})
+    assert "strength" not in str(caught.value), "hat has none"
+
+
 def test_a_setting_of_other_methods_is_refused_by_naming_these() -> None:
     with pytest.raises(InputError, match="rotations is no setting of this method: leave it out, or choose one of hat,"):
         config(method="sgd").overridden({"rotations": 4})
 
 
 def test_a_value_that_does_not_fit_is_told_of_none_where_that_is_one() -> None:
-    with pytest.raises(InputError, match=r"embedding_lr_factor must be a finite number, 0 or more, or none$"):
+    with pytest.raises(InputError, match=r"embedding_lr_factor must be a finite number, or none$"):
         EXPERIMENTS["demo"].config("pmask").overridden({"embedding_lr_factor": "fast"})
-    with pytest.raises(InputError, match=r"lr must be a finite number, 0 or more$"):
+    with pytest.raises(InputError, match=r"lr must be a finite number$"):
         EXPERIMENTS["demo"].config("pmask").overridden({"lr": "fast"})

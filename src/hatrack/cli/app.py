@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -34,6 +33,8 @@ from hatrack.cli.options import (
     make_console,
     say,
     take_device,
+    tell,
+    warn,
     with_options,
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
@@ -131,7 +132,8 @@ def run_command(
     out
         Folder for the results, by default `runs/EXPERIMENT-METHOD-seedN`.
     settings
-        Override a setting, `key=value`, as often as needed: `--set lr=0.01 --set hidden=500,500`.
+        Override a setting, `key=value`, as often as needed: `--set lr=0.01 --set hidden=500,500`. Learning rates are
+        those of SGD: with `--set optimizer=adam` goes `--set lr=0.001`.
     threads
         Number of CPU threads; test logits are the same to the bit only with the same number.
     log
@@ -153,8 +155,12 @@ def run_command(
     console, where = make_console(), take_device(learning.device)
     with joined(where) as ranks:
         quiet, log_here = learning.quiet or ranks.rank > 0, log if ranks.rank == 0 else ()
-        asked = (subject.name, method, seed, folder, learning.data, overrides, where, subject.sources, ranks, subject)
-        result = carry_out(RunRequest(*asked), console, quiet, threads=threads, log=log_here)
+        request = RunRequest(
+            subject.name, method, seed, folder, learning.data, overrides, where, subject.sources, ranks, subject
+        )
+        if not quiet:
+            warn(request.cautions())
+        result = carry_out(request, console, quiet, threads=threads, log=log_here)
     if not quiet:
         console.print(accuracy_table(result))
         console.print(forgetting_line(result), highlight=False)
@@ -280,14 +286,9 @@ def _is_misnamed(error: OSError) -> bool:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """One line for a person, without the place in the code that Python would add."""
-    _tell("warning:", "bold yellow", " ".join(str(message).split()))
+    tell("warning:", "bold yellow", " ".join(str(message).split()))
 
 
 def _fail(message: str, code: int) -> int:
-    _tell("error:", "bold red", message)
+    tell("error:", "bold red", message)
     return code
-
-
-def _tell(kind: str, style: str, message: str) -> None:
-    text = Text.assemble((kind, style), " ", message)  # not markup: a message may quote what a user typed
-    Console(stderr=True).print(text, soft_wrap=True)

@@ -26,6 +26,7 @@ from hatrack.cli.options import (
     read_overrides,
     say,
     take_device,
+    warn,
     with_options,
 )
 from hatrack.errors import HatrackError, InputError
@@ -160,6 +161,7 @@ def compare_command(
     overrides = learning.overrides(settings)
     subject = learning.experiment(experiment)
     plan = ComparisonPlan.make(subject.name, methods.split(","), read_seeds(seeds), overrides, subject.sources)
+    warn(() if learning.quiet else plan.cautions)
     folder = require_folder(out or Path("runs") / f"compare-{subject.name}")
     executor, device = engine.build(folder), engine.take_device(learning.device)
     jobs = jobs_of(plan, folder, data=learning.data, device=device, threads=engine.threads)
@@ -217,6 +219,7 @@ def tune_command(
     values = {key: text.split(",") for key, text in read_overrides(grid, "--grid").items()}
     subject = learning.experiment(experiment)
     search = GridSearch.make(subject.name, method, seed, overrides, values, subject.sources)
+    warn(() if learning.quiet else search.cautions)
     folder = require_folder(out or Path("runs") / f"tune-{subject.name}-{method}-seed{seed}")
     executor, device = engine.build(folder), engine.take_device(learning.device)
     jobs = search.jobs(folder, data=learning.data, device=device, threads=engine.threads)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 from rich.console import Console
+from rich.text import Text
 
 from hatrack.cli.names import EXPERIMENTS, METHODS
 from hatrack.errors import InputError
@@ -49,6 +50,8 @@ __all__ = [
     "require_output",
     "say",
     "take_device",
+    "tell",
+    "warn",
     "with_options",
     "write_file",
     "write_output",
@@ -207,6 +210,17 @@ def make_console() -> Console:
 def say(console: Console, text: str) -> None:
     """Print what may hold a user's own words: as it is, neither markup nor coloured nor folded."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(kind: str, style: str, message: str) -> None:
+    """Print a line beside the output, such as an error; no markup, since a message may quote what a user typed."""
+    Console(stderr=True).print(Text.assemble((kind, style), " ", message), soft_wrap=True)
+
+
+def warn(messages: Iterable[str]) -> None:
+    """Print a warning for each of some messages of the library, beside the output."""
+    for message in messages:
+        tell("warning:", "bold yellow", with_options(message))
 
 
 def require_output(path: Path) -> None:

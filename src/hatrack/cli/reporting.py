@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,13 +19,16 @@ from hatrack.cli.options import (
     read_overrides,
     require_output,
     say,
+    warn,
     write_file,
     write_output,
 )
 from hatrack.errors import InputError
 
 if TYPE_CHECKING:
+    from hatrack.experiments import RunRequest
     from hatrack.report.runs import Runs
+    from hatrack.report.studies import Study
     from hatrack.report.table import Drawing
 
 __all__ = ["analyse_command", "figure_command", "report_command", "sizes_command"]
@@ -196,12 +200,14 @@ def analyse_command(
     from hatrack.experiments.folder import require_folder
     from hatrack.report import studies
 
-    study = studies.STUDIES[name]
+    study, overrides = studies.STUDIES[name], read_overrides(settings)
+    _require_use(study, experiment=experiment, seeds=seeds, overrides=overrides, data=data)
     folder = require_folder(out or Path("runs") / name)
     console = make_console()
-    runs = studies.requests(
-        study, folder, experiment=experiment, seeds=range(seeds), data=data, overrides=read_overrides(settings)
-    )
+    runs = studies.requests(study, folder, experiment=experiment, seeds=range(seeds), data=data, overrides=overrides)
+    cautions = _cautions(study, runs)
+    if not quiet:
+        warn(cautions)
     for request in runs:
         carry_out(request, console, quiet, label=None if request.out is None else request.out.name)
     target = folder / f"{name}.svg"
@@ -209,6 +215,59 @@ def analyse_command(
     if not quiet:
         say(console, f"wrote {target} and {data_file}")
     return 0
+
+
+def _require_use(
+    study: Study, *, experiment: str | None, seeds: int, overrides: Mapping[str, str], data: Path | None
+) -> None:
+    """Refuse options that an analysis would make nothing of.
+
+    Raises:
+        InputError: nothing is trained, or one run is drawn, or the analysis itself decides on a setting.
+    """
+    given = {"--experiment": experiment is not None, "--set": bool(overrides), "--data": data is not None}
+    if not study.methods and (
+        options := [name for name, is_given in {**given, "--seeds": seeds > 1}.items() if is_given]
+    ):
+        raise InputError(f"{study.name} draws an equation and trains nothing; leave out {' and '.join(options)}")
+    if study.picture is not None and seeds > 1:
+        raise InputError(f"{study.name} draws the run of one seed; leave out --seeds")
+    for key in overrides:
+        values = dict.fromkeys(str(variant[key]) for variant in study.variants if key in variant)
+        if values:
+            does = "compares runs" if len(values) > 1 else "makes its runs"
+            raise InputError(f"{study.name} {does} with {key} = {', '.join(values)}; leave out --set {key}")
+
+
+def _cautions(study: Study, runs: Sequence[RunRequest]) -> tuple[str, ...]:
+    """Look at the settings of all runs of an analysis before the first of them.
+
+    Returns:
+        Sentences about settings without effect, and of which methods.
+
+    Raises:
+        InputError: a setting does not exist or does not fit, or the picture cannot be drawn of the network.
+    """
+    from hatrack.experiments.backbones import NETWORKS
+    from hatrack.experiments.effects import said_of_all
+    from hatrack.methods import METHODS
+
+    said: dict[str, tuple[str, ...]] = {}
+    for request in runs:
+        cautions = request.cautions()
+        if METHODS[request.method].trains:
+            said.setdefault(request.method, cautions)
+        network = request.described().config(request.method).overridden(request.overrides).network.network
+        if study.picture in _OF_INPUTS and network in NETWORKS and network != "mlp":
+            raise InputError(
+                f"{study.name} draws single input features, and the first layer of {network} does not read them; take "
+                "an experiment with an mlp (`network=mlp`)"
+            )
+    return said_of_all(said)
+
+
+_OF_INPUTS = ("input-attention", "weight-masks")
+"""Pictures of single input features, which dense layers alone have masks of."""
 
 
 def _usual_method(runs: Runs) -> str:

@@ -41,6 +41,7 @@ class NetworkSpec:
         source: where it comes from.
         build: makes it for samples of a shape.
         can_be_narrow: whether it can be made with a share of its units in every layer.
+        takes_any: whether samples may have any shape; pictures alone otherwise, channels × height × width.
     """
 
     name: str
@@ -48,6 +49,7 @@ class NetworkSpec:
     source: str
     build: Build
     can_be_narrow: bool = True
+    takes_any: bool = False
 
 
 def _units(number: int, share: float) -> int:
@@ -68,7 +70,7 @@ def _resnet18(shape: Sequence[int], settings: NetworkSettings, share: float) -> 
 
 
 _SPECS = (
-    NetworkSpec("mlp", "dense layers; widths by `hidden=2000,2000`", "Serrà et al., ICML 2018", _mlp),
+    NetworkSpec("mlp", "dense layers; widths by `hidden=2000,2000`", "Serrà et al., ICML 2018", _mlp, takes_any=True),
     NetworkSpec(
         "alexnet",
         "three convolutions, two dense layers; 7.1 million parameters at 32×32; `width=0.5` halves layers",
@@ -98,10 +100,16 @@ def build_backbone(settings: NetworkSettings, input_shape: Sequence[int], seed: 
     """Make the backbone of a run.
 
     Raises:
-        InputError: there is no such network, the user's function does not make one, or it does not map samples of that
-            shape to features.
+        InputError: there is no such network, it is for pictures and samples are none, the user's function does not make
+            one, or it does not map samples of that shape to features.
     """
     build, name, shape = find_network(settings.network), settings.network, tuple(input_shape)
+    if name in NETWORKS and not NETWORKS[name].takes_any and len(shape) != 3:
+        sizes = " × ".join(map(str, shape))
+        raise InputError(
+            f"{name} is for pictures, channels × height × width, and a sample here is {sizes}; take dense layers "
+            "(`network=mlp`)"
+        )
     with _explained(f"network {name} cannot be made for samples of shape {shape}"):
         network = _initialized(lambda: _materialised(build(shape, settings, 1.0), shape), seed, settings)
     _require_features(network, name, shape)

@@ -12,11 +12,18 @@ from typing import Any
 import torch
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments.continuing import are_tasks_of, require_comparable
+from hatrack.experiments.continuing import are_tasks_of, require_comparable, require_same_samples
 from hatrack.experiments.executors import Executor
-from hatrack.experiments.folder import RESULT
-from hatrack.experiments.jobs import Job, JobDone, JobEvent, JobFailed, beside_each_other
-from hatrack.experiments.plan import PLAN, REFERENCES, ComparisonPlan, read_plan, run_folder, write_plan
+from hatrack.experiments.folder import PLAN, RESULT, require_alone
+from hatrack.experiments.jobs import (
+    Job,
+    JobDone,
+    JobEvent,
+    JobFailed,
+    beside_each_other,
+    require_learnable_by,
+)
+from hatrack.experiments.plan import REFERENCES, ComparisonPlan, read_plan, run_folder, write_plan
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.statistics import Spread, spread
@@ -73,7 +80,8 @@ class Comparison:
         A run whose file is damaged counts as failed.
 
         Raises:
-            InputError: the folder holds no comparison, or runs on different data.
+            InputError: the folder holds no comparison, or runs on different data, or, of an earlier version, runs whose
+                settings chose different samples.
             CheckpointError: the plan is damaged, or from a newer version.
         """
         if not (folder / PLAN).exists():
@@ -91,7 +99,9 @@ class Comparison:
                         results[method, seed] = read_result(place / RESULT)
                 except CheckpointError as error:  # one bad file is no reason to lose sight of the other runs
                     failures[method, seed] = str(error)
-        require_comparable((run_folder(folder, *key), result) for key, result in results.items())
+        found = [(run_folder(folder, *key), result) for key, result in results.items()]
+        require_comparable(found)
+        require_same_samples(found)
         return cls(plan, results, failures, environment)
 
     def _repr_html_(self) -> str:
@@ -263,10 +273,13 @@ def jobs_of(
 
     Raises:
         InputError: the folder holds something else, or a run with other settings or on other data, also of a method or
-            seed that this plan leaves out, or runs of a method with the defaults of several versions.
+            seed that this plan leaves out, or runs of a method with the defaults of several versions; or methods would
+            have different samples, or cannot learn the tasks.
         CheckpointError: the folder's plan is damaged.
         DataError: a file of one's own tasks cannot be opened.
     """
+    require_alone(folder, PLAN)
+    plan.require_same_samples()
     whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
     wanted = {(seed, method): plan for seed in plan.seeds for method in plan.methods}
     others = {(seed, method): whole for seed in whole.seeds for method in whole.methods}
@@ -279,6 +292,7 @@ def jobs_of(
     jobs = beside_each_other(found)
     for job in jobs[len(wanted) :]:
         _require_same_tasks(job)
+    require_learnable_by(jobs[: len(wanted)])
     return jobs[: len(wanted)]
 
 
@@ -314,8 +328,7 @@ def compare(
         InputError: the folder holds something else, or runs with other settings, or is in use.
         CheckpointError: the folder's plan is damaged.
     """
-    if (folder / RESULT).exists():
-        raise InputError(f"{folder} holds a single run; choose another folder (`out`)")
+    require_alone(folder, PLAN)
     with locked(folder, _PATIENCE):
         whole = plan.joined(read_plan(folder)[0]) if (folder / PLAN).exists() else plan
         # The device's name is in every run: other machines may have one that this one has not.

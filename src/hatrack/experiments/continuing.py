@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hatrack.errors import InputError
+from hatrack.experiments.experiment import completed
+from hatrack.experiments.request import as_text
 from hatrack.experiments.results import RunResult
+from hatrack.experiments.settings import SAMPLES
 from hatrack.streams import OwnStream, TaskStream
 from hatrack.streams.own.streams import READ_WITH
 
@@ -26,6 +29,7 @@ __all__ = [
     "other_data",
     "require_comparable",
     "require_same_forms",
+    "require_same_samples",
     "same_lines",
 ]
 
@@ -213,6 +217,32 @@ def require_comparable(found: Iterable[tuple[Path, RunResult]]) -> None:
                     f"{first} and {folder} hold runs on different data ({lines[0]}; {lines[1]}), which cannot be "
                     "compared; remove one of them, or compare in another folder (`out`)"
                 )
+
+
+def require_same_samples(found: Iterable[tuple[Path, RunResult]]) -> None:
+    """Refuse to put runs side by side whose settings chose different samples to learn or to test on.
+
+    The number of tasks is left out: a run of fewer tasks than others have is not finished beside them.
+
+    Args:
+        found: folders of runs, and their records.
+
+    Raises:
+        InputError: two runs have different values of a setting that decides which samples there are.
+    """
+    first: tuple[Path, dict[str, Any]] | None = None
+    for folder, result in found:
+        config = completed(result.method, result.config)
+        mine = {key: config[key] for key in SAMPLES if key != "num_tasks"}
+        if first is None:
+            first = folder, mine
+        elif mine != first[1]:
+            pairs = [(key, as_text(first[1][key]), as_text(mine[key])) for key in mine if mine[key] != first[1][key]]
+            said = ", ".join(f"{key} is {there} and {here}" for key, there, here in pairs)
+            raise InputError(
+                f"{first[0]} and {folder} hold runs on different samples ({said}), which cannot be compared; set it "
+                "for all methods alike, and compare in another folder (`out`)"
+            )
 
 
 def _told_apart(lines: tuple[str, str]) -> tuple[str, str]:

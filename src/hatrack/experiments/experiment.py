@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import InputError
-from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings, parse_value
+from hatrack.experiments.settings import OTHERWISE, Config, NetworkSettings, StreamSettings, parse_value
 from hatrack.methods import METHODS, Earlier, Method
 from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, find_origins, own_stream
 from hatrack.support.names import look_up, unknown_name
@@ -257,6 +257,6 @@ def _common(own: OwnStream) -> dict[str, Any]:
         known = [field.name for field in dataclasses.fields(part)]
         for key, value in own.settings.get(section, {}).items():
             if key not in known:
-                raise InputError(f"{own.sources[0]}: {unknown_name(f'setting in [{section}]', key, known)}")
+                raise InputError(f"{own.sources[0]}: {unknown_name(f'setting in [{section}]', key, known, OTHERWISE)}")
             settings[key] = value
     return settings

@@ -36,20 +36,25 @@ __all__ = [
     "LOGITS",
     "LOGITS_FORMAT",
     "LOG_FOLDERS",
+    "PLAN",
     "RESULT",
     "TRAINING",
+    "TUNING",
     "InTask",
     "RunFolder",
     "TrainingKeeper",
     "note_logs",
     "noted_logs",
     "previous",
+    "require_alone",
     "require_folder",
     "require_run",
     "require_whole",
 ]
 
 RESULT = "run.json"
+PLAN = "comparison.json"
+TUNING = "tuning.json"
 CHECKPOINT = "net.hat"
 LOGITS = "logits.safetensors"
 LOGITS_FORMAT = "hatrack.Logits"
@@ -131,6 +136,25 @@ def require_folder(path: Path) -> Path:
     return path
 
 
+_HOLDS = {RESULT: "a single run", PLAN: "a comparison", TUNING: "a search of settings"}
+"""Files by which a folder's content is known, and what it is."""
+
+
+def require_alone(folder: Path, mine: str) -> None:
+    """Refuse a folder that holds something else; what went on there could not go on beside it.
+
+    Args:
+        folder: the folder, which need not exist.
+        mine: name of the file that it may have: :data:`RESULT`, :data:`PLAN` or :data:`TUNING`.
+
+    Raises:
+        InputError: it holds another kind of runs, which is named.
+    """
+    for name, what in _HOLDS.items():
+        if name != mine and (folder / name).exists():
+            raise InputError(f"{folder} holds {what} ({name}); choose another folder (`out`)")
+
+
 def require_run(folder: Path) -> None:
     """Check that a folder holds a run.
 
@@ -164,7 +188,7 @@ class RunFolder:
         damaged: whether these are the previous ones, since the newest are damaged.
 
     Raises:
-        InputError: it cannot be a folder, or holds a network without results.
+        InputError: it cannot be a folder, or holds a network without results, a comparison or a search of settings.
         CheckpointError: its results are damaged, and so are the previous ones, or they are from a newer version.
     """
 
@@ -272,6 +296,7 @@ class RunFolder:
     def _read(self) -> None:
         path = self.path / RESULT
         if not path.exists():
+            require_alone(self.path, RESULT)
             if (self.path / CHECKPOINT).exists():
                 raise InputError(
                     f"{self.path} holds a {CHECKPOINT} but no {RESULT}; choose another folder (`out`), or remove this "

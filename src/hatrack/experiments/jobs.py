@@ -31,7 +31,10 @@ from hatrack.experiments.preparing import Run
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
-from hatrack.experiments.settings import changed
+from hatrack.experiments.settings import StreamSettings, changed
+from hatrack.methods import METHODS, Method, require_learnable
+from hatrack.objectives import Classification
+from hatrack.streams import Task
 from hatrack.support.environment import deterministic_cuda
 from hatrack.train import BatchDone
 
@@ -45,6 +48,7 @@ __all__ = [
     "beside_each_other",
     "carry_out",
     "decode",
+    "require_learnable_by",
 ]
 
 _EVERY = 0.5
@@ -153,6 +157,51 @@ def beside_each_other(jobs: Sequence[Job]) -> tuple[Job, ...]:
         return found
     seen = dict.fromkeys(line for _, recorded in records for line in recorded.data)
     return tuple(replace(job, data=tuple(dict.fromkeys((*seen, *job.data)))) for job in found)
+
+
+def require_learnable_by(jobs: Sequence[Job]) -> None:
+    """Refuse methods that cannot learn the tasks, before anything is trained; runs that have begun are left out.
+
+    One's own files are read where a method is among them that does not learn every kind of task. A preset has tasks of
+    classes, and its data is not looked at.
+
+    Args:
+        jobs: the jobs, all on the same experiment.
+
+    Raises:
+        InputError: a method cannot learn a task, or one's own files and the settings do not go together.
+        DataError: a file of one's own tasks cannot be read.
+    """
+    known: dict[StreamSettings, tuple[Task, ...]] = {}
+    refused: dict[str, InputError] = {}
+    for job in jobs:
+        request, kind = job.request, METHODS[job.request.method]
+        picky = kind.objectives != Method.objectives or kind.learns.__func__ is not Method.learns.__func__  # type: ignore[attr-defined]
+        if not picky or request.method in refused or job.recorded() is not None:
+            continue
+        subject = request.described()
+        settings = replace(subject.config(request.method).overridden(request.overrides).stream, infer=False)
+        if subject.own is None:
+            if settings.weights is not None and not kind.learns(WEIGHTED):
+                refused[request.method] = InputError(
+                    f"{request.method} cannot learn with class weights; leave out `class_weights`, or the method"
+                )
+            continue
+        if settings not in known:
+            known[settings] = tuple(subject.stream_of(settings, seed=request.seed, data_dir=request.data))
+        try:
+            require_learnable(kind, known[settings])
+        except InputError as error:
+            refused[request.method] = error
+    if len(refused) > 1:
+        first = next(iter(refused.values()))
+        raise InputError(f"{', '.join(refused)} cannot learn these tasks; leave them out (`methods`): {first}")
+    for refusal in refused.values():
+        raise refusal
+
+
+WEIGHTED = Classification(("rare", "common"), (2.0, 1.0))
+"""Kind of the tasks of a preset where classes have weights."""
 
 
 def _with_present_data(jobs: Sequence[Job]) -> tuple[Job, ...]:

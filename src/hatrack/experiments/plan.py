@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hatrack.errors import CheckpointError, InputError
+from hatrack.experiments.effects import cautions, keys_in_file, said_of_all
 from hatrack.experiments.experiment import Experiment, describe
+from hatrack.experiments.folder import PLAN
 from hatrack.experiments.recognition import require_recognition
-from hatrack.experiments.settings import Config, changed
+from hatrack.experiments.request import as_text
+from hatrack.experiments.settings import SAMPLES, Config, changed
 from hatrack.experiments.sources import located, relative_to
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
@@ -21,9 +24,6 @@ from hatrack.support.names import look_up
 from hatrack.support.notebook import html_table
 
 __all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
-
-PLAN = "comparison.json"
-"""The file at the top of the folder, which holds the plan."""
 
 REFERENCES = ("joint", "random")
 """Methods that the forgetting ratio compares with; they are part of every comparison."""
@@ -71,7 +71,8 @@ class ComparisonPlan:
             sources: as for :class:`hatrack.experiments.RunRequest`.
 
         Raises:
-            InputError: an unknown or repeated name, no seed, or a setting that does not exist or does not fit.
+            InputError: an unknown or repeated name, no seed, a setting that does not exist or does not fit, or one that
+                gives a method other samples than the others.
         """
         for name in methods:
             look_up("method", name, METHODS)
@@ -87,7 +88,9 @@ class ComparisonPlan:
         configs = {method: described.config(method) for method in wanted}
         common, own = _split_settings(settings or {}, configs)
         _require_recognition(configs, common, own)
-        return cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
+        plan = cls(experiment, wanted, tuple(seeds), common, own, tuple(path.absolute() for path in sources))
+        plan.require_same_samples()
+        return plan
 
     @functools.cached_property
     def described(self) -> Experiment:
@@ -120,11 +123,47 @@ class ComparisonPlan:
         """All settings of a method's runs."""
         return self.described.config(method).overridden(self.overrides(method))
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about settings that have no effect, or are unusual, and of which methods.
+
+        Settings of all methods are not said to be without effect on those that train nothing.
+        """
+        said = {}
+        for method in self.methods:
+            keys = (*self.own.get(method, {}), *keys_in_file(self.described, method))
+            if METHODS[method].trains:
+                owner = f"{method}." if {"optimizer", "lr"} & {*self.own.get(method, {})} else ""
+                said[method] = cautions(method, self.config(method), (*self.common, *keys), owner=owner)
+            elif keys:
+                said[method] = cautions(method, self.config(method), keys)
+        return said_of_all(said)
+
+    def require_same_samples(self) -> None:
+        """Refuse methods that would learn or be tested on different samples, so that a table could not rank them.
+
+        Raises:
+            InputError: a setting of the data differs between methods; see :data:`hatrack.experiments.settings.SAMPLES`.
+        """
+        configs = {method: self.config(method).flat() for method in self.methods}
+        for key in SAMPLES:
+            holders: dict[str, list[str]] = {}
+            for method, flat in configs.items():
+                holders.setdefault(as_text(flat[key]), []).append(method)
+            if len(holders) > 1:
+                said = ", ".join(f"{value} for {' and '.join(methods)}" for value, methods in holders.items())
+                singular = min(holders, key=lambda value: len(holders[value]))
+                raise InputError(
+                    f"{key} decides which samples are learned and tested, and differs: {said}; methods are compared on "
+                    f"the same samples, so set it for all methods: `{key}={singular}`"
+                )
+
     def joined(self, earlier: ComparisonPlan) -> ComparisonPlan:
         """The plan of a folder that holds ``earlier`` and shall hold this one, too.
 
         Raises:
-            InputError: it compares something else, or a method with other settings (they are named).
+            InputError: it compares something else, or a method with other settings (they are named), or the methods of
+                both would have different samples.
         """
         if (self.sources or self.experiment) != (earlier.sources or earlier.experiment):
             raise InputError(
@@ -140,7 +179,7 @@ class ComparisonPlan:
                 )
         own = {method: self._beside(method, earlier.common) for method in self.methods if method not in earlier.methods}
         methods = dict.fromkeys((*earlier.methods, *self.methods))
-        return ComparisonPlan(
+        whole = ComparisonPlan(
             self.experiment,
             (*(name for name in methods if name not in REFERENCES), *(name for name in methods if name in REFERENCES)),
             tuple(sorted({*earlier.seeds, *self.seeds})),
@@ -148,6 +187,11 @@ class ComparisonPlan:
             {**earlier.own, **{method: settings for method, settings in own.items() if settings}},
             self.sources,
         )
+        try:
+            whole.require_same_samples()
+        except InputError as error:  # as earlier versions let happen
+            raise InputError(f"with what the folder holds, {error}; in another folder (`out`)") from error
+        return whole
 
     def _beside(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
         """Return a method's settings where they differ from the common ones."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hatrack.experiments.effects import cautions, keys_in_file
 from hatrack.experiments.experiment import Experiment, describe
 from hatrack.support.environment import describe_environment
 from hatrack.train.parallel import ALONE, Ranks
@@ -53,6 +54,16 @@ class RunRequest:
         """
         return self.description or describe(self.experiment, self.sources)
 
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about settings of the request, or of one's own file, that have no effect, or are unusual.
+
+        Raises:
+            InputError: an unknown name or setting, or the sources cannot be used.
+        """
+        subject = self.described()
+        config = subject.config(self.method).overridden(self.overrides)
+        return cautions(self.method, config, (*self.overrides, *keys_in_file(subject, self.method)))
+
     def command(self) -> str:
         """A command line that makes this run."""
         files = [str(path.absolute()) for path in self.sources]
@@ -68,6 +79,8 @@ class RunRequest:
 
 def as_text(value: object) -> str:
     """Return a setting's value as a text that is read as the same value."""
+    if value is None:
+        return "none"
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import math
 import re
 import types
 import typing
@@ -17,10 +18,11 @@ from hatrack.methods import METHODS
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams import CellFormat, DecimalMark, EvaluationPart, TargetChoice
 from hatrack.support.names import unknown_name
-from hatrack.support.ranges import require_range
+from hatrack.support.ranges import require_nonnegative, require_range
 from hatrack.train import TrainingSettings
 
 __all__ = [
+    "SAMPLES",
     "Config",
     "InitialWeights",
     "NetworkSettings",
@@ -40,6 +42,26 @@ OF_DATA = {
     "path": "under [[task]] (path = '...')",
 }
 """Keys of files about data of one's own that are no settings, and where they stand."""
+
+OTHERWISE = {
+    **dict.fromkeys(("learning_rate", "step_size", "rate"), "lr"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "max_iter"), "epochs"),
+    **dict.fromkeys(("batch", "batchsize", "bs"), "batch_size"),
+    **dict.fromkeys(("l2", "decay", "wd"), "weight_decay"),
+    **dict.fromkeys(("optim", "solver"), "optimizer"),
+    **dict.fromkeys(("hidden_layer_sizes", "hidden_sizes", "layers", "units"), "hidden"),
+    **dict.fromkeys(("model", "backbone", "arch", "architecture"), "network"),
+    **dict.fromkeys(("lr_scheduler", "scheduler"), "lr_decay"),
+    **dict.fromkeys(("patience", "early_stopping"), "lr_patience"),
+    **dict.fromkeys(("val_split", "validation_split", "validation_fraction"), "validation"),
+    **dict.fromkeys(("test_size", "test_split"), "test_share"),
+    **dict.fromkeys(("max_samples", "samples"), "limit"),
+    **dict.fromkeys(("tasks", "n_tasks"), "num_tasks"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip"), "clip_norm"),
+    **dict.fromkeys(("smax", "scale"), "s_max"),
+    **dict.fromkeys(("lambda", "lamb", "regularization"), "strength"),
+}
+"""Settings by names that other libraries and papers have for them."""
 
 
 class Norm(enum.Enum):
@@ -187,6 +209,15 @@ class StreamSettings:
         return tuple(name for name in own if getattr(self, name) is not None)
 
 
+SAMPLES = tuple(
+    field.name for field in dataclasses.fields(StreamSettings) if field.name not in ("class_weights", "infer")
+)
+"""Settings of the data that decide which samples are learned and tested, and so are the same for runs in one table.
+
+Class weights are a way to learn the same samples, and recognition is tested beside what is tested anyway.
+"""
+
+
 def _names(key: str, text: str) -> tuple[str, ...]:
     """Return names joined by commas, some of them in double quotes."""
     names: list[str] = []
@@ -241,12 +272,12 @@ class Config:
                 if owners := [name for name, kind in METHODS.items() if key in _types_of(kind.settings_type)]:
                     named = ", ".join(owners)
                     raise InputError(f"{key} is no setting of this method: leave it out, or choose one of {named}")
-                raise unknown_name("setting", key, known)
+                raise unknown_name("setting", key, known, OTHERWISE)
         replaced = {}
         for field in dataclasses.fields(self):
             part = getattr(self, field.name)
             mine = {key: parse_value(key, values[key], kind) for key, kind in _types(part).items() if key in values}
-            replaced[field.name] = dataclasses.replace(part, **mine)
+            replaced[field.name] = _checked(dataclasses.replace(part, **mine), mine)
         return Config(**replaced)
 
     def _parts(self) -> Iterable[Any]:
@@ -285,7 +316,8 @@ def parse_value(key: str, value: Any, kind: Any) -> Any:
         kind: the setting's type: int, float, bool, str, an enum, ``tuple[int, ...]``, or one of these or None.
 
     Raises:
-        InputError: the value cannot be read as that type, or is not finite or negative.
+        InputError: the value cannot be read as that type, or is not finite. The data class of the setting knows its
+            range.
     """
     leaves_open = isinstance(kind, types.UnionType)
     if leaves_open:
@@ -316,13 +348,21 @@ def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT
     kinds = _types_of(kind)  # type: ignore[arg-type]
     for key in values:
         if key not in kinds:
-            raise unknown_name("setting", key, list(kinds))
-    return kind(**{key: parse_value(key, value, kinds[key]) for key, value in values.items()})
+            raise unknown_name("setting", key, list(kinds), OTHERWISE)
+    read = {key: parse_value(key, value, kinds[key]) for key, value in values.items()}
+    return _checked(kind(**read), read)
+
+
+def _checked(part: SettingsT, read: Mapping[str, Any]) -> SettingsT:
+    """Return settings that their own ranges let pass, unless a number that was read is negative: none may be."""
+    numbers = (key for key, value in read.items() if isinstance(value, (int, float)) and not isinstance(value, bool))
+    require_nonnegative(part, *numbers)
+    return part
 
 
 def _number(value: Any) -> float:
     number = float(value)
-    if isinstance(value, bool) or not 0.0 <= number < float("inf"):
+    if isinstance(value, bool) or not math.isfinite(number):
         raise ValueError
     return number
 
@@ -337,8 +377,8 @@ def _whole(value: Any) -> int:
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 _READERS: Mapping[Any, tuple[Callable[[Any], Any], str]] = {
-    int: (_whole, "a whole number, 0 or more"),
-    float: (_number, "a finite number, 0 or more"),
+    int: (_whole, "a whole number"),
+    float: (_number, "a finite number"),
     bool: (lambda value: _TRUTH[str(value).lower()], "true or false"),
     str: (str, "a text"),
 }

@@ -13,11 +13,13 @@ import torch
 
 from hatrack.errors import InputError
 from hatrack.experiments.comparison import execute_recorded, read_failure
+from hatrack.experiments.effects import cautions, keys_in_file, without_effect
 from hatrack.experiments.executors import Executor
 from hatrack.experiments.experiment import describe
-from hatrack.experiments.jobs import Job, JobEvent, beside_each_other
+from hatrack.experiments.folder import TUNING, require_alone
+from hatrack.experiments.jobs import Job, JobEvent, beside_each_other, require_learnable_by
 from hatrack.experiments.request import RunRequest
-from hatrack.experiments.settings import changed
+from hatrack.experiments.settings import SAMPLES, Config, changed
 from hatrack.experiments.sources import located, relative_to
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
@@ -26,9 +28,6 @@ from hatrack.storage.locks import locked
 from hatrack.support.names import look_up
 
 __all__ = ["Candidate", "GridSearch", "best", "outcomes", "tune"]
-
-TUNING = "tuning.json"
-"""The file at the top of the folder: what was searched, and what came out."""
 
 SCHEMA = 1
 """Version of the format of ``tuning.json``."""
@@ -78,7 +77,8 @@ class GridSearch:
             sources: as for :class:`hatrack.experiments.RunRequest`.
 
         Raises:
-            InputError: an unknown name or setting, a value that does not fit, or a method without a grid.
+            InputError: an unknown name or setting, a value that does not fit, a method without a grid, or one over
+                different samples, or over a setting that has no effect beside the others.
         """
         if seed < 0:
             raise InputError(f"the seed must be 0 or more, not {seed}")
@@ -91,10 +91,38 @@ class GridSearch:
         for key, values in grid.items():
             if settings and key in settings:
                 raise InputError(f"{key} is searched; leave out `{key}`")
+            if key in SAMPLES:
+                raise InputError(
+                    f"{key} decides which samples are learned and tested, so that its values cannot be ranked; leave "
+                    f"it out of the grid, and set it for all runs (`{key}`)"
+                )
             tried = [config.overridden({key: value}).flat()[key] for value in values]
             tried.insert(0, plain[key])
             read[key] = tuple(value for at, value in enumerate(tried) if value not in tried[:at])
-        return cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
+        search = cls(experiment, method, seed, {key: plain[key] for key in settings or {}}, read, tuple(sources))
+        search._require_effect()
+        return search
+
+    def configs(self) -> tuple[Config, ...]:
+        """All settings of every candidate, in their order."""
+        config = describe(self.experiment, self.sources).config(self.method).overridden(self.settings)
+        return tuple(config.overridden(each) for each in self.candidates())
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about settings that have no effect in any run, or are unusual in all of them."""
+        keys = (*self.settings, *keys_in_file(describe(self.experiment, self.sources), self.method))
+        found = [cautions(self.method, config, keys) for config in self.configs()]
+        return tuple(said for said in found[0] if all(said in each for each in found))
+
+    def _require_effect(self) -> None:
+        """Refuse to search a setting that has no effect in any run."""
+        found = [without_effect(self.method, config, self.grid) for config in self.configs()]
+        for key, when in found[0].items():
+            if all(key in each for each in found):
+                raise InputError(
+                    f"{key} has no effect {when}, so that there is nothing to search; leave it out of the grid (`grid`)"
+                )
 
     def candidates(self) -> tuple[dict[str, Any], ...]:
         """Every combination of the grid, the values without a search first."""
@@ -113,7 +141,7 @@ class GridSearch:
 
         Raises:
             InputError: the folder holds another search, or runs with other settings, on other data, or with the
-                defaults of several versions.
+                defaults of several versions; or the method cannot learn the tasks.
             CheckpointError: the folder's record is damaged.
             DataError: a file of one's own tasks cannot be opened.
         """
@@ -127,7 +155,9 @@ class GridSearch:
             Job(replace(request, out=folder / _folder_name(each), overrides={**self.settings, **each}), threads)
             for each in self.candidates()
         ]
-        return beside_each_other(found)
+        jobs = beside_each_other(found)
+        require_learnable_by(jobs)
+        return jobs
 
 
 @dataclass(frozen=True)
@@ -195,6 +225,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _require_same(search: GridSearch, folder: Path) -> None:
+    require_alone(folder, TUNING)
     path = folder / TUNING
     if not path.exists():
         return

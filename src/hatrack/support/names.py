@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from hatrack.errors import InputError
@@ -26,20 +27,24 @@ def in_one_line(error: BaseException | None) -> str:
     return " ".join(str(error).strip().partition("\n\n")[0].split())
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
+def unknown_name(
+    kind: str, name: object, known: Iterable[str], otherwise: Mapping[str, str] = MappingProxyType({})
+) -> InputError:
     """Make the error for a name that does not exist, with the closest one that does.
 
     Args:
         kind: noun for the message, such as ``"task"``.
         name: the unknown name, or what was given in its place.
         known: the names that exist, of which the first hundred are listed.
+        otherwise: names that exist by what else they are called; those of other names are left out.
 
     Returns:
         The error, to be raised by the caller.
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
-    guess = f", did you mean {close[0]!r}?" if close else ";"
+    meant = {**{other: it for other, it in otherwise.items() if it in names}, **{it: it for it in names}}
+    close = difflib.get_close_matches(name, meant, n=1) if isinstance(name, str) else []
+    guess = f", did you mean {meant[close[0]]!r}?" if close else ";"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     choice = f"choose one of: {', '.join(names[:MOST_NAMES])}{more}" if names else f"there is no {kind} yet"
     return InputError(f"there is no {kind} {name!r}{guess} {choice}")

@@ -48,7 +48,7 @@ class TrainingSettings:
         epochs: largest number of epochs per task.
         batch_size: samples per step.
         optimizer: sgd, adam or adamw.
-        lr: learning rate to begin with.
+        lr: learning rate to begin with; the default is one for SGD, and Adam and AdamW usually take 0.001.
         lr_decay: how the learning rate falls. plateau: as ``lr_factor``, ``lr_patience`` and ``lr_min`` say. cosine:
             with every step, along half a cosine that ends at 0 (Loshchilov and Hutter, ICLR 2017, Eq. 5), anew in every
             part of a training, such as retraining after pruning; all ``epochs`` are made. That is good for a few epochs
@@ -56,7 +56,7 @@ class TrainingSettings:
         lr_factor: what the learning rate is divided by after ``lr_patience`` epochs without a better validation loss.
         lr_patience: see ``lr_factor``.
         lr_min: training stops when the learning rate falls below this; not along a cosine.
-        momentum: of SGD.
+        momentum: of SGD, below 1.
         weight_decay: of any optimizer.
         clip_norm: largest norm of the gradient of all parameters together.
         eval_batch_size: samples per batch in validation and testing; part of what makes test logits reproducible.
@@ -90,6 +90,7 @@ class TrainingSettings:
         require_range(self, "lr", "clip_norm", above=0)
         require_nonnegative(self, "lr", "lr_factor", "lr_min", "momentum", "weight_decay")
         require_range(self, "lr_factor", above=1)  # the learning rate is divided by it
+        require_range(self, "momentum", below=1)  # at 1 every step is as large as all before it together
         if self.captured and self.lr_decay is not LearningRateDecay.PLATEAU:
             raise InputError(
                 "a captured step keeps its learning rate through an epoch, and along a cosine every step has its own; "
